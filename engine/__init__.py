@@ -1,0 +1,1 @@
+"""The engine: control plane (decides, no JAX) and device plane (does)."""

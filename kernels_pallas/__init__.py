@@ -1,0 +1,1 @@
+"""Paged attention and KV append: dispatch by platform."""

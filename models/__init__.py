@@ -1,0 +1,1 @@
+"""Models: configuration, the decoder, checkpoints and tokenizers."""
