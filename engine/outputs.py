@@ -1,11 +1,9 @@
 """What a caller gets back, shaped as vLLM's outputs are. Control-plane module: no JAX here."""
 
 from dataclasses import dataclass
-from typing import Literal
 
+from .protocol import FinishReason
 from .request import Timeline
-
-FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,357 @@
+"""Policy: which mesh does what next. Events in through `on`, actions out through `actions`.
+
+Invariants: a prompt's pages and slot on its prefill mesh are reserved at once before its first chunk; its decode slot
+and pages (credit) are reserved at once before its transfer; a transfer is scattered only once it is ready; pages and
+slots are freed as soon as the last action that reads them has been given out, because each mesh performs actions in
+order. Decode results are matched by (slot, epoch), so a late one never touches the slot's next tenant.
+No clock, randomness, I/O or JAX: a replay of the same events gives the same actions.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .config import EngineConfig, MeshSpec, bucket_for
+from .pages import PageAllocator, SlotTable
+from .protocol import (
+    AbortRequested,
+    Action,
+    Arrived,
+    AssignPages,
+    Chunk,
+    Decode,
+    DecodeRow,
+    DropTransfer,
+    Event,
+    Finish,
+    FinishReason,
+    MeshFailed,
+    Outcome,
+    Prefill,
+    Scatter,
+    StartTransfer,
+    StepDone,
+    TransferFailed,
+    TransferReady,
+)
+from .request import Placement, Request, State
+from .router import least_loaded
+
+# The host dispatches step n + 1 before it reads step n, and no further ahead: a deeper queue would delay arrivals.
+MAX_STEPS_IN_FLIGHT = 2
+
+
+@dataclass
+class MeshState:
+    """One mesh as the scheduler sees it. `prefilling` holds admitted prompts with chunks left, first come first."""
+
+    index: int
+    spec: MeshSpec
+    pages: PageAllocator
+    slots: SlotTable
+    prefilling: deque[Request] = field(default_factory=deque)
+    decoding: dict[str, Request] = field(default_factory=dict)
+    in_flight: set[int] = field(default_factory=set)
+    last_was_prefill: bool = False
+
+    @property
+    def can_step(self) -> bool:
+        """Whether another step may be dispatched."""
+        return len(self.in_flight) < MAX_STEPS_IN_FLIGHT
+
+    @property
+    def prefill_load(self) -> int:
+        """Prompt tokens admitted and not yet dispatched."""
+        return sum(request.prompt_len - request.prefilled for request in self.prefilling)
+
+    def has_room(self, pages: int) -> bool:
+        """Whether a slot and this many pages are free."""
+        return self.slots.num_free > 0 and self.pages.can_allocate(pages)
+
+    def seat(self, request: Request, pages: int) -> Placement:
+        """Reserve a slot and pages, all at once; the caller has asked `has_room`."""
+        slot, epoch = self.slots.allocate(request.id)
+        return Placement(self.index, slot, epoch, self.pages.allocate(request.id, pages))
+
+    def unseat(self, request: Request, placement: Placement) -> None:
+        """Give a seat back."""
+        self.slots.release(placement.slot)
+        self.pages.release(request.id)
+
+
+@dataclass(eq=False)
+class Handoff:
+    """A transfer under way: whose, from which mesh, and whether it has arrived in the destination's staging."""
+
+    request: Request
+    source: int
+    is_ready: bool = False
+
+
+class Scheduler:
+    """One engine's decisions over all its meshes."""
+
+    def __init__(self, config: EngineConfig, num_pages: Sequence[int]):
+        """`num_pages[i]` is the size of mesh i's KV pool."""
+        self.config = config
+        specs = config.topology.meshes
+        self.meshes = [
+            MeshState(i, spec, PageAllocator(num_pages[i]), SlotTable(config.max_num_seqs))
+            for i, spec in enumerate(specs)
+        ]
+        self.requests: dict[str, Request] = {}
+        self._waiting: deque[Request] = deque()
+        self._awaiting_credit: deque[Request] = deque()
+        self._handoffs: dict[int, Handoff] = {}
+        self._out: list[Action] = []
+        self._now = 0.0
+        self._next_step = 0
+        self._next_transfer = 0
+
+    # ---- events
+
+    def on(self, event: Event) -> None:
+        """Take in what happened. Decisions wait for `actions`."""
+        self._now = event.t
+        match event:
+            case Arrived(request=request):
+                self.requests[request.id] = request
+                self._waiting.append(request)
+            case AbortRequested(request_id=request_id):
+                if request_id in self.requests:
+                    self._finish(self.requests[request_id], State.ABORTED, "abort")
+            case StepDone(mesh=mesh, step=step, outcomes=outcomes):
+                self._on_step_done(self.meshes[mesh], step, outcomes)
+            case TransferReady(transfer=transfer):
+                self._on_transfer_ready(transfer)
+            case TransferFailed(transfer=transfer, reason=reason):
+                if transfer in self._handoffs:
+                    self._finish(self._handoffs[transfer].request, State.FAILED, "error", reason)
+            case MeshFailed(mesh=mesh, reason=reason):
+                self._on_mesh_failed(self.meshes[mesh], reason)
+
+    def owner(self, mesh: int, row: Chunk | DecodeRow) -> Request | None:
+        """The running request that a result for this row belongs to; None when it came too late.
+
+        A prompt's seat may be gone before its first token is read; that token is right for as long as the request
+        lives. A decode row belongs to its tenancy only.
+        """
+        if isinstance(row, Chunk):
+            return self.requests.get(row.request_id)
+        request_id = self.meshes[mesh].slots.tenant(row.slot, row.epoch)
+        return None if request_id is None else self.requests[request_id]
+
+    def _on_step_done(self, mesh: MeshState, step: int, outcomes: Sequence[Outcome]) -> None:
+        if step not in mesh.in_flight:  # dispatched before the mesh failed
+            return
+        mesh.in_flight.remove(step)
+        for outcome in outcomes:
+            self._confirm_token(self.requests[outcome.request_id], outcome.stopped)
+
+    def _confirm_token(self, request: Request, stopped: bool) -> None:
+        request.confirmed += 1
+        request.timeline.tokens.append(self._now)
+        if stopped:
+            self._finish(request, State.FINISHED, "stop")
+        elif request.confirmed == request.max_tokens:
+            self._finish(request, State.FINISHED, "length")
+        elif request.state is State.HANDOFF:
+            self._settle_handoff(request)
+
+    def _on_transfer_ready(self, transfer: int) -> None:
+        handoff = self._handoffs.get(transfer)
+        if handoff is not None:  # not dropped while it travelled
+            handoff.is_ready = True
+            handoff.request.timeline.kv_ready = self._now
+            self._settle_handoff(handoff.request)
+
+    def _settle_handoff(self, request: Request) -> None:
+        """Scatter once the KV has arrived and the first token was read: a token that stops needs no scatter, and
+        tokens read by two threads stay in order."""
+        transfer = self._transfer_of(request)
+        if transfer is None or not self._handoffs[transfer].is_ready or request.confirmed == 0:
+            return
+        del self._handoffs[transfer]
+        seat = request.credit
+        assert seat is not None
+        request.home, request.credit = seat, None
+        request.move_to(State.DECODE)
+        self.meshes[seat.mesh].decoding[request.id] = request
+        pages = seat.pages[: self.config.pages_for(request.prompt_len)]
+        self._out.append(AssignPages(seat.mesh, seat.slot, seat.pages))
+        self._out.append(Scatter(transfer, seat.mesh, seat.slot, pages))
+
+    def _transfer_of(self, request: Request) -> int | None:
+        return next((key for key, handoff in self._handoffs.items() if handoff.request is request), None)
+
+    def _on_mesh_failed(self, mesh: MeshState, reason: str) -> None:
+        """Whoever has KV here, or KV on its way from here or to here, fails."""
+        mesh.in_flight.clear()
+        leaving = {handoff.request.id for handoff in self._handoffs.values() if handoff.source == mesh.index}
+        for request in list(self.requests.values()):
+            seats = [seat.mesh for seat in (request.home, request.credit) if seat is not None]
+            if mesh.index in seats or request.id in leaving:
+                self._finish(request, State.FAILED, "error", reason)
+
+    def _finish(self, request: Request, state: State, reason: FinishReason, error: str | None = None) -> None:
+        self._leave_queue(request)
+        self._leave_seats(request)
+        request.move_to(state)
+        request.timeline.finish = self._now
+        del self.requests[request.id]
+        self._out.append(Finish(request.id, reason, error))
+
+    def _leave_queue(self, request: Request) -> None:
+        if request.state is State.WAITING:
+            self._waiting.remove(request)
+        elif request.state is State.PREFILL and request.prefilled < request.prompt_len:
+            assert request.home is not None
+            self.meshes[request.home.mesh].prefilling.remove(request)
+        elif request.state is State.HANDOFF and request.credit is None:
+            self._awaiting_credit.remove(request)
+
+    def _leave_seats(self, request: Request) -> None:
+        transfer = self._transfer_of(request)
+        if transfer is not None:
+            del self._handoffs[transfer]
+            self._out.append(DropTransfer(transfer))
+        for seat in (request.home, request.credit):
+            if seat is not None:
+                self.meshes[seat.mesh].decoding.pop(request.id, None)
+                self.meshes[seat.mesh].unseat(request, seat)
+        request.home = request.credit = None
+
+    # ---- decisions
+
+    def actions(self) -> list[Action]:
+        """Everything that can be dispatched now, in order. Freed pages may let more in, hence the loop."""
+        before = -1
+        while before != len(self._out):
+            before = len(self._out)
+            self._admit_waiting()
+            for mesh in self.meshes:
+                while mesh.can_step and self._dispatch_step(mesh):
+                    pass
+            self._grant_credit()
+        out, self._out = self._out, []
+        return out
+
+    def _admit_waiting(self) -> None:
+        """First come, first served: a prompt that does not fit yet holds back those behind it."""
+        while self._waiting:
+            request = self._waiting[0]
+            pages = {mesh.index: self._pages_to_prefill(request, mesh) for mesh in self.meshes if mesh.spec.prefills}
+            open_meshes = [mesh for mesh in self.meshes if mesh.index in pages and mesh.has_room(pages[mesh.index])]
+            mesh = least_loaded(open_meshes, lambda mesh: mesh.prefill_load)
+            if mesh is None:
+                return
+            self._waiting.popleft()
+            request.home = mesh.seat(request, pages[mesh.index])
+            request.move_to(State.PREFILL)
+            mesh.prefilling.append(request)
+            self._out.append(AssignPages(mesh.index, request.home.slot, request.home.pages))
+
+    def _pages_to_prefill(self, request: Request, mesh: MeshState) -> int:
+        """A mesh that also decodes reserves the completion at once, since nothing is preempted."""
+        tokens = request.prompt_len + (request.max_tokens if mesh.spec.decodes else 0)
+        return self.config.pages_for(tokens)
+
+    def _dispatch_step(self, mesh: MeshState) -> bool:
+        """One step if there is work; a mesh that does both alternates."""
+        rows = [request for request in mesh.decoding.values() if request.can_decode]
+        if mesh.prefilling and not (rows and mesh.last_was_prefill):
+            self._dispatch_prefill(mesh)
+        elif rows:
+            self._dispatch_decode(mesh, rows)
+        else:
+            return False
+        return True
+
+    def _dispatch_prefill(self, mesh: MeshState) -> None:
+        chunks: list[Chunk] = []
+        budget = self.config.prefill_buckets[-1]
+        while mesh.prefilling and budget > 0 and len(chunks) < self.config.prefill_rows:
+            chunk = self._take_chunk(mesh, budget)
+            chunks.append(chunk)
+            budget -= chunk.length
+        used = self.config.prefill_buckets[-1] - budget
+        bucket = bucket_for(used, self.config.prefill_buckets)
+        self._out.append(Prefill(mesh.index, self._new_step(mesh), bucket, tuple(chunks)))
+        mesh.last_was_prefill = True
+
+    def _take_chunk(self, mesh: MeshState, budget: int) -> Chunk:
+        """The next chunk of the first prompt in line; with its last chunk the prompt leaves the line."""
+        request = mesh.prefilling[0]
+        seat = request.home
+        assert seat is not None
+        start = request.prefilled
+        length = min(budget, request.prompt_len - start)
+        if start == 0:
+            request.timeline.prefill_start = self._now
+        request.prefilled += length
+        is_last = request.prefilled == request.prompt_len
+        if is_last:
+            mesh.prefilling.popleft()
+            self._leave_prefill(request, mesh)
+        return Chunk(request.id, seat.slot, seat.epoch, start, length, is_last)
+
+    def _leave_prefill(self, request: Request, mesh: MeshState) -> None:
+        """Where a prompt goes once its last chunk is dispatched. A one-token request only waits for that token."""
+        request.dispatched = 1
+        if request.max_tokens == 1:
+            return
+        if mesh.spec.decodes:
+            request.move_to(State.DECODE)
+            mesh.decoding[request.id] = request
+        else:
+            request.move_to(State.HANDOFF)
+            self._awaiting_credit.append(request)
+
+    def _dispatch_decode(self, mesh: MeshState, rows: Sequence[Request]) -> None:
+        bucket = bucket_for(len(rows), self.config.decode_buckets)
+        self._out.append(Decode(mesh.index, self._new_step(mesh), bucket, tuple(map(_decode_row, rows))))
+        for request in rows:
+            request.dispatched += 1
+        mesh.last_was_prefill = False
+
+    def _new_step(self, mesh: MeshState) -> int:
+        step, self._next_step = self._next_step, self._next_step + 1
+        mesh.in_flight.add(step)
+        return step
+
+    def _grant_credit(self) -> None:
+        """Reserve decode seats, first come first served, and start the transfers that they allow."""
+        while self._awaiting_credit:
+            request = self._awaiting_credit[0]
+            pages = self.config.pages_for(request.prompt_len + request.max_tokens)
+            open_meshes = [mesh for mesh in self.meshes if mesh.spec.decodes and mesh.has_room(pages)]
+            mesh = least_loaded(open_meshes, lambda mesh: -mesh.pages.num_free)
+            if mesh is None:
+                return
+            self._awaiting_credit.popleft()
+            request.credit = mesh.seat(request, pages)
+            self._start_transfer(request)
+
+    def _start_transfer(self, request: Request) -> None:
+        """The source seat is free at once: whatever reuses it is dispatched after the gather."""
+        source, credit = request.home, request.credit
+        assert source is not None
+        assert credit is not None
+        transfer, self._next_transfer = self._next_transfer, self._next_transfer + 1
+        self._handoffs[transfer] = Handoff(request, source.mesh)
+        self._out.append(StartTransfer(transfer, request.id, source.mesh, source.slot, source.pages, credit.mesh))
+        self.meshes[source.mesh].unseat(request, source)
+        request.home = None
+
+    def check_integrity(self) -> None:
+        """Raise if a page or slot is lost or doubled, or held by a request that is not here."""
+        for mesh in self.meshes:
+            mesh.pages.check_integrity()
+            mesh.slots.check_integrity()
+
+
+def _decode_row(request: Request) -> DecodeRow:
+    """Fed is the last sampled token, at position prompt_len + dispatched - 1; with it the cache holds this many."""
+    seat = request.home
+    assert seat is not None
+    return DecodeRow(seat.slot, seat.epoch, request.prompt_len + request.dispatched)
