@@ -4,6 +4,7 @@ A family file turns a checkpoint's own configuration into a `ModelConfig`; the d
 hand-off read nothing else. Control-plane module: no JAX here.
 """
 
+import math
 from dataclasses import dataclass
 
 
@@ -44,4 +45,4 @@ class ModelConfig:
     @property
     def attention_scale(self) -> float:
         """Factor on q . k before the softmax: head_dim ** -0.5 (Vaswani et al. 2017, section 3.2.1)."""
-        return float(self.head_dim) ** -0.5
+        return 1.0 / math.sqrt(self.head_dim)

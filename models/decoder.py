@@ -1,0 +1,145 @@
+"""One decoder for every family, and what an engine needs to run it without owning it.
+
+The decoder maps packed tokens to hidden states and hidden states to logits. Attention is a callback (`Attend`): the
+engine's writes the paged KV cache and attends over pages, `dense_causal` below attends over one sequence and can be
+differentiated. Layers are unrolled: 30 of them compile in 1.4 s on a CPU and run twice as fast as a scan.
+
+Parameters live outside: `abstract_params` describes them in a fixed order without allocating any, a step takes them as
+a plain tuple of arrays in that order (an `nnx.State` costs 0.8 ms per call, a tuple 0.14), and `bind` gives back a
+`Decoder` at trace time. No KV cache, no sampling, no sharding decisions here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from .config import ModelConfig
+from .layers import MLP, Attention, Embedding, RMSNorm, rotary_tables
+
+
+class Attend(Protocol):
+    """Attention of one layer, supplied by the caller."""
+
+    def __call__(self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """q [T, Hq, D], k and v [T, Hk, D] of the packed tokens -> [T, Hq, D]; q and k arrive rotated."""
+        ...
+
+
+class Block(nnx.Module):
+    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
+        """All layers of a model have the same shapes; how they attend is the `AttentionSpec`'s business."""
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
+        self.attention = Attention(config, dtype=dtype)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
+        self.mlp = MLP(config, dtype=dtype)
+
+    def __call__(self, layer: int, x: jax.Array, tables: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
+        """[T, E] -> [T, E]; `tables` are the rotary cosine and sine, [T, D / 2] each."""
+        with jax.named_scope("attention"):
+            q, k, v = self.attention.qkv(self.attention_norm(x), *tables)
+            x = x + self.attention.output(attend(layer, q, k, v))
+        with jax.named_scope("mlp"):
+            return x + self.mlp(self.mlp_norm(x))
+
+
+class Decoder(nnx.Module):
+    """A decoder-only transformer. Parameters are zero until they are bound: see `bind`."""
+
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
+        """`dtype` is that of the weights and of the activations between norms."""
+        self.config = config
+        self.embedding = Embedding(config, dtype=dtype)
+        self.layers = nnx.List([Block(config, dtype=dtype) for _ in config.layers])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
+        if not config.tie_embeddings:
+            self.head = Embedding(config, dtype=dtype)
+
+    def hidden(self, tokens: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
+        """Hidden states after the final norm.
+
+        Args:
+            tokens: [T] int32 ids, any number of sequences packed one after the other. Padding is id 0.
+            positions: [T] int32, each token's position in its own sequence.
+            attend: attention per layer; what a token sees is its decision alone.
+
+        Returns:
+            [T, E] in the dtype of the weights.
+        """
+        with jax.named_scope("embedding"):
+            x = self.embedding.lookup(tokens)  # [T, E]
+        thetas = {spec.rope_theta for spec in self.config.layers}
+        tables = {theta: rotary_tables(positions, self.config.head_dim, theta) for theta in sorted(thetas)}
+        for index, (block, spec) in enumerate(zip(self.layers, self.config.layers, strict=True)):
+            with jax.named_scope(f"layer{index}"):
+                x = block(index, x, tables[spec.rope_theta], attend)
+        with jax.named_scope("final_norm"):
+            return self.norm(x)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[R, E] of the rows that matter -> [R, V] float32."""
+        with jax.named_scope("head"):
+            return (self.embedding if self.config.tie_embeddings else self.head).score(hidden)
+
+
+def dense_causal(config: ModelConfig) -> Attend:
+    """Plain causal attention over one sequence, differentiable: position t is row t. For tests and gradients.
+
+    Honours each layer's window and softcap. Materialises [Hq, T, T] scores in float32.
+    """
+
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        spec, groups = config.layers[layer], config.num_heads // config.num_kv_heads
+        grouped = q.reshape(q.shape[0], config.num_kv_heads, groups, config.head_dim).astype(jnp.float32)
+        highest = jax.lax.Precision.HIGHEST
+        scores = jnp.einsum("tkgd,skd->kgts", grouped, k.astype(jnp.float32), precision=highest)
+        scores = scores * config.attention_scale  # [Hk, G, T, T]
+        if spec.softcap is not None:
+            scores = spec.softcap * jnp.tanh(scores / spec.softcap)
+        rows, columns = jnp.arange(q.shape[0])[:, None], jnp.arange(q.shape[0])[None, :]
+        seen = columns <= rows
+        if spec.window is not None:
+            seen &= columns > rows - spec.window
+        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+        mixed = jnp.einsum("kgts,skd->tkgd", weights, v.astype(jnp.float32), precision=highest)
+        return mixed.reshape(q.shape).astype(q.dtype)
+
+    return attend
+
+
+class ParamSpec(NamedTuple):
+    """One parameter: shape and dtype, and one logical axis name per dimension."""
+
+    value: jax.ShapeDtypeStruct
+    axes: tuple[str, ...]
+
+
+class AbstractParams(NamedTuple):
+    """The parameters of a decoder before any is allocated.
+
+    `graphdef` is hashable and rebuilds the module (`bind`). `specs` maps each parameter's dotted path, such as
+    "layers.0.attention.q_proj", to its `ParamSpec`; its order is the order of the arrays at run time.
+    """
+
+    graphdef: nnx.GraphDef[Decoder]
+    specs: Mapping[str, ParamSpec]
+
+
+def abstract_params(config: ModelConfig, dtype: DTypeLike) -> AbstractParams:
+    """Describe the parameters of `Decoder(config, dtype=dtype)` without allocating them."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype)))
+    specs = {
+        ".".join(map(str, path)): ParamSpec(variable.get_value(), variable.get_metadata("axes"))
+        for path, variable in nnx.to_flat_state(state)
+    }
+    return AbstractParams(graphdef, specs)
+
+
+def bind(graphdef: nnx.GraphDef[Decoder], params: Sequence[jax.Array]) -> Decoder:
+    """A decoder over `params`, in the order of `AbstractParams.specs`. Call it while tracing, with the step's tuple."""
+    return nnx.merge(graphdef, list(params))

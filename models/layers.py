@@ -1,0 +1,132 @@
+"""The building blocks of the decoder as flax.nnx modules: norm, rotary embedding, attention projections, MLP, table.
+
+Every parameter is an `nnx.Param` whose metadata entry `axes` names one logical axis per dimension ("vocab", "embed",
+"q_heads", "kv_heads", "head_dim", "mlp"); a mesh maps those names to its own axes. Nothing here knows about pages,
+meshes, batching or checkpoints. T is the number of packed tokens.
+
+Weights are stored [in, out], and q/k/v and gate/up as arrays of their own. Measured on 2 Zen 4 cores in float32 over
+SmolLM2's 30 layers (ms at 1 / 8 / 64 / 512 rows, best of two runs):
+
+    [in, out] separate  12.0 / 16.2 / 51 / 284        [in, out] fused  13.6 / 17.6 / 59 / 319
+    [out, in] separate  14.1 / 27.4 / 56 / 297        [out, in] fused  11.8 / 23.3 / 51 / 298
+
+The embedding is [vocab, embed] for the lookup; the head reads it at no cost (2.1 ms for one row either way round).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from .config import ModelConfig
+
+
+def param(shape: tuple[int, ...], axes: tuple[str, ...], dtype: DTypeLike) -> nnx.Param[jax.Array]:
+    """A zero parameter of `shape` with one logical axis name per dimension. Values come from a checkpoint."""
+    if len(shape) != len(axes):
+        raise ValueError(f"A parameter of shape {shape} needs {len(shape)} axis names, not {axes}.")
+    return nnx.Param(jnp.zeros(shape, dtype), axes=axes)
+
+
+def value(parameter: nnx.Param[jax.Array]) -> jax.Array:
+    """The array inside a parameter."""
+    return parameter.get_value()
+
+
+def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
+    """Full precision for float32: a GPU would otherwise multiply it in TF32, which keeps 10 bits of mantissa."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+def contract(spec: str, x: jax.Array, weight: nnx.Param[jax.Array]) -> jax.Array:
+    """`einsum(spec, x, weight)` in the dtype of the weight."""
+    w = value(weight)
+    return jnp.einsum(spec, x, w, precision=matmul_precision(w.dtype))
+
+
+def rotary_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of the rotary angles, each [T, head_dim / 2] float32.
+
+    angle[t, i] = positions[t] * theta ** (-2 i / head_dim) (Su et al. 2021, RoFormer, section 3.2.2).
+    """
+    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions.astype(jnp.float32)[:, None] * frequencies  # [T, D / 2]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Apply the rotary embedding to x [T, H, D]: dimension i pairs with i + D / 2 (GPT-NeoX, Hugging Face)."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # [T, H, D / 2] each
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * weight over the last axis, computed in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float, *, dtype: DTypeLike) -> None:
+        """`size`: length of the last axis; `eps` is added to the mean square."""
+        self.eps = eps
+        self.weight = param((size,), ("embed",), dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[T, E] -> [T, E] in the dtype of x."""
+        full = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(full * full, axis=-1, keepdims=True) + self.eps)  # [T, 1]
+        return (full * scale * value(self.weight).astype(jnp.float32)).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """The four projections around attention. Attention itself is the caller's: see `decoder.Attend`."""
+
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
+        """Query heads and key/value heads may differ in number (grouped-query attention)."""
+        hidden, dim = config.hidden_size, config.head_dim
+        self.q_proj = param((hidden, config.num_heads, dim), ("embed", "q_heads", "head_dim"), dtype)
+        self.k_proj = param((hidden, config.num_kv_heads, dim), ("embed", "kv_heads", "head_dim"), dtype)
+        self.v_proj = param((hidden, config.num_kv_heads, dim), ("embed", "kv_heads", "head_dim"), dtype)
+        self.o_proj = param((config.num_heads, dim, hidden), ("q_heads", "head_dim", "embed"), dtype)
+
+    def qkv(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[T, E] -> q [T, Hq, D] and k, v [T, Hk, D]; q and k rotated."""
+        q, k, v = (contract("te,ehd->thd", x, w) for w in (self.q_proj, self.k_proj, self.v_proj))
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def output(self, attended: jax.Array) -> jax.Array:
+        """[T, Hq, D] -> [T, E]."""
+        return contract("thd,hde->te", attended, self.o_proj)
+
+
+class MLP(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
+        """Sizes from `config.hidden_size` and `config.intermediate_size`."""
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = param((hidden, inner), ("embed", "mlp"), dtype)
+        self.up_proj = param((hidden, inner), ("embed", "mlp"), dtype)
+        self.down_proj = param((inner, hidden), ("mlp", "embed"), dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[T, E] -> [T, E]."""
+        gate, up = contract("te,ef->tf", x, self.gate_proj), contract("te,ef->tf", x, self.up_proj)
+        return contract("tf,fe->te", jax.nn.silu(gate) * up, self.down_proj)
+
+
+class Embedding(nnx.Module):
+    """A [vocab, embed] table: token lookup, and the head that scores every token against a hidden state."""
+
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
+        """Sizes from `config.vocab_size` and `config.hidden_size`."""
+        self.weight = param((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype)
+
+    def lookup(self, tokens: jax.Array) -> jax.Array:
+        """Token ids [T] -> [T, E]. Ids past the table are clipped: the default fill would be NaN."""
+        return value(self.weight).at[tokens].get(mode="clip")
+
+    def score(self, hidden: jax.Array) -> jax.Array:
+        """[R, E] -> [R, V] float32 logits."""
+        w = value(self.weight)
+        return jnp.einsum(
+            "re,ve->rv", hidden, w, precision=matmul_precision(w.dtype), preferred_element_type=jnp.float32
+        )
