@@ -13,6 +13,8 @@ SmolLM2's 30 layers (ms at 1 / 8 / 64 / 512 rows, best of two runs):
 The embedding is [vocab, embed] for the lookup; the head reads it at no cost (2.1 ms for one row either way round).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -38,10 +40,16 @@ def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def contract(spec: str, x: jax.Array, weight: nnx.Param[jax.Array]) -> jax.Array:
-    """`einsum(spec, x, weight)` in the dtype of the weight."""
+def project(x: jax.Array, weight: nnx.Param[jax.Array], inputs: int = 1) -> jax.Array:
+    """x [T, *in] times weight [*in, *out] -> [T, *out]; the first `inputs` axes of the weight are `in`.
+
+    One matrix product over reshaped operands: as an einsum over heads and head_dim XLA CPU transposes the weights on
+    every call (SmolLM2, 30 layers, one row: 21 ms instead of 12).
+    """
     w = value(weight)
-    return jnp.einsum(spec, x, w, precision=matmul_precision(w.dtype))
+    flat = w.reshape(math.prod(w.shape[:inputs]), -1)
+    out = jnp.matmul(x.reshape(x.shape[0], -1), flat, precision=matmul_precision(w.dtype))
+    return out.reshape(x.shape[0], *w.shape[inputs:])
 
 
 def rotary_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -89,12 +97,12 @@ class Attention(nnx.Module):
 
     def qkv(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[T, E] -> q [T, Hq, D] and k, v [T, Hk, D]; q and k rotated."""
-        q, k, v = (contract("te,ehd->thd", x, w) for w in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (project(x, w) for w in (self.q_proj, self.k_proj, self.v_proj))
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def output(self, attended: jax.Array) -> jax.Array:
         """[T, Hq, D] -> [T, E]."""
-        return contract("thd,hde->te", attended, self.o_proj)
+        return project(attended, self.o_proj, inputs=2)
 
 
 class MLP(nnx.Module):
@@ -109,8 +117,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, E] -> [T, E]."""
-        gate, up = contract("te,ef->tf", x, self.gate_proj), contract("te,ef->tf", x, self.up_proj)
-        return contract("tf,fe->te", jax.nn.silu(gate) * up, self.down_proj)
+        gate, up = project(x, self.gate_proj), project(x, self.up_proj)
+        return project(jax.nn.silu(gate) * up, self.down_proj)
 
 
 class Embedding(nnx.Module):
