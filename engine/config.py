@@ -141,6 +141,11 @@ class EngineConfig:
         return self.pages_for(self.max_model_len)
 
     @property
+    def staging_pages(self) -> int:
+        """Pages of KV that may be on their way into one mesh at once: room for the longest request."""
+        return self.max_pages if any(spec.role is Role.DECODE for spec in self.topology.meshes) else 0
+
+    @property
     def handoff_buckets(self) -> tuple[int, ...]:
         """Page counts that a hand-off is padded to: powers of two up to a whole request."""
         powers = [1 << i for i in range(self.max_pages.bit_length()) if 1 << i < self.max_pages]

@@ -132,10 +132,11 @@ class Decode:
 
 @dataclass(frozen=True)
 class StartTransfer:
-    """Gather the prompt's pages and the request's state on `source` and send them to `destination`'s staging."""
+    """Gather the prompt's pages and the request's state on `source`, padded to `bucket` pages, and send them to
+    `destination`'s staging."""
 
     transfer: int
-    request_id: str
+    bucket: int
     source: int
     source_slot: int
     source_pages: tuple[int, ...]

@@ -81,10 +81,12 @@ class MeshState:
 
 @dataclass(eq=False)
 class Handoff:
-    """A transfer under way: whose, from which mesh, and whether it has arrived in the destination's staging."""
+    """A transfer under way: whose, between which meshes, its staging, and whether it has arrived there."""
 
     request: Request
     source: int
+    destination: int
+    staged_pages: int
     is_ready: bool = False
 
 
@@ -140,6 +142,10 @@ class Scheduler:
             return self.requests.get(row.request_id)
         request_id = self.meshes[mesh].slots.tenant(row.slot, row.epoch)
         return None if request_id is None else self.requests[request_id]
+
+    def is_in_flight(self, mesh: int, step: int) -> bool:
+        """Whether this step's result is still awaited."""
+        return step in self.meshes[mesh].in_flight
 
     def _on_step_done(self, mesh: MeshState, step: int, outcomes: Sequence[Outcome]) -> None:
         if step not in mesh.in_flight:  # dispatched before the mesh failed
@@ -240,21 +246,22 @@ class Scheduler:
         """First come, first served: a prompt that does not fit yet holds back those behind it."""
         while self._waiting:
             request = self._waiting[0]
-            pages = {mesh.index: self._pages_to_prefill(request, mesh) for mesh in self.meshes if mesh.spec.prefills}
-            open_meshes = [mesh for mesh in self.meshes if mesh.index in pages and mesh.has_room(pages[mesh.index])]
-            mesh = least_loaded(open_meshes, lambda mesh: mesh.prefill_load)
+            able = [m for m in self.meshes if m.spec.prefills and m.has_room(self._pages_to_prefill(request, m))]
+            mesh = least_loaded(able, lambda mesh: mesh.prefill_load)
             if mesh is None:
                 return
             self._waiting.popleft()
-            request.home = mesh.seat(request, pages[mesh.index])
+            request.home = mesh.seat(request, self._pages_to_prefill(request, mesh))
             request.move_to(State.PREFILL)
             mesh.prefilling.append(request)
             self._out.append(AssignPages(mesh.index, request.home.slot, request.home.pages))
 
     def _pages_to_prefill(self, request: Request, mesh: MeshState) -> int:
-        """A mesh that also decodes reserves the completion at once, since nothing is preempted."""
-        tokens = request.prompt_len + (request.max_tokens if mesh.spec.decodes else 0)
-        return self.config.pages_for(tokens)
+        return self._pages_to_decode(request) if mesh.spec.decodes else self.config.pages_for(request.prompt_len)
+
+    def _pages_to_decode(self, request: Request) -> int:
+        """Prompt and completion at once: nothing is preempted yet, so nothing may run out on its way."""
+        return self.config.pages_for(request.prompt_len + request.max_tokens)
 
     def _dispatch_step(self, mesh: MeshState) -> bool:
         """One step if there is work; a mesh that does both alternates."""
@@ -323,23 +330,31 @@ class Scheduler:
         """Reserve decode seats, first come first served, and start the transfers that they allow."""
         while self._awaiting_credit:
             request = self._awaiting_credit[0]
-            pages = self.config.pages_for(request.prompt_len + request.max_tokens)
-            open_meshes = [mesh for mesh in self.meshes if mesh.spec.decodes and mesh.has_room(pages)]
-            mesh = least_loaded(open_meshes, lambda mesh: -mesh.pages.num_free)
+            bucket = bucket_for(self.config.pages_for(request.prompt_len), self.config.handoff_buckets)
+            mesh = self._decode_mesh_for(request, bucket)
             if mesh is None:
                 return
             self._awaiting_credit.popleft()
-            request.credit = mesh.seat(request, pages)
-            self._start_transfer(request)
+            request.credit = mesh.seat(request, self._pages_to_decode(request))
+            self._start_transfer(request, bucket)
 
-    def _start_transfer(self, request: Request) -> None:
+    def _decode_mesh_for(self, request: Request, staged_pages: int) -> MeshState | None:
+        pages = self._pages_to_decode(request)
+        staging_left = [self.config.staging_pages] * len(self.meshes)
+        for handoff in self._handoffs.values():
+            staging_left[handoff.destination] -= handoff.staged_pages
+        able = [mesh for mesh in self.meshes if mesh.spec.decodes and mesh.has_room(pages)]
+        able = [mesh for mesh in able if staging_left[mesh.index] >= staged_pages]
+        return least_loaded(able, lambda mesh: -mesh.pages.num_free)
+
+    def _start_transfer(self, request: Request, bucket: int) -> None:
         """The source seat is free at once: whatever reuses it is dispatched after the gather."""
         source, credit = request.home, request.credit
         assert source is not None
         assert credit is not None
         transfer, self._next_transfer = self._next_transfer, self._next_transfer + 1
-        self._handoffs[transfer] = Handoff(request, source.mesh)
-        self._out.append(StartTransfer(transfer, request.id, source.mesh, source.slot, source.pages, credit.mesh))
+        self._handoffs[transfer] = Handoff(request, source.mesh, credit.mesh, bucket)
+        self._out.append(StartTransfer(transfer, bucket, source.mesh, source.slot, source.pages, credit.mesh))
         self.meshes[source.mesh].unseat(request, source)
         request.home = None
 
