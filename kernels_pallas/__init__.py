@@ -153,15 +153,15 @@ def _check_attention(
     """Refuse what both attentions refuse; the number of requests."""
     _check_pages(k_pages, v_pages)
     kv_heads, head_dim = k_pages.shape[2:]
-    if q.ndim != 3 or q.shape[2] != head_dim or q.shape[1] == 0 or q.shape[1] % kv_heads:
+    if q.ndim != 3 or q.shape[2] != head_dim or 0 in q.shape or q.shape[1] % kv_heads:
         raise ValueError(
-            f"q has shape {q.shape}: it must be [tokens, Hq, D] with Hq a multiple of k_pages' {kv_heads} heads "
-            f"and D = {head_dim} as in k_pages."
+            f"q has shape {q.shape}: it must be [1 or more rows, Hq, D] with Hq a multiple of k_pages' {kv_heads} "
+            f"heads and D = {head_dim} as in k_pages."
         )
     if q.dtype != k_pages.dtype:
         raise ValueError(f"q has dtype {q.dtype}: it must be k_pages' dtype, {k_pages.dtype}.")
-    if page_table.ndim != 2:
-        raise ValueError(f"page_table has shape {page_table.shape}: it must be [R, max_pages].")
+    if page_table.ndim != 2 or 0 in page_table.shape:
+        raise ValueError(f"page_table has shape {page_table.shape}: it must be [R, max_pages], neither of them 0.")
     requests = page_table.shape[0]
     _check_ints("page_table", page_table, page_table.shape, "[R, max_pages]")
     _check_ints("kv_len", kv_len, (requests,), "[R], one per row of page_table")
@@ -174,12 +174,14 @@ def _check_options(
 ) -> None:
     if not math.isfinite(scale):
         raise ValueError(f"scale={scale!r}: it must be a finite number.")
-    if window is not None and (not isinstance(window, int) or window < 1):
+    if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
         raise ValueError(f"window={window!r}: it must be a whole number, 1 or more, or None.")
     if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
         raise ValueError(f"softcap={softcap!r}: it must be a finite number above 0, or None.")
     if sink is not None and (sink.shape != (query_heads,) or not jnp.issubdtype(sink.dtype, jnp.floating)):
-        raise ValueError(f"sink is {sink.dtype}{list(sink.shape)}: it must be float [Hq] with Hq = {query_heads} as in q.")
+        raise ValueError(
+            f"sink is {sink.dtype}{list(sink.shape)}: it must be float [Hq] with Hq = {query_heads} as in q."
+        )
 
 
 def _check_pages(k_pages: Array, v_pages: Array) -> None:
@@ -196,6 +198,4 @@ def _check_pages(k_pages: Array, v_pages: Array) -> None:
 
 def _check_ints(name: str, value: Array, shape: tuple[int, ...], wanted: str) -> None:
     if value.shape != shape or value.dtype != jnp.int32:
-        raise ValueError(
-            f"{name} is {value.dtype}{list(value.shape)}: it must be {wanted}, here int32{list(shape)}."
-        )
+        raise ValueError(f"{name} is {value.dtype}{list(value.shape)}: it must be {wanted}, here int32{list(shape)}.")

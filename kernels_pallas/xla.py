@@ -1,4 +1,12 @@
-"""Page-blocked online softmax in XLA: CPU, and GPUs without Mosaic kernels."""
+"""Page-blocked online softmax in plain XLA: for the CPU, and for GPUs without Mosaic kernels.
+
+Both attentions are loops with dynamic trip counts over blocks of pages, so they cost what the requests hold and not
+what the page table could. The pools are loop invariants that a gather reads a block at a time: nothing copies them, and
+an `append_kv` before the loop stays in place. Shapes here are chosen for XLA CPU (docs/performance.md has the numbers).
+
+Inputs are taken as valid: `kernels_pallas/__init__.py` checks them and documents the layouts. Not differentiable in
+reverse mode (dynamic loops); `reference.py` is.
+"""
 
 from typing import NamedTuple
 
@@ -6,19 +14,31 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-_BLOCK_TOKENS = 256
-_TILE = 64
+# Measured on two CPU cores, float32, 3 key/value heads of 64. Decode: rows that share an iteration, and tokens of all
+# its rows together; fewer starve the second core, more fall out of the L2 cache.
+_DECODE_ROWS = 16
+_DECODE_TOKENS = 2048
+_DECODE_BLOCK_MAX = 512
+# Prefill: query rows of a work item, and tokens of one iteration.
+_PREFILL_TILE = 128
+_PREFILL_BLOCK = 128
+
+_LOWEST = -1e30  # finite, so that a row which has seen nothing yet stays free of inf - inf
 
 
-class _State(NamedTuple):
-    peak: Array  # [B, Hk, M], the largest score so far
-    total: Array  # [B, Hk, M], sum of exp(score - peak)
-    out: Array  # [B, Hk, M, D], sum of exp(score - peak) * v
+class _Softmax(NamedTuple):
+    """A softmax-weighted sum over the keys seen so far, for B batches of M query rows."""
+
+    peak: Array  # [B, M], the largest logit
+    total: Array  # [B, M], sum of exp(logit - peak)
+    out: Array  # [B, M, D], sum of exp(logit - peak) * value
 
 
 def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> tuple[Array, Array]:
+    """See `kernels_pallas.append_kv`."""
+
     def write(pages: Array, new: Array) -> Array:
-        flat = pages.reshape(-1, *pages.shape[2:])
+        flat = pages.reshape(-1, *pages.shape[2:])  # [N*P, Hk, D]
         return flat.at[slot].set(new, mode="drop", unique_indices=True).reshape(pages.shape)
 
     with jax.named_scope("append_kv"):
@@ -26,108 +46,179 @@ def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -
 
 
 def paged_decode_attention(
-    q: Array, k_pages: Array, v_pages: Array, page_table: Array, kv_len: Array, *,
-    scale: float, window: int | None, softcap: float | None, sink: Array | None,
+    q: Array,
+    k_pages: Array,
+    v_pages: Array,
+    page_table: Array,
+    kv_len: Array,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sink: Array | None,
 ) -> Array:
-    rows, query_heads, head_dim = q.shape
-    kv_heads = k_pages.shape[2]
-    pages = _pages_per_block(k_pages.shape[1], page_table.shape[1])
-    span = pages * k_pages.shape[1]
-    packed = (q.astype(jnp.float32) * scale).reshape(rows, kv_heads, -1, head_dim)
-    position = kv_len - 1
-    first = jnp.zeros_like(kv_len) if window is None else jnp.maximum(kv_len - window, 0)
-    # an empty slot must not pull the start to 0
-    start = jnp.min(jnp.where(kv_len > 0, first, jnp.iinfo(jnp.int32).max)) // span
-    stop = (jnp.max(kv_len) + span - 1) // span
+    """See `kernels_pallas.paged_decode_attention`.
 
-    def body(block, state):
-        k, v = _load(k_pages, v_pages, page_table, block, pages)
-        at = block * span + jnp.arange(span, dtype=jnp.int32)
-        visible = (at <= position[:, None]) & (at >= first[:, None])  # [R, S]
-        return _accumulate(state, packed, k, v, visible[:, None, None, :], softcap)
-
+    Rows are sorted by length and handled in groups, so that a group ends with its longest row and empty slots, which
+    sort last, never enter a group. All heads of a row are one GEMM against the pages as they lie in memory: row h of
+    the left operand holds query head h in the columns of its key/value head and zeros elsewhere. That is Hk times the
+    arithmetic and still faster than transposing the cache to heads-major, up to at least 8 heads.
+    """
+    rows = q.shape[0]
+    page_size, kv_heads, head_dim = k_pages.shape[1:]
+    width = min(_DECODE_ROWS, rows)
+    pages = max(1, min(_DECODE_TOKENS // width, _DECODE_BLOCK_MAX) // page_size)
     with jax.named_scope("paged_decode_attention"):
-        state = lax.fori_loop(start, stop, body, _initial(packed.shape, sink))
-        return _normalise(state).reshape(q.shape).astype(q.dtype)
+        order = jnp.argsort(-kv_len)
+        spread = _spread_heads(q[order].astype(jnp.float32) * scale, kv_heads)  # [R, Hq, Hk*D]
+        tables, lengths = page_table[order], kv_len[order]
+
+        def group(index: Array, out: Array) -> Array:
+            at = jnp.minimum(index * width, rows - width)  # the last group may repeat rows of the one before
+            q_rows, table, length = (lax.dynamic_slice_in_dim(x, at, width) for x in (spread, tables, lengths))
+            first = jnp.zeros_like(length) if window is None else jnp.maximum(length - window, 0)
+            start = first // page_size
+            blocks = jnp.max(-(-length // page_size) - start + pages - 1) // pages
+
+            def block(i: Array, state: _Softmax) -> _Softmax:
+                page = start[:, None] + i * pages + jnp.arange(pages, dtype=jnp.int32)  # [B, pages]
+                token = _tokens(page, page_size)  # [B, S]
+                visible = (token >= first[:, None]) & (token < length[:, None])
+                k, v = _load(k_pages, v_pages, table, page, visible)  # [B, S, Hk, D]
+                k, v = (x.reshape(*token.shape, kv_heads * head_dim) for x in (k, v))
+                return _accumulate(state, q_rows, k, v, visible[:, None, :], softcap)
+
+            state = lax.fori_loop(0, blocks, block, _initial(q_rows.shape, sink))
+            return lax.dynamic_update_slice_in_dim(out, _own_heads(_normalise(state), kv_heads), at, 0)
+
+        groups = (jnp.sum(kv_len > 0, dtype=jnp.int32) + width - 1) // width
+        out = lax.fori_loop(0, groups, group, jnp.zeros(q.shape, jnp.float32))
+        return jnp.zeros_like(q).at[order].set(out.astype(q.dtype), unique_indices=True)
 
 
 def paged_prefill_attention(
-    q: Array, k_pages: Array, v_pages: Array, page_table: Array, kv_len: Array, q_start: Array, *,
-    scale: float, window: int | None, softcap: float | None, sink: Array | None,
+    q: Array,
+    k_pages: Array,
+    v_pages: Array,
+    page_table: Array,
+    kv_len: Array,
+    q_start: Array,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sink: Array | None,
 ) -> Array:
+    """See `kernels_pallas.paged_prefill_attention`.
+
+    The work is a list of tiles of query rows, those of request 0 first. A tile that ends past its chunk leaves zeros in
+    the rows that follow; the tiles of the next request, which come later in the list, overwrite them.
+    """
     tokens, query_heads, head_dim = q.shape
-    kv_heads = k_pages.shape[2]
+    page_size, kv_heads = k_pages.shape[1:3]
     group = query_heads // kv_heads
-    pages = _pages_per_block(k_pages.shape[1], page_table.shape[1])
-    span = pages * k_pages.shape[1]
-    chunk = q_start[1:] - q_start[:-1]
-    end = jnp.cumsum((chunk + _TILE - 1) // _TILE, dtype=jnp.int32)  # [R]
-    padded = jnp.pad(q.astype(jnp.float32) * scale, ((0, _TILE), (0, 0), (0, 0)))
-    zero = jnp.int32(0)
-
-    def item(i, out):
-        request = jnp.sum(end <= i, dtype=jnp.int32)
-        tiles = (chunk[request] + _TILE - 1) // _TILE
-        row = q_start[request] + (i - (end[request] - tiles)) * _TILE
-        position = kv_len[request] - q_start[request + 1] + row + jnp.arange(_TILE, dtype=jnp.int32)
-        last = jnp.minimum(position[-1] + 1, kv_len[request])
-        position = jnp.where(position < last, position, -1)
-        packed = lax.dynamic_slice_in_dim(padded, row, _TILE).reshape(_TILE, kv_heads, group, head_dim)
-        packed = packed.transpose(1, 0, 2, 3).reshape(1, kv_heads, _TILE * group, head_dim)
-        first = zero if window is None else jnp.maximum(position[0] - window + 1, 0)
-        row_of = jnp.repeat(position, group)
-
-        def body(block, state):
-            k, v = _load(k_pages, v_pages, page_table[request][None], block, pages)
-            at = block * span + jnp.arange(span, dtype=jnp.int32)
-            visible = at <= row_of[:, None]
-            if window is not None:
-                visible &= at > row_of[:, None] - window
-            return _accumulate(state, packed, k, v, visible[None, None], softcap)
-
-        state = _initial(packed.shape, None if sink is None else jnp.tile(sink.reshape(kv_heads, 1, group), (1, _TILE, 1)))
-        state = lax.fori_loop(first // span, (last + span - 1) // span, body, state)
-        tile = _normalise(state).reshape(kv_heads, _TILE, group, head_dim).transpose(1, 0, 2, 3)
-        tile = jnp.where((position >= 0)[:, None, None], tile.reshape(_TILE, query_heads, head_dim), 0.0)
-        return lax.dynamic_update_slice_in_dim(out, tile.astype(q.dtype), row, 0)
-
+    tile = min(_PREFILL_TILE, tokens)
+    pages = max(1, _PREFILL_BLOCK // page_size)
     with jax.named_scope("paged_prefill_attention"):
-        out = jnp.zeros((tokens + _TILE, query_heads, head_dim), q.dtype)
-        return lax.fori_loop(0, end[-1], item, out)[:tokens]
+        padded = jnp.pad(q.astype(jnp.float32) * scale, ((0, tile), (0, 0), (0, 0)))
+        tiles = (q_start[1:] - q_start[:-1] + tile - 1) // tile  # [R]
+        tiles_end = jnp.cumsum(tiles, dtype=jnp.int32)
+        # One row per (group member, query row), the layout of `packed` below.
+        tile_sink = None if sink is None else jnp.repeat(sink.reshape(kv_heads, group), tile, axis=1)
+
+        def item(index: Array, out: Array) -> Array:
+            request = jnp.sum(tiles_end <= index, dtype=jnp.int32)
+            row = q_start[request] + (index - (tiles_end[request] - tiles[request])) * tile
+            position = kv_len[request] - q_start[request + 1] + row + jnp.arange(tile, dtype=jnp.int32)  # [tile]
+            stop = jnp.minimum(position[-1] + 1, kv_len[request])
+            in_chunk = (position >= 0) & (position < stop)
+            first = jnp.maximum(position[0] - window + 1, 0) if window is not None else jnp.zeros_like(stop)
+            start = first // page_size
+            packed = lax.dynamic_slice_in_dim(padded, row, tile).reshape(tile, kv_heads, group, head_dim)
+            packed = packed.transpose(1, 2, 0, 3).reshape(kv_heads, group * tile, head_dim)
+            packed_position = jnp.tile(position, group)[:, None]  # [M, 1]
+
+            def block(i: Array, state: _Softmax) -> _Softmax:
+                page = start + i * pages + jnp.arange(pages, dtype=jnp.int32)[None]
+                token = _tokens(page, page_size)  # [1, S]
+                k, v = _load(k_pages, v_pages, page_table[request][None], page, (token >= first) & (token < stop))
+                k, v = (x[0].transpose(1, 0, 2) for x in (k, v))  # [Hk, S, D]
+                visible = token <= packed_position
+                if window is not None:
+                    visible &= token > packed_position - window
+                return _accumulate(state, packed, k, v, visible[None], softcap)
+
+            blocks = (-(-stop // page_size) - start + pages - 1) // pages
+            state = lax.fori_loop(0, blocks, block, _initial(packed.shape, tile_sink))
+            done = _normalise(state).reshape(kv_heads, group, tile, head_dim).transpose(2, 0, 1, 3)
+            done = jnp.where(in_chunk[:, None, None], done.reshape(tile, query_heads, head_dim), 0.0)
+            return lax.dynamic_update_slice_in_dim(out, done.astype(q.dtype), row, 0)
+
+        out = jnp.zeros((tokens + tile, query_heads, head_dim), q.dtype)
+        out = lax.fori_loop(0, tiles_end[-1], item, out)
+        return lax.slice_in_dim(out, 0, tokens)
 
 
-def _pages_per_block(page_size: int, max_pages: int) -> int:
-    return max(1, min(_BLOCK_TOKENS // page_size, max_pages))
+def _tokens(page: Array, page_size: int) -> Array:
+    """Absolute positions of the tokens of some pages: [B, pages] -> [B, pages * P]."""
+    token = page[:, :, None] * page_size + jnp.arange(page_size, dtype=jnp.int32)
+    return token.reshape(page.shape[0], -1)
 
 
-def _load(k_pages, v_pages, page_table, block, pages):
+def _load(
+    k_pages: Array,
+    v_pages: Array,
+    table: Array,  # [B, max_pages]
+    page: Array,  # [B, pages], indices into table; past its end for the last block of a row
+    visible: Array,  # [B, pages * P]
+) -> tuple[Array, Array]:
+    """Keys and values of one block of pages per row, float32 [B, pages * P, Hk, D]; values that nobody sees are 0."""
     num_pages, page_size, kv_heads, head_dim = k_pages.shape
-    index = block * pages + jnp.arange(pages, dtype=jnp.int32)
-    index = jnp.minimum(index, page_table.shape[1] - 1)
-    ids = jnp.clip(page_table[:, index], 0, num_pages - 1)  # [B, pages]
-    shape = (ids.shape[0], pages * page_size, kv_heads, head_dim)
-    return k_pages[ids].reshape(shape).astype(jnp.float32), v_pages[ids].reshape(shape).astype(jnp.float32)
+    ids = jnp.take_along_axis(table, jnp.minimum(page, table.shape[1] - 1), axis=1)
+    ids = jnp.clip(ids, 0, num_pages - 1)  # a padding id reads some page; its tokens are masked
+    shape = (page.shape[0], page.shape[1] * page_size, kv_heads, head_dim)
+    k, v = (pages[ids].reshape(shape).astype(jnp.float32) for pages in (k_pages, v_pages))
+    return k, jnp.where(visible[:, :, None, None], v, 0.0)
 
 
-def _initial(shape, sink):
-    peak = jnp.full(shape[:-1], -1e30) if sink is None else jnp.broadcast_to(sink.astype(jnp.float32).reshape(1, shape[1], -1), shape[:-1])
-    total = jnp.full(shape[:-1], 0.0 if sink is None else 1.0)
-    return _State(peak, total, jnp.zeros(shape))
+def _initial(shape: tuple[int, ...], sink: Array | None) -> _Softmax:
+    """The state before any key, for queries [B, M, D]; `sink` is a logit without a value, broadcastable to [B, M]."""
+    if sink is None:
+        return _Softmax(jnp.full(shape[:-1], _LOWEST), jnp.zeros(shape[:-1]), jnp.zeros(shape))
+    logit = jnp.broadcast_to(sink.astype(jnp.float32), shape[:-1])
+    peak = jnp.maximum(logit, _LOWEST)
+    return _Softmax(peak, jnp.exp(logit - peak), jnp.zeros(shape))
 
 
-def _accumulate(state, q, k, v, visible, softcap):
-    scores = jnp.einsum("bhmd,bshd->bhms", q, k)
+def _accumulate(state: _Softmax, q: Array, k: Array, v: Array, visible: Array, softcap: float | None) -> _Softmax:
+    """Fold in S more keys: q [B, M, D] (scaled), k and v [B, S, D], visible broadcastable to [B, M, S]."""
+    scores = jnp.einsum("bmd,bsd->bms", q, k)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    scores = jnp.where(visible, scores, -1e30)
-    peak = jnp.maximum(state.peak, scores.max(-1))
-    weights = jnp.where(visible, jnp.exp(scores - peak[..., None]), 0.0)
+    scores = jnp.where(visible, scores, -jnp.inf)
+    peak = jnp.maximum(state.peak, scores.max(axis=-1))
+    weights = jnp.exp(scores - peak[..., None])
     rescale = jnp.exp(state.peak - peak)
-    any_visible = visible.any(axis=(1, 2))
-    v = jnp.where(any_visible[:, :, None, None], v, 0.0)
-    out = state.out * rescale[..., None] + jnp.einsum("bhms,bshd->bhmd", weights, v)
-    return _State(peak, state.total * rescale + weights.sum(-1), out)
+    out = state.out * rescale[..., None] + jnp.einsum("bms,bsd->bmd", weights, v)
+    return _Softmax(peak, state.total * rescale + weights.sum(axis=-1), out)
 
 
-def _normalise(state):
-    return state.out / jnp.where(state.total == 0.0, 1.0, state.total)[..., None]
+def _normalise(state: _Softmax) -> Array:
+    seen = jnp.where(state.total == 0.0, 1.0, state.total)
+    return jnp.divide(state.out, seen[..., None])
+
+
+def _spread_heads(q: Array, kv_heads: int) -> Array:
+    """[R, Hq, D] -> [R, Hq, Hk * D]: each query head in the columns of its key/value head."""
+    rows, query_heads, head_dim = q.shape
+    own = jnp.eye(kv_heads)[:, None, :, None]
+    spread = q.reshape(rows, kv_heads, -1, 1, head_dim) * own  # [R, Hk, G, Hk, D]
+    return spread.reshape(rows, query_heads, kv_heads * head_dim)
+
+
+def _own_heads(spread: Array, kv_heads: int) -> Array:
+    """The inverse of `_spread_heads`; what query heads gathered from other key/value heads is dropped."""
+    rows, query_heads, width = spread.shape
+    split = spread.reshape(rows, kv_heads, query_heads // kv_heads, kv_heads, width // kv_heads)
+    own: Array = jnp.diagonal(split, axis1=1, axis2=3)  # [R, G, D, Hk]
+    return own.transpose(0, 3, 1, 2).reshape(rows, query_heads, width // kv_heads)

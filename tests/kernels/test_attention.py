@@ -1,0 +1,198 @@
+"""The dispatched attentions against the oracle: shapes fixed per test, lengths and contents drawn or chosen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention, reference
+
+SINK = np.linspace(-1, 3, 6).astype(np.float32)
+OPTIONS = [
+    {},
+    {"window": 1},
+    {"window": 13},
+    {"softcap": 2.0},
+    {"sink": SINK},
+    {"window": 24, "softcap": 1.5, "sink": SINK},
+]
+IDS = ["plain", "window1", "window13", "softcap", "sink", "all"]
+
+# One page_size of 8: lengths at a page boundary -1, 0 and +1, empty slots, and one that fills the table.
+BOUNDARY = [7, 8, 9, 0, 96, 95, 1, 15, 16, 17, 0, 88]
+
+
+def prefill(case, attention=paged_prefill_attention, **options):
+    return jax.jit(lambda arrays: attention(**arrays, scale=0.3, **options))(case.prefill)
+
+
+def decode(case, attention=paged_decode_attention, **options):
+    arrays = {"q": case.q[: len(case.kv_len)], **case.cache}
+    return jax.jit(lambda arrays: attention(**arrays, scale=0.3, **options))(arrays)
+
+
+def oracle_prefill(case, **options):
+    return prefill(case, reference.paged_prefill_attention, **options)
+
+
+def oracle_decode(case, **options):
+    return decode(case, reference.paged_decode_attention, **options)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=IDS)
+def test_decode_matches_oracle_at_page_boundaries(make_case, options):
+    case = make_case(BOUNDARY)
+    want = oracle_decode(case, **options)
+    np.testing.assert_allclose(decode(case, **options), want, atol=3e-6)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=IDS)
+def test_prefill_matches_oracle_for_packed_chunks_with_cached_prefixes(make_case, options):
+    case = make_case(BOUNDARY, [7, 3, 9, 0, 96, 20, 1, 0, 16, 1, 0, 41], tokens=205)
+    want = oracle_prefill(case, **options)
+    got = prefill(case, **options)
+    np.testing.assert_allclose(got, want, atol=3e-6)
+    assert not got[case.q_start[-1] :].any()
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 200, "sink": SINK}], ids=["plain", "window+sink"])
+def test_prefill_matches_oracle_over_several_tiles_and_blocks(make_case, options):
+    case = make_case([300, 310, 129], [300, 131, 128], tokens=600, page_size=64, max_pages=5)
+    want = oracle_prefill(case, **options)
+    np.testing.assert_allclose(prefill(case, **options), want, atol=3e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 300, "sink": SINK}], ids=["plain", "window+sink"])
+def test_decode_matches_oracle_over_several_groups_and_blocks(make_case, options):
+    lengths = np.random.default_rng(3).integers(0, 640, 37)
+    lengths[::5] = 0
+    case = make_case(lengths.tolist(), page_size=64, max_pages=10)
+    want = oracle_decode(case, **options)
+    np.testing.assert_allclose(decode(case, **options), want, atol=3e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_lengths_and_chunks_match_the_oracle(data):
+    """Contents drawn at fixed shapes: 5 requests, at most 20 pages of 4 tokens shared at random, 48 packed rows."""
+    kv_len = np.array(data.draw(st.lists(st.integers(0, 24), min_size=5, max_size=5)), np.int32)
+    chunk = [data.draw(st.integers(0, min(int(n), 9))) for n in kv_len]
+    page_table = np.array(data.draw(st.lists(st.integers(0, 19), min_size=30, max_size=30)), np.int32).reshape(5, 6)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    q = rng.standard_normal((48, 4, 8), np.float32)
+    k_pages, v_pages = rng.standard_normal((2, 20, 4, 2, 8), np.float32)
+    cache = (k_pages, v_pages, page_table, kv_len)
+    q_start = np.cumsum([0, *chunk]).astype(np.int32)
+    got, want = (f(q, *cache, q_start) for f in PREFILL_PAIR)
+    np.testing.assert_allclose(got, want, atol=3e-6)
+    got, want = (f(q[:5], *cache) for f in DECODE_PAIR)
+    np.testing.assert_allclose(got, want, atol=3e-6)
+
+
+PREFILL_PAIR, DECODE_PAIR = (
+    tuple(jax.jit(lambda *a, f=f: f(*a, scale=0.3, window=10, softcap=4.0)) for f in pair)
+    for pair in (
+        (paged_prefill_attention, reference.paged_prefill_attention),
+        (paged_decode_attention, reference.paged_decode_attention),
+    )
+)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (8, 1), (6, 3)], ids=["mha", "mqa", "gqa"])
+def test_every_grouping_of_heads(make_case, heads):
+    case = make_case([17, 8, 3], [17, 2, 1], heads=heads)
+    want = oracle_prefill(case)
+    np.testing.assert_allclose(prefill(case), want, atol=3e-6)
+    want = oracle_decode(case)
+    np.testing.assert_allclose(decode(case), want, atol=3e-6)
+
+
+def test_bfloat16_keeps_float32_softmax(make_case):
+    case = make_case([70, 8, 33], [70, 2, 5], dtype="bfloat16")
+    for got, want in (
+        (prefill(case), oracle_prefill(case)),
+        (decode(case), oracle_decode(case)),
+    ):
+        assert got.dtype == jnp.bfloat16
+        # One rounding of the same float32 result apart: 2**-8 relative.
+        np.testing.assert_allclose(got.astype(np.float32), want.astype(np.float32), rtol=2**-7, atol=1e-3)
+
+
+def test_shared_pages_serve_both_requests(make_case):
+    case = make_case([24, 20])
+    case.page_table[1, :2] = case.page_table[0, :2]
+    want = oracle_decode(case)
+    np.testing.assert_allclose(decode(case), want, atol=3e-6)
+    assert np.isfinite(want).all()
+
+
+def test_pages_before_the_window_are_never_needed(make_case):
+    """A windowed cache group frees them: their table entries may be padding, or name pages that now hold NaN."""
+    case = make_case([60, 61], [4, 30])
+    want = [prefill(case, window=9), decode(case, window=9)]
+    before = (60 - 4 - 8) // 8, (61 - 30 - 8) // 8
+    for r, pages in enumerate(before):
+        case.k_pages[case.page_table[r, :pages]] = np.nan
+        case.v_pages[case.page_table[r, :pages]] = np.nan
+        case.page_table[r, : pages // 2] = case.k_pages.shape[0]
+    for got, expected in zip([prefill(case, window=9), decode(case, window=9)], want, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_sequence_of_chunks_equals_one_prefill(make_case):
+    whole = make_case([40], [40])
+    want = prefill(whole)
+    for start, stop in ((0, 7), (7, 8), (8, 24), (24, 40)):
+        arrays = {
+            **whole.prefill,
+            "q": whole.q[start:stop],
+            "kv_len": np.array([stop], np.int32),
+            "q_start": np.array([0, stop - start], np.int32),
+        }
+        got = jax.jit(lambda arrays: paged_prefill_attention(**arrays, scale=0.3))(arrays)
+        np.testing.assert_allclose(got, want[start:stop], atol=3e-6)
+
+
+def test_decode_is_the_last_row_of_prefill(make_case):
+    case = make_case([40, 9, 64], [40, 3, 1])
+    last = case.q_start[1:] - 1
+    options = {"window": 17, "sink": SINK}
+    run = jax.jit(lambda arrays: paged_decode_attention(**arrays, scale=0.3, **options))
+    got = run({"q": case.q[last], **case.cache})
+    np.testing.assert_allclose(got, prefill(case, **options)[last], atol=3e-6)
+
+
+def test_a_row_has_the_same_bits_in_any_slot_and_company(make_case):
+    case = make_case(np.random.default_rng(0).integers(1, 90, 40).tolist())
+    run = jax.jit(lambda q, cache: paged_decode_attention(q, **cache, scale=0.3))
+    want = run(case.q, case.cache)
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(40)
+        absent = rng.random(40) < 0.5
+        cache = {**case.cache, "page_table": case.page_table[order]}
+        cache["kv_len"] = np.where(absent, 0, case.kv_len[order])
+        got = run(case.q[order], cache)
+        np.testing.assert_array_equal(got, np.where(absent[:, None, None], 0, want[order]))
+
+
+def test_a_chunk_has_the_same_bits_in_any_company(make_case):
+    case = make_case([30, 50, 20], [30, 10, 20], tokens=64)
+    run = jax.jit(lambda arrays: paged_prefill_attention(**arrays, scale=0.3))
+    want = run(case.prefill)
+    alone = {**case.prefill, "q": np.roll(case.q, -30, axis=0)}
+    alone["kv_len"], alone["page_table"] = (x[[1, 0, 2]].copy() for x in (case.kv_len, case.page_table))
+    alone["kv_len"][1:] = 0
+    alone["q_start"] = np.array([0, 10, 10, 10], np.int32)
+    np.testing.assert_array_equal(run(alone)[:10], want[30:40])
+
+
+def test_one_trace_under_strict_promotion(make_case):
+    case = make_case([9, 3], [4, 3], dtype="bfloat16")
+    options = {"scale": 0.3, "window": 5, "softcap": 2.0, "sink": SINK.astype(jnp.bfloat16)}
+    with jax.numpy_dtype_promotion("strict"):
+        for module in (paged_prefill_attention, reference.paged_prefill_attention):
+            jax.jit(lambda arrays, f=module: f(**arrays, **options)).trace(case.prefill)
+        for module in (paged_decode_attention, reference.paged_decode_attention):
+            jax.jit(lambda arrays, f=module: f(**arrays, **options)).trace({"q": case.q[:2], **case.cache})
