@@ -1,0 +1,255 @@
+"""The lines of a batch run: requests in, results out, both in the shape of OpenAI's batch files.
+
+A line is an OpenAI batch line (`custom_id`, `method`, `url`, `body`) or a plain object whose fields are those of a
+body (`prompt` or `messages`, with optional `custom_id`). A field that would change the result and is not implemented
+is refused, never ignored. Pure functions of bytes and values: no files, no engine, no JAX here.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from .outputs import RequestOutput
+from .sampling_params import SamplingParams
+
+type Message = dict[str, Any]
+Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
+CHAT: Endpoint = "/v1/chat/completions"
+COMPLETIONS: Endpoint = "/v1/completions"
+
+_ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
+_SAMPLING = frozenset({"temperature", "top_p", "top_k", "seed", "max_tokens", "stop_token_ids", "ignore_eos"})
+# Whatever these hold, the completion is the same.
+_WITHOUT_EFFECT = frozenset({"model", "user", "metadata", "store", "service_tier", "safety_identifier"})
+# Fields that are not implemented, each with the values that ask for nothing; null always asks for nothing.
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "stream": (False,),
+    "echo": (False,),
+    "logprobs": (False,),
+    "stop": ("", []),
+    "suffix": ("",),
+    "frequency_penalty": (0, 0.0),
+    "presence_penalty": (0, 0.0),
+    "repetition_penalty": (1, 1.0),
+    "min_p": (0, 0.0),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+}
+
+
+class BatchLineError(ValueError):
+    """A line that cannot be run. `code` is for programs; the message is one sentence that names the line."""
+
+    def __init__(self, code: str, line: int, custom_id: str | None, message: str) -> None:
+        """Join the line's number and what is wrong with it."""
+        super().__init__(f"line {line}: {message}")
+        self.code = code
+        self.line = line
+        self.custom_id = custom_id if custom_id is not None else f"line-{line}"
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """One line that can be run: `messages`, a conversation, or `prompt`, text or token ids; the other is None."""
+
+    line: int
+    custom_id: str
+    messages: list[Message] | None
+    prompt: str | list[int] | None
+    model: str | None
+    sampling_params: SamplingParams
+
+
+def parse_line(text: bytes, line: int, defaults: SamplingParams) -> BatchRequest:
+    """Read one line of a batch file.
+
+    Args:
+        text: the line, UTF-8.
+        line: its number, from 1.
+        defaults: what holds where the line says nothing. A default seed is shifted by the line's number, so that
+            lines with the same prompt are not the same sample.
+
+    Raises:
+        BatchLineError: the line is not JSON, lacks a prompt, or asks for what is not implemented or out of range.
+    """
+    custom_id = None
+    try:
+        fields = _load(text)
+        custom_id = _custom_id(fields)
+        body, endpoint = _open_envelope(fields)
+        _check_fields(body, endpoint)
+        messages, prompt = (_messages(body), None) if endpoint == CHAT else (None, _prompt(body))
+        params = _sampling_params(body, line, defaults)
+    except json.JSONDecodeError as error:
+        message = f"this is not JSON ({error.msg} at column {error.colno}): put one JSON object on each line."
+        raise BatchLineError("invalid_json_line", line, custom_id, message) from None
+    except ValueError as error:
+        raise BatchLineError("invalid_request", line, custom_id, str(error)) from None
+    name = custom_id if custom_id is not None else f"line-{line}"
+    return BatchRequest(line, name, messages, prompt, body.get("model"), params)
+
+
+def _load(text: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(text.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError("this is not UTF-8 text: save the file as UTF-8.") from None
+    except RecursionError:
+        raise ValueError("this JSON is nested too deeply: put one flat request on each line.") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f'this is {_kind(fields)}, not a JSON object: write for example {{"prompt": "Hello"}}.')
+    return fields
+
+
+def _custom_id(fields: dict[str, Any]) -> str | None:
+    custom_id = fields.get("custom_id")
+    if custom_id is None or (isinstance(custom_id, str) and custom_id):
+        return custom_id
+    raise ValueError(f"custom_id={custom_id!r} is not usable: it must be a text that is not empty.")
+
+
+def _open_envelope(fields: dict[str, Any]) -> tuple[dict[str, Any], Endpoint]:
+    """The request's own fields, and the endpoint that they are for."""
+    if not fields.keys() & {"method", "url", "body"}:
+        return fields, CHAT if "messages" in fields else COMPLETIONS
+    strangers = sorted(fields.keys() - _ENVELOPE)
+    if strangers:
+        raise ValueError(f"{strangers[0]!r} is not a field of a batch line: move it into 'body', or remove it.")
+    if fields.get("method", "POST") != "POST":
+        raise ValueError(f"method={fields['method']!r} is not usable: it must be 'POST'.")
+    url, body = fields.get("url"), fields.get("body")
+    if url not in (CHAT, COMPLETIONS):
+        raise ValueError(f"url={url!r} is not served: it must be {CHAT!r} or {COMPLETIONS!r}.")
+    if not isinstance(body, dict):
+        raise ValueError(f"'body' is {_kind(body)}, not a JSON object: put the request's fields in it.")
+    return body, CHAT if url == CHAT else COMPLETIONS
+
+
+def _check_fields(body: dict[str, Any], endpoint: Endpoint) -> None:
+    prompt = "messages" if endpoint == CHAT else "prompt"
+    known = {prompt, "custom_id", "max_completion_tokens", *_SAMPLING, *_WITHOUT_EFFECT}
+    for name, value in body.items():
+        if name in known or value is None:
+            continue
+        if name not in _NEUTRAL:
+            raise ValueError(f"{name!r} is not supported here: remove it; {prompt!r} and {_listing()} are.")
+        if not any(type(value) is type(neutral) and value == neutral for neutral in _NEUTRAL[name]):
+            raise ValueError(f"{name}={value!r} is not supported yet, and would change the result: remove {name!r}.")
+    if not isinstance(body.get("model"), str | None):
+        raise ValueError(f"model={body['model']!r} is not usable: it must be a name.")
+
+
+def _messages(body: dict[str, Any]) -> list[Message]:
+    """The conversation; the engine checks roles and contents, which depend on the chat template."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise ValueError('there are no messages: write "messages": [{"role": "user", "content": "Hello"}].')
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise ValueError(f"message {index} is {_kind(message)}, not an object with 'role' and 'content'.")
+        strangers = sorted(name for name, value in message.items() if value is not None)
+        strangers = [name for name in strangers if name not in ("role", "content")]
+        if strangers:
+            raise ValueError(f"{strangers[0]!r} in message {index} is not supported: give 'role' and 'content' only.")
+    return messages
+
+
+def _prompt(body: dict[str, Any]) -> str | list[int]:
+    prompt = body.get("prompt")
+    if prompt is None:
+        raise ValueError("there is no prompt: give 'prompt' (a text) or 'messages' (a conversation).")
+    if prompt and isinstance(prompt, str):
+        return prompt
+    if prompt and isinstance(prompt, list) and all(type(token) is int for token in prompt):
+        return prompt
+    raise ValueError("'prompt' must be one text, or one list of token ids, that is not empty.")
+
+
+def _sampling_params(body: dict[str, Any], line: int, defaults: SamplingParams) -> SamplingParams:
+    given = {name: body[name] for name in _SAMPLING & body.keys() if body[name] is not None}
+    limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if body.get(name) is not None]
+    if len(limits) == 2 and limits[0] != limits[1]:
+        raise ValueError("max_tokens and max_completion_tokens differ: give one of them.")
+    if limits:
+        given["max_tokens"] = limits[0]
+    _check_types(given)
+    if "seed" not in given and defaults.seed is not None:
+        given["seed"] = (defaults.seed + line) % 2**32
+    return replace(defaults, **given)
+
+
+def _check_types(given: dict[str, Any]) -> None:
+    """Refuse values whose JSON type is wrong; their range is for `SamplingParams` to check."""
+    for name, value in given.items():
+        if name == "ignore_eos":
+            is_right, wanted = isinstance(value, bool), "true or false"
+        elif name == "stop_token_ids":
+            is_right, wanted = isinstance(value, list) and all(type(token) is int for token in value), "token ids"
+        else:
+            is_right, wanted = isinstance(value, int | float), "a number"
+        if not is_right:
+            raise ValueError(f"{name}={value!r} is not usable: it must be {wanted}.")
+
+
+def success_line(request: BatchRequest, output: RequestOutput, *, model: str, created: int) -> dict[str, Any]:
+    """The output line of a request that ran, as OpenAI writes it. `created` is in seconds since 1970."""
+    completion = output.outputs[0]
+    is_chat = request.messages is not None
+    choice: dict[str, Any] = {"index": completion.index}
+    if is_chat:
+        choice["message"] = {"role": "assistant", "content": completion.text}
+    else:
+        choice["text"] = completion.text
+    prompt_tokens, completion_tokens = len(output.prompt_token_ids), len(completion.token_ids)
+    body = {
+        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{output.request_id}",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": created,
+        "model": request.model or model,
+        "choices": [choice | {"logprobs": None, "finish_reason": completion.finish_reason}],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+    }
+    return {
+        "id": f"batch_req_{request.line}",
+        "custom_id": request.custom_id,
+        "response": {"status_code": 200, "request_id": output.request_id, "body": body},
+        "error": None,
+    }
+
+
+def error_line(error: BatchLineError) -> dict[str, Any]:
+    """The output line of a line that could not be run."""
+    return {
+        "id": f"batch_req_{error.line}",
+        "custom_id": error.custom_id,
+        "response": None,
+        "error": {"code": error.code, "message": str(error)},
+    }
+
+
+def encode_line(fields: dict[str, Any]) -> bytes:
+    """One line of UTF-8 JSON, readable in any script; escaped where it holds lone surrogates, which UTF-8 cannot."""
+    try:
+        return json.dumps(fields, ensure_ascii=False).encode("utf-8") + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(fields).encode("ascii") + b"\n"
+
+
+def _listing() -> str:
+    return ", ".join(sorted(_SAMPLING))
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "missing"}
+    return kinds.get(type(value), "a number")

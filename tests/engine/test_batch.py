@@ -1,0 +1,351 @@
+"""The batch format and its runs, against an engine that finishes requests in an order the test chooses."""
+
+import json
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+from twinmesh.engine.batch import check_files, run_batch
+from twinmesh.engine.batch_lines import BatchLineError, parse_line
+from twinmesh.engine.outputs import CompletionOutput, RequestOutput
+from twinmesh.engine.request import Timeline
+from twinmesh.engine.sampling_params import SamplingParams
+
+DEFAULTS = SamplingParams(temperature=0.0, max_tokens=8)
+
+
+@dataclass
+class FakeLLM:
+    """Answers a prompt with its token ids as text; the newest request in the engine finishes first."""
+
+    interrupt_after: int | None = None
+    fail: str | None = None
+    on_finish: object = None
+    most_in_flight: int = 0
+    was_left_with: int | None = None
+    sampling: list[SamplingParams] = field(default_factory=list)
+    config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(max_num_seqs=2))
+
+    def chat_prompt(self, messages):
+        if messages[0].get("role") != "user":
+            raise ValueError("Message 0 must be the user's.")
+        return [1, *(ord(c) for c in messages[-1]["content"])]
+
+    def check_prompt(self, prompt):
+        ids = [ord(c) for c in prompt] if isinstance(prompt, str) else prompt
+        if len(ids) > 50:
+            raise ValueError("The prompt is too long.")
+        return SimpleNamespace(token_ids=ids)
+
+    def as_completed(self, jobs, *, window=None):
+        jobs, running, finished = enumerate(jobs), [], 0
+        try:
+            while True:
+                while len(running) < window and (job := next(jobs, None)):
+                    running.append(job)
+                self.most_in_flight = max(self.most_in_flight, len(running))
+                if not running:
+                    return
+                if finished == self.interrupt_after:
+                    raise KeyboardInterrupt
+                index, (ids, sampling) = running.pop()
+                self.sampling.append(sampling)
+                yield index, self.output(index, ids)
+                finished += 1
+        finally:
+            self.was_left_with = len(running)
+
+    def output(self, index, ids):
+        text = "".join(map(chr, ids))
+        failed = self.fail is not None and self.fail in text
+        completion = CompletionOutput(0, text, ids, "error" if failed else "stop")
+        error = "the mesh was lost." if failed else None
+        return RequestOutput(f"request-{index}", None, ids, [completion], Timeline(0.0), error)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+
+
+def run(paths, lines, llm=None, **options):
+    source, target = paths
+    source.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    result = run_batch(llm or FakeLLM(), source, target, model="tiny", defaults=DEFAULTS, **options)
+    return result, read(target)
+
+
+def read(target):
+    return [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+
+
+def chat_line(custom_id, text="hi", **body):
+    body = {"model": "m", "messages": [{"role": "user", "content": text}], **body}
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+# ---- lines
+
+
+def test_an_openai_chat_line_is_answered_in_openai_shape(paths):
+    _, (line,) = run(paths, [chat_line("a", max_tokens=5)])
+    assert line["custom_id"] == "a"
+    assert line["error"] is None
+    assert line["response"]["status_code"] == 200
+    body = line["response"]["body"]
+    assert body["object"] == "chat.completion"
+    assert body["model"] == "m"
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "\x01hi"},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+
+
+def test_a_plain_prompt_is_answered_as_a_text_completion_named_after_its_line(paths):
+    _, lines = run(paths, ["", {"prompt": "one"}, {"prompt": [104, 105], "custom_id": "ids"}])
+    bodies = {line["custom_id"]: line["response"]["body"] for line in lines}
+    assert bodies.keys() == {"line-2", "ids"}
+    assert bodies["line-2"]["object"] == "text_completion"
+    assert bodies["line-2"]["model"] == "tiny"
+    assert bodies["line-2"]["choices"][0]["text"] == "one"
+    assert bodies["ids"]["choices"][0]["text"] == "hi"
+
+
+def parsed(fields, line=1, defaults=DEFAULTS):
+    return parse_line(json.dumps(fields).encode(), line, defaults)
+
+
+def test_a_line_overrides_the_defaults_and_null_does_not():
+    params = parsed({"prompt": "x", "temperature": 0.5, "top_k": 3, "max_tokens": None}).sampling_params
+    assert params == SamplingParams(temperature=0.5, top_k=3, max_tokens=8)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_both_names_of_the_token_limit_are_read(name):
+    assert parsed(chat_line("a", **{name: 7})).sampling_params.max_tokens == 7
+
+
+def test_a_default_seed_is_shifted_by_the_line_so_that_equal_prompts_are_different_samples():
+    defaults = SamplingParams(seed=2**32 - 1)
+    assert parsed({"prompt": "x"}, 3, defaults).sampling_params.seed == 2
+    assert parsed({"prompt": "x", "seed": 5}, 3, defaults).sampling_params.seed == 5
+
+
+def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
+    neutral = {"n": 1, "stream": False, "stop": [], "logprobs": None, "presence_penalty": 0, "tools": []}
+    idle = {"user": "me", "metadata": {"a": "b"}, "response_format": {"type": "text"}}
+    assert parsed(chat_line("a", **neutral, **idle)).custom_id == "a"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"prompt": "x", "n": 2}, "n=2"),
+        ({"prompt": "x", "n": True}, "n=True"),
+        ({"prompt": "x", "logprobs": 0}, "logprobs=0"),
+        ({"prompt": "x", "stop": ["\n"]}, "'stop'"),
+        ({"prompt": "x", "presence_penalty": 0.5}, "presence_penalty=0.5"),
+        ({"prompt": "x", "temprature": 0.5}, "'temprature'"),
+        ({"prompt": "x", "messages": []}, "messages"),
+        ({"prompt": ""}, "'prompt'"),
+        ({"prompt": ["a", "b"]}, "'prompt'"),
+        ({"prompt": [True]}, "'prompt'"),
+        ({"max_tokens": 3}, "no prompt"),
+        ({"messages": []}, "no messages"),
+        ({"messages": ["hi"]}, "message 0"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, "'tool_calls'"),
+        ({"prompt": "x", "temperature": float("nan")}, "temperature"),
+        ({"prompt": "x", "top_p": 0}, "top_p"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "x", "max_tokens": "3"}, "max_tokens"),
+        ({"prompt": "x", "ignore_eos": "yes"}, "ignore_eos"),
+        ({"prompt": "x", "stop_token_ids": 2}, "stop_token_ids"),
+        ({"prompt": "x", "stop_token_ids": ["2"]}, "stop_token_ids"),
+        ({"prompt": "x", "max_tokens": 1, "max_completion_tokens": 2}, "differ"),
+        ({"prompt": "x", "custom_id": 4}, "custom_id=4"),
+        ({"prompt": "x", "model": 4}, "model=4"),
+        ({"custom_id": "a", "url": "/v1/embeddings", "body": {}}, "/v1/embeddings"),
+        ({"custom_id": "a", "url": "/v1/completions", "body": 3}, "'body'"),
+        ({"custom_id": "a", "url": "/v1/completions"}, "'body'"),
+        ({"custom_id": "a", "url": "/v1/completions", "method": "GET", "body": {}}, "method='GET'"),
+        ({"url": "/v1/completions", "body": {"prompt": "x"}, "temperature": 0}, "'temperature'"),
+        ([1], "a list"),
+        (None, "missing"),
+    ],
+)
+def test_what_cannot_be_run_as_asked_is_refused_by_name(fields, says):
+    with pytest.raises(BatchLineError) as caught:
+        parsed(fields, line=7)
+    assert str(caught.value).startswith("line 7: ")
+    assert says in str(caught.value)
+    assert caught.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b"[" * 100_000])
+def test_what_is_not_json_is_refused(text):
+    with pytest.raises(BatchLineError, match=r"^line 2: "):
+        parse_line(text, 2, DEFAULTS)
+
+
+# ---- runs
+
+
+def test_a_bad_line_becomes_an_error_line_and_the_run_goes_on(paths):
+    lines = ["not json", {"prompt": "x", "n": 3, "custom_id": "b"}, {"prompt": "y" * 51}, {"prompt": "good"}]
+    result, written = run(paths, lines)
+    errors = {line["custom_id"]: line["error"] for line in written if line["error"]}
+    assert {name: error["code"] for name, error in errors.items()} == {
+        "line-1": "invalid_json_line",
+        "b": "invalid_request",
+        "line-3": "invalid_request",
+    }
+    assert errors["line-3"]["message"] == "line 3: The prompt is too long."
+    assert all(line["response"] is None for line in written if line["error"])
+    assert [line["custom_id"] for line in written if not line["error"]] == ["line-4"]
+    assert (result.succeeded, result.failed) == (1, 3)
+
+
+def test_messages_that_the_template_refuses_are_an_error_line(paths):
+    _, (line,) = run(paths, [{"messages": [{"role": "pirate", "content": "arr"}]}])
+    assert line["error"]["message"] == "line 1: Message 0 must be the user's."
+
+
+def test_a_custom_id_used_twice_is_an_error_line(paths):
+    _, written = run(paths, [chat_line("a"), chat_line("a"), chat_line("b")])
+    assert sorted((line["custom_id"], line["error"] is None) for line in written) == [
+        ("a", False),
+        ("a", True),
+        ("b", True),
+    ]
+
+
+def test_a_request_that_failed_in_the_engine_is_an_error_line(paths):
+    result, written = run(paths, [{"prompt": "bad"}, {"prompt": "good"}], FakeLLM(fail="bad"))
+    assert {line["custom_id"]: line["error"] for line in written} == {
+        "line-1": {"code": "request_failed", "message": "line 1: the mesh was lost."},
+        "line-2": None,
+    }
+    assert (result.succeeded, result.failed) == (1, 1)
+
+
+def test_at_most_window_requests_are_in_the_engine(paths):
+    llm = FakeLLM()
+    run(paths, [{"prompt": str(i)} for i in range(20)], llm, window=3)
+    assert llm.most_in_flight == 3
+
+
+def test_the_window_is_four_times_the_slots_where_none_is_given(paths):
+    llm = FakeLLM()
+    run(paths, [{"prompt": str(i)} for i in range(20)], llm)
+    assert llm.most_in_flight == 8
+
+
+def test_each_result_is_on_disk_before_the_next_is_waited_for(paths):
+    source, target = paths
+    seen = []
+
+    class Watching(FakeLLM):
+        def output(self, index, ids):
+            seen.append(len(read(target)))
+            return super().output(index, ids)
+
+    run((source, target), [{"prompt": str(i)} for i in range(5)], Watching(), window=2)
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_results_come_as_they_finish_and_keep_their_names(paths):
+    lines = [{"prompt": text, "custom_id": text} for text in "abc"]
+    _, written = run(paths, lines, window=2)
+    assert [line["custom_id"] for line in written] == ["b", "c", "a"]
+    assert all(line["response"]["body"]["choices"][0]["text"] == line["custom_id"] for line in written)
+
+
+def test_the_first_lines_are_kept_in_input_order(paths):
+    result, _ = run(paths, ["bad", *({"prompt": text} for text in "abcd")], window=4, keep=2)
+    assert [request.prompt for request, _ in result.kept] == ["a", "b"]
+
+
+def test_ctrl_c_leaves_the_engine_and_keeps_what_is_written(paths):
+    llm = FakeLLM(interrupt_after=2)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        run(paths, [{"prompt": str(i)} for i in range(9)], llm, window=3)
+    assert llm.was_left_with == 3
+    assert len(read(paths[1])) == 2
+    assert stop.value.__notes__ == [f"2 of 9 results are in {paths[1]}."]
+
+
+def test_a_failed_write_leaves_the_engine(paths, monkeypatch):
+    llm = FakeLLM()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("twinmesh.engine.batch.encode_line", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(paths, [{"prompt": str(i)} for i in range(9)], llm, window=3)
+    assert llm.was_left_with == 2
+
+
+def test_text_in_any_script_survives(paths):
+    run(paths, [{"prompt": "日本語 🙂", "custom_id": "ü"}])
+    (line,) = read(paths[1])
+    assert line["custom_id"] == "ü"
+    assert line["response"]["body"]["choices"][0]["text"] == "日本語 🙂"
+    assert "日本語" in paths[1].read_text(encoding="utf-8")
+
+
+def test_a_lone_surrogate_does_not_end_the_run(paths):
+    _, (line,) = run(paths, ['{"prompt": "a", "custom_id": "\\ud800"}'])
+    assert line["custom_id"] == "\ud800"
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_line(paths):
+    source, target = paths
+    source.write_bytes(b'\xef\xbb\xbf{"prompt": "x"}\r\n')
+    run_batch(FakeLLM(), source, target, model="tiny", defaults=DEFAULTS)
+    assert [line["error"] for line in read(target)] == [None]
+
+
+# ---- files
+
+
+def test_lines_that_are_not_blank_are_counted(paths):
+    source, target = paths
+    source.write_text('{"prompt": "a"}\n\n  \n{"prompt": "b"}')
+    assert check_files(source, target) == 2
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_input_is_refused(paths, content):
+    paths[0].write_text(content)
+    with pytest.raises(ValueError, match=r"is empty: put one JSON request"):
+        check_files(*paths)
+
+
+def test_files_that_cannot_be_used_are_refused(paths, tmp_path):
+    source, target = paths
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
+        check_files(source, target)
+    with pytest.raises(ValueError, match="not a regular file"):
+        check_files(tmp_path, target)
+    source.write_text("{}\n")
+    with pytest.raises(ValueError, match="is a directory"):
+        check_files(source, tmp_path)
+    with pytest.raises(ValueError, match="does not exist: make it first"):
+        check_files(source, tmp_path / "missing" / "out.jsonl")
+    with pytest.raises(ValueError, match="is the input file"):
+        check_files(source, source)
+
+
+def test_an_output_without_permission_is_refused(paths, monkeypatch):
+    source, target = paths
+    source.write_text("{}\n")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # tests may run as root, whom nothing is denied
+    with pytest.raises(ValueError, match="permission denied"):
+        check_files(source, target)
