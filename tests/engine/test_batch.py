@@ -1,66 +1,14 @@
 """The batch format and its runs, against an engine that finishes requests in an order the test chooses."""
 
 import json
-from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import pytest
+from helpers.fake_llm import FakeLLM
 from twinmesh.engine.batch import check_files, run_batch
 from twinmesh.engine.batch_lines import BatchLineError, parse_line
-from twinmesh.engine.outputs import CompletionOutput, RequestOutput
-from twinmesh.engine.request import Timeline
 from twinmesh.engine.sampling_params import SamplingParams
 
 DEFAULTS = SamplingParams(temperature=0.0, max_tokens=8)
-
-
-@dataclass
-class FakeLLM:
-    """Answers a prompt with its token ids as text; the newest request in the engine finishes first."""
-
-    interrupt_after: int | None = None
-    fail: str | None = None
-    on_finish: object = None
-    most_in_flight: int = 0
-    was_left_with: int | None = None
-    sampling: list[SamplingParams] = field(default_factory=list)
-    config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(max_num_seqs=2))
-
-    def chat_prompt(self, messages):
-        if messages[0].get("role") != "user":
-            raise ValueError("Message 0 must be the user's.")
-        return [1, *(ord(c) for c in messages[-1]["content"])]
-
-    def check_prompt(self, prompt):
-        ids = [ord(c) for c in prompt] if isinstance(prompt, str) else prompt
-        if len(ids) > 50:
-            raise ValueError("The prompt is too long.")
-        return SimpleNamespace(token_ids=ids)
-
-    def as_completed(self, jobs, *, window=None):
-        jobs, running, finished = enumerate(jobs), [], 0
-        try:
-            while True:
-                while len(running) < window and (job := next(jobs, None)):
-                    running.append(job)
-                self.most_in_flight = max(self.most_in_flight, len(running))
-                if not running:
-                    return
-                if finished == self.interrupt_after:
-                    raise KeyboardInterrupt
-                index, (ids, sampling) = running.pop()
-                self.sampling.append(sampling)
-                yield index, self.output(index, ids)
-                finished += 1
-        finally:
-            self.was_left_with = len(running)
-
-    def output(self, index, ids):
-        text = "".join(map(chr, ids))
-        failed = self.fail is not None and self.fail in text
-        completion = CompletionOutput(0, text, ids, "error" if failed else "stop")
-        error = "the mesh was lost." if failed else None
-        return RequestOutput(f"request-{index}", None, ids, [completion], Timeline(0.0), error)
 
 
 @pytest.fixture

@@ -1,0 +1,101 @@
+"""The command `twinmesh`: its subcommands, and the one place where an error becomes a sentence and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 the input or an argument cannot be used, 130 stopped by Ctrl-C, 141 whoever read the
+output went away. Errors that the library announces (ValueError, EngineError, FetchError, OSError) never show a
+traceback; any other is a bug, and does.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NoReturn
+
+from twinmesh.models.catalog import CATALOG
+from twinmesh.scripts import batch, generate
+from twinmesh.scripts.fetch import FetchError, fetch
+
+COMMANDS = ("generate", "batch", "fetch")
+EPILOG = """\
+examples:
+  twinmesh fetch smollm2
+  twinmesh generate --model smollm2 --chat --prompt "What is the capital of France?"
+  twinmesh batch --model smollm2 --input in.jsonl --output out.jsonl --topology prefill=1,decode=1
+
+'twinmesh COMMAND --help' explains each command.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad arguments get one line, not the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message.rstrip('.')}. '{self.prog} --help' explains.\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every command with its arguments."""
+    parser = _Parser(
+        prog="twinmesh",
+        description="Run large language models with prefill and decode on device meshes of their own.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"twinmesh {version('twinmesh')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, module in (("generate", generate), ("batch", batch)):
+        command = commands.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    summary = "download a model into the cache and print its path"
+    command = commands.add_parser("fetch", help=summary, description=summary.capitalize() + ".")
+    command.add_argument("name", choices=sorted(CATALOG), help="a model that Twinmesh knows by name")
+    command.set_defaults(run=_fetch)
+    return parser
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    print(fetch(CATALOG[args.name]))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; `argv` without the program's name. Returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as stop:
+        return _fail(130, " ".join(["Stopped.", *getattr(stop, "__notes__", [])]))
+    except BrokenPipeError:
+        # Python flushes stdout at exit, which would raise again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except ValueError as error:
+        return _fail(2, str(error))
+    except OSError as error:
+        return _fail(1, f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}.")
+    except FetchError as error:
+        return _fail(1, str(error))
+    except RuntimeError as error:
+        from twinmesh.engine.core import EngineError  # imports JAX
+
+        if not isinstance(error, EngineError):
+            raise
+        return _fail(1, str(error))
+
+
+def _fail(code: int, sentence: str) -> int:
+    print(f"twinmesh: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

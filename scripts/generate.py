@@ -1,0 +1,73 @@
+"""`twinmesh generate`: one prompt in, its completion on stdout as it is generated; everything else on stderr.
+
+`python scripts/generate.py` is the same command; the imports are absolute because a file run that way has no package.
+"""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from twinmesh.scripts import arguments, report
+
+if TYPE_CHECKING:
+    from twinmesh.engine.llm import LLM
+
+SUMMARY = "complete one prompt, streaming the answer to stdout"
+DESCRIPTION = """\
+Complete one prompt. The answer streams to stdout as it is generated; progress and figures go to stderr.
+
+  twinmesh generate --model smollm2 --chat --prompt "What is the capital of France?"
+  echo "Once upon a time" | twinmesh generate --model smollm2 --max-tokens 40
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--prompt", metavar="TEXT", help="the prompt (default: read from stdin)")
+    parser.add_argument(
+        "--chat", action="store_true", help="put the prompt to the model as a user's message, in its chat template"
+    )
+    arguments.add_engine_arguments(parser)
+    arguments.add_sampling_arguments(parser, max_tokens=256, temperature=0.0, which="how tokens are chosen")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    params = arguments.sampling_params(args)
+    prompt = _read_prompt(args.prompt)
+    with arguments.load_llm(args) as llm:
+        stream = llm.stream(_chat(llm, prompt) if args.chat else prompt, params)
+        for delta in stream:
+            sys.stdout.write(delta.text)
+            sys.stdout.flush()
+        output = stream.result()
+    print(flush=True)
+    if output.error is not None:
+        print(f"twinmesh: {output.error}", file=sys.stderr)
+        return 1
+    print(report.one_line(output), file=sys.stderr)
+    return 0
+
+
+def _chat(llm: "LLM", prompt: str) -> list[int]:
+    return llm.chat_prompt([{"role": "user", "content": prompt}])
+
+
+def _read_prompt(given: str | None) -> str:
+    """The prompt from the command line, or all of stdin but the line end that `echo` adds."""
+    if given is None:
+        if sys.stdin.isatty():
+            print("Type the prompt, then Ctrl-D on a line of its own.", file=sys.stderr)
+        try:
+            given = sys.stdin.read().removesuffix("\n")
+        except UnicodeDecodeError:
+            raise ValueError("The prompt on stdin is not UTF-8 text: convert it to UTF-8.") from None
+    if not given:
+        raise ValueError("The prompt is empty: give a text with --prompt, or on stdin.")
+    return given
+
+
+if __name__ == "__main__":
+    from twinmesh.scripts.cli import main
+
+    sys.exit(main(["generate", *sys.argv[1:]]))

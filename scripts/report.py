@@ -1,0 +1,75 @@
+"""What the commands say when they are done: answers and figures as plain text. Pure functions of results."""
+
+import textwrap
+from pathlib import Path
+
+from twinmesh.engine.batch import BatchResult
+from twinmesh.engine.batch_lines import BatchRequest
+from twinmesh.engine.metrics import Latencies, Percentiles
+from twinmesh.engine.outputs import RequestOutput
+
+WIDTH = 100
+
+
+def outcome(result: BatchResult, output: str | Path) -> str:
+    """What was written, in one sentence, and what failed, in another."""
+    text = f"Wrote {_count(result.finished, 'result')} to {output}."
+    if result.failed:
+        text += f" {_count(result.failed, 'line')} could not be run: see 'error' in the output."
+    return text
+
+
+def answers(result: BatchResult) -> str:
+    """The prompts that were kept, each with its answer below."""
+    return "\n".join(f"\n{_wrap(_question(request), '> ')}\n{_wrap(_text(output))}" for request, output in result.kept)
+
+
+def latency_table(result: BatchResult) -> str:
+    """Percentiles of what a caller waits for, and the rate of the whole run."""
+    latencies = Latencies.of(result.timelines)
+    rows: list[tuple[str, Percentiles | None, str]] = [
+        ("TTFT", latencies.ttft, "arrival to first token, waiting for a free slot included"),
+        ("TPOT", latencies.tpot, "each token after the first"),
+        ("hand-off", latencies.handoff, "KV from the prefill mesh to the decode mesh"),
+    ]
+    lines = [f"\n{'':10}{'p50':>10}{'p99':>10}"]
+    lines += [f"{name:10}{_ms(p.p50):>10}{_ms(p.p99):>10}   {what}" for name, p, what in rows if p is not None]
+    requests, tokens = _count(result.succeeded, "request"), _count(result.completion_tokens, "token")
+    lines.append(f"\n{requests}, {tokens} in {result.seconds:.1f} s: {result.tokens_per_second:.0f} tokens/s")
+    return "\n".join(lines)
+
+
+def one_line(output: RequestOutput) -> str:
+    """The figures of one request, and whether the token limit cut it off."""
+    completion, timeline = output.outputs[0], output.timeline
+    parts = [_count(len(completion.token_ids), "token")]
+    if timeline.ttft is not None:
+        parts.append(f"first after {_ms(timeline.ttft)}")
+    if timeline.tpot:
+        parts.append(f"then {1 / timeline.tpot:.0f} tokens/s")
+    if completion.finish_reason == "length":
+        parts.append("cut off by --max-tokens")
+    return f"[{', '.join(parts)}]"
+
+
+def _question(request: BatchRequest) -> str:
+    if request.messages is not None:
+        return str(request.messages[-1]["content"])
+    return request.prompt if isinstance(request.prompt, str) else f"{request.prompt}"
+
+
+def _text(output: RequestOutput) -> str:
+    return output.outputs[0].text.strip()
+
+
+def _wrap(text: str, lead: str = "  ") -> str:
+    lines = [part for line in text.splitlines() or [""] for part in textwrap.wrap(line, WIDTH) or [""]]
+    return "\n".join((lead if i == 0 else "  ") + line for i, line in enumerate(lines))
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.{1 if seconds < 0.1 else 0}f} ms"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,88 @@
+"""An `LLM` without a model: it answers a prompt with the prompt, in an order and with the failures a test asks for."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from twinmesh.engine.outputs import CompletionOutput, RequestOutput, TextDelta
+from twinmesh.engine.request import Timeline
+from twinmesh.engine.sampling_params import SamplingParams
+
+
+@dataclass
+class FakeLLM:
+    """A token is a character. The newest request in the engine finishes first.
+
+    `interrupt_after`: Ctrl-C after so many results. `fail`: prompts with this text fail in the engine.
+    """
+
+    interrupt_after: int | None = None
+    fail: str | None = None
+    most_in_flight: int = 0
+    was_left_with: int | None = None
+    is_closed: bool = False
+    sampling: list[SamplingParams] = field(default_factory=list)
+    config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(max_num_seqs=2))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.is_closed = True
+
+    def chat_prompt(self, messages):
+        if messages[0].get("role") != "user":
+            raise ValueError("Message 0 must be the user's.")
+        return [1, *(ord(c) for c in messages[-1]["content"])]
+
+    def check_prompt(self, prompt):
+        ids = [ord(c) for c in prompt] if isinstance(prompt, str) else prompt
+        if len(ids) > 50:
+            raise ValueError("The prompt is too long.")
+        return SimpleNamespace(token_ids=ids)
+
+    def as_completed(self, jobs, *, window=None):
+        jobs, running, finished = enumerate(jobs), [], 0
+        try:
+            while True:
+                while len(running) < window and (job := next(jobs, None)):
+                    running.append(job)
+                self.most_in_flight = max(self.most_in_flight, len(running))
+                if not running:
+                    return
+                if finished == self.interrupt_after:
+                    raise KeyboardInterrupt
+                index, (ids, sampling) = running.pop()
+                self.sampling.append(sampling)
+                yield index, self.output(index, ids)
+                finished += 1
+        finally:
+            self.was_left_with = len(running)
+
+    def stream(self, prompt, sampling_params):
+        self.sampling.append(sampling_params)
+        return FakeStream(self.output(0, self.check_prompt(prompt).token_ids), self.interrupt_after)
+
+    def output(self, index, ids):
+        text = "".join(map(chr, ids))
+        failed = self.fail is not None and self.fail in text
+        completion = CompletionOutput(0, text, ids, "error" if failed else "stop")
+        error = "the mesh was lost." if failed else None
+        stamps = Timeline(0.0, kv_ready=0.11, finish=1.0, tokens=[0.1 + 0.01 * i for i in range(len(ids))])
+        return RequestOutput(f"request-{index}", None, ids, [completion], stamps, error)
+
+
+@dataclass
+class FakeStream:
+    """Gives an output's text one character at a time."""
+
+    output: RequestOutput
+    interrupt_after: int | None
+
+    def __iter__(self):
+        for count, char in enumerate(self.output.outputs[0].text):
+            if count == self.interrupt_after:
+                raise KeyboardInterrupt
+            yield TextDelta(char, [ord(char)], None)
+
+    def result(self):
+        return self.output

@@ -1,0 +1,118 @@
+"""The command `twinmesh`: help, exit codes, and one line instead of a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import twinmesh
+from twinmesh.engine.core import EngineError
+from twinmesh.scripts import arguments
+from twinmesh.scripts.cli import COMMANDS, main
+
+SCRIPTS = Path(twinmesh.__file__).parent / "scripts"
+LINE = '{"prompt": "a"}\n'
+
+
+def python(*args, cwd):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "usage: twinmesh " + command in capsys.readouterr().out
+
+
+def test_help_and_refusals_need_no_jax(tmp_path):
+    program = (
+        "import sys; from twinmesh.scripts.cli import main\n"
+        "assert main(['generate', '--model', 'x', '--prompt', '']) == 2\n"
+        "assert main(['batch', '--model', 'x', '--input', 'missing', '--output', 'out']) == 2\n"
+        "assert 'jax' not in sys.modules"
+    )
+    done = python("-c", program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["batch", "generate"])
+def test_a_script_run_as_a_file_is_the_same_command(name, tmp_path, capsys):
+    done = python(SCRIPTS / f"{name}.py", "--help", cwd=tmp_path)
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    assert done.stdout.split() == capsys.readouterr().out.split()
+    assert done.stderr == ""
+
+
+def test_bad_input_to_a_script_is_one_line_without_a_traceback(tmp_path):
+    done = python(SCRIPTS / "batch.py", "--model", "m", "--input", "no", "--output", "o", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "twinmesh: The input no cannot be read: No such file or directory.\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "COMMAND"),
+        (["dance"], "dance"),
+        (["generate", "--prompt", "x"], "--model"),
+        (["generate", "--model", "m", "--topology", "both=zero"], "both=zero"),
+        (["generate", "--model", "m", "--topology", "prefill=1"], "no decode mesh"),
+        (["generate", "--model", "m", "--dtype", "int3"], "int3"),
+        (["generate", "--model", "m", "--max-tokens", "many"], "many"),
+        (["batch", "--model", "m", "--output", "o"], "--input"),
+    ],
+)
+def test_bad_arguments_are_one_line(args, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert says in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("--temperature", "nan"), ("--temperature", "-1"), ("--top-p", "0"), ("--max-tokens", "0"), ("--seed", "-1")],
+)
+def test_sampling_values_out_of_range_are_refused_before_the_model_is_loaded(name, value, capsys, monkeypatch):
+    monkeypatch.setattr(arguments, "load_llm", lambda args: pytest.fail("the model was loaded"))
+    assert main(["generate", "--model", "m", "--prompt", "x", name, value]) == 2
+    err = capsys.readouterr().err
+    assert "is not usable: it must be" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ValueError("The model is no model."), 2, "twinmesh: The model is no model.\n"),
+        (EngineError("the engine is closed: make a new LLM."), 1, "twinmesh: the engine is closed: make a new LLM.\n"),
+        (OSError(28, "No space left on device", "out"), 1, "twinmesh: out: No space left on device.\n"),
+        (OSError(28, "No space left on device"), 1, "twinmesh: No space left on device.\n"),
+        (KeyboardInterrupt(), 130, "twinmesh: Stopped.\n"),
+    ],
+)
+def test_announced_errors_become_a_sentence_and_an_exit_code(error, code, says, capsys, monkeypatch):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(arguments, "load_llm", fail)
+    assert main(["generate", "--model", "m", "--prompt", "x"]) == code
+    assert capsys.readouterr().err == says
+
+
+def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch):
+    def fail(args):
+        raise RuntimeError("surprise")
+
+    monkeypatch.setattr(arguments, "load_llm", fail)
+    with pytest.raises(RuntimeError, match="surprise"):
+        main(["generate", "--model", "m", "--prompt", "x"])

@@ -1,0 +1,96 @@
+"""`twinmesh generate`, against an engine that repeats the prompt."""
+
+import io
+import os
+import sys
+
+import pytest
+from helpers.fake_llm import FakeLLM
+from twinmesh.scripts import arguments
+from twinmesh.scripts.cli import main
+
+
+@pytest.fixture
+def llm(monkeypatch):
+    llm = FakeLLM()
+    monkeypatch.setattr(arguments, "load_llm", lambda args: llm)
+    return llm
+
+
+def generate(*args):
+    return main(["generate", "--model", "fake", *args])
+
+
+def test_the_answer_goes_to_stdout_and_the_figures_to_stderr(llm, capsys):
+    assert generate("--prompt", "hello") == 0
+    out, err = capsys.readouterr()
+    assert out == "hello\n"
+    assert err == "[5 tokens, first after 100 ms, then 100 tokens/s]\n"
+    assert llm.is_closed
+
+
+def test_the_answer_is_written_piece_by_piece(llm, monkeypatch):
+    class Recorder(io.StringIO):
+        pieces: list[str] = []  # noqa: RUF012
+
+        def flush(self):
+            self.pieces.append(self.getvalue())
+
+    monkeypatch.setattr(sys, "stdout", Recorder())
+    generate("--prompt", "abc")
+    assert Recorder.pieces[:3] == ["a", "ab", "abc"]
+
+
+def test_the_prompt_comes_from_stdin_where_none_is_given(llm, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("two\nlines\n"))
+    assert generate() == 0
+    assert capsys.readouterr().out == "two\nlines\n"
+
+
+def test_chat_puts_the_prompt_through_the_template(llm, capsys):
+    assert generate("--prompt", "hi", "--chat") == 0
+    assert capsys.readouterr().out == "\x01hi\n"
+
+
+def test_sampling_arguments_reach_the_engine(llm):
+    generate("--prompt", "x", "--max-tokens", "3", "--temperature", "0.5", "--top-p", "0.9", "--seed", "7")
+    (params,) = llm.sampling
+    assert (params.max_tokens, params.temperature, params.top_p, params.seed) == (3, 0.5, 0.9, 7)
+
+
+@pytest.mark.parametrize("stdin", ["", "\n"])
+def test_an_empty_prompt_is_refused(llm, capsys, monkeypatch, stdin):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    assert generate() == 2
+    assert capsys.readouterr().err == "twinmesh: The prompt is empty: give a text with --prompt, or on stdin.\n"
+
+
+def test_stdin_that_is_not_text_is_refused(llm, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8"))
+    assert generate() == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_a_request_that_fails_is_one_line_and_exit_code_1(llm, capsys):
+    llm.fail = "x"
+    assert generate("--prompt", "x") == 1
+    assert capsys.readouterr().err == "twinmesh: the mesh was lost.\n"
+
+
+def test_ctrl_c_stops_with_130_and_keeps_what_was_written(llm, capsys):
+    llm.interrupt_after = 2
+    assert generate("--prompt", "hello") == 130
+    out, err = capsys.readouterr()
+    assert out == "he"
+    assert err == "twinmesh: Stopped.\n"
+    assert llm.is_closed
+
+
+def test_a_reader_that_went_away_is_no_error(llm, capsys, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert generate("--prompt", "hello") == 141
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""

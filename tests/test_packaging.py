@@ -1,0 +1,73 @@
+"""The package as others meet it: imported next to their own folders, and as a wheel."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import twinmesh
+
+ROOT = Path(twinmesh.__file__).parent
+
+
+def python(program, cwd):
+    return subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_it_imports_beside_a_users_own_models_and_engine_folders(tmp_path):
+    for name in ("models", "engine", "scripts"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"OWNER = 'user of {name}'")
+    program = (
+        "import models, engine, scripts; from twinmesh import SamplingParams, Topology\n"
+        "print(models.OWNER, SamplingParams.__module__)"
+    )
+    done = python(program, tmp_path)
+    assert done.stdout.split() == ["user", "of", "models", "twinmesh.engine.sampling_params"], done.stderr
+
+
+def test_importing_it_pulls_in_no_jax(tmp_path):
+    done = python("import sys, twinmesh; print('jax' in sys.modules, 'numpy' in sys.modules)", tmp_path)
+    assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def test_every_public_name_is_there():
+    assert all(hasattr(twinmesh, name) for name in twinmesh.__all__)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy: a build leaves files in the source folder."""
+    copy, out = tmp_path_factory.mktemp("source") / "any-name", tmp_path_factory.mktemp("wheel")
+    ignored = shutil.ignore_patterns(".*", "build", "out", "dist", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(copy)]
+    done = subprocess.run(command, cwd=out, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_the_package_and_no_tests(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"twinmesh", f"twinmesh-{version('twinmesh')}.dist-info"}
+    assert not [name for name in names if "test" in name]
+    sources = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.py")}
+    sources = {name for name in sources if name.split("/")[0] in ("engine", "kernels_pallas", "models", "scripts")}
+    assert {f"twinmesh/{name}" for name in sources} <= set(names)
+
+
+def test_the_wheel_holds_the_quickstart_prompts(wheel):
+    text = zipfile.ZipFile(wheel).read("twinmesh/scripts/quickstart_prompts.jsonl").decode()
+    names = [json.loads(line)["custom_id"] for line in text.splitlines()]
+    assert len(names) == len(set(names)) >= 30
+
+
+def test_the_wheel_has_the_command(wheel):
+    (name,) = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("entry_points.txt")]
+    assert "twinmesh = twinmesh.scripts.cli:main" in zipfile.ZipFile(wheel).read(name).decode()
