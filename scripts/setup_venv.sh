@@ -1,0 +1,59 @@
+# Sourced by quickstart.sh and test.sh, never run: finds Python, makes .venv, installs this clone into it.
+# It neither activates the environment nor touches anything outside the clone and pip's cache.
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+venv="$root/.venv"
+python="$venv/bin/python"
+# A stranger's modules on these paths would come before ours.
+unset PYTHONPATH PYTHONHOME
+
+die() {
+    echo "$*" >&2
+    exit 1
+}
+
+is_new_enough() {
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1
+}
+
+find_python() {
+    local candidate
+    for candidate in python3.12 python3 python; do
+        if is_new_enough "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    die "Python 3.12 or newer is needed, with its venv module, and neither python3.12 nor python3 nor python is that:" \
+        "install it (on Debian and Ubuntu the packages are python3.12 and python3.12-venv)."
+}
+
+install() {
+    "$python" -m pip --version || "$python" -m ensurepip || return # environments made by other tools may lack pip
+    "$python" -m pip install --disable-pip-version-check --no-input --editable "$1"
+}
+
+# setup_venv EXTRAS: install the clone, editable, with these extras ('' or '[test]'), unless that is done already.
+setup_venv() {
+    local extras="$1" found stamp state
+    cd "$root" # pyenv chooses Python by the folder's .python-version
+    stamp="$venv/installed$extras.stamp"
+    state="$root $(cksum <pyproject.toml)"
+    if is_new_enough "$python" && [ "$(cat "$stamp" 2>/dev/null)" = "$state" ]; then
+        return
+    fi
+    found="$(find_python)" || exit 1
+    echo "Installing Twinmesh into .venv with $("$found" --version) (the first time takes a minute or two) ..."
+    if ! is_new_enough "$python"; then
+        "$found" -m venv --clear "$venv" || die "The environment .venv could not be made."
+    fi
+    if ! install "$root$extras" >"$venv/pip.log" 2>&1; then
+        tail -n 20 "$venv/pip.log" >&2
+        die "The installation failed; above is the end of .venv/pip.log."
+    fi
+    echo "$state" >"$stamp"
+}
+
+twinmesh() {
+    "$python" -m twinmesh.scripts.cli "$@"
+}

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Everything that has to pass: installs into .venv, fetches the small model, then lints, checks types and tests.
+# Needs Python 3.12 and no GPU.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup_venv.sh"
+[ $# -eq 0 ] || die "test.sh takes no arguments; for some of the tests run .venv/bin/pytest with what you like."
+
+setup_venv '[test]'
+twinmesh fetch smollm2
+cd "$root"
+# The clone's folder may have any name; to mypy the package has to be a folder named twinmesh.
+mkdir -p "$venv/mypy"
+ln -sfn "$root" "$venv/mypy/twinmesh"
+
+echo "ruff"
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+echo "mypy"
+"$python" -m mypy
+echo "pytest"
+"$python" -m pytest -n 2
