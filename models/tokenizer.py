@@ -64,8 +64,8 @@ class Tokenizer:
         Raises:
             CheckpointError: keys that are missing or damaged, or a kind of tokenizer that is not implemented.
         """
-        self._tokens = _list(metadata, "tokens")
-        kinds = _list(metadata, "token_type")
+        self._tokens = _list(metadata, "tokens", str)
+        kinds = _list(metadata, "token_type", int)
         if len(kinds) != len(self._tokens):
             raise CheckpointError(f"The tokenizer has {len(self._tokens)} tokens but {len(kinds)} token types.")
         self._control = frozenset(i for i, kind in enumerate(kinds) if kind == _CONTROL)
@@ -87,7 +87,7 @@ class Tokenizer:
             raise CheckpointError(f"Tokenizer model {model!r} is not supported; supported: 'gpt2' (byte-level BPE).")
         if pre != "smollm":
             raise CheckpointError(f"Pre-tokenizer {pre!r} is not supported; supported: 'smollm'.")
-        merges = [tuple(merge.split(" ")) for merge in _list(metadata, "merges")]
+        merges = [tuple(merge.split(" ")) for merge in _list(metadata, "merges", str)]
         try:
             backend = BackendTokenizer(BPE({token: i for i, token in enumerate(self._tokens)}, merges))
         except Exception as error:  # the library raises plain Exception for a merge of unknown tokens
@@ -115,7 +115,14 @@ class Tokenizer:
 
         BOS comes first if the model wants it; `add_special=False` leaves it out, for text that already has it, such as
         a rendered chat template.
+
+        Raises:
+            ValueError: half of a surrogate pair, which JSON can spell but UTF-8 cannot.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"The text has a lone surrogate at character {error.start}: it is not Unicode.") from None
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return [self._bos, *ids] if add_special and self.add_bos and self._bos is not None else ids
 
@@ -146,8 +153,10 @@ class Tokenizer:
         return self._bytes[token_id]
 
 
-def _list(metadata: Mapping[str, Any], name: str) -> list[Any]:
+def _list[T](metadata: Mapping[str, Any], name: str, kind: type[T]) -> list[T]:
     found = metadata.get(f"tokenizer.ggml.{name}")
-    if not isinstance(found, list) or not found:
-        raise CheckpointError(f"The metadata has no list 'tokenizer.ggml.{name}', which the tokenizer needs.")
+    if not isinstance(found, list) or not found or not all(isinstance(item, kind) for item in found):
+        raise CheckpointError(
+            f"The metadata has no list of {kind.__name__} under tokenizer.ggml.{name}, which the tokenizer needs."
+        )
     return found

@@ -45,6 +45,9 @@ def config(metadata: Mapping[str, Any], tensor_names: Collection[str]) -> ModelC
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         if integer(metadata, key, head_dim) != head_dim:
             raise CheckpointError(f"{key} = {metadata[key]} is not implemented: it must be the head size, {head_dim}.")
+    blocks = integer(metadata, "llama.block_count")
+    if blocks > len(tensor_names):
+        raise CheckpointError(f"llama.block_count = {blocks} does not fit a file of {len(tensor_names)} tensors.")
     spec = AttentionSpec(rope_theta=number(metadata, "llama.rope.freq_base", 10000.0))
     return ModelConfig(
         family="llama",
@@ -57,7 +60,7 @@ def config(metadata: Mapping[str, Any], tensor_names: Collection[str]) -> ModelC
         rms_norm_eps=number(metadata, "llama.attention.layer_norm_rms_epsilon", 1e-5),
         tie_embeddings="output.weight" not in tensor_names,
         max_position=integer(metadata, "llama.context_length"),
-        layers=(spec,) * integer(metadata, "llama.block_count"),
+        layers=(spec,) * blocks,
     )
 
 

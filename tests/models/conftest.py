@@ -1,0 +1,55 @@
+"""The tiny model, made once; the real one, where it has been fetched."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.tiny_gguf import write_tiny_gguf
+from twinmesh.models.catalog import resolve_model
+from twinmesh.models.checkpoint import load_params, open_checkpoint
+from twinmesh.models.decoder import abstract_params, bind, dense_causal
+from twinmesh.models.errors import CheckpointError
+
+
+@pytest.fixture(scope="session")
+def fixtures():
+    return Path(__file__).parent.parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory):
+    return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_path):
+    return open_checkpoint(tiny_path)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    try:
+        return open_checkpoint(resolve_model("smollm2"))
+    except CheckpointError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def dense_forward():
+    """`dense_forward(checkpoint, dtype)` -> ids [T] -> logits [T, V] as numpy; compiles once per length."""
+
+    def make(checkpoint, dtype=jnp.float32):
+        graphdef, _ = abstract_params(checkpoint.config, dtype)
+        params = load_params(checkpoint, dtype, lambda path, array: jnp.asarray(array))
+        attend = dense_causal(checkpoint.config)
+
+        @jax.jit
+        def forward(params, ids):
+            decoder = bind(graphdef, params)
+            return decoder.logits(decoder.hidden(ids, jnp.arange(ids.shape[0], dtype=jnp.int32), attend))
+
+        return lambda ids: np.asarray(forward(params, jnp.asarray(ids, jnp.int32)))
+
+    return make
