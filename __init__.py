@@ -1,1 +1,31 @@
-"""Twinmesh: LLM inference in JAX with prefill and decode on meshes of their own."""
+"""Twinmesh: LLM inference in JAX with prefill and decode on meshes of their own.
+
+The public names load on first use, so that `import twinmesh` is instant and touches no device.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .engine.config import Topology
+    from .engine.core import EngineError
+    from .engine.llm import LLM
+    from .engine.outputs import CompletionOutput, RequestOutput, TextDelta
+    from .engine.sampling_params import SamplingParams
+
+__all__ = ["LLM", "CompletionOutput", "EngineError", "RequestOutput", "SamplingParams", "TextDelta", "Topology"]
+_HOMES = {
+    "LLM": "llm",
+    "CompletionOutput": "outputs",
+    "EngineError": "core",
+    "RequestOutput": "outputs",
+    "SamplingParams": "sampling_params",
+    "TextDelta": "outputs",
+    "Topology": "config",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".engine.{_HOMES[name]}", __name__), name)

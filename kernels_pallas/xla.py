@@ -37,6 +37,12 @@ class _Softmax(NamedTuple):
 def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> tuple[Array, Array]:
     """See `kernels_pallas.append_kv`."""
 
+    if slot.shape[0] == 1:
+        # XLA turns a scatter of one row into a select and an update whose fusion copies the pool, at every layer.
+        past_end = jnp.full_like(slot, k_pages.shape[0] * k_pages.shape[1])
+        slot = jnp.concatenate([slot, past_end])
+        k, v = (jnp.concatenate([x, x]) for x in (k, v))
+
     def write(pages: Array, new: Array) -> Array:
         flat = pages.reshape(-1, *pages.shape[2:])  # [N*P, Hk, D]
         return flat.at[slot].set(new, mode="drop", unique_indices=True).reshape(pages.shape)

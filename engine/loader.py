@@ -1,0 +1,133 @@
+"""From a model's name and a few options to a running engine: everything that happens once, at start-up.
+
+In this order, so that mistakes show before work is done: topology and dtype, the model's files, devices, weights,
+the size of the KV pools, compilation.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from ..models.catalog import cache_directory, resolve_model
+from ..models.checkpoint import Checkpoint, load_params, open_checkpoint
+from ..models.decoder import AbstractParams, abstract_params
+from .compilation import use_cache
+from .config import EngineConfig, Topology
+from .core import EngineCore
+from .executor import Completion, Executor, MeshExecutor, Params
+from .kv_cache import abstract_state, memory_for_kv, page_bytes, pages_that_fit
+from .mesh import build_meshes, sharding
+from .programs import MeshPlan, compile_programs
+from .scheduler import Scheduler
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `LLM` takes besides the model and how it is named; see there. None: found at start-up."""
+
+    topology: Topology
+    dtype: str
+    max_model_len: int | None
+    page_size: int
+    max_num_seqs: int
+    prefill_buckets: tuple[int, ...]
+    decode_buckets: tuple[int, ...] | None
+    kv_cache_bytes: int | None
+    devices: Sequence[jax.Device] | None
+    progress: bool
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A running engine and what its callers need around it."""
+
+    core: EngineCore
+    config: EngineConfig
+    checkpoint: Checkpoint
+
+
+def start_engine(model: str | Path, options: Options) -> Engine:
+    """Load, size, compile, run.
+
+    Raises:
+        ValueError: anything wrong with the options, the model's files, the devices or the memory, in one sentence.
+    """
+    dtype = _parse_dtype(options.dtype)
+    checkpoint = open_checkpoint(resolve_model(model))
+    config = _engine_config(options, checkpoint.config.max_position)
+    meshes = build_meshes(options.topology, options.devices)
+    use_cache(cache_directory() / "compiled")
+    params = abstract_params(checkpoint.config, dtype)
+    weights = _load_weights(checkpoint, params, meshes, options)
+    config, num_pages = _size_pools(config, options, checkpoint, dtype, meshes)
+    plans = [
+        MeshPlan(
+            mesh, spec, checkpoint.config, params, config,
+            abstract_state(checkpoint.config, config, pages, dtype, mesh),
+        )
+        for mesh, spec, pages in zip(meshes, options.topology.meshes, num_pages, strict=True)
+    ]  # fmt: skip
+    programs = compile_programs(plans, progress=options.progress)
+    executors = [MeshExecutor(*parts) for parts in zip(plans, programs, weights, strict=True)]
+
+    def executor(post: Callable[[Completion], None]) -> Executor:
+        return Executor(executors, post, time.monotonic)
+
+    return Engine(EngineCore(Scheduler(config, num_pages), executor, time.monotonic), config, checkpoint)
+
+
+def _parse_dtype(name: str) -> jnp.dtype:
+    if name not in _DTYPES:
+        raise ValueError(f"dtype={name!r} is not supported: use one of {', '.join(_DTYPES)}.")
+    return jnp.dtype(name)
+
+
+def _engine_config(options: Options, max_position: int) -> EngineConfig:
+    """Checked before any work; `max_model_len` is the model's for now where none was asked for."""
+    asked = options.max_model_len
+    if asked is not None and asked > max_position:
+        raise ValueError(f"max_model_len={asked} is more than the model's context of {max_position} tokens: lower it.")
+    seqs = options.max_num_seqs
+    return EngineConfig(
+        topology=options.topology,
+        max_model_len=max_position if asked is None else asked,
+        page_size=options.page_size,
+        max_num_seqs=seqs,
+        prefill_buckets=options.prefill_buckets,
+        decode_buckets=options.decode_buckets or (*(b for b in (1, 8, 32, 128) if b < seqs), seqs),
+    )
+
+
+def _load_weights(
+    checkpoint: Checkpoint, params: AbstractParams, meshes: Sequence[Mesh], options: Options
+) -> list[Params]:
+    """One tuple of arrays per mesh; each tensor is read and dequantised once."""
+
+    def put(path: str, array: np.ndarray) -> tuple[jax.Array, ...]:
+        return tuple(jax.device_put(array, sharding(mesh, params.specs[path].axes)) for mesh in meshes)
+
+    bar: Callable[[Iterable[str]], Iterable[str]] = partial(tqdm, desc="weights", disable=not options.progress)
+    return list(zip(*load_params(checkpoint, options.dtype, put, progress=bar), strict=True))
+
+
+def _size_pools(
+    config: EngineConfig, options: Options, checkpoint: Checkpoint, dtype: jnp.dtype, meshes: Sequence[Mesh]
+) -> tuple[EngineConfig, list[int]]:
+    """Pages per mesh. A length nobody asked for shrinks to what fits; one that was asked for must fit."""
+    per_page = page_bytes(checkpoint.config, config.page_size, dtype)
+    budgets = [memory_for_kv(mesh, options.kv_cache_bytes, len(meshes)) for mesh in meshes]
+    if options.max_model_len is None:
+        share = 2 if config.staging_pages else 1
+        fits = min(budgets) // per_page // share * config.page_size
+        config = replace(config, max_model_len=max(config.page_size, min(config.max_model_len, fits)))
+    return config, [pages_that_fit(budget, per_page, config) for budget in budgets]

@@ -1,0 +1,72 @@
+"""From a topology to disjoint JAX meshes, and from logical axis names to shardings on them.
+
+Each mesh has the single axis "tp". Heads, MLP columns and the vocabulary are split over it, everything else is
+replicated. No arrays are made here.
+"""
+
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from .config import Topology, TopologyError
+
+AXIS = "tp"
+_SPLIT = frozenset({"vocab", "q_heads", "kv_heads", "mlp"})
+
+
+def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None) -> list[Mesh]:
+    """One mesh per `MeshSpec`, on `devices` in order (default: all of JAX's, made ready on CPU as the topology needs).
+
+    `devices` may name a device twice, so that meshes share it; tests of several meshes on one GPU do.
+
+    Raises:
+        TopologyError: too few devices, or tensor parallelism, which is not supported yet.
+    """
+    if any(spec.tp > 1 for spec in topology.meshes):
+        raise TopologyError(f"topology {topology} asks for tp > 1, which Twinmesh does not support yet: use tp 1.")
+    if devices is None:
+        _request_cpu_devices(topology.num_devices)
+        devices = jax.devices()
+    if len(devices) < topology.num_devices:
+        raise TopologyError(_too_few(topology, devices))
+    meshes, first = [], 0
+    for spec in topology.meshes:
+        meshes.append(Mesh(np.array(devices[first : first + spec.tp]), (AXIS,)))
+        first += spec.tp
+    return meshes
+
+
+def _request_cpu_devices(count: int) -> None:
+    """Ask for CPU devices while no backend exists; once one does, JAX refuses, and what is there must do."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    current = jax.config.jax_num_cpu_devices
+    if current < count:
+        try:
+            jax.config.update("jax_num_cpu_devices", count)
+        except RuntimeError:
+            return
+
+
+def _too_few(topology: Topology, devices: Sequence[jax.Device]) -> str:
+    need, have, platform = topology.num_devices, len(devices), devices[0].platform
+    start = f"topology {topology} needs {need} devices and JAX has {have} ({platform})"
+    if platform == "cpu":
+        return (
+            f"{start}, because it was already in use when the engine started: put "
+            f'`import jax; jax.config.update("jax_num_cpu_devices", {need})` first in the program.'
+        )
+    return f"{start}: ask for fewer meshes, or run where there are more."
+
+
+def sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
+    """How an array with these logical axes, one name per dimension, lies on `mesh`."""
+    return NamedSharding(mesh, PartitionSpec(*(AXIS if axis in _SPLIT else None for axis in axes)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device of `mesh`."""
+    return NamedSharding(mesh, PartitionSpec())
