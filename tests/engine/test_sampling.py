@@ -17,7 +17,7 @@ def inputs(rows, temperature=1.0, top_p=1.0, top_k=0, seed=None):
     return SamplingInputs(*(jnp.asarray(np.broadcast_to(x, rows).astype(dtype)) for x, dtype in columns))
 
 
-def draws(logits, count=4096, first=0, **parameters):
+def draws(logits, count=2048, first=0, **parameters):
     """Tokens of `count` rows with the same logits and parameters, seeds 0, 1, ..."""
     rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (count, len(logits)))
     return np.asarray(jitted(rows, inputs(count, **parameters), jnp.full(count, first, jnp.int32)))
@@ -64,7 +64,7 @@ REGIMES = {
 @pytest.mark.parametrize("parameters", REGIMES.values(), ids=REGIMES.keys())
 def test_draws_follow_the_distribution(parameters):
     logits = np.asarray(gaussian_logits(1)[0])
-    assert_distribution(draws(logits, count=2048, **parameters), *nucleus(logits, **parameters))
+    assert_distribution(draws(logits, **parameters), *nucleus(logits, **parameters))
 
 
 @pytest.mark.parametrize("parameters", [REGIMES["top_k"], REGIMES["top_p"], REGIMES["top_k then top_p"]], ids=str)
@@ -76,34 +76,34 @@ def test_every_allowed_token_can_be_drawn(parameters):
 
 
 def test_greedy_is_argmax_and_takes_the_lowest_of_equals():
-    logits = np.array(gaussian_logits(8))
+    logits = np.array(gaussian_logits(32))
     logits[3, [900, 17, 400]] = 50.0
-    tokens = jitted(logits, inputs(8, temperature=0.0), jnp.zeros(8, jnp.int32))
+    tokens = jitted(logits, inputs(32, temperature=0.0), jnp.zeros(32, jnp.int32))
     np.testing.assert_array_equal(tokens, logits.argmax(-1))
-    mixed = jitted(logits, inputs(8, temperature=np.arange(8) % 2), jnp.zeros(8, jnp.int32))
+    mixed = jitted(logits, inputs(32, temperature=np.arange(32) % 2), jnp.zeros(32, jnp.int32))
     np.testing.assert_array_equal(mixed[::2], logits.argmax(-1)[::2])
 
 
 @pytest.mark.parametrize("parameters", [{"top_p": 1e-6}, {"top_k": 1}, {"temperature": 1e-6}, {"temperature": 1e-42}])
 def test_the_narrowest_sampling_is_argmax(parameters):
-    logits = gaussian_logits(16)
-    tokens = jitted(logits, inputs(16, **parameters), jnp.zeros(16, jnp.int32))
+    logits = gaussian_logits(32)
+    tokens = jitted(logits, inputs(32, **parameters), jnp.zeros(32, jnp.int32))
     np.testing.assert_array_equal(tokens, logits.argmax(-1))
 
 
 @pytest.mark.parametrize("parameters", [{}, {"top_k": 999}, {"top_k": 5000}, {"top_p": 0.999999}])
 def test_a_huge_temperature_is_uniform(parameters):
-    tokens = draws(np.asarray(gaussian_logits(1)[0]), count=512, temperature=1e30, **parameters)
+    tokens = draws(np.asarray(gaussian_logits(1)[0]), temperature=1e30, **parameters)
     counts, _ = np.histogram(tokens, bins=8, range=(0, VOCABULARY))
-    assert len(set(tokens)) > 350
-    assert np.abs(counts - 64).max() < 5 * 8
+    assert len(set(tokens)) > 800
+    assert np.abs(counts - 256).max() < 5 * 16
 
 
 @pytest.mark.parametrize("parameters", [{}, {"top_p": 0.99}, {"top_k": 40}, {"temperature": 1e30, "top_p": 0.99}])
 def test_forbidden_tokens_are_never_drawn(parameters):
     logits = np.full(VOCABULARY, -np.inf, np.float32)
     logits[[5, 300, 999]] = [1.0, 0.5, 0.0]
-    assert set(draws(logits, count=512, **parameters)) == {5, 300, 999}
+    assert set(draws(logits, **parameters)) == {5, 300, 999}
 
 
 def everything(rows, rng):
@@ -144,31 +144,25 @@ def test_a_row_alone_equals_the_row_among_greedy_ones():
 
 
 def test_the_sorted_fallback_draws_what_the_bounded_path_draws(monkeypatch):
-    logits, position = gaussian_logits(64, scale=5.0), jnp.arange(64, dtype=jnp.int32)
-    mixed = inputs(64, top_p=np.linspace(0.1, 0.95, 64), top_k=np.arange(64) % 9)
+    logits, position = gaussian_logits(32, scale=5.0), jnp.arange(32, dtype=jnp.int32)
+    mixed = inputs(32, top_p=np.linspace(0.1, 0.95, 32), top_k=np.arange(32) % 9)
     want = jitted(logits, mixed, position)
     monkeypatch.setattr(sampling, "_BOUND", 1)
     np.testing.assert_array_equal(jax.jit(lambda *a: sample(*a))(logits, mixed, position), want)
 
 
 def test_seed_and_position_are_the_whole_key():
-    logits = jnp.zeros((256, VOCABULARY))
-    first = jitted(logits, inputs(256, seed=7), jnp.full(256, 3, jnp.int32))
-    assert len(set(np.asarray(first).tolist())) == 1
-    by_position = np.asarray(jitted(logits, inputs(256, seed=7), jnp.arange(256, dtype=jnp.int32)))
-    by_seed = np.asarray(jitted(logits, inputs(256), jnp.full(256, 3, jnp.int32)))
-    assert by_position[3] == by_seed[7] == first[0]
-    assert len(set(by_position.tolist())) > 200
-    assert len(set(by_seed.tolist())) > 200
+    logits = jnp.zeros((32, VOCABULARY))
+    first = np.asarray(jitted(logits, inputs(32, seed=7), jnp.full(32, 3, jnp.int32)))
+    by_position = np.asarray(jitted(logits, inputs(32, seed=7), jnp.arange(32, dtype=jnp.int32)))
+    by_seed = np.asarray(jitted(logits, inputs(32, seed=2**32 - 32 + np.arange(32)), jnp.full(32, 3, jnp.int32)))
+    assert len(set(first.tolist())) == 1
+    assert by_position[3] == first[0]
+    assert len(set(by_position.tolist())) > 25
+    assert len(set(by_seed.tolist())) > 25
 
 
-def test_the_largest_seed_is_its_own():
-    seeds = np.array([0, 2**31, 2**32 - 1])
-    tokens = jitted(jnp.zeros((3, VOCABULARY)), inputs(3, seed=seeds), jnp.zeros(3, jnp.int32))
-    assert len(set(np.asarray(tokens).tolist())) == 3
-
-
-@pytest.mark.parametrize("vocabulary", [3, 64, 256, 257])
+@pytest.mark.parametrize("vocabulary", [3, 257])
 def test_small_and_odd_vocabularies(vocabulary):
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((32, vocabulary)), jnp.float32)
     mixed = inputs(32, top_p=np.resize([0.5, 1.0], 32), top_k=np.resize([0, 2, 400], 32))
@@ -176,14 +170,6 @@ def test_small_and_odd_vocabularies(vocabulary):
     assert ((tokens >= 0) & (tokens < vocabulary)).all()
     greedy = jitted(logits, inputs(32, temperature=0.0), jnp.zeros(32, jnp.int32))
     np.testing.assert_array_equal(greedy, logits.argmax(-1))
-
-
-def test_nothing_retraces_as_parameters_change():
-    traces = []
-    step = jax.jit(lambda *a: traces.append(1) or sample(*a))
-    for parameters in REGIMES.values():
-        step(gaussian_logits(2), inputs(2, **parameters), jnp.zeros(2, jnp.int32))
-    assert len(traces) == 1
 
 
 def test_it_traces_under_strict_promotion():

@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention, reference
 
 SINK = np.linspace(-1, 3, 6).astype(np.float32)
-OPTIONS = [
-    {},
-    {"window": 1},
-    {"window": 13},
-    {"softcap": 2.0},
-    {"sink": SINK},
-    {"window": 24, "softcap": 1.5, "sink": SINK},
-]
-IDS = ["plain", "window1", "window13", "softcap", "sink", "all"]
+OPTIONS = [{}, {"window": 1}, {"window": 13, "sink": SINK}, {"window": 24, "softcap": 1.5, "sink": SINK}]
+IDS = ["plain", "window1", "window+sink", "all"]
 
 # One page_size of 8: lengths at a page boundary -1, 0 and +1, empty slots, and one that fills the table.
 BOUNDARY = [7, 8, 9, 0, 96, 95, 1, 15, 16, 17, 0, 88]
@@ -56,15 +49,15 @@ def test_prefill_matches_oracle_for_packed_chunks_with_cached_prefixes(make_case
     assert not got[case.q_start[-1] :].any()
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 200, "sink": SINK}], ids=["plain", "window+sink"])
-def test_prefill_matches_oracle_over_several_tiles_and_blocks(make_case, options):
+def test_prefill_matches_oracle_over_several_tiles_and_blocks(make_case):
+    options = {"window": 200, "sink": SINK}
     case = make_case([300, 310, 129], [300, 131, 128], tokens=600, page_size=64, max_pages=5)
     want = oracle_prefill(case, **options)
     np.testing.assert_allclose(prefill(case, **options), want, atol=3e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 300, "sink": SINK}], ids=["plain", "window+sink"])
-def test_decode_matches_oracle_over_several_groups_and_blocks(make_case, options):
+def test_decode_matches_oracle_over_several_groups_and_blocks(make_case):
+    options = {"window": 300, "sink": SINK}
     lengths = np.random.default_rng(3).integers(0, 640, 37)
     lengths[::5] = 0
     case = make_case(lengths.tolist(), page_size=64, max_pages=10)
@@ -99,7 +92,7 @@ PREFILL_PAIR, DECODE_PAIR = (
 )
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (8, 1), (6, 3)], ids=["mha", "mqa", "gqa"])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 1)], ids=["mha", "mqa"])
 def test_every_grouping_of_heads(make_case, heads):
     case = make_case([17, 8, 3], [17, 2, 1], heads=heads)
     want = oracle_prefill(case)
@@ -143,15 +136,13 @@ def test_pages_before_the_window_are_never_needed(make_case):
 def test_a_sequence_of_chunks_equals_one_prefill(make_case):
     whole = make_case([40], [40])
     want = prefill(whole)
+    run = jax.jit(lambda arrays: paged_prefill_attention(**arrays, scale=0.3))
     for start, stop in ((0, 7), (7, 8), (8, 24), (24, 40)):
-        arrays = {
-            **whole.prefill,
-            "q": whole.q[start:stop],
-            "kv_len": np.array([stop], np.int32),
-            "q_start": np.array([0, stop - start], np.int32),
-        }
-        got = jax.jit(lambda arrays: paged_prefill_attention(**arrays, scale=0.3))(arrays)
-        np.testing.assert_allclose(got, want[start:stop], atol=3e-6)
+        chunk = np.zeros((16, *whole.q.shape[1:]), np.float32)
+        chunk[: stop - start] = whole.q[start:stop]
+        lengths = {"kv_len": np.array([stop], np.int32), "q_start": np.array([0, stop - start], np.int32)}
+        got = run({**whole.prefill, **lengths, "q": chunk})
+        np.testing.assert_allclose(got[: stop - start], want[start:stop], atol=3e-6)
 
 
 def test_decode_is_the_last_row_of_prefill(make_case):
