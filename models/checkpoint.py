@@ -64,6 +64,7 @@ class GGUFCheckpoint:
         self._sources = chosen.sources(self.config)
         self._file.check({source.tensor: source.shape for source in self._sources.values()})
         self._tokenizer: Tokenizer | None = None
+        self._chat_template: ChatTemplate | None = None
 
     @property
     def path(self) -> Path:
@@ -79,14 +80,22 @@ class GGUFCheckpoint:
         """The tokenizer, built on the first call."""
         if self._tokenizer is None:
             try:
-                self._tokenizer = Tokenizer(self._file.metadata)
+                tokenizer = Tokenizer(self._file.metadata)
             except CheckpointError as error:
                 raise CheckpointError(f"{self.path}: {error}") from None
+            if tokenizer.vocab_size != self.config.vocab_size:
+                raise CheckpointError(
+                    f"{self.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {self.config.vocab_size}."
+                )
+            self._tokenizer = tokenizer
         return self._tokenizer
 
     def chat_template(self) -> ChatTemplate:
-        """The template under `tokenizer.chat_template`."""
-        return ChatTemplate(self._file.metadata.get("tokenizer.chat_template"), self.tokenizer(), name=self.name)
+        """The template under `tokenizer.chat_template`, compiled on its first use."""
+        if self._chat_template is None:
+            source = self._file.metadata.get("tokenizer.chat_template")
+            self._chat_template = ChatTemplate(source, self.tokenizer(), name=self.name)
+        return self._chat_template
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -166,8 +166,8 @@ class GGUFFile:
         """Check that the file holds exactly these tensors with these shapes (numpy order).
 
         Raises:
-            CheckpointError: a tensor that is missing, of another shape, not dequantisable, or not expected: one that
-                the decoder would leave out changes what the model computes.
+            CheckpointError: a tensor that is missing, of another shape, or not expected: one that the decoder would
+                leave out changes what the model computes.
         """
         for name, shape in expected.items():
             info = self.tensors.get(name)

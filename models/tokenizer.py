@@ -87,11 +87,13 @@ class Tokenizer:
             raise CheckpointError(f"Tokenizer model {model!r} is not supported; supported: 'gpt2' (byte-level BPE).")
         if pre != "smollm":
             raise CheckpointError(f"Pre-tokenizer {pre!r} is not supported; supported: 'smollm'.")
-        merges = [tuple(merge.split(" ")) for merge in _list(metadata, "merges", str)]
+        merges = [_pair(merge) for merge in _list(metadata, "merges", str)]
         try:
             backend = BackendTokenizer(BPE({token: i for i, token in enumerate(self._tokens)}, merges))
         except Exception as error:  # the library raises plain Exception for a merge of unknown tokens
-            raise CheckpointError(f"The tokenizer's merges do not fit its tokens: {error}.") from None
+            raise CheckpointError(
+                f"The tokenizer's merges do not fit its tokens: {' '.join(str(error).split())}."
+            ) from None
         # llama.cpp's "smollm" rule: every numeral on its own, then GPT-2's regular expression.
         digits, gpt2 = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, gpt2])
@@ -151,6 +153,13 @@ class Tokenizer:
             known = stand_ins and all(c in _BYTE_OF_CHARACTER for c in token)
             self._bytes[token_id] = bytes(_BYTE_OF_CHARACTER[c] for c in token) if known else token.encode()
         return self._bytes[token_id]
+
+
+def _pair(merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    if not left or not right or " " in right:
+        raise CheckpointError(f"The tokenizer's merge {merge[:80]!r} is not two tokens.")
+    return left, right
 
 
 def _list[T](metadata: Mapping[str, Any], name: str, kind: type[T]) -> list[T]:

@@ -8,6 +8,8 @@ does not import twinmesh, so any version that torch supports will do):
 The weights go from the GGUF file through `gguf`'s dequantisation into `LlamaForCausalLM`, float32 on the CPU.
 """
 # ruff: noqa: RUF001 (the look-alikes are what is tested)
+# Its packages are not in this project's environment.
+# mypy: ignore-errors
 
 import argparse
 import itertools

@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 import pytest
-from helpers.tiny_gguf import TinyLlama, write_tiny_gguf
+from helpers.tiny_gguf import TOKENS, TinyLlama, write_tiny_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twinmesh.models.checkpoint import load_params, open_checkpoint
@@ -109,6 +109,11 @@ def test_truncated_tensor(tmp_path, tiny_path):
         ({"tokenizer.ggml.pre": "llama-bpe"}, ["Pre-tokenizer 'llama-bpe'", "'smollm'"]),
         ({"tokenizer.ggml.merges": None}, ["tokenizer.ggml.merges"]),
         ({"tokenizer.ggml.merges": ["no such"]}, ["merges"]),
+        (
+            {"tokenizer.ggml.tokens": [*TOKENS, "extra"], "tokenizer.ggml.token_type": [1] * 276},
+            ["276 tokens", "model 275"],
+        ),
+        ({"tokenizer.ggml.merges": ["alone"]}, ["merge 'alone'"]),
         ({"tokenizer.ggml.token_type": [1, 1]}, ["275", "2 token types"]),
         ({"tokenizer.ggml.eos_token_id": 275}, ["eos_token_id", "275"]),
     ],
