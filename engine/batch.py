@@ -205,7 +205,7 @@ class _Run:
     def _show_progress(self) -> None:
         self.result.seconds = time.monotonic() - self._start
         rate = self.result.tokens_per_second
-        self._bar.set_postfix_str(f"{rate:.0f} tokens/s, {self.result.failed} errors", refresh=False)
+        self._bar.set_postfix_str(f"{rate:.0f} tokens/s, errors: {self.result.failed}", refresh=False)
         self._bar.update()
 
 

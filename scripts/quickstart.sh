@@ -13,7 +13,7 @@ twinmesh fetch smollm2
 mkdir -p "$root/out"
 cd "$root"
 echo "Answering $(grep -c . scripts/quickstart_prompts.jsonl) prompts, prefill on one CPU device and decode on another ..."
-twinmesh batch --model smollm2 --topology prefill=1,decode=1 --max-model-len 512 \
+twinmesh batch --model smollm2 --topology prefill=1,decode=1 --max-model-len 2048 \
     --input scripts/quickstart_prompts.jsonl --output out/quickstart.jsonl --show 6
 echo
 echo "Now try:"

@@ -39,7 +39,7 @@ def test_results_are_written_and_counted(llm, batch):
 def test_progress_goes_to_stderr(llm, batch):
     _, _, err, _ = batch([{"prompt": "a"}, {"prompt": "b"}])
     assert "2/2" in err
-    assert "tokens/s, 0 errors" in err
+    assert "tokens/s, errors: 0" in err
 
 
 def test_lines_that_failed_are_counted_and_make_the_exit_code_1(llm, batch):
