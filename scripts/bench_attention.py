@@ -1,0 +1,106 @@
+"""Times attention, append and sampling alone, for the table in docs/performance.md. Run it on a quiet machine.
+
+    python scripts/bench_attention.py [--heads 9,3] [--head-dim 64] [--dtype float32]
+
+Prints the best and the median of 20 calls in milliseconds. One layer per call; pages scattered over a pool of several
+hundred MB, so that the cache comes from memory as in serving.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from twinmesh.engine.sampling import SamplingInputs, sample
+from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention
+
+PAGE_SIZE = 64
+POOL_PAGES = 4096
+MAX_PAGES = 32
+VOCABULARY = 49152
+
+
+def report(name: str, call: Callable[[], object], rounds: int = 20) -> None:
+    """Print the best and the median time of a call, the first one apart."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(1e3 * (time.perf_counter() - start))
+    print(f"{name:32} {min(times):8.2f} {np.median(times):8.2f}", flush=True)
+
+
+def page_tables(rows: int, length: int) -> Array:
+    """Random distinct pages for rows of one length, [rows, MAX_PAGES] int32."""
+    used = -(-length // PAGE_SIZE)
+    table = np.full((rows, MAX_PAGES), POOL_PAGES, np.int32)
+    table[:, :used] = np.random.default_rng(0).permutation(POOL_PAGES)[: rows * used].reshape(rows, used)
+    return jnp.asarray(table)
+
+
+def bench_attention(query_heads: int, kv_heads: int, head_dim: int, dtype: str) -> None:
+    """Decode at 1, 8 and 64 rows of 512 tokens; prefill of chunks after cached tokens; append."""
+    pool = jnp.ones((POOL_PAGES, PAGE_SIZE, kv_heads, head_dim), dtype)
+    pools = (pool, pool + 1)
+    scale = head_dim**-0.5
+    decode = jax.jit(lambda *a: paged_decode_attention(*a, scale=scale))
+    for rows in (1, 8, 64):
+        q = jnp.ones((rows, query_heads, head_dim), dtype)
+        arrays = (q, *pools, page_tables(rows, 512), jnp.full(rows, 512, jnp.int32))
+        report(f"decode {rows} x 512", partial(decode, *arrays))
+    prefill = jax.jit(lambda *a: paged_prefill_attention(*a, scale=scale))
+    for chunk, cached in ((512, 0), (512, 1536), (2048, 0)):
+        q = jnp.ones((chunk, query_heads, head_dim), dtype)
+        length = chunk + cached
+        lengths = (jnp.array([length], jnp.int32), jnp.array([0, chunk], jnp.int32))
+        chunk_arrays = (q, *pools, page_tables(1, length), *lengths)
+        report(f"prefill {chunk} after {cached}", partial(prefill, *chunk_arrays))
+    append = jax.jit(append_kv, donate_argnums=(0, 1))
+    held = [pools]
+    for tokens in (64, 512):
+        new = jnp.ones((tokens, kv_heads, head_dim), dtype)
+        slot = jnp.arange(tokens, dtype=jnp.int32) + PAGE_SIZE // 2
+
+        def call(new: Array = new, slot: Array = slot) -> object:
+            held[0] = append(*held[0], new, new, slot)
+            return held[0]
+
+        report(f"append {tokens}", call)
+
+
+def bench_sampling(rows: int) -> None:
+    """Every regime over a vocabulary of 49152."""
+    logits = 4 * jax.random.normal(jax.random.key(0), (rows, VOCABULARY))
+    position = jnp.arange(rows, dtype=jnp.int32)
+    step = jax.jit(sample)
+    regimes = {"greedy": (0, 1, 0), "temperature": (1, 1, 0), "top_p, bounded": (0.5, 0.9, 0), "sorted": (5, 0.99, 0)}
+    for name, (temperature, top_p, top_k) in regimes.items():
+        inputs = SamplingInputs(
+            jnp.full(rows, temperature, jnp.float32),
+            jnp.full(rows, top_p, jnp.float32),
+            jnp.full(rows, top_k, jnp.int32),
+            jnp.arange(rows, dtype=jnp.uint32),
+        )
+        report(f"sample {rows}, {name}", partial(step, logits, inputs, position), rounds=5)
+
+
+def main() -> None:
+    """Parse the command line and print the table."""
+    parser = argparse.ArgumentParser(description="Time attention, append and sampling on this machine.")
+    parser.add_argument("--heads", default="9,3", help="query heads, key/value heads")
+    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    options = parser.parse_args()
+    query_heads, kv_heads = (int(x) for x in options.heads.split(","))
+    print(f"{jax.devices()[0].device_kind}, {options.dtype:20} {'best ms':>10} {'median':>8}")
+    bench_attention(query_heads, kv_heads, options.head_dim, options.dtype)
+    bench_sampling(64)
+
+
+if __name__ == "__main__":
+    main()
