@@ -63,7 +63,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class _Close:
-    t: float
+    pass
 
 
 class EngineCore:
@@ -85,6 +85,7 @@ class EngineCore:
         self._log, self._lock = RequestLog(), threading.Lock()
         self._compiles = CompileCounter()
         self._stopped: str | None = None
+        self._closing, self._is_closed = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="twinmesh-dispatch", daemon=True)
         self._thread.start()
 
@@ -112,10 +113,14 @@ class EngineCore:
 
     def close(self) -> None:
         """Abort what runs, wait for what is in flight, join the threads, free the arrays. Idempotent."""
-        self._inbox.put(_Close(self.clock()))
-        self._thread.join()
-        self._executor.close()
-        self._compiles.close()
+        with self._closing:
+            if self._thread.is_alive():
+                self._inbox.put(_Close())
+                self._thread.join()
+            if not self._is_closed:
+                self._is_closed = True
+                self._executor.close()
+                self._compiles.close()
 
     # ---- the dispatching thread
 

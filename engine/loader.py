@@ -98,13 +98,15 @@ def _engine_config(options: Options, max_position: int) -> EngineConfig:
     if asked is not None and asked > max_position:
         raise ValueError(f"max_model_len={asked} is more than the model's context of {max_position} tokens: lower it.")
     seqs = options.max_num_seqs
+    # A matrix product of one bfloat16 row is 9 times slower than one of 8 rows on XLA CPU; on GPUs 8 cost as much as 1.
+    small = (1, 8, 32, 128) if options.dtype == "float32" else (8, 32, 128)
     return EngineConfig(
         topology=options.topology,
         max_model_len=max_position if asked is None else asked,
         page_size=options.page_size,
         max_num_seqs=seqs,
         prefill_buckets=options.prefill_buckets,
-        decode_buckets=options.decode_buckets or (*(b for b in (1, 8, 32, 128) if b < seqs), seqs),
+        decode_buckets=options.decode_buckets or (*(rows for rows in small if rows < seqs), seqs),
     )
 
 

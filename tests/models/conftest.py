@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.tiny_gguf import write_tiny_gguf
 from twinmesh.models.catalog import resolve_model
 from twinmesh.models.checkpoint import load_params, open_checkpoint
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
@@ -16,11 +15,6 @@ from twinmesh.models.errors import CheckpointError
 @pytest.fixture(scope="session")
 def fixtures():
     return Path(__file__).parent.parent / "fixtures"
-
-
-@pytest.fixture(scope="session")
-def tiny_path(tmp_path_factory):
-    return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,68 @@
+"""Hand-off on arrays: bit-exact, padding writes nothing, unused tails and their NaN do not matter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from twinmesh.engine.config import EngineConfig, Topology
+from twinmesh.engine.handoff import gather, padded, scatter, send
+from twinmesh.engine.kv_cache import KVCache, MeshState, RequestState, page_bytes, pages_that_fit
+from twinmesh.engine.mesh import build_meshes
+from twinmesh.engine.sampling import SamplingInputs
+from twinmesh.models.config import AttentionSpec, ModelConfig
+
+LAYERS, PAGES, SIZE, HEADS, DIM, SLOTS = 3, 7, 4, 2, 8, 5
+
+
+def state(seed, device, dtype=np.float32):
+    random = np.random.default_rng(seed)
+    k, v = (random.standard_normal((LAYERS, PAGES, SIZE, HEADS, DIM)).astype(dtype) for _ in range(2))
+    k[:, 2, 3:], v[:, 2, 3:] = np.nan, np.nan
+    ids = random.integers(0, 100, SLOTS)
+    sampling = SamplingInputs(
+        random.random(SLOTS, np.float32), random.random(SLOTS, np.float32), ids.astype(np.int32), ids.astype(np.uint32)
+    )
+    return jax.device_put(MeshState(KVCache(k, v), RequestState(ids.astype(np.int32), sampling)), device)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_pages_and_state_cross_bit_for_bit_and_nothing_else_changes(dtype):
+    source_mesh, target_mesh = build_meshes(Topology.parse("prefill=1,decode=1"))
+    source = state(0, source_mesh.devices.flat[0], dtype)
+    target = state(1, target_mesh.devices.flat[0], dtype)
+    from_pages, to_pages = (2, 0, 6), (5, 1, 3)
+    staging = gather(source, padded(from_pages, 4, PAGES), np.int32(3))
+    moved = send(staging, target_mesh)
+    assert moved.kv.k.devices() == {target_mesh.devices.flat[0]}
+    after = scatter(target, moved, padded(to_pages, 4, PAGES), np.int32(4))
+    for before, new, old in zip(source.kv, after.kv, target.kv, strict=True):
+        before, new, old = (np.asarray(x).view(f"u{x.dtype.itemsize}") for x in (before, new, old))
+        np.testing.assert_array_equal(new[:, list(to_pages)], before[:, list(from_pages)])
+        others = [0, 2, 4, 6]
+        np.testing.assert_array_equal(new[:, others], old[:, others])
+    rows = zip(*map(jax.tree.leaves, (source.requests, after.requests, target.requests)), strict=True)
+    for before, new, old in rows:
+        assert new[4] == before[3]
+        np.testing.assert_array_equal(new[:4], old[:4])
+
+
+MODEL = ModelConfig("llama", 10, 8, 8, 4, 2, 16, 1e-5, True, 512, (AttentionSpec(1e4),) * 3)
+
+
+def config(topology, length):
+    return EngineConfig(Topology.parse(topology), length, page_size=16, max_num_seqs=2, decode_buckets=(2,))
+
+
+def test_page_bytes_count_keys_and_values_of_all_layers():
+    assert page_bytes(MODEL, 16, jnp.dtype("float32")) == 2 * 3 * 16 * 2 * 16 * 4
+    assert page_bytes(MODEL, 16, jnp.dtype("bfloat16")) == 2 * 3 * 16 * 2 * 16 * 2
+
+
+def test_staging_is_set_aside_before_pages_are_counted():
+    assert pages_that_fit(1000, 100, config("both=1", 64)) == 8  # two slots of four pages need no more
+    assert pages_that_fit(1000, 100, config("prefill=1,decode=1", 64)) == 6
+
+
+def test_a_pool_too_small_for_one_request_is_refused_with_the_arithmetic():
+    with pytest.raises(ValueError, match=r"3 pages .* 0 of them for hand-offs.* max_model_len=64 needs 4"):
+        pages_that_fit(399, 100, config("both=1", 64))
