@@ -141,11 +141,6 @@ class EngineConfig:
         return self.pages_for(self.max_model_len)
 
     @property
-    def staging_pages(self) -> int:
-        """Pages of KV that may be on their way into one mesh at once: room for the longest request."""
-        return self.max_pages if any(spec.role is Role.DECODE for spec in self.topology.meshes) else 0
-
-    @property
     def handoff_buckets(self) -> tuple[int, ...]:
         """Page counts that a hand-off is padded to: powers of two up to a whole request."""
         powers = [1 << i for i in range(self.max_pages.bit_length()) if 1 << i < self.max_pages]
@@ -154,6 +149,14 @@ class EngineConfig:
     def pages_for(self, tokens: int) -> int:
         """Pages that hold this many tokens."""
         return -(-tokens // self.page_size)
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    """One mesh's KV memory, in pages: the pool, and `staging` for hand-offs on their way in (0: none arrive)."""
+
+    pages: int
+    staging: int
 
 
 def bucket_for(size: int, buckets: Sequence[int]) -> int:

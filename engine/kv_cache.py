@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ..models.config import ModelConfig
-from .config import EngineConfig
+from .config import EngineConfig, MeshSpec, PoolSize, Role
 from .mesh import replicated, sharding
 from .sampling import SamplingInputs
 
@@ -82,19 +82,23 @@ def memory_for_kv(mesh: Mesh, cpu_bytes: int | None, num_meshes: int) -> int:
     return min(available // (4 * num_meshes), 2 << 30)
 
 
-def pages_that_fit(budget: int, per_page: int, config: EngineConfig) -> int:
-    """Pages of a pool within `budget` bytes once staging is set aside; never more than all slots can use.
+def pool_that_fits(budget: int, per_page: int, config: EngineConfig, spec: MeshSpec) -> PoolSize:
+    """Divide `budget` bytes between a mesh's pool and the staging of what arrives at it.
+
+    Staging is an eighth, but holds one to eight requests of full length: with room for one only, short requests wait
+    for each other's transfers, and each wait is as long as a prefill step. A pool never exceeds what all slots can use.
 
     Raises:
         ValueError: not even one request of `max_model_len` fits; the message shows the arithmetic.
     """
-    staging = config.staging_pages
-    fit = budget // per_page - staging
-    if fit < config.max_pages:
+    total = budget // per_page
+    arrives = spec.role is Role.DECODE
+    staging = min(max(total // 8, config.max_pages), 8 * config.max_pages) if arrives else 0
+    if total - staging < config.max_pages:
+        aside = f", {staging} of them for hand-offs" if arrives else ""
         raise ValueError(
-            f"the KV cache does not fit: {budget / 2**20:.0f} MiB are {budget // per_page} pages of "
-            f"{per_page / 2**20:.2f} MiB ({config.page_size} tokens), {staging} of them for hand-offs, and one request "
-            f"of max_model_len={config.max_model_len} needs {config.max_pages}: lower max_model_len, or raise "
-            "kv_cache_bytes."
+            f"the KV cache of the {spec.role} mesh does not fit: {budget / 2**20:.0f} MiB are {total} pages of "
+            f"{per_page / 2**20:.2f} MiB ({config.page_size} tokens){aside}, and one request of max_model_len="
+            f"{config.max_model_len} needs {config.max_pages}: lower max_model_len, or raise kv_cache_bytes."
         )
-    return min(fit, config.max_num_seqs * config.max_pages)
+    return PoolSize(min(total - staging, config.max_num_seqs * config.max_pages), staging)

@@ -20,10 +20,10 @@ from ..models.catalog import cache_directory, resolve_model
 from ..models.checkpoint import Checkpoint, load_params, open_checkpoint
 from ..models.decoder import AbstractParams, abstract_params
 from .compilation import use_cache
-from .config import EngineConfig, Topology
+from .config import EngineConfig, PoolSize, Topology
 from .core import EngineCore
 from .executor import Completion, Executor, MeshExecutor, Params
-from .kv_cache import abstract_state, memory_for_kv, page_bytes, pages_that_fit
+from .kv_cache import abstract_state, memory_for_kv, page_bytes, pool_that_fits
 from .mesh import build_meshes, sharding
 from .programs import MeshPlan, compile_programs
 from .scheduler import Scheduler
@@ -69,13 +69,13 @@ def start_engine(model: str | Path, options: Options) -> Engine:
     use_cache(cache_directory() / "compiled")
     params = abstract_params(checkpoint.config, dtype)
     weights = _load_weights(checkpoint, params, meshes, options)
-    config, num_pages = _size_pools(config, options, checkpoint, dtype, meshes)
+    config, pools = _size_pools(config, options, checkpoint, dtype, meshes)
     plans = [
         MeshPlan(
             mesh, spec, checkpoint.config, params, config,
-            abstract_state(checkpoint.config, config, pages, dtype, mesh),
+            abstract_state(checkpoint.config, config, pool.pages, dtype, mesh),
         )
-        for mesh, spec, pages in zip(meshes, options.topology.meshes, num_pages, strict=True)
+        for mesh, spec, pool in zip(meshes, options.topology.meshes, pools, strict=True)
     ]  # fmt: skip
     programs = compile_programs(plans, progress=options.progress)
     executors = [MeshExecutor(*parts) for parts in zip(plans, programs, weights, strict=True)]
@@ -83,7 +83,7 @@ def start_engine(model: str | Path, options: Options) -> Engine:
     def executor(post: Callable[[Completion], None]) -> Executor:
         return Executor(executors, post, time.monotonic)
 
-    return Engine(EngineCore(Scheduler(config, num_pages), executor, time.monotonic), config, checkpoint)
+    return Engine(EngineCore(Scheduler(config, pools), executor, time.monotonic), config, checkpoint)
 
 
 def _parse_dtype(name: str) -> jnp.dtype:
@@ -124,12 +124,13 @@ def _load_weights(
 
 def _size_pools(
     config: EngineConfig, options: Options, checkpoint: Checkpoint, dtype: jnp.dtype, meshes: Sequence[Mesh]
-) -> tuple[EngineConfig, list[int]]:
-    """Pages per mesh. A length nobody asked for shrinks to what fits; one that was asked for must fit."""
+) -> tuple[EngineConfig, list[PoolSize]]:
+    """Pools per mesh. A length nobody asked for shrinks to what fits; one that was asked for must fit."""
     per_page = page_bytes(checkpoint.config, config.page_size, dtype)
     budgets = [memory_for_kv(mesh, options.kv_cache_bytes, len(meshes)) for mesh in meshes]
     if options.max_model_len is None:
-        share = 2 if config.staging_pages else 1
-        fits = min(budgets) // per_page // share * config.page_size
+        # Half, because a decode mesh sets as much aside for one request on its way.
+        fits = min(budgets) // per_page // 2 * config.page_size
         config = replace(config, max_model_len=max(config.page_size, min(config.max_model_len, fits)))
-    return config, [pages_that_fit(budget, per_page, config) for budget in budgets]
+    specs = config.topology.meshes
+    return config, [pool_that_fits(b, per_page, config, spec) for b, spec in zip(budgets, specs, strict=True)]

@@ -1,6 +1,7 @@
 """How one request is sampled and when it stops. Names and meanings are vLLM's. Control-plane module: no JAX here."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -28,22 +29,29 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Refuse what sampling could only turn into nonsense later."""
+        if isinstance(self.stop_token_ids, str) or not isinstance(self.stop_token_ids, Iterable):
+            raise ValueError(f"stop_token_ids={self.stop_token_ids!r} is not usable: it must be a list of token ids.")
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        _check_real("temperature", self.temperature, self.temperature >= 0, "a finite number, 0 or more")
-        _check_real("top_p", self.top_p, 0 < self.top_p <= 1, "a number above 0 and at most 1")
-        _check_int("top_k", self.top_k, self.top_k >= 0, "a whole number, 0 (all tokens) or more")
-        _check_int("max_tokens", self.max_tokens, self.max_tokens >= 1, "a whole number, 1 or more")
+        _check("temperature", self.temperature, _is_real, lambda x: x >= 0, "a finite number, 0 or more")
+        _check("top_p", self.top_p, _is_real, lambda x: 0 < x <= 1, "a number above 0 and at most 1")
+        _check("top_k", self.top_k, _is_int, lambda x: 0 <= x < 2**31, "a whole number, 0 (all tokens) or more")
+        _check("max_tokens", self.max_tokens, _is_int, lambda x: x >= 1, "a whole number, 1 or more")
         if self.seed is not None:
-            _check_int("seed", self.seed, 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1")
+            _check("seed", self.seed, _is_int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 2**32 - 1")
         for token in self.stop_token_ids:
-            _check_int("stop_token_ids", token, token >= 0, "token ids, 0 or more")
+            _check("stop_token_ids", token, _is_int, lambda x: x >= 0, "token ids, 0 or more")
 
 
-def _check_real(name: str, value: object, in_range: bool, wanted: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not in_range:
+def _check(
+    name: str, value: float, has_type: Callable[[object], bool], in_range: Callable[[float], bool], wanted: str
+) -> None:
+    if not has_type(value) or not in_range(value):
         raise ValueError(f"{name}={value!r} is not usable: it must be {wanted}.")
 
 
-def _check_int(name: str, value: object, in_range: bool, wanted: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not in_range:
-        raise ValueError(f"{name}={value!r} is not usable: it must be {wanted}.")
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))

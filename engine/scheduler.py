@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .config import EngineConfig, MeshSpec, bucket_for
+from .config import EngineConfig, MeshSpec, PoolSize, bucket_for
 from .pages import PageAllocator, SlotTable
 from .protocol import (
     AbortRequested,
@@ -43,12 +43,16 @@ MAX_STEPS_IN_FLIGHT = 2
 
 @dataclass
 class MeshState:
-    """One mesh as the scheduler sees it. `prefilling` holds admitted prompts with chunks left, first come first."""
+    """One mesh as the scheduler sees it.
+
+    `staging`: pages that may be on their way in. `prefilling`: admitted prompts with chunks left, first come first.
+    """
 
     index: int
     spec: MeshSpec
     pages: PageAllocator
     slots: SlotTable
+    staging: int
     prefilling: deque[Request] = field(default_factory=deque)
     decoding: dict[str, Request] = field(default_factory=dict)
     in_flight: set[int] = field(default_factory=set)
@@ -93,13 +97,12 @@ class Handoff:
 class Scheduler:
     """One engine's decisions over all its meshes."""
 
-    def __init__(self, config: EngineConfig, num_pages: Sequence[int]):
-        """`num_pages[i]` is the size of mesh i's KV pool."""
+    def __init__(self, config: EngineConfig, pools: Sequence[PoolSize]):
+        """`pools[i]` is the size of mesh i's KV memory."""
         self.config = config
-        specs = config.topology.meshes
         self.meshes = [
-            MeshState(i, spec, PageAllocator(num_pages[i]), SlotTable(config.max_num_seqs))
-            for i, spec in enumerate(specs)
+            MeshState(i, spec, PageAllocator(pool.pages), SlotTable(config.max_num_seqs), pool.staging)
+            for i, (spec, pool) in enumerate(zip(config.topology.meshes, pools, strict=True))
         ]
         self.requests: dict[str, Request] = {}
         self._waiting: deque[Request] = deque()
@@ -340,7 +343,7 @@ class Scheduler:
 
     def _decode_mesh_for(self, request: Request, staged_pages: int) -> MeshState | None:
         pages = self._pages_to_decode(request)
-        staging_left = [self.config.staging_pages] * len(self.meshes)
+        staging_left = [mesh.staging for mesh in self.meshes]
         for handoff in self._handoffs.values():
             staging_left[handoff.destination] -= handoff.staged_pages
         able = [mesh for mesh in self.meshes if mesh.spec.decodes and mesh.has_room(pages)]

@@ -1,8 +1,7 @@
 """The command `twinmesh`: its subcommands, and the one place where an error becomes a sentence and an exit code.
 
 Exit codes: 0 done, 1 failed, 2 the input or an argument cannot be used, 130 stopped by Ctrl-C, 141 whoever read the
-output went away. Errors that the library announces (ValueError, EngineError, FetchError, OSError) never show a
-traceback; any other is a bug, and does.
+output went away. No error shows a traceback, unless Python runs in development mode (`-X dev`).
 """
 
 import argparse
@@ -12,9 +11,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from twinmesh.models.catalog import CATALOG
-from twinmesh.scripts import batch, generate
-from twinmesh.scripts.fetch import FetchError, fetch
+from twinmesh.scripts import batch, fetch, generate
+from twinmesh.scripts.fetch import FetchError
 
 COMMANDS = ("generate", "batch", "fetch")
 EPILOG = """\
@@ -44,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"twinmesh {version('twinmesh')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, module in (("generate", generate), ("batch", batch)):
+    for name, module in (("generate", generate), ("batch", batch), ("fetch", fetch)):
         command = commands.add_parser(
             name,
             help=module.SUMMARY,
@@ -53,16 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    summary = "download a model into the cache and print its path"
-    command = commands.add_parser("fetch", help=summary, description=summary.capitalize() + ".")
-    command.add_argument("name", choices=sorted(CATALOG), help="a model that Twinmesh knows by name")
-    command.set_defaults(run=_fetch)
     return parser
-
-
-def _fetch(args: argparse.Namespace) -> int:
-    print(fetch(CATALOG[args.name]))
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,12 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(1, f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}.")
     except FetchError as error:
         return _fail(1, str(error))
-    except RuntimeError as error:
-        from twinmesh.engine.core import EngineError  # imports JAX
-
-        if not isinstance(error, EngineError):
+    except Exception as error:  # a command ends in a sentence; Python's development mode shows where it came from
+        if sys.flags.dev_mode:
             raise
-        return _fail(1, str(error))
+        return _fail(1, _sentence(error))
+
+
+def _sentence(error: Exception) -> str:
+    from twinmesh.engine.core import EngineError  # imports JAX
+
+    if isinstance(error, EngineError):
+        return str(error)
+    text = " ".join(str(error).split())
+    return f"internal failure, {type(error).__name__}: {text} (`python -X dev -m twinmesh.scripts.cli` shows where)."
 
 
 def _fail(code: int, sentence: str) -> int:

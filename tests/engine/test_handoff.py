@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from twinmesh.engine.config import EngineConfig, Topology
+from twinmesh.engine.config import EngineConfig, PoolSize, Topology
 from twinmesh.engine.handoff import gather, padded, scatter, send
-from twinmesh.engine.kv_cache import KVCache, MeshState, RequestState, page_bytes, pages_that_fit
+from twinmesh.engine.kv_cache import KVCache, MeshState, RequestState, page_bytes, pool_that_fits
 from twinmesh.engine.mesh import build_meshes
 from twinmesh.engine.sampling import SamplingInputs
 from twinmesh.models.config import AttentionSpec, ModelConfig
@@ -58,11 +58,26 @@ def test_page_bytes_count_keys_and_values_of_all_layers():
     assert page_bytes(MODEL, 16, jnp.dtype("bfloat16")) == 2 * 3 * 16 * 2 * 16 * 2
 
 
-def test_staging_is_set_aside_before_pages_are_counted():
-    assert pages_that_fit(1000, 100, config("both=1", 64)) == 8  # two slots of four pages need no more
-    assert pages_that_fit(1000, 100, config("prefill=1,decode=1", 64)) == 6
+def pool(budget, topology, mesh, length=64):
+    settings = config(topology, length)
+    return pool_that_fits(budget, 100, settings, settings.topology.meshes[mesh])
 
 
-def test_a_pool_too_small_for_one_request_is_refused_with_the_arithmetic():
-    with pytest.raises(ValueError, match=r"3 pages .* 0 of them for hand-offs.* max_model_len=64 needs 4"):
-        pages_that_fit(399, 100, config("both=1", 64))
+def test_staging_is_set_aside_where_requests_arrive():
+    assert pool(1000, "both=1", 0) == PoolSize(8, 0)  # two slots of four pages need no more
+    assert pool(1000, "prefill=1,decode=1", 0) == PoolSize(8, 0)
+    assert pool(1000, "prefill=1,decode=1", 1) == PoolSize(6, 4)
+    assert pool(9000, "prefill=1,decode=1", 1) == PoolSize(8, 11)
+    assert pool(90_000, "prefill=1,decode=1", 1) == PoolSize(8, 32)
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("both=1", r"both mesh .* 3 pages .* max_model_len=64 needs 4"),
+        ("decode=1,prefill=1", r"decode mesh .* 7 pages .* 4 of them for hand-offs, .* max_model_len=64 needs 4"),
+    ],
+)
+def test_a_pool_too_small_for_one_request_is_refused_with_the_arithmetic(topology, message):
+    with pytest.raises(ValueError, match=message):
+        pool(399 if topology == "both=1" else 799, topology, -1)

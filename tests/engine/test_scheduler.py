@@ -5,7 +5,7 @@ from helpers.fake_device import FakeDevice
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from twinmesh.engine.config import EngineConfig, Topology
+from twinmesh.engine.config import EngineConfig, PoolSize, Topology
 from twinmesh.engine.protocol import (
     AbortRequested,
     Arrived,
@@ -33,7 +33,7 @@ def make(topology="prefill=1,decode=1", pages=16, slots=4, length=32):
         prefill_rows=3,
         decode_buckets=tuple(sorted({1, slots})),
     )
-    scheduler = Scheduler(config, [pages] * len(config.topology.meshes))
+    scheduler = Scheduler(config, [PoolSize(pages, config.max_pages)] * len(config.topology.meshes))
     return scheduler, FakeDevice(scheduler, PAGE)
 
 

@@ -4,7 +4,7 @@
 
 `TinyLlama` holds the sizes (6 query heads over 2 KV heads of 16, hidden 72, so that no two sizes can be mixed up
 unnoticed). Weights come from `numpy.random.RandomState`, whose streams never change, so a fixture of logits made
-elsewhere stays valid. Also run by Python 3.11 in `scripts/make_fixtures.py`: no import of twinmesh here.
+elsewhere stays valid. Also run by Python 3.11 in `tests/make_fixtures.py`: no import of twinmesh here.
 """
 
 from dataclasses import dataclass

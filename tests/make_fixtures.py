@@ -3,7 +3,7 @@
 Run by a maintainer when a fixture has to change, with a Python that has torch, transformers, gguf, numpy and regex (it
 does not import twinmesh, so any version that torch supports will do):
 
-    python scripts/make_fixtures.py --model SmolLM2-135M-Instruct.Q4_1.gguf
+    python tests/make_fixtures.py --model SmolLM2-135M-Instruct.Q4_1.gguf
 
 The weights go from the GGUF file through `gguf`'s dequantisation into `LlamaForCausalLM`, float32 on the CPU.
 """
