@@ -1,9 +1,9 @@
 """Batch runs: a file of requests in, a file of results out, written as requests finish.
 
-Invariants: every line that is not blank becomes exactly one output line, a result or an error, and a line is either
-written whole or not at all; at most `window` requests are in the engine at once, so a file may be larger than memory.
-Outputs come in the order in which requests finish: `custom_id` says which is which. An interrupted run aborts its own
-requests and keeps what it has written. It does not resume, and it does not load models.
+Invariants: every line that is not blank becomes exactly one output line, a result or an error, and a line is written
+whole, unless the disk fills up; at most `window` requests are in the engine at once, so a file may be larger than
+memory. Outputs come in the order in which requests finish: `custom_id` says which is which. An interrupted run aborts
+its own requests and keeps what it has written. It does not resume, and it does not load models.
 """
 
 import os

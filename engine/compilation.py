@@ -1,5 +1,6 @@
 """JAX's compilation: a persistent cache on disk, and a count of what still compiles."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -12,10 +13,14 @@ _EVENTS = frozenset({"/jax/core/compile/jaxpr_trace_duration", "/jax/core/compil
 def use_cache(directory: Path) -> None:
     """Keep compiled programs in `directory`, unless the program has chosen a cache of its own.
 
-    A second start then reads them back instead of compiling. A directory that cannot be made is not an error: JAX
-    compiles as usual.
+    A second start then reads them back instead of compiling. The setting is the process's: programs that its user
+    compiles are kept there too. Where the directory cannot be written, JAX compiles as usual.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if jax.config.jax_compilation_cache_dir is None and os.access(directory, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(directory))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
+# Of weights, activations and KV.
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 class TopologyError(ValueError):
     """A topology that cannot be read, or that the devices cannot carry."""
@@ -41,15 +44,24 @@ class MeshSpec:
         return self.role is not Role.PREFILL
 
 
-_GROUP = re.compile(r"(?P<role>\w+)=(?P<count>\d+)(xtp(?P<tp>\d+))?")
+_GROUP = re.compile(r"(?P<role>\w+)=(?P<count>\d{1,6})(xtp(?P<tp>\d{1,6}))?")
+_MOST_DEVICES = 1024
 _EXAMPLES = "'both=1', 'prefill=1,decode=1' or 'prefill=2,decode=1'"
 
 
 @dataclass(frozen=True)
 class Topology:
-    """The meshes of one engine, prefill meshes before decode meshes."""
+    """The meshes of one engine, prefill meshes before decode meshes.
+
+    Raises:
+        TopologyError: a set of roles that cannot serve.
+    """
 
     meshes: tuple[MeshSpec, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what could prefill and not decode, or the other way round."""
+        _check_roles({spec.role for spec in self.meshes}, str(self))
 
     @classmethod
     def parse(cls, text: str) -> "Topology":
@@ -64,7 +76,6 @@ class Topology:
             if role in groups:
                 raise TopologyError(f"topology {text!r} names {role} twice: give one count for each role.")
             groups[role] = specs
-        _check_roles(set(groups), text)
         ordered = [groups[role] for role in (Role.PREFILL, Role.DECODE, Role.BOTH) if role in groups]
         return cls(tuple(spec for specs in ordered for spec in specs))
 
@@ -89,6 +100,10 @@ def _parse_group(part: str, text: str) -> tuple[Role, tuple[MeshSpec, ...]]:
     count, tp = int(match["count"]), int(match["tp"] or 1)
     if count < 1 or tp < 1:
         raise TopologyError(f"topology {text!r} asks for none at {part!r}: counts and tp start at 1.")
+    if count * tp > _MOST_DEVICES:
+        raise TopologyError(
+            f"topology {text!r} asks for {count * tp} devices at {part!r}: use at most {_MOST_DEVICES}."
+        )
     role = Role(match["role"])
     return role, (MeshSpec(role, tp),) * count
 
@@ -123,10 +138,9 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no step could run."""
-        for name in ("max_model_len", "page_size", "max_num_seqs", "prefill_rows"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r} is not usable: it must be a whole number, 1 or more.")
+        # A prompt and one more token is the least that can be served.
+        for name, least in (("max_model_len", 2), ("page_size", 1), ("max_num_seqs", 1), ("prefill_rows", 1)):
+            check_whole_number(name, getattr(self, name), least)
         for name in ("prefill_buckets", "decode_buckets"):
             _check_buckets(name, getattr(self, name))
         if self.decode_buckets[-1] < self.max_num_seqs:
@@ -153,7 +167,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class PoolSize:
-    """One mesh's KV memory, in pages: the pool, and `staging` for hand-offs on their way in (0: none arrive)."""
+    """One mesh's KV memory, in pages: the pool, and `staging` for hand-offs on their way (0: it takes part in none)."""
 
     pages: int
     staging: int
@@ -164,7 +178,15 @@ def bucket_for(size: int, buckets: Sequence[int]) -> int:
     return next(bucket for bucket in buckets if bucket >= size)
 
 
-def _check_buckets(name: str, buckets: tuple[int, ...]) -> None:
-    ascending = all(a < b for a, b in pairwise(buckets))
-    if not buckets or buckets[0] < 1 or not ascending:
-        raise ValueError(f"{name}={buckets!r} is not usable: give ascending whole numbers, 1 or more.")
+def check_whole_number(name: str, value: object, least: int) -> None:
+    """Raise ValueError, naming the option, unless `value` is an int of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r} is not usable: it must be a whole number, {least} or more.")
+
+
+def _check_buckets(name: str, buckets: object) -> None:
+    wanted = f"{name}={buckets!r} is not usable: give ascending whole numbers, 1 or more, in a tuple."
+    if not isinstance(buckets, tuple) or not buckets or not all(type(bucket) is int for bucket in buckets):
+        raise ValueError(wanted)
+    if buckets[0] < 1 or not all(a < b for a, b in pairwise(buckets)):
+        raise ValueError(wanted)

@@ -20,6 +20,7 @@ from .protocol import (
     Chunk,
     Decode,
     DecodeRow,
+    DropTransfer,
     Finish,
     FinishReason,
     MeshFailed,
@@ -108,8 +109,9 @@ class EngineCore:
 
     def metrics(self) -> Metrics:
         """Figures so far."""
-        with self._lock:
-            return self._log.metrics(len(self._live), self._compiles.count, self._executor.handoff_bytes)
+        with self._lock:  # the dispatching thread needs it: percentiles come after
+            log, running = self._log.snapshot(), len(self._live)
+        return log.metrics(running, self._compiles.count, self._executor.handoff_bytes)
 
     def close(self) -> None:
         """Abort what runs, wait for what is in flight, join the threads, free the arrays. Idempotent."""
@@ -118,9 +120,9 @@ class EngineCore:
                 self._inbox.put(_Close())
                 self._thread.join()
             if not self._is_closed:
-                self._is_closed = True
                 self._executor.close()
                 self._compiles.close()
+                self._is_closed = True
 
     # ---- the dispatching thread
 
@@ -182,11 +184,22 @@ class EngineCore:
             lost: set[int] = set()
             for action in actions:
                 if not lost.isdisjoint(_meshes(action)):
+                    if isinstance(action, Scatter):
+                        self._executor.perform(DropTransfer(action.transfer))
                     continue
-                try:
-                    self._perform(action)
-                except Exception as error:
-                    lost |= self._on_dispatch_error(action, describe(error))
+                failure = self._try(action)
+                if failure is not None:
+                    lost |= self._on_dispatch_error(action, failure)
+
+    def _try(self, action: Action) -> str | None:
+        """What went wrong, if anything. Back in the caller the exception, and the arrays it holds, are gone."""
+        try:
+            self._perform(action)
+        except Exception as error:
+            if not _meshes(action):  # no device had a part in it: a bug, which stops the engine
+                raise
+            return describe(error)
+        return None
 
     def _perform(self, action: Action) -> None:
         self._executor.perform(action)
@@ -232,11 +245,13 @@ class EngineCore:
             message = self._inbox.get()
             if isinstance(message, Submission):
                 self._live[message.request.id] = message
-        for request_id, submission in self._live.items():
-            update = self._updates.get(request_id, Update(request_id))
-            update.finish_reason, update.error = reason, why
-            submission.sink.put(update)
         with self._lock:
+            for request_id, submission in self._live.items():
+                submission.request.timeline.finish = self.clock()
+                self._log.add(submission.request, reason)
+                update = self._updates.get(request_id, Update(request_id))
+                update.finish_reason, update.error = reason, why if reason == "error" else None
+                submission.sink.put(update)
             self._live.clear()
 
 

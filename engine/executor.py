@@ -13,9 +13,10 @@ import numpy as np
 from jax.stages import Compiled
 from numpy.typing import DTypeLike
 
+from .config import Role
 from .handoff import Staging, padded, send
-from .kv_cache import MeshState
-from .programs import MeshPlan, Programs
+from .kv_cache import DeviceState
+from .programs import MeshPlan, Params, Programs
 from .protocol import (
     Action,
     AssignPages,
@@ -34,8 +35,6 @@ from .sampling import SamplingInputs
 from .sampling_params import SamplingParams
 from .steps import DecodeInputs, PrefillInputs
 from .waiter import Waiter
-
-type Params = tuple[jax.Array, ...]
 
 
 @dataclass(frozen=True)
@@ -80,17 +79,12 @@ class MeshExecutor:
         self.num_pages = plan.state.kv.k.shape[1]
         slots, width = plan.config.max_num_seqs, plan.config.max_pages
         self.page_table = np.full((slots, width), self.num_pages, np.int32)
-        self.state = self._allocate()
-        name = f"twinmesh-{plan.spec.role}"
-        self.steps, self.arrivals = Waiter(f"{name}-steps"), Waiter(f"{name}-arrivals")
-
-    def _allocate(self) -> MeshState:
-        state: MeshState = self.programs.allocate()
-        return state
+        self.state: DeviceState = programs.allocate()
 
     def reset(self) -> None:
-        """A new pool, since the old one was lost with the step that had it donated."""
-        self.state = self._allocate()
+        """A new pool, since the old one was lost with the step that had it donated; first let go of what is left."""
+        del self.state
+        self.state = self.programs.allocate()
 
     def assign(self, slot: int, pages: tuple[int, ...]) -> None:
         """Set a slot's page table. Steps copy it, so those already dispatched keep theirs."""
@@ -159,11 +153,6 @@ class MeshExecutor:
         page_table[:count] = self.page_table[slot[:count]]
         return DecodeInputs(slot, kv_len, page_table)
 
-    def close(self) -> None:
-        """Join the threads; the arrays go with the last reference."""
-        self.steps.close()
-        self.arrivals.close()
-
 
 def _filled(value: float, *shape: int, dtype: DTypeLike = np.int32) -> Any:
     """A host array to be filled in and passed to a step; `Any`, because it goes where device arrays go."""
@@ -189,6 +178,13 @@ class Executor:
         self.handoff_bytes = 0
         self._staged: dict[int, Staging] = {}
         self._post, self._clock = post, clock
+        self._step_waiters = [Waiter(f"twinmesh-steps-{index}") for index in range(len(self.meshes))]
+        # Per source, because what leaves one source leaves in order; two sources must not wait for each other.
+        self._transfer_waiters = {
+            index: Waiter(f"twinmesh-transfers-{index}")
+            for index, mesh in enumerate(self.meshes)
+            if mesh.plan.spec.role is Role.PREFILL
+        }
 
     def perform(self, action: Action) -> None:
         """Dispatch one action; returns without waiting for the device."""
@@ -214,8 +210,8 @@ class Executor:
 
     def close(self) -> None:
         """Wait for what is in flight, join the threads and let go of every array."""
-        for mesh in self.meshes:
-            mesh.close()
+        for waiter in (*self._step_waiters, *self._transfer_waiters.values()):
+            waiter.close()
         self.meshes.clear()
         self._staged.clear()
 
@@ -231,14 +227,14 @@ class Executor:
         def failed(error: Exception) -> None:
             self._post(StepFailed(self._clock(), mesh, step, describe(error)))
 
-        self.meshes[mesh].steps.watch(tokens, ready, failed)
+        self._step_waiters[mesh].watch(tokens, ready, failed)
 
     def _start_transfer(self, action: StartTransfer) -> None:
-        transfer, destination = action.transfer, self.meshes[action.destination]
-        staging = send(self.meshes[action.source].gather(action), destination.plan.mesh)
+        transfer = action.transfer
+        staging = send(self.meshes[action.source].gather(action), self.meshes[action.destination].plan.mesh)
         self._staged[transfer] = staging
         self.handoff_bytes += sum(x.nbytes for x in jax.tree.leaves(staging))
-        destination.arrivals.watch(
+        self._transfer_waiters[action.source].watch(
             staging,
             lambda _: self._post(TransferReady(self._clock(), transfer)),
             lambda error: self._post(TransferFailed(self._clock(), transfer, describe(error))),

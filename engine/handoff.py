@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from .kv_cache import KV_AXES, KVCache, MeshState, RequestState
+from .kv_cache import KV_AXES, DeviceState, KVCache, RequestState
 from .mesh import replicated, sharding
 
 
@@ -27,17 +27,17 @@ class Staging(NamedTuple):
     request: RequestState
 
 
-def gather(state: MeshState, pages: jax.Array, slot: jax.Array) -> Staging:
+def gather(state: DeviceState, pages: jax.Array, slot: jax.Array) -> Staging:
     """Copy out `pages` [bucket] and the row of `slot` []. Padding pages may name any page; they are not written."""
     kv = KVCache(*(jnp.take(x, pages, axis=1, mode="clip") for x in state.kv))
     return Staging(kv, jax.tree.map(lambda x: x[slot], state.requests))
 
 
-def scatter(state: MeshState, staging: Staging, pages: jax.Array, slot: jax.Array) -> MeshState:
+def scatter(state: DeviceState, staging: Staging, pages: jax.Array, slot: jax.Array) -> DeviceState:
     """Write staging into `pages` [bucket] and the row of `slot` []. Padding pages are `num_pages`: dropped."""
     kv = KVCache(*(x.at[:, pages].set(new, mode="drop") for x, new in zip(state.kv, staging.kv, strict=True)))
     requests = jax.tree.map(lambda x, row: x.at[slot].set(row), state.requests, staging.request)
-    return MeshState(kv, requests)
+    return DeviceState(kv, requests)
 
 
 def send(staging: Staging, mesh: Mesh) -> Staging:

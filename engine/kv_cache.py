@@ -5,7 +5,10 @@ step passes two KV leaves whatever the depth (on 8 devices 72 leaves cost 0.84 m
 hand-off is one gather. Who holds which page is `pages.py`'s business.
 """
 
-import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -39,14 +42,16 @@ class RequestState(NamedTuple):
     sampling: SamplingInputs
 
 
-class MeshState(NamedTuple):
+class DeviceState(NamedTuple):
     """Everything a step takes donated and gives back."""
 
     kv: KVCache
     requests: RequestState
 
 
-def abstract_state(model: ModelConfig, config: EngineConfig, num_pages: int, dtype: jnp.dtype, mesh: Mesh) -> MeshState:
+def abstract_state(
+    model: ModelConfig, config: EngineConfig, num_pages: int, dtype: jnp.dtype, mesh: Mesh
+) -> DeviceState:
     """Shapes and shardings of a mesh's state, nothing allocated."""
     kv_shape = (model.num_layers, num_pages, config.page_size, model.num_kv_heads, model.head_dim)
     kv: Any = jax.ShapeDtypeStruct(kv_shape, dtype, sharding=sharding(mesh, KV_AXES))
@@ -57,7 +62,7 @@ def abstract_state(model: ModelConfig, config: EngineConfig, num_pages: int, dty
     sampling = SamplingInputs(
         temperature=row(jnp.float32), top_p=row(jnp.float32), top_k=row(jnp.int32), seed=row(jnp.uint32)
     )
-    return MeshState(KVCache(kv, kv), RequestState(row(jnp.int32), sampling))
+    return DeviceState(KVCache(kv, kv), RequestState(row(jnp.int32), sampling))
 
 
 def page_bytes(model: ModelConfig, page_size: int, dtype: jnp.dtype) -> int:
@@ -65,25 +70,38 @@ def page_bytes(model: ModelConfig, page_size: int, dtype: jnp.dtype) -> int:
     return 2 * model.num_layers * page_size * model.num_kv_heads * model.head_dim * jnp.dtype(dtype).itemsize
 
 
-def memory_for_kv(mesh: Mesh, cpu_bytes: int | None, num_meshes: int) -> int:
-    """Bytes per mesh that KV pages and staging may take, weights already loaded.
+def memory_for_kv(meshes: Sequence[Mesh], most: int | None) -> list[int]:
+    """Bytes that KV pages and staging may take on each mesh, weights already loaded; meshes may share devices.
 
-    Devices that report their memory give nine tenths of what is free. CPUs do not report: there it is `cpu_bytes`, by
-    default a quarter of the machine's available memory shared by all meshes, and at most 2 GiB each.
+    Devices that report their memory give nine tenths of what is free on them. CPUs do not report: there it is a
+    quarter of the machine's available memory for all meshes together, and at most 2 GiB each. `most` is a cap in bytes
+    per mesh; on CPU it stands in place of both.
     """
-    device = mesh.devices.flat[0]
-    stats = device.memory_stats()
-    if stats is not None:
-        free = int(_USABLE * stats["bytes_limit"]) - int(stats["bytes_in_use"])
-        return free * mesh.devices.size
-    if cpu_bytes is not None:
-        return cpu_bytes
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(available // (4 * num_meshes), 2 << 30)
+    sharing = Counter(device for mesh in meshes for device in mesh.devices.flat)
+    budgets = []
+    for mesh in meshes:
+        device = mesh.devices.flat[0]
+        stats = device.memory_stats()
+        if stats is not None:
+            free = int(_USABLE * stats["bytes_limit"]) - int(stats["bytes_in_use"])
+            budget = free // sharing[device] * mesh.devices.size
+            budgets.append(budget if most is None else min(budget, most))
+        else:
+            budgets.append(min(_available_memory() // (4 * len(meshes)), 2 << 30) if most is None else most)
+    return budgets
+
+
+def _available_memory() -> int:
+    """Bytes that programs can take without swapping, as Linux reports it; 8 GiB elsewhere."""
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        found = None
+    return int(found[1]) << 10 if found else 8 << 30
 
 
 def pool_that_fits(budget: int, per_page: int, config: EngineConfig, spec: MeshSpec) -> PoolSize:
-    """Divide `budget` bytes between a mesh's pool and the staging of what arrives at it.
+    """Divide `budget` bytes between a mesh's pool and the staging of what leaves or arrives at it.
 
     Staging is an eighth, but holds one to eight requests of full length: with room for one only, short requests wait
     for each other's transfers, and each wait is as long as a prefill step. A pool never exceeds what all slots can use.
@@ -92,10 +110,10 @@ def pool_that_fits(budget: int, per_page: int, config: EngineConfig, spec: MeshS
         ValueError: not even one request of `max_model_len` fits; the message shows the arithmetic.
     """
     total = budget // per_page
-    arrives = spec.role is Role.DECODE
-    staging = min(max(total // 8, config.max_pages), 8 * config.max_pages) if arrives else 0
+    hands_off = spec.role is not Role.BOTH
+    staging = min(max(total // 8, config.max_pages), 8 * config.max_pages) if hands_off else 0
     if total - staging < config.max_pages:
-        aside = f", {staging} of them for hand-offs" if arrives else ""
+        aside = f", {staging} of them for hand-offs" if hands_off else ""
         raise ValueError(
             f"the KV cache of the {spec.role} mesh does not fit: {budget / 2**20:.0f} MiB are {total} pages of "
             f"{per_page / 2**20:.2f} MiB ({config.page_size} tokens){aside}, and one request of max_model_len="

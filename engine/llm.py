@@ -1,12 +1,14 @@
 """`LLM`: the engine as a Python object. Checks prompts, turns text into tokens and back; `core.py` does the rest.
 
-Every method may be called from any thread. Requests of one caller never wait for another's to finish: all of them run
-in the same batches.
+Every method may be called from any thread; the requests of all callers run in the same batches, first come first
+served.
 """
 
 import itertools
+import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -14,10 +16,11 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from ..models.chat import Message
-from .config import Topology
+from .config import Topology, check_whole_number
 from .core import Submission, Update
 from .executor import Payload
 from .loader import Options, start_engine
@@ -27,23 +30,26 @@ from .request import Request, Timeline
 from .sampling_params import SamplingParams
 from .stream import Prompt, RequestStream, make_output, shown
 
-type PromptLike = str | Sequence[int] | Mapping[str, Any]
+type PromptLike = str | Sequence[int] | np.ndarray | Mapping[str, Any]
 type Job = tuple[PromptLike, SamplingParams]
 
 
 class LLM:
     """A model on its meshes, ready to generate. Use it as a context manager, or call `close`.
 
+    An engine that is dropped or still open when the program ends is closed then.
+
     Args:
         model: a GGUF file, or the name of a model that `twinmesh fetch` has fetched.
         topology: the meshes, such as "both=1" or "prefill=1,decode=1".
-        dtype: of weights, activations and KV: "float32", "bfloat16" or "float16".
+        dtype: of weights, activations and KV: float32, bfloat16 or float16, by name or as JAX's.
         max_model_len: prompt and completion together, in tokens; None: the model's context, or what memory allows.
         page_size: tokens per KV page.
         max_num_seqs: requests that a mesh holds at once.
         prefill_buckets: token counts that prefill steps are padded to, ascending; the last is the chunk size.
         decode_buckets: row counts that decode steps are padded to, ascending up to max_num_seqs; None: a few of them.
-        kv_cache_bytes: memory per mesh for KV pages and hand-offs on devices that do not report theirs (CPU).
+        kv_cache_bytes: the most memory per mesh for KV pages and hand-offs; None: nine tenths of what is free on a GPU,
+            and on CPU a quarter of what the machine has available for all meshes together, at most 2 GiB each.
         seed: of the engine; requests without a seed of their own draw theirs from it and from their number.
         devices: what to run on, one per mesh in the topology's order; None: JAX's. The same device may be named twice.
         progress: show bars on stderr while weights load and programs compile.
@@ -57,7 +63,7 @@ class LLM:
         model: str | Path,
         *,
         topology: str | Topology = "both=1",
-        dtype: str = "float32",
+        dtype: DTypeLike = "float32",
         max_model_len: int | None = None,
         page_size: int = 64,
         max_num_seqs: int = 32,
@@ -69,17 +75,18 @@ class LLM:
         progress: bool = False,
     ) -> None:
         """Load the model and compile every program; nothing compiles afterwards."""
+        check_whole_number("seed", seed, 0)
         parsed = Topology.parse(topology) if isinstance(topology, str) else topology
         options = Options(
             parsed, dtype, max_model_len, page_size, max_num_seqs, prefill_buckets, decode_buckets, kv_cache_bytes,
             devices, progress,
         )  # fmt: skip
         engine = start_engine(model, options)
-        self.config = engine.config
-        self.model_config = engine.checkpoint.config
-        self.tokenizer = engine.checkpoint.tokenizer()
-        self._chat_template = engine.checkpoint.chat_template()
+        self.config, self.model_config = engine.config, engine.model
+        self.tokenizer, self._chat_template = engine.tokenizer, engine.chat_template
         self._core, self._seed, self._numbers = engine.core, seed, itertools.count()
+        # At exit too: threads that still wait for a device when Python ends would take the process down with them.
+        weakref.finalize(self, engine.core.close)
 
     def generate(
         self,
@@ -131,9 +138,14 @@ class LLM:
         sink: SimpleQueue[Update] = SimpleQueue()
         checked = self.check_prompt(prompt)
         submission = self._submission(checked, sampling_params or SamplingParams(), sink)
-        self._core.submit(submission)
         request = submission.request
-        return RequestStream(request.id, checked, request.timeline, sink, self.tokenizer, self.abort)
+        stream = RequestStream(request.id, checked, request.timeline, sink, self.tokenizer, self.abort)
+        try:
+            self._core.submit(submission)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
 
     def as_completed(
         self, jobs: Iterable[Job], *, window: int | None = None
@@ -142,10 +154,12 @@ class LLM:
 
         Args:
             jobs: read as they are needed.
-            window: how many may be in the engine at once; None: all of them.
+            window: how many may be in the engine at once, 1 or more; None: all of them.
 
         Leaving the iteration early aborts what is left. Raises as `generate` does; jobs before a bad one are aborted.
         """
+        if window is not None:
+            check_whole_number("window", window, 1)
         return self._run(((self.check_prompt(prompt), sampling) for prompt, sampling in jobs), window)
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -248,10 +262,10 @@ class _Running:
 
 
 def _as_list(prompts: PromptLike | Sequence[PromptLike]) -> list[PromptLike]:
-    """A list of ints is one prompt; any other list is many."""
-    if isinstance(prompts, str | Mapping) or (prompts and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    """A list of ints is one prompt, and so is an array; any other list is many."""
+    if isinstance(prompts, str | bytes | Mapping | np.ndarray) or (len(prompts) and isinstance(prompts[0], Integral)):
+        return [cast(PromptLike, prompts)]
+    return list(cast(Sequence[PromptLike], prompts))
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
@@ -263,15 +277,22 @@ def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: i
 
 
 def _read_prompt(prompt: PromptLike, encode: Callable[[str], list[int]]) -> tuple[str | None, list[int]]:
-    if isinstance(prompt, Mapping):
-        if len(prompt) != 1 or not prompt.keys() <= {"prompt", "prompt_token_ids"}:
-            raise ValueError(
-                f"A prompt dict needs 'prompt' or 'prompt_token_ids' and nothing else, not {list(prompt)}."
-            )
-        return _read_prompt(next(iter(prompt.values())), encode)
-    if isinstance(prompt, str):
-        return prompt, encode(prompt)
-    ids: list[object] = list(prompt) if isinstance(prompt, Sequence) else [None]
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+    if not isinstance(prompt, Mapping):
+        return (prompt, encode(prompt)) if isinstance(prompt, str) else (None, _token_ids(prompt))
+    match dict(prompt):
+        case {"prompt": str(text), **rest} if not rest:
+            return text, encode(text)
+        case {"prompt_token_ids": ids, **rest} if not rest:
+            return None, _token_ids(ids)
+    raise ValueError(
+        f"A prompt dict needs text under 'prompt' or ids under 'prompt_token_ids' and nothing else, not {list(prompt)}."
+    )
+
+
+def _token_ids(ids: object) -> list[int]:
+    if isinstance(ids, np.ndarray):
+        ids = ids.tolist()
+    listed: list[object] = [None] if isinstance(ids, str | bytes) or not isinstance(ids, Sequence) else list(ids)
+    if not all(isinstance(i, Integral) and not isinstance(i, bool) for i in listed):
         raise ValueError("A prompt must be text or a list of token ids.")
-    return None, cast(list[int], ids)
+    return [int(cast(int, i)) for i in listed]

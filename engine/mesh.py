@@ -23,15 +23,17 @@ def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None
     `devices` may name a device twice, so that meshes share it; tests of several meshes on one GPU do.
 
     Raises:
-        TopologyError: too few devices, or tensor parallelism, which is not supported yet.
+        TopologyError: too few devices, a list of another length, or tensor parallelism, which is not supported yet.
     """
     if any(spec.tp > 1 for spec in topology.meshes):
         raise TopologyError(f"topology {topology} asks for tp > 1, which Twinmesh does not support yet: use tp 1.")
     if devices is None:
         _request_cpu_devices(topology.num_devices)
         devices = jax.devices()
-    if len(devices) < topology.num_devices:
-        raise TopologyError(_too_few(topology, devices))
+        if len(devices) < topology.num_devices:
+            raise TopologyError(_too_few(topology, devices))
+    elif len(devices) != topology.num_devices:
+        raise TopologyError(f"topology {topology} needs {topology.num_devices} devices: devices= lists {len(devices)}.")
     meshes, first = [], 0
     for spec in topology.meshes:
         meshes.append(Mesh(np.array(devices[first : first + spec.tp]), (AXIS,)))

@@ -6,6 +6,7 @@ the raw gaps. Percentiles are linear between the two nearest ranks. Control-plan
 
 from collections import Counter, deque
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,9 +63,9 @@ class Latencies:
 class Metrics:
     """An engine so far. Counts are since start-up; `latencies` are of the latest 4096 requests that finished.
 
-    `requests` counts ended requests by finish reason; `running` have not ended. `compiles` counts XLA compilations in
-    this process since the engine was ready, by anyone: an engine adds none. `handoff_bytes`: KV and state moved.
-    `tokens_per_second`: generated tokens over the time from first arrival to last finish.
+    `requests` counts ended requests by finish reason; `running` have not ended. `compiles` counts traces and XLA
+    compilations in this process since the engine was ready, by anyone: an engine adds none. `handoff_bytes`: KV and
+    state moved. `tokens_per_second`: generated tokens over the time from first arrival to last finish.
     """
 
     requests: dict[FinishReason, int]
@@ -100,6 +101,12 @@ class RequestLog:
         self._last_finish = max(self._last_finish, line.finish)
         if reason in ("stop", "length"):
             self.recent.append(line)
+
+    def snapshot(self) -> "RequestLog":
+        """A copy that stays as it is."""
+        twin = copy(self)
+        twin.reasons, twin.recent = self.reasons.copy(), self.recent.copy()
+        return twin
 
     def metrics(self, running: int, compiles: int, handoff_bytes: int) -> Metrics:
         """The figures now."""

@@ -21,6 +21,11 @@ class PageAllocator:
         """Pages nobody holds."""
         return len(self._free)
 
+    @property
+    def holders(self) -> set[str]:
+        """Who holds pages."""
+        return set(self._held)
+
     def can_allocate(self, count: int) -> bool:
         """Whether `allocate` would succeed."""
         return count <= len(self._free)
@@ -57,6 +62,11 @@ class SlotTable:
     def num_free(self) -> int:
         """Slots without a tenant."""
         return len(self._free)
+
+    @property
+    def tenants(self) -> set[str]:
+        """Who sits in a slot."""
+        return set(self._tenants.values())
 
     def allocate(self, tenant: str) -> tuple[int, int]:
         """A free slot and its new epoch; the caller has asked `num_free`."""

@@ -19,10 +19,13 @@ from ..models.config import ModelConfig
 from ..models.decoder import AbstractParams, bind
 from .config import EngineConfig, MeshSpec, Role
 from .handoff import Staging, gather, scatter
-from .kv_cache import KVCache, MeshState, RequestState
+from .kv_cache import DeviceState, KVCache, RequestState
 from .mesh import replicated, sharding
 from .sampling import SamplingInputs
 from .steps import DecodeInputs, PrefillInputs, decode_step, prefill_step
+
+# A model's parameters on one mesh, in the order of `AbstractParams.specs`.
+type Params = tuple[jax.Array, ...]
 
 
 @dataclass
@@ -45,7 +48,7 @@ class MeshPlan:
     model: ModelConfig
     params: AbstractParams
     config: EngineConfig
-    state: MeshState
+    state: DeviceState
 
 
 def compile_programs(plans: list[MeshPlan], *, progress: bool) -> list[Programs]:
@@ -62,8 +65,8 @@ def compile_programs(plans: list[MeshPlan], *, progress: bool) -> list[Programs]
 
 
 def _compile_allocate(plan: MeshPlan) -> Compiled:
-    def allocate() -> MeshState:
-        state: MeshState = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), plan.state)
+    def allocate() -> DeviceState:
+        state: DeviceState = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), plan.state)
         return state
 
     return jax.jit(allocate, out_shardings=_shardings(plan.state)).lower().compile()
@@ -98,7 +101,7 @@ def _compile_prefill(plan: MeshPlan, programs: Programs, tokens: int) -> None:
         ),
     )
 
-    def prefill(params: tuple[jax.Array, ...], state: MeshState, inputs: PrefillInputs) -> tuple[MeshState, jax.Array]:
+    def prefill(params: Params, state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceState, jax.Array]:
         return prefill_step(bind(plan.params.graphdef, params), plan.model, state, inputs)
 
     programs.prefill[tokens] = _compile_step(plan, prefill, inputs)
@@ -108,14 +111,14 @@ def _compile_decode(plan: MeshPlan, programs: Programs, rows: int) -> None:
     arg = partial(_argument, plan.mesh)
     inputs = DecodeInputs(arg((rows,)), arg((rows,)), arg((rows, plan.config.max_pages)))
 
-    def decode(params: tuple[jax.Array, ...], state: MeshState, inputs: DecodeInputs) -> tuple[MeshState, jax.Array]:
+    def decode(params: Params, state: DeviceState, inputs: DecodeInputs) -> tuple[DeviceState, jax.Array]:
         return decode_step(bind(plan.params.graphdef, params), plan.model, state, inputs)
 
     programs.decode[rows] = _compile_step(plan, decode, inputs)
 
 
 def _compile_step(
-    plan: MeshPlan, step: Callable[..., tuple[MeshState, jax.Array]], inputs: PrefillInputs | DecodeInputs
+    plan: MeshPlan, step: Callable[..., tuple[DeviceState, jax.Array]], inputs: PrefillInputs | DecodeInputs
 ) -> Compiled:
     """The state is donated with the same sharding in and out: otherwise donation would copy the pool."""
     params = tuple(

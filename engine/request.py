@@ -103,11 +103,6 @@ class Request:
     credit: Placement | None = None
 
     @property
-    def is_final(self) -> bool:
-        """Whether nothing can follow."""
-        return self.state in FINAL
-
-    @property
     def can_decode(self) -> bool:
         """Whether another decode step may be dispatched: in DECODE, with tokens left to ask for."""
         return self.state is State.DECODE and self.dispatched < self.max_tokens

@@ -3,6 +3,6 @@
 from collections.abc import Callable, Iterable
 
 
-def least_loaded[M](candidates: Iterable[M], load: Callable[[M], float]) -> M | None:
+def least_loaded[M](candidates: Iterable[M], load: Callable[[M], tuple[int, ...]]) -> M | None:
     """The candidate with the least outstanding work, the first of them on a tie; None when there is no candidate."""
     return min(candidates, key=load, default=None)

@@ -139,7 +139,9 @@ def _uniform(seed: Array, position: Array) -> Array:
     """One number in [0, 1) per row, [R] float32, a function of the row's (seed, position) alone."""
 
     def one(seed: Array, position: Array) -> Array:
-        return jax.random.uniform(jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), position))
+        return jax.random.uniform(
+            jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), position), dtype=jnp.float32
+        )
 
     return jax.vmap(one)(seed, position)
 

@@ -1,8 +1,8 @@
 """How one request is sampled and when it stops. Names and meanings are vLLM's. Control-plane module: no JAX here."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SamplingParams:
         if isinstance(self.stop_token_ids, str) or not isinstance(self.stop_token_ids, Iterable):
             raise ValueError(f"stop_token_ids={self.stop_token_ids!r} is not usable: it must be a list of token ids.")
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        _check("temperature", self.temperature, _is_real, lambda x: x >= 0, "a finite number, 0 or more")
+        _check("temperature", self.temperature, _is_real, lambda x: 0 <= x <= 1e6, "a number from 0 to 1e6")
         _check("top_p", self.top_p, _is_real, lambda x: 0 < x <= 1, "a number above 0 and at most 1")
         _check("top_k", self.top_k, _is_int, lambda x: 0 <= x < 2**31, "a whole number, 0 (all tokens) or more")
         _check("max_tokens", self.max_tokens, _is_int, lambda x: x >= 1, "a whole number, 1 or more")
@@ -50,8 +50,8 @@ def _check(
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_real(value: object) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -9,9 +9,9 @@ No clock, randomness, I/O or JAX: a replay of the same events gives the same act
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from .config import EngineConfig, MeshSpec, PoolSize, bucket_for
+from .config import EngineConfig, PoolSize, bucket_for
+from .mesh_state import Handoff, MeshState
 from .pages import PageAllocator, SlotTable
 from .protocol import (
     AbortRequested,
@@ -34,64 +34,8 @@ from .protocol import (
     TransferFailed,
     TransferReady,
 )
-from .request import Placement, Request, State
+from .request import Request, State
 from .router import least_loaded
-
-# The host dispatches step n + 1 before it reads step n, and no further ahead: a deeper queue would delay arrivals.
-MAX_STEPS_IN_FLIGHT = 2
-
-
-@dataclass
-class MeshState:
-    """One mesh as the scheduler sees it.
-
-    `staging`: pages that may be on their way in. `prefilling`: admitted prompts with chunks left, first come first.
-    """
-
-    index: int
-    spec: MeshSpec
-    pages: PageAllocator
-    slots: SlotTable
-    staging: int
-    prefilling: deque[Request] = field(default_factory=deque)
-    decoding: dict[str, Request] = field(default_factory=dict)
-    in_flight: set[int] = field(default_factory=set)
-    last_was_prefill: bool = False
-
-    @property
-    def can_step(self) -> bool:
-        """Whether another step may be dispatched."""
-        return len(self.in_flight) < MAX_STEPS_IN_FLIGHT
-
-    @property
-    def prefill_load(self) -> int:
-        """Prompt tokens admitted and not yet dispatched."""
-        return sum(request.prompt_len - request.prefilled for request in self.prefilling)
-
-    def has_room(self, pages: int) -> bool:
-        """Whether a slot and this many pages are free."""
-        return self.slots.num_free > 0 and self.pages.can_allocate(pages)
-
-    def seat(self, request: Request, pages: int) -> Placement:
-        """Reserve a slot and pages, all at once; the caller has asked `has_room`."""
-        slot, epoch = self.slots.allocate(request.id)
-        return Placement(self.index, slot, epoch, self.pages.allocate(request.id, pages))
-
-    def unseat(self, request: Request, placement: Placement) -> None:
-        """Give a seat back."""
-        self.slots.release(placement.slot)
-        self.pages.release(request.id)
-
-
-@dataclass(eq=False)
-class Handoff:
-    """A transfer under way: whose, between which meshes, its staging, and whether it has arrived there."""
-
-    request: Request
-    source: int
-    destination: int
-    staged_pages: int
-    is_ready: bool = False
 
 
 class Scheduler:
@@ -117,7 +61,7 @@ class Scheduler:
 
     def on(self, event: Event) -> None:
         """Take in what happened. Decisions wait for `actions`."""
-        self._now = event.t
+        self._now = max(self._now, event.t)  # stamps of several threads may arrive out of order
         match event:
             case Arrived(request=request):
                 self.requests[request.id] = request
@@ -159,6 +103,8 @@ class Scheduler:
 
     def _confirm_token(self, request: Request, stopped: bool) -> None:
         request.confirmed += 1
+        for mesh in self.meshes:
+            mesh.unanswered.pop(request.id, None)
         request.timeline.tokens.append(self._now)
         if stopped:
             self._finish(request, State.FINISHED, "stop")
@@ -224,9 +170,11 @@ class Scheduler:
         if transfer is not None:
             del self._handoffs[transfer]
             self._out.append(DropTransfer(transfer))
+        for mesh in self.meshes:
+            mesh.unanswered.pop(request.id, None)
+            mesh.decoding.pop(request.id, None)
         for seat in (request.home, request.credit):
             if seat is not None:
-                self.meshes[seat.mesh].decoding.pop(request.id, None)
                 self.meshes[seat.mesh].unseat(request, seat)
         request.home = request.credit = None
 
@@ -250,21 +198,25 @@ class Scheduler:
         while self._waiting:
             request = self._waiting[0]
             able = [m for m in self.meshes if m.spec.prefills and m.has_room(self._pages_to_prefill(request, m))]
-            mesh = least_loaded(able, lambda mesh: mesh.prefill_load)
+            mesh = least_loaded(able, lambda mesh: (mesh.prefill_load, -mesh.slots.num_free))
             if mesh is None:
                 return
             self._waiting.popleft()
             request.home = mesh.seat(request, self._pages_to_prefill(request, mesh))
             request.move_to(State.PREFILL)
             mesh.prefilling.append(request)
+            mesh.unanswered[request.id] = request
             self._out.append(AssignPages(mesh.index, request.home.slot, request.home.pages))
 
     def _pages_to_prefill(self, request: Request, mesh: MeshState) -> int:
         return self._pages_to_decode(request) if mesh.spec.decodes else self.config.pages_for(request.prompt_len)
 
     def _pages_to_decode(self, request: Request) -> int:
-        """Prompt and completion at once: nothing is preempted yet, so nothing may run out on its way."""
-        return self.config.pages_for(request.prompt_len + request.max_tokens)
+        """Prompt and completion at once: nothing is preempted yet, so nothing may run out on its way.
+
+        The last token is never fed, so it needs no place.
+        """
+        return self.config.pages_for(request.prompt_len + request.max_tokens - 1)
 
     def _dispatch_step(self, mesh: MeshState) -> bool:
         """One step if there is work; a mesh that does both alternates."""
@@ -345,10 +297,14 @@ class Scheduler:
         pages = self._pages_to_decode(request)
         staging_left = [mesh.staging for mesh in self.meshes]
         for handoff in self._handoffs.values():
+            staging_left[handoff.source] -= handoff.staged_pages
             staging_left[handoff.destination] -= handoff.staged_pages
+        source = request.home
+        if source is None or staging_left[source.mesh] < staged_pages:
+            return None
         able = [mesh for mesh in self.meshes if mesh.spec.decodes and mesh.has_room(pages)]
         able = [mesh for mesh in able if staging_left[mesh.index] >= staged_pages]
-        return least_loaded(able, lambda mesh: -mesh.pages.num_free)
+        return least_loaded(able, lambda mesh: (-mesh.pages.num_free,))
 
     def _start_transfer(self, request: Request, bucket: int) -> None:
         """The source seat is free at once: whatever reuses it is dispatched after the gather."""
@@ -362,10 +318,17 @@ class Scheduler:
         request.home = None
 
     def check_integrity(self) -> None:
-        """Raise if a page or slot is lost or doubled, or held by a request that is not here."""
-        for mesh in self.meshes:
+        """Raise if a page or slot is lost or doubled, or if anyone but a request that is here holds one."""
+        seats: list[set[str]] = [set() for _ in self.meshes]
+        for request in self.requests.values():
+            for seat in (request.home, request.credit):
+                if seat is not None:
+                    seats[seat.mesh].add(request.id)
+        for mesh, seated in zip(self.meshes, seats, strict=True):
             mesh.pages.check_integrity()
             mesh.slots.check_integrity()
+            if mesh.pages.holders != seated or mesh.slots.tenants != seated:
+                raise RuntimeError(f"mesh {mesh.index}: seats of {seated}, held by {mesh.pages.holders}")
 
 
 def _decode_row(request: Request) -> DecodeRow:

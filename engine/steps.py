@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ..kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention
 from ..models.config import ModelConfig
 from ..models.decoder import Decoder
-from .kv_cache import KVCache, MeshState, RequestState
+from .kv_cache import DeviceState, KVCache, RequestState
 from .sampling import SamplingInputs, sample
 
 
@@ -43,8 +43,8 @@ class DecodeInputs(NamedTuple):
 
 
 def prefill_step(
-    decoder: Decoder, config: ModelConfig, state: MeshState, inputs: PrefillInputs
-) -> tuple[MeshState, jax.Array]:
+    decoder: Decoder, config: ModelConfig, state: DeviceState, inputs: PrefillInputs
+) -> tuple[DeviceState, jax.Array]:
     """Append each chunk's KV, attend to prefix and chunk, sample after each row's last token.
 
     Returns the new state and the sampled tokens [R]; only rows whose chunk ends its prompt mean anything.
@@ -65,12 +65,12 @@ def prefill_step(
     with jax.named_scope("sample"):
         tokens = sample(decoder.logits(hidden[last]), inputs.sampling, inputs.kv_len)  # [R]
     requests = _store(state.requests, inputs.slot, RequestState(tokens, inputs.sampling))
-    return MeshState(paged.kv, requests), tokens
+    return DeviceState(paged.kv, requests), tokens
 
 
 def decode_step(
-    decoder: Decoder, config: ModelConfig, state: MeshState, inputs: DecodeInputs
-) -> tuple[MeshState, jax.Array]:
+    decoder: Decoder, config: ModelConfig, state: DeviceState, inputs: DecodeInputs
+) -> tuple[DeviceState, jax.Array]:
     """Feed each row its last token, append its KV, attend, sample the next. Returns the new state and tokens [B]."""
     rows: RequestState = jax.tree.map(lambda x: x.at[inputs.slot].get(mode="clip"), state.requests)
     positions, used = jnp.maximum(inputs.kv_len - 1, 0), inputs.kv_len > 0
@@ -89,7 +89,7 @@ def decode_step(
     hidden = decoder.hidden(rows.last_token, positions, paged)  # [B, E]
     with jax.named_scope("sample"):
         tokens = sample(decoder.logits(hidden), sampling, inputs.kv_len)  # [B]
-    return MeshState(paged.kv, _store(state.requests, inputs.slot, rows._replace(last_token=tokens))), tokens
+    return DeviceState(paged.kv, _store(state.requests, inputs.slot, rows._replace(last_token=tokens))), tokens
 
 
 class _PagedAttention:

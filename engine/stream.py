@@ -33,7 +33,9 @@ def shown(token_ids: list[int], reason: FinishReason | None) -> list[int]:
 class RequestStream:
     """Iterating gives `TextDelta`s until the request ends; `result()` waits for the whole. For one consumer.
 
-    Leaving the iteration early (`break`, an exception, Ctrl-C) or `close()` aborts the request.
+    Leaving the iteration early (`break`, an exception, Ctrl-C) or `close()` aborts the request, and so does dropping an
+    iterator: keep the one that `iter` gives for as long as the request is wanted. A stream that is never iterated runs
+    to its end.
     """
 
     def __init__(
@@ -76,10 +78,11 @@ class RequestStream:
 
     def _next(self) -> TextDelta:
         update = self._updates.get()
-        text = self._text_stream.push(shown(update.token_ids, update.finish_reason))
+        if update.finish_reason is not None:
+            self._last = update  # first: an interrupt below must not make a later call wait for an update that came
         self._token_ids.extend(update.token_ids)
+        text = self._text_stream.push(shown(update.token_ids, update.finish_reason))
         if update.finish_reason is not None:
             text += self._text_stream.finish()
-            self._last = update
         self._text.append(text)
         return TextDelta(text, update.token_ids, update.finish_reason)

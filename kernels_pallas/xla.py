@@ -23,6 +23,8 @@ _DECODE_BLOCK_MAX = 512
 _PREFILL_TILE = 128
 _PREFILL_BLOCK = 128
 
+# A GPU would otherwise multiply float32 in TF32, which keeps 10 bits of mantissa.
+_PRECISION = lax.Precision.HIGHEST
 _LOWEST = -1e30  # finite, so that a row which has seen nothing yet stays free of inf - inf
 
 
@@ -190,22 +192,23 @@ def _load(
 def _initial(shape: tuple[int, ...], sink: Array | None) -> _Softmax:
     """The state before any key, for queries [B, M, D]; `sink` is a logit without a value, broadcastable to [B, M]."""
     if sink is None:
-        return _Softmax(jnp.full(shape[:-1], _LOWEST), jnp.zeros(shape[:-1]), jnp.zeros(shape))
+        lowest = jnp.full(shape[:-1], _LOWEST, jnp.float32)
+        return _Softmax(lowest, jnp.zeros_like(lowest), jnp.zeros(shape, jnp.float32))
     logit = jnp.broadcast_to(sink.astype(jnp.float32), shape[:-1])
     peak = jnp.maximum(logit, _LOWEST)
-    return _Softmax(peak, jnp.exp(logit - peak), jnp.zeros(shape))
+    return _Softmax(peak, jnp.exp(logit - peak), jnp.zeros(shape, jnp.float32))
 
 
 def _accumulate(state: _Softmax, q: Array, k: Array, v: Array, visible: Array, softcap: float | None) -> _Softmax:
     """Fold in S more keys: q [B, M, D] (scaled), k and v [B, S, D], visible broadcastable to [B, M, S]."""
-    scores = jnp.einsum("bmd,bsd->bms", q, k)
+    scores = jnp.einsum("bmd,bsd->bms", q, k, precision=_PRECISION)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = jnp.where(visible, scores, -jnp.inf)
     peak = jnp.maximum(state.peak, scores.max(axis=-1))
     weights = jnp.exp(scores - peak[..., None])
     rescale = jnp.exp(state.peak - peak)
-    out = state.out * rescale[..., None] + jnp.einsum("bms,bsd->bmd", weights, v)
+    out = state.out * rescale[..., None] + jnp.einsum("bms,bsd->bmd", weights, v, precision=_PRECISION)
     return _Softmax(peak, state.total * rescale + weights.sum(axis=-1), out)
 
 
@@ -217,7 +220,7 @@ def _normalise(state: _Softmax) -> Array:
 def _spread_heads(q: Array, kv_heads: int) -> Array:
     """[R, Hq, D] -> [R, Hq, Hk * D]: each query head in the columns of its key/value head."""
     rows, query_heads, head_dim = q.shape
-    own = jnp.eye(kv_heads)[:, None, :, None]
+    own = jnp.eye(kv_heads, dtype=jnp.float32)[:, None, :, None]
     spread = q.reshape(rows, kv_heads, -1, 1, head_dim) * own  # [R, Hk, G, Hk, D]
     return spread.reshape(rows, query_heads, kv_heads * head_dim)
 

@@ -48,11 +48,6 @@ class ChatTemplate:
         self._source, self._tokenizer, self._name = source, tokenizer, name
         self._compiled: jinja2.Template | None = None
 
-    @property
-    def exists(self) -> bool:
-        """Whether the model has a chat template."""
-        return self._source is not None
-
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as text, special tokens written out.
 

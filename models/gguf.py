@@ -110,7 +110,9 @@ class GGUFFile:
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
                     self._parse(_Cursor(buffer))
         except FileNotFoundError:
-            raise CheckpointError(f"There is no model file at {path}.") from None
+            raise CheckpointError(
+                f"There is no model file at {path}: give a GGUF file, or a name that is fetched."
+            ) from None
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
         except _Truncated:

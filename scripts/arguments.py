@@ -3,13 +3,11 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from twinmesh.engine.config import Topology, TopologyError
+from twinmesh.engine.config import DTYPES, Topology, TopologyError
 from twinmesh.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from twinmesh.engine.llm import LLM
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:

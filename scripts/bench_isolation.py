@@ -1,9 +1,11 @@
-"""Does decode keep its pace while long prompts arrive? Colocated against disaggregated, one core per device.
+"""Does decode keep its pace while long prompts arrive? Colocated against disaggregated, as many cores as devices.
 
 A few requests decode steadily; long prompts arrive at fixed times (open loop). Reported per topology: inter-token
 latency (ITL) of the steady requests while long prompts are in the engine, and time to first token (TTFT) of the long
 prompts; then the ratio of each topology's p99 ITL to that of "prefill=1,decode=1". `both=1` has one core; `both=2` has
-as many as the disaggregated engine, and routes each request to one of its two meshes.
+as many as the disaggregated engine, and routes each request to one of its two meshes. Each topology runs in a process
+of its own, held to as many cores as it has devices (Linux). XLA's threads are shared between the devices of a process,
+so a device may use a core that the other leaves idle.
 
     python scripts/bench_isolation.py --model smollm2 --json isolation.json
 """
@@ -14,7 +16,9 @@ import os
 import platform
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,29 +33,30 @@ TOPOLOGIES = ("both=1", "both=2", DISAGGREGATED)
 def main() -> int:
     """Measure every topology in turn and print a table; `--json` writes the figures."""
     args = _arguments()
-    # Before JAX is imported: each CPU device computes on one thread, as if it were a machine of its own.
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-    import jax
-
-    jax.config.update("jax_num_cpu_devices", 2)
-    figures = {topology: measure(topology, args) for topology in TOPOLOGIES}
+    figures = {}
+    for topology in TOPOLOGIES:
+        print(f"{topology}: running", file=sys.stderr)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            figures[topology] = pool.submit(measure, topology, args).result()
     base = figures[DISAGGREGATED]["itl"]["p99"]
     for topology, row in figures.items():
         row["itl_p99_ratio"] = row["itl"]["p99"] / base
         print(_row(topology, row))
     if args.json:
-        report = {"args": vars(args), "jax": jax.__version__, "machine": platform.processor(), "figures": figures}
-        Path(args.json).write_text(json.dumps(report, indent=1, default=str))
+        report = {"args": vars(args), "machine": platform.platform(), "cores": os.cpu_count(), "figures": figures}
+        Path(args.json).write_text(json.dumps(report, indent=1))
     return 0
 
 
 def measure(topology: str, args: argparse.Namespace) -> dict[str, Any]:
-    """ITL and TTFT percentiles of one topology, in seconds."""
-    from twinmesh import LLM
+    """ITL and TTFT percentiles of one topology, in seconds. Call it in a fresh process: it chooses the cores."""
+    from twinmesh.engine.config import Topology
+
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: Topology.parse(topology).num_devices])
+    from twinmesh import LLM  # JAX counts the cores when it starts
 
     length = max(args.prompt_tokens + 64, args.steady_tokens + 64)
-    print(f"{topology}: starting", file=sys.stderr)
-    with LLM(args.model, topology=topology, max_model_len=length, max_num_seqs=8, progress=False) as llm:
+    with LLM(args.model, topology=topology, max_model_len=length, max_num_seqs=8) as llm:
         return _under_load(llm, args)
 
 
@@ -101,7 +106,7 @@ def _row(topology: str, row: dict[str, Any]) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--running", type=int, default=4, help="requests that decode all the while")
     parser.add_argument("--steady-tokens", type=int, default=2000, help="most tokens that each of them generates")

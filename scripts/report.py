@@ -30,7 +30,7 @@ def latency_table(result: BatchResult) -> str:
     rows: list[tuple[str, Percentiles | None, str]] = [
         ("TTFT", latencies.ttft, "arrival to first token, waiting for a free slot included"),
         ("TPOT", latencies.tpot, "each token after the first"),
-        ("hand-off", latencies.handoff, "first token to KV in place on the decode mesh"),
+        ("hand-off", latencies.handoff, "first token to KV arrived at the decode mesh"),
     ]
     lines = [f"\n{'':10}{'p50':>10}{'p99':>10}"]
     lines += [f"{name:10}{_ms(p.p50):>10}{_ms(p.p99):>10}   {what}" for name, p, what in rows if p is not None]

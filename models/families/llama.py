@@ -48,10 +48,11 @@ def config(metadata: Mapping[str, Any], tensor_names: Collection[str]) -> ModelC
     blocks = integer(metadata, "llama.block_count")
     if blocks > len(tensor_names):
         raise CheckpointError(f"llama.block_count = {blocks} does not fit a file of {len(tensor_names)} tensors.")
+    tokens = metadata.get("tokenizer.ggml.tokens")
     spec = AttentionSpec(rope_theta=number(metadata, "llama.rope.freq_base", 10000.0))
     return ModelConfig(
         family="llama",
-        vocab_size=integer(metadata, "llama.vocab_size", len(metadata.get("tokenizer.ggml.tokens", ()))),
+        vocab_size=integer(metadata, "llama.vocab_size", len(tokens) if isinstance(tokens, list) else None),
         hidden_size=hidden,
         intermediate_size=integer(metadata, "llama.feed_forward_length"),
         num_heads=heads,

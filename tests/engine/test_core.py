@@ -1,6 +1,7 @@
 """What the engine promises about devices: overlap, order, no copies through the host, no compilation, failures."""
 
 import time
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from twinmesh import SamplingParams
 from twinmesh.engine.executor import StepResult
-from twinmesh.engine.protocol import Chunk, DecodeRow, Scatter, TransferReady
+from twinmesh.engine.protocol import Chunk, DecodeRow, Finish, Scatter, TransferReady
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
@@ -46,7 +47,7 @@ def record(llm):
         take(message)
 
     def performing(action):
-        if isinstance(action, Scatter):
+        if isinstance(action, Scatter | Finish):
             seen.append(action)
         perform(action)
 
@@ -249,6 +250,59 @@ def test_a_transfer_that_raises_fails_only_its_request(make_llm):
     for output, whole in zip(outputs, expected, strict=True):
         if output.error is None:
             assert output.outputs[0].token_ids == whole.outputs[0].token_ids
+
+
+def test_a_scatter_that_raises_leaves_nothing_staged(make_llm):
+    with make_llm("prefill=1,decode=1") as llm:
+        executor = llm._core._executor
+        scatter = executor.meshes[1].scatter
+        executor.meshes[1].scatter = raising
+        failed = llm.generate(PROMPTS, GREEDY)
+        executor.meshes[1].scatter = scatter
+        assert "error" in {output.outputs[0].finish_reason for output in failed}
+        llm.generate(PROMPTS, GREEDY)
+        assert not executor._staged
+
+
+def test_a_lost_pool_is_let_go_before_a_new_one_is_made(make_llm):
+    with make_llm("both=1") as llm:
+        mesh = llm._core._executor.meshes[0]
+        alive, allocate, pool = [], mesh.programs.allocate, weakref.ref(mesh.state.kv.k)
+
+        def allocating():
+            alive.append(pool())
+            return allocate()
+
+        mesh.programs.allocate = allocating
+        prefill, mesh.programs.prefill = mesh.programs.prefill, dict.fromkeys(mesh.programs.prefill, raising)
+        assert llm.generate(PROMPTS[0], GREEDY)[0].error
+        mesh.programs.prefill = prefill
+        assert alive == [None]
+        assert not llm.generate(PROMPTS[0], GREEDY)[0].error
+
+
+def test_one_source_does_not_hold_back_what_another_sends(make_llm):
+    with make_llm("prefill=2,decode=1") as llm:
+        slow_down_prefill(llm)
+        seen = record(llm)
+        late = llm.stream("the sea and the land " * 2, GREEDY)
+        quick = [llm.stream(PROMPTS[2], GREEDY) for _ in range(2)]
+        late.result()
+        order = [request for request in ends(seen) if request]
+        assert {stream.request_id for stream in quick} == set(order[:2])
+
+
+def ends(seen):
+    """Requests in the order in which they ended."""
+    return [action.request_id for action in seen if isinstance(action, Finish)]
+
+
+def test_an_action_without_a_mesh_that_raises_stops_the_engine(make_llm):
+    with make_llm("both=1") as llm:
+        llm._core._executor.meshes[0].assign = raising
+        (output,) = llm.generate(PROMPTS[0], GREEDY)
+        assert output.outputs[0].finish_reason == "error"
+        assert llm.metrics().requests == {"error": 1}
 
 
 def test_an_internal_failure_ends_every_request_with_its_cause(make_llm):

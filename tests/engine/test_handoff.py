@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from twinmesh.engine.config import EngineConfig, PoolSize, Topology
 from twinmesh.engine.handoff import gather, padded, scatter, send
-from twinmesh.engine.kv_cache import KVCache, MeshState, RequestState, page_bytes, pool_that_fits
+from twinmesh.engine.kv_cache import DeviceState, KVCache, RequestState, page_bytes, pool_that_fits
 from twinmesh.engine.mesh import build_meshes
 from twinmesh.engine.sampling import SamplingInputs
 from twinmesh.models.config import AttentionSpec, ModelConfig
@@ -22,7 +22,7 @@ def state(seed, device, dtype=np.float32):
     sampling = SamplingInputs(
         random.random(SLOTS, np.float32), random.random(SLOTS, np.float32), ids.astype(np.int32), ids.astype(np.uint32)
     )
-    return jax.device_put(MeshState(KVCache(k, v), RequestState(ids.astype(np.int32), sampling)), device)
+    return jax.device_put(DeviceState(KVCache(k, v), RequestState(ids.astype(np.int32), sampling)), device)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
@@ -63,9 +63,9 @@ def pool(budget, topology, mesh, length=64):
     return pool_that_fits(budget, 100, settings, settings.topology.meshes[mesh])
 
 
-def test_staging_is_set_aside_where_requests_arrive():
+def test_staging_is_set_aside_where_requests_leave_or_arrive():
     assert pool(1000, "both=1", 0) == PoolSize(8, 0)  # two slots of four pages need no more
-    assert pool(1000, "prefill=1,decode=1", 0) == PoolSize(8, 0)
+    assert pool(1000, "prefill=1,decode=1", 0) == PoolSize(6, 4)
     assert pool(1000, "prefill=1,decode=1", 1) == PoolSize(6, 4)
     assert pool(9000, "prefill=1,decode=1", 1) == PoolSize(8, 11)
     assert pool(90_000, "prefill=1,decode=1", 1) == PoolSize(8, 32)

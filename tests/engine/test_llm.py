@@ -2,10 +2,13 @@
 
 import _thread
 import gc
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
+from helpers.tiny_gguf import write_tiny_gguf
 from twinmesh import LLM, EngineError, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -209,7 +212,7 @@ def test_prompts_come_as_text_ids_or_dicts(split):
     forms = [PROMPTS[0], ids, {"prompt": PROMPTS[0]}, {"prompt_token_ids": ids}]
     first, *others = tokens(split.generate(forms, GREEDY))
     assert others == [first] * 3
-    assert tokens(split.generate(np.array(ids).tolist(), GREEDY)) == [first]
+    assert tokens(split.generate(np.array(ids), GREEDY)) == [first]
 
 
 def test_chat_takes_one_conversation_or_many(split):
@@ -228,7 +231,11 @@ def test_chat_takes_one_conversation_or_many(split):
         ("the sea " * 100, "max_model_len=128"),
         ([10_000], "outside 0 to"),
         ([-1], "outside 0 to"),
-        ({"text": "a"}, "'prompt' or 'prompt_token_ids'"),
+        ({"text": "a"}, "under 'prompt' or ids under 'prompt_token_ids'"),
+        ({"prompt_token_ids": "a"}, "text or a list of token ids"),
+        ({"prompt": "a", "prompt_token_ids": [5]}, "nothing else"),
+        (b"abc", "text or a list of token ids"),
+        (np.array([[5, 6]]), "text or a list of token ids"),
         ([1.5], "text or a list of token ids"),
     ],
 )
@@ -296,6 +303,14 @@ def test_close_aborts_what_runs_joins_threads_and_frees_memory(make_llm):
         ({"decode_buckets": (4, 1)}, "decode_buckets"),
         ({"decode_buckets": (1, 2)}, "max_num_seqs=4"),
         ({"prefill_buckets": ()}, "prefill_buckets"),
+        ({"decode_buckets": ()}, "decode_buckets"),
+        ({"max_model_len": "12"}, "max_model_len='12'"),
+        ({"max_num_seqs": "4"}, "max_num_seqs='4'"),
+        ({"kv_cache_bytes": "1GB"}, "kv_cache_bytes='1GB'"),
+        ({"kv_cache_bytes": -5}, "kv_cache_bytes=-5"),
+        ({"seed": -1}, "seed=-1"),
+        ({"devices": []}, "needs 2 devices: devices= lists 0"),
+        ({"dtype": np.int8}, "is not supported"),
     ],
 )
 def test_options_that_cannot_work_are_refused(make_llm, changes, message):
@@ -307,3 +322,56 @@ def test_a_context_nobody_asked_for_shrinks_to_the_memory(tiny_path):
     with LLM(tiny_path, page_size=16, max_num_seqs=1, prefill_buckets=(16,), kv_cache_bytes=100_000) as llm:
         assert llm.config.max_model_len < 512
         assert llm.config.max_model_len % 16 == 0
+
+
+def test_a_page_larger_than_the_context_does_not_stretch_it(tiny_path):
+    with LLM(tiny_path, page_size=1024, max_num_seqs=1, prefill_buckets=(16,), kv_cache_bytes=2 << 20) as llm:
+        assert llm.config.max_model_len == 512
+
+
+def test_sixteen_bit_types_run_too(make_llm):
+    import jax.numpy as jnp
+
+    for dtype in (jnp.bfloat16, "float16"):
+        with make_llm("prefill=1,decode=1", dtype=dtype) as llm:
+            assert [len(ids) for ids in tokens(llm.generate(PROMPTS, GREEDY))] == [12] * 4
+
+
+def test_a_tokenizer_that_is_not_supported_is_refused_before_anything_starts(tmp_path):
+    before = set(threading.enumerate())
+    path = write_tiny_gguf(tmp_path / "other.gguf", metadata={"tokenizer.ggml.pre": "llama-bpe"})
+    with pytest.raises(ValueError, match="llama-bpe"):
+        LLM(path)
+    assert set(threading.enumerate()) == before
+
+
+def run_program(code, tiny_path, tmp_path):
+    start = f"from twinmesh import LLM, SamplingParams\nMODEL = {str(tiny_path)!r}\n"
+    options = "max_model_len=64, page_size=16, max_num_seqs=2, prefill_buckets=(16,), kv_cache_bytes=1 << 20"
+    start += f"def make(topology): return LLM(MODEL, topology=topology, {options})\n"
+    return subprocess.run([sys.executable, "-c", start + code], cwd=tmp_path, capture_output=True, text=True)
+
+
+def test_a_program_may_end_with_requests_in_flight(tiny_path, tmp_path):
+    code = (
+        "llm = make('prefill=1,decode=1')\nstream = llm.stream('a', SamplingParams(max_tokens=50, ignore_eos=True))\n"
+    )
+    done = run_program(code + "raise SystemExit(3)", tiny_path, tmp_path)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
+def test_it_runs_where_jax_makes_64_bit_numbers(tiny_path, tmp_path, split):
+    code = (
+        "import jax; jax.config.update('jax_enable_x64', True)\n"
+        "p = [SamplingParams(temperature=t, seed=1, max_tokens=8, ignore_eos=True) for t in (0, 1)]\n"
+        f"print([o.outputs[0].token_ids for o in make('prefill=1,decode=1').generate([{PROMPTS[0]!r}] * 2, p)])"
+    )
+    params = [SamplingParams(temperature=t, seed=1, max_tokens=8, ignore_eos=True) for t in (0, 1)]
+    done = run_program(code, tiny_path, tmp_path)
+    assert done.stdout.strip() == str(tokens(split.generate([PROMPTS[0]] * 2, params))), done.stderr
+
+
+@pytest.mark.parametrize("window", [0, -1, 1.5])
+def test_a_window_that_lets_nothing_in_is_refused(split, window):
+    with pytest.raises(ValueError, match="window="):
+        list(split.as_completed([(PROMPTS[0], GREEDY)], window=window))

@@ -15,6 +15,8 @@ from twinmesh import SamplingParams
         ("temperature", "hot"),
         ("temperature", None),
         ("temperature", True),
+        ("temperature", 10**400),
+        ("temperature", 1.1e6),
         ("top_p", 0),
         ("top_p", 1.01),
         ("top_p", math.nan),

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from twinmesh.engine.config import EngineConfig, PoolSize, Topology
+from twinmesh.engine.mesh_state import MAX_STEPS_IN_FLIGHT
 from twinmesh.engine.protocol import (
     AbortRequested,
     Arrived,
@@ -18,7 +19,7 @@ from twinmesh.engine.protocol import (
     TransferFailed,
 )
 from twinmesh.engine.request import Request, State, Timeline
-from twinmesh.engine.scheduler import MAX_STEPS_IN_FLIGHT, Scheduler
+from twinmesh.engine.scheduler import Scheduler
 
 PAGE = 4
 
@@ -187,6 +188,29 @@ def test_several_meshes_of_a_role_share_the_work(topology):
             device.complete_transfer(0, t)
     assert seen == set(range(len(scheduler.meshes)))
     assert len(device.finished) == 6
+
+
+@pytest.mark.parametrize(("topology", "meshes"), [("both=2", 2), ("prefill=2,decode=1", 2)])
+def test_a_prompt_goes_where_none_is_being_prefilled_or_else_where_fewer_requests_sit(topology, meshes):
+    scheduler, device = make(topology, pages=32)
+    first = arrive(scheduler, "a", prompt_len=8)
+    step(scheduler, device)  # all of it is dispatched, none is answered
+    second = arrive(scheduler, "b", prompt_len=4)
+    mesh = [chunk.mesh for chunk in only(step(scheduler, device), Prefill)]
+    assert first.timeline.prefill_start is not None
+    assert second.timeline.prefill_start is not None
+    assert mesh == [1]
+    for t in range(12):  # spaced arrivals, each answered before the next
+        for index, steps in enumerate(device.steps):
+            if steps:
+                device.complete_step(index, t)
+        step(scheduler, device)
+    both = topology.startswith("both")
+    third = arrive(scheduler, "c", prompt_len=8, max_tokens=20)
+    fourth = arrive(scheduler, "d", prompt_len=8, max_tokens=20)
+    actions = only(step(scheduler, device), Prefill)
+    assert {action.mesh for action in actions} == {0, 1}
+    assert (third.home is not None) == (fourth.home is not None) == both
 
 
 def test_a_lost_mesh_takes_its_own_requests_and_no_others():
