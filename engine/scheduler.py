@@ -188,7 +188,7 @@ class Scheduler:
             self._admit_waiting()
             for mesh in self.meshes:
                 while mesh.can_step and self._dispatch_step(mesh):
-                    pass
+                    self._grant_credit()  # at once: behind the mesh's next step, a gather would wait for that too
             self._grant_credit()
         out, self._out = self._out, []
         return out

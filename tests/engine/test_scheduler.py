@@ -115,6 +115,14 @@ def test_prefill_goes_on_without_decode_pages_and_the_first_token_is_not_delayed
     assert device.finished == {"a": "length", "b": "length"}
 
 
+def test_a_gather_does_not_queue_behind_the_next_prompts_prefill():
+    scheduler, device = make(pages=32)
+    for name in "ab":
+        arrive(scheduler, name, prompt_len=8)
+    order = [kind for kind in kinds(step(scheduler, device)) if kind in (Prefill, StartTransfer)]
+    assert order == [Prefill, StartTransfer, Prefill, StartTransfer]
+
+
 def test_a_token_that_stops_the_request_on_the_prefill_mesh_cancels_its_transfer():
     scheduler, device = make()
     arrive(scheduler, "a")
