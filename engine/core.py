@@ -33,6 +33,7 @@ from .protocol import (
 )
 from .request import Request
 from .scheduler import Scheduler
+from .waiter import EngineThread
 
 
 class EngineError(RuntimeError):
@@ -86,8 +87,7 @@ class EngineCore:
         self._log, self._lock = RequestLog(), threading.Lock()
         self._compiles = CompileCounter()
         self._stopped: str | None = None
-        self._closing, self._is_closed = threading.Lock(), False
-        self._thread = threading.Thread(target=self._run, name="twinmesh-dispatch", daemon=True)
+        self._thread = EngineThread(target=self._run, name="twinmesh-dispatch", daemon=True)
         self._thread.start()
 
     # ---- any thread
@@ -114,15 +114,13 @@ class EngineCore:
         return log.metrics(running, self._compiles.count, self._executor.handoff_bytes)
 
     def close(self) -> None:
-        """Abort what runs, wait for what is in flight, join the threads, free the arrays. Idempotent."""
-        with self._closing:
-            if self._thread.is_alive():
-                self._inbox.put(_Close())
-                self._thread.join()
-            if not self._is_closed:
-                self._executor.close()
-                self._compiles.close()
-                self._is_closed = True
+        """Abort what runs, wait for what is in flight, join the threads, free the arrays. Idempotent.
+
+        An engine's own thread, which may find a dropped engine while it collects garbage, asks and does not wait.
+        """
+        self._inbox.put(_Close())
+        if not isinstance(threading.current_thread(), EngineThread):
+            self._thread.join()
 
     # ---- the dispatching thread
 
@@ -133,6 +131,9 @@ class EngineCore:
             self._stop("abort", "the engine is closed: make a new LLM.")
         except Exception as error:
             self._stop("error", f"the engine stopped after an internal failure ({describe(error)}): make a new LLM.")
+        finally:
+            self._executor.close()
+            self._compiles.close()
 
     def _turn(self) -> bool:
         """Wait for news, take in all there is, dispatch what it allows. False: close."""

@@ -12,13 +12,17 @@ from typing import Any
 import jax
 
 
+class EngineThread(threading.Thread):
+    """A thread that an engine owns. It may meet a dropped engine when it collects garbage, and must not join others."""
+
+
 class Waiter:
     """One thread per stream of results: a mesh's steps, or the transfers that arrive at it."""
 
     def __init__(self, name: str) -> None:
         """Start the thread; it is a daemon, so a program that forgets `close` still ends."""
         self._queue: SimpleQueue[tuple[Any, Callable[[Any], None], Callable[[Exception], None]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = EngineThread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def watch[T](self, arrays: T, ready: Callable[[T], None], failed: Callable[[Exception], None]) -> None:

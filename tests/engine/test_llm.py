@@ -360,6 +360,18 @@ def test_a_program_may_end_with_requests_in_flight(tiny_path, tmp_path):
     assert (done.returncode, done.stderr) == (3, "")
 
 
+def test_an_engine_found_dropped_by_an_engines_own_thread_closes_without_waiting(make_llm):
+    from twinmesh.engine.waiter import EngineThread
+
+    llm = make_llm("prefill=1,decode=1")
+    thread = EngineThread(target=llm.close)
+    thread.start()
+    thread.join()
+    llm.close()
+    with pytest.raises(EngineError, match="closed"):
+        llm.generate(PROMPTS[0], GREEDY)
+
+
 def test_it_runs_where_jax_makes_64_bit_numbers(tiny_path, tmp_path, split):
     code = (
         "import jax; jax.config.update('jax_enable_x64', True)\n"
