@@ -11,6 +11,7 @@ import twinmesh
 ROOT = Path(twinmesh.__file__).parent
 CONTROL_PLANE = [
     "config",
+    "mesh_state",
     "metrics",
     "outputs",
     "pages",
