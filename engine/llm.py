@@ -82,7 +82,7 @@ class LLM:
             devices, progress,
         )  # fmt: skip
         engine = start_engine(model, options)
-        self.config, self.model_config = engine.config, engine.model
+        self.config = engine.config
         self.tokenizer, self._chat_template = engine.tokenizer, engine.chat_template
         self._core, self._seed, self._numbers = engine.core, seed, itertools.count()
         # At exit too: threads that still wait for a device when Python ends would take the process down with them.

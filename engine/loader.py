@@ -20,7 +20,6 @@ from tqdm import tqdm
 from ..models.catalog import cache_directory, resolve_model
 from ..models.chat import ChatTemplate
 from ..models.checkpoint import Checkpoint, load_params, open_checkpoint
-from ..models.config import ModelConfig
 from ..models.decoder import AbstractParams, abstract_params
 from ..models.tokenizer import Tokenizer
 from .compilation import use_cache
@@ -55,7 +54,6 @@ class Engine:
 
     core: EngineCore
     config: EngineConfig
-    model: ModelConfig
     tokenizer: Tokenizer
     chat_template: ChatTemplate
 
@@ -89,7 +87,7 @@ def start_engine(model: str | Path, options: Options) -> Engine:
         return Executor(executors, post, time.monotonic)
 
     core = EngineCore(Scheduler(config, pools), executor, time.monotonic)
-    return Engine(core, config, checkpoint.config, tokenizer, chat_template)
+    return Engine(core, config, tokenizer, chat_template)
 
 
 def _parse_dtype(dtype: DTypeLike) -> jnp.dtype:

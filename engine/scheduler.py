@@ -103,8 +103,9 @@ class Scheduler:
 
     def _confirm_token(self, request: Request, stopped: bool) -> None:
         request.confirmed += 1
-        for mesh in self.meshes:
-            mesh.unanswered.pop(request.id, None)
+        if request.confirmed == 1:
+            for mesh in self.meshes:
+                mesh.unanswered.pop(request.id, None)
         request.timeline.tokens.append(self._now)
         if stopped:
             self._finish(request, State.FINISHED, "stop")

@@ -1,11 +1,12 @@
 """Does decode keep its pace while long prompts arrive? Colocated against disaggregated, as many cores as devices.
 
-A few requests decode steadily; long prompts arrive at fixed times (open loop). Reported per topology: inter-token
-latency (ITL) of the steady requests while long prompts are in the engine, and time to first token (TTFT) of the long
-prompts; then the ratio of each topology's p99 ITL to that of "prefill=1,decode=1". `both=1` has one core; `both=2` has
-as many as the disaggregated engine, and routes each request to one of its two meshes. Each topology runs in a process
-of its own, held to as many cores as it has devices (Linux). XLA's threads are shared between the devices of a process,
-so a device may use a core that the other leaves idle.
+A few requests decode steadily; long prompts arrive at fixed times (open loop) and ask for a few tokens, so that their
+KV is handed off and decoded beside the steady requests. Reported per topology: inter-token latency (ITL) of the steady
+requests while long prompts are in the engine, and time to first token (TTFT) of the long prompts; then the ratio of
+each topology's p99 ITL to that of "prefill=1,decode=1". `both=1` has one core; `both=2` has as many as the
+disaggregated engine, and routes each request to one of its two meshes. Each topology runs in a process of its own, held
+to as many cores as it has devices (Linux). XLA's threads are shared between the devices of a process, so a device may
+use a core that the other leaves idle.
 
     python scripts/bench_isolation.py --model smollm2 --json isolation.json
 """
@@ -55,7 +56,7 @@ def measure(topology: str, args: argparse.Namespace) -> dict[str, Any]:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: Topology.parse(topology).num_devices])
     from twinmesh import LLM  # JAX counts the cores when it starts
 
-    length = max(args.prompt_tokens + 64, args.steady_tokens + 64)
+    length = max(args.prompt_tokens + args.answer_tokens, args.steady_tokens + 64)
     with LLM(args.model, topology=topology, max_model_len=length, max_num_seqs=8) as llm:
         return _under_load(llm, args)
 
@@ -69,12 +70,12 @@ def _under_load(llm: "LLM", args: argparse.Namespace) -> dict[str, Any]:
     deltas = [iter(stream) for stream in running]  # kept: an iterator that is dropped aborts its request
     for delta in deltas:
         next(delta)
-    once = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
+    answer = SamplingParams(temperature=0, max_tokens=args.answer_tokens, ignore_eos=True)
     start, arrived = time.monotonic(), []
     for index in range(args.prompts):
         time.sleep(max(0.0, start + index * args.period - time.monotonic()))
         prompt = [100 + (index * 7919 + i) % 20_000 for i in range(args.prompt_tokens)]
-        arrived.append(llm.stream(prompt, once))
+        arrived.append(llm.stream(prompt, answer))
     lines = [stream.result().timeline for stream in arrived]
     end = time.monotonic()
     for stream in running:
@@ -112,6 +113,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steady-tokens", type=int, default=2000, help="most tokens that each of them generates")
     parser.add_argument("--prompts", type=int, default=4, help="long prompts that arrive")
     parser.add_argument("--prompt-tokens", type=int, default=2048)
+    parser.add_argument("--answer-tokens", type=int, default=16, help="generated for each; 2 or more are handed off")
     parser.add_argument("--period", type=float, default=10.0, help="seconds between arrivals")
     parser.add_argument("--json", metavar="FILE")
     return parser.parse_args()

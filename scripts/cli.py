@@ -14,7 +14,7 @@ from typing import NoReturn
 from twinmesh.scripts import batch, fetch, generate
 from twinmesh.scripts.fetch import FetchError
 
-COMMANDS = ("generate", "batch", "fetch")
+COMMANDS = {"generate": generate, "batch": batch, "fetch": fetch}
 EPILOG = """\
 examples:
   twinmesh fetch smollm2
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"twinmesh {version('twinmesh')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, module in (("generate", generate), ("batch", batch), ("fetch", fetch)):
+    for name, module in COMMANDS.items():
         command = commands.add_parser(
             name,
             help=module.SUMMARY,
