@@ -7,19 +7,34 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .engine.async_llm import AsyncLLM
     from .engine.config import Topology
     from .engine.core import EngineError
     from .engine.llm import LLM
-    from .engine.outputs import CompletionOutput, RequestOutput, TextDelta
+    from .engine.outputs import CompletionOutput, Logprob, RequestOutput, Score, TextDelta
     from .engine.sampling_params import SamplingParams
 
-__all__ = ["LLM", "CompletionOutput", "EngineError", "RequestOutput", "SamplingParams", "TextDelta", "Topology"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "CompletionOutput",
+    "EngineError",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+    "Score",
+    "TextDelta",
+    "Topology",
+]
 _HOMES = {
     "LLM": "llm",
+    "AsyncLLM": "async_llm",
     "CompletionOutput": "outputs",
     "EngineError": "core",
+    "Logprob": "outputs",
     "RequestOutput": "outputs",
     "SamplingParams": "sampling_params",
+    "Score": "outputs",
     "TextDelta": "outputs",
     "Topology": "config",
 }

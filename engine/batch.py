@@ -172,7 +172,10 @@ class _Run:
         self._tally(request, output)
 
     def _check(self, request: BatchRequest) -> list[int]:
-        """The prompt's token ids. Results are told apart by their custom ids, so each may be used once."""
+        """The prompt's token ids, once the engine is sure to take the request.
+
+        Results are told apart by their custom ids, so each may be used once.
+        """
         first = self._first_line.setdefault(request.custom_id, request.line)
         if first != request.line:
             message = f"custom_id={request.custom_id!r} is already that of line {first}: give each line its own."
@@ -180,6 +183,7 @@ class _Run:
         try:
             prompt = request.prompt if request.messages is None else self._llm.chat_prompt(request.messages)
             assert prompt is not None  # a request has the one or the other
+            self._llm.check_sampling_params(request.sampling_params)
             return self._llm.check_prompt(prompt).token_ids
         except ValueError as error:
             raise BatchLineError("invalid_request", request.line, request.custom_id, str(error)) from None
@@ -188,7 +192,7 @@ class _Run:
         result = self.result
         result.succeeded += 1
         result.prompt_tokens += len(output.prompt_token_ids)
-        result.completion_tokens += len(output.outputs[0].token_ids)
+        result.completion_tokens += sum(len(completion.token_ids) for completion in output.outputs)
         result.timelines.append(output.timeline)
         result.kept = sorted([*result.kept, (request, output)], key=lambda kept: kept[0].line)[: self._keep]
         self._show_progress()

@@ -7,10 +7,10 @@ is refused, never ignored. Pure functions of bytes and values: no files, no engi
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from .outputs import RequestOutput
+from .outputs import CompletionOutput, RequestOutput
 from .sampling_params import SamplingParams
 
 type Message = dict[str, Any]
@@ -19,23 +19,16 @@ CHAT: Endpoint = "/v1/chat/completions"
 COMPLETIONS: Endpoint = "/v1/completions"
 
 _ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
-_SAMPLING = frozenset({"temperature", "top_p", "top_k", "seed", "max_tokens", "stop_token_ids", "ignore_eos"})
+_SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {"logprobs", "prompt_logprobs", "detokenize"}
 # Whatever these hold, the completion is the same.
 _WITHOUT_EFFECT = frozenset({"model", "user", "metadata", "store", "service_tier", "safety_identifier"})
 # Fields that are not implemented, each with the values that ask for nothing; null always asks for nothing.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "stream": (False,),
     "echo": (False,),
     "logprobs": (False,),
-    "stop": ("", []),
     "suffix": ("",),
-    "frequency_penalty": (0, 0.0),
-    "presence_penalty": (0, 0.0),
-    "repetition_penalty": (1, 1.0),
-    "min_p": (0, 0.0),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -179,41 +172,31 @@ def _sampling_params(body: dict[str, Any], line: int, defaults: SamplingParams) 
         raise ValueError("max_tokens and max_completion_tokens differ: give one of them.")
     if limits:
         given["max_tokens"] = limits[0]
-    _check_types(given)
+    if "logit_bias" in given:
+        given["logit_bias"] = _biases(given["logit_bias"])
     if "seed" not in given and defaults.seed is not None:
         given["seed"] = (defaults.seed + line) % 2**32
     return replace(defaults, **given)
 
 
-def _check_types(given: dict[str, Any]) -> None:
-    """Refuse values whose JSON type is wrong; their range is for `SamplingParams` to check."""
-    for name, value in given.items():
-        if name == "ignore_eos":
-            is_right, wanted = isinstance(value, bool), "true or false"
-        elif name == "stop_token_ids":
-            is_right, wanted = isinstance(value, list) and all(type(token) is int for token in value), "token ids"
-        else:
-            is_right, wanted = isinstance(value, int | float), "a number"
-        if not is_right:
-            raise ValueError(f"{name}={value!r} is not usable: it must be {wanted}.")
+def _biases(given: object) -> object:
+    """JSON's keys are texts, and token ids are numbers; whatever else is wrong is for `SamplingParams` to say."""
+    if not isinstance(given, dict):
+        return given
+    return {int(token) if token.isdecimal() else token: bias for token, bias in given.items()}
 
 
 def success_line(request: BatchRequest, output: RequestOutput, *, model: str, created: int) -> dict[str, Any]:
     """The output line of a request that ran, as OpenAI writes it. `created` is in seconds since 1970."""
-    completion = output.outputs[0]
     is_chat = request.messages is not None
-    choice: dict[str, Any] = {"index": completion.index}
-    if is_chat:
-        choice["message"] = {"role": "assistant", "content": completion.text}
-    else:
-        choice["text"] = completion.text
-    prompt_tokens, completion_tokens = len(output.prompt_token_ids), len(completion.token_ids)
+    prompt_tokens = len(output.prompt_token_ids)
+    completion_tokens = sum(len(completion.token_ids) for completion in output.outputs)
     body = {
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{output.request_id}",
         "object": "chat.completion" if is_chat else "text_completion",
         "created": created,
         "model": request.model or model,
-        "choices": [choice | {"logprobs": None, "finish_reason": completion.finish_reason}],
+        "choices": [_choice(completion, is_chat=is_chat) for completion in output.outputs],
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
@@ -226,6 +209,11 @@ def success_line(request: BatchRequest, output: RequestOutput, *, model: str, cr
         "response": {"status_code": 200, "request_id": output.request_id, "body": body},
         "error": None,
     }
+
+
+def _choice(completion: CompletionOutput, *, is_chat: bool) -> dict[str, Any]:
+    text = {"message": {"role": "assistant", "content": completion.text}} if is_chat else {"text": completion.text}
+    return {"index": completion.index, **text, "logprobs": None, "finish_reason": completion.finish_reason}
 
 
 def error_line(error: BatchLineError) -> dict[str, Any]:

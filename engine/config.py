@@ -5,6 +5,7 @@ message says what to change. Nothing here looks at devices or memory: `mesh.py` 
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,7 +20,7 @@ class TopologyError(ValueError):
 
 
 class Role(StrEnum):
-    """What a mesh is for. `BOTH` alternates a prefill chunk and a decode step."""
+    """What a mesh is for. `BOTH` alternates a prefill chunk and a decode step, or packs them into one (`fused`)."""
 
     PREFILL = "prefill"
     DECODE = "decode"
@@ -28,10 +29,12 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class MeshSpec:
-    """One mesh: its role and its tensor-parallel degree, which is its number of devices."""
+    """One mesh: its role, its tensor-parallel degree, which is its number of devices, and for BOTH whether a step may
+    hold prompt chunks and decode rows at once (Sarathi-Serve, Agrawal et al. 2024)."""
 
     role: Role
     tp: int = 1
+    fused: bool = False
 
     @property
     def prefills(self) -> bool:
@@ -44,9 +47,11 @@ class MeshSpec:
         return self.role is not Role.PREFILL
 
 
-_GROUP = re.compile(r"(?P<role>\w+)=(?P<count>\d{1,6})(xtp(?P<tp>\d{1,6}))?")
+_GROUP = re.compile(r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>\d{1,6})(xtp(?P<tp>\d{1,6}))?")
+_MODES = ("alternate", "fused")
+_MODES_TEXT = " and ".join(_MODES)
 _MOST_DEVICES = 1024
-_EXAMPLES = "'both=1', 'prefill=1,decode=1' or 'prefill=2,decode=1'"
+_EXAMPLES = "'both=1', 'both(mode=fused)=2', 'prefill=1,decode=1' or 'prefill=2xtp2,decode=1xtp4'"
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Topology:
     def parse(cls, text: str) -> "Topology":
         """Read `role=N` or `role=NxtpK`, joined by commas: N meshes of K devices each for that role.
 
+        `both(mode=fused)=N` packs prompt chunks and decode rows into one step; `both(mode=alternate)=N` is `both=N`.
+
         Raises:
             TopologyError: unreadable text, a zero count, a role given twice, or a set of roles that cannot serve.
         """
@@ -86,9 +93,10 @@ class Topology:
 
     def __str__(self) -> str:
         """The text that `parse` reads back."""
-        roles = {spec.role: spec.tp for spec in self.meshes}
-        counts = {role: sum(spec.role is role for spec in self.meshes) for role in roles}
-        return ",".join(f"{role}={counts[role]}" + (f"xtp{tp}" if tp > 1 else "") for role, tp in roles.items())
+        return ",".join(
+            f"{spec.role}{'(mode=fused)' if spec.fused else ''}={count}{f'xtp{spec.tp}' if spec.tp > 1 else ''}"
+            for spec, count in Counter(self.meshes).items()
+        )
 
 
 def _parse_group(part: str, text: str) -> tuple[Role, tuple[MeshSpec, ...]]:
@@ -104,8 +112,10 @@ def _parse_group(part: str, text: str) -> tuple[Role, tuple[MeshSpec, ...]]:
         raise TopologyError(
             f"topology {text!r} asks for {count * tp} devices at {part!r}: use at most {_MOST_DEVICES}."
         )
-    role = Role(match["role"])
-    return role, (MeshSpec(role, tp),) * count
+    role, mode = Role(match["role"]), match["mode"] or "alternate"
+    if mode not in _MODES or (role is not Role.BOTH and match["mode"]):
+        raise TopologyError(f"topology {text!r} has no mode {mode!r} at {part!r}: only both has modes, {_MODES_TEXT}.")
+    return role, (MeshSpec(role, tp, mode == "fused"),) * count
 
 
 def _check_roles(roles: set[Role], text: str) -> None:
@@ -118,14 +128,19 @@ def _check_roles(roles: set[Role], text: str) -> None:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Lengths and buckets of one engine; the same on every mesh.
+    """Lengths, buckets and modes of one engine; the same on every mesh.
 
     `max_model_len`: prompt and completion together, in tokens. `page_size`: tokens per KV page. `max_num_seqs`: slots,
     the requests a mesh holds at once. `prefill_buckets`: token counts that a prefill step is padded to; the largest is
     the chunk size. `prefill_rows`: requests packed into one prefill step. `decode_buckets`: row counts of decode steps.
+    `windows`: one entry per cache group, the attention window of its layers (None: they see everything).
+    `decode_steps`: decode steps that one dispatch may run. `prefix_cache`: whether prompts reuse the pages of earlier
+    ones. `deterministic`: the same tokens whatever else runs (docs/decisions.md says how). `max_retries`: how often a
+    request that lost its mesh starts again before it fails.
 
     Raises:
-        ValueError: a value out of range, or buckets that do not ascend or do not reach `max_num_seqs`.
+        ValueError: a value out of range, buckets that do not ascend or do not reach `max_num_seqs`, or modes that
+            exclude each other.
     """
 
     topology: Topology
@@ -135,11 +150,19 @@ class EngineConfig:
     prefill_buckets: tuple[int, ...] = (64, 256, 512)
     prefill_rows: int = 8
     decode_buckets: tuple[int, ...] = (1, 8, 32)
+    windows: tuple[int | None, ...] = (None,)
+    decode_steps: int = 1
+    prefix_cache: bool = True
+    deterministic: bool = False
+    max_retries: int = 2
 
     def __post_init__(self) -> None:
         """Refuse what no step could run."""
         # A prompt and one more token is the least that can be served.
-        for name, least in (("max_model_len", 2), ("page_size", 1), ("max_num_seqs", 1), ("prefill_rows", 1)):
+        for name, least in (
+            ("max_model_len", 2), ("page_size", 1), ("max_num_seqs", 1), ("prefill_rows", 1), ("decode_steps", 1),
+            ("max_retries", 0),
+        ):  # fmt: skip
             check_whole_number(name, getattr(self, name), least)
         for name in ("prefill_buckets", "decode_buckets"):
             _check_buckets(name, getattr(self, name))
@@ -148,6 +171,23 @@ class EngineConfig:
                 f"decode_buckets={self.decode_buckets} do not hold max_num_seqs={self.max_num_seqs} requests: "
                 "let the last bucket be at least max_num_seqs."
             )
+        if self.deterministic:
+            self._check_deterministic()
+
+    def _check_deterministic(self) -> None:
+        """One program per phase: programs of other shapes may round differently."""
+        for name in ("prefill_buckets", "decode_buckets"):
+            if len(getattr(self, name)) > 1:
+                raise ValueError(f"deterministic=True needs one size in {name}, not {getattr(self, name)}: give one.")
+        if self.decode_steps > 1:
+            raise ValueError(f"deterministic=True does not go with decode_steps={self.decode_steps}: use 1.")
+        if any(spec.fused for spec in self.topology.meshes):
+            raise ValueError(f"deterministic=True does not go with {self.topology}: use both without mode=fused.")
+
+    @property
+    def chunk_size(self) -> int:
+        """The most prompt tokens of one step."""
+        return self.prefill_buckets[-1]
 
     @property
     def max_pages(self) -> int:
@@ -156,21 +196,42 @@ class EngineConfig:
 
     @property
     def handoff_buckets(self) -> tuple[int, ...]:
-        """Page counts that a hand-off is padded to: powers of two up to a whole request."""
+        """Page counts that a transfer is padded to: powers of two up to a whole request."""
         powers = [1 << i for i in range(self.max_pages.bit_length()) if 1 << i < self.max_pages]
         return (*powers, self.max_pages)
+
+    @property
+    def has_handoffs(self) -> bool:
+        """Whether KV may move between meshes: from prefill to decode, or from one decoding mesh to another."""
+        return len(self.topology.meshes) > 1
 
     def pages_for(self, tokens: int) -> int:
         """Pages that hold this many tokens."""
         return -(-tokens // self.page_size)
 
+    def most_pages(self, window: int | None) -> int:
+        """The most pages that one request holds in a group: all, or the window and the chunk being prefilled."""
+        if window is None:
+            return self.max_pages
+        return min(self.max_pages, self.pages_for(window + self.chunk_size) + 1)
+
+    def pages_to_send(self, window: int | None) -> int:
+        """The most pages of a group that one transfer carries: all, or those that the next token's window touches."""
+        return self.max_pages if window is None else min(self.max_pages, self.pages_for(window) + 1)
+
 
 @dataclass(frozen=True)
 class PoolSize:
-    """One mesh's KV memory, in pages: the pool, and `staging` for hand-offs on their way (0: it takes part in none)."""
+    """One mesh's KV memory: pages of each cache group, bytes of one page of each, and the bytes that hand-offs on their
+    way may take (0: it takes part in none)."""
 
-    pages: int
-    staging: int
+    pages: tuple[int, ...]
+    page_bytes: tuple[int, ...]
+    staging_bytes: int
+
+    def transfer_bytes(self, bucket: int, caps: Sequence[int]) -> int:
+        """Staging of a transfer of `bucket` pages; `caps` are the groups' `EngineConfig.pages_to_send`."""
+        return sum(min(bucket, cap) * size for cap, size in zip(caps, self.page_bytes, strict=True))
 
 
 def bucket_for(size: int, buckets: Sequence[int]) -> int:

@@ -1,38 +1,51 @@
 """The event loop: one thread that feeds the scheduler, dispatches its actions and hands tokens to their callers.
 
 Invariants: only this thread touches scheduler and executor, so an interrupt in a caller's thread can never tear a
-dispatch; every accepted request gets exactly one final `Update`; a mesh that raises takes its own requests with it and
-no others. It does not tokenise: callers turn tokens into text on their own threads.
+dispatch; every accepted request gets exactly one final `Update`; a mesh that raises is made anew and its requests start
+over, a bounded number of times. It does not tokenise: callers turn tokens into text on their own threads.
 """
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
+import jax
+import numpy as np
+
 from .compilation import CompileCounter
-from .executor import Completion, Executor, Payload, StepFailed, StepResult, describe
-from .metrics import Metrics, RequestLog
+from .decision_log import DecisionLog
+from .executor import Completion, Executor, StepFailed, StepResult, describe
+from .hashing import next_block
+from .metrics import HostTime, Metrics, RequestLog
 from .protocol import (
     AbortRequested,
     Action,
     Arrived,
     Chunk,
+    CopyPage,
     Decode,
     DecodeRow,
     DropTransfer,
     Finish,
     FinishReason,
+    Fused,
+    Hold,
     MeshFailed,
+    MigrateRequested,
     Outcome,
+    PreemptRequested,
     Prefill,
+    Resume,
     Scatter,
     StartTransfer,
     StepDone,
     TransferFailed,
 )
-from .request import Request
+from .request import Request, Timeline
 from .scheduler import Scheduler
+from .submission import Submission, TokenScores, Update
 from .waiter import EngineThread
 
 
@@ -41,26 +54,14 @@ class EngineError(RuntimeError):
 
 
 @dataclass
-class Update:
-    """News of one request: tokens sampled since the last update, and why it ended (None: it goes on)."""
+class _Live:
+    """A request that has not ended: how it came, what the scheduler knows of it, news that were not sent yet, and what
+    is to go with its first token."""
 
-    request_id: str
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    error: str | None = None
-
-
-type Sink = SimpleQueue[Update]
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A request on its way in: facts for the scheduler, payload for the executor, where its updates go."""
-
+    submission: Submission
     request: Request
-    payload: Payload
-    stop_ids: frozenset[int]
-    sink: Sink
+    news: Update | None = None
+    prompt_scores: list[TokenScores] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -68,23 +69,40 @@ class _Close:
     pass
 
 
+@dataclass(eq=False)
+class _NewParams:
+    """Parameters to be put in place of the present ones, and word of when they are."""
+
+    params: Mapping[str, jax.Array | np.ndarray]
+    done: threading.Event = field(default_factory=threading.Event)
+    error: str | None = None
+
+
+type _Request = PreemptRequested | MigrateRequested | AbortRequested
+type _Message = tuple[Submission, ...] | _Request | Completion | _NewParams | _Close
+
+
 class EngineCore:
-    """Runs from construction to `close`. `submit`, `abort`, `metrics` and `close` may be called from any thread."""
+    """Runs from construction to `close`. Its public methods may be called from any thread."""
 
     def __init__(
         self,
         scheduler: Scheduler,
         executor: Callable[[Callable[[Completion], None]], Executor],
         clock: Callable[[], float],
+        log: DecisionLog | None = None,
     ) -> None:
-        """`executor` makes the executor, given where completions go; `clock` gives seconds."""
+        """`executor` makes the executor, given where completions go; `clock` gives seconds. `log`: what the scheduler
+        records, closed with the engine."""
         self.clock = clock
-        self._scheduler = scheduler
-        self._inbox: SimpleQueue[Submission | AbortRequested | Completion | _Close] = SimpleQueue()
+        self._scheduler, self._decision_log = scheduler, log
+        self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._executor = executor(self._inbox.put)
-        self._live: dict[str, Submission] = {}
-        self._updates: dict[str, Update] = {}
+        self._live: dict[str, _Live] = {}
+        self._with_news: list[_Live] = []
+        self._new_params: list[_NewParams] = []
         self._log, self._lock = RequestLog(), threading.Lock()
+        self._host = HostTime()
         self._compiles = CompileCounter()
         self._stopped: str | None = None
         self._thread = EngineThread(target=self._run, name="twinmesh-dispatch", daemon=True)
@@ -92,26 +110,47 @@ class EngineCore:
 
     # ---- any thread
 
-    def submit(self, submission: Submission) -> None:
-        """Accept a request; its updates come through its sink.
+    def submit(self, submissions: Sequence[Submission]) -> None:
+        """Accept requests, all or none; their updates come through their sinks.
 
         Raises:
             EngineError: the engine is closed or has failed.
         """
-        with self._lock:  # against the loop's end: what is accepted gets its final update
-            if self._stopped is not None:
-                raise EngineError(self._stopped)
-            self._inbox.put(submission)
+        self._put(tuple(submissions))
 
     def abort(self, request_id: str) -> None:
         """End a request early with finish_reason "abort"; unknown and finished ones are ignored."""
         self._inbox.put(AbortRequested(self.clock(), request_id))
 
+    def preempt(self, request_id: str) -> None:
+        """Make a request give up its KV and compute it again; unknown and waiting ones are ignored."""
+        self._inbox.put(PreemptRequested(self.clock(), request_id))
+
+    def migrate(self, request_id: str, destination: int | None = None) -> None:
+        """Move a decoding request to mesh number `destination` (None: any other); ignored where there is no room."""
+        self._inbox.put(MigrateRequested(self.clock(), request_id, destination))
+
+    def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
+        """Let what runs finish, put new parameters in place on every mesh, void every cached page, and go on.
+
+        Requests that arrive meanwhile wait. Returns when the parameters are in place.
+
+        Raises:
+            ValueError: an unknown name, or another shape or dtype than the parameter has.
+            EngineError: the engine is closed or has failed.
+        """
+        self._executor.check_params(params)
+        message = _NewParams(params)
+        self._put(message)
+        message.done.wait()
+        if message.error is not None:
+            raise EngineError(message.error)
+
     def metrics(self) -> Metrics:
         """Figures so far."""
         with self._lock:  # the dispatching thread needs it: percentiles come after
             log, running = self._log.snapshot(), len(self._live)
-        return log.metrics(running, self._compiles.count, self._executor.handoff_bytes)
+        return log.metrics(running, self._compiles.count, self._scheduler.tally, self._executor.traffic, self._host)
 
     def close(self) -> None:
         """Abort what runs, wait for what is in flight, join the threads, free the arrays. Idempotent.
@@ -121,6 +160,12 @@ class EngineCore:
         self._inbox.put(_Close())
         if not isinstance(threading.current_thread(), EngineThread):
             self._thread.join()
+
+    def _put(self, message: tuple[Submission, ...] | _NewParams) -> None:
+        with self._lock:  # against the loop's end: what is accepted gets its answer
+            if self._stopped is not None:
+                raise EngineError(self._stopped)
+            self._inbox.put(message)
 
     # ---- the dispatching thread
 
@@ -134,10 +179,13 @@ class EngineCore:
         finally:
             self._executor.close()
             self._compiles.close()
+            if self._decision_log is not None:
+                self._decision_log.close()
 
     def _turn(self) -> bool:
         """Wait for news, take in all there is, dispatch what it allows. False: close."""
         message = self._inbox.get()
+        start = time.thread_time()
         while True:
             if isinstance(message, _Close):
                 return False
@@ -148,36 +196,102 @@ class EngineCore:
                 break
         self._dispatch()
         self._flush()
+        if self._new_params and self._scheduler.is_drained:
+            self._replace_params()
+        self._host.seconds += time.thread_time() - start
         if not self._live:
             self._scheduler.check_integrity()
         return True
 
-    def _take(self, message: Submission | AbortRequested | Completion) -> None:
+    def _take(self, message: tuple[Submission, ...] | _Request | Completion | _NewParams) -> None:
         match message:
-            case Submission(request=request, payload=payload):
-                with self._lock:
-                    self._live[request.id] = message
-                self._executor.payloads[request.id] = payload
-                self._scheduler.on(Arrived(request.timeline.arrival, request))
+            case tuple():
+                for submission in message:
+                    self._accept(submission)
             case StepResult():
                 self._take_step(message)
             case StepFailed(t=t, mesh=mesh, step=step, reason=reason):
                 if self._scheduler.is_in_flight(mesh, step):  # not already lost with an earlier step
                     self._lose_mesh(t, mesh, reason)
+            case _NewParams():
+                self._new_params.append(message)
+                self._scheduler.on(Hold(self.clock()))
             case _:
                 self._scheduler.on(message)
 
+    def _accept(self, submission: Submission) -> None:
+        name = submission.facts.id
+        self._executor.payloads[name] = submission.payload
+        self._scheduler.on(Arrived(submission.arrival, submission.facts))
+        with self._lock:
+            self._live[name] = _Live(submission, self._scheduler.requests[name])
+
     def _take_step(self, result: StepResult) -> None:
-        outcomes = []
-        rows: tuple[Chunk | DecodeRow, ...] = result.rows
-        for row, token in zip(rows, result.tokens.tolist(), strict=False):
-            if isinstance(row, Chunk) and not row.is_last:
+        if not self._scheduler.is_in_flight(result.mesh, result.step):
+            return
+        outcomes: list[Outcome] = []
+        for index, row in enumerate(result.rows):
+            request = self._scheduler.owner(row)
+            if request is None:
                 continue
-            request = self._scheduler.owner(result.mesh, row)
-            if request is not None:
-                self._update(request.id).token_ids.append(token)
-                outcomes.append(Outcome(request.id, token in self._live[request.id].stop_ids))
+            live = self._live[request.id]
+            if isinstance(row, Chunk) and row.start == 0:
+                live.prompt_scores.clear()  # of an earlier run
+            if index in result.prompt_scores:
+                live.prompt_scores.append(result.prompt_scores[index])
+            if not isinstance(row, Chunk) or row.is_last:
+                self._take_tokens(live, row, result, index, outcomes)
         self._scheduler.on(StepDone(result.t, result.mesh, result.step, tuple(outcomes)))
+
+    def _take_tokens(
+        self, live: _Live, row: Chunk | DecodeRow, result: StepResult, index: int, outcomes: list[Outcome]
+    ) -> None:
+        """The tokens of one row, one per step of the dispatch, up to one that ends the request."""
+        payload = live.submission.payload
+        for step, token in enumerate(result.tokens[:, index].tolist()):
+            # A token that the request has already was generated again after a preemption.
+            if row.kv_len + step < len(payload.prompt) + len(payload.outputs):
+                continue
+            payload.outputs.append(token)
+            news = self._news(live)
+            news.token_ids.append(token)
+            news.prompt_scores += live.prompt_scores
+            live.prompt_scores = []
+            if payload.plan.logprobs is not None:
+                news.scores.append(result.score_of(step, index))
+            stopped = self._is_stopped(live, token)
+            outcomes.append(Outcome(live.request.id, stopped, self._block_hash(live)))
+            if stopped:
+                return
+
+    def _is_stopped(self, live: _Live, token: int) -> bool:
+        submission = live.submission
+        found = None if submission.stop is None else submission.stop.push(token)
+        if token in submission.payload.plan.stop_ids:
+            if token not in submission.eos_ids:
+                self._news(live).stop_reason = token
+            return True
+        self._news(live).stop_reason = found
+        return found is not None
+
+    def _block_hash(self, live: _Live) -> bytes | None:
+        """Of the page that the newest token fills, if it does and the request may use the prefix cache."""
+        payload, size = live.submission.payload, self._scheduler.config.page_size
+        length = len(payload.prompt) + len(payload.outputs)
+        if length % size or len(live.request.hashes) != length // size - 1:
+            return None
+        parent = live.request.hashes[-1] if live.request.hashes else b""
+        tail = [*payload.prompt[length - size :].tolist(), *payload.outputs[-size:]][-size:]
+        return next_block(parent, tail)
+
+    def _replace_params(self) -> None:
+        for message in self._new_params:
+            self._executor.replace_params(message.params)
+            message.done.set()
+        self._new_params.clear()
+        self._scheduler.on(Resume(self.clock()))
+        self._dispatch()
+        self._flush()
 
     def _dispatch(self) -> None:
         """Perform actions until there are none; after a failure the rest of that mesh's are void."""
@@ -185,12 +299,18 @@ class EngineCore:
             lost: set[int] = set()
             for action in actions:
                 if not lost.isdisjoint(_meshes(action)):
-                    if isinstance(action, Scatter):
-                        self._executor.perform(DropTransfer(action.transfer))
+                    self._skip(action)
                     continue
                 failure = self._try(action)
                 if failure is not None:
                     lost |= self._on_dispatch_error(action, failure)
+
+    def _skip(self, action: Action) -> None:
+        """An action on a mesh that was lost: what it would have moved is let go."""
+        if isinstance(action, Scatter):
+            self._executor.perform(DropTransfer(action.transfer))
+        elif isinstance(action, StartTransfer):
+            self._scheduler.on(TransferFailed(self.clock(), action.transfer, "its mesh was lost."))
 
     def _try(self, action: Action) -> str | None:
         """What went wrong, if anything. Back in the caller the exception, and the arrays it holds, are gone."""
@@ -204,13 +324,15 @@ class EngineCore:
 
     def _perform(self, action: Action) -> None:
         self._executor.perform(action)
-        if isinstance(action, Finish):
+        if isinstance(action, Prefill | Decode | Fused):
+            self._host.steps += 1
+        elif isinstance(action, Finish):
             with self._lock:
-                submission = self._live.pop(action.request_id)
-                self._log.add(submission.request, action.reason)
-            update = self._update(action.request_id)
-            update.finish_reason, update.error = action.reason, action.error
-            self._send(submission, update)
+                live = self._live.pop(action.request_id)
+                self._log.add(live.request, action.reason)
+            news = self._news(live)
+            news.finish_reason, news.error = action.reason, action.error
+            self._send(live)
 
     def _on_dispatch_error(self, action: Action, reason: str) -> set[int]:
         """A transfer fails alone; a step or scatter had the pool donated and takes its mesh with it."""
@@ -226,40 +348,59 @@ class EngineCore:
         self._executor.reset_mesh(mesh)
         self._scheduler.on(MeshFailed(t, mesh, reason))
 
-    def _update(self, request_id: str) -> Update:
-        return self._updates.setdefault(request_id, Update(request_id))
+    # ---- news
 
-    def _send(self, submission: Submission, update: Update) -> None:
-        del self._updates[update.request_id]
-        submission.sink.put(update)
+    def _news(self, live: _Live) -> Update:
+        if live.news is None:
+            live.news = Update(live.request.id)
+            self._with_news.append(live)
+        return live.news
+
+    def _send(self, live: _Live) -> None:
+        news, live.news = live.news, None
+        if news is not None:
+            news.timeline, news.cached_tokens = live.request.timeline, live.request.cached
+            live.submission.sink.put(news)
 
     def _flush(self) -> None:
         """Tokens go out once a turn, after the devices have their work."""
-        for request_id, update in list(self._updates.items()):
-            self._send(self._live[request_id], update)
+        for live in self._with_news:
+            self._send(live)
+        self._with_news.clear()
 
     def _stop(self, reason: FinishReason, why: str) -> None:
         """Refuse what comes, end what is here: whatever was accepted gets a final update."""
         with self._lock:
             self._stopped = why
+        left: list[Submission] = []
         while not self._inbox.empty():
             message = self._inbox.get()
-            if isinstance(message, Submission):
-                self._live[message.request.id] = message
+            if isinstance(message, tuple):
+                left += message
+            elif isinstance(message, _NewParams):
+                self._new_params.append(message)
+        for waiting in self._new_params:
+            waiting.error = why
+            waiting.done.set()
+        for submission in left:
+            request = Request(submission.facts, -1, Timeline(submission.arrival))
+            self._live[request.id] = _Live(submission, request)
         with self._lock:
-            for request_id, submission in self._live.items():
-                submission.request.timeline.finish = self.clock()
-                self._log.add(submission.request, reason)
-                update = self._updates.get(request_id, Update(request_id))
-                update.finish_reason, update.error = reason, why if reason == "error" else None
-                submission.sink.put(update)
+            for live in self._live.values():
+                live.request.timeline.finish = self.clock()
+                self._log.add(live.request, reason)
+                news = self._news(live)
+                news.finish_reason, news.error = reason, why if reason == "error" else None
+                self._send(live)
             self._live.clear()
 
 
 def _meshes(action: Action) -> set[int]:
     """Meshes whose device order the action is part of."""
     match action:
-        case Prefill(mesh=mesh) | Decode(mesh=mesh) | Scatter(destination=mesh):
+        case Prefill(mesh=mesh) | Decode(mesh=mesh) | Fused(mesh=mesh) | CopyPage(mesh=mesh):
+            return {mesh}
+        case Scatter(destination=mesh):
             return {mesh}
         case StartTransfer(source=source, destination=destination):
             return {source, destination}

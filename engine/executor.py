@@ -1,60 +1,67 @@
 """Performs the scheduler's actions on real devices: owns parameters, KV pools and whatever is in flight.
 
 One thread calls `perform`; per mesh, programs are dispatched in that order, which is what makes it safe to hand on a
-page or a slot at once. Results come back through `post`, from waiter threads. It decides nothing.
+page or a slot at once. Results come back through `post`, from waiter threads. It decides nothing. How one mesh does its
+part is `mesh_executor.py`'s business.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.stages import Compiled
-from numpy.typing import DTypeLike
+from jax.typing import ArrayLike
 
-from .config import Role
-from .handoff import Staging, padded, send
-from .kv_cache import DeviceState
-from .programs import MeshPlan, Params, Programs
+from .handoff import Staging, plan, send
+from .mesh_executor import Dispatched, MeshExecutor
+from .metrics import Traffic
 from .protocol import (
     Action,
     AssignPages,
     Chunk,
+    CopyPage,
     Decode,
     DecodeRow,
     DropTransfer,
     Finish,
+    Fused,
     Prefill,
     Scatter,
     StartTransfer,
     TransferFailed,
     TransferReady,
 )
-from .sampling import SamplingInputs
-from .sampling_params import SamplingParams
-from .steps import DecodeInputs, PrefillInputs
+from .submission import Payload, TokenScores
 from .waiter import Waiter
 
 
 @dataclass(frozen=True)
-class Payload:
-    """What the device plane needs of a request: its prompt [n] int32, how to sample, and a seed that is drawn."""
-
-    prompt: np.ndarray
-    sampling: SamplingParams
-    seed: int
-
-
-@dataclass(frozen=True)
 class StepResult:
-    """A step's rows and the token sampled for each; `tokens[i]` means something where row i samples."""
+    """What a step sampled, on the host.
+
+    `rows`: the action's, chunks before decode rows. `tokens` [k, rows] int32, k = `Decode.steps`, else 1; a chunk's
+    means something if it is its request's last. `scores` of the tokens, with leading axes [k, rows]; None unless one of
+    the rows wants them. `prompt_scores`, by row: of the prompt tokens that follow those of a chunk, for requests that
+    want them and have generated nothing yet; the prompt's first token has none.
+    """
 
     t: float
     mesh: int
     step: int
-    rows: tuple[Chunk, ...] | tuple[DecodeRow, ...]
+    rows: tuple[Chunk | DecodeRow, ...]
     tokens: np.ndarray
+    scores: TokenScores | None = None
+    prompt_scores: dict[int, TokenScores] = field(default_factory=dict)
+
+    def score_of(self, step: int, row: int) -> TokenScores:
+        """The scores, n = 1, of tokens[step, row]; there must be any."""
+        scores = self.scores
+        if scores is None:
+            raise ValueError(f"step {self.step} of mesh {self.mesh} has no scores: none of its rows wants any.")
+        one = (step, slice(row, row + 1))
+        return TokenScores(scores.logprob[one], scores.rank[one], scores.top_ids[one], scores.top_logprobs[one])
 
 
 @dataclass(frozen=True)
@@ -70,100 +77,12 @@ class StepFailed:
 type Completion = StepResult | StepFailed | TransferReady | TransferFailed
 
 
-class MeshExecutor:
-    """One mesh's parameters, programs, state and page tables."""
+class _Staged(NamedTuple):
+    """A transfer in its destination's staging: its bucket, and the degree of tensor parallelism that it came from."""
 
-    def __init__(self, plan: MeshPlan, programs: Programs, params: Params) -> None:
-        """Allocates the KV pool."""
-        self.plan, self.programs, self.params = plan, programs, params
-        self.num_pages = plan.state.kv.k.shape[1]
-        slots, width = plan.config.max_num_seqs, plan.config.max_pages
-        self.page_table = np.full((slots, width), self.num_pages, np.int32)
-        self.state: DeviceState = programs.allocate()
-
-    def reset(self) -> None:
-        """A new pool, since the old one was lost with the step that had it donated; first let go of what is left."""
-        del self.state
-        self.state = self.programs.allocate()
-
-    def assign(self, slot: int, pages: tuple[int, ...]) -> None:
-        """Set a slot's page table. Steps copy it, so those already dispatched keep theirs."""
-        self.page_table[slot] = self.num_pages
-        self.page_table[slot, : len(pages)] = pages
-
-    def prefill(self, action: Prefill, payloads: dict[str, Payload]) -> jax.Array:
-        """Dispatch a packed prefill step; tokens [R]."""
-        return self._step(self.programs.prefill[action.bucket], self._prefill_inputs(action, payloads))
-
-    def decode(self, action: Decode) -> jax.Array:
-        """Dispatch a decode step; tokens [B]."""
-        return self._step(self.programs.decode[action.bucket], self._decode_inputs(action))
-
-    def _step(self, program: Compiled, inputs: PrefillInputs | DecodeInputs) -> jax.Array:
-        tokens: jax.Array
-        self.state, tokens = program(self.params, self.state, inputs)
-        return tokens
-
-    def gather(self, action: StartTransfer) -> Staging:
-        """Copy a request out."""
-        pages = padded(action.source_pages, action.bucket, self.num_pages)
-        staging: Staging = self.programs.gather[action.bucket](self.state, pages, np.int32(action.source_slot))
-        return staging
-
-    def scatter(self, action: Scatter, staging: Staging) -> None:
-        """Copy a request in."""
-        bucket = staging.kv.k.shape[1]
-        pages = padded(action.pages, bucket, self.num_pages)
-        self.state = self.programs.scatter[bucket](self.state, staging, pages, np.int32(action.slot))
-
-    def _prefill_inputs(self, action: Prefill, payloads: dict[str, Payload]) -> PrefillInputs:
-        """Fresh arrays each time: on CPU a dispatched step may still read the host's memory."""
-        rows, config = self.plan.config.prefill_rows, self.plan.config
-        tokens = _filled(0, action.bucket)
-        q_start = _filled(0, rows + 1)
-        kv_len = _filled(0, rows)
-        page_table = _filled(self.num_pages, rows, config.max_pages)
-        slot = _filled(config.max_num_seqs, rows)
-        sampling = SamplingInputs(
-            temperature=_filled(0.0, rows, dtype=np.float32),
-            top_p=_filled(1.0, rows, dtype=np.float32),
-            top_k=_filled(0, rows),
-            seed=_filled(0, rows, dtype=np.uint32),
-        )
-        end = 0
-        for row, chunk in enumerate(action.chunks):
-            payload = payloads[chunk.request_id]
-            tokens[end : end + chunk.length] = payload.prompt[chunk.start : chunk.start + chunk.length]
-            end += chunk.length
-            q_start[row + 1 :] = end
-            kv_len[row] = chunk.start + chunk.length
-            page_table[row] = self.page_table[chunk.slot]
-            if chunk.is_last:
-                slot[row] = chunk.slot
-                _set_sampling(sampling, row, payload)
-        return PrefillInputs(tokens, q_start, kv_len, page_table, slot, sampling)
-
-    def _decode_inputs(self, action: Decode) -> DecodeInputs:
-        count, config = len(action.rows), self.plan.config
-        slot = _filled(config.max_num_seqs, action.bucket)
-        kv_len = _filled(0, action.bucket)
-        page_table = _filled(self.num_pages, action.bucket, config.max_pages)
-        slot[:count] = [row.slot for row in action.rows]
-        kv_len[:count] = [row.kv_len for row in action.rows]
-        page_table[:count] = self.page_table[slot[:count]]
-        return DecodeInputs(slot, kv_len, page_table)
-
-
-def _filled(value: float, *shape: int, dtype: DTypeLike = np.int32) -> Any:
-    """A host array to be filled in and passed to a step; `Any`, because it goes where device arrays go."""
-    return np.full(shape, value, dtype)
-
-
-def _set_sampling(sampling: Any, row: int, payload: Payload) -> None:
-    sampling.temperature[row] = payload.sampling.temperature
-    sampling.top_p[row] = payload.sampling.top_p
-    sampling.top_k[row] = payload.sampling.top_k
-    sampling.seed[row] = payload.seed
+    staging: Staging
+    source_tp: int
+    bucket: int
 
 
 class Executor:
@@ -175,34 +94,48 @@ class Executor:
         """`post` takes completions from any thread; `clock` gives their times in seconds."""
         self.meshes = list(meshes)
         self.payloads: dict[str, Payload] = {}
-        self.handoff_bytes = 0
-        self._staged: dict[int, Staging] = {}
+        self.traffic, self._traffic_lock = Traffic(), threading.Lock()
+        self._staged: dict[int, _Staged] = {}
         self._post, self._clock = post, clock
         self._step_waiters = [Waiter(f"twinmesh-steps-{index}") for index in range(len(self.meshes))]
         # Per source, because what leaves one source leaves in order; two sources must not wait for each other.
         self._transfer_waiters = {
             index: Waiter(f"twinmesh-transfers-{index}")
             for index, mesh in enumerate(self.meshes)
-            if mesh.plan.spec.role is Role.PREFILL
+            if mesh.plan.destinations
         }
 
     def perform(self, action: Action) -> None:
         """Dispatch one action; returns without waiting for the device."""
         match action:
-            case AssignPages(mesh=mesh, slot=slot, pages=pages):
-                self.meshes[mesh].assign(slot, pages)
+            case AssignPages():
+                self.meshes[action.mesh].assign(action)
+            case CopyPage():
+                self.meshes[action.mesh].copy_page(action)
             case Prefill(chunks=chunks):
                 self._report(action, chunks, self.meshes[action.mesh].prefill(action, self.payloads))
             case Decode(rows=rows):
-                self._report(action, rows, self.meshes[action.mesh].decode(action))
+                self._report(action, rows, self.meshes[action.mesh].decode(action, self.payloads))
+            case Fused(chunks=chunks, rows=rows):
+                self._report(action, (*chunks, *rows), self.meshes[action.mesh].fused(action, self.payloads))
             case StartTransfer():
                 self._start_transfer(action)
             case Scatter(transfer=transfer, destination=destination):
-                self.meshes[destination].scatter(action, self._staged.pop(transfer))
+                staged = self._staged.pop(transfer)
+                self.meshes[destination].scatter(action, staged.staging, staged.source_tp, staged.bucket)
             case DropTransfer(transfer=transfer):
                 self._staged.pop(transfer, None)
             case Finish(request_id=request_id):
                 del self.payloads[request_id]
+
+    def check_params(self, new: Mapping[str, ArrayLike]) -> None:
+        """Refuse parameters that cannot stand in for those of the same names; see `Placer.check`."""
+        self.meshes[0].placer.check(new)
+
+    def replace_params(self, new: Mapping[str, ArrayLike]) -> None:
+        """New parameters, by name, for every step from here on; steps in flight keep theirs."""
+        for mesh in self.meshes:
+            mesh.params = mesh.placer.replace(mesh.params, new)
 
     def reset_mesh(self, mesh: int) -> None:
         """After a step raised: a new, empty pool."""
@@ -216,29 +149,42 @@ class Executor:
         self._staged.clear()
 
     def _report(
-        self, action: Prefill | Decode, rows: tuple[Chunk, ...] | tuple[DecodeRow, ...], tokens: jax.Array
+        self, action: Prefill | Decode | Fused, rows: tuple[Chunk | DecodeRow, ...], dispatched: Dispatched
     ) -> None:
         mesh, step = action.mesh, action.step
 
-        def ready(tokens: jax.Array) -> None:
+        def ready(_: object) -> None:
             t = self._clock()
-            self._post(StepResult(t, mesh, step, rows, np.asarray(tokens)))
+            self._post(StepResult(t, mesh, step, rows, *dispatched.to_host()))
 
         def failed(error: Exception) -> None:
             self._post(StepFailed(self._clock(), mesh, step, describe(error)))
 
-        self._step_waiters[mesh].watch(tokens, ready, failed)
+        self._step_waiters[mesh].watch(dispatched.arrays, ready, failed)
 
     def _start_transfer(self, action: StartTransfer) -> None:
-        transfer = action.transfer
-        staging = send(self.meshes[action.source].gather(action), self.meshes[action.destination].plan.mesh)
-        self._staged[transfer] = staging
-        self.handoff_bytes += sum(x.nbytes for x in jax.tree.leaves(staging))
-        self._transfer_waiters[action.source].watch(
-            staging,
-            lambda _: self._post(TransferReady(self._clock(), transfer)),
-            lambda error: self._post(TransferFailed(self._clock(), transfer, describe(error))),
-        )
+        transfer, start = action.transfer, self._clock()
+        source, destination = self.meshes[action.source], self.meshes[action.destination]
+        tp, new_tp = source.plan.mesh.size, destination.plan.mesh.size
+        route = plan(source.plan.model.num_kv_heads, tp, new_tp)
+        staging = send(source.gather(action, new_tp), source.plan.mesh, destination.plan.mesh, route)
+        self._staged[transfer] = _Staged(staging, tp, action.bucket)
+
+        def ready(staging: Staging) -> None:
+            t = self._clock()
+            self._count(sum(x.nbytes for x in jax.tree.leaves(staging)), t - start)
+            self._post(TransferReady(t, transfer))
+
+        def failed(error: Exception) -> None:
+            self._post(TransferFailed(self._clock(), transfer, describe(error)))
+
+        self._transfer_waiters[action.source].watch(staging, ready, failed)
+
+    def _count(self, size: int, seconds: float) -> None:
+        with self._traffic_lock:  # each source has its own waiter
+            self.traffic.transfers += 1
+            self.traffic.bytes += size
+            self.traffic.seconds += seconds
 
 
 def describe(error: Exception) -> str:

@@ -1,92 +1,46 @@
-"""`LLM`: the engine as a Python object. Checks prompts, turns text into tokens and back; `core.py` does the rest.
+"""`LLM`: the engine as a Python object. Prompts in, texts and log-probabilities out; `frontend.py` does what
+`AsyncLLM` needs as well, `core.py` the rest.
 
 Every method may be called from any thread; the requests of all callers run in the same batches, first come first
-served.
+served. `step` alone is for one thread at a time.
 """
 
-import itertools
-import weakref
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from numbers import Integral
-from pathlib import Path
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, cast
 
 import jax
 import numpy as np
-from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from ..models.chat import Message
-from .config import Topology, check_whole_number
-from .core import Submission, Update
-from .executor import Payload
-from .loader import Options, start_engine
-from .metrics import Metrics
-from .outputs import RequestOutput
-from .request import Request, Timeline
+from .collect import RequestCollector
+from .config import check_whole_number
+from .core import EngineError
+from .frontend import Job
+from .outputs import RequestOutput, Score
+from .owner import EngineOwner
+from .prompts import PromptLike, as_list, check_continuation, check_prompt
+from .resolve import resolve
 from .sampling_params import SamplingParams
-from .stream import Prompt, RequestStream, make_output, shown
+from .stepping import HandDriven
+from .stream import RequestStream
+from .submission import Update
 
-type PromptLike = str | Sequence[int] | np.ndarray | Mapping[str, Any]
-type Job = tuple[PromptLike, SamplingParams]
+# Of a score: one token has to be sampled, and only the prompt's log-probabilities are looked at.
+_SCORING = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
 
 
-class LLM:
+class LLM(EngineOwner):
     """A model on its meshes, ready to generate. Use it as a context manager, or call `close`.
 
-    An engine that is dropped or still open when the program ends is closed then.
-
-    Args:
-        model: a GGUF file, or the name of a model that `twinmesh fetch` has fetched.
-        topology: the meshes, such as "both=1" or "prefill=1,decode=1".
-        dtype: of weights, activations and KV: float32, bfloat16 or float16, by name or as JAX's.
-        max_model_len: prompt and completion together, in tokens; None: the model's context, or what memory allows.
-        page_size: tokens per KV page.
-        max_num_seqs: requests that a mesh holds at once.
-        prefill_buckets: token counts that prefill steps are padded to, ascending; the last is the chunk size.
-        decode_buckets: row counts that decode steps are padded to, ascending up to max_num_seqs; None: a few of them.
-        kv_cache_bytes: the most memory per mesh for KV pages and hand-offs; None: nine tenths of what is free on a GPU,
-            and on CPU a quarter of what the machine has available for all meshes together, at most 2 GiB each.
-        seed: of the engine; requests without a seed of their own draw theirs from it and from their number.
-        devices: what to run on, one per mesh in the topology's order; None: JAX's. The same device may be named twice.
-        progress: show bars on stderr while weights load and programs compile.
-
-    Raises:
-        ValueError: an option, the model's files, the devices or the memory do not do; one sentence says what to change.
+    Its options are described under `__init__`. An engine that is dropped or still open when the program ends is closed
+    then.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        topology: str | Topology = "both=1",
-        dtype: DTypeLike = "float32",
-        max_model_len: int | None = None,
-        page_size: int = 64,
-        max_num_seqs: int = 32,
-        prefill_buckets: tuple[int, ...] = (64, 256, 512),
-        decode_buckets: tuple[int, ...] | None = None,
-        kv_cache_bytes: int | None = None,
-        seed: int = 0,
-        devices: Sequence[jax.Device] | None = None,
-        progress: bool = False,
-    ) -> None:
-        """Load the model and compile every program; nothing compiles afterwards."""
-        check_whole_number("seed", seed, 0)
-        parsed = Topology.parse(topology) if isinstance(topology, str) else topology
-        options = Options(
-            parsed, dtype, max_model_len, page_size, max_num_seqs, prefill_buckets, decode_buckets, kv_cache_bytes,
-            devices, progress,
-        )  # fmt: skip
-        engine = start_engine(model, options)
-        self.config = engine.config
-        self.tokenizer, self._chat_template = engine.tokenizer, engine.chat_template
-        self._core, self._seed, self._numbers = engine.core, seed, itertools.count()
-        # At exit too: threads that still wait for a device when Python ends would take the process down with them.
-        weakref.finalize(self, engine.core.close)
+    def _prepare(self) -> None:
+        self._hand_driven = HandDriven(self._frontend)
 
     def generate(
         self,
@@ -103,16 +57,20 @@ class LLM:
             use_tqdm: show a progress bar on stderr.
 
         Raises:
-            ValueError: a prompt is empty, too long or unreadable. Nothing was started.
+            ValueError: a prompt is empty, too long or unreadable, or parameters do not go with the model. Nothing was
+                started.
             EngineError: the engine is closed or has failed.
             KeyboardInterrupt: Ctrl-C; this call's requests are aborted, and the engine goes on.
         """
-        many = _as_list(prompts)
+        many = as_list(prompts)
         sampling = _one_each(sampling_params, len(many))
-        checked = [self.check_prompt(prompt) for prompt in many]
+        jobs = [self._frontend.check(prompt, params) for prompt, params in zip(many, sampling, strict=True)]
         outputs: list[RequestOutput | None] = [None] * len(many)
-        with tqdm(total=len(many), unit="req", disable=not use_tqdm) as bar:
-            for index, output in self._run(zip(checked, sampling, strict=True), None):
+        with (
+            tqdm(total=len(many), unit="req", disable=not use_tqdm) as bar,
+            closing(self._outputs(jobs, None)) as results,
+        ):
+            for index, output in results:
                 outputs[index] = output
                 bar.update()
         return [output for output in outputs if output is not None]
@@ -135,20 +93,19 @@ class LLM:
 
     def stream(self, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> RequestStream:
         """Start one request; iterate over the result for its text as it comes. Raises as `generate` does."""
-        sink: SimpleQueue[Update] = SimpleQueue()
-        checked = self.check_prompt(prompt)
-        submission = self._submission(checked, sampling_params or SamplingParams(), sink)
-        request = submission.request
-        stream = RequestStream(request.id, checked, request.timeline, sink, self.tokenizer, self.abort)
+        updates: SimpleQueue[Update] = SimpleQueue()
+        job = self._frontend.check(prompt, sampling_params or SamplingParams())
+        ticket = self._frontend.ticket(job, lambda _, update: updates.put(update))
+        stream = RequestStream(ticket.collector, updates, self.abort)
         try:
-            self._core.submit(submission)
+            self._frontend.start(ticket)
         except BaseException:
             stream.close()
             raise
         return stream
 
     def as_completed(
-        self, jobs: Iterable[Job], *, window: int | None = None
+        self, jobs: Iterable[tuple[PromptLike, SamplingParams]], *, window: int | None = None
     ) -> Generator[tuple[int, RequestOutput], None, None]:
         """Run jobs, each a prompt and its sampling parameters, and give (index, result) as they finish.
 
@@ -160,42 +117,82 @@ class LLM:
         """
         if window is not None:
             check_whole_number("window", window, 1)
-        return self._run(((self.check_prompt(prompt), sampling) for prompt, sampling in jobs), window)
+        checked = (self._frontend.check(prompt, sampling) for prompt, sampling in jobs)
+        return self._outputs(checked, window)
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids of a conversation through the model's chat template, the assistant's turn opened.
+    def score(
+        self, prompts: PromptLike | Sequence[PromptLike], continuations: PromptLike | Sequence[PromptLike]
+    ) -> list[Score]:
+        """How likely each continuation is after its prompt, in one forward pass each.
+
+        Args:
+            prompts: as for `generate`; one may go with several continuations.
+            continuations: text or token ids. They are tokenised by themselves: a text usually starts with a space.
 
         Raises:
-            ValueError: no template, or messages it does not take.
+            ValueError: numbers that do not match, an empty continuation, or a prompt and continuation that `generate`
+                would refuse as a prompt. Nothing was started.
+            EngineError: the engine is closed, or a request failed or was aborted.
         """
-        return self._chat_template.encode(messages)
-
-    def check_prompt(self, prompt: PromptLike) -> Prompt:
-        """Token ids of a prompt that this engine can run.
-
-        Raises:
-            ValueError: empty, too long, ids outside the vocabulary, or of another form.
-        """
-        text, ids = _read_prompt(prompt, self.tokenizer.encode)
-        limit = self.config.max_model_len
-        if not ids:
-            raise ValueError("The prompt is empty: give at least one token.")
-        if len(ids) >= limit:
+        befores, afters = as_list(prompts), as_list(continuations)
+        if len(befores) == 1:
+            befores = befores * len(afters)
+        if len(befores) != len(afters):
             raise ValueError(
-                f"The prompt has {len(ids)} tokens, and max_model_len={limit} must hold it and at least one more: "
-                "shorten it or raise max_model_len."
+                f"There are {len(befores)} prompts and {len(afters)} continuations: give one prompt, or one for each."
             )
-        if min(ids) < 0 or max(ids) >= self.tokenizer.vocab_size:
-            raise ValueError(f"The prompt holds token ids outside 0 to {self.tokenizer.vocab_size - 1}.")
-        return Prompt(text, ids)
+        jobs, starts = [], []
+        for before, after in zip(befores, afters, strict=True):
+            prompt = check_prompt(before, self.tokenizer, self.config.max_model_len)
+            whole = check_continuation(prompt, after, self.tokenizer, self.config.max_model_len)
+            jobs.append(Job(whole, _SCORING, resolve(_SCORING, self.tokenizer, seed=0)))
+            starts.append(len(prompt.token_ids))
+        with closing(self._run(jobs, None)) as results:
+            scores = {index: _score(collector, starts[index]) for index, collector in results}
+        return [scores[index] for index in range(len(jobs))]
+
+    def add_request(self, request_id: str, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> None:
+        """Start a request to be followed with `step`, as vLLM's `LLMEngine` does.
+
+        Raises as `generate` does, and ValueError where the name is in use.
+        """
+        self._hand_driven.add(request_id, self._frontend.check(prompt, sampling_params or SamplingParams()))
+
+    def step(self) -> list[RequestOutput]:
+        """Wait for the next news of requests from `add_request`, and give what those that have some made so far.
+
+        The engine computes on a thread of its own, so that a step is not one step of the model: an output may hold
+        several new tokens, and nothing waits for the next call. Each output holds all completions from their first
+        token on; a request's last has `finished` set, also when it was aborted. An empty list: nothing is unfinished.
+        """
+        return self._hand_driven.step()
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether `step` has more to tell."""
+        return self._hand_driven.has_unfinished
 
     def abort(self, request_id: str) -> None:
-        """End a request early, with finish_reason "abort" and the tokens so far; unknown ones are ignored."""
-        self._core.abort(request_id)
+        """End all completions of a request early, with finish_reason "abort" and the tokens so far.
 
-    def metrics(self) -> Metrics:
-        """Counts and latencies so far."""
-        return self._core.metrics()
+        Unknown and finished requests are ignored.
+        """
+        self._frontend.abort(request_id)
+
+    def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
+        """Replace parameters of the model on every mesh; returns when new requests run with them.
+
+        What runs goes on to its end with the old ones; what comes meanwhile waits. Nothing compiles. Cached prefixes
+        are dropped.
+
+        Args:
+            params: dotted path, such as "layers.0.attention.q_proj", to an array of the parameter's shape and
+                dtype, as `models.decoder.AbstractParams.specs` lists them; those left out stay as they are.
+
+        Raises:
+            ValueError: a path that the model does not have, or another shape or dtype. Nothing was replaced.
+            EngineError: the engine is closed or has failed.
+        """
+        self._core.update_params(params)
 
     def close(self) -> None:
         """Abort what runs, join the threads, free the device memory. Calling it again does nothing."""
@@ -211,61 +208,32 @@ class LLM:
         """`close`."""
         self.close()
 
-    def _run(
-        self, jobs: Iterable[tuple[Prompt, SamplingParams]], window: int | None
-    ) -> Generator[tuple[int, RequestOutput], None, None]:
-        sink: SimpleQueue[Update] = SimpleQueue()
-        running: dict[str, _Running] = {}
-        numbered = enumerate(jobs)
+    def _outputs(self, jobs: Iterable[Job], window: int | None) -> Generator[tuple[int, RequestOutput], None, None]:
+        with closing(self._run(jobs, window)) as results:
+            for index, collector in results:
+                yield index, collector.output()
+
+    def _run(self, jobs: Iterable[Job], window: int | None) -> Generator[tuple[int, RequestCollector], None, None]:
+        """Index and collector of each job as it finishes; `window` jobs at most are in the engine."""
+        news: SimpleQueue[tuple[RequestCollector, Update]] = SimpleQueue()
+        running: dict[RequestCollector, int] = {}
+        numbered = iter(enumerate(jobs))
         try:
             while True:
-                room = None if window is None else window - len(running)
-                for index, (prompt, sampling) in itertools.islice(numbered, room):
-                    submission = self._submission(prompt, sampling, sink)
-                    running[submission.request.id] = _Running(index, prompt, submission.request.timeline)
-                    self._core.submit(submission)
+                while (window is None or len(running) < window) and (pulled := next(numbered, None)) is not None:
+                    index, job = pulled
+                    ticket = self._frontend.ticket(job, lambda collector, update: news.put((collector, update)))
+                    running[ticket.collector] = index
+                    self._frontend.start(ticket)
                 if not running:
                     return
-                update = sink.get()
-                job = running[update.request_id]
-                job.token_ids.extend(update.token_ids)
-                if update.finish_reason is not None:
-                    del running[update.request_id]
-                    text = self.tokenizer.decode(shown(job.token_ids, update.finish_reason))
-                    yield job.index, make_output(job.prompt, job.token_ids, text, job.timeline, update)
+                collector, update = news.get()
+                collector.take(update)
+                if collector.is_finished:
+                    yield running.pop(collector), collector
         finally:
-            for request_id in running:
-                self.abort(request_id)
-
-    def _submission(self, prompt: Prompt, sampling: SamplingParams, sink: "SimpleQueue[Update]") -> Submission:
-        number = next(self._numbers)
-        length = len(prompt.token_ids)
-        max_tokens = min(sampling.max_tokens, self.config.max_model_len - length)
-        request = Request(f"request-{number}", length, max_tokens, Timeline(self._core.clock()))
-        seed = sampling.seed
-        if seed is None:
-            seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        stop_ids = frozenset(sampling.stop_token_ids)
-        if not sampling.ignore_eos:
-            stop_ids |= frozenset(self.tokenizer.eos_token_ids)
-        return Submission(request, Payload(np.array(prompt.token_ids, np.int32), sampling, seed), stop_ids, sink)
-
-
-@dataclass
-class _Running:
-    """A job in the engine: its place in the input and what it has generated."""
-
-    index: int
-    prompt: Prompt
-    timeline: Timeline
-    token_ids: list[int] = field(default_factory=list)
-
-
-def _as_list(prompts: PromptLike | Sequence[PromptLike]) -> list[PromptLike]:
-    """A list of ints is one prompt, and so is an array; any other list is many."""
-    if isinstance(prompts, str | bytes | Mapping | np.ndarray) or (len(prompts) and isinstance(prompts[0], Integral)):
-        return [cast(PromptLike, prompts)]
-    return list(cast(Sequence[PromptLike], prompts))
+            for collector in running:
+                self.abort(collector.request_id)
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
@@ -276,23 +244,11 @@ def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: i
     return list(params)
 
 
-def _read_prompt(prompt: PromptLike, encode: Callable[[str], list[int]]) -> tuple[str | None, list[int]]:
-    if not isinstance(prompt, Mapping):
-        return (prompt, encode(prompt)) if isinstance(prompt, str) else (None, _token_ids(prompt))
-    match dict(prompt):
-        case {"prompt": str(text), **rest} if not rest:
-            return text, encode(text)
-        case {"prompt_token_ids": ids, **rest} if not rest:
-            return None, _token_ids(ids)
-    raise ValueError(
-        f"A prompt dict needs text under 'prompt' or ids under 'prompt_token_ids' and nothing else, not {list(prompt)}."
-    )
-
-
-def _token_ids(ids: object) -> list[int]:
-    if isinstance(ids, np.ndarray):
-        ids = ids.tolist()
-    listed: list[object] = [None] if isinstance(ids, str | bytes) or not isinstance(ids, Sequence) else list(ids)
-    if not all(isinstance(i, Integral) and not isinstance(i, bool) for i in listed):
-        raise ValueError("A prompt must be text or a list of token ids.")
-    return [int(cast(int, i)) for i in listed]
+def _score(collector: RequestCollector, start: int) -> Score:
+    """Of the tokens of a prompt from `start` on, once the request has ended."""
+    output = collector.output()
+    if output.outputs[0].finish_reason in ("abort", "error"):
+        raise EngineError(output.error or f"{output.request_id} was aborted before it was scored.")
+    scores = np.concatenate([scores.logprob for scores in collector.prompt_scores])  # [n - 1]
+    logprobs = scores[start - 1 :].astype(np.float32)
+    return Score(output.prompt_token_ids[start:], logprobs, float(logprobs.sum(dtype=np.float64)))

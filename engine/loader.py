@@ -1,35 +1,46 @@
 """From a model's name and a few options to a running engine: everything that happens once, at start-up.
 
 In this order, so that mistakes show before work is done: topology and dtype, the model's files, devices, weights,
-the size of the KV pools, compilation.
+the size of the KV pools, compilation, the links between meshes.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from tqdm import tqdm
 
 from ..models.catalog import cache_directory, resolve_model
 from ..models.chat import ChatTemplate
-from ..models.checkpoint import Checkpoint, load_params, open_checkpoint
-from ..models.decoder import AbstractParams, abstract_params
+from ..models.checkpoint import open_checkpoint
+from ..models.config import ModelConfig
+from ..models.decoder import abstract_params
 from ..models.tokenizer import Tokenizer
 from .compilation import use_cache
-from .config import DTYPES, EngineConfig, PoolSize, Role, Topology, check_whole_number
+from .config import DTYPES, EngineConfig, PoolSize, Topology, check_whole_number
 from .core import EngineCore
-from .executor import Completion, Executor, MeshExecutor
-from .kv_cache import abstract_state, memory_for_kv, page_bytes, pool_that_fits
-from .mesh import build_meshes, sharding
-from .programs import MeshPlan, Params, compile_programs
+from .decision_log import DecisionLog, RecordingScheduler
+from .executor import Completion, Executor
+from .kv_cache import (
+    abstract_state,
+    groups,
+    longest_that_fits,
+    memory_for_kv,
+    page_bytes,
+    pool_that_fits,
+    request_bytes,
+)
+from .links import time_links, warn_if_staged
+from .mesh import build_meshes
+from .mesh_executor import MeshExecutor
+from .programs import MeshPlan, compile_programs
 from .scheduler import Scheduler
+from .tensor_parallel import check_tp, model_on
+from .weights import Params, load_weights
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,14 @@ class Options:
     max_model_len: int | None
     page_size: int
     max_num_seqs: int
-    prefill_buckets: tuple[int, ...]
+    prefill_buckets: tuple[int, ...] | None
     decode_buckets: tuple[int, ...] | None
+    decode_steps: int
     kv_cache_bytes: int | None
+    prefix_cache: bool
+    deterministic: bool
+    max_retries: int
+    decision_log: str | Path | None
     devices: Sequence[jax.Device] | None
     progress: bool
 
@@ -67,27 +83,48 @@ def start_engine(model: str | Path, options: Options) -> Engine:
     dtype = _parse_dtype(options.dtype)
     checkpoint = open_checkpoint(resolve_model(model))
     tokenizer, chat_template = checkpoint.tokenizer(), checkpoint.chat_template()
-    config = _engine_config(options, dtype, checkpoint.config.max_position)
-    meshes = build_meshes(options.topology, options.devices)
+
+    def load(meshes: Sequence[Mesh]) -> list[Params]:
+        return load_weights(checkpoint, dtype, meshes, options.progress)
+
+    core, config = start_core(checkpoint.config, load, options)
+    return Engine(core, config, tokenizer, chat_template)
+
+
+def start_core(
+    model: ModelConfig, load: Callable[[Sequence[Mesh]], list[Params]], options: Options
+) -> tuple[EngineCore, EngineConfig]:
+    """An engine without files: `load` gives the parameters for each mesh. Raises as `start_engine` does."""
+    dtype = _parse_dtype(options.dtype)
+    config = _engine_config(options, dtype, model)
+    log = _open_log(options.decision_log)
+    for spec in dict.fromkeys(config.topology.meshes):
+        check_tp(model, spec)
+    meshes = build_meshes(config.topology, options.devices)
     use_cache(cache_directory() / "compiled")
-    params = abstract_params(checkpoint.config, dtype)
-    weights = _load_weights(checkpoint, params, dtype, meshes, options.progress)
-    config, pools = _size_pools(config, options, checkpoint, dtype, meshes)
-    plans = [
-        MeshPlan(
-            mesh, spec, checkpoint.config, params, config,
-            abstract_state(checkpoint.config, config, pool.pages, dtype, mesh),
-        )
-        for mesh, spec, pool in zip(meshes, options.topology.meshes, pools, strict=True)
-    ]  # fmt: skip
+    weights = load(meshes)
+    config, pools = _size_pools(config, options, model, dtype, meshes)
+    plans = _mesh_plans(model, config, dtype, meshes, pools)
     programs = compile_programs(plans, progress=options.progress)
     executors = [MeshExecutor(*parts) for parts in zip(plans, programs, weights, strict=True)]
+    for link in time_links(executors, time.monotonic):
+        warn_if_staged(link)
 
     def executor(post: Callable[[Completion], None]) -> Executor:
         return Executor(executors, post, time.monotonic)
 
-    core = EngineCore(Scheduler(config, pools), executor, time.monotonic)
-    return Engine(core, config, tokenizer, chat_template)
+    if log is not None:
+        log.begin(config, pools)
+    scheduler = Scheduler(config, pools) if log is None else RecordingScheduler(config, pools, log)
+    return EngineCore(scheduler, executor, time.monotonic, log), config
+
+
+def _open_log(path: str | Path | None) -> DecisionLog | None:
+    """Before the work of loading, so that a path that cannot be written shows at once."""
+    try:
+        return None if path is None else DecisionLog(path)
+    except OSError as error:
+        raise ValueError(f"decision_log={str(path)!r} cannot be written: {error.strerror}.") from None
 
 
 def _parse_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -100,50 +137,70 @@ def _parse_dtype(dtype: DTypeLike) -> jnp.dtype:
     return parsed
 
 
-def _engine_config(options: Options, dtype: jnp.dtype, max_position: int) -> EngineConfig:
+def _engine_config(options: Options, dtype: jnp.dtype, model: ModelConfig) -> EngineConfig:
     """Checked before any work; `max_model_len` is the model's for now where none was asked for."""
-    asked, seqs = options.max_model_len, options.max_num_seqs
-    check_whole_number("max_num_seqs", seqs, 1)
+    asked = options.max_model_len
+    check_whole_number("max_num_seqs", options.max_num_seqs, 1)
     if options.kv_cache_bytes is not None:
         check_whole_number("kv_cache_bytes", options.kv_cache_bytes, 1)
-    # A matrix product of one bfloat16 row is 9 times slower than one of 8 rows on XLA CPU; on GPUs 8 cost as much as 1.
-    small = (1, 8, 32, 128) if dtype == jnp.float32 else (8, 32, 128)
-    default_buckets = (*(rows for rows in small if rows < seqs), seqs)
     config = EngineConfig(
         topology=options.topology,
-        max_model_len=max_position if asked is None else asked,
+        max_model_len=model.max_position if asked is None else asked,
         page_size=options.page_size,
-        max_num_seqs=seqs,
-        prefill_buckets=options.prefill_buckets,
-        decode_buckets=default_buckets if options.decode_buckets is None else options.decode_buckets,
+        max_num_seqs=options.max_num_seqs,
+        prefill_buckets=_prefill_buckets(options),
+        decode_buckets=_decode_buckets(options, dtype),
+        windows=tuple(group.window for group in groups(model)),
+        decode_steps=options.decode_steps,
+        prefix_cache=options.prefix_cache,
+        deterministic=options.deterministic,
+        max_retries=options.max_retries,
     )
-    if config.max_model_len > max_position:
-        raise ValueError(f"max_model_len={asked} is more than the model's context of {max_position} tokens: lower it.")
+    if config.max_model_len > model.max_position:
+        raise ValueError(
+            f"max_model_len={asked} is more than the model's context of {model.max_position} tokens: lower it."
+        )
     return config
 
 
-def _load_weights(
-    checkpoint: Checkpoint, params: AbstractParams, dtype: jnp.dtype, meshes: Sequence[Mesh], progress: bool
-) -> list[Params]:
-    """One tuple of arrays per mesh; each tensor is read and dequantised once."""
+def _prefill_buckets(options: Options) -> tuple[int, ...]:
+    if options.prefill_buckets is not None:
+        return options.prefill_buckets
+    return (512,) if options.deterministic else (64, 256, 512)
 
-    def put(path: str, array: np.ndarray) -> tuple[jax.Array, ...]:
-        return tuple(jax.device_put(array, sharding(mesh, params.specs[path].axes)) for mesh in meshes)
 
-    bar: Callable[[Iterable[str]], Iterable[str]] = partial(tqdm, desc="weights", disable=not progress)
-    return list(zip(*load_params(checkpoint, dtype, put, progress=bar), strict=True))
+def _decode_buckets(options: Options, dtype: jnp.dtype) -> tuple[int, ...]:
+    if options.decode_buckets is not None:
+        return options.decode_buckets
+    if options.deterministic:
+        return (options.max_num_seqs,)
+    # A matrix product of one 16-bit row is 9 times slower than one of 8 rows on XLA CPU; on GPUs 8 cost as much as 1.
+    small = (1, 8, 32, 128) if dtype == jnp.float32 else (8, 32, 128)
+    return (*(rows for rows in small if rows < options.max_num_seqs), options.max_num_seqs)
 
 
 def _size_pools(
-    config: EngineConfig, options: Options, checkpoint: Checkpoint, dtype: jnp.dtype, meshes: Sequence[Mesh]
+    config: EngineConfig, options: Options, model: ModelConfig, dtype: jnp.dtype, meshes: Sequence[Mesh]
 ) -> tuple[EngineConfig, list[PoolSize]]:
     """Pools per mesh. A length nobody asked for shrinks to what fits; one that was asked for must fit."""
-    per_page = page_bytes(checkpoint.config, config.page_size, dtype)
-    budgets = memory_for_kv(meshes, options.kv_cache_bytes)
+    models = [model_on(model, mesh.size) for mesh in meshes]
+    per_page = [page_bytes(m, config.page_size, dtype) for m in models]
+    reserved = max(request_bytes(m, config) for m in models)
+    budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved)
+    sizes = list(zip(budgets, per_page, strict=True))
     if options.max_model_len is None:
-        # A mesh that takes part in hand-offs sets as much aside for one on its way.
-        share = 1 if all(spec.role is Role.BOTH for spec in config.topology.meshes) else 2
-        fits = min(budgets) // per_page // share * config.page_size
-        config = replace(config, max_model_len=min(config.max_model_len, max(config.page_size, fits)))
+        fits = min(longest_that_fits(budget, sizes_, config) for budget, sizes_ in sizes)
+        config = replace(config, max_model_len=fits)
     specs = config.topology.meshes
-    return config, [pool_that_fits(b, per_page, config, spec) for b, spec in zip(budgets, specs, strict=True)]
+    return config, [pool_that_fits(b, sizes_, config, spec) for (b, sizes_), spec in zip(sizes, specs, strict=True)]
+
+
+def _mesh_plans(
+    model: ModelConfig, config: EngineConfig, dtype: jnp.dtype, meshes: Sequence[Mesh], pools: Sequence[PoolSize]
+) -> list[MeshPlan]:
+    plans = []
+    for mesh, spec, pool in zip(meshes, config.topology.meshes, pools, strict=True):
+        on_mesh = model_on(model, mesh.size)
+        state = abstract_state(on_mesh, config, pool.pages, dtype, mesh)
+        plans.append(MeshPlan(mesh, spec, model, abstract_params(on_mesh, dtype), config, state))
+    return plans

@@ -1,14 +1,14 @@
-"""What the scheduler keeps about one mesh and about one transfer. Facts and bookkeeping; policy is `scheduler.py`'s.
+"""What the scheduler keeps about one mesh. Facts and bookkeeping; policy is `scheduler.py`'s.
 
 Control-plane module: no JAX here.
 """
 
-from collections import deque
 from dataclasses import dataclass, field
 
 from .config import MeshSpec
-from .pages import PageAllocator, SlotTable
-from .request import Placement, Request
+from .mesh_cache import MeshCache
+from .request import Request, State
+from .seat import Seat
 
 # The host dispatches step n + 1 before it reads step n, and no further ahead: a deeper queue would delay arrivals.
 MAX_STEPS_IN_FLIGHT = 2
@@ -18,18 +18,21 @@ MAX_STEPS_IN_FLIGHT = 2
 class MeshState:
     """One mesh as the scheduler sees it.
 
-    `staging`: pages that may be on their way in or out. `unanswered`: prompts admitted here whose first token was not
-    read yet. `prefilling`: those of them with chunks left, first come first.
+    `seated`: who sits here, or is on the way here. `unanswered`: those admitted here whose first token was not read
+    yet, and the prompt tokens to compute for each. `prefilling`: those with chunks left, in order of arrival.
+    `computing`: hashes of the blocks that they have yet to compute, and who will. `staging`: bytes left for transfers
+    out or in. `in_flight`: steps not read yet.
     """
 
     index: int
     spec: MeshSpec
-    pages: PageAllocator
-    slots: SlotTable
+    cache: MeshCache
     staging: int
-    unanswered: dict[str, Request] = field(default_factory=dict)
-    prefilling: deque[Request] = field(default_factory=deque)
+    seated: dict[str, Request] = field(default_factory=dict)
+    unanswered: dict[str, int] = field(default_factory=dict)
+    prefilling: list[Request] = field(default_factory=list)
     decoding: dict[str, Request] = field(default_factory=dict)
+    computing: dict[bytes, Request] = field(default_factory=dict)
     in_flight: set[int] = field(default_factory=set)
     last_was_prefill: bool = False
 
@@ -40,30 +43,25 @@ class MeshState:
 
     @property
     def prefill_load(self) -> int:
-        """Prompt tokens admitted whose first token is still to come: what a new prompt would wait for."""
-        return sum(request.prompt_len for request in self.unanswered.values())
+        """Prompt tokens to compute whose first output token is still to come: what a new prompt would wait for."""
+        return sum(self.unanswered.values())
 
-    def has_room(self, pages: int) -> bool:
-        """Whether a slot and this many pages are free."""
-        return self.slots.num_free > 0 and self.pages.can_allocate(pages)
+    @property
+    def watermark(self) -> int:
+        """Pages of each group to leave to those who are here and grow: one each."""
+        return len(self.seated) if self.spec.decodes else 0
 
-    def seat(self, request: Request, pages: int) -> Placement:
-        """Reserve a slot and pages, all at once; the caller has asked `has_room`."""
-        slot, epoch = self.slots.allocate(request.id)
-        return Placement(self.index, slot, epoch, self.pages.allocate(request.id, pages))
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether half of the pages hold KV that waits for credit elsewhere; no prompt is admitted then."""
+        waiting = sum(
+            len(request.home.tables[0].pages)
+            for request in self.seated.values()
+            if request.state is State.HANDOFF and request.home is not None and request.home.mesh == self.index
+        )
+        return 2 * waiting > self.cache.groups[0].num_pages
 
-    def unseat(self, request: Request, placement: Placement) -> None:
-        """Give a seat back."""
-        self.slots.release(placement.slot)
-        self.pages.release(request.id)
-
-
-@dataclass(eq=False)
-class Handoff:
-    """A transfer under way: whose, between which meshes, its staging, and whether it has arrived there."""
-
-    request: Request
-    source: int
-    destination: int
-    staged_pages: int
-    is_ready: bool = False
+    def unseat(self, request: Request, seat: Seat) -> None:
+        """The request leaves its seat here."""
+        self.cache.leave(seat)
+        del self.seated[request.id]

@@ -13,6 +13,7 @@ import numpy as np
 
 from .protocol import FinishReason
 from .request import Request, Timeline
+from .tally import Tally
 
 # Percentiles are over this many requests, the latest; an engine that runs for weeks must not grow.
 RECENT = 4096
@@ -59,23 +60,64 @@ class Latencies:
         return cls(known("ttft"), known("tpot"), itl, known("e2e"), known("handoff"))
 
 
+@dataclass
+class Traffic:
+    """What hand-offs have moved since start-up: transfers that arrived, their bytes of KV and request state, and the
+    seconds from the dispatch of each to its arrival, added up."""
+
+    transfers: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class HostTime:
+    """What the dispatching thread has spent since start-up, in seconds of its CPU time, and the steps it dispatched."""
+
+    seconds: float = 0.0
+    steps: int = 0
+
+
 @dataclass(frozen=True)
 class Metrics:
     """An engine so far. Counts are since start-up; `latencies` are of the latest 4096 requests that finished.
 
-    `requests` counts ended requests by finish reason; `running` have not ended. `compiles` counts traces and XLA
-    compilations in this process since the engine was ready, by anyone: an engine adds none. `handoff_bytes`: KV and
-    state moved. `tokens_per_second`: generated tokens over the time from first arrival to last finish.
+    `requests` counts ended requests by finish reason; `running` have not ended. `prompt_tokens` are of admitted
+    requests, `cached_tokens` those of them that the prefix cache spared; `generated_tokens` are of ended requests.
+    `tokens_per_second`: generated tokens over the time from first arrival to last finish. `compiles` counts traces and
+    XLA compilations in this process since the engine was ready, by anyone: an engine adds none. `preemptions` and
+    `migrations`: requests that gave up or moved their KV while they ran. `retries`: starts after a lost mesh or
+    transfer. `handoffs`: transfers between meshes that arrived; a long prompt takes several. `handoff_bytes`: KV and
+    state moved. `handoff_seconds`: from dispatch to arrival, added up over transfers. `steps`: dispatched, on all
+    meshes; `host_seconds`: CPU time of the dispatching thread.
     """
 
     requests: dict[FinishReason, int]
     running: int
     prompt_tokens: int
+    cached_tokens: int
     generated_tokens: int
     tokens_per_second: float
     compiles: int
+    preemptions: int
+    migrations: int
+    retries: int
+    handoffs: int
     handoff_bytes: int
+    handoff_seconds: float
+    steps: int
+    host_seconds: float
     latencies: Latencies
+
+    @property
+    def prefix_hit_rate(self) -> float:
+        """Cached tokens / prompt tokens, 0 to 1; 0 where there are none."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    @property
+    def handoff_bandwidth(self) -> float | None:
+        """Bytes per second of one transfer, waiting for its KV to be computed included; None before the first."""
+        return self.handoff_bytes / self.handoff_seconds if self.handoff_seconds > 0 else None
 
 
 class RequestLog:
@@ -84,7 +126,6 @@ class RequestLog:
     def __init__(self) -> None:
         """Nothing ended yet."""
         self.reasons: Counter[FinishReason] = Counter()
-        self.prompt_tokens = 0
         self.generated_tokens = 0
         self.recent: deque[Timeline] = deque(maxlen=RECENT)
         self._first_arrival: float | None = None
@@ -95,7 +136,6 @@ class RequestLog:
         line = request.timeline
         assert line.finish is not None
         self.reasons[reason] += 1
-        self.prompt_tokens += request.prompt_len
         self.generated_tokens += request.confirmed
         self._first_arrival = line.arrival if self._first_arrival is None else min(self._first_arrival, line.arrival)
         self._last_finish = max(self._last_finish, line.finish)
@@ -108,16 +148,24 @@ class RequestLog:
         twin.reasons, twin.recent = self.reasons.copy(), self.recent.copy()
         return twin
 
-    def metrics(self, running: int, compiles: int, handoff_bytes: int) -> Metrics:
-        """The figures now."""
+    def metrics(self, running: int, compiles: int, tally: Tally, traffic: Traffic, host: HostTime) -> Metrics:
+        """The figures now. `running`: requests that have not ended; `compiles`: since the engine was ready."""
         seconds = self._last_finish - self._first_arrival if self._first_arrival is not None else 0.0
         return Metrics(
             requests=dict(self.reasons),
             running=running,
-            prompt_tokens=self.prompt_tokens,
+            prompt_tokens=tally.prompt_tokens,
+            cached_tokens=tally.cached_tokens,
             generated_tokens=self.generated_tokens,
             tokens_per_second=self.generated_tokens / seconds if seconds > 0 else 0.0,
             compiles=compiles,
-            handoff_bytes=handoff_bytes,
+            preemptions=tally.preemptions,
+            migrations=tally.migrations,
+            retries=tally.retries,
+            handoffs=traffic.transfers,
+            handoff_bytes=traffic.bytes,
+            handoff_seconds=traffic.seconds,
+            steps=host.steps,
+            host_seconds=host.seconds,
             latencies=Latencies.of(self.recent),
         )

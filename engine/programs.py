@@ -1,6 +1,7 @@
 """Every program a mesh runs, compiled at start-up: one per (step, bucket). Nothing compiles afterwards.
 
-Compiled objects are called as they are, so a shape that was not foreseen raises instead of compiling.
+Compiled objects are called as they are, so a shape that was not foreseen raises instead of compiling. Every program
+that changes a mesh's state has it donated, with the same sharding in and out: otherwise donation would copy the pools.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,32 +17,45 @@ from jax.stages import Compiled
 from tqdm import tqdm
 
 from ..models.config import ModelConfig
-from ..models.decoder import AbstractParams, bind
-from .config import EngineConfig, MeshSpec, Role
-from .handoff import Staging, gather, scatter
-from .kv_cache import DeviceState, KVCache, RequestState
-from .mesh import replicated, sharding
-from .sampling import SamplingInputs
-from .steps import DecodeInputs, PrefillInputs, decode_step, prefill_step
-
-# A model's parameters on one mesh, in the order of `AbstractParams.specs`.
-type Params = tuple[jax.Array, ...]
+from ..models.decoder import AbstractParams, Decoder, bind
+from .config import EngineConfig, MeshSpec
+from .handoff import Staging, abstract_staging, gather, scatter, staged_pages
+from .handoff import plan as plan_route
+from .kv_cache import DeviceState, copy_page
+from .logits import empty_dense, load_dense
+from .logprobs import Scores, score_tokens
+from .mesh import param_sharding, replicate_logits, replicated
+from .request_state import DenseRows, Float
+from .sampling import Sampled
+from .steps import PrefillInputs, decode_columns, decode_step, fused_step, prefill_columns, prefill_step
+from .weights import Params
 
 
 @dataclass
 class Programs:
-    """One mesh's compiled programs, by bucket: tokens, rows, pages, pages. `allocate` makes a zeroed state."""
+    """One mesh's compiled programs. `allocate` makes a zeroed state.
+
+    By bucket, in tokens: `prefill`, `fused` and `score`. By (bucket, steps): `decode`. By (tp of the other mesh,
+    bucket in pages): `gather` and `scatter`. By cache group: `copy_page`.
+    """
 
     allocate: Compiled
     prefill: dict[int, Compiled] = field(default_factory=dict)
-    decode: dict[int, Compiled] = field(default_factory=dict)
-    gather: dict[int, Compiled] = field(default_factory=dict)
-    scatter: dict[int, Compiled] = field(default_factory=dict)
+    fused: dict[int, Compiled] = field(default_factory=dict)
+    score: dict[int, Compiled] = field(default_factory=dict)
+    decode: dict[tuple[int, int], Compiled] = field(default_factory=dict)
+    gather: dict[tuple[int, int], Compiled] = field(default_factory=dict)
+    scatter: dict[tuple[int, int], Compiled] = field(default_factory=dict)
+    copy_page: dict[int, Compiled] = field(default_factory=dict)
+    load_dense: Compiled | None = None
 
 
 @dataclass(frozen=True)
 class MeshPlan:
-    """What is to run on one mesh: everything a program's shapes and shardings depend on."""
+    """What is to run on one mesh: everything a program's shapes and shardings depend on.
+
+    `model` is the checkpoint's; `params` and `state` are of the model as the mesh runs it (`tensor_parallel.model_on`).
+    """
 
     mesh: Mesh
     spec: MeshSpec
@@ -49,6 +63,27 @@ class MeshPlan:
     params: AbstractParams
     config: EngineConfig
     state: DeviceState
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of weights, activations and KV."""
+        return jnp.dtype(self.state.kv[0].k.dtype)
+
+    @property
+    def destinations(self) -> set[int]:
+        """Degrees of tensor parallelism of the meshes that KV may leave this one for."""
+        return {spec.tp for spec in self._others if spec.decodes}
+
+    @property
+    def sources(self) -> set[int]:
+        """Degrees of tensor parallelism of the meshes that KV may come from."""
+        return {spec.tp for spec in self._others} if self.spec.decodes else set()
+
+    @property
+    def _others(self) -> list[MeshSpec]:
+        others = list(self.config.topology.meshes)
+        others.remove(self.spec)
+        return others
 
 
 def compile_programs(plans: list[MeshPlan], *, progress: bool) -> list[Programs]:
@@ -73,82 +108,120 @@ def _compile_allocate(plan: MeshPlan) -> Compiled:
 
 
 def _jobs(plan: MeshPlan, programs: Programs) -> Iterator[Callable[[], None]]:
-    config, role = plan.config, plan.spec.role
+    config = plan.config
     if plan.spec.prefills:
-        yield from (partial(_compile_prefill, plan, programs, bucket) for bucket in config.prefill_buckets)
+        for compile_ in (_compile_prefill, _compile_score):
+            yield from (partial(compile_, plan, programs, bucket) for bucket in config.prefill_buckets)
+        yield partial(_compile_load_dense, plan, programs)
+    if plan.spec.fused:
+        yield from (partial(_compile_fused, plan, programs, bucket) for bucket in config.prefill_buckets)
     if plan.spec.decodes:
-        yield from (partial(_compile_decode, plan, programs, bucket) for bucket in config.decode_buckets)
-    if role is Role.PREFILL:
-        yield from (partial(_compile_gather, plan, programs, bucket) for bucket in config.handoff_buckets)
-    if role is Role.DECODE:
-        yield from (partial(_compile_scatter, plan, programs, bucket) for bucket in config.handoff_buckets)
+        for steps in sorted({1, config.decode_steps}):
+            yield from (partial(_compile_decode, plan, programs, rows, steps) for rows in config.decode_buckets)
+    for tp in sorted(plan.destinations):
+        yield from (partial(_compile_gather, plan, programs, tp, pages) for pages in config.handoff_buckets)
+    for tp in sorted(plan.sources):
+        yield from (partial(_compile_scatter, plan, programs, tp, pages) for pages in config.handoff_buckets)
+    yield from (partial(_compile_copy_page, plan, programs, group) for group in range(len(config.windows)))
 
 
 def _compile_prefill(plan: MeshPlan, programs: Programs, tokens: int) -> None:
-    rows, config = plan.config.prefill_rows, plan.config
-    arg = partial(_argument, plan.mesh)
-    inputs = PrefillInputs(
-        tokens=arg((tokens,)),
-        q_start=arg((rows + 1,)),
-        kv_len=arg((rows,)),
-        page_table=arg((rows, config.max_pages)),
-        slot=arg((rows,)),
-        sampling=SamplingInputs(
-            temperature=arg((rows,), jnp.float32),
-            top_p=arg((rows,), jnp.float32),
-            top_k=arg((rows,)),
-            seed=arg((rows,), jnp.uint32),
-        ),
-    )
+    def prefill(params: Params, state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceState, Sampled, jax.Array]:
+        return prefill_step(_decoder(plan, params), plan.mesh, state, inputs)
 
-    def prefill(params: Params, state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceState, jax.Array]:
-        return prefill_step(bind(plan.params.graphdef, params), plan.model, state, inputs)
-
-    programs.prefill[tokens] = _compile_step(plan, prefill, inputs)
+    programs.prefill[tokens] = _compile_step(plan, prefill, _prefill_inputs(plan, tokens))
 
 
-def _compile_decode(plan: MeshPlan, programs: Programs, rows: int) -> None:
-    arg = partial(_argument, plan.mesh)
-    inputs = DecodeInputs(arg((rows,)), arg((rows,)), arg((rows, plan.config.max_pages)))
+def _compile_fused(plan: MeshPlan, programs: Programs, tokens: int) -> None:
+    def fused(
+        params: Params, state: DeviceState, inputs: PrefillInputs, rows: jax.Array
+    ) -> tuple[DeviceState, Sampled, jax.Array]:
+        return fused_step(_decoder(plan, params), plan.mesh, state, inputs, rows)
 
-    def decode(params: Params, state: DeviceState, inputs: DecodeInputs) -> tuple[DeviceState, jax.Array]:
-        return decode_step(bind(plan.params.graphdef, params), plan.model, state, inputs)
-
-    programs.decode[rows] = _compile_step(plan, decode, inputs)
+    rows = _decode_rows(plan, plan.config.decode_buckets[-1], 1)
+    programs.fused[tokens] = _compile_step(plan, fused, _prefill_inputs(plan, tokens), rows)
 
 
-def _compile_step(
-    plan: MeshPlan, step: Callable[..., tuple[DeviceState, jax.Array]], inputs: PrefillInputs | DecodeInputs
-) -> Compiled:
-    """The state is donated with the same sharding in and out: otherwise donation would copy the pool."""
-    params = tuple(
-        jax.ShapeDtypeStruct(spec.value.shape, spec.value.dtype, sharding=sharding(plan.mesh, spec.axes))
+def _compile_decode(plan: MeshPlan, programs: Programs, rows: int, steps: int) -> None:
+    def decode(params: Params, state: DeviceState, rows: jax.Array) -> tuple[DeviceState, Sampled]:
+        return decode_step(_decoder(plan, params), plan.mesh, state, rows, steps)
+
+    programs.decode[rows, steps] = _compile_step(plan, decode, _decode_rows(plan, rows, steps))
+
+
+def _decoder(plan: MeshPlan, params: Params) -> Decoder:
+    return bind(plan.params.graphdef, params)
+
+
+def _prefill_inputs(plan: MeshPlan, tokens: int) -> PrefillInputs:
+    rows, config, arg = plan.config.prefill_rows, plan.config, partial(_argument, plan.mesh)
+    columns = prefill_columns(len(config.windows), config.max_pages)
+    return PrefillInputs(arg((tokens,)), arg((rows, columns)), arg((rows, len(Float)), jnp.float32))
+
+
+def _decode_rows(plan: MeshPlan, rows: int, steps: int) -> Any:
+    config = plan.config
+    return _argument(plan.mesh, (rows, decode_columns(len(config.windows), steps, config.page_size)))
+
+
+def _compile_step(plan: MeshPlan, step: Callable[..., Any], *inputs: Any) -> Compiled:
+    """A step takes parameters, state and inputs; it returns the state first."""
+    whole = replicated(plan.mesh)
+    outputs = jax.eval_shape(step, _params(plan), plan.state, *inputs)
+    out = (_shardings(plan.state), *(whole for _ in outputs[1:]))
+    return jax.jit(step, donate_argnums=1, out_shardings=out).lower(_params(plan), plan.state, *inputs).compile()
+
+
+def _params(plan: MeshPlan) -> Any:
+    return tuple(
+        jax.ShapeDtypeStruct(spec.value.shape, spec.value.dtype, sharding=param_sharding(plan.mesh, spec))
         for spec in plan.params.specs.values()
     )
-    out = (_shardings(plan.state), replicated(plan.mesh))
-    return jax.jit(step, donate_argnums=1, out_shardings=out).lower(params, plan.state, inputs).compile()
 
 
-def _compile_gather(plan: MeshPlan, programs: Programs, pages: int) -> None:
+def _compile_score(plan: MeshPlan, programs: Programs, tokens: int) -> None:
+    def score(params: Params, hidden: jax.Array, targets: jax.Array) -> Scores:
+        decoder = _decoder(plan, params)
+        return score_tokens(lambda rows: replicate_logits(decoder.logits(rows), plan.mesh), hidden, targets)
+
     arg = partial(_argument, plan.mesh)
-    out = _shardings(_staging(plan, pages))
-    lowered = jax.jit(gather, out_shardings=out).lower(plan.state, arg((pages,)), arg(()))
-    programs.gather[pages] = lowered.compile()
+    embedding = next(iter(plan.params.specs.values())).value
+    hidden = arg((tokens, plan.model.hidden_size), embedding.dtype)
+    jitted = jax.jit(score, out_shardings=replicated(plan.mesh))
+    programs.score[tokens] = jitted.lower(_params(plan), hidden, arg((tokens,))).compile()
 
 
-def _compile_scatter(plan: MeshPlan, programs: Programs, pages: int) -> None:
-    arg = partial(_argument, plan.mesh)
-    jitted = jax.jit(scatter, donate_argnums=0, out_shardings=_shardings(plan.state))
-    lowered = jitted.lower(plan.state, _staging(plan, pages), arg((pages,)), arg(()))
-    programs.scatter[pages] = lowered.compile()
+def _compile_load_dense(plan: MeshPlan, programs: Programs) -> None:
+    requests, arg = plan.state.requests, partial(_argument, plan.mesh)
+    row: DenseRows = jax.tree.map(lambda x: arg(x.shape[1:], x.dtype), empty_dense(1, plan.model.vocab_size))
+    jitted = jax.jit(load_dense, donate_argnums=0, out_shardings=_shardings(requests))
+    programs.load_dense = jitted.lower(requests, arg(()), row).compile()
 
 
-def _staging(plan: MeshPlan, pages: int) -> Staging:
-    layers, _, *page = plan.state.kv.k.shape
-    pool = plan.state.kv.k
-    kv: Any = jax.ShapeDtypeStruct((layers, pages, *page), pool.dtype, sharding=pool.sharding)
-    request: RequestState = jax.tree.map(lambda x: _argument(plan.mesh, (), x.dtype), plan.state.requests)
-    return Staging(KVCache(kv, kv), request)
+def _compile_gather(plan: MeshPlan, programs: Programs, tp: int, bucket: int) -> None:
+    arg, state, mesh = partial(_argument, plan.mesh), plan.state, plan.mesh
+    route = plan_route(plan.model.num_kv_heads, mesh.size, tp)
+    pages = staged_pages(plan.config, bucket)
+    out = _shardings(abstract_staging(state, mesh, route, pages))
+    jitted = jax.jit(partial(gather, mesh=mesh, route=route), out_shardings=out)
+    programs.gather[tp, bucket] = jitted.lower(state, tuple(arg((count,)) for count in pages), arg(())).compile()
+
+
+def _compile_scatter(plan: MeshPlan, programs: Programs, tp: int, bucket: int) -> None:
+    arg, state, mesh = partial(_argument, plan.mesh), plan.state, plan.mesh
+    pages = staged_pages(plan.config, bucket)
+    staging: Staging = abstract_staging(state, mesh, plan_route(plan.model.num_kv_heads, tp, mesh.size), pages)
+    jitted = jax.jit(partial(scatter, mesh=mesh), donate_argnums=0, out_shardings=_shardings(state))
+    ids, tables = (
+        tuple(arg((count,)) for count in counts) for counts in (pages, [table.shape[1] for table in state.tables])
+    )
+    programs.scatter[tp, bucket] = jitted.lower(state, staging, ids, arg(()), tables).compile()
+
+
+def _compile_copy_page(plan: MeshPlan, programs: Programs, group: int) -> None:
+    kv, arg = plan.state.kv[group], partial(_argument, plan.mesh)
+    jitted = jax.jit(copy_page, donate_argnums=0, out_shardings=_shardings(kv))
+    programs.copy_page[group] = jitted.lower(kv, arg(()), arg(())).compile()
 
 
 def _argument(mesh: Mesh, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.int32) -> Any:

@@ -3,14 +3,17 @@
 Real executor and simulator speak it alike, so a remote worker could too. Actions on one mesh must be dispatched in the
 order given: pages and slots are handed on in that order (a page freed by one action may be written by the next).
 Control-plane module: no JAX here, no tokens, no arrays.
+
+"Pages per group" is a tuple with one entry per cache group (`EngineConfig.windows`), each a tuple of page ids.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from .request import Request
+from .request import RequestFacts
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+type PagesPerGroup = tuple[tuple[int, ...], ...]
 
 # ---- events: each carries its time `t`, in seconds on the engine's clock
 
@@ -20,7 +23,7 @@ class Arrived:
     """A request that passed every check enters."""
 
     t: float
-    request: Request
+    facts: RequestFacts
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,38 @@ class AbortRequested:
 
 
 @dataclass(frozen=True)
+class PreemptRequested:
+    """Give up the KV of this request and compute it again later. Ignored unless it is seated somewhere."""
+
+    t: float
+    request_id: str
+
+
+@dataclass(frozen=True)
+class MigrateRequested:
+    """Move this request's KV to another decoding mesh: `destination`, or None for any. Ignored unless it is decoding
+    and there is room."""
+
+    t: float
+    request_id: str
+    destination: int | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """A token was sampled for this request, which still runs; `stopped` says whether the token ends it."""
+    """A token was sampled for this request, which still runs; `stopped` says whether the token ends it.
+
+    `block_hash`: of the page that this token is the last one of, else None.
+    """
 
     request_id: str
     stopped: bool
+    block_hash: bytes | None = None
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """A prefill or decode step was read back."""
+    """A step was read back. Outcomes come in the order of the rows, and of the steps for several decode steps."""
 
     t: float
     mesh: int
@@ -51,7 +76,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class TransferReady:
-    """A hand-off's KV has arrived in the destination's staging, ready to be scattered."""
+    """A transfer's KV has arrived in the destination's staging, ready to be scattered."""
 
     t: float
     transfer: int
@@ -59,7 +84,7 @@ class TransferReady:
 
 @dataclass(frozen=True)
 class TransferFailed:
-    """A hand-off raised on its way; the KV pools are whole."""
+    """A transfer raised on its way; the KV pools are whole."""
 
     t: float
     transfer: int
@@ -75,30 +100,92 @@ class MeshFailed:
     reason: str
 
 
-Event = Arrived | AbortRequested | StepDone | TransferReady | TransferFailed | MeshFailed
+@dataclass(frozen=True)
+class Hold:
+    """Admit nothing from here on; what runs goes on to its end."""
+
+    t: float
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Admit again. The parameters have changed: every cached page is void."""
+
+    t: float
+
+
+Event = (
+    Arrived
+    | AbortRequested
+    | PreemptRequested
+    | MigrateRequested
+    | StepDone
+    | TransferReady
+    | TransferFailed
+    | MeshFailed
+    | Hold
+    | Resume
+)
 
 # ---- actions
 
 
 @dataclass(frozen=True)
 class AssignPages:
-    """From here on this slot's page table is `pages`."""
+    """From here on entries `first`, `first` + 1, ... of this slot's page table of this cache group are `pages`."""
 
     mesh: int
     slot: int
+    group: int
+    first: int
     pages: tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class CopyPage:
+    """Copy a page of a cache group: its other holders keep the source (copy on write)."""
+
+    mesh: int
+    group: int
+    source: int
+    destination: int
+
+
+@dataclass(frozen=True)
 class Chunk:
-    """`length` prompt tokens from `start` on. The last chunk of a prompt samples the first token."""
+    """`length` tokens of a request, prompt first and then what it has generated, from position `start` on.
+
+    Positions below `write_from` have their KV in the cache and are not written. The last chunk samples a token: output
+    number start + length - prompt_len + 1.
+    """
 
     request_id: str
+    run: int
     slot: int
-    epoch: int
     start: int
     length: int
+    write_from: int
     is_last: bool
+
+    @property
+    def kv_len(self) -> int:
+        """Tokens in the cache once the chunk is in."""
+        return self.start + self.length
+
+
+@dataclass(frozen=True)
+class DecodeRow:
+    """One request's row of a decode step; `kv_len` counts its tokens in the cache, the one being fed included.
+
+    It samples output number kv_len - prompt_len + 1. `is_forced`: feed the token at position kv_len - 1 as it was
+    generated before, not as the device has it.
+    """
+
+    request_id: str
+    run: int
+    slot: int
+    kv_len: int
+    is_forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,45 +199,50 @@ class Prefill:
 
 
 @dataclass(frozen=True)
-class DecodeRow:
-    """One request's row of a decode step; `kv_len` counts its tokens in the cache, the one being fed included."""
-
-    slot: int
-    epoch: int
-    kv_len: int
-
-
-@dataclass(frozen=True)
 class Decode:
-    """One decode step, padded to `bucket` rows."""
+    """`steps` decode steps in one dispatch, padded to `bucket` rows. Rows describe the first of them."""
 
     mesh: int
     step: int
     bucket: int
+    steps: int
+    rows: tuple[DecodeRow, ...]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Prompt chunks, padded to `bucket` tokens, and one decode step of `rows` in one dispatch."""
+
+    mesh: int
+    step: int
+    bucket: int
+    chunks: tuple[Chunk, ...]
     rows: tuple[DecodeRow, ...]
 
 
 @dataclass(frozen=True)
 class StartTransfer:
-    """Gather the prompt's pages and the request's state on `source`, padded to `bucket` pages, and send them to
-    `destination`'s staging."""
+    """Gather pages on `source`, padded to `bucket` pages, and send them to `destination`'s staging.
+
+    `source_slot`: whose request state goes along; None: only pages go, the state comes with a later transfer.
+    """
 
     transfer: int
     bucket: int
     source: int
-    source_slot: int
-    source_pages: tuple[int, ...]
+    source_slot: int | None
+    source_pages: PagesPerGroup
     destination: int
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Write a staged transfer, which is ready, into the pages and the slot reserved for it."""
+    """Write a staged transfer, which is ready, into the pages and, if state came along, the slot reserved for it."""
 
     transfer: int
     destination: int
-    slot: int
-    pages: tuple[int, ...]
+    slot: int | None
+    pages: PagesPerGroup
 
 
 @dataclass(frozen=True)
@@ -169,4 +261,4 @@ class Finish:
     error: str | None = None
 
 
-Action = AssignPages | Prefill | Decode | StartTransfer | Scatter | DropTransfer | Finish
+Action = AssignPages | CopyPage | Prefill | Decode | Fused | StartTransfer | Scatter | DropTransfer | Finish

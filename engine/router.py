@@ -1,8 +1,12 @@
-"""Which mesh takes a request. Small pure policies over loads; the scheduler measures the loads. No JAX here."""
-
-from collections.abc import Callable, Iterable
+"""Small pure policies: how much of a prompt a step takes. No state, no JAX here."""
 
 
-def least_loaded[M](candidates: Iterable[M], load: Callable[[M], tuple[int, ...]]) -> M | None:
-    """The candidate with the least outstanding work, the first of them on a tie; None when there is no candidate."""
-    return min(candidates, key=load, default=None)
+def chunk_length(start: int, stop: int, budget: int, chunk_size: int, *, aligned: bool) -> int:
+    """How many of the tokens `start` to `stop` - 1 go into a step that has room for `budget` more; 0: none.
+
+    `aligned`: chunks end at absolute multiples of `chunk_size` and are never cut shorter to fit a step.
+    """
+    if not aligned:
+        return min(stop - start, budget)
+    length = min(stop, (start // chunk_size + 1) * chunk_size) - start
+    return length if length <= budget else 0

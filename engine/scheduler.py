@@ -1,41 +1,45 @@
 """Policy: which mesh does what next. Events in through `on`, actions out through `actions`.
 
-Invariants: a prompt's pages and slot on its prefill mesh are reserved at once before its first chunk; its decode slot
-and pages (credit) are reserved at once before its transfer; a transfer is scattered only once it is ready; pages and
-slots are freed as soon as the last action that reads them has been given out, because each mesh performs actions in
-order. Decode results are matched by (slot, epoch), so a late one never touches the slot's next tenant.
-No clock, randomness, I/O or JAX: a replay of the same events gives the same actions.
+Invariants: a prompt's pages and slot on its prefill mesh are reserved at once before its first chunk, its decode slot
+and pages (credit) at once before its first transfer; a transfer is scattered only once it is ready; pages and slots are
+freed as soon as the last action that reads them has been given out, because each mesh performs actions in order. A
+decoding request takes pages as it grows; where none are left the latest arrival on that mesh gives its own up, so the
+earliest always goes on. A result belongs to a request's run: one of an earlier run changes nothing.
+No clock, randomness, I/O or JAX: a replay of the same events gives the same actions (`decision_log.py`).
 """
 
-from collections import deque
 from collections.abc import Sequence
 
+from .admission import Admission
 from .config import EngineConfig, PoolSize, bucket_for
-from .mesh_state import Handoff, MeshState
-from .pages import PageAllocator, SlotTable
+from .departures import Departures
+from .mesh_cache import MeshCache
+from .mesh_state import MeshState
 from .protocol import (
     AbortRequested,
     Action,
     Arrived,
-    AssignPages,
     Chunk,
     Decode,
     DecodeRow,
-    DropTransfer,
     Event,
     Finish,
     FinishReason,
+    Fused,
+    Hold,
     MeshFailed,
+    MigrateRequested,
     Outcome,
+    PreemptRequested,
     Prefill,
-    Scatter,
-    StartTransfer,
+    Resume,
     StepDone,
     TransferFailed,
     TransferReady,
 )
-from .request import Request, State
-from .router import least_loaded
+from .request import Request, RequestFacts, State, Timeline, by_arrival
+from .router import chunk_length
+from .tally import Tally
 
 
 class Scheduler:
@@ -44,18 +48,18 @@ class Scheduler:
     def __init__(self, config: EngineConfig, pools: Sequence[PoolSize]):
         """`pools[i]` is the size of mesh i's KV memory."""
         self.config = config
+        self._out: list[Action] = []
         self.meshes = [
-            MeshState(i, spec, PageAllocator(pool.pages), SlotTable(config.max_num_seqs), pool.staging)
+            MeshState(i, spec, MeshCache(i, config, pool.pages, self._out.append), pool.staging_bytes)
             for i, (spec, pool) in enumerate(zip(config.topology.meshes, pools, strict=True))
         ]
         self.requests: dict[str, Request] = {}
-        self._waiting: deque[Request] = deque()
-        self._awaiting_credit: deque[Request] = deque()
-        self._handoffs: dict[int, Handoff] = {}
-        self._out: list[Action] = []
+        self.tally = Tally()
+        self._departures = Departures(config, pools, self.meshes, self._out.append)
+        self._admission = Admission(config, self.meshes, self.requests, self.tally)
         self._now = 0.0
         self._next_step = 0
-        self._next_transfer = 0
+        self._next_number = 0
 
     # ---- events
 
@@ -63,277 +67,331 @@ class Scheduler:
         """Take in what happened. Decisions wait for `actions`."""
         self._now = max(self._now, event.t)  # stamps of several threads may arrive out of order
         match event:
-            case Arrived(request=request):
-                self.requests[request.id] = request
-                self._waiting.append(request)
-            case AbortRequested(request_id=request_id):
-                if request_id in self.requests:
-                    self._finish(self.requests[request_id], State.ABORTED, "abort")
+            case Arrived(t=t, facts=facts):
+                self._on_arrival(t, facts)
+            case AbortRequested(request_id=name) if name in self.requests:
+                self._finish(self.requests[name], State.ABORTED, "abort")
+            case PreemptRequested(request_id=name) if name in self.requests:
+                self._preempt(self.requests[name])
+            case MigrateRequested(request_id=name, destination=destination) if name in self.requests:
+                self._migrate(self.requests[name], destination)
             case StepDone(mesh=mesh, step=step, outcomes=outcomes):
                 self._on_step_done(self.meshes[mesh], step, outcomes)
-            case TransferReady(transfer=transfer):
-                self._on_transfer_ready(transfer)
-            case TransferFailed(transfer=transfer, reason=reason):
-                if transfer in self._handoffs:
-                    self._finish(self._handoffs[transfer].request, State.FAILED, "error", reason)
+            case TransferReady(transfer=number):
+                self._departures.arrived(number)
+                self._settle(self._departures.owner(number))
+            case TransferFailed(transfer=number, reason=reason):
+                self._on_transfer_failed(number, reason)
             case MeshFailed(mesh=mesh, reason=reason):
                 self._on_mesh_failed(self.meshes[mesh], reason)
+            case Hold():
+                self._admission.is_held = True
+            case Resume():
+                self._on_resume()
 
-    def owner(self, mesh: int, row: Chunk | DecodeRow) -> Request | None:
-        """The running request that a result for this row belongs to; None when it came too late.
-
-        A prompt's seat may be gone before its first token is read; that token is right for as long as the request
-        lives. A decode row belongs to its tenancy only.
-        """
-        if isinstance(row, Chunk):
-            return self.requests.get(row.request_id)
-        request_id = self.meshes[mesh].slots.tenant(row.slot, row.epoch)
-        return None if request_id is None else self.requests[request_id]
+    def owner(self, row: Chunk | DecodeRow) -> Request | None:
+        """The running request that a result for this row belongs to; None when it came too late."""
+        request = self.requests.get(row.request_id)
+        return request if request is not None and request.run == row.run else None
 
     def is_in_flight(self, mesh: int, step: int) -> bool:
         """Whether this step's result is still awaited."""
         return step in self.meshes[mesh].in_flight
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether no request has started: with admission held, nothing will."""
+        return all(request.run == 0 and request.state is State.WAITING for request in self.requests.values())
+
+    def _on_arrival(self, t: float, facts: RequestFacts) -> None:
+        request = Request(facts, self._next_number, Timeline(t), to_prefill=facts.prompt_len)
+        self._next_number += 1
+        if self.config.prefix_cache:
+            request.hashes = list(facts.block_hashes)
+        self.requests[request.id] = request
+        self._admission.add(request)
 
     def _on_step_done(self, mesh: MeshState, step: int, outcomes: Sequence[Outcome]) -> None:
         if step not in mesh.in_flight:  # dispatched before the mesh failed
             return
         mesh.in_flight.remove(step)
         for outcome in outcomes:
-            self._confirm_token(self.requests[outcome.request_id], outcome.stopped)
+            self._confirm_token(self.requests[outcome.request_id], outcome)
 
-    def _confirm_token(self, request: Request, stopped: bool) -> None:
+    def _confirm_token(self, request: Request, outcome: Outcome) -> None:
         request.confirmed += 1
-        if request.confirmed == 1:
-            for mesh in self.meshes:
-                mesh.unanswered.pop(request.id, None)
-        request.timeline.tokens.append(self._now)
-        if stopped:
+        for mesh in self.meshes:
+            mesh.unanswered.pop(request.id, None)
+        line = request.timeline
+        line.tokens.append(self._now)
+        if line.prefill_end is None:
+            line.prefill_end = self._now
+        if outcome.block_hash is not None and self.config.prefix_cache and not self.config.deterministic:
+            request.hashes.append(outcome.block_hash)
+        if outcome.stopped:
             self._finish(request, State.FINISHED, "stop")
-        elif request.confirmed == request.max_tokens:
+        elif request.confirmed == request.facts.max_tokens:
             self._finish(request, State.FINISHED, "length")
-        elif request.state is State.HANDOFF:
-            self._settle_handoff(request)
+        else:
+            self._settle(request)
 
-    def _on_transfer_ready(self, transfer: int) -> None:
-        handoff = self._handoffs.get(transfer)
-        if handoff is not None:  # not dropped while it travelled
-            handoff.is_ready = True
-            handoff.request.timeline.kv_ready = self._now
-            self._settle_handoff(handoff.request)
-
-    def _settle_handoff(self, request: Request) -> None:
-        """Scatter once the KV has arrived and the first token was read: a token that stops needs no scatter, and
-        tokens read by two threads stay in order."""
-        transfer = self._transfer_of(request)
-        if transfer is None or not self._handoffs[transfer].is_ready or request.confirmed == 0:
+    def _settle(self, request: Request | None) -> None:
+        """Scatter what has arrived; with the last of it the request is at home on the mesh it went to."""
+        if request is None or not self._departures.settle(request):
             return
-        del self._handoffs[transfer]
-        seat = request.credit
-        assert seat is not None
-        request.home, request.credit = seat, None
+        if request.timeline.kv_ready is None:
+            request.timeline.kv_ready = self._now
         request.move_to(State.DECODE)
-        self.meshes[seat.mesh].decoding[request.id] = request
-        pages = seat.pages[: self.config.pages_for(request.prompt_len)]
-        self._out.append(AssignPages(seat.mesh, seat.slot, seat.pages))
-        self._out.append(Scatter(transfer, seat.mesh, seat.slot, pages))
+        assert request.home is not None
+        self.meshes[request.home.mesh].decoding[request.id] = request
 
-    def _transfer_of(self, request: Request) -> int | None:
-        return next((key for key, handoff in self._handoffs.items() if handoff.request is request), None)
+    def _on_transfer_failed(self, number: int, reason: str) -> None:
+        request = self._departures.owner(number)
+        self._departures.arrived(number)
+        if request is not None:
+            self._retry(request, None, reason)
 
     def _on_mesh_failed(self, mesh: MeshState, reason: str) -> None:
-        """Whoever has KV here, or KV on its way from here or to here, fails."""
+        """Whoever has KV here, or KV on its way from here or to here, starts again."""
         mesh.in_flight.clear()
-        leaving = {handoff.request.id for handoff in self._handoffs.values() if handoff.source == mesh.index}
-        for request in list(self.requests.values()):
-            seats = [seat.mesh for seat in (request.home, request.credit) if seat is not None]
-            if mesh.index in seats or request.id in leaving:
-                self._finish(request, State.FAILED, "error", reason)
+        for request in sorted(self.requests.values(), key=by_arrival):
+            if self._departures.leaves_from(request, mesh.index):
+                self._retry(request, mesh.index, reason)
+            elif request.id in mesh.seated:
+                if request.home is not None and request.home.mesh != mesh.index:
+                    self._departures.revoke(request)
+                else:
+                    self._retry(request, mesh.index, reason)
+        mesh.cache.flush()
+
+    def _retry(self, request: Request, lost_on: int | None, reason: str) -> None:
+        request.retries += 1
+        if request.retries > self.config.max_retries:
+            tries = f" (after {request.retries} tries)" if request.retries > 1 else ""
+            self._finish(request, State.FAILED, "error", reason + tries)
+        else:
+            request.lost_on = lost_on
+            self.tally.retries += 1
+            self._start_over(request, keeps_pages=False)
+
+    def _on_resume(self) -> None:
+        self._admission.is_held = False
+        for mesh in self.meshes:
+            mesh.cache.flush()
+
+    # ---- leaving
 
     def _finish(self, request: Request, state: State, reason: FinishReason, error: str | None = None) -> None:
-        self._leave_queue(request)
-        self._leave_seats(request)
+        self._leave(request, keeps_pages=True)
         request.move_to(state)
         request.timeline.finish = self._now
         del self.requests[request.id]
         self._out.append(Finish(request.id, reason, error))
 
-    def _leave_queue(self, request: Request) -> None:
-        if request.state is State.WAITING:
-            self._waiting.remove(request)
-        elif request.state is State.PREFILL and request.prefilled < request.prompt_len:
-            assert request.home is not None
-            self.meshes[request.home.mesh].prefilling.remove(request)
-        elif request.state is State.HANDOFF and request.credit is None:
-            self._awaiting_credit.remove(request)
+    def _preempt(self, request: Request) -> None:
+        """Give up the request's KV; it waits for its turn, before all that arrived later."""
+        if request.state in (State.PREFILL, State.HANDOFF, State.DECODE):
+            self.tally.preemptions += 1
+            self._start_over(request, keeps_pages=True)
 
-    def _leave_seats(self, request: Request) -> None:
-        transfer = self._transfer_of(request)
-        if transfer is not None:
-            del self._handoffs[transfer]
-            self._out.append(DropTransfer(transfer))
+    def _start_over(self, request: Request, *, keeps_pages: bool) -> None:
+        """Back to WAITING. What was generated is prefilled with the prompt, or in deterministic mode decoded again."""
+        self._leave(request, keeps_pages=keeps_pages)
+        request.move_to(State.WAITING)
+        request.run += 1
+        request.prefilled = request.dispatched = 0
+        request.forced = request.confirmed if self.config.deterministic else 0
+        request.to_prefill = request.prompt_len + request.confirmed - request.forced
+        self._admission.add(request)
+
+    def _leave(self, request: Request, *, keeps_pages: bool) -> None:
+        """Out of every queue and seat. `keeps_pages`: its full pages stay in the prefix cache."""
+        if request.state is State.WAITING:
+            self._admission.remove(request)
+            return
+        self._departures.cancel(request)
         for mesh in self.meshes:
             mesh.unanswered.pop(request.id, None)
-            mesh.decoding.pop(request.id, None)
-        for seat in (request.home, request.credit):
-            if seat is not None:
-                self.meshes[seat.mesh].unseat(request, seat)
-        request.home = request.credit = None
+        seat, request.home = request.home, None
+        if seat is None:
+            return
+        mesh = self.meshes[seat.mesh]
+        if request in mesh.prefilling:
+            mesh.prefilling.remove(request)
+            mesh.computing = {key: by for key, by in mesh.computing.items() if by is not request}
+        mesh.decoding.pop(request.id, None)
+        if keeps_pages:
+            known = request.prompt_len + request.confirmed
+            mesh.cache.remember(seat, request.hashes, min(request.kv_len, known))
+        mesh.unseat(request, seat)
 
     # ---- decisions
 
     def actions(self) -> list[Action]:
         """Everything that can be dispatched now, in order. Freed pages may let more in, hence the loop."""
-        before = -1
-        while before != len(self._out):
-            before = len(self._out)
-            self._admit_waiting()
+        before = (-1, -1)
+        while before != (len(self._out), self.tally.preemptions):
+            before = len(self._out), self.tally.preemptions
+            self._admission.admit()
             for mesh in self.meshes:
                 while mesh.can_step and self._dispatch_step(mesh):
-                    self._grant_credit()  # at once: behind the mesh's next step, a gather would wait for that too
-            self._grant_credit()
-        out, self._out = self._out, []
+                    self._departures.depart()  # at once: behind the mesh's next step, a gather would wait for that too
+            self._departures.depart()
+        out = list(self._out)
+        self._out.clear()
         return out
 
-    def _admit_waiting(self) -> None:
-        """First come, first served: a prompt that does not fit yet holds back those behind it."""
-        while self._waiting:
-            request = self._waiting[0]
-            able = [m for m in self.meshes if m.spec.prefills and m.has_room(self._pages_to_prefill(request, m))]
-            mesh = least_loaded(able, lambda mesh: (mesh.prefill_load, -mesh.slots.num_free))
-            if mesh is None:
-                return
-            self._waiting.popleft()
-            request.home = mesh.seat(request, self._pages_to_prefill(request, mesh))
-            request.move_to(State.PREFILL)
-            mesh.prefilling.append(request)
-            mesh.unanswered[request.id] = request
-            self._out.append(AssignPages(mesh.index, request.home.slot, request.home.pages))
-
-    def _pages_to_prefill(self, request: Request, mesh: MeshState) -> int:
-        return self._pages_to_decode(request) if mesh.spec.decodes else self.config.pages_for(request.prompt_len)
-
-    def _pages_to_decode(self, request: Request) -> int:
-        """Prompt and completion at once: nothing is preempted yet, so nothing may run out on its way.
-
-        The last token is never fed, so it needs no place.
-        """
-        return self.config.pages_for(request.prompt_len + request.max_tokens - 1)
+    def horizon(self, mesh: int) -> int:
+        """Decode steps that this mesh may run in a row before a prompt, an arriving request or a finish by length
+        would change its batch; 0: it has nothing to decode. Pages are not considered."""
+        state = self.meshes[mesh]
+        left = [r.facts.max_tokens - r.dispatched for r in state.decoding.values() if r.can_decode]
+        if not left or state.prefilling or any(r.handoff is not None for r in state.seated.values()):
+            return min(1, len(left))
+        return min(left)
 
     def _dispatch_step(self, mesh: MeshState) -> bool:
-        """One step if there is work; a mesh that does both alternates."""
-        rows = [request for request in mesh.decoding.values() if request.can_decode]
-        if mesh.prefilling and not (rows and mesh.last_was_prefill):
-            self._dispatch_prefill(mesh)
-        elif rows:
-            self._dispatch_decode(mesh, rows)
-        else:
-            return False
-        return True
+        """One step if there is work; a mesh that does both alternates, or does both at once."""
+        can_decode = any(request.can_decode for request in mesh.decoding.values())
+        prefills = bool(mesh.prefilling) and (mesh.spec.fused or not (can_decode and mesh.last_was_prefill))
+        mesh.last_was_prefill = prefills
+        decodes = can_decode and (mesh.spec.fused or not prefills)
+        steps = 1 if prefills else self._steps_at_once(mesh)
+        rows = self._decode_rows(mesh, steps) if decodes else ()
+        chunks = self._take_chunks(mesh, may_preempt=not rows) if prefills else ()
+        if rows or chunks:
+            self._out.append(self._step(mesh, chunks, rows, steps))
+            mesh.in_flight.add(self._next_step)
+            self._next_step += 1
+            for chunk in chunks:
+                if not chunk.is_last:
+                    self._departures.pipeline(self.requests[chunk.request_id])
+        return bool(rows or chunks)
 
-    def _dispatch_prefill(self, mesh: MeshState) -> None:
+    def _step(
+        self, mesh: MeshState, chunks: tuple[Chunk, ...], rows: tuple[DecodeRow, ...], steps: int
+    ) -> Prefill | Decode | Fused:
+        step = self._next_step
+        if not chunks:
+            return Decode(mesh.index, step, bucket_for(len(rows), self.config.decode_buckets), steps, rows)
+        bucket = bucket_for(sum(chunk.length for chunk in chunks), self.config.prefill_buckets)
+        return Fused(mesh.index, step, bucket, chunks, rows) if rows else Prefill(mesh.index, step, bucket, chunks)
+
+    def _steps_at_once(self, mesh: MeshState) -> int:
+        """All that a dispatch may run, where nothing can interfere and pages for them are free anyway; else 1."""
+        steps = self.config.decode_steps
+        pages = len(mesh.decoding) * (self.config.pages_for(steps) + 1)
+        has_pages = all(group.num_free >= pages for group in mesh.cache.groups)
+        return steps if has_pages and self.horizon(mesh.index) >= steps else 1
+
+    def _take_chunks(self, mesh: MeshState, *, may_preempt: bool) -> tuple[Chunk, ...]:
+        """At most one chunk each, in order of arrival."""
         chunks: list[Chunk] = []
-        budget = self.config.prefill_buckets[-1]
-        while mesh.prefilling and budget > 0 and len(chunks) < self.config.prefill_rows:
-            chunk = self._take_chunk(mesh, budget)
-            chunks.append(chunk)
-            budget -= chunk.length
-        used = self.config.prefill_buckets[-1] - budget
-        bucket = bucket_for(used, self.config.prefill_buckets)
-        self._out.append(Prefill(mesh.index, self._new_step(mesh), bucket, tuple(chunks)))
-        mesh.last_was_prefill = True
+        budget = self.config.chunk_size
+        for request in mesh.prefilling[: self.config.prefill_rows]:
+            stop = request.to_prefill
+            start = min(request.prefilled, stop - 1)
+            length = chunk_length(start, stop, budget, self.config.chunk_size, aligned=self.config.deterministic)
+            if length == 0 or not self._place_chunk(request, mesh, start, length, may_preempt):
+                break
+            chunks.append(self._take_chunk(mesh, request, start, length))
+            budget -= length
+        return tuple(chunks)
 
-    def _take_chunk(self, mesh: MeshState, budget: int) -> Chunk:
-        """The next chunk of the first prompt in line; with its last chunk the prompt leaves the line."""
-        request = mesh.prefilling[0]
+    def _place_chunk(self, request: Request, mesh: MeshState, start: int, length: int, may_preempt: bool) -> bool:
+        """Pages for a chunk; where that fails, those of later arrivals, if no row of the same step is theirs."""
+        while request.home is not None:
+            if mesh.cache.place_chunk(request.home, start, start + length):
+                return True
+            if not may_preempt:
+                return False
+            self._preempt(max(mesh.seated.values(), key=by_arrival))
+        return False
+
+    def _take_chunk(self, mesh: MeshState, request: Request, start: int, length: int) -> Chunk:
+        """The request's next chunk; with its last one it leaves the line."""
         seat = request.home
         assert seat is not None
-        start = request.prefilled
-        length = min(budget, request.prompt_len - start)
-        if start == 0:
+        if request.timeline.prefill_start is None:
             request.timeline.prefill_start = self._now
-        request.prefilled += length
-        is_last = request.prefilled == request.prompt_len
-        if is_last:
-            mesh.prefilling.popleft()
-            self._leave_prefill(request, mesh)
-        return Chunk(request.id, seat.slot, seat.epoch, start, length, is_last)
+        chunk = Chunk(
+            request.id, request.run, seat.slot, start, length, request.prefilled, start + length == request.to_prefill
+        )
+        request.prefilled = start + length
+        self._remember_chunk(request, mesh, chunk)
+        if chunk.is_last:
+            mesh.prefilling.remove(request)
+            self._end_prefill(request, mesh)
+        return chunk
 
-    def _leave_prefill(self, request: Request, mesh: MeshState) -> None:
-        """Where a prompt goes once its last chunk is dispatched. A one-token request only waits for that token."""
-        request.dispatched = 1
-        if request.max_tokens == 1:
+    def _remember_chunk(self, request: Request, mesh: MeshState, chunk: Chunk) -> None:
+        assert request.home is not None
+        mesh.cache.remember(request.home, request.hashes, request.prefilled)
+        size = self.config.page_size
+        for key in request.hashes[chunk.write_from // size : chunk.kv_len // size]:
+            mesh.computing.pop(key, None)
+
+    def _end_prefill(self, request: Request, mesh: MeshState) -> None:
+        """Where a prompt goes once its last chunk is dispatched. One that only waits for its last token stays."""
+        assert request.home is not None
+        request.dispatched = request.to_prefill - request.prompt_len + 1
+        mesh.cache.end_prompt(request.home)
+        self._admission.fork_siblings(request, mesh)
+        if request.dispatched == request.facts.max_tokens:
             return
         if mesh.spec.decodes:
             request.move_to(State.DECODE)
             mesh.decoding[request.id] = request
         else:
             request.move_to(State.HANDOFF)
-            self._awaiting_credit.append(request)
+            self._departures.add(request)
 
-    def _dispatch_decode(self, mesh: MeshState, rows: Sequence[Request]) -> None:
-        bucket = bucket_for(len(rows), self.config.decode_buckets)
-        self._out.append(Decode(mesh.index, self._new_step(mesh), bucket, tuple(map(_decode_row, rows))))
-        for request in rows:
-            request.dispatched += 1
-        mesh.last_was_prefill = False
+    def _decode_rows(self, mesh: MeshState, steps: int) -> tuple[DecodeRow, ...]:
+        """A row for everyone who can decode and has, or is given, the pages. The earliest arrival comes first."""
+        rows = []
+        for request in sorted(mesh.decoding.values(), key=by_arrival):
+            if request.can_decode and self._make_room(request, mesh, steps):
+                assert request.home is not None
+                is_forced = request.dispatched <= request.forced
+                rows.append(DecodeRow(request.id, request.run, request.home.slot, request.kv_len + 1, is_forced))
+        for row in rows:
+            self.requests[row.request_id].dispatched += steps
+        return tuple(rows)
 
-    def _new_step(self, mesh: MeshState) -> int:
-        step, self._next_step = self._next_step, self._next_step + 1
-        mesh.in_flight.add(step)
-        return step
+    def _make_room(self, request: Request, mesh: MeshState, steps: int) -> bool:
+        """Pages for the request's next tokens, if need be those of later arrivals; False: it was itself the last."""
+        while request.home is not None and request.id in mesh.decoding:
+            if mesh.cache.grow(request.home, request.kv_len, request.kv_len + steps):
+                return True
+            self._give_up_seat(max(mesh.seated.values(), key=by_arrival), mesh)
+        return False
 
-    def _grant_credit(self) -> None:
-        """Reserve decode seats, first come first served, and start the transfers that they allow."""
-        while self._awaiting_credit:
-            request = self._awaiting_credit[0]
-            bucket = bucket_for(self.config.pages_for(request.prompt_len), self.config.handoff_buckets)
-            mesh = self._decode_mesh_for(request, bucket)
-            if mesh is None:
-                return
-            self._awaiting_credit.popleft()
-            request.credit = mesh.seat(request, self._pages_to_decode(request))
-            self._start_transfer(request, bucket)
+    def _give_up_seat(self, request: Request, mesh: MeshState) -> None:
+        """Move to another mesh if one has room; give up a seat that nothing depends on yet; else start over."""
+        if self._migrate(request, None):
+            return
+        if request.home is not None and request.home.mesh != mesh.index:
+            self._departures.revoke(request)
+        else:
+            self._preempt(request)
 
-    def _decode_mesh_for(self, request: Request, staged_pages: int) -> MeshState | None:
-        pages = self._pages_to_decode(request)
-        staging_left = [mesh.staging for mesh in self.meshes]
-        for handoff in self._handoffs.values():
-            staging_left[handoff.source] -= handoff.staged_pages
-            staging_left[handoff.destination] -= handoff.staged_pages
-        source = request.home
-        if source is None or staging_left[source.mesh] < staged_pages:
-            return None
-        able = [mesh for mesh in self.meshes if mesh.spec.decodes and mesh.has_room(pages)]
-        able = [mesh for mesh in able if staging_left[mesh.index] >= staged_pages]
-        return least_loaded(able, lambda mesh: (-mesh.pages.num_free,))
-
-    def _start_transfer(self, request: Request, bucket: int) -> None:
-        """The source seat is free at once: whatever reuses it is dispatched after the gather."""
-        source, credit = request.home, request.credit
-        assert source is not None
-        assert credit is not None
-        transfer, self._next_transfer = self._next_transfer, self._next_transfer + 1
-        self._handoffs[transfer] = Handoff(request, source.mesh, credit.mesh, bucket)
-        self._out.append(StartTransfer(transfer, bucket, source.mesh, source.slot, source.pages, credit.mesh))
-        self.meshes[source.mesh].unseat(request, source)
-        request.home = None
+    def _migrate(self, request: Request, destination: int | None) -> bool:
+        if request.state is not State.DECODE or not self._departures.migrate(request, destination):
+            return False
+        self.tally.migrations += 1
+        request.move_to(State.HANDOFF)
+        return True
 
     def check_integrity(self) -> None:
         """Raise if a page or slot is lost or doubled, or if anyone but a request that is here holds one."""
-        seats: list[set[str]] = [set() for _ in self.meshes]
-        for request in self.requests.values():
-            for seat in (request.home, request.credit):
-                if seat is not None:
-                    seats[seat.mesh].add(request.id)
-        for mesh, seated in zip(self.meshes, seats, strict=True):
-            mesh.pages.check_integrity()
-            mesh.slots.check_integrity()
-            if mesh.pages.holders != seated or mesh.slots.tenants != seated:
-                raise RuntimeError(f"mesh {mesh.index}: seats of {seated}, held by {mesh.pages.holders}")
-
-
-def _decode_row(request: Request) -> DecodeRow:
-    """Fed is the last sampled token, at position prompt_len + dispatched - 1; with it the cache holds this many."""
-    seat = request.home
-    assert seat is not None
-    return DecodeRow(seat.slot, seat.epoch, request.prompt_len + request.dispatched)
+        for mesh in self.meshes:
+            seats = {
+                request.id: seat
+                for request in self.requests.values()
+                for seat in (request.home, None if request.handoff is None else request.handoff.seat)
+                if seat is not None and seat.mesh == mesh.index
+            }
+            mesh.cache.check(seats)
+            if set(mesh.seated) != set(seats) or not set(mesh.decoding) <= set(seats):
+                raise RuntimeError(f"mesh {mesh.index}: seats of {set(seats)}, listed {set(mesh.seated)}")
+        self._departures.check()

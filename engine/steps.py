@@ -1,147 +1,277 @@
-"""The two step functions: model, paged attention and sampling in one dispatch each.
+"""The step functions: model, paged attention and sampling in one dispatch each.
 
 Pure functions of arrays, to be compiled once per (mesh, bucket) with the state donated. A decode step feeds itself: the
-token sampled last lies in the state, so the host need not read it first. Shapes: T packed tokens, R prefill rows,
-B decode rows, M pages per table, S slots. Padding: page id `num_pages`, slot S, kv_len 0.
+token sampled last lies in the state, so the host need not read it first. The host tells a step as little as it can, in
+few arrays: each costs it time on every device. Page tables lie in the state; a decode step is told only of the pages
+that it writes to, and they must be there for all its rows and steps.
+
+Shapes: T packed tokens, R prefill rows, B decode rows, M pages per table, G cache groups, S slots. Padding: page id
+`num_pages` of its group, slot S, kv_len 0.
 """
 
-from collections.abc import Callable
+from enum import IntEnum
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from ..kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention
-from ..models.config import ModelConfig
 from ..models.decoder import Decoder
-from .kv_cache import DeviceState, KVCache, RequestState
-from .sampling import SamplingInputs, sample
+from .kv_cache import DeviceState
+from .logits import count_fed
+from .mesh import replicate_logits
+from .paged_attention import DecodeRows, PagedAttention, PrefillRows
+from .request_state import Int, RequestState, Scalars
+from .sampling import Sampled, sample
+
+
+class ChunkColumn(IntEnum):
+    """First columns of `PrefillInputs.rows`. IS_LAST: whether the row samples; else its `ints` and floats are 0."""
+
+    SLOT = 0
+    LENGTH = 1
+    KV_LEN = 2
+    WRITE_FROM = 3
+    IS_LAST = 4
+
+
+class DecodeColumn(IntEnum):
+    """First columns of a decode step's rows. FORCED: the token to feed first; -1: the one sampled last."""
+
+    SLOT = 0
+    KV_LEN = 1
+    FORCED = 2
 
 
 class PrefillInputs(NamedTuple):
     """One packed prefill step, as the host lays it out.
 
-    `tokens` [T]. `q_start` [R + 1]: row r's tokens are tokens[q_start[r]:q_start[r + 1]]. `kv_len` [R]: tokens of the
-    request in the cache once this chunk is in. `page_table` [R, M]. `slot` [R]: where to keep the request's state; S
-    unless the chunk is its prompt's last. `sampling`: each field [R].
+    `tokens` [T]: the rows' chunks, one after the other. `rows` [R, len(ChunkColumn) + len(Int) + G * M] int32: the
+    columns of `ChunkColumn`, the request's `Scalars.ints`, its page table in each group. `floats` [R, len(Float)].
     """
 
     tokens: jax.Array
-    q_start: jax.Array
-    kv_len: jax.Array
-    page_table: jax.Array
-    slot: jax.Array
-    sampling: SamplingInputs
+    rows: jax.Array
+    floats: jax.Array
 
 
-class DecodeInputs(NamedTuple):
-    """One decode step: `slot` [B], `kv_len` [B] with the token being fed included, `page_table` [B, M]."""
+def prefill_columns(num_groups: int, max_pages: int) -> int:
+    """Columns of `PrefillInputs.rows`."""
+    return len(ChunkColumn) + len(Int) + num_groups * max_pages
 
-    slot: jax.Array
-    kv_len: jax.Array
-    page_table: jax.Array
+
+def pages_written(steps: int, page_size: int) -> int:
+    """The most pages of a group that so many decode steps of one request write to."""
+    return (steps + page_size - 2) // page_size + 1
+
+
+def decode_columns(num_groups: int, steps: int, page_size: int) -> int:
+    """Columns of a decode step's rows: those of `DecodeColumn`, then each group's pages that the steps write to, from
+    the page of position kv_len - 1 on."""
+    return len(DecodeColumn) + num_groups * pages_written(steps, page_size)
 
 
 def prefill_step(
-    decoder: Decoder, config: ModelConfig, state: DeviceState, inputs: PrefillInputs
-) -> tuple[DeviceState, jax.Array]:
+    decoder: Decoder, mesh: Mesh, state: DeviceState, inputs: PrefillInputs
+) -> tuple[DeviceState, Sampled, jax.Array]:
     """Append each chunk's KV, attend to prefix and chunk, sample after each row's last token.
 
-    Returns the new state and the sampled tokens [R]; only rows whose chunk ends its prompt mean anything.
+    Returns the new state, what was sampled [R], which means something only for rows whose chunk is their last, and the
+    hidden states [T, E].
     """
-    positions, row, valid = _positions(inputs)  # [T] each
-    slots = _slot_mapping(state.kv, inputs.page_table[row], positions, valid)  # [T]
-
-    def attention(q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array, layer: int) -> jax.Array:
-        spec = config.layers[layer]
-        return paged_prefill_attention(
-            q, k, v, table, inputs.kv_len, inputs.q_start,
-            scale=config.attention_scale, window=spec.window, softcap=spec.softcap,
-        )  # fmt: skip
-
-    paged = _PagedAttention(state.kv, slots, inputs.page_table, attention)
-    hidden = decoder.hidden(inputs.tokens, positions, paged)  # [T, E]
-    last = jnp.maximum(inputs.q_start[1:] - 1, 0)
-    with jax.named_scope("sample"):
-        tokens = sample(decoder.logits(hidden[last]), inputs.sampling, inputs.kv_len)  # [R]
-    requests = _store(state.requests, inputs.slot, RequestState(tokens, inputs.sampling))
-    return DeviceState(paged.kv, requests), tokens
+    state, chunks = _unpack_chunks(state, inputs)
+    state, hidden = _forward(decoder, mesh, state, [chunks.part], prefill=chunks.rows)
+    state, sampled = _draw(decoder, mesh, state, hidden[chunks.last], chunks.draw)
+    return state, sampled, hidden
 
 
 def decode_step(
-    decoder: Decoder, config: ModelConfig, state: DeviceState, inputs: DecodeInputs
+    decoder: Decoder, mesh: Mesh, state: DeviceState, rows: jax.Array, steps: int
+) -> tuple[DeviceState, Sampled]:
+    """`steps` times: feed each row a token, append its KV, attend, sample the next.
+
+    `rows` [B, decode_columns()] int32 describe the first step. Returns the new state and what was sampled [steps, B].
+    """
+    state, slot, kv_len, forced = _unpack_decode(state, rows)
+
+    def step(state: DeviceState, index: jax.Array) -> tuple[DeviceState, Sampled]:
+        grown = jnp.where(kv_len > 0, kv_len + index, 0)  # padding stays padding
+        feeding = _feed(state, slot, grown, jnp.where(index == 0, forced, -1))
+        state, hidden = _forward(decoder, mesh, feeding.state, [feeding.part], decode=feeding.rows)
+        return _draw(decoder, mesh, state, hidden, feeding.draw)
+
+    if steps == 1:
+        state, sampled = step(state, jnp.int32(0))
+        return state, Sampled(*(x[None] for x in sampled))
+    return jax.lax.scan(step, state, jnp.arange(steps, dtype=jnp.int32))
+
+
+def fused_step(
+    decoder: Decoder, mesh: Mesh, state: DeviceState, inputs: PrefillInputs, rows: jax.Array
+) -> tuple[DeviceState, Sampled, jax.Array]:
+    """A decode step of `rows` and a prefill step of `inputs`, of different requests, in one pass over the weights.
+
+    Returns the new state, what was sampled [R + B], prefill rows first, and the prefill's hidden states [T, E].
+    """
+    state, chunks = _unpack_chunks(state, inputs)
+    state, slot, kv_len, forced = _unpack_decode(state, rows)
+    feeding = _feed(state, slot, kv_len, forced)
+    parts = [feeding.part, chunks.part]
+    state, hidden = _forward(decoder, mesh, feeding.state, parts, decode=feeding.rows, prefill=chunks.rows)
+    decoded, prefilled = jnp.split(hidden, [rows.shape[0]])
+    draw = jax.tree.map(lambda *x: jnp.concatenate(x), chunks.draw, feeding.draw)
+    state, sampled = _draw(decoder, mesh, state, jnp.concatenate([prefilled[chunks.last], decoded]), draw)
+    return state, sampled, prefilled
+
+
+class _Part(NamedTuple):
+    """Some tokens of a forward pass: ids [T], positions [T], and per group where their KV goes [T]."""
+
+    tokens: jax.Array
+    positions: jax.Array
+    kv_slots: tuple[jax.Array, ...]
+
+
+class _Draw(NamedTuple):
+    """Rows to sample for: `slot` [R] is where the result is kept, S for nobody's; `position` [R] of the new token."""
+
+    scalars: Scalars
+    slot: jax.Array
+    position: jax.Array
+
+
+class _Chunks(NamedTuple):
+    """A prefill step's inputs, unpacked; `last` [R]: where each row's last token is among the T."""
+
+    part: _Part
+    rows: PrefillRows
+    last: jax.Array
+    draw: _Draw
+
+
+class _Feeding(NamedTuple):
+    """One decode step about to be run; `state` has counted the tokens that are fed."""
+
+    state: DeviceState
+    part: _Part
+    rows: DecodeRows
+    draw: _Draw
+
+
+def _forward(
+    decoder: Decoder,
+    mesh: Mesh,
+    state: DeviceState,
+    parts: list[_Part],
+    *,
+    decode: DecodeRows | None = None,
+    prefill: PrefillRows | None = None,
 ) -> tuple[DeviceState, jax.Array]:
-    """Feed each row its last token, append its KV, attend, sample the next. Returns the new state and tokens [B]."""
-    rows: RequestState = jax.tree.map(lambda x: x.at[inputs.slot].get(mode="clip"), state.requests)
-    positions, used = jnp.maximum(inputs.kv_len - 1, 0), inputs.kv_len > 0
-    slots = _slot_mapping(state.kv, inputs.page_table, positions, used)
-    # Padding must not make the whole batch pay for sampling when every real row is greedy.
-    sampling = rows.sampling._replace(temperature=jnp.where(used, rows.sampling.temperature, 0.0))
+    """Append and attend: the state with the new KV, and the hidden states [T, E] of all parts' tokens in order."""
+    all_: _Part = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    attend = PagedAttention(mesh, decoder.config, state.kv, all_.kv_slots, decode=decode, prefill=prefill)
+    hidden = decoder.hidden(all_.tokens, all_.positions, attend)
+    return state._replace(kv=attend.kv), hidden
 
-    def attention(q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array, layer: int) -> jax.Array:
-        spec = config.layers[layer]
-        return paged_decode_attention(
-            q, k, v, table, inputs.kv_len,
-            scale=config.attention_scale, window=spec.window, softcap=spec.softcap,
-        )  # fmt: skip
 
-    paged = _PagedAttention(state.kv, slots, inputs.page_table, attention)
-    hidden = decoder.hidden(rows.last_token, positions, paged)  # [B, E]
+def _draw(
+    decoder: Decoder, mesh: Mesh, state: DeviceState, hidden: jax.Array, draw: _Draw
+) -> tuple[DeviceState, Sampled]:
+    """Sample after hidden states [R, E]; keep each row's scalars and token in its slot."""
+    logits = replicate_logits(decoder.logits(hidden), mesh)
     with jax.named_scope("sample"):
-        tokens = sample(decoder.logits(hidden), sampling, inputs.kv_len)  # [B]
-    return DeviceState(paged.kv, _store(state.requests, inputs.slot, rows._replace(last_token=tokens))), tokens
+        sampled = sample(logits, draw.scalars, state.requests.dense, draw.slot, draw.position)
+    rows = Scalars(draw.scalars.floats, draw.scalars.ints.at[:, Int.LAST_TOKEN].set(sampled.tokens))
+    scalars = jax.tree.map(lambda x, row: _set_rows(x, draw.slot, row), state.requests.scalars, rows)
+    return state._replace(requests=RequestState(scalars, state.requests.dense)), sampled
 
 
-class _PagedAttention:
-    """The engine's `Attend`: while tracing, it threads the KV pool through the layers.
+def _unpack_chunks(state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceState, _Chunks]:
+    """Also writes every row's page tables into the state."""
+    columns, ints, *tables = _split(
+        inputs.rows, [len(ChunkColumn), len(Int), *(table.shape[1] for table in state.tables)]
+    )
+    slot, length, kv_len, write_from, is_last = columns.T
+    slots = state.tables[0].shape[0]
+    used = jnp.where(kv_len > 0, slot, slots)
+    stored = [_set_rows(table, used, rows) for table, rows in zip(state.tables, tables, strict=True)]
+    q_start = jnp.pad(jnp.cumsum(length, dtype=jnp.int32), (1, 0))
+    index = jnp.arange(inputs.tokens.shape[0], dtype=jnp.int32)
+    row = jnp.minimum(jnp.searchsorted(q_start, index, side="right").astype(jnp.int32) - 1, slot.shape[0] - 1)
+    is_token = index < q_start[-1]
+    positions = jnp.where(is_token, kv_len[row] - (q_start[row + 1] - index), 0)
+    written = is_token & (positions >= write_from[row])
+    part = _Part(inputs.tokens, positions, _kv_slots(state, [table[row] for table in tables], positions, written))
+    draw = _Draw(Scalars(inputs.floats, ints), jnp.where(is_last > 0, slot, slots), kv_len)
+    rows = PrefillRows(tuple(tables), kv_len, q_start)
+    return state._replace(tables=tuple(stored)), _Chunks(part, rows, jnp.maximum(q_start[1:] - 1, 0), draw)
 
-    The pool is flat to the kernels: layer l's pages are l * pages to (l + 1) * pages - 1 of one long array. A slice per
-    layer would copy it. Padding must therefore point past the whole pool, not past the layer's part.
+
+def _unpack_decode(state: DeviceState, rows: jax.Array) -> tuple[DeviceState, jax.Array, jax.Array, jax.Array]:
+    """Writes the pages that the rows name into the state's tables; slot, kv_len and forced token, [B] each."""
+    width = (rows.shape[1] - len(DecodeColumn)) // len(state.tables)
+    columns, *pages = _split(rows, [len(DecodeColumn), *(width for _ in state.tables)])
+    slot, kv_len, forced = columns.T
+    page_size = state.kv[0].k.shape[2]
+    at = (jnp.maximum(kv_len - 1, 0) // page_size)[:, None] + jnp.arange(width, dtype=jnp.int32)  # [B, width]
+    row = jnp.broadcast_to(slot[:, None], at.shape)
+
+    def assign(table: jax.Array, new: jax.Array) -> jax.Array:
+        indices = [_two_rows(x.reshape(-1), fill) for x, fill in ((row, table.shape[0]), (at, 0))]
+        return table.at[tuple(indices)].set(_two_rows(new.reshape(-1), 0), mode="drop")
+
+    tables = tuple(assign(table, new) for table, new in zip(state.tables, pages, strict=True))
+    return state._replace(tables=tables), slot, kv_len, forced
+
+
+def _feed(state: DeviceState, slot: jax.Array, kv_len: jax.Array, forced: jax.Array) -> _Feeding:
+    """What a decode step feeds to rows [B]: the forced token where it is not negative, else the one sampled last."""
+    # Past the end of its table a row is padding: it writes and reads nothing.
+    capacity = state.tables[0].shape[1] * state.kv[0].k.shape[2]
+    is_used = (kv_len > 0) & (kv_len <= capacity)
+    kv_len = jnp.where(is_used, kv_len, 0)
+    slot = jnp.where(is_used, slot, state.tables[0].shape[0])
+    scalars, tables = jax.tree.map(lambda x: x.at[slot].get(mode="clip"), (state.requests.scalars, state.tables))
+    # Padding must not make the whole batch pay: zeros are greedy and want nothing else.
+    scalars = jax.tree.map(lambda x: jnp.where(is_used[:, None], x, jnp.zeros_like(x)), scalars)
+    tokens = jnp.where(forced >= 0, forced, scalars.ints[:, Int.LAST_TOKEN])
+    positions = jnp.maximum(kv_len - 1, 0)
+    dense = count_fed(state.requests.dense, slot, tokens, scalars.ints[:, Int.FLAGS])
+    return _Feeding(
+        state._replace(requests=RequestState(state.requests.scalars, dense)),
+        _Part(tokens, positions, _kv_slots(state, tables, positions, is_used)),
+        DecodeRows(tuple(tables), kv_len),
+        _Draw(scalars, slot, kv_len),
+    )
+
+
+def _kv_slots(
+    state: DeviceState, tables: list[jax.Array] | tuple[jax.Array, ...], positions: jax.Array, written: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Per group where each token's KV goes, [T]: page * page_size + offset, or past the pool for what is not written.
+
+    `tables`: each token's page table, one [T, M] per group.
     """
 
-    def __init__(
-        self, kv: KVCache, slots: jax.Array, page_table: jax.Array, attention: Callable[..., jax.Array]
-    ) -> None:
-        self._shape = kv.k.shape
-        self._k, self._v = (x.reshape(-1, *x.shape[2:]) for x in kv)
-        self._slots, self._page_table, self._attention = slots, page_table, attention
+    def one(pool: jax.Array, table: jax.Array) -> jax.Array:
+        _, pages, page_size, *_ = pool.shape
+        page = jnp.take_along_axis(table, (positions // page_size)[:, None], axis=1)[:, 0]
+        return jnp.where(written, page * page_size + positions % page_size, pages * page_size)
 
-    @property
-    def kv(self) -> KVCache:
-        """The pool after the layers traced so far."""
-        return KVCache(self._k.reshape(self._shape), self._v.reshape(self._shape))
-
-    def __call__(self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """q [T, Hq, D], k and v [T, Hk, D] -> [T, Hq, D]."""
-        layers, pages, page_size, *_ = self._shape
-        slots = _offset(self._slots, pages * page_size, layer, layers)
-        table = _offset(self._page_table, pages, layer, layers)
-        self._k, self._v = append_kv(self._k, self._v, k, v, slots)
-        return self._attention(q, self._k, self._v, table, layer)
+    return tuple(one(kv.k, table) for kv, table in zip(state.kv, tables, strict=True))
 
 
-def _offset(ids: jax.Array, per_layer: int, layer: int, layers: int) -> jax.Array:
-    return jnp.where(ids < per_layer, ids + layer * per_layer, layers * per_layer)
+def _set_rows(x: jax.Array, slot: jax.Array, rows: jax.Array) -> jax.Array:
+    """Write rows [R, ...] into their slots of x [S, ...]; slot S is nobody's."""
+    return x.at[_two_rows(slot, x.shape[0])].set(_two_rows(rows, 0), mode="drop")
 
 
-def _positions(inputs: PrefillInputs) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Each packed token's position in its sequence, its row, and whether it is a token at all: [T] each."""
-    index = jnp.arange(inputs.tokens.shape[0], dtype=jnp.int32)
-    last_row = inputs.kv_len.shape[0] - 1
-    row = jnp.minimum(jnp.searchsorted(inputs.q_start, index, side="right") - 1, last_row)
-    past_end = inputs.q_start[row + 1] - index  # 1 for a row's last token
-    valid = index < inputs.q_start[-1]
-    return jnp.where(valid, inputs.kv_len[row] - past_end, 0), row, valid
+def _two_rows(x: jax.Array, fill: int) -> jax.Array:
+    """One row becomes two: XLA CPU turns a scatter of one into an update that copies the whole array."""
+    return jnp.pad(x, ((0, 1), *((0, 0) for _ in x.shape[1:])), constant_values=fill) if x.shape[0] == 1 else x
 
 
-def _slot_mapping(kv: KVCache, page_table: jax.Array, positions: jax.Array, valid: jax.Array) -> jax.Array:
-    """Where each token's KV goes: page * page_size + offset, or past the pool for padding. [T]."""
-    _, pages, page_size, *_ = kv.k.shape
-    page = jnp.take_along_axis(page_table, (positions // page_size)[:, None], axis=1)[:, 0]
-    return jnp.where(valid, page * page_size + positions % page_size, pages * page_size)
-
-
-def _store(requests: RequestState, slot: jax.Array, rows: RequestState) -> RequestState:
-    """Write rows into their slots; slot S is nobody's."""
-    stored: RequestState = jax.tree.map(lambda x, row: x.at[slot].set(row, mode="drop"), requests, rows)
-    return stored
+def _split(rows: jax.Array, widths: list[int]) -> list[jax.Array]:
+    """Split columns [R, C] into parts of these widths."""
+    ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+    return jnp.split(rows, ends, axis=1)

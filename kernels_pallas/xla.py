@@ -45,9 +45,11 @@ def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -
         slot = jnp.concatenate([slot, past_end])
         k, v = (jnp.concatenate([x, x]) for x in (k, v))
 
+    # By page and offset: as flat rows, [N * P, Hk, D], a pool with a single head would be copied.
+    page, offset = slot // k_pages.shape[1], slot % k_pages.shape[1]
+
     def write(pages: Array, new: Array) -> Array:
-        flat = pages.reshape(-1, *pages.shape[2:])  # [N*P, Hk, D]
-        return flat.at[slot].set(new, mode="drop", unique_indices=True).reshape(pages.shape)
+        return pages.at[page, offset].set(new, mode="drop", unique_indices=True)
 
     with jax.named_scope("append_kv"):
         return write(k_pages, k), write(v_pages, v)
@@ -85,7 +87,7 @@ def paged_decode_attention(
             at = jnp.minimum(index * width, rows - width)  # the last group may repeat rows of the one before
             q_rows, table, length = (lax.dynamic_slice_in_dim(x, at, width) for x in (spread, tables, lengths))
             first = jnp.zeros_like(length) if window is None else jnp.maximum(length - window, 0)
-            start = first // page_size
+            start = _block_start(first, pages, page_size)
             blocks = jnp.max(-(-length // page_size) - start + pages - 1) // pages
 
             def block(i: Array, state: _Softmax) -> _Softmax:
@@ -141,7 +143,7 @@ def paged_prefill_attention(
             stop = jnp.minimum(position[-1] + 1, kv_len[request])
             in_chunk = (position >= 0) & (position < stop)
             first = jnp.maximum(position[0] - window + 1, 0) if window is not None else jnp.zeros_like(stop)
-            start = first // page_size
+            start = _block_start(first, pages, page_size)
             packed = lax.dynamic_slice_in_dim(padded, row, tile).reshape(tile, kv_heads, group, head_dim)
             packed = packed.transpose(1, 2, 0, 3).reshape(kv_heads, group * tile, head_dim)
             packed_position = jnp.tile(position, group)[:, None]  # [M, 1]
@@ -165,6 +167,15 @@ def paged_prefill_attention(
         out = jnp.zeros((tokens + tile, query_heads, head_dim), q.dtype)
         out = lax.fori_loop(0, tiles_end[-1], item, out)
         return lax.slice_in_dim(out, 0, tokens)
+
+
+def _block_start(token: Array, pages: int, page_size: int) -> Array:
+    """The page at which a row's loop begins so that its first block holds `token`.
+
+    A multiple of the block's pages: blocks then lie at the same absolute positions wherever a window or a chunk begins,
+    and so do the partial sums, which float arithmetic would otherwise round differently.
+    """
+    return token // (pages * page_size) * pages
 
 
 def _tokens(page: Array, page_size: int) -> Array:

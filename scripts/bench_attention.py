@@ -15,7 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from twinmesh.engine.sampling import SamplingInputs, sample
+from twinmesh.engine.logits import empty_dense, scalars_of
+from twinmesh.engine.request_state import Scalars
+from twinmesh.engine.sampling import sample
+from twinmesh.engine.sampling_plan import SamplingPlan
 from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention
 
 PAGE_SIZE = 64
@@ -77,16 +80,17 @@ def bench_sampling(rows: int) -> None:
     """Every regime over a vocabulary of 49152."""
     logits = 4 * jax.random.normal(jax.random.key(0), (rows, VOCABULARY))
     position = jnp.arange(rows, dtype=jnp.int32)
+    dense = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty_dense(rows, VOCABULARY))
     step = jax.jit(sample)
-    regimes = {"greedy": (0, 1, 0), "temperature": (1, 1, 0), "top_p, bounded": (0.5, 0.9, 0), "sorted": (5, 0.99, 0)}
-    for name, (temperature, top_p, top_k) in regimes.items():
-        inputs = SamplingInputs(
-            jnp.full(rows, temperature, jnp.float32),
-            jnp.full(rows, top_p, jnp.float32),
-            jnp.full(rows, top_k, jnp.int32),
-            jnp.arange(rows, dtype=jnp.uint32),
-        )
-        report(f"sample {rows}, {name}", partial(step, logits, inputs, position), rounds=5)
+    regimes = {
+        "greedy": SamplingPlan(temperature=0, seed=1),
+        "temperature": SamplingPlan(temperature=1, seed=1),
+        "top_p, bounded": SamplingPlan(temperature=0.5, seed=1, top_p=0.9),
+        "sorted": SamplingPlan(temperature=5, seed=1, top_p=0.99),
+    }
+    for name, plan in regimes.items():
+        scalars = Scalars(*(jnp.tile(x, (rows, 1)) for x in scalars_of(plan, 0)))
+        report(f"sample {rows}, {name}", partial(step, logits, scalars, dense, position, position), rounds=5)
 
 
 def main() -> None:

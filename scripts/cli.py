@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from twinmesh.scripts import batch, fetch, generate
+from twinmesh.scripts import batch, fetch, generate, replay
 from twinmesh.scripts.fetch import FetchError
 
-COMMANDS = {"generate": generate, "batch": batch, "fetch": fetch}
+COMMANDS = {"generate": generate, "batch": batch, "fetch": fetch, "replay": replay}
 EPILOG = """\
 examples:
   twinmesh fetch smollm2
   twinmesh generate --model smollm2 --chat --prompt "What is the capital of France?"
   twinmesh batch --model smollm2 --input in.jsonl --output out.jsonl --topology prefill=1,decode=1
+  twinmesh replay run.log
 
 'twinmesh COMMAND --help' explains each command.
 """

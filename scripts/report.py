@@ -2,20 +2,24 @@
 
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from twinmesh.engine.batch import BatchResult
 from twinmesh.engine.batch_lines import BatchRequest
 from twinmesh.engine.metrics import Latencies, Percentiles
 from twinmesh.engine.outputs import RequestOutput
 
+if TYPE_CHECKING:
+    from twinmesh.engine.decision_log import Replay
+
 WIDTH = 100
 
 
 def outcome(result: BatchResult, output: str | Path) -> str:
     """What was written, in one sentence, and what failed, in another."""
-    text = f"Wrote {_count(result.finished, 'result')} to {output}."
+    text = f"Wrote {count(result.finished, 'result')} to {output}."
     if result.failed:
-        text += f" {_count(result.failed, 'line')} could not be run: see 'error' in the output."
+        text += f" {count(result.failed, 'line')} could not be run: see 'error' in the output."
     return text
 
 
@@ -26,23 +30,43 @@ def answers(result: BatchResult) -> str:
 
 def latency_table(result: BatchResult) -> str:
     """Percentiles of what a caller waits for, and the rate of the whole run."""
-    latencies = Latencies.of(result.timelines)
+    requests, tokens = count(result.succeeded, "request"), count(result.completion_tokens, "token")
+    rate = f"{requests}, {tokens} in {result.seconds:.1f} s: {result.tokens_per_second:.0f} tokens/s"
+    return f"\n{percentiles(Latencies.of(result.timelines))}\n\n{rate}"
+
+
+def percentiles(latencies: Latencies) -> str:
+    """Median and tail of what a caller waits for, as far as there are any."""
     rows: list[tuple[str, Percentiles | None, str]] = [
         ("TTFT", latencies.ttft, "arrival to first token, waiting for a free slot included"),
         ("TPOT", latencies.tpot, "each token after the first"),
         ("hand-off", latencies.handoff, "first token to KV arrived at the decode mesh"),
     ]
-    lines = [f"\n{'':10}{'p50':>10}{'p99':>10}"]
+    lines = [f"{'':10}{'p50':>10}{'p99':>10}"]
     lines += [f"{name:10}{_ms(p.p50):>10}{_ms(p.p99):>10}   {what}" for name, p, what in rows if p is not None]
-    requests, tokens = _count(result.succeeded, "request"), _count(result.completion_tokens, "token")
-    lines.append(f"\n{requests}, {tokens} in {result.seconds:.1f} s: {result.tokens_per_second:.0f} tokens/s")
     return "\n".join(lines)
+
+
+def replayed(name: str | Path, replay: "Replay") -> str:
+    """What a replayed run did, and the latencies that it had."""
+    tally, ended = replay.scheduler.tally, replay.ended
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(ended.reasons.items()))
+    lines = [
+        f"Replayed {name}: {count(replay.events, 'event')}, {count(replay.decisions, 'decision')}, all the same.",
+        f"{count(ended.reasons.total(), 'request')} ended{f' ({reasons})' if reasons else ''}, "
+        f"{len(replay.scheduler.requests):,} still running.",
+        f"{count(tally.prompt_tokens, 'prompt token')}, {tally.cached_tokens:,} of them cached; "
+        f"{ended.generated_tokens:,} generated.",
+        f"{count(tally.preemptions, 'preemption')}, {count(tally.migrations, 'migration')}, "
+        f"{tally.retries:,} retried after a failure.",
+    ]
+    return "\n".join([*lines, *([f"\n{percentiles(Latencies.of(ended.recent))}"] if ended.recent else [])])
 
 
 def one_line(output: RequestOutput) -> str:
     """The figures of one request, and whether the token limit cut it off."""
     completion, timeline = output.outputs[0], output.timeline
-    parts = [_count(len(completion.token_ids), "token")]
+    parts = [count(len(completion.token_ids), "token")]
     if timeline.ttft is not None:
         parts.append(f"first after {_ms(timeline.ttft)}")
     if timeline.tpot:
@@ -71,5 +95,6 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:,.{1 if seconds < 0.1 else 0}f} ms"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """ "1 token", "2,000 tokens"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -10,7 +10,12 @@ import twinmesh
 
 ROOT = Path(twinmesh.__file__).parent
 CONTROL_PLANE = [
+    "admission",
     "config",
+    "decision_log",
+    "departures",
+    "hashing",
+    "mesh_cache",
     "mesh_state",
     "metrics",
     "outputs",
@@ -19,7 +24,11 @@ CONTROL_PLANE = [
     "request",
     "router",
     "sampling_params",
+    "sampling_plan",
     "scheduler",
+    "seat",
+    "submission",
+    "tally",
 ]
 LAYERS = ["kernels_pallas", "models", "engine", "scripts"]
 

@@ -73,6 +73,12 @@ def test_a_line_overrides_the_defaults_and_null_does_not():
     assert params == SamplingParams(temperature=0.5, top_k=3, max_tokens=8)
 
 
+def test_every_way_of_sampling_may_be_asked_for():
+    asked = {"n": 2, "stop": ["\n"], "min_p": 0.1, "presence_penalty": 1, "min_tokens": 2, "bad_words": ["no"]}
+    params = parsed({"prompt": "x", **asked, "logit_bias": {"5": -100, "7": 1.5}}).sampling_params
+    assert params == SamplingParams(temperature=0.0, max_tokens=8, **asked, logit_bias={5: -100, 7: 1.5})
+
+
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 def test_both_names_of_the_token_limit_are_read(name):
     assert parsed(chat_line("a", **{name: 7})).sampling_params.max_tokens == 7
@@ -85,7 +91,7 @@ def test_a_default_seed_is_shifted_by_the_line_so_that_equal_prompts_are_differe
 
 
 def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
-    neutral = {"n": 1, "stream": False, "stop": [], "logprobs": None, "presence_penalty": 0, "tools": []}
+    neutral = {"best_of": 1, "stream": False, "stop": [], "logprobs": None, "presence_penalty": 0, "tools": []}
     idle = {"user": "me", "metadata": {"a": "b"}, "response_format": {"type": "text"}}
     assert parsed(chat_line("a", **neutral, **idle)).custom_id == "a"
 
@@ -93,11 +99,15 @@ def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"prompt": "x", "n": 2}, "n=2"),
+        ({"prompt": "x", "n": 0}, "n=0"),
         ({"prompt": "x", "n": True}, "n=True"),
+        ({"prompt": "x", "best_of": 2}, "best_of=2"),
         ({"prompt": "x", "logprobs": 0}, "logprobs=0"),
-        ({"prompt": "x", "stop": ["\n"]}, "'stop'"),
-        ({"prompt": "x", "presence_penalty": 0.5}, "presence_penalty=0.5"),
+        ({"prompt": "x", "prompt_logprobs": 1}, "'prompt_logprobs'"),
+        ({"prompt": "x", "stop": [""]}, "stop=''"),
+        ({"prompt": "x", "presence_penalty": 3}, "presence_penalty=3"),
+        ({"prompt": "x", "logit_bias": {"a": 1}}, "logit_bias='a'"),
+        ({"prompt": "x", "logit_bias": [1]}, "logit_bias=[1]"),
         ({"prompt": "x", "temprature": 0.5}, "'temprature'"),
         ({"prompt": "x", "messages": []}, "messages"),
         ({"prompt": ""}, "'prompt'"),
@@ -144,7 +154,7 @@ def test_what_is_not_json_is_refused(text):
 
 
 def test_a_bad_line_becomes_an_error_line_and_the_run_goes_on(paths):
-    lines = ["not json", {"prompt": "x", "n": 3, "custom_id": "b"}, {"prompt": "y" * 51}, {"prompt": "good"}]
+    lines = ["not json", {"prompt": "x", "n": 0, "custom_id": "b"}, {"prompt": "y" * 51}, {"prompt": "good"}]
     result, written = run(paths, lines)
     errors = {line["custom_id"]: line["error"] for line in written if line["error"]}
     assert {name: error["code"] for name, error in errors.items()} == {
@@ -156,6 +166,19 @@ def test_a_bad_line_becomes_an_error_line_and_the_run_goes_on(paths):
     assert all(line["response"] is None for line in written if line["error"])
     assert [line["custom_id"] for line in written if not line["error"]] == ["line-4"]
     assert (result.succeeded, result.failed) == (1, 3)
+
+
+def test_sampling_that_does_not_go_with_the_model_is_an_error_line(paths):
+    _, written = run(paths, [{"prompt": "x", "stop_token_ids": [2000]}, {"prompt": "good"}])
+    assert [line["error"] is None for line in written] == [False, True]
+    assert "does not have" in written[0]["error"]["message"]
+
+
+def test_each_of_several_completions_is_a_choice(paths):
+    _, (line,) = run(paths, [chat_line("a", n=2)])
+    body = line["response"]["body"]
+    assert [choice["index"] for choice in body["choices"]] == [0, 1]
+    assert body["usage"]["completion_tokens"] == 6
 
 
 def test_messages_that_the_template_refuses_are_an_error_line(paths):
@@ -198,9 +221,9 @@ def test_each_result_is_on_disk_before_the_next_is_waited_for(paths):
     seen = []
 
     class Watching(FakeLLM):
-        def output(self, index, ids):
+        def output(self, index, ids, n=1):
             seen.append(len(read(target)))
-            return super().output(index, ids)
+            return super().output(index, ids, n)
 
     run((source, target), [{"prompt": str(i)} for i in range(5)], Watching(), window=2)
     assert seen == [0, 1, 2, 3, 4]

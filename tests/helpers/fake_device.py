@@ -1,12 +1,18 @@
-"""A device made of dicts: performs the scheduler's actions in order and checks what each page holds when it is read."""
+"""A device made of dicts: performs the scheduler's actions in order and checks what each page holds when it is read.
+
+A token is its content: (prompt name, position) in a prompt, (request, position) when generated. Requests with the same
+prompt name share contents, as they share block hashes.
+"""
 
 from collections import deque
 
 from twinmesh.engine.protocol import (
     AssignPages,
+    CopyPage,
     Decode,
     DropTransfer,
     Finish,
+    Fused,
     Outcome,
     Prefill,
     Scatter,
@@ -19,53 +25,92 @@ from twinmesh.engine.protocol import (
 class FakeDevice:
     """`steps[mesh]`: dispatched steps whose results are not out. `transfers`: those on their way."""
 
-    def __init__(self, scheduler, page_size):
-        self.scheduler, self.page_size = scheduler, page_size
-        meshes = range(len(scheduler.meshes))
-        self.memory = [{} for _ in meshes]  # (page, offset) -> (request, position)
-        self.tables = [{} for _ in meshes]  # slot -> pages
+    def __init__(self, scheduler, prompts):
+        """`prompts`: request -> (prompt name, length)."""
+        self.scheduler, self.prompts = scheduler, prompts
+        self.windows, self.page_size = scheduler.config.windows, scheduler.config.page_size
+        meshes, groups = range(len(scheduler.meshes)), range(len(self.windows))
+        self.memory = [[{} for _ in groups] for _ in meshes]  # (page, offset) -> content
+        self.tables = [[{} for _ in groups] for _ in meshes]  # slot -> {index: page}
+        self.states = [{} for _ in meshes]  # slot -> (request, run)
         self.steps = [deque() for _ in meshes]
         self.staged, self.transfers = {}, []
+        self.outputs = {}  # request -> tokens read
         self.finished = {}
+        self.computed, self.dispatched, self.most_copies = 0, 0, 0
+
+    def content(self, name, position):
+        prompt, length = self.prompts[name]
+        return (prompt, position) if position < length else (name, position)
 
     def perform(self, actions):
         for action in actions:
             getattr(self, f"_{type(action).__name__}")(action)
 
     def _AssignPages(self, action: AssignPages):
-        self.tables[action.mesh][action.slot] = action.pages
+        table = self.tables[action.mesh][action.group].setdefault(action.slot, {})
+        table.update(enumerate(action.pages, action.first))
+
+    def _CopyPage(self, action: CopyPage):
+        memory = self.memory[action.mesh][action.group]
+        for offset in range(self.page_size):
+            memory[action.destination, offset] = memory.get((action.source, offset))
+        self.most_copies += 1
 
     def _Prefill(self, action: Prefill):
-        assert sum(chunk.length for chunk in action.chunks) <= action.bucket
+        assert 0 < sum(chunk.length for chunk in action.chunks) <= action.bucket
         for chunk in action.chunks:
-            pages = self.tables[action.mesh][chunk.slot]
-            self._check(action.mesh, pages, chunk.request_id, chunk.start)
-            for position in range(chunk.start, chunk.start + chunk.length):
-                self._write(action.mesh, pages, chunk.request_id, position)
-        self.steps[action.mesh].append(action)
+            self.computed += chunk.length
+            for position in range(chunk.start, chunk.kv_len):
+                if position >= chunk.write_from:
+                    self._write(action.mesh, chunk.slot, chunk.request_id, position)
+            for position in range(chunk.start, chunk.kv_len):
+                self._read(action.mesh, chunk.slot, chunk.request_id, position)
+            if chunk.is_last:
+                self.states[action.mesh][chunk.slot] = (chunk.request_id, chunk.run)
+        self._dispatch(action)
 
     def _Decode(self, action: Decode):
         assert 0 < len(action.rows) <= action.bucket
-        for row in action.rows:
-            request = self.scheduler.owner(action.mesh, row)
-            pages = self.tables[action.mesh][row.slot]
-            self._check(action.mesh, pages, request.id, row.kv_len - 1)
-            self._write(action.mesh, pages, request.id, row.kv_len - 1)
+        self._decode_rows(action.mesh, action.rows, action.steps)
+        self._dispatch(action)
+
+    def _Fused(self, action: Fused):
+        self._decode_rows(action.mesh, action.rows, 1)
+        self._Prefill(action)
+
+    def _decode_rows(self, mesh, rows, steps):
+        for row in rows:
+            assert self.states[mesh][row.slot] == (row.request_id, row.run), "decodes from another's state"
+            for position in range(row.kv_len - 1, row.kv_len - 1 + steps):
+                self._write(mesh, row.slot, row.request_id, position)
+                self._read(mesh, row.slot, row.request_id, position)
+
+    def _dispatch(self, action):
+        self.dispatched += 1
         self.steps[action.mesh].append(action)
 
     def _StartTransfer(self, action: StartTransfer):
-        assert len(action.source_pages) <= action.bucket
-        memory = self.memory[action.source]
-        self.staged[action.transfer] = [
-            {offset: memory.get((page, offset)) for offset in range(self.page_size)} for page in action.source_pages
+        assert max(map(len, action.source_pages)) <= action.bucket
+        memory, offsets = self.memory[action.source], range(self.page_size)
+        pages = [
+            [[memory[group].get((page, offset)) for offset in offsets] for page in ids]
+            for group, ids in enumerate(action.source_pages)
         ]
+        state = None if action.source_slot is None else self.states[action.source][action.source_slot]
+        self.staged[action.transfer] = pages, state
         self.transfers.append(action.transfer)
 
     def _Scatter(self, action: Scatter):
         assert action.transfer not in self.transfers, "scattered before it was ready"
-        for page, cells in zip(action.pages, self.staged.pop(action.transfer), strict=True):
-            for offset, cell in cells.items():
-                self.memory[action.destination][page, offset] = cell
+        pages, state = self.staged.pop(action.transfer)
+        for group, (ids, cells) in enumerate(zip(action.pages, pages, strict=True)):
+            for page, contents in zip(ids, cells, strict=True):
+                for offset, cell in enumerate(contents):
+                    self.memory[action.destination][group][page, offset] = cell
+        assert (action.slot is None) == (state is None)
+        if state is not None:
+            self.states[action.destination][action.slot] = state
 
     def _DropTransfer(self, action: DropTransfer):
         self.staged.pop(action.transfer)
@@ -74,22 +119,43 @@ class FakeDevice:
         assert action.request_id not in self.finished, "finished twice"
         self.finished[action.request_id] = action.reason
 
-    def _write(self, mesh, pages, request_id, position):
-        page = pages[position // self.page_size]
-        self.memory[mesh][page, position % self.page_size] = (request_id, position)
+    def _write(self, mesh, slot, name, position):
+        for group in range(len(self.windows)):
+            page = self.tables[mesh][group][slot][position // self.page_size]
+            self.memory[mesh][group][page, position % self.page_size] = self.content(name, position)
 
-    def _check(self, mesh, pages, request_id, length):
-        for position in range(length):
-            cell = self.memory[mesh].get((pages[position // self.page_size], position % self.page_size))
-            assert cell == (request_id, position), f"{request_id} reads {cell} at {position}"
+    def _read(self, mesh, slot, name, position):
+        """The token at this position sees, in every group, what its window holds."""
+        for group, window in enumerate(self.windows):
+            table, memory = self.tables[mesh][group][slot], self.memory[mesh][group]
+            for seen in range(0 if window is None else max(0, position - window + 1), position + 1):
+                cell = memory.get((table[seen // self.page_size], seen % self.page_size))
+                assert cell == self.content(name, seen), f"{name} at {position} reads {cell} at {seen}"
 
     def complete_step(self, mesh, t, stops=lambda request: False):
         """The oldest step's result comes out."""
         action = self.steps[mesh].popleft()
-        rows = [c for c in action.chunks if c.is_last] if isinstance(action, Prefill) else action.rows
-        owners = [owner for row in rows if (owner := self.scheduler.owner(mesh, row)) is not None]
-        outcomes = tuple(Outcome(owner.id, stops(owner)) for owner in owners)
-        self.scheduler.on(StepDone(t, mesh, action.step, outcomes))
+        rows = [chunk for chunk in getattr(action, "chunks", ()) if chunk.is_last] + list(getattr(action, "rows", ()))
+        outcomes = []
+        for row in rows:
+            for step in range(getattr(action, "steps", 1)):
+                request = self.scheduler.owner(row)
+                if request is None:
+                    break
+                known = self.outputs.setdefault(request.id, [])
+                number = row.kv_len + step - self.prompts[request.id][1]  # of this output, from 0
+                if number < len(known):
+                    continue
+                assert number == len(known), f"{request.id}: output {number} after {len(known)}"
+                known.append(number)
+                stopped = stops(request)
+                length = row.kv_len + step + 1
+                full = length % self.page_size == 0 and len(request.hashes) == length // self.page_size - 1
+                block_hash = f"{request.id}:{length}".encode() if full else None
+                outcomes.append(Outcome(request.id, stopped, block_hash))
+                if stopped:
+                    break
+        self.scheduler.on(StepDone(t, mesh, action.step, tuple(outcomes)))
 
     def complete_transfer(self, index, t):
         """A transfer arrives."""
@@ -97,22 +163,25 @@ class FakeDevice:
 
     def lose(self, mesh):
         """The mesh's pool is gone; results of steps in flight never come."""
-        self.memory[mesh].clear()
+        for memory in self.memory[mesh]:
+            memory.clear()
+        self.states[mesh].clear()
         self.steps[mesh].clear()
-
-    @property
-    def is_idle(self):
-        return not any(self.steps) and not self.transfers
 
     def drain(self, t):
         """Run until nothing is left to do."""
         for _ in range(100_000):
             self.perform(self.scheduler.actions())
             busy = [mesh for mesh, steps in enumerate(self.steps) if steps]
-            if busy:
-                self.complete_step(busy[0], t)
-            elif self.transfers:
+            if self.transfers:
                 self.complete_transfer(0, t)
+            elif busy:
+                self.complete_step(busy[0], t)
             else:
                 return
         raise AssertionError("never comes to rest")
+
+
+def block_hashes(prompt, length, page_size):
+    """As `engine/hashing.py` does it, for contents that are names: one hash per full page."""
+    return tuple(f"{prompt}:{end}".encode() for end in range(page_size, length + 1, page_size))

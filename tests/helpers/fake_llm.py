@@ -40,6 +40,10 @@ class FakeLLM:
             raise ValueError("The prompt is too long.")
         return SimpleNamespace(token_ids=ids)
 
+    def check_sampling_params(self, sampling_params):
+        if sampling_params.stop_token_ids and max(sampling_params.stop_token_ids) > 1000:
+            raise ValueError("stop_token_ids holds a token id that the model does not have.")
+
     def as_completed(self, jobs, *, window=None):
         jobs, running, finished = enumerate(jobs), [], 0
         try:
@@ -53,7 +57,7 @@ class FakeLLM:
                     raise KeyboardInterrupt
                 index, (ids, sampling) = running.pop()
                 self.sampling.append(sampling)
-                yield index, self.output(index, ids)
+                yield index, self.output(index, ids, sampling.n)
                 finished += 1
         finally:
             self.was_left_with = len(running)
@@ -62,13 +66,14 @@ class FakeLLM:
         self.sampling.append(sampling_params)
         return FakeStream(self.output(0, self.check_prompt(prompt).token_ids), self.interrupt_after)
 
-    def output(self, index, ids):
+    def output(self, index, ids, n=1):
         text = "".join(map(chr, ids))
         failed = self.fail is not None and self.fail in text
-        completion = CompletionOutput(0, text, ids, "error" if failed else "stop")
         error = "the mesh was lost." if failed else None
         stamps = Timeline(0.0, kv_ready=0.11, finish=1.0, tokens=[0.1 + 0.01 * i for i in range(len(ids))])
-        return RequestOutput(f"request-{index}", None, ids, [completion], stamps, error)
+        reason = "error" if failed else "stop"
+        completions = [CompletionOutput(i, text, ids, None, None, reason, None, stamps) for i in range(n)]
+        return RequestOutput(f"request-{index}", None, ids, None, completions, True, 0, error)
 
 
 @dataclass

@@ -179,6 +179,18 @@ def test_a_chunk_has_the_same_bits_in_any_company(make_case):
     np.testing.assert_array_equal(run(alone)[:10], want[30:40])
 
 
+@pytest.mark.parametrize("window", [None, 40])
+def test_a_token_has_the_same_bits_wherever_its_chunk_began(make_case, window):
+    """Blocks of pages lie at absolute positions: a window or a chunk that begins elsewhere sums the same parts."""
+    case = make_case([420], [64], page_size=16, max_pages=27)
+    run = jax.jit(lambda arrays: paged_prefill_attention(**arrays, scale=0.3, window=window))
+    want = run(case.prefill)
+    for skipped in (8, 19, 32, 60):
+        later = {**case.prefill, "q": np.roll(case.q, -skipped, axis=0)}
+        later["q_start"] = np.array([0, 64 - skipped], np.int32)
+        np.testing.assert_array_equal(run(later)[: 64 - skipped], want[skipped:])
+
+
 def test_one_trace_under_strict_promotion(make_case):
     case = make_case([9, 3], [4, 3], dtype="bfloat16")
     options = {"scale": 0.3, "window": 5, "softcap": 2.0, "sink": SINK.astype(jnp.bfloat16)}

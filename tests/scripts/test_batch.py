@@ -43,7 +43,7 @@ def test_progress_goes_to_stderr(llm, batch):
 
 
 def test_lines_that_failed_are_counted_and_make_the_exit_code_1(llm, batch):
-    code, _, err, _ = batch([{"prompt": "a"}, {"prompt": "b", "n": 2}])
+    code, _, err, _ = batch([{"prompt": "a"}, {"prompt": "b", "n": 0}])
     assert code == 1
     assert "Wrote 2 results" in err
     assert "1 line could not be run: see 'error' in the output." in err

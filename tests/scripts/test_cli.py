@@ -80,7 +80,7 @@ def test_bad_arguments_are_one_line(args, says, capsys):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("--temperature", "nan"), ("--temperature", "-1"), ("--top-p", "0"), ("--max-tokens", "0"), ("--seed", "-1")],
+    [("--temperature", "nan"), ("--temperature", "-1"), ("--top-p", "0"), ("--max-tokens", "0"), ("--seed", "-2")],
 )
 def test_sampling_values_out_of_range_are_refused_before_the_model_is_loaded(name, value, capsys, monkeypatch):
     monkeypatch.setattr(arguments, "load_llm", lambda args: pytest.fail("the model was loaded"))

@@ -1,0 +1,44 @@
+"""Hashes of full pages of tokens, chained, so that equal hashes mean equal prefixes. No JAX here.
+
+A page's hash covers every token up to its end: blake2b, 16 bytes, over the hash of the page before (nothing for the
+first) and the page's token ids as 32-bit little-endian integers. The prefix cache compares nothing else, hence a
+cryptographic hash: nobody may find two prompts that share one.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+
+_BYTES_PER_TOKEN = 4
+
+
+def block_hashes(token_ids: Sequence[int] | np.ndarray, page_size: int, parent: bytes = b"") -> tuple[bytes, ...]:
+    """One 16-byte hash per full page of `token_ids` [n], first page first.
+
+    Args:
+        token_ids: from a page's start on; what does not fill a page at the end has no hash.
+        page_size: tokens per page.
+        parent: the hash of the page before the first; empty at the start of a sequence.
+    """
+    data = memoryview(_encode(token_ids))
+    size, hashes = page_size * _BYTES_PER_TOKEN, []
+    for start in range(0, len(data) - size + 1, size):
+        parent = _chain(parent, data[start : start + size])
+        hashes.append(parent)
+    return tuple(hashes)
+
+
+def next_block(parent: bytes, tokens: Sequence[int] | np.ndarray) -> bytes:
+    """The hash of the page of `tokens` [page_size] that follows the page with hash `parent`; empty: the first page."""
+    return _chain(parent, _encode(tokens))
+
+
+def _encode(tokens: Sequence[int] | np.ndarray) -> bytes:
+    return np.asarray(tokens, dtype="<i4").tobytes()
+
+
+def _chain(parent: bytes, page: bytes | memoryview) -> bytes:
+    hashed = blake2b(parent, digest_size=16)
+    hashed.update(page)
+    return hashed.digest()

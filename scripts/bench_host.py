@@ -1,0 +1,117 @@
+"""Host time per decode step: what the dispatching thread spends on scheduling, dispatch and news.
+
+A step takes as long as the slower of host and device; on a GPU the device of a small model needs a few milliseconds.
+Random weights of a tiny model with many parameter leaves, since leaves cost the host time on every device. Reported is
+the CPU time of the dispatching thread per decode step, at full batch, in milliseconds.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from queue import SimpleQueue
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from twinmesh.engine.config import Topology
+from twinmesh.engine.core import EngineCore
+from twinmesh.engine.loader import Options, start_core
+from twinmesh.engine.mesh import param_sharding
+from twinmesh.engine.request import RequestFacts
+from twinmesh.engine.sampling_plan import SamplingPlan
+from twinmesh.engine.submission import Payload, Submission, Update
+from twinmesh.engine.tensor_parallel import model_on
+from twinmesh.engine.weights import Params
+from twinmesh.models.config import AttentionSpec, ModelConfig
+from twinmesh.models.decoder import abstract_params
+
+_PROMPT, _TOKENS = 8, 200
+
+
+def model_with_layers(layers: int) -> ModelConfig:
+    """A decoder of 9 parameters a layer and 2 besides, as small as eight-fold tensor parallelism lets it be."""
+    return ModelConfig("llama", 128, 16, 16, 8, 8, 2, 1e-5, True, 1024, (AttentionSpec(1e4),) * layers)
+
+
+def random_params(model: ModelConfig, dtype: jnp.dtype, meshes: Sequence[Mesh]) -> list[Params]:
+    """Parameters of the right shapes; their values do not matter here."""
+    random = np.random.default_rng(0)
+    return [
+        tuple(
+            jax.device_put(random.standard_normal(spec.value.shape).astype(dtype), param_sharding(mesh, spec))
+            for spec in abstract_params(model_on(model, mesh.size), dtype).specs.values()
+        )
+        for mesh in meshes
+    ]
+
+
+def measure(topology: str, layers: int, requests: int) -> dict[str, float | int | str]:
+    """Run `requests` at once to their end; milliseconds of the dispatching thread per decode step."""
+    model, dtype = model_with_layers(layers), jnp.dtype(jnp.float32)
+    options = Options(
+        topology=Topology.parse(topology), dtype=dtype, max_model_len=512, page_size=64, max_num_seqs=requests,
+        prefill_buckets=(512,), decode_buckets=(requests,), decode_steps=1, kv_cache_bytes=64 << 20, prefix_cache=True,
+        deterministic=False, max_retries=0, decision_log=None, devices=None, progress=False,
+    )  # fmt: skip
+    core, _ = start_core(model, lambda meshes: random_params(model, dtype, meshes), options)
+    try:
+        run(core, requests)
+        before = core.metrics()
+        run(core, requests)
+        after = core.metrics()
+    finally:
+        core.close()
+    steps = after.steps - before.steps
+    return {
+        "topology": topology,
+        "devices": options.topology.num_devices,
+        "leaves": len(abstract_params(model, dtype).specs),
+        "requests": requests,
+        "steps": steps,
+        "host_ms_per_step": round(1e3 * (after.host_seconds - before.host_seconds) / steps, 3),
+    }
+
+
+def run(core: EngineCore, requests: int) -> None:
+    """Submit all at once and wait for all."""
+    sink: SimpleQueue[Update] = SimpleQueue()
+    random = np.random.default_rng(1)
+    core.submit([_submission(core, str(i), random.integers(0, 100, _PROMPT), sink) for i in range(requests)])
+    left = requests
+    while left:
+        update = sink.get()
+        if update.error is not None:
+            raise RuntimeError(update.error)
+        left -= update.finish_reason is not None
+
+
+def _submission(core: EngineCore, name: str, prompt: np.ndarray, sink: "SimpleQueue[Update]") -> Submission:
+    payload = Payload(prompt.astype(np.int32), SamplingPlan(temperature=0.0, seed=0))
+    facts = RequestFacts(name, _PROMPT, _TOKENS)
+    return Submission(core.clock(), facts, payload, frozenset(), None, sink)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure a few engines and print, or write, JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--topology", nargs="+", default=["both=1", "both=1xtp8"], help="engines to measure")
+    parser.add_argument("--layers", type=int, default=45, help="decoder layers, 9 parameter leaves each (default: 45)")
+    parser.add_argument("--requests", type=int, nargs="+", default=[64], help="requests running at once (default: 64)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args(argv)
+    jax.config.update("jax_num_cpu_devices", max(Topology.parse(text).num_devices for text in arguments.topology))
+    start = time.strftime("%Y-%m-%d")
+    rows = [measure(topology, arguments.layers, n) for topology in arguments.topology for n in arguments.requests]
+    report = {"benchmark": "host", "date": start, "jax": jax.__version__, "rows": rows}
+    text = json.dumps(report, indent=2)
+    print(text)
+    if arguments.json is not None:
+        arguments.json.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,79 @@
+"""The reference for whole engines: the model with dense attention over the whole sequence, and sampling in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from twinmesh.models.checkpoint import load_params, open_checkpoint
+from twinmesh.models.decoder import abstract_params, bind, dense_causal
+
+
+class DenseModel:
+    """A checkpoint in float32; sequences of up to `length` tokens."""
+
+    def __init__(self, path, length=96):
+        checkpoint = open_checkpoint(path)
+        abstract = abstract_params(checkpoint.config, jnp.float32)
+        self.tokenizer, self._length = checkpoint.tokenizer(), length
+        self.params = dict(
+            zip(abstract.specs, load_params(checkpoint, "float32", lambda path, array: jnp.asarray(array)), strict=True)
+        )
+
+        @jax.jit
+        def logits(params, ids):
+            decoder = bind(abstract.graphdef, params)
+            return decoder.logits(decoder.hidden(ids, jnp.arange(length), dense_causal(checkpoint.config)))
+
+        self._logits = logits
+
+    def logits(self, ids):
+        """[n, V] float32: row i is of the token after `ids[: i + 1]`. Padding comes behind, where nothing sees it."""
+        padded = np.array([*ids, *[0] * (self._length - len(ids))], np.int32)
+        return np.asarray(self._logits(tuple(self.params.values()), padded))[: len(ids)]
+
+    def logprobs(self, ids):
+        """[n, V] float64, natural."""
+        logits = self.logits(ids).astype(np.float64)
+        shifted = logits - logits.max(-1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+    def greedy(self, prompt, count, adjust=lambda logits, prompt, generated: logits):
+        """`count` tokens after `prompt` (ids), each the most likely after `adjust`."""
+        generated = []
+        for _ in range(count):
+            logits = self.logits([*prompt, *generated])[-1].astype(np.float64)
+            generated.append(int(adjust(logits, prompt, generated).argmax()))
+        return generated
+
+
+def adjuster(
+    *,
+    repetition=1.0,
+    presence=0.0,
+    frequency=0.0,
+    bias=None,
+    allowed=None,
+    bad=(),
+    stop=(),
+    min_tokens=0,
+):
+    """vLLM's meaning of the parameters, one token at a time."""
+
+    def adjust(logits, prompt, generated):
+        logits = logits.copy()
+        if allowed is not None:
+            logits[np.setdiff1d(np.arange(len(logits)), allowed)] = -np.inf
+        for word in bad:
+            start = len(generated) - len(word) + 1
+            if start >= 0 and generated[start:] == list(word[:-1]):
+                logits[word[-1]] = -np.inf
+        if len(generated) < min_tokens:
+            logits[list(stop)] = -np.inf
+        for token, value in (bias or {}).items():
+            logits[token] += value
+        for token in {*prompt, *generated}:
+            logits[token] = logits[token] / repetition if logits[token] > 0 else logits[token] * repetition
+        for token in set(generated):
+            logits[token] -= presence + frequency * generated.count(token)
+        return logits
+
+    return adjust

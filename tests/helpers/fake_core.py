@@ -1,0 +1,107 @@
+"""An engine core without an engine: it keeps what is submitted, and sends the news that a test writes."""
+
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+from helpers.tiny_gguf import CHAT_TEMPLATE, TOKENIZER
+from twinmesh.engine.config import EngineConfig, Topology
+from twinmesh.engine.core import EngineError
+from twinmesh.engine.request import Timeline
+from twinmesh.engine.sampling_plan import MAX_LOGPROBS
+from twinmesh.engine.submission import TokenScores, Update
+from twinmesh.models.chat import ChatTemplate
+from twinmesh.models.tokenizer import Tokenizer
+
+CONFIG = EngineConfig(Topology.parse("both=1"), max_model_len=64, page_size=4)
+
+
+class FakeCore:
+    """`live`: submissions by name, in order of arrival. `said`: calls of abort, preempt, migrate and update_params.
+
+    `answers`: with it every request is answered at once, from another thread, with the ends of `answer`.
+    """
+
+    def __init__(self, *, answers=False):
+        self.live, self.said, self.batches, self.is_closed = {}, [], [], False
+        self._answers, self._thread, self._ticks = answers, ThreadPoolExecutor(1), itertools.count()
+        self.timelines, self._lock = {}, threading.Lock()
+
+    def clock(self):
+        return float(next(self._ticks))
+
+    def submit(self, submissions):
+        if self.is_closed:
+            raise EngineError("the engine is closed: make a new LLM.")
+        self.batches.append([submission.facts.id for submission in submissions])
+        self.live.update({submission.facts.id: submission for submission in submissions})
+        self.timelines.update({s.facts.id: Timeline(s.arrival) for s in submissions})
+        if self._answers:
+            for submission in submissions:
+                self._thread.submit(self.answer, submission)
+
+    def answer(self, submission):
+        """Repeat the prompt, token by token, as far as `max_tokens` allows."""
+        ids = submission.payload.prompt.tolist()[: submission.facts.max_tokens]
+        for token in ids[:-1]:
+            self.send(submission.facts.id, [token])
+        self.send(submission.facts.id, ids[-1:], finish_reason="length")
+
+    def send(self, name, token_ids=(), **news):
+        """One update; of a request that has ended, nothing."""
+        with self._lock:  # the real one has a thread of its own for this
+            submission = self.live.get(name)
+            if submission is None:
+                return
+            timeline = self.timelines[name]
+            timeline.tokens.extend(self.clock() for _ in token_ids)
+            if news.get("finish_reason") is not None:
+                timeline.finish = self.clock()
+                del self.live[name]
+            submission.sink.put(Update(name, timeline, list(token_ids), **news))
+
+    def abort(self, name):
+        self.said.append(("abort", name))
+        self.send(name, finish_reason="abort")
+
+    def preempt(self, name):
+        self.said.append(("preempt", name))
+
+    def migrate(self, name, destination=None):
+        self.said.append(("migrate", name, destination))
+
+    def update_params(self, params):
+        self.said.append(("update_params", params))
+
+    def metrics(self):
+        return SimpleNamespace(running=len(self.live))
+
+    def close(self):
+        self.is_closed = True
+        for name in list(self.live):
+            self.send(name, finish_reason="abort")
+        self._thread.shutdown()
+
+
+def make_fake(kind, core, monkeypatch, *, config=CONFIG, **options):
+    """An `LLM` or `AsyncLLM` over `core`."""
+    tokenizer = Tokenizer(TOKENIZER)
+    template = ChatTemplate(CHAT_TEMPLATE, tokenizer, name="tiny")
+    engine = SimpleNamespace(core=core, config=config, tokenizer=tokenizer, chat_template=template)
+    monkeypatch.setattr("twinmesh.engine.owner.start_engine", lambda model, options: engine)
+    return kind("fake", **options)
+
+
+def scores(*rows):
+    """Token scores: of each row the token's (log-probability, rank), then the most likely tokens' ids.
+
+    The most likely tokens' log-probabilities are -1, -2, and so on; the rest of the columns is junk.
+    """
+    top_ids = np.full((len(rows), MAX_LOGPROBS), 99, np.int32)
+    for row, (_, _, ids) in zip(top_ids, rows, strict=True):
+        row[: len(ids)] = ids
+    top_logprobs = np.tile(-np.arange(1, MAX_LOGPROBS + 1, dtype=np.float32), (len(rows), 1))
+    logprob = np.array([logprob for logprob, _, _ in rows], np.float32)
+    return TokenScores(logprob, np.array([rank for _, rank, _ in rows], np.int32), top_ids, top_logprobs)

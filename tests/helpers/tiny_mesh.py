@@ -1,0 +1,155 @@
+"""One mesh with a tiny random model, its programs compiled, and no engine around it."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from twinmesh.engine.compilation import use_cache
+from twinmesh.engine.config import EngineConfig, Topology, bucket_for
+from twinmesh.engine.kv_cache import abstract_state, groups
+from twinmesh.engine.mesh import build_meshes
+from twinmesh.engine.mesh_executor import MeshExecutor
+from twinmesh.engine.programs import MeshPlan, compile_programs
+from twinmesh.engine.protocol import AssignPages, Chunk, Decode, DecodeRow, Fused, Prefill
+from twinmesh.engine.sampling_plan import SamplingPlan
+from twinmesh.engine.submission import Payload
+from twinmesh.engine.tensor_parallel import model_on
+from twinmesh.engine.weights import Placer
+from twinmesh.models.catalog import cache_directory
+from twinmesh.models.config import AttentionSpec, ModelConfig
+from twinmesh.models.decoder import abstract_params, bind, dense_causal
+
+VOCABULARY = 50
+
+
+def tiny_model(*windows):
+    """A model whose layers have these attention windows."""
+    layers = tuple(AttentionSpec(1e4, window) for window in windows or (None, None))
+    return ModelConfig("llama", VOCABULARY, 24, 32, 4, 2, 8, 1e-5, True, 128, layers)
+
+
+def tiny_config(topology="both=1", model=None, **changes):
+    options = dict(
+        max_model_len=32, page_size=4, max_num_seqs=4, prefill_buckets=(16,), prefill_rows=3, decode_buckets=(1, 4),
+        windows=tuple(group.window for group in groups(model or tiny_model())),
+    )  # fmt: skip
+    return EngineConfig(Topology.parse(topology), **(options | changes))
+
+
+def tiny_weights(model):
+    """path -> float32 array, large enough that sampled tokens differ."""
+    random = np.random.default_rng(0)
+    specs = abstract_params(model, jnp.float32).specs
+    return {path: random.standard_normal(spec.value.shape).astype(np.float32) / 3 for path, spec in specs.items()}
+
+
+def tiny_plans(config, model=None, pages=None):
+    """A plan and the parameters of each mesh of the config's topology; `pages` of each cache group."""
+    model = model or tiny_model()
+    weights, pages = tiny_weights(model), pages or (24,) * len(config.windows)
+    plans, params = [], []
+    for mesh, spec in zip(build_meshes(config.topology), config.topology.meshes, strict=True):
+        own = model_on(model, spec.tp)
+        described = abstract_params(own, jnp.float32)
+        state = abstract_state(own, config, pages, jnp.dtype("float32"), mesh)
+        plans.append(MeshPlan(mesh, spec, model, described, config, state))
+        placer = Placer(model, jnp.dtype("float32"), mesh)
+        params.append(tuple(placer.put(path, weights[path]) for path in described.specs))
+    return plans, params
+
+
+def tiny_machines(config, model=None, pages=None, meshes=None):
+    """Compiles the programs of the topology's first `meshes` meshes (None: all); each call of what comes back makes a
+    fresh `TinyMesh` of each."""
+    use_cache(cache_directory() / "compiled")
+    plans, params = (x[:meshes] for x in tiny_plans(config, model, pages))
+    programs = compile_programs(plans, progress=False)
+    return lambda: [TinyMesh(*parts) for parts in zip(plans, programs, params, strict=True)]
+
+
+def dense_scores(model, tokens):
+    """Log-probabilities after each of the tokens, [n, V], by plain attention over the whole sequence."""
+    ids = np.zeros(64, np.int32)
+    ids[: len(tokens)] = tokens
+    return np.asarray(_dense(model)(ids))[: len(tokens)]
+
+
+def greedy_tokens(model, prompt, count):
+    """What greedy sampling gives, by plain attention over the whole sequence."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(dense_scores(model, tokens)[-1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@functools.cache
+def _dense(model):
+    graphdef, specs = abstract_params(model, jnp.float32)
+    weights = tiny_weights(model)
+    params = tuple(jnp.asarray(weights[path]) for path in specs)
+
+    @jax.jit
+    def scores(ids):
+        decoder = bind(graphdef, params)
+        positions = jnp.arange(len(ids), dtype=jnp.int32)
+        return jax.nn.log_softmax(decoder.logits(decoder.hidden(ids, positions, dense_causal(model))))
+
+    return scores
+
+
+GREEDY = SamplingPlan(temperature=0.0, seed=0)
+
+
+class TinyMesh:
+    """A mesh executor, and requests seated on it by hand: slot and pages are handed out once and never again."""
+
+    def __init__(self, plan, programs, params):
+        self.executor = MeshExecutor(plan, programs, params)
+        self.payloads, self.slots, self.config = {}, {}, plan.config
+        self.fresh = [iter(range(kv.k.shape[1])) for kv in plan.state.kv]
+        self.steps = itertools.count()
+
+    def seat(self, name, prompt, plan=GREEDY, *, slot=None, pages=8, outputs=()):
+        """A request in a slot of its own, with pages for `pages * page_size` tokens in every group."""
+        self.payloads[name] = Payload(np.array(prompt, np.int32), plan, list(outputs))
+        self.slots[name] = len(self.slots) if slot is None else slot
+        for group, fresh in enumerate(self.fresh):
+            self.assign(name, group, 0, [next(fresh) for _ in range(pages)])
+
+    def assign(self, name, group, first, pages):
+        self.executor.assign(AssignPages(0, self.slots[name], group, first, tuple(pages)))
+
+    def chunk(self, name, start, length, *, is_last=True, write_from=0):
+        return Chunk(name, 1, self.slots[name], start, length, write_from, is_last)
+
+    def row(self, name, kv_len, *, is_forced=False):
+        return DecodeRow(name, 1, self.slots[name], kv_len, is_forced)
+
+    def prefill(self, *chunks):
+        """The token sampled for each chunk."""
+        action = Prefill(0, next(self.steps), self.config.prefill_buckets[-1], chunks)
+        return self.executor.prefill(action, self.payloads).to_host()[0][0].tolist()
+
+    def decode(self, *rows, steps=1, bucket=None):
+        """The tokens sampled, [steps][rows]."""
+        bucket = bucket or bucket_for(len(rows), self.config.decode_buckets)
+        action = Decode(0, next(self.steps), bucket, steps, rows)
+        return self.executor.decode(action, self.payloads).to_host()[0].tolist()
+
+    def fused(self, chunks, rows):
+        """The tokens sampled, chunks before rows."""
+        action = Fused(0, next(self.steps), self.config.prefill_buckets[-1], chunks, rows)
+        return self.executor.fused(action, self.payloads).to_host()[0][0].tolist()
+
+    def generate(self, name, count, chunk=16):
+        """Prefill in chunks and decode one by one: the tokens of a request that nobody else runs beside."""
+        length = len(self.payloads[name].prompt)
+        for start in range(0, length, chunk):
+            size = min(chunk, length - start)
+            (token,) = self.prefill(self.chunk(name, start, size, is_last=start + size == length))
+        tokens = [token]
+        while len(tokens) < count:
+            tokens.append(self.decode(self.row(name, length + len(tokens)))[0][0])
+        return tokens
