@@ -26,7 +26,6 @@ from .protocol import (
     Chunk,
     CopyPage,
     Decode,
-    DecodeRow,
     DropTransfer,
     Finish,
     FinishReason,
@@ -53,15 +52,20 @@ class EngineError(RuntimeError):
     """The engine is closed, or stopped by an internal failure."""
 
 
-@dataclass
 class _Live:
-    """A request that has not ended: how it came, what the scheduler knows of it, news that were not sent yet, and what
-    is to go with its first token."""
+    """A request that has not ended: how it came, what the scheduler knows of it, and news that were not sent yet.
 
-    submission: Submission
-    request: Request
-    news: Update | None = None
-    prompt_scores: list[TokenScores] = field(default_factory=list)
+    `length` counts its tokens. `prompt_scores` go with the first token. What every token needs lies at hand.
+    """
+
+    def __init__(self, submission: Submission, request: Request) -> None:
+        plan = submission.payload.plan
+        self.submission, self.request, self.name = submission, request, request.id
+        self.outputs, self.length = submission.payload.outputs, request.prompt_len
+        self.stop, self.stop_ids = submission.stop, plan.stop_ids
+        self.wants_scores = plan.logprobs is not None or plan.prompt_logprobs is not None
+        self.prompt_scores: list[TokenScores] = []
+        self.news: Update | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class EngineCore:
         records, closed with the engine."""
         self.clock = clock
         self._scheduler, self._decision_log = scheduler, log
+        self._page_size = scheduler.config.page_size
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._executor = executor(self._inbox.put)
         self._live: dict[str, _Live] = {}
@@ -227,62 +232,69 @@ class EngineCore:
             self._live[name] = _Live(submission, self._scheduler.requests[name])
 
     def _take_step(self, result: StepResult) -> None:
+        """Runs once a row of every step: what it does not need it does not call."""
         if not self._scheduler.is_in_flight(result.mesh, result.step):
             return
         outcomes: list[Outcome] = []
-        for index, row in enumerate(result.rows):
+        for index, (row, sampled) in enumerate(zip(result.rows, result.tokens.T.tolist(), strict=True)):
             request = self._scheduler.owner(row)
-            if request is None:
+            if request is None:  # it came too late
                 continue
             live = self._live[request.id]
-            if isinstance(row, Chunk) and row.start == 0:
-                live.prompt_scores.clear()  # of an earlier run
-            if index in result.prompt_scores:
-                live.prompt_scores.append(result.prompt_scores[index])
-            if not isinstance(row, Chunk) or row.is_last:
-                self._take_tokens(live, row, result, index, outcomes)
+            if isinstance(row, Chunk):
+                self._take_prompt_scores(live, row, result.prompt_scores.get(index))
+                if not row.is_last:
+                    continue
+            for step, token in enumerate(sampled):
+                # A token that the request has already was generated again after a preemption.
+                if row.kv_len + step < live.length:
+                    continue
+                if live.wants_scores:
+                    self._add_scores(live, result, step, index)
+                outcome = self._take_token(live, token)
+                outcomes.append(outcome)
+                if outcome.stopped:
+                    break
         self._scheduler.on(StepDone(result.t, result.mesh, result.step, tuple(outcomes)))
 
-    def _take_tokens(
-        self, live: _Live, row: Chunk | DecodeRow, result: StepResult, index: int, outcomes: list[Outcome]
-    ) -> None:
-        """The tokens of one row, one per step of the dispatch, up to one that ends the request."""
-        payload = live.submission.payload
-        for step, token in enumerate(result.tokens[:, index].tolist()):
-            # A token that the request has already was generated again after a preemption.
-            if row.kv_len + step < len(payload.prompt) + len(payload.outputs):
-                continue
-            payload.outputs.append(token)
-            news = self._news(live)
-            news.token_ids.append(token)
-            news.prompt_scores += live.prompt_scores
-            live.prompt_scores = []
-            if payload.plan.logprobs is not None:
-                news.scores.append(result.score_of(step, index))
-            stopped = self._is_stopped(live, token)
-            outcomes.append(Outcome(live.request.id, stopped, self._block_hash(live)))
-            if stopped:
-                return
+    def _take_prompt_scores(self, live: _Live, row: Chunk, scores: TokenScores | None) -> None:
+        if row.start == 0:
+            live.prompt_scores.clear()  # of an earlier run
+        if scores is not None:
+            live.prompt_scores.append(scores)
 
-    def _is_stopped(self, live: _Live, token: int) -> bool:
-        submission = live.submission
-        found = None if submission.stop is None else submission.stop.push(token)
-        if token in submission.payload.plan.stop_ids:
-            if token not in submission.eos_ids:
-                self._news(live).stop_reason = token
+    def _take_token(self, live: _Live, token: int) -> Outcome:
+        live.outputs.append(token)
+        live.length += 1
+        news = live.news or self._news(live)
+        news.token_ids.append(token)
+        stopped = (live.stop is not None or token in live.stop_ids) and self._is_stopped(live, news, token)
+        return Outcome(live.name, stopped, None if live.length % self._page_size else self._block_hash(live))
+
+    def _add_scores(self, live: _Live, result: StepResult, step: int, index: int) -> None:
+        news = live.news or self._news(live)
+        if live.submission.payload.plan.logprobs is not None:
+            news.scores.append(result.score_of(step, index))
+        news.prompt_scores += live.prompt_scores
+        live.prompt_scores.clear()
+
+    def _is_stopped(self, live: _Live, news: Update, token: int) -> bool:
+        """Whether the token ends the request; why, where that was not the model's own end."""
+        found = None if live.stop is None else live.stop.push(token)
+        if token in live.stop_ids:
+            news.stop_reason = None if token in live.submission.eos_ids else token
             return True
-        self._news(live).stop_reason = found
+        news.stop_reason = found
         return found is not None
 
     def _block_hash(self, live: _Live) -> bytes | None:
-        """Of the page that the newest token fills, if it does and the request may use the prefix cache."""
-        payload, size = live.submission.payload, self._scheduler.config.page_size
-        length = len(payload.prompt) + len(payload.outputs)
-        if length % size or len(live.request.hashes) != length // size - 1:
+        """Of the page that the newest token fills, where the request may use the prefix cache."""
+        hashes, size = live.request.hashes, self._page_size
+        if len(hashes) != live.length // size - 1:
             return None
-        parent = live.request.hashes[-1] if live.request.hashes else b""
-        tail = [*payload.prompt[length - size :].tolist(), *payload.outputs[-size:]][-size:]
-        return next_block(parent, tail)
+        prompt = live.submission.payload.prompt
+        tail = [*prompt[live.length - size :].tolist(), *live.outputs[-size:]][-size:]
+        return next_block(hashes[-1] if hashes else b"", tail)
 
     def _replace_params(self) -> None:
         for message in self._new_params:

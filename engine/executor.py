@@ -33,7 +33,7 @@ from .protocol import (
     TransferFailed,
     TransferReady,
 )
-from .submission import Payload, TokenScores
+from .submission import Payloads, TokenScores
 from .waiter import Waiter
 
 
@@ -93,7 +93,7 @@ class Executor:
     ) -> None:
         """`post` takes completions from any thread; `clock` gives their times in seconds."""
         self.meshes = list(meshes)
-        self.payloads: dict[str, Payload] = {}
+        self.payloads = Payloads()
         self.traffic, self._traffic_lock = Traffic(), threading.Lock()
         self._staged: dict[int, _Staged] = {}
         self._post, self._clock = post, clock

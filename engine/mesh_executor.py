@@ -4,7 +4,7 @@ Invariant: arrays given to a step are made for it and never written again, becau
 read the host's memory. Pages of a row are looked up in the host's copy of the page tables, all rows at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from .protocol import AssignPages, Chunk, CopyPage, Decode, DecodeRow, Fused, Pr
 from .request_state import Float, Int
 from .sampling import Sampled
 from .steps import ChunkColumn, DecodeColumn, PrefillInputs, decode_columns, pages_written, prefill_columns
-from .submission import Payload, TokenScores
+from .submission import Payload, Payloads, TokenScores
 from .weights import Params, Placer
 
 
@@ -91,7 +91,7 @@ class MeshExecutor:
         kv[action.group] = program(kv[action.group], np.int32(action.source), np.int32(action.destination))
         self.state = self.state._replace(kv=tuple(kv))
 
-    def prefill(self, action: Prefill, payloads: Mapping[str, Payload]) -> Dispatched:
+    def prefill(self, action: Prefill, payloads: Payloads) -> Dispatched:
         """Dispatch a packed prefill step."""
         self._load_dense(action.chunks, payloads)
         inputs = self._prefill_inputs(action.bucket, action.chunks, payloads)
@@ -99,13 +99,13 @@ class MeshExecutor:
         index = np.arange(len(action.chunks))
         return self._dispatched(sampled, index, action.chunks, payloads, action.chunks, hidden)
 
-    def decode(self, action: Decode, payloads: Mapping[str, Payload]) -> Dispatched:
+    def decode(self, action: Decode, payloads: Payloads) -> Dispatched:
         """Dispatch one or several decode steps."""
         rows = self._decode_rows(action.bucket, action.steps, action.rows, payloads)
         self.state, sampled = self.programs.decode[action.bucket, action.steps](self.params, self.state, rows)
         return self._dispatched(sampled, np.arange(len(action.rows)), action.rows, payloads)
 
-    def fused(self, action: Fused, payloads: Mapping[str, Payload]) -> Dispatched:
+    def fused(self, action: Fused, payloads: Payloads) -> Dispatched:
         """Dispatch a step of prompt chunks and decode rows."""
         config = self.plan.config
         self._load_dense(action.chunks, payloads)
@@ -135,7 +135,7 @@ class MeshExecutor:
         buckets = staged_pages(self.plan.config, bucket)
         return tuple(map(padded, pages, buckets, self._padding))
 
-    def _load_dense(self, chunks: Sequence[Chunk], payloads: Mapping[str, Payload]) -> None:
+    def _load_dense(self, chunks: Sequence[Chunk], payloads: Payloads) -> None:
         """Before a request's first sample: its dense row, in which all tokens count that no step will feed any more."""
         for chunk in chunks:
             payload = payloads[chunk.request_id]
@@ -145,7 +145,7 @@ class MeshExecutor:
                 load: Any = self.programs.load_dense
                 self.state = self.state._replace(requests=load(self.state.requests, np.int32(chunk.slot), row))
 
-    def _prefill_inputs(self, bucket: int, chunks: Sequence[Chunk], payloads: Mapping[str, Payload]) -> PrefillInputs:
+    def _prefill_inputs(self, bucket: int, chunks: Sequence[Chunk], payloads: Payloads) -> PrefillInputs:
         config = self.plan.config
         tokens = _filled(0, bucket)
         rows = _filled(0, config.prefill_rows, prefill_columns(len(self._tables), config.max_pages))
@@ -164,35 +164,41 @@ class MeshExecutor:
             out[: len(slots)] = table[slots, : config.max_pages]
         return PrefillInputs(tokens, rows, floats)
 
-    def _decode_rows(self, bucket: int, steps: int, rows: Sequence[DecodeRow], payloads: Mapping[str, Payload]) -> Any:
+    def _decode_rows(self, bucket: int, steps: int, rows: Sequence[DecodeRow], payloads: Payloads) -> Any:
         config, count = self.plan.config, len(rows)
         packed = _filled(0, bucket, decode_columns(len(self._tables), steps, config.page_size))
         packed[count:, DecodeColumn.SLOT] = config.max_num_seqs
         packed[:, DecodeColumn.FORCED] = -1
-        packed[:count, :2] = [(row.slot, row.kv_len) for row in rows]
-        for index, row in enumerate(rows):
-            if row.is_forced:
-                packed[index, DecodeColumn.FORCED] = _tokens(payloads[row.request_id], row.kv_len - 1, row.kv_len)[0]
+        _, _, slots, lengths, are_forced = zip(*rows, strict=True)
+        packed[:count, DecodeColumn.SLOT], packed[:count, DecodeColumn.KV_LEN] = slots, lengths
+        if any(are_forced):
+            self._force(packed, rows, payloads)
         slot, kv_len = packed[:count, DecodeColumn.SLOT, None], packed[:count, DecodeColumn.KV_LEN, None]
         for table, out in zip(self._tables, self._columns(packed, len(DecodeColumn)), strict=True):
             out[:count] = table[slot, (kv_len - 1) // config.page_size + np.arange(out.shape[1])]
         return packed
 
+    def _force(self, packed: np.ndarray, rows: Sequence[DecodeRow], payloads: Payloads) -> None:
+        for index, row in enumerate(rows):
+            if row.is_forced:
+                packed[index, DecodeColumn.FORCED] = _tokens(payloads[row.request_id], row.kv_len - 1, row.kv_len)[0]
+
     def _columns(self, rows: np.ndarray, first: int) -> list[np.ndarray]:
         """Each group's columns, as views."""
-        return np.split(rows[:, first:], len(self._tables), axis=1)
+        width = (rows.shape[1] - first) // len(self._tables)
+        return [rows[:, first + i * width : first + (i + 1) * width] for i in range(len(self._tables))]
 
     def _dispatched(
         self,
         sampled: Sampled,
         index: np.ndarray,
         rows: Sequence[Chunk | DecodeRow],
-        payloads: Mapping[str, Payload],
+        payloads: Payloads,
         chunks: Sequence[Chunk] = (),
         hidden: jax.Array | None = None,
     ) -> Dispatched:
         """Also dispatches the scoring of the chunks' prompt tokens where it is wanted."""
-        is_scored = any(payloads[row.request_id].plan.logprobs is not None for row in rows)
+        is_scored = bool(payloads.scored) and any(row.request_id in payloads.scored for row in rows)
         pieces = () if hidden is None else _pieces(chunks, payloads)
         if hidden is None or not pieces:
             return Dispatched(sampled, index, is_scored)
@@ -204,7 +210,7 @@ class MeshExecutor:
         return Dispatched(sampled, index, is_scored, prompt, pieces)
 
 
-def _pieces(chunks: Sequence[Chunk], payloads: Mapping[str, Payload]) -> tuple[tuple[int, int, int], ...]:
+def _pieces(chunks: Sequence[Chunk], payloads: Payloads) -> tuple[tuple[int, int, int], ...]:
     """Row, start and stop, among the step's tokens, of what predicts prompt tokens whose scores are wanted."""
     pieces, end = [], 0
     for row, chunk in enumerate(chunks):

@@ -2,13 +2,13 @@
 
 Real executor and simulator speak it alike, so a remote worker could too. Actions on one mesh must be dispatched in the
 order given: pages and slots are handed on in that order (a page freed by one action may be written by the next).
-Control-plane module: no JAX here, no tokens, no arrays.
+Control-plane module: no JAX here, no tokens, no arrays. Rows of steps are named tuples, which are cheap to make.
 
 "Pages per group" is a tuple with one entry per cache group (`EngineConfig.windows`), each a tuple of page ids.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .request import RequestFacts
 
@@ -52,8 +52,7 @@ class MigrateRequested:
     destination: int | None = None
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """A token was sampled for this request, which still runs; `stopped` says whether the token ends it.
 
     `block_hash`: of the page that this token is the last one of, else None.
@@ -151,8 +150,7 @@ class CopyPage:
     destination: int
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """`length` tokens of a request, prompt first and then what it has generated, from position `start` on.
 
     Positions below `write_from` have their KV in the cache and are not written. The last chunk samples a token: output
@@ -173,8 +171,7 @@ class Chunk:
         return self.start + self.length
 
 
-@dataclass(frozen=True)
-class DecodeRow:
+class DecodeRow(NamedTuple):
     """One request's row of a decode step; `kv_len` counts its tokens in the cache, the one being fed included.
 
     It samples output number kv_len - prompt_len + 1. `is_forced`: feed the token at position kv_len - 1 as it was

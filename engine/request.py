@@ -130,20 +130,14 @@ class Request:
     home: Seat | None = None
     handoff: Handoff | None = None
 
-    @property
-    def id(self) -> str:
-        """The request's name."""
-        return self.facts.id
-
-    @property
-    def prompt_len(self) -> int:
-        """Tokens of the prompt."""
-        return self.facts.prompt_len
+    def __post_init__(self) -> None:
+        """What is looked at in every step lies at hand."""
+        self.id, self.prompt_len, self.max_tokens = self.facts.id, self.facts.prompt_len, self.facts.max_tokens
 
     @property
     def can_decode(self) -> bool:
         """Whether another decode step may be dispatched: in DECODE, with tokens left to ask for."""
-        return self.state is State.DECODE and self.dispatched < self.facts.max_tokens
+        return self.state is State.DECODE and self.dispatched < self.max_tokens
 
     @property
     def kv_len(self) -> int:

@@ -121,7 +121,8 @@ class Scheduler:
     def _confirm_token(self, request: Request, outcome: Outcome) -> None:
         request.confirmed += 1
         for mesh in self.meshes:
-            mesh.unanswered.pop(request.id, None)
+            if mesh.unanswered:
+                mesh.unanswered.pop(request.id, None)
         line = request.timeline
         line.tokens.append(self._now)
         if line.prefill_end is None:
@@ -130,7 +131,7 @@ class Scheduler:
             request.hashes.append(outcome.block_hash)
         if outcome.stopped:
             self._finish(request, State.FINISHED, "stop")
-        elif request.confirmed == request.facts.max_tokens:
+        elif request.confirmed == request.max_tokens:
             self._finish(request, State.FINISHED, "length")
         else:
             self._settle(request)
@@ -245,19 +246,18 @@ class Scheduler:
         """Decode steps that this mesh may run in a row before a prompt, an arriving request or a finish by length
         would change its batch; 0: it has nothing to decode. Pages are not considered."""
         state = self.meshes[mesh]
-        left = [r.facts.max_tokens - r.dispatched for r in state.decoding.values() if r.can_decode]
+        left = [r.max_tokens - r.dispatched for r in state.decoding.values() if r.can_decode]
         if not left or state.prefilling or any(r.handoff is not None for r in state.seated.values()):
             return min(1, len(left))
         return min(left)
 
     def _dispatch_step(self, mesh: MeshState) -> bool:
         """One step if there is work; a mesh that does both alternates, or does both at once."""
-        can_decode = any(request.can_decode for request in mesh.decoding.values())
-        prefills = bool(mesh.prefilling) and (mesh.spec.fused or not (can_decode and mesh.last_was_prefill))
+        ready = [request for request in mesh.decoding.values() if request.can_decode]
+        prefills = bool(mesh.prefilling) and (mesh.spec.fused or not (ready and mesh.last_was_prefill))
         mesh.last_was_prefill = prefills
-        decodes = can_decode and (mesh.spec.fused or not prefills)
         steps = 1 if prefills else self._steps_at_once(mesh)
-        rows = self._decode_rows(mesh, steps) if decodes else ()
+        rows = self._decode_rows(mesh, ready, steps) if mesh.spec.fused or not prefills else ()
         chunks = self._take_chunks(mesh, may_preempt=not rows) if prefills else ()
         if rows or chunks:
             self._out.append(self._step(mesh, chunks, rows, steps))
@@ -280,6 +280,8 @@ class Scheduler:
     def _steps_at_once(self, mesh: MeshState) -> int:
         """All that a dispatch may run, where nothing can interfere and pages for them are free anyway; else 1."""
         steps = self.config.decode_steps
+        if steps == 1:
+            return 1
         pages = len(mesh.decoding) * (self.config.pages_for(steps) + 1)
         has_pages = all(group.num_free >= pages for group in mesh.cache.groups)
         return steps if has_pages and self.horizon(mesh.index) >= steps else 1
@@ -337,7 +339,7 @@ class Scheduler:
         request.dispatched = request.to_prefill - request.prompt_len + 1
         mesh.cache.end_prompt(request.home)
         self._admission.fork_siblings(request, mesh)
-        if request.dispatched == request.facts.max_tokens:
+        if request.dispatched == request.max_tokens:
             return
         if mesh.spec.decodes:
             request.move_to(State.DECODE)
@@ -346,11 +348,11 @@ class Scheduler:
             request.move_to(State.HANDOFF)
             self._departures.add(request)
 
-    def _decode_rows(self, mesh: MeshState, steps: int) -> tuple[DecodeRow, ...]:
-        """A row for everyone who can decode and has, or is given, the pages. The earliest arrival comes first."""
+    def _decode_rows(self, mesh: MeshState, ready: list[Request], steps: int) -> tuple[DecodeRow, ...]:
+        """A row for everyone who has, or is given, the pages. The earliest arrival comes first."""
         rows = []
-        for request in sorted(mesh.decoding.values(), key=by_arrival):
-            if request.can_decode and self._make_room(request, mesh, steps):
+        for request in sorted(ready, key=by_arrival):
+            if self._make_room(request, mesh, steps):
                 assert request.home is not None
                 is_forced = request.dispatched <= request.forced
                 rows.append(DecodeRow(request.id, request.run, request.home.slot, request.kv_len + 1, is_forced))

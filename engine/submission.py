@@ -41,7 +41,27 @@ class Payload:
     outputs: list[int] = field(default_factory=list)
 
 
-@dataclass
+class Payloads(dict[str, Payload]):
+    """Payloads of the requests in the engine, by name. `scored`: names of those whose tokens are to be scored."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        super().__init__()
+        self.scored: set[str] = set()
+
+    def __setitem__(self, name: str, payload: Payload) -> None:
+        """Take one in."""
+        super().__setitem__(name, payload)
+        if payload.plan.logprobs is not None:
+            self.scored.add(name)
+
+    def __delitem__(self, name: str) -> None:
+        """Let one go."""
+        super().__delitem__(name)
+        self.scored.discard(name)
+
+
+@dataclass(slots=True)
 class Update:
     """News of one request: tokens sampled since the last update, and why it ended (None: it goes on).
 

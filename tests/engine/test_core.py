@@ -187,7 +187,7 @@ def test_a_late_eos_does_not_cut_the_slots_next_tenant(make_llm):
         assert late not in expected
         for _ in range(5):
             first, second = llm.generate(PROMPTS[:2], [stopping, guarded])
-            assert first.outputs[0].finish_reason == "stop"
+            assert first.outputs[0].finish_reason == "stop", first.error
             assert second.outputs[0].token_ids == expected
 
 
