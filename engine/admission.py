@@ -5,7 +5,7 @@ to compute before its first token, cached pages counted; one that shares a promp
 computed waits for that instead of computing it too. Control-plane module: no JAX here.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 
 from .config import EngineConfig
@@ -23,15 +23,23 @@ class Admission:
         """`requests`: all that have not ended, by name; the scheduler's own."""
         self._config, self._meshes, self._requests, self._tally = config, meshes, requests, tally
         self._waiting: list[Request] = []
+        self._siblings: dict[str, list[Request]] = {}
         self.is_held = False
 
     def add(self, request: Request) -> None:
         """Take a request into the queue."""
         insort(self._waiting, request, key=by_arrival)
+        if request.facts.fork_of is not None and not request.restarts:
+            self._siblings.setdefault(request.facts.fork_of, []).append(request)
 
     def remove(self, request: Request) -> None:
         """Take it out again."""
-        self._waiting.remove(request)
+        del self._waiting[bisect_left(self._waiting, request.number, key=by_arrival)]
+        siblings = self._siblings.get(request.facts.fork_of or "", [])
+        if request in siblings:
+            siblings.remove(request)
+            if not siblings:
+                del self._siblings[request.facts.fork_of or ""]
 
     def admit(self) -> None:
         """First come, first served: a prompt that does not fit yet holds back those behind it.
@@ -41,7 +49,7 @@ class Admission:
         for request in self._waiting[: 2 * self._config.max_num_seqs]:
             if request.state is not State.WAITING:  # seated meanwhile, with the request that it forks
                 continue
-            if (self.is_held and request.run == 0) or self._is_coming(request):
+            if (self.is_held and not request.restarts) or self._is_coming(request):
                 continue
             if not self._seat(request):
                 return
@@ -49,9 +57,9 @@ class Admission:
     def fork_siblings(self, leader: Request, mesh: MeshState) -> None:
         """Seat those who share the whole prompt on its very pages. Each computes the last token for itself."""
         assert leader.home is not None
-        if leader.run or self.is_held:
+        if leader.restarts or self.is_held:
             return
-        for request in [r for r in self._waiting if r.facts.fork_of == leader.id and r.run == 0]:
+        for request in list(self._siblings.get(leader.id, ())):
             seat = mesh.cache.fork(request.id, leader.home)
             if seat is None:
                 return
@@ -59,16 +67,21 @@ class Admission:
             self._begin_prefill(request, mesh, request.prompt_len)
 
     def _is_coming(self, request: Request) -> bool:
-        """Whether another request is computing what this one lacks."""
+        """Whether another request is computing what this one lacks wherever it could go."""
         leader = self._requests.get(request.facts.fork_of or "")
-        if leader is not None and request.run == 0 and leader.state in (State.WAITING, State.PREFILL):
+        if leader is not None and not request.restarts and leader.state in (State.WAITING, State.PREFILL):
             return True
-        for mesh in self._meshes:
-            if mesh.computing:
-                done = mesh.cache.hit(request.hashes, request.to_prefill) // self._config.page_size
-                if any(key in mesh.computing for key in request.hashes[done : done + 1]):
-                    return True
-        return False
+        if request.awaits is not None and self._is_computed(request.awaits):
+            return True
+        request.awaits = None
+        if any(mesh.computing for mesh in self._meshes):
+            done = max(m.cache.hit(request.hashes, request.to_prefill) for m in self._meshes if m.spec.prefills)
+            first = done // self._config.page_size
+            request.awaits = next(filter(self._is_computed, request.hashes[first : first + 1]), None)
+        return request.awaits is not None
+
+    def _is_computed(self, block_hash: bytes) -> bool:
+        return any(block_hash in mesh.computing for mesh in self._meshes)
 
     def _seat(self, request: Request) -> bool:
         """Seat a prompt where the least is to be done before its first token."""

@@ -63,7 +63,7 @@ class AsyncLLM(EngineOwner):
                 yield collector.output()
         finally:
             if not collector.is_finished:
-                self._frontend.abort(collector.request_id)
+                self._frontend.withdraw(collector)
 
     async def abort(self, request_id: str) -> None:
         """End all completions of a request early; its iteration ends with finish_reason "abort".

@@ -66,6 +66,8 @@ class _Live:
         self.wants_scores = plan.logprobs is not None or plan.prompt_logprobs is not None
         self.prompt_scores: list[TokenScores] = []
         self.news: Update | None = None
+        hashes = submission.facts.block_hashes
+        self.last_hash = hashes[-1] if hashes else b""
 
 
 @dataclass(frozen=True)
@@ -288,13 +290,15 @@ class EngineCore:
         return found is not None
 
     def _block_hash(self, live: _Live) -> bytes | None:
-        """Of the page that the newest token fills, where the request may use the prefix cache."""
-        hashes, size = live.request.hashes, self._page_size
-        if len(hashes) != live.length // size - 1:
+        """Of the page that the newest token fills, where the request feeds the prefix cache."""
+        config, facts, size = self._scheduler.config, live.submission.facts, self._page_size
+        feeds = len(facts.block_hashes) == facts.prompt_len // size
+        if not feeds or config.deterministic or not config.prefix_cache:
             return None
         prompt = live.submission.payload.prompt
         tail = [*prompt[live.length - size :].tolist(), *live.outputs[-size:]][-size:]
-        return next_block(hashes[-1] if hashes else b"", tail)
+        live.last_hash = next_block(live.last_hash, tail)
+        return live.last_hash
 
     def _replace_params(self) -> None:
         for message in self._new_params:

@@ -43,9 +43,22 @@ class Departures:
         insort(self._leaving, request, key=by_arrival)
 
     def depart(self) -> None:
-        """Give credit and send, first come first served, as far as pages and staging allow."""
-        while self._leaving and self._has_credit(self._leaving[0]) and self._send(self._leaving[0], is_last=True):
-            self._leaving.pop(0)
+        """Give credit, first come first served, and send all who have it, as far as pages and staging allow.
+
+        Who has credit never waits for those who have none: they may wait for the very pages that he holds. One whose
+        blocks are on their way to the decode mesh already, for another request, waits for those and holds back nobody.
+        """
+        may_ask = True
+        for request in list(self._leaving):
+            if request.handoff is None:
+                if self._is_coming(request):
+                    continue
+                may_ask = may_ask and self._has_credit(request)
+                if not may_ask:
+                    continue
+            if not self._send(request, is_last=True):
+                return
+            self._leaving.remove(request)
 
     def pipeline(self, request: Request) -> None:
         """A chunk is dispatched and more will come: send its full pages if the prompt is long."""
@@ -62,10 +75,19 @@ class Departures:
         if not self._has_credit(request, destination):
             return False
         if not self._send(request, is_last=True):
-            self._give_credit_back(request)
+            self.give_credit_back(request)
             return False
         del source.decoding[request.id]
         return True
+
+    def _is_coming(self, request: Request) -> bool:
+        """Whether the first block that a decode mesh lacks of this request is on its way there for another."""
+        for mesh in self._meshes:
+            if mesh.arriving:
+                done = mesh.cache.hit(request.hashes, request.kv_len) // self._config.page_size
+                if any(key in mesh.arriving for key in request.hashes[done : done + 1]):
+                    return True
+        return False
 
     def _has_credit(self, request: Request, destination: int | None = None) -> bool:
         """Reserve a seat where the request will decode, unless it has one."""
@@ -78,12 +100,14 @@ class Departures:
             for mesh in self._meshes
             if mesh.spec.decodes and mesh.index != home and destination in (None, mesh.index)
         ]
-        able.sort(key=lambda mesh: (mesh.index == request.lost_on, -mesh.cache.groups[0].num_free))
+        able.sort(key=lambda mesh: (mesh.index == request.lost_on, -mesh.cache.room))
         for mesh in able:
             seated = mesh.cache.seat_arrival(request.id, request.hashes, tokens, mesh.watermark)
             if seated is not None:
                 request.handoff = Handoff(*seated)
                 mesh.seated[request.id] = request
+                for key in request.hashes[min(seated[1]) : tokens // self._config.page_size]:
+                    mesh.arriving.setdefault(key, request)
                 return True
         return False
 
@@ -122,6 +146,8 @@ class Departures:
         self._emit(StartTransfer(transfer.number, bucket, source, slot, from_pages, destination))
         if is_last:
             request.home = None
+            known = min(tokens, request.prompt_len + request.confirmed)
+            self._meshes[source].cache.remember(home, request.hashes, known)
             self._meshes[source].unseat(request, home)
         return True
 
@@ -134,6 +160,10 @@ class Departures:
         )
 
     # ---- arriving
+
+    def source(self, number: int) -> int | None:
+        """The mesh that this transfer comes from; None once it is over."""
+        return self._transfers[number][0].source if number in self._transfers else None
 
     def owner(self, number: int) -> Request | None:
         """Whose transfer this is; None once nobody wants it."""
@@ -165,8 +195,9 @@ class Departures:
             self._emit(Scatter(transfer.number, transfer.destination, slot, transfer.pages))
             if transfer.has_state:
                 request.home, request.handoff = handoff.seat, None
-                cache = self._meshes[handoff.seat.mesh].cache
-                cache.remember(handoff.seat, request.hashes, request.kv_len)
+                mesh = self._meshes[handoff.seat.mesh]
+                mesh.cache.remember(handoff.seat, request.hashes, request.kv_len)
+                mesh.forget_arriving(request)
                 return True
         return False
 
@@ -176,19 +207,15 @@ class Departures:
         """Whether KV of this request is on its way from this mesh."""
         return request.handoff is not None and any(t.source == mesh for t in request.handoff.transfers)
 
-    def revoke(self, request: Request) -> None:
-        """Take back the credit of a request whose KV is still where it came from; it will ask again."""
-        assert request.home is not None
-        self._give_credit_back(request)
-
     def cancel(self, request: Request) -> None:
         """The request goes nowhere: off the list, credit back, transfers dropped."""
         if request in self._leaving:
             self._leaving.remove(request)
         if request.handoff is not None:
-            self._give_credit_back(request)
+            self.give_credit_back(request)
 
-    def _give_credit_back(self, request: Request) -> None:
+    def give_credit_back(self, request: Request) -> None:
+        """Take back the seat reserved for a request and drop what is on its way there."""
         handoff, request.handoff = request.handoff, None
         assert handoff is not None
         for transfer in handoff.transfers:
@@ -197,7 +224,9 @@ class Departures:
                 self._forget(transfer)
             else:
                 self._transfers[transfer.number] = transfer, None
-        self._meshes[handoff.seat.mesh].unseat(request, handoff.seat)
+        mesh = self._meshes[handoff.seat.mesh]
+        mesh.forget_arriving(request)
+        mesh.unseat(request, handoff.seat)
 
     def _forget(self, transfer: Transfer) -> None:
         del self._transfers[transfer.number]

@@ -93,6 +93,7 @@ class Executor:
     ) -> None:
         """`post` takes completions from any thread; `clock` gives their times in seconds."""
         self.meshes = list(meshes)
+        self._placer = meshes[0].placer  # to check with, also once the meshes are gone
         self.payloads = Payloads()
         self.traffic, self._traffic_lock = Traffic(), threading.Lock()
         self._staged: dict[int, _Staged] = {}
@@ -130,12 +131,14 @@ class Executor:
 
     def check_params(self, new: Mapping[str, ArrayLike]) -> None:
         """Refuse parameters that cannot stand in for those of the same names; see `Placer.check`."""
-        self.meshes[0].placer.check(new)
+        self._placer.check(new)
 
     def replace_params(self, new: Mapping[str, ArrayLike]) -> None:
         """New parameters, by name, for every step from here on; steps in flight keep theirs."""
         for mesh in self.meshes:
-            mesh.params = mesh.placer.replace(mesh.params, new)
+            params, mesh.params = list(mesh.params), ()
+            mesh.placer.replace(params, new)
+            mesh.params = tuple(params)
 
     def reset_mesh(self, mesh: int) -> None:
         """After a step raised: a new, empty pool."""

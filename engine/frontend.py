@@ -9,7 +9,7 @@ Every method may be called from any thread.
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,22 +54,25 @@ class LiveRequests:
         self._lock = threading.Lock()
         self._running: dict[str, dict[str, None]] = {}  # inner: an ordered set
         self._owner: dict[str, str] = {}
+        self._holder: dict[str, RequestCollector] = {}
 
     def __contains__(self, name: str) -> bool:
         """Whether a request or a completion has this name."""
         return name in self._running or name in self._owner
 
-    def add(self, request_id: str, sequence_ids: Sequence[str]) -> None:
-        """Take names.
+    def add(self, collector: RequestCollector) -> None:
+        """Take a request's names.
 
         Raises:
             ValueError: one of them is in use.
         """
+        request_id, sequence_ids = collector.request_id, collector.sequence_ids
         with self._lock:
             if any(name in self for name in (request_id, *sequence_ids)):
                 raise ValueError(f"request_id={request_id!r} is in use: give each running request its own.")
             self._running[request_id] = dict.fromkeys(sequence_ids)
             self._owner.update(dict.fromkeys(sequence_ids, request_id))
+            self._holder[request_id] = collector
 
     def end(self, sequence_id: str) -> None:
         """A completion has ended; a name no longer in use is ignored."""
@@ -79,12 +82,17 @@ class LiveRequests:
                 return
             del self._running[owner][sequence_id]
             if not self._running[owner]:
-                del self._running[owner]
+                del self._running[owner], self._holder[owner]
 
     def sequences(self, request_id: str) -> list[str]:
         """The completions of a request that still run, in order; none for a name that is not in use."""
         with self._lock:
             return list(self._running.get(request_id, ()))
+
+    def holder(self, request_id: str) -> RequestCollector | None:
+        """Who has this name now."""
+        with self._lock:
+            return self._holder.get(request_id)
 
 
 class _Forward:
@@ -149,7 +157,7 @@ class Frontend:
             EngineError: the engine is closed or has failed.
         """
         collector = ticket.collector
-        self._live.add(collector.request_id, collector.sequence_ids)
+        self._live.add(collector)
         try:
             self._core.submit(ticket.submissions)
         except BaseException:  # an interrupt may come after the engine has taken it
@@ -162,6 +170,11 @@ class Frontend:
         """End every completion of a request; a name not in use is ignored."""
         for sequence_id in self._live.sequences(request_id):
             self._core.abort(sequence_id)
+
+    def withdraw(self, collector: RequestCollector) -> None:
+        """End every completion of this request, unless it has ended and another has its name."""
+        if self._live.holder(collector.request_id) is collector:
+            self.abort(collector.request_id)
 
     def preempt(self, request_id: str) -> None:
         """Give up the KV of every completion of a request; a name not in use is ignored."""

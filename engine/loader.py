@@ -113,8 +113,6 @@ def start_core(
     def executor(post: Callable[[Completion], None]) -> Executor:
         return Executor(executors, post, time.monotonic)
 
-    if log is not None:
-        log.begin(config, pools)
     scheduler = Scheduler(config, pools) if log is None else RecordingScheduler(config, pools, log)
     return EngineCore(scheduler, executor, time.monotonic, log), config
 

@@ -26,6 +26,11 @@ class MeshCache:
         self.slots = SlotTable(config.max_num_seqs)
         self.groups = [PageAllocator(count) for count in pages]
 
+    @property
+    def room(self) -> float:
+        """The share of pages that are free, in the group that has least; 0 to 1."""
+        return min(pages.num_free / pages.num_pages for pages in self.groups)
+
     # ---- what is cached
 
     def hit(self, hashes: Sequence[bytes], tokens: int) -> int:
@@ -70,7 +75,9 @@ class MeshCache:
             first, end = self._first_page(window, min(cached, tokens - 1)), cached // self._config.page_size
             shared.append(BlockTable(first, _cached_run(pages, hashes[first:end])))
             to_write = self._config.pages_for(tokens) - end
-            fresh.append(to_write if window is None else min(to_write, self._config.most_pages(window)))
+            # Never more than a pool is sure to have; shared pages that slide out make room for fresh ones.
+            most = to_write if window is None else self._config.most_pages(window) - len(shared[-1].pages)
+            fresh.append(min(to_write, most))
         seat = self._take(name, shared, fresh, watermark)
         if seat is None:
             return None

@@ -20,7 +20,8 @@ class MeshState:
 
     `seated`: who sits here, or is on the way here. `unanswered`: those admitted here whose first token was not read
     yet, and the prompt tokens to compute for each. `prefilling`: those with chunks left, in order of arrival.
-    `computing`: hashes of the blocks that they have yet to compute, and who will. `staging`: bytes left for transfers
+    `computing`: hashes of the blocks that they have yet to compute, and who will. `arriving`: likewise of blocks on
+    their way here. `staging`: bytes left for transfers
     out or in. `in_flight`: steps not read yet.
     """
 
@@ -33,6 +34,7 @@ class MeshState:
     prefilling: list[Request] = field(default_factory=list)
     decoding: dict[str, Request] = field(default_factory=dict)
     computing: dict[bytes, Request] = field(default_factory=dict)
+    arriving: dict[bytes, Request] = field(default_factory=dict)
     in_flight: set[int] = field(default_factory=set)
     last_was_prefill: bool = False
 
@@ -53,13 +55,20 @@ class MeshState:
 
     @property
     def is_backed_up(self) -> bool:
-        """Whether half of the pages hold KV that waits for credit elsewhere; no prompt is admitted then."""
-        waiting = sum(
-            len(request.home.tables[0].pages)
+        """Whether half of a group's pages hold KV that waits for credit elsewhere; no prompt is admitted then."""
+        homes = [
+            request.home
             for request in self.seated.values()
             if request.state is State.HANDOFF and request.home is not None and request.home.mesh == self.index
+        ]
+        return any(
+            2 * len({page for home in homes for page in home.tables[group].pages}) > pages.num_pages
+            for group, pages in enumerate(self.cache.groups)
         )
-        return 2 * waiting > self.cache.groups[0].num_pages
+
+    def forget_arriving(self, request: Request) -> None:
+        """What was on its way for this request is here, or will not come."""
+        self.arriving = {key: by for key, by in self.arriving.items() if by is not request}
 
     def unseat(self, request: Request, seat: Seat) -> None:
         """The request leaves its seat here."""

@@ -104,13 +104,15 @@ class RequestFacts:
 class Request:
     """One request as the scheduler sees it.
 
-    `number`: its place in the order of arrival. `run`: how often it started; results of an earlier run are void.
-    `retries`: how many of those starts were after a failure. `to_prefill`: tokens that this run prefills, the prompt
-    and after a preemption what it has generated. `prefilled`: of these, in the cache or dispatched. `dispatched`:
-    output tokens whose step was dispatched. `confirmed`: output tokens read back. `forced`: output tokens that this run
-    feeds as they were generated before. `hashes`: of its full pages, as far as their tokens are known. `home`: where
-    its KV is; `handoff`: where it is going. `cached`: prompt tokens that the prefix cache spared its first run, None
-    until that begins. `lost_on`: the mesh whose failure it has survived last.
+    `number`: its place in the order of arrival. `run`: a number that no other start of any request has; results of an
+    earlier run are void. `restarts`: how often it started over, `retries`: how many of these were for a failure.
+    `to_prefill`: tokens that this run prefills, the prompt and after a preemption what it has generated. `prefilled`:
+    of these, in the cache or dispatched. `dispatched`: output tokens whose step was dispatched. `confirmed`: output
+    tokens read back. `forced`: output tokens that this run feeds as they were generated before. `hashes`: of its full
+    pages, as far as their tokens are known. `home`: where its KV is; `handoff`: where it is going. `cached`: prompt
+    tokens that the prefix cache spared its first run, None until that begins. `awaits`: the block that another request
+    is computing for it. `lost_on`: the mesh whose failure it has survived last. `suspects`: a mesh from which a
+    transfer failed, so that it may be lost.
     """
 
     facts: RequestFacts
@@ -118,6 +120,7 @@ class Request:
     timeline: Timeline
     state: State = State.WAITING
     run: int = 0
+    restarts: int = 0
     retries: int = 0
     to_prefill: int = 0
     prefilled: int = 0
@@ -125,7 +128,9 @@ class Request:
     confirmed: int = 0
     forced: int = 0
     cached: int | None = None
+    awaits: bytes | None = None
     lost_on: int | None = None
+    suspects: int | None = None
     hashes: list[bytes] = field(default_factory=list)
     home: Seat | None = None
     handoff: Handoff | None = None

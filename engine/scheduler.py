@@ -60,6 +60,7 @@ class Scheduler:
         self._now = 0.0
         self._next_step = 0
         self._next_number = 0
+        self._next_run = 0
 
     # ---- events
 
@@ -101,15 +102,20 @@ class Scheduler:
     @property
     def is_drained(self) -> bool:
         """Whether no request has started: with admission held, nothing will."""
-        return all(request.run == 0 and request.state is State.WAITING for request in self.requests.values())
+        return all(request.restarts == 0 and request.state is State.WAITING for request in self.requests.values())
 
     def _on_arrival(self, t: float, facts: RequestFacts) -> None:
         request = Request(facts, self._next_number, Timeline(t), to_prefill=facts.prompt_len)
         self._next_number += 1
+        self._begin_run(request)
         if self.config.prefix_cache:
             request.hashes = list(facts.block_hashes)
         self.requests[request.id] = request
         self._admission.add(request)
+
+    def _begin_run(self, request: Request) -> None:
+        """Names may come again, and results of an ended request may come late: a run's number never comes again."""
+        request.run, self._next_run = self._next_run, self._next_run + 1
 
     def _on_step_done(self, mesh: MeshState, step: int, outcomes: Sequence[Outcome]) -> None:
         if step not in mesh.in_flight:  # dispatched before the mesh failed
@@ -147,23 +153,30 @@ class Scheduler:
         self.meshes[request.home.mesh].decoding[request.id] = request
 
     def _on_transfer_failed(self, number: int, reason: str) -> None:
-        request = self._departures.owner(number)
+        request, source = self._departures.owner(number), self._departures.source(number)
         self._departures.arrived(number)
         if request is not None:
-            self._retry(request, None, reason)
+            request.suspects = source  # a mesh that is lost shows in its transfers first
+            self._retry(request, source, reason)
 
     def _on_mesh_failed(self, mesh: MeshState, reason: str) -> None:
         """Whoever has KV here, or KV on its way from here or to here, starts again."""
         mesh.in_flight.clear()
         for request in sorted(self.requests.values(), key=by_arrival):
-            if self._departures.leaves_from(request, mesh.index):
-                self._retry(request, mesh.index, reason)
-            elif request.id in mesh.seated:
-                if request.home is not None and request.home.mesh != mesh.index:
-                    self._departures.revoke(request)
-                else:
-                    self._retry(request, mesh.index, reason)
+            is_elsewhere = request.home is not None and request.home.mesh != mesh.index
+            leaves = self._departures.leaves_from(request, mesh.index)
+            if is_elsewhere and not leaves and request.id in mesh.seated:
+                self._departures.give_credit_back(request)
+            elif leaves or request.id in mesh.seated:
+                self._lose(request, mesh.index, reason)
         mesh.cache.flush()
+
+    def _lose(self, request: Request, mesh: int, reason: str) -> None:
+        if request.suspects == mesh:  # its transfer failed for the same reason, and has cost it a try already
+            request.suspects = None
+            self._start_over(request, keeps_pages=False)
+        else:
+            self._retry(request, mesh, reason)
 
     def _retry(self, request: Request, lost_on: int | None, reason: str) -> None:
         request.retries += 1
@@ -199,7 +212,8 @@ class Scheduler:
         """Back to WAITING. What was generated is prefilled with the prompt, or in deterministic mode decoded again."""
         self._leave(request, keeps_pages=keeps_pages)
         request.move_to(State.WAITING)
-        request.run += 1
+        self._begin_run(request)
+        request.restarts += 1
         request.prefilled = request.dispatched = 0
         request.forced = request.confirmed if self.config.deterministic else 0
         request.to_prefill = request.prompt_len + request.confirmed - request.forced
@@ -352,10 +366,12 @@ class Scheduler:
         """A row for everyone who has, or is given, the pages. The earliest arrival comes first."""
         rows = []
         for request in sorted(ready, key=by_arrival):
-            if self._make_room(request, mesh, steps):
-                assert request.home is not None
-                is_forced = request.dispatched <= request.forced
-                rows.append(DecodeRow(request.id, request.run, request.home.slot, request.kv_len + 1, is_forced))
+            position, seat = request.kv_len, request.home
+            # Most often the pages are there, and nothing has to be asked.
+            if seat is None or (position + steps > seat.writable and not self._make_room(request, mesh, steps)):
+                continue
+            is_forced = request.dispatched <= request.forced
+            rows.append(DecodeRow(request.id, request.run, seat.slot, position + 1, is_forced))
         for row in rows:
             self.requests[row.request_id].dispatched += steps
         return tuple(rows)
@@ -373,7 +389,7 @@ class Scheduler:
         if self._migrate(request, None):
             return
         if request.home is not None and request.home.mesh != mesh.index:
-            self._departures.revoke(request)
+            self._departures.give_credit_back(request)
         else:
             self._preempt(request)
 

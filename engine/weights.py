@@ -52,11 +52,11 @@ class Placer:
         placed: jax.Array = jax.device_put(array, target)
         return placed
 
-    def replace(self, params: Params, new: Mapping[str, ArrayLike]) -> Params:
-        """`params` with those named in `new` in place of the old ones."""
-        return tuple(
-            self.put(path, new[path]) if path in new else old for path, old in zip(self.specs, params, strict=True)
-        )
+    def replace(self, params: list[jax.Array], new: Mapping[str, ArrayLike]) -> None:
+        """Put those named in `new` in place of the old ones, one by one: each old one can be freed before the next."""
+        for index, path in enumerate(self.specs):
+            if path in new:
+                params[index] = self.put(path, new[path])
 
     def check(self, new: Mapping[str, ArrayLike]) -> None:
         """Refuse what is not a parameter, or has another shape or dtype.

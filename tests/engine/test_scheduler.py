@@ -27,8 +27,9 @@ from twinmesh.engine.scheduler import Scheduler
 PAGE = 4
 
 
-def make(topology="prefill=1,decode=1", pages=16, slots=4, length=32, windows=(None,), **changes):
-    """An engine's control plane on a fake device; `pages` in every group's pool."""
+def make(topology="prefill=1,decode=1", pages=16, slots=4, length=32, windows=(None,), spare=None, **changes):
+    """An engine's control plane on a fake device; `pages` in the pool of every group, or of a windowed one what a
+    request needs and `spare` more."""
     config = EngineConfig(
         topology=Topology.parse(topology),
         max_model_len=length,
@@ -37,7 +38,8 @@ def make(topology="prefill=1,decode=1", pages=16, slots=4, length=32, windows=(N
         **{"prefill_buckets": (4, 8), "prefill_rows": 3, "decode_buckets": (slots,), "windows": windows} | changes,
     )
     caps = [config.pages_to_send(window) for window in windows]
-    pool = PoolSize((pages,) * len(windows), (1,) * len(windows), sum(caps))
+    counts = [pages if window is None or spare is None else config.most_pages(window) + spare for window in windows]
+    pool = PoolSize(tuple(counts), (1,) * len(windows), sum(caps))
     scheduler = Scheduler(config, [pool] * len(config.topology.meshes))
     return scheduler, FakeDevice(scheduler, {})
 
@@ -241,7 +243,7 @@ def test_requests_of_a_lost_mesh_start_again_and_others_go_on():
     assert kept.home.mesh != mesh
     device.lose(mesh)
     scheduler.on(MeshFailed(1.0, mesh, "boom"))
-    assert (lost.state, lost.run, kept.run) == (State.WAITING, 1, 0)
+    assert (lost.state, lost.restarts, kept.restarts) == (State.WAITING, 1, 0)
     step(scheduler, device)
     assert lost.home.mesh != mesh, "it goes where it was not lost"
     device.drain(2.0)
@@ -267,7 +269,7 @@ def test_a_failed_transfer_starts_its_request_again_and_no_other():
     scheduler.on(TransferFailed(1.0, device.transfers.pop(0), "boom"))
     device.drain(2.0)
     assert device.finished == {"a": "length", "b": "length"}
-    assert (first.run, second.run) == (1, 0)
+    assert (first.restarts, second.restarts) == (1, 0)
 
 
 def test_credit_on_a_mesh_that_is_lost_is_taken_back_and_asked_for_again():
@@ -277,7 +279,7 @@ def test_credit_on_a_mesh_that_is_lost_is_taken_back_and_asked_for_again():
     assert request.handoff is not None
     device.lose(1)
     scheduler.on(MeshFailed(1.0, 1, "boom"))
-    assert (request.handoff, request.state, request.run) == (None, State.PREFILL, 0)
+    assert (request.handoff, request.state, request.restarts) == (None, State.PREFILL, 0)
     device.drain(2.0)
     assert device.finished == {"a": "length"}
 
@@ -387,8 +389,8 @@ def test_where_no_page_is_free_the_latest_arrival_gives_way_and_comes_back():
     second = arrive(scheduler, device, "b", prompt_len=8, max_tokens=20)
     device.drain(1.0)
     assert device.finished == {"a": "length", "b": "length"}
-    assert (first.run, second.run > 0) == (0, True)
-    assert scheduler.tally.preemptions == second.run
+    assert (first.restarts, second.restarts > 0) == (0, True)
+    assert scheduler.tally.preemptions == second.restarts
 
 
 def test_a_preempted_request_finds_its_pages_in_the_cache():
@@ -401,7 +403,7 @@ def test_a_preempted_request_finds_its_pages_in_the_cache():
     before = device.computed
     scheduler.on(PreemptRequested(6.0, "a"))
     device.drain(7.0)
-    assert request.run == 1
+    assert request.restarts == 1
     assert device.computed - before < PAGE + 1
 
 
@@ -629,3 +631,67 @@ def test_admission_is_held_while_parameters_change_and_the_cache_is_void_after()
     device.drain(4.0)
     assert device.computed - before == 8
     assert device.finished == {"a": "length", "b": "length"}
+
+
+def test_a_prompt_with_a_cached_prefix_fits_into_the_smallest_windowed_pool():
+    scheduler, device = make("both=1", windows=(None, 6), spare=0)
+    arrive(scheduler, device, "a", prompt_len=12, prompt="p", max_tokens=1)
+    device.drain(1.0)
+    arrive(scheduler, device, "b", prompt_len=30, prompt="p", max_tokens=1)
+    device.drain(2.0)
+    assert device.finished == {"a": "length", "b": "length"}
+
+
+def test_a_request_with_early_credit_never_waits_for_an_earlier_one_that_has_none():
+    """ "h" waits for the block that "q" computes, and "p", which came later, takes the decode pages meanwhile."""
+    scheduler, device = make(pages=13, length=48, prefill_buckets=(8,))
+    arrive(scheduler, device, "q", prompt_len=8, prompt="s", max_tokens=4)
+    arrive(scheduler, device, "h", prompt_len=16, prompt="s", max_tokens=4)
+    arrive(scheduler, device, "p", prompt_len=36, max_tokens=4)
+    device.drain(1.0)
+    assert set(device.finished) == {"q", "h", "p"}
+
+
+def test_a_late_result_does_not_reach_a_new_request_of_the_same_name():
+    scheduler, device = make("both=1")
+    arrive(scheduler, device, "a", prompt_len=4, max_tokens=9)
+    step(scheduler, device)
+    scheduler.on(AbortRequested(1.0, "a"))
+    step(scheduler, device)
+    again = arrive(scheduler, device, "a", prompt_len=4, max_tokens=9)
+    device.finished.clear()
+    device.outputs.clear()
+    while device.steps[0] and again.state is State.WAITING:
+        device.complete_step(0, 2.0, stops=lambda request: True)
+    assert again.confirmed == 0
+    device.drain(3.0)
+    assert device.finished == {"a": "length"}
+
+
+def test_a_lost_mesh_whose_transfers_failed_first_costs_one_try():
+    scheduler, device = make(max_retries=1)
+    request = arrive(scheduler, device, "a")
+    step(scheduler, device)
+    scheduler.on(TransferFailed(1.0, device.transfers.pop(0), "boom"))
+    step(scheduler, device)
+    device.lose(0)
+    scheduler.on(MeshFailed(1.0, 0, "boom"))
+    assert (request.retries, request.restarts) == (1, 2)
+    device.drain(2.0)
+    assert device.finished == {"a": "length"}
+
+
+def test_identical_prompts_move_to_the_decode_mesh_once():
+    scheduler, device = make(pages=32)
+    moved = []
+    for name in "abc":
+        arrive(scheduler, device, name, prompt_len=14, prompt="p", max_tokens=8)
+    for t in range(80):
+        moved += [len(action.source_pages[0]) for action in only(step(scheduler, device), StartTransfer)]
+        for mesh in (0, 1):
+            if device.steps[mesh]:
+                device.complete_step(mesh, t)
+        if device.transfers:
+            device.complete_transfer(0, t)
+    assert moved == [4, 1, 1]
+    assert set(device.finished) == {"a", "b", "c"}

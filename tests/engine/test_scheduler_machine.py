@@ -3,7 +3,14 @@
 from helpers.fake_device import FakeDevice
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from twinmesh.engine.protocol import (
     AbortRequested,
     Hold,
@@ -20,23 +27,32 @@ from .test_scheduler import arrive, make
 TOPOLOGIES = [
     "both=1", "both=2", "both(mode=fused)=1", "prefill=1,decode=1", "prefill=2,decode=2", "prefill=1,decode=2",
 ]  # fmt: skip
-MODES = [{}, {"decode_steps": 3}, {"deterministic": True, "prefill_buckets": (8,)}, {"prefix_cache": False}]
+MODES = [
+    {},
+    {"prefill_buckets": (8,)},
+    {"decode_steps": 3},
+    {"deterministic": True, "prefill_buckets": (8,)},
+    {"prefix_cache": False},
+]
 
 
 class Machine(RuleBasedStateMachine):
     """Arrivals, results in any order that devices allow, aborts, preemptions, migrations and lost meshes, at random."""
 
+    steps = 0
+
     @initialize(
         topology=st.sampled_from(TOPOLOGIES),
         mode=st.sampled_from(MODES),
         windows=st.sampled_from([(None,), (None, 6), (3,)]),
-        pages=st.integers(10, 16),
+        pages=st.integers(12, 18),
+        spare=st.integers(0, 3),
         slots=st.integers(1, 4),
     )
-    def start(self, topology, mode, windows, pages, slots):
+    def start(self, topology, mode, windows, pages, spare, slots):
         if mode.get("deterministic") and "fused" in topology:
             mode = {}
-        self.scheduler, self.device = make(topology, pages, slots, windows=windows, **mode)
+        self.scheduler, self.device = make(topology, pages, slots, windows=windows, spare=spare, length=48, **mode)
         assert isinstance(self.device, FakeDevice)
         self.requests, self.t, self.is_held = [], 0.0, False
 
@@ -45,6 +61,7 @@ class Machine(RuleBasedStateMachine):
         return self.t
 
     def _act(self):
+        Machine.steps += 1
         self.device.perform(self.scheduler.actions())
 
     def _some(self, pick):
@@ -52,7 +69,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         prompt=st.sampled_from("pqr"),
-        prompt_len=st.integers(1, 20),
+        prompt_len=st.integers(1, 36),
         max_tokens=st.integers(1, 12),
         siblings=st.sampled_from([0, 0, 0, 1, 2]),
     )
@@ -95,9 +112,9 @@ class Machine(RuleBasedStateMachine):
         self._act()
 
     @precondition(lambda self: self.requests)
-    @rule(pick=st.integers(0, 99))
-    def migrate(self, pick):
-        self.scheduler.on(MigrateRequested(self._advance(), self._some(pick)))
+    @rule(pick=st.integers(0, 99), destination=st.sampled_from([None, 0, 1, 2]))
+    def migrate(self, pick, destination):
+        self.scheduler.on(MigrateRequested(self._advance(), self._some(pick), destination))
         self._act()
 
     @rule(pick=st.integers(0, 99), dice=st.integers(0, 3))
@@ -142,11 +159,16 @@ class Machine(RuleBasedStateMachine):
             assert mesh.cache.slots.num_free == self.scheduler.config.max_num_seqs
             assert not mesh.computing
             assert not mesh.unanswered
+            assert not mesh.arriving
         assert not self.device.staged
 
 
-# At least 10,000 steps: hypothesis gives each example 1 to 70 of them, about half on average.
-Machine.TestCase.settings = settings(
-    max_examples=320, stateful_step_count=70, deadline=None, suppress_health_check=list(HealthCheck)
-)
-TestMachine = Machine.TestCase
+def test_whatever_happens_nothing_is_lost():
+    Machine.steps = 0
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=320, stateful_step_count=70, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+    assert Machine.steps >= 10_000
