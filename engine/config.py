@@ -222,16 +222,18 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class PoolSize:
-    """One mesh's KV memory: pages of each cache group, bytes of one page of each, and the bytes that hand-offs on their
-    way may take (0: it takes part in none)."""
+    """One mesh's KV memory: pages of each cache group, bytes of one page of each, the bytes that hand-offs on their way
+    may take (0: it takes part in none), and those of a request's state, which goes along with every transfer."""
 
     pages: tuple[int, ...]
     page_bytes: tuple[int, ...]
     staging_bytes: int
+    state_bytes: int = 0
 
     def transfer_bytes(self, bucket: int, caps: Sequence[int]) -> int:
         """Staging of a transfer of `bucket` pages; `caps` are the groups' `EngineConfig.pages_to_send`."""
-        return sum(min(bucket, cap) * size for cap, size in zip(caps, self.page_bytes, strict=True))
+        pages = sum(min(bucket, cap) * size for cap, size in zip(caps, self.page_bytes, strict=True))
+        return pages + self.state_bytes
 
 
 def bucket_for(size: int, buckets: Sequence[int]) -> int:

@@ -118,6 +118,12 @@ def request_bytes(model: ModelConfig, config: EngineConfig) -> int:
     return size
 
 
+def state_bytes(model: ModelConfig) -> int:
+    """Bytes of one request's state, which every transfer takes along to each device of its destination."""
+    row = jax.tree.leaves(_abstract_requests(model, 1))
+    return sum(math.prod(x.shape) * int(jnp.dtype(x.dtype).itemsize) for x in row)
+
+
 def memory_for_kv(meshes: Sequence[Mesh], most: int | None, reserved: int) -> list[int]:
     """Bytes that KV pages and staging may take on each mesh, weights already loaded; meshes may share devices.
 

@@ -33,6 +33,7 @@ from .kv_cache import (
     page_bytes,
     pool_that_fits,
     request_bytes,
+    state_bytes,
 )
 from .links import time_links, warn_if_staged
 from .mesh import build_meshes
@@ -41,6 +42,8 @@ from .programs import MeshPlan, compile_programs
 from .scheduler import Scheduler
 from .tensor_parallel import check_tp, model_on
 from .weights import Params, load_weights
+
+_TRANSFERS_WITH_STATE = 8
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,9 @@ def start_core(
     plans = _mesh_plans(model, config, dtype, meshes, pools)
     programs = compile_programs(plans, progress=options.progress)
     executors = [MeshExecutor(*parts) for parts in zip(plans, programs, weights, strict=True)]
-    for link in time_links(executors, time.monotonic):
-        warn_if_staged(link)
+    if meshes[0].devices.flat[0].platform != "cpu":  # there the host's memory is the device's
+        for link in time_links(executors, time.monotonic):
+            warn_if_staged(link)
 
     def executor(post: Callable[[Completion], None]) -> Executor:
         return Executor(executors, post, time.monotonic)
@@ -183,14 +187,26 @@ def _size_pools(
     """Pools per mesh. A length nobody asked for shrinks to what fits; one that was asked for must fit."""
     models = [model_on(model, mesh.size) for mesh in meshes]
     per_page = [page_bytes(m, config.page_size, dtype) for m in models]
-    reserved = max(request_bytes(m, config) for m in models)
+    # Staging is for KV pages; the state that goes along with as many transfers comes on top.
+    in_transit = _TRANSFERS_WITH_STATE * state_bytes(model) if config.has_handoffs else 0
+    reserved = max(request_bytes(m, config) for m in models) + in_transit
     budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved)
     sizes = list(zip(budgets, per_page, strict=True))
     if options.max_model_len is None:
         fits = min(longest_that_fits(budget, sizes_, config) for budget, sizes_ in sizes)
         config = replace(config, max_model_len=fits)
-    specs = config.topology.meshes
-    return config, [pool_that_fits(b, sizes_, config, spec) for (b, sizes_), spec in zip(sizes, specs, strict=True)]
+    pools = [
+        pool_that_fits(budget, sizes_, config, spec)
+        for (budget, sizes_), spec in zip(sizes, config.topology.meshes, strict=True)
+    ]
+    if not config.has_handoffs:
+        return config, pools
+    return config, [
+        replace(
+            pool, staging_bytes=pool.staging_bytes + in_transit * mesh.size, state_bytes=state_bytes(model) * mesh.size
+        )
+        for pool, mesh in zip(pools, meshes, strict=True)
+    ]
 
 
 def _mesh_plans(

@@ -30,6 +30,9 @@ from .sampling import Sampled
 from .steps import PrefillInputs, decode_columns, decode_step, fused_step, prefill_columns, prefill_step
 from .weights import Params
 
+# XLA's options for GPUs where every program must compute alike; not yet tried on one.
+_FIXED: dict[str, str | bool] = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": "0"}
+
 
 @dataclass
 class Programs:
@@ -169,7 +172,10 @@ def _compile_step(plan: MeshPlan, step: Callable[..., Any], *inputs: Any) -> Com
     whole = replicated(plan.mesh)
     outputs = jax.eval_shape(step, _params(plan), plan.state, *inputs)
     out = (_shardings(plan.state), *(whole for _ in outputs[1:]))
-    return jax.jit(step, donate_argnums=1, out_shardings=out).lower(_params(plan), plan.state, *inputs).compile()
+    lowered = jax.jit(step, donate_argnums=1, out_shardings=out).lower(_params(plan), plan.state, *inputs)
+    # Each mesh's programs are compiled for themselves: autotuning could choose other kernels for one than for the next.
+    is_fixed = plan.config.deterministic and plan.mesh.devices.flat[0].platform == "gpu"
+    return lowered.compile(compiler_options=_FIXED if is_fixed else None)
 
 
 def _params(plan: MeshPlan) -> Any:

@@ -221,7 +221,8 @@ class Fused:
 class StartTransfer:
     """Gather pages on `source`, padded to `bucket` pages, and send them to `destination`'s staging.
 
-    `source_slot`: whose request state goes along; None: only pages go, the state comes with a later transfer.
+    `source_slot`: whose request state goes along; None: the state comes with a later transfer, and what goes along with
+    this one is dropped on arrival.
     """
 
     transfer: int

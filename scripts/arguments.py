@@ -1,6 +1,7 @@
 """The arguments that several commands share, and what they turn into. No JAX until `load_llm` is called."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinmesh.engine.config import DTYPES, Topology, TopologyError
@@ -24,8 +25,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         default="both=1",
         type=_topology,
         metavar="ROLES",
-        help="device meshes and what each is for: both=1 shares one, prefill=1,decode=1 keeps prefill and decode apart "
-        "(default: %(default)s)",
+        help="device meshes and what each is for: both=1 shares one, prefill=1,decode=1 keeps prefill and decode "
+        "apart, 1xtp2 is one mesh of two devices (default: %(default)s)",
     )
     group.add_argument(
         "--dtype", default="float32", choices=DTYPES, help="of weights, activations and KV (default: %(default)s)"
@@ -36,14 +37,40 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="longest prompt and completion together, in tokens; less takes less memory (default: the engine's choice)",
     )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same tokens bit for bit, whatever else runs and however a request was scheduled; small steps are "
+        "padded to full ones",
+    )
+    group.add_argument(
+        "--decode-steps",
+        type=int,
+        default=1,
+        metavar="N",
+        help="most decode steps that run on the device before the host looks (default: %(default)s)",
+    )
+    group.add_argument(
+        "--no-prefix-caching",
+        dest="prefix_caching",
+        action="store_false",
+        help="compute every prompt in full, also where it starts as an earlier one did",
+    )
+    group.add_argument(
+        "--decision-log",
+        metavar="FILE",
+        help="write what the scheduler hears and decides, for 'twinmesh replay'; an existing file is overwritten",
+    )
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int, temperature: float, which: str) -> None:
     """How tokens are chosen and when to stop. `which` says, in the help, what the values hold for."""
     group = parser.add_argument_group("sampling", which)
-    group.add_argument(
-        "--max-tokens", type=int, default=max_tokens, metavar="N", help="most tokens to generate (default: %(default)s)"
-    )
+    _add_choice_arguments(group, temperature)
+    _add_length_arguments(group, max_tokens)
+
+
+def _add_choice_arguments(group: argparse._ArgumentGroup, temperature: float) -> None:
     group.add_argument(
         "--temperature",
         type=float,
@@ -58,12 +85,81 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int, 
         metavar="P",
         help="draw from the most likely tokens that reach this probability together (default: %(default)g)",
     )
+    group.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw from this many of the most likely tokens; 0 keeps all (default: %(default)s)",
+    )
+    group.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="drop tokens less likely than this times the most likely one (default: %(default)g)",
+    )
+    for name, neutral, what in (
+        ("repetition", 1.0, "above 1 makes tokens of prompt and answer less likely to come again"),
+        ("presence", 0.0, "subtracted from the logit of a token that was generated"),
+        ("frequency", 0.0, "subtracted from the logit of a token for every time that it was generated"),
+    ):
+        group.add_argument(
+            f"--{name}-penalty", type=float, default=neutral, metavar="X", help=f"{what} (default: %(default)g)"
+        )
     group.add_argument("--seed", type=int, metavar="N", help="the same seed draws the same tokens again")
+
+
+def _add_length_arguments(group: argparse._ArgumentGroup, max_tokens: int) -> None:
+    group.add_argument(
+        "--max-tokens", type=int, default=max_tokens, metavar="N", help="most tokens to generate (default: %(default)s)"
+    )
+    group.add_argument(
+        "--min-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the model's own end and --stop do not end the completion earlier (default: %(default)s)",
+    )
+    group.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end the completion before this text; may be given several times",
+    )
+    group.add_argument("--ignore-eos", action="store_true", help="go on where the model says that it has finished")
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """The sampling that was asked for; ValueError where a value is out of range."""
-    return SamplingParams(temperature=args.temperature, top_p=args.top_p, seed=args.seed, max_tokens=args.max_tokens)
+    return SamplingParams(
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        seed=args.seed,
+        max_tokens=args.max_tokens,
+        min_tokens=args.min_tokens,
+        stop=args.stop,
+        ignore_eos=args.ignore_eos,
+    )
+
+
+def check_decision_log(args: argparse.Namespace, *roles: str) -> None:
+    """Refuse a decision log that would overwrite what other arguments name: the model, and `roles` besides.
+
+    Raises:
+        ValueError: it is the same file.
+    """
+    if args.decision_log is None:
+        return
+    log = Path(args.decision_log).resolve()
+    for role in ("model", *roles):
+        if Path(getattr(args, role)).resolve() == log:
+            raise ValueError(f"The decision log {args.decision_log} is the {role} file: give another name.")
 
 
 def load_llm(args: argparse.Namespace) -> "LLM":
@@ -75,6 +171,10 @@ def load_llm(args: argparse.Namespace) -> "LLM":
         topology=args.topology,
         dtype=args.dtype,
         max_model_len=args.max_model_len,
+        deterministic=args.deterministic,
+        decode_steps=args.decode_steps,
+        enable_prefix_caching=args.prefix_caching,
+        decision_log=args.decision_log,
         progress=True,
     )
 

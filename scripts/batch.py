@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     defaults = arguments.sampling_params(args)
     check_files(args.input, args.output)
+    arguments.check_decision_log(args, "input", "output")
     with arguments.load_llm(args) as llm:
         result = run_batch(
             llm,

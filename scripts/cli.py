@@ -20,6 +20,7 @@ examples:
   twinmesh fetch smollm2
   twinmesh generate --model smollm2 --chat --prompt "What is the capital of France?"
   twinmesh batch --model smollm2 --input in.jsonl --output out.jsonl --topology prefill=1,decode=1
+  twinmesh generate --model smollm2 --prompt "Once upon a time" --decision-log run.log
   twinmesh replay run.log
 
 'twinmesh COMMAND --help' explains each command.

@@ -31,7 +31,8 @@ class FakeDevice:
         self.windows, self.page_size = scheduler.config.windows, scheduler.config.page_size
         meshes, groups = range(len(scheduler.meshes)), range(len(self.windows))
         self.memory = [[{} for _ in groups] for _ in meshes]  # (page, offset) -> content
-        self.tables = [[{} for _ in groups] for _ in meshes]  # slot -> {index: page}
+        self.assigned = [[{} for _ in groups] for _ in meshes]  # the host's tables: slot -> {index: page}
+        self.tables = [[{} for _ in groups] for _ in meshes]  # the device's, which only steps and scatters change
         self.states = [{} for _ in meshes]  # slot -> (request, run)
         self.steps = [deque() for _ in meshes]
         self.staged, self.transfers = {}, []
@@ -48,8 +49,12 @@ class FakeDevice:
             getattr(self, f"_{type(action).__name__}")(action)
 
     def _AssignPages(self, action: AssignPages):
-        table = self.tables[action.mesh][action.group].setdefault(action.slot, {})
+        table = self.assigned[action.mesh][action.group].setdefault(action.slot, {})
         table.update(enumerate(action.pages, action.first))
+
+    def _copy_tables(self, mesh, slot):
+        for assigned, table in zip(self.assigned[mesh], self.tables[mesh], strict=True):
+            table[slot] = dict(assigned[slot])
 
     def _CopyPage(self, action: CopyPage):
         memory = self.memory[action.mesh][action.group]
@@ -61,6 +66,7 @@ class FakeDevice:
         assert 0 < sum(chunk.length for chunk in action.chunks) <= action.bucket
         for chunk in action.chunks:
             self.computed += chunk.length
+            self._copy_tables(action.mesh, chunk.slot)
             for position in range(chunk.start, chunk.kv_len):
                 if position >= chunk.write_from:
                     self._write(action.mesh, chunk.slot, chunk.request_id, position)
@@ -83,6 +89,9 @@ class FakeDevice:
         for row in rows:
             assert self.states[mesh][row.slot] == (row.request_id, row.run), "decodes from another's state"
             for position in range(row.kv_len - 1, row.kv_len - 1 + steps):
+                index = position // self.page_size
+                for assigned, table in zip(self.assigned[mesh], self.tables[mesh], strict=True):
+                    table[row.slot][index] = assigned[row.slot][index]
                 self._write(mesh, row.slot, row.request_id, position)
                 self._read(mesh, row.slot, row.request_id, position)
 
@@ -111,6 +120,7 @@ class FakeDevice:
         assert (action.slot is None) == (state is None)
         if state is not None:
             self.states[action.destination][action.slot] = state
+            self._copy_tables(action.destination, action.slot)
 
     def _DropTransfer(self, action: DropTransfer):
         self.staged.pop(action.transfer)

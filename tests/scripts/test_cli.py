@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import twinmesh
+from twinmesh.engine import llm
+from twinmesh.engine.config import Topology
 from twinmesh.engine.core import EngineError
 from twinmesh.scripts import arguments
 from twinmesh.scripts.cli import COMMANDS, main
@@ -66,6 +68,8 @@ def test_bad_input_to_a_script_is_one_line_without_a_traceback(tmp_path):
         (["generate", "--model", "m", "--topology", "prefill=1"], "no decode mesh"),
         (["generate", "--model", "m", "--dtype", "int3"], "int3"),
         (["generate", "--model", "m", "--max-tokens", "many"], "many"),
+        (["generate", "--model", "m", "--decode-steps", "few"], "few"),
+        (["generate", "--model", "m", "--stop"], "--stop"),
         (["batch", "--model", "m", "--output", "o"], "--input"),
     ],
 )
@@ -80,7 +84,20 @@ def test_bad_arguments_are_one_line(args, says, capsys):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("--temperature", "nan"), ("--temperature", "-1"), ("--top-p", "0"), ("--max-tokens", "0"), ("--seed", "-2")],
+    [
+        ("--temperature", "nan"),
+        ("--temperature", "-1"),
+        ("--top-p", "0"),
+        ("--top-k", "-2"),
+        ("--min-p", "2"),
+        ("--repetition-penalty", "0"),
+        ("--presence-penalty", "3"),
+        ("--frequency-penalty", "-3"),
+        ("--max-tokens", "0"),
+        ("--min-tokens", "257"),
+        ("--stop", ""),
+        ("--seed", "-2"),
+    ],
 )
 def test_sampling_values_out_of_range_are_refused_before_the_model_is_loaded(name, value, capsys, monkeypatch):
     monkeypatch.setattr(arguments, "load_llm", lambda args: pytest.fail("the model was loaded"))
@@ -88,6 +105,46 @@ def test_sampling_values_out_of_range_are_refused_before_the_model_is_loaded(nam
     err = capsys.readouterr().err
     assert "is not usable: it must be" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "x"], ["batch", "--input", "i", "--output", "o"]])
+def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    given = {}
+
+    def record(model, **options):
+        given.update(options, model=model)
+        raise Stop
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(llm, "LLM", record)
+    (tmp_path / "i").write_text(LINE)
+    start = [*command, "--model", "m"]
+    assert main(start) == 1
+    defaults = {name: given.pop(name) for name in ("deterministic", "decode_steps", "enable_prefix_caching")}
+    assert defaults == {"deterministic": False, "decode_steps": 1, "enable_prefix_caching": True}
+    assert given["decision_log"] is None
+    given.clear()
+    main([*start, "--topology", "both=2", "--dtype", "bfloat16", "--max-model-len", "64", "--deterministic",
+          "--decode-steps", "4", "--no-prefix-caching", "--decision-log", "run.log"])  # fmt: skip
+    assert given == {
+        "model": "m", "topology": Topology.parse("both=2"), "dtype": "bfloat16", "max_model_len": 64,
+        "deterministic": True, "decode_steps": 4, "enable_prefix_caching": False, "decision_log": "run.log",
+        "progress": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("log", "role"), [("i", "input"), ("./o", "output"), ("m.gguf", "model")])
+def test_a_decision_log_overwrites_nothing_else(log, role, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(arguments, "load_llm", lambda args: pytest.fail("the model was loaded"))
+    (tmp_path / "i").write_text(LINE)
+    files = ["--model", "m.gguf", "--input", "i", "--output", "o"]
+    assert main(["batch", *files, "--decision-log", log]) == 2
+    said = capsys.readouterr().err
+    assert said == f"twinmesh: The decision log {log} is the {role} file: give another name.\n"
 
 
 @pytest.mark.parametrize(

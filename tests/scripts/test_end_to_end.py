@@ -29,6 +29,17 @@ def test_a_batch_answers_what_generate_answers(model, tmp_path, capsys):
     assert written["line-3"]["response"]["body"]["choices"][0]["text"]
 
 
+def test_a_deterministic_run_leaves_a_decision_log_that_replays(model, tmp_path, capsys):
+    log = tmp_path / "run.log"
+    args = [*model, "--prompt", "the sea", "--deterministic", "--no-prefix-caching", "--decision-log", str(log)]
+    assert main(["generate", *args]) == 0
+    capsys.readouterr()
+    assert main(["replay", str(log)]) == 0
+    out = capsys.readouterr().out
+    assert "all the same" in out
+    assert "1 request ended" in out
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -37,6 +48,9 @@ def test_a_batch_answers_what_generate_answers(model, tmp_path, capsys):
         (["--topology", "prefill=8,decode=8"], "devices"),
         (["--max-model-len", "100000"], "max_model_len=100000"),
         (["--prompt", "x" * 64], "64 tokens"),
+        (["--decode-steps", "0"], "decode_steps=0"),
+        (["--decode-steps", "2", "--deterministic"], "deterministic=True does not go with decode_steps=2"),
+        (["--decision-log", "no/such/directory/log"], "decision_log='no/such/directory/log' cannot be written"),
     ],
 )
 def test_what_the_engine_refuses_is_one_line_and_exit_code_2(model, args, says, capsys):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from helpers.fake_llm import FakeLLM
+from twinmesh.engine.sampling_params import SamplingParams
 from twinmesh.scripts import arguments
 from twinmesh.scripts.cli import main
 
@@ -53,9 +54,18 @@ def test_chat_puts_the_prompt_through_the_template(llm, capsys):
 
 
 def test_sampling_arguments_reach_the_engine(llm):
-    generate("--prompt", "x", "--max-tokens", "3", "--temperature", "0.5", "--top-p", "0.9", "--seed", "7")
-    (params,) = llm.sampling
-    assert (params.max_tokens, params.temperature, params.top_p, params.seed) == (3, 0.5, 0.9, 7)
+    values = dict(
+        max_tokens=9, min_tokens=3, temperature=0.5, top_p=0.9, top_k=40, min_p=0.05, seed=7,
+        repetition_penalty=1.1, presence_penalty=-0.5, frequency_penalty=0.25,
+    )  # fmt: skip
+    given = [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    generate("--prompt", "x", *given, "--stop", "\n\n", "--stop", "END", "--ignore-eos")
+    assert llm.sampling == [SamplingParams(**values, stop=["\n\n", "END"], ignore_eos=True)]
+
+
+def test_without_sampling_arguments_the_most_likely_token_is_taken(llm):
+    generate("--prompt", "x")
+    assert llm.sampling == [SamplingParams(temperature=0, max_tokens=256)]
 
 
 @pytest.mark.parametrize("stdin", ["", "\n"])
