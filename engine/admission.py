@@ -7,10 +7,12 @@ computed waits for that instead of computing it too. Control-plane module: no JA
 
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from .config import EngineConfig
 from .mesh_state import MeshState
 from .request import Request, State, by_arrival
+from .router import prefill_rank
 from .tally import Tally
 
 
@@ -86,12 +88,8 @@ class Admission:
     def _seat(self, request: Request) -> bool:
         """Seat a prompt where the least is to be done before its first token."""
 
-        def load(mesh: MeshState) -> tuple[int, ...]:
-            cached = mesh.cache.hit(request.hashes, request.to_prefill)
-            return mesh.index == request.lost_on, mesh.prefill_load - cached, -mesh.cache.slots.num_free
-
         able = [m for m in self._meshes if m.spec.prefills and m.cache.slots.num_free and not m.is_backed_up]
-        for mesh in sorted(able, key=load):
+        for mesh in sorted(able, key=partial(prefill_rank, request)):
             seated = mesh.cache.seat_prompt(request.id, request.hashes, request.to_prefill, mesh.watermark)
             if seated is not None:
                 request.home, cached = seated

@@ -17,7 +17,7 @@ import numpy as np
 from .compilation import CompileCounter
 from .decision_log import DecisionLog
 from .executor import Completion, Executor, StepFailed, StepResult, describe
-from .hashing import next_block
+from .live import LiveRequest
 from .metrics import HostTime, Metrics, RequestLog
 from .protocol import (
     AbortRequested,
@@ -44,30 +44,12 @@ from .protocol import (
 )
 from .request import Request, Timeline
 from .scheduler import Scheduler
-from .submission import Submission, TokenScores, Update
+from .submission import Submission
 from .waiter import EngineThread
 
 
 class EngineError(RuntimeError):
     """The engine is closed, or stopped by an internal failure."""
-
-
-class _Live:
-    """A request that has not ended: how it came, what the scheduler knows of it, and news that were not sent yet.
-
-    `length` counts its tokens. `prompt_scores` go with the first token. What every token needs lies at hand.
-    """
-
-    def __init__(self, submission: Submission, request: Request) -> None:
-        plan = submission.payload.plan
-        self.submission, self.request, self.name = submission, request, request.id
-        self.outputs, self.length = submission.payload.outputs, request.prompt_len
-        self.stop, self.stop_ids = submission.stop, plan.stop_ids
-        self.wants_scores = plan.logprobs is not None or plan.prompt_logprobs is not None
-        self.prompt_scores: list[TokenScores] = []
-        self.news: Update | None = None
-        hashes = submission.facts.block_hashes
-        self.last_hash = hashes[-1] if hashes else b""
 
 
 @dataclass(frozen=True)
@@ -102,11 +84,10 @@ class EngineCore:
         records, closed with the engine."""
         self.clock = clock
         self._scheduler, self._decision_log = scheduler, log
-        self._page_size = scheduler.config.page_size
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._executor = executor(self._inbox.put)
-        self._live: dict[str, _Live] = {}
-        self._with_news: list[_Live] = []
+        self._live: dict[str, LiveRequest] = {}
+        self._with_news: list[LiveRequest] = []
         self._new_params: list[_NewParams] = []
         self._log, self._lock = RequestLog(), threading.Lock()
         self._host = HostTime()
@@ -231,7 +212,7 @@ class EngineCore:
         self._executor.payloads[name] = submission.payload
         self._scheduler.on(Arrived(submission.arrival, submission.facts))
         with self._lock:
-            self._live[name] = _Live(submission, self._scheduler.requests[name])
+            self._live[name] = LiveRequest(submission, self._scheduler.requests[name], self._scheduler.config)
 
     def _take_step(self, result: StepResult) -> None:
         """Runs once a row of every step: what it does not need it does not call."""
@@ -244,61 +225,22 @@ class EngineCore:
                 continue
             live = self._live[request.id]
             if isinstance(row, Chunk):
-                self._take_prompt_scores(live, row, result.prompt_scores.get(index))
+                live.take_prompt_scores(row, result.prompt_scores.get(index))
                 if not row.is_last:
                     continue
+            if live.news is None:
+                self._with_news.append(live)
             for step, token in enumerate(sampled):
                 # A token that the request has already was generated again after a preemption.
                 if row.kv_len + step < live.length:
                     continue
                 if live.wants_scores:
-                    self._add_scores(live, result, step, index)
-                outcome = self._take_token(live, token)
+                    live.take_scores(result, step, index)
+                outcome = live.take_token(token)
                 outcomes.append(outcome)
                 if outcome.stopped:
                     break
         self._scheduler.on(StepDone(result.t, result.mesh, result.step, tuple(outcomes)))
-
-    def _take_prompt_scores(self, live: _Live, row: Chunk, scores: TokenScores | None) -> None:
-        if row.start == 0:
-            live.prompt_scores.clear()  # of an earlier run
-        if scores is not None:
-            live.prompt_scores.append(scores)
-
-    def _take_token(self, live: _Live, token: int) -> Outcome:
-        live.outputs.append(token)
-        live.length += 1
-        news = live.news or self._news(live)
-        news.token_ids.append(token)
-        stopped = (live.stop is not None or token in live.stop_ids) and self._is_stopped(live, news, token)
-        return Outcome(live.name, stopped, None if live.length % self._page_size else self._block_hash(live))
-
-    def _add_scores(self, live: _Live, result: StepResult, step: int, index: int) -> None:
-        news = live.news or self._news(live)
-        if live.submission.payload.plan.logprobs is not None:
-            news.scores.append(result.score_of(step, index))
-        news.prompt_scores += live.prompt_scores
-        live.prompt_scores.clear()
-
-    def _is_stopped(self, live: _Live, news: Update, token: int) -> bool:
-        """Whether the token ends the request; why, where that was not the model's own end."""
-        found = None if live.stop is None else live.stop.push(token)
-        if token in live.stop_ids:
-            news.stop_reason = None if token in live.submission.eos_ids else token
-            return True
-        news.stop_reason = found
-        return found is not None
-
-    def _block_hash(self, live: _Live) -> bytes | None:
-        """Of the page that the newest token fills, where the request feeds the prefix cache."""
-        config, facts, size = self._scheduler.config, live.submission.facts, self._page_size
-        feeds = len(facts.block_hashes) == facts.prompt_len // size
-        if not feeds or config.deterministic or not config.prefix_cache:
-            return None
-        prompt = live.submission.payload.prompt
-        tail = [*prompt[live.length - size :].tolist(), *live.outputs[-size:]][-size:]
-        live.last_hash = next_block(live.last_hash, tail)
-        return live.last_hash
 
     def _replace_params(self) -> None:
         for message in self._new_params:
@@ -346,7 +288,7 @@ class EngineCore:
             with self._lock:
                 live = self._live.pop(action.request_id)
                 self._log.add(live.request, action.reason)
-            news = self._news(live)
+            news = live.news or live.new_news()
             news.finish_reason, news.error = action.reason, action.error
             self._send(live)
 
@@ -366,13 +308,7 @@ class EngineCore:
 
     # ---- news
 
-    def _news(self, live: _Live) -> Update:
-        if live.news is None:
-            live.news = Update(live.request.id)
-            self._with_news.append(live)
-        return live.news
-
-    def _send(self, live: _Live) -> None:
+    def _send(self, live: LiveRequest) -> None:
         news, live.news = live.news, None
         if news is not None:
             news.timeline, news.cached_tokens = live.request.timeline, live.request.cached
@@ -400,12 +336,12 @@ class EngineCore:
             waiting.done.set()
         for submission in left:
             request = Request(submission.facts, -1, Timeline(submission.arrival))
-            self._live[request.id] = _Live(submission, request)
+            self._live[request.id] = LiveRequest(submission, request, self._scheduler.config)
         with self._lock:
             for live in self._live.values():
                 live.request.timeline.finish = self.clock()
                 self._log.add(live.request, reason)
-                news = self._news(live)
+                news = live.news or live.new_news()
                 news.finish_reason, news.error = reason, why if reason == "error" else None
                 self._send(live)
             self._live.clear()

@@ -8,11 +8,13 @@ transfer is over. Long prompts are sent in parts while they are still being pref
 
 from bisect import insort
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from .config import EngineConfig, PoolSize
 from .mesh_state import MeshState
 from .protocol import Action, DropTransfer, Scatter, StartTransfer
 from .request import Request, State, by_arrival
+from .router import decode_rank
 from .seat import Handoff, Transfer
 
 # A prompt of more chunks than this is sent in parts; for shorter ones a single transfer is better.
@@ -100,8 +102,7 @@ class Departures:
             for mesh in self._meshes
             if mesh.spec.decodes and mesh.index != home and destination in (None, mesh.index)
         ]
-        able.sort(key=lambda mesh: (mesh.index == request.lost_on, -mesh.cache.room))
-        for mesh in able:
+        for mesh in sorted(able, key=partial(decode_rank, request)):
             seated = mesh.cache.seat_arrival(request.id, request.hashes, tokens, mesh.watermark)
             if seated is not None:
                 request.handoff = Handoff(*seated)

@@ -1,12 +1,15 @@
-"""Small pure policies: how much of a prompt a step takes. No state, no JAX here."""
+"""Which mesh takes a request: small pure policies. The lowest rank is asked first. No state, no JAX here."""
+
+from .mesh_state import MeshState
+from .request import Request
 
 
-def chunk_length(start: int, stop: int, budget: int, chunk_size: int, *, aligned: bool) -> int:
-    """How many of the tokens `start` to `stop` - 1 go into a step that has room for `budget` more; 0: none.
+def prefill_rank(request: Request, mesh: MeshState) -> tuple[float, ...]:
+    """Where the least is to be computed before the request's first token: outstanding prompts less what is cached."""
+    cached = mesh.cache.hit(request.hashes, request.to_prefill)
+    return mesh.index == request.lost_on, mesh.prefill_load - cached, -mesh.cache.slots.num_free
 
-    `aligned`: chunks end at absolute multiples of `chunk_size` and are never cut shorter to fit a step.
-    """
-    if not aligned:
-        return min(stop - start, budget)
-    length = min(stop, (start // chunk_size + 1) * chunk_size) - start
-    return length if length <= budget else 0
+
+def decode_rank(request: Request, mesh: MeshState) -> tuple[float, ...]:
+    """Where most pages are free."""
+    return mesh.index == request.lost_on, -mesh.cache.room

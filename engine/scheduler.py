@@ -38,7 +38,6 @@ from .protocol import (
     TransferReady,
 )
 from .request import Request, RequestFacts, State, Timeline, by_arrival
-from .router import chunk_length
 from .tally import Tally
 
 
@@ -307,12 +306,23 @@ class Scheduler:
         for request in mesh.prefilling[: self.config.prefill_rows]:
             stop = request.to_prefill
             start = min(request.prefilled, stop - 1)
-            length = chunk_length(start, stop, budget, self.config.chunk_size, aligned=self.config.deterministic)
+            length = self._chunk_length(start, stop, budget)
             if length == 0 or not self._place_chunk(request, mesh, start, length, may_preempt):
                 break
             chunks.append(self._take_chunk(mesh, request, start, length))
             budget -= length
         return tuple(chunks)
+
+    def _chunk_length(self, start: int, stop: int, budget: int) -> int:
+        """How many of the tokens `start` to `stop` - 1 go into a step with room for `budget` more; 0: none.
+
+        In deterministic mode chunks end at absolute multiples of the chunk size and are not cut to fit a step.
+        """
+        if not self.config.deterministic:
+            return min(stop - start, budget)
+        size = self.config.chunk_size
+        length = min(stop, (start // size + 1) * size) - start
+        return length if length <= budget else 0
 
     def _place_chunk(self, request: Request, mesh: MeshState, start: int, length: int, may_preempt: bool) -> bool:
         """Pages for a chunk; where that fails, those of later arrivals, if no row of the same step is theirs."""
