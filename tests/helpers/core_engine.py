@@ -1,0 +1,220 @@
+"""Whole engines of tiny models with random weights, without files; and plain attention as what they must agree with.
+
+    with make_engine(model_with_windows(None, 6), "prefill=1,decode=1") as llm:
+        (output,) = llm.generate([5, 6, 7], greedy(10))
+    assert Reference(llm.model).agrees([5, 6, 7], output.outputs[0].token_ids)
+
+Prompts are token ids. Buckets are few and small, because compilation takes nearly all the time of a test.
+"""
+
+import math
+import threading
+import time
+from contextlib import contextmanager
+from queue import SimpleQueue
+from unittest.mock import patch
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from helpers.tiny_gguf import CHAT_TEMPLATE, TOKENIZER, TOKENS
+from twinmesh import LLM, SamplingParams
+from twinmesh.engine.config import EngineConfig, Topology
+from twinmesh.engine.kv_cache import groups, page_bytes
+from twinmesh.engine.loader import Engine, start_core
+from twinmesh.engine.tensor_parallel import model_on
+from twinmesh.engine.weights import Placer
+from twinmesh.models.chat import ChatTemplate
+from twinmesh.models.config import AttentionSpec, ModelConfig
+from twinmesh.models.decoder import abstract_params, bind, dense_causal
+from twinmesh.models.tokenizer import Tokenizer
+
+OPTIONS = dict(max_model_len=64, page_size=4, max_num_seqs=4, prefill_buckets=(16,), decode_buckets=(4,))
+
+
+def model_with_windows(*windows):
+    """A model whose layers have these attention windows: 8 query heads, 2 key/value heads."""
+    layers = tuple(AttentionSpec(1e4, window) for window in windows)
+    return ModelConfig("llama", len(TOKENS), 32, 32, 8, 2, 8, 1e-5, False, 128, layers)
+
+
+def random_weights(model, seed=0, dtype="float32"):
+    """path -> array; the scale is such that attention decides what comes next, and tokens do not repeat."""
+    random = np.random.default_rng(seed)
+    specs = abstract_params(model, dtype).specs
+    return {path: random.standard_normal(spec.value.shape).astype(dtype) / 3 for path, spec in specs.items()}
+
+
+def make_engine(model, topology="both=1", *, weights=None, room=1.25, **changes):
+    """An `LLM` of `model` whose pools hold `room` requests of full length: so few that requests get in each other's way
+    wherever they can. `weights` default to `random_weights(model)`, `changes` are options of `LLM`."""
+
+    def start(model, options):
+        dtype = jnp.dtype(options.dtype)
+        arrays = weights or random_weights(model, dtype=dtype)
+
+        def load(meshes):
+            placers = [Placer(model, dtype, mesh) for mesh in meshes]
+            return [tuple(placer.put(path, arrays[path]) for path in placer.specs) for placer in placers]
+
+        core, config = start_core(model, load, options)
+        tokenizer = Tokenizer(TOKENIZER)
+        return Engine(core, config, tokenizer, ChatTemplate(CHAT_TEMPLATE, tokenizer, name="tiny"))
+
+    with patch("twinmesh.engine.owner.start_engine", start):
+        memory = {"kv_cache_bytes": _bytes_for(model, topology, room, changes)}
+        return LLM(model, topology=topology, **(OPTIONS | memory | changes))
+
+
+def _bytes_for(model, topology, requests, changes):
+    """`kv_cache_bytes` for so many requests of full length on each mesh, and hand-offs of one besides."""
+    options = {name: value for name, value in (OPTIONS | changes).items() if name in OPTIONS}
+    windows, dtype = [group.window for group in groups(model)], jnp.dtype(changes.get("dtype", "float32"))
+    config = EngineConfig(Topology.parse(topology), windows=tuple(windows), **options)
+    most = 0
+    for spec in config.topology.meshes:
+        sizes = page_bytes(model_on(model, spec.tp), config.page_size, dtype)
+        whole = sum(config.most_pages(window) * size for window, size in zip(windows, sizes, strict=True))
+        staging = sum(config.pages_to_send(window) * size for window, size in zip(windows, sizes, strict=True))
+        most = max(most, math.ceil(requests * whole) + config.has_handoffs * staging)
+    return most
+
+
+class Reference:
+    """Plain attention over whole sequences of up to `length` tokens, in float32."""
+
+    def __init__(self, model, weights=None, length=64):
+        graphdef, specs = abstract_params(model, jnp.float32)
+        weights = weights or random_weights(model)
+        self._params, self._length = tuple(jnp.asarray(weights[path], jnp.float32) for path in specs), length
+
+        @jax.jit
+        def logits(params, ids):
+            decoder = bind(graphdef, params)
+            return decoder.logits(decoder.hidden(ids, jnp.arange(length, dtype=jnp.int32), dense_causal(model)))
+
+        self._logits = logits
+        self.regret([1], [1])  # compiles now, and not while an engine counts compilations
+
+    def regret(self, prompt, tokens):
+        """By how much the tokens' logits fall short of the best, at most; 0: these are what greedy sampling gives."""
+        ids = np.zeros(self._length, np.int32)
+        ids[: len(prompt) + len(tokens)] = [*prompt, *tokens]
+        rows = np.asarray(self._logits(self._params, ids))[len(prompt) - 1 :][: len(tokens)]
+        return float((rows.max(-1) - rows[np.arange(len(tokens)), tokens]).max())
+
+    def agrees(self, prompt, tokens):
+        """Whether greedy sampling gives these tokens."""
+        return self.regret(prompt, tokens) == 0
+
+
+def greedy(max_tokens, **changes):
+    """Exactly so many of the most likely tokens."""
+    return SamplingParams(**dict(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False) | changes)
+
+
+def prompts_of(*lengths, seed=0):
+    """Random prompts of these lengths."""
+    random = np.random.default_rng(seed)
+    return [random.integers(3, len(TOKENS), length).tolist() for length in lengths]
+
+
+def token_ids(outputs):
+    """Of each output's first completion."""
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+class _Question:
+    """Something to ask the scheduler and the executor, on the thread that owns them."""
+
+    def __init__(self, ask):
+        self.ask, self.answer = ask, SimpleQueue()
+
+
+def ask(llm, question):
+    """`question(scheduler, executor)`, between two turns of the engine's thread."""
+    core = llm._core
+    if "_take" not in vars(core):
+        take = core._take
+
+        def taking(message):
+            if not isinstance(message, _Question):
+                take(message)
+                return
+            try:
+                message.answer.put((message.ask(core._scheduler, core._executor), None))
+            except Exception as error:
+                message.answer.put((None, error))
+
+        core._take = taking
+    asked = _Question(question)
+    core._inbox.put(asked)
+    answer, error = asked.answer.get(timeout=60)
+    if error is not None:
+        raise error
+    return answer
+
+
+@contextmanager
+def paused(llm):
+    """The engine's thread waits meanwhile, and what it is told queues up; gives the scheduler, to be looked at."""
+    given, go_on = SimpleQueue(), threading.Event()
+
+    def wait(scheduler, _):
+        given.put(scheduler)
+        go_on.wait(60)
+
+    thread = threading.Thread(target=ask, args=(llm, wait), daemon=True)
+    thread.start()
+    try:
+        yield given.get(timeout=60)
+    finally:
+        go_on.set()
+        thread.join()
+
+
+def assert_at_rest(llm):
+    """Every page and slot is free, nothing is staged or listed anywhere, and the engine's threads live.
+
+    Two short requests go through first: transfers leave a mesh in order, so what was sent before has arrived.
+    """
+    llm.generate(prompts_of(3, 3, seed=99), greedy(3))
+    ask(llm, _check_at_rest)
+    core = llm._core
+    waiters = [*core._executor._step_waiters, *core._executor._transfer_waiters.values()]
+    assert all(thread.is_alive() for thread in [core._thread, *(waiter._thread for waiter in waiters)])
+
+
+def _check_at_rest(scheduler, executor):
+    scheduler.check_integrity()
+    assert not scheduler.requests
+    assert not executor.payloads
+    assert not executor._staged
+    for mesh in scheduler.meshes:
+        assert all(pages.num_free == pages.num_pages for pages in mesh.cache.groups)
+        assert mesh.cache.slots.num_free == scheduler.config.max_num_seqs
+        for left in (mesh.seated, mesh.decoding, mesh.prefilling, mesh.computing, mesh.arriving, mesh.unanswered):
+            assert not left
+
+
+def in_threads(count, work):
+    """Run `work(index)` on `count` threads; what they return, or the first exception."""
+    results = [None] * count
+    errors = []
+
+    def run(index):
+        try:
+            results[index] = work(index)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 120
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    assert not any(thread.is_alive() for thread in threads), "a caller's thread hangs"
+    if errors:
+        raise errors[0]
+    return results
