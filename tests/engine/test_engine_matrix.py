@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.core_engine import (
+    Pause,
     Reference,
     ask,
     assert_at_rest,
@@ -18,7 +19,6 @@ from helpers.core_engine import (
     in_threads,
     make_engine,
     model_with_windows,
-    paused,
     prompts_of,
     random_weights,
     token_ids,
@@ -236,16 +236,13 @@ def test_new_weights_serve_what_comes_after_them_and_only_that(engines, referenc
     old_weights, new_weights = random_weights(model), random_weights(model, seed=1)
     newer = Reference(model, new_weights)
     compiles = llm.metrics().compiles
-    before = [llm.stream(prompt, greedy(40)) for prompt in PROMPTS[1:3]]
-    running = [iter(stream) for stream in before]
-    for deltas in running:  # both have begun
-        next(deltas)
-    with paused(llm) as scheduler:
-        assert len(scheduler.requests) == 2  # neither has ended
+    pause = Pause(llm, when=lambda requests: all(request.confirmed for request in requests))
+    before = llm.stream(PROMPTS[2], greedy(40, n=2))
+    with pause:
         change = start_and_tell(llm, new_weights)
         after = [llm.stream(prompt, greedy(20)) for prompt in PROMPTS]
     change.join()
-    assert all(map(reference.agrees, PROMPTS[1:3], token_ids(stream.result() for stream in before)))
+    assert all(reference.agrees(PROMPTS[2], completion.token_ids) for completion in before.result().outputs)
     outputs = [stream.result() for stream in after]
     assert all(map(newer.agrees, PROMPTS, token_ids(outputs)))
     assert outputs[0].num_cached_tokens == 0

@@ -10,7 +10,6 @@ Prompts are token ids. Buckets are few and small, because compilation takes near
 import math
 import threading
 import time
-from contextlib import contextmanager
 from queue import SimpleQueue
 from unittest.mock import patch
 
@@ -155,22 +154,28 @@ def ask(llm, question):
     return answer
 
 
-@contextmanager
-def paused(llm):
-    """The engine's thread waits meanwhile, and what it is told queues up; gives the scheduler, to be looked at."""
-    given, go_on = SimpleQueue(), threading.Event()
+class Pause:
+    """The engine's thread stops as soon as there are requests and `when(requests)` holds, and goes on at the end of the
+    `with` block, which begins when it has stopped. What the engine is told meanwhile queues up."""
 
-    def wait(scheduler, _):
-        given.put(scheduler)
-        go_on.wait(60)
+    def __init__(self, llm, when):
+        scheduler = llm._core._scheduler
+        actions, self._stopped, self._go_on = scheduler.actions, threading.Event(), threading.Event()
 
-    thread = threading.Thread(target=ask, args=(llm, wait), daemon=True)
-    thread.start()
-    try:
-        yield given.get(timeout=60)
-    finally:
-        go_on.set()
-        thread.join()
+        def stopping():
+            if scheduler.requests and when(scheduler.requests.values()):
+                del scheduler.actions
+                self._stopped.set()
+                self._go_on.wait(60)
+            return actions()
+
+        scheduler.actions = stopping
+
+    def __enter__(self):
+        assert self._stopped.wait(60)
+
+    def __exit__(self, *error):
+        self._go_on.set()
 
 
 def assert_at_rest(llm):

@@ -14,7 +14,7 @@ from twinmesh.engine.mesh_executor import MeshExecutor
 from twinmesh.engine.programs import MeshPlan, compile_programs
 from twinmesh.engine.protocol import AssignPages, Chunk, Decode, DecodeRow, Fused, Prefill
 from twinmesh.engine.sampling_plan import SamplingPlan
-from twinmesh.engine.submission import Payload
+from twinmesh.engine.submission import Payload, Payloads
 from twinmesh.engine.tensor_parallel import model_on
 from twinmesh.engine.weights import Placer
 from twinmesh.models.catalog import cache_directory
@@ -107,7 +107,7 @@ class TinyMesh:
 
     def __init__(self, plan, programs, params):
         self.executor = MeshExecutor(plan, programs, params)
-        self.payloads, self.slots, self.config = {}, {}, plan.config
+        self.payloads, self.slots, self.config = Payloads(), {}, plan.config
         self.fresh = [iter(range(kv.k.shape[1])) for kv in plan.state.kv]
         self.steps = itertools.count()
 
