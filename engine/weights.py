@@ -4,8 +4,8 @@ A parameter is named by its dotted path (`AbstractParams.specs`) and has, to the
 model; how a mesh lays it out, with key/value heads repeated where there are more devices than heads, shows only here.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
-from ..models.checkpoint import Checkpoint, load_params
+from ..models.checkpoint import Checkpoint
 from ..models.config import ModelConfig
 from ..models.decoder import ParamSpec, abstract_params
 from .mesh import param_sharding
@@ -27,12 +27,15 @@ type Params = tuple[jax.Array, ...]
 def load_weights(checkpoint: Checkpoint, dtype: jnp.dtype, meshes: Sequence[Mesh], progress: bool) -> list[Params]:
     """One tuple of arrays per mesh; each tensor is read and dequantised once. `progress` shows a bar on stderr."""
     placers = [Placer(checkpoint.config, dtype, mesh) for mesh in meshes]
-
-    def put(path: str, array: np.ndarray) -> tuple[jax.Array, ...]:
-        return tuple(placer.put(path, array) for placer in placers)
-
-    bar: Callable[[Iterable[str]], Iterable[str]] = partial(tqdm, desc="weights", disable=not progress)
-    return list(zip(*load_params(checkpoint, dtype, put, progress=bar), strict=True))
+    wanted = {path: tuple(placer.wanted(path) for placer in placers) for path in placers[0].specs}
+    loaded: list[dict[str, jax.Array]] = [{} for _ in meshes]
+    total = sum(math.prod(place.shape) * place.dtype.itemsize for places in wanted.values() for place in places)
+    with tqdm(total=total, desc="weights", unit="B", unit_scale=True, disable=not progress) as bar:
+        for path, arrays in checkpoint.load(wanted):
+            for placer, params, array in zip(placers, loaded, arrays, strict=True):
+                params[path] = placer.put(path, array)
+                bar.update(array.nbytes)
+    return [tuple(params[path] for path in wanted) for params in loaded]
 
 
 class Placer:
@@ -43,6 +46,11 @@ class Placer:
         self._model, self._mesh = model, mesh
         self.specs: Mapping[str, ParamSpec] = abstract_params(model, dtype).specs
         self._layout = abstract_params(model_on(model, mesh.size), dtype).specs
+
+    def wanted(self, path: str) -> jax.ShapeDtypeStruct:
+        """The parameter in the checkpoint's shape, as a checkpoint can bring it to the mesh before `put`."""
+        value = self.specs[path].value
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=param_sharding(self._mesh, self.specs[path]))
 
     def put(self, path: str, array: ArrayLike) -> jax.Array:
         """The parameter on the mesh, in the mesh's layout. A `jax.Array` need not be on the host, or on this mesh."""

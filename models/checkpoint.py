@@ -1,23 +1,22 @@
-"""From a model's files to parameters: one interface over every source, and a loader that streams.
+"""From a model's files to parameters: one interface over every source.
 
-Only GGUF files are a source so far. The loader holds one dequantised tensor at a time and hands each to `put`; where
-the arrays live, and on how many meshes, is the caller's business.
+`open_checkpoint` finds out what a path is. The sources themselves are `gguf_checkpoint.py`, `hugging_face.py` and
+`orbax.py`; where arrays live, and on how many meshes, is the caller's business.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import DTypeLike
 
 from .chat import ChatTemplate
 from .config import ModelConfig
 from .decoder import abstract_params
 from .errors import CheckpointError
-from .families import family
-from .gguf import GGUFFile
+from .gguf_checkpoint import GGUFCheckpoint
+from .streaming import Wanted
 from .tokenizer import Tokenizer
 
 
@@ -34,8 +33,24 @@ class Checkpoint(Protocol):
         """Sizes and switches of the decoder."""
         ...
 
-    def load_tensor(self, path: str) -> np.ndarray:
-        """Parameter `path` of the decoder ("layers.0.attention.q_proj") as float32 in its logical shape."""
+    @property
+    def dtype(self) -> jnp.dtype:
+        """What most of the weights are stored as; float32 where they are quantised."""
+        ...
+
+    def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+        """Parameters straight onto devices, one after another.
+
+        Args:
+            wanted: parameter path -> for each mesh a `ShapeDtypeStruct` with its sharding. Shapes are those of
+                `abstract_params(self.config, dtype)`; a parameter's entries differ in their shardings only.
+
+        Yields:
+            (path, arrays): one array per entry, for every path of `wanted` once. The order may be another.
+
+        Raises:
+            CheckpointError: a file that can no longer be read or is damaged.
+        """
         ...
 
     def tokenizer(self) -> Tokenizer:
@@ -47,59 +62,8 @@ class Checkpoint(Protocol):
         ...
 
 
-class GGUFCheckpoint:
-    """A GGUF file of a supported architecture, checked to hold exactly the tensors that the architecture needs."""
-
-    def __init__(self, path: Path) -> None:
-        """Open `path`; see `open_checkpoint` for what it raises."""
-        self._file = GGUFFile(path)
-        metadata = self._file.metadata
-        self.name = str(metadata.get("general.name", path.stem))
-        architecture = metadata.get("general.architecture")
-        try:
-            chosen = family(str(architecture))
-            self.config = chosen.config(metadata, self._file.tensors.keys())
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from None
-        self._sources = chosen.sources(self.config)
-        self._file.check({source.tensor: source.shape for source in self._sources.values()})
-        self._tokenizer: Tokenizer | None = None
-        self._chat_template: ChatTemplate | None = None
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self._file.path
-
-    def load_tensor(self, path: str) -> np.ndarray:
-        """Parameter `path` as float32 in its logical shape; not always contiguous."""
-        source = self._sources[path]
-        return source.transform(self._file.read(source.tensor))
-
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer, built on the first call."""
-        if self._tokenizer is None:
-            try:
-                tokenizer = Tokenizer(self._file.metadata)
-            except CheckpointError as error:
-                raise CheckpointError(f"{self.path}: {error}") from None
-            if tokenizer.vocab_size != self.config.vocab_size:
-                raise CheckpointError(
-                    f"{self.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {self.config.vocab_size}."
-                )
-            self._tokenizer = tokenizer
-        return self._tokenizer
-
-    def chat_template(self) -> ChatTemplate:
-        """The template under `tokenizer.chat_template`, compiled on its first use."""
-        if self._chat_template is None:
-            source = self._file.metadata.get("tokenizer.chat_template")
-            self._chat_template = ChatTemplate(source, self.tokenizer(), name=self.name)
-        return self._chat_template
-
-
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a model file and check its structure; no tensor is read yet.
+    """Open a model's files and check their structure; no tensor is read yet.
 
     Raises:
         CheckpointError: no such file, a directory, not GGUF, truncated or damaged, an architecture or feature that is
@@ -113,28 +77,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return GGUFCheckpoint(path)
 
 
-def load_params[T](
-    checkpoint: Checkpoint,
-    dtype: DTypeLike,
-    put: Callable[[str, np.ndarray], T],
-    *,
-    progress: Callable[[Iterable[str]], Iterable[str]] | None = None,
-) -> tuple[T, ...]:
-    """Stream the parameters in the order of `abstract_params(checkpoint.config, dtype).specs`.
-
-    Args:
-        checkpoint: where the values come from.
-        dtype: dtype of the arrays handed to `put`.
-        put: takes a parameter's path and its contiguous host array, and returns what stands for it: a `jax.Array`, or
-            one per mesh (a tensor is read and dequantised once, however many meshes it goes to).
-        progress: wraps the iteration over paths, such as `functools.partial(tqdm, desc="weights")`.
-
-    Returns:
-        One entry per parameter. With `put` giving one array per mesh, `zip(*result)` gives one tuple per mesh.
-    """
-    paths: Iterable[str] = abstract_params(checkpoint.config, dtype).specs
-    host_dtype = jnp.dtype(dtype)
-    loaded = []
-    for path in progress(list(paths)) if progress else paths:
-        loaded.append(put(path, np.ascontiguousarray(checkpoint.load_tensor(path), host_dtype)))
-    return tuple(loaded)
+def load_on_one_device(checkpoint: Checkpoint, dtype: jax.typing.DTypeLike) -> dict[str, jax.Array]:
+    """Every parameter on JAX's default device, by path, in the order of `abstract_params`. For tests and scripts."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    specs = abstract_params(checkpoint.config, dtype).specs
+    wanted = {
+        path: (jax.ShapeDtypeStruct(spec.value.shape, spec.value.dtype, sharding=device),)
+        for path, spec in specs.items()
+    }
+    loaded = {path: array for path, (array,) in checkpoint.load(wanted)}
+    return {path: loaded[path] for path in specs}

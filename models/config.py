@@ -6,6 +6,19 @@ hand-off read nothing else. Control-plane module: no JAX here.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding: angle[t, i] = t * theta ** (-2 i / head_dim) / factors[i].
+
+    `factors` has head_dim / 2 entries (None: all 1); every static kind of rope scaling comes down to them, see
+    `families/rope.py`.
+    """
+
+    theta: float
+    factors: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -13,17 +26,27 @@ class AttentionSpec:
     """How one layer attends.
 
     `window` counts the tokens a query sees, itself included (None: all). `softcap` is the tanh cap on the scaled
-    scores (None: none). `rope_theta` is the base of the rotary frequencies.
+    scores (None: none).
     """
 
-    rope_theta: float
+    rope: Rope
     window: int | None = None
     softcap: float | None = None
 
 
+type Activation = Literal["silu", "gelu_tanh"]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and switches of one decoder. `layers` holds one `AttentionSpec` per layer, first to last."""
+    """Sizes and switches of one decoder.
+
+    `layers` holds one `AttentionSpec` per layer, first to last. `activation` is the MLP gate's. `qkv_bias`: the query,
+    key and value projections add a bias. `qk_norm`: queries and keys pass an RMS norm over head_dim before they are
+    rotated. `sandwich_norms`: the outputs of attention and MLP pass a norm of their own before they are added.
+    `embedding_scale` multiplies the embeddings. `query_scale` is the factor on q . k (None: head_dim ** -0.5).
+    `fits_float16`: activations stay within float16's range.
+    """
 
     family: str
     vocab_size: int
@@ -36,6 +59,13 @@ class ModelConfig:
     tie_embeddings: bool
     max_position: int
     layers: tuple[AttentionSpec, ...]
+    activation: Activation = "silu"
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    sandwich_norms: bool = False
+    embedding_scale: float = 1.0
+    query_scale: float | None = None
+    fits_float16: bool = True
 
     @property
     def num_layers(self) -> int:
@@ -44,5 +74,5 @@ class ModelConfig:
 
     @property
     def attention_scale(self) -> float:
-        """Factor on q . k before the softmax: head_dim ** -0.5 (Vaswani et al. 2017, section 3.2.1)."""
-        return 1.0 / math.sqrt(self.head_dim)
+        """Factor on q . k before the softmax: by default head_dim ** -0.5 (Vaswani et al. 2017, section 3.2.1)."""
+        return 1.0 / math.sqrt(self.head_dim) if self.query_scale is None else self.query_scale

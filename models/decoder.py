@@ -73,11 +73,11 @@ class Decoder(nnx.Module):
         """
         with jax.named_scope("embedding"):
             x = self.embedding.lookup(tokens)  # [T, E]
-        thetas = {spec.rope_theta for spec in self.config.layers}
-        tables = {theta: rotary_tables(positions, self.config.head_dim, theta) for theta in sorted(thetas)}
+        ropes = dict.fromkeys(spec.rope for spec in self.config.layers)
+        tables = {rope: rotary_tables(positions, self.config.head_dim, rope) for rope in ropes}
         for index, (block, spec) in enumerate(zip(self.layers, self.config.layers, strict=True)):
             with jax.named_scope(f"layer{index}"):
-                x = block(index, x, tables[spec.rope_theta], attend)
+                x = block(index, x, tables[spec.rope], attend)
         with jax.named_scope("final_norm"):
             return self.norm(x)
 

@@ -182,18 +182,24 @@ class GGUFFile:
                 f"{self.path} has tensor {unexpected[0]!r} ({len(unexpected)} such), which is not implemented."
             )
 
-    def read(self, name: str) -> np.ndarray:
-        """Tensor `name`, dequantised: float32, in numpy order.
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` of tensor `name`, dequantised: float32 [rows, columns]; a vector has one column.
 
         Raises:
             CheckpointError: a quantisation without a dequantiser, or a file that can no longer be read.
         """
         info = self.tensors[name]
+        if len(info.shape) == 1:
+            return self._read(name, info, 0, 1).reshape(-1, 1)[start:stop]
+        return self._read(name, info, start, stop)
+
+    def _read(self, name: str, info: TensorInfo, start: int, stop: int) -> np.ndarray:
+        """Rows of the tensor seen as a matrix of its last axis; quantisation blocks lie within rows."""
         block, block_bytes = GGML_QUANT_SIZES[info.kind]
-        rows = (*info.shape[:-1], info.shape[-1] // block * block_bytes)
+        row = info.shape[-1] // block * block_bytes
         try:
-            raw = np.fromfile(self.path, np.uint8, info.nbytes, offset=info.offset).reshape(rows)
-            return np.asarray(dequantize(raw, info.kind), np.float32)
+            raw = np.fromfile(self.path, np.uint8, (stop - start) * row, offset=info.offset + start * row)
+            return np.asarray(dequantize(raw.reshape(stop - start, row), info.kind), np.float32)
         except NotImplementedError:
             raise CheckpointError(
                 f"{self.path}: tensor {name!r} is of type {info.kind.name}, which cannot be dequantised."

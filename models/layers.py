@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from .config import ModelConfig
+from .config import ModelConfig, Rope
 
 
 def param(shape: tuple[int, ...], axes: tuple[str, ...], dtype: DTypeLike) -> nnx.Param[jax.Array]:
@@ -52,12 +52,14 @@ def project(x: jax.Array, weight: nnx.Param[jax.Array], inputs: int = 1) -> jax.
     return out.reshape(x.shape[0], *w.shape[inputs:])
 
 
-def rotary_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rotary_tables(positions: jax.Array, head_dim: int, rope: Rope) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of the rotary angles, each [T, head_dim / 2] float32.
 
-    angle[t, i] = positions[t] * theta ** (-2 i / head_dim) (Su et al. 2021, RoFormer, section 3.2.2).
+    angle[t, i] = positions[t] * theta ** (-2 i / head_dim) / factors[i] (Su et al. 2021, RoFormer, section 3.2.2).
     """
-    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequencies = rope.theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if rope.factors is not None:
+        frequencies = frequencies / jnp.array(rope.factors, jnp.float32)
     angles = positions.astype(jnp.float32)[:, None] * frequencies  # [T, D / 2]
     return jnp.cos(angles), jnp.sin(angles)
 

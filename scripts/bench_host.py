@@ -32,7 +32,7 @@ from twinmesh.engine.sampling_plan import SamplingPlan
 from twinmesh.engine.submission import Payload, Submission, Update
 from twinmesh.engine.tensor_parallel import model_on
 from twinmesh.engine.weights import Params
-from twinmesh.models.config import AttentionSpec, ModelConfig
+from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params
 
 _PROMPT, _TOKENS = 8, 200
@@ -41,7 +41,7 @@ ROUNDS = 7
 
 def model_with_layers(layers: int) -> ModelConfig:
     """A decoder of 9 parameters a layer and 2 besides, as small as eight-fold tensor parallelism lets it be."""
-    return ModelConfig("llama", 128, 16, 16, 8, 8, 2, 1e-5, True, 1024, (AttentionSpec(1e4),) * layers)
+    return ModelConfig("llama", 128, 16, 16, 8, 8, 2, 1e-5, True, 1024, (AttentionSpec(Rope(1e4)),) * layers)
 
 
 def random_params(model: ModelConfig, dtype: jnp.dtype, meshes: Sequence[Mesh]) -> list[Params]:

@@ -8,11 +8,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from ..config import AttentionSpec, ModelConfig
+from ..config import AttentionSpec, ModelConfig, Rope
 from ..errors import CheckpointError
-from .source import Source, integer, number
+from .settings import integer, number
+from .source import Source
 
 # Keys that change what the model computes, with the values that mean "not used".
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
@@ -49,7 +48,7 @@ def config(metadata: Mapping[str, Any], tensor_names: Collection[str]) -> ModelC
     if blocks > len(tensor_names):
         raise CheckpointError(f"llama.block_count = {blocks} does not fit a file of {len(tensor_names)} tensors.")
     tokens = metadata.get("tokenizer.ggml.tokens")
-    spec = AttentionSpec(rope_theta=number(metadata, "llama.rope.freq_base", 10000.0))
+    spec = AttentionSpec(Rope(number(metadata, "llama.rope.freq_base", 10000.0)))
     return ModelConfig(
         family="llama",
         vocab_size=integer(metadata, "llama.vocab_size", len(tokens) if isinstance(tokens, list) else None),
@@ -66,14 +65,12 @@ def config(metadata: Mapping[str, Any], tensor_names: Collection[str]) -> ModelC
 
 
 def sources(config: ModelConfig) -> dict[str, Source]:
-    """Parameter path of the decoder -> GGUF tensor, its shape there ([out, in]) and how it becomes the parameter."""
+    """Parameter path of the decoder -> where it is in a GGUF file."""
     vocab, hidden, inner, dim = config.vocab_size, config.hidden_size, config.intermediate_size, config.head_dim
     q_rows, kv_rows = config.num_heads * dim, config.num_kv_heads * dim
 
-    def rotary(w: np.ndarray) -> np.ndarray:
-        """[H * D, E] with rotary pairs as neighbours -> [E, H, D] with rotary halves."""
-        pairs = w.reshape(-1, dim // 2, 2, hidden)
-        return pairs.swapaxes(1, 2).reshape(-1, dim, hidden).transpose(2, 0, 1)
+    def projection(tensor: str, rows: int, columns: int, *, rotary: bool = False) -> Source:
+        return Source(tensor, (rows, columns), transposed=True, rotary_pairs=dim if rotary else None)
 
     out = {
         "embedding.weight": Source("token_embd.weight", (vocab, hidden)),
@@ -83,14 +80,14 @@ def sources(config: ModelConfig) -> dict[str, Source]:
         out["head.weight"] = Source("output.weight", (vocab, hidden))
     layer = {
         "attention_norm.weight": Source("attn_norm.weight", (hidden,)),
-        "attention.q_proj": Source("attn_q.weight", (q_rows, hidden), rotary),
-        "attention.k_proj": Source("attn_k.weight", (kv_rows, hidden), rotary),
-        "attention.v_proj": Source("attn_v.weight", (kv_rows, hidden), lambda w: w.T.reshape(hidden, -1, dim)),
-        "attention.o_proj": Source("attn_output.weight", (hidden, q_rows), lambda w: w.T.reshape(-1, dim, hidden)),
+        "attention.q_proj": projection("attn_q.weight", q_rows, hidden, rotary=True),
+        "attention.k_proj": projection("attn_k.weight", kv_rows, hidden, rotary=True),
+        "attention.v_proj": projection("attn_v.weight", kv_rows, hidden),
+        "attention.o_proj": projection("attn_output.weight", hidden, q_rows),
         "mlp_norm.weight": Source("ffn_norm.weight", (hidden,)),
-        "mlp.gate_proj": Source("ffn_gate.weight", (inner, hidden), np.transpose),
-        "mlp.up_proj": Source("ffn_up.weight", (inner, hidden), np.transpose),
-        "mlp.down_proj": Source("ffn_down.weight", (hidden, inner), np.transpose),
+        "mlp.gate_proj": projection("ffn_gate.weight", inner, hidden),
+        "mlp.up_proj": projection("ffn_up.weight", inner, hidden),
+        "mlp.down_proj": projection("ffn_down.weight", hidden, inner),
     }
     for i in range(config.num_layers):
         out |= {f"layers.{i}.{path}": replace(s, tensor=f"blk.{i}.{s.tensor}") for path, s in layer.items()}

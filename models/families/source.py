@@ -1,45 +1,26 @@
-"""What family files share: where a parameter comes from, and reading numbers from a checkpoint's metadata."""
+"""Where a parameter of the decoder comes from in a checkpoint: which rows of which tensor, and how they lie there.
 
-import math
-from collections.abc import Callable, Mapping
+A checkpoint stores a projection as [out, in] rows; the decoder keeps it as [in, out] (`layers.py` says why), with `out`
+or `in` divided into heads. `Source` says what the rows are; `models/streaming.py` copies them, a block at a time.
+"""
+
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-
-from ..errors import CheckpointError
-
-
-def _unchanged(w: np.ndarray) -> np.ndarray:
-    return w
 
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor of a checkpoint, its shape there (numpy order), and the function that makes the parameter of it."""
+    """One parameter's place in a checkpoint.
+
+    Seen as a matrix of `rows` rows (a vector is one column of them), the parameter is rows `first_row` to
+    `first_row + rows` of `tensor`, which has the shape `shape` in the file (numpy order), turned around where
+    `transposed`. `rotary_pairs`: None, or the head size where the file keeps the two halves of each rotary pair as
+    neighbours (2i, 2i + 1) and not as halves of the head (i, i + D / 2). `offset` is added to every value.
+    """
 
     tensor: str
     shape: tuple[int, ...]
-    transform: Callable[[np.ndarray], np.ndarray] = _unchanged
-
-
-def number(metadata: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """A positive number from GGUF metadata.
-
-    Raises:
-        CheckpointError: the key is absent and has no default, or its value is not one positive number.
-    """
-    found = metadata.get(key, default)
-    if found is None:
-        raise CheckpointError(f"The metadata has no {key!r}, which the architecture needs.")
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
-        raise CheckpointError(f"{key} = {str(found)[:80]} is not implemented: one positive number is expected.")
-    return found
-
-
-def integer(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A positive integer from GGUF metadata; raises as `number` does."""
-    found = number(metadata, key, default)
-    if not isinstance(found, int):
-        raise CheckpointError(f"{key} = {found} is not implemented: an integer is expected.")
-    return found
+    transposed: bool = False
+    first_row: int = 0
+    rows: int | None = None  # None: all of them
+    rotary_pairs: int | None = None
+    offset: float = 0.0

@@ -16,11 +16,11 @@ from twinmesh.engine.kv_cache import (
     request_bytes,
 )
 from twinmesh.engine.mesh import build_meshes
-from twinmesh.models.config import AttentionSpec, ModelConfig
+from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 
 
 def model(*windows):
-    layers = tuple(AttentionSpec(1e4, window) for window in windows)
+    layers = tuple(AttentionSpec(Rope(1e4), window) for window in windows)
     return ModelConfig("llama", 10, 8, 8, 4, 2, 16, 1e-5, True, 512, layers)
 
 

@@ -8,11 +8,11 @@ from jax.sharding import Mesh
 from twinmesh.engine.kv_cache import KV_AXES, KVCache, groups
 from twinmesh.engine.mesh import AXIS, sharding
 from twinmesh.engine.paged_attention import DecodeRows, PagedAttention, PrefillRows
-from twinmesh.models.config import AttentionSpec, ModelConfig
+from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import dense_causal
 
 # Groups: layers 0 and 2 see everything, layer 1 sees 5 tokens.
-SPECS = (AttentionSpec(1e4), AttentionSpec(1e4, window=5), AttentionSpec(1e4, softcap=2.0))
+SPECS = (AttentionSpec(Rope(1e4)), AttentionSpec(Rope(1e4), window=5), AttentionSpec(Rope(1e4), softcap=2.0))
 MODEL = ModelConfig("llama", 50, 24, 32, 4, 2, 8, 1e-5, True, 128, SPECS)
 PAGES, SIZE, LENGTH = (9, 6), 4, 11
 

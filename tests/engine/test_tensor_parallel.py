@@ -14,10 +14,10 @@ from twinmesh.engine.kv_cache import KV_AXES, KVCache, groups
 from twinmesh.engine.mesh import AXIS, param_sharding, replicate_logits, replicated, sharding
 from twinmesh.engine.paged_attention import PagedAttention, PrefillRows
 from twinmesh.engine.tensor_parallel import check_tp, expand, model_on
-from twinmesh.models.config import AttentionSpec, ModelConfig
+from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
 
-LAYERS = (AttentionSpec(1e4), AttentionSpec(1e4, window=5, softcap=2.0))
+LAYERS = (AttentionSpec(Rope(1e4)), AttentionSpec(Rope(1e4), window=5, softcap=2.0))
 MODEL = ModelConfig("llama", 64, 24, 32, 8, 2, 8, 1e-5, False, 128, LAYERS)
 TOKENS, PAGES, SIZE = 12, 600, 4
 

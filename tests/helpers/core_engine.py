@@ -24,7 +24,7 @@ from twinmesh.engine.loader import Engine, start_core
 from twinmesh.engine.tensor_parallel import model_on
 from twinmesh.engine.weights import Placer
 from twinmesh.models.chat import ChatTemplate
-from twinmesh.models.config import AttentionSpec, ModelConfig
+from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
 from twinmesh.models.tokenizer import Tokenizer
 
@@ -33,7 +33,7 @@ OPTIONS = dict(max_model_len=64, page_size=4, max_num_seqs=4, prefill_buckets=(1
 
 def model_with_windows(*windows):
     """A model whose layers have these attention windows: 8 query heads, 2 key/value heads."""
-    layers = tuple(AttentionSpec(1e4, window) for window in windows)
+    layers = tuple(AttentionSpec(Rope(1e4), window) for window in windows)
     return ModelConfig("llama", len(TOKENS), 32, 32, 8, 2, 8, 1e-5, False, 128, layers)
 
 

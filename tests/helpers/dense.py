@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from twinmesh.models.checkpoint import load_params, open_checkpoint
+from twinmesh.models.checkpoint import load_on_one_device, open_checkpoint
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
 
 
@@ -14,9 +14,7 @@ class DenseModel:
         checkpoint = open_checkpoint(path)
         abstract = abstract_params(checkpoint.config, jnp.float32)
         self.tokenizer, self._length = checkpoint.tokenizer(), length
-        self.params = dict(
-            zip(abstract.specs, load_params(checkpoint, "float32", lambda path, array: jnp.asarray(array)), strict=True)
-        )
+        self.params = load_on_one_device(checkpoint, "float32")
 
         @jax.jit
         def logits(params, ids):

@@ -18,7 +18,7 @@ from twinmesh.engine.submission import Payload, Payloads
 from twinmesh.engine.tensor_parallel import model_on
 from twinmesh.engine.weights import Placer
 from twinmesh.models.catalog import cache_directory
-from twinmesh.models.config import AttentionSpec, ModelConfig
+from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
 
 VOCABULARY = 50
@@ -26,7 +26,7 @@ VOCABULARY = 50
 
 def tiny_model(*windows):
     """A model whose layers have these attention windows."""
-    layers = tuple(AttentionSpec(1e4, window) for window in windows or (None, None))
+    layers = tuple(AttentionSpec(Rope(1e4), window) for window in windows or (None, None))
     return ModelConfig("llama", VOCABULARY, 24, 32, 4, 2, 8, 1e-5, True, 128, layers)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from twinmesh.models.catalog import resolve_model
-from twinmesh.models.checkpoint import load_params, open_checkpoint
+from twinmesh.models.checkpoint import load_on_one_device, open_checkpoint
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
 from twinmesh.models.errors import CheckpointError
 
@@ -36,7 +36,7 @@ def dense_forward():
 
     def make(checkpoint, dtype=jnp.float32):
         graphdef, _ = abstract_params(checkpoint.config, dtype)
-        params = load_params(checkpoint, dtype, lambda path, array: jnp.asarray(array))
+        params = tuple(load_on_one_device(checkpoint, dtype).values())
         attend = dense_causal(checkpoint.config)
 
         @jax.jit

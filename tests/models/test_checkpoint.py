@@ -2,13 +2,17 @@
 
 import contextlib
 
+import jax
 import numpy as np
 import pytest
 from helpers.tiny_gguf import TOKENS, TinyLlama, write_tiny_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twinmesh.models.checkpoint import load_params, open_checkpoint
+from twinmesh.models import gguf_checkpoint, streaming
+from twinmesh.models.checkpoint import load_on_one_device, open_checkpoint
+from twinmesh.models.decoder import abstract_params
 from twinmesh.models.errors import CheckpointError
+from twinmesh.models.gguf import GGUFFile
 
 
 def test_facts_of_the_file(tiny):
@@ -17,31 +21,40 @@ def test_facts_of_the_file(tiny):
     assert (config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads) == (2, 72, 6, 2)
     assert (config.head_dim, config.intermediate_size, config.vocab_size, config.max_position) == (16, 80, 275, 512)
     assert config.tie_embeddings
-    assert config.layers[0].rope_theta == 10000.0
+    assert config.layers[0].rope.theta == 10000.0
     assert config.attention_scale == 0.25
 
 
 def test_rotary_rows_come_back_in_halves(tiny):
     expected = TinyLlama().weights()["model.layers.1.self_attn.k_proj.weight"]  # [H * D, E]
-    found = tiny.load_tensor("layers.1.attention.k_proj")  # [E, H, D]
+    found = load_on_one_device(tiny, "float32")["layers.1.attention.k_proj"]  # [E, H, D]
     np.testing.assert_array_equal(found.reshape(72, 32).T, expected)
 
 
-def test_put_may_return_anything_and_sees_each_tensor_once(tiny):
-    seen, shown = [], []
+def test_every_row_is_read_once_however_many_meshes_want_it(tiny_path, monkeypatch):
+    seen = []
 
-    def put(path, array):
-        assert array.flags.c_contiguous
-        seen.append(path)
-        return (array, array)
+    class Spy(GGUFFile):
+        def read_rows(self, name, start, stop):
+            seen.extend((name, row) for row in range(start, stop))
+            return super().read_rows(name, start, stop)
 
-    def progress(paths):
-        shown.extend(paths)
-        return shown
-
-    first, second = zip(*load_params(tiny, np.float32, put, progress=progress), strict=True)
-    assert len(first) == len(second) == len(seen) == len(set(seen))
-    assert shown == seen
+    monkeypatch.setattr(gguf_checkpoint, "GGUFFile", Spy)
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 10_000)
+    checkpoint = open_checkpoint(tiny_path)
+    load_on_one_device(checkpoint, "float32")
+    once, seen[:] = sorted(seen), []
+    placements = [jax.sharding.SingleDeviceSharding(device) for device in jax.devices()[:2]]
+    specs = abstract_params(checkpoint.config, "float32").specs
+    wanted = {
+        path: tuple(jax.ShapeDtypeStruct(spec.value.shape, spec.value.dtype, sharding=place) for place in placements)
+        for path, spec in specs.items()
+    }
+    for path, (first, second) in checkpoint.load(wanted):
+        assert (first.sharding, second.sharding) == tuple(placements), path
+        np.testing.assert_array_equal(first, second)
+    assert sorted(seen) == once
+    assert len(set(once)) == len(once)
 
 
 def refuses(path, *words):

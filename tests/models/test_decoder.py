@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.tiny_gguf import TinyLlama, write_tiny_gguf
-from twinmesh.models.checkpoint import load_params, open_checkpoint
-from twinmesh.models.config import AttentionSpec, ModelConfig
+from twinmesh.models.checkpoint import load_on_one_device, open_checkpoint
+from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
 
 
@@ -36,7 +36,7 @@ def test_axis_names_have_one_size_each(tiny):
 
 
 def test_layers_are_in_numerical_order():
-    layers = (AttentionSpec(rope_theta=1e4),) * 12
+    layers = (AttentionSpec(Rope(1e4)),) * 12
     config = ModelConfig("llama", 8, 4, 4, 1, 1, 4, 1e-5, True, 16, layers)
     paths = [path for path in abstract_params(config, jnp.float32).specs if path.endswith("q_proj")]
     assert paths == [f"layers.{i}.attention.q_proj" for i in range(12)]
@@ -45,9 +45,9 @@ def test_layers_are_in_numerical_order():
 def test_loaded_parameters_match_their_description(tiny):
     for dtype in (jnp.float32, jnp.bfloat16):
         specs = abstract_params(tiny.config, dtype).specs
-        params = load_params(tiny, dtype, lambda path, array: (path, array))
-        assert [path for path, _ in params] == list(specs)
-        for (_, array), spec in zip(params, specs.values(), strict=True):
+        params = load_on_one_device(tiny, dtype)
+        assert list(params) == list(specs)
+        for array, spec in zip(params.values(), specs.values(), strict=True):
             assert (array.shape, array.dtype) == (spec.value.shape, spec.value.dtype)
 
 
@@ -65,7 +65,7 @@ def test_bfloat16_gives_float32_logits_near_the_exact_ones(tiny, dense_forward):
 
 def test_gradients_reach_every_parameter(tiny):
     graphdef, specs = abstract_params(tiny.config, jnp.float32)
-    params = load_params(tiny, jnp.float32, lambda path, array: jnp.asarray(array))
+    params = tuple(load_on_one_device(tiny, jnp.float32).values())
     ids = jnp.arange(8, dtype=jnp.int32)
 
     @jax.jit
@@ -82,7 +82,7 @@ def test_gradients_reach_every_parameter(tiny):
 
 def test_dense_attention_honours_window_and_softcap():
     def attention(**spec):
-        config = ModelConfig("llama", 8, 8, 4, 2, 1, 4, 1e-5, True, 16, (AttentionSpec(rope_theta=1e4, **spec),))
+        config = ModelConfig("llama", 8, 8, 4, 2, 1, 4, 1e-5, True, 16, (AttentionSpec(Rope(1e4), **spec),))
         return np.asarray(dense_causal(config)(0, q, k, v))
 
     random = np.random.RandomState(0)

@@ -48,6 +48,6 @@ def test_facts(smollm2):
     config = smollm2.config
     assert (config.num_layers, config.hidden_size, config.intermediate_size) == (30, 576, 1536)
     assert (config.num_heads, config.num_kv_heads, config.head_dim, config.vocab_size) == (9, 3, 64, 49152)
-    assert config.layers[0].rope_theta == 1e5
+    assert config.layers[0].rope.theta == 1e5
     assert config.tie_embeddings
     assert smollm2.tokenizer().eos_token_ids == {0, 2}

@@ -1,0 +1,66 @@
+"""A GGUF file as a checkpoint: configuration, weights, tokenizer and chat template are all in it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from .chat import ChatTemplate
+from .errors import CheckpointError
+from .families import family
+from .gguf import GGUFFile
+from .streaming import Wanted, stream
+from .tokenizer import Tokenizer
+
+
+class GGUFCheckpoint:
+    """A GGUF file of a supported architecture, checked to hold exactly the tensors that the architecture needs."""
+
+    dtype = jnp.dtype(jnp.float32)
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`; see `open_checkpoint` for what it raises."""
+        self._file = GGUFFile(path)
+        metadata = self._file.metadata
+        self.name = str(metadata.get("general.name", path.stem))
+        architecture = metadata.get("general.architecture")
+        try:
+            chosen = family(str(architecture))
+            self.config = chosen.config(metadata, self._file.tensors.keys())
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        self._sources = chosen.sources(self.config)
+        self._file.check({source.tensor: source.shape for source in self._sources.values()})
+        self._tokenizer: Tokenizer | None = None
+        self._chat_template: ChatTemplate | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._file.path
+
+    def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+        """Parameters straight onto devices; see `Checkpoint.load`."""
+        return stream(self._file, self._sources, wanted)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, built on the first call."""
+        if self._tokenizer is None:
+            try:
+                tokenizer = Tokenizer(self._file.metadata)
+            except CheckpointError as error:
+                raise CheckpointError(f"{self.path}: {error}") from None
+            if tokenizer.vocab_size != self.config.vocab_size:
+                raise CheckpointError(
+                    f"{self.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {self.config.vocab_size}."
+                )
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    def chat_template(self) -> ChatTemplate:
+        """The template under `tokenizer.chat_template`, compiled on its first use."""
+        if self._chat_template is None:
+            source = self._file.metadata.get("tokenizer.chat_template")
+            self._chat_template = ChatTemplate(source, self.tokenizer(), name=self.name)
+        return self._chat_template
