@@ -1,4 +1,7 @@
-"""Models known by name, and where their files are cached. It looks them up; `scripts/fetch.py` downloads them."""
+"""What a model argument means: a name, a path or an id of the Hugging Face hub; and where named models are cached.
+
+`scripts/fetch.py` downloads the models known by name; those of the hub come through `hub.py` when they are asked for.
+"""
 
 import os
 from collections.abc import Mapping
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import CheckpointError
+from .hub import fetch_from_hub, parse_hub_id
 
 
 @dataclass(frozen=True)
@@ -93,25 +97,30 @@ def cache_directory() -> Path:
 
 
 def resolve_model(name_or_path: str | Path, cache: Path | None = None) -> Path:
-    """The file that a model argument means.
+    """The file or directory that a model argument means. A model of the hub is downloaded, unless it is in its cache.
 
     Args:
-        name_or_path: a name of `CATALOG`, or a path, which is returned as it is. `./smollm2` is a path.
+        name_or_path: a name of `CATALOG`; a path, which is returned as it is (`./smollm2` is a path); or a hub id such
+            as `org/name` (see `hub.py`). A file or directory of that name comes before the hub's.
         cache: looked in for catalogue models; `cache_directory()` by default.
 
     Raises:
-        CheckpointError: a catalogue model that was not fetched or is damaged, or a word that is neither a model's name
-            nor a file.
+        CheckpointError: a catalogue model that was not fetched or is damaged, a word that is neither a model's name
+            nor a file, or a hub model that cannot be had.
     """
     path = Path(name_or_path)
-    known = CATALOG.get(name_or_path) if isinstance(name_or_path, str) else None
-    if known is not None:
+    if not isinstance(name_or_path, str):
+        return path
+    if (known := CATALOG.get(name_or_path)) is not None:
         return _cached(known, cache or cache_directory())
-    if name_or_path == path.name and not path.suffix and not path.exists():
+    if path.exists():
+        return path
+    if name_or_path == path.name and not path.suffix:
         raise CheckpointError(
-            f"There is no model named {str(name_or_path)!r} and no such file; names: {', '.join(CATALOG)}."
+            f"There is no model named {name_or_path!r} and no such file or directory; names: {', '.join(CATALOG)}."
         )
-    return path
+    on_hub = None if path.suffix == ".gguf" and ":" not in name_or_path else parse_hub_id(name_or_path)
+    return path if on_hub is None else fetch_from_hub(on_hub)
 
 
 def _cached(model: CatalogModel, cache: Path) -> Path:
