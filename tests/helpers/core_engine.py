@@ -26,7 +26,7 @@ from twinmesh.engine.weights import Placer
 from twinmesh.models.chat import ChatTemplate
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
-from twinmesh.models.tokenizer import Tokenizer
+from twinmesh.models.tokenizer_gguf import tokenizer_from_gguf
 
 OPTIONS = dict(max_model_len=64, page_size=4, max_num_seqs=4, prefill_buckets=(16,), decode_buckets=(4,))
 
@@ -57,7 +57,7 @@ def make_engine(model, topology="both=1", *, weights=None, room=1.25, **changes)
             return [tuple(placer.put(path, arrays[path]) for path in placer.specs) for placer in placers]
 
         core, config = start_core(model, load, options)
-        tokenizer = Tokenizer(TOKENIZER)
+        tokenizer = tokenizer_from_gguf(TOKENIZER)
         return Engine(core, config, tokenizer, ChatTemplate(CHAT_TEMPLATE, tokenizer, name="tiny"))
 
     with patch("twinmesh.engine.owner.start_engine", start):

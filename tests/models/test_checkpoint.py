@@ -118,8 +118,8 @@ def test_truncated_tensor(tmp_path, tiny_path):
         ({"llama.block_count": 4_000_000_000}, ["block_count", "4000000000"]),
         ({"llama.block_count": 3}, ["'blk.2."]),
         ({"llama.block_count": 1}, ["'blk.1.", "not implemented"]),
-        ({"tokenizer.ggml.model": "llama"}, ["Tokenizer model 'llama'"]),
-        ({"tokenizer.ggml.pre": "llama-bpe"}, ["Pre-tokenizer 'llama-bpe'", "'smollm'"]),
+        ({"tokenizer.ggml.model": "t5"}, ["Tokenizer model 't5'", "'gpt2'"]),
+        ({"tokenizer.ggml.pre": "other"}, ["Pre-tokenizer 'other'", "'smollm'"]),
         ({"tokenizer.ggml.merges": None}, ["tokenizer.ggml.merges"]),
         ({"tokenizer.ggml.merges": ["no such"]}, ["merges"]),
         (
