@@ -71,10 +71,6 @@ def test_missing_file(tmp_path):
     refuses(tmp_path / "no.gguf", "no model file")
 
 
-def test_directory(tmp_path):
-    refuses(tmp_path, "directory", "only GGUF")
-
-
 @pytest.mark.parametrize("content", [b"", b"GGU", b"PK\x03\x04 something else entirely"])
 def test_not_gguf(tmp_path, content):
     path = tmp_path / "model.gguf"
