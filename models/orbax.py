@@ -70,44 +70,49 @@ class OrbaxCheckpoint:
     """A directory that `write` made, checked to be whole."""
 
     def __init__(self, directory: Path) -> None:
-        """Open `directory`; no tensor is read yet.
+        """Open `directory`. Orbax is not asked yet: it would start JAX, before the engine has asked for its devices.
 
         Raises:
-            CheckpointError: a description that is damaged or of another version, or files that are missing, truncated
-                or do not hold the model's parameters.
+            CheckpointError: a description that is damaged or of another version, or files that are missing or
+                truncated.
         """
         self.path = directory
         description = _read_description(directory)
         self.name, self.config, self.dtype = description.name, description.config, jnp.dtype(description.dtype)
         self._params = directory.absolute() / _PARAMS
-        self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        self._tokenizer: Tokenizer | None = None
+        self._chat_template: ChatTemplate | None = None
+
+    def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+        """Parameters straight onto devices; see `Checkpoint.load`. As many are on the way as the largest one weighs."""
+        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        self._check_params(checkpointer)
+        for paths in _batches({path: _nbytes(places[0]) for path, places in wanted.items()}):
+            meshes = zip(*(wanted[path] for path in paths), strict=True)
+            restored = [self._restore(checkpointer, dict(zip(paths, places, strict=True))) for places in meshes]
+            for path in paths:
+                yield path, tuple(arrays.pop(path) for arrays in restored)
+
+    def _check_params(self, checkpointer: ocp.Checkpointer) -> None:
         with _one_sentence(f"{self._params} cannot be read"):
-            found = self._checkpointer.metadata(self._params).item_metadata.tree
+            found = checkpointer.metadata(self._params).item_metadata.tree
         specs = abstract_params(self.config, self.dtype).specs
         check_tensors(
             self._params,
             {path: tuple(array.shape) for path, array in found.items()},
             {path: spec.value.shape for path, spec in specs.items()},
         )
-        self._tokenizer: Tokenizer | None = None
-        self._chat_template: ChatTemplate | None = None
 
-    def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
-        """Parameters straight onto devices; see `Checkpoint.load`. As many are on the way as the largest one weighs."""
-        for paths in _batches({path: _nbytes(places[0]) for path, places in wanted.items()}):
-            meshes = zip(*(wanted[path] for path in paths), strict=True)
-            restored = [self._restore(dict(zip(paths, places, strict=True))) for places in meshes]
-            for path in paths:
-                yield path, tuple(arrays.pop(path) for arrays in restored)
-
-    def _restore(self, places: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    def _restore(
+        self, checkpointer: ocp.Checkpointer, places: Mapping[str, jax.ShapeDtypeStruct]
+    ) -> dict[str, jax.Array]:
         args = {
             path: ocp.ArrayRestoreArgs(sharding=place.sharding, dtype=place.dtype, global_shape=place.shape)
             for path, place in places.items()
         }
         request = ocp.args.PyTreeRestore(item=dict(places), restore_args=args, partial_restore=True)
         with _one_sentence(f"{self._params}: {', '.join(places)[:80]} cannot be restored"):
-            arrays: dict[str, jax.Array] = self._checkpointer.restore(self._params, args=request)
+            arrays: dict[str, jax.Array] = checkpointer.restore(self._params, args=request)
             jax.block_until_ready(arrays)
         return arrays
 

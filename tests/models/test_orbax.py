@@ -85,8 +85,8 @@ def test_every_device_gets_its_shard_in_the_dtype_asked_for(source, written):
 def test_arrays_lie_in_chunks_so_that_a_shard_is_read_alone(written, tmp_path, monkeypatch, source):
     monkeypatch.setattr(orbax, "_CHUNK_BYTES", 4096)
     orbax.write(source, tmp_path / "small")
-    tree = orbax.OrbaxCheckpoint(tmp_path / "small")._checkpointer.metadata(tmp_path / "small" / "params")
-    assert max(np.prod(a.storage.chunk_shape) * 4 for a in tree.item_metadata.tree.values()) <= 4096
+    params = orbax.ocp.Checkpointer(orbax.ocp.PyTreeCheckpointHandler()).metadata(tmp_path / "small" / "params")
+    assert max(np.prod(a.storage.chunk_shape) * 4 for a in params.item_metadata.tree.values()) <= 4096
     found, expected = (load_on_one_device(open_checkpoint(p), "float32") for p in (tmp_path / "small", written))
     assert all(np.array_equal(found[path], expected[path]) for path in expected)
 
@@ -165,6 +165,17 @@ def test_ctrl_c_waits_for_the_write_and_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["tiny"]
 
 
+def test_opening_one_leaves_jax_to_the_engine(written, tmp_path):
+    program = (
+        "from twinmesh.engine.config import Topology; from twinmesh.engine.mesh import build_meshes\n"
+        "from twinmesh.models.checkpoint import open_checkpoint\n"
+        f"open_checkpoint({str(written)!r}).chat_template()\n"
+        "print(len(build_meshes(Topology.parse('prefill=1,decode=1'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "2\n", done.stderr
+
+
 def data_files(path):
     return sorted((path / "params").rglob("d/*"), key=lambda file: file.stat().st_size)
 
@@ -205,14 +216,24 @@ def edit(copy, change):
         (lambda d: d["config"].update(num_heads=5), ["does not describe a model"]),
         (lambda d: d["config"].update(activation="relu"), ["does not describe a model"]),
         (lambda d: d.update(dtype="float9"), ["does not describe a model"]),
+    ],
+)
+def test_a_description_that_is_none(copy, change, words):
+    edit(copy, change)
+    refused(lambda: open_checkpoint(copy), str(copy), *words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
         (lambda d: d["config"].update(tie_embeddings=False), ["no tensor 'head.weight'"]),
         (lambda d: d["config"].update(intermediate_size=81), ["mlp", "has shape", "expected"]),
         (lambda d: d["config"]["layers"].pop(), ["has tensor 'layers.1."]),
     ],
 )
-def test_a_description_that_does_not_fit(copy, change, words):
+def test_parameters_that_do_not_fit_are_named_before_any_is_restored(copy, change, words):
     edit(copy, change)
-    refused(lambda: open_checkpoint(copy), str(copy), *words)
+    refused(lambda: next(open_checkpoint(copy).load({})), str(copy), *words)
 
 
 def test_a_description_that_is_no_json(copy):
@@ -223,7 +244,7 @@ def test_a_description_that_is_no_json(copy):
 def test_params_that_are_no_orbax_checkpoint(copy):
     (copy / "params" / "_METADATA").write_text("{}")
     edit(copy, lambda d: d.update(files={}))
-    refused(lambda: open_checkpoint(copy), "params cannot be read")
+    refused(lambda: next(open_checkpoint(copy).load({})), "params cannot be read")
 
 
 def test_an_orbax_checkpoint_of_another_tool(written):
