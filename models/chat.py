@@ -225,7 +225,7 @@ def _by_name(source: Source, name: str) -> dict[str, str]:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """`value` rebuilt from JSON's types, so that a template can call nothing but theirs methods."""
+    """`value` rebuilt from JSON's types, so that a template can call no methods but theirs."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):

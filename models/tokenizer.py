@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer as BackendTokenizer
 
 from .decoding import TextStream, decoding
+from .errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class TokenStream:
 class Tokenizer:
     """A tokenizer with what the engine asks of it.
 
-    `vocab_size` is one more than the highest id; a model may have more rows than that. `bos_token`, `eos_token`,
-    `unk_token` and `pad_token` are texts (None: the model has none), `eos_token_ids` the ids that end a generation,
-    `control_ids` the special tokens, which are not part of a text. `add_bos`: `encode` puts BOS first.
+    `vocab_size` is one more than the highest id that may be used; a model may have more rows than that. `bos_token`,
+    `eos_token`, `unk_token` and `pad_token` are texts (None: the model has none), `eos_token_ids` the ids that end a
+    generation, `control_ids` the special tokens, which are not part of a text. `add_bos`: `encode` puts BOS first.
     """
 
     def __init__(self, backend: BackendTokenizer, special: SpecialTokens) -> None:
@@ -79,10 +80,26 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.control_ids = frozenset(i for i, token in added.items() if token.special)
         self._added = frozenset(added)
-        self.vocab_size: int = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        ordinary = backend.get_vocab(with_added_tokens=False).values()
+        self._ordinary_size: int = 1 + max((i for i in ordinary if i not in added), default=-1)
+        self.vocab_size = max(self._ordinary_size, 1 + max(added, default=-1))
         first = backend.encode("a", add_special_tokens=True).ids[:1]
         self.add_bos = special.bos is not None and first == [backend.token_to_id(special.bos)]
         self._bytes: dict[int, bytes] = {}
+
+    def limit(self, rows: int) -> None:
+        """Say that the model has `rows` rows of embeddings.
+
+        More rows than tokens are padding. Added tokens past the last row cannot be used, which lowers `vocab_size`:
+        Gemma 3's text models have such a one, for images.
+
+        Raises:
+            CheckpointError: ordinary tokens past the last row.
+        """
+        if self._ordinary_size > rows:
+            raise CheckpointError(f"The tokenizer has {self.vocab_size} tokens, the model {rows}.")
+        self.vocab_size = min(self.vocab_size, rows)
+        self.eos_token_ids = frozenset(i for i in self.eos_token_ids if i < rows)
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of `text`. Special tokens written out in it become their ids.
