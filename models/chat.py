@@ -217,7 +217,7 @@ def _by_name(source: Source, name: str) -> dict[str, str]:
     named: object = source
     if isinstance(source, str):
         named = {"default": source}
-    elif not isinstance(source, Mapping) and all(isinstance(item, Mapping) for item in source):
+    elif isinstance(source, list | tuple) and all(isinstance(item, Mapping) for item in source):
         named = {item.get("name"): item.get("template") for item in source}
     if not isinstance(named, Mapping) or not all(isinstance(text, str) for item in named.items() for text in item):
         raise ChatTemplateError(f"The chat template of {name} is neither a text nor texts by name.")

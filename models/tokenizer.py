@@ -52,8 +52,10 @@ class TokenStream:
     def _bytes(self, token_id: int) -> bytes:
         if self._skip_special and token_id in self._tokenizer.control_ids:
             return b""
-        is_first, self._is_first = self._is_first, False
-        return self._tokenizer.piece(token_id, is_first=is_first)
+        piece = self._tokenizer.piece(token_id, is_first=self._is_first)
+        # An id that stands for nothing leaves the next one first.
+        self._is_first = self._is_first and self._tokenizer.backend.id_to_token(token_id) is None
+        return piece
 
 
 class Tokenizer:

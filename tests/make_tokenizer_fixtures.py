@@ -1,7 +1,7 @@
 """Write the fixtures of tokenizers: what independent references say about the 500 texts of helpers/awkward_texts.py.
 
 Run by a maintainer when a fixture has to change, with a Python that has gguf, numpy, regex, sentencepiece with
-protobuf, and tokenizers (it does not import twinmesh):
+protobuf, tokenizers and transformers (it does not import twinmesh):
 
     python tests/make_tokenizer_fixtures.py --smollm2 SmolLM2-135M-Instruct.Q4_1.gguf \
         --gemma3 gemma-3-270m-q4_k_m.gguf --gemma3-files DIR --qwen3 DIR
@@ -15,6 +15,7 @@ Each DIR holds the model's own tokenizer.json. What is written:
   llama.cpp's rules the ids of the texts over it, by hand. For Qwen's rule its whole tokenizer.json agrees.
 - `tokenizer_spm.json.xz`: two models that sentencepiece trained, with and without a space put first, its ids of the
   texts, and its texts of random runs of tokens.
+- `chat_qwen3.json`: Qwen3's chat template (Apache 2.0), and conversations with tools as transformers renders them.
 """
 # Its packages are not in this project's environment.
 # mypy: ignore-errors
@@ -34,6 +35,7 @@ import numpy as np
 import regex
 import sentencepiece
 import tokenizers
+import transformers
 from sentencepiece import sentencepiece_model_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -269,6 +271,43 @@ def spm(prefix):
     }
 
 
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "description": "Name, « é »"}},
+    "required": ["city"],
+}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Now & <here>", "parameters": CITY}}
+CALL = {"type": "function", "id": "1", "function": {"name": "weather", "arguments": {"city": "Orléans"}}}
+ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Rain in Orléans?"}]
+ANSWERED = [
+    *ASKED,
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": '{"rain": true}', "tool_call_id": "1"},
+    {"role": "assistant", "content": "<think>\nwet\n</think>\n\nYes."},
+    {"role": "user", "content": "Thanks."},
+]
+CHATS = [
+    {"messages": ASKED[1:]},
+    {"messages": ASKED},
+    {"messages": ASKED, "tools": [TOOL]},
+    {"messages": ANSWERED, "tools": [TOOL]},
+    {"messages": ANSWERED, "tools": [TOOL, TOOL], "add_generation_prompt": False},
+    {"messages": ANSWERED[:4]},
+]
+
+
+def chats(files):
+    """Qwen3's chat template (Apache 2.0), and conversations as transformers renders them with it."""
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(files)
+    cases = []
+    for chat in CHATS:
+        options = {"add_generation_prompt": True, **{key: value for key, value in chat.items() if key != "messages"}}
+        text = tokenizer.apply_chat_template(chat["messages"], tokenize=False, **options)
+        cases.append({"messages": chat["messages"], "options": options, "text": text})
+    content = {"template": tokenizer.chat_template, "cases": cases}
+    (FIXTURES / "chat_qwen3.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
 def main():
     """Write every fixture."""
     parser = argparse.ArgumentParser(description="Write the fixtures of tokenizers.")
@@ -281,6 +320,7 @@ def main():
         arrays[f"{name}_ids"], arrays[f"{name}_counts"] = packed(lists)
     np.savez_compressed(FIXTURES / "tokenizer_ids.npz", **arrays)
     qwen3(args.qwen3)
+    chats(args.qwen3)
     write_xz("tokenizer_spm.json.xz", {"prefix": spm(True), "no_prefix": spm(False)})
 
 
