@@ -119,6 +119,16 @@ class Tokenizer:
         ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
         return ids
 
+    def encode_after(self, text: str) -> list[int]:
+        """Token ids of `text` where it goes on after other text: no special tokens, nor the space that SentencePiece
+        puts before a text of its own. Raises as `encode` does."""
+        ids = self.encode(text, add_special=False)
+        start = self.encode("\n", add_special=False)
+        if not (ids and start) or not self.piece(start[0]).startswith(b" "):
+            return ids
+        whole = self.encode("\n" + text, add_special=False)
+        return whole[len(start) :] if whole[: len(start)] == start else ids
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Control tokens are left out unless told otherwise.
 

@@ -156,11 +156,17 @@ def test_directories_without_a_tokenizer_that_can_be_read_say_so(tmp_path):
     refuses(tmp_path, "tokenizer.model", "save_pretrained")
 
 
+PANIC = json.loads(backend("<|im_start|>", bos="<|im_start|>").to_str())
+PANIC["post_processor"]["single"][0]["SpecialToken"]["id"] = "<|im_stort|>"
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [
         ({"tokenizer": "{"}, ["tokenizer.json"]),
         ({"tokenizer": "[]"}, ["tokenizer.json"]),
+        # `tokenizers` panics over a template whose special token it does not know, once it is used.
+        ({"tokenizer": PANIC}, ["tokenizer.json is damaged"]),
         ({"tokenizer_config": "{"}, ["tokenizer_config.json"]),
         ({"tokenizer_config": "[1]"}, ["tokenizer_config.json"]),
         ({"tokenizer_config": {"bos_token": 3}}, ["tokenizer_config.json", "bos_token"]),

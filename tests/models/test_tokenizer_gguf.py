@@ -70,6 +70,13 @@ def test_a_space_is_put_first_and_behind_special_tokens_and_taken_away_again(tin
     assert tokenizer.encode("", add_special=False) == []
 
 
+def test_text_that_goes_on_after_other_text_gets_no_space_of_its_own(tiny_spm):
+    tokenizer = tokenizer_from_gguf(tiny_spm)
+    for text in ("a", " a", "  a", "\na", "\n", "é b", ""):
+        assert tokenizer.decode([tokenizer.encode("x")[-1], *tokenizer.encode_after(text)]) == "x" + text
+    assert build().encode_after(" a") == build().encode(" a", add_special=False)
+
+
 def test_phi_3_s_special_tokens_take_the_white_space_behind_them(tiny_spm):
     more = [("<|user|>", 3), ("<|endoftext|>", 3)]
     base = tiny_spm | {"tokenizer.ggml.scores": [*tiny_spm["tokenizer.ggml.scores"], 0.0, 0.0]}
