@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from jax.typing import DTypeLike
 
-from ..models.chat import Message
+from ..models.chat import Message, Tool
 from .config import EngineConfig, Topology, check_whole_number
 from .frontend import Frontend
 from .loader import Options, start_engine
@@ -103,13 +103,15 @@ class EngineOwner:
     def _prepare(self) -> None:
         """What one kind of owner needs besides."""
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
         """The token ids of a conversation through the model's chat template, the assistant's turn opened.
 
+        `tools` are JSON schemas of functions that the model may call.
+
         Raises:
-            ValueError: no template, or messages it does not take.
+            ValueError: no template, or messages or tools it does not take.
         """
-        return self._chat_template.encode(messages)
+        return self._chat_template.encode(messages, tools=tools)
 
     def check_prompt(self, prompt: PromptLike) -> Prompt:
         """Token ids of a prompt that this engine can run.

@@ -217,7 +217,7 @@ def _by_name(source: Source, name: str) -> dict[str, str]:
     named: object = source
     if isinstance(source, str):
         named = {"default": source}
-    elif not isinstance(source, Mapping) and all(isinstance(item, Mapping) for item in source):
+    elif isinstance(source, list | tuple) and all(isinstance(item, Mapping) for item in source):
         named = {item.get("name"): item.get("template") for item in source}
     if not isinstance(named, Mapping) or not all(isinstance(text, str) for item in named.items() for text in item):
         raise ChatTemplateError(f"The chat template of {name} is neither a text nor texts by name.")
@@ -225,7 +225,7 @@ def _by_name(source: Source, name: str) -> dict[str, str]:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """`value` rebuilt from JSON's types, so that a template can call nothing but theirs methods."""
+    """`value` rebuilt from JSON's types, so that a template can call no methods but theirs."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):

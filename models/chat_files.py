@@ -1,10 +1,12 @@
-"""A chat template from the files of a Hugging Face directory, and back into such files.
+"""A chat template from the files of a Hugging Face directory, and back into such files; or from GGUF's metadata.
 
-Newer files win, as in transformers: chat_template.jinja (with further ones in additional_chat_templates/), then
-chat_template.json, then "chat_template" in tokenizer_config.json.
+In a directory newer files win, as in transformers: chat_template.jinja (with further ones in
+additional_chat_templates/), then chat_template.json, then "chat_template" in tokenizer_config.json.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .chat import ChatTemplate, Source
 from .errors import ChatTemplateError, CheckpointError
@@ -37,6 +39,15 @@ def chat_template_from_directory(path: str | Path, tokenizer: Tokenizer, *, name
         return ChatTemplate(source, tokenizer, name=name)
     except ChatTemplateError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def templates_from_gguf(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The templates by name: "default" from `tokenizer.chat_template`, NAME from `tokenizer.chat_template.NAME`."""
+    key = "tokenizer.chat_template"
+    found = {k.removeprefix(f"{key}."): v for k, v in metadata.items() if k.startswith(f"{key}.")}
+    if key in metadata:
+        found["default"] = metadata[key]
+    return {name: text for name, text in found.items() if isinstance(text, str)}
 
 
 def save_chat_template(template: ChatTemplate, directory: Path) -> None:

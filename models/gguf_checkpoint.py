@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .chat import ChatTemplate
+from .chat_files import templates_from_gguf
 from .errors import CheckpointError
 from .families import GGUF, format_named
 from .families.from_gguf import ROPE_FACTORS, GGUFHeader
@@ -66,18 +67,15 @@ class GGUFCheckpoint:
         if self._tokenizer is None:
             try:
                 tokenizer = tokenizer_from_gguf(self._file.metadata)
+                tokenizer.limit(self.config.vocab_size)
             except CheckpointError as error:
                 raise CheckpointError(f"{self.path}: {error}") from None
-            if tokenizer.vocab_size > self.config.vocab_size:
-                raise CheckpointError(
-                    f"{self.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {self.config.vocab_size}."
-                )
             self._tokenizer = tokenizer
         return self._tokenizer
 
     def chat_template(self) -> ChatTemplate:
-        """The template under `tokenizer.chat_template`, compiled on its first use."""
+        """The template under `tokenizer.chat_template`, or several by name, compiled on their first use."""
         if self._chat_template is None:
-            source = self._file.metadata.get("tokenizer.chat_template")
+            source = templates_from_gguf(self._file.metadata)
             self._chat_template = ChatTemplate(source, self.tokenizer(), name=self.name)
         return self._chat_template

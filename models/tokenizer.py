@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer as BackendTokenizer
 
 from .decoding import TextStream, decoding
+from .errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,18 @@ class TokenStream:
     def _bytes(self, token_id: int) -> bytes:
         if self._skip_special and token_id in self._tokenizer.control_ids:
             return b""
-        is_first, self._is_first = self._is_first, False
-        return self._tokenizer.piece(token_id, is_first=is_first)
+        piece = self._tokenizer.piece(token_id, is_first=self._is_first)
+        # An id that stands for nothing leaves the next one first.
+        self._is_first = self._is_first and self._tokenizer.backend.id_to_token(token_id) is None
+        return piece
 
 
 class Tokenizer:
     """A tokenizer with what the engine asks of it.
 
-    `vocab_size` is one more than the highest id; a model may have more rows than that. `bos_token`, `eos_token`,
-    `unk_token` and `pad_token` are texts (None: the model has none), `eos_token_ids` the ids that end a generation,
-    `control_ids` the special tokens, which are not part of a text. `add_bos`: `encode` puts BOS first.
+    `vocab_size` is one more than the highest id that may be used; a model may have more rows than that. `bos_token`,
+    `eos_token`, `unk_token` and `pad_token` are texts (None: the model has none), `eos_token_ids` the ids that end a
+    generation, `control_ids` the special tokens, which are not part of a text. `add_bos`: `encode` puts BOS first.
     """
 
     def __init__(self, backend: BackendTokenizer, special: SpecialTokens) -> None:
@@ -79,10 +82,26 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.control_ids = frozenset(i for i, token in added.items() if token.special)
         self._added = frozenset(added)
-        self.vocab_size: int = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        ordinary = backend.get_vocab(with_added_tokens=False).values()
+        self._ordinary_size: int = 1 + max((i for i in ordinary if i not in added), default=-1)
+        self.vocab_size = max(self._ordinary_size, 1 + max(added, default=-1))
         first = backend.encode("a", add_special_tokens=True).ids[:1]
         self.add_bos = special.bos is not None and first == [backend.token_to_id(special.bos)]
         self._bytes: dict[int, bytes] = {}
+
+    def limit(self, rows: int) -> None:
+        """Say that the model has `rows` rows of embeddings.
+
+        More rows than tokens are padding. Added tokens past the last row cannot be used, which lowers `vocab_size`:
+        Gemma 3's text models have such a one, for images.
+
+        Raises:
+            CheckpointError: ordinary tokens past the last row.
+        """
+        if self._ordinary_size > rows:
+            raise CheckpointError(f"The tokenizer has {self.vocab_size} tokens, the model {rows}.")
+        self.vocab_size = min(self.vocab_size, rows)
+        self.eos_token_ids = frozenset(i for i in self.eos_token_ids if i < rows)
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of `text`. Special tokens written out in it become their ids.
@@ -99,6 +118,16 @@ class Tokenizer:
             raise ValueError(f"The text has a lone surrogate at character {error.start}: it is not Unicode.") from None
         ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
         return ids
+
+    def encode_after(self, text: str) -> list[int]:
+        """Token ids of `text` where it goes on after other text: no special tokens, nor the space that SentencePiece
+        puts before a text of its own. Raises as `encode` does."""
+        ids = self.encode(text, add_special=False)
+        start = self.encode("\n", add_special=False)
+        if not (ids and start) or not self.piece(start[0]).startswith(b" "):
+            return ids
+        whole = self.encode("\n" + text, add_special=False)
+        return whole[len(start) :] if whole[: len(start)] == start else ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Control tokens are left out unless told otherwise.

@@ -32,17 +32,12 @@ def tokenizer_from_directory(path: str | Path) -> Tokenizer:
         CheckpointError: none there, none that can be read, or a damaged file; names the file.
     """
     path = Path(path)
-    config = _optional(path / "tokenizer_config.json")
-    backend = _backend(path, config)
-    texts = {name: _text(path, config, name) for name in _NAMES}
-    _mark_special(backend, path, config, [text for text in texts.values() if text is not None])
-    _set_post_processor(backend, config, texts["bos_token"], texts["eos_token"])
-    ends = _end_ids(path, backend, texts["eos_token"])
-    bos, eos, unk, pad = (texts[name] for name in _NAMES)
     try:
-        return Tokenizer(backend, SpecialTokens(bos, eos, unk, pad, ends))
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        return _read(path, _optional(path / "tokenizer_config.json"))
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in the library, which pyo3 makes no Exception of
+        raise CheckpointError(f"{path / 'tokenizer.json'} is damaged: {' '.join(str(error).split())}.") from None
 
 
 def save_tokenizer(tokenizer: Tokenizer, chat_template: ChatTemplate, directory: str | Path) -> None:
@@ -57,6 +52,19 @@ def save_tokenizer(tokenizer: Tokenizer, chat_template: ChatTemplate, directory:
     _write_json(directory / "tokenizer_config.json", config)
     _write_json(directory / "generation_config.json", {"eos_token_id": sorted(special.eos_token_ids)})
     save_chat_template(chat_template, directory)
+
+
+def _read(path: Path, config: dict[str, Any]) -> Tokenizer:
+    backend = _backend(path, config)
+    texts = {name: _text(path, config, name) for name in _NAMES}
+    _mark_special(backend, path, config, [text for text in texts.values() if text is not None])
+    _set_post_processor(backend, config, texts["bos_token"], texts["eos_token"])
+    ends = _end_ids(path, backend, texts["eos_token"])
+    bos, eos, unk, pad = (texts[name] for name in _NAMES)
+    try:
+        return Tokenizer(backend, SpecialTokens(bos, eos, unk, pad, ends))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ byte fallback (Llama 2, Mistral, Phi-3, Gemma), which has scores instead of merg
 tokenizer came from. Other kinds are refused by name. Source: llama.cpp's src/llama-vocab.cpp.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, decoders, normalizers, processors
@@ -19,6 +20,7 @@ from .tokenizer import SpecialTokens, Tokenizer
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # tokenizer.ggml.token_type
 _SPACE = "▁"
+_LLAMA_IDS = {"unknown": 0, "bos": 1, "eos": 2}  # of SentencePiece models whose metadata do not say
 _END_KEYS = ("eos", "eot", "eom")  # tokenizer.ggml.<x>_token_id: each ends a generation
 # Special tokens that end a generation by their text, whatever the metadata name. llama.cpp's list without those of code
 # infill (padding, repository, file), which would end other generations too.
@@ -56,8 +58,11 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     tokens, kinds = _list(metadata, "tokens", str), _list(metadata, "token_type", int)
     if len(kinds) != len(tokens):
         raise CheckpointError(f"The tokenizer has {len(tokens)} tokens but {len(kinds)} token types.")
-    while kinds and kinds[-1] == _UNUSED:  # what converters fill a padded embedding up with
-        tokens, kinds = tokens[:-1], kinds[:-1]
+    used = next((n for n in range(len(kinds), 0, -1) if kinds[n - 1] != _UNUSED), 0)  # behind them: padding
+    tokens, kinds = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens[:used])], kinds[:used]
+    if len(set(tokens)) < len(tokens):
+        twice = next(token for token, count in Counter(tokens).items() if count > 1)
+        raise CheckpointError(f"The tokenizer has the token {twice[:80]!r} more than once.")
     model = metadata.get("tokenizer.ggml.model")
     if model == "gpt2":
         how = rule(str(metadata.get("tokenizer.ggml.pre", "default")))
@@ -68,7 +73,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         raise CheckpointError(
             f"Tokenizer model {model!r} is not supported; supported: 'gpt2' (byte-level BPE), 'llama' (SentencePiece)."
         )
-    special = _special_tokens(metadata, tokens, kinds)
+    special = _special_tokens(metadata, tokens, kinds, _LLAMA_IDS if model == "llama" else {})
     _add_tokens(backend, tokens, kinds, special.eos_token_ids, _strips_right(metadata))
     _add_post_processor(backend, special, metadata, add_bos)
     return Tokenizer(backend, special)
@@ -123,7 +128,7 @@ def _sentencepiece(tokens: Sequence[str], kinds: Sequence[int], metadata: Mappin
     return backend
 
 
-def _backend(build: Any) -> BackendTokenizer:
+def _backend(build: Callable[[], BPE]) -> BackendTokenizer:
     try:
         return BackendTokenizer(build())
     except Exception as error:  # the library raises plain Exception for a merge of unknown tokens
@@ -132,19 +137,26 @@ def _backend(build: Any) -> BackendTokenizer:
         ) from None
 
 
-def _special_tokens(metadata: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int]) -> SpecialTokens:
+def _special_tokens(
+    metadata: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int], defaults: Mapping[str, int]
+) -> SpecialTokens:
     names = ("bos", "eos", "eot", "eom", "unknown", "padding")
-    ids = {name: _special_id(metadata, name, len(tokens)) for name in names}
+    ids = {name: _special_id(metadata, name, len(tokens), defaults.get(name)) for name in names}
     texts = {name: None if i is None else tokens[i] for name, i in ids.items()}
     ends = {i for name in _END_KEYS if (i := ids[name]) is not None}
-    ends |= {i for i, kind in enumerate(kinds) if kind in (_CONTROL, _USER_DEFINED) and tokens[i] in _END_TEXTS}
+    ends |= {i for i, kind in enumerate(kinds) if _ends_generation(tokens[i], kind)}
     if {"<|return|>", "<|call|>", "<|end|>"} <= {tokens[i] for i in ends}:  # there <|end|> ends a message only
         ends = {i for i in ends if tokens[i] != "<|end|>"}
     return SpecialTokens(texts["bos"], texts["eos"], texts["unknown"], texts["padding"], frozenset(ends))
 
 
-def _special_id(metadata: Mapping[str, Any], name: str, count: int) -> int | None:
-    found = metadata.get(f"tokenizer.ggml.{name}_token_id")
+def _ends_generation(token: str, kind: int) -> bool:
+    """By its text. Converters mistake some special tokens for users' own; Gemma's `</s>` really is one, of HTML."""
+    return token in _END_TEXTS and (kind == _CONTROL or (kind == _USER_DEFINED and token != "</s>"))
+
+
+def _special_id(metadata: Mapping[str, Any], name: str, count: int, default: int | None) -> int | None:
+    found = metadata.get(f"tokenizer.ggml.{name}_token_id", default)
     if found is not None and not (isinstance(found, int) and 0 <= found < count):
         raise CheckpointError(f"tokenizer.ggml.{name}_token_id = {found!r} is not a token.")
     return found

@@ -85,11 +85,11 @@ class FakeCore:
         self._thread.shutdown()
 
 
-def make_fake(kind, core, monkeypatch, *, config=CONFIG, **options):
+def make_fake(kind, core, monkeypatch, *, config=CONFIG, template=CHAT_TEMPLATE, **options):
     """An `LLM` or `AsyncLLM` over `core`."""
     tokenizer = tokenizer_from_gguf(TOKENIZER)
-    template = ChatTemplate(CHAT_TEMPLATE, tokenizer, name="tiny")
-    engine = SimpleNamespace(core=core, config=config, tokenizer=tokenizer, chat_template=template)
+    chat_template = ChatTemplate(template, tokenizer, name="tiny")
+    engine = SimpleNamespace(core=core, config=config, tokenizer=tokenizer, chat_template=chat_template)
     monkeypatch.setattr("twinmesh.engine.owner.start_engine", lambda model, options: engine)
     return kind("fake", **options)
 
