@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from .chat import ChatTemplate
 from .errors import CheckpointError
-from .families import family
+from .families import GGUF, format_named
+from .families.from_gguf import ROPE_FACTORS, GGUFHeader
+from .families.settings import Settings
 from .gguf import GGUFFile
 from .streaming import Wanted, stream
 from .tokenizer import Tokenizer
@@ -26,14 +28,28 @@ class GGUFCheckpoint:
         self.name = str(metadata.get("general.name", path.stem))
         architecture = metadata.get("general.architecture")
         try:
-            chosen = family(str(architecture))
-            self.config = chosen.config(metadata, self._file.tensors.keys())
-        except CheckpointError as error:
+            chosen = format_named(GGUF, architecture, "Architecture")
+            self.config = chosen.config(self._header(f"{architecture}."))
+        except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from None
         self._sources = chosen.sources(self.config)
-        self._file.check({source.tensor: source.shape for source in self._sources.values()})
+        factors = {ROPE_FACTORS: (self.config.head_dim // 2,)} if ROPE_FACTORS in self._file.tensors else {}
+        self._file.check({source.tensor: source.shape for source in self._sources.values()} | factors)
         self._tokenizer: Tokenizer | None = None
         self._chat_template: ChatTemplate | None = None
+
+    def _header(self, prefix: str) -> GGUFHeader:
+        tokens = self._file.metadata.get("tokenizer.ggml.tokens")
+
+        def vector(name: str) -> tuple[float, ...]:
+            return tuple(self._file.read_rows(name, 0, self._file.tensors[name].shape[0])[:, 0].tolist())
+
+        return GGUFHeader(
+            Settings(self._file.metadata, prefix),
+            tokens=len(tokens) if isinstance(tokens, list) else None,
+            tensors=self._file.tensors.keys(),
+            vector=vector,
+        )
 
     @property
     def path(self) -> Path:

@@ -41,7 +41,7 @@ def random_weights(model, seed=0, dtype="float32"):
     """path -> array; the scale is such that attention decides what comes next, and tokens do not repeat."""
     random = np.random.default_rng(seed)
     specs = abstract_params(model, dtype).specs
-    return {path: random.standard_normal(spec.value.shape).astype(dtype) / 3 for path, spec in specs.items()}
+    return {path: random.standard_normal(x.shape).astype(x.dtype) / 3 for path, (x, _) in specs.items()}
 
 
 def make_engine(model, topology="both=1", *, weights=None, room=1.25, **changes):

@@ -141,7 +141,8 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path, metadata, words):
         ({"blk.1.attn_q.weight": None}, ["no tensor 'blk.1.attn_q.weight'"]),
         ({"output_norm.weight": np.ones(71, np.float32)}, ["'output_norm.weight'", "(71,)", "(72,)"]),
         ({"blk.0.attn_q.bias": np.ones(96, np.float32)}, ["'blk.0.attn_q.bias'", "not implemented"]),
-        ({"rope_freqs.weight": np.ones(8, np.float32)}, ["rope_freqs"]),
+        ({"rope_freqs.weight": np.ones(7, np.float32)}, ["'rope_freqs.weight'", "(7,)", "(8,)"]),
+        ({"rope_freqs.weight": np.zeros(8, np.float32)}, ["'rope_freqs.weight'", "0.0", "positive"]),
     ],
 )
 def test_missing_extra_and_misshapen_tensors(tmp_path, tensors, words):
