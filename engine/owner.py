@@ -28,7 +28,7 @@ class EngineOwner:
         model: str | Path,
         *,
         topology: str | Topology = "both=1",
-        dtype: DTypeLike = "float32",
+        dtype: DTypeLike = "auto",
         max_model_len: int | None = None,
         page_size: int = 64,
         max_num_seqs: int = 32,
@@ -49,7 +49,9 @@ class EngineOwner:
         Args:
             model: a GGUF file, or the name of a model that `twinmesh fetch` has fetched.
             topology: the meshes, such as "both=1" or "prefill=1,decode=1".
-            dtype: of weights, activations and KV: float32, bfloat16 or float16, by name or as JAX's.
+            dtype: of weights, activations and KV: float32, bfloat16 or float16, by name or as JAX's; "auto": on a GPU
+                the checkpoint's own if that has 16 bits, else bfloat16; on a CPU float32, or bfloat16 where it is
+                clearly faster for max_num_seqs rows and not `deterministic`.
             max_model_len: prompt and completion together, in tokens; None: the model's context, or what memory allows.
             page_size: tokens per KV page.
             max_num_seqs: requests that a mesh holds at once.

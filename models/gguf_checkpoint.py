@@ -14,6 +14,7 @@ from .families.settings import Settings
 from .gguf import GGUFFile
 from .streaming import Wanted, stream
 from .tokenizer import Tokenizer
+from .tokenizer_gguf import tokenizer_from_gguf
 
 
 class GGUFCheckpoint:
@@ -64,10 +65,10 @@ class GGUFCheckpoint:
         """The tokenizer, built on the first call."""
         if self._tokenizer is None:
             try:
-                tokenizer = Tokenizer(self._file.metadata)
+                tokenizer = tokenizer_from_gguf(self._file.metadata)
             except CheckpointError as error:
                 raise CheckpointError(f"{self.path}: {error}") from None
-            if tokenizer.vocab_size != self.config.vocab_size:
+            if tokenizer.vocab_size > self.config.vocab_size:
                 raise CheckpointError(
                     f"{self.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {self.config.vocab_size}."
                 )

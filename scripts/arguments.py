@@ -29,7 +29,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "apart, 1xtp2 is one mesh of two devices (default: %(default)s)",
     )
     group.add_argument(
-        "--dtype", default="float32", choices=DTYPES, help="of weights, activations and KV (default: %(default)s)"
+        "--dtype",
+        default="auto",
+        choices=("auto", *DTYPES),
+        help="of weights, activations and KV; auto: what suits device and batch (default: %(default)s)",
     )
     group.add_argument(
         "--max-model-len",

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from twinmesh.scripts import batch, fetch, generate, replay
+from twinmesh.scripts import batch, convert, fetch, generate, replay
 from twinmesh.scripts.fetch import FetchError
 
-COMMANDS = {"generate": generate, "batch": batch, "fetch": fetch, "replay": replay}
+COMMANDS = {"generate": generate, "batch": batch, "fetch": fetch, "convert": convert, "replay": replay}
 EPILOG = """\
 examples:
   twinmesh fetch smollm2
@@ -22,6 +22,7 @@ examples:
   twinmesh batch --model smollm2 --input in.jsonl --output out.jsonl --topology prefill=1,decode=1
   twinmesh generate --model smollm2 --prompt "Once upon a time" --decision-log run.log
   twinmesh replay run.log
+  twinmesh convert gemma3-270m gemma3-270m-bf16 --dtype bfloat16
 
 'twinmesh COMMAND --help' explains each command.
 """

@@ -13,7 +13,7 @@ from twinmesh.engine.request import Timeline
 from twinmesh.engine.sampling_plan import MAX_LOGPROBS
 from twinmesh.engine.submission import TokenScores, Update
 from twinmesh.models.chat import ChatTemplate
-from twinmesh.models.tokenizer import Tokenizer
+from twinmesh.models.tokenizer_gguf import tokenizer_from_gguf
 
 CONFIG = EngineConfig(Topology.parse("both=1"), max_model_len=64, page_size=4)
 
@@ -87,7 +87,7 @@ class FakeCore:
 
 def make_fake(kind, core, monkeypatch, *, config=CONFIG, **options):
     """An `LLM` or `AsyncLLM` over `core`."""
-    tokenizer = Tokenizer(TOKENIZER)
+    tokenizer = tokenizer_from_gguf(TOKENIZER)
     template = ChatTemplate(CHAT_TEMPLATE, tokenizer, name="tiny")
     engine = SimpleNamespace(core=core, config=config, tokenizer=tokenizer, chat_template=template)
     monkeypatch.setattr("twinmesh.engine.owner.start_engine", lambda model, options: engine)
