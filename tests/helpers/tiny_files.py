@@ -72,8 +72,9 @@ def _tokenizer():
     )  # fmt: skip
 
 
-def write_tiny_gguf_of(path, name):
-    """Write a tiny model as a GGUF file and return it; only models that have an architecture there."""
+def write_tiny_gguf_of(path, name, *, metadata=None):
+    """Write a tiny model as a GGUF file and return it; only models that have an architecture there. `metadata`
+    overrides by key; None leaves an entry out."""
     model = TINY[name]
     names = gguf.get_tensor_name_map(_ARCHITECTURES[model.gguf], model.settings["num_hidden_layers"])
     tensors = {}
@@ -83,7 +84,7 @@ def write_tiny_gguf_of(path, name):
     if model.settings["rope_parameters"].get("rope_type") == "llama3":
         tensors["rope_freqs.weight"] = _llama3_factors(model.settings["rope_parameters"], model.head_dim)
     tokenizer = TOKENIZER | {"tokenizer.ggml.tokens": TOKENS, "tokenizer.ggml.token_type": TOKEN_TYPES}
-    return write_gguf(path, model.gguf, _metadata(model) | tokenizer, tensors)
+    return write_gguf(path, model.gguf, _metadata(model) | tokenizer | (metadata or {}), tensors)
 
 
 _ARCHITECTURES = {architecture: kind for kind, architecture in gguf.MODEL_ARCH_NAMES.items()}

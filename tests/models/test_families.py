@@ -8,6 +8,7 @@ import pytest
 from helpers.tiny_families import TINY
 from helpers.tiny_files import expected, tiny_config, write_tiny_directory, write_tiny_gguf_of
 from twinmesh.models.checkpoint import open_checkpoint
+from twinmesh.models.config import Rope
 from twinmesh.models.errors import CheckpointError
 from twinmesh.models.families import HUGGING_FACE, format_named
 from twinmesh.models.families.settings import Settings
@@ -18,9 +19,9 @@ FROM_HUB = [name for name, model in TINY.items() if model.on_hub is not None]
 TOLERANCE = 1e-4
 
 
-def config_of(name, *, from_hub=False):
+def config_of(name, *, from_hub=False, **changes):
     """What the family makes of the tiny model's config.json."""
-    settings = tiny_config(name, from_hub=from_hub)
+    settings = tiny_config(name, from_hub=from_hub) | changes
     return format_named(HUGGING_FACE, settings["model_type"], "model_type").config(Settings(settings))
 
 
@@ -75,10 +76,42 @@ def test_windows_are_where_transformers_has_them():
     assert windows["phi3"] == [13, 13]
 
 
+def test_where_rope_settings_may_stand():
+    def ropes(name, **changes):
+        return {layer.rope for layer in config_of(name, **changes).layers}
+
+    assert ropes("llama2", rope_parameters={"rope_type": "default"}, rope_theta=5e5) == {Rope(5e5)}
+    both = {name: dict(factor=4.0, rope_type="linear") for name in ("rope_parameters", "rope_scaling")}
+    assert ropes("llama2", rope_theta=5e5, **both) == {Rope(5e5, (4.0,) * 6)}
+    by_kind = {"full_attention": {}, "sliding_attention": {}}
+    bases = dict(rope_theta=3e5, rope_local_base_freq=200.0)
+    assert ropes("gemma3", rope_parameters=by_kind, **bases) == {Rope(3e5), Rope(200.0)}
+
+
+def test_gguf_rope_settings_are_read_as_llama_cpp_reads_them(tmp_path):
+    def layers(name, *without, **changes):
+        keys = {f"{TINY[name].gguf}.{key.replace('__', '.')}": value for key, value in changes.items()}
+        path = write_tiny_gguf_of(tmp_path / "tiny.gguf", name, metadata=keys | dict.fromkeys(without))
+        return open_checkpoint(path).config.layers
+
+    linear = Rope(1e4, (4.0,) * 5)
+    assert layers("llama_linear", "llama.rope.scaling.type")[0].rope == linear
+    keys = ("llama.rope.scaling.type", "llama.rope.scaling.factor")
+    assert layers("llama_linear", *keys, rope__scale_linear=4.0)[0].rope == linear
+    assert layers("llama_linear", rope__scaling__type="none")[0].rope == Rope(1e4)
+    halved = [factor / 2 for factor in layers("llama3", rope__scaling__factor=2.0)[0].rope.factors]
+    assert tuple(halved) == layers("llama3")[0].rope.factors
+    changed = layers("gemma3_linear", rope__freq_base_swa=500.0, attention__sliding_window_pattern=3)
+    assert [layer.window for layer in changed] == [11, 11, None, 11, 11, None, 11, 11]
+    assert changed[0].rope == Rope(500.0)
+
+
 REFUSED = {
     "yarn": ("llama3", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "yarn"),
     "yarn, older": ("qwen2", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
-    "dynamic": ("llama2", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+    "yarn, added to a newer file": ("qwen3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+    "two scalings": ("qwen3", {"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_parameters says otherwise"),
+    "dynamic, older": ("llama2", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
     "longrope": (
         "phi3",
         {"rope_parameters": {"rope_type": "longrope", "long_factor": [1.0] * 4, "short_factor": [1.0] * 4}},
@@ -119,7 +152,7 @@ REFUSED = {
 def test_what_is_not_implemented_is_refused_by_name(tmp_path, case):
     name, changes, named = REFUSED[case]
     config = tiny_config(name) | changes
-    if "rope_scaling" in changes:
+    if case.endswith("older"):
         del config["rope_parameters"]
     path = write_tiny_directory(tmp_path / name, name, config=config)
     with pytest.raises(CheckpointError, match=named) as refusal:
