@@ -46,6 +46,7 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "embedding_scale": (1.0,),
     "residual_scale": (1.0,),
     "attention.causal": (True,),
+    "rope.scaling.attn_factor": (1.0,),
 }
 
 
@@ -97,14 +98,16 @@ def config_of(header: GGUFHeader, family: str, *, has_window: bool = False) -> M
 
 
 def _rope(header: GGUFHeader, head_dim: int) -> Rope:
+    """As llama.cpp reads it: a factor without a type is linear, `rope.scale_linear` its first name, and the tensor of
+    factors comes on top."""
     settings = header.settings
     settings.refuse("rope.scaling.type", "none", "linear")
-    theta = settings.number("rope.freq_base", 10000.0)
-    if ROPE_FACTORS in header.tensors:
-        factors = header.vector(ROPE_FACTORS)
-        if not all(0 < factor < math.inf for factor in factors):
-            raise CheckpointError(f"tensor {ROPE_FACTORS!r} holds {min(factors)}: positive factors are expected.")
-        return Rope(theta, factors)
-    if settings.get("rope.scaling.type") == "linear":
-        return linear(theta, settings.number("rope.scaling.factor"), head_dim)
-    return Rope(theta)
+    theta, named = settings.number("rope.freq_base", 10000.0), settings.get("rope.scaling.type", "linear")
+    key = "rope.scaling.factor" if "rope.scaling.factor" in settings else "rope.scale_linear"
+    factor = settings.number(key, 1.0) if named == "linear" else 1.0
+    if ROPE_FACTORS not in header.tensors:
+        return linear(theta, factor, head_dim)
+    factors = header.vector(ROPE_FACTORS)
+    if not all(0 < each < math.inf for each in factors):
+        raise CheckpointError(f"tensor {ROPE_FACTORS!r} holds {min(factors)}: positive factors are expected.")
+    return Rope(theta, tuple(each * factor for each in factors))

@@ -144,19 +144,20 @@ def _layers(settings: Settings, kinds: Kinds, ropes: Mapping[str, Rope]) -> tupl
 
 
 def _ropes(settings: Settings, head_dim: int, theta: float, local_theta: float | None) -> dict[str, Rope]:
-    """By kind of layer. Newer files have `rope_parameters`, flat or by kind; older ones `rope_theta` and friends."""
-    parameters = settings.section("rope_parameters")
+    """By kind of layer. Newer files have `rope_parameters`, flat or by kind; older ones `rope_theta` and friends.
+
+    People add `rope_scaling` to newer files, as model cards told them to: it must not go unnoticed.
+    """
+    theta = settings.number("rope_theta", theta)
+    local = theta if local_theta is None else settings.number("rope_local_base_freq", local_theta)
+    parameters, scaling = settings.section("rope_parameters"), settings.section("rope_scaling")
     if parameters is None:
-        return _older_ropes(settings, head_dim, theta, local_theta)
-    bases = {FULL: theta, SLIDING: theta if local_theta is None else local_theta}
+        full = rope_of(scaling or Settings({}), theta, head_dim)
+        return {FULL: full, SLIDING: full if local_theta is None else Rope(local)}
+    bases = {FULL: theta, SLIDING: local}
     by_kind = {kind: parameters.section(kind) for kind in bases}
     shared = Settings({}) if any(by_kind.values()) else parameters
-    return {kind: rope_of(by_kind[kind] or shared, base, head_dim) for kind, base in bases.items()}
-
-
-def _older_ropes(settings: Settings, head_dim: int, theta: float, local_theta: float | None) -> dict[str, Rope]:
-    theta = settings.number("rope_theta", theta)
-    full = rope_of(settings.section("rope_scaling") or Settings({}), theta, head_dim)
-    if local_theta is None:
-        return {FULL: full, SLIDING: full}
-    return {FULL: full, SLIDING: Rope(settings.number("rope_local_base_freq", local_theta))}
+    ropes = {kind: rope_of(by_kind[kind] or shared, base, head_dim) for kind, base in bases.items()}
+    if scaling is not None and rope_of(scaling, ropes[FULL].theta, head_dim) != ropes[FULL]:
+        raise settings.refusal("rope_scaling", "rope_parameters says otherwise, remove one of the two")
+    return ropes

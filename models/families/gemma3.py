@@ -1,8 +1,8 @@
 """Gemma 3, text only: norms around attention and MLP, QK norm, five sliding layers to each that sees everything.
 
-Norms multiply by 1 + weight: Hugging Face stores the weight, llama.cpp's converter has added the 1. A GGUF file says
-neither which layers slide, nor their rotary base, nor the activation: they are the family's (Gemma 3 technical report,
-2025, section 2, and Hugging Face's `Gemma3TextConfig`).
+Norms multiply by 1 + weight: Hugging Face stores the weight, llama.cpp's converter has added the 1. A GGUF file seldom
+says which layers slide or what their rotary base is, and never the activation: they are the family's (Gemma 3 technical
+report, 2025, section 2, and Hugging Face's `Gemma3TextConfig`).
 """
 
 import math
@@ -45,8 +45,9 @@ def _kinds(settings: Settings, layers: int) -> list[str]:
 def _of_gguf(header: GGUFHeader) -> ModelConfig:
     config = from_gguf.config_of(header, "gemma3", has_window=True)
     window = header.settings.integer("attention.sliding_window")
-    local = AttentionSpec(Rope(_LOCAL_THETA), window)
-    layers = tuple(local if (i + 1) % _PERIOD else spec for i, spec in enumerate(config.layers))
+    period = header.settings.integer("attention.sliding_window_pattern", _PERIOD)
+    local = AttentionSpec(Rope(header.settings.number("rope.freq_base_swa", _LOCAL_THETA)), window)
+    layers = tuple(local if (i + 1) % period else spec for i, spec in enumerate(config.layers))
     is_27b = config.num_layers == _LAYERS_27B
     config = replace(config, layers=layers, activation="gelu_tanh")
     return _as_gemma(config, config.hidden_size / config.num_heads if is_27b else config.head_dim)

@@ -7,6 +7,7 @@
 Prompts are token ids. Buckets are few and small, because compilation takes nearly all the time of a test.
 """
 
+import contextlib
 import math
 import threading
 import time
@@ -176,6 +177,28 @@ class Pause:
 
     def __exit__(self, *error):
         self._go_on.set()
+
+
+@contextlib.contextmanager
+def watching(llm):
+    """What an engine does meanwhile: its actions, and the most pages of each cache group that a seat held of a request
+    in each state, and after its first decode step ("decoding")."""
+    scheduler, seen, most = llm._core._scheduler, [], {}
+    actions = scheduler.actions
+
+    def recording():
+        out = actions()
+        seen.extend(out)
+        for request in scheduler.requests.values():
+            for seat in filter(None, (request.home, request.handoff and request.handoff.seat)):
+                pages = [len(table.pages) + len(table.spare) for table in seat.tables]
+                when = "decoding" if request.kv_len > request.to_prefill else request.state
+                most[when] = list(map(max, most.get(when, pages), pages))
+        return out
+
+    scheduler.actions = recording
+    yield seen, most
+    del scheduler.actions
 
 
 def assert_at_rest(llm):
