@@ -38,11 +38,12 @@ class HuggingFaceCheckpoint:
         """Open `directory`; see `open_checkpoint` for what it raises."""
         self.path = directory
         self.name = _name(directory)
-        settings = read_json(directory / CONFIG)
+        settings = Settings(read_json(directory / CONFIG))
         self._file = _open_weights(directory)
         try:
+            settings.refuse("vision_config")  # the reason, where the model_type would merely be unknown
             chosen = format_named(HUGGING_FACE, settings.get("model_type"), "model_type")
-            self.config: ModelConfig = chosen.config(Settings(settings))
+            self.config: ModelConfig = chosen.config(settings)
         except ValueError as error:
             raise CheckpointError(f"{directory / CONFIG}: {error}") from None
         self._sources: Mapping[str, Source] = chosen.sources(self.config)
@@ -64,14 +65,9 @@ class HuggingFaceCheckpoint:
         return stream(self._file, self._sources, wanted)
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, built on the first call. It may have fewer tokens than the embedding has rows, not more."""
+        """The tokenizer, built on the first call."""
         if self._tokenizer is None:
-            tokenizer = tokenizer_from_directory(self.path)
-            if tokenizer.vocab_size > self.config.vocab_size:
-                raise CheckpointError(
-                    f"{self.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {self.config.vocab_size}."
-                )
-            self._tokenizer = tokenizer
+            self._tokenizer = tokenizer_from_directory(self.path, self.config.vocab_size)
         return self._tokenizer
 
     def chat_template(self) -> ChatTemplate:

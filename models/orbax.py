@@ -119,7 +119,7 @@ class OrbaxCheckpoint:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, built on the first call."""
         if self._tokenizer is None:
-            self._tokenizer = tokenizer_from_directory(self.path)
+            self._tokenizer = tokenizer_from_directory(self.path, self.config.vocab_size)
         return self._tokenizer
 
     def chat_template(self) -> ChatTemplate:

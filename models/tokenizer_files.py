@@ -25,15 +25,16 @@ _RULES = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def tokenizer_from_directory(path: str | Path) -> Tokenizer:
-    """The tokenizer in the directory `path`.
+def tokenizer_from_directory(path: str | Path, rows: int | None = None) -> Tokenizer:
+    """The tokenizer in the directory `path`, for a model whose embedding has `rows` rows; None: enough.
 
     Raises:
-        CheckpointError: none there, none that can be read, or a damaged file; names the file.
+        CheckpointError: none there, none that can be read, a damaged file, or ordinary tokens past the last row; names
+            the file.
     """
     path = Path(path)
     try:
-        return _read(path, _optional(path / "tokenizer_config.json"))
+        return _read(path, _optional(path / "tokenizer_config.json"), rows)
     except (Exception, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic in the library, which pyo3 makes no Exception of
@@ -54,7 +55,7 @@ def save_tokenizer(tokenizer: Tokenizer, chat_template: ChatTemplate, directory:
     save_chat_template(chat_template, directory)
 
 
-def _read(path: Path, config: dict[str, Any]) -> Tokenizer:
+def _read(path: Path, config: dict[str, Any], rows: int | None) -> Tokenizer:
     backend = _backend(path, config)
     texts = {name: _text(path, config, name) for name in _NAMES}
     _mark_special(backend, path, config, [text for text in texts.values() if text is not None])
@@ -62,7 +63,10 @@ def _read(path: Path, config: dict[str, Any]) -> Tokenizer:
     ends = _end_ids(path, backend, texts["eos_token"])
     bos, eos, unk, pad = (texts[name] for name in _NAMES)
     try:
-        return Tokenizer(backend, SpecialTokens(bos, eos, unk, pad, ends))
+        tokenizer = Tokenizer(backend, SpecialTokens(bos, eos, unk, pad, ends))
+        if rows is not None:
+            tokenizer.limit(rows)
+        return tokenizer
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 

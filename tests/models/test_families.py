@@ -132,7 +132,7 @@ REFUSED = {
     "activation of gemma": ("gemma3", {"hidden_activation": "gelu"}, "gelu"),
     "quantised": ("qwen3", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"),
     "vision": ("gemma3", {"vision_config": {"hidden_size": 8}}, "vision_config"),
-    "vision tower's model type": ("gemma3", {"model_type": "gemma3", "vision_config": {}}, "gemma3"),
+    "vision tower's model type": ("gemma3", {"model_type": "gemma3", "vision_config": {}}, "vision_config"),
     "experts": ("mistral", {"num_local_experts": 8}, "num_local_experts"),
     "experts of qwen": ("qwen3", {"num_experts": 128}, "num_experts"),
     "attention bias": ("llama2", {"attention_bias": True}, "attention_bias"),

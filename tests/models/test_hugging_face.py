@@ -157,7 +157,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path):
     path = write_tiny_llama_directory(
         tmp_path / "tiny", config={"vocab_size": 200}, tensors={EMBEDDING: weights[EMBEDDING][:200]}
     )
-    refuses(path, "the tokenizer has 275 tokens, the model 200")
+    refuses(path, "The tokenizer has 275 tokens, the model 200")
 
 
 def test_a_padded_embedding_is_fine(tmp_path):
