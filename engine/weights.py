@@ -68,12 +68,12 @@ class Placer:
         host, axes = np.asarray(array), self.specs[path].axes
 
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
-            return expand(host, axes, self._model, self._mesh.size, index or ())
+            return expand(host, axes, self._model, self._mesh.size, index)
 
         return jax.make_array_from_callback(self._layout[path].value.shape, target, shard)
 
     def _is_repeated(self, path: str) -> bool:
-        return bool(self._layout[path].value.shape != self.specs[path].value.shape)
+        return tuple(self._layout[path].value.shape) != tuple(self.specs[path].value.shape)
 
     def replace(self, params: list[jax.Array], new: Mapping[str, ArrayLike]) -> None:
         """Put those named in `new` in place of the old ones, one by one: each old one can be freed before the next."""

@@ -17,8 +17,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         required=True,
-        metavar="NAME|PATH",
-        help="a name that 'twinmesh fetch' knows, such as smollm2, or the path of a checkpoint",
+        metavar="NAME|PATH|ID",
+        help="a name that 'twinmesh fetch' knows, such as smollm2; a GGUF file; a directory in Hugging Face's format "
+        "or written by 'twinmesh convert'; or an id of the Hugging Face hub: org/name, org/name@revision, "
+        "org/name:file.gguf",
     )
     group.add_argument(
         "--topology",
