@@ -254,13 +254,22 @@ def _write_params(checkpoint: Checkpoint, directory: Path, dtype: jnp.dtype, pro
         {path: _Pending(path, like) for path, (like,) in wanted.items()},
         save_args={path: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for path in wanted},
     )
-    with ThreadPoolExecutor(1) as thread:
-        saved = thread.submit(ocp.Checkpointer(handler).save, directory, args=request)
+    thread = ThreadPoolExecutor(1)
+    try:
+        thread.submit(ocp.Checkpointer(handler).save, directory, args=request).result()
+    finally:
+        _end(thread, stopping)
+
+
+def _end(thread: ThreadPoolExecutor, stopping: threading.Event) -> None:
+    """Wait for what the thread is at, however often Ctrl-C is pressed meanwhile; it takes one parameter's time."""
+    while True:
         try:
-            saved.result()
-        except BaseException:
             stopping.set()
-            raise
+            thread.shutdown()
+            return
+        except KeyboardInterrupt:
+            continue
 
 
 class _Pending:
