@@ -47,7 +47,8 @@ class EngineOwner:
         """Load the model and compile every program, which takes seconds to minutes; nothing compiles afterwards.
 
         Args:
-            model: a GGUF file, or the name of a model that `twinmesh fetch` has fetched.
+            model: the name of a model that `twinmesh fetch` has fetched, a GGUF file, a directory in Hugging Face's
+                format or written by `twinmesh convert`, or a hub id (docs/api.md, Models).
             topology: the meshes, such as "both=1" or "prefill=1,decode=1".
             dtype: of weights, activations and KV: float32, bfloat16 or float16, by name or as JAX's; "auto": on a GPU
                 the checkpoint's own if that has 16 bits, else bfloat16; on a CPU float32, or bfloat16 where it is

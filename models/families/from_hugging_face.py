@@ -86,6 +86,7 @@ def config_of(
     head_dim: int | None = None,
     theta: float = 10000.0,
     local_theta: float | None = None,
+    window: int | None = None,
     activation: tuple[str, str] = ("hidden_act", "silu"),
 ) -> ModelConfig:
     """The configuration that config.json describes.
@@ -98,6 +99,7 @@ def config_of(
         head_dim: size of a head where the file does not say; None: hidden_size / num_attention_heads.
         theta: the rotary base where the file does not say.
         local_theta: that of sliding layers where it differs (and is then never scaled).
+        window: that of sliding layers where the file does not say; None: it has to.
         activation: the key that names the MLP's activation, and its name where the file does not say.
 
     Raises:
@@ -118,7 +120,7 @@ def config_of(
         rms_norm_eps=settings.number("rms_norm_eps"),
         tie_embeddings=settings.flag("tie_word_embeddings", tied),
         max_position=settings.integer("max_position_embeddings"),
-        layers=_layers(settings, kinds, _ropes(settings, dim, theta, local_theta)),
+        layers=_layers(settings, kinds, _ropes(settings, dim, theta, local_theta), window),
         activation=_activation(settings, *activation),
     )
 
@@ -130,15 +132,17 @@ def _activation(settings: Settings, key: str, default: str) -> Activation:
     return _ACTIVATIONS[name]
 
 
-def _layers(settings: Settings, kinds: Kinds, ropes: Mapping[str, Rope]) -> tuple[AttentionSpec, ...]:
+def _layers(
+    settings: Settings, kinds: Kinds, ropes: Mapping[str, Rope], default_window: int | None
+) -> tuple[AttentionSpec, ...]:
     count = settings.integer("num_hidden_layers")
     if count > _MOST_LAYERS:
         raise settings.refusal("num_hidden_layers", f"at most {_MOST_LAYERS} are expected")
     found = settings.get("layer_types")
     listed = kinds(settings, count) if found is None else found
-    if not isinstance(listed, list) or len(listed) != count or not set(listed) <= {FULL, SLIDING}:
+    if not isinstance(listed, list) or len(listed) != count or any(kind not in (FULL, SLIDING) for kind in listed):
         raise settings.refusal("layer_types", f"{count} times {FULL!r} or {SLIDING!r} are expected")
-    window = settings.integer("sliding_window") if SLIDING in listed else None
+    window = settings.integer("sliding_window", default_window) if SLIDING in listed else None
     specs = {FULL: AttentionSpec(ropes[FULL]), SLIDING: AttentionSpec(ropes[SLIDING], window)}
     return tuple(specs[kind] for kind in listed)
 
@@ -156,8 +160,11 @@ def _ropes(settings: Settings, head_dim: int, theta: float, local_theta: float |
         return {FULL: full, SLIDING: full if local_theta is None else Rope(local)}
     bases = {FULL: theta, SLIDING: local}
     by_kind = {kind: parameters.section(kind) for kind in bases}
-    shared = Settings({}) if any(by_kind.values()) else parameters
-    ropes = {kind: rope_of(by_kind[kind] or shared, base, head_dim) for kind, base in bases.items()}
+    if any(by_kind.values()):
+        ropes = {kind: rope_of(by_kind[kind] or Settings({}), base, head_dim) for kind, base in bases.items()}
+    else:
+        full = rope_of(parameters, theta, head_dim)
+        ropes = {FULL: full, SLIDING: full if local_theta is None else Rope(local)}
     if scaling is not None and rope_of(scaling, ropes[FULL].theta, head_dim) != ropes[FULL]:
         raise settings.refusal("rope_scaling", "rope_parameters says otherwise, remove one of the two")
     return ropes

@@ -1,15 +1,26 @@
-"""Mistral: Llama with a sliding window in every layer, where config.json has one. Its GGUF files are of "llama"."""
+"""Mistral: Llama with a sliding window in every layer, unless config.json says null. Its GGUF files are of "llama".
+
+Without the key it is 4,096 tokens, that of the first Mistral 7B and of Hugging Face's `MistralConfig`.
+"""
 
 from functools import partial
 
 from . import from_hugging_face, llama
 from .family import Family, Format
-from .from_hugging_face import all_sliding
+from .from_hugging_face import FULL, SLIDING
+from .settings import Settings
+
+_WINDOW = 4096
+
+
+def _kinds(settings: Settings, layers: int) -> list[str]:
+    return [FULL if settings.get("sliding_window", _WINDOW) is None else SLIDING] * layers
+
 
 FAMILY = Family(
     Format(
         names=("mistral",),
-        config=partial(from_hugging_face.config_of, family="mistral", kinds=all_sliding),
+        config=partial(from_hugging_face.config_of, family="mistral", kinds=_kinds, window=_WINDOW),
         sources=llama.FAMILY.hugging_face.sources,
     ),
     gguf=None,

@@ -3,13 +3,13 @@
 Whatever would change what the model computes and is not implemented has to be refused by name: `refuse`.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import CheckpointError
 
 _MOST_SHOWN = 80  # characters of a value in a message
+_BOUND = 2**63  # JSON's integers have none, and what they are multiplied with is a float or an array's length
 
 
 class Settings:
@@ -36,7 +36,7 @@ class Settings:
         found = self.get(key, default)
         if found is None and (found := default) is None:
             raise CheckpointError(f"The settings have no {self._prefix + key!r}, which the architecture needs.")
-        if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
+        if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < _BOUND:
             raise self.refusal(key, "one positive number is expected")
         return found
 

@@ -86,6 +86,18 @@ def test_where_rope_settings_may_stand():
     by_kind = {"full_attention": {}, "sliding_attention": {}}
     bases = dict(rope_theta=3e5, rope_local_base_freq=200.0)
     assert ropes("gemma3", rope_parameters=by_kind, **bases) == {Rope(3e5), Rope(200.0)}
+    # Flat in a family whose sliding layers have a base of their own: that is never scaled.
+    flat = {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
+    size = config_of("gemma3").head_dim // 2
+    assert ropes("gemma3", rope_parameters=flat) == {Rope(1e6, (8.0,) * size), Rope(1e4)}
+
+
+def test_mistrals_window_is_4096_unless_its_configuration_says_otherwise():
+    settings = tiny_config("mistral")
+    del settings["sliding_window"]
+    for changes, window in (({}, 4096), ({"sliding_window": None}, None), ({"sliding_window": 8}, 8)):
+        config = HUGGING_FACE["mistral"].config(Settings(settings | changes))
+        assert {layer.window for layer in config.layers} == {window}
 
 
 def test_gguf_rope_settings_are_read_as_llama_cpp_reads_them(tmp_path):
@@ -144,6 +156,8 @@ REFUSED = {
     "model type": ("llama2", {"model_type": "mamba"}, "mamba"),
     "no model type": ("llama2", {"model_type": None}, "model_type"),
     "odd heads": ("llama2", {"num_key_value_heads": 3}, "4 query heads over 3 KV heads"),
+    "layers of no kind": ("llama3", {"layer_types": [["full_attention"]] * 2}, "layer_types"),
+    "a number beyond all": ("llama2", {"hidden_size": 10**400}, "hidden_size = 10000"),
     "text for a number": ("llama2", {"hidden_size": "48"}, "hidden_size"),
 }
 
