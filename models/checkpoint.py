@@ -4,6 +4,7 @@
 `orbax.py`; where arrays live, and on how many meshes, is the caller's business.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -77,7 +78,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             feature that is not implemented, or tensors that are missing, superfluous or of another shape.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike Path.is_dir, it takes names of any length
+        if path.suffix == ".safetensors":
+            raise CheckpointError(f"{path} holds tensors only: name the directory with its config.json and tokenizer.")
         return GGUFCheckpoint(path)
     if (path / DESCRIPTION).is_file():
         from .orbax import OrbaxCheckpoint  # Orbax takes a third of a second to import

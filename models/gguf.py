@@ -6,8 +6,10 @@ Every count and offset is checked against the file's size before it is used, so 
 sentence and not a crash or an allocation of terabytes.
 """
 
+import functools
 import math
 import mmap
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,15 +30,17 @@ _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _MAX_DIMENSIONS = 4
+_PART = re.compile(r"(?P<stem>.+)-00001-of-(?P<count>\d{5})\.gguf")
 
 
 @dataclass(frozen=True)
 class TensorInfo:
     """Where a tensor lies. `shape` is in numpy order (rows first), the reverse of how the file lists it."""
 
+    path: Path
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
-    offset: int  # bytes from the start of the file
+    offset: int  # bytes from the start of `path`
     nbytes: int
 
 
@@ -93,23 +97,47 @@ class _Cursor:
 
 
 class GGUFFile:
-    """An open GGUF file: `metadata` by key, `tensors` by name, and `read` for the values."""
+    """An open GGUF file, or the parts that one was split into: `metadata` by key, `tensors` by name, their values."""
 
     def __init__(self, path: Path) -> None:
-        """Parse the header of `path`.
+        """Parse the header of `path`, and those of the other parts where it is the first of several.
 
         Raises:
-            CheckpointError: no such file, a directory, not GGUF, an unknown version, a damaged or truncated file.
+            CheckpointError: no such file, a directory, not GGUF, an unknown version, a damaged or truncated file, or a
+                part that is missing or is not the first.
         """
         self.path = path
-        self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
+        self.metadata = self._read_header(path)
+        for part in self._other_parts():
+            self._read_header(part)
+        expected = self.metadata.get("split.tensors.count", len(self.tensors))
+        if expected != len(self.tensors):
+            raise CheckpointError(
+                f"{path} and its parts hold {len(self.tensors)} tensors, not {expected}: fetch them again."
+            )
+
+    def _other_parts(self) -> list[Path]:
+        """The rest of a file that llama.cpp's gguf-split has cut: NAME-00001-of-0000N.gguf is the first of N."""
+        count = self.metadata.get("split.count", 1)
+        if not isinstance(count, int) or count <= 1:
+            return []
+        name = _PART.fullmatch(self.path.name)
+        if name is None or int(name["count"]) != count or self.metadata.get("split.no") != 0:
+            raise CheckpointError(
+                f"{self.path} is one of {count} parts, and its name or place is not that of the first: name the file "
+                f"that ends in -00001-of-{count:05}.gguf."
+            )
+        return [self.path.with_name(f"{name['stem']}-{part:05}-of-{count:05}.gguf") for part in range(2, count + 1)]
+
+    def _read_header(self, path: Path) -> dict[str, Any]:
+        """The metadata of one file, whose tensors are added."""
         try:
             with path.open("rb") as file:
                 if file.read(4) != _MAGIC:
                     raise CheckpointError(f"{path} is not a GGUF file: it does not begin with 'GGUF'.")
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-                    self._parse(_Cursor(buffer))
+                    return self._parse(path, _Cursor(buffer))
         except FileNotFoundError:
             raise CheckpointError(
                 f"There is no model file at {path}: give a GGUF file, or a name that is fetched."
@@ -123,22 +151,24 @@ class GGUFFile:
                 raise
             raise CheckpointError(f"{path} is not a readable GGUF file: {error}.") from None
 
-    def _parse(self, cursor: _Cursor) -> None:
+    def _parse(self, path: Path, cursor: _Cursor) -> dict[str, Any]:
         cursor.advance(len(_MAGIC))
         version = cursor.scalar("I")
         if version not in _VERSIONS:
             raise ValueError(f"its version is {version}, supported are {_VERSIONS} in little-endian order")
         tensor_count, key_count = cursor.scalar("Q"), cursor.scalar("Q")
+        metadata: dict[str, Any] = {}
         for _ in range(key_count):
             key = cursor.string()
-            self.metadata[key] = cursor.value(cursor.scalar("I"))
+            metadata[key] = cursor.value(cursor.scalar("I"))
         entries = [self._tensor_entry(cursor) for _ in range(tensor_count)]
-        alignment = self.metadata.get("general.alignment", 32)
+        alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"its general.alignment is {alignment!r}")
         start = -(-cursor.at // alignment) * alignment
         for name, shape, kind, offset in entries:
-            self._add_tensor(name, shape, kind, start + offset, cursor.size)
+            self._add_tensor(path, name, shape, kind, start + offset, cursor.size)
+        return metadata
 
     @staticmethod
     def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
@@ -148,7 +178,7 @@ class GGUFFile:
         shape = tuple(cursor.scalar("Q") for _ in range(dimensions))[::-1]
         return name, shape, cursor.scalar("I"), cursor.scalar("Q")
 
-    def _add_tensor(self, name: str, shape: tuple[int, ...], kind: int, offset: int, size: int) -> None:
+    def _add_tensor(self, path: Path, name: str, shape: tuple[int, ...], kind: int, offset: int, size: int) -> None:
         if name in self.tensors:
             raise ValueError(f"tensor {name!r} appears twice")
         if kind not in set(GGMLQuantizationType):
@@ -160,40 +190,54 @@ class GGUFFile:
         nbytes = math.prod(shape) // block * block_bytes
         if offset + nbytes > size:
             raise CheckpointError(
-                f"{self.path} is truncated: tensor {name!r} ends at byte {offset + nbytes}, the file at {size}; "
+                f"{path} is truncated: tensor {name!r} ends at byte {offset + nbytes}, the file at {size}; "
                 "fetch it again."
             )
-        self.tensors[name] = TensorInfo(shape, quantization, offset, nbytes)
+        self.tensors[name] = TensorInfo(path, shape, quantization, offset, nbytes)
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Check that the file holds exactly these tensors with these shapes (numpy order).
+        """Check that the file holds exactly these tensors with these shapes (numpy order), and that they can be read.
 
         Raises:
-            CheckpointError: see `check_tensors`.
+            CheckpointError: see `check_tensors`; or a quantisation without a dequantiser.
         """
         check_tensors(self.path, {name: info.shape for name, info in self.tensors.items()}, expected)
+        for name, info in self.tensors.items():
+            if not _has_dequantiser(info.kind):
+                raise CheckpointError(
+                    f"{info.path}: tensor {name!r} is of type {info.kind.name}, which cannot be dequantised."
+                )
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` of tensor `name`, dequantised: float32 [rows, columns]; a vector has one column.
 
+        `check` has passed.
+
         Raises:
-            CheckpointError: a quantisation without a dequantiser, or a file that can no longer be read.
+            CheckpointError: a file that can no longer be read.
         """
         info = self.tensors[name]
         if len(info.shape) == 1:
             return self._read(name, info, 0, 1).reshape(-1, 1)[start:stop]
         return self._read(name, info, start, stop)
 
-    def _read(self, name: str, info: TensorInfo, start: int, stop: int) -> np.ndarray:
+    @staticmethod
+    def _read(name: str, info: TensorInfo, start: int, stop: int) -> np.ndarray:
         """Rows of the tensor seen as a matrix of its last axis; quantisation blocks lie within rows."""
         block, block_bytes = GGML_QUANT_SIZES[info.kind]
         row = info.shape[-1] // block * block_bytes
         try:
-            raw = np.fromfile(self.path, np.uint8, (stop - start) * row, offset=info.offset + start * row)
+            raw = np.fromfile(info.path, np.uint8, (stop - start) * row, offset=info.offset + start * row)
             return np.asarray(dequantize(raw.reshape(stop - start, row), info.kind), np.float32)
-        except NotImplementedError:
-            raise CheckpointError(
-                f"{self.path}: tensor {name!r} is of type {info.kind.name}, which cannot be dequantised."
-            ) from None
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}.") from None
+            raise CheckpointError(f"{info.path}: tensor {name!r} cannot be read: {error}.") from None
+
+
+@functools.cache
+def _has_dequantiser(kind: GGMLQuantizationType) -> bool:
+    """The library does not list what it dequantises, so one block of zeros is tried."""
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True

@@ -16,7 +16,7 @@ from pathlib import Path
 from .errors import CheckpointError
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?(:(?P<gguf>[\w./-]+))?", re.ASCII)
-_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt")
+_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model")
 # Folders hold other formats; a file under these names holds the weights once more, or only part of them.
 _NOT_THESE = ("*/*", "consolidated*", "adapter_*")
 
@@ -97,6 +97,6 @@ def _snapshot(model: HubModel, patterns: tuple[str, ...], ignored: tuple[str, ..
         problem = "is neither a file or directory here nor in the cache of the Hugging Face hub, which was not reached"
     except errors.HFValidationError:
         problem = "is neither a file or directory here nor an id that the Hugging Face hub allows"
-    except OSError as error:  # what its HTTP errors are, and a full disk
+    except Exception as error:  # whatever its HTTP client raises, and a full disk
         problem = f"could not be fetched from the Hugging Face hub: {' '.join(str(error).split())[:200].rstrip('.')}"
     raise CheckpointError(f"{model} {problem}.")

@@ -6,10 +6,12 @@ any is read.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .chat import ChatTemplate
 from .chat_files import chat_template_from_directory
@@ -28,6 +30,8 @@ from .tokenizer_files import tokenizer_from_directory
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+_EMBEDDING, _HEAD = f"{NAMES.embedding}.weight", f"{NAMES.head}.weight"
+_ROWS_COMPARED = 4096  # at a time
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -43,10 +47,13 @@ class HuggingFaceCheckpoint:
         try:
             settings.refuse("vision_config")  # the reason, where the model_type would merely be unknown
             chosen = format_named(HUGGING_FACE, settings.get("model_type"), "model_type")
-            self.config: ModelConfig = chosen.config(settings)
+            config = chosen.config(settings)
         except ValueError as error:
             raise CheckpointError(f"{directory / CONFIG}: {error}") from None
+        self.config: ModelConfig = _as_stored(config, self._file)
         self._sources: Mapping[str, Source] = chosen.sources(self.config)
+        if self.config.tie_embeddings and _EMBEDDING not in self._file.tensors and _HEAD in self._file.tensors:
+            self._sources = _renamed(self._sources, {_EMBEDDING: _HEAD})
         expected = {source.tensor: source.shape for source in self._sources.values()}
         check_tensors(directory, self._file.shapes, expected, self._is_harmless)
         self._file.check_readable(expected)
@@ -57,7 +64,7 @@ class HuggingFaceCheckpoint:
     def _is_harmless(self, name: str) -> bool:
         """Rotary frequencies, which follow from config.json and were saved with early Llamas, and the copy of the
         embedding that some tools save where config.json says that the head is the embedding."""
-        is_copy = self.config.tie_embeddings and name == f"{NAMES.head}.weight"
+        is_copy = self.config.tie_embeddings and name == _HEAD
         return is_copy or name.endswith(".rotary_emb.inv_freq")
 
     def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
@@ -77,6 +84,25 @@ class HuggingFaceCheckpoint:
         return self._chat_template
 
 
+def _as_stored(config: ModelConfig, file: SafetensorsFiles) -> ModelConfig:
+    """Where config.json says that the head is the embedding and the files hold both, the head in them counts, as it
+    does for transformers. As a rule it is a copy, and then the model needs only one."""
+    if not config.tie_embeddings or not {_EMBEDDING, _HEAD} <= file.tensors.keys():
+        return config
+    if file.tensors[_HEAD].shape != file.tensors[_EMBEDDING].shape:
+        return replace(config, tie_embeddings=False)
+    for start in range(0, file.tensors[_HEAD].shape[0], _ROWS_COMPARED):
+        stop = min(start + _ROWS_COMPARED, file.tensors[_HEAD].shape[0])
+        if not np.array_equal(file.read_rows(_HEAD, start, stop), file.read_rows(_EMBEDDING, start, stop)):
+            return replace(config, tie_embeddings=False)
+    return config
+
+
+def _renamed(sources: Mapping[str, Source], names: Mapping[str, str]) -> dict[str, Source]:
+    """The sources, tensors of other names read instead."""
+    return {path: replace(source, tensor=names.get(source.tensor, source.tensor)) for path, source in sources.items()}
+
+
 def _name(directory: Path) -> str:
     """The directory's name; for a folder of the hub's cache (models--org--name/snapshots/COMMIT) the hub's."""
     directory = directory.absolute()
@@ -93,8 +119,9 @@ def _open_weights(directory: Path) -> SafetensorsFiles:
         return open_sharded(directory / INDEX)
     refuse_pickles(directory)
     others = sorted(path.name for path in directory.glob("*.safetensors"))
+    only = f", only {others[0]}" if others else ""
     raise CheckpointError(
-        f"{directory} holds neither {WEIGHTS} nor {INDEX}{f', only {others[0]}' if others else ''}: fetch the weights."
+        f"{directory} holds neither {WEIGHTS} nor {INDEX}{only}: fetch the weights, and their index if in shards."
     )
 
 

@@ -120,7 +120,7 @@ def read_index(path: Path) -> dict[str, Path]:
     if not files:
         raise CheckpointError(f"{path} is an index of no tensors: fetch the model again.")
     for name, file in files.items():
-        if file.parent != path.parent or not file.is_file():
+        if file.parent != path.parent or not os.path.isfile(file):
             raise CheckpointError(
                 f"{path} places tensor {name!r} in {weight_map[name]!r}, which is not there: fetch that file as well."
             )

@@ -47,6 +47,8 @@ def _llama3(theta: float, settings: Settings, head_dim: int) -> Rope:
     factor = settings.number("factor")
     low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
     original = settings.number("original_max_position_embeddings")
+    if high <= low:
+        raise settings.refusal("high_freq_factor", f"it must be above low_freq_factor, {low}")
 
     def one(index: int) -> float:
         wavelength: float = 2 * math.pi * theta ** (2 * index / head_dim)

@@ -61,4 +61,41 @@ def test_rows_read_in_blocks_are_those_of_the_whole_tensor(tmp_path, kind):
 def test_what_cannot_be_dequantised_is_refused_by_name(tmp_path):
     file = write(tmp_path / "x.gguf", GGMLQuantizationType.I32, random_bytes(GGMLQuantizationType.I32))
     with pytest.raises(CheckpointError, match=r"x\.gguf: tensor 'x' is of type I32, which cannot be dequantised"):
-        file.read_rows("x", 0, 1)
+        file.check({"before": (3,), "x": (ROWS, COLUMNS)})
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A file that was written in three parts, and its tensors."""
+    tensors = {f"t{i}": np.full((2, 4), i, np.float32) for i in range(5)}
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama", split_max_tensors=2)
+    writer.add_uint32("llama.block_count", 7)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(tmp_path.glob("m-0000?-of-00003.gguf")), tensors
+
+
+def test_a_split_file_is_read_by_naming_its_first_part(parts):
+    paths, tensors = parts
+    file = GGUFFile(paths[0])
+    assert file.metadata["llama.block_count"] == 7
+    assert file.tensors.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(file.read_rows(name, 0, 2), tensor)
+
+
+def test_a_part_that_is_missing_or_not_the_first_is_named(parts):
+    paths, _ = parts
+    with pytest.raises(CheckpointError, match=r"one of 3 parts.*ends in -00001-of-00003\.gguf"):
+        GGUFFile(paths[1])
+    paths[0].rename(paths[0].with_name("renamed.gguf"))
+    with pytest.raises(CheckpointError, match=r"renamed\.gguf is one of 3 parts"):
+        GGUFFile(paths[0].with_name("renamed.gguf"))
+    paths[0].with_name("renamed.gguf").rename(paths[0])
+    paths[2].unlink()
+    with pytest.raises(CheckpointError, match=r"no model file at .*m-00003-of-00003\.gguf"):
+        GGUFFile(paths[0])

@@ -152,6 +152,29 @@ def test_no_tokenizer(directory):
     refuses(directory, "no tokenizer")
 
 
+def test_a_stored_head_that_differs_from_a_tied_embedding_counts_as_for_transformers(tmp_path):
+    head = TinyLlama().weights()[EMBEDDING] + 1
+    path = write_tiny_llama_directory(tmp_path / "tiny", tensors={"lm_head.weight": head})
+    checkpoint = open_checkpoint(path)
+    assert not checkpoint.config.tie_embeddings
+    np.testing.assert_array_equal(load_on_one_device(checkpoint, "float32")["head.weight"], head)
+
+
+def test_a_tied_embedding_may_be_stored_as_the_head_alone(tmp_path):
+    weight = TinyLlama().weights()[EMBEDDING]
+    path = write_tiny_llama_directory(tmp_path / "tiny", tensors={"lm_head.weight": weight, EMBEDDING: None})
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.config.tie_embeddings
+    np.testing.assert_array_equal(load_on_one_device(checkpoint, "float32")["embedding.weight"], weight)
+
+
+def test_a_file_of_tensors_and_shards_without_an_index_say_what_is_missing(tmp_path):
+    path = write_tiny_llama_directory(tmp_path / "tiny", shards=2)
+    refuses(path / "model-00001-of-00002.safetensors", "tensors only", "name the directory")
+    (path / "model.safetensors.index.json").unlink()
+    refuses(path, "only model-00001-of-00002.safetensors", "and their index")
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path):
     weights = TinyLlama().weights()
     path = write_tiny_llama_directory(
