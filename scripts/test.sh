@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that has to pass: installs into .venv, fetches the small model, then lints, checks types and tests.
+# Everything that has to pass: installs into .venv, fetches two small models, then lints, checks types and tests.
 # Needs Python 3.12 and no GPU.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_venv.sh"
@@ -7,6 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_venv.sh"
 
 setup_venv '[test]'
 twinmesh fetch smollm2
+twinmesh fetch gemma3-270m
 cd "$root"
 # The clone's folder may have any name; to mypy the package has to be a folder named twinmesh.
 mkdir -p "$venv/mypy"
