@@ -6,14 +6,18 @@ is refused, never ignored. Pure functions of bytes and values: no files, no engi
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from hashlib import blake2b
 from typing import Any, Literal
 
 from .outputs import CompletionOutput, RequestOutput
 from .sampling_params import SamplingParams
 
 type Message = dict[str, Any]
+# A request as it is read: a line of JSON, or fields that come from elsewhere.
+type Line = bytes | Mapping[str, Any]
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT: Endpoint = "/v1/chat/completions"
 COMPLETIONS: Endpoint = "/v1/completions"
@@ -45,7 +49,7 @@ class BatchLineError(ValueError):
         super().__init__(f"line {line}: {message}")
         self.code = code
         self.line = line
-        self.custom_id = custom_id if custom_id is not None else f"line-{line}"
+        self.custom_id = custom_id if custom_id is not None else default_id(line)
 
 
 @dataclass(frozen=True)
@@ -60,21 +64,21 @@ class BatchRequest:
     sampling_params: SamplingParams
 
 
-def parse_line(text: bytes, line: int, defaults: SamplingParams) -> BatchRequest:
+def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
     """Read one line of a batch file.
 
     Args:
-        text: the line, UTF-8.
+        text: the line, UTF-8; or its fields.
         line: its number, from 1.
-        defaults: what holds where the line says nothing. A default seed is shifted by the line's number, so that
-            lines with the same prompt are not the same sample.
+        defaults: what holds where the line says nothing. A line without a seed draws with `line_seed`, so that lines
+            with the same prompt are not the same sample, and a line is the same sample whenever it is run.
 
     Raises:
         BatchLineError: the line is not JSON, lacks a prompt, or asks for what is not implemented or out of range.
     """
     custom_id = None
     try:
-        fields = _load(text)
+        fields = _load(text) if isinstance(text, bytes) else dict(text)
         custom_id = _custom_id(fields)
         body, endpoint = _open_envelope(fields)
         _check_fields(body, endpoint)
@@ -85,8 +89,31 @@ def parse_line(text: bytes, line: int, defaults: SamplingParams) -> BatchRequest
         raise BatchLineError("invalid_json_line", line, custom_id, message) from None
     except ValueError as error:
         raise BatchLineError("invalid_request", line, custom_id, str(error)) from None
-    name = custom_id if custom_id is not None else f"line-{line}"
-    return BatchRequest(line, name, messages, prompt, body.get("model"), params)
+    return BatchRequest(line, custom_id or default_id(line), messages, prompt, body.get("model"), params)
+
+
+def default_id(line: int) -> str:
+    """What a line without a custom_id is called."""
+    return f"line-{line}"
+
+
+def read_custom_id(text: Line, line: int) -> str:
+    """The name under which this line's result will be written, whether it can be run or not."""
+    # Most inputs in which no line has a name need no parsing here; \u could spell the field's name.
+    if isinstance(text, bytes) and b"custom_id" not in text and b"\\u" not in text:
+        return default_id(line)
+    try:
+        return _custom_id(_load(text) if isinstance(text, bytes) else dict(text)) or default_id(line)
+    except ValueError:
+        return default_id(line)
+
+
+def line_seed(seed: int | None, line: int) -> int:
+    """The seed, 0 to 2**32 - 1, of a line that has none: 4 bytes of a hash of the run's seed and the line's number.
+
+    Not their sum: completion i of a line draws with its seed + i, which is for the lines behind it.
+    """
+    return int.from_bytes(blake2b(f"{seed or 0}:{line}".encode(), digest_size=4).digest())
 
 
 def _load(text: bytes) -> dict[str, Any]:
@@ -174,8 +201,8 @@ def _sampling_params(body: dict[str, Any], line: int, defaults: SamplingParams) 
         given["max_tokens"] = limits[0]
     if "logit_bias" in given:
         given["logit_bias"] = _biases(given["logit_bias"])
-    if "seed" not in given and defaults.seed is not None:
-        given["seed"] = (defaults.seed + line) % 2**32
+    if "seed" not in given:
+        given["seed"] = line_seed(defaults.seed, line)
     return replace(defaults, **given)
 
 
@@ -204,7 +231,7 @@ def success_line(request: BatchRequest, output: RequestOutput, *, model: str, cr
         },
     }
     return {
-        "id": f"batch_req_{request.line}",
+        "id": _line_id(request.line),
         "custom_id": request.custom_id,
         "response": {"status_code": 200, "request_id": output.request_id, "body": body},
         "error": None,
@@ -219,11 +246,27 @@ def _choice(completion: CompletionOutput, *, is_chat: bool) -> dict[str, Any]:
 def error_line(error: BatchLineError) -> dict[str, Any]:
     """The output line of a line that could not be run."""
     return {
-        "id": f"batch_req_{error.line}",
+        "id": _line_id(error.line),
         "custom_id": error.custom_id,
         "response": None,
         "error": {"code": error.code, "message": str(error)},
     }
+
+
+def _line_id(line: int) -> str:
+    return f"batch_req_{line}"
+
+
+def line_number(fields: Mapping[str, Any]) -> int:
+    """The number of the input line that this output line answers.
+
+    Raises:
+        ValueError: it is no output line of ours.
+    """
+    found = re.fullmatch(r"batch_req_([1-9][0-9]{0,17})", str(fields.get("id")))
+    if found is None or not isinstance(fields.get("custom_id"), str) or not {"response", "error"} <= fields.keys():
+        raise ValueError("this is not an output line of a batch run.")
+    return int(found[1])
 
 
 def encode_line(fields: dict[str, Any]) -> bytes:

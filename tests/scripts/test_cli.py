@@ -9,7 +9,7 @@ import pytest
 import twinmesh
 from twinmesh.engine import llm
 from twinmesh.engine.config import Topology
-from twinmesh.engine.core import EngineError
+from twinmesh.engine.errors import EngineError
 from twinmesh.scripts import arguments
 from twinmesh.scripts.cli import COMMANDS, main
 
