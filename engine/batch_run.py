@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .batch_input import Source
 from .batch_journal import Journal, Kept
 from .batch_lines import BatchLineError, BatchRequest, Line, encode_line, error_line, parse_line, success_line
-from .batch_order import Prepared, arrange
+from .batch_order import LOOK_AHEAD, Prepared, arrange
 from .batch_result import BatchResult
 from .outputs import RequestOutput
 from .sampling_params import SamplingParams
@@ -58,7 +58,10 @@ class BatchRun:
             self._show(bar)
 
     def _jobs(self) -> Iterator[tuple["np.ndarray", SamplingParams]]:
-        for index, prepared in enumerate(arrange(self._prepared(), page_size=self._llm.config.page_size)):
+        # What is behind on stdin may not have been written yet.
+        ahead = LOOK_AHEAD if self._source.path is not None else 1
+        arranged = arrange(self._prepared(), page_size=self._llm.config.page_size, ahead=ahead)
+        for index, prepared in enumerate(arranged):
             self._in_engine[index] = prepared.request
             yield prepared.token_ids, prepared.request.sampling_params
 

@@ -17,6 +17,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from multiprocessing import get_context
@@ -31,9 +32,9 @@ DISAGGREGATED = "prefill=1,decode=1"
 TOPOLOGIES = ("both=1", "both=2", DISAGGREGATED)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure every topology in turn and print a table; `--json` writes the figures."""
-    args = _arguments()
+    args = _arguments(argv)
     figures = {}
     for topology in TOPOLOGIES:
         print(f"{topology}: running", file=sys.stderr)
@@ -106,7 +107,7 @@ def _row(topology: str, row: dict[str, Any]) -> str:
     )
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--running", type=int, default=4, help="requests that decode all the while")
@@ -116,7 +117,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--answer-tokens", type=int, default=16, help="generated for each; 2 or more are handed off")
     parser.add_argument("--period", type=float, default=10.0, help="seconds between arrivals")
     parser.add_argument("--json", metavar="FILE")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from twinmesh.engine import llm
 from twinmesh.engine.config import Topology
 from twinmesh.engine.errors import BatchStopped, EngineError
 from twinmesh.scripts import arguments
+from twinmesh.scripts.bench import BENCHMARKS
 from twinmesh.scripts.cli import COMMANDS, main
 
 SCRIPTS = Path(twinmesh.__file__).parent / "scripts"
@@ -30,6 +31,14 @@ def test_every_command_explains_itself(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert "usage: twinmesh " + command in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", name, "--help"])
+    assert stop.value.code == 0
+    assert "usage: " in capsys.readouterr().out
 
 
 def test_help_and_refusals_need_no_jax(tmp_path):
@@ -71,6 +80,8 @@ def test_bad_input_to_a_script_is_one_line_without_a_traceback(tmp_path):
         (["generate", "--model", "m", "--decode-steps", "few"], "few"),
         (["generate", "--model", "m", "--stop"], "--stop"),
         (["batch", "--model", "m", "--output", "o"], "--input"),
+        (["batch", "--model", "m", "--input", "i", "--output", "o", "--gpu-hour-price", "-1"], "-1"),
+        (["bench", "dance"], "dance"),
     ],
 )
 def test_bad_arguments_are_one_line(args, says, capsys):
