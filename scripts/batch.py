@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
     ) as batch:
         result = _run(batch, args)
     print(report.outcome(result, args.output), file=sys.stderr)
-    if args.summary:
+    has_run = result.finished > result.resumed
+    if args.summary and (has_run or not Path(args.summary).exists()):
         figures = result.summary(devices=args.topology.num_devices, device_hour_price=args.gpu_hour_price)
         Path(args.summary).write_text(json.dumps(figures, indent=1) + "\n")
     if args.show:

@@ -123,6 +123,8 @@ def test_a_summary_is_written(llm, batch, tmp_path):
     summary = json.loads(path.read_text())
     assert (summary["succeeded"], summary["devices"], summary["device_hour_price"]) == (2, 2, 2.0)
     assert summary["dollars"] == pytest.approx(2 * 2 * summary["seconds"] / 3600)
+    batch([{"prompt": "a"}, {"prompt": "b"}], "--summary", str(path), "--gpu-hour-price", "2", "--topology", "both=2")
+    assert json.loads(path.read_text()) == summary  # nothing was left to do
 
 
 @pytest.mark.parametrize(
