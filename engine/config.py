@@ -133,10 +133,10 @@ class EngineConfig:
     `max_model_len`: prompt and completion together, in tokens. `page_size`: tokens per KV page. `max_num_seqs`: slots,
     the requests a mesh holds at once. `prefill_buckets`: token counts that a prefill step is padded to; the largest is
     the chunk size. `prefill_rows`: requests packed into one prefill step. `decode_buckets`: row counts of decode steps.
-    `windows`: one entry per cache group, the attention window of its layers (None: they see everything).
-    `decode_steps`: decode steps that one dispatch may run. `prefix_cache`: whether prompts reuse the pages of earlier
-    ones. `deterministic`: the same tokens whatever else runs (docs/decisions.md says how). `max_retries`: how often a
-    request that lost its mesh starts again before it fails.
+    `dtype`: of weights, activations and KV, one of `DTYPES`. `windows`: one entry per cache group, the attention window
+    of its layers (None: they see everything). `decode_steps`: decode steps that one dispatch may run. `prefix_cache`:
+    whether prompts reuse the pages of earlier ones. `deterministic`: the same tokens whatever else runs
+    (docs/decisions.md says how). `max_retries`: how often a request that lost its mesh starts again before it fails.
 
     Raises:
         ValueError: a value out of range, buckets that do not ascend or do not reach `max_num_seqs`, or modes that
@@ -150,6 +150,7 @@ class EngineConfig:
     prefill_buckets: tuple[int, ...] = (64, 256, 512)
     prefill_rows: int = 8
     decode_buckets: tuple[int, ...] = (1, 8, 32)
+    dtype: str = "float32"
     windows: tuple[int | None, ...] = (None,)
     decode_steps: int = 1
     prefix_cache: bool = True

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ..models.chat import Message
+from ..models.chat import Message, Tool
 from .collect import RequestCollector
 from .config import check_whole_number
 from .errors import EngineError
@@ -80,15 +80,18 @@ class LLM(EngineOwner):
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        tools: Sequence[Tool] | None = None,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Answer one conversation, or a list of them, each a list of {"role": ..., "content": ...}.
 
-        Raises as `generate` does, and ValueError where the model has no chat template or it refuses the messages.
+        `tools` are JSON schemas of functions that the model may call, for every conversation; what it calls is in the
+        text, in the model's own form. Raises as `generate` does, and ValueError where the model has no chat template or
+        it refuses the messages.
         """
         single = not messages or isinstance(messages[0], Mapping)
         conversations = [messages] if single else messages
-        prompts = [self.chat_prompt(conversation) for conversation in conversations]  # type: ignore[arg-type]
+        prompts = [self.chat_prompt(conversation, tools) for conversation in conversations]  # type: ignore[arg-type]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def stream(self, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> RequestStream:

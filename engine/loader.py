@@ -1,7 +1,7 @@
 """From a model's name and a few options to a running engine: everything that happens once, at start-up.
 
-In this order, so that mistakes show before work is done: topology and dtype, the model's files, devices, weights,
-the size of the KV pools, compilation, the links between meshes.
+In this order, so that mistakes show before work is done: topology, the model's files, devices, dtype and lengths,
+weights, the size of the KV pools, compilation, the links between meshes.
 """
 
 import time
@@ -21,9 +21,10 @@ from ..models.config import ModelConfig
 from ..models.decoder import abstract_params
 from ..models.tokenizer import Tokenizer
 from .compilation import use_cache
-from .config import DTYPES, EngineConfig, PoolSize, Topology, check_whole_number
+from .config import EngineConfig, PoolSize, Topology, check_whole_number
 from .core import EngineCore
 from .decision_log import DecisionLog, RecordingScheduler
+from .dtypes import choose_dtype, parse_dtype
 from .executor import Completion, Executor
 from .kv_cache import (
     abstract_state,
@@ -83,29 +84,41 @@ def start_engine(model: str | Path, options: Options) -> Engine:
     Raises:
         ValueError: anything wrong with the options, the model's files, the devices or the memory, in one sentence.
     """
-    dtype = _parse_dtype(options.dtype)
+    parse_dtype(options.dtype)
     checkpoint = open_checkpoint(resolve_model(model))
     tokenizer, chat_template = checkpoint.tokenizer(), checkpoint.chat_template()
 
-    def load(meshes: Sequence[Mesh]) -> list[Params]:
+    def load(dtype: jnp.dtype, meshes: Sequence[Mesh]) -> list[Params]:
         return load_weights(checkpoint, dtype, meshes, options.progress)
 
-    core, config = start_core(checkpoint.config, load, options)
+    core, config = start_core(checkpoint.config, checkpoint.dtype, load, options)
     return Engine(core, config, tokenizer, chat_template)
 
 
 def start_core(
-    model: ModelConfig, load: Callable[[Sequence[Mesh]], list[Params]], options: Options
+    model: ModelConfig,
+    stored: DTypeLike,
+    load: Callable[[jnp.dtype, Sequence[Mesh]], list[Params]],
+    options: Options,
 ) -> tuple[EngineCore, EngineConfig]:
-    """An engine without files: `load` gives the parameters for each mesh. Raises as `start_engine` does."""
-    dtype = _parse_dtype(options.dtype)
+    """An engine without files: `stored` is the checkpoint's own dtype, and `load` gives the parameters for each mesh in
+    the dtype that was chosen. Raises as `start_engine` does."""
+    check_whole_number("max_num_seqs", options.max_num_seqs, 1)
+    for spec in dict.fromkeys(options.topology.meshes):
+        check_tp(model, spec)
+    meshes = build_meshes(options.topology, options.devices)
+    dtype = choose_dtype(
+        options.dtype,
+        model,
+        stored,
+        platform=meshes[0].devices.flat[0].platform,
+        max_num_seqs=options.max_num_seqs,
+        deterministic=options.deterministic,
+    )
     config = _engine_config(options, dtype, model)
     log = _open_log(options.decision_log)
-    for spec in dict.fromkeys(config.topology.meshes):
-        check_tp(model, spec)
-    meshes = build_meshes(config.topology, options.devices)
     use_cache(cache_directory() / "compiled")
-    weights = load(meshes)
+    weights = load(dtype, meshes)
     config, pools = _size_pools(config, options, model, dtype, meshes)
     plans = _mesh_plans(model, config, dtype, meshes, pools)
     programs = compile_programs(plans, progress=options.progress)
@@ -129,20 +142,9 @@ def _open_log(path: str | Path | None) -> DecisionLog | None:
         raise ValueError(f"decision_log={str(path)!r} cannot be written: {error.strerror}.") from None
 
 
-def _parse_dtype(dtype: DTypeLike) -> jnp.dtype:
-    try:
-        parsed = jnp.dtype(dtype)
-    except TypeError:
-        parsed = None
-    if parsed is None or parsed.name not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not supported: use one of {', '.join(DTYPES)}.")
-    return parsed
-
-
 def _engine_config(options: Options, dtype: jnp.dtype, model: ModelConfig) -> EngineConfig:
     """Checked before any work; `max_model_len` is the model's for now where none was asked for."""
     asked = options.max_model_len
-    check_whole_number("max_num_seqs", options.max_num_seqs, 1)
     if options.kv_cache_bytes is not None:
         check_whole_number("kv_cache_bytes", options.kv_cache_bytes, 1)
     config = EngineConfig(
@@ -152,6 +154,7 @@ def _engine_config(options: Options, dtype: jnp.dtype, model: ModelConfig) -> En
         max_num_seqs=options.max_num_seqs,
         prefill_buckets=_prefill_buckets(options),
         decode_buckets=_decode_buckets(options, dtype),
+        dtype=dtype.name,
         windows=tuple(group.window for group in groups(model)),
         decode_steps=options.decode_steps,
         prefix_cache=options.prefix_cache,

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from jax.typing import DTypeLike
 
-from ..models.chat import Message
+from ..models.chat import Message, Tool
 from .config import EngineConfig, Topology, check_whole_number
 from .frontend import Frontend
 from .loader import Options, start_engine
@@ -28,7 +28,7 @@ class EngineOwner:
         model: str | Path,
         *,
         topology: str | Topology = "both=1",
-        dtype: DTypeLike = "float32",
+        dtype: DTypeLike = "auto",
         max_model_len: int | None = None,
         page_size: int = 64,
         max_num_seqs: int = 32,
@@ -49,7 +49,9 @@ class EngineOwner:
         Args:
             model: a GGUF file, or the name of a model that `twinmesh fetch` has fetched.
             topology: the meshes, such as "both=1" or "prefill=1,decode=1".
-            dtype: of weights, activations and KV: float32, bfloat16 or float16, by name or as JAX's.
+            dtype: of weights, activations and KV: float32, bfloat16 or float16, by name or as JAX's; "auto": on a GPU
+                the checkpoint's own if that has 16 bits, else bfloat16; on a CPU float32, or bfloat16 where it is
+                clearly faster for max_num_seqs rows and not `deterministic`.
             max_model_len: prompt and completion together, in tokens; None: the model's context, or what memory allows.
             page_size: tokens per KV page.
             max_num_seqs: requests that a mesh holds at once.
@@ -101,13 +103,15 @@ class EngineOwner:
     def _prepare(self) -> None:
         """What one kind of owner needs besides."""
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
         """The token ids of a conversation through the model's chat template, the assistant's turn opened.
 
+        `tools` are JSON schemas of functions that the model may call.
+
         Raises:
-            ValueError: no template, or messages it does not take.
+            ValueError: no template, or messages or tools it does not take.
         """
-        return self._chat_template.encode(messages)
+        return self._chat_template.encode(messages, tools=tools)
 
     def check_prompt(self, prompt: PromptLike) -> Prompt:
         """Token ids of a prompt that this engine can run.

@@ -45,11 +45,7 @@ def check_continuation(prompt: Prompt, continuation: PromptLike, tokenizer: Toke
     Raises:
         ValueError: as `check_prompt`, of the two together, or an empty continuation.
     """
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special=False)
-
-    _, ids = _read(continuation, encode)
+    _, ids = _read(continuation, tokenizer.encode_after)
     if not ids:
         raise ValueError("A continuation is empty: give at least one token.")
     return check_prompt([*prompt.token_ids, *ids], tokenizer, max_model_len)

@@ -54,7 +54,7 @@ def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
     strangers = [i for i in ids if i >= vocab_size]
     if strangers:
         raise ValueError(
-            f"{name} holds token id {strangers[0]}, and the model's ids end at {vocab_size - 1}: remove it."
+            f"{name} holds token id {strangers[0]}, and the tokenizer's ids end at {vocab_size - 1}: remove it."
         )
 
 

@@ -45,12 +45,19 @@ def model_on(model: ModelConfig, tp: int) -> ModelConfig:
     return replace(model, num_kv_heads=max(model.num_kv_heads, tp))
 
 
-def expand(array: np.ndarray, axes: Sequence[str], model: ModelConfig, tp: int) -> np.ndarray:
+def expand(
+    array: np.ndarray, axes: Sequence[str], model: ModelConfig, tp: int, index: tuple[slice, ...] | None = None
+) -> np.ndarray:
     """A parameter of `model` as `model_on(model, tp)` has it: each key/value head repeated in its place.
 
-    `axes` are the parameter's logical axes, one per dimension. Query head h of the model reads head h // (num_heads /
-    num_kv_heads), so repeating each head in place keeps every query head on its own.
+    `axes` are the parameter's logical axes, one per dimension. `index`: only this part of the result, a slice of each
+    dimension (None: all). Query head h of the model reads head h // (num_heads / num_kv_heads), so repeating each head
+    in place keeps every query head on its own.
     """
     if tp <= model.num_kv_heads or "kv_heads" not in axes:
-        return array
-    return np.repeat(array, tp // model.num_kv_heads, axis=axes.index("kv_heads"))
+        return array if index is None else array[index]
+    index = index or (slice(None),) * array.ndim
+    axis = axes.index("kv_heads")
+    heads = np.arange(tp)[index[axis]] // (tp // model.num_kv_heads)
+    rest = tuple(slice(None) if dimension == axis else part for dimension, part in enumerate(index))
+    return array[rest].take(heads, axis)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
@@ -48,17 +48,32 @@ class Placer:
         self._layout = abstract_params(model_on(model, mesh.size), dtype).specs
 
     def wanted(self, path: str) -> jax.ShapeDtypeStruct:
-        """The parameter in the checkpoint's shape, as a checkpoint can bring it to the mesh before `put`."""
-        value = self.specs[path].value
-        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=param_sharding(self._mesh, self.specs[path]))
+        """The parameter in the checkpoint's shape, as a checkpoint can bring it to the mesh before `put`.
+
+        Whole, on one device, where the mesh's layout has another shape.
+        """
+        value, sharding = self.specs[path].value, param_sharding(self._mesh, self.specs[path])
+        if self._is_repeated(path):
+            return jax.ShapeDtypeStruct(
+                value.shape, value.dtype, sharding=SingleDeviceSharding(self._mesh.devices.flat[0])
+            )
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
 
     def put(self, path: str, array: ArrayLike) -> jax.Array:
         """The parameter on the mesh, in the mesh's layout. A `jax.Array` need not be on the host, or on this mesh."""
-        axes, target = self.specs[path].axes, param_sharding(self._mesh, self._layout[path])
-        if self._layout[path].value.shape != self.specs[path].value.shape:
-            array = expand(np.asarray(array), axes, self._model, self._mesh.size)
-        placed: jax.Array = jax.device_put(array, target)
-        return placed
+        target = param_sharding(self._mesh, self._layout[path])
+        if not self._is_repeated(path):
+            placed: jax.Array = jax.device_put(array, target)
+            return placed
+        host, axes = np.asarray(array), self.specs[path].axes
+
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+            return expand(host, axes, self._model, self._mesh.size, index)
+
+        return jax.make_array_from_callback(self._layout[path].value.shape, target, shard)
+
+    def _is_repeated(self, path: str) -> bool:
+        return tuple(self._layout[path].value.shape) != tuple(self.specs[path].value.shape)
 
     def replace(self, params: list[jax.Array], new: Mapping[str, ArrayLike]) -> None:
         """Put those named in `new` in place of the old ones, one by one: each old one can be freed before the next."""

@@ -16,8 +16,12 @@ from .config import ModelConfig
 from .decoder import abstract_params
 from .errors import CheckpointError
 from .gguf_checkpoint import GGUFCheckpoint
+from .hugging_face import CONFIG, HuggingFaceCheckpoint, refuse_pickles
 from .streaming import Wanted
 from .tokenizer import Tokenizer
+
+# What marks a directory as written by `orbax.py`.
+DESCRIPTION = "twinmesh.json"
 
 
 class Checkpoint(Protocol):
@@ -65,16 +69,39 @@ class Checkpoint(Protocol):
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a model's files and check their structure; no tensor is read yet.
 
+    A file is taken for GGUF. A directory is an Orbax checkpoint where it holds twinmesh.json, and in Hugging Face's
+    format where it holds config.json.
+
     Raises:
-        CheckpointError: no such file, a directory, not GGUF, truncated or damaged, an architecture or feature that is
-            not implemented, or tensors that are missing, superfluous or of another shape.
+        CheckpointError: no such file, a directory or file of another kind, truncated or damaged, an architecture or
+            feature that is not implemented, or tensors that are missing, superfluous or of another shape.
     """
     path = Path(path)
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path} is a directory: only GGUF files are supported so far; name the .gguf file itself."
+    if not path.is_dir():
+        return GGUFCheckpoint(path)
+    if (path / DESCRIPTION).is_file():
+        from .orbax import OrbaxCheckpoint  # Orbax takes a third of a second to import
+
+        return OrbaxCheckpoint(path)
+    if (path / CONFIG).is_file():
+        return HuggingFaceCheckpoint(path)
+    raise CheckpointError(_what_is_missing(path))
+
+
+def _what_is_missing(directory: Path) -> str:
+    refuse_pickles(directory)
+    if (directory / "_METADATA").is_file() or (directory / "_CHECKPOINT_METADATA").is_file():
+        return (
+            f"{directory} is an Orbax checkpoint without {DESCRIPTION}: only what 'twinmesh convert' has written is "
+            "read; name the directory that it wrote."
         )
-    return GGUFCheckpoint(path)
+    files = sorted(file.name for file in directory.glob("*.gguf"))
+    if files:
+        return f"{directory} is a directory of GGUF files: name the file itself, such as {directory / files[0]}."
+    return (
+        f"{directory} holds no model: there is neither a {CONFIG} (Hugging Face) nor a {DESCRIPTION} (written by "
+        "'twinmesh convert') in it."
+    )
 
 
 def load_on_one_device(checkpoint: Checkpoint, dtype: jax.typing.DTypeLike) -> dict[str, jax.Array]:

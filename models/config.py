@@ -46,6 +46,9 @@ class ModelConfig:
     rotated. `sandwich_norms`: the outputs of attention and MLP pass a norm of their own before they are added.
     `embedding_scale` multiplies the embeddings. `query_scale` is the factor on q . k (None: head_dim ** -0.5).
     `fits_float16`: activations stay within float16's range.
+
+    Raises:
+        ValueError: query heads that are no multiple of the key/value heads, or an odd head size.
     """
 
     family: str
@@ -66,6 +69,18 @@ class ModelConfig:
     embedding_scale: float = 1.0
     query_scale: float | None = None
     fits_float16: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse heads that cannot be shared out or rotated.
+
+        Raises:
+            ValueError: with the numbers that do not fit.
+        """
+        if self.num_heads % self.num_kv_heads or self.head_dim % 2:
+            raise ValueError(
+                f"{self.num_heads} query heads over {self.num_kv_heads} KV heads of size {self.head_dim} are not "
+                "implemented."
+            )
 
     @property
     def num_layers(self) -> int:

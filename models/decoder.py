@@ -30,33 +30,38 @@ class Attend(Protocol):
 
 
 class Block(nnx.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)); with sandwich norms, what is added passes a
+    norm of its own first (Gemma 2 and 3)."""
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
         """All layers of a model have the same shapes; how they attend is the `AttentionSpec`'s business."""
-        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
-        self.attention = Attention(config, dtype=dtype)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
-        self.mlp = MLP(config, dtype=dtype)
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.is_sandwich = config.sandwich_norms
+        self.attention_norm, self.attention = RMSNorm(hidden, eps), Attention(config, dtype=dtype)
+        self.mlp_norm, self.mlp = RMSNorm(hidden, eps), MLP(config, dtype=dtype)
+        if config.sandwich_norms:
+            self.attention_output_norm, self.mlp_output_norm = RMSNorm(hidden, eps), RMSNorm(hidden, eps)
 
     def __call__(self, layer: int, x: jax.Array, tables: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
         """[T, E] -> [T, E]; `tables` are the rotary cosine and sine, [T, D / 2] each."""
         with jax.named_scope("attention"):
             q, k, v = self.attention.qkv(self.attention_norm(x), *tables)
-            x = x + self.attention.output(attend(layer, q, k, v))
+            out = self.attention.output(attend(layer, q, k, v))
+            x = x + (self.attention_output_norm(out) if self.is_sandwich else out)
         with jax.named_scope("mlp"):
-            return x + self.mlp(self.mlp_norm(x))
+            out = self.mlp(self.mlp_norm(x))
+            return x + (self.mlp_output_norm(out) if self.is_sandwich else out)
 
 
 class Decoder(nnx.Module):
     """A decoder-only transformer. Parameters are zero until they are bound: see `bind`."""
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
-        """`dtype` is that of the weights and of the activations between norms."""
+        """`dtype` is that of the weights, those of norms excepted, and of the activations between norms."""
         self.config = config
         self.embedding = Embedding(config, dtype=dtype)
         self.layers = nnx.List([Block(config, dtype=dtype) for _ in config.layers])
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_embeddings:
             self.head = Embedding(config, dtype=dtype)
 
@@ -69,7 +74,7 @@ class Decoder(nnx.Module):
             attend: attention per layer; what a token sees is its decision alone.
 
         Returns:
-            [T, E] in the dtype of the weights.
+            [T, E] in `dtype`.
         """
         with jax.named_scope("embedding"):
             x = self.embedding.lookup(tokens)  # [T, E]
@@ -131,7 +136,7 @@ class AbstractParams(NamedTuple):
 
 
 def abstract_params(config: ModelConfig, dtype: DTypeLike) -> AbstractParams:
-    """Describe the parameters of `Decoder(config, dtype=dtype)` without allocating them."""
+    """Describe the parameters of `Decoder(config, dtype=dtype)` without allocating them; those of norms are float32."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype)))
     specs = {
         ".".join(map(str, path)): ParamSpec(variable.get_value(), variable.get_metadata("axes"))

@@ -19,6 +19,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from .errors import CheckpointError
+from .tensor_check import check_tensors
 
 type Metadata = Mapping[str, Any]
 
@@ -168,19 +169,9 @@ class GGUFFile:
         """Check that the file holds exactly these tensors with these shapes (numpy order).
 
         Raises:
-            CheckpointError: a tensor that is missing, of another shape, or not expected: one that the decoder would
-                leave out changes what the model computes.
+            CheckpointError: see `check_tensors`.
         """
-        for name, shape in expected.items():
-            info = self.tensors.get(name)
-            if info is None:
-                raise CheckpointError(f"{self.path} has no tensor {name!r}, which its architecture needs.")
-            if info.shape != shape:
-                raise CheckpointError(f"{self.path}: tensor {name!r} has shape {info.shape}, expected {shape}.")
-        if unexpected := sorted(self.tensors.keys() - expected.keys()):
-            raise CheckpointError(
-                f"{self.path} has tensor {unexpected[0]!r} ({len(unexpected)} such), which is not implemented."
-            )
+        check_tensors(self.path, {name: info.shape for name, info in self.tensors.items()}, expected)
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` of tensor `name`, dequantised: float32 [rows, columns]; a vector has one column.

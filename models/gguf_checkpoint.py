@@ -7,11 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from .chat import ChatTemplate
+from .chat_files import templates_from_gguf
 from .errors import CheckpointError
-from .families import family
+from .families import GGUF, format_named
+from .families.from_gguf import ROPE_FACTORS, GGUFHeader
+from .families.settings import Settings
 from .gguf import GGUFFile
 from .streaming import Wanted, stream
 from .tokenizer import Tokenizer
+from .tokenizer_gguf import tokenizer_from_gguf
 
 
 class GGUFCheckpoint:
@@ -26,14 +30,28 @@ class GGUFCheckpoint:
         self.name = str(metadata.get("general.name", path.stem))
         architecture = metadata.get("general.architecture")
         try:
-            chosen = family(str(architecture))
-            self.config = chosen.config(metadata, self._file.tensors.keys())
-        except CheckpointError as error:
+            chosen = format_named(GGUF, architecture, "Architecture")
+            self.config = chosen.config(self._header(f"{architecture}."))
+        except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from None
         self._sources = chosen.sources(self.config)
-        self._file.check({source.tensor: source.shape for source in self._sources.values()})
+        factors = {ROPE_FACTORS: (self.config.head_dim // 2,)} if ROPE_FACTORS in self._file.tensors else {}
+        self._file.check({source.tensor: source.shape for source in self._sources.values()} | factors)
         self._tokenizer: Tokenizer | None = None
         self._chat_template: ChatTemplate | None = None
+
+    def _header(self, prefix: str) -> GGUFHeader:
+        tokens = self._file.metadata.get("tokenizer.ggml.tokens")
+
+        def vector(name: str) -> tuple[float, ...]:
+            return tuple(self._file.read_rows(name, 0, self._file.tensors[name].shape[0])[:, 0].tolist())
+
+        return GGUFHeader(
+            Settings(self._file.metadata, prefix),
+            tokens=len(tokens) if isinstance(tokens, list) else None,
+            tensors=self._file.tensors.keys(),
+            vector=vector,
+        )
 
     @property
     def path(self) -> Path:
@@ -48,19 +66,16 @@ class GGUFCheckpoint:
         """The tokenizer, built on the first call."""
         if self._tokenizer is None:
             try:
-                tokenizer = Tokenizer(self._file.metadata)
+                tokenizer = tokenizer_from_gguf(self._file.metadata)
+                tokenizer.limit(self.config.vocab_size)
             except CheckpointError as error:
                 raise CheckpointError(f"{self.path}: {error}") from None
-            if tokenizer.vocab_size != self.config.vocab_size:
-                raise CheckpointError(
-                    f"{self.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {self.config.vocab_size}."
-                )
             self._tokenizer = tokenizer
         return self._tokenizer
 
     def chat_template(self) -> ChatTemplate:
-        """The template under `tokenizer.chat_template`, compiled on its first use."""
+        """The template under `tokenizer.chat_template`, or several by name, compiled on their first use."""
         if self._chat_template is None:
-            source = self._file.metadata.get("tokenizer.chat_template")
+            source = templates_from_gguf(self._file.metadata)
             self._chat_template = ChatTemplate(source, self.tokenizer(), name=self.name)
         return self._chat_template

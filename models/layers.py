@@ -17,10 +17,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from .config import ModelConfig, Rope
+from .config import Activation, ModelConfig, Rope
 
 
 def param(shape: tuple[int, ...], axes: tuple[str, ...], dtype: DTypeLike) -> nnx.Param[jax.Array]:
@@ -57,10 +58,11 @@ def rotary_tables(positions: jax.Array, head_dim: int, rope: Rope) -> tuple[jax.
 
     angle[t, i] = positions[t] * theta ** (-2 i / head_dim) / factors[i] (Su et al. 2021, RoFormer, section 3.2.2).
     """
-    frequencies = rope.theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    # On the host in float64: a power on the device may be off by more than the last bit, times the position.
+    frequencies = rope.theta ** -(np.arange(0, head_dim, 2) / head_dim)
     if rope.factors is not None:
-        frequencies = frequencies / jnp.array(rope.factors, jnp.float32)
-    angles = positions.astype(jnp.float32)[:, None] * frequencies  # [T, D / 2]
+        frequencies = frequencies / np.array(rope.factors)
+    angles = positions.astype(jnp.float32)[:, None] * frequencies.astype(np.float32)  # [T, D / 2]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -72,18 +74,22 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * weight over the last axis, computed in float32 (Zhang and Sennrich 2019)."""
+    """x / rms(x) * weight over the last axis, computed in float32 (Zhang and Sennrich 2019).
 
-    def __init__(self, size: int, eps: float, *, dtype: DTypeLike) -> None:
-        """`size`: length of the last axis; `eps` is added to the mean square."""
+    The weight is float32 whatever the model's dtype: it is small, and where a family adds 1 to it when it is loaded
+    (Gemma), 16 bits would lose what the checkpoint holds.
+    """
+
+    def __init__(self, size: int, eps: float, *, axis: str = "embed") -> None:
+        """`size`: length of the last axis, whose logical name is `axis`; `eps` is added to the mean square."""
         self.eps = eps
-        self.weight = param((size,), ("embed",), dtype)
+        self.weight = param((size,), (axis,), jnp.float32)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, E] -> [T, E] in the dtype of x."""
+        """[..., size] -> the same shape and dtype."""
         full = x.astype(jnp.float32)
-        scale = jax.lax.rsqrt(jnp.mean(full * full, axis=-1, keepdims=True) + self.eps)  # [T, 1]
-        return (full * scale * value(self.weight).astype(jnp.float32)).astype(x.dtype)
+        scale = jax.lax.rsqrt(jnp.mean(full * full, axis=-1, keepdims=True) + self.eps)
+        return (full * scale * value(self.weight)).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -91,15 +97,27 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
         """Query heads and key/value heads may differ in number (grouped-query attention)."""
-        hidden, dim = config.hidden_size, config.head_dim
-        self.q_proj = param((hidden, config.num_heads, dim), ("embed", "q_heads", "head_dim"), dtype)
-        self.k_proj = param((hidden, config.num_kv_heads, dim), ("embed", "kv_heads", "head_dim"), dtype)
-        self.v_proj = param((hidden, config.num_kv_heads, dim), ("embed", "kv_heads", "head_dim"), dtype)
-        self.o_proj = param((config.num_heads, dim, hidden), ("q_heads", "head_dim", "embed"), dtype)
+        hidden, dim, eps = config.hidden_size, config.head_dim, config.rms_norm_eps
+        queries, keys = (config.num_heads, dim), (config.num_kv_heads, dim)
+        of_queries, of_keys = ("q_heads", "head_dim"), ("kv_heads", "head_dim")
+        self.q_proj = param((hidden, *queries), ("embed", *of_queries), dtype)
+        self.k_proj = param((hidden, *keys), ("embed", *of_keys), dtype)
+        self.v_proj = param((hidden, *keys), ("embed", *of_keys), dtype)
+        self.o_proj = param((*queries, hidden), (*of_queries, "embed"), dtype)
+        self.has_bias, self.has_norms = config.qkv_bias, config.qk_norm
+        if config.qkv_bias:
+            self.q_bias = param(queries, of_queries, dtype)
+            self.k_bias, self.v_bias = param(keys, of_keys, dtype), param(keys, of_keys, dtype)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(dim, eps, axis="head_dim"), RMSNorm(dim, eps, axis="head_dim")
 
     def qkv(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[T, E] -> q [T, Hq, D] and k, v [T, Hk, D]; q and k rotated."""
+        """[T, E] -> q [T, Hq, D] and k, v [T, Hk, D]; q and k normalised where the model does so, and rotated."""
         q, k, v = (project(x, w) for w in (self.q_proj, self.k_proj, self.v_proj))
+        if self.has_bias:
+            q, k, v = q + value(self.q_bias), k + value(self.k_bias), v + value(self.v_bias)
+        if self.has_norms:
+            q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def output(self, attended: jax.Array) -> jax.Array:
@@ -107,12 +125,18 @@ class Attention(nnx.Module):
         return project(attended, self.o_proj, inputs=2)
 
 
+def activate(x: jax.Array, activation: Activation) -> jax.Array:
+    """The MLP gate's activation, elementwise."""
+    return jax.nn.silu(x) if activation == "silu" else jax.nn.gelu(x, approximate=True)
+
+
 class MLP(nnx.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+    """A gated unit: down(activation(gate(x)) * up(x)); SwiGLU with SiLU (Shazeer 2020)."""
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
         """Sizes from `config.hidden_size` and `config.intermediate_size`."""
         hidden, inner = config.hidden_size, config.intermediate_size
+        self.activation = config.activation
         self.gate_proj = param((hidden, inner), ("embed", "mlp"), dtype)
         self.up_proj = param((hidden, inner), ("embed", "mlp"), dtype)
         self.down_proj = param((inner, hidden), ("mlp", "embed"), dtype)
@@ -120,7 +144,7 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, E] -> [T, E]."""
         gate, up = project(x, self.gate_proj), project(x, self.up_proj)
-        return project(jax.nn.silu(gate) * up, self.down_proj)
+        return project(activate(gate, self.activation) * up, self.down_proj)
 
 
 class Embedding(nnx.Module):
@@ -128,11 +152,15 @@ class Embedding(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
         """Sizes from `config.vocab_size` and `config.hidden_size`."""
+        self.scale = config.embedding_scale
         self.weight = param((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype)
 
     def lookup(self, tokens: jax.Array) -> jax.Array:
-        """Token ids [T] -> [T, E]. Ids past the table are clipped: the default fill would be NaN."""
-        return value(self.weight).at[tokens].get(mode="clip")
+        """Token ids [T] -> [T, E], scaled as the model does. Ids past the table are clipped: the default fill would be
+        NaN."""
+        rows = value(self.weight).at[tokens].get(mode="clip")
+        # The factor is rounded to the weights' dtype, as in Gemma's own code.
+        return rows if self.scale == 1 else rows * jnp.asarray(self.scale, rows.dtype)
 
     def score(self, hidden: jax.Array) -> jax.Array:
         """[R, E] -> [R, V] float32 logits."""

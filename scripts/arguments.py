@@ -18,8 +18,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         required=True,
-        metavar="NAME|PATH",
-        help="a name that 'twinmesh fetch' knows, such as smollm2, or the path of a checkpoint",
+        metavar="NAME|PATH|ID",
+        help="a name that 'twinmesh fetch' knows, such as smollm2; a GGUF file; a directory in Hugging Face's format "
+        "or written by 'twinmesh convert'; or an id of the Hugging Face hub: org/name, org/name@revision, "
+        "org/name:file.gguf",
     )
     group.add_argument(
         "--topology",
@@ -30,7 +32,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "apart, 1xtp2 is one mesh of two devices (default: %(default)s)",
     )
     group.add_argument(
-        "--dtype", default="float32", choices=DTYPES, help="of weights, activations and KV (default: %(default)s)"
+        "--dtype",
+        default="auto",
+        choices=("auto", *DTYPES),
+        help="of weights, activations and KV; auto: what suits device and batch (default: %(default)s)",
     )
     group.add_argument(
         "--max-model-len",

@@ -8,6 +8,7 @@ BENCHMARKS = {
     "generate": "tokens per second of whole batches, by topology and number of requests",
     "host": "what the dispatching thread spends on a step",
     "isolation": "inter-token latency while long prompts arrive, colocated against disaggregated",
+    "load": "what loading a model costs: seconds and host memory",
     "machine": "the machine's own limits: arithmetic and memory",
 }
 SUMMARY = "measure the engine, or the machine it runs on"

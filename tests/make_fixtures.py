@@ -5,6 +5,8 @@ does not import twinmesh, so any version that torch supports will do):
 
     python tests/make_fixtures.py --model SmolLM2-135M-Instruct.Q4_1.gguf
 
+The tiny models of every family, and Gemma 3, are `make_family_fixtures.py`'s, which also runs alone.
+
 The weights go from the GGUF file through `gguf`'s dequantisation into `LlamaForCausalLM`, float32 on the CPU.
 """
 # ruff: noqa: RUF001 (the look-alikes are what is tested)
@@ -28,6 +30,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 sys.path.insert(0, str(ROOT / "tests"))
 
 from helpers.tiny_gguf import TinyLlama, byte_characters, gguf_name  # noqa: E402
+from make_family_fixtures import families  # noqa: E402
 
 PASSAGE = (
     "The lighthouse keeper counted 1,027 steps every evening, and every evening he arrived at a different number. "
@@ -228,6 +231,7 @@ def main():
     parser.add_argument("--model", type=Path, required=True, help="SmolLM2-135M-Instruct.Q4_1.gguf")
     FIXTURES.mkdir(parents=True, exist_ok=True)
     tiny()
+    families()
     smollm2(parser.parse_args().model)
 
 

@@ -1,39 +1,29 @@
-"""Model families by architecture name. Adding a model is adding one file here and one entry in the registry."""
+"""Model families. Adding a model is adding one file here and its name to `_FAMILIES`."""
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-from ..config import ModelConfig
 from ..errors import CheckpointError
-from . import llama
-from .source import Source
+from . import gemma3, llama, mistral, phi3, qwen2, qwen3
+from .family import Family, Format
+from .from_gguf import GGUFHeader
+from .settings import Settings
+
+_FAMILIES: tuple[Family, ...] = tuple(module.FAMILY for module in (llama, mistral, qwen2, qwen3, gemma3, phi3))
+HUGGING_FACE: Mapping[str, Format[Settings]] = {
+    name: family.hugging_face for family in _FAMILIES for name in family.hugging_face.names
+}
+GGUF: Mapping[str, Format[GGUFHeader]] = {
+    name: family.gguf for family in _FAMILIES if family.gguf is not None for name in family.gguf.names
+}
 
 
-@dataclass(frozen=True)
-class Family:
-    """What a family knows: its configuration and where its weights are.
-
-    `config(metadata, tensor_names)` reads GGUF metadata; `sources(config)` maps each parameter path of the decoder to
-    a `Source`, a tensor of the file and how it becomes the parameter.
-    """
-
-    config: Callable[[Mapping[str, Any], Collection[str]], ModelConfig]
-    sources: Callable[[ModelConfig], dict[str, Source]]
-
-
-FAMILIES: Mapping[str, Family] = {"llama": Family(llama.config, llama.sources)}
-
-
-def family(architecture: str) -> Family:
-    """The family of a GGUF `general.architecture`.
+def format_named[Header](formats: Mapping[str, Format[Header]], name: object, what: str) -> Format[Header]:
+    """The format of that name in `HUGGING_FACE` or `GGUF`; `what` the name is, for the message.
 
     Raises:
-        CheckpointError: an architecture that is not implemented.
+        CheckpointError: a name that is not implemented.
     """
-    if architecture not in FAMILIES:
-        raise CheckpointError(f"Architecture {architecture!r} is not supported; supported: {', '.join(FAMILIES)}.")
-    return FAMILIES[architecture]
-
-
-__all__ = ["FAMILIES", "Family", "Source", "family"]
+    found = formats.get(name) if isinstance(name, str) else None
+    if found is None:
+        raise CheckpointError(f"{what} {name!r} is not supported; supported: {', '.join(formats)}.")
+    return found

@@ -1,4 +1,7 @@
-"""Reading numbers from a checkpoint's own settings: GGUF metadata or a Hugging Face config.json."""
+"""Reading a checkpoint's own settings: GGUF metadata or a Hugging Face config.json, one checked value at a time.
+
+Whatever would change what the model computes and is not implemented has to be refused by name: `refuse`.
+"""
 
 import math
 from collections.abc import Mapping
@@ -6,24 +9,81 @@ from typing import Any
 
 from ..errors import CheckpointError
 
-
-def number(metadata: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """A positive number from GGUF metadata.
-
-    Raises:
-        CheckpointError: the key is absent and has no default, or its value is not one positive number.
-    """
-    found = metadata.get(key, default)
-    if found is None:
-        raise CheckpointError(f"The metadata has no {key!r}, which the architecture needs.")
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
-        raise CheckpointError(f"{key} = {str(found)[:80]} is not implemented: one positive number is expected.")
-    return found
+_MOST_SHOWN = 80  # characters of a value in a message
 
 
-def integer(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A positive integer from GGUF metadata; raises as `number` does."""
-    found = number(metadata, key, default)
-    if not isinstance(found, int):
-        raise CheckpointError(f"{key} = {found} is not implemented: an integer is expected.")
-    return found
+class Settings:
+    """Settings by key. `prefix` comes before every key in `values` and in messages ("llama." in GGUF metadata)."""
+
+    def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
+        """Nothing is checked before it is asked for."""
+        self._values, self._prefix = values, prefix
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the key is there with a value other than null."""
+        return self.get(key) is not None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value as it is; `default` where the key is absent, not where it is null."""
+        return self._values.get(self._prefix + key, default)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive number.
+
+        Raises:
+            CheckpointError: the key is absent and has no default, or its value is not one positive number.
+        """
+        found = self.get(key, default)
+        if found is None and (found := default) is None:
+            raise CheckpointError(f"The settings have no {self._prefix + key!r}, which the architecture needs.")
+        if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
+            raise self.refusal(key, "one positive number is expected")
+        return found
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A positive integer; raises as `number` does."""
+        found = self.number(key, default)
+        if not isinstance(found, int):
+            raise self.refusal(key, "an integer is expected")
+        return found
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false.
+
+        Raises:
+            CheckpointError: anything else.
+        """
+        found = self.get(key, default)
+        if not isinstance(found, bool):
+            raise self.refusal(key, "true or false is expected")
+        return found
+
+    def section(self, key: str) -> "Settings | None":
+        """The settings under a key whose value is an object; None where it is absent or null.
+
+        Raises:
+            CheckpointError: a value of another kind.
+        """
+        found = self.get(key)
+        if found is None:
+            return None
+        if not isinstance(found, Mapping):
+            raise self.refusal(key, "an object is expected")
+        return Settings(
+            {f"{self._prefix}{key}.{name}": value for name, value in found.items()}, f"{self._prefix}{key}."
+        )
+
+    def refuse(self, key: str, *unused: Any) -> None:
+        """Refuse any value of `key` but null and those that mean "not used".
+
+        Raises:
+            CheckpointError: naming the key and its value.
+        """
+        found = self.get(key)
+        if found is not None and found not in unused:
+            raise self.refusal(key)
+
+    def refusal(self, key: str, expected: str = "") -> CheckpointError:
+        """The error for a value that cannot be honoured, to be raised by the caller."""
+        shown = repr(self.get(key))[:_MOST_SHOWN]
+        return CheckpointError(f"{self._prefix}{key} = {shown} is not implemented{expected and f': {expected}'}.")

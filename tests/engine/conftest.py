@@ -11,7 +11,7 @@ def make_llm(tiny_path):
     def make(topology="prefill=1,decode=1", **changes):
         options = dict(
             max_model_len=128, page_size=16, max_num_seqs=4, prefill_buckets=(16, 64), decode_buckets=(1, 4),
-            kv_cache_bytes=4 << 20,
+            kv_cache_bytes=4 << 20, dtype="float32",
         )  # fmt: skip
         return LLM(tiny_path, topology=topology, **(options | changes))
 

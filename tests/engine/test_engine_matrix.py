@@ -22,6 +22,7 @@ from helpers.core_engine import (
     prompts_of,
     random_weights,
     token_ids,
+    watching,
 )
 from twinmesh import SamplingParams
 from twinmesh.engine.protocol import StartTransfer
@@ -68,28 +69,12 @@ def reference(references, kind):
 
 @pytest.fixture
 def watched(engines):
-    """An engine and what it does from here on: actions, and the most pages of each cache group that a seat held of a
-    request in each state, and after its first decode step."""
+    """An engine, and what it does from here on: see `watching`."""
     with contextlib.ExitStack() as stack:
 
         def watch(kind):
             llm = engines(kind)
-            scheduler, seen, most = llm._core._scheduler, [], {}
-            actions = scheduler.actions
-
-            def recording():
-                out = actions()
-                seen.extend(out)
-                for request in scheduler.requests.values():
-                    for seat in filter(None, (request.home, request.handoff and request.handoff.seat)):
-                        pages = [len(table.pages) + len(table.spare) for table in seat.tables]
-                        when = "decoding" if request.kv_len > request.to_prefill else request.state
-                        most[when] = list(map(max, most.get(when, pages), pages))
-                return out
-
-            scheduler.actions = recording
-            stack.callback(vars(scheduler).pop, "actions")
-            return llm, seen, most
+            return llm, *stack.enter_context(watching(llm))
 
         yield watch
 

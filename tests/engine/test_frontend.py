@@ -45,6 +45,28 @@ def test_a_request_carries_its_plan_its_hashes_and_its_bounds(llm, core):
     assert submission.stop is None
 
 
+@pytest.mark.parametrize("kind", [LLM, AsyncLLM])
+def test_tools_reach_the_chat_template(kind, core, monkeypatch):
+    owner = make_fake(
+        kind, core, monkeypatch, template="{{ tools[0].name if tools else 'none' }}{{ messages | length }}"
+    )
+    chat = [{"role": "user", "content": "hi"}]
+    assert owner.chat_prompt(chat) == ids(owner, "none1")
+    assert (
+        owner.chat_prompt(chat, [{"name": "sea"}])
+        == owner.chat_prompt(chat, tools=[{"name": "sea"}])
+        == ids(owner, "sea1")
+    )
+
+
+def test_chat_gives_the_same_tools_to_every_conversation(core, monkeypatch):
+    llm, seen = make_fake(LLM, core, monkeypatch, template="{{ tools[0].name }}{{ messages | length }}"), []
+    monkeypatch.setattr(llm, "generate", lambda prompts, params, *, use_tqdm: seen.extend(prompts))
+    chat = [{"role": "user", "content": "hi"}]
+    llm.chat([chat, chat * 2], tools=[{"name": "sea"}])
+    assert seen == [ids(llm, "sea1"), ids(llm, "sea2")]
+
+
 def test_max_tokens_none_goes_to_the_end_of_the_context(llm, core):
     llm.stream([5, 6, 7], SamplingParams(max_tokens=None))
     (submission,) = core.live.values()

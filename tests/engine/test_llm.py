@@ -320,8 +320,8 @@ def test_sixteen_bit_types_run_too(make_llm):
 
 def test_a_tokenizer_that_is_not_supported_is_refused_before_anything_starts(tmp_path):
     before = set(threading.enumerate())
-    path = write_tiny_gguf(tmp_path / "other.gguf", metadata={"tokenizer.ggml.pre": "llama-bpe"})
-    with pytest.raises(ValueError, match="llama-bpe"):
+    path = write_tiny_gguf(tmp_path / "other.gguf", metadata={"tokenizer.ggml.pre": "other"})
+    with pytest.raises(ValueError, match="other"):
         LLM(path)
     assert set(threading.enumerate()) == before
 

@@ -7,9 +7,9 @@ import pytest
 from helpers.tiny_gguf import TOKENIZER
 from twinmesh import SamplingParams
 from twinmesh.engine.resolve import eos_ids, resolve
-from twinmesh.models.tokenizer import Tokenizer
+from twinmesh.models.tokenizer_gguf import tokenizer_from_gguf
 
-TOKENIZE = Tokenizer(TOKENIZER)
+TOKENIZE = tokenizer_from_gguf(TOKENIZER)
 EOS = TOKENIZE.eos_token_ids
 
 

@@ -147,5 +147,7 @@ def test_only_key_and_value_heads_are_repeated_each_in_its_place():
     values = np.arange(2 * 2 * 3).reshape(2, 2, 3)
     axes = ("embed", "kv_heads", "head_dim")
     np.testing.assert_array_equal(expand(values, axes, MODEL, 4), values[:, [0, 0, 1, 1]])
+    part = expand(values, axes, MODEL, 4, (slice(1, 2), slice(1, 3), slice(None)))
+    np.testing.assert_array_equal(part, values[1:2, [0, 1]])
     assert expand(values, axes, MODEL, 2) is values
     assert expand(values, ("embed", "q_heads", "head_dim"), MODEL, 4) is values

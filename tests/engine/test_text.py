@@ -7,9 +7,9 @@ from helpers.tiny_gguf import TOKENIZER, TOKENS
 from hypothesis import given
 from hypothesis import strategies as st
 from twinmesh.engine.text import Detokenizer, StopSearch
-from twinmesh.models.tokenizer import Tokenizer
+from twinmesh.models.tokenizer_gguf import tokenizer_from_gguf
 
-TOKENIZE = Tokenizer(TOKENIZER)
+TOKENIZE = tokenizer_from_gguf(TOKENIZER)
 ID = {token: i for i, token in enumerate(TOKENS)}
 # Few tokens, so that stop strings come up: letters, "he" and " the", the bytes of é and 🙂, two special tokens.
 IDS = [ID[c] for c in ["h", "e", "t", "he", "Ġthe", "Ġ", "<|im_end|>", "<think>"]]

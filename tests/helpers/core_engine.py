@@ -7,6 +7,7 @@
 Prompts are token ids. Buckets are few and small, because compilation takes nearly all the time of a test.
 """
 
+import contextlib
 import math
 import threading
 import time
@@ -26,22 +27,24 @@ from twinmesh.engine.weights import Placer
 from twinmesh.models.chat import ChatTemplate
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
-from twinmesh.models.tokenizer import Tokenizer
+from twinmesh.models.tokenizer_gguf import tokenizer_from_gguf
 
-OPTIONS = dict(max_model_len=64, page_size=4, max_num_seqs=4, prefill_buckets=(16,), decode_buckets=(4,))
+OPTIONS = dict(
+    dtype="float32", max_model_len=64, page_size=4, max_num_seqs=4, prefill_buckets=(16,), decode_buckets=(4,)
+)
 
 
-def model_with_windows(*windows):
+def model_with_windows(*windows, **changes):
     """A model whose layers have these attention windows: 8 query heads, 2 key/value heads."""
     layers = tuple(AttentionSpec(Rope(1e4), window) for window in windows)
-    return ModelConfig("llama", len(TOKENS), 32, 32, 8, 2, 8, 1e-5, False, 128, layers)
+    return ModelConfig("llama", len(TOKENS), 32, 32, 8, 2, 8, 1e-5, False, 128, layers, **changes)
 
 
 def random_weights(model, seed=0, dtype="float32"):
     """path -> array; the scale is such that attention decides what comes next, and tokens do not repeat."""
     random = np.random.default_rng(seed)
     specs = abstract_params(model, dtype).specs
-    return {path: random.standard_normal(spec.value.shape).astype(dtype) / 3 for path, spec in specs.items()}
+    return {path: random.standard_normal(x.shape).astype(x.dtype) / 3 for path, (x, _) in specs.items()}
 
 
 def make_engine(model, topology="both=1", *, weights=None, room=1.25, **changes):
@@ -49,20 +52,18 @@ def make_engine(model, topology="both=1", *, weights=None, room=1.25, **changes)
     wherever they can. `weights` default to `random_weights(model)`, `changes` are options of `LLM`."""
 
     def start(model, options):
-        dtype = jnp.dtype(options.dtype)
-        arrays = weights or random_weights(model, dtype=dtype)
-
-        def load(meshes):
+        def load(dtype, meshes):
+            arrays = weights or random_weights(model, dtype=dtype)
             placers = [Placer(model, dtype, mesh) for mesh in meshes]
             return [tuple(placer.put(path, arrays[path]) for path in placer.specs) for placer in placers]
 
-        core, config = start_core(model, load, options)
-        tokenizer = Tokenizer(TOKENIZER)
+        core, config = start_core(model, "float32", load, options)
+        tokenizer = tokenizer_from_gguf(TOKENIZER)
         return Engine(core, config, tokenizer, ChatTemplate(CHAT_TEMPLATE, tokenizer, name="tiny"))
 
     with patch("twinmesh.engine.owner.start_engine", start):
         memory = {"kv_cache_bytes": _bytes_for(model, topology, room, changes)}
-        return LLM(model, topology=topology, **(OPTIONS | memory | changes))
+        return LLM(model, topology=topology, **({"dtype": "float32"} | OPTIONS | memory | changes))
 
 
 def _bytes_for(model, topology, requests, changes):
@@ -176,6 +177,28 @@ class Pause:
 
     def __exit__(self, *error):
         self._go_on.set()
+
+
+@contextlib.contextmanager
+def watching(llm):
+    """What an engine does meanwhile: its actions, and the most pages of each cache group that a seat held of a request
+    in each state, and after its first decode step ("decoding")."""
+    scheduler, seen, most = llm._core._scheduler, [], {}
+    actions = scheduler.actions
+
+    def recording():
+        out = actions()
+        seen.extend(out)
+        for request in scheduler.requests.values():
+            for seat in filter(None, (request.home, request.handoff and request.handoff.seat)):
+                pages = [len(table.pages) + len(table.spare) for table in seat.tables]
+                when = "decoding" if request.kv_len > request.to_prefill else request.state
+                most[when] = list(map(max, most.get(when, pages), pages))
+        return out
+
+    scheduler.actions = recording
+    yield seen, most
+    del scheduler.actions
 
 
 def assert_at_rest(llm):

@@ -13,7 +13,7 @@ from twinmesh.engine.request import Timeline
 from twinmesh.engine.sampling_plan import MAX_LOGPROBS
 from twinmesh.engine.submission import TokenScores, Update
 from twinmesh.models.chat import ChatTemplate
-from twinmesh.models.tokenizer import Tokenizer
+from twinmesh.models.tokenizer_gguf import tokenizer_from_gguf
 
 CONFIG = EngineConfig(Topology.parse("both=1"), max_model_len=64, page_size=4)
 
@@ -85,11 +85,11 @@ class FakeCore:
         self._thread.shutdown()
 
 
-def make_fake(kind, core, monkeypatch, *, config=CONFIG, **options):
+def make_fake(kind, core, monkeypatch, *, config=CONFIG, template=CHAT_TEMPLATE, **options):
     """An `LLM` or `AsyncLLM` over `core`."""
-    tokenizer = Tokenizer(TOKENIZER)
-    template = ChatTemplate(CHAT_TEMPLATE, tokenizer, name="tiny")
-    engine = SimpleNamespace(core=core, config=config, tokenizer=tokenizer, chat_template=template)
+    tokenizer = tokenizer_from_gguf(TOKENIZER)
+    chat_template = ChatTemplate(template, tokenizer, name="tiny")
+    engine = SimpleNamespace(core=core, config=config, tokenizer=tokenizer, chat_template=chat_template)
     monkeypatch.setattr("twinmesh.engine.owner.start_engine", lambda model, options: engine)
     return kind("fake", **options)
 

@@ -155,12 +155,17 @@ def write_tiny_gguf(path, model=None, *, metadata=None, tensors=None):
     for name, weight in model.weights().items():
         heads = {"q_proj": model.heads, "k_proj": model.kv_heads}.get(name.split(".")[-2])
         arrays[gguf_name(name)] = interleave_rotary(weight, heads) if heads else weight
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, value in (model.metadata() | TOKENIZER | (metadata or {})).items():
+    tensors = {name: array for name, array in (arrays | (tensors or {})).items() if array is not None}
+    return write_gguf(path, "llama", model.metadata() | TOKENIZER | (metadata or {}), tensors)
+
+
+def write_gguf(path, architecture, metadata, tensors):
+    """Write a GGUF file and return its path; keys of `metadata` whose value is None are left out."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
         _add(writer, key, value)
-    for name, array in (arrays | (tensors or {})).items():
-        if array is not None:
-            writer.add_tensor(name, array)
+    for name, array in tensors.items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

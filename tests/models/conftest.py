@@ -1,5 +1,7 @@
 """The tiny model, made once; the real one, where it has been fetched."""
 
+import json
+import lzma
 from pathlib import Path
 
 import jax
@@ -47,3 +49,11 @@ def dense_forward():
         return lambda ids: np.asarray(forward(params, jnp.asarray(ids, jnp.int32)))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_spm(fixtures):
+    """A small SentencePiece model as GGUF's metadata; id 0 is unknown, 1 BOS, 2 EOS (make_tokenizer_fixtures.py)."""
+    parts = json.loads(lzma.decompress((fixtures / "tokenizer_spm.json.xz").read_bytes()))["prefix"]
+    keys = {f"tokenizer.ggml.{key}": parts[key] for key in ("tokens", "token_type", "scores")}
+    return keys | {"tokenizer.ggml.model": "llama", "tokenizer.ggml.unknown_token_id": 0}

@@ -21,7 +21,8 @@ def test_logits_equal_those_of_transformers(tmp_path, fixtures, dense_forward, t
 def test_every_parameter_names_one_axis_per_dimension(tiny):
     specs = abstract_params(tiny.config, jnp.bfloat16).specs
     assert all(len(spec.axes) == len(spec.value.shape) for spec in specs.values())
-    assert all(spec.value.dtype == jnp.bfloat16 for spec in specs.values())
+    for path, spec in specs.items():
+        assert spec.value.dtype == (jnp.float32 if "norm" in path else jnp.bfloat16), path
     assert specs["layers.1.attention.q_proj"].axes == ("embed", "q_heads", "head_dim")
     assert specs["layers.1.attention.q_proj"].value.shape == (72, 6, 16)
     assert "head.weight" not in specs

@@ -93,7 +93,7 @@ def test_another_run_is_refused_in_a_sentence_and_restart_overwrites(llm, batch)
     batch([{"prompt": "a"}])
     code, _, err, target = batch([{"prompt": "a"}], "--temperature", "0", "--dtype", "bfloat16")
     assert code == 2
-    assert "(temperature=1.0 instead of 0.0, dtype='float32' instead of 'bfloat16')" in err
+    assert "(temperature=1.0 instead of 0.0, dtype='auto' instead of 'bfloat16')" in err
     assert err.count("\n") == 1
     code, _, _, _ = batch([{"prompt": "a"}], "--temperature", "0", "--restart")
     assert code == 0

@@ -1,0 +1,113 @@
+"""What the families share when they are read from a GGUF file: metadata, and how tensors are named.
+
+A family calls `config_of` and replaces what is special about it. Keys are those of ggml's docs/gguf.md, under the
+architecture's name; tensor names those of llama.cpp's gguf-py (`constants.py`).
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import AttentionSpec, ModelConfig, Rope
+from ..errors import CheckpointError
+from .layout import TensorNames
+from .rope import linear
+from .settings import Settings
+
+NAMES = TensorNames(
+    embedding="token_embd",
+    norm="output_norm",
+    head="output",
+    layer="blk.{}.",
+    attention_norm="attn_norm",
+    q="attn_q",
+    k="attn_k",
+    v="attn_v",
+    o="attn_output",
+    q_norm="attn_q_norm",
+    k_norm="attn_k_norm",
+    mlp_norm="ffn_norm",
+    gate="ffn_gate",
+    up="ffn_up",
+    down="ffn_down",
+    attention_output_norm="post_attention_norm",
+    mlp_output_norm="post_ffw_norm",
+)
+# A tensor that is no parameter: what each rotary frequency is divided by (Llama 3.1's scaling).
+ROPE_FACTORS = "rope_freqs.weight"
+# Keys that change what a model computes, with the values that mean "not used".
+_REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "expert_count": (0,),
+    "attention.scale": (),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
+    "logit_scale": (1.0,),
+    "embedding_scale": (1.0,),
+    "residual_scale": (1.0,),
+    "attention.causal": (True,),
+    "rope.scaling.attn_factor": (1.0,),
+}
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What a family sees of a file: the architecture's own settings, how many `tokens` there are (None: not said), the
+    tensors' names, and `vector(name)` for the few small ones that are settings in truth."""
+
+    settings: Settings
+    tokens: int | None
+    tensors: Collection[str]
+    vector: Callable[[str], tuple[float, ...]]
+
+
+def config_of(header: GGUFHeader, family: str, *, has_window: bool = False) -> ModelConfig:
+    """The configuration that the metadata describes, every layer seeing everything; a head is tied where there is none.
+
+    `has_window`: whether the family reads `attention.sliding_window` itself; it is refused otherwise.
+
+    Raises:
+        CheckpointError: a missing or absurd value, or a feature that is not implemented.
+    """
+    settings = header.settings
+    for key, unused in _REFUSED.items():
+        settings.refuse(key, *unused)
+    if not has_window:
+        settings.refuse("attention.sliding_window", 0)
+    hidden, heads = settings.integer("embedding_length"), settings.integer("attention.head_count")
+    dim = settings.integer("attention.key_length", max(1, hidden // heads))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if settings.integer(key, dim) != dim:
+            raise settings.refusal(key, f"it must be the head size, {dim}")
+    blocks = settings.integer("block_count")
+    if blocks > len(header.tensors):
+        raise CheckpointError(f"block_count = {blocks} does not fit a file of {len(header.tensors)} tensors.")
+    return ModelConfig(
+        family=family,
+        vocab_size=settings.integer("vocab_size", header.tokens),
+        hidden_size=hidden,
+        intermediate_size=settings.integer("feed_forward_length"),
+        num_heads=heads,
+        num_kv_heads=settings.integer("attention.head_count_kv", heads),
+        head_dim=dim,
+        rms_norm_eps=settings.number("attention.layer_norm_rms_epsilon", 1e-5),
+        tie_embeddings=f"{NAMES.head}.weight" not in header.tensors,
+        max_position=settings.integer("context_length"),
+        layers=(AttentionSpec(_rope(header, dim)),) * blocks,
+    )
+
+
+def _rope(header: GGUFHeader, head_dim: int) -> Rope:
+    """As llama.cpp reads it: a factor without a type is linear, `rope.scale_linear` its first name, and the tensor of
+    factors comes on top."""
+    settings = header.settings
+    settings.refuse("rope.scaling.type", "none", "linear")
+    theta, named = settings.number("rope.freq_base", 10000.0), settings.get("rope.scaling.type", "linear")
+    key = "rope.scaling.factor" if "rope.scaling.factor" in settings else "rope.scale_linear"
+    factor = settings.number(key, 1.0) if named == "linear" else 1.0
+    if ROPE_FACTORS not in header.tensors:
+        return linear(theta, factor, head_dim)
+    factors = header.vector(ROPE_FACTORS)
+    if not all(0 < each < math.inf for each in factors):
+        raise CheckpointError(f"tensor {ROPE_FACTORS!r} holds {min(factors)}: positive factors are expected.")
+    return Rope(theta, tuple(each * factor for each in factors))

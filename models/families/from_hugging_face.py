@@ -1,0 +1,163 @@
+"""What the families share when they are read from a Hugging Face directory: config.json, and how tensors are named.
+
+A family calls `config_of` with its own defaults and replaces what is special about it. Whatever is in config.json and
+would change the result without being implemented is refused here by name.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..config import Activation, AttentionSpec, ModelConfig, Rope
+from .layout import TensorNames
+from .rope import rope_of
+from .settings import Settings
+
+NAMES = TensorNames(
+    embedding="model.embed_tokens",
+    norm="model.norm",
+    head="lm_head",
+    layer="model.layers.{}.",
+    attention_norm="input_layernorm",
+    q="self_attn.q_proj",
+    k="self_attn.k_proj",
+    v="self_attn.v_proj",
+    o="self_attn.o_proj",
+    q_norm="self_attn.q_norm",
+    k_norm="self_attn.k_norm",
+    mlp_norm="post_attention_layernorm",
+    gate="mlp.gate_proj",
+    up="mlp.up_proj",
+    down="mlp.down_proj",
+)
+_MOST_LAYERS = 1000
+FULL, SLIDING = "full_attention", "sliding_attention"
+_ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+# Keys that change what a model computes, with the values that mean "not used". Null always does.
+_REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "quantization_config": (),
+    "vision_config": (),
+    "audio_config": (),
+    "num_local_experts": (0, 1),
+    "num_experts": (0, 1),
+    "partial_rotary_factor": (1.0,),
+    "final_logit_softcapping": (),
+    "attn_logit_softcapping": (),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "use_bidirectional_attention": (False,),
+    "attention_chunk_size": (),
+}
+
+# Says which layers slide where config.json has no `layer_types`: (settings, number of layers) -> a kind for each.
+type Kinds = Callable[[Settings, int], list[str]]
+
+
+def all_full(settings: Settings, layers: int) -> list[str]:
+    """Every layer sees everything."""
+    return [FULL] * layers
+
+
+def all_sliding(settings: Settings, layers: int) -> list[str]:
+    """Every layer slides, where there is a window."""
+    return [FULL if settings.get("sliding_window") is None else SLIDING] * layers
+
+
+def sliding_from(settings: Settings, layers: int) -> list[str]:
+    """Qwen: layers from `max_window_layers` on slide, if `use_sliding_window`."""
+    if not settings.flag("use_sliding_window", False):
+        return [FULL] * layers
+    first = settings.get("max_window_layers")
+    if not isinstance(first, int):
+        raise settings.refusal("max_window_layers", "a number of layers is expected")
+    return [FULL if index < first else SLIDING for index in range(layers)]
+
+
+def config_of(
+    settings: Settings,
+    family: str,
+    *,
+    kinds: Kinds = all_full,
+    tied: bool = False,
+    head_dim: int | None = None,
+    theta: float = 10000.0,
+    local_theta: float | None = None,
+    activation: tuple[str, str] = ("hidden_act", "silu"),
+) -> ModelConfig:
+    """The configuration that config.json describes.
+
+    Args:
+        settings: the whole of config.json.
+        family: name for messages and metrics.
+        kinds: which layers slide, where the file does not list them.
+        tied: whether the head is the embedding, where the file does not say.
+        head_dim: size of a head where the file does not say; None: hidden_size / num_attention_heads.
+        theta: the rotary base where the file does not say.
+        local_theta: that of sliding layers where it differs (and is then never scaled).
+        activation: the key that names the MLP's activation, and its name where the file does not say.
+
+    Raises:
+        CheckpointError: a missing or absurd value, or a feature that is not implemented.
+    """
+    for key, unused in _REFUSED.items():
+        settings.refuse(key, *unused)
+    hidden, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
+    dim = settings.integer("head_dim", head_dim or max(1, hidden // heads))
+    return ModelConfig(
+        family=family,
+        vocab_size=settings.integer("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=settings.integer("intermediate_size"),
+        num_heads=heads,
+        num_kv_heads=settings.integer("num_key_value_heads", heads),
+        head_dim=dim,
+        rms_norm_eps=settings.number("rms_norm_eps"),
+        tie_embeddings=settings.flag("tie_word_embeddings", tied),
+        max_position=settings.integer("max_position_embeddings"),
+        layers=_layers(settings, kinds, _ropes(settings, dim, theta, local_theta)),
+        activation=_activation(settings, *activation),
+    )
+
+
+def _activation(settings: Settings, key: str, default: str) -> Activation:
+    name = settings.get(key, default)
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise settings.refusal(key, f"known activations are {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def _layers(settings: Settings, kinds: Kinds, ropes: Mapping[str, Rope]) -> tuple[AttentionSpec, ...]:
+    count = settings.integer("num_hidden_layers")
+    if count > _MOST_LAYERS:
+        raise settings.refusal("num_hidden_layers", f"at most {_MOST_LAYERS} are expected")
+    found = settings.get("layer_types")
+    listed = kinds(settings, count) if found is None else found
+    if not isinstance(listed, list) or len(listed) != count or not set(listed) <= {FULL, SLIDING}:
+        raise settings.refusal("layer_types", f"{count} times {FULL!r} or {SLIDING!r} are expected")
+    window = settings.integer("sliding_window") if SLIDING in listed else None
+    specs = {FULL: AttentionSpec(ropes[FULL]), SLIDING: AttentionSpec(ropes[SLIDING], window)}
+    return tuple(specs[kind] for kind in listed)
+
+
+def _ropes(settings: Settings, head_dim: int, theta: float, local_theta: float | None) -> dict[str, Rope]:
+    """By kind of layer. Newer files have `rope_parameters`, flat or by kind; older ones `rope_theta` and friends.
+
+    People add `rope_scaling` to newer files, as model cards told them to: it must not go unnoticed.
+    """
+    theta = settings.number("rope_theta", theta)
+    local = theta if local_theta is None else settings.number("rope_local_base_freq", local_theta)
+    parameters, scaling = settings.section("rope_parameters"), settings.section("rope_scaling")
+    if parameters is None:
+        full = rope_of(scaling or Settings({}), theta, head_dim)
+        return {FULL: full, SLIDING: full if local_theta is None else Rope(local)}
+    bases = {FULL: theta, SLIDING: local}
+    by_kind = {kind: parameters.section(kind) for kind in bases}
+    shared = Settings({}) if any(by_kind.values()) else parameters
+    ropes = {kind: rope_of(by_kind[kind] or shared, base, head_dim) for kind, base in bases.items()}
+    if scaling is not None and rope_of(scaling, ropes[FULL].theta, head_dim) != ropes[FULL]:
+        raise settings.refusal("rope_scaling", "rope_parameters says otherwise, remove one of the two")
+    return ropes

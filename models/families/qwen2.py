@@ -1,0 +1,26 @@
+"""Qwen2 and Qwen2.5: Llama with a bias on queries, keys and values."""
+
+from dataclasses import replace
+from functools import partial
+
+from ..config import ModelConfig
+from . import from_gguf, from_hugging_face
+from .family import Family, Format
+from .from_gguf import GGUFHeader
+from .from_hugging_face import sliding_from
+from .layout import sources_of
+from .settings import Settings
+
+
+def _of_hugging_face(settings: Settings) -> ModelConfig:
+    return replace(from_hugging_face.config_of(settings, "qwen2", kinds=sliding_from), qkv_bias=True)
+
+
+def _of_gguf(header: GGUFHeader) -> ModelConfig:
+    return replace(from_gguf.config_of(header, "qwen2"), qkv_bias=True)
+
+
+FAMILY = Family(
+    Format(("qwen2",), _of_hugging_face, partial(sources_of, names=from_hugging_face.NAMES)),
+    Format(("qwen2",), _of_gguf, partial(sources_of, names=from_gguf.NAMES)),
+)

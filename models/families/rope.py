@@ -1,0 +1,60 @@
+"""Rotary embeddings as checkpoints describe them -> `Rope`. Every static kind of scaling is a factor per frequency.
+
+Dynamic kinds (dynamic NTK, longrope), whose frequencies depend on the length of the prompt, and YaRN, which also scales
+the scores, are refused by name.
+"""
+
+import math
+from typing import Any
+
+from ..config import Rope
+from .settings import Settings
+
+
+def rope_of(settings: Settings, theta: float, head_dim: int) -> Rope:
+    """The embedding that an object of Hugging Face's kind describes (`rope_parameters`, `rope_scaling`).
+
+    Args:
+        settings: with `rope_type` (or `type`) and what that type needs; `rope_theta` comes before `theta`.
+        theta: the base where `settings` has none.
+        head_dim: size of a head.
+
+    Raises:
+        CheckpointError: a type that is not implemented, or a number that is missing or absurd.
+    """
+    settings.refuse("partial_rotary_factor", 1, 1.0)
+    theta = settings.number("rope_theta", theta)
+    kind: Any = settings.get("rope_type", settings.get("type", "default"))
+    match kind:
+        case "default":
+            return Rope(theta)
+        case "linear":
+            return linear(theta, settings.number("factor"), head_dim)
+        case "llama3":
+            return _llama3(theta, settings, head_dim)
+    raise settings.refusal("rope_type" if "rope_type" in settings else "type", "known are default, linear and llama3")
+
+
+def linear(theta: float, factor: float, head_dim: int) -> Rope:
+    """Positions divided by `factor` (position interpolation, Chen et al. 2023)."""
+    return Rope(theta) if factor == 1 else Rope(theta, (float(factor),) * (head_dim // 2))
+
+
+def _llama3(theta: float, settings: Settings, head_dim: int) -> Rope:
+    """Llama 3.1: wavelengths above `original / low_freq_factor` are stretched by `factor`, those below `original /
+    high_freq_factor` are kept, and those between are interpolated (Grattafiori et al. 2024; the formula is that of
+    Meta's reference code, `apply_scaling`)."""
+    factor = settings.number("factor")
+    low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
+    original = settings.number("original_max_position_embeddings")
+
+    def one(index: int) -> float:
+        wavelength: float = 2 * math.pi * theta ** (2 * index / head_dim)
+        if wavelength < original / high:
+            return 1.0
+        if wavelength > original / low:
+            return float(factor)
+        smooth = (original / wavelength - low) / (high - low)
+        return 1 / ((1 - smooth) / factor + smooth)
+
+    return Rope(theta, tuple(map(one, range(head_dim // 2))))

@@ -1,0 +1,136 @@
+"""The tiny models of `tiny_families.py` as files: a Hugging Face directory, and a GGUF file.
+
+    write_tiny_directory(tmp_path / "qwen3", "qwen3")
+    write_tiny_gguf_of(tmp_path / "qwen3.gguf", "qwen3")
+
+The GGUF files are laid out as llama.cpp's converter does it (convert_hf_to_gguf.py, its classes LlamaModel, Qwen2Model,
+Qwen3Model, Gemma3Model and Phi3MiniModel, with the tensor names of `gguf.get_tensor_name_map`): rotary rows of llama as
+neighbours, Gemma's norms with the 1 added. Both have the same small byte-level BPE tokenizer.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import gguf
+import numpy as np
+from helpers.tiny_families import TINY, TOKEN_TYPES, TOKENS
+from helpers.tiny_gguf import CHAT_TEMPLATE, MERGES, SPECIAL, TOKENIZER, USER_DEFINED, interleave_rotary, write_gguf
+from safetensors.numpy import save_file
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "families"
+
+
+def tiny_config(name, *, from_hub=False):
+    """config.json of a tiny model, as transformers writes it now or as files on the hub still have it."""
+    return json.loads((FIXTURES / f"{name}{'.hub' if from_hub else ''}.json").read_text())
+
+
+def expected(name):
+    """What transformers says: `ids` and their `logits`, `prompt_ids` and the `greedy_ids` that follow."""
+    return np.load(FIXTURES / f"{name}.npz")
+
+
+def write_tiny_directory(path, name, *, config=None, shards=1):
+    """Write a tiny model as a Hugging Face directory and return it.
+
+    `config`: in place of config.json as transformers writes it; the weights are the model's in any case. `shards` > 1
+    divides the weights between files with an index.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    _write(path / "config.json", config or tiny_config(name))
+    _write(path / "tokenizer.json", _tokenizer())
+    special = dict(bos_token=SPECIAL[1], eos_token=SPECIAL[2], chat_template=CHAT_TEMPLATE)
+    _write(path / "tokenizer_config.json", special | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    weights = TINY[name].weights()
+    if shards == 1:
+        save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+        return path
+    files = {weight: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, weight in enumerate(weights)}
+    for file in set(files.values()):
+        save_file({weight: weights[weight] for weight in weights if files[weight] == file}, path / file)
+    total = sum(array.nbytes for array in weights.values())
+    _write(path / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": files})
+    return path
+
+
+def _write(path, value):
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _tokenizer():
+    """tokenizer.json: byte-level BPE."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    added = [(token, True) for token in SPECIAL] + [(token, False) for token in USER_DEFINED]
+    switches = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
+    model = dict(type="BPE", dropout=None, unk_token=None, continuing_subword_prefix=None, end_of_word_suffix=None)
+    model |= dict(fuse_unk=False, byte_fallback=False, ignore_merges=False, merges=[m.split(" ") for m in MERGES])
+    return dict(
+        version="1.0", truncation=None, padding=None, normalizer=None, post_processor=None, decoder=byte_level,
+        added_tokens=[dict(id=TOKENS.index(t), content=t, special=special) | switches for t, special in added],
+        pre_tokenizer=byte_level, model=model | {"vocab": {token: i for i, token in enumerate(TOKENS)}},
+    )  # fmt: skip
+
+
+def write_tiny_gguf_of(path, name, *, metadata=None):
+    """Write a tiny model as a GGUF file and return it; only models that have an architecture there. `metadata`
+    overrides by key; None leaves an entry out."""
+    model = TINY[name]
+    names = gguf.get_tensor_name_map(_ARCHITECTURES[model.gguf], model.settings["num_hidden_layers"])
+    tensors = {}
+    for weight, array in model.weights().items():
+        tensor = names.get_name(weight, try_suffixes=(".weight", ".bias"))
+        tensors[tensor] = _converted(model, weight, array)
+    if model.settings["rope_parameters"].get("rope_type") == "llama3":
+        tensors["rope_freqs.weight"] = _llama3_factors(model.settings["rope_parameters"], model.head_dim)
+    tokenizer = TOKENIZER | {"tokenizer.ggml.tokens": TOKENS, "tokenizer.ggml.token_type": TOKEN_TYPES}
+    return write_gguf(path, model.gguf, _metadata(model) | tokenizer | (metadata or {}), tensors)
+
+
+_ARCHITECTURES = {architecture: kind for kind, architecture in gguf.MODEL_ARCH_NAMES.items()}
+
+
+def _converted(model, name, array):
+    heads = {"q_proj": model.settings["num_attention_heads"], "k_proj": model.kv_heads}.get(name.split(".")[-2])
+    if model.gguf == "llama" and heads:
+        return interleave_rotary(array, heads)
+    return array + np.float32(1) if model.is_gemma and name.endswith("norm.weight") else array
+
+
+def _llama3_factors(rope, head_dim):
+    """What each frequency is divided by, [head_dim / 2] (the Llama 3.1 release, `apply_scaling`)."""
+    wavelengths = 2 * math.pi * rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    smooth = (rope["original_max_position_embeddings"] / wavelengths - low) / (high - low)
+    smooth = np.clip(smooth, 0, 1)  # 1: short waves, which are left alone; 0: long ones, which are divided by `factor`
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+
+
+def _metadata(model):
+    """Key -> value, as the converter's classes write them."""
+    s, dim = model.settings, model.head_dim
+    rope = s["rope_parameters"].get("full_attention", s["rope_parameters"])
+    keys = {
+        "block_count": s["num_hidden_layers"],
+        "context_length": s["max_position_embeddings"],
+        "embedding_length": s["hidden_size"],
+        "feed_forward_length": s["intermediate_size"],
+        "attention.head_count": s["num_attention_heads"],
+        "attention.head_count_kv": model.kv_heads,
+        "attention.layer_norm_rms_epsilon": s.get("rms_norm_eps", 1e-6),
+        "rope.freq_base": rope["rope_theta"],
+    }
+    if rope["rope_type"] == "linear":
+        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
+    if model.gguf == "llama":
+        keys |= {"vocab_size": s["vocab_size"], "rope.dimension_count": dim}
+    if model.gguf == "phi3":  # 0: no window, which tells Phi-4 from the others
+        keys |= {"rope.dimension_count": dim, "attention.sliding_window": s["sliding_window"] or 0}
+        keys["rope.scaling.original_context_length"] = 4096
+    if model.is_gemma:
+        keys["attention.sliding_window"] = s["sliding_window"]
+    # The configurations of Qwen2 and Phi-3 have no head_dim.
+    if model.gguf not in ("qwen2", "phi3"):
+        keys |= {"attention.key_length": dim, "attention.value_length": dim}
+    general = {"general.architecture": model.gguf, "general.name": model.name, "general.file_type": 0}
+    return general | {f"{model.gguf}.{key}": value for key, value in keys.items()}
