@@ -16,6 +16,7 @@ from .outputs import CompletionOutput, RequestOutput
 from .sampling_params import SamplingParams
 
 type Message = dict[str, Any]
+type Tool = dict[str, Any]
 # A request as it is read: a line of JSON, or fields that come from elsewhere.
 type Line = bytes | Mapping[str, Any]
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
@@ -26,6 +27,7 @@ _ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
 _SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {"logprobs", "prompt_logprobs", "detokenize"}
 # Whatever these hold, the completion is the same.
 _WITHOUT_EFFECT = frozenset({"model", "user", "metadata", "store", "service_tier", "safety_identifier"})
+_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id")
 _KNOWN = frozenset({"custom_id", "max_completion_tokens"}) | _SAMPLING | _WITHOUT_EFFECT
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 # Fields that are not implemented, each with the values that ask for nothing; null always asks for nothing.
@@ -35,8 +37,7 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "echo": (False,),
     "logprobs": (False,),
     "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
+    "tool_choice": ("auto",),
     "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
@@ -56,7 +57,9 @@ class BatchLineError(ValueError):
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """One line that can be run: `messages`, a conversation, or `prompt`, text or token ids; the other is None."""
+    """One line that can be run: `messages`, a conversation, or `prompt`, text or token ids; the other is None. `tools`:
+    JSON schemas of the functions that the model may call in a conversation; None: none.
+    """
 
     line: int
     custom_id: str
@@ -64,6 +67,7 @@ class BatchRequest:
     prompt: str | list[int] | None
     model: str | None
     sampling_params: SamplingParams
+    tools: list[Tool] | None = None
 
 
 def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
@@ -85,13 +89,14 @@ def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
         body, endpoint = _open_envelope(fields)
         _check_fields(body, endpoint)
         messages, prompt = (_messages(body), None) if endpoint == CHAT else (None, _prompt(body))
+        tools = _tools(body) if endpoint == CHAT else None
         params = _sampling_params(body, line, defaults)
     except json.JSONDecodeError as error:
         message = f"this is not JSON ({error.msg} at column {error.colno}): put one JSON object on each line."
         raise BatchLineError("invalid_json_line", line, custom_id, message) from None
     except ValueError as error:
         raise BatchLineError("invalid_request", line, custom_id, str(error)) from None
-    return BatchRequest(line, custom_id or default_id(line), messages, prompt, body.get("model"), params)
+    return BatchRequest(line, custom_id or default_id(line), messages, prompt, body.get("model"), params, tools)
 
 
 def default_id(line: int) -> str:
@@ -157,7 +162,7 @@ def _open_envelope(fields: dict[str, Any]) -> tuple[dict[str, Any], Endpoint]:
 def _check_fields(body: dict[str, Any], endpoint: Endpoint) -> None:
     prompt = "messages" if endpoint == CHAT else "prompt"
     for name, value in body.items():
-        if name == prompt or name in _KNOWN or value is None:
+        if name == prompt or name in _KNOWN or value is None or (name == "tools" and (endpoint == CHAT or value == [])):
             continue
         if name not in _NEUTRAL:
             raise ValueError(f"{name!r} is not supported here: remove it; {prompt!r} and {_listing()} are.")
@@ -176,10 +181,20 @@ def _messages(body: dict[str, Any]) -> list[Message]:
         if not isinstance(message, dict):
             raise ValueError(f"message {index} is {_kind(message)}, not an object with 'role' and 'content'.")
         strangers = sorted(name for name, value in message.items() if value is not None)
-        strangers = [name for name in strangers if name not in ("role", "content")]
+        strangers = [name for name in strangers if name not in _MESSAGE]
         if strangers:
-            raise ValueError(f"{strangers[0]!r} in message {index} is not supported: give 'role' and 'content' only.")
+            raise ValueError(
+                f"{strangers[0]!r} in message {index} is not supported: remove it; {', '.join(_MESSAGE)} are."
+            )
     return messages
+
+
+def _tools(body: dict[str, Any]) -> list[Tool] | None:
+    """The schemas, for the chat template; it or the engine says what is wrong with one of them."""
+    tools = body.get("tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ValueError("'tools' must be a list of objects, each the JSON schema of a function.")
+    return tools or None
 
 
 def _prompt(body: dict[str, Any]) -> str | list[int]:

@@ -79,7 +79,9 @@ class BatchRun:
         request = parse_line(line, number, self._defaults)
         self._check_name(request)
         try:
-            prompt = request.prompt if request.messages is None else self._llm.chat_prompt(request.messages)
+            prompt = (
+                request.prompt if request.messages is None else self._llm.chat_prompt(request.messages, request.tools)
+            )
             assert prompt is not None  # a request has the one or the other
             self._llm.check_sampling_params(request.sampling_params)
             return Prepared.of(request, self._llm.check_prompt(prompt).token_ids)

@@ -126,7 +126,12 @@ def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
         ({"max_tokens": 3}, "no prompt"),
         ({"messages": []}, "no messages"),
         ({"messages": ["hi"]}, "message 0"),
-        ({"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, "'tool_calls'"),
+        ({"messages": [{"role": "user", "content": "x", "audio": {}}]}, "'audio'"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": {}}, "'tools'"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": ["f"]}, "'tools'"),
+        ({"messages": [{"role": "user", "content": "x"}], "tool_choice": "required"}, "tool_choice='required'"),
+        ({"messages": [{"role": "user", "content": "x"}], "tool_choice": "none"}, "tool_choice='none'"),
+        ({"prompt": "x", "tools": [{}]}, "'tools'"),
         ({"prompt": "x", "temperature": float("nan")}, "temperature"),
         ({"prompt": "x", "top_p": 0}, "top_p"),
         ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
@@ -189,6 +194,18 @@ def test_each_of_several_completions_is_a_choice(files):
     body = line["response"]["body"]
     assert [choice["index"] for choice in body["choices"]] == [0, 1]
     assert body["usage"]["completion_tokens"] == 6
+
+
+def test_tools_and_what_became_of_them_reach_the_chat_template(files):
+    tools = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
+    call = {"id": "1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "what time is it?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "noon"},
+    ]
+    _, (line,) = run(files, [{"messages": messages, "tools": tools, "tool_choice": "auto"}])
+    assert line["response"]["body"]["choices"][0]["message"]["content"] == "\x01nownoon"
 
 
 def test_messages_that_the_template_refuses_are_an_error_line(files):

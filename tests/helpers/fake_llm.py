@@ -33,10 +33,11 @@ class FakeLLM:
     def __exit__(self, *error):
         self.is_closed = True
 
-    def chat_prompt(self, messages):
+    def chat_prompt(self, messages, tools=None):
         if messages[0].get("role") != "user":
             raise ValueError("Message 0 must be the user's.")
-        return [1, *(ord(c) for c in messages[-1]["content"])]
+        names = "".join(tool["function"]["name"] for tool in tools or ())
+        return [1, *(ord(c) for c in names + messages[-1]["content"])]
 
     def check_prompt(self, prompt):
         ids = [ord(c) for c in prompt] if isinstance(prompt, str) else list(prompt)
