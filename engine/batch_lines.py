@@ -37,7 +37,8 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "echo": (False,),
     "logprobs": (False,),
     "suffix": ("",),
-    "tool_choice": ("auto",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
@@ -162,7 +163,7 @@ def _open_envelope(fields: dict[str, Any]) -> tuple[dict[str, Any], Endpoint]:
 def _check_fields(body: dict[str, Any], endpoint: Endpoint) -> None:
     prompt = "messages" if endpoint == CHAT else "prompt"
     for name, value in body.items():
-        if name == prompt or name in _KNOWN or value is None or (name == "tools" and (endpoint == CHAT or value == [])):
+        if name == prompt or name in _KNOWN or value is None or (name == "tools" and endpoint == CHAT):
             continue
         if name not in _NEUTRAL:
             raise ValueError(f"{name!r} is not supported here: remove it; {prompt!r} and {_listing()} are.")
@@ -194,6 +195,8 @@ def _tools(body: dict[str, Any]) -> list[Tool] | None:
     tools = body.get("tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise ValueError("'tools' must be a list of objects, each the JSON schema of a function.")
+    if tools and body.get("tool_choice") == "none":
+        raise ValueError("tool_choice='none' is not supported yet beside tools: leave out one of the two.")
     return tools or None
 
 

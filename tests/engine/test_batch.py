@@ -101,7 +101,15 @@ def test_a_run_without_a_seed_draws_the_same_in_every_start():
 
 
 def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
-    neutral = {"best_of": 1, "stream": False, "stop": [], "logprobs": None, "presence_penalty": 0, "tools": []}
+    neutral = {
+        "best_of": 1,
+        "stream": False,
+        "stop": [],
+        "logprobs": None,
+        "presence_penalty": 0,
+        "tools": [],
+        "tool_choice": "none",
+    }
     idle = {"user": "me", "metadata": {"a": "b"}, "response_format": {"type": "text"}}
     assert parsed(chat_line("a", **neutral, **idle)).custom_id == "a"
 
@@ -130,7 +138,7 @@ def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
         ({"messages": [{"role": "user", "content": "x"}], "tools": {}}, "'tools'"),
         ({"messages": [{"role": "user", "content": "x"}], "tools": ["f"]}, "'tools'"),
         ({"messages": [{"role": "user", "content": "x"}], "tool_choice": "required"}, "tool_choice='required'"),
-        ({"messages": [{"role": "user", "content": "x"}], "tool_choice": "none"}, "tool_choice='none'"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": [{}], "tool_choice": "none"}, "tool_choice='none'"),
         ({"prompt": "x", "tools": [{}]}, "'tools'"),
         ({"prompt": "x", "temperature": float("nan")}, "temperature"),
         ({"prompt": "x", "top_p": 0}, "top_p"),
