@@ -10,6 +10,7 @@ BENCHMARKS = {
     "isolation": "inter-token latency while long prompts arrive, colocated against disaggregated",
     "load": "what loading a model costs: seconds and host memory",
     "machine": "the machine's own limits: arithmetic and memory",
+    "offline": "throughput of a whole workload, against transformers and vLLM",
 }
 SUMMARY = "measure the engine, or the machine it runs on"
 DESCRIPTION = "Run one measurement; 'twinmesh bench NAME --help' says what it can be told.\n\n" + "\n".join(
