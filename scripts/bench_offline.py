@@ -6,7 +6,8 @@
 64 prompts of 16 to 512 tokens ask for 16 to 128 tokens each, all at once; greedy, to the last token asked for, no
 prefix cache. Engines take turns, `--repeats` times; the best of each counts. Generated tokens per second are over the
 whole workload, loading and compiling apart. Peers, where `--peer-python` names a Python that has them: transformers
-`generate` in padded batches sorted by length (the best of `--batch-sizes`), and vLLM. `ratio_vs_transformers` and
+`generate` in padded batches sorted by length (the best of `--batch-sizes`), and vLLM; of a GGUF file transformers makes
+the directory that both read, which takes gguf and accelerate. `ratio_vs_transformers` and
 `ratio_vs_vllm` are this engine's tokens per second over theirs, null where a peer is absent or failed. `agreement` is
 the share of requests with the very same tokens: 16-bit arithmetic differs.
 
@@ -88,7 +89,10 @@ def peer_turns(dtype: str, args: argparse.Namespace, scratch: Path) -> dict[str,
         directory = scratch / "model"
         if not directory.exists():
             save = [args.peer_python, script, "--engine", "save", "--model", str(model), "--workload", str(directory)]
-            subprocess.run(save, check=True, stdout=sys.stderr)
+            if subprocess.run(save, stdout=sys.stderr, check=False).returncode:
+                raise ValueError(
+                    f"{args.peer_python} could not convert {model}: it needs transformers, gguf, accelerate."
+                )
         model = directory
     start = [args.peer_python, script, "--model", str(model), "--workload", str(scratch / "work.json")]
     start += ["--dtype", dtype, "--engine"]

@@ -3,7 +3,8 @@
     PEER_PYTHON scripts/bench_peer.py --engine transformers --model DIRECTORY --workload FILE --dtype float32
 
 Needs nothing of Twinmesh, runs on Python 3.10 and newer, and prints one line of JSON: seconds for the whole workload,
-tokens as asked for, and the tokens themselves. `--engine save` makes a Hugging Face directory of a GGUF file.
+tokens as asked for, and the tokens themselves. `--engine save` makes a Hugging Face directory of a GGUF file, for which
+transformers wants gguf and accelerate beside it.
 """
 
 import argparse
