@@ -35,10 +35,18 @@ def main() -> int:
 
 def save(gguf: Path, directory: str) -> None:
     """Write a GGUF file's weights, dequantised to float32, as a Hugging Face directory."""
+    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
-    model.save_pretrained(directory)
+    config = model.config
+    if hasattr(config, "quantization_config"):  # what is written is not quantised, and save_pretrained would refuse
+        del config.quantization_config
+    config.save_pretrained(directory)
+    weights = model.state_dict()
+    if config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    save_file(weights, Path(directory) / "model.safetensors", metadata={"format": "pt"})
 
 
 def with_transformers(args: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
