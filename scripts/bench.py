@@ -6,6 +6,7 @@ from importlib import import_module
 BENCHMARKS = {
     "attention": "attention, append and sampling alone, a layer at a time",
     "generate": "tokens per second of whole batches, by topology and number of requests",
+    "handoff": "what handing KV over costs, by prompt length, against a plain copy",
     "host": "what the dispatching thread spends on a step",
     "isolation": "inter-token latency while long prompts arrive, colocated against disaggregated",
     "load": "what loading a model costs: seconds and host memory",

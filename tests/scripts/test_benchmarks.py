@@ -1,7 +1,7 @@
 """What benchmarks make of their figures; what they measure is not for tests."""
 
 import pytest
-from twinmesh.scripts import bench_isolation, bench_offline
+from twinmesh.scripts import bench_handoff, bench_isolation, bench_offline
 
 
 def row(topology, p99, ttft, steady=10.0):
@@ -31,6 +31,17 @@ def test_a_workload_is_the_same_for_the_same_seed_and_within_its_bounds():
     assert len(work["requests"]) == 64
     assert all(16 <= len(r["prompt"]) <= 512 and 16 <= r["tokens"] <= 128 for r in work["requests"])
     assert max(len(r["prompt"]) + r["tokens"] for r in work["requests"]) < work["max_model_len"]
+
+
+def test_a_hand_off_is_held_against_a_copy():
+    rounds = [
+        {"bytes": 1000, "transfers": 1, "in_flight_seconds": 0.4, "exposed_seconds": 0.1 * i, "ttft": 1.0}
+        for i in (1, 2, 9)
+    ]
+    row = bench_handoff.summarise(64, rounds)
+    assert row["hidden"] == pytest.approx(0.5)
+    assert row["exposed_bytes_per_second"] == pytest.approx(5000)
+    assert row["exposed_over_copy"] == pytest.approx(0.2 / row["copy_seconds"])
 
 
 def test_ratios_are_null_where_a_peer_is_absent():
