@@ -13,6 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any
 
+from ..models.gguf_parts import gguf_parts
 from .sampling_params import SamplingParams
 
 _FORMAT = 1
@@ -72,23 +73,31 @@ def model_digest(path: Path) -> str:
     rest, so that a model of 100 GB takes as long as a small one.
 
     The head of a GGUF or safetensors file has its configuration and the place of every tensor; the blocks tell models
-    of one shape apart, unless they differ in a few tensors only. Of a directory, every file but hidden ones and texts
-    about the model (.md) counts, with its name.
+    of one shape apart, unless they differ in a few tensors only. Of a GGUF file in parts, all parts count; of a
+    directory, every file but hidden ones and texts about the model (.md), with its name.
 
     Raises:
         OSError: a file cannot be read.
     """
     hashed = blake2b(digest_size=16)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    for file in files:
-        name = file.relative_to(path).as_posix()
-        if any(part.startswith(".") and part != "." for part in name.split("/")) or name.endswith(".md"):
-            continue
+    for name, file in _model_files(path):
         size = file.stat().st_size
-        hashed.update(f"{name if len(files) > 1 else ''}\0{size}\0".encode())
+        hashed.update(f"{name}\0{size}\0".encode())
         with file.open("rb") as opened:
             _sample(opened, size, hashed)
     return hashed.hexdigest()
+
+
+def _model_files(path: Path) -> list[tuple[str, Path]]:
+    """What a model's files are called, whatever the model is, and where they are."""
+    if path.is_file():
+        return [(str(index or ""), part) for index, part in enumerate(gguf_parts(path))]
+    named = [(file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*")) if file.is_file()]
+    return [
+        (name, file)
+        for name, file in named
+        if not name.endswith(".md") and not any(part.startswith(".") for part in name.split("/"))
+    ]
 
 
 def _sample(file: IO[bytes], size: int, hashed: "blake2b") -> None:

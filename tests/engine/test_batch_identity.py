@@ -85,3 +85,12 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
         write_atomically(path, json.dumps([1]).encode())
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_of_a_split_file_every_part_counts(tmp_path):
+    parts = [tmp_path / f"m-0000{part}-of-00002.gguf" for part in (1, 2)]
+    for part in parts:
+        part.write_bytes(b"weights")
+    before = model_digest(parts[0])
+    parts[1].write_bytes(b"weighty")
+    assert model_digest(parts[0]) != before
