@@ -86,25 +86,29 @@ class Batch:
 
         Raises:
             ValueError: the input cannot be read, is empty or has a custom_id twice; there is no such model; the output
-                cannot be written, is in use, or holds results of another run.
-            BatchStopped: the output's disk is full or fails.
+                cannot be written, is in use, holds results of another run, or would overwrite input or model.
+            BatchStopped: the output's disk is full.
         """
         self._source, self._shown, self._target = Source.of(source), Path(target), Path(target).resolve()
         self._model, self._defaults = str(model), defaults or SamplingParams()
         self._is_parquet = batch_parquet.is_parquet(target)
         self._sidecar = self._target.with_name(self._target.name + ".run")
-        _check_output(self._source.path, self._shown)
-        checkpoint = resolve_model(model)
         self._kept = Kept(bytearray())
         self._survey: Survey | None = None
+        self._result: BatchResult | None = None
         self._is_open = self._is_new = self._is_done = False
+        _check_output(self._shown)
+        checkpoint = resolve_model(model)
         try:
-            self._journal = Journal(_journal_path(self._target))
+            self._refuse_to_overwrite(checkpoint)
+            self._journal = Journal(self._journal_path(self._target))
             self._is_open = True
             self._prepare(checkpoint, dict(engine or {}), restart, retry_errors)
         except OSError as error:
             self.close()
-            raise self._stopped(error) from error
+            if error.errno in _FULL:
+                raise self._stopped(error) from error
+            raise ValueError(f"{error.filename or self._shown} cannot be used: {error.strerror or error}.") from error
         except BaseException:
             self.close()
             raise
@@ -129,42 +133,44 @@ class Batch:
             progress: show a progress bar on stderr.
 
         Raises:
-            BatchStopped: the disk is full or fails, or the engine is closed or has failed.
-            KeyboardInterrupt: Ctrl-C; a note on the exception says what is written. Any exception aborts the requests
-                that are still in the engine, and keeps what is written.
+            ValueError: it was closed, or was run before.
+            BatchStopped: the disk is full or fails, the input changed or the output was moved meanwhile, or the engine
+                is closed or has failed.
+            KeyboardInterrupt: Ctrl-C. Any exception aborts the requests that are still in the engine, and keeps what is
+                written.
         """
+        if self._result is not None or not self._is_open:
+            raise ValueError("This Batch was closed or run before: make a new one, which goes on from what is written.")
         if self.remaining == 0:
             return self.finish()
         start = BatchRun(llm, self._source, self._journal, self._kept, self._model, self._defaults, keep)
+        self._result = start.result
         window = window or 4 * llm.config.max_num_seqs * len(llm.config.topology.meshes)
         try:
             with tqdm(
                 total=self.total,
                 initial=self._kept.lines,
                 unit="req",
-                disable=not progress,
-                mininterval=0.1 if sys.stderr.isatty() else 10,
+                disable=not progress or sys.stderr is None,
+                mininterval=0.1 if sys.stderr is not None and sys.stderr.isatty() else 10,
             ) as bar:
                 start.run(window, bar)
+            self._refuse_a_changed_input()
             self._conclude()
         except OSError as error:
-            raise self._stopped(error, start.result) from error
+            raise self._stopped(error) from error
         except EngineError as error:
-            raise BatchStopped(f"{error} {self._standing(start.result)}") from error
-        except KeyboardInterrupt as stop:
-            stop.add_note(self._standing(start.result))
-            raise
+            raise BatchStopped(f"{error} {self._standing()}") from error
         return start.result
 
     def finish(self) -> BatchResult:
         """What `run` does where nothing remains to be run. Raises BatchStopped as it does."""
         kept = self._kept
-        result = BatchResult(kept.succeeded, kept.failed, kept.lines, kept.mended, kept.retried)
         try:
             self._conclude()
         except OSError as error:
-            raise self._stopped(error, result) from error
-        return result
+            raise self._stopped(error) from error
+        return BatchResult(kept.succeeded, kept.failed, kept.lines, kept.mended, kept.retried)
 
     def close(self) -> None:
         """Put what was written on disk and let go of the output. Calling it again does nothing."""
@@ -172,11 +178,11 @@ class Batch:
             return
         self._is_open = False
         is_void = self._journal.created and self._journal.is_empty  # a run that never began leaves nothing behind
-        with suppress(OSError):  # where it matters, `_conclude` has done it
+        with suppress(OSError, BatchStopped):  # where it matters, `_conclude` has done it
             self._journal.sync()
-        self._journal.close(remove=is_void or (self._is_parquet and self._is_done))
-        if is_void and self._is_new:
+        if is_void and self._is_new:  # before the lock is gone: after it, this may be another run's
             self._sidecar.unlink(missing_ok=True)
+        self._journal.close(remove=is_void or (self._is_parquet and self._is_done))
 
     def __enter__(self) -> "Batch":
         """The run itself."""
@@ -185,7 +191,9 @@ class Batch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """`close`."""
+        """`close`; Ctrl-C, also while the engine was still being made, gets a note that says what is written."""
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(self._standing())
         self.close()
 
     def _prepare(self, checkpoint: Path, engine: dict[str, Any], restart: bool, retry_errors: bool) -> None:
@@ -195,7 +203,8 @@ class Batch:
             self._journal.clear()
             if self._is_parquet:
                 self._target.unlink(missing_ok=True)
-        is_finished_parquet = self._is_parquet and self._journal.created and self._target.exists()
+        # An empty journal beside it is that of a start that was killed before it looked.
+        is_finished_parquet = self._is_parquet and self._journal.is_empty and self._target.exists()
         last_line = 0 if survey is None else survey.last_line
         if self._journal.is_empty and not is_finished_parquet:
             self._kept, self._is_new = Kept(bytearray(last_line + 1)), True
@@ -209,6 +218,34 @@ class Batch:
                 return
             self._journal.rewrite(batch_parquet.read_results(self._target))
         self._kept = self._journal.recover(last_line, retry_errors=retry_errors)
+
+    def _journal_path(self, target: Path) -> Path:
+        """Where the results are while the run lasts; a link's own name says what it is, not that of its target."""
+        return target.with_name(target.name + ".jsonl") if self._is_parquet else target
+
+    def _refuse_to_overwrite(self, checkpoint: Path) -> None:
+        """Refuse an output that is, or whose files beside it are, what the run reads."""
+        if checkpoint.is_dir() and self._target.is_relative_to(checkpoint.resolve()):
+            raise ValueError(
+                f"The output {self._shown} is in the model's directory, whose content tells models apart: give another "
+                "place."
+            )
+        journal = self._journal_path(self._target)
+        scratch = [path.with_name(path.name + ".tmp") for path in (self._target, self._sidecar, journal)]
+        for read, what in ((self._source.path, "input"), (checkpoint, "model")):
+            for path in (self._target, self._sidecar, journal, *scratch):
+                if read is not None and path.exists() and read.exists() and path.samefile(read):
+                    beside = "" if path == self._target else f" would overwrite {path.name}, which"
+                    raise ValueError(f"The output {self._shown}{beside} is the {what} file: give another name.")
+
+    def _refuse_a_changed_input(self) -> None:
+        assert self._result is not None
+        if self.total is not None and self._result.finished != self.total:
+            raise BatchStopped(
+                f"{self._source} changed while it was read, so that {self._result.finished} of {self.total} results "
+                f"are in {self._journal_path(self._shown)}: put it back as it was and give the same command, or start "
+                "over with --restart."
+            )
 
     def _refuse_another(self, identity: Identity) -> None:
         """Refuse to go on with what another run has written."""
@@ -244,36 +281,34 @@ class Batch:
             sync_directory(self._target.parent)
         self._is_done = True
 
-    def _standing(self, result: BatchResult | Kept) -> str:
+    def _standing(self) -> str:
         """How far the run has come, and how it goes on."""
-        place = f"results are in {_journal_path(self._shown)}"
-        count = result.finished if isinstance(result, BatchResult) else result.lines
-        if self._survey is None:
+        count = self._kept.lines if self._result is None else self._result.finished
+        place = f"results are in {self._journal_path(self._shown)}"
+        if self._source.path is None:
             return f"{count} {place}; a run from stdin cannot be resumed."
-        return f"{count} of {self._survey.requests} {place}; the same command goes on from there."
+        of = f"{count} of {self._survey.requests}" if self._survey is not None else f"{count}"
+        return f"{of} {place}; the same command goes on from there."
 
-    def _stopped(self, error: OSError, result: BatchResult | None = None) -> BatchStopped:
+    def _stopped(self, error: OSError) -> BatchStopped:
         why = f"{error.filename or self._shown} failed: {error.strerror or error}."
         if error.errno in _FULL:
             why = f"There is no room for more of {self._shown} ({error.strerror}): make some."
-        return BatchStopped(f"{why} {self._standing(result or self._kept)}")
+        return BatchStopped(f"{why} {self._standing()}")
 
 
-def _journal_path(target: Path) -> Path:
-    """Where the results are while the run lasts."""
-    return target.with_name(target.name + ".jsonl") if batch_parquet.is_parquet(target) else target
-
-
-def _check_output(source: Path | None, target: Path) -> None:
+def _check_output(target: Path) -> None:
     if batch_parquet.is_parquet(target):
         batch_parquet.require_pyarrow(target)
-    if target.is_dir():
+    try:
+        is_directory = target.is_dir()
+    except OSError as error:  # as a name that is too long
+        raise ValueError(f"The output {target} cannot be used: {error.strerror}.") from None
+    if is_directory:
         raise ValueError(f"The output {target} is a directory: give a file name.")
     if target.exists() and not target.is_file():
         raise ValueError(f"The output {target} is not a regular file: a run could not be resumed from it.")
     if not target.parent.is_dir():
         raise ValueError(f"The output's directory {target.parent} does not exist: make it first.")
-    if source is not None and target.exists() and target.samefile(source):
-        raise ValueError(f"The output {target} is the input file: give another name.")
     if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise ValueError(f"The output {target} cannot be written: permission denied.")

@@ -43,6 +43,8 @@ class Source:
             ValueError: there is no such file, it is no file, or it cannot be read.
         """
         if name == STDIN:
+            if sys.stdin is None:
+                raise ValueError("The input '-' cannot be read, because stdin is closed: give it something to read.")
             return cls(None)
         path = Path(name)
         try:

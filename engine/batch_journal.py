@@ -20,6 +20,7 @@ from typing import Any
 
 from .batch_identity import sync_directory
 from .batch_lines import line_number
+from .errors import BatchStopped
 
 SYNC_SECONDS = 5.0
 _BLOCK_BYTES = 1 << 20
@@ -121,6 +122,7 @@ class Journal:
 
         Raises:
             OSError: it could not be written, and nothing of it was.
+            BatchStopped: as `sync`.
         """
         try:
             _write(self._fd, line)
@@ -132,8 +134,18 @@ class Journal:
             self.sync()
 
     def sync(self) -> None:
-        """Put what was written on disk."""
+        """Put what was written on disk.
+
+        Raises:
+            OSError: that failed.
+            BatchStopped: the file no longer has its name, so that nobody would find there what is written.
+        """
         os.fsync(self._fd)
+        if not self._is_in_place():
+            raise BatchStopped(
+                f"{self.path} was moved, removed or replaced while results were written to it: put it back and give "
+                "the same command, or what was in it is computed again."
+            )
         self._synced = self._clock()
 
     def results(self) -> Iterator[dict[str, Any]]:
@@ -151,9 +163,12 @@ class Journal:
 
     def close(self, *, remove: bool = False) -> None:
         """Unlock the file, and leave it on disk unless told to remove it."""
-        if remove:
+        if remove and self._is_in_place():
             self.path.unlink()
         os.close(self._fd)
+
+    def _is_in_place(self) -> bool:
+        return _has_name(self._fd, self.path)
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         offset = 0
@@ -203,12 +218,19 @@ def _open_locked(path: Path) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             _lock(fd, path)
-            if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
+            if _has_name(fd, path):
                 return fd
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _has_name(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(fd: int, path: Path) -> None:

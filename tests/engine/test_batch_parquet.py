@@ -157,3 +157,34 @@ def test_rows_stream_through_row_groups(files):
     write(files, [{"prompt": str(i)} for i in range(1000)], row_group_size=100)
     assert files.run().finished == 1000
     assert [row["text"] for row in rows(files)] == [str(i) for i in range(1000)]
+
+
+def test_a_link_is_parquet_by_its_own_name(files):
+    write(files, prompts(3))
+    (files.folder / "blob").touch()
+    files.target.symlink_to("blob")
+    files.run(restart=True)
+    assert files.target.is_symlink()
+    assert [row["custom_id"] for row in rows(files)] == ["id0", "id1", "id2"]
+    assert names(files) == ["blob", "blob.run", "in.parquet", "out.parquet", "tiny.gguf"]
+
+
+def test_a_start_that_was_killed_before_it_looked_does_not_hide_a_finished_file(files):
+    write(files, prompts(2))
+    files.run()
+    journal = files.target.with_name("out.parquet.jsonl")
+    journal.touch()
+    with pytest.raises(ValueError, match="another run"):
+        files.run(engine={"dtype": "bfloat16"})
+    llm = FakeLLM()
+    assert files.run(llm=llm).resumed == 2
+    assert llm.sampling == []
+    assert not journal.exists()
+
+
+@pytest.mark.parametrize("name", ["out.parquet.jsonl", "out.parquet.run", "out.parquet.jsonl.tmp"])
+def test_an_input_in_the_place_of_a_file_beside_the_output_is_not_overwritten(tmp_path, name):
+    files = BatchFiles(tmp_path, name, "out.parquet")
+    with pytest.raises(ValueError, match=rf"would overwrite {name}, which is the input file"):
+        files.run(prompts(2), restart=True)
+    assert len(files.source.read_text().splitlines()) == 2

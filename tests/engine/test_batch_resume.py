@@ -1,5 +1,6 @@
 """Batch runs that go on where an earlier start ended, and runs that must not."""
 
+import errno
 import io
 import json
 from types import SimpleNamespace
@@ -7,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 from helpers.batch_files import DEFAULTS, BatchFiles, prompts
 from helpers.fake_llm import FakeLLM
-from twinmesh.engine.batch import Batch
+from twinmesh.engine.batch import Batch, run
+from twinmesh.engine.errors import BatchStopped
 from twinmesh.engine.sampling_params import SamplingParams
 
 
@@ -174,7 +176,90 @@ def test_equal_hashes_of_different_names_are_no_harm(files, monkeypatch):
     assert files.run(prompts(3)).succeeded == 3
 
 
+@pytest.mark.parametrize("output", ["tiny.gguf", "in.jsonl", "in"])
+def test_what_the_run_reads_is_not_overwritten(tmp_path, output):
+    files = BatchFiles(tmp_path, "in.run" if output == "in" else "in.jsonl", output)
+    files.write(prompts(2))
+    before = files.source.read_bytes(), files.model.read_bytes()
+    with pytest.raises(ValueError, match=r"is the (input|model) file: give another name"):
+        files.run(restart=True)
+    assert (files.source.read_bytes(), files.model.read_bytes()) == before
+
+
+def test_an_output_in_the_models_directory_would_make_it_another_model(files):
+    files.write(prompts(2))
+    with pytest.raises(ValueError, match="is in the model's directory"):
+        run(FakeLLM(), files.source, files.target, model=files.folder)
+
+
+class Meddler(FakeLLM):
+    """Does something when it is given the first prompt."""
+
+    def __init__(self, meddle):
+        super().__init__()
+        self.meddle = meddle
+
+    def check_prompt(self, prompt):
+        if prompt == "0":
+            self.meddle()
+        return super().check_prompt(prompt)
+
+
+def test_an_output_that_is_moved_meanwhile_stops_the_run_which_goes_on_once_it_is_back(files):
+    elsewhere = files.folder / "elsewhere"
+    with pytest.raises(BatchStopped, match=r"out\.jsonl was moved, removed or replaced"):
+        files.run(prompts(3), Meddler(lambda: files.target.rename(elsewhere)))
+    elsewhere.rename(files.target)
+    assert files.run().resumed == 3
+
+
+def test_an_input_that_grows_meanwhile_stops_the_run_which_goes_on_once_it_is_as_it_was(files):
+    files.write(prompts(3))
+    text = files.source.read_text()
+    with pytest.raises(BatchStopped, match=r"in\.jsonl changed while it was read, so that 4 of 3 results"):
+        files.run(llm=Meddler(lambda: files.write(prompts(4))))
+    with pytest.raises(ValueError, match="another input"):
+        files.run()
+    files.source.write_text(text)
+    assert files.run().resumed == 3
+    assert sorted(files.ids()) == ["id0", "id1", "id2"]
+
+
+def test_a_batch_that_was_run_or_closed_is_not_run_again(files):
+    files.write(prompts(3))
+    with Batch(files.source, files.target, model=files.model) as batch:
+        with pytest.raises(KeyboardInterrupt):
+            batch.run(FakeLLM(interrupt_after=1), window=2)
+        with pytest.raises(ValueError, match="make a new one"):
+            batch.run(FakeLLM())
+    with pytest.raises(ValueError, match="make a new one"):
+        batch.run(FakeLLM())
+    assert len(files.ids()) == 1
+
+
+def test_files_that_cannot_be_used_are_no_reason_to_try_again(files, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("twinmesh.engine.batch_identity.model_digest", refuse)
+    with pytest.raises(ValueError, match=r"tiny\.gguf cannot be used: Permission denied\."):
+        files.run(prompts(2))
+    assert not files.target.exists()
+
+
+@pytest.mark.parametrize("length", [250, 300])
+def test_an_output_with_too_long_a_name_is_refused(tmp_path, length):
+    with pytest.raises(ValueError, match="cannot be used: File name too long"):
+        BatchFiles(tmp_path, output_name="x" * length).run(prompts(2))
+
+
 # ---- stdin
+
+
+def test_a_closed_stdin_is_refused(files, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ValueError, match="stdin is closed"):
+        run_stdin(files)
 
 
 @pytest.fixture
