@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from twinmesh.engine.batch import Batch
+from twinmesh.engine.batch_identity import write_atomically
 from twinmesh.engine.batch_result import BatchResult
 from twinmesh.scripts import arguments, report
 
@@ -39,7 +40,8 @@ exit codes:
   0    every line has a result
   1    every line was run, and some have an error; or an internal failure
   2    the input, the output or an argument cannot be used: nothing was done
-  3    stopped early, because the disk is full or the engine failed: the same command goes on
+  3    stopped early, because the disk is full, the engine failed, or input or output were changed meanwhile: the same
+       command goes on
   130  stopped by Ctrl-C, 143 by SIGTERM: the same command goes on
 """
 
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     has_run = result.finished > result.resumed
     if args.summary and (has_run or not Path(args.summary).exists()):
         figures = result.summary(devices=args.topology.num_devices, device_hour_price=args.gpu_hour_price)
-        Path(args.summary).write_text(json.dumps(figures, indent=1) + "\n")
+        _write_summary(Path(args.summary), json.dumps(figures, indent=1) + "\n")
     if args.show:
         print(report.answers(result))
         print(report.latency_table(result))
@@ -102,10 +104,21 @@ def _run(batch: Batch, args: argparse.Namespace) -> BatchResult:
         return batch.run(llm, keep=args.show, progress=True)
 
 
+def _write_summary(path: Path, text: str) -> None:
+    """All or nothing, because a later start that has nothing left to do leaves a summary as it is."""
+    if path.exists() and not path.is_file():  # such as /dev/stdout
+        path.write_text(text)
+    else:
+        write_atomically(path.resolve(), text.encode())
+
+
 def _price(text: str) -> float:
-    price = float(text)
+    try:
+        price = float(text)
+    except ValueError:
+        price = -1.0
     if not 0 <= price < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not a price: give dollars, 0 or more")
     return price
 
 

@@ -77,11 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` without the program's name. Returns the exit code."""
+    _fill_standard_descriptors()
     args = build_parser().parse_args(argv)
     try:
         with _sigterm_raises():
             code: int = args.run(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt as stop:
         code = 143 if isinstance(stop, _Terminated) else 130
@@ -102,6 +104,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.flags.dev_mode:
             raise
         return _fail(1, _sentence(error))
+
+
+def _fill_standard_descriptors() -> None:
+    """Where stdin, stdout or stderr is closed, the next file that is opened, such as one of results, would get its
+    number, and with it whatever libraries log.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
 
 
 @contextmanager

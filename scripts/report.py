@@ -82,7 +82,7 @@ def one_line(output: RequestOutput) -> str:
 
 def _question(request: BatchRequest) -> str:
     if request.messages is not None:
-        return str(request.messages[-1]["content"])
+        return str(request.messages[-1].get("content", ""))
     return request.prompt if isinstance(request.prompt, str) else f"{request.prompt}"
 
 

@@ -1,5 +1,6 @@
 """`twinmesh batch`, against an engine that repeats the prompt."""
 
+import errno
 import json
 
 import pytest
@@ -81,6 +82,16 @@ def test_ctrl_c_says_what_is_written_and_stops_with_130(llm, batch):
     assert len(target.read_text().splitlines()) == 1
 
 
+def test_ctrl_c_while_the_model_is_loaded_says_so_as_well(batch, monkeypatch):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(arguments, "load_llm", interrupted)
+    code, _, err, target = batch([{"prompt": "a"}, {"prompt": "b"}])
+    assert code == 130
+    assert err == f"twinmesh: Stopped. 0 of 2 results are in {target}; the same command goes on from there.\n"
+
+
 def test_what_is_finished_needs_no_model_and_is_counted(llm, batch, monkeypatch):
     batch([{"prompt": "a"}, {"prompt": "b", "n": 0}])
     monkeypatch.setattr(arguments, "load_llm", lambda args: pytest.fail("the model was loaded"))
@@ -125,6 +136,33 @@ def test_a_summary_is_written(llm, batch, tmp_path):
     assert summary["dollars"] == pytest.approx(2 * 2 * summary["seconds"] / 3600)
     batch([{"prompt": "a"}, {"prompt": "b"}], "--summary", str(path), "--gpu-hour-price", "2", "--topology", "both=2")
     assert json.loads(path.read_text()) == summary  # nothing was left to do
+
+
+def test_a_summary_that_finds_no_room_leaves_none_and_is_written_by_the_next_start(llm, batch, tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("twinmesh.scripts.batch.write_atomically", full)
+    code, _, err, _ = batch([{"prompt": "a"}], "--summary", str(path))
+    assert code == 1
+    assert err.endswith(f"twinmesh: {path}: No space left on device.\n")
+    monkeypatch.undo()
+    batch([{"prompt": "a"}], "--summary", str(path))
+    assert json.loads(path.read_text())["succeeded"] == 1
+
+
+def test_a_price_that_is_none_is_refused_in_words(batch, capsys):
+    with pytest.raises(SystemExit):
+        batch([{"prompt": "a"}], "--gpu-hour-price", "nan")
+    assert "argument --gpu-hour-price: 'nan' is not a price: give dollars, 0 or more" in capsys.readouterr().err
+
+
+def test_a_conversation_that_ends_in_calls_is_shown(llm, batch):
+    calls = {"role": "assistant", "tool_calls": []}
+    llm.chat_prompt = lambda messages, tools=None: [97]
+    assert batch([{"messages": [{"role": "user", "content": "q"}, calls]}], "--show", "1")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`twinmesh batch` as a process that is killed, stopped or runs out of room, and is then started again."""
 
+import os
 import random
 import resource
 import signal
@@ -101,6 +102,18 @@ def test_a_file_that_may_not_grow_stops_the_run_which_goes_on_later(files):
     process.communicate()
     assert process.returncode == 0
     assert Counter(files.ids()) == Counter(f"id{i}" for i in range(LINES))
+
+
+def test_closed_standard_streams_neither_stop_it_nor_lend_their_numbers_to_the_output(files):
+    command = [sys.executable, batch_process.__file__, "0.01", "--model", files.model]
+    command += ["--input", files.source, "--output", files.target]
+    process = subprocess.Popen(list(map(str, command)), preexec_fn=lambda: os.closerange(0, 3))
+    wait_until_it_writes(process, files, 1)
+    opened = {number: os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)}
+    assert set(opened.values()) == {os.devnull}
+    process.wait()
+    assert process.returncode == 0
+    assert len(files.ids()) == LINES
 
 
 def test_a_second_process_is_refused_and_the_first_goes_on(files):
