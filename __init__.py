@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .engine.async_llm import AsyncLLM
     from .engine.config import Topology
-    from .engine.core import EngineError
+    from .engine.errors import EngineError
     from .engine.llm import LLM
     from .engine.outputs import CompletionOutput, Logprob, RequestOutput, Score, TextDelta
     from .engine.sampling_params import SamplingParams
@@ -30,7 +30,7 @@ _HOMES = {
     "LLM": "llm",
     "AsyncLLM": "async_llm",
     "CompletionOutput": "outputs",
-    "EngineError": "core",
+    "EngineError": "errors",
     "Logprob": "outputs",
     "RequestOutput": "outputs",
     "SamplingParams": "sampling_params",

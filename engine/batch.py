@@ -1,221 +1,314 @@
-"""Batch runs: a file of requests in, a file of results out, written as requests finish.
+"""Batch runs: a file of requests in, a file of results out, written as requests finish; a run that ended early goes on.
 
-Invariants: every line that is not blank becomes exactly one output line, a result or an error, and a line is written
-whole, unless the disk fills up; at most `window` requests are in the engine at once, so a file may be larger than
-memory. Outputs come in the order in which requests finish: `custom_id` says which is which. An interrupted run aborts
-its own requests and keeps what it has written. It does not resume, and it does not load models.
+Invariants: every line that is not blank becomes exactly one output line, a result or an error, whatever happened in
+between and however often the run was started; a result is written once and never computed again (`batch_journal.py`
+says how much a power loss can cost); runs with different models, inputs or sampling never share an output
+(`batch_identity.py`). A bounded number of requests is in memory, so a file may be larger than that. Output lines come
+in the order in which requests finish, Parquet rows in that of the input. It does not load models.
 """
 
+import errno
 import os
 import sys
-import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from .batch_lines import BatchLineError, BatchRequest, encode_line, error_line, parse_line, success_line
-from .metrics import RECENT
-from .outputs import RequestOutput
-from .request import Timeline
+from ..models.catalog import resolve_model
+from . import batch_parquet
+from .batch_identity import Identity, sync_directory
+from .batch_input import Source, Survey
+from .batch_journal import Journal, Kept
+from .batch_result import BatchResult
+from .batch_run import BatchRun
+from .errors import BatchStopped, EngineError
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from .llm import LLM
 
-
-@dataclass
-class BatchResult:
-    """What a run has done so far. Counts are lines and tokens; `seconds` is wall time.
-
-    `timelines` are of the latest successes, 4096 at most. `kept` holds the first lines of the input that succeeded, in
-    input order, as many as the caller asked for.
-    """
-
-    succeeded: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    seconds: float = 0.0
-    timelines: deque[Timeline] = field(default_factory=lambda: deque(maxlen=RECENT))
-    kept: list[tuple[BatchRequest, RequestOutput]] = field(default_factory=list)
-
-    @property
-    def finished(self) -> int:
-        """Output lines written."""
-        return self.succeeded + self.failed
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Generated tokens over wall time."""
-        return self.completion_tokens / self.seconds if self.seconds else 0.0
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def check_files(source: str | Path, target: str | Path) -> int:
-    """Count the input's lines that are not blank, after checking that the output could be written.
-
-    Cheap, and without side effects: meant to be called before a model is loaded.
-
-    Raises:
-        ValueError: the input cannot be read or has no lines, or the output cannot be written.
-    """
-    source, target = Path(source), Path(target)
-    try:
-        if source.exists() and not source.is_file():
-            raise ValueError(f"The input {source} is not a regular file: give a file of JSON lines.")
-        with source.open("rb") as lines:
-            count = sum(1 for line in lines if line.strip())
-    except OSError as error:
-        raise ValueError(f"The input {source} cannot be read: {error.strerror}.") from None
-    if not count:
-        raise ValueError(f"The input {source} is empty: put one JSON request on each line.")
-    _check_output(source, target)
-    return count
-
-
-def _check_output(source: Path, target: Path) -> None:
-    if target.is_dir():
-        raise ValueError(f"The output {target} is a directory: give a file name.")
-    if not target.parent.is_dir():
-        raise ValueError(f"The output's directory {target.parent} does not exist: make it first.")
-    if target.exists() and target.samefile(source):
-        raise ValueError(f"The output {target} is the input file: give another name.")
-    if not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise ValueError(f"The output {target} cannot be written: permission denied.")
-
-
-def run_batch(
+def run(
     llm: "LLM",
     source: str | Path,
     target: str | Path,
     *,
-    model: str,
-    defaults: SamplingParams,
+    model: str | Path,
+    defaults: SamplingParams | None = None,
+    engine: Mapping[str, Any] | None = None,
+    restart: bool = False,
+    retry_errors: bool = False,
     window: int | None = None,
     keep: int = 0,
     progress: bool = False,
 ) -> BatchResult:
-    """Run every line of `source` and write a line to `target` for each, flushed as it finishes.
+    """Run every line of `source` that has no line in `target` yet, and write one for each as it finishes.
 
-    Args:
-        llm: the engine.
-        source: JSON lines, read as they are needed.
-        target: overwritten.
-        model: the name that output lines give where the input line gives none.
-        defaults: sampling of lines that do not say; a seed is shifted by the line's number.
-        window: requests that may be in the engine at once; None: four times the slots of a mesh, which stay full then.
-        keep: how many of the first lines to hand back whole.
-        progress: show a progress bar on stderr.
-
-    Raises:
-        ValueError: as `check_files`.
-        OSError: the output could not be written.
-        EngineError: the engine is closed or has failed.
-        KeyboardInterrupt: Ctrl-C; a note on the exception says what is written. Any exception aborts the requests
-            that are still in the engine, and keeps what is written.
+    The arguments are those of `Batch` and of `Batch.run`, and so is what is raised.
     """
-    total = check_files(source, target)
-    with (
-        Path(source).open("rb") as lines,
-        Path(target).open("wb") as sink,
-        tqdm(total=total, unit="req", disable=not progress, mininterval=0.1 if sys.stderr.isatty() else 10) as bar,
-    ):
-        run = _Run(llm, sink, bar, model, defaults, keep)
-        try:
-            with closing(llm.as_completed(run.jobs(lines), window=window or 4 * llm.config.max_num_seqs)) as results:
-                for index, output in results:
-                    run.finish(index, output)
-        except KeyboardInterrupt as stop:
-            stop.add_note(f"{run.result.finished} of {total} results are in {target}.")
-            raise
-        return run.result
+    with Batch(
+        source, target, model=model, defaults=defaults, engine=engine, restart=restart, retry_errors=retry_errors
+    ) as batch:
+        return batch.run(llm, window=window, keep=keep, progress=progress)
 
 
-class _Run:
-    """One batch run: the requests that are in the engine, and the tally of those that left it."""
+class Batch:
+    """A batch run on disk: the input surveyed, the output locked, compared and mended; no engine yet."""
 
     def __init__(
-        self, llm: "LLM", sink: IO[bytes], bar: "tqdm[NoReturn]", model: str, defaults: SamplingParams, keep: int
+        self,
+        source: str | Path,
+        target: str | Path,
+        *,
+        model: str | Path,
+        defaults: SamplingParams | None = None,
+        engine: Mapping[str, Any] | None = None,
+        restart: bool = False,
+        retry_errors: bool = False,
     ) -> None:
-        self.result = BatchResult()
-        self._llm, self._sink, self._bar = llm, sink, bar
-        self._model, self._defaults, self._keep = model, defaults, keep
-        self._start = time.monotonic()
-        self._in_engine: dict[int, BatchRequest] = {}
-        self._first_line: dict[str, int] = {}
+        """Find out what there is to do. Close it, or use it as a context manager.
 
-    def jobs(self, lines: IO[bytes]) -> Iterator[tuple[list[int], SamplingParams]]:
-        """Prompts that the engine will take; what it would not is written off on the way."""
-        index = 0
-        for number, line in _numbered(lines):
-            try:
-                request = parse_line(line, number, self._defaults)
-                prompt = self._check(request)
-            except BatchLineError as error:
-                self._write_error(error)
-                continue
-            self._in_engine[index] = request
-            yield prompt, request.sampling_params
-            index += 1
+        Args:
+            source: JSON lines, or Parquet by its name; "-" is stdin, which cannot be resumed.
+            target: likewise. What the same run has finished before is kept. `TARGET.run` beside it remembers which run
+                it is, and Parquet's results are in `TARGET.jsonl` until the last is there.
+            model: what the engine was, or will be, made of: a name or a path, as `LLM` takes it.
+            defaults: sampling of lines that do not say; None: `SamplingParams()`.
+            engine: what else decides the results and must not change, such as {"dtype": "bfloat16"}.
+            restart: forget what is in the output.
+            retry_errors: run lines again that became an error.
 
-    def finish(self, index: int, output: RequestOutput) -> None:
-        """Write the line of a request that has ended."""
-        request = self._in_engine.pop(index)
-        if output.error is not None:
-            self._write_error(BatchLineError("request_failed", request.line, request.custom_id, output.error))
-            return
-        self._write(success_line(request, output, model=self._model, created=int(time.time())))
-        self._tally(request, output)
-
-    def _check(self, request: BatchRequest) -> list[int]:
-        """The prompt's token ids, once the engine is sure to take the request.
-
-        Results are told apart by their custom ids, so each may be used once.
+        Raises:
+            ValueError: the input cannot be read, is empty or has a custom_id twice; there is no such model; the output
+                cannot be written, is in use, holds results of another run, or would overwrite input or model.
+            BatchStopped: the output's disk is full.
         """
-        first = self._first_line.setdefault(request.custom_id, request.line)
-        if first != request.line:
-            message = f"custom_id={request.custom_id!r} is already that of line {first}: give each line its own."
-            raise BatchLineError("duplicate_custom_id", request.line, request.custom_id, message)
+        self._source, self._shown, self._target = Source.of(source), Path(target), Path(target).resolve()
+        self._model, self._defaults = str(model), defaults or SamplingParams()
+        self._is_parquet = batch_parquet.is_parquet(target)
+        self._sidecar = self._target.with_name(self._target.name + ".run")
+        self._kept = Kept(bytearray())
+        self._survey: Survey | None = None
+        self._result: BatchResult | None = None
+        self._is_open = self._is_new = self._is_done = False
+        _check_output(self._shown)
+        checkpoint = resolve_model(model)
         try:
-            prompt = request.prompt if request.messages is None else self._llm.chat_prompt(request.messages)
-            assert prompt is not None  # a request has the one or the other
-            self._llm.check_sampling_params(request.sampling_params)
-            return self._llm.check_prompt(prompt).token_ids
+            self._refuse_to_overwrite(checkpoint)
+            self._journal = Journal(self._journal_path(self._target))
+            self._is_open = True
+            self._prepare(checkpoint, dict(engine or {}), restart, retry_errors)
+        except OSError as error:
+            self.close()
+            if error.errno in _FULL:
+                raise self._stopped(error) from error
+            raise ValueError(f"{error.filename or self._shown} cannot be used: {error.strerror or error}.") from error
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def total(self) -> int | None:
+        """Requests of the input; None: stdin does not say."""
+        return None if self._survey is None else self._survey.requests
+
+    @property
+    def remaining(self) -> int | None:
+        """Requests that have no output line yet; None: unknown. 0: `finish` does without an engine."""
+        return None if self.total is None else self.total - self._kept.lines
+
+    def run(self, llm: "LLM", *, window: int | None = None, keep: int = 0, progress: bool = False) -> BatchResult:
+        """Run what is left.
+
+        Args:
+            llm: the engine.
+            window: requests that may be in the engine at once; None: four times its slots, which stay full then.
+            keep: how many of the first results to hand back whole.
+            progress: show a progress bar on stderr.
+
+        Raises:
+            ValueError: it was closed, or was run before.
+            BatchStopped: the disk is full or fails, the input changed or the output was moved meanwhile, or the engine
+                is closed or has failed.
+            KeyboardInterrupt: Ctrl-C. Any exception aborts the requests that are still in the engine, and keeps what is
+                written.
+        """
+        if self._result is not None or not self._is_open:
+            raise ValueError("This Batch was closed or run before: make a new one, which goes on from what is written.")
+        if self.remaining == 0:
+            return self.finish()
+        start = BatchRun(llm, self._source, self._journal, self._kept, self._model, self._defaults, keep)
+        self._result = start.result
+        window = window or 4 * llm.config.max_num_seqs * len(llm.config.topology.meshes)
+        try:
+            with tqdm(
+                total=self.total,
+                initial=self._kept.lines,
+                unit="req",
+                disable=not progress or sys.stderr is None,
+                mininterval=0.1 if sys.stderr is not None and sys.stderr.isatty() else 10,
+            ) as bar:
+                start.run(window, bar)
+            self._refuse_a_changed_input()
+            self._conclude()
+        except OSError as error:
+            raise self._stopped(error) from error
+        except EngineError as error:
+            raise BatchStopped(f"{error} {self._standing()}") from error
+        return start.result
+
+    def finish(self) -> BatchResult:
+        """What `run` does where nothing remains to be run. Raises BatchStopped as it does."""
+        kept = self._kept
+        try:
+            self._conclude()
+        except OSError as error:
+            raise self._stopped(error) from error
+        return BatchResult(kept.succeeded, kept.failed, kept.lines, kept.mended, kept.retried)
+
+    def close(self) -> None:
+        """Put what was written on disk and let go of the output. Calling it again does nothing."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        is_void = self._journal.created and self._journal.is_empty  # a run that never began leaves nothing behind
+        with suppress(OSError, BatchStopped):  # where it matters, `_conclude` has done it
+            self._journal.sync()
+        if is_void and self._is_new:  # before the lock is gone: after it, this may be another run's
+            self._sidecar.unlink(missing_ok=True)
+        self._journal.close(remove=is_void or (self._is_parquet and self._is_done))
+
+    def __enter__(self) -> "Batch":
+        """The run itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """`close`; Ctrl-C, also while the engine was still being made, gets a note that says what is written."""
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(self._standing())
+        self.close()
+
+    def _prepare(self, checkpoint: Path, engine: dict[str, Any], restart: bool, retry_errors: bool) -> None:
+        survey = self._survey = None if self._source.path is None else self._source.survey()
+        identity = Identity.of(checkpoint, "stdin" if survey is None else survey.digest, self._defaults, engine)
+        if restart:
+            self._journal.clear()
+            if self._is_parquet:
+                self._target.unlink(missing_ok=True)
+        # An empty journal beside it is that of a start that was killed before it looked.
+        is_finished_parquet = self._is_parquet and self._journal.is_empty and self._target.exists()
+        last_line = 0 if survey is None else survey.last_line
+        if self._journal.is_empty and not is_finished_parquet:
+            self._kept, self._is_new = Kept(bytearray(last_line + 1)), True
+            identity.save(self._sidecar)
+            return
+        self._refuse_another(identity)
+        if is_finished_parquet:
+            kept = Kept(bytearray(), *batch_parquet.count_results(self._target))
+            if kept.lines == self.total and not retry_errors:
+                self._kept, self._is_done = kept, True
+                return
+            self._journal.rewrite(batch_parquet.read_results(self._target))
+        self._kept = self._journal.recover(last_line, retry_errors=retry_errors)
+
+    def _journal_path(self, target: Path) -> Path:
+        """Where the results are while the run lasts; a link's own name says what it is, not that of its target."""
+        return target.with_name(target.name + ".jsonl") if self._is_parquet else target
+
+    def _refuse_to_overwrite(self, checkpoint: Path) -> None:
+        """Refuse an output that is, or whose files beside it are, what the run reads."""
+        if checkpoint.is_dir() and self._target.is_relative_to(checkpoint.resolve()):
+            raise ValueError(
+                f"The output {self._shown} is in the model's directory, whose content tells models apart: give another "
+                "place."
+            )
+        journal = self._journal_path(self._target)
+        scratch = [path.with_name(path.name + ".tmp") for path in (self._target, self._sidecar, journal)]
+        for read, what in ((self._source.path, "input"), (checkpoint, "model")):
+            for path in (self._target, self._sidecar, journal, *scratch):
+                if read is not None and path.exists() and read.exists() and path.samefile(read):
+                    beside = "" if path == self._target else f" would overwrite {path.name}, which"
+                    raise ValueError(f"The output {self._shown}{beside} is the {what} file: give another name.")
+
+    def _refuse_a_changed_input(self) -> None:
+        assert self._result is not None
+        if self.total is not None and self._result.finished != self.total:
+            raise BatchStopped(
+                f"{self._source} changed while it was read, so that {self._result.finished} of {self.total} results "
+                f"are in {self._journal_path(self._shown)}: put it back as it was and give the same command, or start "
+                "over with --restart."
+            )
+
+    def _refuse_another(self, identity: Identity) -> None:
+        """Refuse to go on with what another run has written."""
+        if self._survey is None:
+            raise ValueError(
+                f"{self._shown} holds results, and stdin cannot be read from its beginning again: put the requests "
+                "into a file, give another output, or start over with --restart."
+            )
+        try:
+            differences = identity.differences(self._sidecar)
         except ValueError as error:
-            raise BatchLineError("invalid_request", request.line, request.custom_id, str(error)) from None
+            raise ValueError(
+                f"{self._shown} exists and cannot be resumed, because {error}: give another output, or overwrite it "
+                "with --restart."
+            ) from None
+        if differences:
+            raise ValueError(
+                f"{self._shown} holds results of another run ({', '.join(differences)}): go on with the same as then, "
+                "give another output, or start over with --restart."
+            )
 
-    def _tally(self, request: BatchRequest, output: RequestOutput) -> None:
-        result = self.result
-        result.succeeded += 1
-        result.prompt_tokens += len(output.prompt_token_ids)
-        result.completion_tokens += sum(len(completion.token_ids) for completion in output.outputs)
-        result.timelines.append(output.timeline)
-        result.kept = sorted([*result.kept, (request, output)], key=lambda kept: kept[0].line)[: self._keep]
-        self._show_progress()
+    def _conclude(self) -> None:
+        """Everything is written: make it last, and Parquet of it."""
+        self._journal.sync()
+        if self._is_parquet and not self._is_done:
+            scratch = self._target.with_name(self._target.name + ".tmp")
+            try:
+                batch_parquet.write_results(scratch, self._journal.results())
+                scratch.replace(self._target)
+            except BaseException:
+                scratch.unlink(missing_ok=True)
+                raise
+            sync_directory(self._target.parent)
+        self._is_done = True
 
-    def _write_error(self, error: BatchLineError) -> None:
-        self._write(error_line(error))
-        self.result.failed += 1
-        self._show_progress()
+    def _standing(self) -> str:
+        """How far the run has come, and how it goes on."""
+        count = self._kept.lines if self._result is None else self._result.finished
+        place = f"results are in {self._journal_path(self._shown)}"
+        if self._source.path is None:
+            return f"{count} {place}; a run from stdin cannot be resumed."
+        of = f"{count} of {self._survey.requests}" if self._survey is not None else f"{count}"
+        return f"{of} {place}; the same command goes on from there."
 
-    def _write(self, fields: dict[str, Any]) -> None:
-        self._sink.write(encode_line(fields))
-        self._sink.flush()
-
-    def _show_progress(self) -> None:
-        self.result.seconds = time.monotonic() - self._start
-        rate = self.result.tokens_per_second
-        self._bar.set_postfix_str(f"{rate:.0f} tokens/s, errors: {self.result.failed}", refresh=False)
-        self._bar.update()
+    def _stopped(self, error: OSError) -> BatchStopped:
+        why = f"{error.filename or self._shown} failed: {error.strerror or error}."
+        if error.errno in _FULL:
+            why = f"There is no room for more of {self._shown} ({error.strerror}): make some."
+        return BatchStopped(f"{why} {self._standing()}")
 
 
-def _numbered(lines: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers from 1; a byte order mark is not part of the first."""
-    for number, line in enumerate(lines, start=1):
-        stripped = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip()
-        if stripped:
-            yield number, stripped
+def _check_output(target: Path) -> None:
+    if batch_parquet.is_parquet(target):
+        batch_parquet.require_pyarrow(target)
+    try:
+        is_directory = target.is_dir()
+    except OSError as error:  # as a name that is too long
+        raise ValueError(f"The output {target} cannot be used: {error.strerror}.") from None
+    if is_directory:
+        raise ValueError(f"The output {target} is a directory: give a file name.")
+    if target.exists() and not target.is_file():
+        raise ValueError(f"The output {target} is not a regular file: a run could not be resumed from it.")
+    if not target.parent.is_dir():
+        raise ValueError(f"The output's directory {target.parent} does not exist: make it first.")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise ValueError(f"The output {target} cannot be written: permission denied.")

@@ -6,14 +6,19 @@ is refused, never ignored. Pure functions of bytes and values: no files, no engi
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from hashlib import blake2b
 from typing import Any, Literal
 
 from .outputs import CompletionOutput, RequestOutput
 from .sampling_params import SamplingParams
 
 type Message = dict[str, Any]
+type Tool = dict[str, Any]
+# A request as it is read: a line of JSON, or fields that come from elsewhere.
+type Line = bytes | Mapping[str, Any]
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT: Endpoint = "/v1/chat/completions"
 COMPLETIONS: Endpoint = "/v1/completions"
@@ -22,6 +27,9 @@ _ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
 _SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {"logprobs", "prompt_logprobs", "detokenize"}
 # Whatever these hold, the completion is the same.
 _WITHOUT_EFFECT = frozenset({"model", "user", "metadata", "store", "service_tier", "safety_identifier"})
+_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id")
+_KNOWN = frozenset({"custom_id", "max_completion_tokens"}) | _SAMPLING | _WITHOUT_EFFECT
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 # Fields that are not implemented, each with the values that ask for nothing; null always asks for nothing.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
@@ -45,12 +53,14 @@ class BatchLineError(ValueError):
         super().__init__(f"line {line}: {message}")
         self.code = code
         self.line = line
-        self.custom_id = custom_id if custom_id is not None else f"line-{line}"
+        self.custom_id = custom_id if custom_id is not None else default_id(line)
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """One line that can be run: `messages`, a conversation, or `prompt`, text or token ids; the other is None."""
+    """One line that can be run: `messages`, a conversation, or `prompt`, text or token ids; the other is None. `tools`:
+    JSON schemas of the functions that the model may call in a conversation; None: none.
+    """
 
     line: int
     custom_id: str
@@ -58,35 +68,60 @@ class BatchRequest:
     prompt: str | list[int] | None
     model: str | None
     sampling_params: SamplingParams
+    tools: list[Tool] | None = None
 
 
-def parse_line(text: bytes, line: int, defaults: SamplingParams) -> BatchRequest:
+def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
     """Read one line of a batch file.
 
     Args:
-        text: the line, UTF-8.
+        text: the line, UTF-8; or its fields.
         line: its number, from 1.
-        defaults: what holds where the line says nothing. A default seed is shifted by the line's number, so that
-            lines with the same prompt are not the same sample.
+        defaults: what holds where the line says nothing. A line without a seed draws with `line_seed`, so that lines
+            with the same prompt are not the same sample, and a line is the same sample whenever it is run.
 
     Raises:
         BatchLineError: the line is not JSON, lacks a prompt, or asks for what is not implemented or out of range.
     """
     custom_id = None
     try:
-        fields = _load(text)
+        fields = _load(text) if isinstance(text, bytes) else dict(text)
         custom_id = _custom_id(fields)
         body, endpoint = _open_envelope(fields)
         _check_fields(body, endpoint)
         messages, prompt = (_messages(body), None) if endpoint == CHAT else (None, _prompt(body))
+        tools = _tools(body) if endpoint == CHAT else None
         params = _sampling_params(body, line, defaults)
     except json.JSONDecodeError as error:
         message = f"this is not JSON ({error.msg} at column {error.colno}): put one JSON object on each line."
         raise BatchLineError("invalid_json_line", line, custom_id, message) from None
     except ValueError as error:
         raise BatchLineError("invalid_request", line, custom_id, str(error)) from None
-    name = custom_id if custom_id is not None else f"line-{line}"
-    return BatchRequest(line, name, messages, prompt, body.get("model"), params)
+    return BatchRequest(line, custom_id or default_id(line), messages, prompt, body.get("model"), params, tools)
+
+
+def default_id(line: int) -> str:
+    """What a line without a custom_id is called."""
+    return f"line-{line}"
+
+
+def read_custom_id(text: Line, line: int) -> str:
+    """The name under which this line's result will be written, whether it can be run or not."""
+    # Most inputs in which no line has a name need no parsing here; \u could spell the field's name.
+    if isinstance(text, bytes) and b"custom_id" not in text and b"\\u" not in text:
+        return default_id(line)
+    try:
+        return _custom_id(_load(text) if isinstance(text, bytes) else dict(text)) or default_id(line)
+    except ValueError:
+        return default_id(line)
+
+
+def line_seed(seed: int | None, line: int) -> int:
+    """The seed, 0 to 2**32 - 1, of a line that has none: 4 bytes of a hash of the run's seed and the line's number.
+
+    Not their sum: completion i of a line draws with its seed + i, which is for the lines behind it.
+    """
+    return int.from_bytes(blake2b(f"{seed or 0}:{line}".encode(), digest_size=4).digest())
 
 
 def _load(text: bytes) -> dict[str, Any]:
@@ -127,9 +162,8 @@ def _open_envelope(fields: dict[str, Any]) -> tuple[dict[str, Any], Endpoint]:
 
 def _check_fields(body: dict[str, Any], endpoint: Endpoint) -> None:
     prompt = "messages" if endpoint == CHAT else "prompt"
-    known = {prompt, "custom_id", "max_completion_tokens", *_SAMPLING, *_WITHOUT_EFFECT}
     for name, value in body.items():
-        if name in known or value is None:
+        if name == prompt or name in _KNOWN or value is None or (name == "tools" and endpoint == CHAT):
             continue
         if name not in _NEUTRAL:
             raise ValueError(f"{name!r} is not supported here: remove it; {prompt!r} and {_listing()} are.")
@@ -148,10 +182,22 @@ def _messages(body: dict[str, Any]) -> list[Message]:
         if not isinstance(message, dict):
             raise ValueError(f"message {index} is {_kind(message)}, not an object with 'role' and 'content'.")
         strangers = sorted(name for name, value in message.items() if value is not None)
-        strangers = [name for name in strangers if name not in ("role", "content")]
+        strangers = [name for name in strangers if name not in _MESSAGE]
         if strangers:
-            raise ValueError(f"{strangers[0]!r} in message {index} is not supported: give 'role' and 'content' only.")
+            raise ValueError(
+                f"{strangers[0]!r} in message {index} is not supported: remove it; {', '.join(_MESSAGE)} are."
+            )
     return messages
+
+
+def _tools(body: dict[str, Any]) -> list[Tool] | None:
+    """The schemas, for the chat template; it or the engine says what is wrong with one of them."""
+    tools = body.get("tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ValueError("'tools' must be a list of objects, each the JSON schema of a function.")
+    if tools and body.get("tool_choice") == "none":
+        raise ValueError("tool_choice='none' is not supported yet beside tools: leave out one of the two.")
+    return tools or None
 
 
 def _prompt(body: dict[str, Any]) -> str | list[int]:
@@ -174,8 +220,10 @@ def _sampling_params(body: dict[str, Any], line: int, defaults: SamplingParams) 
         given["max_tokens"] = limits[0]
     if "logit_bias" in given:
         given["logit_bias"] = _biases(given["logit_bias"])
-    if "seed" not in given and defaults.seed is not None:
-        given["seed"] = (defaults.seed + line) % 2**32
+    if not given:  # most lines of most inputs: nothing has to be checked again, which took half of a short line's time
+        return defaults.with_seed(line_seed(defaults.seed, line))
+    if given.get("seed", -1) == -1:
+        given["seed"] = line_seed(defaults.seed, line)
     return replace(defaults, **given)
 
 
@@ -204,7 +252,7 @@ def success_line(request: BatchRequest, output: RequestOutput, *, model: str, cr
         },
     }
     return {
-        "id": f"batch_req_{request.line}",
+        "id": _line_id(request.line),
         "custom_id": request.custom_id,
         "response": {"status_code": 200, "request_id": output.request_id, "body": body},
         "error": None,
@@ -219,17 +267,33 @@ def _choice(completion: CompletionOutput, *, is_chat: bool) -> dict[str, Any]:
 def error_line(error: BatchLineError) -> dict[str, Any]:
     """The output line of a line that could not be run."""
     return {
-        "id": f"batch_req_{error.line}",
+        "id": _line_id(error.line),
         "custom_id": error.custom_id,
         "response": None,
         "error": {"code": error.code, "message": str(error)},
     }
 
 
+def _line_id(line: int) -> str:
+    return f"batch_req_{line}"
+
+
+def line_number(fields: Mapping[str, Any]) -> int:
+    """The number of the input line that this output line answers.
+
+    Raises:
+        ValueError: it is no output line of ours.
+    """
+    found = re.fullmatch(r"batch_req_([1-9][0-9]{0,17})", str(fields.get("id")))
+    if found is None or not isinstance(fields.get("custom_id"), str) or not {"response", "error"} <= fields.keys():
+        raise ValueError("this is not an output line of a batch run.")
+    return int(found[1])
+
+
 def encode_line(fields: dict[str, Any]) -> bytes:
     """One line of UTF-8 JSON, readable in any script; escaped where it holds lone surrogates, which UTF-8 cannot."""
     try:
-        return json.dumps(fields, ensure_ascii=False).encode("utf-8") + b"\n"
+        return _ENCODER.encode(fields).encode("utf-8") + b"\n"
     except UnicodeEncodeError:
         return json.dumps(fields).encode("ascii") + b"\n"
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from .compilation import CompileCounter
 from .decision_log import DecisionLog
+from .errors import EngineError
 from .executor import Completion, Executor, StepFailed, StepResult, describe
 from .live import LiveRequest
 from .metrics import HostTime, Metrics, RequestLog
@@ -46,10 +47,6 @@ from .request import Request, Timeline
 from .scheduler import Scheduler
 from .submission import Submission
 from .waiter import EngineThread
-
-
-class EngineError(RuntimeError):
-    """The engine is closed, or stopped by an internal failure."""
 
 
 @dataclass(frozen=True)
@@ -149,10 +146,18 @@ class EngineCore:
         if not isinstance(threading.current_thread(), EngineThread):
             self._thread.join()
 
+    def check_health(self) -> None:
+        """Nothing where the engine takes requests.
+
+        Raises:
+            EngineError: it is closed or has failed.
+        """
+        if self._stopped is not None:
+            raise EngineError(self._stopped)
+
     def _put(self, message: tuple[Submission, ...] | _NewParams) -> None:
         with self._lock:  # against the loop's end: what is accepted gets its answer
-            if self._stopped is not None:
-                raise EngineError(self._stopped)
+            self.check_health()
             self._inbox.put(message)
 
     # ---- the dispatching thread

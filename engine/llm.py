@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..models.chat import Message, Tool
 from .collect import RequestCollector
 from .config import check_whole_number
-from .core import EngineError
+from .errors import EngineError
 from .frontend import Job
 from .outputs import RequestOutput, Score
 from .owner import EngineOwner

@@ -130,6 +130,14 @@ class EngineOwner:
         """
         resolve(sampling_params, self.tokenizer, seed=0)
 
+    def check_health(self) -> None:
+        """Nothing where the engine takes requests, as vLLM's method of this name.
+
+        Raises:
+            EngineError: it is closed or has failed.
+        """
+        self._core.check_health()
+
     def metrics(self) -> Metrics:
         """Counts and latencies so far."""
         return self._core.metrics()

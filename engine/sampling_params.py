@@ -13,6 +13,7 @@ from .sampling_plan import MAX_LOGPROBS
 
 # As vLLM's default limit.
 MAX_N = 16384
+_SEED = "a whole number from 0 to 2**32 - 1"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,17 @@ class SamplingParams:
         if self.stop and not self.detokenize:
             raise ValueError("stop strings need the text: leave detokenize on, or use stop_token_ids.")
 
+    def with_seed(self, seed: int) -> "SamplingParams":
+        """The same with another seed, without checking the rest again.
+
+        Raises:
+            ValueError: the seed is not from 0 to 2**32 - 1.
+        """
+        _check_int("seed", seed, 0, 2**32 - 1, _SEED)
+        twin = object.__new__(SamplingParams)
+        twin.__dict__.update(self.__dict__, seed=seed)
+        return twin
+
     def _check_numbers(self) -> None:
         _check_real("temperature", self.temperature, lambda x: 0 <= x <= 1e6, "a number from 0 to 1e6")
         _check_real("top_p", self.top_p, lambda x: 0 < x <= 1, "a number above 0 and at most 1")
@@ -99,7 +111,7 @@ class SamplingParams:
         if self.seed == -1 and _is_int(self.seed):
             object.__setattr__(self, "seed", None)
         if self.seed is not None:
-            _check_int("seed", self.seed, 0, 2**32 - 1, "a whole number from 0 to 2**32 - 1")
+            _check_int("seed", self.seed, 0, 2**32 - 1, _SEED)
 
     def _check_lengths(self) -> None:
         _check_int("n", self.n, 1, MAX_N, f"a whole number from 1 to {MAX_N}")

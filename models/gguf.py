@@ -9,7 +9,6 @@ sentence and not a crash or an allocation of terabytes.
 import functools
 import math
 import mmap
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from .errors import CheckpointError
+from .gguf_parts import gguf_parts
 from .tensor_check import check_tensors
 
 type Metadata = Mapping[str, Any]
@@ -30,7 +30,6 @@ _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _MAX_DIMENSIONS = 4
-_PART = re.compile(r"(?P<stem>.+)-00001-of-(?P<count>\d{5})\.gguf")
 
 
 @dataclass(frozen=True)
@@ -122,13 +121,13 @@ class GGUFFile:
         count = self.metadata.get("split.count", 1)
         if not isinstance(count, int) or count <= 1:
             return []
-        name = _PART.fullmatch(self.path.name)
-        if name is None or int(name["count"]) != count or self.metadata.get("split.no") != 0:
+        parts = gguf_parts(self.path)
+        if len(parts) != count or self.metadata.get("split.no") != 0:
             raise CheckpointError(
                 f"{self.path} is one of {count} parts, and its name or place is not that of the first: name the file "
                 f"that ends in -00001-of-{count:05}.gguf."
             )
-        return [self.path.with_name(f"{name['stem']}-{part:05}-of-{count:05}.gguf") for part in range(2, count + 1)]
+        return parts[1:]
 
     def _read_header(self, path: Path) -> dict[str, Any]:
         """The metadata of one file, whose tensors are added."""

@@ -1,6 +1,7 @@
 """The arguments that several commands share, and what they turn into. No JAX until `load_llm` is called."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,18 +154,26 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     )
 
 
-def check_decision_log(args: argparse.Namespace, *roles: str) -> None:
-    """Refuse a decision log that would overwrite what other arguments name: the model, and `roles` besides.
+def check_written(args: argparse.Namespace, written: Sequence[str], others: Sequence[str]) -> None:
+    """Refuse files to be written beside the results that could not be, or would overwrite what other arguments name.
+
+    Args:
+        args: the arguments.
+        written: names of arguments, each with the path of a file that will be overwritten, or None.
+        others: names of arguments with files that must not be.
 
     Raises:
-        ValueError: it is the same file.
+        ValueError: two are the same file, or a directory does not exist.
     """
-    if args.decision_log is None:
-        return
-    log = Path(args.decision_log).resolve()
-    for role in ("model", *roles):
-        if Path(getattr(args, role)).resolve() == log:
-            raise ValueError(f"The decision log {args.decision_log} is the {role} file: give another name.")
+    for name in written:
+        given, title = getattr(args, name), name.replace("_", " ")
+        if given is None:
+            continue
+        for other in (*others, *written[: written.index(name)]):
+            if getattr(args, other) is not None and Path(getattr(args, other)).resolve() == Path(given).resolve():
+                raise ValueError(f"The {title} {given} is the {other.replace('_', ' ')} file: give another name.")
+        if name == "summary" and not Path(given).resolve().parent.is_dir():
+            raise ValueError(f"The {title}'s directory {Path(given).parent} does not exist: make it first.")
 
 
 def load_llm(args: argparse.Namespace) -> "LLM":

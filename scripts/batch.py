@@ -1,17 +1,22 @@
-"""`twinmesh batch`: a JSONL file of requests in, a JSONL file of results out. The work is in `engine/batch.py`.
+"""`twinmesh batch`: a file of requests in, a file of results out. The work is in `engine/batch.py`.
 
 `python scripts/batch.py` is the same command; the imports are absolute because a file run that way has no package.
 """
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
-from twinmesh.engine.batch import check_files, run_batch
+from twinmesh.engine.batch import Batch
+from twinmesh.engine.batch_identity import write_atomically
+from twinmesh.engine.batch_result import BatchResult
 from twinmesh.scripts import arguments, report
 
 SUMMARY = "run a file of requests and write a file of results"
 DESCRIPTION = """\
-Run every request of a JSONL file, many at a time, and write one line for each as it finishes.
+Run every request of a file, many at a time, and write one line for each as it finishes. A run that was stopped, killed
+or lost its power goes on when the same command is given again: no result is computed twice.
 
 An input line is an OpenAI batch line
   {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...], "max_tokens": 64}}
@@ -20,14 +25,41 @@ or only what is in its body
   {"prompt": "Once upon a time", "max_tokens": 32}
 Lines without a custom_id are called line-1, line-2, and so on. Output lines have the shape of OpenAI's batch output and
 come in the order in which requests finish. A line that cannot be run becomes an output line with an error, and the run
-goes on; the exit code is then 1.
+goes on. Files named .parquet or .pq are Parquet, a row for a line, results in the order of the input.
+"""
+EPILOG = """\
+examples:
+  twinmesh batch --model smollm2 --input in.jsonl --output out.jsonl --topology prefill=1,decode=1
+  twinmesh batch --model smollm2 --input in.parquet --output out.parquet --summary summary.json --gpu-hour-price 2.5
+  zcat in.jsonl.gz | twinmesh batch --model smollm2 --input - --output out.jsonl
+
+A run goes on only with the same model, input, sampling arguments, --dtype and --deterministic; what it was made with is
+in OUTPUT.run. Everything else may change from start to start. While it runs, nobody else may write to the output.
+
+exit codes:
+  0    every line has a result
+  1    every line was run, and some have an error; or an internal failure
+  2    the input, the output or an argument cannot be used: nothing was done
+  3    stopped early, because the disk is full, the engine failed, or input or output were changed meanwhile: the same
+       command goes on
+  130  stopped by Ctrl-C, 143 by SIGTERM: the same command goes on
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--input", required=True, metavar="FILE", help="requests, one JSON object on each line")
-    parser.add_argument("--output", required=True, metavar="FILE", help="results; an existing file is overwritten")
+    parser.epilog = EPILOG
+    parser.add_argument("--input", required=True, metavar="FILE", help="requests; '-' reads JSON lines from stdin")
+    parser.add_argument("--output", required=True, metavar="FILE", help="results; those of the same run are kept")
+    parser.add_argument("--restart", action="store_true", help="overwrite the output instead of going on with it")
+    parser.add_argument("--retry-errors", action="store_true", help="run lines again that have an error in the output")
+    parser.add_argument("--summary", metavar="FILE", help="write counts, rates, latencies and costs as JSON when done")
+    parser.add_argument(
+        "--gpu-hour-price",
+        type=_price,
+        metavar="DOLLARS",
+        help="of one device for an hour, for the costs in the summary",
+    )
     parser.add_argument(
         "--show",
         type=int,
@@ -36,30 +68,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="when done, print the first N prompts with their answers, and a table of latencies, to stdout",
     )
     arguments.add_engine_arguments(parser)
-    which = "for the lines that do not say; with --seed, line N without a seed of its own draws with seed + N"
+    which = "for the lines that do not say; a line without a seed of its own draws one from --seed and its number"
     arguments.add_sampling_arguments(parser, max_tokens=256, temperature=1.0, which=which)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     defaults = arguments.sampling_params(args)
-    check_files(args.input, args.output)
-    arguments.check_decision_log(args, "input", "output")
-    with arguments.load_llm(args) as llm:
-        result = run_batch(
-            llm,
-            args.input,
-            args.output,
-            model=args.model,
-            defaults=defaults,
-            keep=args.show,
-            progress=True,
-        )
+    arguments.check_written(args, ("decision_log", "summary"), ("model", "input", "output"))
+    with Batch(
+        args.input,
+        args.output,
+        model=args.model,
+        defaults=defaults,
+        engine={"dtype": args.dtype, "deterministic": args.deterministic},
+        restart=args.restart,
+        retry_errors=args.retry_errors,
+    ) as batch:
+        result = _run(batch, args)
     print(report.outcome(result, args.output), file=sys.stderr)
+    has_run = result.finished > result.resumed
+    if args.summary and (has_run or not Path(args.summary).exists()):
+        figures = result.summary(devices=args.topology.num_devices, device_hour_price=args.gpu_hour_price)
+        _write_summary(Path(args.summary), json.dumps(figures, indent=1) + "\n")
     if args.show:
         print(report.answers(result))
         print(report.latency_table(result))
     return 1 if result.failed else 0
+
+
+def _run(batch: Batch, args: argparse.Namespace) -> BatchResult:
+    if batch.remaining == 0:
+        return batch.finish()
+    with arguments.load_llm(args) as llm:
+        return batch.run(llm, keep=args.show, progress=True)
+
+
+def _write_summary(path: Path, text: str) -> None:
+    """All or nothing, because a later start that has nothing left to do leaves a summary as it is."""
+    if path.exists() and not path.is_file():  # such as /dev/stdout
+        path.write_text(text)
+    else:
+        write_atomically(path.resolve(), text.encode())
+
+
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = -1.0
+    if not 0 <= price < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a price: give dollars, 0 or more")
+    return price
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ hundred MB, so that the cache comes from memory as in serving.
 """
 
 import argparse
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -93,18 +94,19 @@ def bench_sampling(rows: int) -> None:
         report(f"sample {rows}, {name}", partial(step, logits, scalars, dense, position, position), rounds=5)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and print the table."""
     parser = argparse.ArgumentParser(description="Time attention, append and sampling on this machine.")
     parser.add_argument("--heads", default="9,3", help="query heads, key/value heads")
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     query_heads, kv_heads = (int(x) for x in options.heads.split(","))
     print(f"{jax.devices()[0].device_kind}, {options.dtype:20} {'best ms':>10} {'median':>8}")
     bench_attention(query_heads, kv_heads, options.head_dim, options.dtype)
     bench_sampling(64)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,13 +13,14 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 TOPOLOGIES = ("both=1", "prefill=1,decode=1")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a row for each topology and batch size."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="smollm2")
@@ -30,7 +31,7 @@ def main() -> int:
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
     parser.add_argument("--deterministic", action="store_true", help="measure deterministic=True as well, side by side")
     parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     import jax
 
     jax.config.update("jax_num_cpu_devices", 2)  # the first engine would otherwise ask for its own only

@@ -2,11 +2,11 @@
 
     python scripts/bench_host.py --json host.json
 
-Reported is the CPU time of the dispatching thread per step, in milliseconds, while as many requests decode as asked
-for. The model has random weights and many parameters, since each costs the host time on every device. Its programs are
-hollow unless `--real-device`: they take and give back the same arrays and compute nothing. XLA on CPU prepares a
-program's execution on the thread that dispatches it and computes on the cores that the host needs too; a GPU does
-neither.
+Reported is the CPU time of the dispatching thread per step, in milliseconds, by the number of requests that decode, of
+parameter leaves, and of devices; each leaf costs the host time on every device. The model has random weights. Its
+programs are hollow unless `--real-device`: they take and give back the same arrays and compute nothing. XLA on CPU
+prepares a program's execution on the thread that dispatches it and computes on the cores that the host needs too; a GPU
+does neither.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -140,8 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure a few engines and print, or write, JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", nargs="+", default=["both=1", "both=1xtp8"], help="engines to measure")
-    parser.add_argument("--layers", type=int, default=45, help="decoder layers, 9 parameter leaves each (default: 45)")
-    parser.add_argument("--requests", type=int, nargs="+", default=[64], help="requests running at once (default: 64)")
+    parser.add_argument(
+        "--layers", type=int, nargs="+", default=[1, 45], help="decoder layers, 9 leaves each and 2 (default: 1 45)"
+    )
+    parser.add_argument(
+        "--requests", type=int, nargs="+", default=[1, 8, 64], help="requests running at once (default: 1 8 64)"
+    )
     parser.add_argument("--real-device", action="store_true", help="run the real programs")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args(argv)
@@ -149,9 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     jax.config.update("jax_num_cpu_devices", max(Topology.parse(text).num_devices for text in topologies))
     start = time.strftime("%Y-%m-%d")
     rows = [
-        measure(topology, arguments.layers, requests, arguments.real_device)
-        for topology in topologies
-        for requests in arguments.requests
+        measure(topology, layers, requests, arguments.real_device)
+        for topology, layers, requests in product(topologies, arguments.layers, arguments.requests)
     ]
     report = {"benchmark": "host", "date": start, "jax": jax.__version__, "rows": rows}
     text = json.dumps(report, indent=2)

@@ -25,9 +25,9 @@ from typing import Any
 _BUFFER = 8 << 20
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a row for each model and topology."""
-    args = _arguments()
+    args = _arguments(argv)
     if args.worker:
         print(json.dumps(measure(*args.worker)))
         return 0
@@ -47,7 +47,7 @@ def main() -> int:
     return 0
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="*", default=[], help="names, paths or hub ids")
     parser.add_argument("--synthetic", type=float, metavar="GB", help="also a made-up model of this size")
@@ -55,7 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def measure(model: str, topology: str, dtype: str) -> dict[str, Any]:

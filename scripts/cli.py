@@ -1,20 +1,33 @@
 """The command `twinmesh`: its subcommands, and the one place where an error becomes a sentence and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 the input or an argument cannot be used, 130 stopped by Ctrl-C, 141 whoever read the
-output went away. No error shows a traceback, unless Python runs in development mode (`-X dev`).
+Exit codes: 0 done, 1 failed, 2 the input or an argument cannot be used, 3 a batch run stopped early and can go on, 130
+stopped by Ctrl-C, 143 by SIGTERM, 141 whoever read the output went away. SIGTERM ends a command as Ctrl-C does. No
+error shows a traceback, unless Python runs in development mode (`-X dev`).
 """
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
+from types import FrameType
 from typing import NoReturn
 
-from twinmesh.scripts import batch, convert, fetch, generate, replay
+from twinmesh.engine.errors import BatchStopped, EngineError
+from twinmesh.scripts import batch, bench, convert, fetch, generate, replay
 from twinmesh.scripts.fetch import FetchError
 
-COMMANDS = {"generate": generate, "batch": batch, "fetch": fetch, "convert": convert, "replay": replay}
+COMMANDS = {
+    "generate": generate,
+    "batch": batch,
+    "fetch": fetch,
+    "convert": convert,
+    "replay": replay,
+    "bench": bench,
+}
 EPILOG = """\
 examples:
   twinmesh fetch smollm2
@@ -23,9 +36,14 @@ examples:
   twinmesh generate --model smollm2 --prompt "Once upon a time" --decision-log run.log
   twinmesh replay run.log
   twinmesh convert gemma3-270m gemma3-270m-bf16 --dtype bfloat16
+  twinmesh bench machine
 
 'twinmesh COMMAND --help' explains each command.
 """
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,13 +77,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` without the program's name. Returns the exit code."""
+    _fill_standard_descriptors()
     args = build_parser().parse_args(argv)
     try:
-        code: int = args.run(args)
-        sys.stdout.flush()
+        with _sigterm_raises():
+            code: int = args.run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt as stop:
-        return _fail(130, " ".join(["Stopped.", *getattr(stop, "__notes__", [])]))
+        code = 143 if isinstance(stop, _Terminated) else 130
+        return _fail(code, " ".join(["Stopped.", *getattr(stop, "__notes__", [])]))
     except BrokenPipeError:
         # Python flushes stdout at exit, which would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,19 +96,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(2, str(error))
     except OSError as error:
         return _fail(1, f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}.")
-    except FetchError as error:
+    except (FetchError, EngineError) as error:
         return _fail(1, str(error))
+    except BatchStopped as error:
+        return _fail(3, str(error))
     except Exception as error:  # a command ends in a sentence; Python's development mode shows where it came from
         if sys.flags.dev_mode:
             raise
         return _fail(1, _sentence(error))
 
 
-def _sentence(error: Exception) -> str:
-    from twinmesh.engine.core import EngineError  # imports JAX
+def _fill_standard_descriptors() -> None:
+    """Where stdin, stdout or stderr is closed, the next file that is opened, such as one of results, would get its
+    number, and with it whatever libraries log.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
 
-    if isinstance(error, EngineError):
-        return str(error)
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises in the main thread, as Ctrl-C does, unless whoever started this has it ignored."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"internal failure, {type(error).__name__}: {text} (`python -X dev -m twinmesh.scripts.cli` shows where)."
 

@@ -14,7 +14,7 @@ mkdir -p "$root/out"
 cd "$root"
 echo "Answering $(grep -c . scripts/quickstart_prompts.jsonl) prompts, prefill on one CPU device and decode on another ..."
 twinmesh batch --model smollm2 --topology prefill=1,decode=1 --max-model-len 2048 \
-    --input scripts/quickstart_prompts.jsonl --output out/quickstart.jsonl --show 6
+    --input scripts/quickstart_prompts.jsonl --output out/quickstart.jsonl --restart --show 6
 echo
 echo "Now try:"
 echo "  .venv/bin/twinmesh generate --model smollm2 --chat --prompt 'What is a glacier? Answer in one sentence.'"

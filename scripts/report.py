@@ -4,8 +4,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinmesh.engine.batch import BatchResult
 from twinmesh.engine.batch_lines import BatchRequest
+from twinmesh.engine.batch_result import BatchResult
 from twinmesh.engine.metrics import Latencies, Percentiles
 from twinmesh.engine.outputs import RequestOutput
 
@@ -16,8 +16,12 @@ WIDTH = 100
 
 
 def outcome(result: BatchResult, output: str | Path) -> str:
-    """What was written, in one sentence, and what failed, in another."""
-    text = f"Wrote {count(result.finished, 'result')} to {output}."
+    """What was written, what was there before, and what failed, in a sentence each."""
+    text = f"Wrote {count(result.finished - result.resumed, 'result')} to {output}."
+    if result.resumed:
+        text += f" {count(result.resumed, 'result')} {'was' if result.resumed == 1 else 'were'} there already."
+    if result.mended:
+        text += f" {count(result.mended, 'damaged line')} in it {'was' if result.mended == 1 else 'were'} run again."
     if result.failed:
         text += f" {count(result.failed, 'line')} could not be run: see 'error' in the output."
     return text
@@ -78,7 +82,7 @@ def one_line(output: RequestOutput) -> str:
 
 def _question(request: BatchRequest) -> str:
     if request.messages is not None:
-        return str(request.messages[-1]["content"])
+        return str(request.messages[-1].get("content", ""))
     return request.prompt if isinstance(request.prompt, str) else f"{request.prompt}"
 
 

@@ -1,30 +1,25 @@
 """The batch format and its runs, against an engine that finishes requests in an order the test chooses."""
 
 import json
+import os
 
 import pytest
+from helpers.batch_files import DEFAULTS, BatchFiles, prompts
 from helpers.fake_llm import FakeLLM
-from twinmesh.engine.batch import check_files, run_batch
-from twinmesh.engine.batch_lines import BatchLineError, parse_line
+from twinmesh.engine.batch import Batch
+from twinmesh.engine.batch_lines import BatchLineError, line_seed, parse_line
+from twinmesh.engine.errors import BatchStopped
 from twinmesh.engine.sampling_params import SamplingParams
-
-DEFAULTS = SamplingParams(temperature=0.0, max_tokens=8)
 
 
 @pytest.fixture
-def paths(tmp_path):
-    return tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+def files(tmp_path):
+    return BatchFiles(tmp_path)
 
 
-def run(paths, lines, llm=None, **options):
-    source, target = paths
-    source.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    result = run_batch(llm or FakeLLM(), source, target, model="tiny", defaults=DEFAULTS, **options)
-    return result, read(target)
-
-
-def read(target):
-    return [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+def run(files, lines, llm=None, **options):
+    result = files.run(lines, llm, **options)
+    return result, files.read()
 
 
 def chat_line(custom_id, text="hi", **body):
@@ -35,8 +30,8 @@ def chat_line(custom_id, text="hi", **body):
 # ---- lines
 
 
-def test_an_openai_chat_line_is_answered_in_openai_shape(paths):
-    _, (line,) = run(paths, [chat_line("a", max_tokens=5)])
+def test_an_openai_chat_line_is_answered_in_openai_shape(files):
+    _, (line,) = run(files, [chat_line("a", max_tokens=5)])
     assert line["custom_id"] == "a"
     assert line["error"] is None
     assert line["response"]["status_code"] == 200
@@ -54,12 +49,12 @@ def test_an_openai_chat_line_is_answered_in_openai_shape(paths):
     assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
 
 
-def test_a_plain_prompt_is_answered_as_a_text_completion_named_after_its_line(paths):
-    _, lines = run(paths, ["", {"prompt": "one"}, {"prompt": [104, 105], "custom_id": "ids"}])
+def test_a_plain_prompt_is_answered_as_a_text_completion_named_after_its_line(files):
+    _, lines = run(files, ["", {"prompt": "one"}, {"prompt": [104, 105], "custom_id": "ids"}])
     bodies = {line["custom_id"]: line["response"]["body"] for line in lines}
     assert bodies.keys() == {"line-2", "ids"}
     assert bodies["line-2"]["object"] == "text_completion"
-    assert bodies["line-2"]["model"] == "tiny"
+    assert bodies["line-2"]["model"] == str(files.model)
     assert bodies["line-2"]["choices"][0]["text"] == "one"
     assert bodies["ids"]["choices"][0]["text"] == "hi"
 
@@ -69,12 +64,20 @@ def parsed(fields, line=1, defaults=DEFAULTS):
 
 
 def test_a_line_overrides_the_defaults_and_null_does_not():
-    params = parsed({"prompt": "x", "temperature": 0.5, "top_k": 3, "max_tokens": None}).sampling_params
-    assert params == SamplingParams(temperature=0.5, top_k=3, max_tokens=8)
+    fields = {"prompt": "x", "temperature": 0.5, "top_k": 3, "max_tokens": None, "seed": 1}
+    assert parsed(fields).sampling_params == SamplingParams(temperature=0.5, top_k=3, max_tokens=8, seed=1)
 
 
 def test_every_way_of_sampling_may_be_asked_for():
-    asked = {"n": 2, "stop": ["\n"], "min_p": 0.1, "presence_penalty": 1, "min_tokens": 2, "bad_words": ["no"]}
+    asked = {
+        "n": 2,
+        "stop": ["\n"],
+        "min_p": 0.1,
+        "presence_penalty": 1,
+        "min_tokens": 2,
+        "bad_words": ["no"],
+        "seed": 3,
+    }
     params = parsed({"prompt": "x", **asked, "logit_bias": {"5": -100, "7": 1.5}}).sampling_params
     assert params == SamplingParams(temperature=0.0, max_tokens=8, **asked, logit_bias={5: -100, 7: 1.5})
 
@@ -84,14 +87,29 @@ def test_both_names_of_the_token_limit_are_read(name):
     assert parsed(chat_line("a", **{name: 7})).sampling_params.max_tokens == 7
 
 
-def test_a_default_seed_is_shifted_by_the_line_so_that_equal_prompts_are_different_samples():
-    defaults = SamplingParams(seed=2**32 - 1)
-    assert parsed({"prompt": "x"}, 3, defaults).sampling_params.seed == 2
+def test_lines_without_a_seed_draw_one_each_from_the_runs_and_from_their_number():
+    defaults = SamplingParams(seed=9)
+    seeds = [parsed({"prompt": "x"}, line, defaults).sampling_params.seed for line in range(1, 1000)]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds[6] == parsed({"prompt": "y"}, 7, defaults).sampling_params.seed == line_seed(9, 7)
+    assert seeds[6] != line_seed(10, 7)
     assert parsed({"prompt": "x", "seed": 5}, 3, defaults).sampling_params.seed == 5
 
 
+def test_a_run_without_a_seed_draws_the_same_in_every_start():
+    assert parsed({"prompt": "x"}, 7, SamplingParams()).sampling_params.seed == line_seed(0, 7)
+
+
 def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
-    neutral = {"best_of": 1, "stream": False, "stop": [], "logprobs": None, "presence_penalty": 0, "tools": []}
+    neutral = {
+        "best_of": 1,
+        "stream": False,
+        "stop": [],
+        "logprobs": None,
+        "presence_penalty": 0,
+        "tools": [],
+        "tool_choice": "none",
+    }
     idle = {"user": "me", "metadata": {"a": "b"}, "response_format": {"type": "text"}}
     assert parsed(chat_line("a", **neutral, **idle)).custom_id == "a"
 
@@ -116,7 +134,12 @@ def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
         ({"max_tokens": 3}, "no prompt"),
         ({"messages": []}, "no messages"),
         ({"messages": ["hi"]}, "message 0"),
-        ({"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, "'tool_calls'"),
+        ({"messages": [{"role": "user", "content": "x", "audio": {}}]}, "'audio'"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": {}}, "'tools'"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": ["f"]}, "'tools'"),
+        ({"messages": [{"role": "user", "content": "x"}], "tool_choice": "required"}, "tool_choice='required'"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": [{}], "tool_choice": "none"}, "tool_choice='none'"),
+        ({"prompt": "x", "tools": [{}]}, "'tools'"),
         ({"prompt": "x", "temperature": float("nan")}, "temperature"),
         ({"prompt": "x", "top_p": 0}, "top_p"),
         ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
@@ -153,9 +176,9 @@ def test_what_is_not_json_is_refused(text):
 # ---- runs
 
 
-def test_a_bad_line_becomes_an_error_line_and_the_run_goes_on(paths):
+def test_a_bad_line_becomes_an_error_line_and_the_run_goes_on(files):
     lines = ["not json", {"prompt": "x", "n": 0, "custom_id": "b"}, {"prompt": "y" * 51}, {"prompt": "good"}]
-    result, written = run(paths, lines)
+    result, written = run(files, lines)
     errors = {line["custom_id"]: line["error"] for line in written if line["error"]}
     assert {name: error["code"] for name, error in errors.items()} == {
         "line-1": "invalid_json_line",
@@ -168,35 +191,38 @@ def test_a_bad_line_becomes_an_error_line_and_the_run_goes_on(paths):
     assert (result.succeeded, result.failed) == (1, 3)
 
 
-def test_sampling_that_does_not_go_with_the_model_is_an_error_line(paths):
-    _, written = run(paths, [{"prompt": "x", "stop_token_ids": [2000]}, {"prompt": "good"}])
+def test_sampling_that_does_not_go_with_the_model_is_an_error_line(files):
+    _, written = run(files, [{"prompt": "x", "stop_token_ids": [2000]}, {"prompt": "good"}])
     assert [line["error"] is None for line in written] == [False, True]
     assert "does not have" in written[0]["error"]["message"]
 
 
-def test_each_of_several_completions_is_a_choice(paths):
-    _, (line,) = run(paths, [chat_line("a", n=2)])
+def test_each_of_several_completions_is_a_choice(files):
+    _, (line,) = run(files, [chat_line("a", n=2)])
     body = line["response"]["body"]
     assert [choice["index"] for choice in body["choices"]] == [0, 1]
     assert body["usage"]["completion_tokens"] == 6
 
 
-def test_messages_that_the_template_refuses_are_an_error_line(paths):
-    _, (line,) = run(paths, [{"messages": [{"role": "pirate", "content": "arr"}]}])
+def test_tools_and_what_became_of_them_reach_the_chat_template(files):
+    tools = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
+    call = {"id": "1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "what time is it?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "noon"},
+    ]
+    _, (line,) = run(files, [{"messages": messages, "tools": tools, "tool_choice": "auto"}])
+    assert line["response"]["body"]["choices"][0]["message"]["content"] == "\x01nownoon"
+
+
+def test_messages_that_the_template_refuses_are_an_error_line(files):
+    _, (line,) = run(files, [{"messages": [{"role": "pirate", "content": "arr"}]}])
     assert line["error"]["message"] == "line 1: Message 0 must be the user's."
 
 
-def test_a_custom_id_used_twice_is_an_error_line(paths):
-    _, written = run(paths, [chat_line("a"), chat_line("a"), chat_line("b")])
-    assert sorted((line["custom_id"], line["error"] is None) for line in written) == [
-        ("a", False),
-        ("a", True),
-        ("b", True),
-    ]
-
-
-def test_a_request_that_failed_in_the_engine_is_an_error_line(paths):
-    result, written = run(paths, [{"prompt": "bad"}, {"prompt": "good"}], FakeLLM(fail="bad"))
+def test_a_request_that_failed_in_the_engine_is_an_error_line(files):
+    result, written = run(files, [{"prompt": "bad"}, {"prompt": "good"}], FakeLLM(fail="bad"))
     assert {line["custom_id"]: line["error"] for line in written} == {
         "line-1": {"code": "request_failed", "message": "line 1: the mesh was lost."},
         "line-2": None,
@@ -204,119 +230,159 @@ def test_a_request_that_failed_in_the_engine_is_an_error_line(paths):
     assert (result.succeeded, result.failed) == (1, 1)
 
 
-def test_at_most_window_requests_are_in_the_engine(paths):
+def test_at_most_window_requests_are_in_the_engine(files):
     llm = FakeLLM()
-    run(paths, [{"prompt": str(i)} for i in range(20)], llm, window=3)
+    run(files, [{"prompt": str(i)} for i in range(20)], llm, window=3)
     assert llm.most_in_flight == 3
 
 
-def test_the_window_is_four_times_the_slots_where_none_is_given(paths):
+def test_the_window_is_four_times_the_slots_where_none_is_given(files):
     llm = FakeLLM()
-    run(paths, [{"prompt": str(i)} for i in range(20)], llm)
+    run(files, [{"prompt": str(i)} for i in range(20)], llm)
     assert llm.most_in_flight == 8
 
 
-def test_each_result_is_on_disk_before_the_next_is_waited_for(paths):
-    source, target = paths
+def test_each_result_is_on_disk_before_the_next_is_waited_for(files):
     seen = []
 
     class Watching(FakeLLM):
         def output(self, index, ids, n=1):
-            seen.append(len(read(target)))
+            seen.append(len(files.read()))
             return super().output(index, ids, n)
 
-    run((source, target), [{"prompt": str(i)} for i in range(5)], Watching(), window=2)
+    files.run(prompts(5), Watching(), window=2)
     assert seen == [0, 1, 2, 3, 4]
 
 
-def test_results_come_as_they_finish_and_keep_their_names(paths):
-    lines = [{"prompt": text, "custom_id": text} for text in "abc"]
-    _, written = run(paths, lines, window=2)
+def test_results_come_as_they_finish_and_keep_their_names(files):
+    _, written = run(files, [{"prompt": text, "custom_id": text} for text in "abc"], window=2)
     assert [line["custom_id"] for line in written] == ["b", "c", "a"]
     assert all(line["response"]["body"]["choices"][0]["text"] == line["custom_id"] for line in written)
 
 
-def test_the_first_lines_are_kept_in_input_order(paths):
-    result, _ = run(paths, ["bad", *({"prompt": text} for text in "abcd")], window=4, keep=2)
+def test_the_first_lines_are_kept_in_input_order(files):
+    result, _ = run(files, ["bad", *({"prompt": text} for text in "abcd")], window=4, keep=2)
     assert [request.prompt for request, _ in result.kept] == ["a", "b"]
 
 
-def test_ctrl_c_leaves_the_engine_and_keeps_what_is_written(paths):
-    llm = FakeLLM(interrupt_after=2)
-    with pytest.raises(KeyboardInterrupt) as stop:
-        run(paths, [{"prompt": str(i)} for i in range(9)], llm, window=3)
-    assert llm.was_left_with == 3
-    assert len(read(paths[1])) == 2
-    assert stop.value.__notes__ == [f"2 of 9 results are in {paths[1]}."]
-
-
-def test_a_failed_write_leaves_the_engine(paths, monkeypatch):
-    llm = FakeLLM()
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("twinmesh.engine.batch.encode_line", full)
-    with pytest.raises(OSError, match="No space left"):
-        run(paths, [{"prompt": str(i)} for i in range(9)], llm, window=3)
-    assert llm.was_left_with == 2
-
-
-def test_text_in_any_script_survives(paths):
-    run(paths, [{"prompt": "日本語 🙂", "custom_id": "ü"}])
-    (line,) = read(paths[1])
+def test_text_in_any_script_survives(files):
+    _, (line,) = run(files, [{"prompt": "日本語 🙂", "custom_id": "ü"}])
     assert line["custom_id"] == "ü"
     assert line["response"]["body"]["choices"][0]["text"] == "日本語 🙂"
-    assert "日本語" in paths[1].read_text(encoding="utf-8")
+    assert "日本語" in files.target.read_text(encoding="utf-8")
 
 
-def test_a_lone_surrogate_does_not_end_the_run(paths):
-    _, (line,) = run(paths, ['{"prompt": "a", "custom_id": "\\ud800"}'])
+def test_a_lone_surrogate_does_not_end_the_run(files):
+    _, (line,) = run(files, ['{"prompt": "a", "custom_id": "\\ud800"}'])
     assert line["custom_id"] == "\ud800"
 
 
-def test_a_byte_order_mark_is_not_part_of_the_first_line(paths):
-    source, target = paths
-    source.write_bytes(b'\xef\xbb\xbf{"prompt": "x"}\r\n')
-    run_batch(FakeLLM(), source, target, model="tiny", defaults=DEFAULTS)
-    assert [line["error"] for line in read(target)] == [None]
+def test_a_byte_order_mark_is_not_part_of_the_first_line(files):
+    files.source.write_bytes(b'\xef\xbb\xbf{"prompt": "x"}\r\n')
+    files.run()
+    assert [line["error"] for line in files.read()] == [None]
+
+
+def test_figures_of_a_run_become_a_summary(files):
+    result, _ = run(files, [{"prompt": "ab"}, {"prompt": "cde"}, "bad"])
+    result.seconds = 36.0
+    summary = result.summary(devices=2, device_hour_price=5.0)
+    counted = {name: summary[name] for name in ("results", "succeeded", "failed", "resumed", "completion_tokens")}
+    assert counted == {"results": 3, "succeeded": 2, "failed": 1, "resumed": 0, "completion_tokens": 5}
+    assert summary["prefix_hit_rate"] == 0
+    assert summary["dollars"] == pytest.approx(0.1)
+    assert summary["dollars_per_million_tokens"] == pytest.approx(0.1 / 10 * 1e6)
+    assert summary["dollars_per_million_completion_tokens"] == pytest.approx(0.1 / 5 * 1e6)
+    assert summary["ttft"]["count"] == 2
+    assert json.loads(json.dumps(summary)) == summary
+    assert result.summary(devices=2)["dollars"] is None
+
+
+# ---- ends
+
+
+def test_ctrl_c_leaves_the_engine_and_keeps_what_is_written(files):
+    llm = FakeLLM(interrupt_after=2)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        files.run(prompts(9), llm, window=3)
+    assert llm.was_left_with == 3
+    assert len(files.read()) == 2
+    assert stop.value.__notes__ == [f"2 of 9 results are in {files.target}; the same command goes on from there."]
+
+
+def test_an_engine_that_ends_writes_nothing_off(files):
+    class Ending(FakeLLM):
+        def output(self, index, ids, n=1):
+            if index == 1:
+                self.is_closed, self.fail = True, ""
+            return super().output(index, ids, n)
+
+    with pytest.raises(BatchStopped, match=r"^the engine is closed.* 4 of 6 results are in .*; the same command"):
+        files.run(prompts(6), Ending(), window=4)
+    assert all(line["error"] is None for line in files.read())
+    assert files.run().finished == 6
+
+
+def test_a_failed_write_leaves_the_engine_and_says_so(files, monkeypatch):
+    llm = FakeLLM()
+
+    def full(fd, line):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("twinmesh.engine.batch_journal._write", full)
+    with pytest.raises(BatchStopped, match=r"no room .*No space left on device.*0 of 9 results are in"):
+        files.run(prompts(9), llm, window=3)
+    assert llm.was_left_with == 2
 
 
 # ---- files
 
 
-def test_lines_that_are_not_blank_are_counted(paths):
-    source, target = paths
-    source.write_text('{"prompt": "a"}\n\n  \n{"prompt": "b"}')
-    assert check_files(source, target) == 2
-    assert not target.exists()
+def open_batch(files, source=None, target=None):
+    with Batch(source or files.source, target or files.target, model=files.model) as batch:
+        return batch.total, batch.remaining
+
+
+def test_lines_that_are_not_blank_are_counted_and_a_run_that_never_begins_leaves_nothing(files):
+    files.source.write_text('{"prompt": "a"}\n\n  \n{"prompt": "b"}')
+    assert open_batch(files) == (2, 2)
+    assert sorted(path.name for path in files.folder.iterdir()) == ["in.jsonl", "tiny.gguf"]
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
-def test_an_empty_input_is_refused(paths, content):
-    paths[0].write_text(content)
+def test_an_empty_input_is_refused(files, content):
+    files.source.write_text(content)
     with pytest.raises(ValueError, match=r"is empty: put one JSON request"):
-        check_files(*paths)
+        open_batch(files)
+    assert not files.target.exists()
 
 
-def test_files_that_cannot_be_used_are_refused(paths, tmp_path):
-    source, target = paths
+def test_files_that_cannot_be_used_are_refused(files, tmp_path):
     with pytest.raises(ValueError, match="cannot be read: No such file"):
-        check_files(source, target)
+        open_batch(files)
     with pytest.raises(ValueError, match="not a regular file"):
-        check_files(tmp_path, target)
-    source.write_text("{}\n")
+        open_batch(files, source=tmp_path)
+    files.write([{}])
     with pytest.raises(ValueError, match="is a directory"):
-        check_files(source, tmp_path)
+        open_batch(files, target=tmp_path)
     with pytest.raises(ValueError, match="does not exist: make it first"):
-        check_files(source, tmp_path / "missing" / "out.jsonl")
+        open_batch(files, target=tmp_path / "missing" / "out.jsonl")
     with pytest.raises(ValueError, match="is the input file"):
-        check_files(source, source)
+        open_batch(files, target=files.source)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="not a regular file"):
+        open_batch(files, target=tmp_path / "pipe")
 
 
-def test_an_output_without_permission_is_refused(paths, monkeypatch):
-    source, target = paths
-    source.write_text("{}\n")
+def test_an_output_without_permission_is_refused(files, monkeypatch):
+    files.write([{}])
     monkeypatch.setattr("os.access", lambda path, mode: False)  # tests may run as root, whom nothing is denied
     with pytest.raises(ValueError, match="permission denied"):
-        check_files(source, target)
+        open_batch(files)
+
+
+def test_a_model_that_is_not_there_is_refused(files):
+    files.write([{}])
+    with pytest.raises(ValueError, match="There is no model"):
+        Batch(files.source, files.target, model=files.folder / "missing.gguf")
+    assert not files.target.exists()

@@ -264,6 +264,8 @@ def test_close_aborts_what_runs_joins_threads_and_frees_memory(make_llm):
     assert sum(x.nbytes for x in jax.live_arrays()) == before_bytes
     with pytest.raises(EngineError, match="closed"):
         llm.generate(PROMPTS, GREEDY)
+    with pytest.raises(EngineError, match="closed"):
+        llm.check_health()
     llm.abort("request-0")
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 from helpers.tiny_gguf import CHAT_TEMPLATE, TOKENIZER
 from twinmesh.engine.config import EngineConfig, Topology
-from twinmesh.engine.core import EngineError
+from twinmesh.engine.errors import EngineError
 from twinmesh.engine.request import Timeline
 from twinmesh.engine.sampling_plan import MAX_LOGPROBS
 from twinmesh.engine.submission import TokenScores, Update

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+from twinmesh.engine.config import Topology
+from twinmesh.engine.errors import EngineError
 from twinmesh.engine.outputs import CompletionOutput, RequestOutput, TextDelta
 from twinmesh.engine.request import Timeline
 from twinmesh.engine.sampling_params import SamplingParams
@@ -21,7 +23,9 @@ class FakeLLM:
     was_left_with: int | None = None
     is_closed: bool = False
     sampling: list[SamplingParams] = field(default_factory=list)
-    config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(max_num_seqs=2))
+    config: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(max_num_seqs=2, page_size=4, topology=Topology.parse("both=1"))
+    )
 
     def __enter__(self):
         return self
@@ -29,16 +33,21 @@ class FakeLLM:
     def __exit__(self, *error):
         self.is_closed = True
 
-    def chat_prompt(self, messages):
+    def chat_prompt(self, messages, tools=None):
         if messages[0].get("role") != "user":
             raise ValueError("Message 0 must be the user's.")
-        return [1, *(ord(c) for c in messages[-1]["content"])]
+        names = "".join(tool["function"]["name"] for tool in tools or ())
+        return [1, *(ord(c) for c in names + messages[-1]["content"])]
 
     def check_prompt(self, prompt):
-        ids = [ord(c) for c in prompt] if isinstance(prompt, str) else prompt
+        ids = [ord(c) for c in prompt] if isinstance(prompt, str) else list(prompt)
         if len(ids) > 50:
             raise ValueError("The prompt is too long.")
         return SimpleNamespace(token_ids=ids)
+
+    def check_health(self):
+        if self.is_closed:
+            raise EngineError("the engine is closed: make a new LLM.")
 
     def check_sampling_params(self, sampling_params):
         if sampling_params.stop_token_ids and max(sampling_params.stop_token_ids) > 1000:
@@ -57,7 +66,7 @@ class FakeLLM:
                     raise KeyboardInterrupt
                 index, (ids, sampling) = running.pop()
                 self.sampling.append(sampling)
-                yield index, self.output(index, ids, sampling.n)
+                yield index, self.output(index, [int(i) for i in ids], sampling.n)
                 finished += 1
         finally:
             self.was_left_with = len(running)

@@ -1,5 +1,6 @@
 """`twinmesh batch`, against an engine that repeats the prompt."""
 
+import errno
 import json
 
 import pytest
@@ -20,7 +21,9 @@ def batch(tmp_path, capsys):
     def run(lines, *args):
         source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
         source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        code = main(["batch", "--model", "fake", "--input", str(source), "--output", str(target), *args])
+        model = tmp_path / "fake.gguf"
+        model.write_bytes(b"a model")
+        code = main(["batch", "--model", str(model), "--input", str(source), "--output", str(target), *args])
         out, err = capsys.readouterr()
         return code, out, err, target
 
@@ -75,8 +78,107 @@ def test_ctrl_c_says_what_is_written_and_stops_with_130(llm, batch):
     llm.interrupt_after = 1
     code, _, err, target = batch([{"prompt": "a"}, {"prompt": "b"}])
     assert code == 130
-    assert err.endswith(f"twinmesh: Stopped. 1 of 2 results are in {target}.\n")
+    assert err.endswith(f"twinmesh: Stopped. 1 of 2 results are in {target}; the same command goes on from there.\n")
     assert len(target.read_text().splitlines()) == 1
+
+
+def test_ctrl_c_while_the_model_is_loaded_says_so_as_well(batch, monkeypatch):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(arguments, "load_llm", interrupted)
+    code, _, err, target = batch([{"prompt": "a"}, {"prompt": "b"}])
+    assert code == 130
+    assert err == f"twinmesh: Stopped. 0 of 2 results are in {target}; the same command goes on from there.\n"
+
+
+def test_what_is_finished_needs_no_model_and_is_counted(llm, batch, monkeypatch):
+    batch([{"prompt": "a"}, {"prompt": "b", "n": 0}])
+    monkeypatch.setattr(arguments, "load_llm", lambda args: pytest.fail("the model was loaded"))
+    code, _, err, target = batch([{"prompt": "a"}, {"prompt": "b", "n": 0}])
+    assert code == 1
+    assert f"Wrote 0 results to {target}. 2 results were there already. 1 line could not be run" in err
+
+
+def test_another_run_is_refused_in_a_sentence_and_restart_overwrites(llm, batch):
+    batch([{"prompt": "a"}])
+    code, _, err, target = batch([{"prompt": "a"}], "--temperature", "0", "--dtype", "bfloat16")
+    assert code == 2
+    assert "(temperature=1.0 instead of 0.0, dtype='auto' instead of 'bfloat16')" in err
+    assert err.count("\n") == 1
+    code, _, _, _ = batch([{"prompt": "a"}], "--temperature", "0", "--restart")
+    assert code == 0
+    assert len(target.read_text().splitlines()) == 1
+
+
+def test_what_does_not_change_results_may_change(llm, batch):
+    batch([{"prompt": "a"}])
+    others = ["--topology", "both=2", "--max-model-len", "99", "--decode-steps", "4", "--no-prefix-caching"]
+    code, _, _, _ = batch([{"prompt": "a"}], *others)
+    assert code == 0
+
+
+def test_errors_are_retried_when_asked_for(llm, batch):
+    llm.fail = "b"
+    assert batch([{"prompt": "a"}, {"prompt": "b"}])[0] == 1
+    llm.fail = None
+    assert batch([{"prompt": "a"}, {"prompt": "b"}])[0] == 1
+    code, _, err, target = batch([{"prompt": "a"}, {"prompt": "b"}], "--retry-errors")
+    assert code == 0
+    assert f"Wrote 1 result to {target}. 1 result was there already." in err
+
+
+def test_a_summary_is_written(llm, batch, tmp_path):
+    path = tmp_path / "summary.json"
+    batch([{"prompt": "a"}, {"prompt": "b"}], "--summary", str(path), "--gpu-hour-price", "2", "--topology", "both=2")
+    summary = json.loads(path.read_text())
+    assert (summary["succeeded"], summary["devices"], summary["device_hour_price"]) == (2, 2, 2.0)
+    assert summary["dollars"] == pytest.approx(2 * 2 * summary["seconds"] / 3600)
+    batch([{"prompt": "a"}, {"prompt": "b"}], "--summary", str(path), "--gpu-hour-price", "2", "--topology", "both=2")
+    assert json.loads(path.read_text()) == summary  # nothing was left to do
+
+
+def test_a_summary_that_finds_no_room_leaves_none_and_is_written_by_the_next_start(llm, batch, tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("twinmesh.scripts.batch.write_atomically", full)
+    code, _, err, _ = batch([{"prompt": "a"}], "--summary", str(path))
+    assert code == 1
+    assert err.endswith(f"twinmesh: {path}: No space left on device.\n")
+    monkeypatch.undo()
+    batch([{"prompt": "a"}], "--summary", str(path))
+    assert json.loads(path.read_text())["succeeded"] == 1
+
+
+def test_a_price_that_is_none_is_refused_in_words(batch, capsys):
+    with pytest.raises(SystemExit):
+        batch([{"prompt": "a"}], "--gpu-hour-price", "nan")
+    assert "argument --gpu-hour-price: 'nan' is not a price: give dollars, 0 or more" in capsys.readouterr().err
+
+
+def test_a_conversation_that_ends_in_calls_is_shown(llm, batch):
+    calls = {"role": "assistant", "tool_calls": []}
+    llm.chat_prompt = lambda messages, tools=None: [97]
+    assert batch([{"messages": [{"role": "user", "content": "q"}, calls]}], "--show", "1")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--summary", "in.jsonl"], "The summary in.jsonl is the input file"),
+        (["--summary", "s", "--decision-log", "./s"], "The summary s is the decision log file"),
+        (["--summary", "no/where"], "The summary's directory no does not exist"),
+    ],
+)
+def test_files_written_beside_the_results_overwrite_nothing(batch, tmp_path, monkeypatch, args, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(arguments, "load_llm", lambda args: pytest.fail("the model was loaded"))
+    code, _, err, _ = batch([{"prompt": "a"}], *args)
+    assert code == 2
+    assert says in err
 
 
 @pytest.mark.parametrize("missing", ["input", "output"])

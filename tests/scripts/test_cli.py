@@ -9,8 +9,9 @@ import pytest
 import twinmesh
 from twinmesh.engine import llm
 from twinmesh.engine.config import Topology
-from twinmesh.engine.core import EngineError
+from twinmesh.engine.errors import BatchStopped, EngineError
 from twinmesh.scripts import arguments
+from twinmesh.scripts.bench import BENCHMARKS
 from twinmesh.scripts.cli import COMMANDS, main
 
 SCRIPTS = Path(twinmesh.__file__).parent / "scripts"
@@ -30,6 +31,14 @@ def test_every_command_explains_itself(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert "usage: twinmesh " + command in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", name, "--help"])
+    assert stop.value.code == 0
+    assert "usage: " in capsys.readouterr().out
 
 
 def test_help_and_refusals_need_no_jax(tmp_path):
@@ -71,6 +80,8 @@ def test_bad_input_to_a_script_is_one_line_without_a_traceback(tmp_path):
         (["generate", "--model", "m", "--decode-steps", "few"], "few"),
         (["generate", "--model", "m", "--stop"], "--stop"),
         (["batch", "--model", "m", "--output", "o"], "--input"),
+        (["batch", "--model", "m", "--input", "i", "--output", "o", "--gpu-hour-price", "-1"], "-1"),
+        (["bench", "dance"], "dance"),
     ],
 )
 def test_bad_arguments_are_one_line(args, says, capsys):
@@ -121,7 +132,8 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(llm, "LLM", record)
     (tmp_path / "i").write_text(LINE)
-    start = [*command, "--model", "m"]
+    (tmp_path / "m.gguf").write_text("a model")
+    start = [*command, "--model", "m.gguf"]
     assert main(start) == 1
     defaults = {name: given.pop(name) for name in ("deterministic", "decode_steps", "enable_prefix_caching")}
     assert defaults == {"deterministic": False, "decode_steps": 1, "enable_prefix_caching": True}
@@ -130,7 +142,7 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
     main([*start, "--topology", "both=2", "--dtype", "bfloat16", "--max-model-len", "64", "--deterministic",
           "--decode-steps", "4", "--no-prefix-caching", "--decision-log", "run.log"])  # fmt: skip
     assert given == {
-        "model": "m", "topology": Topology.parse("both=2"), "dtype": "bfloat16", "max_model_len": 64,
+        "model": "m.gguf", "topology": Topology.parse("both=2"), "dtype": "bfloat16", "max_model_len": 64,
         "deterministic": True, "decode_steps": 4, "enable_prefix_caching": False, "decision_log": "run.log",
         "progress": True,
     }  # fmt: skip
@@ -151,6 +163,7 @@ def test_a_decision_log_overwrites_nothing_else(log, role, tmp_path, monkeypatch
     ("error", "code", "says"),
     [
         (ValueError("The model is no model."), 2, "twinmesh: The model is no model.\n"),
+        (BatchStopped("The disk is full."), 3, "twinmesh: The disk is full.\n"),
         (EngineError("the engine is closed: make a new LLM."), 1, "twinmesh: the engine is closed: make a new LLM.\n"),
         (OSError(28, "No space left on device", "out"), 1, "twinmesh: out: No space left on device.\n"),
         (OSError(28, "No space left on device"), 1, "twinmesh: No space left on device.\n"),

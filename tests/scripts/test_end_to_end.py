@@ -29,6 +29,25 @@ def test_a_batch_answers_what_generate_answers(model, tmp_path, capsys):
     assert written["line-3"]["response"]["body"]["choices"][0]["text"]
 
 
+def test_a_resumed_batch_answers_what_a_whole_one_does(model, tmp_path):
+    source, whole, resumed = (tmp_path / name for name in ("in.jsonl", "whole.jsonl", "resumed.jsonl"))
+    lines = [{"prompt": f"the sea {i}", "temperature": 1, "n": 1 + i % 2} for i in range(12)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    start = ["batch", *model, "--deterministic", "--input", str(source), "--output"]
+    assert main([*start, str(whole)]) == 0
+    kept = whole.read_bytes().splitlines(keepends=True)[:5]
+    resumed.write_bytes(b"".join(kept) + b'{"id": "batch_req_')
+    (tmp_path / "resumed.jsonl.run").write_bytes((tmp_path / "whole.jsonl.run").read_bytes())
+    assert main([*start, str(resumed)]) == 0
+    assert resumed.read_bytes().startswith(b"".join(kept))
+    assert _texts(resumed) == _texts(whole)
+
+
+def _texts(path):
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return sorted((line["id"], [choice["text"] for choice in line["response"]["body"]["choices"]]) for line in lines)
+
+
 def test_a_deterministic_run_leaves_a_decision_log_that_replays(model, tmp_path, capsys):
     log = tmp_path / "run.log"
     args = [*model, "--prompt", "the sea", "--deterministic", "--no-prefix-caching", "--decision-log", str(log)]

@@ -1,0 +1,53 @@
+"""A batch run as a process of its own, against an engine that repeats the prompt: `python batch_process.py` with the
+arguments of `twinmesh batch`, after one argument that says how long a result takes, in seconds.
+
+Prints the most memory it had, in KiB. Each request that a slow engine finishes adds a byte to OUTPUT.computed, before
+its line is written.
+"""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from helpers.fake_llm import FakeLLM
+from twinmesh.scripts import arguments
+from twinmesh.scripts.cli import main
+
+
+class SlowLLM(FakeLLM):
+    """Takes its time, and keeps count outside of memory, where a kill does not reach it."""
+
+    def __init__(self, seconds, count):
+        super().__init__()
+        self._seconds, self._count = seconds, os.open(count, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def output(self, index, ids, n=1):
+        time.sleep(self._seconds)
+        os.write(self._count, b".")
+        return super().output(index, ids, n)
+
+
+class InstantLLM(FakeLLM):
+    """Gives the same result always, and takes no time that is not the batch run's."""
+
+    def __init__(self):
+        super().__init__()
+        self._output = super().output(0, [97])
+
+    def output(self, index, ids, n=1):
+        self.sampling.clear()
+        return self._output
+
+
+if __name__ == "__main__":
+    seconds, argv = float(sys.argv[1]), sys.argv[2:]
+    count = argv[argv.index("--output") + 1] + ".computed"
+    arguments.load_llm = lambda args: SlowLLM(seconds, count) if seconds else InstantLLM()
+    code = main(["batch", *argv])
+    # Not getrusage: it counts what the process that forked this one had.
+    print(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+    sys.exit(code)

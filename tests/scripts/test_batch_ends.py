@@ -1,0 +1,140 @@
+"""`twinmesh batch` as a process that is killed, stopped or runs out of room, and is then started again."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from helpers import batch_process
+from helpers.batch_files import BatchFiles, prompts
+
+LINES = 300
+
+
+@pytest.fixture
+def files(tmp_path):
+    files = BatchFiles(tmp_path)
+    files.write(prompts(LINES))
+    return files
+
+
+def start(files, *args, seconds="0.002", limit=None):
+    """The run as a process; `limit`: the most bytes that a file of it may have."""
+    command = [sys.executable, batch_process.__file__, seconds, "--model", files.model]
+    command += ["--input", files.source, "--output", files.target, *args]
+
+    def set_limit():
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=set_limit
+    )
+
+
+def size(files):
+    return files.target.stat().st_size if files.target.exists() else 0
+
+
+def wait_until_it_writes(process, files, more):
+    """Until the output has grown by `more` bytes, or the process has ended."""
+    before = size(files)
+    while size(files) < before + more and process.poll() is None:
+        pass
+
+
+def computed(files):
+    return (files.folder / f"{files.output_name}.computed").stat().st_size
+
+
+def test_twenty_kills_lose_nothing_and_repeat_nothing(files):
+    draw = random.Random(1)
+    for kill in range(20):
+        process = start(files, seconds="0.01")
+        if kill % 2:
+            wait_until_it_writes(process, files, draw.randrange(1, 4000))
+        else:
+            with pytest.raises(subprocess.TimeoutExpired):  # while it starts, or soon after
+                process.wait(draw.uniform(0.1, 0.4))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = start(files)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert Counter(files.ids()) == Counter(f"id{i}" for i in range(LINES))
+    assert all(line["response"]["body"]["choices"][0]["text"] == line["custom_id"][2:] for line in files.read())
+    # A result that was computed and not yet written is lost with the process.
+    assert LINES <= computed(files) <= LINES + 20
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_in_order_and_says_how_to_go_on(files, number, code):
+    process = start(files)
+    wait_until_it_writes(process, files, 2000)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == code
+    written = len(files.read())
+    place = f"{written} of {LINES} results are in {files.target}"
+    assert err.splitlines()[-1] == f"twinmesh: Stopped. {place}; the same command goes on from there."
+    assert "Traceback" not in err
+    process = start(files, seconds="0")
+    process.communicate()
+    assert process.returncode == 0
+    assert Counter(files.ids()) == Counter(f"id{i}" for i in range(LINES))
+
+
+def test_a_file_that_may_not_grow_stops_the_run_which_goes_on_later(files):
+    process = start(files, limit=20_000)
+    _, err = process.communicate()
+    assert process.returncode == 3
+    written = files.read()  # whole lines only
+    assert 0 < len(written) < LINES
+    assert size(files) <= 20_000
+    assert f"There is no room for more of {files.target} (File too large): make some. {len(written)} of {LINES}" in err
+    assert "Traceback" not in err
+    process = start(files, seconds="0")
+    process.communicate()
+    assert process.returncode == 0
+    assert Counter(files.ids()) == Counter(f"id{i}" for i in range(LINES))
+
+
+def test_closed_standard_streams_neither_stop_it_nor_lend_their_numbers_to_the_output(files):
+    command = [sys.executable, batch_process.__file__, "0.01", "--model", files.model]
+    command += ["--input", files.source, "--output", files.target]
+    process = subprocess.Popen(list(map(str, command)), preexec_fn=lambda: os.closerange(0, 3))
+    wait_until_it_writes(process, files, 1)
+    opened = {number: os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)}
+    assert set(opened.values()) == {os.devnull}
+    process.wait()
+    assert process.returncode == 0
+    assert len(files.ids()) == LINES
+
+
+def test_a_second_process_is_refused_and_the_first_goes_on(files):
+    first = start(files)
+    wait_until_it_writes(first, files, 1)
+    second = start(files)
+    _, err = second.communicate()
+    assert second.returncode == 2
+    assert err.startswith(f"twinmesh: {files.target} is being written by another process: ")
+    assert err.count("\n") == 1
+    first.communicate()
+    assert first.returncode == 0
+    assert len(files.ids()) == LINES
+
+
+def test_a_million_lines_take_no_more_memory_than_a_few(files):
+    with files.source.open("w") as file:
+        file.writelines(f'{{"prompt": "{i}", "custom_id": "id{i}"}}\n' for i in range(1_000_000))
+    process = start(files, seconds="0")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    with files.target.open("rb") as file:
+        assert sum(1 for _ in file) == 1_000_000
+    assert int(out) < 128 * 1024  # KiB, of which Python and numpy take about a third
