@@ -144,12 +144,13 @@ def against_the_floor(model: str, dtype: str, rate: float) -> dict[str, float]:
 
 
 def _run(command: list[str]) -> dict[str, Any] | None:
-    """The figures that a process printed last; None where it failed, which its own stderr explains."""
+    """The figures that a process printed, on one line among others; None where it failed, which its stderr explains."""
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
+    found = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]  # vLLM logs to stdout as well
+    if done.returncode or not found:
         print(f"failed with exit code {done.returncode}: {' '.join(command)}", file=sys.stderr)
         return None
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, Any] = json.loads(found[-1])
     return figures
 
 

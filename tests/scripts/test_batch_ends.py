@@ -28,6 +28,7 @@ def start(files, *args, seconds="0.002", limit=None):
     command += ["--input", files.source, "--output", files.target, *args]
 
     def set_limit():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which is ignored where the tests run in the background
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
