@@ -1,0 +1,11 @@
+"""Sizes of tiles."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DecodeTiles:
+    """Tokens of a split and tiles in each ring."""
+
+    split: int
+    stages: int
