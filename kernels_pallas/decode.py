@@ -35,7 +35,6 @@ from .mosaic import (
     full,
     iota,
     load_tile,
-    online,
     per_row,
     product,
     smem,
@@ -275,8 +274,9 @@ def _kernel(
                 scores = product(q_smem.at[buffer], k_smem.at[at])
                 token = iota(scores.shape, 1) + base
                 visible = (token >= work.begin) & (token < work.end)
-                logits = jnp.where(visible, plan.softmax.logits(scores), -jnp.inf)
-                peak, sum_, rescale, weights = online(peak, sum_, logits)
+                scores = jnp.where(visible, plan.softmax.prepared(scores), -jnp.inf)
+                peak, rescale, weights = plan.softmax.online(peak, scores)
+                sum_ = sum_ * rescale + weights.sum(axis=1)
                 acc = acc * per_row(rescale, acc.shape)
                 plgpu.barrier_wait(v_full.at[at])
                 values = v_smem.at[at, :, columns] if plan.halves else v_smem.at[at]

@@ -15,6 +15,7 @@ accumulators that begin with a value; that is the only difference between what i
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +44,25 @@ class Softmax:
     scale: float
     softcap: float | None
 
-    def logits(self, scores: jax.Array) -> jax.Array:
-        """Raw products to logits in base 2, so that exp2 takes them as they are."""
-        if self.softcap is None:
-            return scores * (self.scale * LOG2E)
-        return jnp.tanh(scores * (self.scale / self.softcap)) * (self.softcap * LOG2E)
+    def prepared(self, scores: jax.Array) -> jax.Array:
+        """Raw products to what `factor` turns into logits in base 2, so that exp2 takes them as they are."""
+        if self.softcap is not None:
+            return jnp.tanh(scores * (self.scale / self.softcap)) * (self.softcap * LOG2E)
+        return scores if self.scale > 0 else scores * (self.scale * LOG2E)
+
+    @property
+    def factor(self) -> float:
+        """Left to the exponent, where it is part of a fused multiply-add; above zero."""
+        return self.scale * LOG2E if self.softcap is None and self.scale > 0 else 1.0
+
+    def online(self, peak: jax.Array, prepared: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """One step of the online softmax over [M, N]: the new peak (base 2), the rescale of what was summed, weights.
+
+        `prepared` is -inf where nothing is visible.
+        """
+        risen = jnp.maximum(peak, prepared.max(axis=1) * self.factor)
+        weights = jnp.exp2(prepared * self.factor - per_row(risen, prepared.shape))
+        return risen, jnp.exp2(peak - risen), weights
 
 
 def why_unsupported(q: jax.Array, k_pages: jax.Array) -> str | None:
@@ -134,11 +149,13 @@ def iota(shape: tuple[int, ...], axis: int) -> jax.Array:
     return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
 
 
-def product(a: Ref, b: Ref) -> jax.Array:
-    """a [M, K] @ b [N, K] transposed, both in shared memory: float32 [M, N]."""
+def product(a: Ref, b: Ref, after_issue: Callable[[], None] | None = None) -> jax.Array:
+    """a [M, K] @ b [N, K] transposed, both in shared memory: float32 [M, N]; `after_issue` runs while it is computed."""
 
     def scores(acc: Ref) -> jax.Array:
         plgpu.wgmma(acc, a, b.transpose((1, 0)))
+        if after_issue is not None:
+            after_issue()
         return acc[...]
 
     return pl.run_scoped(scores, plgpu.ACC((a.shape[0], b.shape[0]), jnp.float32))
@@ -176,14 +193,6 @@ def zero_hidden_rows(values: Ref, base: jax.Array, begin: jax.Array, end: jax.Ar
 
 def _either(values: tuple[int, ...]) -> str:
     return ", ".join(map(str, values[:-1])) + f" and {values[-1]}"
-
-
-def online(peak: jax.Array, total: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """One step of the online softmax in base 2 over logits [M, N]: (peak, total, rescale of what was summed, weights)."""
-    risen = jnp.maximum(peak, logits.max(axis=1))
-    rescale = jnp.exp2(peak - risen)
-    weights = jnp.exp2(logits - per_row(risen, logits.shape))
-    return risen, total * rescale + weights.sum(axis=1), rescale, weights
 
 
 @functools.cache

@@ -9,3 +9,11 @@ class DecodeTiles:
 
     split: int
     stages: int
+
+
+@dataclass(frozen=True)
+class PrefillTiles:
+    """Tokens of a tile and tiles in the ring."""
+
+    tile: int
+    stages: int
