@@ -5,9 +5,9 @@ dealt out to as many thread blocks as the GPU has multiprocessors, so that a lon
 empty slot nothing. A block is a producer warpgroup, which copies tiles of keys and values into a ring in shared memory,
 also ahead into its next piece of work, and two consumers. The query heads of a key/value head are rows of one product.
 
-The consumers share a split in one of two ways. Up to 128 columns each takes every other tile and has partial sums of its
-own. With 256 columns, whose accumulator would not fit the registers beside the rest, both score every tile and each sums
-its half of the columns.
+The consumers share a split in one of two ways. Up to 128 columns each takes every other tile and has its own partial
+sums. With 256 columns, whose accumulator would not fit the registers beside the rest, both score every tile and sum a
+half of the columns each.
 
 Partial sums are float32, divided by their total, with the base-2 logarithm of that total and peak beside them.
 Not here: checks of arguments (`__init__.py`, `mosaic.why_unsupported`), the choice of tiles (`tiles.py`).
@@ -38,7 +38,7 @@ from .mosaic import (
     per_row,
     product,
     smem,
-    tile_pages,
+    tile_page,
     zero_hidden_rows,
 )
 from .tiles import DecodeTiles
@@ -212,11 +212,7 @@ def _kernel(
     def _produce() -> None:
         plgpu.set_max_registers(40, action="decrease")
 
-        def pages(work: _Item, tile: Array) -> tuple[Array, ...]:
-            base = work.base + tile * _TILE
-            return tile_pages(
-                page_table, work.request, base, work.begin, work.end, rows=_TILE, page_size=plan.page_size
-            )  # fmt: skip
+        reads_ahead = copies_per_tile(_TILE, plan.page_size) == 1  # the next tile's page, while this one is copied
 
         def one(i: Array, carry: tuple[_Item, tuple[Array, ...]]) -> tuple[_Item, tuple[Array, ...]]:
             work, used = carry
@@ -230,22 +226,26 @@ def _kernel(
             q_rows = q_smem.at[buffer, pl.ds(0, plan.rows)]
             plgpu.copy_gmem_to_smem(q.at[work.request, work.head], q_rows, q_full.at[buffer])
 
-            def tile(j: Array, ids: tuple[Array, ...]) -> tuple[Array, ...]:
+            def page(token: Array) -> Array:
+                return tile_page(page_table, work.request, token, work.begin, work.end, plan.page_size)
+
+            def tile(j: Array, ahead: Array) -> Array:
                 ring = lax.rem(j, plan.rings)
                 use = lax.div(j, plan.rings) + (used[0] if plan.rings == 1 else jnp.where(ring == 0, *used))
                 at = slot(ring, use)
-                following_ids = pages(work, j + 1)
+                base = work.base + j * _TILE
+                following_page = page(base + _TILE) if reads_ahead else ahead
+                ids = (lambda _: ahead) if reads_ahead else page
 
                 @pl.when(use >= plan.stages)
                 def _wait_for_slot() -> None:
                     plgpu.barrier_wait(free.at[at])
 
-                base = work.base + j * _TILE
                 load_tile(k_pages, ids, base, work.head, k_smem.at[at], k_full.at[at])
                 load_tile(v_pages, ids, base, work.head, v_smem.at[at], v_full.at[at])
-                return following_ids
+                return following_page
 
-            lax.fori_loop(0, work.tiles, tile, pages(work, jnp.int32(0)))
+            lax.fori_loop(0, work.tiles, tile, page(work.base) if reads_ahead else jnp.int32(0))
             return following, tuple(n + _share(work.tiles, ring, plan.rings) for ring, n in enumerate(used))
 
         @pl.when(mine > 0)

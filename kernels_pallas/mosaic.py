@@ -66,7 +66,7 @@ class Softmax:
 
 
 def why_unsupported(q: jax.Array, k_pages: jax.Array) -> str | None:
-    """One sentence that names what these kernels do not take of q [.., Hq, D] and k_pages [N, P, Hk, D]; None if fine."""
+    """One sentence on what these kernels do not take of q [.., Hq, D] and k_pages [N, P, Hk, D]; None if they do."""
     page_size, kv_heads, head_dim = k_pages.shape[1:]
     group = q.shape[1] // kv_heads
     if k_pages.dtype not in DTYPES:
@@ -95,42 +95,45 @@ def copies_per_tile(rows: int, page_size: int) -> int:
     return max(1, rows // page_size)
 
 
-def tile_pages(
+def tile_page(
     page_table: Ref,  # [R, max_pages]
     request: jax.Array,
     base: jax.Array,
     begin: jax.Array,
     end: jax.Array,
-    *,
-    rows: int,
     page_size: int,
-) -> tuple[jax.Array, ...]:
-    """The page ids of the tile whose first token is `base`, for a request whose visible tokens are begin to end - 1."""
+) -> jax.Array:
+    """The id of the page that holds token `base` of a request whose visible tokens are begin to end - 1.
+
+    A token that is not visible has the nearest page that is.
+    """
     first, last = lax.div(begin, page_size), lax.div(end - 1, page_size)
-    start = lax.div(base, page_size)
-    return tuple(
-        page_table[request, jnp.minimum(jnp.maximum(start + i, first), last)]
-        for i in range(copies_per_tile(rows, page_size))
-    )
+    page: jax.Array = page_table[request, jnp.minimum(jnp.maximum(lax.div(base, page_size), first), last)]
+    return page
 
 
 def load_tile(
     pages: Ref,  # [N, P, Hk, D]
-    ids: tuple[jax.Array, ...],
+    page: Callable[[jax.Array], jax.Array],  # from a token to the id of its page
     base: jax.Array,
     head: jax.Array,
     target: Ref,  # [rows, D] in shared memory
     barrier: Ref,
 ) -> None:
-    """Start the copies of one tile from the pages `ids`; `barrier` completes when they have arrived."""
+    """Start the copies of the tile whose first token is `base`; `barrier` completes when they have arrived."""
     rows, page_size = target.shape[0], pages.shape[1]
     if page_size > rows:
         offset = pl.multiple_of(lax.rem(base, page_size), rows)
-        plgpu.copy_gmem_to_smem(pages.at[ids[0], pl.ds(offset, rows), head], target, barrier)
-        return
-    for i, page in enumerate(ids):
-        part = target if len(ids) == 1 else target.at[pl.ds(i * page_size, page_size)]
-        plgpu.copy_gmem_to_smem(pages.at[page, :, head], part, barrier)
+        plgpu.copy_gmem_to_smem(pages.at[page(base), pl.ds(offset, rows), head], target, barrier)
+    elif page_size == rows:
+        plgpu.copy_gmem_to_smem(pages.at[page(base), :, head], target, barrier)
+    else:
+        # A loop: unrolled, it takes more registers than a producer has.
+        @pl.loop(0, rows // page_size)
+        def _copy(i: jax.Array) -> None:
+            offset = pl.multiple_of(i * page_size, page_size)
+            source = pages.at[page(base + offset), :, head]
+            plgpu.copy_gmem_to_smem(source, target.at[pl.ds(offset, page_size)], barrier)
 
 
 def full(shape: tuple[int, ...], value: float) -> jax.Array:
@@ -150,7 +153,7 @@ def iota(shape: tuple[int, ...], axis: int) -> jax.Array:
 
 
 def product(a: Ref, b: Ref, after_issue: Callable[[], None] | None = None) -> jax.Array:
-    """a [M, K] @ b [N, K] transposed, both in shared memory: float32 [M, N]; `after_issue` runs while it is computed."""
+    """a [M, K] @ b [N, K] transposed, both in shared memory: float32 [M, N]; `after_issue` runs meanwhile."""
 
     def scores(acc: Ref) -> jax.Array:
         plgpu.wgmma(acc, a, b.transpose((1, 0)))
@@ -180,14 +183,18 @@ def zero_hidden_rows(values: Ref, base: jax.Array, begin: jax.Array, end: jax.Ar
 
     For the tensor cores to read: the caller's warpgroup only, unless a barrier follows.
     """
-    rows, width = values.shape[0], 64  # in columns of 64, or a head dim of 256 would not fit the registers
-    for row in range(0, rows, WARPGROUP_ROWS):
-        height = min(WARPGROUP_ROWS, rows)
-        for column in range(0, values.shape[1], width):
-            part = values.at[pl.ds(row, height), pl.ds(column, width)]
+    height = width = 64  # a few registers at a time, and in a loop: producers have no more
+
+    @pl.loop(0, values.shape[0] // height)
+    def _row(i: jax.Array) -> None:
+        @pl.loop(0, values.shape[1] // width)
+        def _column(j: jax.Array) -> None:
+            row = pl.multiple_of(i * height, height)
+            part = values.at[pl.ds(row, height), pl.ds(pl.multiple_of(j * width, width), width)]
             token = iota((height, width), 0) + (base + row)
             kept = plgpu.layout_cast(part[...], plgpu.Layout.WGMMA)
             part[...] = jnp.where((token >= begin) & (token < end), kept, jnp.zeros_like(kept))
+
     plgpu.commit_smem()
 
 

@@ -36,7 +36,7 @@ from .mosaic import (
     per_row,
     product,
     smem,
-    tile_pages,
+    tile_page,
     zero_hidden_rows,
 )
 from .tiles import PrefillTiles
@@ -64,6 +64,11 @@ class _Plan:
     interpret: bool
 
     @property
+    def registers(self) -> tuple[int, int]:
+        """Of a consumer's and the producer's threads, 512 in all; as few for the producer as do not spill."""
+        return (224, 56) if self.head_dim == 64 else (232, 40)
+
+    @property
     def staged(self) -> int:
         """Columns of a result on their way out at a time."""
         return 64 if self.head_dim > 128 else self.head_dim
@@ -72,7 +77,6 @@ class _Plan:
 class _Piece(NamedTuple):
     """See `ChunkColumn`."""
 
-    head: Array
     request: Array
     row: Array
     skip: Array
@@ -147,7 +151,8 @@ def _call(plan: _Plan, q: Array, k_pages: Array, v_pages: Array, *arguments: Any
         v_smem=smem((plan.stages, plan.tile, head_dim), dtype),
         out_smem=plgpu.SMEM((*per_consumer, plan.staged), dtype),
         weights_smem=smem((*per_consumer, plan.tile), dtype) if plan.interpret else None,
-        q_full=plgpu.Barrier(num_barriers=_CONSUMERS),
+        piece_smem=plgpu.SMEM((2, _CONSUMERS, len(ChunkColumn)), jnp.int32),
+        q_full=plgpu.Barrier(num_barriers=_CONSUMERS, num_arrivals=2),
         q_free=plgpu.Barrier(num_barriers=_CONSUMERS),
         k_full=plgpu.Barrier(num_barriers=plan.stages, num_arrivals=arrivals),
         k_free=plgpu.Barrier(num_barriers=plan.stages, num_arrivals=_CONSUMERS),
@@ -193,38 +198,39 @@ def _kernel(
         forth = lax.rem(i, 2) == 0
         return i * plan.blocks + jnp.where(forth, block, plan.blocks - 1 - block)
 
-    def piece(i: Array) -> _Piece:
-        index = jnp.minimum(at(i), total - 1)
-        place = lax.div(index, plan.query_heads)
-        return _Piece(lax.rem(index, plan.query_heads), *(pieces[place, column] for column in ChunkColumn))
+    def place(i: Array) -> tuple[Array, Array]:
+        """Row of `pieces`, and query head."""
+        return lax.div(at(i), plan.query_heads), lax.rem(at(i), plan.query_heads)
 
     mine = jnp.maximum(rounds - jnp.where(at(rounds - 1) < total, 0, 1), 0)
 
     @pl.when((warpgroup == _PRODUCER) & (mine > 0))
     def _() -> None:
-        plgpu.set_max_registers(40, action="decrease")
-        _produce(plan, mine, piece, q, k_pages, v_pages, page_table, scratch)
+        plgpu.set_max_registers(plan.registers[1], action="decrease")
+        _produce(plan, mine, place, pieces, q, k_pages, v_pages, page_table, scratch)
 
     @pl.when((warpgroup < _CONSUMERS) & (mine > 0))
     def _() -> None:
-        plgpu.set_max_registers(232, action="increase")
-        _consume(plan, mine, piece, warpgroup, sinks, out, scratch)
+        plgpu.set_max_registers(plan.registers[0], action="increase")
+        _consume(plan, mine, place, warpgroup, sinks, out, scratch)
 
 
 def _produce(
-    plan: _Plan, mine: Array, piece: Any, q: Ref, k_pages: Ref, v_pages: Ref, page_table: Ref, scratch: dict[str, Ref]
+    plan: _Plan,
+    mine: Array,
+    place: Any,
+    pieces: Ref,
+    q: Ref,
+    k_pages: Ref,
+    v_pages: Ref,
+    page_table: Ref,
+    scratch: dict[str, Ref],
 ) -> None:
     k_smem, v_smem, k_full, v_full = (scratch[name] for name in ("k_smem", "v_smem", "k_full", "v_full"))
 
-    def pages(work: _Piece, tile: Array) -> tuple[Array, ...]:
-        return tile_pages(
-            page_table, work.request, tile * plan.tile, work.low, jnp.maximum(work.high, 1),
-            rows=plan.tile, page_size=plan.page_size,
-        )  # fmt: skip
-
-    def one(i: Array, carry: tuple[_Piece, Array]) -> tuple[_Piece, Array]:
-        work, used = carry
-        following = piece(i + 1)  # read early
+    def one(i: Array, used: Array) -> Array:
+        number, head = place(i)
+        work = _piece(pieces.at[number])
         for consumer in range(_CONSUMERS):
 
             @pl.when(i > 0)
@@ -232,16 +238,22 @@ def _produce(
                 plgpu.barrier_wait(scratch["q_free"].at[consumer])
 
             row = pl.multiple_of(work.row + consumer * WARPGROUP_ROWS, 8)
-            rows = q.at[pl.ds(row, WARPGROUP_ROWS), work.head]
-            plgpu.copy_gmem_to_smem(rows, scratch["q_smem"].at[consumer], scratch["q_full"].at[consumer])
+            full = scratch["q_full"].at[consumer]
+            plgpu.copy_gmem_to_smem(pieces.at[number], scratch["piece_smem"].at[lax.rem(i, 2), consumer], full)
+            plgpu.copy_gmem_to_smem(q.at[pl.ds(row, WARPGROUP_ROWS), head], scratch["q_smem"].at[consumer], full)
         first, last = work.tiles(plan.tile)
-        kv_head = lax.div(work.head, plan.group)
+        kv_head = lax.div(head, plan.group)
+        unwritten_from = _unwritten_from(work, plan.page_size)
 
-        def tile(j: Array, carry: tuple[Array, tuple[Array, ...]]) -> tuple[Array, tuple[Array, ...]]:
-            use, ids = carry
+        def page(token: Array) -> Array:
+            return tile_page(page_table, work.request, token, work.low, work.high, plan.page_size)
+
+        def tile(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            use, ahead = carry
             slot = lax.rem(use, plan.stages)
-            following_ids = pages(work, j + 1)
             base = j * plan.tile
+            following = page(base + plan.tile) if reads_ahead else ahead
+            ids = (lambda _: ahead) if reads_ahead else page
             for free in ("k_free", "v_free"):
 
                 @pl.when(use >= plan.stages)
@@ -250,7 +262,7 @@ def _produce(
 
                 if free == "k_free":
                     load_tile(k_pages, ids, base, kv_head, k_smem.at[slot], k_full.at[slot])
-            unwritten = _may_hold_nan(plan, work, base)
+            unwritten = base + plan.tile > unwritten_from
 
             @pl.when(jnp.logical_not(unwritten))
             def _() -> None:
@@ -261,27 +273,32 @@ def _produce(
                 load_tile(v_pages, ids, base, kv_head, v_smem.at[slot], scratch["v_copied"])
                 plgpu.barrier_wait(scratch["v_copied"])
                 zero_hidden_rows(v_smem.at[slot], base, work.low, work.length)
-                for _arrival in ids:
+                for _arrival in range(copies_per_tile(plan.tile, plan.page_size)):
                     plgpu.barrier_arrive(v_full.at[slot])
 
-            return use + 1, following_ids
+            return use + 1, following
 
-        used, _ = lax.fori_loop(first, last, tile, (used, pages(work, first)))
-        return following, used
+        ahead = page(first * plan.tile) if reads_ahead else jnp.int32(0)
+        used, _ = lax.fori_loop(first, last, tile, (used, ahead))
+        return used
 
-    lax.fori_loop(0, mine, one, (piece(jnp.int32(0)), jnp.int32(0)))
+    reads_ahead = copies_per_tile(plan.tile, plan.page_size) == 1  # the next tile's page, while this one is copied
+    lax.fori_loop(0, mine, one, jnp.int32(0))
 
 
-def _may_hold_nan(plan: _Plan, work: _Piece, base: Array) -> Array:
-    """Whether a tile has read the request's last page and more of it than its tokens."""
-    page = plan.page_size
-    last_page = lax.div(work.length - 1, page) * page
-    has_it = jnp.minimum(work.high, base + plan.tile) > last_page
-    return has_it & (lax.rem(work.length, page) != 0) & ((base + plan.tile > work.length) | (base < work.low))
+def _piece(columns: Ref) -> _Piece:
+    return _Piece(*(columns[column] for column in ChunkColumn))
+
+
+def _unwritten_from(work: _Piece, page_size: int) -> Array:
+    """Tiles that reach past this token may hold values that nobody has written, which may be NaN."""
+    last_page = lax.div(work.length - 1, page_size) * page_size
+    reads_them = (work.high > last_page) & (lax.rem(work.length, page_size) != 0)
+    return jnp.where(reads_them, last_page, jnp.iinfo(jnp.int32).max)
 
 
 def _consume(
-    plan: _Plan, mine: Array, piece: Any, warpgroup: Array, sinks: Ref, out: Ref, scratch: dict[str, Ref]
+    plan: _Plan, mine: Array, place: Any, warpgroup: Array, sinks: Ref, out: Ref, scratch: dict[str, Ref]
 ) -> None:
     q_smem, k_smem, v_smem = (scratch[name] for name in ("q_smem", "k_smem", "v_smem"))
     weights_smem = scratch["weights_smem"]
@@ -291,13 +308,13 @@ def _consume(
         plgpu.barrier_arrive(scratch["turn"])
         plgpu.barrier_wait(scratch["turn"])
 
-    def one(i: Array, carry: tuple[_Piece, Array]) -> tuple[_Piece, Array]:
-        work, used = carry
-        following = piece(i + 1)
+    def one(i: Array, used: Array) -> Array:
+        plgpu.barrier_wait(scratch["q_full"].at[warpgroup])
+        described = scratch["piece_smem"].at[lax.rem(i, 2), warpgroup]
+        work = _piece(described)
         position = work.position + warpgroup * WARPGROUP_ROWS
         first, last = work.tiles(plan.tile)
         clean_from, clean_to = work.clean(plan.tile, plan.window)
-        plgpu.barrier_wait(scratch["q_full"].at[warpgroup])
         pl.when(warpgroup == 1)(take_turn)
 
         def tile(masked: bool, j: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -335,51 +352,47 @@ def _consume(
         def _() -> None:
             plgpu.barrier_arrive(scratch["turn"])
 
+        _, head = place(i)
         if plan.has_sink:
-            sink = sinks[work.head]
+            sink = sinks[head]
             risen = jnp.maximum(peak, sink)
             rescale = jnp.exp2(peak - risen)
             acc, total = acc * per_row(rescale, acc.shape), total * rescale + jnp.exp2(sink - risen)
         acc = acc / per_row(jnp.maximum(total, jnp.float32(1e-30)), acc.shape)
-        _write(plan, work, warpgroup, acc, out, scratch["out_smem"].at[warpgroup])
+        _write(plan, described, warpgroup, acc, out.at[:, head], scratch["out_smem"].at[warpgroup])
 
         @pl.when(warpgroup == 0)
         def _() -> None:
             plgpu.barrier_wait(scratch["turn"])
 
-        return following, used + (last - first)
+        return used + (last - first)
 
-    lax.fori_loop(0, mine, one, (piece(jnp.int32(0)), jnp.int32(0)))
+    lax.fori_loop(0, mine, one, jnp.int32(0))
     plgpu.wait_smem_to_gmem(0)
 
 
 def _visible(plan: _Plan, shape: tuple[int, int], ahead: Array) -> Array:
-    """Which tokens of a tile the rows see; `ahead`: the position of the tile's first token minus that of the first row."""
-    distance = iota(shape, 1) - iota(shape, 0) + ahead
-    visible = distance <= 0
-    return visible if plan.window is None else visible & (distance > -plan.window)
+    """Which tokens of a tile [M, N] the rows see; `ahead`: the position of its first token minus the first row's."""
+    own = plgpu.broadcasted_iota(jnp.int32, shape[:1], 0, layout=plgpu.Layout.WGMMA.reduce(1)) - ahead
+    token = iota(shape, 1)
+    visible = token <= per_row(own, shape)
+    return visible if plan.window is None else visible & (token > per_row(own - plan.window, shape))
 
 
-def _write(plan: _Plan, work: _Piece, warpgroup: Array, acc: Array, out: Ref, staged: Ref) -> None:
-    """A consumer's own rows; the number that a copy moves is static, so an odd one is several powers of two."""
+def _write(plan: _Plan, described: Ref, warpgroup: Array, acc: Array, out: Ref, staged: Ref) -> None:
+    """A consumer's own rows of `out` [T, D]; copies are of static size, so these are several powers of two."""
     offset = warpgroup * WARPGROUP_ROWS
-    begin = jnp.clip(work.skip - offset, 0, WARPGROUP_ROWS)
-    count = jnp.clip(work.skip + work.count - offset, 0, WARPGROUP_ROWS) - begin
-    row = work.row + offset
     for column in range(0, plan.head_dim, plan.staged):
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         part = acc[:, column : column + plan.staged].astype(staged.dtype)
-        plgpu.store(staged, part, optimized=False)  # rows must lie one after the other
+        staged[...] = part
         plgpu.commit_smem()
-        columns = pl.ds(column, plan.staged)
-        done = begin
-        size = WARPGROUP_ROWS
-        while size:
-
-            @pl.when((count & size) != 0)
-            def _(done: Array = done, size: int = size) -> None:
-                target = out.at[pl.ds(row + done, size), work.head, columns]
-                plgpu.copy_smem_to_gmem(staged.at[pl.ds(done, size)], target)
-
-            done = done + (count & size)
-            size //= 2
+        work = _piece(described)  # read again, beside `acc` there are few registers
+        begin = jnp.clip(work.skip - offset, 0, WARPGROUP_ROWS)
+        count = jnp.clip(work.skip + work.count - offset, 0, WARPGROUP_ROWS) - begin
+        for power in reversed(range(WARPGROUP_ROWS.bit_length())):
+            size = 1 << power
+            done = begin + (count >> (power + 1) << (power + 1))
+            source = staged.at[pl.ds(done, size)]
+            target = out.at[pl.ds(work.row + offset + done, size), pl.ds(column, plan.staged)]
+            pl.when((count & size) != 0)(functools.partial(plgpu.copy_smem_to_gmem, source, target))
