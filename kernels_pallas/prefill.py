@@ -346,6 +346,7 @@ def _consume(
             state = lax.fori_loop(first, clean_from, functools.partial(tile, True), state)
         state = lax.fori_loop(clean_from, clean_to, functools.partial(tile, False), state)
         acc, peak, total = lax.fori_loop(clean_to, last, functools.partial(tile, True), state)
+        plgpu.commit_smem()  # what this thread has read of a description comes before what a copy writes over it
         plgpu.barrier_arrive(scratch["q_free"].at[warpgroup])
 
         @pl.when(warpgroup == 0)
