@@ -250,7 +250,14 @@ def _kernel(
 
         @pl.when(mine > 0)
         def _() -> None:
-            lax.fori_loop(0, mine, one, (item(jnp.int32(0)), (jnp.int32(0),) * plan.rings))
+            _, used = lax.fori_loop(0, mine, one, (item(jnp.int32(0)), (jnp.int32(0),) * plan.rings))
+            # Whoever waits on a barrier sees all its phases.
+            for buffer in range(2):
+                pl.when(mine > buffer)(functools.partial(plgpu.barrier_wait, q_free.at[buffer]))
+            for ring in range(plan.rings):
+                for i in range(plan.stages):
+                    at = ring * plan.stages + i
+                    pl.when(used[ring] > i)(functools.partial(plgpu.barrier_wait, free.at[at]))
 
     @pl.when(warpgroup < _CONSUMERS)
     def _consume() -> None:

@@ -283,7 +283,15 @@ def _produce(
         return used
 
     reads_ahead = copies_per_tile(plan.tile, plan.page_size) == 1  # the next tile's page, while this one is copied
-    lax.fori_loop(0, mine, one, jnp.int32(0))
+    used = lax.fori_loop(0, mine, one, jnp.int32(0))
+    # Whoever waits on a barrier sees all its phases.
+    for consumer in range(_CONSUMERS):
+        plgpu.barrier_wait(scratch["q_free"].at[consumer])
+
+    @pl.loop(0, jnp.minimum(used, plan.stages))
+    def _(slot: Array) -> None:
+        plgpu.barrier_wait(scratch["k_free"].at[slot])
+        plgpu.barrier_wait(scratch["v_free"].at[slot])
 
 
 def _piece(columns: Ref) -> _Piece:
