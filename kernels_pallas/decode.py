@@ -10,7 +10,7 @@ sums. With 256 columns, whose accumulator would not fit the registers beside the
 half of the columns each.
 
 Partial sums are float32, divided by their total, with the base-2 logarithm of that total and peak beside them.
-Not here: checks of arguments (`__init__.py`, `mosaic.why_unsupported`), the choice of tiles (`tiles.py`).
+Not here: checks that hold for every implementation (`__init__.py`), the choice of tiles (`tiles.py`).
 """
 
 import functools
@@ -37,6 +37,7 @@ from .mosaic import (
     load_tile,
     per_row,
     product,
+    refuse,
     smem,
     tile_page,
     zero_hidden_rows,
@@ -117,7 +118,11 @@ def paged_decode_attention(
         tiles: split size and depth of the ring.
         cores: multiprocessors of the GPU, one thread block each.
         interpret: `plgpu.InterpretGPUParams()` to run on the CPU.
+
+    Raises:
+        ValueError: a dtype, head_dim, page size or number of heads that the kernel does not take; the message names it.
     """
+    refuse(q, k_pages)
     requests, query_heads, head_dim = q.shape
     page_size, kv_heads = k_pages.shape[1:3]
     group = query_heads // kv_heads

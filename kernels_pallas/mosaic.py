@@ -83,6 +83,13 @@ def why_unsupported(q: jax.Array, k_pages: jax.Array) -> str | None:
     return None
 
 
+def refuse(q: jax.Array, k_pages: jax.Array) -> None:
+    """Raise `why_unsupported` as a ValueError, if there is a reason."""
+    reason = why_unsupported(q, k_pages)
+    if reason is not None:
+        raise ValueError(reason)
+
+
 def smem(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Any:
     """Shared memory for operands of the tensor cores, swizzled; the last axis is contiguous."""
     columns = _SWIZZLE // jnp.dtype(dtype).itemsize

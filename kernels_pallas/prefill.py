@@ -8,7 +8,7 @@ while one multiplies, the other takes exponentials.
 Tiles that causality or the window rules out are not loaded, and only those at the edges are masked. The producer zeroes
 values past the end of a request: they may be NaN, and both consumers read them.
 
-Not here: checks of arguments (`__init__.py`, `mosaic.why_unsupported`), the choice of tiles (`tiles.py`).
+Not here: checks that hold for every implementation (`__init__.py`), the choice of tiles (`tiles.py`).
 """
 
 import functools
@@ -35,6 +35,7 @@ from .mosaic import (
     load_tile,
     per_row,
     product,
+    refuse,
     smem,
     tile_page,
     zero_hidden_rows,
@@ -124,7 +125,11 @@ def paged_prefill_attention(
         tiles: tokens of a tile and depth of the ring.
         cores: multiprocessors of the GPU, one thread block each.
         interpret: `plgpu.InterpretGPUParams()` to run on the CPU.
+
+    Raises:
+        ValueError: a dtype, head_dim, page size or number of heads that the kernel does not take; the message names it.
     """
+    refuse(q, k_pages)
     tokens, query_heads, head_dim = q.shape
     page_size, kv_heads = k_pages.shape[1:3]
     plan = _Plan(
