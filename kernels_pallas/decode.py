@@ -97,6 +97,8 @@ class _Item(NamedTuple):
         return lax.div(self.end + (_TILE - 1), _TILE) - lax.div(self.begin, _TILE)
 
 
+# Jitted, so that the layers of a model share one trace and one lowering of the kernel.
+@functools.partial(jax.jit, static_argnames=("scale", "window", "softcap", "tiles", "cores", "interpret"))
 def paged_decode_attention(
     q: Array,
     k_pages: Array,

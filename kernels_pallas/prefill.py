@@ -103,6 +103,8 @@ class _Piece(NamedTuple):
         return jnp.clip(lax.div(edge + (tile - 1), tile), first, to), to
 
 
+# Jitted, so that the layers of a model share one trace and one lowering of the kernel.
+@functools.partial(jax.jit, static_argnames=("scale", "window", "softcap", "tiles", "cores", "interpret"))
 def paged_prefill_attention(
     q: Array,
     k_pages: Array,
