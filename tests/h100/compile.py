@@ -1,8 +1,8 @@
 """Compiles for H100s that are not there: kernels, and whole steps of models of 8B parameters. A program, not a test.
 
 `python compile.py JOB...` prints, for each job, a line `@@ {"job": ...}`, what the compiler says, and a line
-`## {facts}`; `test_compile.py` reads both. XLA's CUDA plugin must be importable, which a process that is to run anything
-should not do: it has no GPU to find. Jobs are Python expressions over the functions below.
+`## {facts}`; `test_compile.py` reads both. Jobs are Python expressions over the functions below. JAX's CUDA plugin must
+be importable; in a process that is to run anything it should not be, without a GPU.
 """
 
 import json
@@ -28,8 +28,9 @@ from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params
 
 KIND = "NVIDIA H100 80GB HBM3"
+TARGET = (Path(__file__).parent / "target.txtpb").read_text()
 DEVICES = topologies.get_topology_desc(
-    platform="cuda", topology_name="h100", topology="1x1x8", target_config=(Path(__file__).parent / "target.txtpb").read_text()
+    platform="cuda", topology_name="h100", topology="1x1x8", target_config=TARGET
 ).devices  # fmt: skip
 MODELS = {
     "qwen3-8b": ModelConfig(
