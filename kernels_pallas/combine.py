@@ -47,7 +47,8 @@ def combine_splits(
         kernel_name="combine_splits",
         interpret=interpret,
     )
-    return kernel(sums, logs, start, sinks)
+    combined: Array = kernel(sums, logs, start, sinks)
+    return combined
 
 
 def _kernel(group: int, sums: Ref, logs: Ref, start: Ref, sinks: Ref, out: Ref, staged: Ref) -> None:
@@ -87,7 +88,7 @@ def _load(ref: Ref) -> Array:
     return plgpu.load(ref, layout=_layout(ref.shape[0]), optimized=False)
 
 
-def _layout(head_dim: int) -> plgpu.Layout:
+def _layout(head_dim: int) -> Any:
     """Of [D] in the registers of a warpgroup; where it has more threads than D, each column is held several times."""
     if head_dim % _THREADS:
         return plgpu.Layout.WGMMA.reduce(0)

@@ -177,7 +177,7 @@ def _attend(
         kernel_name="paged_decode_attention",
         interpret=interpret,
     )
-    return tuple(kernel(q, k_pages, v_pages, page_table, work.items, work.start))  # type: ignore[return-value]
+    return tuple(kernel(q, k_pages, v_pages, page_table, work.items, work.start))
 
 
 def _kernel(
@@ -238,7 +238,7 @@ def _kernel(
 
             def tile(j: Array, ahead: Array) -> Array:
                 ring = lax.rem(j, plan.rings)
-                use = lax.div(j, plan.rings) + (used[0] if plan.rings == 1 else jnp.where(ring == 0, *used))
+                use = lax.div(j, plan.rings) + (used[0] if plan.rings == 1 else jnp.where(ring == 0, used[0], used[1]))
                 at = slot(ring, use)
                 base = work.base + j * _TILE
                 following_page = page(base + _TILE) if reads_ahead else ahead

@@ -93,8 +93,9 @@ def refuse(q: jax.Array, k_pages: jax.Array) -> None:
 def smem(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Any:
     """Shared memory for operands of the tensor cores, swizzled; the last axis is contiguous."""
     columns = _SWIZZLE // jnp.dtype(dtype).itemsize
-    transforms = (plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(_SWIZZLE))
-    return plgpu.SMEM(shape, dtype, transforms=transforms)
+    tiled: Any = plgpu.TilingTransform  # both are abstract as JAX annotates them
+    swizzled: Any = plgpu.SwizzleTransform
+    return plgpu.SMEM(shape, dtype, transforms=(tiled((8, columns)), swizzled(_SWIZZLE)))
 
 
 def copies_per_tile(rows: int, page_size: int) -> int:
@@ -146,7 +147,8 @@ def load_tile(
 def full(shape: tuple[int, ...], value: float) -> jax.Array:
     """A float32 constant [M, N] as accumulators lie in registers, or [M] as their rows' statistics do."""
     layout = plgpu.Layout.WGMMA if len(shape) == 2 else plgpu.Layout.WGMMA.reduce(1)
-    return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
+    filled: jax.Array = plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
+    return filled
 
 
 def per_row(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -156,7 +158,8 @@ def per_row(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def iota(shape: tuple[int, ...], axis: int) -> jax.Array:
     """Indices along an axis, int32, as accumulators lie in registers."""
-    return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
+    indices: jax.Array = plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
+    return indices
 
 
 def product(a: Ref, b: Ref, after_issue: Callable[[], None] | None = None) -> jax.Array:
@@ -166,23 +169,30 @@ def product(a: Ref, b: Ref, after_issue: Callable[[], None] | None = None) -> ja
         plgpu.wgmma(acc, a, b.transpose((1, 0)))
         if after_issue is not None:
             after_issue()
-        return acc[...]
+        read: jax.Array = acc[...]
+        return read
 
-    return pl.run_scoped(scores, plgpu.ACC((a.shape[0], b.shape[0]), jnp.float32))
+    computed: jax.Array = pl.run_scoped(scores, plgpu.WGMMAAccumulatorRef((a.shape[0], b.shape[0]), jnp.float32))
+    return computed
 
 
 def accumulate(acc: jax.Array, weights: jax.Array, values: Ref, staging: Ref | None) -> jax.Array:
     """acc [M, D] + weights [M, K] @ values [K, D]; `staging` [M, K] in shared memory when interpreted, else None."""
+    added: jax.Array
     if staging is None:
-        return pl.run_state(lambda ref: plgpu.wgmma(ref, weights, values))(plgpu.ACC.init(acc))
+        begun = plgpu.WGMMAAccumulatorRef.init(acc)
+        added = pl.run_state(lambda ref: plgpu.wgmma(ref, weights, values))(begun)
+        return added
     staging[...] = weights
     plgpu.commit_smem()
 
     def summed(ref: Ref) -> jax.Array:
         plgpu.wgmma(ref, staging, values)
-        return ref[...]
+        read: jax.Array = ref[...]
+        return read
 
-    return acc + pl.run_scoped(summed, plgpu.ACC(acc.shape, jnp.float32))
+    added = acc + pl.run_scoped(summed, plgpu.WGMMAAccumulatorRef((acc.shape[0], acc.shape[1]), jnp.float32))
+    return added
 
 
 def zero_hidden_rows(values: Ref, base: jax.Array, begin: jax.Array, end: jax.Array) -> None:

@@ -45,6 +45,7 @@ from .work import ChunkColumn, chunk_work
 
 _CONSUMERS = 2
 _PRODUCER = 2  # its warpgroup
+_NEVER = 2**31 - 1
 _ROWS = _CONSUMERS * WARPGROUP_ROWS  # of a piece of work
 
 
@@ -81,7 +82,7 @@ class _Piece(NamedTuple):
     request: Array
     row: Array
     skip: Array
-    count: Array
+    own: Array
     position: Array
     low: Array
     high: Array
@@ -95,8 +96,8 @@ class _Piece(NamedTuple):
     def clean(self, tile: int, window: int | None) -> tuple[Array, Array]:
         """The tiles from the first to before the last of these are visible to all rows."""
         first, last = self.tiles(tile)
-        own = self.position + self.skip
-        to = jnp.clip(lax.div(jnp.maximum(own + 1, 0), tile), first, last)
+        first_own = self.position + self.skip
+        to = jnp.clip(lax.div(jnp.maximum(first_own + 1, 0), tile), first, last)
         if window is None:
             return first, to
         edge = jnp.maximum(self.position + _ROWS - window, 0)
@@ -309,7 +310,7 @@ def _unwritten_from(work: _Piece, page_size: int) -> Array:
     """Tiles that reach past this token may hold values that nobody has written, which may be NaN."""
     last_page = lax.div(work.length - 1, page_size) * page_size
     reads_them = (work.high > last_page) & (lax.rem(work.length, page_size) != 0)
-    return jnp.where(reads_them, last_page, jnp.iinfo(jnp.int32).max)
+    return jnp.where(reads_them, last_page, _NEVER)
 
 
 def _consume(
@@ -387,7 +388,7 @@ def _consume(
     plgpu.wait_smem_to_gmem(0)
 
 
-def _visible(plan: _Plan, shape: tuple[int, int], ahead: Array) -> Array:
+def _visible(plan: _Plan, shape: tuple[int, ...], ahead: Array) -> Array:
     """Which tokens of a tile [M, N] the rows see; `ahead`: the position of its first token minus the first row's."""
     own = plgpu.broadcasted_iota(jnp.int32, shape[:1], 0, layout=plgpu.Layout.WGMMA.reduce(1)) - ahead
     token = iota(shape, 1)
@@ -405,7 +406,7 @@ def _write(plan: _Plan, described: Ref, warpgroup: Array, acc: Array, out: Ref, 
         plgpu.commit_smem()
         work = _piece(described)  # read again, beside `acc` there are few registers
         begin = jnp.clip(work.skip - offset, 0, WARPGROUP_ROWS)
-        count = jnp.clip(work.skip + work.count - offset, 0, WARPGROUP_ROWS) - begin
+        count = jnp.clip(work.skip + work.own - offset, 0, WARPGROUP_ROWS) - begin
         for power in reversed(range(WARPGROUP_ROWS.bit_length())):
             size = 1 << power
             done = begin + (count >> (power + 1) << (power + 1))

@@ -75,7 +75,8 @@ def _pool(heads: Heads, pages: int, seed: int) -> Array:
     shape = (heads.page_size, heads.kv, heads.dim)
     block = min(pages, 2048)
     drawn = jax.jit(lambda key: jax.random.normal(key, (block, *shape), jnp.bfloat16))(jax.random.key(seed))
-    return jax.jit(lambda x: jnp.tile(x, (-(-pages // block), 1, 1, 1))[:pages])(drawn)
+    pool: Array = jax.jit(lambda x: jnp.tile(x, (-(-pages // block), 1, 1, 1))[:pages])(drawn)
+    return pool
 
 
 def queries(heads: Heads, rows: int, seed: int = 2) -> Array:
@@ -86,8 +87,8 @@ def queries(heads: Heads, rows: int, seed: int = 2) -> Array:
 def time_decode(heads: Heads, cache: Cached, attention: Attention = paged_decode_attention, calls: int = 16) -> float:
     """Seconds of one layer's attention."""
 
-    def chain(q: Array, cache_arrays: tuple[Array, ...]) -> Array:
-        own = Cached(*cache_arrays, cache.pages, cache.layers)
+    def chain(q: Array, arrays: tuple[Array, Array, Array, Array]) -> Array:
+        own = Cached(*arrays, pages=cache.pages, layers=cache.layers)
         for index in range(calls):
             q = attention(q, *own.layer(index), scale=heads.dim**-0.5)
         return q
@@ -102,8 +103,8 @@ def time_prefill(
     """Seconds of one layer's attention, for the last `chunks` tokens of each request."""
     q_start = jnp.asarray(np.cumsum([0, *chunks]), jnp.int32)
 
-    def chain(q: Array, cache_arrays: tuple[Array, ...]) -> Array:
-        own = Cached(*cache_arrays, cache.pages, cache.layers)
+    def chain(q: Array, arrays: tuple[Array, Array, Array, Array]) -> Array:
+        own = Cached(*arrays, pages=cache.pages, layers=cache.layers)
         for index in range(calls):
             q = attention(q, *own.layer(index), q_start, scale=heads.dim**-0.5)
         return q

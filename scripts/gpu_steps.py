@@ -70,7 +70,9 @@ def _random(spec: jax.ShapeDtypeStruct, seed: int) -> Array:
     if len(spec.shape) < 2:
         return jnp.ones(spec.shape, spec.dtype)
     block = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(seed), min(64, spec.shape[0])))
-    return jax.jit(lambda x: jnp.tile(x, (-(-spec.shape[0] // len(x)), *[1] * (x.ndim - 1)))[: spec.shape[0]])(block)
+    repeats = (-(-spec.shape[0] // len(block)), *[1] * (block.ndim - 1))
+    drawn: Array = jax.jit(lambda x: jnp.tile(x, repeats)[: spec.shape[0]])(block)
+    return drawn
 
 
 def _filled(plan: MeshPlan, programs: Programs, tables: np.ndarray) -> DeviceState:
