@@ -15,7 +15,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from .mosaic import LOG2E, LOWEST, Ref, compiler_params
 
 _THREADS = 128
-_AT_ONCE = 8  # partial sums whose reads are in flight together
 
 
 def combine_splits(
@@ -55,14 +54,15 @@ def _kernel(group: int, sums: Ref, logs: Ref, start: Ref, sinks: Ref, out: Ref, 
     request, head = lax.axis_index("request"), lax.axis_index("head")
     kv_head, row = lax.div(head, group), lax.rem(head, group)
     parts, head_dim = sums.shape[1], sums.shape[-1]
+    at_once = 8 if head_dim % _THREADS == 0 else 4  # partial sums whose reads are in flight together
     first = start[request] * parts
     count = start[request + 1] * parts - first
 
     def several(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         acc, peak, total = state
         terms = []
-        for j in range(_AT_ONCE):
-            index = i * _AT_ONCE + j
+        for j in range(at_once):
+            index = i * at_once + j
             part = first + jnp.minimum(index, count - 1)
             at = (lax.div(part, parts), lax.rem(part, parts), kv_head, row)
             log = jnp.where(index < count, logs[at], jnp.float32(LOWEST))
@@ -77,7 +77,7 @@ def _kernel(group: int, sums: Ref, logs: Ref, start: Ref, sinks: Ref, out: Ref, 
 
     zero = plgpu.layout_cast(jnp.zeros((head_dim,), jnp.float32), _layout(head_dim))
     init = (zero, sinks[head], jnp.float32(1.0))
-    acc, _, total = lax.fori_loop(0, lax.div(count + (_AT_ONCE - 1), _AT_ONCE), several, init)
+    acc, _, total = lax.fori_loop(0, lax.div(count + (at_once - 1), at_once), several, init)
     staged[...] = (acc / total).astype(staged.dtype)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(staged, out.at[request, head])

@@ -339,7 +339,7 @@ def _write(
     """One consumer's partial sums; a consumer without tiles writes zeros, of no weight."""
     ring = jnp.int32(0) if plan.halves else warpgroup
     divisor = jnp.maximum(total, jnp.float32(1e-30))
-    acc = acc / per_row(divisor, acc.shape)
+    acc = acc * per_row(1.0 / divisor, acc.shape)
     rows = pl.ds(0, plan.rows)
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     log_smem[warpgroup] = peak + jnp.log2(divisor)

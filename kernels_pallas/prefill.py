@@ -375,7 +375,7 @@ def _consume(
             risen = jnp.maximum(peak, sink)
             rescale = jnp.exp2(peak - risen)
             acc, total = acc * per_row(rescale, acc.shape), total * rescale + jnp.exp2(sink - risen)
-        acc = acc / per_row(jnp.maximum(total, jnp.float32(1e-30)), acc.shape)
+        acc = acc * per_row(1.0 / jnp.maximum(total, jnp.float32(1e-30)), acc.shape)
         _write(plan, described, warpgroup, acc, out.at[:, head], scratch["out_smem"].at[warpgroup])
 
         @pl.when(warpgroup == 0)
