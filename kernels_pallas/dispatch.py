@@ -19,6 +19,7 @@ from .mosaic import why_unsupported
 from .tiles import decode_tiles, prefill_tiles
 
 _log = logging.getLogger(__name__)
+_CORES = 132  # of an H100 SXM or an H200, should a device not say
 _HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
 
 
@@ -98,7 +99,7 @@ def _gpu() -> tuple[str | None, int, bool]:
     """Kind and multiprocessors of the GPU to trace for, None for none; whether that is certain."""
     abstract = jax.sharding.get_abstract_mesh().abstract_device
     if abstract is not None:
-        return (abstract.device_kind if abstract.platform == "gpu" else None), abstract.num_cores or 0, True
+        return (abstract.device_kind if abstract.platform == "gpu" else None), abstract.num_cores or _CORES, True
     device = jax.devices()[0]
     if device.platform != "gpu":
         return None, 0, True

@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
-from twinmesh.kernels_pallas import decode, dispatch, paged_decode_attention, paged_prefill_attention, prefill
+from twinmesh.kernels_pallas import decode, dispatch, paged_decode_attention, paged_prefill_attention, prefill, xla
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles, decode_tiles, length_class, prefill_tiles
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
@@ -66,6 +67,16 @@ def test_what_the_kernels_do_not_take_is_named_and_runs_elsewhere(change, messag
         assert not uses_kernel(traced(paged_decode_attention, H100, **change))
     assert len(caplog.records) == 1
     assert caplog.records[0].message.endswith("Paged attention runs in plain XLA.")
+
+
+def test_a_program_for_the_cpu_of_a_machine_with_a_gpu_runs_in_xla(monkeypatch, make_case):
+    monkeypatch.setattr(dispatch, "_gpu", lambda: (H100, 132, False))
+    case = make_case([70, 5], page_size=64, max_pages=2, heads=(4, 2), head_dim=64, dtype=jnp.dtype("bfloat16"))
+    got = jax.jit(lambda q, cache: paged_decode_attention(q, **cache, scale=0.1))(case.q, case.cache)
+    want = xla.paged_decode_attention(
+        *map(jnp.asarray, (case.q, *case.cache.values())), scale=0.1, window=None, softcap=None, sink=None
+    )  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(want, np.float32))
 
 
 def test_tiles_depend_on_how_long_requests_can_get_and_not_on_how_many_there_are():

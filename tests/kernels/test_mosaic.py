@@ -31,7 +31,7 @@ def check(case, got, oracle, **options):
     arrays = case.prefill if is_prefill else {"q": case.q, **case.cache}
     wide = {name: jnp.asarray(x, jnp.int32 if x.dtype == np.int32 else jnp.float32) for name, x in arrays.items()}
     want = np.asarray(jax.jit(lambda arrays: oracle(**arrays, **options))(wide))
-    epsilon, largest = float(jnp.finfo(case.q.dtype).eps), np.nanmax(np.abs(case.v_pages.astype(np.float32)))
+    epsilon, largest = float(jnp.finfo(case.q.dtype).eps), np.nanmax(np.abs(case.v_pages.astype(np.float32)), initial=0)
     np.testing.assert_allclose(got, want, rtol=0, atol=epsilon * largest)
     assert np.linalg.norm(got - want) <= epsilon * np.linalg.norm(want)
     assert not got[want == 0].any()
