@@ -1,5 +1,6 @@
 """A batch run as a process of its own, against an engine that repeats the prompt: `python batch_process.py` with the
-arguments of `twinmesh batch`, after one argument that says how long a result takes, in seconds.
+arguments of `twinmesh batch`, after how long a result takes, in seconds, and the most bytes that a file may have (0:
+any).
 
 Prints the most memory it had, in KiB. Each request that a slow engine finishes adds a byte to OUTPUT.computed, before
 its line is written.
@@ -7,6 +8,7 @@ its line is written.
 
 import os
 import re
+import resource
 import sys
 import time
 from pathlib import Path
@@ -44,7 +46,9 @@ class InstantLLM(FakeLLM):
 
 
 if __name__ == "__main__":
-    seconds, argv = float(sys.argv[1]), sys.argv[2:]
+    seconds, limit, argv = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     count = argv[argv.index("--output") + 1] + ".computed"
     arguments.load_llm = lambda args: SlowLLM(seconds, count) if seconds else InstantLLM()
     code = main(["batch", *argv])

@@ -2,7 +2,6 @@
 
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -22,19 +21,15 @@ def files(tmp_path):
     return files
 
 
-def start(files, *args, seconds="0.002", limit=None):
-    """The run as a process; `limit`: the most bytes that a file of it may have."""
-    command = [sys.executable, batch_process.__file__, seconds, "--model", files.model]
-    command += ["--input", files.source, "--output", files.target, *args]
+def command(files, *args, seconds="0.002", limit=0):
+    """What starts the run; `limit`: the most bytes that a file of it may have, 0: any."""
+    parts = [sys.executable, batch_process.__file__, seconds, limit, "--model", files.model]
+    return [str(part) for part in (*parts, "--input", files.source, "--output", files.target, *args)]
 
-    def set_limit():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which is ignored where the tests run in the background
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    return subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=set_limit
-    )
+def start(files, *args, **options):
+    """The run as a process."""
+    return subprocess.Popen(command(files, *args, **options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def size(files):
@@ -106,9 +101,8 @@ def test_a_file_that_may_not_grow_stops_the_run_which_goes_on_later(files):
 
 
 def test_closed_standard_streams_neither_stop_it_nor_lend_their_numbers_to_the_output(files):
-    command = [sys.executable, batch_process.__file__, "0.01", "--model", files.model]
-    command += ["--input", files.source, "--output", files.target]
-    process = subprocess.Popen(list(map(str, command)), preexec_fn=lambda: os.closerange(0, 3))
+    closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    process = subprocess.Popen([*closing, *command(files, seconds="0.01")])
     wait_until_it_writes(process, files, 1)
     opened = {number: os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)}
     assert set(opened.values()) == {os.devnull}
