@@ -1,4 +1,4 @@
-"""Paged attention and KV append: the public functions, checked at trace time. Every platform runs `xla.py` today.
+"""Paged attention and KV append: the public functions, checked at trace time. `dispatch.py` chooses what they run.
 
 Words and shapes: T packed tokens, R requests, N pages, P = page_size tokens a page, Hk key/value heads, Hq query heads,
 D head_dim. Query head h reads key/value head `h // (Hq // Hk)`. Pages are page-major, [N, P, Hk, D], so that one page
@@ -20,7 +20,7 @@ import math
 import jax.numpy as jnp
 from jax import Array
 
-from . import xla
+from . import dispatch, xla
 
 __all__ = ["append_kv", "paged_decode_attention", "paged_prefill_attention"]
 
@@ -63,7 +63,7 @@ def paged_prefill_attention(
     """
     requests = _check_attention(q, k_pages, v_pages, page_table, kv_len, scale, window, softcap, sink)
     _check_ints("q_start", q_start, (requests + 1,), "[R + 1], one more than kv_len")
-    return xla.paged_prefill_attention(
+    return dispatch.paged_prefill_attention(
         q, k_pages, v_pages, page_table, kv_len, q_start, scale=scale, window=window, softcap=softcap, sink=sink
     )
 
@@ -102,7 +102,7 @@ def paged_decode_attention(
     requests = _check_attention(q, k_pages, v_pages, page_table, kv_len, scale, window, softcap, sink)
     if q.shape[0] != requests:
         raise ValueError(f"q has shape {q.shape}: its first axis must be R = {requests}, the length of kv_len.")
-    return xla.paged_decode_attention(
+    return dispatch.paged_decode_attention(
         q, k_pages, v_pages, page_table, kv_len, scale=scale, window=window, softcap=softcap, sink=sink
     )
 

@@ -55,6 +55,25 @@ setup_venv() {
     echo "$state" >"$stamp"
 }
 
+# setup_h100: the compiler of jax's CUDA plugin, into a folder that only a subprocess of the tests puts on its path: where
+# it is importable, JAX looks for a GPU. Without it (no such wheels for this platform) the tests that need it say so.
+setup_h100() {
+    local target="$venv/h100" jax stamp
+    jax="$("$python" -c 'import importlib.metadata as m; print(m.version("jax"))')"
+    stamp="$target/installed-$jax.stamp"
+    [ -e "$stamp" ] && return
+    echo "Installing the compiler for GPUs into .venv/h100 (about 650 MB; needs no GPU) ..."
+    rm -rf "$target"
+    if "$python" -m pip install --disable-pip-version-check --no-input --no-deps --target "$target" \
+        "jax-cuda12-plugin==$jax" "jax-cuda12-pjrt==$jax" \
+        nvidia-cuda-nvcc-cu12 nvidia-cuda-runtime-cu12 nvidia-cuda-cupti-cu12 >"$venv/h100.log" 2>&1; then
+        touch "$stamp"
+    else
+        rm -rf "$target"
+        echo "It could not be installed (.venv/h100.log says why): the tests that compile for an H100 are skipped." >&2
+    fi
+}
+
 twinmesh() {
     "$python" -m twinmesh.scripts.cli "$@"
 }

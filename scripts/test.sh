@@ -6,6 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_venv.sh"
 [ $# -eq 0 ] || die "test.sh takes no arguments; for some of the tests run .venv/bin/pytest with what you like."
 
 setup_venv '[test]'
+setup_h100
 twinmesh fetch smollm2
 twinmesh fetch gemma3-270m
 cd "$root"

@@ -64,7 +64,7 @@ def _make_case(
     return Case(q, k_pages, v_pages, page_table, np.array(kv_len, np.int32), q_start, *dense)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_case() -> Callable[..., Case]:
     """Builds a `Case` from lengths and chunks."""
     return _make_case

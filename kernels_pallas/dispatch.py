@@ -1,0 +1,122 @@
+"""Which implementation of the attentions a program gets, decided while it is traced.
+
+Hopper GPUs run the Mosaic kernels, everything else `xla.py`. The GPU is that of the abstract mesh in whose context the
+trace runs (inside `shard_map`, or when compiling for a GPU that is not there), else JAX's first device. In the second
+case the program may still be meant for the CPU of a machine that has a GPU, so both are traced and lowering picks.
+What the kernels do not take runs in `xla.py` too, which a warning says once.
+"""
+
+import functools
+import logging
+import re
+from collections.abc import Callable
+
+import jax
+from jax import Array
+
+from . import decode, prefill, xla
+from .mosaic import why_unsupported
+from .tiles import decode_tiles, prefill_tiles
+
+_log = logging.getLogger(__name__)
+_CORES = 132  # of an H100 SXM or an H200, should a device not say
+_HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
+
+
+def paged_prefill_attention(
+    q: Array,
+    k_pages: Array,
+    v_pages: Array,
+    page_table: Array,
+    kv_len: Array,
+    q_start: Array,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sink: Array | None,
+) -> Array:
+    """See the package; arguments are valid."""
+    arrays = (q, k_pages, v_pages, page_table, kv_len, q_start)
+    plain = functools.partial(xla.paged_prefill_attention, scale=scale, window=window, softcap=softcap, sink=sink)
+
+    def kernel(cores: int) -> Callable[..., Array]:
+        tiles = prefill_tiles(*_shape(q, k_pages), _capacity(page_table, k_pages, window))
+        return functools.partial(
+            prefill.paged_prefill_attention,
+            scale=scale, window=window, softcap=softcap, sink=sink, tiles=tiles, cores=cores,
+        )  # fmt: skip
+
+    return _choose(kernel, plain, arrays)
+
+
+def paged_decode_attention(
+    q: Array,
+    k_pages: Array,
+    v_pages: Array,
+    page_table: Array,
+    kv_len: Array,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sink: Array | None,
+) -> Array:
+    """See the package; arguments are valid."""
+    arrays = (q, k_pages, v_pages, page_table, kv_len)
+    plain = functools.partial(xla.paged_decode_attention, scale=scale, window=window, softcap=softcap, sink=sink)
+
+    def kernel(cores: int) -> Callable[..., Array]:
+        tiles = decode_tiles(*_shape(q, k_pages), _capacity(page_table, k_pages, window))
+        return functools.partial(
+            decode.paged_decode_attention,
+            scale=scale, window=window, softcap=softcap, sink=sink, tiles=tiles, cores=cores,
+        )  # fmt: skip
+
+    return _choose(kernel, plain, arrays)
+
+
+def _choose(
+    kernel: Callable[[int], Callable[..., Array]], plain: Callable[..., Array], arrays: tuple[Array, ...]
+) -> Array:
+    kind, cores, is_certain = _gpu()
+    if kind is None:
+        return plain(*arrays)
+    if not _HOPPER.search(kind):
+        _say_once(f"{kind} is not a Hopper GPU: paged attention runs in plain XLA.")
+        return plain(*arrays)
+    reason = why_unsupported(arrays[0], arrays[1])
+    if reason is not None:
+        _say_once(f"{reason} Paged attention runs in plain XLA.")
+        return plain(*arrays)
+    if is_certain:
+        return kernel(cores)(*arrays)
+    chosen: Array = jax.lax.platform_dependent(*arrays, cuda=kernel(cores), default=plain)
+    return chosen
+
+
+def _gpu() -> tuple[str | None, int, bool]:
+    """Kind and multiprocessors of the GPU to trace for, None for none; whether that is certain."""
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    if abstract is not None:
+        return (abstract.device_kind if abstract.platform == "gpu" else None), abstract.num_cores or _CORES, True
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        return None, 0, True
+    return device.device_kind, device.core_count, False
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+    _log.warning(sentence)
+
+
+def _shape(q: Array, k_pages: Array) -> tuple[int, int, int]:
+    page_size, kv_heads, head_dim = k_pages.shape[1:]
+    return head_dim, q.shape[1] // kv_heads, page_size
+
+
+def _capacity(page_table: Array, k_pages: Array, window: int | None) -> int:
+    """The most tokens of a request that a query can see."""
+    capacity = page_table.shape[1] * k_pages.shape[1]
+    return capacity if window is None else min(capacity, window)

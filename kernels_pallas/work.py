@@ -1,0 +1,89 @@
+"""Lists of the work that a kernel call has, made on the device from lengths: small arrays, the same for all layers.
+
+Everything is cut at absolute positions, so that how a request is computed does not depend on the others.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+_ALIGNMENT = 8  # rows of a tile as the tensor cores want it
+
+
+class Splits(NamedTuple):
+    """The splits of all requests, one after the other.
+
+    `start` [R + 1]: request r has splits start[r] to start[r + 1] - 1. `items` [U, 4]: each split's request, first
+    visible token, the token after its last, and 0. U is the most there can be; rows from start[R] on mean nothing.
+    """
+
+    start: Array
+    items: Array
+
+
+def split_work(kv_len: Array, window: int | None, split: int, capacity: int) -> Splits:
+    """Cut each request's visible tokens at multiples of `split`; `capacity` is the most tokens a request can have."""
+    requests = kv_len.shape[0]
+    most = -(-capacity // split) if window is None else min(-(-capacity // split), (window - 2 + split) // split + 1)
+    first = jnp.zeros_like(kv_len) if window is None else jnp.maximum(kv_len - window, 0)
+    count = jnp.where(kv_len > 0, (kv_len + split - 1) // split - first // split, 0)
+    start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(count, dtype=jnp.int32)])
+    index = jnp.arange(requests * most, dtype=jnp.int32)
+    request = jnp.sum(index[:, None] >= start[None, 1:], axis=1, dtype=jnp.int32)
+    request = jnp.minimum(request, requests - 1)
+    cut = (first[request] // split + index - start[request]) * split
+    begin, end = jnp.maximum(cut, first[request]), jnp.minimum(cut + split, kv_len[request])
+    return Splits(start, jnp.stack([request, begin, end, jnp.zeros_like(begin)], axis=1))
+
+
+class ChunkColumn(IntEnum):
+    """Columns of a prefill call's list of work.
+
+    A piece is some rows of q, from ROW on; SKIP of them belong to others, COUNT are its own. They see tokens LOW to
+    HIGH - 1 of REQUEST, which has LENGTH of them; row i of the piece sits at POSITION + i.
+    """
+
+    REQUEST = 0
+    ROW = 1
+    SKIP = 2
+    COUNT = 3
+    POSITION = 4
+    LOW = 5
+    HIGH = 6
+    LENGTH = 7
+
+
+def chunk_work(kv_len: Array, q_start: Array, window: int | None, tokens: int, rows: int) -> tuple[Array, Array]:
+    """Cut packed chunks into pieces of `rows` query rows, those that see the most tokens first.
+
+    What lies past the last chunk is one more, which sees nothing. Pieces begin at multiples of 8, as copies of tiled
+    rows have to, so the first piece of a chunk may begin with rows of others; so does one that would end past `tokens`,
+    a multiple of 8 and at least `rows`.
+
+    Returns:
+        [U, len(ChunkColumn)] int32, and the number of pieces [1] int32; later rows mean nothing.
+    """
+    requests = kv_len.shape[0]
+    begin = q_start  # [R + 1], the last for what is past the chunks
+    stop = jnp.append(q_start[1:], jnp.int32(tokens))
+    length = jnp.append(kv_len, jnp.int32(0))
+    aligned = begin // _ALIGNMENT * _ALIGNMENT
+    pieces = jnp.where(stop > begin, (stop - aligned + rows - 1) // rows, 0)
+    end = jnp.cumsum(pieces, dtype=jnp.int32)
+    most = (tokens + (requests + 1) * (_ALIGNMENT + rows - 2)) // rows
+    index = jnp.arange(most, dtype=jnp.int32)
+    chunk = jnp.minimum(jnp.sum(index[:, None] >= end[None], axis=1, dtype=jnp.int32), requests)
+    cut = aligned[chunk] + (index - end[chunk] + pieces[chunk]) * rows
+    own = jnp.maximum(cut, begin[chunk])
+    row = jnp.clip(cut, 0, tokens - rows)
+    count = jnp.clip(jnp.minimum(stop[chunk], cut + rows) - own, 0, rows)
+    position = length[chunk] - (stop[chunk] - own)  # of the first own row
+    high = jnp.clip(position + count, 0, length[chunk])
+    low = jnp.zeros_like(high) if window is None else jnp.clip(position - window + 1, 0, high)
+    columns = (
+        jnp.minimum(chunk, requests - 1), row, own - row, count, position - (own - row), low, high, length[chunk]
+    )  # fmt: skip
+    visible = jnp.where(index < end[-1], high - low, -1)
+    return jnp.stack(columns, axis=1)[jnp.argsort(-visible)], end[-1:]

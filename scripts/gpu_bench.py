@@ -1,0 +1,157 @@
+"""What `gpu_suite.py` and `tune.py` share: inputs as serving would have them, and times.
+
+Inputs are random, pages lie scattered, and each call of a chain reads another layer's pages, so that KV comes from
+memory and not from the cache. A chain feeds each output to the next call: calls follow each other on the device. Calls
+are queued before the host waits, so what the host takes per call does not count.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention
+
+type Attention = Callable[..., Array]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Attention heads of a model."""
+
+    query: int
+    kv: int
+    dim: int
+    page_size: int = 64
+
+    @property
+    def token_bytes(self) -> int:
+        """Keys and values of a token in one layer, in 16 bits."""
+        return 4 * self.kv * self.dim
+
+    def __str__(self) -> str:
+        """As a name in a report."""
+        return f"{self.query}/{self.kv}x{self.dim}p{self.page_size}"
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Some layers' pools, flat, and requests in them, the same pages in each layer."""
+
+    k_pages: Array
+    v_pages: Array
+    page_table: Array
+    kv_len: Array
+    pages: int  # per layer
+    layers: int
+
+    def layer(self, index: int) -> tuple[Array, ...]:
+        """The arguments of an attention in one of the layers."""
+        table = self.page_table + (index % self.layers) * self.pages
+        return self.k_pages, self.v_pages, table, self.kv_len
+
+
+def cached(heads: Heads, lengths: Sequence[int], *, most_bytes: float, layers: int = 8, seed: int = 0) -> Cached:
+    """Requests of these lengths in bfloat16; of `layers` so many as fit into `most_bytes`, at least one."""
+    size = heads.page_size
+    used = [-(-length // size) for length in lengths]
+    pages = sum(used)
+    layers = max(1, min(layers, int(most_bytes // (pages * size * heads.token_bytes))))
+    table = np.zeros((len(lengths), max(used)), np.int32)
+    ids = iter(np.random.default_rng(seed).permutation(pages))
+    for row, count in enumerate(used):
+        table[row, :count] = [next(ids) for _ in range(count)]
+    k_pages, v_pages = (_pool(heads, pages * layers, seed + i) for i in range(2))
+    return Cached(k_pages, v_pages, jnp.asarray(table), jnp.asarray(lengths, jnp.int32), pages, layers)
+
+
+def _pool(heads: Heads, pages: int, seed: int) -> Array:
+    """Random; beyond some size a block repeats, as making random numbers takes several times their memory."""
+    shape = (heads.page_size, heads.kv, heads.dim)
+    block = min(pages, 2048)
+    drawn = jax.jit(lambda key: jax.random.normal(key, (block, *shape), jnp.bfloat16))(jax.random.key(seed))
+    pool: Array = jax.jit(lambda x: jnp.tile(x, (-(-pages // block), 1, 1, 1))[:pages])(drawn)
+    return pool
+
+
+def queries(heads: Heads, rows: int, seed: int = 2) -> Array:
+    """[rows, Hq, D] bfloat16."""
+    return jax.random.normal(jax.random.key(seed), (rows, heads.query, heads.dim), jnp.bfloat16)
+
+
+def time_decode(heads: Heads, cache: Cached, attention: Attention = paged_decode_attention, calls: int = 16) -> float:
+    """Seconds of one layer's attention."""
+
+    def chain(q: Array, arrays: tuple[Array, Array, Array, Array]) -> Array:
+        own = Cached(*arrays, pages=cache.pages, layers=cache.layers)
+        for index in range(calls):
+            q = attention(q, *own.layer(index), scale=heads.dim**-0.5)
+        return q
+
+    arrays = (cache.k_pages, cache.v_pages, cache.page_table, cache.kv_len)
+    return seconds(jax.jit(chain), queries(heads, len(cache.kv_len)), arrays) / calls
+
+
+def time_prefill(
+    heads: Heads, cache: Cached, chunks: Sequence[int], attention: Attention = paged_prefill_attention, calls: int = 4
+) -> float:
+    """Seconds of one layer's attention, for the last `chunks` tokens of each request."""
+    q_start = jnp.asarray(np.cumsum([0, *chunks]), jnp.int32)
+
+    def chain(q: Array, arrays: tuple[Array, Array, Array, Array]) -> Array:
+        own = Cached(*arrays, pages=cache.pages, layers=cache.layers)
+        for index in range(calls):
+            q = attention(q, *own.layer(index), q_start, scale=heads.dim**-0.5)
+        return q
+
+    arrays = (cache.k_pages, cache.v_pages, cache.page_table, cache.kv_len)
+    return seconds(jax.jit(chain), queries(heads, sum(chunks)), arrays) / calls
+
+
+def prefill_flops(heads: Heads, lengths: Sequence[int], chunks: Sequence[int]) -> float:
+    """Of both products, for what is visible."""
+    visible = sum(
+        chunk * (length - chunk) + chunk * (chunk + 1) / 2 for length, chunk in zip(lengths, chunks, strict=True)
+    )
+    return 4.0 * heads.query * heads.dim * visible
+
+
+def seconds(call: Callable[..., Any], *arguments: Any, queued: int = 4, rounds: int = 9) -> float:
+    """Median over rounds of the time of one call, after a first one that compiles and a second that warms up."""
+    for _ in range(2):
+        jax.block_until_ready(call(*arguments))
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        outputs = [call(*arguments) for _ in range(queued)]
+        jax.block_until_ready(outputs)
+        times.append((time.perf_counter() - start) / queued)
+    return float(np.median(times))
+
+
+def copy_bandwidth(size: float = 4e9) -> float:
+    """Bytes per second, read and written, of a large copy."""
+    x = jax.random.normal(jax.random.key(0), (int(size) // 2,), jnp.bfloat16)
+    return 2 * x.nbytes / seconds(jax.jit(jnp.negative), x)
+
+
+def matmul_rate(size: int = 8192) -> float:
+    """FLOP/s of a large bfloat16 product."""
+    a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
+    return 2.0 * size**3 / seconds(jax.jit(partial(jnp.matmul, preferred_element_type=jnp.bfloat16)), a, b)
+
+
+def device_facts() -> dict[str, str]:
+    """For the head of a report."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "jax": jax.__version__,
+        "platform": str(device.client.platform_version),
+        "date": time.strftime("%Y-%m-%d"),
+    }

@@ -1,0 +1,138 @@
+"""Compiles for H100s that are not there: kernels, and whole steps of models of 8B parameters. A program, not a test.
+
+`python compile.py JOB...` prints, for each job, a line `@@ {"job": ...}`, what the compiler says, and a line
+`## {facts}`; `test_compile.py` reads both. Jobs are Python expressions over the functions below. JAX's CUDA plugin must
+be importable; in a process that is to run anything it should not be, without a GPU.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "MOSAIC_GPU_DUMP_PTXAS": "1", "JAX_PLATFORMS": "cpu"}
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from twinmesh import kernels_pallas
+from twinmesh.engine import programs
+from twinmesh.engine.config import EngineConfig, Topology
+from twinmesh.engine.kv_cache import abstract_state
+from twinmesh.engine.mesh import build_meshes
+from twinmesh.engine.tensor_parallel import model_on
+from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
+from twinmesh.models.decoder import abstract_params
+
+KIND = "NVIDIA H100 80GB HBM3"
+TARGET = (Path(__file__).parent / "target.txtpb").read_text()
+DEVICES = topologies.get_topology_desc(
+    platform="cuda", topology_name="h100", topology="1x1x8", target_config=TARGET
+).devices  # fmt: skip
+MODELS = {
+    "qwen3-8b": ModelConfig(
+        "qwen3", 151936, 4096, 12288, 32, 8, 128, 1e-6, False, 40960, (AttentionSpec(Rope(1e6)),) * 36, qk_norm=True
+    ),
+    "llama-3.1-8b": ModelConfig(
+        "llama", 128256, 4096, 14336, 32, 8, 128, 1e-5, False, 131072, (AttentionSpec(Rope(5e5)),) * 32
+    ),
+}  # fmt: skip
+
+
+def on_h100s(count, axis):
+    """The context in which a trace is for so many H100s."""
+    device = AbstractDevice(device_kind=KIND, num_cores=132, platform="gpu")
+    return jax.sharding.use_abstract_mesh(AbstractMesh((count,), (axis,), (AxisType.Auto,), abstract_device=device))
+
+
+def shape(*dimensions, dtype=jnp.int32):
+    mesh = Mesh(np.array(DEVICES[:1]), ("x",))
+    return jax.ShapeDtypeStruct(dimensions, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+
+def cache(requests, heads, head_dim, page_size, dtype):
+    pool = shape(256, page_size, heads[1], head_dim, dtype=jnp.dtype(dtype))
+    return pool, pool, shape(requests, 8192 // page_size), shape(requests)
+
+
+def compiled(function, *arguments):
+    with on_h100s(1, "x"):
+        text = jax.jit(function).lower(*arguments).compile().as_text()
+    return {"kernels": len(re.findall("mosaic_gpu", text))}
+
+
+def decode(heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16", requests=32, **options):
+    q = shape(requests, heads[0], head_dim, dtype=jnp.dtype(dtype))
+    sink = jnp.zeros(heads[0]) if options.pop("sink", False) else None
+    options = dict(scale=head_dim**-0.5, sink=sink) | options
+    function = lambda *arrays: kernels_pallas.paged_decode_attention(*arrays, **options)  # noqa: E731
+    return compiled(function, q, *cache(requests, heads, head_dim, page_size, dtype))
+
+
+def prefill(heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16", tokens=2048, requests=8, **options):
+    q = shape(tokens, heads[0], head_dim, dtype=jnp.dtype(dtype))
+    sink = jnp.zeros(heads[0]) if options.pop("sink", False) else None
+    options = dict(scale=head_dim**-0.5, sink=sink) | options
+    function = lambda *arrays: kernels_pallas.paged_prefill_attention(*arrays, **options)  # noqa: E731
+    return compiled(function, q, *cache(requests, heads, head_dim, page_size, dtype), shape(requests + 1))
+
+
+def step(name, tp, kind, pages=2048, tokens=2048, rows=32):
+    """One whole `prefill_step` or `decode_step` with a pool of so many pages of 64 tokens."""
+    model = model_on(MODELS[name], tp)
+    config = EngineConfig(
+        Topology.parse(f"both=1xtp{tp}"), max_model_len=8192, prefill_buckets=(tokens,), decode_buckets=(rows,),
+        max_num_seqs=rows,
+    )  # fmt: skip
+    (mesh,) = build_meshes(config.topology, DEVICES[:tp])
+    state = abstract_state(model, config, (pages,), jnp.dtype("bfloat16"), mesh)
+    params = abstract_params(model, jnp.bfloat16)
+    plan = programs.MeshPlan(mesh, config.topology.meshes[0], model, params, config, state)
+    made = programs.Programs(None)
+    with on_h100s(tp, "tp"):
+        if kind == "prefill":
+            programs._compile_prefill(plan, made, tokens)
+        else:
+            programs._compile_decode(plan, made, rows, 1)
+    (program,) = (made.prefill or made.decode).values()
+    memory, text = program.memory_analysis(), program.as_text()
+    facts = {field: getattr(memory, f"{field}_size_in_bytes") for field in ("argument", "output", "alias", "temp")}
+    pool = 2 * np.prod(state.kv[0].k.shape, dtype=int) * 2 // tp
+    return {
+        **facts,
+        "pool": int(pool),
+        "layers": model.num_layers,
+        "all_reduce": count(text, "all-reduce"),
+        "all_gather": [shape for _, shape in instructions(text, "all-gather")],
+        "kernels": count(text, "custom-call", "mosaic_gpu"),
+        "copies": [shape for _, shape in instructions(text, "copy") if size(shape) >= pool // 4],
+    }
+
+
+def instructions(text, opcode, target=""):
+    """(name, shape) of the instructions with an opcode, in its plain or its asynchronous form."""
+    found = re.findall(rf"^\s*(?:ROOT )?(\S+) = (.*?) {opcode}(?:-start)?\((.*)$", text, re.MULTILINE)
+    return [(name, shape) for name, shape, rest in found if target in rest]
+
+
+def count(text, opcode, target=""):
+    return len(instructions(text, opcode, target))
+
+
+def size(shape):
+    """Bytes of the largest array in an HLO shape."""
+    width = {"bf16": 2, "f32": 4, "s32": 4}
+    arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
+    return max(
+        (width.get(dtype, 1) * int(np.prod([int(x) for x in dims.split(",") if x])) for dtype, dims in arrays),
+        default=0,
+    )
+
+
+if __name__ == "__main__":
+    for job in sys.argv[1:]:
+        print("@@", json.dumps({"job": job}), flush=True)
+        print("##", json.dumps(eval(job)), flush=True)

@@ -1,0 +1,88 @@
+"""What the GPU compiler says of the kernels and of whole steps, without a GPU: `compile.py` in a process of its own."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import twinmesh
+
+HERE, ROOT = Path(__file__).parent, Path(twinmesh.__file__).parent
+PLUGIN = Path(sys.prefix) / "h100"
+GIB = 2**30
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None and not (PLUGIN / "jax_cuda12_plugin").exists(),
+    reason="jax's CUDA plugin is not in .venv/h100: scripts/test.sh installs it",
+)
+
+# Every head_dim, page size and dtype, MQA and no grouping, windows, softcaps and sinks; and tp 8's single head.
+KERNELS = [
+    "{}()",
+    "{}(heads=(64, 8), head_dim=64, window=128, sink=True)",
+    "{}(heads=(8, 4), head_dim=256, window=1024, softcap=50.0, page_size=32)",
+    "{}(heads=(16, 1), head_dim=128, page_size=16, dtype='float16', window=4096, softcap=30.0, sink=True)",
+    "{}(heads=(16, 16), head_dim=64, page_size=128)",
+    "{}(heads=(4, 1), head_dim=256, page_size=128)",
+    "{}(heads=(4, 1), head_dim=128, page_size=32)",
+]  # fmt: skip
+STEPS = ["step('qwen3-8b', 1, 'decode')", "step('llama-3.1-8b', 4, 'prefill')"]
+
+
+def run(jobs):
+    """job -> (what it printed, what the compiler said)."""
+    path = [str(PLUGIN), *(entry for entry in sys.path if entry), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, str(HERE / "compile.py"), *jobs],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    reports = {}
+    for part in done.stdout.split("@@ ")[1:]:
+        head, said = part.split("\n", 1)
+        said, facts = said.split("\n## ", 1) if "\n## " in said else ("", said.removeprefix("## "))
+        reports[json.loads(head)["job"]] = (json.loads(facts.split("\n")[0]), said)
+    return reports
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return run([kernel.format(name) for kernel in KERNELS for name in ("decode", "prefill")])
+
+
+@pytest.mark.parametrize("name", ["decode", "prefill"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_spills_no_registers(kernels, name, kernel):
+    facts, said = kernels[kernel.format(name)]
+    assert facts["kernels"]
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    assert spills
+    assert set(spills) == {("0", "0")}
+    assert re.findall(r"Used (\d+) registers", said)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return run(STEPS)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_whole_step_fits_keeps_its_pool_in_place_and_gathers_nothing(steps, step):
+    facts, _ = steps[step]
+    tp = int(re.search(r", (\d),", step)[1])
+    per_layer = 2 if "decode" in step else 1
+    assert facts["kernels"] == per_layer * facts["layers"]
+    assert facts["alias"] >= facts["pool"]
+    assert not facts["copies"]
+    assert facts["temp"] < 2 * GIB
+    assert facts["argument"] + facts["output"] - facts["alias"] + facts["temp"] < 80e9
+    # Two sums of partial products a layer, and one for the embedding, whose rows are split.
+    assert facts["all_reduce"] == (2 * facts["layers"] + 1 if tp > 1 else 0)
+    # The sampler sees whole rows of logits; weights and KV stay where they are.
+    assert all(shape.count("f32[") == len(re.findall(r"\w+\[", shape)) for shape in facts["all_gather"])
+    assert len(facts["all_gather"]) <= 1

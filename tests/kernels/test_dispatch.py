@@ -1,0 +1,88 @@
+"""Which implementation a trace gets, by the GPU it is for; and what the Hopper kernels refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from twinmesh.kernels_pallas import decode, dispatch, paged_decode_attention, paged_prefill_attention, prefill, xla
+from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles, decode_tiles, length_class, prefill_tiles
+
+H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
+
+
+def arrays(dtype=jnp.bfloat16, head_dim=128, page_size=64, heads=(8, 2), chunks=False):
+    def array(*shape, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    pages = array(10, page_size, heads[1], head_dim, dtype=dtype)
+    own = [array(4, heads[0], head_dim, dtype=dtype), pages, pages, array(4, 3), array(4)]
+    return [*own, array(5)] if chunks else own
+
+
+def traced(attention, kind, platform="gpu", **options):
+    """What is traced for a device of this kind."""
+    device = AbstractDevice(device_kind=kind, num_cores=132, platform=platform)
+    mesh = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)
+    chunks = attention is paged_prefill_attention
+    with jax.sharding.use_abstract_mesh(mesh):
+        return str(jax.make_jaxpr(lambda *x: attention(*x, scale=0.1))(*arrays(chunks=chunks, **options)))
+
+
+def uses_kernel(text):
+    return "mpmd_map" in text or "core_map" in text
+
+
+@pytest.mark.parametrize("attention", [paged_decode_attention, paged_prefill_attention])
+def test_hopper_gets_the_kernels_and_nothing_else_does(attention):
+    for kind in (H100, "NVIDIA H200", "NVIDIA GH200 480GB", "NVIDIA H20"):
+        assert uses_kernel(traced(attention, kind))
+    for kind in (A100, "NVIDIA L40S", "NVIDIA GeForce RTX 4090", "NVIDIA B200"):
+        assert not uses_kernel(traced(attention, kind))
+    assert not uses_kernel(traced(attention, "cpu", platform="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": jnp.float32}, "k_pages has dtype float32.*bfloat16 and float16"),
+        ({"head_dim": 96}, "k_pages has head_dim 96.*64, 128 and 256"),
+        ({"page_size": 8}, "k_pages has page_size 8.*16, 32, 64 and 128"),
+        ({"heads": (130, 2)}, "q has 65 heads for each of k_pages' 2.*64"),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_named_and_runs_elsewhere(change, message, caplog):
+    options = {"scale": 0.1, "window": None, "softcap": None, "sink": None, "cores": 132}
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(
+            lambda *x: decode.paged_decode_attention(*x, tiles=DecodeTiles(512, 2), **options), *arrays(**change)
+        )
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(
+            lambda *x: prefill.paged_prefill_attention(*x, tiles=PrefillTiles(128, 2), **options),
+            *arrays(chunks=True, **change),
+        )
+    dispatch._say_once.cache_clear()
+    for _ in range(2):
+        assert not uses_kernel(traced(paged_decode_attention, H100, **change))
+    assert len(caplog.records) == 1
+    assert caplog.records[0].message.endswith("Paged attention runs in plain XLA.")
+
+
+def test_a_program_for_the_cpu_of_a_machine_with_a_gpu_runs_in_xla(monkeypatch, make_case):
+    monkeypatch.setattr(dispatch, "_gpu", lambda: (H100, 132, False))
+    case = make_case([70, 5], page_size=64, max_pages=2, heads=(4, 2), head_dim=64, dtype=jnp.dtype("bfloat16"))
+    got = jax.jit(lambda q, cache: paged_decode_attention(q, **cache, scale=0.1))(case.q, case.cache)
+    want = xla.paged_decode_attention(
+        *map(jnp.asarray, (case.q, *case.cache.values())), scale=0.1, window=None, softcap=None, sink=None
+    )  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(want, np.float32))
+
+
+def test_tiles_depend_on_how_long_requests_can_get_and_not_on_how_many_there_are():
+    assert [length_class(n) for n in (1, 2048, 2049, 131072, 10**6)] == [2048, 2048, 8192, 131072, 131072]
+    for head_dim in (64, 128, 256):
+        splits = [decode_tiles(head_dim, 4, 64, n).split for n in (1000, 8192, 32768, 131072)]
+        assert splits == sorted(splits)
+        assert all(split % 64 == 0 for split in splits)
+        assert prefill_tiles(head_dim, 4, 64, 8192).tile % 64 == 0
