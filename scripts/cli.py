@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import NoReturn
 
@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"twinmesh {version('twinmesh')}")
+    parser.add_argument("--version", action="version", version=f"twinmesh {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         command = commands.add_parser(
@@ -73,6 +73,14 @@ def build_parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser
+
+
+def _version() -> str:
+    """Of the installed package; a checkout on the path runs as well."""
+    try:
+        return version("twinmesh")
+    except PackageNotFoundError:
+        return "from a checkout that is not installed"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
