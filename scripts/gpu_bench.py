@@ -66,17 +66,17 @@ def cached(heads: Heads, lengths: Sequence[int], *, most_bytes: float, layers: i
     ids = iter(np.random.default_rng(seed).permutation(pages))
     for row, count in enumerate(used):
         table[row, :count] = [next(ids) for _ in range(count)]
-    k_pages, v_pages = (_pool(heads, pages * layers, seed + i) for i in range(2))
+    k_pages, v_pages = (pool(heads, pages * layers, seed + i) for i in range(2))
     return Cached(k_pages, v_pages, jnp.asarray(table), jnp.asarray(lengths, jnp.int32), pages, layers)
 
 
-def _pool(heads: Heads, pages: int, seed: int) -> Array:
-    """Random; beyond some size a block repeats, as making random numbers takes several times their memory."""
+def pool(heads: Heads, pages: int, seed: int) -> Array:
+    """[pages, page_size, Hk, D], random; past some size a block repeats, as drawing takes several times the memory."""
     shape = (heads.page_size, heads.kv, heads.dim)
     block = min(pages, 2048)
     drawn = jax.jit(lambda key: jax.random.normal(key, (block, *shape), jnp.bfloat16))(jax.random.key(seed))
-    pool: Array = jax.jit(lambda x: jnp.tile(x, (-(-pages // block), 1, 1, 1))[:pages])(drawn)
-    return pool
+    filled: Array = jax.jit(lambda x: jnp.tile(x, (-(-pages // block), 1, 1, 1))[:pages])(drawn)
+    return filled
 
 
 def queries(heads: Heads, rows: int, seed: int = 2) -> Array:
@@ -121,12 +121,15 @@ def prefill_flops(heads: Heads, lengths: Sequence[int], chunks: Sequence[int]) -
     return 4.0 * heads.query * heads.dim * visible
 
 
-def seconds(call: Callable[..., Any], *arguments: Any, queued: int = 4, rounds: int = 9) -> float:
-    """Median over rounds of the time of one call, after a first one that compiles and a second that warms up."""
+def seconds(call: Callable[..., Any], *arguments: Any, queued: int = 4, enough: float = 0.3) -> float:
+    """Median over rounds of the time of one call, after a first one that compiles and a second that warms up.
+
+    A round waits for `queued` calls at once; there are 3 to 9 of them, until they have taken `enough` seconds.
+    """
     for _ in range(2):
         jax.block_until_ready(call(*arguments))
-    times = []
-    for _ in range(rounds):
+    times: list[float] = []
+    while len(times) < 3 or (len(times) < 9 and sum(times) * queued < enough):
         start = time.perf_counter()
         outputs = [call(*arguments) for _ in range(queued)]
         jax.block_until_ready(outputs)
@@ -152,6 +155,6 @@ def device_facts() -> dict[str, str]:
     return {
         "device": device.device_kind,
         "jax": jax.__version__,
-        "platform": str(device.client.platform_version),
-        "date": time.strftime("%Y-%m-%d"),
+        "platform": device.platform,
+        "version": str(device.client.platform_version).replace("\n", " "),
     }

@@ -1,11 +1,9 @@
 """Whole steps on one GPU, for `gpu_suite.py`: a model's shapes with random weights, no engine around the programs."""
 
 import dataclasses
-import sys
-import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,17 +19,67 @@ from twinmesh.engine.steps import ChunkColumn, DecodeColumn, PrefillInputs, deco
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params
 from twinmesh.scripts.gpu_bench import copy_bandwidth, matmul_rate, seconds
+from twinmesh.scripts.gpu_budget import measure_budget
 
 QWEN3_8B = ModelConfig(
     "qwen3", 151936, 4096, 12288, 32, 8, 128, 1e-6, False, 40960, (AttentionSpec(Rope(1e6)),) * 36, qk_norm=True
 )
+LLAMA_3_1_8B = ModelConfig(
+    "llama", 128256, 4096, 14336, 32, 8, 128, 1e-5, False, 131072, (AttentionSpec(Rope(5e5)),) * 32
+)
 CONTEXT, PROMPT, BATCHES = 1024, 8192, (1, 8, 32, 128)
+PROFILED = (1, 32)  # batches whose time is told apart
+VLLM_MS = {1: 7.22, 8: 7.67}  # public figures of vLLM for Qwen3-8B on an H100, ms a decode step
 
 
-def measure_steps(scale: float) -> dict[str, Any]:
-    """Milliseconds of decode steps at several batches and of a prompt's prefill, and of what the ceilings allow."""
-    model = _scaled(QWEN3_8B, scale)
+type Facts = dict[str, Any]
+
+
+def qwen3(scale: float) -> Iterator[Facts]:
+    """Steps of Qwen3-8B's shapes."""
+    yield from measure_steps(QWEN3_8B, scale) if scale == 1 else measure_steps(_small(QWEN3_8B), scale)
+
+
+def llama(scale: float) -> Iterator[Facts]:
+    """Steps of Llama-3.1-8B's shapes."""
+    yield from measure_steps(LLAMA_3_1_8B, scale) if scale == 1 else measure_steps(_small(LLAMA_3_1_8B), scale)
+
+
+def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
+    """Milliseconds of decode steps at several batches and of a prompt's prefill, and of what the ceilings allow.
+
+    `floor_ms` of a decode step: the bytes of weights (of the embedding a step reads a few rows) and of the rows' KV,
+    at the bandwidth of a copy. `of_matmul` of prefill: FLOPs of products and of causal attention, over the rate of a
+    large product. `vllm_ms`: the public figure of another engine on an H100, not of this run.
+    """
     context, prompt = max(64, int(CONTEXT * scale)), max(64, int(PROMPT * scale))
+    plan = _plan(model, context, prompt)
+    (programs,) = compile_programs([plan], progress=False)
+    params = tuple(_random(spec.value, i) for i, spec in enumerate(plan.params.specs.values()))
+    copy, rate = copy_bandwidth(4e9 * scale), matmul_rate(int(8192 * scale))
+    yield {"copy_tb_s": copy / 1e12, "matmul_tflop_s": rate / 1e12}
+    weights = sum(x.nbytes for x in params) - params[0].nbytes
+    token = 4 * model.num_kv_heads * model.head_dim * model.num_layers
+    for rows in BATCHES:
+        call = _decode_call(plan, programs, params, rows, context)
+        taken = seconds(call)
+        floor = (weights + rows * context * token) / copy
+        row: Facts = {"ms": 1e3 * taken, "floor_ms": 1e3 * floor, "of_floor": floor / taken}
+        row |= {"dispatch_ms": 1e3 * dispatch_seconds(call), "weights_floor_ms": 1e3 * weights / copy}
+        if model.family == "qwen3":
+            row["vllm_ms"] = VLLM_MS.get(rows)
+        yield {"decode": {str(rows): row}}
+        if rows in PROFILED:
+            text = programs.decode[rows, 1].as_text()
+            yield {"decode": {str(rows): {"budget": measure_budget(call, text, 1e3 * taken)}}}
+    taken = seconds(_prefill_call(plan, programs, params, prompt))
+    attention = 2.0 * model.num_layers * model.num_heads * model.head_dim * prompt**2
+    flops = weights * prompt + attention  # two FLOPs for each of the weights' 2-byte numbers
+    yield {"prefill": {"tokens": prompt, "ms": 1e3 * taken, "of_matmul": flops / taken / rate}}
+
+
+def _plan(model: ModelConfig, context: int, prompt: int) -> MeshPlan:
+    """One device, with a pool for the largest batch and for the prompt."""
     config = EngineConfig(
         Topology.parse("both=1"), max_model_len=max(prompt, context) + 64, max_num_seqs=BATCHES[-1],
         prefill_buckets=(prompt,), prefill_rows=1, decode_buckets=BATCHES,
@@ -39,28 +87,11 @@ def measure_steps(scale: float) -> dict[str, Any]:
     pages = BATCHES[-1] * (context // config.page_size + 1) + prompt // config.page_size + 1
     (mesh,) = build_meshes(config.topology, jax.devices()[:1])
     state = abstract_state(model, config, (pages,), jnp.dtype(jnp.bfloat16), mesh)
-    plan = MeshPlan(mesh, config.topology.meshes[0], model, abstract_params(model, jnp.bfloat16), config, state)
-    (programs,) = compile_programs([plan], progress=False)
-    params = tuple(_random(spec.value, i) for i, spec in enumerate(plan.params.specs.values()))
-    copy, rate = copy_bandwidth(4e9 * scale), matmul_rate(int(8192 * scale))
-    weights = sum(x.nbytes for x in params) - params[0].nbytes  # of the embedding a step reads a few rows
-    token = 4 * model.num_kv_heads * model.head_dim * model.num_layers
-    report: dict[str, Any] = {"copy_tb_s": copy / 1e12, "matmul_tflop_s": rate / 1e12, "decode": {}}
-    for rows in BATCHES:
-        taken = _decode_seconds(plan, programs, params, rows, context)
-        floor = (weights + rows * context * token) / copy
-        report["decode"][rows] = {"ms": 1e3 * taken, "floor_ms": 1e3 * floor, "of_floor": floor / taken}
-    taken = _prefill_seconds(plan, programs, params, prompt)
-    attention = 2.0 * model.num_layers * model.num_heads * model.head_dim * prompt**2
-    flops = weights * prompt + attention  # two FLOPs for each of the weights' 2-byte numbers
-    report["prefill"] = {"ms": 1e3 * taken, "of_matmul": flops / taken / rate}
-    return report
+    return MeshPlan(mesh, config.topology.meshes[0], model, abstract_params(model, jnp.bfloat16), config, state)
 
 
-def _scaled(model: ModelConfig, scale: float) -> ModelConfig:
+def _small(model: ModelConfig) -> ModelConfig:
     """Fewer layers and a smaller vocabulary, to try the suite."""
-    if scale == 1.0:
-        return model
     return dataclasses.replace(model, layers=model.layers[:1], vocab_size=1024, hidden_size=256, intermediate_size=256)
 
 
@@ -87,7 +118,7 @@ def _filled(plan: MeshPlan, programs: Programs, tables: np.ndarray) -> DeviceSta
     return state._replace(kv=placed, tables=(table,))
 
 
-def _decode_seconds(plan: MeshPlan, programs: Programs, params: Any, rows: int, context: int) -> float:
+def _decode_call(plan: MeshPlan, programs: Programs, params: Any, rows: int, context: int) -> Callable[[], Any]:
     config = plan.config
     used, pages = context // config.page_size + 1, plan.state.kv[0].k.shape[1]
     tables = np.zeros((config.max_num_seqs, config.max_pages), np.int32)
@@ -99,7 +130,7 @@ def _decode_seconds(plan: MeshPlan, programs: Programs, params: Any, rows: int, 
     return _chained(partial(programs.decode[rows, 1], params), _filled(plan, programs, tables), jnp.asarray(inputs))
 
 
-def _prefill_seconds(plan: MeshPlan, programs: Programs, params: Any, prompt: int) -> float:
+def _prefill_call(plan: MeshPlan, programs: Programs, params: Any, prompt: int) -> Callable[[], Any]:
     config = plan.config
     row = np.zeros((1, prefill_columns(1, config.max_pages)), np.int32)
     row[0, : len(ChunkColumn)] = (0, prompt, prompt, 0, 1)  # in the order of ChunkColumn
@@ -110,36 +141,23 @@ def _prefill_seconds(plan: MeshPlan, programs: Programs, params: Any, prompt: in
     return _chained(partial(programs.prefill[prompt], params), _filled(plan, programs, tables), inputs)
 
 
-def _chained(step: Callable[..., Any], state: DeviceState, inputs: Any) -> float:
-    """Seconds of a step that takes its own state back."""
+def _chained(step: Callable[..., Any], state: DeviceState, inputs: Any) -> Callable[[], Any]:
+    """A step that takes its own state back."""
     held = [state]
 
     def call() -> Any:
         held[0], *rest = step(held[0], inputs)
         return rest
 
-    return seconds(call)
+    return call
 
 
-def compare_topologies(scale: float) -> dict[str, Any]:
-    """Greedy tokens of a random model, in bfloat16, on one mesh and on two that share the device."""
-    from twinmesh import LLM, SamplingParams
-
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # run from a clone: the tests' tiny model
-    from helpers.tiny_gguf import TinyLlama, write_tiny_gguf  # type: ignore[import-not-found, unused-ignore]
-
-    params = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
-    prompts = [[7 + (i * 31 + j) % 250 for j in range(length)] for i, length in enumerate((5, 64, 65, 200))]
-    tokens = {}
-    with tempfile.TemporaryDirectory() as folder:
-        model = TinyLlama(hidden=256, inner=256, heads=4, kv_heads=2, head_dim=64)
-        path = write_tiny_gguf(Path(folder) / "tiny.gguf", model)
-        for topology, count in (("both=1", 1), ("prefill=1,decode=1", 2)):
-            with LLM(
-                path, topology=topology, devices=jax.devices()[:1] * count, dtype="bfloat16", max_model_len=512,
-                max_num_seqs=4, deterministic=True, kv_cache_bytes=2**28,
-            ) as llm:  # fmt: skip
-                tokens[topology] = [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
-    one, two = tokens.values()
-    same = [list(a) == list(b) for a, b in zip(one, two, strict=True)]
-    return {"same_tokens": same} | ({} if all(same) else {"failed": "tokens differ between topologies"})
+def dispatch_seconds(call: Callable[[], Any], calls: int = 8) -> float:
+    """What the host takes to dispatch one call, while the device still has work."""
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        out = call()
+        times.append(time.perf_counter() - start)
+    jax.block_until_ready(out)
+    return float(np.median(times))

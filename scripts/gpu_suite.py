@@ -1,251 +1,214 @@
-"""Every check and measurement that needs a GPU, in one command of a few minutes on an H100; nothing to download.
+"""Every check and measurement that needs a GPU, in one command of under 8 minutes on an H100; nothing to download.
 
-    python scripts/gpu_suite.py --json gpu.json [--only checks,decode] [--scale 1.0]
+    python scripts/gpu_suite.py --json gpu.json [--only checks,decode] [--scale 0.01]
 
-Sections run in processes of their own, one after the other, so that one that fails or hangs costs only itself:
-`ceilings` (copy bandwidth, matmul rate), `checks` (kernels against plain XLA in float32), `decode` and `prefill`
-(kernels alone, prefill beside cuDNN and torch where they are installed), `steps` (whole steps of Qwen3-8B's shapes with
-random weights), `steps_without_graphs` (the same with XLA's command buffers off) and `handoff` (two meshes that share
-the device give the tokens of one). Times are of chains of calls on the device (`gpu_bench.py`); rates are compared with
-ceilings of the same run. `--scale` shrinks every length, to try the suite itself; on a CPU it then runs in plain XLA
-and means nothing.
+Sections run in processes of their own, one after the other, the most important first, so that one that fails or hangs
+costs only itself. Each has a limit, and all have a deadline; what a section had found when it was stopped stays in the
+report, which is written anew with every finding. Its keys: the head (command, date, driver, device, versions), then one
+for each section, with `seconds` it took and, where it did not end well, `failed` with the reason:
+
+`checks` (kernels, append and hand-off against plain XLA in float32; pytest's tests marked `gpu`), `ceilings` (copy
+bandwidth, matmul rate), `decode` and `prefill` (kernels alone beside FlashInfer, FlashAttention 3, torch and cuDNN,
+where they are installed), `steps` (whole steps of Qwen3-8B's shapes with random weights, and a decode step's time by
+what it goes to, from a profile), `steps_without_graphs` (the same with XLA's command buffers off), `gemms` (the decode
+step's products), `transformers` (the peer for whole steps), `steps_llama`; then `graphs`, what command buffers save,
+and `aims`, what was asked beside what was found.
+
+Times are of chains of calls on the device (`gpu_bench.py`); rates are compared with ceilings of the same process.
+`--scale` shrinks every size, to try the suite itself; on a CPU it then runs in plain XLA and means nothing.
 """
 
 import argparse
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TextIO
 
-if TYPE_CHECKING:
-    from twinmesh.scripts.gpu_bench import Heads
+from twinmesh.scripts.gpu_aims import aims, graphs
 
 type Facts = dict[str, Any]
 
 _MARK = "facts: "
-LIMIT = 200  # seconds of one section
-HEADS = ((32, 8, 128), (64, 8, 64))
+DEADLINE = 465  # seconds of the whole suite
 
 
-def main() -> int:
-    """Run the sections; write what they found, also when some failed. Exit code 1 if one did."""
-    args = _arguments()
+@dataclass(frozen=True)
+class Section:
+    """A generator of facts, `module` of this package and `function` of the scale; its limit; XLA's flags for it."""
+
+    module: str
+    function: str
+    limit: int  # seconds
+    flags: str = ""
+
+
+SECTIONS = {
+    "checks": Section("gpu_checks", "checks", 150),
+    "ceilings": Section("gpu_attention", "ceilings", 30),
+    "decode": Section("gpu_attention", "decode", 100),
+    "prefill": Section("gpu_attention", "prefill", 70),
+    "steps": Section("gpu_steps", "qwen3", 90),
+    "steps_without_graphs": Section("gpu_steps", "qwen3", 60, "--xla_gpu_enable_command_buffer="),
+    "gemms": Section("gpu_gemm", "gemms", 50),
+    "transformers": Section("gpu_transformers", "transformers", 45),
+    "steps_llama": Section("gpu_steps", "llama", 60),
+}
+_DEVICE = Section("gpu_bench", "device", 60)
+_BUILD = Section("gpu_attention", "build_peers", 180)
+_HIDDEN = {"device": _DEVICE, "build_peers": _BUILD}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the sections and write the report. Exit code 1 if one did not end well, 2 if there is no GPU to run on."""
+    args = _arguments(argv)
+    scale = 1.0 if args.scale is None else args.scale
     if args.section:
-        print(_MARK + json.dumps(run(args.section, args.scale)), flush=True)
-        return 0
-    report: Facts = {"command": " ".join(sys.argv)}
-    for name in args.only or SECTIONS:
+        return _section(args.section, scale)
+    started = time.monotonic()
+    device = _run("device", scale, _DEVICE.limit, lambda _: None)
+    if device.get("platform") != "gpu" and args.scale is None:
+        reason = device.get("failed", f"JAX's first device is {device.get('device', 'unknown')!r}")
+        print(
+            f"No GPU was found ({reason}): run this where JAX sees one, or try the suite itself on the CPU with "
+            "--scale 0.01.",
+            file=sys.stderr,
+        )
+        return 2
+    report = _head(argv) | {"scale": scale, **device}
+    names = args.only or list(SECTIONS)
+    _sections(report, names, scale, started + args.deadline, args.json)
+    report["graphs"], report["aims"] = graphs(report), aims(report)
+    report["total_seconds"] = round(time.monotonic() - started, 1)
+    _save(report, args.json)
+    print(json.dumps({"aims": report["aims"], "total_seconds": report["total_seconds"]}, indent=1))
+    return int(any("failed" in report[name] for name in names))
+
+
+def _sections(report: Facts, names: list[str], scale: float, end: float, path: str | None) -> None:
+    """Run these sections, each within its limit and all before `end`; FlashInfer compiles beside the checks."""
+    building: Facts = {}
+    limit = min(_BUILD.limit, end - time.monotonic())
+    builder = threading.Thread(target=lambda: building.update(_run("build_peers", scale, limit, lambda _: None)))
+    needs_peers = {"decode", "prefill"} & set(names)
+    if needs_peers:
+        builder.start()
+    for name in names:
+        if name != "checks" and needs_peers and "build_peers" not in report:
+            builder.join()  # nothing is timed while it compiles
+            report["build_peers"] = building
         start = time.monotonic()
-        report[name] = _in_process(name, args.scale)
-        report[name]["section_seconds"] = round(time.monotonic() - start, 1)
+        limit = min(SECTIONS[name].limit, end - start)
+
+        def save(found: Facts, name: str = name) -> None:
+            report[name] = found
+            _save(report, path)
+
+        found = _run(name, scale, limit, save) if limit > 5 else {"failed": "Not begun: the suite's deadline was near."}
+        save(found | {"seconds": round(time.monotonic() - start, 1)})
         print(name, json.dumps(report[name], indent=1), flush=True)
-        if args.json:
-            Path(args.json).write_text(json.dumps(report, indent=1))
-    return int(any("failed" in report[name] for name in args.only or SECTIONS))
 
 
-def _in_process(name: str, scale: float) -> Facts:
-    """The facts of one section; why it failed, where it printed none."""
+def _run(name: str, scale: float, limit: float, found: Callable[[Facts], None]) -> Facts:
+    """The facts of one section in a process of its own, told to `found` as they come, and why it failed, if it did."""
+    section = (SECTIONS | _HIDDEN)[name]
     environment = dict(os.environ)
     environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch measures beside JAX
-    if name == "steps_without_graphs":
-        environment["XLA_FLAGS"] = environment.get("XLA_FLAGS", "") + " --xla_gpu_enable_command_buffer="
-    command = [sys.executable, __file__, "--section", name, "--scale", str(scale)]
+    environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {section.flags}".strip()
+    command = [sys.executable, str(Path(__file__)), "--section", name, "--scale", str(scale)]
+    facts: Facts = {}
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        )
+        stopped = threading.Event()
+        timer = threading.Timer(limit, _stop, (process, stopped))
+        timer.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(_MARK):
+                merge(facts, json.loads(line.removeprefix(_MARK)))
+                found(facts)
+        code = process.wait()
+        timer.cancel()
+        if stopped.is_set():
+            merge(facts, {"failed": f"Stopped after {limit:.0f} s: what would have come later is missing."})
+        elif code and "failed" not in facts:
+            facts["failed"] = f"Exit code {code}: {_last_line(errors)}"
+    return facts
+
+
+def _stop(process: "subprocess.Popen[str]", stopped: threading.Event) -> None:
+    """End a section, with whatever it started."""
+    stopped.set()
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _last_line(errors: TextIO) -> str:
+    errors.seek(0)
+    lines = [line for line in errors.read().splitlines() if line.strip() and not line.startswith(" ")]
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+def _section(name: str, scale: float) -> int:
+    """In the section's own process: print each piece of what it finds."""
+    section = (SECTIONS | _HIDDEN)[name]
+    function = getattr(importlib.import_module(f"twinmesh.scripts.{section.module}"), section.function)
+    for piece in function(scale):
+        print(_MARK + json.dumps(piece), flush=True)
+    return 0
+
+
+def merge(facts: Facts, piece: Facts) -> None:
+    """Add a piece to what was found; tables of the same name become one."""
+    for key, value in piece.items():
+        if isinstance(value, dict) and isinstance(facts.get(key), dict):
+            merge(facts[key], value)
+        else:
+            facts[key] = value
+
+
+def _head(argv: list[str] | None) -> Facts:
+    """Command, date and driver."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.sm", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"not done after {LIMIT} s"}
-    for line in done.stdout.splitlines():
-        if line.startswith(_MARK):
-            facts: Facts = json.loads(line.removeprefix(_MARK))
-            return facts
-    return {"failed": f"exit code {done.returncode}: {done.stderr[-2000:]}"}
+        driver = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        driver = "unknown"
+    arguments = sys.argv[1:] if argv is None else argv
+    command = " ".join(["python", "scripts/gpu_suite.py", *arguments])
+    return {"command": command, "date": time.strftime("%Y-%m-%d %H:%M"), "driver": driver}
 
 
-def run(name: str, scale: float) -> Facts:
-    """One section, in this process."""
-    from twinmesh.scripts.gpu_bench import device_facts
-
-    return device_facts() | SECTIONS[name](scale)
+def _save(report: Facts, path: str | None) -> None:
+    if path is not None:
+        Path(path).write_text(json.dumps(report, indent=1) + "\n")
 
 
-def ceilings(scale: float) -> Facts:
-    """What the device does at best."""
-    from twinmesh.scripts.gpu_bench import copy_bandwidth, matmul_rate
-
-    return {"copy_tb_s": copy_bandwidth(4e9 * scale) / 1e12, "matmul_tflop_s": matmul_rate(int(8192 * scale)) / 1e12}
-
-
-def checks(scale: float) -> Facts:
-    """Relative errors against plain XLA in float32, which the tests hold to the oracle.
-
-    Fails above 1e-2, on a NaN, or where a second run differs.
-    """
-    import jax.numpy as jnp
-    import numpy as np
-    from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention, xla
-    from twinmesh.scripts.gpu_bench import Heads, cached, queries
-
-    lengths = [max(1, int(scale * n)) for n in (1, 63, 64, 65, 127, 128, 129, 1000, 4097)]
-    chunks = [min(length, max(1, int(700 * scale))) for length in lengths]
-    q_start = jnp.asarray(np.cumsum([0, *chunks]), jnp.int32)
-    options: list[Facts] = [{}, {"window": 100}, {"softcap": 20.0, "sink": True}]
-    errors: dict[str, float] = {}
-    variants = ((32, 8, 128, 64), (64, 8, 64, 16), (8, 4, 256, 32), (16, 1, 128, 128), (9, 3, 64, 64))
-    for number, (query, kv, dim, page) in enumerate(variants):
-        heads = Heads(query, kv, dim, page)
-        cache = cached(heads, lengths, most_bytes=1)
-        arrays = cache.layer(0)
-        wide = tuple(x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x for x in arrays)
-        for changes in (options[number % 3], options[(number + 1) % 3]):
-            settings: Facts = {"scale": dim**-0.5, "window": None, "softcap": None, "sink": None, **changes}
-            if changes.get("sink"):
-                settings["sink"] = jnp.linspace(-2.0, 2.0, query)
-            for kernel, oracle, rows, more in (
-                (paged_decode_attention, xla.paged_decode_attention, len(lengths), ()),
-                (paged_prefill_attention, xla.paged_prefill_attention, sum(chunks), (q_start,)),
-            ):
-                q = queries(heads, rows)
-                name = f"{kernel.__name__} {heads} {changes}"
-                errors[name] = _error(partial(kernel, **settings), partial(oracle, **settings), q, arrays, wide, more)
-    failed = {name: error for name, error in errors.items() if not error < 1e-2}
-    return {"errors": errors} | ({"failed": f"errors of {failed}"} if failed else {})
-
-
-def _error(kernel: Any, oracle: Any, q: Any, arrays: Any, wide: Any, more: Any) -> float:
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    run_kernel = jax.jit(kernel)
-    # What is allocated next may lie where these were: an element that nobody writes shows as NaN.
-    jax.block_until_ready([jnp.full_like(q, jnp.nan) for _ in range(4)])
-    first, second = (np.asarray(run_kernel(q, *arrays, *more), np.float64) for _ in range(2))
-    if not np.array_equal(first, second):
-        return float("inf")
-    want = np.asarray(jax.jit(oracle)(q.astype(jnp.float32), *wide, *more), np.float64)
-    return float(np.linalg.norm(first - want) / np.linalg.norm(want))
-
-
-def decode(scale: float) -> Facts:
-    """Bandwidth of the KV read, beside that of a copy in the same process."""
-    import numpy as np
-    from twinmesh.scripts.gpu_bench import Heads, cached, copy_bandwidth, time_decode
-
-    copy = copy_bandwidth(4e9 * scale)
-    rows: Facts = {}
-    for sizes in HEADS:
-        heads = Heads(*sizes)
-        for batch in (32, 128):
-            for context in (1024, 8192, 32768):
-                even = [max(1, int(context * scale))] * batch
-                ragged = np.random.default_rng(0).integers(1, 2 * even[0], batch).tolist()
-                for kind, lengths in (("even", even), ("ragged", ragged)):
-                    taken = time_decode(heads, cached(heads, lengths, most_bytes=3e10))
-                    rate = sum(lengths) * heads.token_bytes / taken
-                    rows[f"{heads} {batch}x{context} {kind}"] = {"us": 1e6 * taken, "of_copy": rate / copy}
-    return {"copy_tb_s": copy / 1e12, "rows": rows}
-
-
-def prefill(scale: float) -> Facts:
-    """FLOP/s of what is visible, beside the peers on the dense equivalent."""
-    from twinmesh.scripts.gpu_bench import Heads, cached, matmul_rate, prefill_flops, time_prefill
-
-    rows: Facts = {}
-    for sizes in HEADS:
-        heads = Heads(*sizes)
-        for length, chunk in ((8192, 8192), (16384, 16384), (18432, 2048)):
-            lengths, chunks = [int(length * scale)], [int(chunk * scale)]
-            flops = prefill_flops(heads, lengths, chunks)
-            row = {"twinmesh": flops / time_prefill(heads, cached(heads, lengths, most_bytes=1e10), chunks) / 1e12}
-            for name, peer in (("cudnn", _cudnn_seconds), ("torch", _torch_seconds)):
-                try:
-                    row[name] = flops / peer(heads, lengths[0], chunks[0]) / 1e12
-                except Exception as error:  # not installed, or it does not take these shapes
-                    row[f"{name}_missing"] = f"{type(error).__name__}: {str(error)[:100]}"  # type: ignore[assignment]
-            rows[f"{heads} {chunk} of {length}"] = row
-    return {"matmul_tflop_s": matmul_rate(int(8192 * scale)) / 1e12, "tflop_s": rows}
-
-
-def _cudnn_seconds(heads: "Heads", length: int, chunk: int) -> float:
-    import jax
-    import jax.numpy as jnp
-    from twinmesh.scripts.gpu_bench import seconds
-
-    if chunk != length:
-        raise ValueError("cuDNN's causal mask begins at the first key")
-    keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (
-        jax.random.normal(key, (1, length, count, heads.dim), jnp.bfloat16)
-        for key, count in zip(keys, (heads.query, heads.kv, heads.kv), strict=True)
-    )
-    attend = partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
-    return seconds(jax.jit(attend), q, k, v)
-
-
-def _torch_seconds(heads: "Heads", length: int, chunk: int) -> float:
-    import torch  # type: ignore[import-not-found, unused-ignore]
-
-    if chunk != length:
-        raise ValueError("torch's causal mask begins at the first key")
-    q, k, v = (
-        torch.randn(1, count, length, heads.dim, device="cuda", dtype=torch.bfloat16)
-        for count in (heads.query, heads.kv, heads.kv)
-    )
-    attend = partial(torch.nn.functional.scaled_dot_product_attention, q, k, v, is_causal=True, enable_gqa=True)
-    for _ in range(3):
-        attend()
-    times = []
-    for _ in range(9):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(4):
-            attend()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 4e3)
-    return float(sorted(times)[len(times) // 2])
-
-
-def steps(scale: float) -> Facts:
-    """Whole steps of Qwen3-8B's shapes, beside the floor that the ceilings of the same process set."""
-    from twinmesh.scripts.gpu_steps import measure_steps
-
-    return measure_steps(scale)
-
-
-def handoff(scale: float) -> Facts:
-    """Two meshes on one device, prefill and decode, give the tokens of a mesh that does both."""
-    from twinmesh.scripts.gpu_steps import compare_topologies
-
-    return compare_topologies(scale)
-
-
-SECTIONS: dict[str, Callable[[float], Facts]] = {
-    "ceilings": ceilings,
-    "checks": checks,
-    "decode": decode,
-    "prefill": prefill,
-    "steps": steps,
-    "steps_without_graphs": steps,
-    "handoff": handoff,
-}
-
-
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", metavar="FILE", help="where the figures go; also written when a section fails")
+    parser.add_argument("--json", metavar="FILE", help="where the report goes; written with every finding")
     parser.add_argument("--only", type=lambda text: text.split(","), help=f"some of {', '.join(SECTIONS)}")
-    parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--section", choices=list(SECTIONS), help=argparse.SUPPRESS)  # what the processes are told
-    args = parser.parse_args()
-    if unknown := set(args.only or ()) - set(SECTIONS):
-        parser.error(f"--only: {', '.join(sorted(unknown))} is not a section; there are {', '.join(SECTIONS)}")
+    parser.add_argument("--scale", type=float, help="shrink every size, to try the suite; needed where there is no GPU")
+    parser.add_argument(
+        "--deadline", type=float, default=DEADLINE, help="seconds for everything (default: %(default)s)"
+    )
+    parser.add_argument("--section", choices=[*SECTIONS, *_HIDDEN], help=argparse.SUPPRESS)  # what processes are told
+    args = parser.parse_args(argv)
+    if unknown := sorted(set(args.only or ()) - set(SECTIONS)):
+        parser.error(f"--only: {', '.join(unknown)} is not a section; there are {', '.join(SECTIONS)}.")
+    if args.scale is not None and not 0 < args.scale <= 1:
+        parser.error(f"--scale {args.scale}: it must be above 0 and at most 1.")
+    if args.json is not None and not Path(args.json).resolve().parent.is_dir():
+        parser.error(f"--json {args.json}: its directory does not exist; make it first.")
     return args
 
 
