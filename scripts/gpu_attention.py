@@ -29,6 +29,7 @@ from twinmesh.scripts.gpu_bench import (
 )
 from twinmesh.scripts.gpu_peers import DECODE, PREFILL, Peer, build, measured
 
+DECODES = ((32, 8192), (128, 1024), (32, 1024), (128, 8192), (32, 32768), (128, 32768))  # batch, context
 HEADS = (Heads(32, 8, 128), Heads(64, 8, 64))
 MOST_BYTES = 2e10  # of one row's pages, unless a single layer takes more
 
@@ -53,7 +54,7 @@ def decode(scale: float) -> Iterator[Facts]:
     """Bandwidth of the KV read, beside that of a copy in the same process; then the append's time."""
     facts = _ceilings(scale)
     yield facts
-    for rows, context in ((32, 8192), (128, 1024), (32, 1024), (128, 8192), (32, 32768), (128, 32768)):
+    for rows, context in DECODES if scale > 0.1 else DECODES[:1]:
         for heads in HEADS:
             batch, length = max(2, int(rows * min(scale, 1))), max(2, int(context * scale))
             ragged = np.random.default_rng(0).integers(1, 2 * length, batch).tolist()

@@ -6,7 +6,7 @@ are queued before the host waits, so what the host takes per call does not count
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -149,12 +149,12 @@ def matmul_rate(size: int = 8192) -> float:
     return 2.0 * size**3 / seconds(jax.jit(partial(jnp.matmul, preferred_element_type=jnp.bfloat16)), a, b)
 
 
-def device_facts() -> dict[str, str]:
+def device(scale: float) -> Iterator[dict[str, str]]:
     """For the head of a report."""
-    device = jax.devices()[0]
-    return {
-        "device": device.device_kind,
+    first = jax.devices()[0]
+    yield {
+        "device": first.device_kind,
         "jax": jax.__version__,
-        "platform": device.platform,
-        "version": str(device.client.platform_version).replace("\n", " "),
+        "platform": first.platform,
+        "version": str(first.client.platform_version).replace("\n", " "),
     }

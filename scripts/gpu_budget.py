@@ -11,7 +11,8 @@ Not here: what a step should take (`gpu_steps.py`).
 
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,18 +62,23 @@ def read_events(folder: Path) -> list[Event]:
     paths = sorted(folder.rglob("*.xplane.pb"))
     if not paths:
         return []
-    planes = list(ProfileData.from_file(str(paths[-1])).planes)
-    on_gpu = [plane for plane in planes if plane.name.startswith("/device:GPU")]
-    events = []
-    for plane in on_gpu or planes:
-        for line in plane.lines:
-            if on_gpu and not line.name.startswith("Stream"):
-                continue  # what the profiler derived from the streams
-            for event in line.events:
-                operation = str(next((value for key, value in event.stats if key == "hlo_op"), ""))
-                if on_gpu or (operation and not _CONTROL.match(event.name)):
-                    events.append(Event(event.name, operation, event.start_ns, event.duration_ns))
-    return events
+    with warnings.catch_warnings():
+        # The reader's types warn of themselves on first use; where warnings are errors, that ends the process.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        profile = ProfileData.from_file(str(paths[-1]))  # planes do not keep it alive
+        planes = list(profile.planes)
+        on_gpu = [plane for plane in planes if plane.name.startswith("/device:GPU")]
+        return [event for plane in on_gpu or planes for event in _kernels(plane, bool(on_gpu))]
+
+
+def _kernels(plane: Any, on_gpu: bool) -> Iterator[Event]:
+    for line in plane.lines:
+        if on_gpu and not line.name.startswith("Stream"):
+            continue  # what the profiler derived from the streams
+        for event in line.events:
+            operation = str(next((value for key, value in event.stats if key == "hlo_op"), ""))
+            if on_gpu or (operation and not _CONTROL.match(event.name)):
+                yield Event(event.name, operation, event.start_ns, event.duration_ns)
 
 
 def scopes(hlo: str) -> dict[str, str]:

@@ -125,22 +125,23 @@ def _run(name: str, scale: float, limit: float, found: Callable[[Facts], None]) 
     environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {section.flags}".strip()
     command = [sys.executable, str(Path(__file__)), "--section", name, "--scale", str(scale)]
     facts: Facts = {}
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
+    stopped = threading.Event()
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
-        )
-        stopped = threading.Event()
+        ) as process,
+    ):
         timer = threading.Timer(limit, _stop, (process, stopped))
         timer.start()
-        assert process.stdout is not None
-        for line in process.stdout:
+        for line in process.stdout or ():
             if line.startswith(_MARK):
                 merge(facts, json.loads(line.removeprefix(_MARK)))
                 found(facts)
         code = process.wait()
         timer.cancel()
         if stopped.is_set():
-            merge(facts, {"failed": f"Stopped after {limit:.0f} s: what would have come later is missing."})
+            facts["failed"] = f"Stopped after {limit:.0f} s: what would have come later is missing."
         elif code and "failed" not in facts:
             facts["failed"] = f"Exit code {code}: {_last_line(errors)}"
     return facts

@@ -1,6 +1,5 @@
 """The experimental product of few rows: in the interpreter with race detection, and compiled for an H100."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,0 +1,175 @@
+"""The GPU suite, tried on the CPU: what it runs, what it writes, how it stops. What it measures is not for tests."""
+
+import json
+
+import numpy as np
+import pytest
+from twinmesh.scripts import gpu_aims, gpu_attention, gpu_checks, gpu_suite, gpu_transformers
+from twinmesh.scripts.gpu_bench import Cached, Heads, cached, prefill_flops
+from twinmesh.scripts.gpu_peers import Measured, measured
+
+SMALL = Heads(4, 2, 64, 16)
+
+
+def test_without_a_gpu_the_suite_says_so_in_one_sentence(capfd):
+    assert gpu_suite.main([]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("No GPU was found (JAX's first device is 'cpu'): ")
+    assert "--scale" in said
+    assert said.count("\n") == 1
+
+
+def test_sections_of_a_tiny_suite_write_one_report(tmp_path):
+    path = tmp_path / "gpu.json"
+    assert gpu_suite.main(["--scale", "0.001", "--only", "ceilings,transformers", "--json", str(path)]) == 0
+    report = json.loads(path.read_text())
+    assert {"command", "date", "driver", "device", "jax", "aims", "graphs", "total_seconds"} <= set(report)
+    assert report["ceilings"]["copy_tb_s"] > 0
+    assert report["transformers"]["decode"] is None
+    assert "No module named" in report["transformers"]["reason"]
+    assert all(aim["met"] is None for aim in report["aims"].values())
+
+
+def test_a_section_that_hangs_is_stopped_and_one_that_dies_says_why(monkeypatch):
+    assert gpu_suite._run("ceilings", 0.001, 0.2, lambda _: None) == {
+        "failed": "Stopped after 0 s: what would have come later is missing."
+    }
+    broken = gpu_suite.Section("gpu_attention", "ceilings", 30, "--xla_no_such_flag=1")
+    monkeypatch.setitem(gpu_suite.SECTIONS, "ceilings", broken)
+    failed = gpu_suite._run("ceilings", 0.001, 60, lambda _: None)["failed"]
+    assert failed.startswith("Exit code ")
+    assert "xla_no_such_flag" in failed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "decode,nothing"], "--only: nothing is not a section; there are checks, "),
+        (["--scale", "2"], "--scale 2.0: it must be above 0 and at most 1."),
+        (["--json", "/no/such/folder/x.json"], "its directory does not exist"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        gpu_suite.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_every_section_exists_and_all_fit_into_the_deadline_when_none_hangs():
+    import importlib
+
+    for section in (gpu_suite.SECTIONS | gpu_suite._HIDDEN).values():
+        assert callable(getattr(importlib.import_module(f"twinmesh.scripts.{section.module}"), section.function))
+    assert next(iter(gpu_suite.SECTIONS)) == "checks"
+    assert gpu_suite.DEADLINE < 480
+
+
+def test_pieces_of_a_section_become_one():
+    facts = {"rows": {"a": {"ms": 1}}}
+    gpu_suite.merge(facts, {"rows": {"a": {"budget": {}}, "b": {}}, "failed": "x"})
+    assert facts == {"rows": {"a": {"ms": 1, "budget": {}}, "b": {}}, "failed": "x"}
+
+
+def test_rows_hold_ratios_and_null_with_the_reason_where_a_peer_is_absent():
+    def twice(heads, cache, lengths, chunks):
+        return Measured(1e3, np.zeros((len(lengths), heads.query, heads.dim)))
+
+    def absent(heads, cache, lengths, chunks):
+        raise ModuleNotFoundError("No module named 'flashinfer'\nmore")
+
+    row = gpu_attention.decode_row(SMALL, [20, 33], 1e9, {"twice": twice, "absent": absent})
+    peers = row["peers"]
+    assert peers["twice"]["ratio"] == peers["best_ratio"] == pytest.approx(1e9 / row["us"])
+    assert peers["twice"]["difference"] == pytest.approx(1.0)
+    reason = "ModuleNotFoundError: No module named 'flashinfer'"
+    assert peers["absent"] == {"us": None, "ratio": None, "reason": reason}
+    prefill = gpu_attention.prefill_row(SMALL, [20, 33], [20, 3], 1e9)
+    assert all(peer["us"] is None and peer["reason"] for name, peer in prefill["peers"].items() if name != "best_ratio")
+    assert prefill["tflop_s"] > 0
+    json.dumps([row, prefill])
+
+
+def test_a_row_of_the_append_writes_in_place():
+    assert gpu_attention.append_row(SMALL, 32, 0.001)["bytes"] == 32 * 4 * 2 * 64
+
+
+def test_peers_that_are_not_installed_are_a_reason():
+    cache = cached(SMALL, [20], most_bytes=1)
+    assert isinstance(cache, Cached)
+    for peers in (gpu_attention.DECODE, gpu_attention.PREFILL):
+        assert all(isinstance(measured(peer, SMALL, cache, [20], [20]), str) for peer in peers.values())
+
+
+def test_inputs_of_checks_hold_nan_wherever_no_request_has_a_token():
+    inputs = gpu_checks.make_inputs(gpu_checks.Case(SMALL, "float16", longest=100), 1.0)
+    size, lengths, table = SMALL.page_size, np.asarray(inputs.kv_len), np.asarray(inputs.page_table)
+    held = {(table[r, t // size], t % size) for r, length in enumerate(lengths) for t in range(length)}
+    finite = np.isfinite(np.asarray(inputs.k_pages, np.float32)).all(axis=(2, 3))
+    assert {(page, slot) for page, slot in zip(*np.nonzero(finite), strict=True)} == held
+    assert set(lengths) >= {0, 1, size - 1, size, size + 1, 100}
+    assert list(table[9, : lengths[9] // size]) == list(table[8, : lengths[9] // size])
+    assert inputs.q_prefill.shape[0] > inputs.q_start[-1]
+
+
+def test_checks_find_no_error_in_plain_xla_and_do_find_wrong_rows():
+    case = gpu_checks.Case(SMALL, "bfloat16", {"window": 20, "softcap": 20.0, "sink": True}, longest=60)
+    errors = gpu_checks.attention_errors(case, 1.0)
+    assert len(errors) == 2
+    assert all(0 < error < gpu_checks.LIMITS["bfloat16"] for error in errors.values())
+    want = np.ones((2, 3, 4))
+    want[1, 2] = 0
+    assert gpu_checks.distance(want, want) == 0
+    for index, value in (((0, 0, 0), np.nan), ((1, 2, 3), 1e-9)):
+        got = want.copy()
+        got[index] = value
+        assert gpu_checks.distance(got, want) == np.inf
+    got = want.copy()
+    got[0, 1] *= 1.5
+    assert gpu_checks.distance(got, want) == pytest.approx(0.5)
+
+
+def test_checks_of_the_append_pass_on_the_cpu():
+    assert gpu_checks.append_facts(0.001) == {"in_place": True, "right": True, "peak_bytes_added": None}
+
+
+def test_every_dtype_head_dim_page_size_and_option_is_checked():
+    cases = gpu_checks.CASES
+    for what, wanted in (
+        (lambda case: case.heads.dim, {64, 128, 256}),
+        (lambda case: case.heads.page_size, {16, 32, 64, 128}),
+        (lambda case: case.dtype, {"bfloat16", "float16"}),
+    ):
+        assert {what(case) for case in cases} == wanted
+    assert {16} <= {case.heads.query // case.heads.kv for case in cases}
+    assert any(case.heads.kv == 1 for case in cases)
+    assert any(case.longest == 131072 for case in cases)
+    assert {option for case in cases for option in case.options} == {"window", "softcap", "sink"}
+
+
+def test_flops_count_what_is_visible():
+    assert prefill_flops(SMALL, [10], [4]) == 4 * 4 * 64 * (7 + 8 + 9 + 10)
+
+
+def test_aims_are_the_worst_rows_and_null_where_nothing_was_measured():
+    report = {
+        "decode": {"rows": {"a": {"of_copy": 0.9, "peers": {"best_ratio": 1.2}}, "b": {"of_copy": 0.8, "peers": {
+            "best_ratio": None}}}},
+        "prefill": {"rows": {"32/8x128p64 8k": {"tflop_s": 560, "of_dense_rate": 1.0, "peers": {"best_ratio": 0.9}}}},
+        "steps": {"decode": {"1": {"ms": 5.0, "of_floor": 0.8}}, "prefill": {"of_matmul": 0.5}},
+        "steps_without_graphs": {"decode": {"1": {"ms": 6.0}, "8": {"ms": 7.0}}},
+        "transformers": {"decode": {"1": {"ms": 20.0}, "32": {"ms": 9.0}}},
+    }  # fmt: skip
+    found = gpu_aims.aims(report)
+    assert found["decode of copy bandwidth"] == {"aim": 0.85, "found": 0.8, "row": "b", "met": False}
+    assert found["decode over the best peer"] == {"aim": 1.0, "found": 1.2, "row": "a", "met": True}
+    assert found["prefill TFLOP/s of 128"]["met"]
+    assert found["prefill TFLOP/s of 64"]["met"] is None
+    assert found["decode step over transformers"]["found"] == 4
+    assert not found["prefill step of matmul rate"]["met"]
+    assert gpu_aims.graphs(report) == {"1": {"ms": 5.0, "ms_without": 6.0, "saved_ms": 1.0}}
+    assert all(aim["found"] is None for aim in gpu_aims.aims({"steps": {"failed": "x"}}).values())
+
+
+def test_transformers_are_null_where_torch_is_not_installed():
+    (facts,) = gpu_transformers.transformers(0.01)
+    assert facts["decode"] is None
