@@ -70,7 +70,7 @@ def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
             row["vllm_ms"] = VLLM_MS.get(rows)
         yield {"decode": {str(rows): row}}
         if rows in PROFILED:
-            text = programs.decode[rows, 1].as_text()
+            text = programs.decode[rows, 1].as_text() or ""
             yield {"decode": {str(rows): {"budget": measure_budget(call, text, 1e3 * taken)}}}
     taken = seconds(_prefill_call(plan, programs, params, prompt))
     attention = 2.0 * model.num_layers * model.num_heads * model.head_dim * prompt**2

@@ -3,100 +3,181 @@
     python scripts/tune.py [--heads 32,8,128 --heads 64,8,64] [--page-sizes 64] [--lengths 2048,8192,32768]
 
 Each row of the table is [kernel, architecture, head_dim, query heads of a key/value head, page size, length class,
-[...]], the last being the fields of `DecodeTiles` or `PrefillTiles`. A row replaces the one of the same key; a default
-that is within 2 % of the best is left out. Run it on a quiet GPU; it takes a minute or so for each combination.
+[...]], the last being the fields of `DecodeTiles` or `PrefillTiles`. The best tiles of a combination become its row
+where they take less than 98 % of the time of those in use, be they a row's or the default; else the table stays as it
+is. It is written after each combination. Run it on a quiet GPU; it takes a minute or so for each combination.
 """
 
 import argparse
+import functools
 import itertools
 import json
-from collections.abc import Callable
-from functools import partial
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import twinmesh
 from twinmesh.kernels_pallas import decode, prefill, tiles
-from twinmesh.kernels_pallas.tiles import HOPPER, DecodeTiles, PrefillTiles
+from twinmesh.kernels_pallas.mosaic import HEAD_DIMS, PAGE_SIZES, WARPGROUP_ROWS
+from twinmesh.kernels_pallas.tiles import HOPPER, LENGTH_CLASSES, DecodeTiles, PrefillTiles
 from twinmesh.scripts.gpu_bench import Heads, cached, time_decode, time_prefill
 
 TABLE = Path(twinmesh.__file__).parent / "kernels_pallas" / "tiles.json"
-MARGIN = 0.98  # of the default's time, below which a measured row is worth having
+MARGIN = 0.98  # of the time of the tiles in use, below which others are worth a row
+REQUESTS = 32  # of a decode step
 PLAIN: dict[str, Any] = {"window": None, "softcap": None, "sink": None}
 
+type Key = tuple[str | int, ...]
+type Table = dict[Key, list[int]]
 
-def main() -> int:
-    """Measure every combination, then write the table."""
-    args = _arguments()
-    cores: int = jax.devices()[0].core_count
-    rows = {tuple(row[:-1]): row[-1] for row in json.loads(TABLE.read_text())}
-    for query, kv, dim in args.heads:
-        for page_size, length in itertools.product(args.page_sizes, args.lengths):
-            heads = Heads(query, kv, dim, page_size)
-            for kernel, tune in (("decode", tune_decode), ("prefill", tune_prefill)):
-                key = (kernel, HOPPER, dim, query // kv, page_size, tiles.length_class(length))
-                best = tune(heads, length, cores)
-                rows.pop(key, None)
-                if best is not None:
-                    rows[key] = best
-    lines = [json.dumps([*key, value]) for key, value in sorted(rows.items())]
-    TABLE.write_text("[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n")
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure every combination. Exit code 2 where there is no GPU to measure."""
+    args = _arguments(argv)
+    device = jax.devices()[0]
+    if device.platform != "gpu" or not str(getattr(device, "compute_capability", "")).startswith("9.0"):
+        kind = device.device_kind
+        print(f"JAX's first device is {kind!r}, not a Hopper GPU: run this where one is.", file=sys.stderr)
+        return 2
+    run(args.heads, args.page_sizes, args.lengths, device.core_count, args.table)
     return 0
 
 
-def tune_decode(heads: Heads, length: int, cores: int) -> list[int] | None:
-    """32 requests of that length; the fields of the best tiles, or None where the default is as good."""
-    cache = cached(heads, [length] * 32, most_bytes=2e10)
+def run(
+    heads: Sequence[tuple[int, int, int]],
+    page_sizes: Sequence[int],
+    lengths: Sequence[int],
+    cores: int,
+    path: Path,
+) -> None:
+    """Measure the combinations and keep the table at `path` up to date."""
+    table = read_table(path)
+    for (query, kv, dim), size, length in itertools.product(heads, page_sizes, lengths):
+        combination = Heads(query, kv, dim, size)
+        for kernel, tune in (("decode", tune_decode), ("prefill", tune_prefill)):
+            key = (kernel, HOPPER, dim, query // kv, size, tiles.length_class(length))
+            best = tune(combination, length, cores)
+            if best is not None:
+                table[key] = best
+                path.write_text(table_text(table))
+
+
+def read_table(path: Path) -> Table:
+    """The rows of a table of tiles, by key."""
+    return {tuple(row[:-1]): row[-1] for row in json.loads(path.read_text())}
+
+
+def table_text(table: Table) -> str:
+    """A row on each line, in order."""
+    lines = [json.dumps([*key, fields]) for key, fields in sorted(table.items())]
+    return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
+
+
+def tune_decode(heads: Heads, length: int, cores: int, interpret: Any = None) -> list[int] | None:
+    """So many requests of that length; the fields of tiles that are worth a row, or None."""
+    cache = cached(heads, [length] * REQUESTS, most_bytes=2e10)
 
     def measure(choice: DecodeTiles) -> float:
-        return time_decode(heads, cache, partial(decode.paged_decode_attention, **PLAIN, tiles=choice, cores=cores))
+        attention = functools.partial(
+            decode.paged_decode_attention, **PLAIN, tiles=choice, cores=cores, interpret=interpret
+        )
+        return time_decode(heads, cache, attention)
 
     choices = [DecodeTiles(split, stages) for split in (256, 512, 1024, 2048) for stages in (2, 3, 4, 6)]
-    default = tiles.decode_tiles(heads.dim, heads.query // heads.kv, heads.page_size, length)
-    return _best(f"decode {heads} {length}", choices, default, measure, lambda x: [x.split, x.stages])
+    in_use = tiles.decode_tiles(heads.dim, heads.query // heads.kv, heads.page_size, length)
+    best = best_of(f"decode {heads} {length}", choices, in_use, measure)
+    return None if best is None else [best.split, best.stages]
 
 
-def tune_prefill(heads: Heads, length: int, cores: int) -> list[int] | None:
+def tune_prefill(heads: Heads, length: int, cores: int, interpret: Any = None) -> list[int] | None:
     """One prompt of that length; as `tune_decode`."""
     cache = cached(heads, [length], most_bytes=2e10)
 
     def measure(choice: PrefillTiles) -> float:
-        attention = partial(prefill.paged_prefill_attention, **PLAIN, tiles=choice, cores=cores)
+        attention = functools.partial(
+            prefill.paged_prefill_attention, **PLAIN, tiles=choice, cores=cores, interpret=interpret
+        )
         return time_prefill(heads, cache, [length], attention)
 
     sizes = [tile for tile in (64, 128, 192, 256) if tile % heads.page_size == 0 or heads.page_size % tile == 0]
     choices = [PrefillTiles(tile, stages) for tile in sizes for stages in (2, 3, 4)]
-    default = tiles.prefill_tiles(heads.dim, heads.query // heads.kv, heads.page_size, length)
-    return _best(f"prefill {heads} {length}", choices, default, measure, lambda x: [x.tile, x.stages])
+    in_use = tiles.prefill_tiles(heads.dim, heads.query // heads.kv, heads.page_size, length)
+    best = best_of(f"prefill {heads} {length}", choices, in_use, measure)
+    return None if best is None else [best.tile, best.stages]
 
 
-def _best[T](
-    name: str, choices: list[T], default: T, measure: Callable[[T], float], fields: Callable[[T], list[int]]
-) -> list[int] | None:
+def best_of[T](name: str, choices: Sequence[T], in_use: T, measure: Callable[[T], float]) -> T | None:
+    """The choice that takes the least time, where that is clearly less than what is in use takes; else None.
+
+    A choice that does not fit the shared memory or the registers, as Mosaic or XLA says, is passed over.
+    """
     times: dict[T, float] = {}
-    for choice in dict.fromkeys([default, *choices]):
+    for choice in dict.fromkeys([in_use, *choices]):
         try:
             times[choice] = measure(choice)
-        except ValueError as error:  # Mosaic's refusal of what does not fit the shared memory or the registers
-            print(f"{name} {choice}: {str(error).splitlines()[0]}", flush=True)
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            print(f"{name} {choice}: {(str(error).splitlines() or [''])[0]}", flush=True)
             continue
         print(f"{name} {choice}: {1e6 * times[choice]:.1f} us", flush=True)
+    if not times:
+        return None
     best = min(times, key=lambda choice: times[choice])
-    return fields(best) if default not in times or times[best] < MARGIN * times[default] else None
+    return best if in_use not in times or times[best] < MARGIN * times[in_use] else None
 
 
-def _arguments() -> argparse.Namespace:
-    def numbers(text: str) -> list[int]:
-        return [int(x) for x in text.split(",")]
-
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--heads", type=numbers, action="append", help="query heads, key/value heads, head_dim")
-    parser.add_argument("--page-sizes", type=numbers, default=[64])
-    parser.add_argument("--lengths", type=numbers, default=[2048, 8192, 32768])
-    args = parser.parse_args()
-    args.heads = args.heads or [[32, 8, 128], [64, 8, 64]]
+    parser.add_argument("--heads", type=_heads, action="append", metavar="Hq,Hk,D", help="32,8,128; may be repeated")
+    parser.add_argument("--page-sizes", type=_among("page size", PAGE_SIZES), default=[64], metavar="N,...")
+    parser.add_argument("--lengths", type=_lengths, default=[2048, 8192, 32768], metavar="N,...")
+    parser.add_argument("--table", type=Path, default=TABLE, metavar="FILE", help="default: the package's own")
+    args = parser.parse_args(argv)
+    args.heads = args.heads or [(32, 8, 128), (64, 8, 64)]
+    if not args.table.is_file():
+        parser.error(f"--table {args.table}: there is no such file; one that holds [] will do.")
     return args
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers with commas between them.") from None
+
+
+def _heads(text: str) -> tuple[int, int, int]:
+    numbers = _numbers(text)
+    if len(numbers) != 3:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be three numbers: query heads, key/value heads, head_dim, such as 32,8,128."
+        )
+    query, kv, dim = numbers
+    if dim not in HEAD_DIMS:
+        raise argparse.ArgumentTypeError(f"{text!r} has head_dim {dim}: it must be one of {HEAD_DIMS}.")
+    if kv < 1 or query < 1 or query % kv or query // kv > WARPGROUP_ROWS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: query heads must be a multiple of the key/value heads, up to {WARPGROUP_ROWS} times as many."
+        )
+    return query, kv, dim
+
+
+def _among(name: str, allowed: tuple[int, ...]) -> Callable[[str], list[int]]:
+    def parse(text: str) -> list[int]:
+        numbers = _numbers(text)
+        if wrong := [number for number in numbers if number not in allowed]:
+            raise argparse.ArgumentTypeError(f"{name} {wrong[0]}: it must be one of {allowed}.")
+        return numbers
+
+    return parse
+
+
+def _lengths(text: str) -> list[int]:
+    numbers = _numbers(text)
+    if wrong := [number for number in numbers if not 1 <= number <= LENGTH_CLASSES[-1]]:
+        raise argparse.ArgumentTypeError(f"length {wrong[0]}: it must be 1 to {LENGTH_CLASSES[-1]} tokens.")
+    return numbers
 
 
 if __name__ == "__main__":
