@@ -46,7 +46,8 @@ def graphs(report: Facts) -> Facts:
 
 
 def _aim(least: float, rows: dict[str, Facts], value: Callable[[Facts], float | None]) -> Facts:
-    values = {name: found for name, row in rows.items() if (found := value(row)) is not None}
+    done = {name: row for name, row in rows.items() if "failed" not in row}
+    values = {name: found for name, row in done.items() if (found := value(row)) is not None}
     if not values:
         return {"aim": least, "found": None, "row": None, "met": None}
     worst = min(values, key=lambda name: values[name])

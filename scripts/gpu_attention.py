@@ -5,7 +5,7 @@ peer's time over ours (above 1: ours is faster), or null and the reason. Where a
 is the relative distance of its output from ours. Rows come in the order of their worth, as a section may be cut.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -54,13 +54,16 @@ def decode(scale: float) -> Iterator[Facts]:
     """Bandwidth of the KV read, beside that of a copy in the same process; then the append's time."""
     facts = _ceilings(scale)
     yield facts
+    failed = 0
     for rows, context in DECODES if scale > 0.1 else DECODES[:1]:
         for heads in HEADS:
             batch, length = max(2, int(rows * min(scale, 1))), max(2, int(context * scale))
             ragged = np.random.default_rng(0).integers(1, 2 * length, batch).tolist()
             for kind, lengths in (("even", [length] * batch), ("ragged", ragged)):
-                row = decode_row(heads, lengths, 1e12 * facts["copy_tb_s"])
+                row = _attempt(partial(decode_row, heads, lengths, 1e12 * facts["copy_tb_s"]))
+                failed += "failed" in row
                 yield {"rows": {f"{heads} {rows}x{context} {kind}": row}}
+    yield _rows_failed(failed)
     yield {"append": {str(tokens): append_row(HEADS[0], tokens, scale) for tokens in (1, 32, 128, 8192)}}
 
 
@@ -80,6 +83,7 @@ def prefill(scale: float) -> Iterator[Facts]:
     facts = _ceilings(scale)
     yield facts
     dense: dict[Heads, float] = {}
+    failed = 0
     shapes = (
         ("8k", (8192,), (8192,)),
         ("16k", (16384,), (16384,)),
@@ -89,9 +93,25 @@ def prefill(scale: float) -> Iterator[Facts]:
     for name, lengths, chunks in shapes:
         for heads in HEADS:
             length, chunk = ([max(1, int(scale * n)) for n in each] for each in (lengths, chunks))
-            row = prefill_row(heads, length, chunk, 1e12 * facts["matmul_tflop_s"])
-            dense.setdefault(heads, row["tflop_s"])
-            yield {"rows": {f"{heads} {name}": row | {"of_dense_rate": row["tflop_s"] / dense[heads]}}}
+            row = _attempt(partial(prefill_row, heads, length, chunk, 1e12 * facts["matmul_tflop_s"]))
+            failed += "failed" in row
+            if "tflop_s" in row:
+                row["of_dense_rate"] = row["tflop_s"] / dense.setdefault(heads, row["tflop_s"])
+            yield {"rows": {f"{heads} {name}": row}}
+    yield _rows_failed(failed)
+
+
+def _rows_failed(count: int) -> Facts:
+    return {"failed": f"{count} rows have no figures; each says why."} if count else {}
+
+
+def _attempt(row: Callable[[], Facts]) -> Facts:
+    """A row, or why there is none: the others are worth having."""
+    try:
+        return row()
+    except Exception as error:  # a kernel that does not compile, or memory that does not suffice
+        lines = str(error).strip().splitlines() or [""]
+        return {"failed": f"{type(error).__name__}: {lines[0][:300]}"}
 
 
 def prefill_row(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_pre
 from twinmesh.scripts.gpu_bench import Heads, pool
 
 LIMITS = {"bfloat16": 1e-2, "float16": 2e-3}
+THREADS = 4  # cases at a time: most of it is compiling, which lets others run
 CHUNK = 600  # rows of prefill for one request, at most
 TIGHT = 11  # pages, for four requests of up to six each
 
@@ -79,11 +81,13 @@ class Inputs(NamedTuple):
 def checks(scale: float) -> Iterator[Facts]:
     """Everything, and `failed` where something is wrong."""
     wrong: list[str] = []
-    for case in CASES[: max(2, round(len(CASES) * scale))]:
-        for name, error in attention_errors(case, scale).items():
-            yield {"errors": {name: error}}
-            if not error <= LIMITS[case.dtype]:
-                wrong.append(f"{name} is off by {error:.1e}")
+    cases = CASES[: max(2, round(len(CASES) * scale))]
+    with ThreadPoolExecutor(THREADS) as threads:
+        for case, errors in zip(cases, threads.map(partial(attention_errors, scale=scale), cases), strict=True):
+            yield {"errors": errors}
+            wrong += [
+                f"{name} is off by {error:.1e}" for name, error in errors.items() if not error <= LIMITS[case.dtype]
+            ]
     for name, found in (("append", append_facts), ("handoff", handoff_facts), ("pytest", pytest_facts)):
         facts = found(scale)
         yield {name: facts}

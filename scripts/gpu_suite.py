@@ -74,7 +74,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.section:
         return _section(args.section, scale)
     started = time.monotonic()
-    device = _run("device", scale, _DEVICE.limit, lambda _: None)
+    with tempfile.TemporaryDirectory() as cache:
+        return _suite(args, scale, started, cache)
+
+
+def _suite(args: argparse.Namespace, scale: float, started: float, cache: str) -> int:
+    device = _run("device", scale, _DEVICE.limit, cache)
     if device.get("platform") != "gpu" and args.scale is None:
         reason = device.get("failed", f"JAX's first device is {device.get('device', 'unknown')!r}")
         print(
@@ -83,9 +88,9 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    report = _head(argv) | {"scale": scale, **device}
+    report = _head() | {"scale": scale, **device}
     names = args.only or list(SECTIONS)
-    _sections(report, names, scale, started + args.deadline, args.json)
+    _sections(report, names, scale, started + args.deadline, args.json, cache)
     report["graphs"], report["aims"] = graphs(report), aims(report)
     report["total_seconds"] = round(time.monotonic() - started, 1)
     _save(report, args.json)
@@ -93,11 +98,11 @@ def main(argv: list[str] | None = None) -> int:
     return int(any("failed" in report[name] for name in names))
 
 
-def _sections(report: Facts, names: list[str], scale: float, end: float, path: str | None) -> None:
+def _sections(report: Facts, names: list[str], scale: float, end: float, path: str | None, cache: str) -> None:
     """Run these sections, each within its limit and all before `end`; FlashInfer compiles beside the checks."""
     building: Facts = {}
     limit = min(_BUILD.limit, end - time.monotonic())
-    builder = threading.Thread(target=lambda: building.update(_run("build_peers", scale, limit, lambda _: None)))
+    builder = threading.Thread(target=lambda: building.update(_run("build_peers", scale, limit, cache)))
     needs_peers = {"decode", "prefill"} & set(names)
     if needs_peers:
         builder.start()
@@ -112,16 +117,24 @@ def _sections(report: Facts, names: list[str], scale: float, end: float, path: s
             report[name] = found
             _save(report, path)
 
-        found = _run(name, scale, limit, save) if limit > 5 else {"failed": "Not begun: the suite's deadline was near."}
+        found = (
+            _run(name, scale, limit, cache, save)
+            if limit > 5
+            else {"failed": "Not begun: the suite's deadline was near."}
+        )
         save(found | {"seconds": round(time.monotonic() - start, 1)})
         print(name, json.dumps(report[name], indent=1), flush=True)
 
 
-def _run(name: str, scale: float, limit: float, found: Callable[[Facts], None]) -> Facts:
-    """The facts of one section in a process of its own, told to `found` as they come, and why it failed, if it did."""
+def _run(name: str, scale: float, limit: float, cache: str, found: Callable[[Facts], None] = lambda _: None) -> Facts:
+    """The facts of one section in a process of its own, told to `found` as they come, and why it failed, if it did.
+
+    `cache` is the folder of JAX's compilation cache.
+    """
     section = (SECTIONS | _HIDDEN)[name]
     environment = dict(os.environ)
     environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch measures beside JAX
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", cache)  # the next section compiles some of the same
     environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {section.flags}".strip()
     command = [sys.executable, str(Path(__file__)), "--section", name, "--scale", str(scale)]
     facts: Facts = {}
@@ -177,15 +190,14 @@ def merge(facts: Facts, piece: Facts) -> None:
             facts[key] = value
 
 
-def _head(argv: list[str] | None) -> Facts:
+def _head() -> Facts:
     """Command, date and driver."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.sm", "--format=csv,noheader"]
     try:
         driver = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         driver = "unknown"
-    arguments = sys.argv[1:] if argv is None else argv
-    command = " ".join(["python", "scripts/gpu_suite.py", *arguments])
+    command = " ".join(["python", "scripts/gpu_suite.py", *sys.argv[1:]])
     return {"command": command, "date": time.strftime("%Y-%m-%d %H:%M"), "driver": driver}
 
 

@@ -30,13 +30,13 @@ def test_sections_of_a_tiny_suite_write_one_report(tmp_path):
     assert all(aim["met"] is None for aim in report["aims"].values())
 
 
-def test_a_section_that_hangs_is_stopped_and_one_that_dies_says_why(monkeypatch):
-    assert gpu_suite._run("ceilings", 0.001, 0.2, lambda _: None) == {
+def test_a_section_that_hangs_is_stopped_and_one_that_dies_says_why(monkeypatch, tmp_path):
+    assert gpu_suite._run("ceilings", 0.001, 0.2, str(tmp_path)) == {
         "failed": "Stopped after 0 s: what would have come later is missing."
     }
     broken = gpu_suite.Section("gpu_attention", "ceilings", 30, "--xla_no_such_flag=1")
     monkeypatch.setitem(gpu_suite.SECTIONS, "ceilings", broken)
-    failed = gpu_suite._run("ceilings", 0.001, 60, lambda _: None)["failed"]
+    failed = gpu_suite._run("ceilings", 0.001, 60, str(tmp_path))["failed"]
     assert failed.startswith("Exit code ")
     assert "xla_no_such_flag" in failed
 

@@ -83,10 +83,10 @@ def test_the_kernels_take_what_the_tuner_gives_them(monkeypatch):
 
     monkeypatch.setattr(tune, "time_decode", once)
     monkeypatch.setattr(tune, "time_prefill", once)
-    monkeypatch.setattr(tune, "REQUESTS", 2)
+    monkeypatch.setattr(tune, "REQUESTS", 1)
     heads = Heads(2, 1, 64)
-    assert tune.tune_decode(heads, 70, 2, INTERPRET) is None
-    assert tune.tune_prefill(heads, 70, 2, INTERPRET) is None
+    assert tune.tune_decode(heads, 70, 1, INTERPRET) is None
+    assert tune.tune_prefill(heads, 70, 1, INTERPRET) is None
     assert [type(each) for each in seen] == [DecodeTiles, PrefillTiles]
 
 
