@@ -71,17 +71,32 @@ def cached(heads: Heads, lengths: Sequence[int], *, most_bytes: float, layers: i
 
 
 def pool(heads: Heads, pages: int, seed: int) -> Array:
-    """[pages, page_size, Hk, D], random; past some size a block repeats, as drawing takes several times the memory."""
-    shape = (heads.page_size, heads.kv, heads.dim)
-    block = min(pages, 2048)
-    drawn = jax.jit(lambda key: jax.random.normal(key, (block, *shape), jnp.bfloat16))(jax.random.key(seed))
-    filled: Array = jax.jit(lambda x: jnp.tile(x, (-(-pages // block), 1, 1, 1))[:pages])(drawn)
-    return filled
+    """[pages, page_size, Hk, D], as `noise`."""
+    return noise((pages, heads.page_size, heads.kv, heads.dim), seed)
+
+
+def noise(shape: tuple[int, ...], seed: int, block: int = 2048) -> Array:
+    """Random bfloat16; past `block` rows they repeat, as drawing takes several times the memory of what is drawn."""
+    drawn = _draw(jax.random.key(seed), (min(shape[0], block), *shape[1:]))
+    return drawn if shape[0] <= block else _repeat(drawn, shape[0])
+
+
+# Jitted here, so that arrays of the same shape share a program.
+@partial(jax.jit, static_argnums=1)
+def _draw(key: Array, shape: tuple[int, ...]) -> Array:
+    drawn: Array = jax.random.normal(key, shape, jnp.bfloat16)
+    return drawn
+
+
+@partial(jax.jit, static_argnums=1)
+def _repeat(x: Array, rows: int) -> Array:
+    repeated: Array = jnp.tile(x, (-(-rows // len(x)), *[1] * (x.ndim - 1)))[:rows]
+    return repeated
 
 
 def queries(heads: Heads, rows: int, seed: int = 2) -> Array:
     """[rows, Hq, D] bfloat16."""
-    return jax.random.normal(jax.random.key(seed), (rows, heads.query, heads.dim), jnp.bfloat16)
+    return noise((rows, heads.query, heads.dim), seed, block=65536)
 
 
 def time_decode(heads: Heads, cache: Cached, attention: Attention = paged_decode_attention, calls: int = 16) -> float:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention, xla
-from twinmesh.scripts.gpu_bench import Heads, pool
+from twinmesh.scripts.gpu_bench import Heads, pool, queries
 
 LIMITS = {"bfloat16": 1e-2, "float16": 2e-3}
 THREADS = 4  # cases at a time: most of it is compiling, which lets others run
@@ -133,9 +133,7 @@ def make_inputs(case: Case, scale: float) -> Inputs:
     poison = jax.jit(lambda x: jnp.where(held[..., None, None], x, jnp.nan).astype(dtype))
     k_pages, v_pages = (poison(pool(heads, pages, seed)) for seed in range(2))
     rows = sum(chunks) + 13  # some of them padding
-    q_decode, q_prefill = (
-        jax.random.normal(jax.random.key(2), (count, heads.query, heads.dim), dtype) for count in (len(lengths), rows)
-    )
+    q_decode, q_prefill = (queries(heads, count).astype(dtype) for count in (len(lengths), rows))
     starts = np.cumsum([0, *chunks])
     return Inputs(q_decode, q_prefill, k_pages, v_pages, *(jnp.asarray(x, jnp.int32) for x in (table, lengths, starts)))
 

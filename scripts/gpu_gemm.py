@@ -22,7 +22,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from twinmesh.kernels_pallas.mosaic import Ref, compiler_params, smem
-from twinmesh.scripts.gpu_bench import copy_bandwidth, seconds
+from twinmesh.scripts.gpu_bench import copy_bandwidth, noise, seconds
 
 _CONSUMERS, _PRODUCER = 2, 2
 _WIDTH = 128  # columns of the weight in a tile, 64 for each consumer
@@ -210,8 +210,8 @@ def gemms(scale: float) -> Iterator[Facts]:
 def gemm_row(rows: int, depth: int, columns: int, copy: float) -> Facts:
     """XLA's product and ours over weights that do not fit the cache; ours null with the reason where it fails."""
     count = max(1, -(-int(3e8) // (2 * depth * columns))) if jax.default_backend() == "gpu" else 1
-    weights = [_noise((depth, columns), seed) for seed in range(count)]
-    xs = [_noise((rows, depth), seed + 100) for seed in range(count)]  # another for each: XLA merges products of one x
+    weights = [noise((depth, columns), seed, block=512) for seed in range(count)]
+    xs = [noise((rows, depth), seed + 100) for seed in range(count)]  # another for each: XLA merges products of one x
     size = 2 * (depth * columns + rows * depth + rows * columns)
 
     def timed(product: Any) -> tuple[float, np.ndarray]:
@@ -227,11 +227,3 @@ def gemm_row(rows: int, depth: int, columns: int, copy: float) -> Facts:
         return facts | {"pallas_us": None, "ratio": None, "reason": f"{type(error).__name__}: {lines[0][:200]}"}
     facts |= {"pallas_us": 1e6 * ours, "pallas_of_copy": size / ours / copy, "ratio": taken / ours}
     return facts | {"difference": float(np.linalg.norm(got - want) / np.linalg.norm(want))}
-
-
-def _noise(shape: tuple[int, int], seed: int) -> Array:
-    """Random bfloat16; past some size a block repeats."""
-    block = min(shape[0], 512)
-    drawn = jax.jit(lambda key: jax.random.normal(key, (block, shape[1]), jnp.bfloat16))(jax.random.key(seed))
-    filled: Array = jax.jit(lambda x: jnp.tile(x, (-(-shape[0] // block), 1))[: shape[0]])(drawn)
-    return filled

@@ -75,14 +75,12 @@ def table_text(table: Table) -> str:
     return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
 
 
-def tune_decode(heads: Heads, length: int, cores: int, interpret: Any = None) -> list[int] | None:
+def tune_decode(heads: Heads, length: int, cores: int) -> list[int] | None:
     """So many requests of that length; the fields of tiles that are worth a row, or None."""
     cache = cached(heads, [length] * REQUESTS, most_bytes=2e10)
 
     def measure(choice: DecodeTiles) -> float:
-        attention = functools.partial(
-            decode.paged_decode_attention, **PLAIN, tiles=choice, cores=cores, interpret=interpret
-        )
+        attention = functools.partial(decode.paged_decode_attention, **PLAIN, tiles=choice, cores=cores)
         return time_decode(heads, cache, attention)
 
     choices = [DecodeTiles(split, stages) for split in (256, 512, 1024, 2048) for stages in (2, 3, 4, 6)]
@@ -91,14 +89,12 @@ def tune_decode(heads: Heads, length: int, cores: int, interpret: Any = None) ->
     return None if best is None else [best.split, best.stages]
 
 
-def tune_prefill(heads: Heads, length: int, cores: int, interpret: Any = None) -> list[int] | None:
+def tune_prefill(heads: Heads, length: int, cores: int) -> list[int] | None:
     """One prompt of that length; as `tune_decode`."""
     cache = cached(heads, [length], most_bytes=2e10)
 
     def measure(choice: PrefillTiles) -> float:
-        attention = functools.partial(
-            prefill.paged_prefill_attention, **PLAIN, tiles=choice, cores=cores, interpret=interpret
-        )
+        attention = functools.partial(prefill.paged_prefill_attention, **PLAIN, tiles=choice, cores=cores)
         return time_prefill(heads, cache, [length], attention)
 
     sizes = [tile for tile in (64, 128, 192, 256) if tile % heads.page_size == 0 or heads.page_size % tile == 0]
