@@ -77,8 +77,10 @@ def pool(heads: Heads, pages: int, seed: int) -> Array:
 
 def noise(shape: tuple[int, ...], seed: int, block: int = 2048) -> Array:
     """Random bfloat16; past `block` rows they repeat, as drawing takes several times the memory of what is drawn."""
-    drawn = _draw(jax.random.key(seed), (min(shape[0], block), *shape[1:]))
-    return drawn if shape[0] <= block else _repeat(drawn, shape[0])
+    filled: Array = _draw(jax.random.key(seed), (min(shape[0], block), *shape[1:]))
+    if shape[0] > block:
+        filled = _repeat(filled, shape[0])
+    return filled
 
 
 # Jitted here, so that arrays of the same shape share a program.
