@@ -13,24 +13,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention
+from twinmesh.kernels_pallas import append_kv
 from twinmesh.scripts.gpu_bench import (
     Cached,
     Heads,
     cached,
     copy_bandwidth,
+    decode_chain,
     matmul_rate,
     pool,
+    prefill_chain,
     prefill_flops,
-    queries,
     seconds,
-    time_decode,
-    time_prefill,
 )
 from twinmesh.scripts.gpu_peers import DECODE, PREFILL, Peer, build, measured
 
 DECODES = ((32, 8192), (128, 1024), (32, 1024), (128, 8192), (32, 32768), (128, 32768))  # batch, context
 HEADS = (Heads(32, 8, 128), Heads(64, 8, 64))
+DECODE_CALLS, PREFILL_CALLS = 16, 4  # in one program
 MOST_BYTES = 2e10  # of one row's pages, unless a single layer takes more
 
 type Facts = dict[str, Any]
@@ -70,9 +70,8 @@ def decode(scale: float) -> Iterator[Facts]:
 def decode_row(heads: Heads, lengths: Sequence[int], copy: float, peers: Mapping[str, Peer] = DECODE) -> Facts:
     """One batch of decode; `copy` in bytes per second."""
     cache = cached(heads, lengths, most_bytes=MOST_BYTES)
-    taken = time_decode(heads, cache)
-    attend = jax.jit(partial(paged_decode_attention, scale=heads.dim**-0.5))
-    ours = np.asarray(attend(queries(heads, len(lengths)), *cache.layer(0)), np.float32)
+    run = decode_chain(heads, cache, calls=DECODE_CALLS)
+    taken, ours = seconds(run) / DECODE_CALLS, np.asarray(run()[1], np.float32)
     rate = sum(lengths) * heads.token_bytes / taken
     beside = _beside(peers, heads, cache, lengths, [1] * len(lengths), taken, ours)
     return {"us": 1e6 * taken, "tb_s": rate / 1e12, "of_copy": rate / copy, "peers": beside}
@@ -119,10 +118,8 @@ def prefill_row(
 ) -> Facts:
     """One step of prefill: the last `chunks` tokens of each request; `matmul` in FLOP per second."""
     cache = cached(heads, lengths, most_bytes=MOST_BYTES / 2)
-    taken = time_prefill(heads, cache, chunks)
-    q_start = jnp.asarray(np.cumsum([0, *chunks]), jnp.int32)
-    attend = jax.jit(partial(paged_prefill_attention, scale=heads.dim**-0.5))
-    ours = np.asarray(attend(queries(heads, sum(chunks)), *cache.layer(0), q_start), np.float32)
+    run = prefill_chain(heads, cache, chunks, calls=PREFILL_CALLS)
+    taken, ours = seconds(run) / PREFILL_CALLS, np.asarray(run()[1], np.float32)
     rate = prefill_flops(heads, lengths, chunks) / taken
     beside = _beside(peers, heads, cache, lengths, chunks, taken, ours)
     return {"us": 1e6 * taken, "tflop_s": rate / 1e12, "of_matmul": rate / matmul, "peers": beside}

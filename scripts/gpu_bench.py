@@ -101,33 +101,44 @@ def queries(heads: Heads, rows: int, seed: int = 2) -> Array:
     return noise((rows, heads.query, heads.dim), seed, block=65536)
 
 
+def decode_chain(
+    heads: Heads, cache: Cached, attention: Attention = paged_decode_attention, calls: int = 16
+) -> Callable[[], tuple[Array, Array]]:
+    """So many calls of one layer's attention, each fed by the one before; gives the last output and the first."""
+    return _chain(heads, cache, attention, (), len(cache.kv_len), calls)
+
+
+def prefill_chain(
+    heads: Heads, cache: Cached, chunks: Sequence[int], attention: Attention = paged_prefill_attention, calls: int = 4
+) -> Callable[[], tuple[Array, Array]]:
+    """As `decode_chain`, for the last `chunks` tokens of each request."""
+    q_start = jnp.asarray(np.cumsum([0, *chunks]), jnp.int32)
+    return _chain(heads, cache, attention, (q_start,), sum(chunks), calls)
+
+
+def _chain(
+    heads: Heads, cache: Cached, attention: Attention, more: tuple[Array, ...], rows: int, calls: int
+) -> Callable[[], tuple[Array, Array]]:
+    @jax.jit
+    def chain(q: Array, arrays: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+        own, outputs = Cached(*arrays, pages=cache.pages, layers=cache.layers), [q]
+        for index in range(calls):
+            outputs.append(attention(outputs[-1], *own.layer(index), *more, scale=heads.dim**-0.5))
+        return outputs[-1], outputs[1]
+
+    return partial(chain, queries(heads, rows), (cache.k_pages, cache.v_pages, cache.page_table, cache.kv_len))
+
+
 def time_decode(heads: Heads, cache: Cached, attention: Attention = paged_decode_attention, calls: int = 16) -> float:
     """Seconds of one layer's attention."""
-
-    def chain(q: Array, arrays: tuple[Array, Array, Array, Array]) -> Array:
-        own = Cached(*arrays, pages=cache.pages, layers=cache.layers)
-        for index in range(calls):
-            q = attention(q, *own.layer(index), scale=heads.dim**-0.5)
-        return q
-
-    arrays = (cache.k_pages, cache.v_pages, cache.page_table, cache.kv_len)
-    return seconds(jax.jit(chain), queries(heads, len(cache.kv_len)), arrays) / calls
+    return seconds(decode_chain(heads, cache, attention, calls)) / calls
 
 
 def time_prefill(
     heads: Heads, cache: Cached, chunks: Sequence[int], attention: Attention = paged_prefill_attention, calls: int = 4
 ) -> float:
     """Seconds of one layer's attention, for the last `chunks` tokens of each request."""
-    q_start = jnp.asarray(np.cumsum([0, *chunks]), jnp.int32)
-
-    def chain(q: Array, arrays: tuple[Array, Array, Array, Array]) -> Array:
-        own = Cached(*arrays, pages=cache.pages, layers=cache.layers)
-        for index in range(calls):
-            q = attention(q, *own.layer(index), q_start, scale=heads.dim**-0.5)
-        return q
-
-    arrays = (cache.k_pages, cache.v_pages, cache.page_table, cache.kv_len)
-    return seconds(jax.jit(chain), queries(heads, sum(chunks)), arrays) / calls
+    return seconds(prefill_chain(heads, cache, chunks, attention, calls)) / calls
 
 
 def prefill_flops(heads: Heads, lengths: Sequence[int], chunks: Sequence[int]) -> float:

@@ -2,8 +2,8 @@
 
 Attention is compared with plain XLA in float32 on the same rounded inputs, which the tests hold to the oracle. An error
 is the largest over rows and heads of |ours - wanted| / |wanted|, so that a long request does not hide behind short
-ones; rounding weights and output costs about half the dtype's epsilon, and LIMITS allow for a little more than all of
-it. Unused slots and pages hold NaN, tables end in ids that are out of range, memory is poisoned with NaN before a call,
+ones. Rounding weights and output costs about half the dtype's epsilon, the GPU's tanh up to 2**-11 of a logit, and
+LIMITS allow for a little more than that. Unused slots and pages hold NaN, tables end in ids that are out of range, memory is poisoned with NaN before a call,
 a second call has to give the same bits, and rows that see nothing have to be zero.
 """
 
@@ -24,7 +24,7 @@ from jax import Array
 from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention, xla
 from twinmesh.scripts.gpu_bench import Heads, pool, queries
 
-LIMITS = {"bfloat16": 1e-2, "float16": 2e-3}
+LIMITS = {"bfloat16": 1e-2, "float16": 4e-3}
 THREADS = 4  # cases at a time: most of it is compiling, which lets others run
 CHUNK = 600  # rows of prefill for one request, at most
 TIGHT = 11  # pages, for four requests of up to six each

@@ -54,7 +54,7 @@ class Section:
 SECTIONS = {
     "checks": Section("gpu_checks", "checks", 150),
     "ceilings": Section("gpu_attention", "ceilings", 30),
-    "decode": Section("gpu_attention", "decode", 100),
+    "decode": Section("gpu_attention", "decode", 130),
     "prefill": Section("gpu_attention", "prefill", 70),
     "steps": Section("gpu_steps", "qwen3", 90),
     "steps_without_graphs": Section("gpu_steps", "qwen3", 60, "--xla_gpu_enable_command_buffer="),
@@ -147,12 +147,16 @@ def _run(name: str, scale: float, limit: float, cache: str, found: Callable[[Fac
     ):
         timer = threading.Timer(limit, _stop, (process, stopped))
         timer.start()
-        for line in process.stdout or ():
-            if line.startswith(_MARK):
-                merge(facts, json.loads(line.removeprefix(_MARK)))
-                found(facts)
-        code = process.wait()
-        timer.cancel()
+        try:
+            for line in process.stdout or ():
+                if line.startswith(_MARK):
+                    merge(facts, json.loads(line.removeprefix(_MARK)))
+                    found(facts)
+            code = process.wait()
+        finally:  # also when Ctrl-C ends the suite
+            timer.cancel()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         if stopped.is_set():
             facts["failed"] = f"Stopped after {limit:.0f} s: what would have come later is missing."
         elif code and "failed" not in facts:
