@@ -3,8 +3,9 @@
 Attention is compared with plain XLA in float32 on the same rounded inputs, which the tests hold to the oracle. An error
 is the largest over rows and heads of |ours - wanted| / |wanted|, so that a long request does not hide behind short
 ones. Rounding weights and output costs about half the dtype's epsilon, the GPU's tanh up to 2**-11 of a logit, and
-LIMITS allow for a little more than that. Unused slots and pages hold NaN, tables end in ids that are out of range, memory is poisoned with NaN before a call,
-a second call has to give the same bits, and rows that see nothing have to be zero.
+LIMITS allow for a little more than that. Unused slots and pages hold NaN, tables end in ids that are out of range,
+memory is poisoned with NaN before a call, a second call has to give the same bits, and rows that see nothing have to be
+zero.
 """
 
 import subprocess
@@ -169,7 +170,8 @@ def append_facts(scale: float) -> Facts:
     slot[5], slot[100] = slots, 2**31 - 1
     kept = slot < slots
     k, v = (pool(heads, 6, seed).reshape(-1, heads.kv, heads.dim)[:tokens] for seed in (2, 3))
-    want = [np.asarray(x, np.float32).reshape(slots, heads.kv, heads.dim) for x in (k_pages, v_pages)]
+    # Of a copy: a pool that NumPy has a view of is not donated.
+    want = [np.array(x.astype(jnp.float32)).reshape(slots, heads.kv, heads.dim) for x in (k_pages, v_pages)]
     for pool_, new in zip(want, (k, v), strict=True):
         pool_[slot[kept]] = np.asarray(new, np.float32)[kept]
     before, peak = [x.unsafe_buffer_pointer() for x in (k_pages, v_pages)], _peak()
