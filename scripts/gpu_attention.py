@@ -5,7 +5,7 @@ peer's time over ours (above 1: ours is faster), or null and the reason. Where a
 is the relative distance of its output from ours. Rows come in the order of their worth, as a section may be cut.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from twinmesh.kernels_pallas import append_kv
 from twinmesh.scripts.gpu_bench import (
     Cached,
     Heads,
+    attempt,
     cached,
     copy_bandwidth,
     decode_chain,
@@ -60,7 +61,7 @@ def decode(scale: float) -> Iterator[Facts]:
             batch, length = max(2, int(rows * min(scale, 1))), max(2, int(context * scale))
             ragged = np.random.default_rng(0).integers(1, 2 * length, batch).tolist()
             for kind, lengths in (("even", [length] * batch), ("ragged", ragged)):
-                row = _attempt(partial(decode_row, heads, lengths, 1e12 * facts["copy_tb_s"]))
+                row = attempt(partial(decode_row, heads, lengths, 1e12 * facts["copy_tb_s"]))
                 failed += "failed" in row
                 yield {"rows": {f"{heads} {rows}x{context} {kind}": row}}
     yield _rows_failed(failed)
@@ -92,7 +93,7 @@ def prefill(scale: float) -> Iterator[Facts]:
     for name, lengths, chunks in shapes:
         for heads in HEADS:
             length, chunk = ([max(1, int(scale * n)) for n in each] for each in (lengths, chunks))
-            row = _attempt(partial(prefill_row, heads, length, chunk, 1e12 * facts["matmul_tflop_s"]))
+            row = attempt(partial(prefill_row, heads, length, chunk, 1e12 * facts["matmul_tflop_s"]))
             failed += "failed" in row
             if "tflop_s" in row:
                 row["of_dense_rate"] = row["tflop_s"] / dense.setdefault(heads, row["tflop_s"])
@@ -102,15 +103,6 @@ def prefill(scale: float) -> Iterator[Facts]:
 
 def _rows_failed(count: int) -> Facts:
     return {"failed": f"{count} rows have no figures; each says why."} if count else {}
-
-
-def _attempt(row: Callable[[], Facts]) -> Facts:
-    """A row, or why there is none: the others are worth having."""
-    try:
-        return row()
-    except Exception as error:  # a kernel that does not compile, or memory that does not suffice
-        lines = str(error).strip().splitlines() or [""]
-        return {"failed": f"{type(error).__name__}: {lines[0][:300]}"}
 
 
 def prefill_row(

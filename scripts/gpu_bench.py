@@ -165,6 +165,22 @@ def seconds(call: Callable[..., Any], *arguments: Any, queued: int = 4, enough: 
     return float(np.median(times))
 
 
+def attempt(find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `find` gives, or {"failed": why}: what comes after is worth having."""
+    try:
+        return find()
+    except (
+        Exception
+    ) as error:  # a kernel that does not compile, memory that does not suffice, a package that is missing
+        return {"failed": reason(error)}
+
+
+def reason(error: Exception) -> str:
+    """An error in one line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
 def copy_bandwidth(size: float = 4e9) -> float:
     """Bytes per second, read and written, of a large copy."""
     x = jax.random.normal(jax.random.key(0), (int(size) // 2,), jnp.bfloat16)

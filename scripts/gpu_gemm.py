@@ -22,7 +22,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from twinmesh.kernels_pallas.mosaic import Ref, compiler_params, smem
-from twinmesh.scripts.gpu_bench import copy_bandwidth, noise, seconds
+from twinmesh.scripts.gpu_bench import copy_bandwidth, noise, reason, seconds
 
 _CONSUMERS, _PRODUCER = 2, 2
 _WIDTH = 128  # columns of the weight in a tile, 64 for each consumer
@@ -223,7 +223,6 @@ def gemm_row(rows: int, depth: int, columns: int, copy: float) -> Facts:
     try:
         ours, got = timed(functools.partial(skinny_matmul, cores=jax.devices()[0].core_count))
     except Exception as error:  # not a Hopper GPU, or the compiler refuses
-        lines = str(error).strip().splitlines() or [""]
-        return facts | {"pallas_us": None, "ratio": None, "reason": f"{type(error).__name__}: {lines[0][:200]}"}
+        return facts | {"pallas_us": None, "ratio": None, "reason": reason(error)}
     facts |= {"pallas_us": 1e6 * ours, "pallas_of_copy": size / ours / copy, "ratio": taken / ours}
     return facts | {"difference": float(np.linalg.norm(got - want) / np.linalg.norm(want))}

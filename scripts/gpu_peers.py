@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from twinmesh.scripts.gpu_bench import Cached, Heads, pool, queries, seconds
+from twinmesh.scripts.gpu_bench import Cached, Heads, pool, queries, reason, seconds
 
 WORKSPACE = 512 * 2**20  # bytes of FlashInfer's buffer for partial sums
 MOST_BYTES = 1.8e10  # of contiguous keys and values, beside the pages that ours reads
@@ -40,8 +40,7 @@ def measured(peer: Peer, heads: Heads, cache: Cached, lengths: Sequence[int], ch
     try:
         return peer(heads, cache, lengths, chunks)
     except Exception as error:  # whatever a library that is not ours raises
-        lines = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0][:200]}"
+        return reason(error)
     finally:
         if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()  # what torch keeps, JAX cannot have

@@ -102,7 +102,7 @@ def _sections(report: Facts, names: list[str], scale: float, end: float, path: s
     """Run these sections, each within its limit and all before `end`; FlashInfer compiles beside the checks."""
     building: Facts = {}
     limit = min(_BUILD.limit, end - time.monotonic())
-    builder = threading.Thread(target=lambda: building.update(_run("build_peers", scale, limit, cache)))
+    builder = threading.Thread(target=lambda: building.update(_run("build_peers", scale, limit, cache)), daemon=True)
     needs_peers = {"decode", "prefill"} & set(names)
     if needs_peers:
         builder.start()
@@ -146,6 +146,7 @@ def _run(name: str, scale: float, limit: float, cache: str, found: Callable[[Fac
         ) as process,
     ):
         timer = threading.Timer(limit, _stop, (process, stopped))
+        timer.daemon = True
         timer.start()
         try:
             for line in process.stdout or ():

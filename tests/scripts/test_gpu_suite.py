@@ -131,6 +131,27 @@ def test_checks_find_no_error_in_plain_xla_and_do_find_wrong_rows():
     assert gpu_checks.distance(got, want) == pytest.approx(0.5)
 
 
+def test_checks_go_on_where_a_kernel_does_not_compile_and_fail_in_the_end(monkeypatch):
+    def broken(case, scale):
+        if case.dtype == "bfloat16":
+            raise ValueError("it does not fit\nmore")
+        return {str(case): 0.1}
+
+    monkeypatch.setattr(gpu_checks, "attention_errors", broken)
+    monkeypatch.setattr(gpu_checks, "CASES", [gpu_checks.Case(SMALL, "float16"), gpu_checks.Case(SMALL, "bfloat16")])
+    for name in ("append_facts", "handoff_facts", "pytest_facts"):
+        monkeypatch.setattr(gpu_checks, name, lambda scale: {"right": True})
+    facts = {}
+    for piece in gpu_checks.checks(0.1):
+        gpu_suite.merge(facts, piece)
+    assert facts["errors"] == {
+        "4/2x64p16 float16 4097": 0.1,
+        "4/2x64p16 bfloat16 4097": "ValueError: it does not fit",
+    }
+    assert facts["failed"] == "4/2x64p16 float16 4097: 0.1; 4/2x64p16 bfloat16 4097: ValueError: it does not fit"
+    assert facts["pytest"] == {"right": True}
+
+
 def test_checks_of_the_append_pass_on_the_cpu():
     assert gpu_checks.append_facts(0.001) == {"in_place": True, "right": True, "peak_bytes_added": None}
 
