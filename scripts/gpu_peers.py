@@ -54,7 +54,7 @@ def flashinfer_decode(heads: Heads, cache: Cached, lengths: Sequence[int], chunk
     workspace = torch.zeros(WORKSPACE, dtype=torch.uint8, device="cuda")
     shares = heads.query // heads.kv
     wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=shares >= 4)
-    pages = _page_lists(heads, cache, lengths)
+    pages = [_ints(x) for x in page_lists(heads.page_size, np.asarray(cache.page_table), lengths)]
     sizes = (heads.query, heads.kv, heads.dim, heads.page_size)
     wrapper.plan(*pages, *sizes, q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16)
     q = _shared(queries(heads, len(lengths)))
@@ -68,7 +68,7 @@ def flashinfer_prefill(heads: Heads, cache: Cached, lengths: Sequence[int], chun
 
     workspace = torch.zeros(WORKSPACE, dtype=torch.uint8, device="cuda")
     wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
-    pages = _page_lists(heads, cache, lengths)
+    pages = [_ints(x) for x in page_lists(heads.page_size, np.asarray(cache.page_table), lengths)]
     sizes = (heads.query, heads.kv, heads.dim, heads.page_size)
     types = {"q_data_type": torch.bfloat16, "kv_data_type": torch.bfloat16}
     wrapper.plan(_starts(chunks), *pages, *sizes, causal=True, **types)
@@ -213,22 +213,21 @@ def _layers(cache: Cached) -> list[tuple[Any, Any]]:
 
 
 def _starts(sizes: Sequence[int]) -> Any:
+    return _ints(np.cumsum([0, *sizes]))
+
+
+def _ints(values: np.ndarray) -> Any:
     import torch
 
-    return torch.tensor(np.cumsum([0, *sizes]), dtype=torch.int32, device="cuda")
+    return torch.tensor(values, dtype=torch.int32, device="cuda")
 
 
-def _page_lists(heads: Heads, cache: Cached, lengths: Sequence[int]) -> tuple[Any, Any, Any]:
-    """Where each request's pages begin in the list of pages, the list, and the tokens in each last page."""
-    import torch
-
-    used = [-(-length // heads.page_size) for length in lengths]
-    table = np.asarray(cache.page_table)
+def page_lists(size: int, table: np.ndarray, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where each request's pages begin in the list of all, the list, and the tokens in each request's last page."""
+    used = [-(-length // size) for length in lengths]
     ids = np.concatenate([row[:count] for row, count in zip(table, used, strict=True)])
-    last = [length - (count - 1) * heads.page_size for length, count in zip(lengths, used, strict=True)]
-    lists = (np.cumsum([0, *used]), ids, np.asarray(last))
-    begin, pages, tails = (torch.tensor(x, dtype=torch.int32, device="cuda") for x in lists)
-    return begin, pages, tails
+    tails = [length - (count - 1) * size for length, count in zip(lengths, used, strict=True)]
+    return np.cumsum([0, *used]), ids, np.asarray(tails)
 
 
 def _torch_measured(calls: Sequence[Callable[[], Any]]) -> Measured:

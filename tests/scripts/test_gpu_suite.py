@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from twinmesh.scripts import gpu_aims, gpu_attention, gpu_checks, gpu_suite, gpu_transformers
 from twinmesh.scripts.gpu_bench import Cached, Heads, cached, prefill_flops
-from twinmesh.scripts.gpu_peers import Measured, measured
+from twinmesh.scripts.gpu_peers import Measured, measured, page_lists
 
 SMALL = Heads(4, 2, 64, 16)
 
@@ -101,6 +101,15 @@ def test_peers_that_are_not_installed_are_a_reason():
     assert isinstance(cache, Cached)
     for peers in (gpu_attention.DECODE, gpu_attention.PREFILL):
         assert all(isinstance(measured(peer, SMALL, cache, [20], [20]), str) for peer in peers.values())
+
+
+def test_a_peer_gets_the_pages_of_each_request_and_the_tokens_of_its_last():
+    cache = cached(SMALL, [33, 16, 1], most_bytes=1)
+    table = np.asarray(cache.page_table)
+    begin, pages, tails = page_lists(16, table, [33, 16, 1])
+    assert begin.tolist() == [0, 3, 4, 5]
+    assert pages.tolist() == [*table[0, :3], table[1, 0], table[2, 0]]
+    assert tails.tolist() == [1, 16, 1]
 
 
 def test_inputs_of_checks_hold_nan_wherever_no_request_has_a_token():
