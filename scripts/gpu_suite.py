@@ -30,6 +30,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,6 +40,7 @@ type Facts = dict[str, Any]
 
 _MARK = "facts: "
 DEADLINE = 465  # seconds of the whole suite
+LEAST = 10  # seconds that a section is begun for
 
 
 @dataclass(frozen=True)
@@ -100,28 +102,27 @@ def _suite(args: argparse.Namespace, scale: float, started: float, cache: str) -
 
 def _sections(report: Facts, names: list[str], scale: float, end: float, path: str | None, cache: str) -> None:
     """Run these sections, each within its limit and all before `end`; FlashInfer compiles beside the checks."""
-    building: Facts = {}
-    limit = min(_BUILD.limit, end - time.monotonic())
-    builder = threading.Thread(target=lambda: building.update(_run("build_peers", scale, limit, cache)), daemon=True)
-    needs_peers = {"decode", "prefill"} & set(names)
+    built: Facts = {}
+    build = partial(_run, "build_peers", scale, min(_BUILD.limit, end - time.monotonic()), cache)
+    builder = threading.Thread(target=lambda: built.update(build()), daemon=True)
+    needs_peers = not {"decode", "prefill"}.isdisjoint(names)
     if needs_peers:
         builder.start()
     for name in names:
         if name != "checks" and needs_peers and "build_peers" not in report:
             builder.join()  # nothing is timed while it compiles
-            report["build_peers"] = building
-        start = time.monotonic()
-        limit = min(SECTIONS[name].limit, end - start)
+            report["build_peers"] = built
 
         def save(found: Facts, name: str = name) -> None:
             report[name] = found
             _save(report, path)
 
-        found = (
-            _run(name, scale, limit, cache, save)
-            if limit > 5
-            else {"failed": "Not begun: the suite's deadline was near."}
-        )
+        start = time.monotonic()
+        limit = min(SECTIONS[name].limit, end - start)
+        if limit > LEAST:
+            found = _run(name, scale, limit, cache, save)
+        else:
+            found = {"failed": "Not begun: the suite's deadline was near."}
         save(found | {"seconds": round(time.monotonic() - start, 1)})
         print(name, json.dumps(report[name], indent=1), flush=True)
 

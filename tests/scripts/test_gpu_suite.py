@@ -41,6 +41,25 @@ def test_a_section_that_hangs_is_stopped_and_one_that_dies_says_why(monkeypatch,
     assert "xla_no_such_flag" in failed
 
 
+def test_what_does_not_fit_before_the_deadline_is_not_begun(monkeypatch, tmp_path):
+    calls = []
+
+    def run(name, scale, limit, cache, found=None):
+        calls.append((name, limit))
+        return {"found": name}
+
+    monkeypatch.setattr(gpu_suite, "_run", run)
+    report = {}
+    now = gpu_suite.time.monotonic()
+    gpu_suite._sections(report, ["checks", "decode"], 1.0, now + 100, str(tmp_path / "x.json"), "")
+    assert sorted(name for name, _ in calls) == ["build_peers", "checks", "decode"]
+    assert all(limit <= 100 for _, limit in calls)
+    assert report["build_peers"] == {"found": "build_peers"}
+    gpu_suite._sections(report, ["gemms"], 1.0, now + 5, None, "")
+    assert report["gemms"]["failed"] == "Not begun: the suite's deadline was near."
+    assert len(calls) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
