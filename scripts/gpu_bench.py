@@ -5,6 +5,7 @@ memory and not from the cache. A chain feeds each output to the next call: calls
 are queued before the host waits, so what the host takes per call does not count.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention
+
+MOST_DRAWN = 2**27  # random numbers at once, as drawing takes several times their memory
 
 type Attention = Callable[..., Array]
 
@@ -75,30 +78,30 @@ def pool(heads: Heads, pages: int, seed: int) -> Array:
     return noise((pages, heads.page_size, heads.kv, heads.dim), seed)
 
 
-def noise(shape: tuple[int, ...], seed: int, block: int = 2048) -> Array:
-    """Random bfloat16; past `block` rows they repeat, as drawing takes several times the memory of what is drawn."""
-    filled: Array = _draw(jax.random.key(seed), (min(shape[0], block), *shape[1:]))
-    if shape[0] > block:
-        filled = _repeat(filled, shape[0])
+def noise(shape: tuple[int, ...], seed: int) -> Array:
+    """Random bfloat16; past MOST_DRAWN numbers, rows of the first axis repeat."""
+    width = math.prod(shape[1:])
+    rows = min(shape[0], max(1, MOST_DRAWN // width))
+    numbers = 2 ** max(16, (rows * width - 1).bit_length())  # powers of two, as few programs as may be
+    filled: Array = _shaped(_draw(jax.random.key(seed), numbers), shape, rows)
     return filled
 
 
-# Jitted here, so that arrays of the same shape share a program.
 @partial(jax.jit, static_argnums=1)
-def _draw(key: Array, shape: tuple[int, ...]) -> Array:
-    drawn: Array = jax.random.normal(key, shape, jnp.bfloat16)
+def _draw(key: Array, numbers: int) -> Array:
+    drawn: Array = jax.random.normal(key, (numbers,), jnp.bfloat16)
     return drawn
 
 
-@partial(jax.jit, static_argnums=1)
-def _repeat(x: Array, rows: int) -> Array:
-    repeated: Array = jnp.tile(x, (-(-rows // len(x)), *[1] * (x.ndim - 1)))[:rows]
-    return repeated
+@partial(jax.jit, static_argnums=(1, 2))
+def _shaped(numbers: Array, shape: tuple[int, ...], rows: int) -> Array:
+    block = numbers[: rows * math.prod(shape[1:])].reshape(rows, *shape[1:])
+    return jnp.tile(block, (-(-shape[0] // rows), *[1] * (len(shape) - 1)))[: shape[0]]
 
 
 def queries(heads: Heads, rows: int, seed: int = 2) -> Array:
     """[rows, Hq, D] bfloat16."""
-    return noise((rows, heads.query, heads.dim), seed, block=65536)
+    return noise((rows, heads.query, heads.dim), seed)
 
 
 def decode_chain(

@@ -210,7 +210,7 @@ def gemms(scale: float) -> Iterator[Facts]:
 def gemm_row(rows: int, depth: int, columns: int, copy: float) -> Facts:
     """XLA's product and ours over weights that do not fit the cache; ours null with the reason where it fails."""
     count = max(1, -(-int(3e8) // (2 * depth * columns))) if jax.default_backend() == "gpu" else 1
-    weights = [noise((depth, columns), seed, block=512) for seed in range(count)]
+    weights = [noise((depth, columns), seed) for seed in range(count)]
     xs = [noise((rows, depth), seed + 100) for seed in range(count)]  # another for each: XLA merges products of one x
     size = 2 * (depth * columns + rows * depth + rows * columns)
 

@@ -46,3 +46,11 @@ def test_k_is_cut_so_that_all_multiprocessors_have_work():
 def test_what_does_not_fit_is_refused(x, weight, message):
     with pytest.raises(ValueError, match=message):
         gpu_gemm.skinny_matmul(x, weight, cores=132)
+
+
+def test_a_row_holds_the_time_of_xla_and_why_there_is_none_of_ours():
+    row = gpu_gemm.gemm_row(3, 128, 256, 1e9)
+    assert row["xla_us"] > 0
+    if jax.default_backend() == "cpu":
+        assert row["pallas_us"] is row["ratio"] is None
+        assert row["reason"]
