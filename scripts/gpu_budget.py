@@ -47,8 +47,10 @@ def measure_budget(call: Callable[[], Any], hlo: str, step_ms: float, calls: int
     `step_ms` is what a call takes without the profiler, for `profiled_over_plain`: how far to trust the rest.
     """
     jax.block_until_ready(call())
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # following Python slows the host, which would show as gaps
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
+        with jax.profiler.trace(folder, profiler_options=options):
             jax.block_until_ready([call() for _ in range(calls)])
         events = read_events(Path(folder))
     if not events:
