@@ -245,7 +245,7 @@ def _torch_measured(calls: Sequence[Callable[[], Any]]) -> Measured:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # JAX has threads of its own
             run()
         replay = graph.replay
     except RuntimeError:
