@@ -12,7 +12,7 @@ from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batch_lines import encode_line, line_number
+from .batch_output import encode_line, line_number
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile

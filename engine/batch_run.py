@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from .batch_input import Source
 from .batch_journal import Journal, Kept
-from .batch_lines import BatchLineError, BatchRequest, Line, encode_line, error_line, parse_line, success_line
+from .batch_lines import BatchLineError, BatchRequest, Line, parse_line
 from .batch_order import LOOK_AHEAD, Prepared, arrange
+from .batch_output import encode_line, error_line, success_line
 from .batch_result import BatchResult
 from .outputs import RequestOutput
 from .sampling_params import SamplingParams
