@@ -1,12 +1,14 @@
 """The arguments that several commands share, and what they turn into. No JAX until `load_llm` is called."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twinmesh.engine.batch_paths import is_same
 from twinmesh.engine.config import DTYPES, Topology, TopologyError
 from twinmesh.engine.sampling_params import SamplingParams
+from twinmesh.models.catalog import CATALOG, cache_directory
 
 if TYPE_CHECKING:
     from twinmesh.engine.llm import LLM
@@ -154,26 +156,40 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     )
 
 
-def check_written(args: argparse.Namespace, written: Sequence[str], others: Sequence[str]) -> None:
-    """Refuse files to be written beside the results that could not be, or would overwrite what other arguments name.
+def check_written(args: argparse.Namespace, written: Sequence[str], others: Iterable[tuple[Path, str]] = ()) -> None:
+    """Refuse files to be written beside the results that could not be, or would overwrite the model or another file.
 
     Args:
-        args: the arguments.
+        args: the arguments, `--model` among them.
         written: names of arguments, each with the path of a file that will be overwritten, or None.
-        others: names of arguments with files that must not be.
+        others: files that must not be, each with what it is.
 
     Raises:
-        ValueError: two are the same file, or a directory does not exist.
+        ValueError: two are the same file, one is in the model's directory, or a directory does not exist.
     """
+    model = _model_path(args.model)
+    taken = [(model, "the model file"), *others]
     for name in written:
         given, title = getattr(args, name), name.replace("_", " ")
         if given is None:
             continue
-        for other in (*others, *written[: written.index(name)]):
-            if getattr(args, other) is not None and Path(getattr(args, other)).resolve() == Path(given).resolve():
-                raise ValueError(f"The {title} {given} is the {other.replace('_', ' ')} file: give another name.")
-        if name == "summary" and not Path(given).resolve().parent.is_dir():
-            raise ValueError(f"The {title}'s directory {Path(given).parent} does not exist: make it first.")
+        path = Path(given)
+        for other, what in taken:
+            if is_same(path, other):
+                raise ValueError(f"The {title} {given} is {what}: give another name.")
+        if model.is_dir() and path.resolve().is_relative_to(model.resolve()):
+            raise ValueError(f"The {title} {given} is in the model's directory: give another place.")
+        if path.is_dir():
+            raise ValueError(f"The {title} {given} is a directory: give a file name.")
+        if not path.resolve().parent.is_dir():
+            raise ValueError(f"The {title}'s directory {path.parent} does not exist: make it first.")
+        taken.append((path, f"the {title} file"))
+
+
+def _model_path(name: str) -> Path:
+    """Where a model's file is, or would be; a hub id is as good as none."""
+    known = CATALOG.get(name)
+    return Path(name) if known is None else known.cached(cache_directory())
 
 
 def load_llm(args: argparse.Namespace) -> "LLM":

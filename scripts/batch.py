@@ -10,6 +10,8 @@ from pathlib import Path
 
 from twinmesh.engine.batch import Batch
 from twinmesh.engine.batch_identity import write_atomically
+from twinmesh.engine.batch_input import STDIN
+from twinmesh.engine.batch_paths import Output
 from twinmesh.engine.batch_result import BatchResult
 from twinmesh.scripts import arguments, report
 
@@ -75,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     defaults = arguments.sampling_params(args)
-    arguments.check_written(args, ("decision_log", "summary"), ("model", "input", "output"))
+    arguments.check_written(args, ("decision_log", "summary"), _files(args))
     with Batch(
         args.input,
         args.output,
@@ -95,6 +97,14 @@ def run(args: argparse.Namespace) -> int:
         print(report.answers(result))
         print(report.latency_table(result))
     return 1 if result.failed else 0
+
+
+def _files(args: argparse.Namespace) -> list[tuple[Path, str]]:
+    """What the run reads and writes, and what each is."""
+    output = Output(args.output)
+    written = [(path, "the output file") for path in output.files[:1]]
+    written += [(path, "a file of the run, beside its output") for path in output.files[1:]]
+    return written if args.input == STDIN else [(Path(args.input), "the input file"), *written]
 
 
 def _run(batch: Batch, args: argparse.Namespace) -> BatchResult:

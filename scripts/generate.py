@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     params = arguments.sampling_params(args)
-    arguments.check_written(args, ("decision_log",), ("model",))
+    arguments.check_written(args, ("decision_log",))
     prompt = _read_prompt(args.prompt)
     with arguments.load_llm(args) as llm:
         stream = llm.stream(_chat(llm, prompt) if args.chat else prompt, params)
