@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..models.catalog import resolve_model
 from . import batch_parquet
 from .batch_identity import Identity, sync_directory
-from .batch_input import Source, Survey
+from .batch_input import InputError, Source, Survey
 from .batch_journal import Journal, Kept
 from .batch_paths import Output, beside
 from .batch_result import BatchResult
@@ -141,7 +141,7 @@ class Batch:
             raise ValueError("This Batch was closed or run before: make a new one, which goes on from what is written.")
         if self.remaining == 0:
             return self.finish()
-        start = BatchRun(llm, self._source, self._journal, self._kept, self._model, self._defaults, keep)
+        start = BatchRun(llm, self._source, self._survey, self._journal, self._kept, self._model, self._defaults, keep)
         self._result = start.result
         window = window or 4 * llm.config.max_num_seqs * len(llm.config.topology.meshes)
         try:
@@ -153,11 +153,10 @@ class Batch:
                 mininterval=0.1 if sys.stderr is not None and sys.stderr.isatty() else 10,
             ) as bar:
                 start.run(window, bar)
-            self._refuse_a_changed_input()
             self._conclude()
         except OSError as error:
             raise self._stopped(error) from error
-        except EngineError as error:
+        except (EngineError, InputError) as error:
             raise BatchStopped(f"{error} {self._standing()}") from error
         return start.result
 
@@ -216,15 +215,6 @@ class Batch:
                 return
             self._journal.rewrite(batch_parquet.read_results(self._output.path))
         self._kept = self._journal.recover(last_line, retry_errors=retry_errors)
-
-    def _refuse_a_changed_input(self) -> None:
-        assert self._result is not None
-        if self.total is not None and self._result.finished != self.total:
-            raise BatchStopped(
-                f"{self._source} changed while it was read, so that {self._result.finished} of {self.total} results "
-                f"are in {self._output.shown_journal}: put it back as it was and give the same command, or start "
-                "over with --restart."
-            )
 
     def _refuse_another(self, identity: Identity) -> None:
         """Refuse to go on with what another run has written."""

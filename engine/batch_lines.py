@@ -39,6 +39,7 @@ _WITHOUT_EFFECT = frozenset(
     }
 )
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+WHOLE_NUMBERS = frozenset({"n", "best_of", "top_k", "seed", "max_tokens", "max_completion_tokens", "min_tokens"})
 _KNOWN = frozenset({"custom_id", "max_completion_tokens", "best_of"}) | _SAMPLING | _WITHOUT_EFFECT
 # Fields that are not implemented, each with the values that ask for nothing; null always asks for nothing.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
