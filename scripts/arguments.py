@@ -1,7 +1,7 @@
 """The arguments that several commands share, and what they turn into. No JAX until `load_llm` is called."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-model-len",
-        type=int,
+        type=whole_number(1),
         metavar="N",
         help="longest prompt and completion together, in tokens; less takes less memory (default: the engine's choice)",
     )
@@ -53,7 +53,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--decode-steps",
-        type=int,
+        type=whole_number(1),
         default=1,
         metavar="N",
         help="most decode steps that run on the device before the host looks (default: %(default)s)",
@@ -207,6 +207,21 @@ def load_llm(args: argparse.Namespace) -> "LLM":
         decision_log=args.decision_log,
         progress=True,
     )
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number, `least` or more."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} or more")
+        return number
+
+    return read
 
 
 def _topology(text: str) -> Topology:

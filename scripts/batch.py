@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--show",
-        type=int,
+        type=arguments.whole_number(0),
         default=0,
         metavar="N",
         help="when done, print the first N prompts with their answers, and a table of latencies, to stdout",

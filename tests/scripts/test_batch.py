@@ -153,6 +153,23 @@ def test_a_summary_that_finds_no_room_leaves_none_and_is_written_by_the_next_sta
     assert json.loads(path.read_text())["succeeded"] == 1
 
 
+def test_a_lone_surrogate_is_shown_as_a_question_mark(llm, batch, monkeypatch, tmp_path):
+    with (tmp_path / "shown").open("w", encoding="utf-8") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        code, _, _, _ = batch([{"prompt": "a\ud800b"}], "--show", "1")
+    assert code == 0
+    assert "> a?b\n" in (tmp_path / "shown").read_text(encoding="utf-8")
+
+
+def test_damaged_lines_are_counted(llm, batch):
+    *_, target = batch([{"prompt": "a"}, {"prompt": "b"}])
+    target.write_bytes(target.read_bytes()[:-20])
+    _, _, err, _ = batch([{"prompt": "a"}, {"prompt": "b"}])
+    assert (
+        f"Wrote 1 result to {target}. 1 result was there already. 1 damaged line was taken out of it first, and" in err
+    )
+
+
 def test_a_price_that_is_none_is_refused_in_words(batch, capsys):
     with pytest.raises(SystemExit):
         batch([{"prompt": "a"}], "--gpu-hour-price", "nan")

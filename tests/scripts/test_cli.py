@@ -78,7 +78,12 @@ def test_bad_input_to_a_script_is_one_line_without_a_traceback(tmp_path):
         (["generate", "--model", "m", "--dtype", "int3"], "int3"),
         (["generate", "--model", "m", "--max-tokens", "many"], "many"),
         (["generate", "--model", "m", "--decode-steps", "few"], "few"),
+        (["generate", "--model", "m", "--max-model-len", "0"], "'0' is not a whole number, 1 or more"),
         (["generate", "--model", "m", "--stop"], "--stop"),
+        (
+            ["batch", "--model", "m", "--input", "i", "--output", "o", "--show", "-1"],
+            "'-1' is not a whole",
+        ),
         (["batch", "--model", "m", "--output", "o"], "--input"),
         (["batch", "--model", "m", "--input", "i", "--output", "o", "--gpu-hour-price", "-1"], "-1"),
         (["bench", "dance"], "dance"),
