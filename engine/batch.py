@@ -96,8 +96,8 @@ class Batch:
         self._result: BatchResult | None = None
         self._is_open = self._is_new = self._is_done = False
         self._output.check()
-        checkpoint = resolve_model(model)
         try:
+            checkpoint = resolve_model(model)
             self._output.refuse_to_overwrite(self._source.path, checkpoint)
             self._journal = Journal(self._output.journal)
             self._is_open = True
@@ -106,7 +106,7 @@ class Batch:
             self.close()
             if error.errno in _FULL:
                 raise self._stopped(error) from error
-            raise ValueError(f"{error.filename or self._output} cannot be used: {error.strerror or error}.") from error
+            raise ValueError(f"{self._place(error)} cannot be used: {error.strerror or error}.") from error
         except BaseException:
             self.close()
             raise
@@ -178,7 +178,8 @@ class Batch:
         with suppress(OSError, BatchStopped):  # where it matters, `_conclude` has done it
             self._journal.sync()
         if is_void and self._is_new:  # before the lock is gone: after it, this may be another run's
-            self._output.sidecar.unlink(missing_ok=True)
+            with suppress(OSError):  # a directory of that name is why it never began
+                self._output.sidecar.unlink()
         self._journal.close(remove=is_void or (self._output.is_parquet and self._is_done))
 
     def __enter__(self) -> "Batch":
@@ -260,7 +261,11 @@ class Batch:
         return f"{of} {place}; the same command goes on from there."
 
     def _stopped(self, error: OSError) -> BatchStopped:
-        why = f"{error.filename or self._output} failed: {error.strerror or error}."
+        why = f"{self._place(error)} failed: {error.strerror or error}."
         if error.errno in _FULL:
             why = f"There is no room for more of {self._output} ({error.strerror}): make some."
         return BatchStopped(f"{why} {self._standing()}")
+
+    def _place(self, error: OSError) -> str:
+        """The file that an error is about; of a renaming the new name."""
+        return str(error.filename2 or error.filename or self._output)

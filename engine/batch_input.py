@@ -23,6 +23,17 @@ from .batch_lines import Line, read_custom_id
 
 STDIN = "-"
 _BLOCK_BYTES = 1 << 16
+# How files begin in which every line would be an error.
+_NOT_TEXT = {
+    b"\x1f\x8b": "compressed with gzip: decompress it, or pipe it in with zcat and --input -",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: decompress it, or pipe it in with zstdcat and --input -",
+    b"\xfd7zXZ": "compressed with xz: decompress it, or pipe it in with xzcat and --input -",
+    b"BZh": "compressed with bzip2: decompress it, or pipe it in with bzcat and --input -",
+    b"PK\x03\x04": "a zip file: unpack it first",
+    b"PAR1": "in Parquet: give it a name that ends in .parquet",
+    b"\xff\xfe": "in UTF-16: save it as UTF-8",
+    b"\xfe\xff": "in UTF-16: save it as UTF-8",
+}
 
 # Inode, length and time of the last change.
 type Stamp = tuple[int, int, int]
@@ -66,12 +77,16 @@ class Source:
                 raise ValueError(
                     f"The input {path} is not a regular file: give a file, or '-' for stdin, which cannot be resumed."
                 )
-            with path.open("rb"):
-                pass
+            with path.open("rb") as file:
+                start = file.read(8)
         except OSError as error:
             raise ValueError(f"The input {path} cannot be read: {error.strerror}.") from None
         if batch_parquet.is_parquet(path):
             batch_parquet.require_pyarrow(path)
+            return cls(path)
+        for magic, advice in _NOT_TEXT.items():
+            if start.startswith(magic):
+                raise ValueError(f"The input {path} is {advice}.")
         return cls(path)
 
     def __str__(self) -> str:

@@ -20,6 +20,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         required=True,
+        type=not_empty,
         metavar="NAME|PATH|ID",
         help="a name that 'twinmesh fetch' knows, such as smollm2; a GGUF file; a directory in Hugging Face's format "
         "or written by 'twinmesh convert'; or an id of the Hugging Face hub: org/name, org/name@revision, "
@@ -66,6 +67,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--decision-log",
+        type=not_empty,
         metavar="FILE",
         help="write what the scheduler hears and decides, for 'twinmesh replay'; an existing file is overwritten",
     )
@@ -207,6 +209,13 @@ def load_llm(args: argparse.Namespace) -> "LLM":
         decision_log=args.decision_log,
         progress=True,
     )
+
+
+def not_empty(text: str) -> str:
+    """The type of an argument that names something: an empty one would be the current directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: give a name")
+    return text
 
 
 def whole_number(least: int) -> Callable[[str], int]:

@@ -51,11 +51,28 @@ exit codes:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("--input", required=True, metavar="FILE", help="requests; '-' reads JSON lines from stdin")
-    parser.add_argument("--output", required=True, metavar="FILE", help="results; those of the same run are kept")
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=arguments.not_empty,
+        metavar="FILE",
+        help="requests; '-' reads JSON lines from stdin",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=arguments.not_empty,
+        metavar="FILE",
+        help="results; those of the same run are kept",
+    )
     parser.add_argument("--restart", action="store_true", help="overwrite the output instead of going on with it")
     parser.add_argument("--retry-errors", action="store_true", help="run lines again that have an error in the output")
-    parser.add_argument("--summary", metavar="FILE", help="write counts, rates, latencies and costs as JSON when done")
+    parser.add_argument(
+        "--summary",
+        type=arguments.not_empty,
+        metavar="FILE",
+        help="write counts, rates, latencies and costs as JSON when done",
+    )
     parser.add_argument(
         "--gpu-hour-price",
         type=_price,

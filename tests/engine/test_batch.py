@@ -1,6 +1,9 @@
 """The batch format and its runs, against an engine that finishes requests in an order the test chooses."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 
 import pytest
@@ -412,6 +415,22 @@ def test_files_that_cannot_be_used_are_refused(files, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="not a regular file"):
         open_batch(files, target=tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (gzip.compress(b'{"prompt": "a"}'), "is compressed with gzip: decompress it, or pipe it in with zcat"),
+        (lzma.compress(b'{"prompt": "a"}'), "is compressed with xz"),
+        (bz2.compress(b'{"prompt": "a"}'), "is compressed with bzip2"),
+        (b"PAR1 and so on", r"is in Parquet: give it a name that ends in \.parquet"),
+        ('{"prompt": "a"}'.encode("utf-16"), "is in UTF-16: save it as UTF-8"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_and_not_each_of_its_lines(files, content, says):
+    files.source.write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        open_batch(files)
 
 
 def test_an_output_without_permission_is_refused(files, monkeypatch):

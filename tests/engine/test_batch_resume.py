@@ -297,6 +297,19 @@ def test_files_that_cannot_be_used_are_no_reason_to_try_again(files, monkeypatch
     assert not files.target.exists()
 
 
+def test_a_directory_in_the_place_of_the_memory_of_the_run_is_refused(files):
+    (files.folder / "out.jsonl.run").mkdir()
+    with pytest.raises(ValueError, match=r"out\.jsonl\.run cannot be used: Is a directory\."):
+        files.run(prompts(2))
+    assert not files.target.exists()
+
+
+def test_a_model_with_too_long_a_name_is_refused(files):
+    files.write(prompts(2))
+    with pytest.raises(ValueError, match="cannot be used: File name too long"):
+        Batch(files.source, files.target, model="x" * 300)
+
+
 @pytest.mark.parametrize("length", [250, 300])
 def test_an_output_with_too_long_a_name_is_refused(tmp_path, length):
     with pytest.raises(ValueError, match="cannot be used: File name too long"):

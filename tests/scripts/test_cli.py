@@ -85,6 +85,7 @@ def test_bad_input_to_a_script_is_one_line_without_a_traceback(tmp_path):
             "'-1' is not a whole",
         ),
         (["batch", "--model", "m", "--output", "o"], "--input"),
+        (["batch", "--model", "m", "--input", "i", "--output", ""], "argument --output: it is empty: give a name"),
         (["batch", "--model", "m", "--input", "i", "--output", "o", "--gpu-hour-price", "-1"], "-1"),
         (["bench", "dance"], "dance"),
     ],
