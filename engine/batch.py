@@ -131,7 +131,7 @@ class Batch:
             progress: show a progress bar on stderr.
 
         Raises:
-            ValueError: it was closed, or was run before.
+            ValueError: it was closed, or was run before; or stdin was empty.
             BatchStopped: the disk is full or fails, the input changed or the output was moved meanwhile, or the engine
                 is closed or has failed.
             KeyboardInterrupt: Ctrl-C. Any exception aborts the requests that are still in the engine, and keeps what is
@@ -153,6 +153,8 @@ class Batch:
                 mininterval=0.1 if sys.stderr is not None and sys.stderr.isatty() else 10,
             ) as bar:
                 start.run(window, bar)
+            if self._survey is None and not start.result.finished:
+                raise ValueError("The input '-' is empty: write one JSON request on each line.")
             self._conclude()
         except OSError as error:
             raise self._stopped(error) from error

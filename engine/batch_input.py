@@ -9,7 +9,6 @@ survey.
 import hashlib
 import os
 import select
-import stat
 import sys
 from array import array
 from collections.abc import Callable, Iterator
@@ -214,11 +213,9 @@ def _check_stdin() -> None:
     if sys.stdin is None:
         raise ValueError("The input '-' cannot be read, because stdin is closed: give it something to read.")
     try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
+        sys.stdin.fileno()
     except OSError as error:
         raise ValueError(f"The input '-' cannot be read: {error.strerror or error}.") from None
-    if stat.S_ISDIR(mode):
-        raise ValueError("The input '-' cannot be read, because stdin is a directory: give it something to read.")
 
 
 def _read_lines(fd: int, may_wait: Callable[[], bool]) -> Iterator[bytes | None]:

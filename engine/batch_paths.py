@@ -15,7 +15,7 @@ class Output:
 
     def __init__(self, target: str | Path) -> None:
         """The output that a caller named."""
-        self._shown, self.path = Path(target), Path(target).resolve()
+        self._shown, self.path = Path(target), real_path(target)
         # A link's own name says what it is, not that of its target.
         self.is_parquet = batch_parquet.is_parquet(target)
         self.sidecar = beside(self.path, ".run")
@@ -68,7 +68,7 @@ class Output:
         Raises:
             ValueError: it is.
         """
-        if checkpoint.is_dir() and self.path.is_relative_to(checkpoint.resolve()):
+        if is_inside(self.path, checkpoint):
             raise ValueError(
                 f"The output {self} is in the model's directory, whose content tells models apart: give another place."
             )
@@ -91,4 +91,14 @@ def is_same(one: Path, other: Path) -> bool:
     """Whether two names are, or would be, those of one file."""
     if one.exists() and other.exists():
         return one.samefile(other)
-    return one.resolve() == other.resolve()
+    return real_path(one) == real_path(other)
+
+
+def is_inside(path: Path, directory: Path) -> bool:
+    """Whether a file is, or would be, in a directory that is there, or below it."""
+    return directory.is_dir() and real_path(path).is_relative_to(real_path(directory))
+
+
+def real_path(path: str | Path) -> Path:
+    """Links followed. `Path.resolve` fails on links that go in a circle, which opening them says better."""
+    return Path(os.path.realpath(path))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinmesh.engine.batch_paths import is_same
+from twinmesh.engine.batch_paths import is_inside, is_same, real_path
 from twinmesh.engine.config import DTYPES, Topology, TopologyError
 from twinmesh.engine.sampling_params import SamplingParams
 from twinmesh.models.catalog import CATALOG, cache_directory
@@ -179,11 +179,11 @@ def check_written(args: argparse.Namespace, written: Sequence[str], others: Iter
         for other, what in taken:
             if is_same(path, other):
                 raise ValueError(f"The {title} {given} is {what}: give another name.")
-        if model.is_dir() and path.resolve().is_relative_to(model.resolve()):
+        if is_inside(path, model):
             raise ValueError(f"The {title} {given} is in the model's directory: give another place.")
         if path.is_dir():
             raise ValueError(f"The {title} {given} is a directory: give a file name.")
-        if not path.resolve().parent.is_dir():
+        if not real_path(path).parent.is_dir():
             raise ValueError(f"The {title}'s directory {path.parent} does not exist: make it first.")
         taken.append((path, f"the {title} file"))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from twinmesh.engine.batch import Batch
 from twinmesh.engine.batch_identity import write_atomically
 from twinmesh.engine.batch_input import STDIN
-from twinmesh.engine.batch_paths import Output
+from twinmesh.engine.batch_paths import Output, real_path
 from twinmesh.engine.batch_result import BatchResult
 from twinmesh.scripts import arguments, report
 
@@ -40,7 +40,7 @@ in OUTPUT.run. Everything else may change from start to start. While it runs, no
 
 exit codes:
   0    every line has a result
-  1    every line was run, and some have an error; or an internal failure
+  1    every line was run, and some have an error; or the summary could not be written; or an internal failure
   2    the input, the output or an argument cannot be used: nothing was done
   3    stopped early, because the disk is full, the engine failed, or input or output were changed meanwhile: the same
        command goes on
@@ -136,7 +136,7 @@ def _write_summary(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():  # such as /dev/stdout
         path.write_text(text)
     else:
-        write_atomically(path.resolve(), text.encode())
+        write_atomically(real_path(path), text.encode())
 
 
 def _price(text: str) -> float:

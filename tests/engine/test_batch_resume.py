@@ -304,6 +304,15 @@ def test_a_directory_in_the_place_of_the_memory_of_the_run_is_refused(files):
     assert not files.target.exists()
 
 
+@pytest.mark.parametrize("circle", ["out.jsonl", "in.jsonl", "tiny.gguf"])
+def test_links_that_go_in_a_circle_are_refused(files, circle):
+    _, _ = files.write(prompts(2)), files.model
+    (files.folder / circle).unlink(missing_ok=True)
+    (files.folder / circle).symlink_to(circle)
+    with pytest.raises(ValueError, match=rf"{circle}.* cannot be (read|used): Too many levels|no model at .*{circle}"):
+        Batch(files.source, files.target, model=files.folder / "tiny.gguf")
+
+
 def test_a_model_with_too_long_a_name_is_refused(files):
     files.write(prompts(2))
     with pytest.raises(ValueError, match="cannot be used: File name too long"):
@@ -373,16 +382,11 @@ def test_results_are_written_while_stdin_is_silent(files, monkeypatch):
     assert sorted(files.ids()) == ["line-1", "line-2", "line-3", "line-5"]
 
 
-def test_stdin_that_is_a_directory_is_refused(files, monkeypatch):
-    class Folder:
-        def fileno(self):
-            return folder
-
-    folder = os.open(files.folder, os.O_RDONLY)
-    monkeypatch.setattr("sys.stdin", Folder())
-    with pytest.raises(ValueError, match="stdin is a directory"):
+def test_an_empty_stdin_is_refused(files, stdin):
+    stdin([])
+    with pytest.raises(ValueError, match="The input '-' is empty"):
         run_stdin(files)
-    os.close(folder)
+    assert not files.target.exists()
 
 
 def test_a_name_that_comes_twice_on_stdin_is_an_error_line_under_another_name(files, stdin):
