@@ -22,6 +22,9 @@ from .batch_lines import Line, read_custom_id
 
 STDIN = "-"
 _BLOCK_BYTES = 1 << 16
+# Python looks for signals between its own steps and when a call is interrupted. One that comes just before a call that
+# waits would be seen when that returns, which on a silent stdin is never.
+_SIGNAL_SECONDS = 0.5
 # How files begin in which every line would be an error.
 _NOT_TEXT = {
     b"\x1f\x8b": "compressed with gzip: decompress it, or pipe it in with zcat and --input -",
@@ -223,8 +226,10 @@ def _read_lines(fd: int, may_wait: Callable[[], bool]) -> Iterator[bytes | None]
     rest = bytearray()
     try:
         while True:
-            if not select.select([fd], [], [], None if may_wait() else 0)[0]:
-                yield None
+            is_waiting = may_wait()
+            if not select.select([fd], [], [], _SIGNAL_SECONDS if is_waiting else 0)[0]:
+                if not is_waiting:
+                    yield None
                 continue
             first, *others = (block := os.read(fd, _BLOCK_BYTES)).split(b"\n")
             rest += first
