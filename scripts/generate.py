@@ -59,7 +59,7 @@ def _check_length(args: argparse.Namespace, prompt: str) -> None:
     """
     asked = args.max_model_len
     # Of what is surely short enough, a token being a byte at least, the files are not opened twice.
-    if len(prompt.encode("utf-8", "replace")) < (_SHORT if asked is None else min(asked, _SHORT)):
+    if len(prompt.encode()) < (_SHORT if asked is None else min(asked, _SHORT)):
         return
     from twinmesh.engine.prompts import check_prompt
     from twinmesh.models.checkpoint import open_checkpoint  # JAX takes a second to import, which --help should not
@@ -85,6 +85,10 @@ def _read_prompt(given: str | None) -> str:
             raise ValueError("The prompt on stdin is not UTF-8 text: convert it to UTF-8.") from None
     if not given:
         raise ValueError("The prompt is empty: give a text with --prompt, or on stdin.")
+    try:
+        given.encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8 reach Python's argv as lone surrogates
+        raise ValueError("The prompt is not UTF-8 text: convert it to UTF-8.") from None
     return given
 
 

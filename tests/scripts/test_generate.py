@@ -96,6 +96,12 @@ def test_stdin_that_is_not_text_is_refused(llm, capsys, monkeypatch):
     assert "not UTF-8" in capsys.readouterr().err
 
 
+def test_an_argument_that_is_not_text_is_refused(llm, capsys):
+    assert generate("--prompt", "a\udcff") == 2
+    assert capsys.readouterr().err == "twinmesh: The prompt is not UTF-8 text: convert it to UTF-8.\n"
+    assert llm.sampling == []
+
+
 def test_a_request_that_fails_is_one_line_and_exit_code_1(llm, capsys):
     llm.fail = "x"
     assert generate("--prompt", "x") == 1
