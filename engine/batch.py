@@ -8,7 +8,6 @@ in the order in which requests finish, Parquet rows in that of the input. It doe
 """
 
 import errno
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,8 +20,9 @@ from tqdm import tqdm
 from ..models.catalog import resolve_model
 from . import batch_parquet
 from .batch_identity import Identity, sync_directory
-from .batch_input import Source, Survey
+from .batch_input import InputError, Source, Survey
 from .batch_journal import Journal, Kept
+from .batch_paths import Output, beside
 from .batch_result import BatchResult
 from .batch_run import BatchRun
 from .errors import BatchStopped, EngineError
@@ -89,26 +89,24 @@ class Batch:
                 cannot be written, is in use, holds results of another run, or would overwrite input or model.
             BatchStopped: the output's disk is full.
         """
-        self._source, self._shown, self._target = Source.of(source), Path(target), Path(target).resolve()
+        self._source, self._output = Source.of(source), Output(target)
         self._model, self._defaults = str(model), defaults or SamplingParams()
-        self._is_parquet = batch_parquet.is_parquet(target)
-        self._sidecar = self._target.with_name(self._target.name + ".run")
         self._kept = Kept(bytearray())
         self._survey: Survey | None = None
         self._result: BatchResult | None = None
         self._is_open = self._is_new = self._is_done = False
-        _check_output(self._shown)
-        checkpoint = resolve_model(model)
+        self._output.check()
         try:
-            self._refuse_to_overwrite(checkpoint)
-            self._journal = Journal(self._journal_path(self._target))
+            checkpoint = resolve_model(model)
+            self._output.refuse_to_overwrite(self._source.path, checkpoint)
+            self._journal = Journal(self._output.journal)
             self._is_open = True
             self._prepare(checkpoint, dict(engine or {}), restart, retry_errors)
         except OSError as error:
             self.close()
             if error.errno in _FULL:
                 raise self._stopped(error) from error
-            raise ValueError(f"{error.filename or self._shown} cannot be used: {error.strerror or error}.") from error
+            raise ValueError(f"{self._place(error)} cannot be used: {error.strerror or error}.") from error
         except BaseException:
             self.close()
             raise
@@ -133,7 +131,7 @@ class Batch:
             progress: show a progress bar on stderr.
 
         Raises:
-            ValueError: it was closed, or was run before.
+            ValueError: it was closed, or was run before; or stdin was empty.
             BatchStopped: the disk is full or fails, the input changed or the output was moved meanwhile, or the engine
                 is closed or has failed.
             KeyboardInterrupt: Ctrl-C. Any exception aborts the requests that are still in the engine, and keeps what is
@@ -143,7 +141,7 @@ class Batch:
             raise ValueError("This Batch was closed or run before: make a new one, which goes on from what is written.")
         if self.remaining == 0:
             return self.finish()
-        start = BatchRun(llm, self._source, self._journal, self._kept, self._model, self._defaults, keep)
+        start = BatchRun(llm, self._source, self._survey, self._journal, self._kept, self._model, self._defaults, keep)
         self._result = start.result
         window = window or 4 * llm.config.max_num_seqs * len(llm.config.topology.meshes)
         try:
@@ -155,11 +153,12 @@ class Batch:
                 mininterval=0.1 if sys.stderr is not None and sys.stderr.isatty() else 10,
             ) as bar:
                 start.run(window, bar)
-            self._refuse_a_changed_input()
+            if self._survey is None and not start.result.finished:
+                raise ValueError("The input '-' is empty: write one JSON request on each line.")
             self._conclude()
         except OSError as error:
             raise self._stopped(error) from error
-        except EngineError as error:
+        except (EngineError, InputError) as error:
             raise BatchStopped(f"{error} {self._standing()}") from error
         return start.result
 
@@ -181,8 +180,9 @@ class Batch:
         with suppress(OSError, BatchStopped):  # where it matters, `_conclude` has done it
             self._journal.sync()
         if is_void and self._is_new:  # before the lock is gone: after it, this may be another run's
-            self._sidecar.unlink(missing_ok=True)
-        self._journal.close(remove=is_void or (self._is_parquet and self._is_done))
+            with suppress(OSError):  # a directory of that name is why it never began
+                self._output.sidecar.unlink()
+        self._journal.close(remove=is_void or (self._output.is_parquet and self._is_done))
 
     def __enter__(self) -> "Batch":
         """The run itself."""
@@ -201,114 +201,73 @@ class Batch:
         identity = Identity.of(checkpoint, "stdin" if survey is None else survey.digest, self._defaults, engine)
         if restart:
             self._journal.clear()
-            if self._is_parquet:
-                self._target.unlink(missing_ok=True)
+            if self._output.is_parquet:
+                self._output.path.unlink(missing_ok=True)
         # An empty journal beside it is that of a start that was killed before it looked.
-        is_finished_parquet = self._is_parquet and self._journal.is_empty and self._target.exists()
+        is_finished_parquet = self._output.is_parquet and self._journal.is_empty and self._output.path.exists()
         last_line = 0 if survey is None else survey.last_line
         if self._journal.is_empty and not is_finished_parquet:
             self._kept, self._is_new = Kept(bytearray(last_line + 1)), True
-            identity.save(self._sidecar)
+            identity.save(self._output.sidecar)
             return
         self._refuse_another(identity)
         if is_finished_parquet:
-            kept = Kept(bytearray(), *batch_parquet.count_results(self._target))
+            kept = Kept(bytearray(), *batch_parquet.count_results(self._output.path))
             if kept.lines == self.total and not retry_errors:
                 self._kept, self._is_done = kept, True
                 return
-            self._journal.rewrite(batch_parquet.read_results(self._target))
+            self._journal.rewrite(batch_parquet.read_results(self._output.path))
         self._kept = self._journal.recover(last_line, retry_errors=retry_errors)
-
-    def _journal_path(self, target: Path) -> Path:
-        """Where the results are while the run lasts; a link's own name says what it is, not that of its target."""
-        return target.with_name(target.name + ".jsonl") if self._is_parquet else target
-
-    def _refuse_to_overwrite(self, checkpoint: Path) -> None:
-        """Refuse an output that is, or whose files beside it are, what the run reads."""
-        if checkpoint.is_dir() and self._target.is_relative_to(checkpoint.resolve()):
-            raise ValueError(
-                f"The output {self._shown} is in the model's directory, whose content tells models apart: give another "
-                "place."
-            )
-        journal = self._journal_path(self._target)
-        scratch = [path.with_name(path.name + ".tmp") for path in (self._target, self._sidecar, journal)]
-        for read, what in ((self._source.path, "input"), (checkpoint, "model")):
-            for path in (self._target, self._sidecar, journal, *scratch):
-                if read is not None and path.exists() and read.exists() and path.samefile(read):
-                    beside = "" if path == self._target else f" would overwrite {path.name}, which"
-                    raise ValueError(f"The output {self._shown}{beside} is the {what} file: give another name.")
-
-    def _refuse_a_changed_input(self) -> None:
-        assert self._result is not None
-        if self.total is not None and self._result.finished != self.total:
-            raise BatchStopped(
-                f"{self._source} changed while it was read, so that {self._result.finished} of {self.total} results "
-                f"are in {self._journal_path(self._shown)}: put it back as it was and give the same command, or start "
-                "over with --restart."
-            )
 
     def _refuse_another(self, identity: Identity) -> None:
         """Refuse to go on with what another run has written."""
         if self._survey is None:
             raise ValueError(
-                f"{self._shown} holds results, and stdin cannot be read from its beginning again: put the requests "
+                f"{self._output} holds results, and stdin cannot be read from its beginning again: put the requests "
                 "into a file, give another output, or start over with --restart."
             )
         try:
-            differences = identity.differences(self._sidecar)
+            differences = identity.differences(self._output.sidecar)
         except ValueError as error:
             raise ValueError(
-                f"{self._shown} exists and cannot be resumed, because {error}: give another output, or overwrite it "
+                f"{self._output} exists and cannot be resumed, because {error}: give another output, or overwrite it "
                 "with --restart."
             ) from None
         if differences:
             raise ValueError(
-                f"{self._shown} holds results of another run ({', '.join(differences)}): go on with the same as then, "
+                f"{self._output} holds results of another run ({', '.join(differences)}): go on with the same as then, "
                 "give another output, or start over with --restart."
             )
 
     def _conclude(self) -> None:
         """Everything is written: make it last, and Parquet of it."""
         self._journal.sync()
-        if self._is_parquet and not self._is_done:
-            scratch = self._target.with_name(self._target.name + ".tmp")
+        if self._output.is_parquet and not self._is_done:
+            scratch = beside(self._output.path, ".tmp")
             try:
                 batch_parquet.write_results(scratch, self._journal.results())
-                scratch.replace(self._target)
+                scratch.replace(self._output.path)
             except BaseException:
                 scratch.unlink(missing_ok=True)
                 raise
-            sync_directory(self._target.parent)
+            sync_directory(self._output.path.parent)
         self._is_done = True
 
     def _standing(self) -> str:
         """How far the run has come, and how it goes on."""
         count = self._kept.lines if self._result is None else self._result.finished
-        place = f"results are in {self._journal_path(self._shown)}"
+        place = f"results are in {self._output.shown_journal}"
         if self._source.path is None:
             return f"{count} {place}; a run from stdin cannot be resumed."
         of = f"{count} of {self._survey.requests}" if self._survey is not None else f"{count}"
         return f"{of} {place}; the same command goes on from there."
 
     def _stopped(self, error: OSError) -> BatchStopped:
-        why = f"{error.filename or self._shown} failed: {error.strerror or error}."
+        why = f"{self._place(error)} failed: {error.strerror or error}."
         if error.errno in _FULL:
-            why = f"There is no room for more of {self._shown} ({error.strerror}): make some."
+            why = f"There is no room for more of {self._output} ({error.strerror}): make some."
         return BatchStopped(f"{why} {self._standing()}")
 
-
-def _check_output(target: Path) -> None:
-    if batch_parquet.is_parquet(target):
-        batch_parquet.require_pyarrow(target)
-    try:
-        is_directory = target.is_dir()
-    except OSError as error:  # as a name that is too long
-        raise ValueError(f"The output {target} cannot be used: {error.strerror}.") from None
-    if is_directory:
-        raise ValueError(f"The output {target} is a directory: give a file name.")
-    if target.exists() and not target.is_file():
-        raise ValueError(f"The output {target} is not a regular file: a run could not be resumed from it.")
-    if not target.parent.is_dir():
-        raise ValueError(f"The output's directory {target.parent} does not exist: make it first.")
-    if not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise ValueError(f"The output {target} cannot be written: permission denied.")
+    def _place(self, error: OSError) -> str:
+        """The file that an error is about; of a renaming the new name."""
+        return str(error.filename2 or error.filename or self._output)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .batch_identity import sync_directory
-from .batch_lines import line_number
+from .batch_output import line_number
 from .errors import BatchStopped
 
 SYNC_SECONDS = 5.0

@@ -1,4 +1,4 @@
-"""The lines of a batch run: requests in, results out, both in the shape of OpenAI's batch files.
+"""The lines of a batch run's input: requests, in the shape of OpenAI's batch files or plain.
 
 A line is an OpenAI batch line (`custom_id`, `method`, `url`, `body`) or a plain object whose fields are those of a
 body (`prompt` or `messages`, with optional `custom_id`). A field that would change the result and is not implemented
@@ -6,13 +6,12 @@ is refused, never ignored. Pure functions of bytes and values: no files, no engi
 """
 
 import json
-import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import Any, Literal
 
-from .outputs import CompletionOutput, RequestOutput
 from .sampling_params import SamplingParams
 
 type Message = dict[str, Any]
@@ -26,13 +25,24 @@ COMPLETIONS: Endpoint = "/v1/completions"
 _ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
 _SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {"logprobs", "prompt_logprobs", "detokenize"}
 # Whatever these hold, the completion is the same.
-_WITHOUT_EFFECT = frozenset({"model", "user", "metadata", "store", "service_tier", "safety_identifier"})
-_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id")
-_KNOWN = frozenset({"custom_id", "max_completion_tokens"}) | _SAMPLING | _WITHOUT_EFFECT
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
+_WITHOUT_EFFECT = frozenset(
+    {
+        "model",
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "stream_options",
+    }
+)
+_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+WHOLE_NUMBERS = frozenset({"n", "best_of", "top_k", "seed", "max_tokens", "max_completion_tokens", "min_tokens"})
+_KNOWN = frozenset({"custom_id", "max_completion_tokens", "best_of"}) | _SAMPLING | _WITHOUT_EFFECT
 # Fields that are not implemented, each with the values that ask for nothing; null always asks for nothing.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "best_of": (1,),
     "stream": (False,),
     "echo": (False,),
     "logprobs": (False,),
@@ -126,7 +136,7 @@ def line_seed(seed: int | None, line: int) -> int:
 
 def _load(text: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(text.decode("utf-8"))
+        fields = _DECODER.decode(text.decode("utf-8"))
     except UnicodeDecodeError:
         raise ValueError("this is not UTF-8 text: save the file as UTF-8.") from None
     except RecursionError:
@@ -134,6 +144,18 @@ def _load(text: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f'this is {_kind(fields)}, not a JSON object: write for example {{"prompt": "Hello"}}.')
     return fields
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; Python alone would keep the last of several values in silence."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {name!r} is there twice in one object: keep one of them.")
+    return fields
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _custom_id(fields: dict[str, Any]) -> str | None:
@@ -181,13 +203,21 @@ def _messages(body: dict[str, Any]) -> list[Message]:
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             raise ValueError(f"message {index} is {_kind(message)}, not an object with 'role' and 'content'.")
-        strangers = sorted(name for name, value in message.items() if value is not None)
-        strangers = [name for name in strangers if name not in _MESSAGE]
-        if strangers:
-            raise ValueError(
-                f"{strangers[0]!r} in message {index} is not supported: remove it; {', '.join(_MESSAGE)} are."
-            )
-    return messages
+    return [_message(index, message) for index, message in enumerate(messages)]
+
+
+def _message(index: int, message: Message) -> Message:
+    """What of a message goes to the chat template. Answers that were copied from a response have fields that hold
+    nothing (`"annotations": []`); templates that ask only whether a field is there must not see them.
+    """
+    held = {name: value for name, value in message.items() if name == "content" or value not in (None, [], {})}
+    strangers = sorted(held.keys() - set(_MESSAGE))
+    if strangers:
+        raise ValueError(f"{strangers[0]!r} in message {index} is not supported: remove it; {', '.join(_MESSAGE)} are.")
+    reasoning = held.get("reasoning_content")
+    if reasoning is not None and (not isinstance(reasoning, str) or held.get("role") != "assistant"):
+        raise ValueError(f"'reasoning_content' in message {index} must be a text, in a message of the assistant's.")
+    return held
 
 
 def _tools(body: dict[str, Any]) -> list[Tool] | None:
@@ -204,6 +234,10 @@ def _prompt(body: dict[str, Any]) -> str | list[int]:
     prompt = body.get("prompt")
     if prompt is None:
         raise ValueError("there is no prompt: give 'prompt' (a text) or 'messages' (a conversation).")
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]  # OpenAI takes a list of prompts; a list of one is that one
+    if isinstance(prompt, list) and len(prompt) > 1 and all(isinstance(part, str | list) for part in prompt):
+        raise ValueError(f"'prompt' holds {len(prompt)} prompts: put each on a line of its own.")
     if prompt and isinstance(prompt, str):
         return prompt
     if prompt and isinstance(prompt, list) and all(type(token) is int for token in prompt):
@@ -220,6 +254,7 @@ def _sampling_params(body: dict[str, Any], line: int, defaults: SamplingParams) 
         given["max_tokens"] = limits[0]
     if "logit_bias" in given:
         given["logit_bias"] = _biases(given["logit_bias"])
+    _check_best_of(body.get("best_of"), given.get("n", defaults.n))
     if not given:  # most lines of most inputs: nothing has to be checked again, which took half of a short line's time
         return defaults.with_seed(line_seed(defaults.seed, line))
     if given.get("seed", -1) == -1:
@@ -227,75 +262,20 @@ def _sampling_params(body: dict[str, Any], line: int, defaults: SamplingParams) 
     return replace(defaults, **given)
 
 
+def _check_best_of(best_of: object, n: object) -> None:
+    """As many as are returned is what is generated anyway."""
+    if best_of is None or (type(best_of) is int and best_of == n):
+        return
+    if type(best_of) is int and type(n) is int and best_of < n:
+        raise ValueError(f"best_of={best_of} is not usable: it must be at least n={n}.")
+    raise ValueError(f"best_of={best_of!r} is not supported yet, and would change the result: remove 'best_of'.")
+
+
 def _biases(given: object) -> object:
     """JSON's keys are texts, and token ids are numbers; whatever else is wrong is for `SamplingParams` to say."""
     if not isinstance(given, dict):
         return given
     return {int(token) if token.isdecimal() else token: bias for token, bias in given.items()}
-
-
-def success_line(request: BatchRequest, output: RequestOutput, *, model: str, created: int) -> dict[str, Any]:
-    """The output line of a request that ran, as OpenAI writes it. `created` is in seconds since 1970."""
-    is_chat = request.messages is not None
-    prompt_tokens = len(output.prompt_token_ids)
-    completion_tokens = sum(len(completion.token_ids) for completion in output.outputs)
-    body = {
-        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{output.request_id}",
-        "object": "chat.completion" if is_chat else "text_completion",
-        "created": created,
-        "model": request.model or model,
-        "choices": [_choice(completion, is_chat=is_chat) for completion in output.outputs],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-        },
-    }
-    return {
-        "id": _line_id(request.line),
-        "custom_id": request.custom_id,
-        "response": {"status_code": 200, "request_id": output.request_id, "body": body},
-        "error": None,
-    }
-
-
-def _choice(completion: CompletionOutput, *, is_chat: bool) -> dict[str, Any]:
-    text = {"message": {"role": "assistant", "content": completion.text}} if is_chat else {"text": completion.text}
-    return {"index": completion.index, **text, "logprobs": None, "finish_reason": completion.finish_reason}
-
-
-def error_line(error: BatchLineError) -> dict[str, Any]:
-    """The output line of a line that could not be run."""
-    return {
-        "id": _line_id(error.line),
-        "custom_id": error.custom_id,
-        "response": None,
-        "error": {"code": error.code, "message": str(error)},
-    }
-
-
-def _line_id(line: int) -> str:
-    return f"batch_req_{line}"
-
-
-def line_number(fields: Mapping[str, Any]) -> int:
-    """The number of the input line that this output line answers.
-
-    Raises:
-        ValueError: it is no output line of ours.
-    """
-    found = re.fullmatch(r"batch_req_([1-9][0-9]{0,17})", str(fields.get("id")))
-    if found is None or not isinstance(fields.get("custom_id"), str) or not {"response", "error"} <= fields.keys():
-        raise ValueError("this is not an output line of a batch run.")
-    return int(found[1])
-
-
-def encode_line(fields: dict[str, Any]) -> bytes:
-    """One line of UTF-8 JSON, readable in any script; escaped where it holds lone surrogates, which UTF-8 cannot."""
-    try:
-        return _ENCODER.encode(fields).encode("utf-8") + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(fields).encode("ascii") + b"\n"
 
 
 def _listing() -> str:

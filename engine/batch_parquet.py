@@ -1,20 +1,26 @@
 """Batch files in Parquet, through pyarrow, which the extra `parquet` installs: rows of requests in, of results out.
 
-A row of requests has the fields of a batch line as columns; a null is a field that is not there, and a nested field
-may also be text that holds JSON. A row of results has the columns of `_COLUMNS`; `response` is the JSON of the output
-line's own, so that no result is lost in the change of format. Both ways stream; pyarrow is imported when it is needed.
+A row of requests has the fields of a batch line as columns; a null is a field that is not there, a nested field may
+also be text that holds JSON, and what pandas makes of missing numbers is undone. A row of results has the columns of
+`_COLUMNS`; `response` is the JSON of the output line's own, so that no result is lost in the change of format. Both
+ways stream; pyarrow is imported when it is needed.
 """
 
 import json
+import math
 import os
+import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batch_lines import encode_line, line_number
+from .batch_lines import WHOLE_NUMBERS
+from .batch_output import encode_line, line_number
 
 if TYPE_CHECKING:
+    from pyarrow import RecordBatch
     from pyarrow.parquet import ParquetFile
 
 SUFFIXES = (".parquet", ".pq")
@@ -31,6 +37,8 @@ _COLUMNS = {
 }
 _ROWS_READ = 256
 _ROWS_WRITTEN = 8192
+# What pandas writes of rows whose numbers are not 0, 1, 2 and so on, as after a filter.
+_PANDAS_INDEX = re.compile(r"__index_level_[0-9]+__")
 _NESTED = ("messages", "body", "metadata", "logit_bias", "response_format", "tools")
 
 
@@ -43,7 +51,7 @@ def count_rows(path: Path) -> int:
     """The rows of a file.
 
     Raises:
-        ValueError: pyarrow is missing, or this is not a Parquet file.
+        ValueError: pyarrow is missing, or this is not a Parquet file, or a damaged one.
     """
     with _open(path) as file:
         return int(file.metadata.num_rows)
@@ -53,9 +61,23 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str
     """Rows as batch lines; `columns`: only these, as far as they exist. Raises as `count_rows` does."""
     with _open(path) as file:
         names = [name for name in file.schema_arrow.names if columns is None or name in columns]
-        for batch in file.iter_batches(batch_size=_ROWS_READ, columns=names):
+        names = [name for name in names if not _PANDAS_INDEX.fullmatch(name)]
+        for batch in _batches(path, file, names):
             for row in batch.to_pylist() if names else [{}] * batch.num_rows:
                 yield _fields(row)
+
+
+def survey_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Of each row the custom_id, where it has one; but every column is decoded, so that damage shows before any work is
+    done. Raises as `count_rows` does.
+    """
+    with _open(path) as file:
+        columns = file.schema_arrow.names
+        for batch in _batches(path, file, columns):
+            if "custom_id" in columns:
+                yield from ({"custom_id": name} for name in batch.column("custom_id").to_pylist())
+            else:
+                yield from ({} for _ in range(batch.num_rows))
 
 
 def write_results(path: Path, lines: Iterable[dict[str, Any]]) -> None:
@@ -103,22 +125,54 @@ def require_pyarrow(path: str | Path) -> None:
 
 def _open(path: Path) -> "ParquetFile":
     require_pyarrow(path)
-    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    try:
+    with _refused(path):
         # A buffer: column chunks are read piece by piece, however large a row group is.
-        return ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-    except ArrowException as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())}") from None
+        return ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
+
+
+def _batches(path: Path, file: "ParquetFile", columns: list[str]) -> Iterator["RecordBatch"]:
+    batches = file.iter_batches(batch_size=_ROWS_READ, columns=columns)
+    while True:
+        with _refused(path):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            batch.validate(full=True)  # texts are UTF-8
+        yield batch
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Whatever pyarrow says against a file, in a sentence; an OSError with a number is the operating system's."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{path} cannot be read as Parquet ({reason}): write it anew.") from None
 
 
 def _fields(row: dict[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = _without_nulls(row)
+    fields: dict[str, Any] = {name: _number(name, value) for name, value in _without_nulls(row).items()}
+    fields = {name: value for name, value in fields.items() if value is not None}
     for name in _NESTED:
         if isinstance(fields.get(name), str):
             fields[name] = _json(fields[name])
     return fields
+
+
+def _number(name: str, value: Any) -> Any:
+    """pandas makes floats of a column of whole numbers in which some are missing, and NaN of those."""
+    if not isinstance(value, float):
+        return value
+    if math.isnan(value):
+        return None
+    return int(value) if name in WHOLE_NUMBERS and value.is_integer() else value
 
 
 def _json(text: str) -> Any:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
-from .batch_input import Source
+from .batch_input import Source, Survey
 from .batch_journal import Journal, Kept
-from .batch_lines import BatchLineError, BatchRequest, Line, encode_line, error_line, parse_line, success_line
+from .batch_lines import BatchLineError, BatchRequest, Line, parse_line
 from .batch_order import LOOK_AHEAD, Prepared, arrange
+from .batch_output import encode_line, error_line, success_line
 from .batch_result import BatchResult
 from .outputs import RequestOutput
 from .sampling_params import SamplingParams
@@ -28,11 +29,21 @@ class BatchRun:
     """The requests that are in the engine, and the tally of those that left it."""
 
     def __init__(
-        self, llm: "LLM", source: Source, journal: Journal, kept: Kept, model: str, defaults: SamplingParams, keep: int
+        self,
+        llm: "LLM",
+        source: Source,
+        survey: Survey | None,
+        journal: Journal,
+        kept: Kept,
+        model: str,
+        defaults: SamplingParams,
+        keep: int,
     ) -> None:
-        """`kept`: what the journal holds already; `keep`: how many of the first results to hand back whole."""
+        """`survey`: of the source, None for stdin; `kept`: what the journal holds already; `keep`: how many of the
+        first results to hand back whole.
+        """
         self.result = BatchResult(kept.succeeded, kept.failed, kept.lines, kept.mended, kept.retried)
-        self._llm, self._source, self._journal, self._done = llm, source, journal, kept.done
+        self._llm, self._source, self._survey, self._journal, self._done = llm, source, survey, journal, kept.done
         self._model, self._defaults, self._keep = model, defaults, keep
         self._in_engine: dict[int, BatchRequest] = {}
         self._names: set[int] = set()
@@ -42,6 +53,7 @@ class BatchRun:
 
         Raises:
             OSError: a line could not be written.
+            InputError: the input changed, or can no longer be read.
             EngineError: the engine is closed or has failed.
         """
         start = time.monotonic()
@@ -57,23 +69,41 @@ class BatchRun:
             self.result.seconds = time.monotonic() - start
             self._show(bar)
 
-    def _jobs(self) -> Iterator[tuple["np.ndarray", SamplingParams]]:
-        # What is behind on stdin may not have been written yet.
-        ahead = LOOK_AHEAD if self._source.path is not None else 1
-        arranged = arrange(self._prepared(), page_size=self._llm.config.page_size, ahead=ahead)
-        for index, prepared in enumerate(arranged):
+    def _jobs(self) -> Iterator[tuple["np.ndarray", SamplingParams] | None]:
+        """What goes into the engine; None where stdin has nothing yet and results come first."""
+        index = 0
+        for prepared in self._in_order():
+            if prepared is None:
+                yield None
+                continue
             self._in_engine[index] = prepared.request
+            index += 1
             yield prepared.token_ids, prepared.request.sampling_params
 
-    def _prepared(self) -> Iterator[Prepared]:
-        """Requests that the engine will take; what it would not is written off on the way."""
-        for number, line in self._source.lines():
-            if number < len(self._done) and self._done[number]:
-                continue
-            try:
-                yield self._prepare(line, number)
-            except BatchLineError as error:
-                self._write_error(error)
+    def _in_order(self) -> Iterator[Prepared | None]:
+        if self._survey is None:  # what is behind on stdin may not have been written yet
+            return self._as_they_come()
+        return arrange(self._remaining(self._survey), page_size=self._llm.config.page_size, ahead=LOOK_AHEAD)
+
+    def _as_they_come(self) -> Iterator[Prepared | None]:
+        for numbered in self._source.lines_as_they_come(may_wait=lambda: not self._in_engine):
+            if numbered is None:
+                yield None
+            elif prepared := self._take(*numbered):
+                yield prepared
+
+    def _remaining(self, survey: Survey) -> Iterator[Prepared]:
+        for number, line in self._source.lines(survey):
+            if not self._done[number] and (prepared := self._take(number, line)):
+                yield prepared
+
+    def _take(self, number: int, line: Line) -> Prepared | None:
+        """A request that the engine will take; what it would not is written off."""
+        try:
+            return self._prepare(line, number)
+        except BatchLineError as error:
+            self._write_error(error)
+            return None
 
     def _prepare(self, line: Line, number: int) -> Prepared:
         request = parse_line(line, number, self._defaults)
@@ -90,7 +120,7 @@ class BatchRun:
 
     def _check_name(self, request: BatchRequest) -> None:
         """A file's names were compared before the run began; those of stdin are now."""
-        if self._source.path is not None:
+        if self._survey is not None:
             return
         name = hash(request.custom_id)
         if name in self._names:

@@ -5,6 +5,7 @@ Every method may be called from any thread; the requests of all callers run in t
 served. `step` alone is for one thread at a time.
 """
 
+import itertools
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from queue import SimpleQueue
@@ -108,19 +109,20 @@ class LLM(EngineOwner):
         return stream
 
     def as_completed(
-        self, jobs: Iterable[tuple[PromptLike, SamplingParams]], *, window: int | None = None
+        self, jobs: Iterable[tuple[PromptLike, SamplingParams] | None], *, window: int | None = None
     ) -> Generator[tuple[int, RequestOutput], None, None]:
         """Run jobs, each a prompt and its sampling parameters, and give (index, result) as they finish.
 
         Args:
-            jobs: read as they are needed.
+            jobs: read as they are needed. One may be None while others run: there is none yet, results come first, and
+                it is asked for again whenever the engine has news. Where nothing runs, None ends the iteration.
             window: how many may be in the engine at once, 1 or more; None: all of them.
 
         Leaving the iteration early aborts what is left. Raises as `generate` does; jobs before a bad one are aborted.
         """
         if window is not None:
             check_whole_number("window", window, 1)
-        checked = (self._frontend.check(prompt, sampling) for prompt, sampling in jobs)
+        checked = (None if job is None else self._frontend.check(*job) for job in jobs)
         return self._outputs(checked, window)
 
     def score(
@@ -211,22 +213,25 @@ class LLM(EngineOwner):
         """`close`."""
         self.close()
 
-    def _outputs(self, jobs: Iterable[Job], window: int | None) -> Generator[tuple[int, RequestOutput], None, None]:
+    def _outputs(
+        self, jobs: Iterable[Job | None], window: int | None
+    ) -> Generator[tuple[int, RequestOutput], None, None]:
         with closing(self._run(jobs, window)) as results:
             for index, collector in results:
                 yield index, collector.output()
 
-    def _run(self, jobs: Iterable[Job], window: int | None) -> Generator[tuple[int, RequestCollector], None, None]:
+    def _run(
+        self, jobs: Iterable[Job | None], window: int | None
+    ) -> Generator[tuple[int, RequestCollector], None, None]:
         """Index and collector of each job as it finishes; `window` jobs at most are in the engine."""
         news: SimpleQueue[tuple[RequestCollector, Update]] = SimpleQueue()
         running: dict[RequestCollector, int] = {}
-        numbered = iter(enumerate(jobs))
+        waiting, indices = iter(jobs), itertools.count()
         try:
             while True:
-                while (window is None or len(running) < window) and (pulled := next(numbered, None)) is not None:
-                    index, job = pulled
+                while (window is None or len(running) < window) and (job := next(waiting, None)) is not None:
                     ticket = self._frontend.ticket(job, lambda collector, update: news.put((collector, update)))
-                    running[ticket.collector] = index
+                    running[ticket.collector] = next(indices)
                     self._frontend.start(ticket)
                 if not running:
                     return

@@ -1,12 +1,14 @@
 """The arguments that several commands share, and what they turn into. No JAX until `load_llm` is called."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twinmesh.engine.batch_paths import is_inside, is_same, real_path
 from twinmesh.engine.config import DTYPES, Topology, TopologyError
 from twinmesh.engine.sampling_params import SamplingParams
+from twinmesh.models.catalog import CATALOG, cache_directory
 
 if TYPE_CHECKING:
     from twinmesh.engine.llm import LLM
@@ -18,6 +20,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         required=True,
+        type=not_empty,
         metavar="NAME|PATH|ID",
         help="a name that 'twinmesh fetch' knows, such as smollm2; a GGUF file; a directory in Hugging Face's format "
         "or written by 'twinmesh convert'; or an id of the Hugging Face hub: org/name, org/name@revision, "
@@ -39,7 +42,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-model-len",
-        type=int,
+        type=whole_number(1),
         metavar="N",
         help="longest prompt and completion together, in tokens; less takes less memory (default: the engine's choice)",
     )
@@ -51,7 +54,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--decode-steps",
-        type=int,
+        type=whole_number(1),
         default=1,
         metavar="N",
         help="most decode steps that run on the device before the host looks (default: %(default)s)",
@@ -64,6 +67,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--decision-log",
+        type=not_empty,
         metavar="FILE",
         help="write what the scheduler hears and decides, for 'twinmesh replay'; an existing file is overwritten",
     )
@@ -154,26 +158,40 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     )
 
 
-def check_written(args: argparse.Namespace, written: Sequence[str], others: Sequence[str]) -> None:
-    """Refuse files to be written beside the results that could not be, or would overwrite what other arguments name.
+def check_written(args: argparse.Namespace, written: Sequence[str], others: Iterable[tuple[Path, str]] = ()) -> None:
+    """Refuse files to be written beside the results that could not be, or would overwrite the model or another file.
 
     Args:
-        args: the arguments.
+        args: the arguments, `--model` among them.
         written: names of arguments, each with the path of a file that will be overwritten, or None.
-        others: names of arguments with files that must not be.
+        others: files that must not be, each with what it is.
 
     Raises:
-        ValueError: two are the same file, or a directory does not exist.
+        ValueError: two are the same file, one is in the model's directory, or a directory does not exist.
     """
+    model = _model_path(args.model)
+    taken = [(model, "the model file"), *others]
     for name in written:
         given, title = getattr(args, name), name.replace("_", " ")
         if given is None:
             continue
-        for other in (*others, *written[: written.index(name)]):
-            if getattr(args, other) is not None and Path(getattr(args, other)).resolve() == Path(given).resolve():
-                raise ValueError(f"The {title} {given} is the {other.replace('_', ' ')} file: give another name.")
-        if name == "summary" and not Path(given).resolve().parent.is_dir():
-            raise ValueError(f"The {title}'s directory {Path(given).parent} does not exist: make it first.")
+        path = Path(given)
+        for other, what in taken:
+            if is_same(path, other):
+                raise ValueError(f"The {title} {given} is {what}: give another name.")
+        if is_inside(path, model):
+            raise ValueError(f"The {title} {given} is in the model's directory: give another place.")
+        if path.is_dir():
+            raise ValueError(f"The {title} {given} is a directory: give a file name.")
+        if not real_path(path).parent.is_dir():
+            raise ValueError(f"The {title}'s directory {path.parent} does not exist: make it first.")
+        taken.append((path, f"the {title} file"))
+
+
+def _model_path(name: str) -> Path:
+    """Where a model's file is, or would be; a hub id is as good as none."""
+    known = CATALOG.get(name)
+    return Path(name) if known is None else known.cached(cache_directory())
 
 
 def load_llm(args: argparse.Namespace) -> "LLM":
@@ -191,6 +209,28 @@ def load_llm(args: argparse.Namespace) -> "LLM":
         decision_log=args.decision_log,
         progress=True,
     )
+
+
+def not_empty(text: str) -> str:
+    """The type of an argument that names something: an empty one would be the current directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: give a name")
+    return text
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number, `least` or more."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} or more")
+        return number
+
+    return read
 
 
 def _topology(text: str) -> Topology:

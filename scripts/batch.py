@@ -10,6 +10,8 @@ from pathlib import Path
 
 from twinmesh.engine.batch import Batch
 from twinmesh.engine.batch_identity import write_atomically
+from twinmesh.engine.batch_input import STDIN
+from twinmesh.engine.batch_paths import Output, real_path
 from twinmesh.engine.batch_result import BatchResult
 from twinmesh.scripts import arguments, report
 
@@ -38,7 +40,7 @@ in OUTPUT.run. Everything else may change from start to start. While it runs, no
 
 exit codes:
   0    every line has a result
-  1    every line was run, and some have an error; or an internal failure
+  1    every line was run, and some have an error; or the summary could not be written; or an internal failure
   2    the input, the output or an argument cannot be used: nothing was done
   3    stopped early, because the disk is full, the engine failed, or input or output were changed meanwhile: the same
        command goes on
@@ -49,11 +51,28 @@ exit codes:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("--input", required=True, metavar="FILE", help="requests; '-' reads JSON lines from stdin")
-    parser.add_argument("--output", required=True, metavar="FILE", help="results; those of the same run are kept")
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=arguments.not_empty,
+        metavar="FILE",
+        help="requests; '-' reads JSON lines from stdin",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=arguments.not_empty,
+        metavar="FILE",
+        help="results; those of the same run are kept",
+    )
     parser.add_argument("--restart", action="store_true", help="overwrite the output instead of going on with it")
     parser.add_argument("--retry-errors", action="store_true", help="run lines again that have an error in the output")
-    parser.add_argument("--summary", metavar="FILE", help="write counts, rates, latencies and costs as JSON when done")
+    parser.add_argument(
+        "--summary",
+        type=arguments.not_empty,
+        metavar="FILE",
+        help="write counts, rates, latencies and costs as JSON when done",
+    )
     parser.add_argument(
         "--gpu-hour-price",
         type=_price,
@@ -62,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--show",
-        type=int,
+        type=arguments.whole_number(0),
         default=0,
         metavar="N",
         help="when done, print the first N prompts with their answers, and a table of latencies, to stdout",
@@ -75,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     defaults = arguments.sampling_params(args)
-    arguments.check_written(args, ("decision_log", "summary"), ("model", "input", "output"))
+    arguments.check_written(args, ("decision_log", "summary"), _files(args))
     with Batch(
         args.input,
         args.output,
@@ -97,6 +116,14 @@ def run(args: argparse.Namespace) -> int:
     return 1 if result.failed else 0
 
 
+def _files(args: argparse.Namespace) -> list[tuple[Path, str]]:
+    """What the run reads and writes, and what each is."""
+    output = Output(args.output)
+    written = [(path, "the output file") for path in output.files[:1]]
+    written += [(path, "a file of the run, beside its output") for path in output.files[1:]]
+    return written if args.input == STDIN else [(Path(args.input), "the input file"), *written]
+
+
 def _run(batch: Batch, args: argparse.Namespace) -> BatchResult:
     if batch.remaining == 0:
         return batch.finish()
@@ -109,7 +136,7 @@ def _write_summary(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():  # such as /dev/stdout
         path.write_text(text)
     else:
-        write_atomically(path.resolve(), text.encode())
+        write_atomically(real_path(path), text.encode())
 
 
 def _price(text: str) -> float:

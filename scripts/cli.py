@@ -6,6 +6,7 @@ error shows a traceback, unless Python runs in development mode (`-X dev`).
 """
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -86,6 +87,8 @@ def _version() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` without the program's name. Returns the exit code."""
     _fill_standard_descriptors()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what stdout cannot spell, as half of a surrogate pair, becomes "?"
+        sys.stdout.reconfigure(errors="replace")
     args = build_parser().parse_args(argv)
     try:
         with _sigterm_raises():

@@ -5,12 +5,9 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
+from twinmesh.models.catalog import resolve_model
 from twinmesh.scripts import arguments, report
-
-if TYPE_CHECKING:
-    from twinmesh.engine.llm import LLM
 
 SUMMARY = "complete one prompt, streaming the answer to stdout"
 DESCRIPTION = """\
@@ -19,6 +16,9 @@ Complete one prompt. The answer streams to stdout as it is generated; progress a
   twinmesh generate --model smollm2 --chat --prompt "What is the capital of France?"
   echo "Once upon a time" | twinmesh generate --model smollm2 --max-tokens 40
 """
+
+# A context that every model has, in tokens.
+_SHORT = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     params = arguments.sampling_params(args)
-    arguments.check_written(args, ("decision_log",), ("model",))
+    arguments.check_written(args, ("decision_log",))
     prompt = _read_prompt(args.prompt)
+    _check_length(args, prompt)
     with arguments.load_llm(args) as llm:
-        stream = llm.stream(_chat(llm, prompt) if args.chat else prompt, params)
+        stream = llm.stream(llm.chat_prompt(_messages(prompt)) if args.chat else prompt, params)
         for delta in stream:
             sys.stdout.write(delta.text)
             sys.stdout.flush()
@@ -50,8 +51,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _chat(llm: "LLM", prompt: str) -> list[int]:
-    return llm.chat_prompt([{"role": "user", "content": prompt}])
+def _check_length(args: argparse.Namespace, prompt: str) -> None:
+    """Refuse a prompt that is too long before weights are loaded and programs compiled; the engine looks again.
+
+    Raises:
+        ValueError: it is, or the model's files do not do.
+    """
+    asked = args.max_model_len
+    # Of what is surely short enough, a token being a byte at least, the files are not opened twice.
+    if len(prompt.encode()) < (_SHORT if asked is None else min(asked, _SHORT)):
+        return
+    from twinmesh.engine.prompts import check_prompt
+    from twinmesh.models.checkpoint import open_checkpoint  # JAX takes a second to import, which --help should not
+
+    checkpoint = open_checkpoint(resolve_model(args.model))
+    longest = checkpoint.config.max_position
+    ids = checkpoint.chat_template().encode(_messages(prompt)) if args.chat else prompt
+    check_prompt(ids, checkpoint.tokenizer(), longest if asked is None else min(asked, longest))
+
+
+def _messages(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
 
 
 def _read_prompt(given: str | None) -> str:
@@ -65,6 +85,10 @@ def _read_prompt(given: str | None) -> str:
             raise ValueError("The prompt on stdin is not UTF-8 text: convert it to UTF-8.") from None
     if not given:
         raise ValueError("The prompt is empty: give a text with --prompt, or on stdin.")
+    try:
+        given.encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8 reach Python's argv as lone surrogates
+        raise ValueError("The prompt is not UTF-8 text: convert it to UTF-8.") from None
     return given
 
 

@@ -21,7 +21,8 @@ def outcome(result: BatchResult, output: str | Path) -> str:
     if result.resumed:
         text += f" {count(result.resumed, 'result')} {'was' if result.resumed == 1 else 'were'} there already."
     if result.mended:
-        text += f" {count(result.mended, 'damaged line')} in it {'was' if result.mended == 1 else 'were'} run again."
+        were = "was" if result.mended == 1 else "were"
+        text += f" {count(result.mended, 'damaged line')} {were} taken out of it first, and what was missing was run."
     if result.failed:
         text += f" {count(result.failed, 'line')} could not be run: see 'error' in the output."
     return text

@@ -1,13 +1,16 @@
 """The batch format and its runs, against an engine that finishes requests in an order the test chooses."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 
 import pytest
 from helpers.batch_files import DEFAULTS, BatchFiles, prompts
 from helpers.fake_llm import FakeLLM
 from twinmesh.engine.batch import Batch
-from twinmesh.engine.batch_lines import BatchLineError, line_seed, parse_line
+from twinmesh.engine.batch_lines import BatchLineError, line_seed, parse_line, read_custom_id
 from twinmesh.engine.errors import BatchStopped
 from twinmesh.engine.sampling_params import SamplingParams
 
@@ -100,9 +103,37 @@ def test_a_run_without_a_seed_draws_the_same_in_every_start():
     assert parsed({"prompt": "x"}, 7, SamplingParams()).sampling_params.seed == line_seed(0, 7)
 
 
+def test_a_list_of_one_prompt_is_that_prompt():
+    assert parsed({"prompt": ["one text"]}).prompt == "one text"
+    assert parsed({"prompt": [[5, 6]]}).prompt == [5, 6]
+    assert parsed({"prompt": [5]}).prompt == [5]
+
+
+def test_answers_that_were_copied_from_a_response_are_messages_without_what_holds_nothing():
+    empty = {"annotations": [], "refusal": None, "tool_calls": [], "function_call": None, "audio": None}
+    answer = {"role": "assistant", "content": "4", "reasoning_content": "2 and 2"}
+    messages = [{"role": "user", "content": "2+2?"}, {**answer, **empty}, {"role": "assistant", "content": None}]
+    assert parsed({"messages": messages}).messages == [messages[0], answer, messages[2]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"prompt": "a", "prompt": "b"}',
+        '{"custom_id": "a", "prompt": "x", "custom_id": "b"}',
+        '{"messages": [{"role": "user", "content": "a", "role": "user"}]}',
+    ],
+)
+def test_a_key_that_is_there_twice_is_an_error_and_not_its_last_value(text):
+    with pytest.raises(BatchLineError, match=r"^line 3: the key '(prompt|custom_id|role)' is there twice") as caught:
+        parse_line(text.encode(), 3, DEFAULTS)
+    assert caught.value.custom_id == read_custom_id(text.encode(), 3) == "line-3"
+
+
 def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
     neutral = {
         "best_of": 1,
+        "stream_options": {"include_usage": True},
         "stream": False,
         "stop": [],
         "logprobs": None,
@@ -110,8 +141,9 @@ def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
         "tools": [],
         "tool_choice": "none",
     }
-    idle = {"user": "me", "metadata": {"a": "b"}, "response_format": {"type": "text"}}
+    idle = {"user": "me", "metadata": {"a": "b"}, "response_format": {"type": "text"}, "prompt_cache_key": "k"}
     assert parsed(chat_line("a", **neutral, **idle)).custom_id == "a"
+    assert parsed({"prompt": "x", "n": 2, "best_of": 2}).sampling_params.n == 2
 
 
 @pytest.mark.parametrize(
@@ -119,7 +151,10 @@ def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
     [
         ({"prompt": "x", "n": 0}, "n=0"),
         ({"prompt": "x", "n": True}, "n=True"),
-        ({"prompt": "x", "best_of": 2}, "best_of=2"),
+        ({"prompt": "x", "best_of": 2}, "best_of=2 is not supported"),
+        ({"prompt": "x", "best_of": 1, "n": 2}, "best_of=1 is not usable: it must be at least n=2"),
+        ({"prompt": "x", "best_of": "1"}, "best_of='1'"),
+        ({"prompt": "x", "best_of": True}, "best_of=True"),
         ({"prompt": "x", "logprobs": 0}, "logprobs=0"),
         ({"prompt": "x", "prompt_logprobs": 1}, "'prompt_logprobs'"),
         ({"prompt": "x", "stop": [""]}, "stop=''"),
@@ -129,12 +164,20 @@ def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
         ({"prompt": "x", "temprature": 0.5}, "'temprature'"),
         ({"prompt": "x", "messages": []}, "messages"),
         ({"prompt": ""}, "'prompt'"),
-        ({"prompt": ["a", "b"]}, "'prompt'"),
+        ({"prompt": ["a", "b"]}, "'prompt' holds 2 prompts: put each on a line of its own."),
+        ({"prompt": [[1], [2]]}, "'prompt' holds 2 prompts"),
+        ({"prompt": []}, "'prompt' must be"),
+        ({"prompt": [""]}, "'prompt' must be"),
+        ({"prompt": [["a"]]}, "'prompt' must be"),
+        ({"prompt": ["a", 1]}, "'prompt' must be"),
         ({"prompt": [True]}, "'prompt'"),
         ({"max_tokens": 3}, "no prompt"),
         ({"messages": []}, "no messages"),
         ({"messages": ["hi"]}, "message 0"),
-        ({"messages": [{"role": "user", "content": "x", "audio": {}}]}, "'audio'"),
+        ({"messages": [{"role": "user", "content": "x", "audio": {"id": "1"}}]}, "'audio'"),
+        ({"messages": [{"role": "assistant", "content": "x", "refusal": "no"}]}, "'refusal' in message 0"),
+        ({"messages": [{"role": "user", "content": "x", "reasoning_content": "y"}]}, "'reasoning_content' in"),
+        ({"messages": [{"role": "assistant", "reasoning_content": ["y"]}]}, "'reasoning_content' in message 0"),
         ({"messages": [{"role": "user", "content": "x"}], "tools": {}}, "'tools'"),
         ({"messages": [{"role": "user", "content": "x"}], "tools": ["f"]}, "'tools'"),
         ({"messages": [{"role": "user", "content": "x"}], "tool_choice": "required"}, "tool_choice='required'"),
@@ -372,6 +415,22 @@ def test_files_that_cannot_be_used_are_refused(files, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="not a regular file"):
         open_batch(files, target=tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (gzip.compress(b'{"prompt": "a"}'), "is compressed with gzip: decompress it, or pipe it in with zcat"),
+        (lzma.compress(b'{"prompt": "a"}'), "is compressed with xz"),
+        (bz2.compress(b'{"prompt": "a"}'), "is compressed with bzip2"),
+        (b"PAR1 and so on", r"is in Parquet: give it a name that ends in \.parquet"),
+        ('{"prompt": "a"}'.encode("utf-16"), "is in UTF-16: save it as UTF-8"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_and_not_each_of_its_lines(files, content, says):
+    files.source.write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        open_batch(files)
 
 
 def test_an_output_without_permission_is_refused(files, monkeypatch):

@@ -149,8 +149,57 @@ def test_a_custom_id_used_twice_is_refused(files):
 
 def test_what_is_no_parquet_is_refused_in_a_sentence(files):
     files.source.write_text('{"prompt": "a"}\n')
-    with pytest.raises(ValueError, match=r"in\.parquet cannot be read as Parquet: "):
+    with pytest.raises(ValueError, match=r"in\.parquet cannot be read as Parquet \(.*\): write it anew\."):
         files.run()
+
+
+def damage(path, text):
+    content = bytearray(path.read_bytes())
+    place = content.index(text)
+    content[place : place + len(text)] = b"\xff" * len(text)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("options", [{"compression": "none"}, {"compression": "none", "write_page_checksum": True}])
+def test_an_input_that_is_damaged_in_the_middle_is_refused_before_anything_is_done(files, options):
+    lines = [{"prompt": f"prompt number {i}"} for i in range(1000)]
+    write(files, lines, row_group_size=300, use_dictionary=False, **options)
+    damage(files.source, b"number 700")
+    with pytest.raises(ValueError, match=r"in\.parquet cannot be read as Parquet \(.*\): write it anew\."):
+        files.run()
+    assert names(files) == ["in.parquet", "tiny.gguf"]
+
+
+def test_an_input_that_becomes_unreadable_meanwhile_is_to_blame_and_not_the_output(files, monkeypatch):
+    write(files, prompts(600))
+
+    def fail(path):
+        yield from ({"prompt": str(i)} for i in range(3))
+        raise ValueError(f"{path} cannot be read as Parquet (a bad page): write it anew.")
+
+    with Batch(files.source, files.target, model=files.model) as batch:
+        monkeypatch.setattr("twinmesh.engine.batch_parquet.read_rows", fail)
+        with pytest.raises(BatchStopped, match=r"in\.parquet cannot be read .* 0 of 600 results are in"):
+            batch.run(FakeLLM())
+
+
+def test_what_pandas_makes_of_missing_numbers_and_of_its_index_is_undone(files):
+    nan = float("nan")
+    write(
+        files,
+        [
+            {"prompt": "a", "max_tokens": 16.0, "temperature": 1.0, "seed": 3.0, "__index_level_0__": 4},
+            {"prompt": "b", "max_tokens": nan, "temperature": nan, "seed": nan, "__index_level_0__": 7},
+            {"prompt": "c", "max_tokens": 16.5, "temperature": 0.5, "seed": nan, "__index_level_0__": 9},
+        ],
+    )
+    llm = FakeLLM()
+    assert files.run(llm=llm).failed == 1
+    asked = {params.max_tokens: params for params in llm.sampling}
+    assert asked.keys() == {16, 8}  # 8 is the run's default
+    assert type(asked[16].max_tokens) is type(asked[16].seed) is int
+    assert (asked[16].temperature, asked[16].seed, asked[8].temperature) == (1.0, 3, 0.0)
+    assert "max_tokens=16.5 is not usable" in rows(files)[2]["error_message"]
 
 
 def test_rows_stream_through_row_groups(files):

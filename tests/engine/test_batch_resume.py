@@ -1,9 +1,10 @@
 """Batch runs that go on where an earlier start ended, and runs that must not."""
 
 import errno
-import io
 import json
-from types import SimpleNamespace
+import os
+import threading
+import time
 
 import pytest
 from helpers.batch_files import DEFAULTS, BatchFiles, prompts
@@ -216,13 +217,62 @@ def test_an_output_that_is_moved_meanwhile_stops_the_run_which_goes_on_once_it_i
 def test_an_input_that_grows_meanwhile_stops_the_run_which_goes_on_once_it_is_as_it_was(files):
     files.write(prompts(3))
     text = files.source.read_text()
-    with pytest.raises(BatchStopped, match=r"in\.jsonl changed while it was read, so that 4 of 3 results"):
+    with pytest.raises(BatchStopped, match=r"in\.jsonl changed while it was read: put it back .* 0 of 3 results"):
         files.run(llm=Meddler(lambda: files.write(prompts(4))))
-    with pytest.raises(ValueError, match="another input"):
-        files.run()
     files.source.write_text(text)
-    assert files.run().resumed == 3
+    assert files.run().succeeded == 3
     assert sorted(files.ids()) == ["id0", "id1", "id2"]
+
+
+@pytest.mark.parametrize("edited", ["model loads", "lines are read"])
+def test_no_line_is_run_that_was_edited_in_place_since_the_survey(files, edited):
+    files.write(prompts(2000))  # more than is read ahead
+
+    def edit():
+        text = files.source.read_text()
+        files.source.write_text(text.replace('"1999"', '"abcd"'))
+
+    with Batch(files.source, files.target, model=files.model, defaults=DEFAULTS) as batch:
+        if edited == "model loads":
+            edit()
+        with pytest.raises(BatchStopped, match=r"in\.jsonl changed while it was read: put it back as it was, or start"):
+            batch.run(Meddler(edit if edited == "lines are read" else lambda: None))
+    assert not files.target.exists() or "abcd" not in files.target.read_text()
+
+
+@pytest.mark.parametrize("how", ["touched", "replaced by a copy", "removed"])
+def test_an_input_of_the_same_content_is_the_same_input(files, how):
+    files.write(prompts(2000))
+
+    def meddle():
+        if how == "removed":
+            files.source.unlink()
+            return
+        copy = files.source.with_name("copy")
+        copy.write_bytes(files.source.read_bytes())
+        copy.replace(files.source) if how == "replaced by a copy" else os.utime(files.source, (1, 1))
+
+    assert files.run(llm=Meddler(meddle)).succeeded == 2000
+
+
+def test_an_input_that_is_still_being_written_is_refused(files, monkeypatch):
+    files.write(prompts(2))
+
+    def digest(path):
+        files.write(prompts(3))
+        return "1"
+
+    monkeypatch.setattr("twinmesh.engine.batch_input._digest", digest)
+    with pytest.raises(ValueError, match=r"in\.jsonl changed while it was read: start when it is complete"):
+        files.run()
+
+
+def test_an_input_that_can_no_longer_be_read_is_what_the_message_names(files, monkeypatch):
+    files.write(prompts(3))
+    with Batch(files.source, files.target, model=files.model) as batch:
+        files.source.unlink()
+        with pytest.raises(BatchStopped, match=r"in\.jsonl can no longer be read \(No such file.* 0 of 3 results"):
+            batch.run(FakeLLM())
 
 
 def test_a_batch_that_was_run_or_closed_is_not_run_again(files):
@@ -247,6 +297,28 @@ def test_files_that_cannot_be_used_are_no_reason_to_try_again(files, monkeypatch
     assert not files.target.exists()
 
 
+def test_a_directory_in_the_place_of_the_memory_of_the_run_is_refused(files):
+    (files.folder / "out.jsonl.run").mkdir()
+    with pytest.raises(ValueError, match=r"out\.jsonl\.run cannot be used: Is a directory\."):
+        files.run(prompts(2))
+    assert not files.target.exists()
+
+
+@pytest.mark.parametrize("circle", ["out.jsonl", "in.jsonl", "tiny.gguf"])
+def test_links_that_go_in_a_circle_are_refused(files, circle):
+    _, _ = files.write(prompts(2)), files.model
+    (files.folder / circle).unlink(missing_ok=True)
+    (files.folder / circle).symlink_to(circle)
+    with pytest.raises(ValueError, match=rf"{circle}.* cannot be (read|used): Too many levels|no model at .*{circle}"):
+        Batch(files.source, files.target, model=files.folder / "tiny.gguf")
+
+
+def test_a_model_with_too_long_a_name_is_refused(files):
+    files.write(prompts(2))
+    with pytest.raises(ValueError, match="cannot be used: File name too long"):
+        Batch(files.source, files.target, model="x" * 300)
+
+
 @pytest.mark.parametrize("length", [250, 300])
 def test_an_output_with_too_long_a_name_is_refused(tmp_path, length):
     with pytest.raises(ValueError, match="cannot be used: File name too long"):
@@ -263,10 +335,11 @@ def test_a_closed_stdin_is_refused(files, monkeypatch):
 
 
 @pytest.fixture
-def stdin(monkeypatch):
+def stdin(monkeypatch, tmp_path):
     def give(lines):
-        text = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(text)))
+        path = tmp_path / "stdin"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        monkeypatch.setattr("sys.stdin", path.open())
 
     return give
 
@@ -282,6 +355,38 @@ def test_stdin_is_read_line_by_line(files, stdin):
     stdin(prompts(4))
     assert run_stdin(files).finished == 4
     assert sorted(files.ids()) == ["id0", "id1", "id2", "id3"]
+
+
+def test_results_are_written_while_stdin_is_silent(files, monkeypatch):
+    """The writer says no more until what it said is answered; a line may come in pieces."""
+    read, write = os.pipe()
+    monkeypatch.setattr("sys.stdin", os.fdopen(read))
+    answered = []
+
+    def talk():
+        with os.fdopen(write, "wb", buffering=0) as pipe:
+            first, second = b'{"prompt": "a"}\n{"prompt": "b"}\n{"pro', b'mpt": "c"}\n\n{"prompt": "d"}'
+            for said, results in ((first, 2), (second, 3)):
+                pipe.write(said)
+                deadline = time.monotonic() + 20
+                while (not files.target.exists() or len(files.read()) < results) and time.monotonic() < deadline:
+                    pass
+                answered.append(len(files.read()))
+
+    writer = threading.Thread(target=talk)
+    writer.start()
+    result = run_stdin(files)
+    writer.join()
+    assert answered == [2, 3]
+    assert result.succeeded == 4
+    assert sorted(files.ids()) == ["line-1", "line-2", "line-3", "line-5"]
+
+
+def test_an_empty_stdin_is_refused(files, stdin):
+    stdin([])
+    with pytest.raises(ValueError, match="The input '-' is empty"):
+        run_stdin(files)
+    assert not files.target.exists()
 
 
 def test_a_name_that_comes_twice_on_stdin_is_an_error_line_under_another_name(files, stdin):

@@ -155,6 +155,21 @@ def test_an_interrupt_in_generate_aborts_its_requests_and_the_engine_goes_on(mak
         assert llm.metrics().requests["abort"] == len(seen)
 
 
+def test_as_completed_gives_results_while_there_is_no_job_yet(split):
+    finished = []
+
+    def jobs():
+        yield PROMPTS[0], GREEDY
+        while not finished:
+            yield None
+        yield PROMPTS[1], GREEDY
+
+    for index, output in split.as_completed(jobs()):
+        finished.append((index, output.prompt_token_ids))
+    assert [index for index, _ in finished] == [0, 1]
+    assert finished[1][1] == split.check_prompt(PROMPTS[1]).token_ids
+
+
 def test_as_completed_keeps_at_most_the_window_in_the_engine(split):
     pulled = []
 

@@ -54,11 +54,12 @@ class FakeLLM:
             raise ValueError("stop_token_ids holds a token id that the model does not have.")
 
     def as_completed(self, jobs, *, window=None):
-        jobs, running, finished = enumerate(jobs), [], 0
+        waiting, running, finished, started = iter(jobs), [], 0, 0
         try:
             while True:
-                while len(running) < window and (job := next(jobs, None)):
-                    running.append(job)
+                while len(running) < window and (job := next(waiting, None)):
+                    running.append((started, job))
+                    started += 1
                 self.most_in_flight = max(self.most_in_flight, len(running))
                 if not running:
                     return

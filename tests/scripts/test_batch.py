@@ -153,6 +153,23 @@ def test_a_summary_that_finds_no_room_leaves_none_and_is_written_by_the_next_sta
     assert json.loads(path.read_text())["succeeded"] == 1
 
 
+def test_a_lone_surrogate_is_shown_as_a_question_mark(llm, batch, monkeypatch, tmp_path):
+    with (tmp_path / "shown").open("w", encoding="utf-8") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        code, _, _, _ = batch([{"prompt": "a\ud800b"}], "--show", "1")
+    assert code == 0
+    assert "> a?b\n" in (tmp_path / "shown").read_text(encoding="utf-8")
+
+
+def test_damaged_lines_are_counted(llm, batch):
+    *_, target = batch([{"prompt": "a"}, {"prompt": "b"}])
+    target.write_bytes(target.read_bytes()[:-20])
+    _, _, err, _ = batch([{"prompt": "a"}, {"prompt": "b"}])
+    assert (
+        f"Wrote 1 result to {target}. 1 result was there already. 1 damaged line was taken out of it first, and" in err
+    )
+
+
 def test_a_price_that_is_none_is_refused_in_words(batch, capsys):
     with pytest.raises(SystemExit):
         batch([{"prompt": "a"}], "--gpu-hour-price", "nan")
@@ -169,16 +186,30 @@ def test_a_conversation_that_ends_in_calls_is_shown(llm, batch):
     ("args", "says"),
     [
         (["--summary", "in.jsonl"], "The summary in.jsonl is the input file"),
+        (["--summary", "link"], "The summary link is the input file"),
+        (["--summary", "./out.jsonl"], "The summary ./out.jsonl is the output file"),
+        (["--summary", "out.jsonl.run"], "The summary out.jsonl.run is a file of the run, beside its output: give"),
+        (["--decision-log", "out.jsonl.run.tmp"], "The decision log out.jsonl.run.tmp is a file of the run"),
+        (["--summary", "out.pq.jsonl", "--output", "out.pq"], "The summary out.pq.jsonl is a file of the run"),
         (["--summary", "s", "--decision-log", "./s"], "The summary s is the decision log file"),
         (["--summary", "no/where"], "The summary's directory no does not exist"),
+        (["--decision-log", "no/where"], "The decision log's directory no does not exist"),
+        (["--summary", "."], "The summary . is a directory: give a file name."),
+        (["--summary", "model/s", "--model", "model"], "The summary model/s is in the model's directory"),
+        (["--summary", "cache/twinmesh/models/SmolLM2-135M-Instruct.Q4_1.gguf", "--model", "smollm2"], "model file"),
     ],
 )
 def test_files_written_beside_the_results_overwrite_nothing(batch, tmp_path, monkeypatch, args, says):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(arguments, "load_llm", lambda args: pytest.fail("the model was loaded"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "in.jsonl").touch()
+    (tmp_path / "link").hardlink_to("in.jsonl")
     code, _, err, _ = batch([{"prompt": "a"}], *args)
     assert code == 2
     assert says in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fake.gguf", "in.jsonl", "link", "model"]
 
 
 @pytest.mark.parametrize("missing", ["input", "output"])

@@ -85,6 +85,26 @@ def test_a_signal_ends_it_in_order_and_says_how_to_go_on(files, number, code):
     assert Counter(files.ids()) == Counter(f"id{i}" for i in range(LINES))
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_also_while_stdin_is_silent(files, number, code):
+    parts = command(files)
+    parts[parts.index("--input") + 1] = "-"
+    process = subprocess.Popen(parts, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdin.write('{"prompt": "a"}\n{"prompt": "b"}\n')
+    process.stdin.flush()
+    while (not size(files) or len(files.read()) < 2) and process.poll() is None:
+        pass
+    process.send_signal(number)
+    process.wait()
+    err = process.stderr.read()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        pipe.close()
+    assert process.returncode == code
+    said = f"twinmesh: Stopped. 2 results are in {files.target}; a run from stdin cannot be resumed."
+    assert err.splitlines()[-1] == said
+    assert len(files.read()) == 2
+
+
 def test_a_file_that_may_not_grow_stops_the_run_which_goes_on_later(files):
     process = start(files, limit=20_000)
     _, err = process.communicate()

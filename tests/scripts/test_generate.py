@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from helpers.fake_llm import FakeLLM
+from helpers.tiny_gguf import write_tiny_gguf
 from twinmesh.engine.sampling_params import SamplingParams
 from twinmesh.scripts import arguments
 from twinmesh.scripts.cli import main
@@ -75,10 +76,30 @@ def test_an_empty_prompt_is_refused(llm, capsys, monkeypatch, stdin):
     assert capsys.readouterr().err == "twinmesh: The prompt is empty: give a text with --prompt, or on stdin.\n"
 
 
+@pytest.mark.parametrize("chat", [[], ["--chat"]])
+@pytest.mark.parametrize(("limit", "said"), [([], 512), (["--max-model-len", "32"], 32)])
+def test_a_prompt_that_is_too_long_is_refused_before_the_weights_are_loaded(
+    capsys, monkeypatch, tmp_path, chat, limit, said
+):
+    monkeypatch.setattr(arguments, "load_llm", lambda args: pytest.fail("the model was loaded"))
+    model = write_tiny_gguf(tmp_path / "tiny.gguf")
+    prompt = "hello " * 200
+    assert main(["generate", "--model", str(model), "--prompt", prompt, *chat, *limit]) == 2
+    err = capsys.readouterr().err
+    assert f"max_model_len={said} must hold it and at least one more: shorten it" in err
+    assert err.count("\n") == 1
+
+
 def test_stdin_that_is_not_text_is_refused(llm, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8"))
     assert generate() == 2
     assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_an_argument_that_is_not_text_is_refused(llm, capsys):
+    assert generate("--prompt", "a\udcff") == 2
+    assert capsys.readouterr().err == "twinmesh: The prompt is not UTF-8 text: convert it to UTF-8.\n"
+    assert llm.sampling == []
 
 
 def test_a_request_that_fails_is_one_line_and_exit_code_1(llm, capsys):
