@@ -14,11 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-# Measured on two CPU cores, float32, 3 key/value heads of 64. Decode: rows that share an iteration, and tokens of all
-# its rows together; fewer starve the second core, more fall out of the L2 cache.
-_DECODE_ROWS = 16
+from .work import split_work
+
+# Measured on two CPU cores, float32, 3 key/value heads of 64. Decode: tokens of a split, more where a request could
+# have more than so many splits; splits of an iteration, for each row, and tokens of all of them: fewer starve the
+# second core, more fall out of the L2 cache.
+_DECODE_SPLIT = 128
+_DECODE_SPLITS = 16
+_DECODE_LANES = 4
 _DECODE_TOKENS = 2048
-_DECODE_BLOCK_MAX = 512
 # Prefill: query rows of a work item, and tokens of one iteration.
 _PREFILL_TILE = 128
 _PREFILL_BLOCK = 128
@@ -69,41 +73,51 @@ def paged_decode_attention(
 ) -> Array:
     """See `kernels_pallas.paged_decode_attention`.
 
-    Rows are sorted by length and handled in groups, so that a group ends with its longest row and empty slots, which
-    sort last, never enter a group. All heads of a row are one GEMM against the pages as they lie in memory: row h of
-    the left operand holds query head h in the columns of its key/value head and zeros elsewhere. That is Hk times the
-    arithmetic and still faster than transposing the cache to heads-major, up to at least 8 heads.
+    Split-KV, so that ragged lengths do not cost the longest one: the splits of all requests are one list, of which an
+    iteration takes the next few, whosever they are. All heads of a split are one GEMM against the pages as they lie in
+    memory: row h of the left operand holds query head h in the columns of its key/value head and zeros elsewhere. That
+    is Hk times the arithmetic and still faster than transposing the cache to heads-major, up to at least 8 heads.
     """
-    rows = q.shape[0]
+    rows, max_pages = page_table.shape
     page_size, kv_heads, head_dim = k_pages.shape[1:]
-    width = min(_DECODE_ROWS, rows)
-    pages = max(1, min(_DECODE_TOKENS // width, _DECODE_BLOCK_MAX) // page_size)
+    pages = max(1, _DECODE_SPLIT // page_size, -(-max_pages // _DECODE_SPLITS))
+    lanes = max(1, min(_DECODE_LANES * rows, _DECODE_TOKENS // (pages * page_size)))
     with jax.named_scope("paged_decode_attention"):
-        order = jnp.argsort(-kv_len)
-        spread = _spread_heads(q[order].astype(jnp.float32) * scale, kv_heads)  # [R, Hq, Hk*D]
-        tables, lengths = page_table[order], kv_len[order]
+        work = split_work(kv_len, window, pages * page_size, max_pages * page_size)
+        items = jnp.pad(work.items, ((0, -work.items.shape[0] % lanes), (0, 0)))
+        spread = _spread_heads(q.astype(jnp.float32) * scale, kv_heads)  # [R, Hq, Hk*D]
 
-        def group(index: Array, out: Array) -> Array:
-            at = jnp.minimum(index * width, rows - width)  # the last group may repeat rows of the one before
-            q_rows, table, length = (lax.dynamic_slice_in_dim(x, at, width) for x in (spread, tables, lengths))
-            first = jnp.zeros_like(length) if window is None else jnp.maximum(length - window, 0)
-            start = _block_start(first, pages, page_size)
-            blocks = jnp.max(-(-length // page_size) - start + pages - 1) // pages
+        def few(i: Array, parts: _Softmax) -> _Softmax:
+            at = i * lanes
+            row, begin, end, _ = lax.dynamic_slice_in_dim(items, at, lanes).T
+            end = jnp.where(at + jnp.arange(lanes, dtype=jnp.int32) < work.start[rows], end, begin)  # past the list
+            page = (begin // (pages * page_size) * pages)[:, None] + jnp.arange(pages, dtype=jnp.int32)
+            token = _tokens(page, page_size)  # [B, S]
+            visible = (token >= begin[:, None]) & (token < end[:, None])
+            k, v = _load(k_pages, v_pages, page_table[row], page, visible)  # [B, S, Hk, D]
+            k, v = (x.reshape(*token.shape, kv_heads * head_dim) for x in (k, v))
+            part = _accumulate(_initial(spread[row].shape, None), spread[row], k, v, visible[:, None, :], softcap)
+            part = part._replace(out=_own_heads(part.out, kv_heads))
+            return jax.tree.map(lambda x, new: lax.dynamic_update_slice_in_dim(x, new, at, 0), parts, part)
 
-            def block(i: Array, state: _Softmax) -> _Softmax:
-                page = start[:, None] + i * pages + jnp.arange(pages, dtype=jnp.int32)  # [B, pages]
-                token = _tokens(page, page_size)  # [B, S]
-                visible = (token >= first[:, None]) & (token < length[:, None])
-                k, v = _load(k_pages, v_pages, table, page, visible)  # [B, S, Hk, D]
-                k, v = (x.reshape(*token.shape, kv_heads * head_dim) for x in (k, v))
-                return _accumulate(state, q_rows, k, v, visible[:, None, :], softcap)
+        parts = _initial((items.shape[0], *q.shape[1:]), None)
+        parts = lax.fori_loop(0, (work.start[rows] + lanes - 1) // lanes, few, parts)
+        return _normalise(_combine(parts, work.start, _initial(q.shape, sink))).astype(q.dtype)
 
-            state = lax.fori_loop(0, blocks, block, _initial(q_rows.shape, sink))
-            return lax.dynamic_update_slice_in_dim(out, _own_heads(_normalise(state), kv_heads), at, 0)
 
-        groups = (jnp.sum(kv_len > 0, dtype=jnp.int32) + width - 1) // width
-        out = lax.fori_loop(0, groups, group, jnp.zeros(q.shape, jnp.float32))
-        return jnp.zeros_like(q).at[order].set(out.astype(q.dtype), unique_indices=True)
+def _combine(parts: _Softmax, start: Array, state: _Softmax) -> _Softmax:
+    """Fold request r's parts, start[r] to start[r + 1] - 1 of [U, ...], into `state` [R, ...], one after the other."""
+    count = start[1:] - start[:-1]
+
+    def fold(j: Array, state: _Softmax) -> _Softmax:
+        part = jax.tree.map(lambda x: x.at[start[:-1] + j].get(mode="clip"), parts)
+        part_peak = jnp.where((j < count)[:, None], part.peak, _LOWEST)
+        peak = jnp.maximum(state.peak, part_peak)
+        rescale, weight = jnp.exp(state.peak - peak), jnp.where((j < count)[:, None], jnp.exp(part_peak - peak), 0.0)
+        out = state.out * rescale[..., None] + part.out * weight[..., None]
+        return _Softmax(peak, state.total * rescale + part.total * weight, out)
+
+    return lax.fori_loop(0, jnp.max(count), fold, state)
 
 
 def paged_prefill_attention(
