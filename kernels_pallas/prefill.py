@@ -47,6 +47,7 @@ _CONSUMERS = 2
 _PRODUCER = 2  # its warpgroup
 _NEVER = 2**31 - 1
 _ROWS = _CONSUMERS * WARPGROUP_ROWS  # of a piece of work
+_DESCRIPTION = 32  # integers, 128 bytes: a tensor copy may begin at multiples of that in shared memory, and nowhere else
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def paged_prefill_attention(
         rows = max(-(-tokens // 8) * 8, _ROWS)
         q = jnp.pad(q, ((0, rows - tokens), (0, 0), (0, 0)))
         pieces, count = chunk_work(kv_len, q_start, window, rows, _ROWS)
+        pieces = jnp.pad(pieces, ((0, 0), (0, _DESCRIPTION - len(ChunkColumn))))
         sinks = jnp.full(query_heads, LOWEST) if sink is None else jnp.maximum(sink.astype(jnp.float32) * LOG2E, LOWEST)
         out = _call(plan, q, k_pages, v_pages, page_table, pieces, count, sinks, interpret)
         return out[:tokens]
@@ -159,7 +161,7 @@ def _call(plan: _Plan, q: Array, k_pages: Array, v_pages: Array, *arguments: Any
         v_smem=smem((plan.stages, plan.tile, head_dim), dtype),
         out_smem=plgpu.SMEM((*per_consumer, plan.staged), dtype),
         weights_smem=smem((*per_consumer, plan.tile), dtype) if plan.interpret else None,
-        piece_smem=plgpu.SMEM((2, _CONSUMERS, len(ChunkColumn)), jnp.int32),
+        piece_smem=plgpu.SMEM((2, _CONSUMERS, _DESCRIPTION), jnp.int32),
         q_full=plgpu.Barrier(num_barriers=_CONSUMERS, num_arrivals=2),
         q_free=plgpu.Barrier(num_barriers=_CONSUMERS),
         k_full=plgpu.Barrier(num_barriers=plan.stages, num_arrivals=arrivals),
