@@ -11,19 +11,18 @@ import argparse
 import itertools
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import twinmesh
+from jax import Array
 from twinmesh.kernels_pallas import decode, prefill, tiles
+from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.kernels_pallas.tiles import HOPPER, DecodeTiles, PrefillTiles
 from twinmesh.scripts.gpu_bench import Heads, cached, time_decode, time_prefill
 
 TABLE = Path(twinmesh.__file__).parent / "kernels_pallas" / "tiles.json"
 MARGIN = 0.98  # of the default's time, below which a measured row is worth having
-PLAIN: dict[str, Any] = {"window": None, "softcap": None, "sink": None}
 
 
 def main() -> int:
@@ -50,7 +49,12 @@ def tune_decode(heads: Heads, length: int, cores: int) -> list[int] | None:
     cache = cached(heads, [length] * 32, most_bytes=2e10)
 
     def measure(choice: DecodeTiles) -> float:
-        return time_decode(heads, cache, partial(decode.paged_decode_attention, **PLAIN, tiles=choice, cores=cores))
+        def attention(q: Array, *arrays: Array, scale: float) -> Array:
+            options = AttentionOptions(scale)
+            out: Array = decode.paged_decode_attention(q, PagedKV(*arrays), options, tiles=choice, cores=cores)
+            return out
+
+        return time_decode(heads, cache, attention)
 
     choices = [DecodeTiles(split, stages) for split in (256, 512, 1024, 2048) for stages in (2, 3, 4, 6)]
     default = tiles.decode_tiles(heads.dim, heads.query // heads.kv, heads.page_size, length)
@@ -62,7 +66,11 @@ def tune_prefill(heads: Heads, length: int, cores: int) -> list[int] | None:
     cache = cached(heads, [length], most_bytes=2e10)
 
     def measure(choice: PrefillTiles) -> float:
-        attention = partial(prefill.paged_prefill_attention, **PLAIN, tiles=choice, cores=cores)
+        def attention(q: Array, *arrays: Array, scale: float) -> Array:
+            kv, options = PagedKV(*arrays[:4]), AttentionOptions(scale)
+            out: Array = prefill.paged_prefill_attention(q, kv, arrays[4], options, tiles=choice, cores=cores)
+            return out
+
         return time_prefill(heads, cache, [length], attention)
 
     sizes = [tile for tile in (64, 128, 192, 256) if tile % heads.page_size == 0 or heads.page_size % tile == 0]

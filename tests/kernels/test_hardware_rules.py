@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 from twinmesh.kernels_pallas import decode, prefill
+from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles
 
 ALIGNMENT = 128  # bytes in shared memory, where a tensor copy may land
-OPTIONS = {"scale": 0.1, "window": None, "softcap": None, "sink": None, "cores": 132}
 
 
 def copies(jaxpr):
@@ -39,14 +39,13 @@ def test_copies_land_at_multiples_of_128_bytes(kernel, head_dim, page_size):
         return jax.ShapeDtypeStruct(shape, dtype)
 
     pages = array(10, page_size, 2, head_dim, dtype=jnp.bfloat16)
-    cache = (pages, pages, array(4, 3), array(4))
+    kv, options = PagedKV(pages, pages, array(4, 3), array(4)), AttentionOptions(0.1)
     q = array(256 if kernel == "prefill" else 4, 8, head_dim, dtype=jnp.bfloat16)
     if kernel == "prefill":
         tiles = PrefillTiles(128 if head_dim < 256 else 64, 2)
-        run, arrays = prefill.paged_prefill_attention, (q, *cache, array(5))
+        traced = prefill.paged_prefill_attention.trace(q, kv, array(5), options, tiles=tiles, cores=132)
     else:
-        tiles = DecodeTiles(512, 2)
-        run, arrays = decode.paged_decode_attention, (q, *cache)
-    found = list(copies(jax.make_jaxpr(lambda *x: run(*x, tiles=tiles, **OPTIONS))(*arrays).jaxpr))
+        traced = decode.paged_decode_attention.trace(q, kv, options, tiles=DecodeTiles(512, 2), cores=132)
+    found = list(copies(traced.jaxpr))
     assert len(found) >= 3
     assert not [size for size in map(bytes_copied, found) if size % ALIGNMENT]
