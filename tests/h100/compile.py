@@ -73,7 +73,7 @@ def compiled(function, *arguments):
         said.seek(0)
         text = said.read()
     print(text)
-    return {"kernels": kernels(text)}
+    return {"kernels": kernels(text), "remarks": re.findall(r"\(C7\d+\).*", text)}
 
 
 @contextlib.contextmanager

@@ -61,6 +61,7 @@ def kernels():
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_kernel_spills_no_registers_and_fits_the_shared_memory(kernels, name, kernel):
     found = kernels[kernel.format(name)]["kernels"]
+    assert not kernels[kernel.format(name)]["remarks"]  # of ptxas, such as that products are waited for one by one
     assert [part["name"] for part in found] == PARTS[name]
     for part in found:
         assert part["registers"]

@@ -158,3 +158,13 @@ def test_decode_agrees_with_float64(make_case):
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         want = weights / weights.sum(axis=1, keepdims=True) @ v[:, 0].astype(np.float64)
         assert np.linalg.norm(got[row] - want) <= 2.0**-8 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("cores", [1, 7])
+def test_nobody_there_gets_zeros(make_case, cores):
+    """No work at all in decode, only padding in prefill; outputs begin as NaN."""
+    case = make_case([0, 0], [0, 0], tokens=9, page_size=64, max_pages=2, heads=(4, 2), head_dim=64, dtype=BF16)
+    options = options_for(case, sink=True)
+    rows = case.__class__(**{**vars(case), "q": case.q[:2]})
+    assert not on_interpreter(decode.paged_decode_attention, rows, DecodeTiles(128, 2), cores, **options).any()
+    assert not on_interpreter(prefill.paged_prefill_attention, case, PrefillTiles(64, 2), cores, **options).any()
