@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .mosaic import LOG2E, LOWEST, Ref, compiler_params
+from .mosaic import LOWEST, Ref, compiler_params, sinks_in_base_2
 
 _THREADS = 128
 
@@ -35,7 +35,6 @@ def combine_splits(
         [R, Hq, D] of `dtype`.
     """
     requests, head_dim, heads = start.shape[0] - 1, sums.shape[-1], sums.shape[2] * group
-    sinks = jnp.full(heads, LOWEST) if sink is None else jnp.maximum(sink.astype(jnp.float32) * LOG2E, LOWEST)
     kernel = plgpu.kernel(
         functools.partial(_kernel, group),
         out_type=jax.ShapeDtypeStruct((requests, heads, head_dim), dtype),
@@ -46,7 +45,7 @@ def combine_splits(
         kernel_name="combine_splits",
         interpret=interpret,
     )
-    combined: Array = kernel(sums, logs, start, sinks)
+    combined: Array = kernel(sums, logs, start, sinks_in_base_2(sink, heads))
     return combined
 
 

@@ -10,11 +10,13 @@ import functools
 import logging
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import Array
 
 from . import decode, prefill, xla
+from .arguments import AttentionOptions, PagedKV
 from .mosaic import why_unsupported
 from .tiles import decode_tiles, prefill_tiles
 
@@ -23,61 +25,41 @@ _CORES = 132  # of an H100 SXM or an H200, should a device not say
 _HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
 
 
-def paged_prefill_attention(
-    q: Array,
-    k_pages: Array,
-    v_pages: Array,
-    page_table: Array,
-    kv_len: Array,
-    q_start: Array,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sink: Array | None,
-) -> Array:
+def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array:
     """See the package; arguments are valid."""
-    arrays = (q, k_pages, v_pages, page_table, kv_len, q_start)
-    plain = functools.partial(xla.paged_prefill_attention, scale=scale, window=window, softcap=softcap, sink=sink)
 
-    def kernel(cores: int) -> Callable[..., Array]:
-        tiles = prefill_tiles(*_shape(q, k_pages), _capacity(page_table, k_pages, window))
-        return functools.partial(
-            prefill.paged_prefill_attention,
-            scale=scale, window=window, softcap=softcap, sink=sink, tiles=tiles, cores=cores,
+    def plain(q: Array, kv: PagedKV, q_start: Array) -> Array:
+        return xla.paged_prefill_attention(
+            q, *kv, q_start,
+            scale=options.scale, window=options.window, softcap=options.softcap, sink=options.sink,
         )  # fmt: skip
 
-    return _choose(kernel, plain, arrays)
+    def kernel(cores: int) -> Callable[..., Array]:
+        tiles = prefill_tiles(*_shape(q, kv), _capacity(kv, options))
+        return functools.partial(prefill.paged_prefill_attention, options=options, tiles=tiles, cores=cores)
+
+    return _choose(kernel, plain, (q, kv, q_start))
 
 
-def paged_decode_attention(
-    q: Array,
-    k_pages: Array,
-    v_pages: Array,
-    page_table: Array,
-    kv_len: Array,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sink: Array | None,
-) -> Array:
+def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
     """See the package; arguments are valid."""
-    arrays = (q, k_pages, v_pages, page_table, kv_len)
-    plain = functools.partial(xla.paged_decode_attention, scale=scale, window=window, softcap=softcap, sink=sink)
+
+    def plain(q: Array, kv: PagedKV) -> Array:
+        return xla.paged_decode_attention(
+            q, *kv, scale=options.scale, window=options.window, softcap=options.softcap, sink=options.sink
+        )
 
     def kernel(cores: int) -> Callable[..., Array]:
-        tiles = decode_tiles(*_shape(q, k_pages), _capacity(page_table, k_pages, window))
-        return functools.partial(
-            decode.paged_decode_attention,
-            scale=scale, window=window, softcap=softcap, sink=sink, tiles=tiles, cores=cores,
-        )  # fmt: skip
+        tiles = decode_tiles(*_shape(q, kv), _capacity(kv, options))
+        return functools.partial(decode.paged_decode_attention, options=options, tiles=tiles, cores=cores)
 
-    return _choose(kernel, plain, arrays)
+    return _choose(kernel, plain, (q, kv))
 
 
 def _choose(
-    kernel: Callable[[int], Callable[..., Array]], plain: Callable[..., Array], arrays: tuple[Array, ...]
+    kernel: Callable[[int], Callable[..., Array]],  # from the number of multiprocessors
+    plain: Callable[..., Array],
+    arrays: tuple[Any, ...],  # q [.., Hq, D] and `PagedKV` first
 ) -> Array:
     kind, cores, is_certain = _gpu()
     if kind is None:
@@ -85,7 +67,7 @@ def _choose(
     if not _HOPPER.search(kind):
         _say_once(f"{kind} is not a Hopper GPU: paged attention runs in plain XLA.")
         return plain(*arrays)
-    reason = why_unsupported(arrays[0], arrays[1])
+    reason = why_unsupported(arrays[0], arrays[1].k_pages)
     if reason is not None:
         _say_once(f"{reason} Paged attention runs in plain XLA.")
         return plain(*arrays)
@@ -111,12 +93,11 @@ def _say_once(sentence: str) -> None:
     _log.warning(sentence)
 
 
-def _shape(q: Array, k_pages: Array) -> tuple[int, int, int]:
-    page_size, kv_heads, head_dim = k_pages.shape[1:]
+def _shape(q: Array, kv: PagedKV) -> tuple[int, int, int]:
+    page_size, kv_heads, head_dim = kv.k_pages.shape[1:]
     return head_dim, q.shape[1] // kv_heads, page_size
 
 
-def _capacity(page_table: Array, k_pages: Array, window: int | None) -> int:
+def _capacity(kv: PagedKV, options: AttentionOptions) -> int:
     """The most tokens of a request that a query can see."""
-    capacity = page_table.shape[1] * k_pages.shape[1]
-    return capacity if window is None else min(capacity, window)
+    return kv.capacity if options.window is None else min(kv.capacity, options.window)

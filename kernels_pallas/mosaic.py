@@ -103,21 +103,41 @@ def copies_per_tile(rows: int, page_size: int) -> int:
     return max(1, rows // page_size)
 
 
-def tile_page(
-    page_table: Ref,  # [R, max_pages]
-    request: jax.Array,
-    base: jax.Array,
-    begin: jax.Array,
-    end: jax.Array,
-    page_size: int,
-) -> jax.Array:
-    """The id of the page that holds token `base` of a request whose visible tokens are begin to end - 1.
+@dataclass(frozen=True)
+class Pages:
+    """Where the tiles of `rows` tokens of one request come from; its visible tokens are begin to end - 1.
 
-    A token that is not visible has the nearest page that is.
+    A loop over tiles carries the id of the next one's page if that is all a tile needs: read while this one is copied.
     """
-    first, last = lax.div(begin, page_size), lax.div(end - 1, page_size)
-    page: jax.Array = page_table[request, jnp.minimum(jnp.maximum(lax.div(base, page_size), first), last)]
-    return page
+
+    table: Ref  # [R, max_pages]
+    request: jax.Array
+    begin: jax.Array
+    end: jax.Array
+    page_size: int
+    rows: int
+
+    def of(self, token: jax.Array) -> jax.Array:
+        """The id of a token's page; of a token that is not visible, the nearest page that holds one that is."""
+        first, last = lax.div(self.begin, self.page_size), lax.div(self.end - 1, self.page_size)
+        page = jnp.minimum(jnp.maximum(lax.div(token, self.page_size), first), last)
+        found: jax.Array = self.table[self.request, page]
+        return found
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether a tile lies in one page."""
+        return copies_per_tile(self.rows, self.page_size) == 1
+
+    def ahead(self, base: jax.Array, otherwise: jax.Array | None = None) -> jax.Array:
+        """What the loop carries for the tile at `base`."""
+        if self.reads_ahead:
+            return self.of(base)
+        return jnp.int32(0) if otherwise is None else otherwise
+
+    def ids(self, ahead: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        """From a token of the tile that `ahead` was carried for to the id of its page."""
+        return (lambda _: ahead) if self.reads_ahead else self.of
 
 
 def load_tile(
@@ -193,6 +213,13 @@ def accumulate(acc: jax.Array, weights: jax.Array, values: Ref, staging: Ref | N
 
     added = acc + pl.run_scoped(summed, plgpu.WGMMAAccumulatorRef((acc.shape[0], acc.shape[1]), jnp.float32))
     return added
+
+
+def sinks_in_base_2(sink: jax.Array | None, heads: int) -> jax.Array:
+    """[Hq] float32 for exponents of 2; as good as none where there is none."""
+    if sink is None:
+        return jnp.full(heads, LOWEST)
+    return jnp.maximum(sink.astype(jnp.float32) * LOG2E, LOWEST)
 
 
 def zero_hidden_rows(values: Ref, base: jax.Array, begin: jax.Array, end: jax.Array) -> None:

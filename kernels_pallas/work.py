@@ -4,11 +4,12 @@ Everything is cut at absolute positions, so that how a request is computed does 
 """
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
+_NEVER = 2**31 - 1
 _ALIGNMENT = 8  # rows of a tile as the tensor cores want it
 
 
@@ -53,6 +54,45 @@ class ChunkColumn(IntEnum):
     LOW = 5
     HIGH = 6
     LENGTH = 7
+
+
+class Piece(NamedTuple):
+    """One row of a prefill call's list of work as a kernel holds it: the columns of `ChunkColumn`."""
+
+    request: Array
+    row: Array
+    skip: Array
+    own: Array
+    position: Array
+    low: Array
+    high: Array
+    length: Array
+
+    @classmethod
+    def read(cls, columns: Any) -> "Piece":
+        """From a Pallas reference to the row."""
+        return cls(*(columns[column] for column in ChunkColumn))
+
+    def tiles(self, tile: int) -> tuple[Array, Array]:
+        """First tile, and the one after the last."""
+        first = lax.div(self.low, tile)
+        return first, jnp.where(self.high > self.low, lax.div(self.high + (tile - 1), tile), first)
+
+    def clean(self, tile: int, window: int | None, rows: int) -> tuple[Array, Array]:
+        """The tiles from the first to before the last of these are visible to all `rows` that the piece can have."""
+        first, last = self.tiles(tile)
+        first_own = self.position + self.skip
+        to = jnp.clip(lax.div(jnp.maximum(first_own + 1, 0), tile), first, last)
+        if window is None:
+            return first, to
+        edge = jnp.maximum(self.position + rows - window, 0)
+        return jnp.clip(lax.div(edge + (tile - 1), tile), first, to), to
+
+    def unwritten_from(self, page_size: int) -> Array:
+        """Tiles that reach past this token may hold values that nobody has written, which may be NaN."""
+        last_page = lax.div(self.length - 1, page_size) * page_size
+        reads_them = (self.high > last_page) & (lax.rem(self.length, page_size) != 0)
+        return jnp.where(reads_them, last_page, _NEVER)
 
 
 def chunk_work(kv_len: Array, q_start: Array, window: int | None, tokens: int, rows: int) -> tuple[Array, Array]:

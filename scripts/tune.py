@@ -9,17 +9,17 @@ is. It is written after each combination. Run it on a quiet GPU; it takes a minu
 """
 
 import argparse
-import functools
 import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import twinmesh
+from jax import Array
 from twinmesh.kernels_pallas import decode, prefill, tiles
+from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.kernels_pallas.mosaic import HEAD_DIMS, PAGE_SIZES, WARPGROUP_ROWS
 from twinmesh.kernels_pallas.tiles import HOPPER, LENGTH_CLASSES, DecodeTiles, PrefillTiles
 from twinmesh.scripts.gpu_bench import Heads, cached, time_decode, time_prefill
@@ -27,7 +27,6 @@ from twinmesh.scripts.gpu_bench import Heads, cached, time_decode, time_prefill
 TABLE = Path(twinmesh.__file__).parent / "kernels_pallas" / "tiles.json"
 MARGIN = 0.98  # of the time of the tiles in use, below which others are worth a row
 REQUESTS = 32  # of a decode step
-PLAIN: dict[str, Any] = {"window": None, "softcap": None, "sink": None}
 
 type Key = tuple[str | int, ...]
 type Table = dict[Key, list[int]]
@@ -80,7 +79,11 @@ def tune_decode(heads: Heads, length: int, cores: int) -> list[int] | None:
     cache = cached(heads, [length] * REQUESTS, most_bytes=2e10)
 
     def measure(choice: DecodeTiles) -> float:
-        attention = functools.partial(decode.paged_decode_attention, **PLAIN, tiles=choice, cores=cores)
+        def attention(q: Array, *arrays: Array, scale: float) -> Array:
+            options = AttentionOptions(scale)
+            out: Array = decode.paged_decode_attention(q, PagedKV(*arrays), options, tiles=choice, cores=cores)
+            return out
+
         return time_decode(heads, cache, attention)
 
     choices = [DecodeTiles(split, stages) for split in (256, 512, 1024, 2048) for stages in (2, 3, 4, 6)]
@@ -94,7 +97,11 @@ def tune_prefill(heads: Heads, length: int, cores: int) -> list[int] | None:
     cache = cached(heads, [length], most_bytes=2e10)
 
     def measure(choice: PrefillTiles) -> float:
-        attention = functools.partial(prefill.paged_prefill_attention, **PLAIN, tiles=choice, cores=cores)
+        def attention(q: Array, *arrays: Array, scale: float) -> Array:
+            kv, options = PagedKV(*arrays[:4]), AttentionOptions(scale)
+            out: Array = prefill.paged_prefill_attention(q, kv, arrays[4], options, tiles=choice, cores=cores)
+            return out
+
         return time_prefill(heads, cache, [length], attention)
 
     sizes = [tile for tile in (64, 128, 192, 256) if tile % heads.page_size == 0 or heads.page_size % tile == 0]

@@ -1,17 +1,23 @@
 """Compiles for H100s that are not there: kernels, and whole steps of models of 8B parameters. A program, not a test.
 
 `python compile.py JOB...` prints, for each job, a line `@@ {"job": ...}`, what the compiler says, and a line
-`## {facts}`; `test_compile.py` reads both. Jobs are Python expressions over the functions below. JAX's CUDA plugin must
+`## {facts}`; `test_compile.py` reads the facts. Those of a kernel job name each kernel's registers, bytes spilled, and
+bytes of shared memory. Jobs are Python expressions over the functions below. JAX's CUDA plugin must
 be importable; in a process that is to run anything it should not be, without a GPU.
 """
 
+import contextlib
 import json
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
-os.environ |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "MOSAIC_GPU_DUMP_PTXAS": "1", "JAX_PLATFORMS": "cpu"}
+os.environ |= {
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu",
+    "MOSAIC_GPU_DUMP_PTXAS": "1", "MOSAIC_GPU_DUMP_RESOURCES": "1",
+}  # fmt: skip
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +33,8 @@ from twinmesh.engine.tensor_parallel import model_on
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params
 
+MBARRIER = 8  # bytes
+BARRIERS = r"num_barriers=(\d+)[^)]*\): (\d+)"
 KIND = "NVIDIA H100 80GB HBM3"
 TARGET = (Path(__file__).parent / "target.txtpb").read_text()
 DEVICES = topologies.get_topology_desc(
@@ -59,9 +67,51 @@ def cache(requests, heads, head_dim, page_size, dtype):
 
 
 def compiled(function, *arguments):
-    with on_h100s(1, "x"):
-        text = jax.jit(function).lower(*arguments).compile().as_text()
-    return {"kernels": len(re.findall("mosaic_gpu", text))}
+    with on_h100s(1, "x"), tempfile.TemporaryFile("w+") as said:
+        with redirected(said.fileno()):
+            jax.jit(function).lower(*arguments).compile()
+        said.seek(0)
+        text = said.read()
+    print(text)
+    return {"kernels": kernels(text), "remarks": re.findall(r"\(C7\d+\).*", text)}
+
+
+@contextlib.contextmanager
+def redirected(target):
+    """What this process writes, the compiler's C++ included, goes to a file."""
+    sys.stdout.flush()
+    kept = [os.dup(stream) for stream in (1, 2)]
+    try:
+        for stream in (1, 2):
+            os.dup2(target, stream)
+        yield
+    finally:
+        sys.stdout.flush()
+        for stream, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, stream)
+            os.close(copy)
+
+
+def kernels(text):
+    """What Mosaic says of the kernels that it lowers, and ptxas of the same ones that it then assembles."""
+    dynamic = [
+        int(scratch) + MBARRIER * sum(int(many) * int(times) for many, times in re.findall(BARRIERS, barriers))
+        for scratch, barriers in re.findall(
+            r"Resources\(smem_scratch_bytes=(\d+).*?barrier_counts=Counter\((.*?)\), ", text
+        )
+    ]
+    assembled = re.findall(
+        r"entry function '(\w+)_mosaic_gpu_kernel'.*?(\d+) bytes spill stores, (\d+) bytes spill loads\n"
+        r".*?Used (\d+) registers.*?(?:(\d+) bytes smem)?\n",
+        text, re.DOTALL,
+    )  # fmt: skip
+    return [
+        {
+            "name": name, "registers": int(registers), "spilled": int(stores) + int(loads),
+            "shared": size + int(static or 0),
+        }
+        for (name, stores, loads, registers, static), size in zip(assembled, dynamic, strict=True)
+    ]  # fmt: skip
 
 
 def decode(heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16", requests=32, **options):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from twinmesh.kernels_pallas import decode, dispatch, paged_decode_attention, paged_prefill_attention, prefill, xla
+from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles, decode_tiles, length_class, prefill_tiles
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
@@ -52,16 +53,12 @@ def test_hopper_gets_the_kernels_and_nothing_else_does(attention):
     ],
 )
 def test_what_the_kernels_do_not_take_is_named_and_runs_elsewhere(change, message, caplog):
-    options = {"scale": 0.1, "window": None, "softcap": None, "sink": None, "cores": 132}
+    q, *cache, q_start = arrays(chunks=True, **change)
+    kv, options = PagedKV(*cache), AttentionOptions(0.1)
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(
-            lambda *x: decode.paged_decode_attention(*x, tiles=DecodeTiles(512, 2), **options), *arrays(**change)
-        )
+        decode.paged_decode_attention.eval_shape(q, kv, options, tiles=DecodeTiles(512, 2), cores=132)
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(
-            lambda *x: prefill.paged_prefill_attention(*x, tiles=PrefillTiles(128, 2), **options),
-            *arrays(chunks=True, **change),
-        )
+        prefill.paged_prefill_attention.eval_shape(q, kv, q_start, options, tiles=PrefillTiles(128, 2), cores=132)
     dispatch._say_once.cache_clear()
     for _ in range(2):
         assert not uses_kernel(traced(paged_decode_attention, H100, **change))

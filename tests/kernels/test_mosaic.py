@@ -12,16 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from twinmesh.kernels_pallas import decode, prefill, reference
+from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles
 
 BF16 = jnp.dtype("bfloat16")
-PLAIN = {"window": None, "softcap": None, "sink": None}
 INTERPRET = plgpu.InterpretGPUParams(detect_races=True)
 
 
 def on_interpreter(attention, case, tiles, cores=3, **options):
-    arrays = case.prefill if attention is prefill.paged_prefill_attention else {"q": case.q, **case.cache}
-    run = jax.jit(lambda arrays: attention(**arrays, **options, tiles=tiles, cores=cores, interpret=INTERPRET))
+    kv = PagedKV(**case.cache)
+    arrays = (case.q, kv, case.q_start) if attention is prefill.paged_prefill_attention else (case.q, kv)
+    run = jax.jit(
+        lambda arrays: attention(
+            *arrays, AttentionOptions(**options), tiles=tiles, cores=cores, interpret=INTERPRET
+        )
+    )  # fmt: skip
     return np.asarray(run(arrays), np.float32)
 
 
@@ -39,18 +44,20 @@ def check(case, got, oracle, **options):
 
 def options_for(case, scale=0.2, **options):
     sink = np.linspace(-1, 3, case.q.shape[1]).astype(np.float32) if options.pop("sink", False) else None
-    return {**PLAIN, "scale": scale, "sink": sink, **options}
+    return {"scale": scale, "sink": sink, **options}
 
 
-# (heads, head_dim, page_size, dtype, options): every page size, head dim, dtype and option, MQA and no grouping.
+# (heads, head_dim, page_size, dtype, options): every page size, head dim, dtype and option, MQA and no grouping; and
+# GPT-OSS's eight query heads to one, with its window and sinks.
 VARIANTS = [
     ((8, 2), 64, 64, "bfloat16", {}),
     ((16, 1), 128, 16, "float16", {"window": 70, "sink": True}),
     ((4, 2), 256, 128, "bfloat16", {"softcap": 5.0}),
     ((3, 3), 64, 32, "bfloat16", {"window": 1, "softcap": 2.0, "sink": True}),
     ((2, 1), 256, 32, "float16", {"window": 100, "scale": -0.1}),
+    ((16, 2), 64, 64, "bfloat16", {"window": 128, "sink": True}),
 ]
-IDS = ["gqa", "mqa", "softcap", "window1", "negative-scale"]
+IDS = ["gqa", "mqa", "softcap", "window1", "negative-scale", "gpt-oss"]
 
 
 @pytest.mark.parametrize(("heads", "head_dim", "page_size", "dtype", "changes"), VARIANTS, ids=IDS)
@@ -68,7 +75,7 @@ def test_decode_matches_oracle(make_case, heads, head_dim, page_size, dtype, cha
 @pytest.mark.parametrize(("heads", "head_dim", "page_size", "dtype", "changes"), VARIANTS, ids=IDS)
 def test_prefill_matches_oracle(make_case, heads, head_dim, page_size, dtype, changes):
     # A piece of work has one query head, so a few tell as much as many.
-    heads = {(16, 1): (4, 1), (8, 2): (4, 2)}.get(heads, heads)
+    heads = {(16, 1): (4, 1), (8, 2): (4, 2), (16, 2): (4, 2)}.get(heads, heads)
     # A chunk with a cached prefix, one without, a single row, none, an empty request and padding.
     case = make_case(
         [200, page_size + 1, page_size, 7, 0], [133, page_size + 1, 1, 0, 5], tokens=300, page_size=page_size,
@@ -96,10 +103,12 @@ def spread(case, pages):
 
 @pytest.fixture(scope="module")
 def drawn_decode():
-    tiles, options = DecodeTiles(128, 2), {**PLAIN, "scale": 0.2, "window": 150}
+    options = {"scale": 0.2, "window": 150}
 
     def run(q, cache):
-        return decode.paged_decode_attention(q, **cache, **options, tiles=tiles, cores=3, interpret=INTERPRET)
+        return decode.paged_decode_attention(
+            q, PagedKV(**cache), AttentionOptions(**options), tiles=DecodeTiles(128, 2), cores=3, interpret=INTERPRET
+        )
 
     return jax.jit(run), options
 
@@ -149,3 +158,13 @@ def test_decode_agrees_with_float64(make_case):
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         want = weights / weights.sum(axis=1, keepdims=True) @ v[:, 0].astype(np.float64)
         assert np.linalg.norm(got[row] - want) <= 2.0**-8 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("cores", [1, 7])
+def test_nobody_there_gets_zeros(make_case, cores):
+    """No work at all in decode, only padding in prefill; outputs begin as NaN."""
+    case = make_case([0, 0], [0, 0], tokens=9, page_size=64, max_pages=2, heads=(4, 2), head_dim=64, dtype=BF16)
+    options = options_for(case, sink=True)
+    rows = case.__class__(**{**vars(case), "q": case.q[:2]})
+    assert not on_interpreter(decode.paged_decode_attention, rows, DecodeTiles(128, 2), cores, **options).any()
+    assert not on_interpreter(prefill.paged_prefill_attention, case, PrefillTiles(64, 2), cores, **options).any()

@@ -1,0 +1,109 @@
+"""What the attentions are given, bundled; and the checks of it, made while a program is traced.
+
+Not here: what single implementations do not take (`mosaic.why_unsupported`), and the contents of arrays.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class PagedKV(NamedTuple):
+    """Pools, and which of their pages R requests hold; the layouts are those of the package."""
+
+    k_pages: Array  # [N, P, Hk, D]
+    v_pages: Array
+    page_table: Array  # [R, max_pages]
+    kv_len: Array  # [R]
+
+    @property
+    def capacity(self) -> int:
+        """The most tokens that a request can have."""
+        return int(self.page_table.shape[1] * self.k_pages.shape[1])
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["sink"], meta_fields=["scale", "window", "softcap"]
+)  # fmt: skip
+@dataclass(frozen=True)
+class AttentionOptions:
+    """How scores become weights, as the package's functions document it. Static in a program, `sink` apart."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sink: Array | None = None
+
+
+def check_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> int:
+    """Refuse with a ValueError what both attentions refuse; the number of requests."""
+    _check_pages(kv.k_pages, kv.v_pages)
+    kv_heads, head_dim = kv.k_pages.shape[2:]
+    if q.ndim != 3 or q.shape[2] != head_dim or 0 in q.shape or q.shape[1] % kv_heads:
+        raise ValueError(
+            f"q has shape {q.shape}: it must be [1 or more rows, Hq, D] with Hq a multiple of k_pages' {kv_heads} "
+            f"heads and D = {head_dim} as in k_pages."
+        )
+    if q.dtype != kv.k_pages.dtype:
+        raise ValueError(f"q has dtype {q.dtype}: it must be k_pages' dtype, {kv.k_pages.dtype}.")
+    if kv.page_table.ndim != 2 or 0 in kv.page_table.shape:
+        raise ValueError(f"page_table has shape {kv.page_table.shape}: it must be [R, max_pages], neither of them 0.")
+    requests = kv.page_table.shape[0]
+    check_ints("page_table", kv.page_table, kv.page_table.shape, "[R, max_pages]")
+    check_ints("kv_len", kv.kv_len, (requests,), "[R], one per row of page_table")
+    _check_options(q.shape[1], options)
+    return requests
+
+
+def check_append(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> None:
+    """Refuse with a ValueError what `append_kv` refuses."""
+    _check_pages(k_pages, v_pages)
+    num_pages, page_size, kv_heads, head_dim = k_pages.shape
+    for name, new in (("k", k), ("v", v)):
+        if new.shape != (slot.shape[0] if slot.ndim else -1, kv_heads, head_dim):
+            raise ValueError(
+                f"{name} has shape {new.shape}: it must be [T, Hk, D] with T the length of slot (shape {slot.shape}) "
+                f"and Hk, D = {kv_heads}, {head_dim} as in k_pages."
+            )
+        if new.dtype != k_pages.dtype:
+            raise ValueError(f"{name} has dtype {new.dtype}: it must be k_pages' dtype, {k_pages.dtype}.")
+    check_ints("slot", slot, (k.shape[0],), "[T], as long as k")
+    if num_pages * page_size >= 2**31:
+        raise ValueError(f"k_pages has {num_pages * page_size} slots: N * P must be below 2**31, slots are int32.")
+
+
+def check_ints(name: str, value: Array, shape: tuple[int, ...], wanted: str) -> None:
+    """Refuse with a ValueError what is not int32 of a shape."""
+    if value.shape != shape or value.dtype != jnp.int32:
+        raise ValueError(f"{name} is {value.dtype}{list(value.shape)}: it must be {wanted}, here int32{list(shape)}.")
+
+
+def _check_options(query_heads: int, options: AttentionOptions) -> None:
+    scale, window, softcap, sink = options.scale, options.window, options.softcap, options.sink
+    if not math.isfinite(scale):
+        raise ValueError(f"scale={scale!r}: it must be a finite number.")
+    if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 1):
+        raise ValueError(f"window={window!r}: it must be a whole number, 1 or more, or None.")
+    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
+        raise ValueError(f"softcap={softcap!r}: it must be a finite number above 0, or None.")
+    if sink is not None and (sink.shape != (query_heads,) or not jnp.issubdtype(sink.dtype, jnp.floating)):
+        raise ValueError(
+            f"sink is {sink.dtype}{list(sink.shape)}: it must be float [Hq] with Hq = {query_heads} as in q."
+        )
+
+
+def _check_pages(k_pages: Array, v_pages: Array) -> None:
+    if k_pages.ndim != 4 or 0 in k_pages.shape:
+        raise ValueError(f"k_pages has shape {k_pages.shape}: it must be [N, P, Hk, D], none of them 0.")
+    if not jnp.issubdtype(k_pages.dtype, jnp.floating):
+        raise ValueError(f"k_pages has dtype {k_pages.dtype}: it must be a floating point type.")
+    if v_pages.shape != k_pages.shape or v_pages.dtype != k_pages.dtype:
+        raise ValueError(
+            f"v_pages is {v_pages.dtype}{list(v_pages.shape)}: it must be as k_pages, "
+            f"{k_pages.dtype}{list(k_pages.shape)}."
+        )

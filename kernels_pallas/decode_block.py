@@ -1,0 +1,360 @@
+"""What a thread block of the Hopper decode kernel does with its pieces of work, one split of one key/value head each.
+
+A producer warpgroup copies tiles of keys and values into a ring in shared memory, also ahead into its next piece, for
+two consumers. The query heads of a key/value head are rows of one product.
+
+The consumers share a split in one of two ways. Up to 128 columns each takes every other tile and has its own partial
+sums. With 256 columns, whose accumulator would not fit the registers beside the rest, both score every tile and sum a
+half of the columns each.
+
+Who waits on a barrier sees all its phases: a slot of a ring is waited for again at the end.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from .mosaic import (
+    LOWEST,
+    WARPGROUP_ROWS,
+    Pages,
+    Ref,
+    Softmax,
+    accumulate,
+    copies_per_tile,
+    full,
+    iota,
+    load_tile,
+    per_row,
+    product,
+    smem,
+    zero_hidden_rows,
+)
+
+CONSUMERS = 2
+_PRODUCER = 2  # its warpgroup
+_REGISTERS = (232, 40)  # of a consumer's and the producer's threads; 512 for three would be all there are
+_TILE = 64  # tokens
+_STAGED = 32  # columns of a partial sum on its way out
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is static about a call."""
+
+    kv_heads: int
+    group: int  # query heads of a key/value head
+    head_dim: int
+    page_size: int
+    stages: int
+    blocks: int
+    softmax: Softmax
+    interpret: bool
+
+    @property
+    def rows(self) -> int:
+        """Of q for a key/value head, in whole tiles of shared memory."""
+        return -(-self.group // 8) * 8
+
+    @property
+    def stored(self) -> int:
+        """Rows of partial sums; four logarithms are the 16 bytes that a copy has at least."""
+        return -(-self.group // 4) * 4
+
+    @property
+    def halves(self) -> bool:
+        """Whether the consumers share the columns of a tile, rather than the tiles of a split."""
+        return self.head_dim > 128
+
+    @property
+    def rings(self) -> int:
+        """In shared memory; also partial sums of a split."""
+        return 1 if self.halves else CONSUMERS
+
+    @property
+    def columns(self) -> int:
+        """Of one consumer's accumulator."""
+        return self.head_dim // 2 if self.halves else self.head_dim
+
+
+class Buffers(NamedTuple):
+    """Shared memory; `weights` only when interpreted."""
+
+    q: Ref  # [2, 64, D], of this piece of work and the next
+    k: Ref  # [slots, tile, D], the slots of a ring next to each other
+    v: Ref
+    sums: Ref  # [consumers, 64, staged]
+    logs: Ref  # [consumers, 64]
+    weights: Ref | None  # [consumers, 64, tile]
+
+
+class Barriers(NamedTuple):
+    """A buffer or slot is full when copied, free when all who read it have."""
+
+    q_full: Ref
+    q_free: Ref
+    k_full: Ref
+    v_full: Ref
+    free: Ref
+
+
+def scratch(plan: Plan, dtype: jax.typing.DTypeLike) -> tuple[Buffers, Barriers]:
+    """Types of what a thread block has to itself."""
+    slots, per_consumer = plan.rings * plan.stages, (CONSUMERS, WARPGROUP_ROWS)
+    buffers = Buffers(
+        q=smem((2, WARPGROUP_ROWS, plan.head_dim), dtype),
+        k=smem((slots, _TILE, plan.head_dim), dtype),
+        v=smem((slots, _TILE, plan.head_dim), dtype),
+        sums=plgpu.SMEM((*per_consumer, _STAGED), jnp.float32),
+        logs=plgpu.SMEM(per_consumer, jnp.float32),
+        weights=smem((*per_consumer, _TILE), dtype) if plan.interpret else None,
+    )
+    copies = copies_per_tile(_TILE, plan.page_size)
+    barriers = Barriers(
+        q_full=plgpu.Barrier(num_barriers=2),
+        q_free=plgpu.Barrier(num_barriers=2, num_arrivals=CONSUMERS),
+        k_full=plgpu.Barrier(num_barriers=slots, num_arrivals=copies),
+        v_full=plgpu.Barrier(num_barriers=slots, num_arrivals=copies),
+        free=plgpu.Barrier(num_barriers=slots, num_arrivals=CONSUMERS if plan.halves else 1),
+    )
+    return buffers, barriers
+
+
+class _Item(NamedTuple):
+    """One split of one request: its visible tokens are begin to end - 1."""
+
+    split: Array
+    head: Array
+    request: Array
+    begin: Array
+    end: Array
+
+    @property
+    def base(self) -> Array:
+        return lax.div(self.begin, _TILE) * _TILE
+
+    @property
+    def tiles(self) -> Array:
+        return lax.div(self.end + (_TILE - 1), _TILE) - lax.div(self.begin, _TILE)
+
+    def share(self, ring: Array | int, rings: int) -> Array:
+        """How many of the tiles go through a ring."""
+        return lax.div(self.tiles - ring + (rings - 1), rings)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The arguments, what there is of shared memory, and the block's place in the list of work."""
+
+    plan: Plan
+    q: Ref  # [R, Hk, rows, D]
+    k_pages: Ref  # [N, P, Hk, D]
+    v_pages: Ref
+    page_table: Ref  # [R, max_pages]
+    items: Ref  # [U, 4]
+    sums: Ref  # [U, rings, Hk, stored, D], written
+    logs: Ref  # [U, rings, Hk, stored], written
+    smem: Buffers
+    barriers: Barriers
+    number: Array
+    total: Array  # pieces of work of all blocks
+
+    @property
+    def mine(self) -> Array:
+        """Pieces of work of this block."""
+        return lax.div(self.total - self.number + (self.plan.blocks - 1), self.plan.blocks)
+
+    def item(self, i: Array) -> _Item:
+        """The block's i-th piece; past the end, the last of all."""
+        index = jnp.minimum(self.number + i * self.plan.blocks, self.total - 1)
+        split = lax.div(index, self.plan.kv_heads)
+        request, begin, end = (self.items[split, column] for column in range(3))
+        return _Item(split, lax.rem(index, self.plan.kv_heads), request, begin, end)
+
+    def slot(self, ring: Array | int, use: Array) -> Array:
+        """Of a ring's use-th tile."""
+        return ring * self.plan.stages + lax.rem(use, self.plan.stages)
+
+
+def decode_block(
+    plan: Plan,
+    q: Ref,
+    k_pages: Ref,
+    v_pages: Ref,
+    page_table: Ref,
+    items: Ref,
+    start: Ref,
+    sums: Ref,
+    logs: Ref,
+    buffers: Buffers,
+    barriers: Barriers,
+) -> None:
+    """The kernel; `start` [R + 1] as in `Splits`, its last entry the number of splits."""
+    number, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
+    total = start[start.shape[0] - 1] * plan.kv_heads
+    block = _Block(
+        plan, q, k_pages, v_pages, page_table, items, sums, logs, buffers, barriers, number, total
+    )  # fmt: skip
+
+    @pl.when(warpgroup == _PRODUCER)
+    def _() -> None:
+        plgpu.set_max_registers(_REGISTERS[1], action="decrease")
+        pl.when(block.mine > 0)(functools.partial(_produce, block))
+
+    @pl.when(warpgroup < CONSUMERS)
+    def _() -> None:
+        plgpu.set_max_registers(_REGISTERS[0], action="increase")
+        pl.when(block.mine > 0)(functools.partial(_consume, block, warpgroup))
+
+
+def _produce(block: _Block) -> None:
+    plan, barriers = block.plan, block.barriers
+    init = (block.item(jnp.int32(0)), (jnp.int32(0),) * plan.rings)
+    _, used = lax.fori_loop(0, block.mine, functools.partial(_load_item, block), init)
+    for buffer in range(2):
+        pl.when(block.mine > buffer)(functools.partial(plgpu.barrier_wait, barriers.q_free.at[buffer]))
+    for ring in range(plan.rings):
+        for i in range(plan.stages):
+            at = ring * plan.stages + i
+            pl.when(used[ring] > i)(functools.partial(plgpu.barrier_wait, barriers.free.at[at]))
+
+
+def _load_item(block: _Block, i: Array, carry: tuple[_Item, tuple[Array, ...]]) -> tuple[_Item, tuple[Array, ...]]:
+    """Carries the piece of work, and how many tiles went through each ring before it."""
+    plan, (item, used) = block.plan, carry
+    following = block.item(i + 1)  # read early: it takes as long as a tile
+    buffer = lax.rem(i, 2)
+
+    @pl.when(i >= 2)
+    def _wait_for_buffer() -> None:
+        plgpu.barrier_wait(block.barriers.q_free.at[buffer])
+
+    rows = block.smem.q.at[buffer, pl.ds(0, plan.rows)]
+    plgpu.copy_gmem_to_smem(block.q.at[item.request, item.head], rows, block.barriers.q_full.at[buffer])
+    pages = Pages(block.page_table, item.request, item.begin, item.end, plan.page_size, _TILE)
+    tile = functools.partial(_load_tile, block, item, used, pages)
+    lax.fori_loop(0, item.tiles, tile, pages.ahead(item.base))
+    return following, tuple(n + item.share(ring, plan.rings) for ring, n in enumerate(used))
+
+
+def _load_tile(
+    block: _Block, item: _Item, used: tuple[Array, ...], pages: Pages, j: Array, ahead: Array
+) -> Array:  # fmt: skip
+    plan, barriers = block.plan, block.barriers
+    ring = lax.rem(j, plan.rings)
+    use = lax.div(j, plan.rings) + (used[0] if plan.rings == 1 else jnp.where(ring == 0, used[0], used[1]))
+    at = block.slot(ring, use)
+    base = item.base + j * _TILE
+    following = pages.ahead(base + _TILE, ahead)
+
+    @pl.when(use >= plan.stages)
+    def _wait_for_slot() -> None:
+        plgpu.barrier_wait(barriers.free.at[at])
+
+    load_tile(block.k_pages, pages.ids(ahead), base, item.head, block.smem.k.at[at], barriers.k_full.at[at])
+    load_tile(block.v_pages, pages.ids(ahead), base, item.head, block.smem.v.at[at], barriers.v_full.at[at])
+    return following
+
+
+def _consume(block: _Block, warpgroup: Array) -> None:
+    init = (block.item(jnp.int32(0)), jnp.int32(0))
+    lax.fori_loop(0, block.mine, functools.partial(_sum_item, block, warpgroup), init)
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _sum_item(block: _Block, warpgroup: Array, i: Array, carry: tuple[_Item, Array]) -> tuple[_Item, Array]:
+    """Carries the piece of work, and how many tiles of its ring this consumer read before it."""
+    plan, (item, used) = block.plan, carry
+    following = block.item(i + 1)
+    buffer = lax.rem(i, 2)
+    tiles = item.share(0 if plan.halves else warpgroup, plan.rings)
+    plgpu.barrier_wait(block.barriers.q_full.at[buffer])
+    state = (
+        full((WARPGROUP_ROWS, plan.columns), 0.0),
+        full((WARPGROUP_ROWS,), LOWEST),
+        full((WARPGROUP_ROWS,), 0.0),
+    )
+    tile = functools.partial(_sum_tile, block, warpgroup, item, buffer, used)
+    acc, peak, total = lax.fori_loop(0, tiles, tile, state)
+    plgpu.barrier_arrive(block.barriers.q_free.at[buffer])
+    _write(block, warpgroup, item, acc, peak, total)
+    return following, used + tiles
+
+
+def _sum_tile(
+    block: _Block,
+    warpgroup: Array,
+    item: _Item,
+    buffer: Array,
+    used: Array,
+    j: Array,
+    state: tuple[Array, Array, Array],  # acc [64, columns], peak [64], total [64]
+) -> tuple[Array, Array, Array]:
+    plan, barriers, (acc, peak, total) = block.plan, block.barriers, state
+    ring = 0 if plan.halves else warpgroup
+    at = block.slot(ring, used + j)
+    base = item.base + (j * plan.rings + ring) * _TILE
+    plgpu.barrier_wait(barriers.k_full.at[at])
+    scores = product(block.smem.q.at[buffer], block.smem.k.at[at])
+    token = iota(scores.shape, 1) + base
+    visible = (token >= item.begin) & (token < item.end)
+    scores = jnp.where(visible, plan.softmax.prepared(scores), -jnp.inf)
+    peak, rescale, weights = plan.softmax.online(peak, scores)
+    total = total * rescale + weights.sum(axis=1)
+    acc = acc * per_row(rescale, acc.shape)
+    plgpu.barrier_wait(barriers.v_full.at[at])
+    values = _own_columns(plan, block.smem.v.at[at], warpgroup)
+
+    @pl.when((base < item.begin) | (base + _TILE > item.end))
+    def _() -> None:
+        zero_hidden_rows(values, base, item.begin, item.end)
+
+    staging = None if block.smem.weights is None else block.smem.weights.at[warpgroup]
+    acc = accumulate(acc, weights.astype(values.dtype), values, staging)
+    plgpu.barrier_arrive(barriers.free.at[at])
+    return acc, peak, total
+
+
+def _own_columns(plan: Plan, tile: Ref, warpgroup: Array) -> Ref:
+    """What a consumer sums of a tile [64, D]."""
+    return tile.at[:, pl.ds(warpgroup * plan.columns, plan.columns)] if plan.halves else tile
+
+
+def _write(
+    block: _Block,
+    warpgroup: Array,
+    item: _Item,
+    acc: Array,  # [64, columns]
+    peak: Array,  # [64]
+    total: Array,  # [64]
+) -> None:
+    """One consumer's partial sums; a consumer without tiles writes zeros, of no weight."""
+    plan, smem = block.plan, block.smem
+    ring = jnp.int32(0) if plan.halves else warpgroup
+    divisor = jnp.maximum(total, jnp.float32(1e-30))
+    acc = acc * per_row(1.0 / divisor, acc.shape)
+    rows = pl.ds(0, plan.stored)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    smem.logs[warpgroup] = peak + jnp.log2(divisor)
+    for column in range(0, plan.columns, _STAGED):
+        if column:
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        smem.sums[warpgroup] = acc[:, column : column + _STAGED]
+        plgpu.commit_smem()
+        first = column + (warpgroup * plan.columns if plan.halves else 0)
+        target = block.sums.at[item.split, ring, item.head, :, pl.ds(first, _STAGED)]
+        plgpu.copy_smem_to_gmem(smem.sums.at[warpgroup, rows], target)
+
+    def write_logs() -> None:
+        plgpu.copy_smem_to_gmem(smem.logs.at[warpgroup, rows], block.logs.at[item.split, ring, item.head])
+
+    if plan.halves:
+        pl.when(warpgroup == 0)(write_logs)
+    else:
+        write_logs()
