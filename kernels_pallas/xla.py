@@ -98,7 +98,8 @@ def paged_decode_attention(
             k, v = (x.reshape(*token.shape, kv_heads * head_dim) for x in (k, v))
             part = _accumulate(_initial(spread[row].shape, None), spread[row], k, v, visible[:, None, :], softcap)
             part = part._replace(out=_own_heads(part.out, kv_heads))
-            return jax.tree.map(lambda x, new: lax.dynamic_update_slice_in_dim(x, new, at, 0), parts, part)
+            placed: _Softmax = jax.tree.map(lambda x, new: lax.dynamic_update_slice_in_dim(x, new, at, 0), parts, part)
+            return placed
 
         parts = _initial((items.shape[0], *q.shape[1:]), None)
         parts = lax.fori_loop(0, (work.start[rows] + lanes - 1) // lanes, few, parts)
@@ -117,7 +118,8 @@ def _combine(parts: _Softmax, start: Array, state: _Softmax) -> _Softmax:
         out = state.out * rescale[..., None] + part.out * weight[..., None]
         return _Softmax(peak, state.total * rescale + part.total * weight, out)
 
-    return lax.fori_loop(0, jnp.max(count), fold, state)
+    combined: _Softmax = lax.fori_loop(0, jnp.max(count), fold, state)
+    return combined
 
 
 def paged_prefill_attention(
