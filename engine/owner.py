@@ -110,9 +110,9 @@ class EngineOwner:
         `tools` are JSON schemas of functions that the model may call.
 
         Raises:
-            ValueError: no template, or messages or tools it does not take.
+            ValueError: no template, messages or tools it does not take, or far more tokens than max_model_len.
         """
-        return self._chat_template.encode(messages, tools=tools)
+        return self._chat_template.encode(messages, tools=tools, at_most=self.config.max_model_len)
 
     def check_prompt(self, prompt: PromptLike) -> Prompt:
         """Token ids of a prompt that this engine can run.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ def check_prompt(prompt: PromptLike, tokenizer: Tokenizer, max_model_len: int) -
     Raises:
         ValueError: empty, without room for one more token, ids outside the vocabulary, or of another form.
     """
-    text, ids = _read(prompt, tokenizer.encode)
+    text, ids = _read(prompt, partial(tokenizer.encode, at_most=max_model_len))
     if not ids:
         raise ValueError("The prompt is empty: give at least one token.")
     if len(ids) >= max_model_len:

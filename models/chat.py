@@ -121,11 +121,19 @@ class ChatTemplate:
         return text
 
     def encode(
-        self, messages: Sequence[Message], *, tools: Sequence[Tool] | None = None, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
+        at_most: int | None = None,
     ) -> list[int]:
-        """Token ids of `render`; BOS only where the template writes it. Raises as `render` does."""
+        """Token ids of `render`; BOS only where the template writes it. `at_most` is as for `Tokenizer.encode`.
+
+        Raises as both do.
+        """
         text = self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
-        return self._tokenizer.encode(text, add_special=False)
+        return self._tokenizer.encode(text, add_special=False, at_most=at_most)
 
     def _names(self) -> dict[str, str]:
         """The special tokens that templates write."""

@@ -13,6 +13,9 @@ from tokenizers import Tokenizer as BackendTokenizer
 from .decoding import TextStream, decoding
 from .errors import CheckpointError
 
+# Of a text that is long for the tokens it may have, so many characters a token are looked at first: few texts have more.
+_CHARACTERS_PER_TOKEN = 16
+
 
 @dataclass(frozen=True)
 class SpecialTokens:
@@ -103,19 +106,26 @@ class Tokenizer:
         self.vocab_size = min(self.vocab_size, rows)
         self.eos_token_ids = frozenset(i for i in self.eos_token_ids if i < rows)
 
-    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special: bool = True, at_most: int | None = None) -> list[int]:
         """Token ids of `text`. Special tokens written out in it become their ids.
 
         BOS comes first if the model wants it, and EOS last; `add_special=False` leaves them out, for text that already
-        has them, such as a rendered chat template.
+        has them, such as a rendered chat template. `at_most`: a text of more tokens is of no use, so what begins with
+        twice as many is refused for its beginning: the library takes some 100 bytes of memory for each character.
 
         Raises:
-            ValueError: half of a surrogate pair, which JSON can spell but UTF-8 cannot.
+            ValueError: half of a surrogate pair, which JSON can spell but UTF-8 cannot, or far more than `at_most`.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"The text has a lone surrogate at character {error.start}: it is not Unicode.") from None
+        if at_most is not None and len(text) > (start := _CHARACTERS_PER_TOKEN * at_most):
+            if len(self.backend.encode(text[:start], add_special_tokens=False)) > 2 * at_most:
+                raise ValueError(
+                    f"The text has {len(text)} characters, and {at_most} tokens is the most there is room for "
+                    "(max_model_len): shorten it."
+                )
         ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
         return ids
 

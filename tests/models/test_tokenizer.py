@@ -1,5 +1,7 @@
 """Text to ids and back: round trips, special tokens, and the streaming detokeniser."""
 
+import copy
+
 import pytest
 from helpers.tiny_gguf import TOKENS, write_tiny_gguf
 from hypothesis import given, settings
@@ -88,3 +90,23 @@ def test_ids_past_the_vocabulary_stand_for_nothing_and_negative_ones_are_refused
 def test_half_a_surrogate_pair_is_refused(tokenizer):
     with pytest.raises(ValueError, match="lone surrogate at character 2"):
         tokenizer.encode("ab\ud800")
+
+
+def test_a_text_far_longer_than_there_is_room_is_refused_for_its_beginning(tokenizer):
+    read = []
+
+    class Backend:
+        def encode(self, text, add_special_tokens):
+            read.append(len(text))
+            return tokenizer.backend.encode(text, add_special_tokens=add_special_tokens)
+
+    watched = copy.copy(tokenizer)
+    watched.backend = Backend()
+    with pytest.raises(ValueError, match="has 1000000 characters, and 64 tokens is the most"):
+        watched.encode("ab" * 500_000, at_most=64)
+    assert read == [16 * 64]
+
+
+def test_a_long_text_of_few_tokens_is_encoded(tokenizer):
+    text = "<|im_start|>" * 100
+    assert tokenizer.encode(text, add_special=False, at_most=60) == tokenizer.encode(text, add_special=False)
