@@ -9,8 +9,8 @@ from twinmesh.kernels_pallas import decode, prefill
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles
 
-LANDING = 128  # bytes in shared memory, where a tensor copy may land
-SMALLEST = 16  # bytes of a copy, and what its place in either memory is a multiple of
+PLACE = 128  # bytes that an address in shared memory is a multiple of, whichever way a tensor is copied
+SIZE = 16  # bytes that the size of a copy is a multiple of; so is an address in global memory, which is not tested
 
 
 def copies(jaxpr, name):
@@ -25,20 +25,42 @@ def copies(jaxpr, name):
                     yield from copies(inner, name)
 
 
+def shared(copy):
+    """The buffer in shared memory of a copy, and the indexers of its part, in which traced indices are None."""
+    is_source = copy.primitive.name == "copy_smem_to_gmem"
+    tree = copy.params[f"{'src' if is_source else 'dst'}_transforms_treedef"]
+    transforms = tree.unflatten([None] * tree.num_leaves)
+    return copy.invars[0 if is_source else 1].aval, [t for t in transforms if hasattr(t, "get_indexer_shape")]
+
+
 def bytes_copied(copy):
-    """Of the part of shared memory that a copy reads or writes."""
-    into = copy.primitive.name == "copy_gmem_to_smem"
-    buffer, tree = copy.invars[int(into)].aval, copy.params[f"{'dst' if into else 'src'}_transforms_treedef"]
-    if not tree.num_leaves and not tree.unflatten([]):
-        return buffer.size * buffer.dtype.itemsize
-    indexer = tree.unflatten([0] * tree.num_leaves)[-1]
-    return math.prod(indexer.get_indexer_shape()) * buffer.dtype.itemsize
+    buffer, indexers = shared(copy)
+    return math.prod(indexers[-1].get_indexer_shape() if indexers else buffer.shape) * buffer.dtype.itemsize
+
+
+def unit_of_place(copy):
+    """Bytes that the part lies a multiple of behind its buffer's beginning; 0: it is there.
+
+    As if rows followed each other; in a tile they are 128 bytes apart.
+    """
+    buffer, indexers = shared(copy)
+    unit, strides = 0, None
+    for indexer in indexers:
+        if strides is None:
+            strides = [math.prod(indexer.shape[i + 1 :]) * buffer.dtype.itemsize for i in range(len(indexer.shape))]
+        left = []
+        for index, stride in zip(indexer.indices, strides, strict=True):
+            start = getattr(index, "start", index)
+            unit = math.gcd(unit, stride if start is None else start * stride)
+            left += [stride] if hasattr(index, "start") else []
+        strides = left
+    return unit
 
 
 @pytest.mark.parametrize(("group", "head_dim", "page_size"), [(1, 64, 16), (4, 128, 64), (16, 256, 128)])
 @pytest.mark.parametrize("kernel", ["decode", "prefill"])
 def test_copies_are_of_sizes_and_to_places_that_the_copy_engine_takes(kernel, group, head_dim, page_size):
-    """Slices of a buffer lie a multiple of their size from its beginning, which is aligned to 1024 bytes."""
+    """Buffers begin at multiples of 1024 bytes."""
 
     def array(*shape, dtype=jnp.int32):
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -51,7 +73,8 @@ def test_copies_are_of_sizes_and_to_places_that_the_copy_engine_takes(kernel, gr
         traced = prefill.paged_prefill_attention.trace(q, kv, array(5), options, tiles=tiles, cores=132)
     else:
         traced = decode.paged_decode_attention.trace(q, kv, options, tiles=DecodeTiles(512, 2), cores=132)
-    for name, unit in (("copy_gmem_to_smem", LANDING), ("copy_smem_to_gmem", SMALLEST)):
-        sizes = [bytes_copied(copy) for copy in copies(traced.jaxpr, name)]
-        assert len(sizes) >= 3
-        assert not [size for size in sizes if size % unit]
+    for name in ("copy_gmem_to_smem", "copy_smem_to_gmem"):
+        found = list(copies(traced.jaxpr, name))
+        assert len(found) >= 3
+        assert not [size for copy in found if (size := bytes_copied(copy)) % SIZE]
+        assert not [unit for copy in found if (unit := unit_of_place(copy)) % PLACE]
