@@ -53,9 +53,15 @@ def paged_decode_attention(
     page_size, kv_heads = kv.k_pages.shape[1:3]
     group = query_heads // kv_heads
     plan = Plan(
-        kv_heads, group, head_dim, page_size, tiles.stages, cores,
-        Softmax(options.scale, options.softcap), interpret is not None,
-    )  # fmt: skip
+        kv_heads=kv_heads,
+        group=group,
+        head_dim=head_dim,
+        page_size=page_size,
+        stages=tiles.stages,
+        blocks=cores,
+        softmax=Softmax(options.scale, options.softcap),
+        interpret=interpret is not None,
+    )
     with jax.named_scope("paged_decode_attention"):
         work = split_work(kv.kv_len, options.window, tiles.split, kv.capacity)
         fill = ((0, 0), (0, 0), (0, plan.rows - group), (0, 0))

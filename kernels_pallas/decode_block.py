@@ -39,7 +39,7 @@ from .mosaic import (
 
 CONSUMERS = 2
 _PRODUCER = 2  # its warpgroup
-_REGISTERS = (232, 40)  # of a consumer's and the producer's threads; 512 for three would be all there are
+_REGISTERS = (232, 40)  # of a consumer's and the producer's threads; of the 512 that there are, 504
 _TILE = 64  # tokens
 _STAGED = 32  # columns of a partial sum on its way out
 
@@ -199,8 +199,19 @@ def decode_block(
     number, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
     total = start[start.shape[0] - 1] * plan.kv_heads
     block = _Block(
-        plan, q, k_pages, v_pages, page_table, items, sums, logs, buffers, barriers, number, total
-    )  # fmt: skip
+        plan=plan,
+        q=q,
+        k_pages=k_pages,
+        v_pages=v_pages,
+        page_table=page_table,
+        items=items,
+        sums=sums,
+        logs=logs,
+        smem=buffers,
+        barriers=barriers,
+        number=number,
+        total=total,
+    )
 
     @pl.when(warpgroup == _PRODUCER)
     def _() -> None:

@@ -248,5 +248,5 @@ def _either(values: tuple[int, ...]) -> str:
 
 @functools.cache
 def compiler_params() -> Any:
-    """For every kernel: exp2 and tanh by the special function unit, and room to reduce several rows at a time."""
+    """For every kernel: exp2 and tanh by the special function unit."""
     return plgpu.CompilerParams(approx_math=True)

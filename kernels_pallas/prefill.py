@@ -19,7 +19,7 @@ from .arguments import AttentionOptions, PagedKV
 from .mosaic import Softmax, compiler_params, refuse, sinks_in_base_2
 from .prefill_block import CONSUMERS, DESCRIPTION, ROWS, Plan, prefill_block, scratch
 from .tiles import PrefillTiles
-from .work import ChunkColumn, chunk_work
+from .work import Piece, chunk_work
 
 
 # Jitted, so that the layers of a model share one trace and one lowering of the kernel.
@@ -52,14 +52,23 @@ def paged_prefill_attention(
     tokens, query_heads, head_dim = q.shape
     page_size, kv_heads = kv.k_pages.shape[1:3]
     plan = Plan(
-        query_heads, query_heads // kv_heads, head_dim, page_size, tiles.tile, tiles.stages, cores, options.window,
-        options.sink is not None, Softmax(options.scale, options.softcap), interpret is not None,
-    )  # fmt: skip
+        query_heads=query_heads,
+        group=query_heads // kv_heads,
+        head_dim=head_dim,
+        page_size=page_size,
+        tile=tiles.tile,
+        stages=tiles.stages,
+        blocks=cores,
+        window=options.window,
+        has_sink=options.sink is not None,
+        softmax=Softmax(options.scale, options.softcap),
+        interpret=interpret is not None,
+    )
     with jax.named_scope("paged_prefill_attention"):
         rows = max(-(-tokens // 8) * 8, ROWS)
         q = jnp.pad(q, ((0, rows - tokens), (0, 0), (0, 0)))
         pieces, count = chunk_work(kv.kv_len, q_start, options.window, rows, ROWS)
-        pieces = jnp.pad(pieces, ((0, 0), (0, DESCRIPTION - len(ChunkColumn))))
+        pieces = jnp.pad(pieces, ((0, 0), (0, DESCRIPTION - len(Piece._fields))))
         sinks = sinks_in_base_2(options.sink, query_heads)
         kernel = plgpu.kernel(
             functools.partial(prefill_block, plan),

@@ -64,7 +64,9 @@ class Plan:
 
     @property
     def registers(self) -> tuple[int, int]:
-        """Of a consumer's and the producer's threads, 512 in all; as few for the producer as do not spill."""
+        """Of a consumer's and the producer's threads, 504 of the 512 that there are; as few for the producer as do not
+        spill.
+        """
         return (224, 56) if self.head_dim == 64 else (232, 40)
 
     @property
@@ -178,8 +180,19 @@ def prefill_block(
     number, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
     total = count[0] * plan.query_heads
     block = _Block(
-        plan, q, k_pages, v_pages, page_table, pieces, sinks, out, buffers, barriers, number, total
-    )  # fmt: skip
+        plan=plan,
+        q=q,
+        k_pages=k_pages,
+        v_pages=v_pages,
+        page_table=page_table,
+        pieces=pieces,
+        sinks=sinks,
+        out=out,
+        smem=buffers,
+        barriers=barriers,
+        number=number,
+        total=total,
+    )
     mine = block.mine
 
     @pl.when((warpgroup == _PRODUCER) & (mine > 0))

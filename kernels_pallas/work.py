@@ -3,7 +3,6 @@
 Everything is cut at absolute positions, so that how a request is computed does not depend on the others.
 """
 
-from enum import IntEnum
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -39,39 +38,22 @@ def split_work(kv_len: Array, window: int | None, split: int, capacity: int) -> 
     return Splits(start, jnp.stack([request, begin, end, jnp.zeros_like(begin)], axis=1))
 
 
-class ChunkColumn(IntEnum):
-    """Columns of a prefill call's list of work.
-
-    A piece is some rows of q, from ROW on; SKIP of them belong to others, COUNT are its own. They see tokens LOW to
-    HIGH - 1 of REQUEST, which has LENGTH of them; row i of the piece sits at POSITION + i.
-    """
-
-    REQUEST = 0
-    ROW = 1
-    SKIP = 2
-    COUNT = 3
-    POSITION = 4
-    LOW = 5
-    HIGH = 6
-    LENGTH = 7
-
-
 class Piece(NamedTuple):
-    """One row of a prefill call's list of work as a kernel holds it: the columns of `ChunkColumn`."""
+    """One row of a prefill call's list of work, or its columns: some rows of q, which see a request's tokens."""
 
     request: Array
-    row: Array
-    skip: Array
-    own: Array
-    position: Array
-    low: Array
+    row: Array  # of q, the piece's first
+    skip: Array  # rows that belong to others
+    own: Array  # rows after those, which are its own
+    position: Array  # of the first row, others' included: row i of the piece sits at position + i
+    low: Array  # the piece sees tokens low to high - 1
     high: Array
-    length: Array
+    length: Array  # tokens of the request
 
     @classmethod
     def read(cls, columns: Any) -> "Piece":
         """From a Pallas reference to the row."""
-        return cls(*(columns[column] for column in ChunkColumn))
+        return cls(*(columns[i] for i in range(len(cls._fields))))
 
     def tiles(self, tile: int) -> tuple[Array, Array]:
         """First tile, and the one after the last."""
@@ -103,7 +85,7 @@ def chunk_work(kv_len: Array, q_start: Array, window: int | None, tokens: int, r
     a multiple of 8 and at least `rows`.
 
     Returns:
-        [U, len(ChunkColumn)] int32, and the number of pieces [1] int32; later rows mean nothing.
+        [U, 8] int32, rows of `Piece`, and the number of pieces [1] int32; later rows mean nothing.
     """
     requests = kv_len.shape[0]
     begin = q_start  # [R + 1], the last for what is past the chunks
@@ -122,8 +104,15 @@ def chunk_work(kv_len: Array, q_start: Array, window: int | None, tokens: int, r
     position = length[chunk] - (stop[chunk] - own)  # of the first own row
     high = jnp.clip(position + count, 0, length[chunk])
     low = jnp.zeros_like(high) if window is None else jnp.clip(position - window + 1, 0, high)
-    columns = (
-        jnp.minimum(chunk, requests - 1), row, own - row, count, position - (own - row), low, high, length[chunk]
-    )  # fmt: skip
+    piece = Piece(
+        request=jnp.minimum(chunk, requests - 1),
+        row=row,
+        skip=own - row,
+        own=count,
+        position=position - (own - row),
+        low=low,
+        high=high,
+        length=length[chunk],
+    )
     visible = jnp.where(index < end[-1], high - low, -1)
-    return jnp.stack(columns, axis=1)[jnp.argsort(-visible)], end[-1:]
+    return jnp.stack(piece, axis=1)[jnp.argsort(-visible)], end[-1:]

@@ -10,7 +10,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from twinmesh.kernels_pallas import append_kv, decode, prefill, reference
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles, decode_tiles
-from twinmesh.kernels_pallas.work import ChunkColumn, chunk_work, split_work
+from twinmesh.kernels_pallas.work import Piece, chunk_work, split_work
 
 LONGEST = 131072
 REQUESTS = 128
@@ -41,12 +41,12 @@ def test_a_chunk_at_the_end_of_the_longest_request_is_cut_where_it_should(window
     rows, tokens = 128, 2048
     lengths, q_start = np.array([LONGEST, LONGEST], np.int32), np.array([0, 1024, 2048], np.int32)
     pieces, count = jax.jit(chunk_work, static_argnums=(2, 3, 4))(lengths, q_start, window, tokens, rows)
-    pieces = np.asarray(pieces)[: count[0]]
-    assert len(pieces) == tokens // rows
-    first = LONGEST - 1024 + pieces[:, ChunkColumn.ROW] % 1024
-    np.testing.assert_array_equal(pieces[:, ChunkColumn.POSITION], first)
-    np.testing.assert_array_equal(pieces[:, ChunkColumn.HIGH], first + rows)
-    np.testing.assert_array_equal(pieces[:, ChunkColumn.LOW], 0 if window is None else first - window + 1)
+    assert count[0] == tokens // rows
+    piece = Piece(*np.asarray(pieces)[: count[0]].T)
+    first = LONGEST - 1024 + piece.row % 1024
+    np.testing.assert_array_equal(piece.position, first)
+    np.testing.assert_array_equal(piece.high, first + rows)
+    np.testing.assert_array_equal(piece.low, 0 if window is None else first - window + 1)
 
 
 def test_partial_sums_of_128_of_the_longest_requests_stay_below_300_mb():
@@ -106,5 +106,3 @@ def test_slots_of_the_largest_flat_pool_are_int32():
     new, slots = jax.ShapeDtypeStruct((4, 1, 128), jnp.bfloat16), jax.ShapeDtypeStruct((4,), jnp.int32)
     k_pages, _ = jax.eval_shape(append_kv, pool, pool, new, new, slots)
     assert k_pages.shape == pool.shape
-    last = jnp.int32(pages * 64 - 1)
-    assert (int(last // 64), int(last % 64)) == (pages - 1, 63)

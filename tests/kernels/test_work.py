@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twinmesh.kernels_pallas.work import ChunkColumn, chunk_work, split_work
+from twinmesh.kernels_pallas.work import Piece, chunk_work, split_work
 
 CAPACITY, REQUESTS, TOKENS, ROWS = 640, 4, 512, 128
 lengths = st.lists(st.integers(0, CAPACITY), min_size=REQUESTS, max_size=REQUESTS)
@@ -35,24 +35,24 @@ def test_pieces_hold_each_row_once_with_what_it_sees(window, chunks, cached):
     q_start = np.cumsum([0, *chunks]).astype(np.int32)
     kv_len = np.array([c + n if n else 0 for c, n in zip(chunks, cached, strict=True)], np.int32)
     pieces, count = cut(kv_len, q_start, window, TOKENS, ROWS)
-    pieces = [dict(zip(ChunkColumn, piece, strict=True)) for piece in np.asarray(pieces)[: count[0]]]
+    pieces = [Piece(*piece) for piece in np.asarray(pieces)[: count[0]]]
     assert count[0] == len(pieces)
     rows = []
     for piece in pieces:
-        own = range(piece[ChunkColumn.SKIP], piece[ChunkColumn.SKIP] + piece[ChunkColumn.COUNT])
-        assert piece[ChunkColumn.ROW] % 8 == 0
-        assert 0 <= piece[ChunkColumn.ROW] <= TOKENS - ROWS
+        own = range(piece.skip, piece.skip + piece.own)
+        assert piece.row % 8 == 0
+        assert 0 <= piece.row <= TOKENS - ROWS
         assert own.stop <= ROWS
-        rows += [piece[ChunkColumn.ROW] + i for i in own]
-        request, length = piece[ChunkColumn.REQUEST], piece[ChunkColumn.LENGTH]
+        rows += [piece.row + i for i in own]
+        request, length = piece.request, piece.length
         if not length:
-            assert piece[ChunkColumn.HIGH] == 0
+            assert piece.high == 0
             continue
         assert length == kv_len[request]
-        positions = [piece[ChunkColumn.POSITION] + i for i in own]
-        assert positions == [length - (q_start[request + 1] - piece[ChunkColumn.ROW] - i) for i in own]
-        assert piece[ChunkColumn.HIGH] == positions[-1] + 1
-        assert piece[ChunkColumn.LOW] == (0 if window is None else max(0, positions[0] - window + 1))
+        positions = [piece.position + i for i in own]
+        assert positions == [length - (q_start[request + 1] - piece.row - i) for i in own]
+        assert piece.high == positions[-1] + 1
+        assert piece.low == (0 if window is None else max(0, positions[0] - window + 1))
     assert sorted(rows) == list(range(TOKENS))
-    seen = [piece[ChunkColumn.HIGH] - piece[ChunkColumn.LOW] for piece in pieces]
+    seen = [piece.high - piece.low for piece in pieces]
     assert seen == sorted(seen, reverse=True)
