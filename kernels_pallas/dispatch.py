@@ -28,32 +28,32 @@ _HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
 def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array:
     """See the package; arguments are valid."""
 
-    def plain(q: Array, kv: PagedKV, q_start: Array) -> Array:
-        return xla.paged_prefill_attention(
-            q, *kv, q_start,
-            scale=options.scale, window=options.window, softcap=options.softcap, sink=options.sink,
-        )  # fmt: skip
-
     def kernel(cores: int) -> Callable[..., Array]:
         tiles = prefill_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(prefill.paged_prefill_attention, options=options, tiles=tiles, cores=cores)
 
-    return _choose(kernel, plain, (q, kv, q_start))
+    return _choose(kernel, _plain(xla.paged_prefill_attention, options), (q, kv, q_start))
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
     """See the package; arguments are valid."""
 
-    def plain(q: Array, kv: PagedKV) -> Array:
-        return xla.paged_decode_attention(
-            q, *kv, scale=options.scale, window=options.window, softcap=options.softcap, sink=options.sink
-        )
-
     def kernel(cores: int) -> Callable[..., Array]:
         tiles = decode_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(decode.paged_decode_attention, options=options, tiles=tiles, cores=cores)
 
-    return _choose(kernel, plain, (q, kv))
+    return _choose(kernel, _plain(xla.paged_decode_attention, options), (q, kv))
+
+
+def _plain(attention: Callable[..., Array], options: AttentionOptions) -> Callable[..., Array]:
+    """An attention of `xla.py`, which takes cache and options one by one, called as the kernels are."""
+
+    def call(q: Array, kv: PagedKV, *others: Array) -> Array:
+        return attention(
+            q, *kv, *others, scale=options.scale, window=options.window, softcap=options.softcap, sink=options.sink
+        )
+
+    return call
 
 
 def _choose(
