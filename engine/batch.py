@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from ..models.catalog import resolve_model
 from . import batch_parquet
-from .batch_identity import Identity, sync_directory
+from .batch_identity import Identity
 from .batch_input import InputError, Source, Survey
 from .batch_journal import Journal, Kept
-from .batch_paths import Output, beside
+from .batch_paths import Output
 from .batch_result import BatchResult
 from .batch_run import BatchRun
 from .errors import BatchStopped, EngineError
+from .files import replacing
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -243,14 +244,8 @@ class Batch:
         """Everything is written: make it last, and Parquet of it."""
         self._journal.sync()
         if self._output.is_parquet and not self._is_done:
-            scratch = beside(self._output.path, ".tmp")
-            try:
+            with replacing(self._output.path) as scratch:
                 batch_parquet.write_results(scratch, self._journal.results())
-                scratch.replace(self._output.path)
-            except BaseException:
-                scratch.unlink(missing_ok=True)
-                raise
-            sync_directory(self._output.path.parent)
         self._is_done = True
 
     def _standing(self) -> str:

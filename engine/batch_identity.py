@@ -6,7 +6,6 @@ lengths may differ from start to start. The file is replaced atomically and is o
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..models.gguf_parts import gguf_parts
+from .files import write_atomically
 from .sampling_params import SamplingParams
 
 _FORMAT = 1
@@ -109,27 +109,3 @@ def _sample(file: IO[bytes], size: int, hashed: "blake2b") -> None:
     for index in range(_SAMPLES):
         file.seek(_HEAD_BYTES + (rest - _SAMPLE_BYTES) * index // (_SAMPLES - 1))
         hashed.update(file.read(_SAMPLE_BYTES))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: whoever looks, also after a power loss, finds the old content or the new."""
-    scratch = path.with_name(path.name + ".tmp")
-    try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Put a directory's entries on disk: until then a power loss can undo a rename."""
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .batch_identity import sync_directory
 from .batch_output import line_number
 from .errors import BatchStopped
+from .files import scratch_of, sync_directory
 
 SYNC_SECONDS = 5.0
 _BLOCK_BYTES = 1 << 20
@@ -100,7 +100,7 @@ class Journal:
 
     def rewrite(self, lines: Iterable[bytes]) -> None:
         """Replace the content, all or nothing, and keep the lock. Raises OSError; the file is then as it was."""
-        scratch = self.path.with_name(self.path.name + ".tmp")
+        scratch = scratch_of(self.path)
         fd = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
         try:
             _lock(fd, scratch)

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from . import batch_parquet
+from .files import is_inside, is_same, real_path, scratch_of
 
 
 class Output:
@@ -18,7 +19,7 @@ class Output:
         self._shown, self.path = Path(target), real_path(target)
         # A link's own name says what it is, not that of its target.
         self.is_parquet = batch_parquet.is_parquet(target)
-        self.sidecar = beside(self.path, ".run")
+        self.sidecar = _beside(self.path, ".run")
         self.journal = self._journal(self.path)
 
     def __str__(self) -> str:
@@ -34,7 +35,7 @@ class Output:
     def files(self) -> list[Path]:
         """Every file that a run may write."""
         lasting = list(dict.fromkeys((self.path, self.sidecar, self.journal)))
-        return [*lasting, *(beside(path, ".tmp") for path in lasting)]
+        return [*lasting, *(scratch_of(path) for path in lasting)]
 
     def check(self) -> None:
         """Refuse what no run can write to.
@@ -79,26 +80,9 @@ class Output:
                     raise ValueError(f"The output {self}{is_beside} is the {what} file: give another name.")
 
     def _journal(self, target: Path) -> Path:
-        return beside(target, ".jsonl") if self.is_parquet else target
+        return _beside(target, ".jsonl") if self.is_parquet else target
 
 
-def beside(path: Path, ending: str) -> Path:
+def _beside(path: Path, ending: str) -> Path:
     """The file whose name has this ending more."""
     return path.with_name(path.name + ending)
-
-
-def is_same(one: Path, other: Path) -> bool:
-    """Whether two names are, or would be, those of one file."""
-    if one.exists() and other.exists():
-        return one.samefile(other)
-    return real_path(one) == real_path(other)
-
-
-def is_inside(path: Path, directory: Path) -> bool:
-    """Whether a file is, or would be, in a directory that is there, or below it."""
-    return directory.is_dir() and real_path(path).is_relative_to(real_path(directory))
-
-
-def real_path(path: str | Path) -> Path:
-    """Links followed. `Path.resolve` fails on links that go in a circle, which opening them says better."""
-    return Path(os.path.realpath(path))

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinmesh.engine.batch_paths import is_inside, is_same, real_path
 from twinmesh.engine.config import DTYPES, Topology, TopologyError
+from twinmesh.engine.files import is_inside, is_same, real_path
 from twinmesh.engine.sampling_params import SamplingParams
 from twinmesh.models.catalog import CATALOG, cache_directory
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from twinmesh.engine.batch import Batch
-from twinmesh.engine.batch_identity import write_atomically
 from twinmesh.engine.batch_input import STDIN
-from twinmesh.engine.batch_paths import Output, real_path
+from twinmesh.engine.batch_paths import Output
 from twinmesh.engine.batch_result import BatchResult
+from twinmesh.engine.files import real_path, write_atomically
 from twinmesh.scripts import arguments, report
 
 SUMMARY = "run a file of requests and write a file of results"

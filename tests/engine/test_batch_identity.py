@@ -1,9 +1,7 @@
 """What tells one batch run from another."""
 
-import json
-
 import pytest
-from twinmesh.engine.batch_identity import Identity, model_digest, write_atomically
+from twinmesh.engine.batch_identity import Identity, model_digest
 from twinmesh.engine.sampling_params import SamplingParams
 
 MIB = 1 << 20
@@ -71,20 +69,6 @@ def test_a_file_of_another_kind_is_told(tmp_path, content):
     (tmp_path / "run").write_bytes(content)
     with pytest.raises(ValueError, match="missing or unreadable"):
         Identity("m", "i", {}, {}).differences(tmp_path / "run")
-
-
-def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "run"
-    write_atomically(path, b"old")
-
-    def fail(fd):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, json.dumps([1]).encode())
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
 
 def test_of_a_split_file_every_part_counts(tmp_path):
