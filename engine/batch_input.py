@@ -1,9 +1,9 @@
 """Where a batch run's requests come from: JSON lines, Parquet, or stdin, read as they are needed.
 
 Invariants: lines are numbered from 1, blank ones included, and what is not blank is one request. A file is surveyed
-before work starts, in one pass and 8 bytes of memory a line: how many requests, which content, and that no custom_id
-comes twice. Lines of a file that is no longer the surveyed one are not given. Stdin can be read only once, so it has no
-survey.
+before work starts, in 8 bytes of memory a line: how many requests, which content, and that no custom_id comes twice.
+That is one pass over JSON lines, two over Parquet, and one more where two names have the same hash. Lines of a file that
+is no longer the surveyed one are not given. Stdin can be read only once, so it has no survey.
 """
 
 import hashlib
@@ -117,39 +117,43 @@ class Source:
         """
         number = 0
         for line in _read_lines(sys.stdin.fileno(), may_wait):
-            number += line is not None
-            stripped = line and _strip(line, number)
             if line is None:
                 yield None
-            elif stripped:
+                continue
+            number += 1
+            if stripped := _strip(line, number):
                 yield number, stripped
 
     def survey(self) -> Survey:
-        """Read a file once.
+        """Read a file through.
 
         Raises:
             ValueError: it has no requests, a custom_id comes twice, or it changes meanwhile.
         """
         assert self.path is not None
         stamp = _stamp(self.path)
+        content = hashlib.blake2b()
         hashes, last = array("q"), 0
-        for number, custom_id in self._custom_ids():
+        for number, custom_id in self._custom_ids(content):
             hashes.append(hash(custom_id))
             last = number
         if not hashes:
             raise ValueError(f"The input {self.path} is empty: put one JSON request on each line.")
         self._refuse_duplicates(np.frombuffer(hashes, np.int64))
-        digest = _digest(self.path)
+        digest = _shortened(content)
         if _stamp(self.path) != stamp:
             raise ValueError(f"The input {self.path} changed while it was read: start when it is complete.")
         return Survey(len(hashes), last, digest, stamp)
 
-    def _lines(self, path: Path) -> Iterator[tuple[int, Line]]:
+    def _lines(self, path: Path, content: "hashlib.blake2b | None" = None) -> Iterator[tuple[int, Line]]:
+        """`content`: hashes the bytes of JSON lines on the way."""
         if batch_parquet.is_parquet(path):
             yield from enumerate(batch_parquet.read_rows(path), start=1)
             return
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
+                if content is not None:
+                    content.update(line)
                 if stripped := _strip(line, number):
                     yield number, stripped
 
@@ -173,12 +177,15 @@ class Source:
         except ValueError as error:  # Parquet
             raise InputError(str(error)) from None
 
-    def _custom_ids(self) -> Iterator[tuple[int, str]]:
+    def _custom_ids(self, content: "hashlib.blake2b | None" = None) -> Iterator[tuple[int, str]]:
+        """`content`: hashes the file's bytes on the way."""
         assert self.path is not None
         if batch_parquet.is_parquet(self.path):
             rows: Iterator[tuple[int, Line]] = enumerate(batch_parquet.survey_rows(self.path), start=1)
+            if content is not None:
+                _hash_file(self.path, content)
         else:
-            rows = self._lines(self.path)
+            rows = self._lines(self.path, content)
         return ((number, read_custom_id(line, number)) for number, line in rows)
 
     def _refuse_duplicates(self, hashes: np.ndarray) -> None:
@@ -208,8 +215,18 @@ def _stamp(path: Path, unless_gone: Stamp = (0, 0, 0)) -> Stamp:
 
 
 def _digest(path: Path) -> str:
+    content = hashlib.blake2b()
+    _hash_file(path, content)
+    return _shortened(content)
+
+
+def _hash_file(path: Path, content: "hashlib.blake2b") -> None:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, hashlib.blake2b).hexdigest()[:32]
+        hashlib.file_digest(file, lambda: content)
+
+
+def _shortened(content: "hashlib.blake2b") -> str:
+    return content.hexdigest()[:32]
 
 
 def _check_stdin() -> None:

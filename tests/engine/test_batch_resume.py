@@ -1,15 +1,18 @@
 """Batch runs that go on where an earlier start ended, and runs that must not."""
 
 import errno
+import hashlib
 import json
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from helpers.batch_files import DEFAULTS, BatchFiles, prompts
 from helpers.fake_llm import FakeLLM
 from twinmesh.engine.batch import Batch, run
+from twinmesh.engine.batch_input import Source
 from twinmesh.engine.errors import BatchStopped
 from twinmesh.engine.sampling_params import SamplingParams
 
@@ -255,14 +258,24 @@ def test_an_input_of_the_same_content_is_the_same_input(files, how):
     assert files.run(llm=Meddler(meddle)).succeeded == 2000
 
 
+def test_json_lines_are_hashed_while_they_are_read(files, monkeypatch):
+    files.source.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n\n {"prompt": "b"}')
+    source, opened, path_open = Source.of(files.source), [], Path.open
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, *mode: opened.append(path) or path_open(path, *mode))
+        survey = source.survey()
+    assert opened == [files.source]
+    assert survey.digest == hashlib.blake2b(files.source.read_bytes()).hexdigest()[:32]
+
+
 def test_an_input_that_is_still_being_written_is_refused(files, monkeypatch):
     files.write(prompts(2))
 
-    def digest(path):
+    def read(line, number):
         files.write(prompts(3))
-        return "1"
+        return f"id{number}"
 
-    monkeypatch.setattr("twinmesh.engine.batch_input._digest", digest)
+    monkeypatch.setattr("twinmesh.engine.batch_input.read_custom_id", read)
     with pytest.raises(ValueError, match=r"in\.jsonl changed while it was read: start when it is complete"):
         files.run()
 
