@@ -58,7 +58,7 @@ def _check_length(args: argparse.Namespace, prompt: str) -> None:
         ValueError: it is, or the model's files do not do.
     """
     asked = args.max_model_len
-    # Of what is surely short enough, a token being a byte at least, the files are not opened twice.
+    # Of what is most likely short enough, most tokens being several bytes, the files are not opened twice.
     if len(prompt.encode()) < (_SHORT if asked is None else min(asked, _SHORT)):
         return
     from twinmesh.engine.prompts import check_prompt
