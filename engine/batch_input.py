@@ -2,7 +2,7 @@
 
 Invariants: lines are numbered from 1, blank ones included, and what is not blank is one request. A file is surveyed
 before work starts, in 8 bytes of memory a line: how many requests, which content, and that no custom_id comes twice.
-That is one pass over JSON lines, two over Parquet, and one more where two names have the same hash. Lines of a file that
+That is one pass over JSON lines, two over Parquet, and one more where two names have one hash. Lines of a file that
 is no longer the surveyed one are not given. Stdin can be read only once, so it has no survey.
 """
 

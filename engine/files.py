@@ -48,14 +48,14 @@ def sync_directory(path: Path) -> None:
 
 def is_same(one: Path, other: Path) -> bool:
     """Whether two names are, or would be, those of one file."""
-    if one.exists() and other.exists():
+    if os.path.exists(one) and os.path.exists(other):
         return one.samefile(other)
     return real_path(one) == real_path(other)
 
 
 def is_inside(path: Path, directory: Path) -> bool:
     """Whether a file is, or would be, in a directory that is there, or below it."""
-    return directory.is_dir() and real_path(path).is_relative_to(real_path(directory))
+    return os.path.isdir(directory) and real_path(path).is_relative_to(real_path(directory))
 
 
 def real_path(path: str | Path) -> Path:

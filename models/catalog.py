@@ -106,14 +106,18 @@ def resolve_model(name_or_path: str | Path, cache: Path | None = None) -> Path:
 
     Raises:
         CheckpointError: a catalogue model that was not fetched or is damaged, a word that is neither a model's name
-            nor a file, or a hub model that cannot be had.
+            nor a file, a name that no file can have, or a hub model that cannot be had.
     """
     path = Path(name_or_path)
     if not isinstance(name_or_path, str):
         return path
     if (known := CATALOG.get(name_or_path)) is not None:
         return _cached(known, cache or cache_directory())
-    if path.exists():
+    try:
+        is_here = path.exists()
+    except OSError as error:  # as a name that is too long
+        raise CheckpointError(f"The model {name_or_path} cannot be used: {error.strerror}.") from None
+    if is_here:
         return path
     if name_or_path == path.name and not path.suffix:
         raise CheckpointError(

@@ -181,11 +181,19 @@ def check_written(args: argparse.Namespace, written: Sequence[str], others: Iter
                 raise ValueError(f"The {title} {given} is {what}: give another name.")
         if is_inside(path, model):
             raise ValueError(f"The {title} {given} is in the model's directory: give another place.")
-        if path.is_dir():
-            raise ValueError(f"The {title} {given} is a directory: give a file name.")
+        _refuse_directory(path, title)
         if not real_path(path).parent.is_dir():
             raise ValueError(f"The {title}'s directory {path.parent} does not exist: make it first.")
         taken.append((path, f"the {title} file"))
+
+
+def _refuse_directory(path: Path, title: str) -> None:
+    try:
+        is_directory = path.is_dir()
+    except OSError as error:  # as a name that is too long
+        raise ValueError(f"The {title} {path} cannot be used: {error.strerror}.") from None
+    if is_directory:
+        raise ValueError(f"The {title} {path} is a directory: give a file name.")
 
 
 def _model_path(name: str) -> Path:

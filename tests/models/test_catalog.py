@@ -38,6 +38,12 @@ def test_an_unknown_name_lists_the_known_ones():
         resolve_model("gpt5")
 
 
+@pytest.mark.parametrize("name", ["x" * 300, f"./{'x' * 300}.gguf"])
+def test_a_name_that_no_file_can_have_is_refused_in_a_sentence(name):
+    with pytest.raises(CheckpointError, match=rf"^The model {name} cannot be used: File name too long\.$"):
+        resolve_model(name)
+
+
 def test_the_cache_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_directory() == tmp_path / "twinmesh"

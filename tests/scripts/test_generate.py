@@ -91,6 +91,17 @@ def test_a_prompt_that_is_too_long_is_refused_before_the_weights_are_loaded(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("log", [[], ["--decision-log", "log"]])
+def test_a_model_whose_name_is_too_long_is_refused(capsys, log):
+    assert main(["generate", "--model", "x" * 300, "--prompt", "hi", *log]) == 2
+    assert capsys.readouterr().err == f"twinmesh: The model {'x' * 300} cannot be used: File name too long.\n"
+
+
+def test_a_decision_log_whose_name_is_too_long_is_refused(llm, capsys):
+    assert generate("--prompt", "hi", "--decision-log", "x" * 300) == 2
+    assert capsys.readouterr().err == f"twinmesh: The decision log {'x' * 300} cannot be used: File name too long.\n"
+
+
 def test_stdin_that_is_not_text_is_refused(llm, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8"))
     assert generate() == 2
