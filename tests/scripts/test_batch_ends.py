@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 from helpers import batch_process
 from helpers.batch_files import BatchFiles, prompts
 
 LINES = 300
+LOOKS = 30_000
 
 
 @pytest.fixture
@@ -36,11 +38,21 @@ def size(files):
     return files.target.stat().st_size if files.target.exists() else 0
 
 
+def wait_until(process, is_so):
+    """Until something is so, or the process has ended."""
+    for _ in range(LOOKS):
+        if is_so() or process.poll() is not None:
+            return
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.002)
+    process.kill()
+    pytest.fail("What was waited for never came, and the process did not end.")
+
+
 def wait_until_it_writes(process, files, more):
     """Until the output has grown by `more` bytes, or the process has ended."""
     before = size(files)
-    while size(files) < before + more and process.poll() is None:
-        pass
+    wait_until(process, lambda: size(files) >= before + more)
 
 
 def computed(files):
@@ -92,8 +104,7 @@ def test_a_signal_ends_it_also_while_stdin_is_silent(files, number, code):
     process = subprocess.Popen(parts, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdin.write('{"prompt": "a"}\n{"prompt": "b"}\n')
     process.stdin.flush()
-    while (not size(files) or len(files.read()) < 2) and process.poll() is None:
-        pass
+    wait_until(process, lambda: size(files) and len(files.read()) == 2)
     process.send_signal(number)
     process.wait()
     err = process.stderr.read()
