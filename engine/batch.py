@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
@@ -146,13 +146,7 @@ class Batch:
         self._result = start.result
         window = window or 4 * llm.config.max_num_seqs * len(llm.config.topology.meshes)
         try:
-            with tqdm(
-                total=self.total,
-                initial=self._kept.lines,
-                unit="req",
-                disable=not progress or sys.stderr is None,
-                mininterval=0.1 if sys.stderr is not None and sys.stderr.isatty() else 10,
-            ) as bar:
+            with self._progress_bar(progress) as bar:
                 start.run(window, bar)
             if self._survey is None and not start.result.finished:
                 raise ValueError("The input '-' is empty: write one JSON request on each line.")
@@ -239,6 +233,15 @@ class Batch:
                 f"{self._output} holds results of another run ({', '.join(differences)}): go on with the same as then, "
                 "give another output, or start over with --restart."
             )
+
+    def _progress_bar(self, is_shown: bool) -> "tqdm[NoReturn]":
+        return tqdm(
+            total=self.total,
+            initial=self._kept.lines,
+            unit="req",
+            disable=not is_shown or sys.stderr is None,
+            mininterval=0.1 if sys.stderr is not None and sys.stderr.isatty() else 10,
+        )
 
     def _conclude(self) -> None:
         """Everything is written: make it last, and Parquet of it."""

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model runs, and on what."""
     group = parser.add_argument_group("model and devices")
+    _add_model_arguments(group)
+    _add_step_arguments(group)
+
+
+def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model",
         required=True,
@@ -46,6 +51,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="longest prompt and completion together, in tokens; less takes less memory (default: the engine's choice)",
     )
+
+
+def _add_step_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--deterministic",
         action="store_true",
