@@ -1,18 +1,12 @@
 """Batch runs that go on where an earlier start ended, and runs that must not."""
 
 import errno
-import hashlib
 import json
-import os
-import threading
-import time
-from pathlib import Path
 
 import pytest
 from helpers.batch_files import DEFAULTS, BatchFiles, prompts
-from helpers.fake_llm import FakeLLM
+from helpers.fake_llm import FakeLLM, Meddler
 from twinmesh.engine.batch import Batch, run
-from twinmesh.engine.batch_input import Source
 from twinmesh.engine.errors import BatchStopped
 from twinmesh.engine.sampling_params import SamplingParams
 
@@ -161,25 +155,6 @@ def test_a_link_to_the_output_is_the_output(interrupted):
     assert interrupted.target.is_symlink()
 
 
-@pytest.mark.parametrize("first", ["a", "line-3"])
-def test_a_custom_id_used_twice_is_refused_before_anything_is_done(files, first):
-    again = {"prompt": "c", **({"custom_id": "a"} if first == "a" else {})}
-    lines = [{"prompt": "a", "custom_id": first}, {"prompt": "b"}, again]
-    with pytest.raises(ValueError, match=rf"custom_id='{first}' of line 3 is already that of line 1 in"):
-        files.run(lines)
-    assert not files.target.exists()
-
-
-def test_names_are_compared_as_json_reads_them(files):
-    with pytest.raises(ValueError, match="custom_id='a'"):
-        files.run(['{"prompt": "x", "custom_id": "a"}', '{"prompt": "x", "custom\\u005fid": "\\u0061"}'])
-
-
-def test_equal_hashes_of_different_names_are_no_harm(files, monkeypatch):
-    monkeypatch.setattr("twinmesh.engine.batch_input.hash", lambda text: 7, raising=False)
-    assert files.run(prompts(3)).succeeded == 3
-
-
 @pytest.mark.parametrize("output", ["tiny.gguf", "in.jsonl", "in"])
 def test_what_the_run_reads_is_not_overwritten(tmp_path, output):
     files = BatchFiles(tmp_path, "in.run" if output == "in" else "in.jsonl", output)
@@ -196,96 +171,12 @@ def test_an_output_in_the_models_directory_would_make_it_another_model(files):
         run(FakeLLM(), files.source, files.target, model=files.folder)
 
 
-class Meddler(FakeLLM):
-    """Does something when it is given the first prompt."""
-
-    def __init__(self, meddle):
-        super().__init__()
-        self.meddle = meddle
-
-    def check_prompt(self, prompt):
-        if prompt == "0":
-            self.meddle()
-        return super().check_prompt(prompt)
-
-
 def test_an_output_that_is_moved_meanwhile_stops_the_run_which_goes_on_once_it_is_back(files):
     elsewhere = files.folder / "elsewhere"
     with pytest.raises(BatchStopped, match=r"out\.jsonl was moved, removed or replaced"):
         files.run(prompts(3), Meddler(lambda: files.target.rename(elsewhere)))
     elsewhere.rename(files.target)
     assert files.run().resumed == 3
-
-
-def test_an_input_that_grows_meanwhile_stops_the_run_which_goes_on_once_it_is_as_it_was(files):
-    files.write(prompts(3))
-    text = files.source.read_text()
-    with pytest.raises(BatchStopped, match=r"in\.jsonl changed while it was read: put it back .* 0 of 3 results"):
-        files.run(llm=Meddler(lambda: files.write(prompts(4))))
-    files.source.write_text(text)
-    assert files.run().succeeded == 3
-    assert sorted(files.ids()) == ["id0", "id1", "id2"]
-
-
-@pytest.mark.parametrize("edited", ["model loads", "lines are read"])
-def test_no_line_is_run_that_was_edited_in_place_since_the_survey(files, edited):
-    files.write(prompts(2000))  # more than is read ahead
-
-    def edit():
-        text = files.source.read_text()
-        files.source.write_text(text.replace('"1999"', '"abcd"'))
-
-    with Batch(files.source, files.target, model=files.model, defaults=DEFAULTS) as batch:
-        if edited == "model loads":
-            edit()
-        with pytest.raises(BatchStopped, match=r"in\.jsonl changed while it was read: put it back as it was, or start"):
-            batch.run(Meddler(edit if edited == "lines are read" else lambda: None))
-    assert not files.target.exists() or "abcd" not in files.target.read_text()
-
-
-@pytest.mark.parametrize("how", ["touched", "replaced by a copy", "removed"])
-def test_an_input_of_the_same_content_is_the_same_input(files, how):
-    files.write(prompts(2000))
-
-    def meddle():
-        if how == "removed":
-            files.source.unlink()
-            return
-        copy = files.source.with_name("copy")
-        copy.write_bytes(files.source.read_bytes())
-        copy.replace(files.source) if how == "replaced by a copy" else os.utime(files.source, (1, 1))
-
-    assert files.run(llm=Meddler(meddle)).succeeded == 2000
-
-
-def test_json_lines_are_hashed_while_they_are_read(files, monkeypatch):
-    files.source.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n\n {"prompt": "b"}')
-    source, opened, path_open = Source.of(files.source), [], Path.open
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", lambda path, *mode: opened.append(path) or path_open(path, *mode))
-        survey = source.survey()
-    assert opened == [files.source]
-    assert survey.digest == hashlib.blake2b(files.source.read_bytes()).hexdigest()[:32]
-
-
-def test_an_input_that_is_still_being_written_is_refused(files, monkeypatch):
-    files.write(prompts(2))
-
-    def read(line, number):
-        files.write(prompts(3))
-        return f"id{number}"
-
-    monkeypatch.setattr("twinmesh.engine.batch_input.read_custom_id", read)
-    with pytest.raises(ValueError, match=r"in\.jsonl changed while it was read: start when it is complete"):
-        files.run()
-
-
-def test_an_input_that_can_no_longer_be_read_is_what_the_message_names(files, monkeypatch):
-    files.write(prompts(3))
-    with Batch(files.source, files.target, model=files.model) as batch:
-        files.source.unlink()
-        with pytest.raises(BatchStopped, match=r"in\.jsonl can no longer be read \(No such file.* 0 of 3 results"):
-            batch.run(FakeLLM())
 
 
 def test_a_batch_that_was_run_or_closed_is_not_run_again(files):
@@ -336,85 +227,3 @@ def test_a_model_with_too_long_a_name_is_refused(files):
 def test_an_output_with_too_long_a_name_is_refused(tmp_path, length):
     with pytest.raises(ValueError, match="cannot be used: File name too long"):
         BatchFiles(tmp_path, output_name="x" * length).run(prompts(2))
-
-
-# ---- stdin
-
-
-def test_a_closed_stdin_is_refused(files, monkeypatch):
-    monkeypatch.setattr("sys.stdin", None)
-    with pytest.raises(ValueError, match="stdin is closed"):
-        run_stdin(files)
-
-
-@pytest.fixture
-def stdin(monkeypatch, tmp_path):
-    def give(lines):
-        path = tmp_path / "stdin"
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        monkeypatch.setattr("sys.stdin", path.open())
-
-    return give
-
-
-def run_stdin(files, **options):
-    with Batch("-", files.target, model=files.model, **options) as batch:
-        assert batch.total is None
-        assert batch.remaining is None
-        return batch.run(FakeLLM())
-
-
-def test_stdin_is_read_line_by_line(files, stdin):
-    stdin(prompts(4))
-    assert run_stdin(files).finished == 4
-    assert sorted(files.ids()) == ["id0", "id1", "id2", "id3"]
-
-
-def test_results_are_written_while_stdin_is_silent(files, monkeypatch):
-    """The writer says no more until what it said is answered; a line may come in pieces."""
-    read, write = os.pipe()
-    monkeypatch.setattr("sys.stdin", os.fdopen(read))
-    answered = []
-
-    def talk():
-        with os.fdopen(write, "wb", buffering=0) as pipe:
-            first, second = b'{"prompt": "a"}\n{"prompt": "b"}\n{"pro', b'mpt": "c"}\n\n{"prompt": "d"}'
-            for said, results in ((first, 2), (second, 3)):
-                pipe.write(said)
-                deadline = time.monotonic() + 20
-                while (not files.target.exists() or len(files.read()) < results) and time.monotonic() < deadline:
-                    pass
-                answered.append(len(files.read()))
-
-    writer = threading.Thread(target=talk)
-    writer.start()
-    result = run_stdin(files)
-    writer.join()
-    assert answered == [2, 3]
-    assert result.succeeded == 4
-    assert sorted(files.ids()) == ["line-1", "line-2", "line-3", "line-5"]
-
-
-def test_an_empty_stdin_is_refused(files, stdin):
-    stdin([])
-    with pytest.raises(ValueError, match="The input '-' is empty"):
-        run_stdin(files)
-    assert not files.target.exists()
-
-
-def test_a_name_that_comes_twice_on_stdin_is_an_error_line_under_another_name(files, stdin):
-    stdin([{"prompt": "a", "custom_id": "x"}, {"prompt": "b", "custom_id": "x"}])
-    assert run_stdin(files).failed == 1
-    errors = {line["custom_id"]: line["error"] and line["error"]["code"] for line in files.read()}
-    assert errors == {"x": None, "line-2": "duplicate_custom_id"}
-
-
-def test_a_run_from_stdin_does_not_go_on_but_starts_over(files, stdin):
-    stdin(prompts(2))
-    run_stdin(files)
-    stdin(prompts(3))
-    with pytest.raises(ValueError, match=r"stdin cannot be read from its beginning again.*--restart"):
-        run_stdin(files)
-    assert run_stdin(files, restart=True).finished == 3
-    with pytest.raises(ValueError, match="another input"):
-        files.run(prompts(3), defaults=SamplingParams())

@@ -15,6 +15,11 @@ def prompts(count, start=0):
     return [{"prompt": f"{start + i}", "custom_id": f"id{start + i}"} for i in range(count)]
 
 
+def chat_line(custom_id, text="hi", **body):
+    body = {"model": "m", "messages": [{"role": "user", "content": text}], **body}
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
 @dataclass(frozen=True)
 class BatchFiles:
     """Input, output and a model of a few bytes, in one directory."""

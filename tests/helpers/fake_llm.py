@@ -101,3 +101,16 @@ class FakeStream:
 
     def result(self):
         return self.output
+
+
+class Meddler(FakeLLM):
+    """Does something when it is given the first prompt."""
+
+    def __init__(self, meddle):
+        super().__init__()
+        self.meddle = meddle
+
+    def check_prompt(self, prompt):
+        if prompt == "0":
+            self.meddle()
+        return super().check_prompt(prompt)
