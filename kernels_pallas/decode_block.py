@@ -157,7 +157,7 @@ class _Block:
     k_pages: Ref  # [N, P, Hk, D]
     v_pages: Ref
     page_table: Ref  # [R, max_pages]
-    items: Ref  # [U, 4]
+    items: Ref  # [U, 3]
     sums: Ref  # [U, rings, Hk, stored, D], written
     logs: Ref  # [U, rings, Hk, stored], written
     smem: Buffers

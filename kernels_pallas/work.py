@@ -15,8 +15,8 @@ _ALIGNMENT = 8  # rows of a tile as the tensor cores want it
 class Splits(NamedTuple):
     """The splits of all requests, one after the other.
 
-    `start` [R + 1]: request r has splits start[r] to start[r + 1] - 1. `items` [U, 4]: each split's request, first
-    visible token, the token after its last, and 0. U is the most there can be; rows from start[R] on mean nothing.
+    `start` [R + 1]: request r has splits start[r] to start[r + 1] - 1. `items` [U, 3]: each split's request, first
+    visible token, and the token after its last. U is the most there can be; rows from start[R] on mean nothing.
     """
 
     start: Array
@@ -35,7 +35,7 @@ def split_work(kv_len: Array, window: int | None, split: int, capacity: int) -> 
     request = jnp.minimum(request, requests - 1)
     cut = (first[request] // split + index - start[request]) * split
     begin, end = jnp.maximum(cut, first[request]), jnp.minimum(cut + split, kv_len[request])
-    return Splits(start, jnp.stack([request, begin, end, jnp.zeros_like(begin)], axis=1))
+    return Splits(start, jnp.stack([request, begin, end], axis=1))
 
 
 class Piece(NamedTuple):

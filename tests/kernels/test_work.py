@@ -23,9 +23,9 @@ def test_splits_hold_each_visible_token_once_cut_at_absolute_multiples(window, k
     for request, length in enumerate(kv_len):
         own = items[start[request] : start[request + 1]]
         assert (own[:, 0] == request).all()
-        tokens = np.concatenate([np.arange(begin, end) for _, begin, end, _ in own] or [np.arange(0)])
+        tokens = np.concatenate([np.arange(begin, end) for _, begin, end in own] or [np.arange(0)])
         np.testing.assert_array_equal(tokens, np.arange(max(0, length - (window or length)), length))
-        assert all(begin // 128 == (end - 1) // 128 for _, begin, end, _ in own)
+        assert all(begin // 128 == (end - 1) // 128 for _, begin, end in own)
 
 
 @pytest.mark.parametrize("window", [None, 1, 100])
