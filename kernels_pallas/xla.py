@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .work import split_work
+from .work import Splits, split_work
 
-# Measured on two CPU cores, float32, 3 key/value heads of 64. Decode: tokens of a split, more where a request could
-# have more than so many splits; splits of an iteration, for each row, and tokens of all of them: fewer starve the
-# second core, more fall out of the L2 cache.
-_DECODE_SPLIT = 128
-_DECODE_SPLITS = 16
+# Measured on two CPU cores, float32, 3 key/value heads of 64. Decode: tokens of a block; the most splits of a request,
+# whose partial sums are kept; splits of an iteration for each row, and tokens of all of them: fewer starve the second
+# core, more fall out of the L2 cache.
+_DECODE_BLOCK = 128
+_DECODE_SPLITS = 32
 _DECODE_LANES = 4
 _DECODE_TOKENS = 2048
 # Prefill: query rows of a work item, and tokens of one iteration.
@@ -74,49 +74,92 @@ def paged_decode_attention(
     """See `kernels_pallas.paged_decode_attention`.
 
     Split-KV, so that ragged lengths do not cost the longest one: the splits of all requests are one list, of which an
-    iteration takes the next few, whosever they are. All heads of a split are one GEMM against the pages as they lie in
-    memory: row h of the left operand holds query head h in the columns of its key/value head and zeros elsewhere. That
-    is Hk times the arithmetic and still faster than transposing the cache to heads-major, up to at least 8 heads.
+    iteration takes the next few, whosever they are. A split is one block, or several in an inner loop. All heads of a
+    split are one GEMM against the pages as they lie in memory: row h of the left operand holds query head h in the
+    columns of its key/value head and zeros elsewhere. That is Hk times the arithmetic and still faster than transposing
+    the cache to heads-major, up to at least 8 heads.
     """
     rows, max_pages = page_table.shape
     page_size, kv_heads, head_dim = k_pages.shape[1:]
-    pages = max(1, _DECODE_SPLIT // page_size, -(-max_pages // _DECODE_SPLITS))
+    pages = max(1, _DECODE_BLOCK // page_size)  # of a block
+    split = _decode_split(max_pages, page_size, pages, window)
     lanes = max(1, min(_DECODE_LANES * rows, _DECODE_TOKENS // (pages * page_size)))
     with jax.named_scope("paged_decode_attention"):
-        work = split_work(kv_len, window, pages * page_size, max_pages * page_size)
-        items = jnp.pad(work.items, ((0, -work.items.shape[0] % lanes), (0, 0)))
+        is_one_block = split == pages * page_size
+        work = split_work(kv_len, window, split, max_pages * page_size)
+        listed = _listed_splits(work, lanes, by_length=not is_one_block)
         spread = _spread_heads(q.astype(jnp.float32) * scale, kv_heads)  # [R, Hq, Hk*D]
 
         def few(i: Array, parts: _Softmax) -> _Softmax:
-            at = i * lanes
-            row, begin, end, _ = lax.dynamic_slice_in_dim(items, at, lanes).T
-            end = jnp.where(at + jnp.arange(lanes, dtype=jnp.int32) < work.start[rows], end, begin)  # past the list
-            page = (begin // (pages * page_size) * pages)[:, None] + jnp.arange(pages, dtype=jnp.int32)
-            token = _tokens(page, page_size)  # [B, S]
-            visible = (token >= begin[:, None]) & (token < end[:, None])
-            k, v = _load(k_pages, v_pages, page_table[row], page, visible)  # [B, S, Hk, D]
-            k, v = (x.reshape(*token.shape, kv_heads * head_dim) for x in (k, v))
-            part = _accumulate(_initial(spread[row].shape, None), spread[row], k, v, visible[:, None, :], softcap)
+            row, begin, end = (lax.dynamic_slice_in_dim(x, i * lanes, lanes) for x in listed[:3])
+            queries, tables, start = spread[row], page_table[row], _block_start(begin, pages, page_size)
+
+            def block(j: Array, state: _Softmax) -> _Softmax:
+                page = (start + j * pages)[:, None] + jnp.arange(pages, dtype=jnp.int32)
+                token = _tokens(page, page_size)  # [B, S]
+                visible = (token >= begin[:, None]) & (token < end[:, None])
+                k, v = _load(k_pages, v_pages, tables, page, visible)  # [B, S, Hk, D]
+                k, v = (x.reshape(*token.shape, kv_heads * head_dim) for x in (k, v))
+                return _accumulate(state, queries, k, v, visible[:, None, :], softcap)
+
+            part = _initial(queries.shape, None)
+            if is_one_block:
+                part = block(jnp.int32(0), part)
+            else:
+                blocks = jnp.max(-(-end // page_size) - start + pages - 1) // pages
+                part = lax.fori_loop(0, blocks, block, part)
             part = part._replace(out=_own_heads(part.out, kv_heads))
-            placed: _Softmax = jax.tree.map(lambda x, new: lax.dynamic_update_slice_in_dim(x, new, at, 0), parts, part)
+            placed: _Softmax = jax.tree.map(
+                lambda x, new: lax.dynamic_update_slice_in_dim(x, new, i * lanes, 0), parts, part
+            )
             return placed
 
-        parts = _initial((items.shape[0], *q.shape[1:]), None)
-        parts = lax.fori_loop(0, (work.start[rows] + lanes - 1) // lanes, few, parts)
-        return _normalise(_combine(parts, work.start, _initial(q.shape, sink))).astype(q.dtype)
+        parts = _initial((listed.row.shape[0], *q.shape[1:]), None)
+        parts = lax.fori_loop(0, (listed.start[rows] + lanes - 1) // lanes, few, parts)
+        return _normalise(_combine(parts, listed, _initial(q.shape, sink))).astype(q.dtype)
 
 
-def _combine(parts: _Softmax, start: Array, state: _Softmax) -> _Softmax:
-    """Fold request r's parts, start[r] to start[r + 1] - 1 of [U, ...], into `state` [R, ...], one after the other."""
-    count = start[1:] - start[:-1]
+class _ListedSplits(NamedTuple):
+    """Splits of all requests and then empty ones: U in all, a multiple of the lanes."""
+
+    row: Array  # [U], the request
+    begin: Array  # [U], its first visible token
+    end: Array  # [U], the token after its last
+    place: Array  # [U], where each of `split_work`'s splits is here
+    start: Array  # [R + 1], as `Splits.start`
+
+
+def _decode_split(max_pages: int, page_size: int, pages: int, window: int | None) -> int:
+    """Tokens of a split: one block of `pages`, several where there could be more than `_DECODE_SPLITS`."""
+    reach = max_pages if window is None else min(max_pages, -(-window // page_size) + 1)
+    return -(-reach // (pages * _DECODE_SPLITS)) * pages * page_size
+
+
+def _listed_splits(work: Splits, lanes: int, *, by_length: bool) -> _ListedSplits:
+    """`by_length`: the longest first, so that those of an iteration take about as many blocks."""
+    items = jnp.pad(work.items, ((0, -work.items.shape[0] % lanes), (0, 0)))
+    place = jnp.arange(items.shape[0], dtype=jnp.int32)
+    row, begin, end = (jnp.where(place < work.start[-1], x, 0) for x in items.T[:3])
+    if by_length:
+        order = jnp.argsort(begin - end)
+        row, begin, end = row[order], begin[order], end[order]
+        place = jnp.zeros_like(place).at[order].set(place, unique_indices=True)
+    return _ListedSplits(row, begin, end, place, work.start)
+
+
+def _combine(parts: _Softmax, listed: _ListedSplits, state: _Softmax) -> _Softmax:
+    """Fold the parts [U, ...] of each request into its row of `state` [R, ...], in the order of its tokens."""
+    first, count = listed.start[:-1], listed.start[1:] - listed.start[:-1]
 
     def fold(j: Array, state: _Softmax) -> _Softmax:
-        part = jax.tree.map(lambda x: x.at[start[:-1] + j].get(mode="clip"), parts)
-        part_peak = jnp.where((j < count)[:, None], part.peak, _LOWEST)
+        at, is_own = listed.place.at[first + j].get(mode="clip"), (j < count)[:, None]
+        part_peak = jnp.where(is_own, parts.peak[at], _LOWEST)
         peak = jnp.maximum(state.peak, part_peak)
-        rescale, weight = jnp.exp(state.peak - peak), jnp.where((j < count)[:, None], jnp.exp(part_peak - peak), 0.0)
-        out = state.out * rescale[..., None] + part.out * weight[..., None]
-        return _Softmax(peak, state.total * rescale + part.total * weight, out)
+        rescale, weight = jnp.exp(state.peak - peak), jnp.exp(part_peak - peak)
+        # Not by a weight of 0: another request's part may be NaN.
+        total = jnp.where(is_own, parts.total[at] * weight, 0.0)
+        out = jnp.where(is_own[..., None], parts.out[at] * weight[..., None], 0.0)
+        return _Softmax(peak, state.total * rescale + total, state.out * rescale[..., None] + out)
 
     combined: _Softmax = lax.fori_loop(0, jnp.max(count), fold, state)
     return combined

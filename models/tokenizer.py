@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 from .decoding import TextStream, decoding
 from .errors import CheckpointError
 
-# Of a text that is long for the tokens it may have, so many characters a token are looked at first: few texts have more.
+# Of a text that is long for the tokens it may have, so many characters a token are looked at first; most have fewer.
 _CHARACTERS_PER_TOKEN = 16
 
 
@@ -120,14 +120,18 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"The text has a lone surrogate at character {error.start}: it is not Unicode.") from None
-        if at_most is not None and len(text) > (start := _CHARACTERS_PER_TOKEN * at_most):
-            if len(self.backend.encode(text[:start], add_special_tokens=False)) > 2 * at_most:
-                raise ValueError(
-                    f"The text has {len(text)} characters, and {at_most} tokens is the most there is room for "
-                    "(max_model_len): shorten it."
-                )
+        if at_most is not None and self._is_far_longer(text, at_most):
+            raise ValueError(
+                f"The text has {len(text)} characters, and {at_most} tokens is the most there is room for "
+                "(max_model_len): shorten it."
+            )
         ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
         return ids
+
+    def _is_far_longer(self, text: str, tokens: int) -> bool:
+        """Whether the beginning alone has twice as many; no more of a text is tokenised than that takes."""
+        start = _CHARACTERS_PER_TOKEN * tokens
+        return len(text) > start and len(self.backend.encode(text[:start], add_special_tokens=False)) > 2 * tokens
 
     def encode_after(self, text: str) -> list[int]:
         """Token ids of `text` where it goes on after other text: no special tokens, nor the space that SentencePiece

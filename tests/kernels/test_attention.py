@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention, reference
+from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention, reference, xla
 
 SINK = np.linspace(-1, 3, 6).astype(np.float32)
 OPTIONS = [{}, {"window": 1}, {"window": 13, "sink": SINK}, {"window": 24, "softcap": 1.5, "sink": SINK}]
@@ -56,13 +56,38 @@ def test_prefill_matches_oracle_over_several_tiles_and_blocks(make_case):
     np.testing.assert_allclose(prefill(case, **options), want, atol=3e-6)
 
 
-def test_decode_matches_oracle_over_several_groups_and_blocks(make_case):
+def test_decode_matches_oracle_over_several_iterations(make_case):
     options = {"window": 300, "sink": SINK}
     lengths = np.random.default_rng(3).integers(0, 640, 37)
     lengths[::5] = 0
     case = make_case(lengths.tolist(), page_size=64, max_pages=10)
     want = oracle_decode(case, **options)
     np.testing.assert_allclose(decode(case, **options), want, atol=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("page_size", "max_pages", "window"),
+    [(4, 80, None), (4, 80, 9), (4, 80, 200), (64, 70, None), (192, 3, None), (256, 40, 300)],
+)
+def test_decode_matches_oracle_where_requests_may_be_far_longer_than_they_are(
+    monkeypatch, make_case, page_size, max_pages, window
+):
+    """Splits of several blocks, also where a window is much smaller than one, and pages longer than a block."""
+    monkeypatch.setattr(xla, "_DECODE_SPLITS", 2)
+    longest = page_size * max_pages
+    lengths = np.array([1, 17, 130, 300, 0, longest // 2, longest - 1, 5, longest])
+    case = make_case(np.minimum(lengths, longest).tolist(), page_size=page_size, max_pages=max_pages)
+    options = {"window": window, "sink": SINK}
+    np.testing.assert_allclose(decode(case, **options), oracle_decode(case, **options), atol=3e-6)
+
+
+def test_a_request_that_is_not_a_number_stays_alone(make_case):
+    case = make_case([40, 300, 20], page_size=8, max_pages=40)
+    before = np.asarray(decode(case))
+    case.v_pages[case.page_table[1][:38]] = np.nan
+    after = np.asarray(decode(case))
+    assert np.isnan(after[1]).all()
+    np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
 
 
 @settings(max_examples=25, deadline=None)
