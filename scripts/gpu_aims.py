@@ -5,9 +5,8 @@ with None for what was not measured.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
-type Facts = dict[str, Any]
+from twinmesh.scripts.gpu_facts import Facts
 
 DECODE_OF_COPY, PREFILL_TFLOP = 0.85, {"x128p": 550.0, "x64p": 420.0}
 OF_FLOOR, PREFILL_OF_MATMUL, OF_DENSE_RATE = 0.75, 0.55, 0.9

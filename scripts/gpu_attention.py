@@ -7,7 +7,6 @@ is the relative distance of its output from ours. Rows come in the order of thei
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +26,13 @@ from twinmesh.scripts.gpu_bench import (
     prefill_flops,
     seconds,
 )
+from twinmesh.scripts.gpu_facts import Facts
 from twinmesh.scripts.gpu_peers import DECODE, PREFILL, Peer, build, measured
 
 DECODES = ((32, 8192), (128, 1024), (32, 1024), (128, 8192), (32, 32768), (128, 32768))  # batch, context
 HEADS = (Heads(32, 8, 128), Heads(64, 8, 64))
 DECODE_CALLS, PREFILL_CALLS = 16, 4  # in one program
 MOST_BYTES = 2e10  # of one row's pages, unless a single layer takes more
-
-type Facts = dict[str, Any]
 
 
 def ceilings(scale: float) -> Iterator[Facts]:

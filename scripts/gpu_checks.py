@@ -24,13 +24,12 @@ import numpy as np
 from jax import Array
 from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention, xla
 from twinmesh.scripts.gpu_bench import Heads, attempt, pool, queries
+from twinmesh.scripts.gpu_facts import Facts
 
 LIMITS = {"bfloat16": 1e-2, "float16": 4e-3}
 THREADS = 4  # cases at a time: most of it is compiling, which lets others run
 CHUNK = 600  # rows of prefill for one request, at most
 TIGHT = 11  # pages, for four requests of up to six each
-
-type Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)

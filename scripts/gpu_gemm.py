@@ -23,6 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from twinmesh.kernels_pallas.mosaic import Ref, compiler_params, smem
 from twinmesh.scripts.gpu_bench import copy_bandwidth, noise, reason, seconds
+from twinmesh.scripts.gpu_facts import Facts
 
 _CONSUMERS, _PRODUCER = 2, 2
 _WIDTH = 128  # columns of the weight in a tile, 64 for each consumer
@@ -41,8 +42,6 @@ SHAPES = {
     "k": (4096, 1024),
 }
 ROWS = (1, 32, 8, 128)
-
-type Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from twinmesh.scripts.gpu_bench import Cached, Heads, pool, queries, reason, seconds
+from twinmesh.scripts.gpu_facts import Facts
 
 WORKSPACE = 512 * 2**20  # bytes of FlashInfer's buffer for partial sums
 MOST_BYTES = 1.8e10  # of contiguous keys and values, beside the pages that ours reads
-
-type Facts = dict[str, Any]
 
 
 class Measured(NamedTuple):

@@ -22,6 +22,7 @@ from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params
 from twinmesh.scripts.gpu_bench import copy_bandwidth, matmul_rate, seconds
 from twinmesh.scripts.gpu_budget import measure_budget
+from twinmesh.scripts.gpu_facts import Facts
 
 QWEN3_8B = ModelConfig(
     "qwen3", 151936, 4096, 12288, 32, 8, 128, 1e-6, False, 40960, (AttentionSpec(Rope(1e6)),) * 36, qk_norm=True
@@ -32,9 +33,6 @@ LLAMA_3_1_8B = ModelConfig(
 CONTEXT, PROMPT, BATCHES = 1024, 8192, (1, 8, 32, 128)
 PROFILED = (1, 32)  # batches whose time is told apart
 VLLM_MS = {1: 7.22, 8: 7.67}  # public figures of vLLM for Qwen3-8B on an H100, ms a decode step
-
-
-type Facts = dict[str, Any]
 
 
 def qwen3(scale: float) -> Iterator[Facts]:
