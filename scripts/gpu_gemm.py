@@ -63,6 +63,8 @@ class _Plan:
         return self.depth // _DEPTH // self.parts
 
 
+# Jitted, so that layers of one shape share a trace and the kernel is lowered once a program.
+@functools.partial(jax.jit, static_argnames=("cores", "interpret"))
 def skinny_matmul(x: Array, weight: Array, *, cores: int, interpret: Any = None) -> Array:
     """x [M, K] @ weight [K, N] for few rows.
 
@@ -90,12 +92,12 @@ def skinny_matmul(x: Array, weight: Array, *, cores: int, interpret: Any = None)
     if x.dtype not in (jnp.bfloat16, jnp.float16) or weight.dtype != x.dtype:
         raise ValueError(f"x is {x.dtype} and weight {weight.dtype}: both must be bfloat16, or both float16.")
     padded = -(-rows // 8) * 8
-    plan = _plan(padded, columns, depth, cores)
+    plan = _cut(padded, columns, depth, cores)
     sums = _stream(plan, jnp.pad(x, ((0, padded - rows), (0, 0))), weight, interpret)  # [parts, N, rows]
     return functools.reduce(jnp.add, sums).T[:rows].astype(x.dtype)
 
 
-def _plan(rows: int, columns: int, depth: int, cores: int) -> _Plan:
+def _cut(rows: int, columns: int, depth: int, cores: int) -> _Plan:
     """Parts of K: so many that the blocks share the work evenly, and so few that partial sums cost little."""
     tiles = columns // _WIDTH
 
