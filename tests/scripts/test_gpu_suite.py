@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from twinmesh.scripts import gpu_aims, gpu_attention, gpu_checks, gpu_facts, gpu_suite, gpu_transformers
 from twinmesh.scripts.gpu_bench import Cached, Heads, cached, prefill_flops
-from twinmesh.scripts.gpu_peers import Measured, measured, page_lists
+from twinmesh.scripts.gpu_peers import Measured, measured, page_lists, sets
 
 SMALL = Heads(4, 2, 64, 16)
 
@@ -170,8 +170,31 @@ def test_rows_hold_ratios_and_null_with_the_reason_where_a_peer_is_absent(monkey
     json.dumps([row, prefill])
 
 
-def test_a_row_of_the_append_writes_in_place():
-    assert gpu_attention.append_row(SMALL, 32, 0.001)["bytes"] == 32 * 4 * 2 * 64
+def test_a_row_of_the_append_has_the_time_and_the_bytes_of_one_call():
+    row = gpu_attention.append_row(SMALL, 32, 0.001)
+    assert row["us"] > 0
+    assert row["bytes"] == 32 * 4 * 2 * 64
+
+
+@pytest.mark.parametrize("has_8k", [True, False])
+def test_rates_are_compared_with_the_prompt_of_8k_or_with_nothing(monkeypatch, has_8k):
+    def row(heads, lengths, chunks, matmul):
+        if lengths == [8192] and not has_8k:
+            raise ValueError("it does not fit")
+        return {"tflop_s": 2.0 if lengths == [8192] else 1.0}
+
+    monkeypatch.setattr(gpu_attention, "prefill_row", row)
+    monkeypatch.setattr(gpu_attention, "_ceilings", lambda scale: {"copy_tb_s": 1.0, "matmul_tflop_s": 1.0})
+    found = {}
+    for piece in gpu_attention.prefill(1.0):
+        gpu_facts.merge(found, piece)
+    for name, facts in found["rows"].items():
+        assert facts.get("of_dense_rate") == (0.5 if has_8k and not name.endswith(" 8k") else None)
+    assert ("failed" in found) != has_8k
+    aim = gpu_aims.aims({"prefill": {"rows": {"a 2k of 18k": {"peers": {"best_ratio": None}}}}})[
+        "chunk of the dense rate"
+    ]
+    assert aim["met"] is None
 
 
 @no_torch
@@ -189,6 +212,14 @@ def test_a_peer_gets_the_pages_of_each_request_and_the_tokens_of_its_last():
     assert begin.tolist() == [0, 3, 4, 5]
     assert pages.tolist() == [*table[0, :3], table[1, 0], table[2, 0]]
     assert tails.tolist() == [1, 16, 1]
+
+
+def test_dense_peers_read_so_many_keys_and_values_in_turn_that_no_cache_holds_them():
+    for heads in gpu_attention.HEADS:
+        for lengths in ([1024] * 32, [8192], [8192] * 128, [4096, 1000, 6000, 300]):
+            count = sets(heads, lengths)
+            assert count * sum(lengths) * heads.token_bytes >= 3e8
+    assert sets(gpu_attention.HEADS[0], [8192] * 128) == 1
 
 
 def test_inputs_of_checks_hold_nan_wherever_no_request_has_a_token():
