@@ -5,9 +5,8 @@ with None for what was not measured.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
-type Facts = dict[str, Any]
+from twinmesh.scripts.gpu_facts import Facts
 
 DECODE_OF_COPY, PREFILL_TFLOP = 0.85, {"x128p": 550.0, "x64p": 420.0}
 OF_FLOOR, PREFILL_OF_MATMUL, OF_DENSE_RATE = 0.75, 0.55, 0.9
@@ -24,7 +23,7 @@ def aims(report: Facts) -> dict[str, Facts]:
         "decode of copy bandwidth": _aim(DECODE_OF_COPY, decode, lambda row: row["of_copy"]),
         "decode over the best peer": _aim(1.0, decode, _best_ratio),
         "prefill over the best dense peer": _aim(1.0, dense, _best_ratio),
-        "chunk of the dense rate": _aim(OF_DENSE_RATE, chunks, lambda row: row["of_dense_rate"]),
+        "chunk of the dense rate": _aim(OF_DENSE_RATE, chunks, lambda row: row.get("of_dense_rate")),
         "decode step of its floor": _aim(OF_FLOOR, steps.get("decode", {}), lambda row: row["of_floor"]),
         "prefill step of matmul rate": _aim(PREFILL_OF_MATMUL, prompt, lambda row: row["of_matmul"]),
         "decode step over transformers": _aim(1.0, dict(_over(steps, transformers)), lambda row: row["ratio"]),

@@ -7,7 +7,6 @@ is the relative distance of its output from ours. Rows come in the order of thei
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +26,14 @@ from twinmesh.scripts.gpu_bench import (
     prefill_flops,
     seconds,
 )
+from twinmesh.scripts.gpu_facts import Facts
 from twinmesh.scripts.gpu_peers import DECODE, PREFILL, Peer, build, measured
 
 DECODES = ((32, 8192), (128, 1024), (32, 1024), (128, 8192), (32, 32768), (128, 32768))  # batch, context
 HEADS = (Heads(32, 8, 128), Heads(64, 8, 64))
-DECODE_CALLS, PREFILL_CALLS = 16, 4  # in one program
+APPENDS = (1, 32, 128, 8192)  # tokens
+DECODE_CALLS, PREFILL_CALLS, APPEND_CALLS = 16, 4, 16  # in one program
 MOST_BYTES = 2e10  # of one row's pages, unless a single layer takes more
-
-type Facts = dict[str, Any]
 
 
 def ceilings(scale: float) -> Iterator[Facts]:
@@ -64,8 +63,9 @@ def decode(scale: float) -> Iterator[Facts]:
                 row = attempt(partial(decode_row, heads, lengths, 1e12 * facts["copy_tb_s"]))
                 failed += "failed" in row
                 yield {"rows": {f"{heads} {rows}x{context} {kind}": row}}
-    yield _rows_failed(failed)
-    yield {"append": {str(tokens): append_row(HEADS[0], tokens, scale) for tokens in (1, 32, 128, 8192)}}
+    appends = {str(tokens): attempt(partial(append_row, HEADS[0], tokens, scale)) for tokens in APPENDS}
+    yield {"append": appends}
+    yield _rows_failed(failed + sum("failed" in row for row in appends.values()))
 
 
 def decode_row(heads: Heads, lengths: Sequence[int], copy: float, peers: Mapping[str, Peer] = DECODE) -> Facts:
@@ -79,7 +79,7 @@ def decode_row(heads: Heads, lengths: Sequence[int], copy: float, peers: Mapping
 
 
 def prefill(scale: float) -> Iterator[Facts]:
-    """FLOP/s of what is visible; of a chunk against a prefix also as a share of the dense rate of the same heads."""
+    """FLOP/s of what is visible; all but the 8k prompt's also as a share of that prompt's rate, where there is one."""
     facts = _ceilings(scale)
     yield facts
     dense: dict[Heads, float] = {}
@@ -95,8 +95,10 @@ def prefill(scale: float) -> Iterator[Facts]:
             length, chunk = ([max(1, int(scale * n)) for n in each] for each in (lengths, chunks))
             row = attempt(partial(prefill_row, heads, length, chunk, 1e12 * facts["matmul_tflop_s"]))
             failed += "failed" in row
-            if "tflop_s" in row:
-                row["of_dense_rate"] = row["tflop_s"] / dense.setdefault(heads, row["tflop_s"])
+            if name == "8k" and "tflop_s" in row:
+                dense[heads] = row["tflop_s"]
+            elif heads in dense and "tflop_s" in row:
+                row["of_dense_rate"] = row["tflop_s"] / dense[heads]
             yield {"rows": {f"{heads} {name}": row}}
     yield _rows_failed(failed)
 
@@ -145,14 +147,21 @@ def append_row(heads: Heads, tokens: int, scale: float) -> Facts:
     """New keys and values written into donated pools of 1 GB each, by XLA's scatter."""
     tokens = max(1, int(tokens * scale)) if tokens > 128 else tokens
     pages = max(-(-tokens // heads.page_size), int(1e9 * scale / (heads.page_size * heads.token_bytes / 2)))
-    slots = np.random.default_rng(0).permutation(pages * heads.page_size)[:tokens]
+    order = np.random.default_rng(0).permutation(pages * heads.page_size)
+    slots = [np.roll(order, -i * tokens)[:tokens] for i in range(APPEND_CALLS)]  # no two calls in a row do the same
     k, v = (pool(heads, -(-tokens // heads.page_size), i).reshape(-1, heads.kv, heads.dim)[:tokens] for i in range(2))
-    held = [(pool(heads, pages, 2), pool(heads, pages, 3))]
-    append = jax.jit(append_kv, donate_argnums=(0, 1))
+    held = [pool(heads, pages, 2), pool(heads, pages, 3)]
 
-    def call(k: Array, v: Array, slot: Array) -> Array:
-        held[0] = append(*held[0], k, v, slot)
-        return held[0][0][0, 0, 0, 0]
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def appends(k_pages: Array, v_pages: Array, k: Array, v: Array, slots: Array) -> tuple[Array, Array, Array]:
+        for slot in slots:
+            k_pages, v_pages = append_kv(k_pages, v_pages, k, v, slot)
+        return k_pages, v_pages, k_pages[0, 0, 0, 0]
 
-    taken = seconds(call, k, v, jnp.asarray(slots, jnp.int32), queued=16)
+    def call(*new: Array) -> Array:
+        written: Array  # what can be waited for, as the next call takes the pools
+        *held[:], written = appends(*held, *new)
+        return written
+
+    taken = seconds(call, k, v, jnp.asarray(np.stack(slots), jnp.int32)) / APPEND_CALLS
     return {"us": 1e6 * taken, "bytes": tokens * heads.token_bytes}

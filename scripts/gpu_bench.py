@@ -172,9 +172,7 @@ def attempt(find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `find` gives, or {"failed": why}: what comes after is worth having."""
     try:
         return find()
-    except (
-        Exception
-    ) as error:  # a kernel that does not compile, memory that does not suffice, a package that is missing
+    except Exception as error:  # a kernel does not compile, memory does not suffice, a package is missing
         return {"failed": reason(error)}
 
 
@@ -186,13 +184,13 @@ def reason(error: Exception) -> str:
 
 def copy_bandwidth(size: float = 4e9) -> float:
     """Bytes per second, read and written, of a large copy."""
-    x = jax.random.normal(jax.random.key(0), (int(size) // 2,), jnp.bfloat16)
+    x = noise((max(1, int(size) // 2**17), 2**16), 0)
     return 2 * x.nbytes / seconds(jax.jit(jnp.negative), x)
 
 
 def matmul_rate(size: int = 8192) -> float:
     """FLOP/s of a large bfloat16 product."""
-    a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
+    a, b = (noise((size, size), i) for i in range(2))
     return 2.0 * size**3 / seconds(jax.jit(partial(jnp.matmul, preferred_element_type=jnp.bfloat16)), a, b)
 
 

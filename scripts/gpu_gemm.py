@@ -13,7 +13,7 @@ a fixed order by a second kernel, XLA's, which also turns and rounds them. How K
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from twinmesh.kernels_pallas.mosaic import Ref, compiler_params, smem
 from twinmesh.scripts.gpu_bench import copy_bandwidth, noise, reason, seconds
+from twinmesh.scripts.gpu_facts import Facts
 
 _CONSUMERS, _PRODUCER = 2, 2
 _WIDTH = 128  # columns of the weight in a tile, 64 for each consumer
@@ -41,8 +42,6 @@ SHAPES = {
     "k": (4096, 1024),
 }
 ROWS = (1, 32, 8, 128)
-
-type Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,8 @@ class _Plan:
         return self.depth // _DEPTH // self.parts
 
 
+# Jitted, so that layers of one shape share a trace and the kernel is lowered once a program.
+@functools.partial(jax.jit, static_argnames=("cores", "interpret"))
 def skinny_matmul(x: Array, weight: Array, *, cores: int, interpret: Any = None) -> Array:
     """x [M, K] @ weight [K, N] for few rows.
 
@@ -91,12 +92,12 @@ def skinny_matmul(x: Array, weight: Array, *, cores: int, interpret: Any = None)
     if x.dtype not in (jnp.bfloat16, jnp.float16) or weight.dtype != x.dtype:
         raise ValueError(f"x is {x.dtype} and weight {weight.dtype}: both must be bfloat16, or both float16.")
     padded = -(-rows // 8) * 8
-    plan = _plan(padded, columns, depth, cores)
+    plan = _cut(padded, columns, depth, cores)
     sums = _stream(plan, jnp.pad(x, ((0, padded - rows), (0, 0))), weight, interpret)  # [parts, N, rows]
     return functools.reduce(jnp.add, sums).T[:rows].astype(x.dtype)
 
 
-def _plan(rows: int, columns: int, depth: int, cores: int) -> _Plan:
+def _cut(rows: int, columns: int, depth: int, cores: int) -> _Plan:
     """Parts of K: so many that the blocks share the work evenly, and so few that partial sums cost little."""
     tiles = columns // _WIDTH
 
@@ -135,66 +136,93 @@ def _stream(plan: _Plan, x: Array, weight: Array, interpret: Any) -> Array:
     return sums
 
 
+class _Ring(NamedTuple):
+    """Tiles of the weight and of x, and the barriers of each slot."""
+
+    weight: Ref  # [stages, _DEPTH, _WIDTH]
+    x: Ref  # [stages, rows, _DEPTH]
+    full: Ref
+    free: Ref
+
+
 def _kernel(
     plan: _Plan, x: Ref, weight: Ref, sums: Ref, *, w_smem: Ref, x_smem: Ref, sum_smem: Ref, full: Ref, free: Ref
 ) -> None:
-    block, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
+    warpgroup, ring = lax.axis_index("warpgroup"), _Ring(w_smem, x_smem, full, free)
+    pl.when(warpgroup == _PRODUCER)(functools.partial(_produce, plan, x, weight, ring))
+    pl.when(warpgroup < _CONSUMERS)(functools.partial(_consume, plan, ring, sum_smem, sums))
+
+
+def _mine(plan: _Plan) -> Array:
+    """How many pieces of work this block has."""
     pieces = plan.tiles * plan.parts
-    mine = lax.div(pieces - block + (plan.blocks - 1), plan.blocks)
-    total = mine * plan.steps  # tiles that pass through the ring
+    return lax.div(pieces - lax.axis_index("block") + (plan.blocks - 1), plan.blocks)
 
-    def piece(index: Array) -> tuple[Array, Array]:
-        at = block + index * plan.blocks
-        return lax.rem(at, plan.tiles), lax.div(at, plan.tiles)
 
-    @pl.when(warpgroup == _PRODUCER)
-    def _produce() -> None:
-        plgpu.set_max_registers(40, action="decrease")
+def _piece(plan: _Plan, index: Array) -> tuple[Array, Array]:
+    """Tile and part of this block's piece."""
+    at = lax.axis_index("block") + index * plan.blocks
+    return lax.rem(at, plan.tiles), lax.div(at, plan.tiles)
 
-        @pl.loop(0, total)
-        def _load(use: Array) -> None:
+
+def _produce(plan: _Plan, x: Ref, weight: Ref, ring: _Ring) -> None:
+    """Keep the ring filling."""
+    plgpu.set_max_registers(40, action="decrease")
+    total = _mine(plan) * plan.steps  # tiles that pass through the ring
+
+    @pl.loop(0, total)
+    def _load(use: Array) -> None:
+        slot = lax.rem(use, plan.stages)
+        tile, part = _piece(plan, lax.div(use, plan.steps))
+        row = pl.ds(pl.multiple_of((part * plan.steps + lax.rem(use, plan.steps)) * _DEPTH, _DEPTH), _DEPTH)
+        pl.when(use >= plan.stages)(functools.partial(plgpu.barrier_wait, ring.free.at[slot]))
+        column = pl.ds(pl.multiple_of(tile * _WIDTH, _WIDTH), _WIDTH)
+        plgpu.copy_gmem_to_smem(weight.at[row, column], ring.weight.at[slot], ring.full.at[slot])
+        plgpu.copy_gmem_to_smem(x.at[:, row], ring.x.at[slot], ring.full.at[slot])
+
+    for i in range(plan.stages):  # whoever waits on a barrier sees all its phases
+        pl.when(total > i)(functools.partial(plgpu.barrier_wait, ring.free.at[i]))
+
+
+def _consume(plan: _Plan, ring: _Ring, sum_smem: Ref, sums: Ref) -> None:
+    """This warpgroup's 64 columns of each piece."""
+    plgpu.set_max_registers(232, action="increase")
+    warpgroup = lax.axis_index("warpgroup")
+
+    @pl.loop(0, _mine(plan))
+    def _store(index: Array) -> None:
+        acc = _sum(plan, ring, index)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        sum_smem[warpgroup] = acc
+        plgpu.commit_smem()
+        tile, part = _piece(plan, index)
+        first = pl.multiple_of(tile * _WIDTH + warpgroup * 64, 64)
+        plgpu.copy_smem_to_gmem(sum_smem.at[warpgroup], sums.at[part, pl.ds(first, 64)])
+
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _sum(plan: _Plan, ring: _Ring, index: Array) -> Array:
+    """The sum [64, rows] of a piece; its slots of the ring are free again."""
+    columns = pl.ds(lax.axis_index("warpgroup") * 64, 64)
+
+    def summed(acc: Ref) -> Array:
+        @pl.loop(0, plan.steps)
+        def _step(k: Array) -> None:
+            use = index * plan.steps + k
             slot = lax.rem(use, plan.stages)
-            tile, part = piece(lax.div(use, plan.steps))
-            row = pl.ds(pl.multiple_of((part * plan.steps + lax.rem(use, plan.steps)) * _DEPTH, _DEPTH), _DEPTH)
-            pl.when(use >= plan.stages)(functools.partial(plgpu.barrier_wait, free.at[slot]))
-            column = pl.ds(pl.multiple_of(tile * _WIDTH, _WIDTH), _WIDTH)
-            plgpu.copy_gmem_to_smem(weight.at[row, column], w_smem.at[slot], full.at[slot])
-            plgpu.copy_gmem_to_smem(x.at[:, row], x_smem.at[slot], full.at[slot])
+            plgpu.barrier_wait(ring.full.at[slot])
+            plgpu.wgmma(acc, ring.weight.at[slot, :, columns].transpose((1, 0)), ring.x.at[slot].transpose((1, 0)))
+            plgpu.wgmma_wait(1)  # the one before has read its tiles
+            before = lax.rem(use + (plan.stages - 1), plan.stages)
+            pl.when(k > 0)(functools.partial(plgpu.barrier_arrive, ring.free.at[before]))
 
-        for i in range(plan.stages):  # whoever waits on a barrier sees all its phases
-            pl.when(total > i)(functools.partial(plgpu.barrier_wait, free.at[i]))
+        read: Array = acc[...]
+        return read
 
-    @pl.when(warpgroup < _CONSUMERS)
-    def _consume() -> None:
-        plgpu.set_max_registers(232, action="increase")
-        columns = pl.ds(warpgroup * 64, 64)
-
-        @pl.loop(0, mine)
-        def _piece(index: Array) -> None:
-            def summed(acc: Ref) -> Array:
-                @pl.loop(0, plan.steps)
-                def _step(k: Array) -> None:
-                    use = index * plan.steps + k
-                    slot = lax.rem(use, plan.stages)
-                    plgpu.barrier_wait(full.at[slot])
-                    plgpu.wgmma(acc, w_smem.at[slot, :, columns].transpose((1, 0)), x_smem.at[slot].transpose((1, 0)))
-                    plgpu.wgmma_wait(1)  # the one before has read its tiles
-                    before = lax.rem(use + (plan.stages - 1), plan.stages)
-                    pl.when(k > 0)(functools.partial(plgpu.barrier_arrive, free.at[before]))
-
-                read: Array = acc[...]
-                return read
-
-            acc = pl.run_scoped(summed, plgpu.WGMMAAccumulatorRef((64, plan.rows), jnp.float32))
-            plgpu.barrier_arrive(free.at[lax.rem(index * plan.steps + (plan.steps - 1), plan.stages)])
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            sum_smem[warpgroup] = acc
-            plgpu.commit_smem()
-            tile, part = piece(index)
-            first = pl.multiple_of(tile * _WIDTH + warpgroup * 64, 64)
-            plgpu.copy_smem_to_gmem(sum_smem.at[warpgroup], sums.at[part, pl.ds(first, 64)])
-
-        plgpu.wait_smem_to_gmem(0)
+    acc: Array = pl.run_scoped(summed, plgpu.WGMMAAccumulatorRef((64, plan.rows), jnp.float32))
+    plgpu.barrier_arrive(ring.free.at[lax.rem(index * plan.steps + (plan.steps - 1), plan.stages)])
+    return acc
 
 
 def gemms(scale: float) -> Iterator[Facts]:

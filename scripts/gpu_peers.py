@@ -8,6 +8,7 @@ call and the output, None where its inputs are its own. It raises where it is no
 Not here: our own kernels, and what a row of the report holds (`gpu_attention.py`).
 """
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from twinmesh.scripts.gpu_bench import Cached, Heads, pool, queries, reason, seconds
+from twinmesh.scripts.gpu_facts import Facts
 
 WORKSPACE = 512 * 2**20  # bytes of FlashInfer's buffer for partial sums
+FRESH_BYTES, MOST_SETS = 3e8, 20  # of keys and values read in turn, several times the cache of 50 MB
+REPLAYS = 4  # of a graph between two events, as launching one takes half as long as a short call
 MOST_BYTES = 1.8e10  # of contiguous keys and values, beside the pages that ours reads
-
-type Facts = dict[str, Any]
 
 
 class Measured(NamedTuple):
@@ -48,32 +50,45 @@ def measured(peer: Peer, heads: Heads, cache: Cached, lengths: Sequence[int], ch
 
 def flashinfer_decode(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Sequence[int]) -> Measured:
     """`BatchDecodeWithPagedKVCacheWrapper` in NHD layout; on tensor cores where query heads share keys."""
-    torch = _cuda_torch()
+    workspace = _workspace()
     import flashinfer
 
-    workspace = torch.zeros(WORKSPACE, dtype=torch.uint8, device="cuda")
-    shares = heads.query // heads.kv
-    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=shares >= 4)
-    pages = [_ints(x) for x in page_lists(heads.page_size, np.asarray(cache.page_table), lengths)]
-    sizes = (heads.query, heads.kv, heads.dim, heads.page_size)
-    wrapper.plan(*pages, *sizes, q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16)
-    q = _shared(queries(heads, len(lengths)))
-    return _torch_measured([partial(wrapper.run, q, layer) for layer in _layers(cache)])
+    on_tensor_cores = heads.query // heads.kv >= 4
+    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=on_tensor_cores)
+    return _flashinfer(wrapper.plan, wrapper.run, heads, cache, lengths, len(lengths))
 
 
 def flashinfer_prefill(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Sequence[int]) -> Measured:
     """`BatchPrefillWithPagedKVCacheWrapper`, causal from the bottom right."""
-    torch = _cuda_torch()
+    workspace = _workspace()
     import flashinfer
 
-    workspace = torch.zeros(WORKSPACE, dtype=torch.uint8, device="cuda")
     wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
+    plan = partial(wrapper.plan, _starts(chunks), causal=True)
+    return _flashinfer(plan, wrapper.run, heads, cache, lengths, sum(chunks))
+
+
+def _workspace() -> Any:
+    torch = _cuda_torch()
+    return torch.zeros(WORKSPACE, dtype=torch.uint8, device="cuda")
+
+
+def _flashinfer(
+    plan: Callable[..., Any],
+    run: Callable[..., Any],
+    heads: Heads,
+    cache: Cached,
+    lengths: Sequence[int],
+    rows: int,
+) -> Measured:
+    """Plan for these pages, then run on `rows` queries in each layer."""
+    import torch
+
     pages = [_ints(x) for x in page_lists(heads.page_size, np.asarray(cache.page_table), lengths)]
     sizes = (heads.query, heads.kv, heads.dim, heads.page_size)
-    types = {"q_data_type": torch.bfloat16, "kv_data_type": torch.bfloat16}
-    wrapper.plan(_starts(chunks), *pages, *sizes, causal=True, **types)
-    q = _shared(queries(heads, sum(chunks)))
-    return _torch_measured([partial(wrapper.run, q, layer) for layer in _layers(cache)])
+    plan(*pages, *sizes, q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16)
+    q = _shared(queries(heads, rows))
+    return _torch_measured([partial(run, q, layer) for layer in _layers(cache)])
 
 
 def fa3_paged(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Sequence[int]) -> Measured:
@@ -100,11 +115,13 @@ def fa3_dense(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Seque
     from flash_attn_interface import flash_attn_func, flash_attn_varlen_func
 
     q = torch.randn(sum(chunks), heads.query, heads.dim, device="cuda", dtype=torch.bfloat16)
-    k, v = (torch.randn(sum(lengths), heads.kv, heads.dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    shape = (sets(heads, lengths), 2, sum(lengths), heads.kv, heads.dim)
+    kvs = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     if len(lengths) == 1:
-        return Measured(_torch_measured([partial(flash_attn_func, q[None], k[None], v[None], causal=True)]).seconds)
+        one = [partial(flash_attn_func, q[None], k[None], v[None], causal=True) for k, v in kvs]
+        return Measured(_torch_seconds(one))
     sizes = (_starts(chunks), _starts(lengths), max(chunks), max(lengths))
-    return Measured(_torch_measured([partial(flash_attn_varlen_func, q, k, v, *sizes, causal=True)]).seconds)
+    return Measured(_torch_seconds([partial(flash_attn_varlen_func, q, k, v, *sizes, causal=True) for k, v in kvs]))
 
 
 def torch_flash(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Sequence[int]) -> Measured:
@@ -126,14 +143,15 @@ def _torch_dense(backend: str, heads: Heads, lengths: Sequence[int], chunks: Seq
     torch = _cuda_torch()
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    q, k, v = (
-        torch.randn(len(lengths), count, size, heads.dim, device="cuda", dtype=torch.bfloat16)
-        for count, size in ((heads.query, chunks[0]), (heads.kv, lengths[0]), (heads.kv, lengths[0]))
-    )
+    rows = len(lengths)
+    q = torch.randn(rows, heads.query, chunks[0], heads.dim, device="cuda", dtype=torch.bfloat16)
+    shape = (sets(heads, lengths), 2, rows, heads.kv, lengths[0], heads.dim)
+    kvs = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     with sdpa_kernel([getattr(SDPBackend, backend)]):
         attend = torch.nn.functional.scaled_dot_product_attention
-        call = partial(attend, q, k, v, is_causal=chunks[0] > 1, enable_gqa=True)
-        return Measured(_torch_measured([call]).seconds)
+        return Measured(
+            _torch_seconds([partial(attend, q, k, v, is_causal=chunks[0] > 1, enable_gqa=True) for k, v in kvs])
+        )
 
 
 def jax_cudnn(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Sequence[int]) -> Measured:
@@ -143,19 +161,23 @@ def jax_cudnn(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Seque
     _check_bytes(heads, [max(lengths)] * len(lengths))
     padded = -(-max(lengths) // heads.page_size)  # pages of one request
     shape = (len(lengths), padded * heads.page_size, heads.kv, heads.dim)
-    k, v = (pool(heads, len(lengths) * padded, seed).reshape(shape)[:, : max(lengths)] for seed in (3, 4))
+    kvs = [
+        tuple(pool(heads, len(lengths) * padded, 2 * i + seed).reshape(shape)[:, : max(lengths)] for seed in (3, 4))
+        for i in range(sets(heads, [max(lengths)] * len(lengths)))
+    ]
+    calls = max(4, len(kvs))
     q = queries(heads, len(lengths) * max(chunks)).reshape(len(lengths), max(chunks), heads.query, heads.dim)
     options: Facts = {"is_causal": max(chunks) > 1, "implementation": "cudnn"}
     if len({*lengths}) > 1:
         options["key_value_seq_lengths"] = jnp.asarray(lengths, jnp.int32)
         options["query_seq_lengths"] = jnp.asarray(chunks, jnp.int32)
 
-    def chain(q: Array, k: Array, v: Array) -> Array:
-        for _ in range(4):
-            q = jax.nn.dot_product_attention(q, k, v, **options)
+    def chain(q: Array, kvs: list[tuple[Array, ...]]) -> Array:
+        for i in range(calls):
+            q = jax.nn.dot_product_attention(q, *kvs[i % len(kvs)], **options)
         return q
 
-    return Measured(seconds(jax.jit(chain), q, k, v) / 4)
+    return Measured(seconds(jax.jit(chain), q, kvs) / calls)
 
 
 DECODE: Mapping[str, Peer] = {
@@ -198,6 +220,11 @@ def _check_bytes(heads: Heads, lengths: Sequence[int]) -> None:
         raise ValueError(f"contiguous keys and values would take more than {MOST_BYTES / 1e9:.0f} GB")
 
 
+def sets(heads: Heads, lengths: Sequence[int]) -> int:
+    """Contiguous keys and values to read in turn, so that they come from memory and not from the cache."""
+    return min(MOST_SETS, max(1, math.ceil(FRESH_BYTES / (sum(lengths) * heads.token_bytes))))
+
+
 def _shared(array: Array) -> Any:
     """The same memory as a torch tensor."""
     import torch
@@ -231,14 +258,38 @@ def page_lists(size: int, table: np.ndarray, lengths: Sequence[int]) -> tuple[np
 
 
 def _torch_measured(calls: Sequence[Callable[[], Any]]) -> Measured:
-    """The output of the first call, and the median of replays of them all, or of plain runs where no graph is taken."""
+    """Seconds of a call, and the first one's output; FlashAttention 3 gives more than that in some versions."""
+    output = calls[0]()
+    output = output[0] if isinstance(output, tuple) else output
+    return Measured(_torch_seconds(calls), output.float().cpu().numpy())
+
+
+def _torch_seconds(calls: Sequence[Callable[[], Any]]) -> float:
+    """Median over rounds of the time of a call; of plain runs where no graph is taken."""
     import torch
 
-    output = calls[0]()
     repeated = list(calls) * -(-4 // len(calls))
+    replay = _torch_graph(repeated)
+    times: list[float] = []
+    replay()
+    count = REPLAYS * len(repeated)
+    while len(times) < 3 or (len(times) < 9 and sum(times) * count < 0.3):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(REPLAYS):
+            replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3 / count)
+    return float(np.median(times))
+
+
+def _torch_graph(calls: Sequence[Callable[[], Any]]) -> Callable[[], None]:
+    """All of the calls as a CUDA graph, or one after the other where a library does not let itself be captured."""
+    import torch
 
     def run() -> None:
-        for call in repeated:
+        for call in calls:
             call()
 
     run()
@@ -247,17 +298,8 @@ def _torch_measured(calls: Sequence[Callable[[], Any]]) -> Measured:
     try:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # JAX has threads of its own
             run()
-        replay = graph.replay
     except RuntimeError:
         torch.cuda.synchronize()
-        replay = run
-    times: list[float] = []
-    replay()
-    while len(times) < 3 or (len(times) < 9 and sum(times) * len(repeated) < 0.3):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3 / len(repeated))
-    return Measured(float(np.median(times)), output.float().cpu().numpy())
+        return run
+    replay: Callable[[], None] = graph.replay
+    return replay

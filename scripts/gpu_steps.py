@@ -1,6 +1,7 @@
 """Whole steps on one GPU, for `gpu_suite.py`: a model's shapes with random weights, no engine around the programs."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,12 @@ from twinmesh.engine.mesh import build_meshes
 from twinmesh.engine.programs import MeshPlan, Programs
 from twinmesh.engine.request_state import Float, Int
 from twinmesh.engine.steps import ChunkColumn, DecodeColumn, PrefillInputs, decode_columns, prefill_columns
+from twinmesh.kernels_pallas.tiles import length_class
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
-from twinmesh.models.decoder import abstract_params
-from twinmesh.scripts.gpu_bench import copy_bandwidth, matmul_rate, seconds
+from twinmesh.models.decoder import AbstractParams, abstract_params
+from twinmesh.scripts.gpu_bench import copy_bandwidth, matmul_rate, noise, seconds
 from twinmesh.scripts.gpu_budget import measure_budget
+from twinmesh.scripts.gpu_facts import Facts
 
 QWEN3_8B = ModelConfig(
     "qwen3", 151936, 4096, 12288, 32, 8, 128, 1e-6, False, 40960, (AttentionSpec(Rope(1e6)),) * 36, qk_norm=True
@@ -34,17 +37,14 @@ PROFILED = (1, 32)  # batches whose time is told apart
 VLLM_MS = {1: 7.22, 8: 7.67}  # public figures of vLLM for Qwen3-8B on an H100, ms a decode step
 
 
-type Facts = dict[str, Any]
-
-
 def qwen3(scale: float) -> Iterator[Facts]:
     """Steps of Qwen3-8B's shapes."""
-    yield from measure_steps(QWEN3_8B, scale) if scale == 1 else measure_steps(_small(QWEN3_8B), scale)
+    yield from measure_steps(QWEN3_8B, scale)
 
 
 def llama(scale: float) -> Iterator[Facts]:
     """Steps of Llama-3.1-8B's shapes."""
-    yield from measure_steps(LLAMA_3_1_8B, scale) if scale == 1 else measure_steps(_small(LLAMA_3_1_8B), scale)
+    yield from measure_steps(LLAMA_3_1_8B, scale)
 
 
 def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
@@ -52,15 +52,18 @@ def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
 
     `floor_ms` of a decode step: the bytes of weights (of the embedding a step reads a few rows) and of the rows' KV,
     at the bandwidth of a copy. `of_matmul` of prefill: FLOPs of products and of causal attention, over the rate of a
-    large product. `vllm_ms`: the public figure of another engine on an H100, not of this run.
+    large product. `vllm_ms`: the public figure of another engine on an H100, not of this run. `length_class` says which
+    tiles both steps' attention has: that of the longest request that fits, as in an engine, not of the rows' context.
     """
+    model = model if scale == 1 else _small(model)
     context, prompt = max(64, int(CONTEXT * scale)), max(64, int(PROMPT * scale))
     plan = _plan(model, context, prompt)
     made = _compiled(plan, prompt)
     copy, rate = copy_bandwidth(4e9 * scale), matmul_rate(int(8192 * scale))
-    yield {"copy_tb_s": copy / 1e12, "matmul_tflop_s": rate / 1e12}
-    params = tuple(_random(spec.value, i) for i, spec in enumerate(plan.params.specs.values()))
-    weights = sum(x.nbytes for x in params) - params[0].nbytes
+    capacity = plan.config.max_pages * plan.config.page_size
+    yield {"copy_tb_s": copy / 1e12, "matmul_tflop_s": rate / 1e12, "length_class": length_class(capacity)}
+    params = _random(plan)
+    weights, products = weight_bytes(plan.params)
     token = 4 * model.num_kv_heads * model.head_dim * model.num_layers
     tables = _tables(plan, context)
     held = [_filled(plan, made, tables)]  # one state for all, as two would not fit beside the weights
@@ -76,11 +79,28 @@ def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
         yield {"decode": {str(rows): row}}
     taken = seconds(partial(_step, partial(made.prefill[prompt], params), held, _prefill_inputs(plan, prompt)))
     attention = 2.0 * model.num_layers * model.num_heads * model.head_dim * prompt**2
-    flops = weights * prompt + attention  # two FLOPs for each of the weights' 2-byte numbers
+    # Two FLOPs for each of the weights' 2-byte numbers; the head takes the last token only.
+    flops = products * prompt + (weights - products) + attention
     yield {"prefill": {"tokens": prompt, "ms": 1e3 * taken, "of_matmul": flops / taken / rate}}
     for rows in PROFILED:  # last, as a profiler may go on to cost something
         found = measure_budget(calls[rows], made.decode[rows, 1].as_text() or "", 1e3 * times[rows])
         yield {"decode": {str(rows): {"budget": found}}}
+
+
+def weight_bytes(params: AbstractParams) -> tuple[int, int]:
+    """Of what a decode step reads whole, which is all but the embedding; and of that, without the head."""
+    sizes = {name: math.prod(spec.value.shape) * spec.value.dtype.itemsize for name, spec in params.specs.items()}
+    read = sum(sizes.values()) - sizes["embedding.weight"]
+    return read, read - sizes["head.weight"]
+
+
+def _random(plan: MeshPlan) -> tuple[Array, ...]:
+    """Small random weights, and ones for norms."""
+    specs = [spec.value for spec in plan.params.specs.values()]
+    return tuple(
+        jnp.ones(spec.shape, spec.dtype) if len(spec.shape) < 2 else (0.02 * noise(spec.shape, i)).astype(spec.dtype)
+        for i, spec in enumerate(specs)
+    )
 
 
 def _compiled(plan: MeshPlan, prompt: int) -> Programs:
@@ -95,9 +115,12 @@ def _compiled(plan: MeshPlan, prompt: int) -> Programs:
 
 
 def _plan(model: ModelConfig, context: int, prompt: int) -> MeshPlan:
-    """One device, with a pool for the largest batch and for the prompt."""
+    """One device, with a pool for the largest batch and for the prompt.
+
+    Requests can be as long as the prompt: tiles then are those of 8k, not of a class above.
+    """
     config = EngineConfig(
-        Topology.parse("both=1"), max_model_len=max(prompt, context) + 64, max_num_seqs=BATCHES[-1],
+        Topology.parse("both=1"), max_model_len=max(prompt, context + 1), max_num_seqs=BATCHES[-1],
         prefill_buckets=(prompt,), prefill_rows=1, decode_buckets=BATCHES,
     )  # fmt: skip
     pages = BATCHES[-1] * (context // config.page_size + 1) + prompt // config.page_size + 1
@@ -109,17 +132,6 @@ def _plan(model: ModelConfig, context: int, prompt: int) -> MeshPlan:
 def _small(model: ModelConfig) -> ModelConfig:
     """Fewer layers and a smaller vocabulary, to try the suite."""
     return dataclasses.replace(model, layers=model.layers[:1], vocab_size=1024, hidden_size=256, intermediate_size=256)
-
-
-def _random(spec: jax.ShapeDtypeStruct, seed: int) -> Array:
-    # By rows of the first axis, as drawing takes several times the memory of what is drawn.
-    draw = jax.jit(lambda key: (0.02 * jax.random.normal(key, spec.shape[1:])).astype(spec.dtype))
-    if len(spec.shape) < 2:
-        return jnp.ones(spec.shape, spec.dtype)
-    block = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(seed), min(64, spec.shape[0])))
-    repeats = (-(-spec.shape[0] // len(block)), *[1] * (block.ndim - 1))
-    drawn: Array = jax.jit(lambda x: jnp.tile(x, repeats)[: spec.shape[0]])(block)
-    return drawn
 
 
 def _tables(plan: MeshPlan, context: int) -> np.ndarray:

@@ -3,9 +3,10 @@
     python scripts/gpu_suite.py --json gpu.json [--only checks,decode] [--scale 0.01]
 
 Sections run in processes of their own, one after the other, the most important first, so that one that fails or hangs
-costs only itself. Each has a limit, and all have a deadline; what a section had found when it was stopped stays in the
-report, which is written anew with every finding. Its keys: the head (command, date, driver, device, versions), then one
-for each section, with `seconds` it took and, where it did not end well, `failed` with the reason:
+costs only itself. Each has a share of the deadline, and what those before it left of theirs; what a section had found
+when it was stopped stays in the report, which is written anew with every finding. Its keys: the head (command, date,
+driver, device, versions), then one for each section, with `seconds` it took and, where it did not end well, `failed`
+with the reason:
 
 `checks` (kernels, append and hand-off against plain XLA in float32; pytest's tests marked `gpu`), `ceilings` (copy
 bandwidth, matmul rate), `decode` and `prefill` (kernels alone beside FlashInfer, FlashAttention 3, torch and cuDNN,
@@ -19,6 +20,7 @@ Times are of chains of calls on the device (`gpu_bench.py`); rates are compared 
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -28,15 +30,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from twinmesh.scripts.gpu_aims import aims, graphs
-
-type Facts = dict[str, Any]
+from twinmesh.scripts.gpu_facts import Facts, line, merge, read, save
 
 _MARK = "facts: "
 DEADLINE = 465  # seconds of the whole suite
@@ -45,27 +46,27 @@ LEAST = 10  # seconds that a section is begun for
 
 @dataclass(frozen=True)
 class Section:
-    """A generator of facts, `module` of this package and `function` of the scale; its limit; XLA's flags for it."""
+    """A generator of facts, `module` of this package and `function` of the scale; its share; XLA's flags for it."""
 
     module: str
     function: str
-    limit: int  # seconds
+    share: int  # seconds of the deadline
     flags: str = ""
 
 
 SECTIONS = {
-    "checks": Section("gpu_checks", "checks", 150),
-    "ceilings": Section("gpu_attention", "ceilings", 30),
-    "decode": Section("gpu_attention", "decode", 130),
-    "prefill": Section("gpu_attention", "prefill", 70),
-    "steps": Section("gpu_steps", "qwen3", 90),
-    "steps_without_graphs": Section("gpu_steps", "qwen3", 60, "--xla_gpu_enable_command_buffer="),
-    "gemms": Section("gpu_gemm", "gemms", 50),
-    "transformers": Section("gpu_transformers", "transformers", 45),
-    "steps_llama": Section("gpu_steps", "llama", 60),
+    "checks": Section("gpu_checks", "checks", 110),
+    "ceilings": Section("gpu_attention", "ceilings", 15),
+    "decode": Section("gpu_attention", "decode", 90),
+    "prefill": Section("gpu_attention", "prefill", 45),
+    "steps": Section("gpu_steps", "qwen3", 70),
+    "steps_without_graphs": Section("gpu_steps", "qwen3", 35, "--xla_gpu_enable_command_buffer="),
+    "gemms": Section("gpu_gemm", "gemms", 25),
+    "transformers": Section("gpu_transformers", "transformers", 25),
+    "steps_llama": Section("gpu_steps", "llama", 25),
 }
-_DEVICE = Section("gpu_bench", "device", 60)
-_BUILD = Section("gpu_attention", "build_peers", 180)
+_DEVICE = Section("gpu_bench", "device", 25)
+_BUILD = Section("gpu_attention", "build_peers", SECTIONS["checks"].share)  # beside the checks
 _HIDDEN = {"device": _DEVICE, "build_peers": _BUILD}
 
 
@@ -77,11 +78,99 @@ def main(argv: list[str] | None = None) -> int:
         return _section(args.section, scale)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as cache:
-        return _suite(args, scale, started, cache)
+        processes = Processes(scale, cache)
+        try:
+            return _suite(args, processes, started)
+        finally:  # also when Ctrl-C ends the suite
+            processes.end()
 
 
-def _suite(args: argparse.Namespace, scale: float, started: float, cache: str) -> int:
-    device = _run("device", scale, _DEVICE.limit, cache)
+@dataclass(frozen=True)
+class Processes:
+    """Sections in processes of their own; `cache` is the folder of JAX's compilation cache."""
+
+    scale: float
+    cache: str
+    running: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    def run(self, name: str, limit: float, found: Callable[[Facts], None] = lambda _: None) -> Facts:
+        """The facts of one section, told to `found` as they come, and why it failed, if it did; `limit` in seconds."""
+        section = (SECTIONS | _HIDDEN)[name]
+        command = [sys.executable, str(Path(__file__)), "--section", name, "--scale", str(self.scale)]
+        facts: Facts = {}
+        stopped = threading.Event()
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen(
+                command, env=_environment(section.flags, self.cache), stdout=subprocess.PIPE, stderr=errors,
+                text=True, start_new_session=True,
+            ) as process,
+            _kept(process, self.running),
+            _timer(limit, process, stopped),
+        ):  # fmt: skip
+            for said in process.stdout or ():
+                if said.startswith(_MARK):
+                    merge(facts, read(said.removeprefix(_MARK)))
+                    found(facts)
+            code = process.wait()
+            if stopped.is_set():
+                facts["failed"] = f"Stopped after {limit:.0f} s: what would have come later is missing."
+            elif code and "failed" not in facts:
+                facts["failed"] = f"Exit code {code}: {_last_line(errors)}"
+        return facts
+
+    def end(self) -> None:
+        """End what still runs, as a thread's process outlives Ctrl-C."""
+        for process in list(self.running):
+            _kill(process)
+
+
+def _environment(flags: str, cache: str) -> dict[str, str]:
+    environment = dict(os.environ)
+    environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch measures beside JAX
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", cache)  # the next section compiles some of the same
+    environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flags}".strip()
+    return environment
+
+
+@contextlib.contextmanager
+def _kept(process: "subprocess.Popen[str]", running: list["subprocess.Popen[str]"]) -> Iterator[None]:
+    """In the list while it runs, and not running thereafter."""
+    running.append(process)
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            _kill(process)
+        running.remove(process)
+
+
+@contextlib.contextmanager
+def _timer(limit: float, process: "subprocess.Popen[str]", stopped: threading.Event) -> Iterator[None]:
+    timer = threading.Timer(limit, _stop, (process, stopped))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _stop(process: "subprocess.Popen[str]", stopped: threading.Event) -> None:
+    """End a section at its limit; one that is over was not stopped, though what it started may hold its output open."""
+    if process.poll() is None:
+        stopped.set()
+    _kill(process)
+
+
+def _kill(process: "subprocess.Popen[str]") -> None:
+    """End a process with whatever it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _suite(args: argparse.Namespace, processes: Processes, started: float) -> int:
+    device = processes.run("device", _DEVICE.share)
     if device.get("platform") != "gpu" and args.scale is None:
         reason = device.get("failed", f"JAX's first device is {device.get('device', 'unknown')!r}")
         print(
@@ -90,86 +179,49 @@ def _suite(args: argparse.Namespace, scale: float, started: float, cache: str) -
             file=sys.stderr,
         )
         return 2
-    report = _head() | {"scale": scale, **device}
+    report = _head() | {"scale": processes.scale, **device}
     names = args.only or list(SECTIONS)
-    _sections(report, names, scale, started + args.deadline, args.json, cache)
+    _sections(report, names, processes, started + args.deadline, args.json)
     report["graphs"], report["aims"] = graphs(report), aims(report)
     report["total_seconds"] = round(time.monotonic() - started, 1)
-    _save(report, args.json)
+    if args.json is not None:
+        save(report, args.json)
     print(json.dumps({"aims": report["aims"], "total_seconds": report["total_seconds"]}, indent=1))
     return int(any("failed" in report[name] for name in names))
 
 
-def _sections(report: Facts, names: list[str], scale: float, end: float, path: str | None, cache: str) -> None:
+def _sections(report: Facts, names: Sequence[str], processes: Processes, end: float, path: str | None) -> None:
     """Run these sections, each within its limit and all before `end`; FlashInfer compiles beside the checks."""
     built: Facts = {}
-    build = partial(_run, "build_peers", scale, min(_BUILD.limit, end - time.monotonic()), cache)
+    build = partial(processes.run, "build_peers", min(_BUILD.share, end - time.monotonic()))
     builder = threading.Thread(target=lambda: built.update(build()), daemon=True)
     needs_peers = not {"decode", "prefill"}.isdisjoint(names)
     if needs_peers:
         builder.start()
-    for name in names:
+    for place, name in enumerate(names):
         if name != "checks" and needs_peers and "build_peers" not in report:
-            builder.join()  # nothing is timed while it compiles
+            builder.join()  # nothing is timed while it compiles; its share began with that of the checks
             report["build_peers"] = built
 
-        def save(found: Facts, name: str = name) -> None:
+        def keep(found: Facts, name: str = name) -> None:
             report[name] = found
-            _save(report, path)
+            if path is not None:
+                save(report, path)
 
         start = time.monotonic()
-        limit = min(SECTIONS[name].limit, end - start)
+        limit = limit_of(names[place:], end - start)
         if limit > LEAST:
-            found = _run(name, scale, limit, cache, save)
+            found = processes.run(name, limit, keep)
         else:
             found = {"failed": "Not begun: the suite's deadline was near."}
-        save(found | {"seconds": round(time.monotonic() - start, 1)})
+        keep(found | {"seconds": round(time.monotonic() - start, 1)})
         print(name, json.dumps(report[name], indent=1), flush=True)
 
 
-def _run(name: str, scale: float, limit: float, cache: str, found: Callable[[Facts], None] = lambda _: None) -> Facts:
-    """The facts of one section in a process of its own, told to `found` as they come, and why it failed, if it did.
-
-    `cache` is the folder of JAX's compilation cache.
-    """
-    section = (SECTIONS | _HIDDEN)[name]
-    environment = dict(os.environ)
-    environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch measures beside JAX
-    environment.setdefault("JAX_COMPILATION_CACHE_DIR", cache)  # the next section compiles some of the same
-    environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {section.flags}".strip()
-    command = [sys.executable, str(Path(__file__)), "--section", name, "--scale", str(scale)]
-    facts: Facts = {}
-    stopped = threading.Event()
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
-        ) as process,
-    ):
-        timer = threading.Timer(limit, _stop, (process, stopped))
-        timer.daemon = True
-        timer.start()
-        try:
-            for line in process.stdout or ():
-                if line.startswith(_MARK):
-                    merge(facts, json.loads(line.removeprefix(_MARK)))
-                    found(facts)
-            code = process.wait()
-        finally:  # also when Ctrl-C ends the suite
-            timer.cancel()
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-        if stopped.is_set():
-            facts["failed"] = f"Stopped after {limit:.0f} s: what would have come later is missing."
-        elif code and "failed" not in facts:
-            facts["failed"] = f"Exit code {code}: {_last_line(errors)}"
-    return facts
-
-
-def _stop(process: "subprocess.Popen[str]", stopped: threading.Event) -> None:
-    """End a section, with whatever it started."""
-    stopped.set()
-    os.killpg(process.pid, signal.SIGKILL)
+def limit_of(names: Sequence[str], left: float) -> float:
+    """Seconds for the first of these: all that is left but the others' shares, and its own share if there is less."""
+    share, *others = (SECTIONS[name].share for name in names)
+    return min(left, max(share, left - sum(others)))
 
 
 def _last_line(errors: TextIO) -> str:
@@ -183,17 +235,8 @@ def _section(name: str, scale: float) -> int:
     section = (SECTIONS | _HIDDEN)[name]
     function = getattr(importlib.import_module(f"twinmesh.scripts.{section.module}"), section.function)
     for piece in function(scale):
-        print(_MARK + json.dumps(piece), flush=True)
+        print(_MARK + line(piece), flush=True)
     return 0
-
-
-def merge(facts: Facts, piece: Facts) -> None:
-    """Add a piece to what was found; tables of the same name become one."""
-    for key, value in piece.items():
-        if isinstance(value, dict) and isinstance(facts.get(key), dict):
-            merge(facts[key], value)
-        else:
-            facts[key] = value
 
 
 def _head() -> Facts:
@@ -205,11 +248,6 @@ def _head() -> Facts:
         driver = "unknown"
     command = " ".join(["python", "scripts/gpu_suite.py", *sys.argv[1:]])
     return {"command": command, "date": time.strftime("%Y-%m-%d %H:%M"), "driver": driver}
-
-
-def _save(report: Facts, path: str | None) -> None:
-    if path is not None:
-        Path(path).write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-CONTEXT, PROMPT, BATCHES, NEW = 1024, 8192, (1, 8, 32), 24
+from twinmesh.scripts.gpu_facts import Facts
 
-type Facts = dict[str, Any]
+CONTEXT, PROMPT, BATCHES, NEW = 1024, 8192, (1, 8, 32), 24
 
 
 def transformers(scale: float) -> Iterator[Facts]:

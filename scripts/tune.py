@@ -9,6 +9,7 @@ is. It is written after each combination. Run it on a quiet GPU; it takes a minu
 """
 
 import argparse
+import functools
 import itertools
 import json
 import sys
@@ -22,7 +23,7 @@ from twinmesh.kernels_pallas import decode, prefill, tiles
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.kernels_pallas.mosaic import HEAD_DIMS, PAGE_SIZES, WARPGROUP_ROWS
 from twinmesh.kernels_pallas.tiles import HOPPER, LENGTH_CLASSES, DecodeTiles, PrefillTiles
-from twinmesh.scripts.gpu_bench import Heads, cached, time_decode, time_prefill
+from twinmesh.scripts.gpu_bench import Heads, cached, reason, time_decode, time_prefill
 
 TABLE = Path(twinmesh.__file__).parent / "kernels_pallas" / "tiles.json"
 MARGIN = 0.98  # of the time of the tiles in use, below which others are worth a row
@@ -51,13 +52,17 @@ def run(
     cores: int,
     path: Path,
 ) -> None:
-    """Measure the combinations and keep the table at `path` up to date."""
+    """Measure the combinations and keep the table at `path` up to date; one that fails says why and is passed over."""
     table = read_table(path)
     for (query, kv, dim), size, length in itertools.product(heads, page_sizes, lengths):
         combination = Heads(query, kv, dim, size)
         for kernel, tune in (("decode", tune_decode), ("prefill", tune_prefill)):
             key = (kernel, HOPPER, dim, query // kv, size, tiles.length_class(length))
-            best = tune(combination, length, cores)
+            try:
+                best = tune(combination, length, cores, table.get(key))
+            except (ValueError, RuntimeError) as error:  # such as memory that does not suffice for the cache
+                print(f"{kernel} {combination} {length}: {reason(error)}", flush=True)
+                continue
             if best is not None:
                 table[key] = best
                 path.write_text(table_text(table))
@@ -74,41 +79,50 @@ def table_text(table: Table) -> str:
     return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
 
 
-def tune_decode(heads: Heads, length: int, cores: int) -> list[int] | None:
-    """So many requests of that length; the fields of tiles that are worth a row, or None."""
+def tune_decode(heads: Heads, length: int, cores: int, row: list[int] | None) -> list[int] | None:
+    """So many requests of that length; the fields of tiles that are worth a row, or None; `row` is what the table has.
+
+    Without a row, what the package uses is in use.
+    """
     cache = cached(heads, [length] * REQUESTS, most_bytes=2e10)
 
     def measure(choice: DecodeTiles) -> float:
-        def attention(q: Array, *arrays: Array, scale: float) -> Array:
-            options = AttentionOptions(scale)
-            out: Array = decode.paged_decode_attention(q, PagedKV(*arrays), options, tiles=choice, cores=cores)
-            return out
-
-        return time_decode(heads, cache, attention)
+        return time_decode(heads, cache, functools.partial(_decode, tiles=choice, cores=cores))
 
     choices = [DecodeTiles(split, stages) for split in (256, 512, 1024, 2048) for stages in (2, 3, 4, 6)]
-    in_use = tiles.decode_tiles(heads.dim, heads.query // heads.kv, heads.page_size, length)
+    default = tiles.decode_tiles(heads.dim, heads.query // heads.kv, heads.page_size, length)
+    in_use = DecodeTiles(*row) if row else default
     best = best_of(f"decode {heads} {length}", choices, in_use, measure)
     return None if best is None else [best.split, best.stages]
 
 
-def tune_prefill(heads: Heads, length: int, cores: int) -> list[int] | None:
+def tune_prefill(heads: Heads, length: int, cores: int, row: list[int] | None) -> list[int] | None:
     """One prompt of that length; as `tune_decode`."""
     cache = cached(heads, [length], most_bytes=2e10)
 
     def measure(choice: PrefillTiles) -> float:
-        def attention(q: Array, *arrays: Array, scale: float) -> Array:
-            kv, options = PagedKV(*arrays[:4]), AttentionOptions(scale)
-            out: Array = prefill.paged_prefill_attention(q, kv, arrays[4], options, tiles=choice, cores=cores)
-            return out
-
-        return time_prefill(heads, cache, [length], attention)
+        return time_prefill(heads, cache, [length], functools.partial(_prefill, tiles=choice, cores=cores))
 
     sizes = [tile for tile in (64, 128, 192, 256) if tile % heads.page_size == 0 or heads.page_size % tile == 0]
     choices = [PrefillTiles(tile, stages) for tile in sizes for stages in (2, 3, 4)]
-    in_use = tiles.prefill_tiles(heads.dim, heads.query // heads.kv, heads.page_size, length)
+    default = tiles.prefill_tiles(heads.dim, heads.query // heads.kv, heads.page_size, length)
+    in_use = PrefillTiles(*row) if row else default
     best = best_of(f"prefill {heads} {length}", choices, in_use, measure)
     return None if best is None else [best.tile, best.stages]
+
+
+def _decode(q: Array, *cache: Array, scale: float, tiles: DecodeTiles, cores: int) -> Array:
+    """The kernel, with the arguments of `gpu_bench.Attention`."""
+    out: Array = decode.paged_decode_attention(q, PagedKV(*cache), AttentionOptions(scale), tiles=tiles, cores=cores)
+    return out
+
+
+def _prefill(q: Array, *arrays: Array, scale: float, tiles: PrefillTiles, cores: int) -> Array:
+    """As `_decode`; the chunks' starts come last."""
+    *cache, q_start = arrays
+    kv, options = PagedKV(*cache), AttentionOptions(scale)
+    out: Array = prefill.paged_prefill_attention(q, kv, q_start, options, tiles=tiles, cores=cores)
+    return out
 
 
 def best_of[T](name: str, choices: Sequence[T], in_use: T, measure: Callable[[T], float]) -> T | None:
@@ -180,6 +194,14 @@ def _lengths(text: str) -> list[int]:
     numbers = _numbers(text)
     if wrong := [number for number in numbers if not 1 <= number <= LENGTH_CLASSES[-1]]:
         raise argparse.ArgumentTypeError(f"length {wrong[0]}: it must be 1 to {LENGTH_CLASSES[-1]} tokens.")
+    classes: dict[int, int] = {}
+    for number in numbers:
+        first = classes.setdefault(tiles.length_class(number), number)
+        if first != number or numbers.count(number) > 1:
+            raise argparse.ArgumentTypeError(
+                f"lengths {first} and {number} are of one class, up to {tiles.length_class(number)} tokens, which has "
+                "one row: give one length for each class."
+            )
     return numbers
 
 

@@ -30,8 +30,9 @@ from twinmesh.engine.config import EngineConfig, Topology
 from twinmesh.engine.kv_cache import abstract_state
 from twinmesh.engine.mesh import build_meshes
 from twinmesh.engine.tensor_parallel import model_on
-from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params
+from twinmesh.scripts.gpu_gemm import skinny_matmul
+from twinmesh.scripts.gpu_steps import LLAMA_3_1_8B, QWEN3_8B
 
 MBARRIER = 8  # bytes
 BARRIERS = r"num_barriers=(\d+)[^)]*\): (\d+)"
@@ -40,14 +41,7 @@ TARGET = (Path(__file__).parent / "target.txtpb").read_text()
 DEVICES = topologies.get_topology_desc(
     platform="cuda", topology_name="h100", topology="1x1x8", target_config=TARGET
 ).devices  # fmt: skip
-MODELS = {
-    "qwen3-8b": ModelConfig(
-        "qwen3", 151936, 4096, 12288, 32, 8, 128, 1e-6, False, 40960, (AttentionSpec(Rope(1e6)),) * 36, qk_norm=True
-    ),
-    "llama-3.1-8b": ModelConfig(
-        "llama", 128256, 4096, 14336, 32, 8, 128, 1e-5, False, 131072, (AttentionSpec(Rope(5e5)),) * 32
-    ),
-}  # fmt: skip
+MODELS = {"qwen3-8b": QWEN3_8B, "llama-3.1-8b": LLAMA_3_1_8B}
 
 
 def on_h100s(count, axis):
@@ -128,6 +122,12 @@ def prefill(heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16", tokens=
     options = dict(scale=head_dim**-0.5, sink=sink) | options
     function = lambda *arrays: kernels_pallas.paged_prefill_attention(*arrays, **options)  # noqa: E731
     return compiled(function, q, *cache(requests, heads, head_dim, page_size, dtype), shape(requests + 1))
+
+
+def product(rows, depth, columns):
+    """The suite's experimental product of a few rows."""
+    x, weight = (shape(*dimensions, dtype=jnp.bfloat16) for dimensions in ((rows, depth), (depth, columns)))
+    return compiled(lambda *arrays: skinny_matmul(*arrays, cores=132), x, weight)
 
 
 def step(name, tp, kind, pages=2048, tokens=2048, rows=32):

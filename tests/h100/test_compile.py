@@ -32,6 +32,7 @@ KERNELS = [
     "{}(heads=(4, 1), head_dim=256, page_size=128)",
     "{}(heads=(4, 1), head_dim=128, page_size=32)",
 ]  # fmt: skip
+PRODUCTS = ["product(1, 4096, 4096)", "product(128, 12288, 4096)"]
 STEPS = ["step('qwen3-8b', 1, 'decode')", "step('llama-3.1-8b', 4, 'prefill')"]
 
 
@@ -54,7 +55,7 @@ def run(jobs):
 
 @pytest.fixture(scope="module")
 def kernels():
-    return run([kernel.format(name) for kernel in KERNELS for name in ("decode", "prefill")])
+    return run([*(kernel.format(name) for kernel in KERNELS for name in ("decode", "prefill")), *PRODUCTS])
 
 
 @pytest.mark.parametrize("name", ["decode", "prefill"])
@@ -67,6 +68,15 @@ def test_a_kernel_spills_no_registers_and_fits_the_shared_memory(kernels, name, 
         assert part["registers"]
         assert part["spilled"] == 0
         assert 0 < part["shared"] <= SHARED
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_the_experimental_product_of_few_rows_spills_no_registers_and_fits_the_shared_memory(kernels, product):
+    (part,) = kernels[product]["kernels"]
+    assert not [remark for remark in kernels[product]["remarks"] if "C7510" in remark]  # ptxas: wgmma was serialised
+    assert part["name"] == "skinny_gemm"
+    assert part["spilled"] == 0
+    assert 0 < part["shared"] <= SHARED
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ INTERPRET = plgpu.InterpretGPUParams(detect_races=True)
 def test_a_product_of_few_rows_is_that_of_float32(rows, depth, columns, cores, dtype):
     random = np.random.default_rng(0)
     x, weight = (random.standard_normal(shape).astype(jnp.dtype(dtype)) for shape in ((rows, depth), (depth, columns)))
-    got = jax.jit(lambda x, weight: gpu_gemm.skinny_matmul(x, weight, cores=cores, interpret=INTERPRET))(x, weight)
+    got = gpu_gemm.skinny_matmul(x, weight, cores=cores, interpret=INTERPRET)
     want = x.astype(np.float32) @ weight.astype(np.float32)
     assert got.dtype == dtype
     # The sum is rounded once.
@@ -26,12 +26,12 @@ def test_a_product_of_few_rows_is_that_of_float32(rows, depth, columns, cores, d
 
 
 def test_k_is_cut_so_that_all_multiprocessors_have_work():
-    plans = {name: gpu_gemm._plan(8, *reversed(shape), 132) for name, shape in gpu_gemm.SHAPES.items()}
+    plans = {name: gpu_gemm._cut(8, *reversed(shape), 132) for name, shape in gpu_gemm.SHAPES.items()}
     for plan in plans.values():
         pieces = plan.tiles * plan.parts
         assert pieces / (-(-pieces // 132) * 132) > 0.8
         assert plan.steps * plan.parts * 64 == plan.depth
-    assert all(gpu_gemm._plan(rows, 4096, 12288, 132).stages >= 4 for rows in (8, 32, 128))
+    assert all(gpu_gemm._cut(rows, 4096, 12288, 132).stages >= 4 for rows in (8, 32, 128))
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 import importlib
 import importlib.util
 import json
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
-from twinmesh.scripts import gpu_aims, gpu_attention, gpu_checks, gpu_suite, gpu_transformers
+from twinmesh.scripts import gpu_aims, gpu_attention, gpu_checks, gpu_facts, gpu_suite, gpu_transformers
 from twinmesh.scripts.gpu_bench import Cached, Heads, cached, prefill_flops
-from twinmesh.scripts.gpu_peers import Measured, measured, page_lists
+from twinmesh.scripts.gpu_peers import Measured, measured, page_lists, sets
 
 SMALL = Heads(4, 2, 64, 16)
 
@@ -40,31 +43,51 @@ def test_sections_of_a_tiny_suite_write_one_report(tmp_path):
 
 
 def test_a_section_that_hangs_is_stopped_and_one_that_dies_says_why(monkeypatch, tmp_path):
-    assert gpu_suite._run("ceilings", 0.001, 0.2, str(tmp_path)) == {
-        "failed": "Stopped after 0 s: what would have come later is missing."
-    }
+    processes = gpu_suite.Processes(0.001, str(tmp_path))
+    assert processes.run("ceilings", 0.2) == {"failed": "Stopped after 0 s: what would have come later is missing."}
     broken = gpu_suite.Section("gpu_attention", "ceilings", 30, "--xla_no_such_flag=1")
     monkeypatch.setitem(gpu_suite.SECTIONS, "ceilings", broken)
-    failed = gpu_suite._run("ceilings", 0.001, 60, str(tmp_path))["failed"]
+    failed = processes.run("ceilings", 60)["failed"]
     assert failed.startswith("Exit code ")
     assert "xla_no_such_flag" in failed
+    assert not processes.running
 
 
-def test_what_does_not_fit_before_the_deadline_is_not_begun(monkeypatch, tmp_path):
+def test_what_runs_beside_is_ended_with_the_suite(tmp_path):
+    processes, found = gpu_suite.Processes(0.001, str(tmp_path)), {}
+    thread = threading.Thread(target=lambda: found.update(processes.run("ceilings", 60)))
+    thread.start()
+    while not processes.running:
+        thread.join(0.01)
+    processes.end()
+    thread.join()
+    assert found["failed"].startswith("Exit code -9")
+    assert not processes.running
+
+
+def test_a_section_that_is_over_at_its_limit_was_not_stopped():
+    stopped = threading.Event()
+    with subprocess.Popen([sys.executable, "-c", ""], start_new_session=True) as process:
+        process.wait()
+        gpu_suite._stop(process, stopped)
+    assert not stopped.is_set()
+
+
+def test_what_does_not_fit_before_the_deadline_is_not_begun(tmp_path):
     calls = []
 
-    def run(name, scale, limit, cache, found=None):
-        calls.append((name, limit))
-        return {"found": name}
+    class Fake(gpu_suite.Processes):
+        def run(self, name, limit, found=None):
+            calls.append((name, limit))
+            return {"found": name}
 
-    monkeypatch.setattr(gpu_suite, "_run", run)
-    report = {}
+    report, fake = {}, Fake(1.0, "")
     now = gpu_suite.time.monotonic()
-    gpu_suite._sections(report, ["checks", "decode"], 1.0, now + 100, str(tmp_path / "x.json"), "")
+    gpu_suite._sections(report, ["checks", "decode"], fake, now + 100, str(tmp_path / "x.json"))
     assert sorted(name for name, _ in calls) == ["build_peers", "checks", "decode"]
     assert all(limit <= 100 for _, limit in calls)
     assert report["build_peers"] == {"found": "build_peers"}
-    gpu_suite._sections(report, ["gemms"], 1.0, now + 5, None, "")
+    gpu_suite._sections(report, ["gemms"], fake, now + 5, None)
     assert report["gemms"]["failed"] == "Not begun: the suite's deadline was near."
     assert len(calls) == 3
 
@@ -83,17 +106,46 @@ def test_bad_arguments_are_refused(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_every_section_exists_and_all_fit_into_the_deadline_when_none_hangs():
+def test_every_section_exists_and_all_fit_into_the_deadline_even_when_all_hang():
     for section in (gpu_suite.SECTIONS | gpu_suite._HIDDEN).values():
         assert callable(getattr(importlib.import_module(f"twinmesh.scripts.{section.module}"), section.function))
     assert next(iter(gpu_suite.SECTIONS)) == "checks"
-    assert gpu_suite.DEADLINE < 480
+    shares = [section.share for section in gpu_suite.SECTIONS.values()]
+    assert gpu_suite._DEVICE.share + sum(shares) <= gpu_suite.DEADLINE < 480
+    assert gpu_suite._BUILD.share <= shares[0]  # it runs beside the checks, and what comes next waits for it
+
+
+def test_a_section_may_take_what_those_before_it_left_and_never_the_share_of_one_after_it():
+    names = list(gpu_suite.SECTIONS)
+    left = sum(section.share for section in gpu_suite.SECTIONS.values()) + 7
+    for place, name in enumerate(names):
+        limit = gpu_suite.limit_of(names[place:], left)
+        assert limit == gpu_suite.SECTIONS[name].share + 7
+        left -= limit - 7  # it hangs, or leaves seven seconds
+    assert gpu_suite.limit_of(["gemms", "transformers"], 12) == 12
+    assert gpu_suite.limit_of(["gemms", "transformers"], 30) == gpu_suite.SECTIONS["gemms"].share
 
 
 def test_pieces_of_a_section_become_one():
     facts = {"rows": {"a": {"ms": 1}}}
-    gpu_suite.merge(facts, {"rows": {"a": {"budget": {}}, "b": {}}, "failed": "x"})
+    gpu_facts.merge(facts, {"rows": {"a": {"budget": {}}, "b": {}}, "failed": "x"})
     assert facts == {"rows": {"a": {"ms": 1, "budget": {}}, "b": {}}, "failed": "x"}
+
+
+def test_a_piece_is_valid_json_and_half_a_line_is_no_piece():
+    line = gpu_facts.line({"a": [float("nan"), 1.5], "b": {"c": float("-inf")}})
+    assert line == '{"a": [null, 1.5], "b": {"c": null}}'
+    assert gpu_facts.read(line) == {"a": [None, 1.5], "b": {"c": None}}
+    assert gpu_facts.read(line[:9]) == gpu_facts.read("1") == {}
+
+
+def test_a_report_is_replaced_whole(tmp_path):
+    path = tmp_path / "x.json"
+    gpu_facts.save({"a": 1}, path)
+    with pytest.raises(TypeError):
+        gpu_facts.save({"a": object()}, path)
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_rows_hold_ratios_and_null_with_the_reason_where_a_peer_is_absent(monkeypatch):
@@ -118,8 +170,31 @@ def test_rows_hold_ratios_and_null_with_the_reason_where_a_peer_is_absent(monkey
     json.dumps([row, prefill])
 
 
-def test_a_row_of_the_append_writes_in_place():
-    assert gpu_attention.append_row(SMALL, 32, 0.001)["bytes"] == 32 * 4 * 2 * 64
+def test_a_row_of_the_append_has_the_time_and_the_bytes_of_one_call():
+    row = gpu_attention.append_row(SMALL, 32, 0.001)
+    assert row["us"] > 0
+    assert row["bytes"] == 32 * 4 * 2 * 64
+
+
+@pytest.mark.parametrize("has_8k", [True, False])
+def test_rates_are_compared_with_the_prompt_of_8k_or_with_nothing(monkeypatch, has_8k):
+    def row(heads, lengths, chunks, matmul):
+        if lengths == [8192] and not has_8k:
+            raise ValueError("it does not fit")
+        return {"tflop_s": 2.0 if lengths == [8192] else 1.0}
+
+    monkeypatch.setattr(gpu_attention, "prefill_row", row)
+    monkeypatch.setattr(gpu_attention, "_ceilings", lambda scale: {"copy_tb_s": 1.0, "matmul_tflop_s": 1.0})
+    found = {}
+    for piece in gpu_attention.prefill(1.0):
+        gpu_facts.merge(found, piece)
+    for name, facts in found["rows"].items():
+        assert facts.get("of_dense_rate") == (0.5 if has_8k and not name.endswith(" 8k") else None)
+    assert ("failed" in found) != has_8k
+    aim = gpu_aims.aims({"prefill": {"rows": {"a 2k of 18k": {"peers": {"best_ratio": None}}}}})[
+        "chunk of the dense rate"
+    ]
+    assert aim["met"] is None
 
 
 @no_torch
@@ -137,6 +212,14 @@ def test_a_peer_gets_the_pages_of_each_request_and_the_tokens_of_its_last():
     assert begin.tolist() == [0, 3, 4, 5]
     assert pages.tolist() == [*table[0, :3], table[1, 0], table[2, 0]]
     assert tails.tolist() == [1, 16, 1]
+
+
+def test_dense_peers_read_so_many_keys_and_values_in_turn_that_no_cache_holds_them():
+    for heads in gpu_attention.HEADS:
+        for lengths in ([1024] * 32, [8192], [8192] * 128, [4096, 1000, 6000, 300]):
+            count = sets(heads, lengths)
+            assert count * sum(lengths) * heads.token_bytes >= 3e8
+    assert sets(gpu_attention.HEADS[0], [8192] * 128) == 1
 
 
 def test_inputs_of_checks_hold_nan_wherever_no_request_has_a_token():
@@ -179,7 +262,7 @@ def test_checks_go_on_where_a_kernel_does_not_compile_and_fail_in_the_end(monkey
         monkeypatch.setattr(gpu_checks, name, lambda scale: {"right": True})
     facts = {}
     for piece in gpu_checks.checks(0.1):
-        gpu_suite.merge(facts, piece)
+        gpu_facts.merge(facts, piece)
     assert facts["errors"] == {
         "4/2x64p16 float16 4097": 0.1,
         "4/2x64p16 bfloat16 4097": "ValueError: it does not fit",
