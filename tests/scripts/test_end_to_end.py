@@ -67,9 +67,8 @@ def test_a_deterministic_run_leaves_a_decision_log_that_replays(model, tmp_path,
         (["--topology", "prefill=8,decode=8"], "devices"),
         (["--max-model-len", "100000"], "max_model_len=100000"),
         (["--prompt", "x" * 64], "64 tokens"),
-        (["--decode-steps", "0"], "decode_steps=0"),
         (["--decode-steps", "2", "--deterministic"], "deterministic=True does not go with decode_steps=2"),
-        (["--decision-log", "no/such/directory/log"], "decision_log='no/such/directory/log' cannot be written"),
+        (["--decision-log", "no/such/directory/log"], "directory no/such/directory does not exist"),
     ],
 )
 def test_what_the_engine_refuses_is_one_line_and_exit_code_2(model, args, says, capsys):
