@@ -14,12 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .arguments import AttentionOptions, PagedKV
 from .combine import combine_splits
-from .decode_block import CONSUMERS, Plan, decode_block, scratch
-from .mosaic import Softmax, compiler_params, refuse
+from .decode_block import Plan, decode_block, scratch
+from .mosaic import Softmax, launch, refuse
 from .tiles import DecodeTiles
 from .work import Splits, split_work
 
@@ -80,16 +79,12 @@ def _attend(
     """Partial sums [U, rings, Hk, stored, D] and their logarithms [U, rings, Hk, stored], U splits at most."""
     shape = (work.items.shape[0], plan.rings, plan.kv_heads, plan.stored)
     sums = jax.ShapeDtypeStruct((*shape, plan.head_dim), jnp.float32)
-    kernel = plgpu.kernel(
+    kernel = launch(
         functools.partial(decode_block, plan),
         out_type=[sums, jax.ShapeDtypeStruct(shape, jnp.float32)],
         scratch_types=scratch(plan, q.dtype),
-        grid=(plan.blocks,),
-        grid_names=("block",),
-        num_threads=CONSUMERS + 1,
-        thread_name="warpgroup",
-        compiler_params=compiler_params(),
-        kernel_name="paged_decode_attention",
+        blocks=plan.blocks,
+        name="paged_decode_attention",
         interpret=interpret,
     )
     return tuple(kernel(q, kv.k_pages, kv.v_pages, kv.page_table, work.items, work.start))

@@ -21,7 +21,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .mosaic import (
+    CONSUMERS,
     LOWEST,
+    PRODUCER,
     WARPGROUP_ROWS,
     Pages,
     Ref,
@@ -37,8 +39,6 @@ from .mosaic import (
     zero_hidden_rows,
 )
 
-CONSUMERS = 2
-_PRODUCER = 2  # its warpgroup
 _REGISTERS = (232, 40)  # of a consumer's and the producer's threads; of the 512 that there are, 504
 _TILE = 64  # tokens
 _STAGED = 32  # columns of a partial sum on its way out
@@ -213,7 +213,7 @@ def decode_block(
         total=total,
     )
 
-    @pl.when(warpgroup == _PRODUCER)
+    @pl.when(warpgroup == PRODUCER)
     def _() -> None:
         plgpu.set_max_registers(_REGISTERS[1], action="decrease")
         pl.when(block.mine > 0)(functools.partial(_produce, block))

@@ -27,6 +27,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 Ref = Any  # a Pallas reference; JAX gives them no public type
 
+CONSUMERS = 2  # warpgroups of a block that multiply
+PRODUCER = CONSUMERS  # the warpgroup that copies
 WARPGROUP_ROWS = 64  # rows of the accumulator that one warpgroup holds
 LOG2E = math.log2(math.e)
 LOWEST = -1e30  # finite, so that a row which has seen nothing yet stays free of inf - inf
@@ -250,3 +252,22 @@ def _either(values: tuple[int, ...]) -> str:
 def compiler_params() -> Any:
     """For every kernel: exp2 and tanh by the special function unit."""
     return plgpu.CompilerParams(approx_math=True)
+
+
+def launch(
+    body: Callable[..., None], *, out_type: Any, scratch_types: Any, blocks: int, name: str, interpret: Any
+) -> Callable[..., Any]:
+    """A kernel of so many blocks, each of a producer warpgroup and the consumers; axes "block" and "warpgroup"."""
+    kernel: Callable[..., Any] = plgpu.kernel(
+        body,
+        out_type=out_type,
+        scratch_types=scratch_types,
+        grid=(blocks,),
+        grid_names=("block",),
+        num_threads=CONSUMERS + 1,
+        thread_name="warpgroup",
+        compiler_params=compiler_params(),
+        kernel_name=name,
+        interpret=interpret,
+    )
+    return kernel

@@ -13,11 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .arguments import AttentionOptions, PagedKV
-from .mosaic import Softmax, compiler_params, refuse, sinks_in_base_2
-from .prefill_block import CONSUMERS, DESCRIPTION, ROWS, Plan, prefill_block, scratch
+from .mosaic import Softmax, launch, refuse, sinks_in_base_2
+from .prefill_block import DESCRIPTION, ROWS, Plan, prefill_block, scratch
 from .tiles import PrefillTiles
 from .work import Piece, chunk_work
 
@@ -70,16 +69,12 @@ def paged_prefill_attention(
         pieces, count = chunk_work(kv.kv_len, q_start, options.window, rows, ROWS)
         pieces = jnp.pad(pieces, ((0, 0), (0, DESCRIPTION - len(Piece._fields))))
         sinks = sinks_in_base_2(options.sink, query_heads)
-        kernel = plgpu.kernel(
+        kernel = launch(
             functools.partial(prefill_block, plan),
             out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
             scratch_types=scratch(plan, q.dtype),
-            grid=(plan.blocks,),
-            grid_names=("block",),
-            num_threads=CONSUMERS + 1,
-            thread_name="warpgroup",
-            compiler_params=compiler_params(),
-            kernel_name="paged_prefill_attention",
+            blocks=plan.blocks,
+            name="paged_prefill_attention",
             interpret=interpret,
         )
         out: Array = kernel(q, kv.k_pages, kv.v_pages, kv.page_table, pieces, count, sinks)

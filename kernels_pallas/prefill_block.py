@@ -21,7 +21,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .mosaic import (
+    CONSUMERS,
     LOWEST,
+    PRODUCER,
     WARPGROUP_ROWS,
     Pages,
     Ref,
@@ -38,10 +40,8 @@ from .mosaic import (
 )
 from .work import Piece
 
-CONSUMERS = 2
 ROWS = CONSUMERS * WARPGROUP_ROWS  # of a piece of work
 DESCRIPTION = 32  # integers, 128 bytes: a tensor copy may begin at multiples of that in shared memory, and nowhere else
-_PRODUCER = 2  # its warpgroup
 
 _State = tuple[Array, Array, Array]  # acc [64, D], peak [64], total [64]
 
@@ -195,7 +195,7 @@ def prefill_block(
     )
     mine = block.mine
 
-    @pl.when((warpgroup == _PRODUCER) & (mine > 0))
+    @pl.when((warpgroup == PRODUCER) & (mine > 0))
     def _() -> None:
         plgpu.set_max_registers(plan.registers[1], action="decrease")
         _produce(block, mine)

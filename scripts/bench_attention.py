@@ -1,4 +1,4 @@
-"""Times attention, append and sampling alone, for the table in docs/performance.md. Run it on a quiet machine.
+"""Times attention, append, products and sampling alone, for docs/performance.md. Run it on a quiet machine.
 
     python scripts/bench_attention.py [--heads 9,3] [--head-dim 64] [--dtype float32]
 
@@ -26,6 +26,7 @@ PAGE_SIZE = 64
 POOL_PAGES = 4096
 MAX_PAGES = 32
 VOCABULARY = 49152
+LAYERS = 30
 
 
 def report(name: str, call: Callable[[], object], rounds: int = 20) -> None:
@@ -77,6 +78,27 @@ def bench_attention(query_heads: int, kv_heads: int, head_dim: int, dtype: str) 
         report(f"append {tokens}", call)
 
 
+def bench_products(dtype: str) -> None:
+    """A decode step's products, of all 30 layers one after the other, and of the head."""
+    shapes = ((576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576))
+    layers = [[jnp.full(shape, 1e-2, dtype) + i for shape in shapes] for i in range(LAYERS)]
+    head = jnp.full((VOCABULARY, 576), 1e-2, dtype)
+
+    @jax.jit
+    def chain(x: Array, layers: list[list[Array]]) -> Array:
+        for q, k, v, o, gate, up, down in layers:
+            attended = x @ q + jnp.tile(x @ k + x @ v, (1, 3))
+            x = x + attended @ o
+            x = x + ((x @ gate) * (x @ up)) @ down
+        return x
+
+    score = jax.jit(lambda x, w: jnp.einsum("re,ve->rv", x, w, preferred_element_type=jnp.float32))
+    for rows in (1, 4, 8, 64):
+        x = jnp.ones((rows, 576), dtype)
+        report(f"products of {LAYERS} layers x {rows}", partial(chain, x, layers))
+        report(f"head x {rows}", partial(score, x, head))
+
+
 def bench_sampling(rows: int) -> None:
     """Every regime over a vocabulary of 49152."""
     logits = 4 * jax.random.normal(jax.random.key(0), (rows, VOCABULARY))
@@ -96,7 +118,7 @@ def bench_sampling(rows: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and print the table."""
-    parser = argparse.ArgumentParser(description="Time attention, append and sampling on this machine.")
+    parser = argparse.ArgumentParser(description="Time attention, append, products and sampling on this machine.")
     parser.add_argument("--heads", default="9,3", help="query heads, key/value heads")
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -104,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     query_heads, kv_heads = (int(x) for x in options.heads.split(","))
     print(f"{jax.devices()[0].device_kind}, {options.dtype:20} {'best ms':>10} {'median':>8}")
     bench_attention(query_heads, kv_heads, options.head_dim, options.dtype)
+    bench_products(options.dtype)
     bench_sampling(64)
     return 0
 

@@ -21,11 +21,10 @@ import numpy as np
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from twinmesh.kernels_pallas.mosaic import Ref, compiler_params, smem
+from twinmesh.kernels_pallas.mosaic import CONSUMERS, PRODUCER, Ref, launch, smem
 from twinmesh.scripts.gpu_bench import copy_bandwidth, noise, reason, seconds
 from twinmesh.scripts.gpu_facts import Facts
 
-_CONSUMERS, _PRODUCER = 2, 2
 _WIDTH = 128  # columns of the weight in a tile, 64 for each consumer
 _DEPTH = 64  # rows of the weight in a tile
 _SHARED = 220 * 1024  # bytes of shared memory for ring and staging
@@ -107,29 +106,25 @@ def _cut(rows: int, columns: int, depth: int, cores: int) -> _Plan:
         return 2.0 * depth * columns * rounds * cores / pieces + 8.0 * parts * columns * rows  # bytes
 
     parts = min((n for n in range(1, 33) if depth // _DEPTH % n == 0), key=cost)
-    staging = 4 * _CONSUMERS * 64 * rows
+    staging = 4 * CONSUMERS * 64 * rows
     stages = min(8, (_SHARED - staging) // (2 * _DEPTH * (_WIDTH + rows)))
     return _Plan(rows, columns, depth, parts, stages, min(cores, tiles * parts))
 
 
 def _stream(plan: _Plan, x: Array, weight: Array, interpret: Any) -> Array:
     """Partial sums [parts, N, rows] float32."""
-    kernel = plgpu.kernel(
+    kernel = launch(
         functools.partial(_kernel, plan),
         out_type=jax.ShapeDtypeStruct((plan.parts, plan.columns, plan.rows), jnp.float32),
         scratch_types=dict(
             w_smem=smem((plan.stages, _DEPTH, _WIDTH), weight.dtype),
             x_smem=smem((plan.stages, plan.rows, _DEPTH), x.dtype),
-            sum_smem=plgpu.SMEM((_CONSUMERS, 64, plan.rows), jnp.float32),
+            sum_smem=plgpu.SMEM((CONSUMERS, 64, plan.rows), jnp.float32),
             full=plgpu.Barrier(num_barriers=plan.stages, num_arrivals=2),
-            free=plgpu.Barrier(num_barriers=plan.stages, num_arrivals=_CONSUMERS),
+            free=plgpu.Barrier(num_barriers=plan.stages, num_arrivals=CONSUMERS),
         ),
-        grid=(plan.blocks,),
-        grid_names=("block",),
-        num_threads=_CONSUMERS + 1,
-        thread_name="warpgroup",
-        compiler_params=compiler_params(),
-        kernel_name="skinny_gemm",
+        blocks=plan.blocks,
+        name="skinny_gemm",
         interpret=interpret,
     )
     sums: Array = kernel(x, weight)
@@ -149,8 +144,8 @@ def _kernel(
     plan: _Plan, x: Ref, weight: Ref, sums: Ref, *, w_smem: Ref, x_smem: Ref, sum_smem: Ref, full: Ref, free: Ref
 ) -> None:
     warpgroup, ring = lax.axis_index("warpgroup"), _Ring(w_smem, x_smem, full, free)
-    pl.when(warpgroup == _PRODUCER)(functools.partial(_produce, plan, x, weight, ring))
-    pl.when(warpgroup < _CONSUMERS)(functools.partial(_consume, plan, ring, sum_smem, sums))
+    pl.when(warpgroup == PRODUCER)(functools.partial(_produce, plan, x, weight, ring))
+    pl.when(warpgroup < CONSUMERS)(functools.partial(_consume, plan, ring, sum_smem, sums))
 
 
 def _mine(plan: _Plan) -> Array:
