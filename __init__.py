@@ -7,12 +7,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .engine.async_llm import AsyncLLM
-    from .engine.config import Topology
+    from .engine.api.async_llm import AsyncLLM
+    from .engine.api.llm import LLM
+    from .engine.api.outputs import CompletionOutput, Logprob, RequestOutput, Score, TextDelta
+    from .engine.api.sampling_params import SamplingParams
     from .engine.errors import EngineError
-    from .engine.llm import LLM
-    from .engine.outputs import CompletionOutput, Logprob, RequestOutput, Score, TextDelta
-    from .engine.sampling_params import SamplingParams
+    from .engine.topology import Topology
 
 __all__ = [
     "LLM",
@@ -27,16 +27,16 @@ __all__ = [
     "Topology",
 ]
 _HOMES = {
-    "LLM": "llm",
-    "AsyncLLM": "async_llm",
-    "CompletionOutput": "outputs",
+    "LLM": "api.llm",
+    "AsyncLLM": "api.async_llm",
+    "CompletionOutput": "api.outputs",
     "EngineError": "errors",
-    "Logprob": "outputs",
-    "RequestOutput": "outputs",
-    "SamplingParams": "sampling_params",
-    "Score": "outputs",
-    "TextDelta": "outputs",
-    "Topology": "config",
+    "Logprob": "api.outputs",
+    "RequestOutput": "api.outputs",
+    "SamplingParams": "api.sampling_params",
+    "Score": "api.outputs",
+    "TextDelta": "api.outputs",
+    "Topology": "topology",
 }
 
 

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinmesh.engine.config import DTYPES, Topology, TopologyError
-from twinmesh.engine.files import is_inside, is_same, real_path
-from twinmesh.engine.sampling_params import SamplingParams
-from twinmesh.models.catalog import CATALOG, cache_directory
+from twinmesh.engine.api.sampling_params import SamplingParams
+from twinmesh.engine.batch.files import is_inside, is_same, real_path
+from twinmesh.engine.config import DTYPES
+from twinmesh.engine.topology import Topology, TopologyError
+from twinmesh.models.checkpoints.catalog import CATALOG, cache_directory
 
 if TYPE_CHECKING:
-    from twinmesh.engine.llm import LLM
+    from twinmesh.engine.api.llm import LLM
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -212,7 +213,7 @@ def _model_path(name: str) -> Path:
 
 def load_llm(args: argparse.Namespace) -> "LLM":
     """The engine that was asked for, with loading and compiling shown on stderr."""
-    from twinmesh.engine.llm import LLM  # JAX takes a second to import, which --help should not
+    from twinmesh.engine.api.llm import LLM
 
     return LLM(
         args.model,

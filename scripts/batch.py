@@ -1,4 +1,4 @@
-"""`twinmesh batch`: a file of requests in, a file of results out. The work is in `engine/batch.py`.
+"""`twinmesh batch`: a file of requests in, a file of results out. The work is in `engine/batch/`.
 
 `python scripts/batch.py` is the same command; the imports are absolute because a file run that way has no package.
 """
@@ -8,11 +8,11 @@ import json
 import sys
 from pathlib import Path
 
-from twinmesh.engine.batch import Batch
-from twinmesh.engine.batch_input import STDIN
-from twinmesh.engine.batch_paths import Output
-from twinmesh.engine.batch_result import BatchResult
-from twinmesh.engine.files import real_path, write_atomically
+from twinmesh.engine.batch.files import real_path, write_atomically
+from twinmesh.engine.batch.paths import Output
+from twinmesh.engine.batch.session import Batch
+from twinmesh.engine.batch.source import STDIN
+from twinmesh.engine.batch.summary import BatchResult
 from twinmesh.scripts import arguments, report
 
 SUMMARY = "run a file of requests and write a file of results"

@@ -18,7 +18,8 @@ from types import FrameType
 from typing import NoReturn
 
 from twinmesh.engine.errors import BatchStopped, EngineError
-from twinmesh.scripts import batch, bench, convert, fetch, generate, replay
+from twinmesh.scripts import batch, convert, fetch, generate, replay
+from twinmesh.scripts.bench import command as bench
 from twinmesh.scripts.fetch import FetchError
 
 COMMANDS = {

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from twinmesh.engine.config import DTYPES
-from twinmesh.models.catalog import resolve_model
+from twinmesh.models.checkpoints.catalog import resolve_model
 
 SUMMARY = "write a model as an Orbax checkpoint"
 DESCRIPTION = """\
@@ -28,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert and print the new directory; returns the exit code."""
     from tqdm import tqdm
-    from twinmesh.models.checkpoint import open_checkpoint  # JAX takes a second to import, which --help should not
+    from twinmesh.models.checkpoints.open import open_checkpoint
+    from twinmesh.models.checkpoints.orbax_writer import write
     from twinmesh.models.decoder import abstract_params
-    from twinmesh.models.orbax import write
 
     checkpoint = open_checkpoint(resolve_model(args.source))
     specs = abstract_params(checkpoint.config, args.dtype or checkpoint.dtype).specs

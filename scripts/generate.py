@@ -6,7 +6,7 @@
 import argparse
 import sys
 
-from twinmesh.models.catalog import resolve_model
+from twinmesh.models.checkpoints.catalog import resolve_model
 from twinmesh.scripts import arguments, report
 
 SUMMARY = "complete one prompt, streaming the answer to stdout"
@@ -61,8 +61,8 @@ def _check_length(args: argparse.Namespace, prompt: str) -> None:
     # Of what is most likely short enough, most tokens being several bytes, the files are not opened twice.
     if len(prompt.encode()) < (_SHORT if asked is None else min(asked, _SHORT)):
         return
-    from twinmesh.engine.prompts import check_prompt
-    from twinmesh.models.checkpoint import open_checkpoint  # JAX takes a second to import, which --help should not
+    from twinmesh.engine.api.prompts import check_prompt
+    from twinmesh.models.checkpoints.open import open_checkpoint
 
     checkpoint = open_checkpoint(resolve_model(args.model))
     longest = checkpoint.config.max_position

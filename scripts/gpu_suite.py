@@ -15,7 +15,7 @@ what it goes to, from a profile), `steps_without_graphs` (the same with XLA's co
 step's products), `transformers` (the peer for whole steps), `steps_llama`; then `graphs`, what command buffers save,
 and `aims`, what was asked beside what was found.
 
-Times are of chains of calls on the device (`gpu_bench.py`); rates are compared with ceilings of the same process.
+Times are of chains of calls on the device (`gpu/timing.py`); rates are compared with ceilings of the same process.
 `--scale` shrinks every size, to try the suite itself; on a CPU it then runs in plain XLA and means nothing.
 """
 
@@ -36,8 +36,8 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from twinmesh.scripts.gpu_aims import aims, graphs
-from twinmesh.scripts.gpu_facts import Facts, line, merge, read, save
+from twinmesh.scripts.gpu.aims import aims, graphs
+from twinmesh.scripts.gpu.facts import Facts, line, merge, read, save
 
 _MARK = "facts: "
 DEADLINE = 465  # seconds of the whole suite

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay the log and print its summary; returns the exit code."""
-    from twinmesh.engine.decision_log import DivergedError, replay  # takes longer to import than --help should
+    from twinmesh.engine.simulation.replay import DivergedError, replay
 
     try:
         result = replay(args.log)

@@ -4,13 +4,13 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinmesh.engine.batch_lines import BatchRequest
-from twinmesh.engine.batch_result import BatchResult
-from twinmesh.engine.metrics import Latencies, Percentiles
-from twinmesh.engine.outputs import RequestOutput
+from twinmesh.engine.api.outputs import RequestOutput
+from twinmesh.engine.batch.request_lines import BatchRequest
+from twinmesh.engine.batch.summary import BatchResult
+from twinmesh.engine.metrics.metrics import Latencies, Percentiles
 
 if TYPE_CHECKING:
-    from twinmesh.engine.decision_log import Replay
+    from twinmesh.engine.simulation.replay import Replay
 
 WIDTH = 100
 

@@ -23,7 +23,7 @@ from twinmesh.kernels_pallas import decode, prefill, tiles
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.kernels_pallas.mosaic import HEAD_DIMS, PAGE_SIZES, WARPGROUP_ROWS
 from twinmesh.kernels_pallas.tiles import HOPPER, LENGTH_CLASSES, DecodeTiles, PrefillTiles
-from twinmesh.scripts.gpu_bench import Heads, cached, reason, time_decode, time_prefill
+from twinmesh.scripts.gpu.timing import Heads, cached, reason, time_decode, time_prefill
 
 TABLE = Path(twinmesh.__file__).parent / "kernels_pallas" / "tiles.json"
 MARGIN = 0.98  # of the time of the tiles in use, below which others are worth a row
@@ -112,7 +112,7 @@ def tune_prefill(heads: Heads, length: int, cores: int, row: list[int] | None) -
 
 
 def _decode(q: Array, *cache: Array, scale: float, tiles: DecodeTiles, cores: int) -> Array:
-    """The kernel, with the arguments of `gpu_bench.Attention`."""
+    """The kernel, with the arguments of `gpu.timing.Attention`."""
     out: Array = decode.paged_decode_attention(q, PagedKV(*cache), AttentionOptions(scale), tiles=tiles, cores=cores)
     return out
 

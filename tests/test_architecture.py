@@ -10,25 +10,25 @@ import twinmesh
 
 ROOT = Path(twinmesh.__file__).parent
 CONTROL_PLANE = [
-    "admission",
+    "scheduler.admission",
     "config",
-    "decision_log",
-    "departures",
-    "hashing",
-    "mesh_cache",
-    "mesh_state",
-    "metrics",
-    "outputs",
-    "pages",
-    "protocol",
-    "request",
-    "router",
-    "sampling_params",
-    "sampling_plan",
-    "scheduler",
-    "seat",
-    "submission",
-    "tally",
+    "scheduler.decision_log",
+    "scheduler.handoffs",
+    "paging.block_hash",
+    "paging.mesh_pages",
+    "scheduler.mesh_state",
+    "metrics.metrics",
+    "api.outputs",
+    "paging.allocator",
+    "protocol.actions",
+    "scheduler.request",
+    "scheduler.router",
+    "api.sampling_params",
+    "protocol.sampling_plan",
+    "scheduler.scheduler",
+    "paging.block_table",
+    "protocol.submission",
+    "metrics.counters",
 ]
 LAYERS = ["kernels_pallas", "models", "engine", "scripts"]
 
@@ -38,8 +38,8 @@ def run(code, cwd):
 
 
 def test_the_control_plane_imports_no_jax_not_even_indirectly(tmp_path):
-    names = ", ".join(CONTROL_PLANE)
-    code = f"import sys; from twinmesh.engine import {names}; print([m for m in sys.modules if m in ('jax', 'flax')])"
+    names = ", ".join(f"twinmesh.engine.{name}" for name in CONTROL_PLANE)
+    code = f"import sys, {names}; print([m for m in sys.modules if m in ('jax', 'flax')])"
     done = run(code, tmp_path)
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -57,7 +57,7 @@ def test_one_cpu_device_in_use_and_two_meshes_names_the_line_to_put_first(tmp_pa
     code = (
         "import jax; jax.config.update('jax_num_cpu_devices', 1); jax.devices()\n"
         "from twinmesh.engine.config import Topology\n"
-        "from twinmesh.engine.mesh import build_meshes\n"
+        "from twinmesh.engine.sharding.mesh import build_meshes\n"
         "try: build_meshes(Topology.parse('prefill=1,decode=1'))\n"
         "except ValueError as error: print(error)"
     )
@@ -68,7 +68,7 @@ def test_one_cpu_device_in_use_and_two_meshes_names_the_line_to_put_first(tmp_pa
 def test_devices_are_made_ready_where_jax_is_not_in_use_yet(tmp_path):
     code = (
         "from twinmesh.engine.config import Topology\n"
-        "from twinmesh.engine.mesh import build_meshes\n"
+        "from twinmesh.engine.sharding.mesh import build_meshes\n"
         "print(len(build_meshes(Topology.parse('prefill=2,decode=1'))))"
     )
     done = run(code, tmp_path)

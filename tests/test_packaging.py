@@ -27,7 +27,7 @@ def test_it_imports_beside_a_users_own_models_and_engine_folders(tmp_path):
         "print(models.OWNER, SamplingParams.__module__)"
     )
     done = python(program, tmp_path)
-    assert done.stdout.split() == ["user", "of", "models", "twinmesh.engine.sampling_params"], done.stderr
+    assert done.stdout.split() == ["user", "of", "models", "twinmesh.engine.api.sampling_params"], done.stderr
 
 
 def test_importing_it_pulls_in_no_jax(tmp_path):

@@ -6,7 +6,7 @@ from ..errors import CheckpointError
 from . import gemma3, llama, mistral, phi3, qwen2, qwen3
 from .family import Family, Format
 from .from_gguf import GGUFHeader
-from .settings import Settings
+from .raw_config import Settings
 
 _FAMILIES: tuple[Family, ...] = tuple(module.FAMILY for module in (llama, mistral, qwen2, qwen3, gemma3, phi3))
 HUGGING_FACE: Mapping[str, Format[Settings]] = {

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from ..config import ModelConfig
 from .from_gguf import GGUFHeader
-from .settings import Settings
-from .source import Source
+from .raw_config import Settings
+from .tensor_source import Source
 
 
 @dataclass(frozen=True)

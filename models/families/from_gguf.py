@@ -11,9 +11,9 @@ from typing import Any
 
 from ..config import AttentionSpec, ModelConfig, Rope
 from ..errors import CheckpointError
-from .layout import TensorNames
+from .raw_config import Settings
 from .rope import linear
-from .settings import Settings
+from .tensor_names import TensorNames
 
 NAMES = TensorNames(
     embedding="token_embd",

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..config import Activation, AttentionSpec, ModelConfig, Rope
-from .layout import TensorNames
+from .raw_config import Settings
 from .rope import rope_of
-from .settings import Settings
+from .tensor_names import TensorNames
 
 NAMES = TensorNames(
     embedding="model.embed_tokens",

@@ -14,8 +14,8 @@ from . import from_gguf, from_hugging_face
 from .family import Family, Format
 from .from_gguf import GGUFHeader
 from .from_hugging_face import FULL, SLIDING
-from .layout import sources_of
-from .settings import Settings
+from .raw_config import Settings
+from .tensor_names import sources_of
 
 _PERIOD = 6  # every sixth layer sees everything
 _LOCAL_THETA = 10_000.0

@@ -8,7 +8,7 @@ from functools import partial
 
 from . import from_gguf, from_hugging_face
 from .family import Family, Format
-from .layout import sources_of
+from .tensor_names import sources_of
 
 FAMILY = Family(
     Format(

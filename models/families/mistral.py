@@ -8,7 +8,7 @@ from functools import partial
 from . import from_hugging_face, llama
 from .family import Family, Format
 from .from_hugging_face import FULL, SLIDING
-from .settings import Settings
+from .raw_config import Settings
 
 _WINDOW = 4096
 

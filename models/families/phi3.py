@@ -11,7 +11,7 @@ from . import from_gguf, from_hugging_face
 from .family import Family, Format
 from .from_gguf import GGUFHeader
 from .from_hugging_face import all_sliding
-from .layout import sources_of
+from .tensor_names import sources_of
 
 
 def _of_gguf(header: GGUFHeader) -> ModelConfig:

@@ -8,8 +8,8 @@ from . import from_gguf, from_hugging_face
 from .family import Family, Format
 from .from_gguf import GGUFHeader
 from .from_hugging_face import sliding_from
-from .layout import sources_of
-from .settings import Settings
+from .raw_config import Settings
+from .tensor_names import sources_of
 
 
 def _of_hugging_face(settings: Settings) -> ModelConfig:

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from ..config import Rope
-from .settings import Settings
+from .raw_config import Settings
 
 
 def rope_of(settings: Settings, theta: float, head_dim: int) -> Rope:

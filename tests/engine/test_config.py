@@ -3,7 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twinmesh.engine.config import EngineConfig, MeshSpec, Role, Topology, TopologyError, bucket_for
+from twinmesh.engine.config import EngineConfig, bucket_for
+from twinmesh.engine.topology import MeshSpec, Role, Topology, TopologyError
 
 COUNT = st.integers(1, 9)
 

@@ -25,8 +25,8 @@ from helpers.core_engine import (
     watching,
 )
 from twinmesh import SamplingParams
-from twinmesh.engine.protocol import StartTransfer
-from twinmesh.engine.request import State
+from twinmesh.engine.protocol.actions import StartTransfer
+from twinmesh.engine.scheduler.request import State
 
 PAGE, WINDOW, LENGTH = 4, 6, 64
 MIXED, WINDOWED = model_with_windows(None, WINDOW), model_with_windows(WINDOW)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from helpers.core_engine import assert_at_rest, greedy, token_ids, watching
 from twinmesh import LLM, SamplingParams
-from twinmesh.engine.protocol import StartTransfer
-from twinmesh.engine.request import State
-from twinmesh.models.catalog import resolve_model
+from twinmesh.engine.protocol.actions import StartTransfer
+from twinmesh.engine.scheduler.request import State
+from twinmesh.models.checkpoints.catalog import resolve_model
 from twinmesh.models.errors import CheckpointError
 
 WINDOW, LONG = 512, 2000

@@ -18,9 +18,10 @@ from helpers.core_engine import (
     token_ids,
 )
 from twinmesh import SamplingParams
-from twinmesh.engine import decision_log
-from twinmesh.engine.protocol import AbortRequested, CopyPage, DropTransfer, Fused
-from twinmesh.engine.request import State
+from twinmesh.engine.protocol.actions import CopyPage, DropTransfer, Fused
+from twinmesh.engine.protocol.events import AbortRequested
+from twinmesh.engine.scheduler import decision_log
+from twinmesh.engine.scheduler.request import State
 
 MODEL = model_with_windows(None, 6)
 # Both decode meshes are on one device, and share its programs.

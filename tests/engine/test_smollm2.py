@@ -2,7 +2,7 @@
 
 import pytest
 from twinmesh import LLM, SamplingParams
-from twinmesh.models.catalog import resolve_model
+from twinmesh.models.checkpoints.catalog import resolve_model
 from twinmesh.models.errors import CheckpointError
 
 FRANCE = [504, 3575, 282, 4649, 314, 7042, 30, 2]

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention, xla
-from twinmesh.scripts.gpu_bench import Heads, cached, queries
-from twinmesh.scripts.gpu_checks import LIMITS, distance
+from twinmesh.scripts.gpu.checks import LIMITS, distance
+from twinmesh.scripts.gpu.timing import Heads, cached, queries
 
 LENGTHS, CHUNKS = [1, 63, 64, 65, 700], [1, 63, 5, 1, 300]
 

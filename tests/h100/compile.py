@@ -25,14 +25,15 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from twinmesh import kernels_pallas
-from twinmesh.engine import programs
-from twinmesh.engine.config import EngineConfig, Topology
-from twinmesh.engine.kv_cache import abstract_state
-from twinmesh.engine.mesh import build_meshes
-from twinmesh.engine.tensor_parallel import model_on
+from twinmesh.engine.config import EngineConfig
+from twinmesh.engine.sharding.mesh import build_meshes
+from twinmesh.engine.sharding.tensor_parallel import model_on
+from twinmesh.engine.topology import Topology
+from twinmesh.engine.worker import programs
+from twinmesh.engine.worker.kv_cache import abstract_state
 from twinmesh.models.decoder import abstract_params
-from twinmesh.scripts.gpu_gemm import skinny_matmul
-from twinmesh.scripts.gpu_steps import LLAMA_3_1_8B, QWEN3_8B
+from twinmesh.scripts.gpu.gemm import skinny_matmul
+from twinmesh.scripts.gpu.steps import LLAMA_3_1_8B, QWEN3_8B
 
 MBARRIER = 8  # bytes
 BARRIERS = r"num_barriers=(\d+)[^)]*\): (\d+)"

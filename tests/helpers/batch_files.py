@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.fake_llm import FakeLLM
-from twinmesh.engine.batch import run
-from twinmesh.engine.sampling_params import SamplingParams
+from twinmesh.engine.api.sampling_params import SamplingParams
+from twinmesh.engine.batch.session import run
 
 DEFAULTS = SamplingParams(temperature=0.0, max_tokens=8)
 

@@ -19,15 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from helpers.tiny_gguf import CHAT_TEMPLATE, TOKENIZER, TOKENS
 from twinmesh import LLM, SamplingParams
-from twinmesh.engine.config import EngineConfig, Topology
-from twinmesh.engine.kv_cache import groups, page_bytes
-from twinmesh.engine.loader import Engine, start_core
-from twinmesh.engine.tensor_parallel import model_on
-from twinmesh.engine.weights import Placer
-from twinmesh.models.chat import ChatTemplate
+from twinmesh.engine.config import EngineConfig
+from twinmesh.engine.sharding.tensor_parallel import model_on
+from twinmesh.engine.sharding.weights import Placer
+from twinmesh.engine.startup.build import Engine, start_core
+from twinmesh.engine.startup.memory import page_bytes
+from twinmesh.engine.topology import Topology
+from twinmesh.engine.worker.kv_cache import groups
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
-from twinmesh.models.tokenizer_gguf import tokenizer_from_gguf
+from twinmesh.models.text.chat import ChatTemplate
+from twinmesh.models.text.tokenizer_gguf import tokenizer_from_gguf
 
 OPTIONS = dict(
     dtype="float32", max_model_len=64, page_size=4, max_num_seqs=4, prefill_buckets=(16,), decode_buckets=(4,)
@@ -61,7 +63,7 @@ def make_engine(model, topology="both=1", *, weights=None, room=1.25, **changes)
         tokenizer = tokenizer_from_gguf(TOKENIZER)
         return Engine(core, config, tokenizer, ChatTemplate(CHAT_TEMPLATE, tokenizer, name="tiny"))
 
-    with patch("twinmesh.engine.owner.start_engine", start):
+    with patch("twinmesh.engine.api.base.start_engine", start):
         memory = {"kv_cache_bytes": _bytes_for(model, topology, room, changes)}
         return LLM(model, topology=topology, **({"dtype": "float32"} | OPTIONS | memory | changes))
 

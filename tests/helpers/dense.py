@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from twinmesh.models.checkpoint import load_on_one_device, open_checkpoint
+from twinmesh.models.checkpoints.open import load_on_one_device, open_checkpoint
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
 
 

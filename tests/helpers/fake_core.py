@@ -7,13 +7,15 @@ from types import SimpleNamespace
 
 import numpy as np
 from helpers.tiny_gguf import CHAT_TEMPLATE, TOKENIZER
-from twinmesh.engine.config import EngineConfig, Topology
+from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.errors import EngineError
-from twinmesh.engine.request import Timeline
-from twinmesh.engine.sampling_plan import MAX_LOGPROBS
-from twinmesh.engine.submission import TokenScores, Update
-from twinmesh.models.chat import ChatTemplate
-from twinmesh.models.tokenizer_gguf import tokenizer_from_gguf
+from twinmesh.engine.protocol.results import TokenScores
+from twinmesh.engine.protocol.sampling_plan import MAX_LOGPROBS
+from twinmesh.engine.protocol.submission import Update
+from twinmesh.engine.protocol.timeline import Timeline
+from twinmesh.engine.topology import Topology
+from twinmesh.models.text.chat import ChatTemplate
+from twinmesh.models.text.tokenizer_gguf import tokenizer_from_gguf
 
 CONFIG = EngineConfig(Topology.parse("both=1"), max_model_len=64, page_size=4)
 
@@ -90,7 +92,7 @@ def make_fake(kind, core, monkeypatch, *, config=CONFIG, template=CHAT_TEMPLATE,
     tokenizer = tokenizer_from_gguf(TOKENIZER)
     chat_template = ChatTemplate(template, tokenizer, name="tiny")
     engine = SimpleNamespace(core=core, config=config, tokenizer=tokenizer, chat_template=chat_template)
-    monkeypatch.setattr("twinmesh.engine.owner.start_engine", lambda model, options: engine)
+    monkeypatch.setattr("twinmesh.engine.api.base.start_engine", lambda model, options: engine)
     return kind("fake", **options)
 
 

@@ -6,20 +6,18 @@ prompt name share contents, as they share block hashes.
 
 from collections import deque
 
-from twinmesh.engine.protocol import (
+from twinmesh.engine.protocol.actions import (
     AssignPages,
     CopyPage,
     Decode,
     DropTransfer,
     Finish,
     Fused,
-    Outcome,
     Prefill,
     Scatter,
     StartTransfer,
-    StepDone,
-    TransferReady,
 )
+from twinmesh.engine.protocol.events import Outcome, StepDone, TransferReady
 
 
 class FakeDevice:
@@ -193,5 +191,5 @@ class FakeDevice:
 
 
 def block_hashes(prompt, length, page_size):
-    """As `engine/hashing.py` does it, for contents that are names: one hash per full page."""
+    """As `engine/paging/block_hash.py` does it, for contents that are names: one hash per full page."""
     return tuple(f"{prompt}:{end}".encode() for end in range(page_size, length + 1, page_size))

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-from twinmesh.engine.config import Topology
+from twinmesh.engine.api.outputs import CompletionOutput, RequestOutput, TextDelta
+from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.errors import EngineError
-from twinmesh.engine.outputs import CompletionOutput, RequestOutput, TextDelta
-from twinmesh.engine.request import Timeline
-from twinmesh.engine.sampling_params import SamplingParams
+from twinmesh.engine.protocol.timeline import Timeline
+from twinmesh.engine.topology import Topology
 
 
 @dataclass

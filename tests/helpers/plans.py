@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
-from twinmesh.engine.logits import dense_row, scalars_of
-from twinmesh.engine.request_state import DenseRows, Scalars
-from twinmesh.engine.sampling_plan import SamplingPlan
+from twinmesh.engine.protocol.sampling_plan import SamplingPlan
+from twinmesh.engine.sampling.request_rows import dense_row, scalars_of
+from twinmesh.engine.sampling.request_state import DenseRows, Scalars
 
 
 class Case(NamedTuple):

@@ -7,9 +7,9 @@ import json
 
 from helpers.tiny_gguf import CHAT_TEMPLATE, TOKENIZER, TinyLlama
 from safetensors.numpy import save_file
-from twinmesh.models.chat import ChatTemplate
-from twinmesh.models.tokenizer_files import save_tokenizer
-from twinmesh.models.tokenizer_gguf import tokenizer_from_gguf
+from twinmesh.models.text.chat import ChatTemplate
+from twinmesh.models.text.tokenizer_files import save_tokenizer
+from twinmesh.models.text.tokenizer_gguf import tokenizer_from_gguf
 
 
 def settings_of(model):

@@ -6,18 +6,19 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from twinmesh.engine.compilation import use_cache
-from twinmesh.engine.config import EngineConfig, Topology, bucket_for
-from twinmesh.engine.kv_cache import abstract_state, groups
-from twinmesh.engine.mesh import build_meshes
-from twinmesh.engine.mesh_executor import MeshExecutor
-from twinmesh.engine.programs import MeshPlan, compile_programs
-from twinmesh.engine.protocol import AssignPages, Chunk, Decode, DecodeRow, Fused, Prefill
-from twinmesh.engine.sampling_plan import SamplingPlan
-from twinmesh.engine.submission import Payload, Payloads
-from twinmesh.engine.tensor_parallel import model_on
-from twinmesh.engine.weights import Placer
-from twinmesh.models.catalog import cache_directory
+from twinmesh.engine.config import EngineConfig, bucket_for
+from twinmesh.engine.protocol.actions import AssignPages, Chunk, Decode, DecodeRow, Fused, Prefill
+from twinmesh.engine.protocol.sampling_plan import SamplingPlan
+from twinmesh.engine.protocol.submission import Payload, Payloads
+from twinmesh.engine.sharding.mesh import build_meshes
+from twinmesh.engine.sharding.tensor_parallel import model_on
+from twinmesh.engine.sharding.weights import Placer
+from twinmesh.engine.startup.compilation import use_cache
+from twinmesh.engine.topology import Topology
+from twinmesh.engine.worker.kv_cache import abstract_state, groups
+from twinmesh.engine.worker.mesh_worker import MeshExecutor
+from twinmesh.engine.worker.programs import MeshPlan, compile_programs
+from twinmesh.models.checkpoints.catalog import cache_directory
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
 

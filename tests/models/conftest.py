@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from twinmesh.models.catalog import resolve_model
-from twinmesh.models.checkpoint import load_on_one_device, open_checkpoint
+from twinmesh.models.checkpoints.catalog import resolve_model
+from twinmesh.models.checkpoints.open import load_on_one_device, open_checkpoint
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
 from twinmesh.models.errors import CheckpointError
 

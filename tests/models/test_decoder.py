@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.tiny_gguf import TinyLlama, write_tiny_gguf
-from twinmesh.models.checkpoint import load_on_one_device, open_checkpoint
+from twinmesh.models.checkpoints.open import load_on_one_device, open_checkpoint
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
 

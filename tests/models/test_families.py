@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from helpers.tiny_families import TINY
 from helpers.tiny_files import expected, tiny_config, write_tiny_directory, write_tiny_gguf_of
-from twinmesh.models.checkpoint import open_checkpoint
+from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.config import Rope
 from twinmesh.models.errors import CheckpointError
 from twinmesh.models.families import HUGGING_FACE, format_named
-from twinmesh.models.families.settings import Settings
+from twinmesh.models.families.raw_config import Settings
 
 IN_GGUF = [name for name, model in TINY.items() if model.gguf]
 FROM_HUB = [name for name, model in TINY.items() if model.on_hub is not None]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import twinmesh
-from twinmesh.engine import llm
-from twinmesh.engine.config import Topology
+from twinmesh.engine.api import llm
 from twinmesh.engine.errors import BatchStopped, EngineError
+from twinmesh.engine.topology import Topology
 from twinmesh.scripts import arguments
-from twinmesh.scripts.bench import BENCHMARKS
+from twinmesh.scripts.bench.command import BENCHMARKS
 from twinmesh.scripts.cli import COMMANDS, main
 
 SCRIPTS = Path(twinmesh.__file__).parent / "scripts"

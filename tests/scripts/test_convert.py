@@ -1,6 +1,6 @@
 """`twinmesh convert`: the command over what `tests/models/test_orbax.py` covers."""
 
-from twinmesh.models.checkpoint import open_checkpoint
+from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.scripts.cli import main
 
 

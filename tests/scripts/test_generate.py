@@ -7,7 +7,7 @@ import sys
 import pytest
 from helpers.fake_llm import FakeLLM
 from helpers.tiny_gguf import write_tiny_gguf
-from twinmesh.engine.sampling_params import SamplingParams
+from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.scripts import arguments
 from twinmesh.scripts.cli import main
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles
 from twinmesh.scripts import tune
-from twinmesh.scripts.gpu_bench import Heads, queries
+from twinmesh.scripts.gpu.timing import Heads, queries
 
 OTHER = ["decode", "sm_90", 256, 2, 16, 8192, [512, 2]]
 

@@ -1,0 +1,1 @@
+"""What callers see: `LLM`, `AsyncLLM`, their parameters and outputs."""

@@ -1,0 +1,163 @@
+"""The way of a request into the engine and back, for `LLM` and `AsyncLLM` alike.
+
+Invariants: whatever can be refused is refused before a request starts; the completions of a request enter together;
+a request's name stands for all its completions, and for nothing else as long as one of them runs. No waiting here: how
+news reaches the caller is the caller's choice.
+
+Every method may be called from any thread.
+"""
+
+import itertools
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..paging.block_hash import block_hashes
+from ..protocol.events import RequestFacts
+from ..protocol.sampling_plan import SamplingPlan
+from ..protocol.submission import Payload, Submission
+from ..startup.build import Engine
+from .active_requests import Forward, LiveRequests, Post
+from .collector import RequestCollector
+from .detokenizer import StopSearch
+from .prompts import Prompt, PromptLike, check_prompt
+from .resolve_sampling import eos_ids, resolve
+from .sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that passed every check, not yet in the engine; the plan's seed is still to come."""
+
+    prompt: Prompt
+    params: SamplingParams
+    plan: SamplingPlan
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A request ready to enter: who gathers its news, and one submission per completion."""
+
+    collector: RequestCollector
+    submissions: tuple[Submission, ...]
+
+
+class Frontend:
+    """Checks requests, starts them, and finds them again by name."""
+
+    def __init__(self, engine: Engine, seed: int) -> None:
+        """`seed`: requests without one of their own draw theirs from it and from their number."""
+        self._core, self.config, self.tokenizer = engine.core, engine.config, engine.tokenizer
+        self._seed, self._numbers, self._live = seed, itertools.count(), LiveRequests()
+
+    def check(self, prompt: PromptLike, params: SamplingParams) -> Job:
+        """A request that the engine will take.
+
+        Raises:
+            ValueError: a prompt or parameters that this model cannot run.
+        """
+        checked = check_prompt(prompt, self.tokenizer, self.config.max_model_len)
+        return Job(checked, params, resolve(params, self.tokenizer, seed=0))
+
+    def ticket(self, job: Job, post: Post, request_id: str | None = None) -> Ticket:
+        """A request with its names, seeds and sinks; `post` gets its news once it starts.
+
+        Raises:
+            ValueError: the name is not a text, or empty.
+        """
+        number, arrival = next(self._numbers), self._core.clock()
+        request_id = self._new_name(number) if request_id is None else check_name(request_id)
+        names = (request_id,) if job.params.n == 1 else tuple(f"{request_id}#{i}" for i in range(job.params.n))
+        collector = RequestCollector(request_id, names, job.prompt, job.params, self.tokenizer, arrival)
+        sink = Forward(post, collector, self._live)
+        prompt, hashes = np.array(job.prompt.token_ids, np.int32), self._block_hashes(job)
+        submissions = [
+            Submission(
+                arrival=arrival,
+                facts=self._facts(job, name, names[0] if index else None, hashes),
+                payload=Payload(prompt, self._plan(job, index, seed)),
+                eos_ids=eos_ids(job.params, self.tokenizer),
+                stop=self._stop_check(job.params),
+                sink=sink,
+            )
+            for index, (name, seed) in enumerate(zip(names, self._seeds(job.params, number), strict=True))
+        ]
+        return Ticket(collector, tuple(submissions))
+
+    def start(self, ticket: Ticket) -> None:
+        """Let a request in.
+
+        Raises:
+            ValueError: its name is in use.
+            EngineError: the engine is closed or has failed.
+        """
+        collector = ticket.collector
+        self._live.add(collector)
+        try:
+            self._core.submit(ticket.submissions)
+        except BaseException:  # an interrupt may come after the engine has taken it
+            for sequence_id in collector.sequence_ids:
+                self._core.abort(sequence_id)
+                self._live.end(sequence_id)
+            raise
+
+    def abort(self, request_id: str) -> None:
+        """End every completion of a request; a name not in use is ignored."""
+        for sequence_id in self._live.sequences(request_id):
+            self._core.abort(sequence_id)
+
+    def withdraw(self, collector: RequestCollector) -> None:
+        """End every completion of this request, unless it has ended and another has its name."""
+        if self._live.holder(collector.request_id) is collector:
+            self.abort(collector.request_id)
+
+    def preempt(self, request_id: str) -> None:
+        """Give up the KV of every completion of a request; a name not in use is ignored."""
+        for sequence_id in self._live.sequences(request_id):
+            self._core.preempt(sequence_id)
+
+    def migrate(self, request_id: str, destination: int | None) -> None:
+        """Move every completion of a request; a name not in use is ignored."""
+        for sequence_id in self._live.sequences(request_id):
+            self._core.migrate(sequence_id, destination)
+
+    def _new_name(self, number: int) -> str:
+        name = f"request-{number}"
+        while name in self._live:  # callers may name theirs alike
+            name += "+"
+        return name
+
+    def _facts(self, job: Job, name: str, leader: str | None, hashes: tuple[bytes, ...]) -> RequestFacts:
+        length = len(job.prompt.token_ids)
+        room = self.config.max_model_len - length
+        asked = job.params.max_tokens
+        return RequestFacts(name, length, room if asked is None else min(int(asked), room), hashes, leader)
+
+    def _block_hashes(self, job: Job) -> tuple[bytes, ...]:
+        """None where the prefix cache is off, or where every prompt token has to be computed."""
+        if not self.config.prefix_cache or job.params.prompt_logprobs is not None:
+            return ()
+        return block_hashes(job.prompt.token_ids, self.config.page_size)
+
+    def _plan(self, job: Job, index: int, seed: int) -> SamplingPlan:
+        """Only the first completion computes the prompt, and so its log-probabilities."""
+        return replace(job.plan, seed=seed, prompt_logprobs=None if index else job.plan.prompt_logprobs)
+
+    def _seeds(self, params: SamplingParams, number: int) -> list[int]:
+        if params.seed is not None:
+            return [(int(params.seed) + i) % 2**32 for i in range(params.n)]
+        return [int(word) for word in np.random.SeedSequence([self._seed, number]).generate_state(params.n)]
+
+    def _stop_check(self, params: SamplingParams) -> StopSearch | None:
+        if not params.stop:
+            return None
+        return StopSearch(
+            self.tokenizer, tuple(params.stop), min_tokens=params.min_tokens, skip_special=params.skip_special_tokens
+        )
+
+
+def check_name(request_id: object) -> str:
+    """A caller's name for a request; ValueError unless it is a text that is not empty."""
+    if isinstance(request_id, str) and request_id:
+        return request_id
+    raise ValueError(f"request_id={request_id!r} is not usable: it must be a text that is not empty.")

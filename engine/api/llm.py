@@ -1,0 +1,260 @@
+"""`LLM`: the engine as a Python object. Prompts in, texts and log-probabilities out; `client.py` does what
+`AsyncLLM` needs as well, `core/` the rest.
+
+Every method may be called from any thread; the requests of all callers run in the same batches, first come first
+served. `step` alone is for one thread at a time.
+"""
+
+import itertools
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from queue import SimpleQueue
+from types import TracebackType
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from ...models.text.chat import Message, Tool
+from ..config import check_whole_number
+from ..errors import EngineError
+from ..protocol.submission import Update
+from .base import EngineOwner
+from .client import Job
+from .collector import RequestCollector
+from .outputs import RequestOutput, Score
+from .prompts import PromptLike, as_list, check_continuation, check_prompt
+from .resolve_sampling import resolve
+from .sampling_params import SamplingParams
+from .streams import HandDriven, RequestStream
+
+# Of a score: one token has to be sampled, and only the prompt's log-probabilities are looked at.
+_SCORING = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+
+
+class LLM(EngineOwner):
+    """A model on its meshes, ready to generate. Use it as a context manager, or call `close`.
+
+    Its options are described under `__init__`. An engine that is dropped or still open when the program ends is closed
+    then.
+    """
+
+    def _prepare(self) -> None:
+        self._hand_driven = HandDriven(self._frontend)
+
+    def generate(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Complete prompts and return the results in their order.
+
+        Args:
+            prompts: text, token ids, {"prompt": text} or {"prompt_token_ids": ids}; one, or a list of them.
+            sampling_params: one for all prompts, or one for each; None: the defaults.
+            use_tqdm: show a progress bar on stderr.
+
+        Raises:
+            ValueError: a prompt is empty, too long or unreadable, or parameters do not go with the model. Nothing was
+                started.
+            EngineError: the engine is closed or has failed.
+            KeyboardInterrupt: Ctrl-C; this call's requests are aborted, and the engine goes on.
+        """
+        many = as_list(prompts)
+        sampling = _one_each(sampling_params, len(many))
+        jobs = [self._frontend.check(prompt, params) for prompt, params in zip(many, sampling, strict=True)]
+        outputs: list[RequestOutput | None] = [None] * len(many)
+        with (
+            tqdm(total=len(many), unit="req", disable=not use_tqdm) as bar,
+            closing(self._outputs(jobs, None)) as results,
+        ):
+            for index, output in results:
+                outputs[index] = output
+                bar.update()
+        return [output for output in outputs if output is not None]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or a list of them, each a list of {"role": ..., "content": ...}.
+
+        `tools` are JSON schemas of functions that the model may call, for every conversation; what it calls is in the
+        text, in the model's own form. Raises as `generate` does, and ValueError where the model has no chat template or
+        it refuses the messages.
+        """
+        single = not messages or isinstance(messages[0], Mapping)
+        conversations = [messages] if single else messages
+        prompts = [self.chat_prompt(conversation, tools) for conversation in conversations]  # type: ignore[arg-type]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def stream(self, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> RequestStream:
+        """Start one request; iterate over the result for its text as it comes. Raises as `generate` does."""
+        updates: SimpleQueue[Update] = SimpleQueue()
+        job = self._frontend.check(prompt, sampling_params or SamplingParams())
+        ticket = self._frontend.ticket(job, lambda _, update: updates.put(update))
+        stream = RequestStream(ticket.collector, updates, self.abort)
+        try:
+            self._frontend.start(ticket)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def as_completed(
+        self, jobs: Iterable[tuple[PromptLike, SamplingParams] | None], *, window: int | None = None
+    ) -> Generator[tuple[int, RequestOutput], None, None]:
+        """Run jobs, each a prompt and its sampling parameters, and give (index, result) as they finish.
+
+        Args:
+            jobs: read as they are needed. One may be None while others run: there is none yet, results come first, and
+                it is asked for again whenever the engine has news. Where nothing runs, None ends the iteration.
+            window: how many may be in the engine at once, 1 or more; None: all of them.
+
+        Leaving the iteration early aborts what is left. Raises as `generate` does; jobs before a bad one are aborted.
+        """
+        if window is not None:
+            check_whole_number("window", window, 1)
+        checked = (None if job is None else self._frontend.check(*job) for job in jobs)
+        return self._outputs(checked, window)
+
+    def score(
+        self, prompts: PromptLike | Sequence[PromptLike], continuations: PromptLike | Sequence[PromptLike]
+    ) -> list[Score]:
+        """How likely each continuation is after its prompt, in one forward pass each.
+
+        Args:
+            prompts: as for `generate`; one may go with several continuations.
+            continuations: text or token ids. They are tokenised by themselves: a text usually starts with a space.
+
+        Raises:
+            ValueError: numbers that do not match, an empty continuation, or a prompt and continuation that `generate`
+                would refuse as a prompt. Nothing was started.
+            EngineError: the engine is closed, or a request failed or was aborted.
+        """
+        befores, afters = as_list(prompts), as_list(continuations)
+        if len(befores) == 1:
+            befores = befores * len(afters)
+        if len(befores) != len(afters):
+            raise ValueError(
+                f"There are {len(befores)} prompts and {len(afters)} continuations: give one prompt, or one for each."
+            )
+        jobs, starts = [], []
+        for before, after in zip(befores, afters, strict=True):
+            prompt = check_prompt(before, self.tokenizer, self.config.max_model_len)
+            whole = check_continuation(prompt, after, self.tokenizer, self.config.max_model_len)
+            jobs.append(Job(whole, _SCORING, resolve(_SCORING, self.tokenizer, seed=0)))
+            starts.append(len(prompt.token_ids))
+        with closing(self._run(jobs, None)) as results:
+            scores = {index: _score(collector, starts[index]) for index, collector in results}
+        return [scores[index] for index in range(len(jobs))]
+
+    def add_request(self, request_id: str, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> None:
+        """Start a request to be followed with `step`, as vLLM's `LLMEngine` does.
+
+        Raises as `generate` does, and ValueError where the name is in use.
+        """
+        self._hand_driven.add(request_id, self._frontend.check(prompt, sampling_params or SamplingParams()))
+
+    def step(self) -> list[RequestOutput]:
+        """Wait for the next news of requests from `add_request`, and give what those that have some made so far.
+
+        The engine computes on a thread of its own, so that a step is not one step of the model: an output may hold
+        several new tokens, and nothing waits for the next call. Each output holds all completions from their first
+        token on; a request's last has `finished` set, also when it was aborted. An empty list: nothing is unfinished.
+        """
+        return self._hand_driven.step()
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether `step` has more to tell."""
+        return self._hand_driven.has_unfinished
+
+    def abort(self, request_id: str) -> None:
+        """End all completions of a request early, with finish_reason "abort" and the tokens so far.
+
+        Unknown and finished requests are ignored.
+        """
+        self._frontend.abort(request_id)
+
+    def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
+        """Replace parameters of the model on every mesh; returns when new requests run with them.
+
+        What runs goes on to its end with the old ones; what comes meanwhile waits. Nothing compiles. Cached prefixes
+        are dropped.
+
+        Args:
+            params: dotted path, such as "layers.0.attention.q_proj", to an array of the parameter's shape and
+                dtype, as `models.decoder.AbstractParams.specs` lists them; those left out stay as they are.
+
+        Raises:
+            ValueError: a path that the model does not have, or another shape or dtype. Nothing was replaced.
+            EngineError: the engine is closed or has failed.
+        """
+        self._core.update_params(params)
+
+    def close(self) -> None:
+        """Abort what runs, join the threads, free the device memory. Calling it again does nothing."""
+        self._core.close()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """`close`."""
+        self.close()
+
+    def _outputs(
+        self, jobs: Iterable[Job | None], window: int | None
+    ) -> Generator[tuple[int, RequestOutput], None, None]:
+        with closing(self._run(jobs, window)) as results:
+            for index, collector in results:
+                yield index, collector.output()
+
+    def _run(
+        self, jobs: Iterable[Job | None], window: int | None
+    ) -> Generator[tuple[int, RequestCollector], None, None]:
+        """Index and collector of each job as it finishes; `window` jobs at most are in the engine."""
+        news: SimpleQueue[tuple[RequestCollector, Update]] = SimpleQueue()
+        running: dict[RequestCollector, int] = {}
+        waiting, indices = iter(jobs), itertools.count()
+        try:
+            while True:
+                while (window is None or len(running) < window) and (job := next(waiting, None)) is not None:
+                    ticket = self._frontend.ticket(job, lambda collector, update: news.put((collector, update)))
+                    running[ticket.collector] = next(indices)
+                    self._frontend.start(ticket)
+                if not running:
+                    return
+                collector, update = news.get()
+                collector.take(update)
+                if collector.is_finished:
+                    yield running.pop(collector), collector
+        finally:
+            for collector in running:
+                self.abort(collector.request_id)
+
+
+def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise ValueError(f"There are {count} prompts and {len(params)} sampling_params: give one, or one for each.")
+    return list(params)
+
+
+def _score(collector: RequestCollector, start: int) -> Score:
+    """Of the tokens of a prompt from `start` on, once the request has ended."""
+    output = collector.output()
+    if output.outputs[0].finish_reason in ("abort", "error"):
+        raise EngineError(output.error or f"{output.request_id} was aborted before it was scored.")
+    scores = np.concatenate([scores.logprob for scores in collector.prompt_scores])  # [n - 1]
+    logprobs = scores[start - 1 :].astype(np.float32)
+    return Score(output.prompt_token_ids[start:], logprobs, float(logprobs.sum(dtype=np.float64)))

@@ -1,0 +1,194 @@
+"""How one request is sampled and when it stops. Names and meanings are vLLM's. Control-plane module: no JAX here.
+
+What a model's vocabulary decides (whether a token id exists, how a bad word is spelled) is for `resolve_sampling.py`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import cast
+
+from ..protocol.sampling_plan import MAX_LOGPROBS
+
+# As vLLM's default limit.
+MAX_N = 16384
+_SEED = "a whole number from 0 to 2**32 - 1"
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Sampling and stopping of one request, with vLLM's names, defaults and meanings.
+
+    n: completions of the prompt. Completion i draws with seed + i.
+    presence_penalty, frequency_penalty: -2 to 2, subtracted from the logit of a token that was generated: once, and
+        for every time.
+    repetition_penalty: above 0; divides positive logits, and multiplies negative ones, of tokens in the prompt or in
+        what was generated.
+    temperature: 0 (and anything below 1e-5) always takes the most likely token. At most 1e6.
+    top_p: in (0, 1]; the smallest set of most likely tokens whose probabilities reach it is kept.
+    top_k: how many of the most likely tokens are kept; 0 or -1 keeps all.
+    min_p: in [0, 1]; drops tokens less likely than this times the most likely one.
+    seed: 0 to 2**32 - 1, fixes the random stream of the request. None (or -1): drawn from the engine's seed and the
+        request's number.
+    stop: a text, or several, that ends the completion. `text` is cut before it, `token_ids` is not.
+    stop_token_ids: tokens that end the completion as EOS does; the last one stays in `token_ids` and out of the text.
+    ignore_eos: go on after EOS.
+    max_tokens: the most tokens to generate; None: up to `max_model_len`.
+    min_tokens: EOS, stop tokens and stop strings do not end the completion earlier.
+    logprobs: report the log-probability of each token and of this many of the most likely ones, 0 to 20.
+    prompt_logprobs: likewise for the prompt's tokens. Such a request does not use the prefix cache.
+    detokenize: False leaves `text` empty, and allows no stop strings.
+    skip_special_tokens: leave control tokens out of the text.
+    include_stop_str_in_output: cut the text behind the stop string rather than before it, and show a stop token.
+    logit_bias: added to the logits of these tokens: -1e6 to 1e6, or -inf to forbid one.
+    allowed_token_ids: nothing else may be generated.
+    bad_words: texts that may not be completed, each as it is spelled at the start of a text and behind a space.
+
+    It differs from vLLM where a static shape has to bound it: `logprobs` and `prompt_logprobs` stop at 20 and -1 (the
+    whole vocabulary) is refused; bad words are at most 64 token sequences of at most 8 tokens. Greedy sampling may ask
+    for n > 1, and gets n equal completions. There is no `spaces_between_special_tokens`, because no supported
+    tokenizer adds any.
+
+    Raises:
+        ValueError: a value is out of range or of the wrong type; the message names the field, the value and the range.
+    """
+
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what sampling could only turn into nonsense later; lists become tuples, which nobody changes."""
+        self._check_numbers()
+        self._check_lengths()
+        for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
+            _check(name, getattr(self, name), lambda x: isinstance(x, bool), "True or False")
+        self._check_lists()
+        if self.stop and not self.detokenize:
+            raise ValueError("stop strings need the text: leave detokenize on, or use stop_token_ids.")
+
+    def with_seed(self, seed: int) -> "SamplingParams":
+        """The same with another seed, without checking the rest again.
+
+        Raises:
+            ValueError: the seed is not from 0 to 2**32 - 1.
+        """
+        _check_int("seed", seed, 0, 2**32 - 1, _SEED)
+        twin = object.__new__(SamplingParams)
+        twin.__dict__.update(self.__dict__, seed=seed)
+        return twin
+
+    def _check_numbers(self) -> None:
+        _check_real("temperature", self.temperature, lambda x: 0 <= x <= 1e6, "a number from 0 to 1e6")
+        _check_real("top_p", self.top_p, lambda x: 0 < x <= 1, "a number above 0 and at most 1")
+        _check_real("min_p", self.min_p, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check_real(name, getattr(self, name), lambda x: -2 <= x <= 2, "a number from -2 to 2")
+        # The bounds are those of float32 arithmetic.
+        wanted = "a number above 0 (1e-6 to 1e6)"
+        _check_real("repetition_penalty", self.repetition_penalty, lambda x: 1e-6 <= x <= 1e6, wanted)
+        _check_int("top_k", self.top_k, -1, 2**31 - 1, "a whole number, 1 or more, or 0 (all tokens)")
+        if self.seed == -1 and _is_int(self.seed):
+            object.__setattr__(self, "seed", None)
+        if self.seed is not None:
+            _check_int("seed", self.seed, 0, 2**32 - 1, _SEED)
+
+    def _check_lengths(self) -> None:
+        _check_int("n", self.n, 1, MAX_N, f"a whole number from 1 to {MAX_N}")
+        if self.max_tokens is not None:
+            _check_int("max_tokens", self.max_tokens, 1, None, "a whole number, 1 or more")
+        _check_int("min_tokens", self.min_tokens, 0, None, "a whole number, 0 or more")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens={self.min_tokens} is not usable: it must be at most max_tokens={self.max_tokens}."
+            )
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 0, MAX_LOGPROBS, f"a whole number from 0 to {MAX_LOGPROBS}")
+
+    def _check_lists(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        object.__setattr__(self, "stop", _texts("stop", stop))
+        object.__setattr__(self, "bad_words", _texts("bad_words", self.bad_words))
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        if self.allowed_token_ids is not None:
+            allowed = _token_ids("allowed_token_ids", self.allowed_token_ids)
+            if not allowed:
+                raise ValueError(
+                    "allowed_token_ids=[] is not usable: it must hold a token id, or be None to allow all."
+                )
+            object.__setattr__(self, "allowed_token_ids", allowed)
+        if self.logit_bias is not None:
+            object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+
+
+def _texts(name: str, given: object) -> tuple[str, ...]:
+    """Each once, in the order given."""
+    if given is None:
+        return ()
+    wanted = "a list of texts that are not empty"
+    _check(name, given, lambda x: isinstance(x, Iterable) and not isinstance(x, str | bytes | Mapping), wanted)
+    texts = tuple(cast(Iterable[str], given))
+    for text in texts:
+        _check(name, text, lambda x: isinstance(x, str) and x != "", wanted)
+    return tuple(dict.fromkeys(texts))
+
+
+def _token_ids(name: str, given: object) -> tuple[int, ...]:
+    """Each once, in the order given."""
+    if given is None:
+        return ()
+    wanted = "a list of token ids, 0 or more"
+    _check(name, given, lambda x: isinstance(x, Iterable) and not isinstance(x, str | bytes | Mapping), wanted)
+    ids = tuple(cast(Iterable[int], given))
+    for token in ids:
+        _check_int(name, token, 0, None, wanted)
+    return tuple(dict.fromkeys(map(int, ids)))
+
+
+def _biases(given: object) -> dict[int, float]:
+    wanted = "a dict of token ids and numbers from -1e6 to 1e6, or -inf"
+    if not isinstance(given, Mapping):
+        raise ValueError(f"logit_bias={given!r} is not usable: it must be {wanted}.")
+    for token, bias in given.items():
+        _check_int("logit_bias", token, 0, None, wanted)
+        _check_real("logit_bias", bias, lambda x: -1e6 <= x <= 1e6 or x == -math.inf, wanted)
+    return {int(token): float(bias) for token, bias in given.items()}
+
+
+def _check(name: str, value: object, is_good: Callable[[object], bool], wanted: str) -> None:
+    if not is_good(value):
+        raise ValueError(f"{name}={value!r} is not usable: it must be {wanted}.")
+
+
+def _check_real(name: str, value: float, in_range: Callable[[float], bool], wanted: str) -> None:
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    _check(name, value, lambda _: is_real and in_range(value), wanted)
+
+
+def _check_int(name: str, value: int, least: int, most: int | None, wanted: str) -> None:
+    _check(name, value, lambda _: _is_int(value) and value >= least and (most is None or value <= most), wanted)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -1,0 +1,213 @@
+"""Batch files in Parquet, through pyarrow, which the extra `parquet` installs: rows of requests in, of results out.
+
+A row of requests has the fields of a batch line as columns; a null is a field that is not there, a nested field may
+also be text that holds JSON, and what pandas makes of missing numbers is undone. A row of results has the columns of
+`_COLUMNS`; `response` is the JSON of the output line's own, so that no result is lost in the change of format. Both
+ways stream; pyarrow is imported when it is needed.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import batched
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .request_lines import WHOLE_NUMBERS
+from .result_lines import encode_line, line_number
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+    from pyarrow.parquet import ParquetFile
+
+SUFFIXES = (".parquet", ".pq")
+_COLUMNS = {
+    "custom_id": "string",
+    "line": "int64",
+    "text": "string",
+    "finish_reason": "string",
+    "prompt_tokens": "int64",
+    "completion_tokens": "int64",
+    "error_code": "string",
+    "error_message": "string",
+    "response": "string",
+}
+_ROWS_READ = 256
+_ROWS_WRITTEN = 8192
+# What pandas writes of rows whose numbers are not 0, 1, 2 and so on, as after a filter.
+_PANDAS_INDEX = re.compile(r"__index_level_[0-9]+__")
+_NESTED = ("messages", "body", "metadata", "logit_bias", "response_format", "tools")
+
+
+def is_parquet(path: str | Path) -> bool:
+    """Whether a file of this name is in Parquet: .parquet or .pq."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def count_rows(path: Path) -> int:
+    """The rows of a file.
+
+    Raises:
+        ValueError: pyarrow is missing, or this is not a Parquet file, or a damaged one.
+    """
+    with _open(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Rows as batch lines; `columns`: only these, as far as they exist. Raises as `count_rows` does."""
+    with _open(path) as file:
+        names = [name for name in file.schema_arrow.names if columns is None or name in columns]
+        names = [name for name in names if not _PANDAS_INDEX.fullmatch(name)]
+        for batch in _batches(path, file, names):
+            for row in batch.to_pylist() if names else [{}] * batch.num_rows:
+                yield _fields(row)
+
+
+def survey_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Of each row the custom_id, where it has one; but every column is decoded, so that damage shows before any work is
+    done. Raises as `count_rows` does.
+    """
+    with _open(path) as file:
+        columns = file.schema_arrow.names
+        for batch in _batches(path, file, columns):
+            if "custom_id" in columns:
+                yield from ({"custom_id": name} for name in batch.column("custom_id").to_pylist())
+            else:
+                yield from ({} for _ in range(batch.num_rows))
+
+
+def write_results(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write output lines as rows, to a file that is whole and on disk once this returns.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in _COLUMNS.items()])
+    with path.open("wb") as sink, ParquetWriter(sink, schema, compression="zstd") as writer:
+        for part in batched(lines, _ROWS_WRITTEN):
+            writer.write_table(pyarrow.Table.from_pylist([_row(line) for line in part], schema))
+        writer.close()
+        sink.flush()
+        os.fsync(sink.fileno())
+
+
+def read_results(path: Path) -> Iterator[bytes]:
+    """The output lines that `write_results` made these rows of."""
+    for row in read_rows(path, ["custom_id", "line", "error_code", "error_message", "response"]):
+        error = {"code": row["error_code"], "message": row["error_message"]} if "error_code" in row else None
+        response = json.loads(row["response"]) if "response" in row else None
+        fields = {"id": f"batch_req_{row['line']}", "custom_id": row["custom_id"], "response": response, "error": error}
+        yield encode_line(fields)
+
+
+def count_results(path: Path) -> tuple[int, int]:
+    """Rows with a result, and rows with an error."""
+    rows, failed = count_rows(path), sum(1 for row in read_rows(path, ["error_code"]) if row)
+    return rows - failed, failed
+
+
+def require_pyarrow(path: str | Path) -> None:
+    """Raises ValueError where pyarrow is missing."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            f"{path} is a Parquet file, and pyarrow is not installed: pip install 'twinmesh[parquet]'."
+        ) from None
+
+
+def _open(path: Path) -> "ParquetFile":
+    require_pyarrow(path)
+    from pyarrow.parquet import ParquetFile
+
+    with _refused(path):
+        # A buffer: column chunks are read piece by piece, however large a row group is.
+        return ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
+
+
+def _batches(path: Path, file: "ParquetFile", columns: list[str]) -> Iterator["RecordBatch"]:
+    batches = file.iter_batches(batch_size=_ROWS_READ, columns=columns)
+    while True:
+        with _refused(path):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            batch.validate(full=True)  # texts are UTF-8
+        yield batch
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Whatever pyarrow says against a file, in a sentence; an OSError with a number is the operating system's."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{path} cannot be read as Parquet ({reason}): write it anew.") from None
+
+
+def _fields(row: dict[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: _number(name, value) for name, value in _without_nulls(row).items()}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    for name in _NESTED:
+        if isinstance(fields.get(name), str):
+            fields[name] = _json(fields[name])
+    return fields
+
+
+def _number(name: str, value: Any) -> Any:
+    """pandas makes floats of a column of whole numbers in which some are missing, and NaN of those."""
+    if not isinstance(value, float):
+        return value
+    if math.isnan(value):
+        return None
+    return int(value) if name in WHOLE_NUMBERS and value.is_integer() else value
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _without_nulls(value: Any) -> Any:
+    """Structs have all their fields in every row; what a row lacks is null."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _row(line: dict[str, Any]) -> dict[str, Any]:
+    error, response = line["error"] or {}, line["response"]
+    body = response["body"] if response else {}
+    choice = body["choices"][0] if response else {}
+    text = choice["message"]["content"] if "message" in choice else choice.get("text")
+    usage = body.get("usage", {})
+    return {
+        "custom_id": _text(line["custom_id"]),
+        "line": line_number(line),
+        "text": _text(text),
+        "finish_reason": choice.get("finish_reason"),
+        "prompt_tokens": usage.get("prompt_tokens"),
+        "completion_tokens": usage.get("completion_tokens"),
+        "error_code": error.get("code"),
+        "error_message": _text(error.get("message")),
+        "response": encode_line(response).decode("utf-8").rstrip() if response else None,
+    }
+
+
+def _text(text: str | None) -> str | None:
+    """Parquet's texts are UTF-8, which a lone surrogate is not."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")

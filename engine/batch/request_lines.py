@@ -1,0 +1,287 @@
+"""The lines of a batch run's input: requests, in the shape of OpenAI's batch files or plain.
+
+A line is an OpenAI batch line (`custom_id`, `method`, `url`, `body`) or a plain object whose fields are those of a
+body (`prompt` or `messages`, with optional `custom_id`). A field that would change the result and is not implemented
+is refused, never ignored. Pure functions of bytes and values: no files, no engine, no JAX here.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from hashlib import blake2b
+from typing import Any, Literal
+
+from ..api.sampling_params import SamplingParams
+
+type Message = dict[str, Any]
+type Tool = dict[str, Any]
+# A request as it is read: a line of JSON, or fields that come from elsewhere.
+type Line = bytes | Mapping[str, Any]
+Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
+CHAT: Endpoint = "/v1/chat/completions"
+COMPLETIONS: Endpoint = "/v1/completions"
+
+_ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
+_SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {"logprobs", "prompt_logprobs", "detokenize"}
+# Whatever these hold, the completion is the same.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "model",
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "stream_options",
+    }
+)
+_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+WHOLE_NUMBERS = frozenset({"n", "best_of", "top_k", "seed", "max_tokens", "max_completion_tokens", "min_tokens"})
+_KNOWN = frozenset({"custom_id", "max_completion_tokens", "best_of"}) | _SAMPLING | _WITHOUT_EFFECT
+# Fields that are not implemented, each with the values that ask for nothing; null always asks for nothing.
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "stream": (False,),
+    "echo": (False,),
+    "logprobs": (False,),
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+}
+
+
+class BatchLineError(ValueError):
+    """A line that cannot be run. `code` is for programs; the message is one sentence that names the line."""
+
+    def __init__(self, code: str, line: int, custom_id: str | None, message: str) -> None:
+        """Join the line's number and what is wrong with it."""
+        super().__init__(f"line {line}: {message}")
+        self.code = code
+        self.line = line
+        self.custom_id = custom_id if custom_id is not None else default_id(line)
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """One line that can be run: `messages`, a conversation, or `prompt`, text or token ids; the other is None. `tools`:
+    JSON schemas of the functions that the model may call in a conversation; None: none.
+    """
+
+    line: int
+    custom_id: str
+    messages: list[Message] | None
+    prompt: str | list[int] | None
+    model: str | None
+    sampling_params: SamplingParams
+    tools: list[Tool] | None = None
+
+
+def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
+    """Read one line of a batch file.
+
+    Args:
+        text: the line, UTF-8; or its fields.
+        line: its number, from 1.
+        defaults: what holds where the line says nothing. A line without a seed draws with `line_seed`, so that lines
+            with the same prompt are not the same sample, and a line is the same sample whenever it is run.
+
+    Raises:
+        BatchLineError: the line is not JSON, lacks a prompt, or asks for what is not implemented or out of range.
+    """
+    custom_id = None
+    try:
+        fields = _load(text) if isinstance(text, bytes) else dict(text)
+        custom_id = _custom_id(fields)
+        body, endpoint = _open_envelope(fields)
+        _check_fields(body, endpoint)
+        messages, prompt = (_messages(body), None) if endpoint == CHAT else (None, _prompt(body))
+        tools = _tools(body) if endpoint == CHAT else None
+        params = _sampling_params(body, line, defaults)
+    except json.JSONDecodeError as error:
+        message = f"this is not JSON ({error.msg} at column {error.colno}): put one JSON object on each line."
+        raise BatchLineError("invalid_json_line", line, custom_id, message) from None
+    except ValueError as error:
+        raise BatchLineError("invalid_request", line, custom_id, str(error)) from None
+    return BatchRequest(line, custom_id or default_id(line), messages, prompt, body.get("model"), params, tools)
+
+
+def default_id(line: int) -> str:
+    """What a line without a custom_id is called."""
+    return f"line-{line}"
+
+
+def read_custom_id(text: Line, line: int) -> str:
+    """The name under which this line's result will be written, whether it can be run or not."""
+    # Most inputs in which no line has a name need no parsing here; \u could spell the field's name.
+    if isinstance(text, bytes) and b"custom_id" not in text and b"\\u" not in text:
+        return default_id(line)
+    try:
+        return _custom_id(_load(text) if isinstance(text, bytes) else dict(text)) or default_id(line)
+    except ValueError:
+        return default_id(line)
+
+
+def line_seed(seed: int | None, line: int) -> int:
+    """The seed, 0 to 2**32 - 1, of a line that has none: 4 bytes of a hash of the run's seed and the line's number.
+
+    Not their sum: completion i of a line draws with its seed + i, which is for the lines behind it.
+    """
+    return int.from_bytes(blake2b(f"{seed or 0}:{line}".encode(), digest_size=4).digest())
+
+
+def _load(text: bytes) -> dict[str, Any]:
+    try:
+        fields = _DECODER.decode(text.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError("this is not UTF-8 text: save the file as UTF-8.") from None
+    except RecursionError:
+        raise ValueError("this JSON is nested too deeply: put one flat request on each line.") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f'this is {_kind(fields)}, not a JSON object: write for example {{"prompt": "Hello"}}.')
+    return fields
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; Python alone would keep the last of several values in silence."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {name!r} is there twice in one object: keep one of them.")
+    return fields
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def _custom_id(fields: dict[str, Any]) -> str | None:
+    custom_id = fields.get("custom_id")
+    if custom_id is None or (isinstance(custom_id, str) and custom_id):
+        return custom_id
+    raise ValueError(f"custom_id={custom_id!r} is not usable: it must be a text that is not empty.")
+
+
+def _open_envelope(fields: dict[str, Any]) -> tuple[dict[str, Any], Endpoint]:
+    """The request's own fields, and the endpoint that they are for."""
+    if not fields.keys() & {"method", "url", "body"}:
+        return fields, CHAT if "messages" in fields else COMPLETIONS
+    strangers = sorted(fields.keys() - _ENVELOPE)
+    if strangers:
+        raise ValueError(f"{strangers[0]!r} is not a field of a batch line: move it into 'body', or remove it.")
+    if fields.get("method", "POST") != "POST":
+        raise ValueError(f"method={fields['method']!r} is not usable: it must be 'POST'.")
+    url, body = fields.get("url"), fields.get("body")
+    if url not in (CHAT, COMPLETIONS):
+        raise ValueError(f"url={url!r} is not served: it must be {CHAT!r} or {COMPLETIONS!r}.")
+    if not isinstance(body, dict):
+        raise ValueError(f"'body' is {_kind(body)}, not a JSON object: put the request's fields in it.")
+    return body, CHAT if url == CHAT else COMPLETIONS
+
+
+def _check_fields(body: dict[str, Any], endpoint: Endpoint) -> None:
+    prompt = "messages" if endpoint == CHAT else "prompt"
+    for name, value in body.items():
+        if name == prompt or name in _KNOWN or value is None or (name == "tools" and endpoint == CHAT):
+            continue
+        if name not in _NEUTRAL:
+            raise ValueError(f"{name!r} is not supported here: remove it; {prompt!r} and {_listing()} are.")
+        if not any(type(value) is type(neutral) and value == neutral for neutral in _NEUTRAL[name]):
+            raise ValueError(f"{name}={value!r} is not supported yet, and would change the result: remove {name!r}.")
+    if not isinstance(body.get("model"), str | None):
+        raise ValueError(f"model={body['model']!r} is not usable: it must be a name.")
+
+
+def _messages(body: dict[str, Any]) -> list[Message]:
+    """The conversation; the engine checks roles and contents, which depend on the chat template."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise ValueError('there are no messages: write "messages": [{"role": "user", "content": "Hello"}].')
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise ValueError(f"message {index} is {_kind(message)}, not an object with 'role' and 'content'.")
+    return [_message(index, message) for index, message in enumerate(messages)]
+
+
+def _message(index: int, message: Message) -> Message:
+    """What of a message goes to the chat template. Answers that were copied from a response have fields that hold
+    nothing (`"annotations": []`); templates that ask only whether a field is there must not see them.
+    """
+    held = {name: value for name, value in message.items() if name == "content" or value not in (None, [], {})}
+    strangers = sorted(held.keys() - set(_MESSAGE))
+    if strangers:
+        raise ValueError(f"{strangers[0]!r} in message {index} is not supported: remove it; {', '.join(_MESSAGE)} are.")
+    reasoning = held.get("reasoning_content")
+    if reasoning is not None and (not isinstance(reasoning, str) or held.get("role") != "assistant"):
+        raise ValueError(f"'reasoning_content' in message {index} must be a text, in a message of the assistant's.")
+    return held
+
+
+def _tools(body: dict[str, Any]) -> list[Tool] | None:
+    """The schemas, for the chat template; it or the engine says what is wrong with one of them."""
+    tools = body.get("tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ValueError("'tools' must be a list of objects, each the JSON schema of a function.")
+    if tools and body.get("tool_choice") == "none":
+        raise ValueError("tool_choice='none' is not supported yet beside tools: leave out one of the two.")
+    return tools or None
+
+
+def _prompt(body: dict[str, Any]) -> str | list[int]:
+    prompt = body.get("prompt")
+    if prompt is None:
+        raise ValueError("there is no prompt: give 'prompt' (a text) or 'messages' (a conversation).")
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]  # OpenAI takes a list of prompts; a list of one is that one
+    if isinstance(prompt, list) and len(prompt) > 1 and all(isinstance(part, str | list) for part in prompt):
+        raise ValueError(f"'prompt' holds {len(prompt)} prompts: put each on a line of its own.")
+    if prompt and isinstance(prompt, str):
+        return prompt
+    if prompt and isinstance(prompt, list) and all(type(token) is int for token in prompt):
+        return prompt
+    raise ValueError("'prompt' must be one text, or one list of token ids, that is not empty.")
+
+
+def _sampling_params(body: dict[str, Any], line: int, defaults: SamplingParams) -> SamplingParams:
+    given = {name: body[name] for name in _SAMPLING & body.keys() if body[name] is not None}
+    limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if body.get(name) is not None]
+    if len(limits) == 2 and limits[0] != limits[1]:
+        raise ValueError("max_tokens and max_completion_tokens differ: give one of them.")
+    if limits:
+        given["max_tokens"] = limits[0]
+    if "logit_bias" in given:
+        given["logit_bias"] = _biases(given["logit_bias"])
+    _check_best_of(body.get("best_of"), given.get("n", defaults.n))
+    if not given:  # most lines of most inputs: nothing has to be checked again, which took half of a short line's time
+        return defaults.with_seed(line_seed(defaults.seed, line))
+    if given.get("seed", -1) == -1:
+        given["seed"] = line_seed(defaults.seed, line)
+    return replace(defaults, **given)
+
+
+def _check_best_of(best_of: object, n: object) -> None:
+    """As many as are returned is what is generated anyway."""
+    if best_of is None or (type(best_of) is int and best_of == n):
+        return
+    if type(best_of) is int and type(n) is int and best_of < n:
+        raise ValueError(f"best_of={best_of} is not usable: it must be at least n={n}.")
+    raise ValueError(f"best_of={best_of!r} is not supported yet, and would change the result: remove 'best_of'.")
+
+
+def _biases(given: object) -> object:
+    """JSON's keys are texts, and token ids are numbers; whatever else is wrong is for `SamplingParams` to say."""
+    if not isinstance(given, dict):
+        return given
+    return {int(token) if token.isdecimal() else token: bias for token, bias in given.items()}
+
+
+def _listing() -> str:
+    return ", ".join(sorted(_SAMPLING))
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "missing"}
+    return kinds.get(type(value), "a number")

@@ -1,0 +1,78 @@
+"""The lines of a batch run's output: results and errors, in the shape of OpenAI's batch files.
+
+Pure functions of values: no files, no engine, no JAX here.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..api.outputs import CompletionOutput, RequestOutput
+from .request_lines import BatchLineError, BatchRequest
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
+def success_line(request: BatchRequest, output: RequestOutput, *, model: str, created: int) -> dict[str, Any]:
+    """The output line of a request that ran, as OpenAI writes it. `created` is in seconds since 1970."""
+    is_chat = request.messages is not None
+    prompt_tokens = len(output.prompt_token_ids)
+    completion_tokens = sum(len(completion.token_ids) for completion in output.outputs)
+    body = {
+        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{output.request_id}",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": created,
+        "model": request.model or model,
+        "choices": [_choice(completion, is_chat=is_chat) for completion in output.outputs],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+    }
+    return {
+        "id": _line_id(request.line),
+        "custom_id": request.custom_id,
+        "response": {"status_code": 200, "request_id": output.request_id, "body": body},
+        "error": None,
+    }
+
+
+def _choice(completion: CompletionOutput, *, is_chat: bool) -> dict[str, Any]:
+    text = {"message": {"role": "assistant", "content": completion.text}} if is_chat else {"text": completion.text}
+    return {"index": completion.index, **text, "logprobs": None, "finish_reason": completion.finish_reason}
+
+
+def error_line(error: BatchLineError) -> dict[str, Any]:
+    """The output line of a line that could not be run."""
+    return {
+        "id": _line_id(error.line),
+        "custom_id": error.custom_id,
+        "response": None,
+        "error": {"code": error.code, "message": str(error)},
+    }
+
+
+def _line_id(line: int) -> str:
+    return f"batch_req_{line}"
+
+
+def line_number(fields: Mapping[str, Any]) -> int:
+    """The number of the input line that this output line answers.
+
+    Raises:
+        ValueError: it is no output line of ours.
+    """
+    found = re.fullmatch(r"batch_req_([1-9][0-9]{0,17})", str(fields.get("id")))
+    if found is None or not isinstance(fields.get("custom_id"), str) or not {"response", "error"} <= fields.keys():
+        raise ValueError("this is not an output line of a batch run.")
+    return int(found[1])
+
+
+def encode_line(fields: dict[str, Any]) -> bytes:
+    """One line of UTF-8 JSON, readable in any script; escaped where it holds lone surrogates, which UTF-8 cannot."""
+    try:
+        return _ENCODER.encode(fields).encode("utf-8") + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(fields).encode("ascii") + b"\n"

@@ -1,0 +1,153 @@
+"""One start of a batch run, from open files to the last result: what goes into the engine and what comes out of it.
+
+Invariants: a request leaves the engine before its line is written and is counted after; what an engine that closed or
+failed gives back is not a result, and is not written. It knows neither which run this is nor how the files came to be.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tqdm import tqdm
+
+from ..api.outputs import RequestOutput
+from ..api.sampling_params import SamplingParams
+from .journal import Journal, Kept
+from .order import LOOK_AHEAD, Prepared, arrange
+from .request_lines import BatchLineError, BatchRequest, Line, parse_line
+from .result_lines import encode_line, error_line, success_line
+from .source import Source, Survey
+from .summary import BatchResult
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..api.llm import LLM
+
+
+class BatchRun:
+    """The requests that are in the engine, and the tally of those that left it."""
+
+    def __init__(
+        self,
+        llm: "LLM",
+        source: Source,
+        survey: Survey | None,
+        journal: Journal,
+        kept: Kept,
+        model: str,
+        defaults: SamplingParams,
+        keep: int,
+    ) -> None:
+        """`survey`: of the source, None for stdin; `kept`: what the journal holds already; `keep`: how many of the
+        first results to hand back whole.
+        """
+        self.result = BatchResult(kept.succeeded, kept.failed, kept.lines, kept.mended, kept.retried)
+        self._llm, self._source, self._survey, self._journal, self._done = llm, source, survey, journal, kept.done
+        self._model, self._defaults, self._keep = model, defaults, keep
+        self._in_engine: dict[int, BatchRequest] = {}
+        self._names: set[int] = set()
+
+    def run(self, window: int, bar: "tqdm[NoReturn]") -> None:
+        """Run what is left, `window` requests in the engine at most.
+
+        Raises:
+            OSError: a line could not be written.
+            InputError: the input changed, or can no longer be read.
+            EngineError: the engine is closed or has failed.
+        """
+        start = time.monotonic()
+        jobs = self._jobs()
+        results = self._llm.as_completed(jobs, window=window)
+        try:
+            for index, output in results:
+                self._finish(self._in_engine.pop(index), output)
+                self.result.seconds = time.monotonic() - start
+                self._show(bar)
+        finally:
+            results.close()
+            self.result.seconds = time.monotonic() - start
+            self._show(bar)
+
+    def _jobs(self) -> Iterator[tuple["np.ndarray", SamplingParams] | None]:
+        """What goes into the engine; None where stdin has nothing yet and results come first."""
+        index = 0
+        for prepared in self._in_order():
+            if prepared is None:
+                yield None
+                continue
+            self._in_engine[index] = prepared.request
+            index += 1
+            yield prepared.token_ids, prepared.request.sampling_params
+
+    def _in_order(self) -> Iterator[Prepared | None]:
+        if self._survey is None:  # what is behind on stdin may not have been written yet
+            return self._as_they_come()
+        return arrange(self._remaining(self._survey), page_size=self._llm.config.page_size, ahead=LOOK_AHEAD)
+
+    def _as_they_come(self) -> Iterator[Prepared | None]:
+        for numbered in self._source.lines_as_they_come(may_wait=lambda: not self._in_engine):
+            if numbered is None:
+                yield None
+            elif prepared := self._take(*numbered):
+                yield prepared
+
+    def _remaining(self, survey: Survey) -> Iterator[Prepared]:
+        for number, line in self._source.lines(survey):
+            if not self._done[number] and (prepared := self._take(number, line)):
+                yield prepared
+
+    def _take(self, number: int, line: Line) -> Prepared | None:
+        """A request that the engine will take; what it would not is written off."""
+        try:
+            return self._prepare(line, number)
+        except BatchLineError as error:
+            self._write_error(error)
+            return None
+
+    def _prepare(self, line: Line, number: int) -> Prepared:
+        request = parse_line(line, number, self._defaults)
+        self._check_name(request)
+        try:
+            prompt = (
+                request.prompt if request.messages is None else self._llm.chat_prompt(request.messages, request.tools)
+            )
+            assert prompt is not None  # a request has the one or the other
+            self._llm.check_sampling_params(request.sampling_params)
+            return Prepared.of(request, self._llm.check_prompt(prompt).token_ids)
+        except ValueError as error:
+            raise BatchLineError("invalid_request", number, request.custom_id, str(error)) from None
+
+    def _check_name(self, request: BatchRequest) -> None:
+        """A file's names were compared before the run began; those of stdin are now."""
+        if self._survey is not None:
+            return
+        name = hash(request.custom_id)
+        if name in self._names:
+            message = f"custom_id={request.custom_id!r} is already that of an earlier line: give each line its own."
+            raise BatchLineError("duplicate_custom_id", request.line, None, message)
+        self._names.add(name)
+
+    def _finish(self, request: BatchRequest, output: RequestOutput) -> None:
+        """Write the line of a request that has ended."""
+        reasons = {completion.finish_reason for completion in output.outputs}
+        if reasons & {"error", "abort"}:
+            self._llm.check_health()  # an engine that ended takes its requests along, which say nothing of the requests
+            why = output.error or "the request was aborted."
+            self._write_error(BatchLineError("request_failed", request.line, request.custom_id, why))
+            return
+        self._write(success_line(request, output, model=self._model, created=int(time.time())))
+        self.result.add(request, output, self._keep)
+
+    def _write_error(self, error: BatchLineError) -> None:
+        self._write(error_line(error))
+        self.result.failed += 1
+
+    def _write(self, fields: dict[str, Any]) -> None:
+        self._journal.append(encode_line(fields))
+
+    def _show(self, bar: "tqdm[NoReturn]") -> None:
+        bar.set_postfix_str(
+            f"{self.result.tokens_per_second:.0f} tokens/s, errors: {self.result.failed}", refresh=False
+        )
+        bar.update(self.result.finished - bar.n)

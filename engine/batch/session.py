@@ -1,0 +1,271 @@
+"""Batch runs: a file of requests in, a file of results out, written as requests finish; a run that ended early goes on.
+
+Invariants: every line that is not blank becomes exactly one output line, a result or an error, whatever happened in
+between and however often the run was started; a result is written once and never computed again (`journal.py`
+says how much a power loss can cost); runs with different models, inputs or sampling never share an output
+(`identity.py`). A bounded number of requests is in memory, so a file may be larger than that. Output lines come
+in the order in which requests finish, Parquet rows in that of the input. It does not load models.
+"""
+
+import errno
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tqdm import tqdm
+
+from ...models.checkpoints.catalog import resolve_model
+from ..api.sampling_params import SamplingParams
+from ..errors import BatchStopped, EngineError
+from . import parquet
+from .files import replacing
+from .identity import Identity
+from .journal import Journal, Kept
+from .paths import Output
+from .runner import BatchRun
+from .source import InputError, Source, Survey
+from .summary import BatchResult
+
+if TYPE_CHECKING:
+    from ..api.llm import LLM
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def run(
+    llm: "LLM",
+    source: str | Path,
+    target: str | Path,
+    *,
+    model: str | Path,
+    defaults: SamplingParams | None = None,
+    engine: Mapping[str, Any] | None = None,
+    restart: bool = False,
+    retry_errors: bool = False,
+    window: int | None = None,
+    keep: int = 0,
+    progress: bool = False,
+) -> BatchResult:
+    """Run every line of `source` that has no line in `target` yet, and write one for each as it finishes.
+
+    The arguments are those of `Batch` and of `Batch.run`, and so is what is raised.
+    """
+    with Batch(
+        source, target, model=model, defaults=defaults, engine=engine, restart=restart, retry_errors=retry_errors
+    ) as batch:
+        return batch.run(llm, window=window, keep=keep, progress=progress)
+
+
+class Batch:
+    """A batch run on disk: the input surveyed, the output locked, compared and mended; no engine yet."""
+
+    def __init__(
+        self,
+        source: str | Path,
+        target: str | Path,
+        *,
+        model: str | Path,
+        defaults: SamplingParams | None = None,
+        engine: Mapping[str, Any] | None = None,
+        restart: bool = False,
+        retry_errors: bool = False,
+    ) -> None:
+        """Find out what there is to do. Close it, or use it as a context manager.
+
+        Args:
+            source: JSON lines, or Parquet by its name; "-" is stdin, which cannot be resumed.
+            target: likewise. What the same run has finished before is kept. `TARGET.run` beside it remembers which run
+                it is, and Parquet's results are in `TARGET.jsonl` until the last is there.
+            model: what the engine was, or will be, made of: a name or a path, as `LLM` takes it.
+            defaults: sampling of lines that do not say; None: `SamplingParams()`.
+            engine: what else decides the results and must not change, such as {"dtype": "bfloat16"}.
+            restart: forget what is in the output.
+            retry_errors: run lines again that became an error.
+
+        Raises:
+            ValueError: the input cannot be read, is empty or has a custom_id twice; there is no such model; the output
+                cannot be written, is in use, holds results of another run, or would overwrite input or model.
+            BatchStopped: the output's disk is full.
+        """
+        self._source, self._output = Source.of(source), Output(target)
+        self._model, self._defaults = str(model), defaults or SamplingParams()
+        self._kept = Kept(bytearray())
+        self._survey: Survey | None = None
+        self._result: BatchResult | None = None
+        self._is_open = self._is_new = self._is_done = False
+        self._output.check()
+        try:
+            checkpoint = resolve_model(model)
+            self._output.refuse_to_overwrite(self._source.path, checkpoint)
+            self._journal = Journal(self._output.journal)
+            self._is_open = True
+            self._prepare(checkpoint, dict(engine or {}), restart, retry_errors)
+        except OSError as error:
+            self.close()
+            if error.errno in _FULL:
+                raise self._stopped(error) from error
+            raise ValueError(f"{self._place(error)} cannot be used: {error.strerror or error}.") from error
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def total(self) -> int | None:
+        """Requests of the input; None: stdin does not say."""
+        return None if self._survey is None else self._survey.requests
+
+    @property
+    def remaining(self) -> int | None:
+        """Requests that have no output line yet; None: unknown. 0: `finish` does without an engine."""
+        return None if self.total is None else self.total - self._kept.lines
+
+    def run(self, llm: "LLM", *, window: int | None = None, keep: int = 0, progress: bool = False) -> BatchResult:
+        """Run what is left.
+
+        Args:
+            llm: the engine.
+            window: requests that may be in the engine at once; None: four times its slots, which stay full then.
+            keep: how many of the first results to hand back whole.
+            progress: show a progress bar on stderr.
+
+        Raises:
+            ValueError: it was closed, or was run before; or stdin was empty.
+            BatchStopped: the disk is full or fails, the input changed or the output was moved meanwhile, or the engine
+                is closed or has failed.
+            KeyboardInterrupt: Ctrl-C. Any exception aborts the requests that are still in the engine, and keeps what is
+                written.
+        """
+        if self._result is not None or not self._is_open:
+            raise ValueError("This Batch was closed or run before: make a new one, which goes on from what is written.")
+        if self.remaining == 0:
+            return self.finish()
+        start = BatchRun(llm, self._source, self._survey, self._journal, self._kept, self._model, self._defaults, keep)
+        self._result = start.result
+        window = window or 4 * llm.config.max_num_seqs * len(llm.config.topology.meshes)
+        try:
+            with self._progress_bar(progress) as bar:
+                start.run(window, bar)
+            if self._survey is None and not start.result.finished:
+                raise ValueError("The input '-' is empty: write one JSON request on each line.")
+            self._conclude()
+        except OSError as error:
+            raise self._stopped(error) from error
+        except (EngineError, InputError) as error:
+            raise BatchStopped(f"{error} {self._standing()}") from error
+        return start.result
+
+    def finish(self) -> BatchResult:
+        """What `run` does where nothing remains to be run. Raises BatchStopped as it does."""
+        kept = self._kept
+        try:
+            self._conclude()
+        except OSError as error:
+            raise self._stopped(error) from error
+        return BatchResult(kept.succeeded, kept.failed, kept.lines, kept.mended, kept.retried)
+
+    def close(self) -> None:
+        """Put what was written on disk and let go of the output. Calling it again does nothing."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        is_void = self._journal.created and self._journal.is_empty  # a run that never began leaves nothing behind
+        with suppress(OSError, BatchStopped):  # where it matters, `_conclude` has done it
+            self._journal.sync()
+        if is_void and self._is_new:  # before the lock is gone: after it, this may be another run's
+            with suppress(OSError):  # a directory of that name is why it never began
+                self._output.sidecar.unlink()
+        self._journal.close(remove=is_void or (self._output.is_parquet and self._is_done))
+
+    def __enter__(self) -> "Batch":
+        """The run itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """`close`; Ctrl-C, also while the engine was still being made, gets a note that says what is written."""
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(self._standing())
+        self.close()
+
+    def _prepare(self, checkpoint: Path, engine: dict[str, Any], restart: bool, retry_errors: bool) -> None:
+        survey = self._survey = None if self._source.path is None else self._source.survey()
+        identity = Identity.of(checkpoint, "stdin" if survey is None else survey.digest, self._defaults, engine)
+        if restart:
+            self._journal.clear()
+            if self._output.is_parquet:
+                self._output.path.unlink(missing_ok=True)
+        # An empty journal beside it is that of a start that was killed before it looked.
+        is_finished_parquet = self._output.is_parquet and self._journal.is_empty and self._output.path.exists()
+        last_line = 0 if survey is None else survey.last_line
+        if self._journal.is_empty and not is_finished_parquet:
+            self._kept, self._is_new = Kept(bytearray(last_line + 1)), True
+            identity.save(self._output.sidecar)
+            return
+        self._refuse_another(identity)
+        if is_finished_parquet:
+            kept = Kept(bytearray(), *parquet.count_results(self._output.path))
+            if kept.lines == self.total and not retry_errors:
+                self._kept, self._is_done = kept, True
+                return
+            self._journal.rewrite(parquet.read_results(self._output.path))
+        self._kept = self._journal.recover(last_line, retry_errors=retry_errors)
+
+    def _refuse_another(self, identity: Identity) -> None:
+        """Refuse to go on with what another run has written."""
+        if self._survey is None:
+            raise ValueError(
+                f"{self._output} holds results, and stdin cannot be read from its beginning again: put the requests "
+                "into a file, give another output, or start over with --restart."
+            )
+        try:
+            differences = identity.differences(self._output.sidecar)
+        except ValueError as error:
+            raise ValueError(
+                f"{self._output} exists and cannot be resumed, because {error}: give another output, or overwrite it "
+                "with --restart."
+            ) from None
+        if differences:
+            raise ValueError(
+                f"{self._output} holds results of another run ({', '.join(differences)}): go on with the same as then, "
+                "give another output, or start over with --restart."
+            )
+
+    def _progress_bar(self, is_shown: bool) -> "tqdm[NoReturn]":
+        return tqdm(
+            total=self.total,
+            initial=self._kept.lines,
+            unit="req",
+            disable=not is_shown or sys.stderr is None,
+            mininterval=0.1 if sys.stderr is not None and sys.stderr.isatty() else 10,
+        )
+
+    def _conclude(self) -> None:
+        """Everything is written: make it last, and Parquet of it."""
+        self._journal.sync()
+        if self._output.is_parquet and not self._is_done:
+            with replacing(self._output.path) as scratch:
+                parquet.write_results(scratch, self._journal.results())
+        self._is_done = True
+
+    def _standing(self) -> str:
+        """How far the run has come, and how it goes on."""
+        count = self._kept.lines if self._result is None else self._result.finished
+        place = f"results are in {self._output.shown_journal}"
+        if self._source.path is None:
+            return f"{count} {place}; a run from stdin cannot be resumed."
+        of = f"{count} of {self._survey.requests}" if self._survey is not None else f"{count}"
+        return f"{of} {place}; the same command goes on from there."
+
+    def _stopped(self, error: OSError) -> BatchStopped:
+        why = f"{self._place(error)} failed: {error.strerror or error}."
+        if error.errno in _FULL:
+            why = f"There is no room for more of {self._output} ({error.strerror}): make some."
+        return BatchStopped(f"{why} {self._standing()}")
+
+    def _place(self, error: OSError) -> str:
+        """The file that an error is about; of a renaming the new name."""
+        return str(error.filename2 or error.filename or self._output)

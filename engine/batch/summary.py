@@ -1,0 +1,99 @@
+"""What a batch run has done: counts, tokens, latencies, and what they cost. Control-plane module: no JAX here."""
+
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..api.outputs import RequestOutput
+from ..metrics.metrics import RECENT, Latencies
+from ..protocol.timeline import Timeline
+from .request_lines import BatchRequest
+
+
+@dataclass
+class BatchResult:
+    """What a run has done so far. Counts are lines and tokens; `seconds` is wall time, without loading the model.
+
+    `succeeded` and `failed` are all output lines, `resumed` those of them that earlier starts wrote; tokens, seconds
+    and timelines are of this start only. `mended` and `retried`: damaged lines, and lines with an error, that were
+    taken out of the output to be run again. `cached_tokens`: prompt tokens that the prefix cache spared. `timelines`
+    are of the latest successes, 4096 at most. `kept` holds the first requests that this start answered, in input order,
+    as many as the caller asked for.
+    """
+
+    succeeded: int = 0
+    failed: int = 0
+    resumed: int = 0
+    mended: int = 0
+    retried: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    timelines: deque[Timeline] = field(default_factory=lambda: deque(maxlen=RECENT))
+    kept: list[tuple[BatchRequest, RequestOutput]] = field(default_factory=list)
+
+    @property
+    def finished(self) -> int:
+        """Output lines written, by this start and earlier ones."""
+        return self.succeeded + self.failed
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens over wall time."""
+        return self.completion_tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def prefix_hit_rate(self) -> float:
+        """Cached tokens / prompt tokens, 0 to 1; 0 where there are none."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    def add(self, request: BatchRequest, output: RequestOutput, keep: int) -> None:
+        """Count a request that was answered; `keep`: how many of the first lines to hold on to."""
+        self.succeeded += 1
+        self.prompt_tokens += len(output.prompt_token_ids)
+        self.cached_tokens += output.num_cached_tokens or 0
+        self.completion_tokens += sum(len(completion.token_ids) for completion in output.outputs)
+        self.timelines.append(output.timeline)
+        if keep:
+            self.kept = sorted([*self.kept, (request, output)], key=lambda kept: kept[0].line)[:keep]
+
+    def summary(self, *, devices: int, device_hour_price: float | None = None) -> dict[str, Any]:
+        """The figures as plain values, for JSON. Latencies in seconds; None where there are none.
+
+        Args:
+            devices: that the engine ran on, prefill ones included.
+            device_hour_price: of one device, in dollars. The dollars are those of `seconds`: a model that takes minutes
+                to load costs more.
+        """
+        latencies = Latencies.of(self.timelines)
+        figures: dict[str, Any] = {
+            "results": self.finished,
+            "succeeded": self.succeeded,
+            "failed": self.failed,
+            "resumed": self.resumed,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "prefix_hit_rate": self.prefix_hit_rate,
+            "completion_tokens": self.completion_tokens,
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "devices": devices,
+        }
+        for name in ("ttft", "tpot", "itl", "e2e", "handoff"):
+            percentiles = getattr(latencies, name)
+            figures[name] = None if percentiles is None else asdict(percentiles)
+        return figures | self._costs(devices, device_hour_price)
+
+    def _costs(self, devices: int, price: float | None) -> dict[str, float | None]:
+        dollars = None if price is None else price * devices * self.seconds / 3600
+
+        def per_million(tokens: int) -> float | None:
+            return dollars / tokens * 1e6 if dollars is not None and tokens else None
+
+        return {
+            "device_hour_price": price,
+            "dollars": dollars,
+            "dollars_per_million_tokens": per_million(self.prompt_tokens + self.completion_tokens),
+            "dollars_per_million_completion_tokens": per_million(self.completion_tokens),
+        }

@@ -1,0 +1,370 @@
+"""The event loop: one thread that feeds the scheduler, dispatches its actions and hands tokens to their callers.
+
+Invariants: only this thread touches scheduler and executor, so an interrupt in a caller's thread can never tear a
+dispatch; every accepted request gets exactly one final `Update`; a mesh that raises is made anew and its requests start
+over, a bounded number of times. It does not tokenise: callers turn tokens into text on their own threads.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+
+import jax
+import numpy as np
+
+from ..errors import EngineError
+from ..metrics.counters import HostTime
+from ..metrics.metrics import Metrics, RequestLog
+from ..protocol.actions import (
+    Action,
+    Chunk,
+    CopyPage,
+    Decode,
+    DropTransfer,
+    Finish,
+    FinishReason,
+    Fused,
+    Prefill,
+    Scatter,
+    StartTransfer,
+)
+from ..protocol.events import (
+    AbortRequested,
+    Arrived,
+    Hold,
+    MeshFailed,
+    MigrateRequested,
+    Outcome,
+    PreemptRequested,
+    Resume,
+    StepDone,
+    TransferFailed,
+)
+from ..protocol.results import StepFailed, StepResult, describe
+from ..protocol.submission import Submission
+from ..protocol.timeline import Timeline
+from ..scheduler.decision_log import DecisionLog
+from ..scheduler.request import Request
+from ..scheduler.scheduler import Scheduler
+from ..startup.compilation import CompileCounter
+from ..threads import EngineThread
+from ..worker.local_executor import Completion, Executor
+from .live_request import LiveRequest
+
+
+@dataclass(frozen=True)
+class _Close:
+    pass
+
+
+@dataclass(eq=False)
+class _NewParams:
+    """Parameters to be put in place of the present ones, and word of when they are."""
+
+    params: Mapping[str, jax.Array | np.ndarray]
+    done: threading.Event = field(default_factory=threading.Event)
+    error: str | None = None
+
+
+type _Request = PreemptRequested | MigrateRequested | AbortRequested
+type _Message = tuple[Submission, ...] | _Request | Completion | _NewParams | _Close
+
+
+class EngineCore:
+    """Runs from construction to `close`. Its public methods may be called from any thread."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Callable[[Callable[[Completion], None]], Executor],
+        clock: Callable[[], float],
+        log: DecisionLog | None = None,
+    ) -> None:
+        """`executor` makes the executor, given where completions go; `clock` gives seconds. `log`: what the scheduler
+        records, closed with the engine."""
+        self.clock = clock
+        self._scheduler, self._decision_log = scheduler, log
+        self._inbox: SimpleQueue[_Message] = SimpleQueue()
+        self._executor = executor(self._inbox.put)
+        self._live: dict[str, LiveRequest] = {}
+        self._with_news: list[LiveRequest] = []
+        self._new_params: list[_NewParams] = []
+        self._log, self._lock = RequestLog(), threading.Lock()
+        self._host = HostTime()
+        self._compiles = CompileCounter()
+        self._stopped: str | None = None
+        self._thread = EngineThread(target=self._run, name="twinmesh-dispatch", daemon=True)
+        self._thread.start()
+
+    # ---- any thread
+
+    def submit(self, submissions: Sequence[Submission]) -> None:
+        """Accept requests, all or none; their updates come through their sinks.
+
+        Raises:
+            EngineError: the engine is closed or has failed.
+        """
+        self._put(tuple(submissions))
+
+    def abort(self, request_id: str) -> None:
+        """End a request early with finish_reason "abort"; unknown and finished ones are ignored."""
+        self._inbox.put(AbortRequested(self.clock(), request_id))
+
+    def preempt(self, request_id: str) -> None:
+        """Make a request give up its KV and compute it again; unknown and waiting ones are ignored."""
+        self._inbox.put(PreemptRequested(self.clock(), request_id))
+
+    def migrate(self, request_id: str, destination: int | None = None) -> None:
+        """Move a decoding request to mesh number `destination` (None: any other); ignored where there is no room."""
+        self._inbox.put(MigrateRequested(self.clock(), request_id, destination))
+
+    def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
+        """Let what runs finish, put new parameters in place on every mesh, void every cached page, and go on.
+
+        Requests that arrive meanwhile wait. Returns when the parameters are in place.
+
+        Raises:
+            ValueError: an unknown name, or another shape or dtype than the parameter has.
+            EngineError: the engine is closed or has failed.
+        """
+        self._executor.check_params(params)
+        message = _NewParams(params)
+        self._put(message)
+        message.done.wait()
+        if message.error is not None:
+            raise EngineError(message.error)
+
+    def metrics(self) -> Metrics:
+        """Figures so far."""
+        with self._lock:  # the dispatching thread needs it: percentiles come after
+            log, running = self._log.snapshot(), len(self._live)
+        return log.metrics(running, self._compiles.count, self._scheduler.tally, self._executor.traffic, self._host)
+
+    def close(self) -> None:
+        """Abort what runs, wait for what is in flight, join the threads, free the arrays. Idempotent.
+
+        An engine's own thread, which may find a dropped engine while it collects garbage, asks and does not wait.
+        """
+        self._inbox.put(_Close())
+        if not isinstance(threading.current_thread(), EngineThread):
+            self._thread.join()
+
+    def check_health(self) -> None:
+        """Nothing where the engine takes requests.
+
+        Raises:
+            EngineError: it is closed or has failed.
+        """
+        if self._stopped is not None:
+            raise EngineError(self._stopped)
+
+    def _put(self, message: tuple[Submission, ...] | _NewParams) -> None:
+        with self._lock:  # against the loop's end: what is accepted gets its answer
+            self.check_health()
+            self._inbox.put(message)
+
+    # ---- the dispatching thread
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+            self._stop("abort", "the engine is closed: make a new LLM.")
+        except Exception as error:
+            self._stop("error", f"the engine stopped after an internal failure ({describe(error)}): make a new LLM.")
+        finally:
+            self._executor.close()
+            self._compiles.close()
+            if self._decision_log is not None:
+                self._decision_log.close()
+
+    def _turn(self) -> bool:
+        """Wait for news, take in all there is, dispatch what it allows. False: close."""
+        message = self._inbox.get()
+        start = time.thread_time()
+        while True:
+            if isinstance(message, _Close):
+                return False
+            self._take(message)
+            try:
+                message = self._inbox.get_nowait()
+            except Empty:
+                break
+        self._dispatch()
+        self._flush()
+        if self._new_params and self._scheduler.is_drained:
+            self._replace_params()
+        self._host.seconds += time.thread_time() - start
+        if not self._live:
+            self._scheduler.check_integrity()
+        return True
+
+    def _take(self, message: tuple[Submission, ...] | _Request | Completion | _NewParams) -> None:
+        match message:
+            case tuple():
+                for submission in message:
+                    self._accept(submission)
+            case StepResult():
+                self._take_step(message)
+            case StepFailed(t=t, mesh=mesh, step=step, reason=reason):
+                if self._scheduler.is_in_flight(mesh, step):  # not already lost with an earlier step
+                    self._lose_mesh(t, mesh, reason)
+            case _NewParams():
+                self._new_params.append(message)
+                self._scheduler.on(Hold(self.clock()))
+            case _:
+                self._scheduler.on(message)
+
+    def _accept(self, submission: Submission) -> None:
+        name = submission.facts.id
+        self._executor.payloads[name] = submission.payload
+        self._scheduler.on(Arrived(submission.arrival, submission.facts))
+        with self._lock:
+            self._live[name] = LiveRequest(submission, self._scheduler.requests[name], self._scheduler.config)
+
+    def _take_step(self, result: StepResult) -> None:
+        """Runs once a row of every step: what it does not need it does not call."""
+        if not self._scheduler.is_in_flight(result.mesh, result.step):
+            return
+        outcomes: list[Outcome] = []
+        for index, (row, sampled) in enumerate(zip(result.rows, result.tokens.T.tolist(), strict=True)):
+            request = self._scheduler.owner(row)
+            if request is None:  # it came too late
+                continue
+            live = self._live[request.id]
+            if isinstance(row, Chunk):
+                live.take_prompt_scores(row, result.prompt_scores.get(index))
+                if not row.is_last:
+                    continue
+            if live.news is None:
+                self._with_news.append(live)
+            for step, token in enumerate(sampled):
+                # A token that the request has already was generated again after a preemption.
+                if row.kv_len + step < live.length:
+                    continue
+                if live.wants_scores:
+                    live.take_scores(result, step, index)
+                outcome = live.take_token(token)
+                outcomes.append(outcome)
+                if outcome.stopped:
+                    break
+        self._scheduler.on(StepDone(result.t, result.mesh, result.step, tuple(outcomes)))
+
+    def _replace_params(self) -> None:
+        for message in self._new_params:
+            self._executor.replace_params(message.params)
+            message.done.set()
+        self._new_params.clear()
+        self._scheduler.on(Resume(self.clock()))
+        self._dispatch()
+        self._flush()
+
+    def _dispatch(self) -> None:
+        """Perform actions until there are none; after a failure the rest of that mesh's are void."""
+        while actions := self._scheduler.actions():
+            lost: set[int] = set()
+            for action in actions:
+                if not lost.isdisjoint(_meshes(action)):
+                    self._skip(action)
+                    continue
+                failure = self._try(action)
+                if failure is not None:
+                    lost |= self._on_dispatch_error(action, failure)
+
+    def _skip(self, action: Action) -> None:
+        """An action on a mesh that was lost: what it would have moved is let go."""
+        if isinstance(action, Scatter):
+            self._executor.perform(DropTransfer(action.transfer))
+        elif isinstance(action, StartTransfer):
+            self._scheduler.on(TransferFailed(self.clock(), action.transfer, "its mesh was lost."))
+
+    def _try(self, action: Action) -> str | None:
+        """What went wrong, if anything. Back in the caller the exception, and the arrays it holds, are gone."""
+        try:
+            self._perform(action)
+        except Exception as error:
+            if not _meshes(action):  # no device had a part in it: a bug, which stops the engine
+                raise
+            return describe(error)
+        return None
+
+    def _perform(self, action: Action) -> None:
+        self._executor.perform(action)
+        if isinstance(action, Prefill | Decode | Fused):
+            self._host.steps += 1
+        elif isinstance(action, Finish):
+            with self._lock:
+                live = self._live.pop(action.request_id)
+                self._log.add(live.request, action.reason)
+            news = live.news or live.new_news()
+            news.finish_reason, news.error = action.reason, action.error
+            self._send(live)
+
+    def _on_dispatch_error(self, action: Action, reason: str) -> set[int]:
+        """A transfer fails alone; a step or scatter had the pool donated and takes its mesh with it."""
+        if isinstance(action, StartTransfer):
+            self._scheduler.on(TransferFailed(self.clock(), action.transfer, reason))
+            return set()
+        lost = _meshes(action)
+        for mesh in lost:
+            self._lose_mesh(self.clock(), mesh, reason)
+        return lost
+
+    def _lose_mesh(self, t: float, mesh: int, reason: str) -> None:
+        self._executor.reset_mesh(mesh)
+        self._scheduler.on(MeshFailed(t, mesh, reason))
+
+    # ---- news
+
+    def _send(self, live: LiveRequest) -> None:
+        news, live.news = live.news, None
+        if news is not None:
+            news.timeline, news.cached_tokens = live.request.timeline, live.request.cached
+            live.submission.sink.put(news)
+
+    def _flush(self) -> None:
+        """Tokens go out once a turn, after the devices have their work."""
+        for live in self._with_news:
+            self._send(live)
+        self._with_news.clear()
+
+    def _stop(self, reason: FinishReason, why: str) -> None:
+        """Refuse what comes, end what is here: whatever was accepted gets a final update."""
+        with self._lock:
+            self._stopped = why
+        left: list[Submission] = []
+        while not self._inbox.empty():
+            message = self._inbox.get()
+            if isinstance(message, tuple):
+                left += message
+            elif isinstance(message, _NewParams):
+                self._new_params.append(message)
+        for waiting in self._new_params:
+            waiting.error = why
+            waiting.done.set()
+        for submission in left:
+            request = Request(submission.facts, -1, Timeline(submission.arrival))
+            self._live[request.id] = LiveRequest(submission, request, self._scheduler.config)
+        with self._lock:
+            for live in self._live.values():
+                live.request.timeline.finish = self.clock()
+                self._log.add(live.request, reason)
+                news = live.news or live.new_news()
+                news.finish_reason, news.error = reason, why if reason == "error" else None
+                self._send(live)
+            self._live.clear()
+
+
+def _meshes(action: Action) -> set[int]:
+    """Meshes whose device order the action is part of."""
+    match action:
+        case Prefill(mesh=mesh) | Decode(mesh=mesh) | Fused(mesh=mesh) | CopyPage(mesh=mesh):
+            return {mesh}
+        case Scatter(destination=mesh):
+            return {mesh}
+        case StartTransfer(source=source, destination=destination):
+            return {source, destination}
+        case _:
+            return set()

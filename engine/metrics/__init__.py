@@ -1,0 +1,1 @@
+"""Timelines to latencies and counters. No JAX."""

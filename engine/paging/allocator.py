@@ -1,0 +1,122 @@
+"""Who holds which KV page of one cache group on one mesh, and which slot. Control-plane module: no JAX here.
+
+A page is free, or it has holders: any number of requests, and the prefix cache, which finds full pages by the hash of
+all tokens up to their end. A page that only the cache holds is idle: it counts as free, and the one used least recently
+is the first to be given out. A page may be written by its only holder, so never while it is cached. `check` proves that
+none is lost or counted twice.
+"""
+
+from collections import Counter, OrderedDict, deque
+
+
+class PageAllocator:
+    """Pages 0 to num_pages - 1 of one cache group."""
+
+    def __init__(self, num_pages: int):
+        self.num_pages = num_pages
+        self._free = deque(range(num_pages))
+        self._holders = Counter[int]()
+        self._page_of: dict[bytes, int] = {}
+        self._hash_of: dict[int, bytes] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def num_free(self) -> int:
+        """Pages that no request holds."""
+        return len(self._free) + len(self._idle)
+
+    def allocate(self, count: int) -> list[int]:
+        """Give `count` pages to one new holder; the caller has asked `num_free`."""
+        if count > self.num_free:
+            raise RuntimeError(f"{count} pages cannot be allocated: {self.num_free} of {self.num_pages} are free.")
+        pages = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
+        self._holders.update(pages)
+        return pages
+
+    def hold(self, page: int) -> None:
+        """One more request holds this page, which is held or cached."""
+        self._idle.pop(page, None)
+        self._holders[page] += 1
+
+    def release(self, page: int) -> None:
+        """One request less holds this page; the last one leaves it to the prefix cache or frees it."""
+        self._holders[page] -= 1
+        if self._holders[page]:
+            return
+        del self._holders[page]
+        if page in self._hash_of:
+            self._idle[page] = None
+        else:
+            self._free.append(page)
+
+    def holders(self, page: int) -> int:
+        """How many requests hold this page."""
+        return self._holders[page]
+
+    def is_writable(self, page: int) -> bool:
+        """Whether whoever holds this page is its only holder."""
+        return self._holders[page] == 1 and page not in self._hash_of
+
+    def is_idle(self, page: int) -> bool:
+        """Whether only the prefix cache holds this page."""
+        return page in self._idle
+
+    def find(self, block_hash: bytes) -> int | None:
+        """The cached page with these tokens."""
+        return self._page_of.get(block_hash)
+
+    def cache(self, page: int, block_hash: bytes) -> None:
+        """Let later requests find this full page, which a request holds; the first page with a hash stays."""
+        if block_hash not in self._page_of and page not in self._hash_of:
+            self._page_of[block_hash] = page
+            self._hash_of[page] = block_hash
+
+    def flush(self) -> None:
+        """Empty the prefix cache; requests keep what they hold."""
+        self._free.extend(self._idle)
+        self._idle.clear()
+        self._page_of.clear()
+        self._hash_of.clear()
+
+    def _evict(self) -> int:
+        page, _ = self._idle.popitem(last=False)
+        del self._page_of[self._hash_of.pop(page)]
+        return page
+
+    def check(self, held: Counter[int]) -> None:
+        """Raise unless `held`, page -> requests that hold it, is what is counted here, and all else is free or idle."""
+        if held != self._holders:
+            raise RuntimeError(f"pages held {dict(held)}, counted {dict(self._holders)}")
+        if sorted([*self._free, *self._idle, *self._holders]) != list(range(self.num_pages)):
+            raise RuntimeError(f"pages lost or doubled: free {list(self._free)}, idle {list(self._idle)}, held {held}")
+        if {page: key for key, page in self._page_of.items()} != self._hash_of or set(self._idle) - set(self._hash_of):
+            raise RuntimeError("the prefix cache and its pages do not match")
+
+
+class SlotTable:
+    """Rows of a mesh's per-request device state."""
+
+    def __init__(self, num_slots: int):
+        self._free = deque(range(num_slots))
+        self._tenants: dict[int, str] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Slots without a tenant."""
+        return len(self._free)
+
+    @property
+    def tenants(self) -> dict[int, str]:
+        """Who sits in which slot."""
+        return dict(self._tenants)
+
+    def allocate(self, tenant: str) -> int:
+        """A free slot; the caller has asked `num_free`."""
+        slot = self._free.popleft()
+        self._tenants[slot] = tenant
+        return slot
+
+    def release(self, slot: int) -> None:
+        """End the tenancy."""
+        del self._tenants[slot]
+        self._free.append(slot)

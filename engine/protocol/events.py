@@ -1,0 +1,129 @@
+"""Events: what the scheduler hears, each with its time `t` in seconds on the engine's clock."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class RequestFacts:
+    """A request as it arrives.
+
+    `block_hashes`: one per full page of the prompt, of all tokens up to its end (`paging/block_hash.py`);
+    empty: the request neither reads nor feeds the prefix cache. `fork_of`: the request whose prompt this one shares to
+    the last token, submitted before it (`n > 1`).
+    """
+
+    id: str
+    prompt_len: int
+    max_tokens: int
+    block_hashes: tuple[bytes, ...] = ()
+    fork_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A request that passed every check enters."""
+
+    t: float
+    facts: RequestFacts
+
+
+@dataclass(frozen=True)
+class AbortRequested:
+    """The caller no longer wants this request. Unknown or finished requests are ignored."""
+
+    t: float
+    request_id: str
+
+
+@dataclass(frozen=True)
+class PreemptRequested:
+    """Give up the KV of this request and compute it again later. Ignored unless it is seated somewhere."""
+
+    t: float
+    request_id: str
+
+
+@dataclass(frozen=True)
+class MigrateRequested:
+    """Move this request's KV to another decoding mesh: `destination`, or None for any. Ignored unless it is decoding
+    and there is room."""
+
+    t: float
+    request_id: str
+    destination: int | None = None
+
+
+class Outcome(NamedTuple):
+    """A token was sampled for this request, which still runs; `stopped` says whether the token ends it.
+
+    `block_hash`: of the page that this token is the last one of, else None.
+    """
+
+    request_id: str
+    stopped: bool
+    block_hash: bytes | None = None
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A step was read back. Outcomes come in the order of the rows, and of the steps for several decode steps."""
+
+    t: float
+    mesh: int
+    step: int
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True)
+class TransferReady:
+    """A transfer's KV has arrived in the destination's staging, ready to be scattered."""
+
+    t: float
+    transfer: int
+
+
+@dataclass(frozen=True)
+class TransferFailed:
+    """A transfer raised on its way; the KV pools are whole."""
+
+    t: float
+    transfer: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class MeshFailed:
+    """A step on this mesh raised; its KV pool is gone and has been made anew."""
+
+    t: float
+    mesh: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Admit nothing from here on; what runs goes on to its end."""
+
+    t: float
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Admit again. The parameters have changed: every cached page is void."""
+
+    t: float
+
+
+Event = (
+    Arrived
+    | AbortRequested
+    | PreemptRequested
+    | MigrateRequested
+    | StepDone
+    | TransferReady
+    | TransferFailed
+    | MeshFailed
+    | Hold
+    | Resume
+)

@@ -1,0 +1,56 @@
+"""When what happened to a request."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+
+@dataclass
+class Timeline:
+    """Stamps in seconds on the engine's clock; None until it happens. TTFT counts from arrival, queueing included.
+
+    After a preemption or a lost mesh the stamps of the first run stay; `tokens` are stamped when they are read.
+    """
+
+    arrival: float
+    prefill_start: float | None = None
+    prefill_end: float | None = None
+    kv_ready: float | None = None
+    finish: float | None = None
+    tokens: list[float] = field(default_factory=list)
+
+    @property
+    def first_token(self) -> float | None:
+        """When the first token was sampled."""
+        return self.tokens[0] if self.tokens else None
+
+    @property
+    def second_token(self) -> float | None:
+        """When the second token was sampled: on a mesh of its own, the first that decode gave."""
+        return self.tokens[1] if len(self.tokens) > 1 else None
+
+    @property
+    def ttft(self) -> float | None:
+        """Time to first token: arrival to first token."""
+        return None if self.first_token is None else self.first_token - self.arrival
+
+    @property
+    def e2e(self) -> float | None:
+        """Arrival to finish."""
+        return None if self.finish is None else self.finish - self.arrival
+
+    @property
+    def tpot(self) -> float | None:
+        """Time per output token after the first: (last - first) / (n - 1), for n >= 2 tokens."""
+        return (self.tokens[-1] - self.tokens[0]) / (len(self.tokens) - 1) if len(self.tokens) > 1 else None
+
+    @property
+    def itl(self) -> list[float]:
+        """Inter-token latencies: the raw gaps between tokens."""
+        return [b - a for a, b in pairwise(self.tokens)]
+
+    @property
+    def handoff(self) -> float | None:
+        """First token to KV ready on the decode mesh; 0 where another thread stamped the KV first."""
+        if self.kv_ready is None or self.first_token is None:
+            return None
+        return max(0.0, self.kv_ready - self.first_token)

@@ -1,0 +1,118 @@
+"""Everything that changes logits before a token is drawn, but for temperature and what follows it; meanings are vLLM's.
+
+In vLLM's order: allowed tokens, bad words, minimum length, logit bias, penalties. Repetition covers prompt and
+generated tokens, presence and frequency generated ones only; a bad word may begin in what was generated, not in the
+prompt.
+
+Invariants:
+- A row's logits depend on its own logits, parameters, dense row and position only. Rows without `Flag.DENSE` keep
+  theirs, whatever their dense row holds.
+- No NaN: a forbidden token stays at -inf, and no logit becomes +inf.
+- `allowed_token_ids` outranks the rest: where bad words and the minimum length would leave a row nothing to draw,
+  they are not applied to it at that step.
+
+A generated token is counted when it is fed (`count_fed`), so every token counts before the next one is drawn.
+Not here: `min_p`, `top_k`, `top_p` and the draw (`sampling.py`); validation, on the host.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from ..protocol.sampling_plan import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS
+from .request_state import DenseRows, Flag, Float, Int, RequestState, Scalars, Seen
+
+
+def adjust(logits: Array, scalars: Scalars, rows: DenseRows, position: Array) -> Array:
+    """Apply biases, prohibitions and penalties to the rows that use them.
+
+    Args:
+        logits: [R, V] float32, the model's.
+        scalars: of R rows.
+        rows: of the same R rows.
+        position: [R] int32, the absolute position that the drawn token will have in its sequence.
+
+    Returns:
+        [R, V] float32.
+    """
+    biased = logits + rows.bias
+    is_short = position < scalars.ints[:, Int.MIN_LEN]
+    forbidden = is_short[:, None] & ((rows.seen & int(Seen.IS_STOP)) > 0) | _completes_bad_word(rows)
+    allowed = jnp.where(forbidden, -jnp.inf, biased)
+    leaves_some = jnp.any(allowed > -jnp.inf, axis=-1)
+    adjusted = _penalise(jnp.where(leaves_some[:, None], allowed, biased), scalars, rows.seen)
+    return jnp.where(scalars.has(Flag.DENSE)[:, None], adjusted, logits)
+
+
+def _completes_bad_word(rows: DenseRows) -> Array:
+    """The tokens that would complete a bad word, [R, V] bool."""
+    count, vocabulary = rows.seen.shape
+    start, last = rows.bad_words[..., :-1], rows.bad_words[..., -1]  # [R, W, N - 1], [R, W]
+    matches = jnp.all((start < 0) | (start == rows.recent[:, None]), axis=-1) & (last >= 0)
+    token = jnp.where(matches, last, vocabulary)
+    row = jnp.arange(count, dtype=jnp.int32)[:, None]
+    return jnp.zeros((count, vocabulary), bool).at[row, token].set(True, mode="drop")
+
+
+def _penalise(logits: Array, scalars: Scalars, seen: Array) -> Array:
+    """Repetition, frequency and presence penalties, in this order. [R, V]."""
+    repetition, presence, frequency = (
+        scalars.floats[:, column, None]
+        for column in (Float.REPETITION_PENALTY, Float.PRESENCE_PENALTY, Float.FREQUENCY_PENALTY)
+    )
+    generated = (seen // int(Seen.GENERATED)).astype(jnp.float32)
+    occurs = (generated > 0) | ((seen & int(Seen.IN_PROMPT)) > 0)
+    repeated = jnp.where(logits > 0, logits / repetition, logits * repetition)
+    penalised = jnp.where(occurs, repeated, logits)
+    penalised -= frequency * generated
+    penalised -= presence * (generated > 0).astype(jnp.float32)
+    # A tiny repetition penalty overflows, and inf - inf would follow.
+    return jnp.minimum(penalised, np.finfo(np.float32).max)
+
+
+def count_fed(dense: DenseRows, slot: Array, tokens: Array, flags: Array) -> DenseRows:
+    """Count the tokens that a decode step feeds, in place where `dense` is donated.
+
+    Args:
+        dense: of all S slots.
+        slot: [B] int32; S or more is nobody's.
+        tokens: [B] int32, one per slot.
+        flags: [B] int32, `Int.FLAGS` of the rows; those without `Flag.DENSE` are not counted.
+    """
+    nobody = dense.seen.shape[0]
+    slot = jnp.where((flags & int(Flag.DENSE)) > 0, slot, nobody)
+    if slot.shape[0] == 1:
+        # XLA turns a scatter of one row into a select and an update whose fusion copies the whole array.
+        slot = jnp.concatenate([slot, jnp.full_like(slot, nobody)])
+        tokens = jnp.concatenate([tokens, tokens])
+    before = dense.recent.at[slot].get(mode="clip")  # [B, N - 1]
+    recent = jnp.concatenate([before[:, 1:], tokens[:, None]], axis=1)
+    return dense._replace(
+        seen=dense.seen.at[slot, tokens].add(int(Seen.GENERATED), mode="drop"),
+        recent=dense.recent.at[slot].set(recent, mode="drop"),
+    )
+
+
+def load_dense(requests: RequestState, slot: Array, row: DenseRows) -> RequestState:
+    """Write `row`, of one request and without a leading axis, into `slot` []; in place where `requests` is donated."""
+    dense: DenseRows = jax.tree.map(
+        lambda x, new: lax.dynamic_update_index_in_dim(x, new, slot, axis=0), requests.dense, row
+    )
+    return requests._replace(dense=dense)
+
+
+def empty_dense(rows: int, vocabulary: int) -> DenseRows:
+    """Shapes and dtypes of the dense rows of so many slots, nothing allocated."""
+
+    def array(*shape: int, dtype: jax.typing.DTypeLike = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype)
+
+    return DenseRows(
+        seen=array(vocabulary),
+        bias=array(vocabulary, dtype=jnp.float32),
+        bad_words=array(MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS),
+        recent=array(MAX_BAD_WORD_TOKENS - 1),
+    )

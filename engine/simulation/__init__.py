@@ -1,0 +1,1 @@
+"""The production scheduler without devices. No JAX."""

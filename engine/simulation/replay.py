@@ -1,0 +1,120 @@
+"""Replays a decision log: the recorded events through a fresh scheduler, decision by decision."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import zip_longest
+from os import PathLike
+from typing import IO, Any
+
+from ..metrics.metrics import RequestLog
+from ..protocol.actions import Action, Finish, FinishReason
+from ..protocol.events import Arrived, Event
+from ..scheduler.decision_log import _opened, _read_header, read_line
+from ..scheduler.request import Request
+from ..scheduler.scheduler import Scheduler
+
+# Where a list is shorter than the other.
+_NOTHING = object()
+
+
+# Of a value in a message.
+_WIDTH = 200
+
+
+class DivergedError(Exception):
+    """A replay decided otherwise than the log says.
+
+    `line` counts from 1. `expected` are the actions of that line, `actual` those of the replay.
+    """
+
+    def __init__(self, name: str, line: int, expected: Sequence[Action], actual: Sequence[Action]) -> None:
+        """Says where the first difference is."""
+        where, was, now = _difference("actions", list(expected), list(actual))
+        super().__init__(
+            f"{name} diverges at line {line}: {where} was {was} when it was recorded and is {now} now; "
+            "replay it with the version that wrote it."
+        )
+        self.line, self.expected, self.actual = line, expected, actual
+
+
+@dataclass
+class Replay:
+    """A log that was replayed to its end, with the same decisions all along.
+
+    `scheduler`: as it was at the end. `events`: how many it was told. `decisions`: how many actions it gave out.
+    `finished`: requests that ended, and how. `ended`: their counts and timelines.
+    """
+
+    scheduler: Scheduler
+    events: int = 0
+    decisions: int = 0
+    finished: dict[str, FinishReason] = field(default_factory=dict)
+    ended: RequestLog = field(default_factory=RequestLog)
+    _running: dict[str, Request] = field(default_factory=dict)
+
+    def tell(self, event: Event) -> None:
+        """One more event."""
+        self.events += 1
+        self.scheduler.on(event)
+        if isinstance(event, Arrived):
+            self._running[event.facts.id] = self.scheduler.requests[event.facts.id]
+
+    def ask(self) -> list[Action]:
+        """The decisions at this point."""
+        actions = self.scheduler.actions()
+        self.decisions += len(actions)
+        for action in actions:
+            if isinstance(action, Finish):
+                self.finished[action.request_id] = action.reason
+                self.ended.add(self._running.pop(action.request_id), action.reason)
+        return actions
+
+
+def replay(source: str | PathLike[str] | IO[str]) -> Replay:
+    """Tell a new scheduler what the log says and compare what it decides. A torn last line is ignored.
+
+    Raises:
+        DivergedError: it decides otherwise.
+        ValueError: this is no decision log, or of another version, or damaged before its last line.
+        OSError: the file cannot be read.
+    """
+    with _opened(source) as (name, lines):
+        header = _read_header(name, next(lines, ""))
+        result = Replay(Scheduler(header.config, header.pools))
+        for number, line in enumerate(lines, 2):
+            try:
+                entry = read_line(line)
+            except Exception as error:  # cattrs raises much besides its own
+                if not line.endswith("\n"):
+                    break
+                raise ValueError(f"{name} is damaged at line {number}: it cannot be replayed from there.") from error
+            if not isinstance(entry, list):
+                result.tell(entry)
+            elif entry != (actual := result.ask()):
+                raise DivergedError(name, number, entry, actual)
+    return result
+
+
+def _difference(where: str, was: Any, now: Any) -> tuple[str, str, str]:
+    """The first place where two values differ, and what each has there."""
+    for name, old, new in _parts(was, now):
+        if old != new:
+            return _difference(where + name, old, new)
+    return where, _brief(was), _brief(now)
+
+
+def _parts(was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """What two values of the same kind consist of; of other values nothing."""
+    if type(was) is not type(now):
+        return
+    if is_dataclass(was):
+        for part in fields(was):
+            yield f".{part.name}", getattr(was, part.name), getattr(now, part.name)
+    elif isinstance(was, list | tuple):
+        for index, (old, new) in enumerate(zip_longest(was, now, fillvalue=_NOTHING)):
+            yield f"[{index}]", old, new
+
+
+def _brief(value: Any) -> str:
+    text = "nothing" if value is _NOTHING else repr(value)
+    return text if len(text) <= _WIDTH else text[:_WIDTH] + "..."

@@ -1,0 +1,216 @@
+"""From a model's name and a few options to a running engine: everything that happens once, at start-up.
+
+In this order, so that mistakes show before work is done: topology, the model's files, devices, dtype and lengths,
+weights, the size of the KV pools, compilation, the links between meshes.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from ...models.checkpoints.catalog import cache_directory, resolve_model
+from ...models.checkpoints.open import open_checkpoint
+from ...models.config import ModelConfig
+from ...models.decoder import abstract_params
+from ...models.text.chat import ChatTemplate
+from ...models.text.tokenizer import Tokenizer
+from ..config import EngineConfig, PoolSize, check_whole_number
+from ..core.engine_core import EngineCore
+from ..scheduler.decision_log import DecisionLog, RecordingScheduler
+from ..scheduler.scheduler import Scheduler
+from ..sharding.mesh import build_meshes
+from ..sharding.tensor_parallel import check_tp, model_on
+from ..sharding.weights import Params, load_weights
+from ..topology import Topology
+from ..worker.kv_cache import abstract_state, groups
+from ..worker.local_executor import Completion, Executor
+from ..worker.mesh_worker import MeshExecutor
+from ..worker.programs import MeshPlan, compile_programs
+from .compilation import use_cache
+from .dtype import choose_dtype, parse_dtype
+from .links import time_links, warn_if_staged
+from .memory import longest_that_fits, memory_for_kv, page_bytes, pool_that_fits, request_bytes, state_bytes
+
+_TRANSFERS_WITH_STATE = 8
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `LLM` takes besides the model and how it is named; see there. None: found at start-up."""
+
+    topology: Topology
+    dtype: DTypeLike
+    max_model_len: int | None
+    page_size: int
+    max_num_seqs: int
+    prefill_buckets: tuple[int, ...] | None
+    decode_buckets: tuple[int, ...] | None
+    decode_steps: int
+    kv_cache_bytes: int | None
+    prefix_cache: bool
+    deterministic: bool
+    max_retries: int
+    decision_log: str | Path | None
+    devices: Sequence[jax.Device] | None
+    progress: bool
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A running engine and what its callers need around it."""
+
+    core: EngineCore
+    config: EngineConfig
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate
+
+
+def start_engine(model: str | Path, options: Options) -> Engine:
+    """Load, size, compile, run.
+
+    Raises:
+        ValueError: anything wrong with the options, the model's files, the devices or the memory, in one sentence.
+    """
+    parse_dtype(options.dtype)
+    checkpoint = open_checkpoint(resolve_model(model))
+    tokenizer, chat_template = checkpoint.tokenizer(), checkpoint.chat_template()
+
+    def load(dtype: jnp.dtype, meshes: Sequence[Mesh]) -> list[Params]:
+        return load_weights(checkpoint, dtype, meshes, options.progress)
+
+    core, config = start_core(checkpoint.config, checkpoint.dtype, load, options)
+    return Engine(core, config, tokenizer, chat_template)
+
+
+def start_core(
+    model: ModelConfig,
+    stored: DTypeLike,
+    load: Callable[[jnp.dtype, Sequence[Mesh]], list[Params]],
+    options: Options,
+) -> tuple[EngineCore, EngineConfig]:
+    """An engine without files: `stored` is the checkpoint's own dtype, and `load` gives the parameters for each mesh in
+    the dtype that was chosen. Raises as `start_engine` does."""
+    check_whole_number("max_num_seqs", options.max_num_seqs, 1)
+    for spec in dict.fromkeys(options.topology.meshes):
+        check_tp(model, spec)
+    meshes = build_meshes(options.topology, options.devices)
+    dtype = choose_dtype(
+        options.dtype,
+        model,
+        stored,
+        platform=meshes[0].devices.flat[0].platform,
+        max_num_seqs=options.max_num_seqs,
+        deterministic=options.deterministic,
+    )
+    config = _engine_config(options, dtype, model)
+    log = _open_log(options.decision_log)
+    use_cache(cache_directory() / "compiled")
+    weights = load(dtype, meshes)
+    config, pools = _size_pools(config, options, model, dtype, meshes)
+    plans = _mesh_plans(model, config, dtype, meshes, pools)
+    programs = compile_programs(plans, progress=options.progress)
+    executors = [MeshExecutor(*parts) for parts in zip(plans, programs, weights, strict=True)]
+    if meshes[0].devices.flat[0].platform != "cpu":  # there the host's memory is the device's
+        for link in time_links(executors, time.monotonic):
+            warn_if_staged(link)
+
+    def executor(post: Callable[[Completion], None]) -> Executor:
+        return Executor(executors, post, time.monotonic)
+
+    scheduler = Scheduler(config, pools) if log is None else RecordingScheduler(config, pools, log)
+    return EngineCore(scheduler, executor, time.monotonic, log), config
+
+
+def _open_log(path: str | Path | None) -> DecisionLog | None:
+    """Before the work of loading, so that a path that cannot be written shows at once."""
+    try:
+        return None if path is None else DecisionLog(path)
+    except OSError as error:
+        raise ValueError(f"decision_log={str(path)!r} cannot be written: {error.strerror}.") from None
+
+
+def _engine_config(options: Options, dtype: jnp.dtype, model: ModelConfig) -> EngineConfig:
+    """Checked before any work; `max_model_len` is the model's for now where none was asked for."""
+    asked = options.max_model_len
+    if options.kv_cache_bytes is not None:
+        check_whole_number("kv_cache_bytes", options.kv_cache_bytes, 1)
+    config = EngineConfig(
+        topology=options.topology,
+        max_model_len=model.max_position if asked is None else asked,
+        page_size=options.page_size,
+        max_num_seqs=options.max_num_seqs,
+        prefill_buckets=_prefill_buckets(options),
+        decode_buckets=_decode_buckets(options, dtype),
+        dtype=dtype.name,
+        windows=tuple(group.window for group in groups(model)),
+        decode_steps=options.decode_steps,
+        prefix_cache=options.prefix_cache,
+        deterministic=options.deterministic,
+        max_retries=options.max_retries,
+    )
+    if config.max_model_len > model.max_position:
+        raise ValueError(
+            f"max_model_len={asked} is more than the model's context of {model.max_position} tokens: lower it."
+        )
+    return config
+
+
+def _prefill_buckets(options: Options) -> tuple[int, ...]:
+    if options.prefill_buckets is not None:
+        return options.prefill_buckets
+    return (512,) if options.deterministic else (64, 256, 512)
+
+
+def _decode_buckets(options: Options, dtype: jnp.dtype) -> tuple[int, ...]:
+    if options.decode_buckets is not None:
+        return options.decode_buckets
+    if options.deterministic:
+        return (options.max_num_seqs,)
+    # A matrix product of one 16-bit row is 9 times slower than one of 8 rows on XLA CPU; on GPUs 8 cost as much as 1.
+    small = (1, 8, 32, 128) if dtype == jnp.float32 else (8, 32, 128)
+    return (*(rows for rows in small if rows < options.max_num_seqs), options.max_num_seqs)
+
+
+def _size_pools(
+    config: EngineConfig, options: Options, model: ModelConfig, dtype: jnp.dtype, meshes: Sequence[Mesh]
+) -> tuple[EngineConfig, list[PoolSize]]:
+    """Pools per mesh. A length nobody asked for shrinks to what fits; one that was asked for must fit."""
+    models = [model_on(model, mesh.size) for mesh in meshes]
+    per_page = [page_bytes(m, config.page_size, dtype) for m in models]
+    # Staging is for KV pages; the state that goes along with as many transfers comes on top.
+    in_transit = _TRANSFERS_WITH_STATE * state_bytes(model) if config.has_handoffs else 0
+    reserved = max(request_bytes(m, config) for m in models) + in_transit
+    budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved)
+    sizes = list(zip(budgets, per_page, strict=True))
+    if options.max_model_len is None:
+        fits = min(longest_that_fits(budget, sizes_, config) for budget, sizes_ in sizes)
+        config = replace(config, max_model_len=fits)
+    pools = [
+        pool_that_fits(budget, sizes_, config, spec)
+        for (budget, sizes_), spec in zip(sizes, config.topology.meshes, strict=True)
+    ]
+    if not config.has_handoffs:
+        return config, pools
+    return config, [
+        replace(
+            pool, staging_bytes=pool.staging_bytes + in_transit * mesh.size, state_bytes=state_bytes(model) * mesh.size
+        )
+        for pool, mesh in zip(pools, meshes, strict=True)
+    ]
+
+
+def _mesh_plans(
+    model: ModelConfig, config: EngineConfig, dtype: jnp.dtype, meshes: Sequence[Mesh], pools: Sequence[PoolSize]
+) -> list[MeshPlan]:
+    plans = []
+    for mesh, spec, pool in zip(meshes, config.topology.meshes, pools, strict=True):
+        on_mesh = model_on(model, mesh.size)
+        state = abstract_state(on_mesh, config, pool.pages, dtype, mesh)
+        plans.append(MeshPlan(mesh, spec, model, abstract_params(on_mesh, dtype), config, state))
+    return plans

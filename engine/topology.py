@@ -1,0 +1,125 @@
+"""Topologies: which meshes an engine has, and the role of each. No JAX here."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class TopologyError(ValueError):
+    """A topology that cannot be read, or that the devices cannot carry."""
+
+
+class Role(StrEnum):
+    """What a mesh is for. `BOTH` alternates a prefill chunk and a decode step, or packs them into one (`fused`)."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    BOTH = "both"
+
+
+@dataclass(frozen=True)
+class MeshSpec:
+    """One mesh: its role, its tensor-parallel degree, which is its number of devices, and for BOTH whether a step may
+    hold prompt chunks and decode rows at once (Sarathi-Serve, Agrawal et al. 2024)."""
+
+    role: Role
+    tp: int = 1
+    fused: bool = False
+
+    @property
+    def prefills(self) -> bool:
+        """Whether prompts are prefilled here."""
+        return self.role is not Role.DECODE
+
+    @property
+    def decodes(self) -> bool:
+        """Whether tokens are decoded here."""
+        return self.role is not Role.PREFILL
+
+
+_GROUP = re.compile(r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>\d{1,6})(xtp(?P<tp>\d{1,6}))?")
+
+
+_MODES = ("alternate", "fused")
+
+
+_MODES_TEXT = " and ".join(_MODES)
+
+
+_MOST_DEVICES = 1024
+
+
+_EXAMPLES = "'both=1', 'both(mode=fused)=2', 'prefill=1,decode=1' or 'prefill=2xtp2,decode=1xtp4'"
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The meshes of one engine, prefill meshes before decode meshes.
+
+    Raises:
+        TopologyError: a set of roles that cannot serve.
+    """
+
+    meshes: tuple[MeshSpec, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what could prefill and not decode, or the other way round."""
+        _check_roles({spec.role for spec in self.meshes}, str(self))
+
+    @classmethod
+    def parse(cls, text: str) -> "Topology":
+        """Read `role=N` or `role=NxtpK`, joined by commas: N meshes of K devices each for that role.
+
+        `both(mode=fused)=N` packs prompt chunks and decode rows into one step; `both(mode=alternate)=N` is `both=N`.
+
+        Raises:
+            TopologyError: unreadable text, a zero count, a role given twice, or a set of roles that cannot serve.
+        """
+        groups: dict[Role, tuple[MeshSpec, ...]] = {}
+        for part in text.replace(" ", "").split(","):
+            role, specs = _parse_group(part, text)
+            if role in groups:
+                raise TopologyError(f"topology {text!r} names {role} twice: give one count for each role.")
+            groups[role] = specs
+        ordered = [groups[role] for role in (Role.PREFILL, Role.DECODE, Role.BOTH) if role in groups]
+        return cls(tuple(spec for specs in ordered for spec in specs))
+
+    @property
+    def num_devices(self) -> int:
+        """Devices needed when no two meshes share one."""
+        return sum(spec.tp for spec in self.meshes)
+
+    def __str__(self) -> str:
+        """The text that `parse` reads back."""
+        return ",".join(
+            f"{spec.role}{'(mode=fused)' if spec.fused else ''}={count}{f'xtp{spec.tp}' if spec.tp > 1 else ''}"
+            for spec, count in Counter(self.meshes).items()
+        )
+
+
+def _parse_group(part: str, text: str) -> tuple[Role, tuple[MeshSpec, ...]]:
+    match = _GROUP.fullmatch(part)
+    if match is None:
+        raise TopologyError(f"topology {text!r} is not readable at {part!r}: write for example {_EXAMPLES}.")
+    if match["role"] not in set(Role):
+        raise TopologyError(f"topology {text!r} has no role {match['role']!r}: the roles are {', '.join(Role)}.")
+    count, tp = int(match["count"]), int(match["tp"] or 1)
+    if count < 1 or tp < 1:
+        raise TopologyError(f"topology {text!r} asks for none at {part!r}: counts and tp start at 1.")
+    if count * tp > _MOST_DEVICES:
+        raise TopologyError(
+            f"topology {text!r} asks for {count * tp} devices at {part!r}: use at most {_MOST_DEVICES}."
+        )
+    role, mode = Role(match["role"]), match["mode"] or "alternate"
+    if mode not in _MODES or (role is not Role.BOTH and match["mode"]):
+        raise TopologyError(f"topology {text!r} has no mode {mode!r} at {part!r}: only both has modes, {_MODES_TEXT}.")
+    return role, (MeshSpec(role, tp, mode == "fused"),) * count
+
+
+def _check_roles(roles: set[Role], text: str) -> None:
+    if Role.BOTH in roles and len(roles) > 1:
+        raise TopologyError(f"topology {text!r} mixes 'both' with other roles: write for example {_EXAMPLES}.")
+    if Role.BOTH not in roles and len(roles) < 2:
+        missing = Role.DECODE if Role.PREFILL in roles else Role.PREFILL
+        raise TopologyError(f"topology {text!r} has no {missing} mesh: write for example 'prefill=1,decode=1'.")

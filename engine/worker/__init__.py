@@ -1,0 +1,1 @@
+"""Performs actions on devices: steps, programs, KV arrays, transfers."""

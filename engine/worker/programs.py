@@ -1,0 +1,242 @@
+"""Every program a mesh runs, compiled at start-up: one per (step, bucket). Nothing compiles afterwards.
+
+Compiled objects are called as they are, so a shape that was not foreseen raises instead of compiling. Every program
+that changes a mesh's state has it donated, with the same sharding in and out: otherwise donation would copy the pools.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.stages import Compiled
+from tqdm import tqdm
+
+from ...models.config import ModelConfig
+from ...models.decoder import AbstractParams, Decoder, bind
+from ..config import EngineConfig
+from ..sampling.logits_processors import empty_dense, load_dense
+from ..sampling.logprobs import Scores, score_tokens
+from ..sampling.request_state import DenseRows, Float
+from ..sampling.sampler import Sampled
+from ..sharding.mesh import param_sharding, replicate_logits, replicated
+from ..sharding.weights import Params
+from ..topology import MeshSpec
+from .kv_cache import DeviceState, copy_page
+from .kv_transfer import Staging, abstract_staging, gather, scatter, staged_pages
+from .kv_transfer import plan as plan_route
+from .step_layout import PrefillInputs, decode_columns, prefill_columns
+from .steps import decode_step, fused_step, prefill_step
+
+# XLA's options for GPUs where every program must compute alike; not yet tried on one.
+_FIXED: dict[str, str | bool] = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": "0"}
+
+
+@dataclass
+class Programs:
+    """One mesh's compiled programs. `allocate` makes a zeroed state.
+
+    By bucket, in tokens: `prefill`, `fused` and `score`. By (bucket, steps): `decode`. By (tp of the other mesh,
+    bucket in pages): `gather` and `scatter`. By cache group: `copy_page`.
+    """
+
+    allocate: Compiled
+    prefill: dict[int, Compiled] = field(default_factory=dict)
+    fused: dict[int, Compiled] = field(default_factory=dict)
+    score: dict[int, Compiled] = field(default_factory=dict)
+    decode: dict[tuple[int, int], Compiled] = field(default_factory=dict)
+    gather: dict[tuple[int, int], Compiled] = field(default_factory=dict)
+    scatter: dict[tuple[int, int], Compiled] = field(default_factory=dict)
+    copy_page: dict[int, Compiled] = field(default_factory=dict)
+    load_dense: Compiled | None = None
+
+
+@dataclass(frozen=True)
+class MeshPlan:
+    """What is to run on one mesh: everything a program's shapes and shardings depend on.
+
+    `model` is the checkpoint's; `params` and `state` are of the model as the mesh runs it (`tensor_parallel.model_on`).
+    """
+
+    mesh: Mesh
+    spec: MeshSpec
+    model: ModelConfig
+    params: AbstractParams
+    config: EngineConfig
+    state: DeviceState
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of weights, activations and KV."""
+        return jnp.dtype(self.state.kv[0].k.dtype)
+
+    @property
+    def destinations(self) -> set[int]:
+        """Degrees of tensor parallelism of the meshes that KV may leave this one for."""
+        return {spec.tp for spec in self._others if spec.decodes}
+
+    @property
+    def sources(self) -> set[int]:
+        """Degrees of tensor parallelism of the meshes that KV may come from."""
+        return {spec.tp for spec in self._others} if self.spec.decodes else set()
+
+    @property
+    def _others(self) -> list[MeshSpec]:
+        others = list(self.config.topology.meshes)
+        others.remove(self.spec)
+        return others
+
+
+def compile_programs(plans: list[MeshPlan], *, progress: bool) -> list[Programs]:
+    """Compile everything for every mesh, two programs at a time; `progress` shows a bar on stderr.
+
+    Compiling releases the GIL, so a second thread helps; more would only hold more memory.
+    """
+    programs = [Programs(_compile_allocate(plan)) for plan in plans]
+    jobs = [job for plan, target in zip(plans, programs, strict=True) for job in _jobs(plan, target)]
+    with ThreadPoolExecutor(2) as pool, tqdm(total=len(jobs), desc="compiling", disable=not progress) as bar:
+        for _ in pool.map(lambda job: job(), jobs):
+            bar.update()
+    return programs
+
+
+def _compile_allocate(plan: MeshPlan) -> Compiled:
+    def allocate() -> DeviceState:
+        state: DeviceState = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), plan.state)
+        return state
+
+    return jax.jit(allocate, out_shardings=_shardings(plan.state)).lower().compile()
+
+
+def _jobs(plan: MeshPlan, programs: Programs) -> Iterator[Callable[[], None]]:
+    config = plan.config
+    if plan.spec.prefills:
+        for compile_ in (_compile_prefill, _compile_score):
+            yield from (partial(compile_, plan, programs, bucket) for bucket in config.prefill_buckets)
+        yield partial(_compile_load_dense, plan, programs)
+    if plan.spec.fused:
+        yield from (partial(_compile_fused, plan, programs, bucket) for bucket in config.prefill_buckets)
+    if plan.spec.decodes:
+        for steps in sorted({1, config.decode_steps}):
+            yield from (partial(_compile_decode, plan, programs, rows, steps) for rows in config.decode_buckets)
+    for tp in sorted(plan.destinations):
+        yield from (partial(_compile_gather, plan, programs, tp, pages) for pages in config.handoff_buckets)
+    for tp in sorted(plan.sources):
+        yield from (partial(_compile_scatter, plan, programs, tp, pages) for pages in config.handoff_buckets)
+    yield from (partial(_compile_copy_page, plan, programs, group) for group in range(len(config.windows)))
+
+
+def _compile_prefill(plan: MeshPlan, programs: Programs, tokens: int) -> None:
+    def prefill(params: Params, state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceState, Sampled, jax.Array]:
+        return prefill_step(_decoder(plan, params), plan.mesh, state, inputs)
+
+    programs.prefill[tokens] = _compile_step(plan, prefill, _prefill_inputs(plan, tokens))
+
+
+def _compile_fused(plan: MeshPlan, programs: Programs, tokens: int) -> None:
+    def fused(
+        params: Params, state: DeviceState, inputs: PrefillInputs, rows: jax.Array
+    ) -> tuple[DeviceState, Sampled, jax.Array]:
+        return fused_step(_decoder(plan, params), plan.mesh, state, inputs, rows)
+
+    rows = _decode_rows(plan, plan.config.decode_buckets[-1], 1)
+    programs.fused[tokens] = _compile_step(plan, fused, _prefill_inputs(plan, tokens), rows)
+
+
+def _compile_decode(plan: MeshPlan, programs: Programs, rows: int, steps: int) -> None:
+    def decode(params: Params, state: DeviceState, rows: jax.Array) -> tuple[DeviceState, Sampled]:
+        return decode_step(_decoder(plan, params), plan.mesh, state, rows, steps)
+
+    programs.decode[rows, steps] = _compile_step(plan, decode, _decode_rows(plan, rows, steps))
+
+
+def _decoder(plan: MeshPlan, params: Params) -> Decoder:
+    return bind(plan.params.graphdef, params)
+
+
+def _prefill_inputs(plan: MeshPlan, tokens: int) -> PrefillInputs:
+    rows, config, arg = plan.config.prefill_rows, plan.config, partial(_argument, plan.mesh)
+    columns = prefill_columns(len(config.windows), config.max_pages)
+    return PrefillInputs(arg((tokens,)), arg((rows, columns)), arg((rows, len(Float)), jnp.float32))
+
+
+def _decode_rows(plan: MeshPlan, rows: int, steps: int) -> Any:
+    config = plan.config
+    return _argument(plan.mesh, (rows, decode_columns(len(config.windows), steps, config.page_size)))
+
+
+def _compile_step(plan: MeshPlan, step: Callable[..., Any], *inputs: Any) -> Compiled:
+    """A step takes parameters, state and inputs; it returns the state first."""
+    whole = replicated(plan.mesh)
+    outputs = jax.eval_shape(step, _params(plan), plan.state, *inputs)
+    out = (_shardings(plan.state), *(whole for _ in outputs[1:]))
+    lowered = jax.jit(step, donate_argnums=1, out_shardings=out).lower(_params(plan), plan.state, *inputs)
+    # Each mesh's programs are compiled for themselves: autotuning could choose other kernels for one than for the next.
+    is_fixed = plan.config.deterministic and plan.mesh.devices.flat[0].platform == "gpu"
+    return lowered.compile(compiler_options=_FIXED if is_fixed else None)
+
+
+def _params(plan: MeshPlan) -> Any:
+    return tuple(
+        jax.ShapeDtypeStruct(spec.value.shape, spec.value.dtype, sharding=param_sharding(plan.mesh, spec))
+        for spec in plan.params.specs.values()
+    )
+
+
+def _compile_score(plan: MeshPlan, programs: Programs, tokens: int) -> None:
+    def score(params: Params, hidden: jax.Array, targets: jax.Array) -> Scores:
+        decoder = _decoder(plan, params)
+        return score_tokens(lambda rows: replicate_logits(decoder.logits(rows), plan.mesh), hidden, targets)
+
+    arg = partial(_argument, plan.mesh)
+    embedding = next(iter(plan.params.specs.values())).value
+    hidden = arg((tokens, plan.model.hidden_size), embedding.dtype)
+    jitted = jax.jit(score, out_shardings=replicated(plan.mesh))
+    programs.score[tokens] = jitted.lower(_params(plan), hidden, arg((tokens,))).compile()
+
+
+def _compile_load_dense(plan: MeshPlan, programs: Programs) -> None:
+    requests, arg = plan.state.requests, partial(_argument, plan.mesh)
+    row: DenseRows = jax.tree.map(lambda x: arg(x.shape[1:], x.dtype), empty_dense(1, plan.model.vocab_size))
+    jitted = jax.jit(load_dense, donate_argnums=0, out_shardings=_shardings(requests))
+    programs.load_dense = jitted.lower(requests, arg(()), row).compile()
+
+
+def _compile_gather(plan: MeshPlan, programs: Programs, tp: int, bucket: int) -> None:
+    arg, state, mesh = partial(_argument, plan.mesh), plan.state, plan.mesh
+    route = plan_route(plan.model.num_kv_heads, mesh.size, tp)
+    pages = staged_pages(plan.config, bucket)
+    out = _shardings(abstract_staging(state, mesh, route, pages))
+    jitted = jax.jit(partial(gather, mesh=mesh, route=route), out_shardings=out)
+    programs.gather[tp, bucket] = jitted.lower(state, tuple(arg((count,)) for count in pages), arg(())).compile()
+
+
+def _compile_scatter(plan: MeshPlan, programs: Programs, tp: int, bucket: int) -> None:
+    arg, state, mesh = partial(_argument, plan.mesh), plan.state, plan.mesh
+    pages = staged_pages(plan.config, bucket)
+    staging: Staging = abstract_staging(state, mesh, plan_route(plan.model.num_kv_heads, tp, mesh.size), pages)
+    jitted = jax.jit(partial(scatter, mesh=mesh), donate_argnums=0, out_shardings=_shardings(state))
+    ids, tables = (
+        tuple(arg((count,)) for count in counts) for counts in (pages, [table.shape[1] for table in state.tables])
+    )
+    programs.scatter[tp, bucket] = jitted.lower(state, staging, ids, arg(()), tables).compile()
+
+
+def _compile_copy_page(plan: MeshPlan, programs: Programs, group: int) -> None:
+    kv, arg = plan.state.kv[group], partial(_argument, plan.mesh)
+    jitted = jax.jit(copy_page, donate_argnums=0, out_shardings=_shardings(kv))
+    programs.copy_page[group] = jitted.lower(kv, arg(()), arg(())).compile()
+
+
+def _argument(mesh: Mesh, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.int32) -> Any:
+    """The shape that stands for an array until there is one; `Any`, because it goes where arrays go."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
+
+
+def _shardings[T](tree: T) -> T:
+    shardings: T = jax.tree.map(lambda x: x.sharding, tree)
+    return shardings

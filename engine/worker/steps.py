@@ -1,0 +1,231 @@
+"""The step functions: model, paged attention and sampling in one dispatch each.
+
+Pure functions of arrays, to be compiled once per (mesh, bucket) with the state donated. A decode step feeds itself: the
+token sampled last lies in the state, so the host need not read it first. The host tells a step as little as it can, in
+few arrays: each costs it time on every device. Page tables lie in the state; a decode step is told only of the pages
+that it writes to, and they must be there for all its rows and steps.
+
+Shapes: T packed tokens, R prefill rows, B decode rows, M pages per table, G cache groups, S slots. Padding: page id
+`num_pages` of its group, slot S, kv_len 0.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ...models.decoder import Decoder
+from ..sampling.logits_processors import count_fed
+from ..sampling.request_state import Int, RequestState, Scalars
+from ..sampling.sampler import Sampled, sample
+from ..sharding.mesh import replicate_logits
+from .kv_cache import DeviceState
+from .paged_attention import DecodeRows, PagedAttention, PrefillRows
+from .step_layout import ChunkColumn, DecodeColumn, PrefillInputs
+
+
+def prefill_step(
+    decoder: Decoder, mesh: Mesh, state: DeviceState, inputs: PrefillInputs
+) -> tuple[DeviceState, Sampled, jax.Array]:
+    """Append each chunk's KV, attend to prefix and chunk, sample after each row's last token.
+
+    Returns the new state, what was sampled [R], which means something only for rows whose chunk is their last, and the
+    hidden states [T, E].
+    """
+    state, chunks = _unpack_chunks(state, inputs)
+    state, hidden = _forward(decoder, mesh, state, [chunks.part], prefill=chunks.rows)
+    state, sampled = _draw(decoder, mesh, state, hidden[chunks.last], chunks.draw)
+    return state, sampled, hidden
+
+
+def decode_step(
+    decoder: Decoder, mesh: Mesh, state: DeviceState, rows: jax.Array, steps: int
+) -> tuple[DeviceState, Sampled]:
+    """`steps` times: feed each row a token, append its KV, attend, sample the next.
+
+    `rows` [B, decode_columns()] int32 describe the first step. Returns the new state and what was sampled [steps, B].
+    """
+    state, slot, kv_len, forced = _unpack_decode(state, rows)
+
+    def step(state: DeviceState, index: jax.Array) -> tuple[DeviceState, Sampled]:
+        grown = jnp.where(kv_len > 0, kv_len + index, 0)  # padding stays padding
+        feeding = _feed(state, slot, grown, jnp.where(index == 0, forced, -1))
+        state, hidden = _forward(decoder, mesh, feeding.state, [feeding.part], decode=feeding.rows)
+        return _draw(decoder, mesh, state, hidden, feeding.draw)
+
+    if steps == 1:
+        state, sampled = step(state, jnp.int32(0))
+        return state, Sampled(*(x[None] for x in sampled))
+    return jax.lax.scan(step, state, jnp.arange(steps, dtype=jnp.int32))
+
+
+def fused_step(
+    decoder: Decoder, mesh: Mesh, state: DeviceState, inputs: PrefillInputs, rows: jax.Array
+) -> tuple[DeviceState, Sampled, jax.Array]:
+    """A decode step of `rows` and a prefill step of `inputs`, of different requests, in one pass over the weights.
+
+    Returns the new state, what was sampled [R + B], prefill rows first, and the prefill's hidden states [T, E].
+    """
+    state, chunks = _unpack_chunks(state, inputs)
+    state, slot, kv_len, forced = _unpack_decode(state, rows)
+    feeding = _feed(state, slot, kv_len, forced)
+    parts = [feeding.part, chunks.part]
+    state, hidden = _forward(decoder, mesh, feeding.state, parts, decode=feeding.rows, prefill=chunks.rows)
+    decoded, prefilled = jnp.split(hidden, [rows.shape[0]])
+    draw = jax.tree.map(lambda *x: jnp.concatenate(x), chunks.draw, feeding.draw)
+    state, sampled = _draw(decoder, mesh, state, jnp.concatenate([prefilled[chunks.last], decoded]), draw)
+    return state, sampled, prefilled
+
+
+class _Part(NamedTuple):
+    """Some tokens of a forward pass: ids [T], positions [T], and per group where their KV goes [T]."""
+
+    tokens: jax.Array
+    positions: jax.Array
+    kv_slots: tuple[jax.Array, ...]
+
+
+class _Draw(NamedTuple):
+    """Rows to sample for: `slot` [R] is where the result is kept, S for nobody's; `position` [R] of the new token."""
+
+    scalars: Scalars
+    slot: jax.Array
+    position: jax.Array
+
+
+class _Chunks(NamedTuple):
+    """A prefill step's inputs, unpacked; `last` [R]: where each row's last token is among the T."""
+
+    part: _Part
+    rows: PrefillRows
+    last: jax.Array
+    draw: _Draw
+
+
+class _Feeding(NamedTuple):
+    """One decode step about to be run; `state` has counted the tokens that are fed."""
+
+    state: DeviceState
+    part: _Part
+    rows: DecodeRows
+    draw: _Draw
+
+
+def _forward(
+    decoder: Decoder,
+    mesh: Mesh,
+    state: DeviceState,
+    parts: list[_Part],
+    *,
+    decode: DecodeRows | None = None,
+    prefill: PrefillRows | None = None,
+) -> tuple[DeviceState, jax.Array]:
+    """Append and attend: the state with the new KV, and the hidden states [T, E] of all parts' tokens in order."""
+    all_: _Part = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    attend = PagedAttention(mesh, decoder.config, state.kv, all_.kv_slots, decode=decode, prefill=prefill)
+    hidden = decoder.hidden(all_.tokens, all_.positions, attend)
+    return state._replace(kv=attend.kv), hidden
+
+
+def _draw(
+    decoder: Decoder, mesh: Mesh, state: DeviceState, hidden: jax.Array, draw: _Draw
+) -> tuple[DeviceState, Sampled]:
+    """Sample after hidden states [R, E]; keep each row's scalars and token in its slot."""
+    logits = replicate_logits(decoder.logits(hidden), mesh)
+    with jax.named_scope("sample"):
+        sampled = sample(logits, draw.scalars, state.requests.dense, draw.slot, draw.position)
+    rows = Scalars(draw.scalars.floats, draw.scalars.ints.at[:, Int.LAST_TOKEN].set(sampled.tokens))
+    scalars = jax.tree.map(lambda x, row: _set_rows(x, draw.slot, row), state.requests.scalars, rows)
+    return state._replace(requests=RequestState(scalars, state.requests.dense)), sampled
+
+
+def _unpack_chunks(state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceState, _Chunks]:
+    """Also writes every row's page tables into the state."""
+    columns, ints, *tables = _split(
+        inputs.rows, [len(ChunkColumn), len(Int), *(table.shape[1] for table in state.tables)]
+    )
+    slot, length, kv_len, write_from, is_last = columns.T
+    slots = state.tables[0].shape[0]
+    used = jnp.where(kv_len > 0, slot, slots)
+    stored = [_set_rows(table, used, rows) for table, rows in zip(state.tables, tables, strict=True)]
+    q_start = jnp.pad(jnp.cumsum(length, dtype=jnp.int32), (1, 0))
+    index = jnp.arange(inputs.tokens.shape[0], dtype=jnp.int32)
+    row = jnp.minimum(jnp.searchsorted(q_start, index, side="right").astype(jnp.int32) - 1, slot.shape[0] - 1)
+    is_token = index < q_start[-1]
+    positions = jnp.where(is_token, kv_len[row] - (q_start[row + 1] - index), 0)
+    written = is_token & (positions >= write_from[row])
+    part = _Part(inputs.tokens, positions, _kv_slots(state, [table[row] for table in tables], positions, written))
+    draw = _Draw(Scalars(inputs.floats, ints), jnp.where(is_last > 0, slot, slots), kv_len)
+    rows = PrefillRows(tuple(tables), kv_len, q_start)
+    return state._replace(tables=tuple(stored)), _Chunks(part, rows, jnp.maximum(q_start[1:] - 1, 0), draw)
+
+
+def _unpack_decode(state: DeviceState, rows: jax.Array) -> tuple[DeviceState, jax.Array, jax.Array, jax.Array]:
+    """Writes the pages that the rows name into the state's tables; slot, kv_len and forced token, [B] each."""
+    width = (rows.shape[1] - len(DecodeColumn)) // len(state.tables)
+    columns, *pages = _split(rows, [len(DecodeColumn), *(width for _ in state.tables)])
+    slot, kv_len, forced = columns.T
+    page_size = state.kv[0].k.shape[2]
+    at = (jnp.maximum(kv_len - 1, 0) // page_size)[:, None] + jnp.arange(width, dtype=jnp.int32)  # [B, width]
+    row = jnp.broadcast_to(slot[:, None], at.shape)
+
+    def assign(table: jax.Array, new: jax.Array) -> jax.Array:
+        indices = [_two_rows(x.reshape(-1), fill) for x, fill in ((row, table.shape[0]), (at, 0))]
+        return table.at[tuple(indices)].set(_two_rows(new.reshape(-1), 0), mode="drop")
+
+    tables = tuple(assign(table, new) for table, new in zip(state.tables, pages, strict=True))
+    return state._replace(tables=tables), slot, kv_len, forced
+
+
+def _feed(state: DeviceState, slot: jax.Array, kv_len: jax.Array, forced: jax.Array) -> _Feeding:
+    """What a decode step feeds to rows [B]: the forced token where it is not negative, else the one sampled last."""
+    # Past the end of its table a row is padding: it writes and reads nothing.
+    capacity = state.tables[0].shape[1] * state.kv[0].k.shape[2]
+    is_used = (kv_len > 0) & (kv_len <= capacity)
+    kv_len = jnp.where(is_used, kv_len, 0)
+    slot = jnp.where(is_used, slot, state.tables[0].shape[0])
+    scalars, tables = jax.tree.map(lambda x: x.at[slot].get(mode="clip"), (state.requests.scalars, state.tables))
+    # Padding must not make the whole batch pay: zeros are greedy and want nothing else.
+    scalars = jax.tree.map(lambda x: jnp.where(is_used[:, None], x, jnp.zeros_like(x)), scalars)
+    tokens = jnp.where(forced >= 0, forced, scalars.ints[:, Int.LAST_TOKEN])
+    positions = jnp.maximum(kv_len - 1, 0)
+    dense = count_fed(state.requests.dense, slot, tokens, scalars.ints[:, Int.FLAGS])
+    return _Feeding(
+        state._replace(requests=RequestState(state.requests.scalars, dense)),
+        _Part(tokens, positions, _kv_slots(state, tables, positions, is_used)),
+        DecodeRows(tuple(tables), kv_len),
+        _Draw(scalars, slot, kv_len),
+    )
+
+
+def _kv_slots(
+    state: DeviceState, tables: list[jax.Array] | tuple[jax.Array, ...], positions: jax.Array, written: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Per group where each token's KV goes, [T]: page * page_size + offset, or past the pool for what is not written.
+
+    `tables`: each token's page table, one [T, M] per group.
+    """
+
+    def one(pool: jax.Array, table: jax.Array) -> jax.Array:
+        _, pages, page_size, *_ = pool.shape
+        page = jnp.take_along_axis(table, (positions // page_size)[:, None], axis=1)[:, 0]
+        return jnp.where(written, page * page_size + positions % page_size, pages * page_size)
+
+    return tuple(one(kv.k, table) for kv, table in zip(state.kv, tables, strict=True))
+
+
+def _set_rows(x: jax.Array, slot: jax.Array, rows: jax.Array) -> jax.Array:
+    """Write rows [R, ...] into their slots of x [S, ...]; slot S is nobody's."""
+    return x.at[_two_rows(slot, x.shape[0])].set(_two_rows(rows, 0), mode="drop")
+
+
+def _two_rows(x: jax.Array, fill: int) -> jax.Array:
+    """One row becomes two: XLA CPU turns a scatter of one into an update that copies the whole array."""
+    return jnp.pad(x, ((0, 1), *((0, 0) for _ in x.shape[1:])), constant_values=fill) if x.shape[0] == 1 else x
+
+
+def _split(rows: jax.Array, widths: list[int]) -> list[jax.Array]:
+    """Split columns [R, C] into parts of these widths."""
+    ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+    return jnp.split(rows, ends, axis=1)

@@ -1,0 +1,42 @@
+"""A thread that waits for arrays to be computed and reports each, in the order given.
+
+Waiting releases the GIL, so the dispatching thread never blocks on a device and nobody polls. A waiter only reads; it
+dispatches nothing.
+"""
+
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import jax
+
+from ..threads import EngineThread
+
+
+class Waiter:
+    """One thread per stream of results: a mesh's steps, or the transfers that arrive at it."""
+
+    def __init__(self, name: str) -> None:
+        """Start the thread; it is a daemon, so a program that forgets `close` still ends."""
+        self._queue: SimpleQueue[tuple[Any, Callable[[Any], None], Callable[[Exception], None]] | None] = SimpleQueue()
+        self._thread = EngineThread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def watch[T](self, arrays: T, ready: Callable[[T], None], failed: Callable[[Exception], None]) -> None:
+        """Call `ready(arrays)` on the waiter's thread once they are computed, or `failed` with what was raised."""
+        self._queue.put((arrays, ready, failed))
+
+    def close(self) -> None:
+        """Finish what is queued, then join the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            arrays, ready, failed = item
+            try:
+                jax.block_until_ready(arrays)
+                ready(arrays)
+            except Exception as error:
+                failed(error)
+            del item, arrays, ready, failed  # a queue that runs dry must not keep the last arrays alive

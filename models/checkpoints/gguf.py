@@ -1,0 +1,81 @@
+"""A GGUF file as a checkpoint: configuration, weights, tokenizer and chat template are all in it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from ..errors import CheckpointError
+from ..families import GGUF, format_named
+from ..families.from_gguf import ROPE_FACTORS, GGUFHeader
+from ..families.raw_config import Settings
+from ..text.chat import ChatTemplate
+from ..text.chat_files import templates_from_gguf
+from ..text.tokenizer import Tokenizer
+from ..text.tokenizer_gguf import tokenizer_from_gguf
+from .gguf_file import GGUFFile
+from .streaming import Wanted, stream
+
+
+class GGUFCheckpoint:
+    """A GGUF file of a supported architecture, checked to hold exactly the tensors that the architecture needs."""
+
+    dtype = jnp.dtype(jnp.float32)
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`; see `open_checkpoint` for what it raises."""
+        self._file = GGUFFile(path)
+        metadata = self._file.metadata
+        self.name = str(metadata.get("general.name", path.stem))
+        architecture = metadata.get("general.architecture")
+        try:
+            chosen = format_named(GGUF, architecture, "Architecture")
+            self.config = chosen.config(self._header(f"{architecture}."))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        self._sources = chosen.sources(self.config)
+        factors = {ROPE_FACTORS: (self.config.head_dim // 2,)} if ROPE_FACTORS in self._file.tensors else {}
+        self._file.check({source.tensor: source.shape for source in self._sources.values()} | factors)
+        self._tokenizer: Tokenizer | None = None
+        self._chat_template: ChatTemplate | None = None
+
+    def _header(self, prefix: str) -> GGUFHeader:
+        tokens = self._file.metadata.get("tokenizer.ggml.tokens")
+
+        def vector(name: str) -> tuple[float, ...]:
+            return tuple(self._file.read_rows(name, 0, self._file.tensors[name].shape[0])[:, 0].tolist())
+
+        return GGUFHeader(
+            Settings(self._file.metadata, prefix),
+            tokens=len(tokens) if isinstance(tokens, list) else None,
+            tensors=self._file.tensors.keys(),
+            vector=vector,
+        )
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._file.path
+
+    def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+        """Parameters straight onto devices; see `Checkpoint.load`."""
+        return stream(self._file, self._sources, wanted)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, built on the first call."""
+        if self._tokenizer is None:
+            try:
+                tokenizer = tokenizer_from_gguf(self._file.metadata)
+                tokenizer.limit(self.config.vocab_size)
+            except CheckpointError as error:
+                raise CheckpointError(f"{self.path}: {error}") from None
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    def chat_template(self) -> ChatTemplate:
+        """The template under `tokenizer.chat_template`, or several by name, compiled on their first use."""
+        if self._chat_template is None:
+            source = templates_from_gguf(self._file.metadata)
+            self._chat_template = ChatTemplate(source, self.tokenizer(), name=self.name)
+        return self._chat_template

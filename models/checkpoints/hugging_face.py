@@ -1,0 +1,138 @@
+"""A directory as Hugging Face's libraries write it: config.json, safetensors, tokenizer.json.
+
+Weights are `model.safetensors`, or what `model.safetensors.index.json` lists. Pickles (pytorch_model.bin, *.pt, *.pth)
+are never opened: to read one is to run the code in it. Whether every tensor is there, and no other, is checked before
+any is read.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from ..families import HUGGING_FACE, format_named
+from ..families.from_hugging_face import NAMES
+from ..families.raw_config import Settings
+from ..families.tensor_source import Source
+from ..json_file import read_json
+from ..text.chat import ChatTemplate
+from ..text.chat_files import chat_template_from_directory
+from ..text.tokenizer import Tokenizer
+from ..text.tokenizer_files import tokenizer_from_directory
+from .safetensors import INDEX, SafetensorsFiles, open_sharded
+from .streaming import Wanted, stream
+from .tensor_check import check_tensors
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+_EMBEDDING, _HEAD = f"{NAMES.embedding}.weight", f"{NAMES.head}.weight"
+_ROWS_COMPARED = 4096  # at a time
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class HuggingFaceCheckpoint:
+    """A directory of a supported family, checked to hold exactly the tensors that the family needs."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open `directory`; see `open_checkpoint` for what it raises."""
+        self.path = directory
+        self.name = _name(directory)
+        settings = Settings(read_json(directory / CONFIG))
+        self._file = _open_weights(directory)
+        try:
+            settings.refuse("vision_config")  # the reason, where the model_type would merely be unknown
+            chosen = format_named(HUGGING_FACE, settings.get("model_type"), "model_type")
+            config = chosen.config(settings)
+        except ValueError as error:
+            raise CheckpointError(f"{directory / CONFIG}: {error}") from None
+        self.config: ModelConfig = _as_stored(config, self._file)
+        self._sources: Mapping[str, Source] = chosen.sources(self.config)
+        if self.config.tie_embeddings and _EMBEDDING not in self._file.tensors and _HEAD in self._file.tensors:
+            self._sources = _renamed(self._sources, {_EMBEDDING: _HEAD})
+        expected = {source.tensor: source.shape for source in self._sources.values()}
+        check_tensors(directory, self._file.shapes, expected, self._is_harmless)
+        self._file.check_readable(expected)
+        self.dtype = jnp.dtype(self._file.dtype())
+        self._tokenizer: Tokenizer | None = None
+        self._chat_template: ChatTemplate | None = None
+
+    def _is_harmless(self, name: str) -> bool:
+        """Rotary frequencies, which follow from config.json and were saved with early Llamas, and the copy of the
+        embedding that some tools save where config.json says that the head is the embedding."""
+        is_copy = self.config.tie_embeddings and name == _HEAD
+        return is_copy or name.endswith(".rotary_emb.inv_freq")
+
+    def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+        """Parameters straight onto devices; see `Checkpoint.load`."""
+        return stream(self._file, self._sources, wanted)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, built on the first call."""
+        if self._tokenizer is None:
+            self._tokenizer = tokenizer_from_directory(self.path, self.config.vocab_size)
+        return self._tokenizer
+
+    def chat_template(self) -> ChatTemplate:
+        """The chat template, read on the first call."""
+        if self._chat_template is None:
+            self._chat_template = chat_template_from_directory(self.path, self.tokenizer(), name=self.name)
+        return self._chat_template
+
+
+def _as_stored(config: ModelConfig, file: SafetensorsFiles) -> ModelConfig:
+    """Where config.json says that the head is the embedding and the files hold both, the head in them counts, as it
+    does for transformers. As a rule it is a copy, and then the model needs only one."""
+    if not config.tie_embeddings or not {_EMBEDDING, _HEAD} <= file.tensors.keys():
+        return config
+    if file.tensors[_HEAD].shape != file.tensors[_EMBEDDING].shape:
+        return replace(config, tie_embeddings=False)
+    for start in range(0, file.tensors[_HEAD].shape[0], _ROWS_COMPARED):
+        stop = min(start + _ROWS_COMPARED, file.tensors[_HEAD].shape[0])
+        if not np.array_equal(file.read_rows(_HEAD, start, stop), file.read_rows(_EMBEDDING, start, stop)):
+            return replace(config, tie_embeddings=False)
+    return config
+
+
+def _renamed(sources: Mapping[str, Source], names: Mapping[str, str]) -> dict[str, Source]:
+    """The sources, tensors of other names read instead."""
+    return {path: replace(source, tensor=names.get(source.tensor, source.tensor)) for path, source in sources.items()}
+
+
+def _name(directory: Path) -> str:
+    """The directory's name; for a folder of the hub's cache (models--org--name/snapshots/COMMIT) the hub's."""
+    directory = directory.absolute()
+    repository = directory.parent.parent.name
+    if directory.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return directory.name
+
+
+def _open_weights(directory: Path) -> SafetensorsFiles:
+    if (directory / WEIGHTS).is_file():
+        return SafetensorsFiles([directory / WEIGHTS])
+    if (directory / INDEX).is_file():
+        return open_sharded(directory / INDEX)
+    refuse_pickles(directory)
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
+    only = f", only {others[0]}" if others else ""
+    raise CheckpointError(
+        f"{directory} holds neither {WEIGHTS} nor {INDEX}{only}: fetch the weights, and their index if in shards."
+    )
+
+
+def refuse_pickles(directory: Path) -> None:
+    """Refuse a directory whose weights are pickles.
+
+    Raises:
+        CheckpointError: it holds at least one, by its name.
+    """
+    if found := sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern)):
+        raise CheckpointError(
+            f"{directory} holds weights as a pickle only ({found[0]}), which is never opened because it can run code: "
+            "fetch the model's safetensors, or convert it to them where you trust it."
+        )

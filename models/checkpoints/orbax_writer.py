@@ -1,0 +1,138 @@
+"""Writes an Orbax checkpoint one parameter at a time."""
+
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.typing import DTypeLike
+from orbax.checkpoint import type_handlers
+
+from ..decoder import abstract_params
+from ..errors import CheckpointError
+from ..text.tokenizer_files import save_tokenizer
+from .base import DESCRIPTION, Checkpoint
+from .orbax import (
+    _CHUNK_BYTES,
+    _CONVERTER,
+    _FORMAT,
+    _PARAMS,
+    Description,
+    Progress,
+    _nbytes,
+    _one_sentence,
+)
+
+
+def write(
+    checkpoint: Checkpoint, directory: Path, dtype: DTypeLike | None = None, progress: Progress = lambda nbytes: None
+) -> None:
+    """Write `checkpoint` as an Orbax checkpoint.
+
+    Args:
+        checkpoint: any source.
+        directory: the new directory; it must not exist, or be empty.
+        dtype: of the stored parameters; the checkpoint's own by default.
+        progress: told the bytes of each parameter as it is written.
+
+    Raises:
+        CheckpointError: the source cannot be read, `directory` is there and not empty, or it cannot be written.
+        OSError: there is no place for the directory.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise CheckpointError(f"{directory} exists and is not an empty directory: give another name.")
+    dtype = checkpoint.dtype if dtype is None else jnp.dtype(dtype)
+    parent = directory.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".convert-") as scratch:
+        out = Path(scratch) / "checkpoint"
+        out.mkdir()
+        save_tokenizer(checkpoint.tokenizer(), checkpoint.chat_template(), out)
+        with _one_sentence(f"{directory} cannot be written"):
+            _write_params(checkpoint, out / _PARAMS, dtype, progress)
+        files = {path.relative_to(out).as_posix(): path.stat().st_size for path in out.rglob("*") if path.is_file()}
+        description = Description(_FORMAT, checkpoint.name, dtype.name, checkpoint.config, files)
+        (out / DESCRIPTION).write_text(json.dumps(_CONVERTER.unstructure(description), indent=1))
+        out.replace(directory)
+
+
+def _write_params(checkpoint: Checkpoint, directory: Path, dtype: jnp.dtype, progress: Progress) -> None:
+    """Orbax asks for the values of all parameters at once, so it gets stand-ins, and each array when its turn comes.
+
+    It writes from a thread of its own, which whoever stops this one waits for: files would appear in a directory that
+    is being removed.
+    """
+    place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    wanted = {
+        path: (jax.ShapeDtypeStruct(spec.value.shape, spec.value.dtype, sharding=place),)
+        for path, spec in abstract_params(checkpoint.config, dtype).specs.items()
+    }
+    stopping = threading.Event()
+
+    def load(paths: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+        for path, (array,) in checkpoint.load({path: wanted[path] for path in paths}):
+            if stopping.is_set():
+                return
+            yield path, np.asarray(array)
+            progress(array.nbytes)
+
+    handlers = type_handlers.create_type_handler_registry(
+        (_Pending, _StreamingHandler(load)), (jax.Array, type_handlers.ArrayHandler())
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers, use_compression=False)
+    request = ocp.args.PyTreeSave(
+        {path: _Pending(path, like) for path, (like,) in wanted.items()},
+        save_args={path: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for path in wanted},
+    )
+    thread = ThreadPoolExecutor(1)
+    try:
+        thread.submit(ocp.Checkpointer(handler).save, directory, args=request).result()
+    finally:
+        _end(thread, stopping)
+
+
+def _end(thread: ThreadPoolExecutor, stopping: threading.Event) -> None:
+    """Wait for what the thread is at, however often Ctrl-C is pressed meanwhile; it takes one parameter's time."""
+    while True:
+        try:
+            stopping.set()
+            thread.shutdown()
+            return
+        except KeyboardInterrupt:
+            continue
+
+
+class _Pending:
+    """Stands in for a parameter that has not been read yet."""
+
+    def __init__(self, path: str, like: jax.ShapeDtypeStruct) -> None:
+        self.path, self.shape, self.dtype = path, like.shape, like.dtype
+        self.ndim, self.size, self.nbytes = len(like.shape), like.size, _nbytes(like)
+
+
+class _StreamingHandler(type_handlers.NumpyHandler):  # type: ignore[misc]
+    """Writes parameters as numpy arrays, each as it is read, and waits for it before the next is read."""
+
+    def __init__(self, load: Callable[[Iterable[str]], Iterator[tuple[str, np.ndarray]]]) -> None:
+        super().__init__(deepcopy_host_arrays=False)
+        self._load = load
+
+    async def serialize(
+        self, values: Sequence[_Pending], infos: Sequence[Any], args: Sequence[Any] | None = None
+    ) -> list[Any]:
+        """Write `values`; the futures that are returned are done."""
+        done: list[Any] = []
+        options = dict(zip((value.path for value in values), zip(infos, args or (), strict=True), strict=True))
+        for path, array in self._load(options):
+            info, arg = options[path]
+            for future in await super().serialize([array], [info], [arg]):
+                future.result()
+                done.append(future)
+        return done

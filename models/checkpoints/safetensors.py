@@ -1,0 +1,218 @@
+"""Tensors in one or several safetensors files, read by rows at their offsets. It never writes them.
+
+The `safetensors` package maps a file, and pages of a map count as the process's memory: after loading it would seem to
+hold the model twice. It also does not say where a tensor lies, nor, when a file is damaged, which tensor is. So the
+header, 8 bytes of length and that much JSON, is read here. Layout and rules: the format's own description,
+https://github.com/huggingface/safetensors#format. Everything is checked against the file's size before any tensor is
+read.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import CheckpointError
+from ..json_file import read_json
+
+INDEX = "model.safetensors.index.json"
+# The format's own limit.
+_MAX_HEADER = 100_000_000
+_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4, "C64": 64, "I64": 64, "U64": 64, "I32": 32, "U32": 32,
+    "I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+_READABLE: Mapping[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies: `offset` counts bytes from the start of `path`; `kind` is the format's name of its dtype."""
+
+    path: Path
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class SafetensorsFiles:
+    """The tensors of several safetensors files by name, as one `TensorFile`."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        """Read the headers of `paths`.
+
+        Raises:
+            CheckpointError: a file that is missing, unreadable, truncated or damaged, or a tensor that is in two files.
+        """
+        self.tensors: dict[str, Tensor] = {}
+        for path in paths:
+            for name, tensor in read_header(path).items():
+                if name in self.tensors:
+                    raise CheckpointError(f"Tensor {name!r} is in {self.tensors[name].path} and again in {path}.")
+                self.tensors[name] = tensor
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor by name."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    def dtype(self) -> np.dtype[Any]:
+        """What most of the numbers are stored as, of the types that can be read; float32 where there are none."""
+        sizes = {kind: 0 for kind in _READABLE}
+        for tensor in self.tensors.values():
+            if tensor.kind in sizes:
+                sizes[tensor.kind] += math.prod(tensor.shape)
+        return _READABLE[max(sizes, key=lambda kind: sizes[kind])]
+
+    def check_readable(self, names: Iterable[str]) -> None:
+        """Refuse tensors that are neither float32, float16 nor bfloat16.
+
+        Raises:
+            CheckpointError: it names the first of `names` that is of another type.
+        """
+        for name in names:
+            tensor = self.tensors[name]
+            if tensor.kind not in _READABLE:
+                raise CheckpointError(
+                    f"{tensor.path}: tensor {name!r} is of type {tensor.kind}, which is not implemented; weights are "
+                    f"{', '.join(_READABLE)}."
+                )
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` of tensor `name` as [stop - start, columns] in its own dtype; a vector has one column.
+
+        Raises:
+            CheckpointError: a type that cannot be read (see `check_readable`), or a file that has changed or gone.
+        """
+        self.check_readable([name])
+        tensor = self.tensors[name]
+        dtype, columns = _READABLE[tensor.kind], math.prod(tensor.shape[1:])
+        offset, count = tensor.offset + start * columns * dtype.itemsize, (stop - start) * columns
+        try:
+            return np.fromfile(tensor.path, dtype, count, offset=offset).reshape(stop - start, columns)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{tensor.path}: tensor {name!r} cannot be read: {error}.") from None
+
+
+def read_index(path: Path) -> dict[str, Path]:
+    """A `model.safetensors.index.json`: tensor name -> the file that it is in.
+
+    Raises:
+        CheckpointError: the index cannot be read, is not one, or names a file that is absent.
+    """
+    try:
+        weight_map = read_json(path)["weight_map"]
+        files = {str(name): path.parent / shard for name, shard in weight_map.items()}
+    except (KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path} is not an index of shards: it has no 'weight_map' of names to files.") from None
+    if not files:
+        raise CheckpointError(f"{path} is an index of no tensors: fetch the model again.")
+    for name, file in files.items():
+        if file.parent != path.parent or not os.path.isfile(file):
+            raise CheckpointError(
+                f"{path} places tensor {name!r} in {weight_map[name]!r}, which is not there: fetch that file as well."
+            )
+    return files
+
+
+def open_sharded(index: Path) -> SafetensorsFiles:
+    """The files that an index names, each tensor where the index says.
+
+    Raises:
+        CheckpointError: as `read_index` and `SafetensorsFiles` do, or a tensor is not where the index places it.
+    """
+    places = read_index(index)
+    files = SafetensorsFiles(dict.fromkeys(places.values()))
+    for name, path in places.items():
+        if name not in files.tensors or files.tensors[name].path != path:
+            raise CheckpointError(f"{index} places tensor {name!r} in {path.name!r}, which does not hold it.")
+    return files
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, checked to fill it without gap or overlap.
+
+    Raises:
+        CheckpointError: no such file, or it cannot be read, is truncated or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER):
+                raise CheckpointError(
+                    f"{path} is truncated or not a safetensors file: it has {size} bytes and its header would take "
+                    f"{length}; fetch it again."
+                )
+            entries = _parse(file.read(length))
+    except FileNotFoundError:
+        raise CheckpointError(f"There is no model file at {path}.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged: its header is not valid: {str(error).rstrip('.')}.") from None
+    tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in entries.items()}
+    _check_layout(path, tensors, 8 + length, size)
+    return tensors
+
+
+def _parse(header: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = dict(pairs)
+        if len(names) < len(pairs):
+            raise ValueError("a name appears twice")
+        return names
+
+    entries = json.loads(header, object_pairs_hook=unique)
+    if not isinstance(entries, dict):
+        raise ValueError("it is not a JSON object")
+    entries.pop("__metadata__", None)
+    return entries
+
+
+def _tensor(path: Path, name: str, entry: Any, start: int) -> Tensor:
+    try:
+        kind, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        whole = all(type(number) is int and number >= 0 for number in (*shape, first, last))
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{path} is damaged: the header's entry of tensor {name!r} is not valid.")
+    if not isinstance(kind, str) or kind not in _BITS:
+        raise CheckpointError(f"{path}: tensor {name!r} has the unknown type {str(kind)[:40]!r}.")
+    if (last - first) * 8 != math.prod(shape) * _BITS[kind]:
+        raise CheckpointError(
+            f"{path} is damaged: tensor {name!r}, {kind}{list(shape)}, does not take the {last - first} bytes it is "
+            "said to."
+        )
+    return Tensor(path, kind, tuple(shape), start + first, last - first)
+
+
+def _check_layout(path: Path, tensors: Mapping[str, Tensor], start: int, size: int) -> None:
+    """Tensors follow one another and end with the file, as the format demands."""
+    at = start
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if tensor.offset != at:
+            how = "overlaps the one before" if tensor.offset < at else "does not follow the one before"
+            raise CheckpointError(f"{path} is damaged: tensor {name!r} {how}.")
+        at += tensor.nbytes
+        if at > size:
+            raise CheckpointError(
+                f"{path} is truncated: tensor {name!r} ends at byte {at}, the file at {size}; fetch it again."
+            )
+    if at != size:
+        raise CheckpointError(f"{path} is damaged: its tensors end at byte {at}, the file at {size}.")

@@ -1,0 +1,133 @@
+"""From tokens back to text, one token at a time: what the decoder of a tokenizer.json says, over bytes.
+
+Two families of vocabularies are known: byte-level ones, whose characters stand for bytes by GPT-2's table, and
+SentencePiece's, where "▁" is a space and `<0xNN>` a byte. `decoding` reads which it is from a `tokenizers` decoder and
+refuses, by name, what it does not know. Invariant: a `TextStream` never takes text back, so its pieces joined are the
+text of all the tokens. Does not know ids or special tokens: see `tokenizer.py`.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tokenizers.decoders import Decoder
+
+from ..errors import CheckpointError
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+_ESCAPED = re.compile("[\udc80-\udcff]")
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes, inverted: the printable Latin-1 bytes stand for themselves, the other 68
+    for U+0100 onwards in order (Radford et al. 2019, encoder.py `bytes_to_unicode`)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF_CHARACTER = _byte_of_character()
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What a decoder does.
+
+    `byte_level`: characters stand for bytes. `byte_tokens`: `<0xNN>` is a byte. `space`: the character that stands for
+    a space, None for none. `strip` of the character `stripped` go from the start of the text where they are there.
+    `bare_start`: the first token loses its `space` characters altogether, which is what Metaspace does.
+    """
+
+    byte_level: bool = False
+    byte_tokens: bool = False
+    space: str | None = None
+    strip: int = 0
+    stripped: str = " "
+    bare_start: bool = False
+
+    def token_bytes(self, token: str) -> bytes:
+        """The bytes that `token` stands for, `bare_start` aside."""
+        if self.byte_level:
+            known = all(c in _BYTE_OF_CHARACTER for c in token)
+            return bytes(_BYTE_OF_CHARACTER[c] for c in token) if known else token.encode()
+        if self.byte_tokens and (byte := _BYTE_TOKEN.fullmatch(token)):
+            return bytes([int(byte[1], 16)])
+        return (token if self.space is None else token.replace(self.space, " ")).encode()
+
+    def first_bytes(self, token: str) -> bytes:
+        """The bytes that `token` stands for at the start of a text."""
+        bare = self.bare_start and self.space is not None
+        return self.token_bytes(token.replace(self.space or "", "") if bare else token)
+
+
+class TextStream:
+    """Bytes to text as they come; what is not UTF-8 becomes U+FFFD.
+
+    A byte-level decoder gives one U+FFFD for each maximal run of bytes that starts like a character (Unicode's
+    recommendation, and what `tokenizers` does); SentencePiece gives one for each byte that is in no character.
+    """
+
+    def __init__(self, how: Decoding) -> None:
+        """At the start of a text."""
+        self._how = how
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace" if how.byte_level else "surrogateescape")
+        self._to_strip = how.strip
+
+    def push(self, more: bytes, is_last: bool = False) -> str:
+        """The text that `more` completes; the bytes of an unfinished character wait (3 at most) unless `is_last`."""
+        text = self._utf8.decode(more, is_last)
+        if not self._how.byte_level and not text.isascii():
+            text = _ESCAPED.sub("\ufffd", text)
+        while self._to_strip and text:
+            if text[0] != self._how.stripped:
+                self._to_strip = 0
+                break
+            text, self._to_strip = text[1:], self._to_strip - 1
+        return text
+
+
+def decoding(decoder: Decoder | None) -> Decoding:
+    """What `decoder` does.
+
+    Raises:
+        CheckpointError: none, or one that is not implemented; says which are.
+    """
+    parts = [] if decoder is None else _parts(json.loads(decoder.__getstate__()))
+    if [part["type"] for part in parts] == ["ByteLevel"]:
+        return Decoding(byte_level=True)
+    found, fused = Decoding(), False
+    for part in parts:
+        match part:
+            case {"type": "Replace", "pattern": {"String": str(space)}, "content": " "} if len(space) == 1:
+                found = replace(found, space=space)
+            case {"type": "ByteFallback"}:
+                found = replace(found, byte_tokens=True)
+            case {"type": "Fuse"}:
+                fused = True
+            case {"type": "Strip", "content": str(stripped), "start": int(start), "stop": 0} if fused:
+                found = replace(found, strip=start, stripped=stripped)
+            case {"type": "Metaspace", "replacement": str(space), **rest}:
+                bare = rest.get("prepend_scheme", "always") != "never"
+                found = replace(found, space=space, bare_start=bare)
+            case _:
+                raise CheckpointError(_refusal(parts))
+    if found.space is None:
+        raise CheckpointError(_refusal(parts))
+    return found
+
+
+def _parts(state: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    if state["type"] != "Sequence":
+        return [state]
+    return [part for inner in state["decoders"] for part in _parts(inner)]
+
+
+def _refusal(parts: Sequence[Mapping[str, Any]]) -> str:
+    names = " + ".join(str(part["type"]) for part in parts) or "none"
+    return (
+        f"The tokenizer's decoder ({names}) is not supported; supported: ByteLevel, Metaspace, and sequences of "
+        "Replace of one character by a space, ByteFallback, Fuse and a Strip at the start."
+    )

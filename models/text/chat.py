@@ -1,0 +1,250 @@
+"""Chat templates: messages and tools to the text a model was tuned on, and that text to token ids.
+
+Templates are Jinja programs from untrusted files, so they run in jinja2's immutable sandbox, see plain data only, and
+get the few extras that transformers gives them (`raise_exception`, `strftime_now`, `tojson`, `{% generation %}`, loop
+controls, trimmed blocks). What a message needs beside its role is the template's business: whatever is in it is passed
+on. Text only: no images. Where templates come from: `chat_files.py` and the checkpoints.
+"""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, cast
+
+import jinja2
+from jinja2.ext import Extension
+from jinja2.nodes import CallBlock, Node
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ..errors import ChatTemplateError
+from .tokenizer import Tokenizer
+
+type Message = Mapping[str, Any]
+"""A dict with "role" (a string) and, as a rule, "content": a string, or a list of {"type": "text", "text": ...}."""
+type Tool = Mapping[str, Any]
+"""A JSON schema as transformers and OpenAI have it: {"type": "function", "function": {"name": ..., ...}}."""
+type Source = str | Mapping[str, str] | Sequence[Mapping[str, str]] | None
+"""One template, or several by name, as a dict or as [{"name": ..., "template": ...}]; None where a model has none."""
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what the assistant said, for training; the text is the same with and without it."""
+
+    tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
+
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("_as_it_is"), [], [], body).set_lineno(line)
+
+    def _as_it_is(self, caller: Macro) -> str:
+        return caller()
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.datetime.now().strftime(format)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # jinja2's own tojson escapes for HTML, which would put \u003c into prompts.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+    return environment
+
+
+class ChatTemplate:
+    """One model's chat template, or its several. `templates`: their Jinja texts by name, usually "default" alone."""
+
+    def __init__(self, source: Source, tokenizer: Tokenizer, *, name: str) -> None:
+        """`name` is the model's, for messages.
+
+        Raises:
+            ChatTemplateError: `source` has another form.
+        """
+        self._tokenizer, self._name = tokenizer, name
+        self.templates = _by_name(source, name)
+        self._compiled: dict[str, jinja2.Template] = {}
+
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] | None = None, add_generation_prompt: bool = True
+    ) -> str:
+        """The conversation as text, special tokens written out.
+
+        Of several templates "tool_use" is taken where there are tools, else "default", as transformers does.
+
+        Args:
+            messages: dicts with the string "role" and what the template reads: "content", "tool_calls" and the like.
+            tools: JSON schemas of the functions that the model may call; None: no tools.
+            add_generation_prompt: whether to open the assistant's turn at the end.
+
+        Raises:
+            ChatTemplateError: no template, messages or tools of another form, or a template that fails.
+        """
+        check_messages(messages)
+        check_tools(tools)
+        chat = [_plain(message, f"Message {i}") for i, message in enumerate(messages)]
+        schemas = None if tools is None else [_plain(tool, f"Tool {i}") for i, tool in enumerate(tools)]
+        # As transformers has it: a key without a value is a key that is not there.
+        chat = [{key: value for key, value in message.items() if value is not None} for message in chat]
+        try:
+            text = self._template(has_tools=tools is not None).render(
+                messages=chat,
+                tools=schemas,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._names(),
+            )
+        except ChatTemplateError:
+            raise
+        except Exception as error:  # a template is a program: it can raise anything
+            raise ChatTemplateError(f"The chat template of {self._name} failed: {_one_line(error)}") from None
+        self._check_parts(chat, text)
+        return text
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
+        at_most: int | None = None,
+    ) -> list[int]:
+        """Token ids of `render`; BOS only where the template writes it. `at_most` is as for `Tokenizer.encode`.
+
+        Raises as both do.
+        """
+        text = self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        return self._tokenizer.encode(text, add_special=False, at_most=at_most)
+
+    def _names(self) -> dict[str, str]:
+        """The special tokens that templates write."""
+        special = self._tokenizer.special
+        names = {"bos": special.bos, "eos": special.eos, "unk": special.unk, "pad": special.pad}
+        return {f"{name}_token": text or "" for name, text in names.items()}
+
+    def _template(self, has_tools: bool) -> jinja2.Template:
+        if not self.templates:
+            raise ChatTemplateError(f"{self._name} has no chat template: give it the prompt as plain text.")
+        chosen = "tool_use" if has_tools and "tool_use" in self.templates else "default"
+        if chosen not in self.templates:
+            names = ", ".join(map(repr, self.templates))
+            raise ChatTemplateError(f"{self._name} has no chat template 'default', only {names}.")
+        if chosen not in self._compiled:
+            self._compiled[chosen] = _environment().from_string(self.templates[chosen])
+        return self._compiled[chosen]
+
+    def _check_parts(self, chat: Sequence[dict[str, Any]], text: str) -> None:
+        """A template that does not know parts writes the list as Python does, which no model has been tuned on."""
+        for index, message in enumerate(chat):
+            if isinstance(message.get("content"), list) and str(message["content"]) in text:
+                raise ChatTemplateError(
+                    f"The chat template of {self._name} takes content as a string only: join the parts of message "
+                    f"{index}."
+                )
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Refuse what surely is no conversation: each message needs a role, and content or tool calls.
+
+    Raises:
+        ChatTemplateError: says which message is wrong and how.
+    """
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
+        raise ChatTemplateError("A chat needs a non-empty list of messages with 'role' and 'content'.")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise ChatTemplateError(f"Message {index} is of type {type(message).__name__}, expected a dict.")
+        if not isinstance(message.get("role"), str):
+            raise ChatTemplateError(f"Message {index} needs a string under 'role'.")
+        _check_calls(index, message.get("tool_calls"))
+        content = message.get("content")
+        if isinstance(content, list | tuple):
+            _check_content_parts(index, content)
+        elif not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+            raise ChatTemplateError(
+                f"Message {index} needs a string under 'content', or a list of text parts; only a message with "
+                "'tool_calls' may do without."
+            )
+
+
+def check_tools(tools: Sequence[Tool] | None) -> None:
+    """Refuse what is not a list of JSON schemas.
+
+    Raises:
+        ChatTemplateError: says which tool is wrong and how.
+    """
+    if tools is None:
+        return
+    if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
+        raise ChatTemplateError("tools must be a list of JSON schemas, a dict each.")
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            what = "a Python function" if callable(tool) else f"of type {type(tool).__name__}"
+            raise ChatTemplateError(f"Tool {index} is {what}: give the JSON schema of the function, a dict.")
+
+
+def _check_calls(index: int, calls: Any) -> None:
+    is_list = isinstance(calls, list | tuple)
+    if calls is not None and not (is_list and all(isinstance(call, Mapping) for call in calls)):
+        raise ChatTemplateError(f"Message {index} has 'tool_calls' that are not a list of dicts.")
+
+
+def _check_content_parts(index: int, parts: Sequence[Any]) -> None:
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind is not None and kind != "text":
+            raise ChatTemplateError(f"Message {index} has content of type {kind!r}: only text is supported.")
+        if kind is None or not isinstance(part.get("text"), str):
+            raise ChatTemplateError(
+                f"Message {index} has a part under 'content' that is not {{'type': 'text', 'text': a string}}."
+            )
+
+
+def _by_name(source: Source, name: str) -> dict[str, str]:
+    if source is None:
+        return {}
+    named: object = source
+    if isinstance(source, str):
+        named = {"default": source}
+    elif isinstance(source, list | tuple) and all(isinstance(item, Mapping) for item in source):
+        named = {item.get("name"): item.get("template") for item in source}
+    if not isinstance(named, Mapping) or not all(isinstance(text, str) for item in named.items() for text in item):
+        raise ChatTemplateError(f"The chat template of {name} is neither a text nor texts by name.")
+    return dict(cast(Mapping[str, str], named))
+
+
+def _plain(value: Any, where: str) -> Any:
+    """`value` rebuilt from JSON's types, so that a template can call no methods but theirs."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(key, where): _plain(item, where) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, where) for item in value]
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    raise ChatTemplateError(f"{where} holds a value of type {type(value).__name__}, which JSON does not have.")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") + "." if str(error) else f"{type(error).__name__}."

@@ -1,0 +1,172 @@
+"""A tokenizer from the files of a Hugging Face directory, and back into such files.
+
+tokenizer.json holds the tokenizer, tokenizer_config.json says which tokens play a part, and generation_config.json and
+config.json which ids end a generation. What `save_tokenizer` writes reads back to the same behaviour, here and in
+transformers. SentencePiece's tokenizer.model is not read. Chat templates: see `chat_files.py`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, decoders, normalizers, processors
+from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers.models import BPE
+
+from ..errors import CheckpointError
+from ..json_file import read_json
+from .chat import ChatTemplate
+from .chat_files import save_chat_template
+from .pretokenizers import pre_tokenizer, rule
+from .tokenizer import SpecialTokens, Tokenizer
+
+# Without tokenizer.json the class alone says how text is cut.
+_RULES = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
+_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def tokenizer_from_directory(path: str | Path, rows: int | None = None) -> Tokenizer:
+    """The tokenizer in the directory `path`, for a model whose embedding has `rows` rows; None: enough.
+
+    Raises:
+        CheckpointError: none there, none that can be read, a damaged file, or ordinary tokens past the last row; names
+            the file.
+    """
+    path = Path(path)
+    try:
+        return _read(path, _optional(path / "tokenizer_config.json"), rows)
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in the library, which pyo3 makes no Exception of
+        raise CheckpointError(f"{path / 'tokenizer.json'} is damaged: {' '.join(str(error).split())}.") from None
+
+
+def save_tokenizer(tokenizer: Tokenizer, chat_template: ChatTemplate, directory: str | Path) -> None:
+    """Write `tokenizer` and `chat_template` so that `tokenizer_from_directory` and `chat_template_from_directory` read
+    them back: tokenizer.json, tokenizer_config.json, generation_config.json (the ids that end a generation), and
+    chat_template.jinja where there is a template."""
+    directory = Path(directory)
+    special = tokenizer.special
+    tokenizer.backend.save(str(directory / "tokenizer.json"), pretty=False)
+    texts = dict(zip(_NAMES, (special.bos, special.eos, special.unk, special.pad), strict=True))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **{k: v for k, v in texts.items() if v is not None}}
+    _write_json(directory / "tokenizer_config.json", config)
+    _write_json(directory / "generation_config.json", {"eos_token_id": sorted(special.eos_token_ids)})
+    save_chat_template(chat_template, directory)
+
+
+def _read(path: Path, config: dict[str, Any], rows: int | None) -> Tokenizer:
+    backend = _backend(path, config)
+    texts = {name: _text(path, config, name) for name in _NAMES}
+    _mark_special(backend, path, config, [text for text in texts.values() if text is not None])
+    _set_post_processor(backend, config, texts["bos_token"], texts["eos_token"])
+    ends = _end_ids(path, backend, texts["eos_token"])
+    bos, eos, unk, pad = (texts[name] for name in _NAMES)
+    try:
+        tokenizer = Tokenizer(backend, SpecialTokens(bos, eos, unk, pad, ends))
+        if rows is not None:
+            tokenizer.limit(rows)
+        return tokenizer
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _backend(path: Path, config: dict[str, Any]) -> BackendTokenizer:
+    file = path / "tokenizer.json"
+    if file.is_file():
+        try:
+            return BackendTokenizer.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception for whatever it cannot read
+            raise CheckpointError(f"{file} cannot be read: {' '.join(str(error).split())}.") from None
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        return _from_merges(path, str(config.get("tokenizer_class", "")).removesuffix("Fast"))
+    if (path / "tokenizer.model").is_file():
+        raise CheckpointError(
+            f"{path} has its tokenizer only as tokenizer.model, which is not read: save it as tokenizer.json with "
+            "transformers' AutoTokenizer.from_pretrained and save_pretrained."
+        )
+    raise CheckpointError(f"{path} has no tokenizer: tokenizer.json is missing.")
+
+
+def _from_merges(path: Path, kind: str) -> BackendTokenizer:
+    if kind not in _RULES:
+        raise CheckpointError(
+            f"{path} has no tokenizer.json, and vocab.json with merges.txt is read for a tokenizer_class "
+            f"{' or '.join(_RULES)} only, not {kind or 'none'}."
+        )
+    how = rule(_RULES[kind])
+    try:
+        model = BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"), ignore_merges=how.whole_words)
+    except Exception as error:  # as above
+        raise CheckpointError(f"{path / 'vocab.json'} with merges.txt cannot be read: {error}.") from None
+    backend = BackendTokenizer(model)
+    if how.nfc:
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer, backend.decoder = pre_tokenizer(how), decoders.ByteLevel()
+    return backend
+
+
+def _text(path: Path, config: dict[str, Any], name: str) -> str | None:
+    """A special token's text, given as it is or as a dict of AddedToken's fields."""
+    found = config.get(name)
+    if found is None:
+        found = _optional(path / "special_tokens_map.json").get(name)
+    if isinstance(found, dict):
+        found = found.get("content")
+    if found is not None and not isinstance(found, str):
+        raise CheckpointError(f"{path / 'tokenizer_config.json'}: {name} is neither a text nor an added token.")
+    return found
+
+
+def _mark_special(backend: BackendTokenizer, path: Path, config: dict[str, Any], named: list[str]) -> None:
+    """Tokens that tokenizer_config.json adds or calls special, as transformers does it."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    added = config.get("added_tokens_decoder") or {}
+    try:
+        for index, fields in sorted(added.items(), key=lambda item: int(item[0])):
+            if fields["content"] in known:
+                continue
+            flags = {k: fields.get(k, False) for k in ("single_word", "lstrip", "rstrip", "special")}
+            backend.add_tokens([AddedToken(fields["content"], normalized=fields.get("normalized", True), **flags)])
+            if backend.token_to_id(fields["content"]) != int(index):
+                raise ValueError(f"token {fields['content']!r} does not get the id {index}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path / 'tokenizer_config.json'}: added_tokens_decoder is damaged: {error}.") from None
+    known |= {fields["content"] for fields in added.values()}
+    backend.add_special_tokens([t for t in named if t not in known and backend.token_to_id(t) is not None])
+
+
+def _set_post_processor(backend: BackendTokenizer, config: dict[str, Any], bos: str | None, eos: str | None) -> None:
+    """BOS and EOS as tokenizer_config.json asks for them where tokenizer.json has no template that decides."""
+    if backend.post_processor is not None and backend.num_special_tokens_to_add(False):
+        return
+    before = [bos] if config.get("add_bos_token") is True and bos is not None else []
+    after = [eos] if config.get("add_eos_token") is True and eos is not None else []
+    ids = [(text, backend.token_to_id(text)) for text in {*before, *after}]
+    if ids and all(i is not None for _, i in ids):
+        backend.post_processor = processors.TemplateProcessing(
+            single=[*before, "$A", *after], pair=[*before, "$A", "$B", *after], special_tokens=ids
+        )
+
+
+def _end_ids(path: Path, backend: BackendTokenizer, eos: str | None) -> frozenset[int]:
+    """Ids that end a generation: the tokenizer's EOS, and those of generation_config.json and config.json."""
+    ends = {None if eos is None else backend.token_to_id(eos)}
+    for name in ("generation_config.json", "config.json"):
+        config = _optional(path / name)
+        text = config.get("text_config")
+        for section in (config, text if isinstance(text, dict) else {}):
+            found = section.get("eos_token_id")
+            ids = found if isinstance(found, list) else [found]
+            if not all(i is None or (isinstance(i, int) and not isinstance(i, bool) and i >= 0) for i in ids):
+                raise CheckpointError(f"{path / name}: eos_token_id is {found!r}, neither an id nor a list of ids.")
+            ends |= set(ids)
+    return frozenset(i for i in ends if i is not None)

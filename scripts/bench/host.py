@@ -1,0 +1,169 @@
+"""Host time per decode step: what the dispatching thread spends on scheduling, dispatch and news.
+
+    python scripts/bench/host.py --json host.json
+
+Reported is the CPU time of the dispatching thread per step, in milliseconds, by the number of requests that decode, of
+parameter leaves, and of devices; each leaf costs the host time on every device. The model has random weights. Its
+programs are hollow unless `--real-device`: they take and give back the same arrays and compute nothing. XLA on CPU
+prepares a program's execution on the thread that dispatches it and computes on the cores that the host needs too; a GPU
+does neither.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from queue import SimpleQueue
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.stages import Compiled
+from twinmesh.engine.core.engine_core import EngineCore
+from twinmesh.engine.protocol.events import RequestFacts
+from twinmesh.engine.protocol.sampling_plan import SamplingPlan
+from twinmesh.engine.protocol.submission import Payload, Submission, Update
+from twinmesh.engine.sharding.mesh import param_sharding
+from twinmesh.engine.sharding.tensor_parallel import model_on
+from twinmesh.engine.sharding.weights import Params
+from twinmesh.engine.startup.build import Options, start_core
+from twinmesh.engine.topology import Topology
+from twinmesh.engine.worker.kv_cache import DeviceState
+from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
+from twinmesh.models.decoder import ParamSpec, abstract_params
+
+_PROMPT, _TOKENS = 8, 200
+ROUNDS = 7
+
+
+def model_with_layers(layers: int) -> ModelConfig:
+    """A decoder of 9 parameters a layer and 2 besides, as small as eight-fold tensor parallelism lets it be."""
+    return ModelConfig("llama", 128, 16, 16, 8, 8, 2, 1e-5, True, 1024, (AttentionSpec(Rope(1e4)),) * layers)
+
+
+def random_params(dtype: jnp.dtype, meshes: Sequence[Mesh], model: ModelConfig) -> list[Params]:
+    """Parameters of the right shapes; their values do not matter here."""
+    random = np.random.default_rng(0)
+    return [
+        tuple(
+            jax.device_put(random.standard_normal(x.shape).astype(x.dtype), param_sharding(mesh, ParamSpec(x, axes)))
+            for x, axes in abstract_params(model_on(model, mesh.size), dtype).specs.values()
+        )
+        for mesh in meshes
+    ]
+
+
+def hollow_out(core: EngineCore) -> None:
+    """Let the step programs of an engine compute nothing; what they take and give back stays."""
+    for mesh in core._executor.meshes:
+        programs, state = mesh.programs, mesh.plan.state
+        for key, program in programs.prefill.items():
+            programs.prefill[key] = hollow(program, state)
+        for rows, program in programs.decode.items():
+            programs.decode[rows] = hollow(program, state)
+
+
+def hollow(program: Compiled, state: DeviceState) -> Compiled:
+    """A program of the same signature as a step: the state as it came, zeros for the rest."""
+    outputs, shardings = program.out_info, jax.tree.map(lambda x: x.sharding, state)
+    whole = shardings.requests.scalars.ints
+
+    def step(params: Params, state: DeviceState, *inputs: jax.Array) -> tuple[object, ...]:
+        return state, *(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), output) for output in outputs[1:])
+
+    (arguments, _) = program.in_avals
+    shapes = jax.tree.map(
+        lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y), arguments, program.input_shardings[0]
+    )
+    out = (shardings, *(whole for _ in outputs[1:]))
+    return jax.jit(step, donate_argnums=1, out_shardings=out, keep_unused=True).lower(*shapes).compile()
+
+
+def measure(topology: str, layers: int, requests: int, real: bool) -> dict[str, float | int | str]:
+    """Run `requests` at once to their end; milliseconds of the dispatching thread per decode step."""
+    model, dtype = model_with_layers(layers), jnp.dtype(jnp.float32)
+    options = Options(
+        topology=Topology.parse(topology), dtype=dtype, max_model_len=512, page_size=64, max_num_seqs=requests,
+        prefill_buckets=(512,), decode_buckets=(requests,), decode_steps=1, kv_cache_bytes=512 << 20, prefix_cache=True,
+        deterministic=False, max_retries=0, decision_log=None, devices=None, progress=False,
+    )  # fmt: skip
+    core, _ = start_core(model, dtype, partial(random_params, model=model), options)
+    try:
+        if not real:
+            hollow_out(core)
+        rounds = [host_time(core, requests) for _ in range(ROUNDS)]
+    finally:
+        core.close()
+    return {
+        "topology": topology,
+        "devices": options.topology.num_devices,
+        "leaves": len(abstract_params(model, dtype).specs),
+        "requests": requests,
+        "real_device": real,
+        "host_ms_per_step": round(min(rounds), 3),
+        "host_ms_per_step_median": round(statistics.median(rounds), 3),
+    }
+
+
+def host_time(core: EngineCore, requests: int) -> float:
+    """Milliseconds of the dispatching thread per step of one run."""
+    before = core.metrics()
+    run(core, requests)
+    after = core.metrics()
+    return 1e3 * (after.host_seconds - before.host_seconds) / (after.steps - before.steps)
+
+
+def run(core: EngineCore, requests: int) -> None:
+    """Submit all at once and wait for all."""
+    sink: SimpleQueue[Update] = SimpleQueue()
+    random = np.random.default_rng(1)
+    core.submit([_submission(core, str(i), random.integers(0, 100, _PROMPT), sink) for i in range(requests)])
+    left = requests
+    while left:
+        update = sink.get()
+        if update.error is not None:
+            raise RuntimeError(update.error)
+        left -= update.finish_reason is not None
+
+
+def _submission(core: EngineCore, name: str, prompt: np.ndarray, sink: "SimpleQueue[Update]") -> Submission:
+    payload = Payload(prompt.astype(np.int32), SamplingPlan(temperature=0.0, seed=0))
+    facts = RequestFacts(name, _PROMPT, _TOKENS)
+    return Submission(core.clock(), facts, payload, frozenset(), None, sink)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure a few engines and print, or write, JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--topology", nargs="+", default=["both=1", "both=1xtp8"], help="engines to measure")
+    parser.add_argument(
+        "--layers", type=int, nargs="+", default=[1, 45], help="decoder layers, 9 leaves each and 2 (default: 1 45)"
+    )
+    parser.add_argument(
+        "--requests", type=int, nargs="+", default=[1, 8, 64], help="requests running at once (default: 1 8 64)"
+    )
+    parser.add_argument("--real-device", action="store_true", help="run the real programs")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args(argv)
+    topologies = arguments.topology
+    jax.config.update("jax_num_cpu_devices", max(Topology.parse(text).num_devices for text in topologies))
+    start = time.strftime("%Y-%m-%d")
+    rows = [
+        measure(topology, layers, requests, arguments.real_device)
+        for topology, layers, requests in product(topologies, arguments.layers, arguments.requests)
+    ]
+    report = {"benchmark": "host", "date": start, "jax": jax.__version__, "rows": rows}
+    text = json.dumps(report, indent=2)
+    print(text)
+    if arguments.json is not None:
+        arguments.json.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

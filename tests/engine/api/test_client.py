@@ -1,0 +1,387 @@
+"""What callers see of the engine's news, and what the engine sees of callers, without an engine."""
+
+import inspect
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers.fake_core import CONFIG, FakeCore, make_fake, scores
+from twinmesh import LLM, AsyncLLM, EngineError, Logprob, SamplingParams
+from twinmesh.engine.paging.block_hash import block_hashes
+
+THREE = SamplingParams(n=3, seed=10, max_tokens=8)
+
+
+@pytest.fixture
+def core():
+    return FakeCore()
+
+
+@pytest.fixture
+def llm(core, monkeypatch):
+    return make_fake(LLM, core, monkeypatch, seed=1)
+
+
+def ids(llm, text):
+    return llm.tokenizer.encode(text)
+
+
+# ---- on the way in
+
+
+def test_a_request_carries_its_plan_its_hashes_and_its_bounds(llm, core):
+    stream = llm.stream("the sea and the land", SamplingParams(temperature=0.5, seed=3, max_tokens=100))
+    (submission,) = core.live.values()
+    prompt = ids(llm, "the sea and the land")
+    assert submission.facts.id == stream.request_id
+    assert submission.facts.prompt_len == len(prompt)
+    assert submission.facts.max_tokens == 64 - len(prompt)
+    assert submission.facts.block_hashes == block_hashes(prompt, 4)
+    assert submission.payload.prompt.dtype == np.int32
+    assert submission.payload.prompt.tolist() == prompt
+    assert (submission.payload.plan.temperature, submission.payload.plan.seed) == (0.5, 3)
+    assert submission.eos_ids == llm.tokenizer.eos_token_ids
+    assert submission.stop is None
+
+
+@pytest.mark.parametrize("kind", [LLM, AsyncLLM])
+def test_tools_reach_the_chat_template(kind, core, monkeypatch):
+    owner = make_fake(
+        kind, core, monkeypatch, template="{{ tools[0].name if tools else 'none' }}{{ messages | length }}"
+    )
+    chat = [{"role": "user", "content": "hi"}]
+    assert owner.chat_prompt(chat) == ids(owner, "none1")
+    assert (
+        owner.chat_prompt(chat, [{"name": "sea"}])
+        == owner.chat_prompt(chat, tools=[{"name": "sea"}])
+        == ids(owner, "sea1")
+    )
+
+
+def test_chat_gives_the_same_tools_to_every_conversation(core, monkeypatch):
+    llm, seen = make_fake(LLM, core, monkeypatch, template="{{ tools[0].name }}{{ messages | length }}"), []
+    monkeypatch.setattr(llm, "generate", lambda prompts, params, *, use_tqdm: seen.extend(prompts))
+    chat = [{"role": "user", "content": "hi"}]
+    llm.chat([chat, chat * 2], tools=[{"name": "sea"}])
+    assert seen == [ids(llm, "sea1"), ids(llm, "sea2")]
+
+
+def test_max_tokens_none_goes_to_the_end_of_the_context(llm, core):
+    llm.stream([5, 6, 7], SamplingParams(max_tokens=None))
+    (submission,) = core.live.values()
+    assert submission.facts.max_tokens == 61
+
+
+def test_prompt_logprobs_or_no_prefix_cache_mean_no_hashes(llm, core, monkeypatch):
+    llm.stream([5] * 8, SamplingParams(prompt_logprobs=0))
+    other_core = FakeCore()
+    other = make_fake(LLM, other_core, monkeypatch, config=replace(CONFIG, prefix_cache=False))
+    other.stream([5] * 8)
+    submissions = [*core.live.values(), *other_core.live.values()]
+    assert [submission.facts.block_hashes for submission in submissions] == [(), ()]
+
+
+def test_completions_of_a_request_enter_together_and_follow_the_first(llm, core):
+    stream = llm.stream([5, 6], replace(THREE, prompt_logprobs=1, stop=["x"]))
+    (batch,) = core.batches
+    first, second, third = core.live.values()
+    assert batch == [f"{stream.request_id}#{i}" for i in range(3)]
+    assert [s.facts.fork_of for s in (first, second, third)] == [None, batch[0], batch[0]]
+    assert [s.payload.plan.seed for s in (first, second, third)] == [10, 11, 12]
+    assert [s.payload.plan.prompt_logprobs for s in (first, second, third)] == [1, None, None]
+    assert first.stop is not second.stop
+    assert first.payload.outputs is not second.payload.outputs
+
+
+def test_seeds_wrap_around(llm, core):
+    llm.stream([5], SamplingParams(n=2, seed=2**32 - 1))
+    assert [s.payload.plan.seed for s in core.live.values()] == [2**32 - 1, 0]
+
+
+def test_requests_without_a_seed_draw_one_from_the_engines(llm, core, monkeypatch):
+    llm.stream([5], SamplingParams(n=2))
+    llm.stream([5])
+    twin = FakeCore()
+    other = make_fake(LLM, twin, monkeypatch, seed=1)
+    other.stream([5], SamplingParams(n=2))
+    seeds = [submission.payload.plan.seed for submission in core.live.values()]
+    assert len(set(seeds)) == 3
+    assert [submission.payload.plan.seed for submission in twin.live.values()] == seeds[:2]
+
+
+def test_the_engines_stop_check_and_the_callers_text_agree(llm, core):
+    stream = llm.stream("a", SamplingParams(stop="land", min_tokens=2))
+    (submission,) = core.live.values()
+    answer = ids(llm, "the land!")
+    stops = [submission.stop.push(i) for i in answer]
+    end = next(i for i, stop in enumerate(stops) if stop)
+    assert stops[end] == "land"
+    core.send(stream.request_id, answer[: end + 1], finish_reason="stop", stop_reason="land")
+    completion = stream.result().outputs[0]
+    assert (completion.text, completion.stop_reason) == ("the ", "land")
+    assert completion.token_ids == answer[: end + 1]
+
+
+def test_parameters_are_checked_before_anything_starts(llm, core):
+    with pytest.raises(ValueError, match="token id 5000"):
+        llm.generate(["a", "b"], [SamplingParams(), SamplingParams(stop_token_ids=[5000])])
+    assert not core.batches
+
+
+# ---- on the way out
+
+
+def test_a_stop_token_stays_out_of_the_text_unless_it_is_wanted(llm, core):
+    stop, end = ids(llm, "!")[0], sorted(llm.tokenizer.eos_token_ids)[0]
+    texts = []
+    for params in (
+        SamplingParams(stop_token_ids=[stop]),
+        SamplingParams(stop_token_ids=[stop], include_stop_str_in_output=True),
+    ):
+        stream = llm.stream("a", params)
+        core.send(stream.request_id, ids(llm, "sea!"), finish_reason="stop", stop_reason=stop)
+        texts.append(stream.result().outputs[0].text)
+    assert texts == ["sea", "sea!"]
+    stream = llm.stream("a", SamplingParams(skip_special_tokens=False))
+    core.send(stream.request_id, [end, *ids(llm, "sea"), end], finish_reason="stop")
+    completion = stream.result().outputs[0]
+    assert completion.text == llm.tokenizer.decode([end], skip_special=False) + "sea"
+    assert completion.token_ids[-1] == end
+    assert completion.stop_reason is None
+
+
+def test_text_that_waited_for_a_stop_string_comes_with_the_end(llm, core):
+    stream = llm.stream("a", SamplingParams(stop="sea!"))
+    deltas = iter(stream)
+    core.send(stream.request_id, ids(llm, "the sea"))
+    assert next(deltas).text == "the "
+    core.send(stream.request_id, finish_reason="length")
+    assert next(deltas).text == "sea"
+    assert stream.result().outputs[0].text == "the sea"
+
+
+def test_without_detokenising_there_are_tokens_only(llm, core):
+    stream = llm.stream("a", SamplingParams(detokenize=False, logprobs=1))
+    core.send(stream.request_id, [5], scores=[scores((-0.5, 2, [7]))], finish_reason="length")
+    completion = stream.result().outputs[0]
+    assert (completion.text, completion.token_ids) == ("", [5])
+    assert completion.logprobs == [{5: Logprob(-0.5, 2, None), 7: Logprob(-1.0, 1, None)}]
+
+
+def test_logprobs_hold_the_sampled_token_and_the_most_likely_ones(llm, core):
+    stream = llm.stream("a", SamplingParams(logprobs=2))
+    a, b, c = ids(llm, "abc")
+    core.send(stream.request_id, [a, b], scores=[scores((-1.0, 1, [a, c])), scores((-7.5, 9, [c, a]))])
+    core.send(stream.request_id, [c], scores=[scores((-2.0, 2, [b, c]))], finish_reason="length")
+    completion = stream.result().outputs[0]
+    assert completion.logprobs == [
+        {a: Logprob(-1.0, 1, "a"), c: Logprob(-2.0, 2, "c")},
+        {b: Logprob(-7.5, 9, "b"), c: Logprob(-1.0, 1, "c"), a: Logprob(-2.0, 2, "a")},
+        {c: Logprob(-2.0, 2, "c"), b: Logprob(-1.0, 1, "b")},
+    ]
+    assert completion.cumulative_logprob == -10.5
+
+
+def test_no_logprobs_are_none_and_0_is_the_sampled_token_alone(llm, core):
+    plain, zero = llm.stream("a"), llm.stream("a", SamplingParams(logprobs=0))
+    core.send(plain.request_id, [5], finish_reason="length")
+    core.send(zero.request_id, [5], scores=[scores((-1.5, 4, [7]))], finish_reason="length")
+    completion = plain.result().outputs[0]
+    assert (completion.logprobs, completion.cumulative_logprob) == (None, None)
+    (at,) = zero.result().outputs[0].logprobs
+    assert list(at) == [5]
+
+
+def test_prompt_logprobs_come_in_pieces_and_begin_with_none(llm, core):
+    stream = llm.stream([5, 6, 7, 8], SamplingParams(prompt_logprobs=1))
+    core.send(stream.request_id, prompt_scores=[scores((-1, 1, [6]), (-2, 3, [9]))])
+    core.send(stream.request_id, [5], prompt_scores=[scores((-3, 5, [9]))], cached_tokens=0, finish_reason="length")
+    output = stream.result()
+    assert output.prompt_logprobs[0] is None
+    assert [list(at) for at in output.prompt_logprobs[1:]] == [[6], [7, 9], [8, 9]]
+    assert output.prompt_logprobs[3][8][:2] == (-3.0, 5)
+
+
+def test_completions_of_a_request_come_back_as_one_in_order(llm, core):
+    stream = llm.stream("a", THREE)
+    first, second, third = core.live
+    core.send(third, ids(llm, "c"), finish_reason="length", cached_tokens=0)
+    core.send(first, ids(llm, "a"), finish_reason="length", cached_tokens=3)
+    core.send(second, ids(llm, "b"), finish_reason="error", error="the mesh was lost.")
+    assert [delta.index for delta in stream] == [2, 0, 1]
+    output = stream.result()
+    assert [completion.text for completion in output.outputs] == ["a", "b", "c"]
+    assert [completion.index for completion in output.outputs] == [0, 1, 2]
+    assert output.finished
+    assert output.error == "the mesh was lost."
+    assert output.num_cached_tokens == 3
+    assert output.timeline is output.outputs[1].timeline  # it ended last
+
+
+# ---- by name
+
+
+@pytest.mark.parametrize("verb", ["abort", "preempt", "migrate"])
+def test_a_name_stands_for_all_completions_that_still_run(llm, core, verb):
+    stream = llm.stream("a", THREE)
+    names = list(core.live)
+    core.send(names[1], finish_reason="length")
+    getattr(llm, verb)(stream.request_id)
+    assert [call[:2] for call in core.said] == [(verb, names[0]), (verb, names[2])]
+
+
+def test_names_in_use_are_refused_and_free_again_after_the_end(llm, core):
+    llm.add_request("mine", "a", THREE)
+    for name in ("mine", "mine#1"):
+        with pytest.raises(ValueError, match="is in use"):
+            llm.add_request(name, "a")
+    llm.abort("mine")
+    assert llm.step()[0].finished
+    llm.add_request("mine", "a")
+    assert list(core.live) == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["", 5, None])
+def test_a_name_must_be_a_text(llm, name):
+    with pytest.raises(ValueError, match=r"request_id|is in use"):
+        llm.add_request(name, "a")
+    assert not llm.has_unfinished_requests()
+
+
+def test_the_engines_own_names_avoid_the_callers(llm, core):
+    llm.add_request("request-1", "a")
+    assert llm.stream("a").request_id != "request-1"
+
+
+def test_what_ended_or_never_was_is_ignored(llm, core):
+    stream = llm.stream("a")
+    core.send(stream.request_id, finish_reason="length")
+    for name in (stream.request_id, "nobody"):
+        llm.abort(name)
+        llm.preempt(name)
+        llm.migrate(name, 1)
+    assert core.said == []
+
+
+def test_an_interrupt_while_a_request_enters_aborts_it(llm, core, monkeypatch):
+    def interrupted(submissions):
+        FakeCore.submit(core, submissions)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(core, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate("a", THREE)
+    assert not core.live
+    assert [verb for verb, _ in core.said[:3]] == ["abort"] * 3
+
+
+# ---- driven by hand
+
+
+def test_a_step_gives_what_requests_with_news_have_made_so_far(llm, core):
+    assert llm.step() == []
+    llm.add_request("x", "a", SamplingParams(max_tokens=5))
+    llm.add_request("y", "a", SamplingParams(max_tokens=5))
+    core.send("x", ids(llm, "se"))
+    (first,) = llm.step()
+    assert (first.request_id, first.outputs[0].text, first.finished) == ("x", "se", False)
+    core.send("x", ids(llm, "a"), finish_reason="length")
+    core.send("y", ids(llm, "b"))
+    x, y = llm.step()
+    assert (x.outputs[0].text, x.finished) == ("sea", True)
+    assert (y.outputs[0].text, y.finished) == ("b", False)
+    assert first.outputs[0].text == "se"
+    assert llm.has_unfinished_requests()
+    core.send("y", finish_reason="length")
+    assert llm.step()[0].finished
+    assert not llm.has_unfinished_requests()
+
+
+def test_a_request_that_cannot_start_leaves_nothing_to_step_for(llm, core):
+    core.is_closed = True
+    with pytest.raises(EngineError):
+        llm.add_request("x", "a")
+    assert not llm.has_unfinished_requests()
+    assert llm.step() == []
+
+
+# ---- scores
+
+
+def test_a_score_is_of_the_continuations_tokens(llm, core):
+    prompt, after = ids(llm, "the sea"), ids(llm, " and")
+    whole = [*prompt, *after]
+
+    def answer(submissions):
+        FakeCore.submit(core, submissions)
+        (submission,) = submissions
+        assert submission.payload.prompt.tolist() == whole
+        pieces = [scores(*((-float(i), 1, []) for i in range(1, len(whole))))]
+        core.send(submission.facts.id, [5], prompt_scores=pieces, finish_reason="length")
+
+    core.submit = answer
+    (score,) = llm.score("the sea", " and")
+    expected = [-float(i) for i in range(len(prompt), len(whole))]
+    assert score.token_ids == after
+    assert score.logprobs.tolist() == expected
+    assert score.total == sum(expected)
+    assert len(llm.score("the sea", [after, " and"])) == 2
+    assert len(llm.score(["the sea", prompt], [" and", after])) == 2
+
+
+@pytest.mark.parametrize(
+    ("prompts", "continuations", "says"),
+    [
+        ("a", "", "continuation is empty"),
+        ("", "a", "prompt is empty"),
+        (["a", "b"], ["c"], "2 prompts and 1 continuations"),
+        ("a", [10_000], "outside 0 to"),
+        ("a", [5] * 64, "65 tokens"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_anything_starts(llm, core, prompts, continuations, says):
+    with pytest.raises(ValueError, match=says):
+        llm.score(prompts, continuations)
+    assert not core.batches
+
+
+def test_a_score_that_was_aborted_is_an_error(llm, core):
+    def aborting(submissions):
+        FakeCore.submit(core, submissions)
+        core.abort(submissions[0].facts.id)
+
+    core.submit = aborting
+    with pytest.raises(EngineError, match="aborted before it was scored"):
+        llm.score("a", "b")
+
+
+# ---- threads
+
+
+def test_several_threads_generate_stream_and_abort_at_once(monkeypatch):
+    llm = make_fake(LLM, FakeCore(answers=True), monkeypatch)
+    texts = [f"{word} sea" for word in ("the", "a", "one", "in")]
+    params, results, reasons = SamplingParams(n=2, max_tokens=60), {}, set()
+
+    def abort():
+        for _ in range(50):
+            stream = llm.stream("on the other hand", params)
+            llm.abort(stream.request_id)
+            reasons.update(completion.finish_reason for completion in stream.result().outputs)
+
+    def work(text):
+        results[text] = [output.outputs[1].text for output in llm.generate([text] * 20, params)]
+
+    threads = [threading.Thread(target=abort), *(threading.Thread(target=work, args=(text,)) for text in texts)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {text: [text] * 20 for text in texts}
+    assert reasons <= {"abort", "length"}
+    assert llm.metrics().running == 0
+
+
+def test_options_are_the_same_for_both_kinds():
+    assert inspect.signature(LLM) == inspect.signature(AsyncLLM)

@@ -1,0 +1,162 @@
+"""Lines of a batch file: what they ask for, and what is refused."""
+
+import json
+
+import pytest
+from helpers.batch_files import DEFAULTS, chat_line
+from twinmesh.engine.api.sampling_params import SamplingParams
+from twinmesh.engine.batch.request_lines import BatchLineError, line_seed, parse_line, read_custom_id
+
+
+def parsed(fields, line=1, defaults=DEFAULTS):
+    return parse_line(json.dumps(fields).encode(), line, defaults)
+
+
+def test_a_line_overrides_the_defaults_and_null_does_not():
+    fields = {"prompt": "x", "temperature": 0.5, "top_k": 3, "max_tokens": None, "seed": 1}
+    assert parsed(fields).sampling_params == SamplingParams(temperature=0.5, top_k=3, max_tokens=8, seed=1)
+
+
+def test_every_way_of_sampling_may_be_asked_for():
+    asked = {
+        "n": 2,
+        "stop": ["\n"],
+        "min_p": 0.1,
+        "presence_penalty": 1,
+        "min_tokens": 2,
+        "bad_words": ["no"],
+        "seed": 3,
+    }
+    params = parsed({"prompt": "x", **asked, "logit_bias": {"5": -100, "7": 1.5}}).sampling_params
+    assert params == SamplingParams(temperature=0.0, max_tokens=8, **asked, logit_bias={5: -100, 7: 1.5})
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_both_names_of_the_token_limit_are_read(name):
+    assert parsed(chat_line("a", **{name: 7})).sampling_params.max_tokens == 7
+
+
+def test_lines_without_a_seed_draw_one_each_from_the_runs_and_from_their_number():
+    defaults = SamplingParams(seed=9)
+    seeds = [parsed({"prompt": "x"}, line, defaults).sampling_params.seed for line in range(1, 1000)]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds[6] == parsed({"prompt": "y"}, 7, defaults).sampling_params.seed == line_seed(9, 7)
+    assert seeds[6] != line_seed(10, 7)
+    assert parsed({"prompt": "x", "seed": 5}, 3, defaults).sampling_params.seed == 5
+
+
+def test_a_run_without_a_seed_draws_the_same_in_every_start():
+    assert parsed({"prompt": "x"}, 7, SamplingParams()).sampling_params.seed == line_seed(0, 7)
+
+
+def test_a_list_of_one_prompt_is_that_prompt():
+    assert parsed({"prompt": ["one text"]}).prompt == "one text"
+    assert parsed({"prompt": [[5, 6]]}).prompt == [5, 6]
+    assert parsed({"prompt": [5]}).prompt == [5]
+
+
+def test_answers_that_were_copied_from_a_response_are_messages_without_what_holds_nothing():
+    empty = {"annotations": [], "refusal": None, "tool_calls": [], "function_call": None, "audio": None}
+    answer = {"role": "assistant", "content": "4", "reasoning_content": "2 and 2"}
+    messages = [{"role": "user", "content": "2+2?"}, {**answer, **empty}, {"role": "assistant", "content": None}]
+    assert parsed({"messages": messages}).messages == [messages[0], answer, messages[2]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"prompt": "a", "prompt": "b"}',
+        '{"custom_id": "a", "prompt": "x", "custom_id": "b"}',
+        '{"messages": [{"role": "user", "content": "a", "role": "user"}]}',
+    ],
+)
+def test_a_key_that_is_there_twice_is_an_error_and_not_its_last_value(text):
+    with pytest.raises(BatchLineError, match=r"^line 3: the key '(prompt|custom_id|role)' is there twice") as caught:
+        parse_line(text.encode(), 3, DEFAULTS)
+    assert caught.value.custom_id == read_custom_id(text.encode(), 3) == "line-3"
+
+
+def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
+    neutral = {
+        "best_of": 1,
+        "stream_options": {"include_usage": True},
+        "stream": False,
+        "stop": [],
+        "logprobs": None,
+        "presence_penalty": 0,
+        "tools": [],
+        "tool_choice": "none",
+    }
+    idle = {"user": "me", "metadata": {"a": "b"}, "response_format": {"type": "text"}, "prompt_cache_key": "k"}
+    assert parsed(chat_line("a", **neutral, **idle)).custom_id == "a"
+    assert parsed({"prompt": "x", "n": 2, "best_of": 2}).sampling_params.n == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"prompt": "x", "n": 0}, "n=0"),
+        ({"prompt": "x", "n": True}, "n=True"),
+        ({"prompt": "x", "best_of": 2}, "best_of=2 is not supported"),
+        ({"prompt": "x", "best_of": 1, "n": 2}, "best_of=1 is not usable: it must be at least n=2"),
+        ({"prompt": "x", "best_of": "1"}, "best_of='1'"),
+        ({"prompt": "x", "best_of": True}, "best_of=True"),
+        ({"prompt": "x", "logprobs": 0}, "logprobs=0"),
+        ({"prompt": "x", "prompt_logprobs": 1}, "'prompt_logprobs'"),
+        ({"prompt": "x", "stop": [""]}, "stop=''"),
+        ({"prompt": "x", "presence_penalty": 3}, "presence_penalty=3"),
+        ({"prompt": "x", "logit_bias": {"a": 1}}, "logit_bias='a'"),
+        ({"prompt": "x", "logit_bias": [1]}, "logit_bias=[1]"),
+        ({"prompt": "x", "temprature": 0.5}, "'temprature'"),
+        ({"prompt": "x", "messages": []}, "messages"),
+        ({"prompt": ""}, "'prompt'"),
+        ({"prompt": ["a", "b"]}, "'prompt' holds 2 prompts: put each on a line of its own."),
+        ({"prompt": [[1], [2]]}, "'prompt' holds 2 prompts"),
+        ({"prompt": []}, "'prompt' must be"),
+        ({"prompt": [""]}, "'prompt' must be"),
+        ({"prompt": [["a"]]}, "'prompt' must be"),
+        ({"prompt": ["a", 1]}, "'prompt' must be"),
+        ({"prompt": [True]}, "'prompt'"),
+        ({"max_tokens": 3}, "no prompt"),
+        ({"messages": []}, "no messages"),
+        ({"messages": ["hi"]}, "message 0"),
+        ({"messages": [{"role": "user", "content": "x", "audio": {"id": "1"}}]}, "'audio'"),
+        ({"messages": [{"role": "assistant", "content": "x", "refusal": "no"}]}, "'refusal' in message 0"),
+        ({"messages": [{"role": "user", "content": "x", "reasoning_content": "y"}]}, "'reasoning_content' in"),
+        ({"messages": [{"role": "assistant", "reasoning_content": ["y"]}]}, "'reasoning_content' in message 0"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": {}}, "'tools'"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": ["f"]}, "'tools'"),
+        ({"messages": [{"role": "user", "content": "x"}], "tool_choice": "required"}, "tool_choice='required'"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": [{}], "tool_choice": "none"}, "tool_choice='none'"),
+        ({"prompt": "x", "tools": [{}]}, "'tools'"),
+        ({"prompt": "x", "temperature": float("nan")}, "temperature"),
+        ({"prompt": "x", "top_p": 0}, "top_p"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "x", "max_tokens": "3"}, "max_tokens"),
+        ({"prompt": "x", "ignore_eos": "yes"}, "ignore_eos"),
+        ({"prompt": "x", "stop_token_ids": 2}, "stop_token_ids"),
+        ({"prompt": "x", "stop_token_ids": ["2"]}, "stop_token_ids"),
+        ({"prompt": "x", "max_tokens": 1, "max_completion_tokens": 2}, "differ"),
+        ({"prompt": "x", "custom_id": 4}, "custom_id=4"),
+        ({"prompt": "x", "model": 4}, "model=4"),
+        ({"custom_id": "a", "url": "/v1/embeddings", "body": {}}, "/v1/embeddings"),
+        ({"custom_id": "a", "url": "/v1/completions", "body": 3}, "'body'"),
+        ({"custom_id": "a", "url": "/v1/completions"}, "'body'"),
+        ({"custom_id": "a", "url": "/v1/completions", "method": "GET", "body": {}}, "method='GET'"),
+        ({"url": "/v1/completions", "body": {"prompt": "x"}, "temperature": 0}, "'temperature'"),
+        ([1], "a list"),
+        (None, "missing"),
+    ],
+)
+def test_what_cannot_be_run_as_asked_is_refused_by_name(fields, says):
+    with pytest.raises(BatchLineError) as caught:
+        parsed(fields, line=7)
+    assert str(caught.value).startswith("line 7: ")
+    assert says in str(caught.value)
+    assert caught.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b"[" * 100_000])
+def test_what_is_not_json_is_refused(text):
+    with pytest.raises(BatchLineError, match=r"^line 2: "):
+        parse_line(text, 2, DEFAULTS)

@@ -1,0 +1,174 @@
+"""A state machine over scheduler, pages and hand-offs: nothing is lost, held twice or read wrongly, come what may."""
+
+from helpers.fake_device import FakeDevice
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from twinmesh.engine.protocol.events import (
+    AbortRequested,
+    Hold,
+    MeshFailed,
+    MigrateRequested,
+    PreemptRequested,
+    Resume,
+    TransferFailed,
+)
+from twinmesh.engine.scheduler.request import State
+
+from .test_scheduler import arrive, make
+
+TOPOLOGIES = [
+    "both=1", "both=2", "both(mode=fused)=1", "prefill=1,decode=1", "prefill=2,decode=2", "prefill=1,decode=2",
+]  # fmt: skip
+MODES = [
+    {},
+    {"prefill_buckets": (8,)},
+    {"decode_steps": 3},
+    {"deterministic": True, "prefill_buckets": (8,)},
+    {"prefix_cache": False},
+]
+
+
+class Machine(RuleBasedStateMachine):
+    """Arrivals, results in any order that devices allow, aborts, preemptions, migrations and lost meshes, at random."""
+
+    steps = 0
+
+    @initialize(
+        topology=st.sampled_from(TOPOLOGIES),
+        mode=st.sampled_from(MODES),
+        windows=st.sampled_from([(None,), (None, 6), (3,)]),
+        pages=st.integers(12, 18),
+        spare=st.integers(0, 3),
+        slots=st.integers(1, 4),
+    )
+    def start(self, topology, mode, windows, pages, spare, slots):
+        if mode.get("deterministic") and "fused" in topology:
+            mode = {}
+        self.scheduler, self.device = make(topology, pages, slots, windows=windows, spare=spare, length=48, **mode)
+        assert isinstance(self.device, FakeDevice)
+        self.requests, self.t, self.is_held = [], 0.0, False
+
+    def _advance(self):
+        self.t += 1.0
+        return self.t
+
+    def _act(self):
+        Machine.steps += 1
+        self.device.perform(self.scheduler.actions())
+
+    def _some(self, pick):
+        return self.requests[pick % len(self.requests)].id
+
+    @rule(
+        prompt=st.sampled_from("pqr"),
+        prompt_len=st.integers(1, 36),
+        max_tokens=st.integers(1, 12),
+        siblings=st.sampled_from([0, 0, 0, 1, 2]),
+    )
+    def arrive(self, prompt, prompt_len, max_tokens, siblings):
+        first = f"r{len(self.requests)}"
+        for index in range(1 + siblings):
+            name, fork_of = f"r{len(self.requests)}", first if index else None
+            self.requests.append(
+                arrive(self.scheduler, self.device, name, prompt_len, max_tokens, self._advance(), prompt, fork_of)
+            )
+        self._act()
+
+    @precondition(lambda self: any(self.device.steps))
+    @rule(pick=st.integers(0, 99), stop=st.integers(0, 9))
+    def step_done(self, pick, stop):
+        busy = [mesh for mesh, steps in enumerate(self.device.steps) if steps]
+        self.device.complete_step(busy[pick % len(busy)], self._advance(), stops=lambda request: stop == 0)
+        self._act()
+
+    @precondition(lambda self: self.device.transfers)
+    @rule(pick=st.integers(0, 99), works=st.integers(0, 9))
+    def transfer_done(self, pick, works):
+        index = pick % len(self.device.transfers)
+        if works:
+            self.device.complete_transfer(index, self._advance())
+        else:
+            self.scheduler.on(TransferFailed(self._advance(), self.device.transfers.pop(index), "boom"))
+        self._act()
+
+    @precondition(lambda self: self.requests)
+    @rule(pick=st.integers(0, 99))
+    def abort(self, pick):
+        self.scheduler.on(AbortRequested(self._advance(), self._some(pick)))
+        self._act()
+
+    @precondition(lambda self: self.requests)
+    @rule(pick=st.integers(0, 99))
+    def preempt(self, pick):
+        self.scheduler.on(PreemptRequested(self._advance(), self._some(pick)))
+        self._act()
+
+    @precondition(lambda self: self.requests)
+    @rule(pick=st.integers(0, 99), destination=st.sampled_from([None, 0, 1, 2]))
+    def migrate(self, pick, destination):
+        self.scheduler.on(MigrateRequested(self._advance(), self._some(pick), destination))
+        self._act()
+
+    @rule(pick=st.integers(0, 99), dice=st.integers(0, 3))
+    def lose_mesh(self, pick, dice):
+        if dice == 0:
+            mesh = pick % len(self.scheduler.meshes)
+            self.device.lose(mesh)
+            self.scheduler.on(MeshFailed(self._advance(), mesh, "boom"))
+            self._act()
+
+    @rule(dice=st.integers(0, 2))
+    def hold_or_resume(self, dice):
+        if dice and not self.is_held:
+            return
+        if not self.is_held:
+            self.scheduler.on(Hold(self._advance()))
+        elif self.scheduler.is_drained:
+            self.scheduler.on(Resume(self._advance()))
+        else:
+            return
+        self.is_held = not self.is_held
+        self._act()
+
+    @invariant()
+    def integrity(self):
+        if hasattr(self, "scheduler"):
+            self.scheduler.check_integrity()
+
+    def teardown(self):
+        if not hasattr(self, "scheduler"):
+            return
+        self.device.drain(self._advance())
+        if self.is_held:
+            assert self.scheduler.is_drained
+            self.scheduler.on(Resume(self._advance()))
+            self.device.drain(self._advance())
+        assert set(self.device.finished) == {request.id for request in self.requests}
+        assert not self.scheduler.requests
+        assert all(request.state in (State.FINISHED, State.ABORTED, State.FAILED) for request in self.requests)
+        for mesh in self.scheduler.meshes:
+            assert all(pages.num_free == pages.num_pages for pages in mesh.cache.groups)
+            assert mesh.cache.slots.num_free == self.scheduler.config.max_num_seqs
+            assert not mesh.computing
+            assert not mesh.unanswered
+            assert not mesh.arriving
+        assert not self.device.staged
+
+
+def test_whatever_happens_nothing_is_lost():
+    Machine.steps = 0
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=320, stateful_step_count=70, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+    assert Machine.steps >= 10_000

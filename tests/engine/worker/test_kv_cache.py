@@ -1,0 +1,119 @@
+"""Cache groups, what a page costs, and how a budget is divided between pools and staging."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from twinmesh.engine.config import EngineConfig, PoolSize
+from twinmesh.engine.sharding.mesh import build_meshes
+from twinmesh.engine.startup.memory import longest_that_fits, memory_for_kv, page_bytes, pool_that_fits, request_bytes
+from twinmesh.engine.topology import Topology
+from twinmesh.engine.worker.kv_cache import Group, abstract_state, groups
+from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
+
+
+def model(*windows):
+    layers = tuple(AttentionSpec(Rope(1e4), window) for window in windows)
+    return ModelConfig("llama", 10, 8, 8, 4, 2, 16, 1e-5, True, 512, layers)
+
+
+def config(topology, length=64, windows=(None,), **changes):
+    options = dict(page_size=16, max_num_seqs=2, decode_buckets=(2,), prefill_buckets=(16,)) | changes
+    return EngineConfig(Topology.parse(topology), length, windows=windows, **options)
+
+
+def pool(budget, topology, mesh=0, length=64, per_page=(100,), **changes):
+    settings = config(topology, length, **changes)
+    return pool_that_fits(budget, per_page, settings, settings.topology.meshes[mesh])
+
+
+def test_layers_of_one_window_are_one_group_in_order_of_first_use():
+    assert groups(model(None, None, None)) == (Group(None, (0, 1, 2)),)
+    assert groups(model(32, None, 32, 8)) == (Group(32, (0, 2)), Group(None, (1,)), Group(8, (3,)))
+
+
+def test_page_bytes_count_keys_and_values_of_each_groups_layers():
+    one = 2 * 16 * 2 * 16
+    assert page_bytes(model(None, None, None), 16, jnp.dtype("float32")) == (3 * one * 4,)
+    assert page_bytes(model(32, None, 32), 16, jnp.dtype("bfloat16")) == (2 * one * 2, one * 2)
+
+
+def test_a_state_has_a_pool_and_a_table_per_group():
+    settings = config("both=1", windows=(32, None))
+    (mesh,) = build_meshes(settings.topology)
+    state = abstract_state(model(32, None, 32), settings, (5, 7), jnp.dtype("float32"), mesh)
+    assert [cache.k.shape for cache in state.kv] == [(2, 5, 16, 2, 16), (1, 7, 16, 2, 16)]
+    assert [table.shape for table in state.tables] == [(2, 4), (2, 4)]
+    assert state.requests.dense.seen.shape == (2, 10)
+    sizes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state.tables, state.requests)))
+    assert request_bytes(model(32, None, 32), settings) == sizes
+
+
+def test_staging_is_set_aside_where_requests_leave_or_arrive():
+    assert pool(1000, "both=1") == PoolSize((8,), (100,), 0)  # two slots of four pages need no more
+    assert pool(1000, "prefill=1,decode=1", 0) == PoolSize((6,), (100,), 400)
+    assert pool(1000, "prefill=1,decode=1", 1) == PoolSize((6,), (100,), 400)
+    assert pool(1000, "both=2", 1) == PoolSize((6,), (100,), 400)
+    assert pool(9000, "prefill=1,decode=1", 1) == PoolSize((8,), (100,), 1125)
+    assert pool(90_000, "prefill=1,decode=1", 1) == PoolSize((8,), (100,), 3200)
+
+
+def test_groups_get_pages_for_the_same_number_of_requests():
+    """16 pages of the whole length; of a window of 16 with its chunk of 16, three."""
+    settings = dict(length=256, windows=(None, 16), per_page=(100, 300), max_num_seqs=4, decode_buckets=(4,))
+    assert pool(5000, "both=1", **settings) == PoolSize((32, 6), (100, 300), 0)
+    assert pool(6000, "both=1", **settings) == PoolSize((38, 7), (100, 300), 0)
+    assert pool(10**6, "both=1", **settings) == PoolSize((64, 12), (100, 300), 0)
+    # One transfer: 16 pages of the first group, the two that the last window touches of the second.
+    assert pool(5000, "prefill=1,decode=1", **settings).staging_bytes == 1600 + 600
+
+
+@pytest.mark.parametrize(
+    ("budget", "topology", "message"),
+    [
+        (399 << 20, "both=1", r"both mesh .* 399.00 MiB, and .* max_model_len=64 needs 4 pages of 100.00 MiB .* = 400"),
+        (799 << 20, "prefill=1,decode=1", r"decode mesh .* 799.00 MiB, 400.00 MiB of them for hand-offs, and .* 400"),
+    ],
+)
+def test_a_pool_too_small_for_one_request_is_refused_with_the_arithmetic(budget, topology, message):
+    with pytest.raises(ValueError, match=message):
+        pool(budget, topology, -1, per_page=(100 << 20,))
+
+
+@pytest.mark.parametrize("topology", ["both=1", "prefill=1,decode=1"])
+@pytest.mark.parametrize(("windows", "per_page"), [((None,), (100,)), ((None, 32), (100, 70))])
+def test_the_longest_request_that_fits_is_one_that_a_pool_takes(topology, windows, per_page):
+    settings = dict(windows=windows, per_page=per_page)
+    longest = longest_that_fits(3000, per_page, config(topology, 10_000, windows))
+    assert longest % 16 == 0
+    pool(3000, topology, -1, longest, **settings)
+    with pytest.raises(ValueError, match="does not fit"):
+        pool(3000, topology, -1, longest + 1, **settings)
+    assert longest_that_fits(10**9, per_page, config(topology, 100, windows)) == 100
+    assert longest_that_fits(0, per_page, config(topology, 100, windows)) == 16
+
+
+class Device:
+    """A device that reports its memory."""
+
+    def memory_stats(self):
+        return {"bytes_limit": 10_000, "bytes_in_use": 4000}
+
+
+class Mesh:
+    def __init__(self, *devices):
+        self.devices = np.array(devices)
+
+
+def test_memory_is_what_is_left_on_the_devices_less_the_request_state():
+    a, b, c = Device(), Device(), Device()
+    assert memory_for_kv([Mesh(a), Mesh(b, c)], None, 500) == [4500, 9000]
+    assert memory_for_kv([Mesh(a), Mesh(a)], None, 500) == [2000, 2000]  # they share a device
+    assert memory_for_kv([Mesh(a), Mesh(b, c)], 6000, 500) == [4500, 6000]
+    assert memory_for_kv([Mesh(a)], None, 10**6) == [0]
+
+
+def test_a_cap_is_the_budget_where_devices_do_not_report_their_memory():
+    meshes = build_meshes(Topology.parse("prefill=1,decode=1"))
+    assert memory_for_kv(meshes, 1 << 20, 500) == [1 << 20, 1 << 20]
+    assert all(0 < budget <= 2 << 30 for budget in memory_for_kv(meshes, None, 0))

@@ -1,0 +1,57 @@
+"""What benchmarks make of their figures; what they measure is not for tests."""
+
+import pytest
+from twinmesh.scripts.bench import handoff as bench_handoff
+from twinmesh.scripts.bench import isolation as bench_isolation
+from twinmesh.scripts.bench import offline as bench_offline
+
+
+def row(topology, p99, ttft, steady=10.0):
+    itl = {"count": 9, "p50": p99 / 2, "p99": p99}
+    return {"topology": topology, "chunk": 64, "itl": itl, "ttft": {"p50": ttft}, "steady_tokens_per_second": steady}
+
+
+def test_isolation_is_held_against_the_best_rival_and_the_best_that_is_as_early():
+    rivals = [row("slow", 1.0, 4.0), row("smooth", 0.2, 9.0), row("early", 0.8, 3.0, steady=5.0)]
+    verdict = bench_isolation.compare(row("ours", 0.1, 4.0), rivals)
+    best, early = verdict["against_the_best"], verdict["against_the_best_with_ttft_as_early"]
+    assert best["rival"] == "smooth, chunk 64"
+    assert best["itl_p99_ratio"] == pytest.approx(2)
+    assert best["ttft_p50_ratio"] == pytest.approx(9 / 4)
+    assert early["rival"] == "early, chunk 64"
+    assert early["steady_tokens_ratio"] == pytest.approx(2)
+
+
+def test_no_rival_as_early_is_said():
+    verdict = bench_isolation.compare(row("ours", 0.1, 1.0), [row("late", 0.2, 2.0)])
+    assert verdict["against_the_best_with_ttft_as_early"] is None
+
+
+def test_a_workload_is_the_same_for_the_same_seed_and_within_its_bounds():
+    work = bench_offline.workload(64, 0)
+    assert work == bench_offline.workload(64, 0) != bench_offline.workload(64, 1)
+    assert len(work["requests"]) == 64
+    assert all(16 <= len(r["prompt"]) <= 512 and 16 <= r["tokens"] <= 128 for r in work["requests"])
+    assert max(len(r["prompt"]) + r["tokens"] for r in work["requests"]) < work["max_model_len"]
+
+
+def test_a_hand_off_is_held_against_a_copy():
+    rounds = [
+        {"bytes": 1000, "transfers": 1, "in_flight_seconds": 0.4, "exposed_seconds": 0.1 * i, "ttft": 1.0}
+        for i in (1, 2, 9)
+    ]
+    row = bench_handoff.summarise(64, rounds)
+    assert row["hidden"] == pytest.approx(0.5)
+    assert row["exposed_bytes_per_second"] == pytest.approx(5000)
+    assert row["exposed_over_copy"] == pytest.approx(0.2 / row["copy_seconds"])
+
+
+def test_ratios_are_null_where_a_peer_is_absent():
+    ours = {"seconds": 2.0, "outputs": [[1, 2], [3]], "alone": {}}
+    peer = {"seconds": 3.0, "outputs": [[1, 2], [4]], "version": "x"}
+    result = bench_offline._ratios({"twinmesh": ours, "transformers": peer, "vllm": None}, asked=30)
+    assert result["ratio_vs_transformers"] == pytest.approx(1.5)
+    assert result["ratio_vs_vllm"] is None
+    assert result["vllm"] is None
+    assert result["transformers"] == {"seconds": 3.0, "version": "x", "tokens_per_second": 10.0, "agreement": 0.5}
+    assert result["twinmesh"]["agreement"] == 1.0
