@@ -65,14 +65,14 @@ RUNS = {
         "both=2", {"deterministic": True, "prefill_buckets": (8,)}, {"pages": 14}, {"preempt": 3, "migrate": 2}, {},
     ),
     "fused": ("both(mode=fused)=1", {}, {}, {"migrate": 0, "preempt": 2}, {}),
-    "fused-one-window": ("both(mode=fused)=2", {"windows": (3,)}, {"spare": 1}, {"migrate": 3}, {}),
+    "fused-one-window": ("both(mode=fused)=2", {"windows": (3,)}, {"spare": 0}, {"migrate": 3}, {"texts": 1}),
     "apart": ("prefill=1,decode=1", {}, {}, {}, {}),
     "apart-deterministic": (
         "prefill=1,decode=1", {"deterministic": True, "prefill_buckets": (8,)}, {"pages": 13}, {"preempt": 2}, {},
     ),
     "apart-no-prefix-cache": ("prefill=1,decode=1", {"prefix_cache": False}, {"pages": 14}, {}, {}),
     "apart-long-prompts": (
-        "prefill=1,decode=1", {"max_model_len": 96, "prefill_buckets": (4, 8)}, {"pages": 40, "state": 3}, {},
+        "prefill=1,decode=1", {"max_model_len": 96}, {"pages": 40, "state": 3}, {"lose": 0.8},
         {"prompt": 84, "completion": 10, "events": 300},
     ),
     "apart-held": ("prefill=1,decode=1", {"decode_steps": 2}, {"pages": 16}, {"hold": 3}, {}),
@@ -91,7 +91,8 @@ RUNS = {
     ),
     "one-and-three": ("prefill=1,decode=3", {}, {"pages": 12}, {"migrate": 5, "arrive": 9}, {"events": 360}),
     "one-and-three-decode-steps": (
-        "prefill=1,decode=3", {"decode_steps": 3, "windows": (9,)}, {"spare": 2}, {"migrate": 3}, {},
+        "prefill=1,decode=3", {"decode_steps": 3, "windows": (None, 6)}, {"pages": 40, "spare": 1},
+        {"migrate": 3, "preempt": 2}, {"texts": 1, "prompt": 40, "siblings": 0.3},
     ),
     "tensor-parallel": (
         "prefill=2xtp2,decode=1xtp4", {"max_retries": 0}, {"pages": 18, "stagings": 2}, {"break": 1}, {},
@@ -146,6 +147,7 @@ class Run:
         self.scheduler = Recorder(self.config, self.pools)
         self.device = FakeDevice(self.scheduler, {})
         self.names, self.now, self.is_held = [], 0.0, False
+        self.sources = {}  # transfer -> mesh
 
     def record(self):
         """The whole of it, to rest."""
@@ -192,6 +194,8 @@ class Run:
         elif meshes_of(action) and self.random.random() < self.chances["fail"]:
             self._fail(action, lost)
         else:
+            if isinstance(action, StartTransfer):
+                self.sources[action.transfer] = action.source
             self.device.perform([action])
 
     def _fail(self, action, lost):
@@ -239,7 +243,11 @@ class Run:
     def _break(self):
         if self.device.transfers:
             number = self.device.transfers.pop(self.random.randrange(len(self.device.transfers)))
+            source = self.sources[number]
             self.scheduler.on(TransferFailed(self._tick(), number, "the link broke"))
+            if self.random.random() < 0.4:  # because the mesh that it came from is lost, which shows a little later
+                self._act()
+                self._lose_mesh(source)
 
     def _lose(self):
         mesh = self.random.randrange(len(self.scheduler.meshes))
