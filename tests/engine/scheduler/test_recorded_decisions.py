@@ -11,10 +11,11 @@ from typing import get_args
 
 import pytest
 from helpers.plain import field_names, plain
-from twinmesh.engine.config import EngineConfig, PoolSize, Topology
-from twinmesh.engine.protocol import Action, Chunk, DecodeRow, Event, Outcome
-from twinmesh.engine.request import RequestFacts
-from twinmesh.engine.scheduler import Scheduler
+from twinmesh.engine.config import EngineConfig, PoolSize
+from twinmesh.engine.protocol.actions import Action, Chunk, DecodeRow
+from twinmesh.engine.protocol.events import Event, Outcome, RequestFacts
+from twinmesh.engine.scheduler.scheduler import Scheduler
+from twinmesh.engine.topology import Topology
 
 RUNS = sorted((Path(__file__).parents[2] / "fixtures" / "decisions").glob("*.json.xz"))
 
