@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .scatter import write_rows
 from .work import Splits, split_work
 
 # Measured on two CPU cores, float32, 3 key/value heads of 64. Decode: tokens of a block; the most splits of a request,
@@ -42,21 +43,10 @@ class _Softmax(NamedTuple):
 
 def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> tuple[Array, Array]:
     """See `kernels_pallas.append_kv`."""
-
-    if slot.shape[0] == 1:
-        # XLA turns a scatter of one row into a select and an update whose fusion copies the pool, at every layer.
-        past_end = jnp.full_like(slot, k_pages.shape[0] * k_pages.shape[1])
-        slot = jnp.concatenate([slot, past_end])
-        k, v = (jnp.concatenate([x, x]) for x in (k, v))
-
     # By page and offset: as flat rows, [N * P, Hk, D], a pool with a single head would be copied.
-    page, offset = slot // k_pages.shape[1], slot % k_pages.shape[1]
-
-    def write(pages: Array, new: Array) -> Array:
-        return pages.at[page, offset].set(new, mode="drop", unique_indices=True)
-
+    at = slot // k_pages.shape[1], slot % k_pages.shape[1]
     with jax.named_scope("append_kv"):
-        return write(k_pages, k), write(v_pages, v)
+        return write_rows(k_pages, at, k), write_rows(v_pages, at, v)
 
 
 def paged_decode_attention(

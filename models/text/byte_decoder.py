@@ -71,7 +71,7 @@ class TextStream:
         self._to_strip = decoder.strip
 
     def push(self, more: bytes, is_last: bool = False) -> str:
-        """Return the text that `more` completes; unless `is_last`, bytes of an unfinished character wait (3 at most)."""
+        """Return the text that `more` completes; up to 3 bytes of an unfinished character wait, unless `is_last`."""
         text = self._utf8.decode(more, is_last)
         if not self._decoder.byte_level and not text.isascii():
             text = _ESCAPED.sub("\ufffd", text)
