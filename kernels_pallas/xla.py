@@ -54,7 +54,7 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
     """See `kernels_pallas.paged_decode_attention`.
 
     Split-KV, so that ragged lengths do not cost the longest one: the splits of all requests are one list, of which an
-    iteration takes the next few, of whichever requests. A split is one block, or several in an inner loop. All heads of a
+    iteration takes the next few, of any requests. A split is one block, or several in an inner loop. All heads of a
     split are one GEMM against the pages as they lie in memory: row h of the left operand holds query head h in the
     columns of its key/value head and zeros elsewhere. That is Hk times the arithmetic and still faster than transposing
     the cache to heads-major, up to at least 8 heads.

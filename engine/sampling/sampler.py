@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ..protocol.results import TokenScores
 from .logits_processors import adjust
-from .logprobs import Scores, no_scores, score
+from .logprobs import no_scores, score
 from .request_state import DenseRows, Flag, Float, Int, Scalars
 
 # A full sort of a vocabulary takes 40 times as long as finding this many of its largest.
@@ -30,18 +31,10 @@ _BLOCK = 256
 
 
 class Sampled(NamedTuple):
-    """The tokens drawn for R rows, and their scores where a row has `Flag.LOGPROBS`: zeros elsewhere. See `Scores`."""
+    """The tokens drawn for R rows, and their scores."""
 
     tokens: Array  # [R] int32
-    logprob: Array  # [R] float32
-    rank: Array  # [R] int32
-    top_ids: Array  # [R, MAX_LOGPROBS] int32
-    top_logprobs: Array  # [R, MAX_LOGPROBS] float32
-
-    @property
-    def scores(self) -> Scores:
-        """All but the tokens."""
-        return Scores(*self[1:])
+    scores: TokenScores  # of the rows that have `Flag.LOGPROBS`, zeros elsewhere; see `logprobs.py`
 
 
 class _Draw(NamedTuple):
@@ -87,12 +80,12 @@ def sample(logits: Array, scalars: Scalars, dense: DenseRows, slot: Array, posit
         )
         tokens = _tokens(adjusted, scalars, position)
         wanted = scalars.has(Flag.LOGPROBS)
-        scores: Scores = lax.cond(
+        scores: TokenScores = lax.cond(
             jnp.any(wanted),
             lambda: _where(wanted, score(logits, tokens), no_scores(len(tokens))),
             lambda: no_scores(len(tokens)),
         )
-        return Sampled(tokens, *scores)
+        return Sampled(tokens, scores)
 
 
 def _take(dense: DenseRows, slot: Array) -> DenseRows:
@@ -100,8 +93,8 @@ def _take(dense: DenseRows, slot: Array) -> DenseRows:
     return rows
 
 
-def _where(wanted: Array, yes: Scores, no: Scores) -> Scores:
-    chosen: Scores = jax.tree.map(lambda x, y: jnp.where(wanted.reshape(-1, *(1,) * (x.ndim - 1)), x, y), yes, no)
+def _where(wanted: Array, yes: TokenScores, no: TokenScores) -> TokenScores:
+    chosen: TokenScores = jax.tree.map(lambda x, y: jnp.where(wanted.reshape(-1, *(1,) * (x.ndim - 1)), x, y), yes, no)
     return chosen
 
 

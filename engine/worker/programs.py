@@ -19,8 +19,9 @@ from tqdm import tqdm
 from ...models.config import ModelConfig
 from ...models.decoder import AbstractParams, Decoder, bind
 from ..config import EngineConfig
+from ..protocol.results import TokenScores
 from ..sampling.logits_processors import empty_dense, load_dense
-from ..sampling.logprobs import Scores, score_tokens
+from ..sampling.logprobs import score_tokens
 from ..sampling.request_state import DenseRows, Float
 from ..sampling.sampler import Sampled
 from ..sharding.mesh import param_sharding, replicate_logits, replicated
@@ -188,7 +189,7 @@ def _params(plan: MeshPlan) -> Any:
 
 
 def _compile_score(plan: MeshPlan, programs: Programs, tokens: int) -> None:
-    def score(params: Params, hidden: jax.Array, targets: jax.Array) -> Scores:
+    def score(params: Params, hidden: jax.Array, targets: jax.Array) -> TokenScores:
         decoder = _decoder(plan, params)
         return score_tokens(lambda rows: replicate_logits(decoder.logits(rows), plan.mesh), hidden, targets)
 

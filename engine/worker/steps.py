@@ -22,7 +22,7 @@ from ..sampling.request_state import Int, RequestState, Scalars
 from ..sampling.sampler import Sampled, sample
 from ..sharding.mesh import replicate_logits
 from .kv_cache import DeviceState
-from .paged_attention import DecodeRows, PagedAttention, PrefillRows
+from .paged_attention import DecodeRows, PagedAttention, PrefillRows, StepRows
 from .step_layout import ChunkColumn, DecodeColumn, PrefillInputs
 
 
@@ -57,7 +57,8 @@ def decode_step(
 
     if steps == 1:
         state, sampled = step(state, jnp.int32(0))
-        return state, Sampled(*(x[None] for x in sampled))
+        one: Sampled = jax.tree.map(lambda x: x[None], sampled)
+        return state, one
     return jax.lax.scan(step, state, jnp.arange(steps, dtype=jnp.int32))
 
 
@@ -124,9 +125,9 @@ def _forward(
 ) -> tuple[DeviceState, jax.Array]:
     """Append and attend: the state with the new KV, and the hidden states [T, E] of all parts' tokens in order."""
     all_: _Part = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-    attend = PagedAttention(mesh, decoder.config, state.kv, all_.kv_slots, decode=decode, prefill=prefill)
-    hidden = decoder.hidden(all_.tokens, all_.positions, attend)
-    return state._replace(kv=attend.kv), hidden
+    attend, rows = PagedAttention(mesh, decoder.config), StepRows(all_.kv_slots, decode, prefill)
+    hidden, kv = decoder.hidden(all_.tokens, all_.positions, attend, state.kv, rows)
+    return state._replace(kv=kv), hidden
 
 
 def _draw(
