@@ -38,7 +38,7 @@ class Sampled(NamedTuple):
 
 
 class _Draw(NamedTuple):
-    """What every regime needs of a row."""
+    """The inputs of every regime, for R rows."""
 
     logits: Array  # [R, V] float32
     peak: Array  # [R, 1], the largest logit
@@ -69,7 +69,7 @@ def sample(logits: Array, scalars: Scalars, dense: DenseRows, slot: Array, posit
         logits: [R, V] float32, the model's; -inf forbids a token.
         scalars: of R rows.
         dense: of all S slots; read where a row has `Flag.DENSE`.
-        slot: [R] int32, the rows' slots; S for rows that are nobody's.
+        slot: [R] int32, the rows' slots; S for rows without one.
         position: [R] int32, the absolute position that the drawn token will have in its sequence.
     """
     with jax.named_scope("sample"):

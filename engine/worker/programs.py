@@ -39,20 +39,16 @@ _FIXED: dict[str, str | bool] = {"xla_gpu_deterministic_ops": True, "xla_gpu_aut
 
 @dataclass
 class Programs:
-    """One mesh's compiled programs. `allocate` makes a zeroed state.
+    """One mesh's compiled programs."""
 
-    By bucket, in tokens: `prefill`, `fused` and `score`. By (bucket, steps): `decode`. By (tp of the other mesh,
-    bucket in pages): `gather` and `scatter`. By cache group: `copy_page`.
-    """
-
-    allocate: Compiled
-    prefill: dict[int, Compiled] = field(default_factory=dict)
-    fused: dict[int, Compiled] = field(default_factory=dict)
-    score: dict[int, Compiled] = field(default_factory=dict)
-    decode: dict[tuple[int, int], Compiled] = field(default_factory=dict)
-    gather: dict[tuple[int, int], Compiled] = field(default_factory=dict)
-    scatter: dict[tuple[int, int], Compiled] = field(default_factory=dict)
-    copy_page: dict[int, Compiled] = field(default_factory=dict)
+    allocate: Compiled  # makes a zeroed state
+    prefill: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
+    fused: dict[int, Compiled] = field(default_factory=dict)  # likewise
+    score: dict[int, Compiled] = field(default_factory=dict)  # likewise
+    decode: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by bucket in rows, and steps
+    gather: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by the other mesh's tp, and bucket in pages
+    scatter: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # likewise
+    copy_page: dict[int, Compiled] = field(default_factory=dict)  # by cache group
     load_dense: Compiled | None = None
 
 

@@ -1,9 +1,9 @@
 """The step functions: model, paged attention and sampling in one dispatch each.
 
 Pure functions of arrays, to be compiled once per (mesh, bucket) with the state donated. A decode step feeds itself: the
-token sampled last lies in the state, so the host need not read it first. The host tells a step as little as it can, in
-few arrays: each costs it time on every device. Page tables lie in the state; a decode step is told only of the pages
-that it writes to, and they must be there for all its rows and steps.
+token sampled last lies in the state, so the host need not read it first. The host passes as few and as
+small arrays as it can: each costs it time on every device. Page tables lie in the state; a decode step gets only the
+pages that it writes to, and they must be there for all its rows and steps.
 
 Shapes: T packed tokens, R prefill rows, B decode rows, M pages per table, G cache groups, S slots. Padding: page id
 `num_pages` of its group, slot S, kv_len 0.
@@ -81,19 +81,19 @@ def fused_step(
 
 
 class _Part(NamedTuple):
-    """Some tokens of a forward pass: ids [T], positions [T], and per group where their KV goes [T]."""
+    """Some tokens of a forward pass."""
 
-    tokens: jax.Array
-    positions: jax.Array
-    kv_slots: tuple[jax.Array, ...]
+    tokens: jax.Array  # [T], ids
+    positions: jax.Array  # [T]
+    kv_slots: tuple[jax.Array, ...]  # per group [T], where their KV goes
 
 
 class _Draw(NamedTuple):
-    """Rows to sample for: `slot` [R] is where the result is kept, S for nobody's; `position` [R] of the new token."""
+    """Rows to sample for."""
 
     scalars: Scalars
-    slot: jax.Array
-    position: jax.Array
+    slot: jax.Array  # [R], where the result is kept; S: nowhere
+    position: jax.Array  # [R], of the new token
 
 
 class _Chunks(NamedTuple):
