@@ -1,4 +1,4 @@
-"""How KV and request state cross from one mesh to another.
+"""Moves KV and request state from one mesh to another.
 
 Three dispatches: `gather` on the source copies a request's pages into staging of a bucketed page count, `send` moves
 the staging to the destination's devices, `scatter` writes it into the destination's pool, donated. The caller
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ...kernels_pallas.scatter import write_rows
 from ..config import EngineConfig
 from ..sampling.request_state import RequestState
 from ..sharding.mesh import AXIS, replicated
@@ -35,14 +36,11 @@ _HEADS = PartitionSpec(None, None, None, AXIS, None)  # of pools and staging ali
 
 
 class Staging(NamedTuple):
-    """One request between meshes.
+    """One request between meshes."""
 
-    `kv`: per cache group and piece, [layers, bucket, page_size, heads of the piece on all shards, head_dim].
-    `request`: its row of the `RequestState`, the slot axis removed; replicated.
-    """
-
+    # Per cache group and piece, [layers, bucket, page_size, heads of the piece on all shards, head_dim].
     kv: tuple[tuple[KVCache, ...], ...]
-    request: RequestState
+    request: RequestState  # its row, the slot axis removed; replicated
 
 
 # Prefixes of the trees: one specification for all that is below.
@@ -141,7 +139,7 @@ def scatter(
     """
 
     def join(pool: jax.Array, ids: jax.Array, pieces: list[jax.Array]) -> jax.Array:
-        return _write(pool, ids, pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=3), axis=1)
+        return write_rows(pool, ids, pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=3), axis=1)
 
     def on_shard(
         state: DeviceState,
@@ -156,7 +154,7 @@ def scatter(
         )
 
         def store(rows: jax.Array, row: jax.Array) -> jax.Array:
-            return _write(rows, slot[None], row[None], axis=0)
+            return write_rows(rows, slot[None], row[None])
 
         requests = jax.tree.map(store, state.requests, staging.request)
         return DeviceState(kv=tuple(kv), tables=tuple(map(store, state.tables, tables)), requests=requests)
@@ -230,15 +228,6 @@ def _per_shard[**P, T](step: Callable[P, T], mesh: Mesh, in_specs: Any, out_spec
     """`step` on every device by itself: what is split is split by heads, and no device needs another's."""
     mapped: Callable[P, T] = jax.shard_map(step, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     return mapped
-
-
-def _write(target: jax.Array, ids: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-    """Set `target` at `ids` along `axis`; ids past its end write nothing."""
-    if ids.shape[0] == 1:
-        # XLA CPU turns a scatter of a single index into a select and an update whose fusion copies the target.
-        ids = jnp.concatenate([ids, jnp.full_like(ids, target.shape[axis])])
-        new = jnp.concatenate([new, new], axis=axis)
-    return target.at[(slice(None),) * axis + (ids,)].set(new, mode="drop", unique_indices=True)
 
 
 def padded(pages: tuple[int, ...], bucket: int, padding: int) -> np.ndarray:

@@ -15,7 +15,6 @@ from numpy.typing import DTypeLike
 from ..protocol.actions import AssignPages, Chunk, CopyPage, Decode, DecodeRow, Fused, Prefill, Scatter, StartTransfer
 from ..protocol.results import TokenScores
 from ..protocol.submission import Payload, Payloads
-from ..sampling.logprobs import Scores
 from ..sampling.request_rows import dense_row, is_dense, scalars_of
 from ..sampling.request_state import Float, Int
 from ..sampling.sampler import Sampled
@@ -38,11 +37,11 @@ class Dispatched:
     sampled: Sampled
     rows: np.ndarray
     is_scored: bool
-    prompt: Scores | None = None
+    prompt: TokenScores | None = None
     pieces: tuple[tuple[int, int, int], ...] = ()
 
     @property
-    def arrays(self) -> tuple[Sampled, Scores | None]:
+    def arrays(self) -> tuple[Sampled, TokenScores | None]:
         """What is still being computed."""
         return self.sampled, self.prompt
 
@@ -50,10 +49,11 @@ class Dispatched:
         """Tokens [k, rows], their scores if a row wants any, and prompt scores by row; waits for them."""
         scores, pieces = None, {}
         if self.is_scored:
-            scores = TokenScores(*map(self._of_rows, self.sampled.scores))
+            scores = jax.tree.map(self._of_rows, self.sampled.scores)
         if self.prompt is not None:
-            prompt = Scores(*jax.device_get(tuple(self.prompt)))
-            pieces = {row: prompt.to_host(slice(start, stop)) for row, start, stop in self.pieces}
+            prompt = jax.device_get(self.prompt)
+            for row, start, stop in self.pieces:
+                pieces[row] = jax.tree.map(lambda x, piece=slice(start, stop): x[piece], prompt)
         return self._of_rows(self.sampled.tokens), scores, pieces
 
     def _of_rows(self, x: jax.Array) -> np.ndarray:

@@ -1,9 +1,9 @@
 """The step functions: model, paged attention and sampling in one dispatch each.
 
 Pure functions of arrays, to be compiled once per (mesh, bucket) with the state donated. A decode step feeds itself: the
-token sampled last lies in the state, so the host need not read it first. The host tells a step as little as it can, in
-few arrays: each costs it time on every device. Page tables lie in the state; a decode step is told only of the pages
-that it writes to, and they must be there for all its rows and steps.
+token sampled last lies in the state, so the host need not read it first. The host passes as few and as
+small arrays as it can: each costs it time on every device. Page tables lie in the state; a decode step gets only the
+pages that it writes to, and they must be there for all its rows and steps.
 
 Shapes: T packed tokens, R prefill rows, B decode rows, M pages per table, G cache groups, S slots. Padding: page id
 `num_pages` of its group, slot S, kv_len 0.
@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ...kernels_pallas.scatter import write_rows
 from ...models.decoder import Decoder
 from ..sampling.logits_processors import count_fed
 from ..sampling.request_state import Int, RequestState, Scalars
 from ..sampling.sampler import Sampled, sample
 from ..sharding.mesh import replicate_logits
 from .kv_cache import DeviceState
-from .paged_attention import DecodeRows, PagedAttention, PrefillRows
+from .paged_attention import DecodeRows, PagedAttention, PrefillRows, StepRows
 from .step_layout import ChunkColumn, DecodeColumn, PrefillInputs
 
 
@@ -56,7 +57,8 @@ def decode_step(
 
     if steps == 1:
         state, sampled = step(state, jnp.int32(0))
-        return state, Sampled(*(x[None] for x in sampled))
+        one: Sampled = jax.tree.map(lambda x: x[None], sampled)
+        return state, one
     return jax.lax.scan(step, state, jnp.arange(steps, dtype=jnp.int32))
 
 
@@ -79,19 +81,19 @@ def fused_step(
 
 
 class _Part(NamedTuple):
-    """Some tokens of a forward pass: ids [T], positions [T], and per group where their KV goes [T]."""
+    """Some tokens of a forward pass."""
 
-    tokens: jax.Array
-    positions: jax.Array
-    kv_slots: tuple[jax.Array, ...]
+    tokens: jax.Array  # [T], ids
+    positions: jax.Array  # [T]
+    kv_slots: tuple[jax.Array, ...]  # per group [T], where their KV goes
 
 
 class _Draw(NamedTuple):
-    """Rows to sample for: `slot` [R] is where the result is kept, S for nobody's; `position` [R] of the new token."""
+    """Rows to sample for."""
 
     scalars: Scalars
-    slot: jax.Array
-    position: jax.Array
+    slot: jax.Array  # [R], where the result is kept; S: nowhere
+    position: jax.Array  # [R], of the new token
 
 
 class _Chunks(NamedTuple):
@@ -123,9 +125,9 @@ def _forward(
 ) -> tuple[DeviceState, jax.Array]:
     """Append and attend: the state with the new KV, and the hidden states [T, E] of all parts' tokens in order."""
     all_: _Part = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-    attend = PagedAttention(mesh, decoder.config, state.kv, all_.kv_slots, decode=decode, prefill=prefill)
-    hidden = decoder.hidden(all_.tokens, all_.positions, attend)
-    return state._replace(kv=attend.kv), hidden
+    attend, rows = PagedAttention(mesh, decoder.config), StepRows(all_.kv_slots, decode, prefill)
+    hidden, kv = decoder.hidden(all_.tokens, all_.positions, attend, state.kv, rows)
+    return state._replace(kv=kv), hidden
 
 
 def _draw(
@@ -136,7 +138,7 @@ def _draw(
     with jax.named_scope("sample"):
         sampled = sample(logits, draw.scalars, state.requests.dense, draw.slot, draw.position)
     rows = Scalars(draw.scalars.floats, draw.scalars.ints.at[:, Int.LAST_TOKEN].set(sampled.tokens))
-    scalars = jax.tree.map(lambda x, row: _set_rows(x, draw.slot, row), state.requests.scalars, rows)
+    scalars = jax.tree.map(lambda x, row: write_rows(x, draw.slot, row), state.requests.scalars, rows)
     return state._replace(requests=RequestState(scalars, state.requests.dense)), sampled
 
 
@@ -148,7 +150,7 @@ def _unpack_chunks(state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceSta
     slot, length, kv_len, write_from, is_last = columns.T
     slots = state.tables[0].shape[0]
     used = jnp.where(kv_len > 0, slot, slots)
-    stored = [_set_rows(table, used, rows) for table, rows in zip(state.tables, tables, strict=True)]
+    stored = [write_rows(table, used, rows) for table, rows in zip(state.tables, tables, strict=True)]
     q_start = jnp.pad(jnp.cumsum(length, dtype=jnp.int32), (1, 0))
     index = jnp.arange(inputs.tokens.shape[0], dtype=jnp.int32)
     row = jnp.minimum(jnp.searchsorted(q_start, index, side="right").astype(jnp.int32) - 1, slot.shape[0] - 1)
@@ -168,13 +170,8 @@ def _unpack_decode(state: DeviceState, rows: jax.Array) -> tuple[DeviceState, ja
     slot, kv_len, forced = columns.T
     page_size = state.kv[0].k.shape[2]
     at = (jnp.maximum(kv_len - 1, 0) // page_size)[:, None] + jnp.arange(width, dtype=jnp.int32)  # [B, width]
-    row = jnp.broadcast_to(slot[:, None], at.shape)
-
-    def assign(table: jax.Array, new: jax.Array) -> jax.Array:
-        indices = [_two_rows(x.reshape(-1), fill) for x, fill in ((row, table.shape[0]), (at, 0))]
-        return table.at[tuple(indices)].set(_two_rows(new.reshape(-1), 0), mode="drop")
-
-    tables = tuple(assign(table, new) for table, new in zip(state.tables, pages, strict=True))
+    index = jnp.repeat(slot, width), at.reshape(-1)
+    tables = tuple(write_rows(table, index, new.reshape(-1)) for table, new in zip(state.tables, pages, strict=True))
     return state._replace(tables=tables), slot, kv_len, forced
 
 
@@ -213,16 +210,6 @@ def _kv_slots(
         return jnp.where(written, page * page_size + positions % page_size, pages * page_size)
 
     return tuple(one(kv.k, table) for kv, table in zip(state.kv, tables, strict=True))
-
-
-def _set_rows(x: jax.Array, slot: jax.Array, rows: jax.Array) -> jax.Array:
-    """Write rows [R, ...] into their slots of x [S, ...]; slot S is nobody's."""
-    return x.at[_two_rows(slot, x.shape[0])].set(_two_rows(rows, 0), mode="drop")
-
-
-def _two_rows(x: jax.Array, fill: int) -> jax.Array:
-    """One row becomes two: XLA CPU turns a scatter of one into an update that copies the whole array."""
-    return jnp.pad(x, ((0, 1), *((0, 0) for _ in x.shape[1:])), constant_values=fill) if x.shape[0] == 1 else x
 
 
 def _split(rows: jax.Array, widths: list[int]) -> list[jax.Array]:

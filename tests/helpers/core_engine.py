@@ -27,7 +27,7 @@ from twinmesh.engine.startup.memory import page_bytes
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.kv_cache import groups
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
-from twinmesh.models.decoder import abstract_params, bind, dense_causal
+from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 from twinmesh.models.text.chat import ChatTemplate
 from twinmesh.models.text.tokenizer_gguf import tokenizer_from_gguf
 
@@ -93,7 +93,7 @@ class Reference:
         @jax.jit
         def logits(params, ids):
             decoder = bind(graphdef, params)
-            return decoder.logits(decoder.hidden(ids, jnp.arange(length, dtype=jnp.int32), dense_causal(model)))
+            return decoder.logits(dense_hidden(decoder, ids))
 
         self._logits = logits
         self.regret([1], [1])  # compiles now, and not while an engine counts compilations

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from twinmesh.models.checkpoints.open import load_on_one_device, open_checkpoint
-from twinmesh.models.decoder import abstract_params, bind, dense_causal
+from helpers.loading import load_on_one_device
+from twinmesh.models.checkpoints.open import open_checkpoint
+from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 
 
 class DenseModel:
@@ -19,7 +20,7 @@ class DenseModel:
         @jax.jit
         def logits(params, ids):
             decoder = bind(abstract.graphdef, params)
-            return decoder.logits(decoder.hidden(ids, jnp.arange(length), dense_causal(checkpoint.config)))
+            return decoder.logits(dense_hidden(decoder, ids))
 
         self._logits = logits
 

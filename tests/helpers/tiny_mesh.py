@@ -20,7 +20,7 @@ from twinmesh.engine.worker.mesh_worker import MeshExecutor
 from twinmesh.engine.worker.programs import MeshPlan, compile_programs
 from twinmesh.models.checkpoints.catalog import cache_directory
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
-from twinmesh.models.decoder import abstract_params, bind, dense_causal
+from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 
 VOCABULARY = 50
 
@@ -94,8 +94,7 @@ def _dense(model):
     @jax.jit
     def scores(ids):
         decoder = bind(graphdef, params)
-        positions = jnp.arange(len(ids), dtype=jnp.int32)
-        return jax.nn.log_softmax(decoder.logits(decoder.hidden(ids, positions, dense_causal(model))))
+        return jax.nn.log_softmax(decoder.logits(dense_hidden(decoder, ids)))
 
     return scores
 
