@@ -1,4 +1,4 @@
-"""Host time per decode step: what the dispatching thread spends on scheduling, dispatch and news.
+"""Host time per decode step: what the dispatching thread spends on scheduling, dispatch and updates.
 
     python scripts/bench/host.py --json host.json
 
