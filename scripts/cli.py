@@ -1,7 +1,7 @@
 """The command `twinmesh`: its subcommands, and the one place where an error becomes a sentence and an exit code.
 
 Exit codes: 0 done, 1 failed, 2 the input or an argument cannot be used, 3 a batch run stopped early and can go on, 130
-stopped by Ctrl-C, 143 by SIGTERM, 141 whoever read the output went away. SIGTERM ends a command as Ctrl-C does. No
+stopped by Ctrl-C, 143 by SIGTERM, 141 the reader of the output went away. SIGTERM ends a command as Ctrl-C does. No
 error shows a traceback, unless Python runs in development mode (`-X dev`).
 """
 
@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from twinmesh.engine.errors import BatchStopped, EngineError
+from twinmesh.engine.options import nearest
 from twinmesh.scripts import batch, convert, fetch, generate, replay
 from twinmesh.scripts.bench import command as bench
 from twinmesh.scripts.fetch import FetchError
@@ -49,7 +50,20 @@ class _Terminated(KeyboardInterrupt):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Bad arguments get one line, not the whole usage."""
+    """Bad arguments get one line, not the whole usage; an unknown one gets the nearest that there is."""
+
+    def parse_known_args(  # type: ignore[override]  # of argparse's overloads, the commands need one
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse what is known; a command, which knows its arguments, refuses the rest itself."""
+        found, unknown = super().parse_known_args(args, namespace)
+        for text in unknown:
+            name = text.partition("=")[0]
+            if name.startswith("--") and name != "--":
+                flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+                close = nearest(name, flags)
+                self.error(f"there is no argument {name}" + (f": the nearest is {close}" if close else ""))
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message.rstrip('.')}. '{self.prog} --help' explains.\n")
@@ -78,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _version() -> str:
-    """Of the installed package; a checkout on the path runs as well."""
+    """Return that of the installed package; a checkout on the path runs as well."""
     try:
         return version("twinmesh")
     except PackageNotFoundError:
@@ -129,7 +143,7 @@ def _fill_standard_descriptors() -> None:
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM raises in the main thread, as Ctrl-C does, unless whoever started this has it ignored."""
+    """SIGTERM raises in the main thread, as Ctrl-C does, unless the parent process has it ignored."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
         yield
         return

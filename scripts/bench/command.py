@@ -14,7 +14,7 @@ BENCHMARKS = {
     "offline": "throughput of a whole workload, against transformers and vLLM",
 }
 SUMMARY = "measure the engine, or the machine it runs on"
-DESCRIPTION = "Run one measurement; 'twinmesh bench NAME --help' says what it can be told.\n\n" + "\n".join(
+DESCRIPTION = "Run one measurement; 'twinmesh bench NAME --help' lists its arguments.\n\n" + "\n".join(
     f"  {name:<12}{what}" for name, what in BENCHMARKS.items()
 )
 

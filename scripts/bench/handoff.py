@@ -1,4 +1,4 @@
-"""What handing KV over costs: bytes, seconds and bytes per second by prompt length, against a plain copy of the bytes.
+"""The cost of handing KV over: bytes, seconds and bytes per second by prompt length, against a plain copy of the bytes.
 
     python scripts/bench/handoff.py --model smollm2 --json handoff.json
 
