@@ -154,7 +154,7 @@ def test_a_mixed_run_can_be_replayed(tmp_path, kind):
     replay = decision_log.replay(path)
     assert metrics.preemptions > 0
     assert metrics.migrations > 0 or kind != "split"
-    assert replay.scheduler.tally.preemptions >= metrics.preemptions
+    assert replay.scheduler.counters.preemptions >= metrics.preemptions
     assert Counter(replay.finished.values())["length"] >= metrics.requests["length"]
     assert replay.ended.generated_tokens >= metrics.generated_tokens
     lines = [decision_log.read_line(line) for line in path.read_text().splitlines()[1:]]
