@@ -55,18 +55,18 @@ class Section:
 
 
 SECTIONS = {
-    "checks": Section("gpu_checks", "checks", 110),
-    "ceilings": Section("gpu_attention", "ceilings", 15),
-    "decode": Section("gpu_attention", "decode", 90),
-    "prefill": Section("gpu_attention", "prefill", 45),
-    "steps": Section("gpu_steps", "qwen3", 70),
-    "steps_without_graphs": Section("gpu_steps", "qwen3", 35, "--xla_gpu_enable_command_buffer="),
-    "gemms": Section("gpu_gemm", "gemms", 25),
-    "transformers": Section("gpu_transformers", "transformers", 25),
-    "steps_llama": Section("gpu_steps", "llama", 25),
+    "checks": Section("checks", "checks", 110),
+    "ceilings": Section("attention", "ceilings", 15),
+    "decode": Section("attention", "decode", 90),
+    "prefill": Section("attention", "prefill", 45),
+    "steps": Section("steps", "qwen3", 70),
+    "steps_without_graphs": Section("steps", "qwen3", 35, "--xla_gpu_enable_command_buffer="),
+    "gemms": Section("gemm", "gemms", 25),
+    "transformers": Section("transformers_peer", "transformers", 25),
+    "steps_llama": Section("steps", "llama", 25),
 }
-_DEVICE = Section("gpu_bench", "device", 25)
-_BUILD = Section("gpu_attention", "build_peers", SECTIONS["checks"].share)  # beside the checks
+_DEVICE = Section("timing", "device", 25)
+_BUILD = Section("attention", "build_peers", SECTIONS["checks"].share)  # beside the checks
 _HIDDEN = {"device": _DEVICE, "build_peers": _BUILD}
 
 
@@ -233,7 +233,7 @@ def _last_line(errors: TextIO) -> str:
 def _section(name: str, scale: float) -> int:
     """In the section's own process: print each piece of what it finds."""
     section = (SECTIONS | _HIDDEN)[name]
-    function = getattr(importlib.import_module(f"twinmesh.scripts.{section.module}"), section.function)
+    function = getattr(importlib.import_module(f"twinmesh.scripts.gpu.{section.module}"), section.function)
     for piece in function(scale):
         print(_MARK + line(piece), flush=True)
     return 0

@@ -1,7 +1,7 @@
 """Requests on their way from one mesh to another: every change of state and placement that a hand-off makes.
 
-`begin` or `migrate` moves a request to HANDOFF, `dispatch` and `pipeline` reserve pages for it (credit) and send its KV,
-`complete` moves it to DECODE at its destination; `cancel` ends it early.
+`begin` or `migrate` moves a request to HANDOFF, `dispatch` and `pipeline` reserve pages for it (credit) and send its
+KV, `complete` moves it to DECODE at its destination; `cancel` ends it early.
 
 Invariants: nothing is sent before a slot and all pages for it are reserved at the destination; transfers of a hand-off
 are scattered in the order in which they were sent, and the one that brings the request's state comes last; staging

@@ -201,7 +201,7 @@ def handoff_facts(scale: float) -> Facts:
 
     Prompts of several chunks, and pools so small that requests are preempted, change no token either.
     """
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # run from a clone: the tests' tiny model
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))  # run from a clone: the tests' tiny model
     from helpers.tiny_gguf import TinyLlama, write_tiny_gguf  # type: ignore[import-not-found, unused-ignore]
 
     with tempfile.TemporaryDirectory() as folder:
@@ -236,7 +236,7 @@ def _tokens(path: Path, topology: str, count: int, kv_cache_bytes: int) -> tuple
 
 def pytest_facts(scale: float) -> Facts:
     """The tests marked `gpu`, in a process of their own; none where pytest is not installed."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if importlib.util.find_spec("pytest") is None:
         return {"summary": "pytest is not installed"}
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]

@@ -20,8 +20,9 @@ from helpers.core_engine import (
 from twinmesh import SamplingParams
 from twinmesh.engine.protocol.actions import CopyPage, DropTransfer, Fused
 from twinmesh.engine.protocol.events import AbortRequested
-from twinmesh.engine.scheduler import decision_log
+from twinmesh.engine.scheduler.decision_log import read_line
 from twinmesh.engine.scheduler.request import State
+from twinmesh.engine.simulation.replay import replay
 
 MODEL = model_with_windows(None, 6)
 # Both decode meshes are on one device, and share its programs.
@@ -151,13 +152,13 @@ def test_a_mixed_run_can_be_replayed(tmp_path, kind):
         metrics = llm.metrics()
         running = llm.stream(prompts_of(30)[0], greedy(20))
         next(iter(running))
-    replay = decision_log.replay(path)
+    replayed = replay(path)
     assert metrics.preemptions > 0
     assert metrics.migrations > 0 or kind != "split"
-    assert replay.scheduler.counters.preemptions >= metrics.preemptions
-    assert Counter(replay.finished.values())["length"] >= metrics.requests["length"]
-    assert replay.ended.generated_tokens >= metrics.generated_tokens
-    lines = [decision_log.read_line(line) for line in path.read_text().splitlines()[1:]]
+    assert replayed.scheduler.counters.preemptions >= metrics.preemptions
+    assert Counter(replayed.finished.values())["length"] >= metrics.requests["length"]
+    assert replayed.ended.generated_tokens >= metrics.generated_tokens
+    lines = [read_line(line) for line in path.read_text().splitlines()[1:]]
     made = {type(action) for line in lines if isinstance(line, list) for action in line}
     assert {"both": CopyPage, "fused": Fused, "split": DropTransfer}[kind] in made
 

@@ -216,7 +216,7 @@ def test_the_header_brings_configuration_and_pools_back(config, tmp_path, monkey
     RecordingScheduler(config, pools, log)
     log.close()
     made = []
-    monkeypatch.setattr("twinmesh.engine.scheduler.decision_log.Scheduler", lambda *args: made.append(args))
+    monkeypatch.setattr("twinmesh.engine.simulation.replay.Scheduler", lambda *args: made.append(args))
     replay(tmp_path / "log")
     assert made == [(config, tuple(pools))]
 
@@ -284,7 +284,7 @@ def test_a_replay_needs_no_jax(record, tmp_path):
     path = tmp_path / "log"
     path.write_text("".join(a_short_log(record)))
     code = (
-        "import sys; from twinmesh.engine.scheduler.decision_log import replay; from twinmesh.scripts.cli import main\n"
+        "import sys; from twinmesh.engine.simulation.replay import replay; from twinmesh.scripts.cli import main\n"
         f"assert replay({str(path)!r}).finished == {{'a': 'length'}}\n"
         f"assert main(['replay', {str(path)!r}]) == 0\n"
         "assert not {'jax', 'flax'} & set(sys.modules)"

@@ -50,7 +50,7 @@ def test_sections_of_a_tiny_suite_write_one_report(tmp_path):
 def test_a_section_that_hangs_is_stopped_and_one_that_dies_says_why(monkeypatch, tmp_path):
     processes = gpu_suite.Processes(0.001, str(tmp_path))
     assert processes.run("ceilings", 0.2) == {"failed": "Stopped after 0 s: what would have come later is missing."}
-    broken = gpu_suite.Section("gpu_attention", "ceilings", 30, "--xla_no_such_flag=1")
+    broken = gpu_suite.Section("attention", "ceilings", 30, "--xla_no_such_flag=1")
     monkeypatch.setitem(gpu_suite.SECTIONS, "ceilings", broken)
     failed = processes.run("ceilings", 60)["failed"]
     assert failed.startswith("Exit code ")
@@ -113,7 +113,7 @@ def test_bad_arguments_are_refused(arguments, message, capsys):
 
 def test_every_section_exists_and_all_fit_into_the_deadline_even_when_all_hang():
     for section in (gpu_suite.SECTIONS | gpu_suite._HIDDEN).values():
-        assert callable(getattr(importlib.import_module(f"twinmesh.scripts.{section.module}"), section.function))
+        assert callable(getattr(importlib.import_module(f"twinmesh.scripts.gpu.{section.module}"), section.function))
     assert next(iter(gpu_suite.SECTIONS)) == "checks"
     shares = [section.share for section in gpu_suite.SECTIONS.values()]
     assert gpu_suite._DEVICE.share + sum(shares) <= gpu_suite.DEADLINE < 480
