@@ -77,13 +77,13 @@ class ShortestPromptFirst(FirstComeFirstServed):
 
     key = prompt tokens + `AGEING` x prompt tokens that arrived before. A later request overtakes one of L tokens only
     if its own prompt is shorter by more than `AGEING` x the tokens that arrived in between (that one's own L counted).
-    So the prompts that ever overtake it hold fewer than L x (1 / `AGEING` - 1) tokens together: with 0.05, 19 L, and
-    none of L tokens or more. At P prefill tokens per second it waits less than 19 L / P seconds longer than behind
+    So the prompts that ever overtake it hold fewer than L x (1 / `AGEING` - 1) tokens together: with 1 / 64, 63 L, and
+    none of L tokens or more. At P prefill tokens per second it waits less than 63 L / P seconds longer than behind
     those that arrived before it alone. The bound knows no clock and no speed: it is the same on every machine.
     """
 
     name = "spf"
-    AGEING = 0.05
+    AGEING = 1 / 64
 
     def key(self, request: Request) -> float:
         """Order by length, and by the work that was there before."""

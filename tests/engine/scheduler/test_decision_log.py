@@ -47,7 +47,7 @@ def record(monkeypatch):
 
     def make(*args, **options):
         file = io.StringIO()
-        recording = lambda config, pools: RecordingScheduler(config, pools, DecisionLog(file))  # noqa: E731
+        recording = lambda config, pools, policy: RecordingScheduler(config, pools, DecisionLog(file))  # noqa: E731
         monkeypatch.setattr(test_scheduler, "Scheduler", recording)
         return *test_scheduler.make(*args, **options), file
 
