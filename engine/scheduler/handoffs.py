@@ -69,6 +69,8 @@ class Handoffs:
         former hold. One whose blocks are on their way to the decode mesh already, for another request, waits for those
         and holds back no other.
         """
+        if not self._waiting:
+            return
         may_ask = True
         for request in list(self._waiting):
             if request.handoff is None:

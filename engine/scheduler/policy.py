@@ -122,8 +122,8 @@ def check_policy(policy: Policy, meshes: Sequence[MeshState]) -> None:
             )
     first, second = _sample(0, 3), _sample(1, 2)
     _check_order(name, "key", "for every request", lambda: [policy.key(first), policy.key(second)])
-    for method, rank in (("prefill_rank", policy.prefill_rank), ("decode_rank", policy.decode_rank)):
-        _check_order(name, method, "for every mesh", lambda rank=rank: [rank(first, mesh) for mesh in meshes])
+    _check_order(name, "prefill_rank", "for every mesh", lambda: [policy.prefill_rank(first, m) for m in meshes])
+    _check_order(name, "decode_rank", "for every mesh", lambda: [policy.decode_rank(first, m) for m in meshes])
     chosen = _tried(name, "victim", "for every list of requests", lambda: policy.victim([first, second]))
     if chosen not in (first, second):
         raise ValueError(f"policy {name!r} chooses {chosen!r} by victim: let it return one of the candidates.")
