@@ -12,6 +12,7 @@ BENCHMARKS = {
     "load": "what loading a model costs: seconds and host memory",
     "machine": "the machine's own limits: arithmetic and memory",
     "offline": "throughput of a whole workload, against transformers and vLLM",
+    "policies": "time to first token by policy, over a recorded trace in virtual time",
 }
 SUMMARY = "measure the engine, or the machine it runs on"
 DESCRIPTION = "Run one measurement; 'twinmesh bench NAME --help' lists its arguments.\n\n" + "\n".join(

@@ -40,7 +40,7 @@ BYTES_FIELDS = frozenset({"block_hash", "block_hashes"})
 
 def id_now(name, ids):
     """What a request is called now that had this name; `ids`: a dict of the run's own, to keep what was given."""
-    return name
+    return ids.setdefault(name, len(ids))
 
 
 def make_scheduler(config, pools):
