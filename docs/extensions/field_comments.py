@@ -18,7 +18,7 @@ class FieldComments(Extension):
 
     def on_attribute_instance(self, *, attr: Attribute, **_: Any) -> None:
         """Take the comment on the attribute's first line, if there is one."""
-        if attr.docstring is not None or attr.lineno is None:
+        if attr.docstring is not None or attr.lineno is None or isinstance(attr.filepath, list):  # a namespace's
             return
         text = trailing_comment(attr.lines_collection[attr.filepath][attr.lineno - 1])
         if text:
