@@ -1,7 +1,7 @@
 """Which dtype a model runs in: weights, activations and KV alike; norms and softmax are float32 always.
 
 On GPUs the checkpoint decides, on CPUs the speed of matrix products, which differs from one to the next: for 64 rows
-bfloat16 is 1.9 times as fast as float32 on one and 0.8 times on another (docs/decisions.md). So it is measured.
+bfloat16 is 1.9 times as fast as float32 on one and 0.8 times on another (docs/decisions). So it is measured.
 """
 
 import functools
