@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twinmesh.engine.protocol.actions import Prefill
-from twinmesh.engine.protocol.events import RequestFacts
+from twinmesh.engine.protocol.events import Hold, PreemptRequested, RequestFacts
 from twinmesh.engine.protocol.timeline import Timeline
 from twinmesh.engine.scheduler.policy import (
     POLICIES,
@@ -67,7 +67,8 @@ def test_a_request_that_starts_over_keeps_its_place():
     order = long.order
     step(scheduler, device)
     arrive(scheduler, device, 2, prompt_len=19)
-    scheduler._lifecycle.preempt(long)
+    scheduler.on(PreemptRequested(1.0, 1))
+    assert long.restarts == 1
     assert long.order == order
 
 
@@ -121,6 +122,19 @@ def test_completions_of_one_prompt_follow_the_first_of_them_in_any_order():
         assert all(first.order < other.order for other in others)
         device.drain(1.0)
         assert len(device.finished) == 6
+
+
+def test_while_admission_is_held_a_request_that_starts_over_passes_any_number_that_wait():
+    scheduler, device = make("both=1", policy=ShortestPromptFirst(), slots=1)
+    arrive(scheduler, device, 0, prompt_len=20)
+    step(scheduler, device)
+    scheduler.on(Hold(1.0))
+    for number in range(1, 9):
+        arrive(scheduler, device, number, prompt_len=1)
+    scheduler.on(PreemptRequested(2.0, 0))
+    device.drain(3.0)
+    assert device.finished == {0: "length"}
+    assert scheduler.is_drained
 
 
 def _without(method):
