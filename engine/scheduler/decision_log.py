@@ -26,6 +26,7 @@ from cattrs.strategies import configure_tagged_union
 from ..config import EngineConfig, PoolSize
 from ..protocol.actions import Action, Chunk, DecodeRow
 from ..protocol.events import Event, Outcome
+from .policy import FCFS, Policy
 from .scheduler import Scheduler
 
 VERSION = 1
@@ -102,9 +103,9 @@ class DecisionLog:
 class RecordingScheduler(Scheduler):
     """A scheduler that writes a log of what it hears and says."""
 
-    def __init__(self, config: EngineConfig, pools: Sequence[PoolSize], log: DecisionLog):
+    def __init__(self, config: EngineConfig, pools: Sequence[PoolSize], log: DecisionLog, policy: Policy = FCFS):
         """`pools[i]` is the size of mesh i's KV memory. The log is the caller's to close."""
-        super().__init__(config, pools)
+        super().__init__(config, pools, policy)
         self._log = log
         log.begin(config, pools)
 

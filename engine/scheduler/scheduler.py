@@ -55,7 +55,7 @@ class Scheduler:
             MeshState(i, spec, MeshPages(i, config, pool.pages, emit), pool.staging_bytes)
             for i, (spec, pool) in enumerate(zip(config.topology.meshes, pools, strict=True))
         ]
-        check_policy(policy, self.meshes)
+        check_policy(policy, config)
         self.requests: dict[int, Request] = {}
         self._handoffs = Handoffs(config, pools, self.meshes, policy, self.counters, emit)
         self._admission = Admission(config, self.meshes, self.requests, policy, self.counters)

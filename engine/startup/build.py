@@ -26,6 +26,7 @@ from ..config import EngineConfig, PoolSize
 from ..core.engine_core import EngineCore
 from ..options import EngineOptions
 from ..scheduler.decision_log import RecordingScheduler
+from ..scheduler.policy import Policy, check_policy, policy_named
 from ..scheduler.scheduler import Scheduler
 from ..sharding.mesh import build_meshes
 from ..sharding.tensor_parallel import check_tp, model_on
@@ -82,6 +83,8 @@ def start_core(
     for spec in dict.fromkeys(options.meshes.meshes):
         check_tp(model, spec)
     config = _engine_config(options, model)
+    policy = policy_named(options.policy) if isinstance(options.policy, str) else options.policy
+    check_policy(policy, config)
     check_log(options.decision_log)
     meshes = build_meshes(options.meshes, options.devices)
     dtype = choose_dtype(
@@ -102,11 +105,15 @@ def start_core(
     if meshes[0].devices.flat[0].platform != "cpu":  # there the host's memory is the device's
         for link in time_links(workers, time.monotonic):
             warn_if_staged(link)
-    return _run(config, pools, workers, options.decision_log), config
+    return _run(config, pools, workers, policy, options.decision_log), config
 
 
 def _run(
-    config: EngineConfig, pools: Sequence[PoolSize], workers: Sequence[MeshExecutor], path: str | Path | None
+    config: EngineConfig,
+    pools: Sequence[PoolSize],
+    workers: Sequence[MeshExecutor],
+    policy: Policy,
+    path: str | Path | None,
 ) -> EngineCore:
     """Open the decision log, which overwrites an earlier one, and start the threads; on failure close them again."""
     with ExitStack() as opened:
@@ -119,7 +126,7 @@ def _run(
         log = None if path is None else open_log(path)
         if log is not None:
             opened.callback(log.close)
-        scheduler = Scheduler(config, pools) if log is None else RecordingScheduler(config, pools, log)
+        scheduler = Scheduler(config, pools, policy) if log is None else RecordingScheduler(config, pools, log, policy)
         core = EngineCore(scheduler, executor, time.monotonic, log)
         opened.pop_all()  # the engine closes them from here on
         return core
