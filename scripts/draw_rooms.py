@@ -3,9 +3,9 @@
     python scripts/draw_rooms.py           writes docs/rooms.svg and prints rooms, floors and arrows
     python scripts/draw_rooms.py --check   fails if the picture is not of these imports
 
-A room is a folder of `engine/` or `models/`, a file that lies beside those folders, or a top-level folder. A room stands
-one floor above the highest room that it imports, so every arrow points down unless rooms import each other in a circle,
-which is refused. Imports under TYPE_CHECKING count. Nothing is executed: grimp reads the source.
+A room is a folder of `engine/` or `models/`, a file that lies beside those folders, or a top-level folder. It stands one
+floor above the highest room that it imports, so every arrow points down; rooms that import each other in a circle are
+refused. Imports under TYPE_CHECKING count. Nothing is executed: grimp reads the source.
 """
 
 import argparse

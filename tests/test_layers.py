@@ -27,7 +27,7 @@ def lint(root, *arguments):
     """`lint-imports` on the package that lies in `root`."""
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
     return subprocess.run(
-        [*command, "--no-cache", "--no-logo", "--config", str(ROOT / ".importlinter"), *arguments],
+        [*command, "--no-cache", "--no-logo", *arguments, str(ROOT / ".importlinter")],
         cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -60,7 +60,8 @@ def test_a_wrong_import_is_found(package, rule):
     file.write_text(f'{docstring}"""\n{line}\n{rest}')
     done = lint(package, "--contract", rule)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "is not allowed to import" in done.stdout or "Illegal" in done.stdout or "imports" in done.stdout
+    importer = "twinmesh." + name.removesuffix(".py").replace("/", ".")
+    assert f"{importer} -> " in " ".join(done.stdout.split())
 
 
 def test_an_import_for_types_alone_counts(package):

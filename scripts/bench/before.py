@@ -1,4 +1,4 @@
-"""Speed of this checkout beside that of an earlier one: decoding, and the host's time per step, in alternating processes.
+"""Speed of this checkout beside an earlier one: decoding, and the host's time per step, in alternating processes.
 
     git worktree add /tmp/before COMMIT
     python scripts/bench/before.py --before /tmp/before --json before.json
