@@ -89,7 +89,15 @@ def read_trace(path: str, limit: int | None = None) -> list[Arrival]:
 
 
 def at_load(arrivals: Sequence[Arrival], load: float, times: StepTime, meshes: int = 1) -> list[Arrival]:
-    """Stretch time so that prefilling alone would keep so many meshes busy for this share of it."""
+    """Stretch time so that prefilling alone would keep so many meshes busy for this share of it.
+
+    Raises:
+        ValueError: no such time.
+    """
+    if not load > 0:
+        raise ValueError(f"load={load} is not usable: give a share of prefill capacity above 0, such as 0.8.")
+    if not arrivals[-1].t > 0:
+        raise ValueError("the trace's last request comes no later than its first: time cannot be stretched to a load.")
     factor = times.prefill(arrivals) / meshes / load / arrivals[-1].t
     return [replace(arrival, t=arrival.t * factor) for arrival in arrivals]
 

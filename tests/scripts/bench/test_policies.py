@@ -41,6 +41,12 @@ def test_load_is_the_share_of_time_that_prefill_is_busy(load, meshes):
     assert stretched[1].t / stretched[2].t == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize(("load", "last", "text"), [(0.0, 1.0, "load=0.0 is not usable"), (0.8, 0.0, "no later than")])
+def test_a_load_that_time_cannot_be_stretched_to_is_refused(load, last, text):
+    with pytest.raises(ValueError, match=text):
+        at_load([Arrival(0.0, 8, 1), Arrival(last, 8, 1)], load, TIMES)
+
+
 def test_first_come_first_served_takes_prompts_as_they_came():
     # A full step takes 1.512 s, half a one 1.256 s.
     arrivals = [Arrival(0.0, 512, 2), Arrival(0.5, 512, 2), Arrival(0.6, 256, 2)]
