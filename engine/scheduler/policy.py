@@ -81,7 +81,8 @@ class ShortestPromptFirst(FirstComeFirstServed):
     if its own prompt is shorter by more than `AGEING` x the tokens that arrived in between (that one's own L counted).
     So the prompts that ever overtake it hold fewer than L x (1 / `AGEING` - 1) tokens together: with 1 / 64, 63 L, and
     none of L tokens or more. At P prefill tokens per second it waits less than 63 L / P seconds longer than behind
-    those that arrived before it alone. The bound knows no clock and no speed: it is the same on every machine.
+    those that arrived before it alone, what is computed again after a preemption apart. The bound knows no clock and
+    no speed: it is the same on every machine.
     """
 
     name = "spf"
