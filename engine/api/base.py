@@ -12,7 +12,7 @@ from ..config import EngineConfig, check_whole_number
 from ..metrics.metrics import Metrics
 from ..startup.build import Options, start_engine
 from ..topology import Topology
-from .client import Frontend
+from .client import EngineClient
 from .prompts import Prompt, PromptLike, check_prompt
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
@@ -97,7 +97,7 @@ class EngineOwner:
         engine = start_engine(model, options)
         self.config: EngineConfig = engine.config
         self.tokenizer, self._chat_template = engine.tokenizer, engine.chat_template
-        self._core, self._frontend = engine.core, Frontend(engine, seed)
+        self._core, self._frontend = engine.core, EngineClient(engine, seed)
         self._prepare()
         # At exit too: threads that still wait for a device when Python ends would take the process down with them.
         weakref.finalize(self, engine.core.close)

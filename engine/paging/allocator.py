@@ -98,7 +98,7 @@ class SlotTable:
 
     def __init__(self, num_slots: int):
         self._free = deque(range(num_slots))
-        self._tenants: dict[int, str] = {}
+        self._tenants: dict[int, int] = {}
 
     @property
     def num_free(self) -> int:
@@ -106,11 +106,11 @@ class SlotTable:
         return len(self._free)
 
     @property
-    def tenants(self) -> dict[int, str]:
+    def tenants(self) -> dict[int, int]:
         """Who sits in which slot."""
         return dict(self._tenants)
 
-    def allocate(self, tenant: str) -> int:
+    def allocate(self, tenant: int) -> int:
         """A free slot; the caller has asked `num_free`."""
         slot = self._free.popleft()
         self._tenants[slot] = tenant

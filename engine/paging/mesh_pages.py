@@ -64,7 +64,7 @@ class MeshCache:
 
     # ---- seats
 
-    def seat_prompt(self, name: str, hashes: Sequence[bytes], tokens: int, watermark: int) -> tuple[Seat, int] | None:
+    def seat_prompt(self, name: int, hashes: Sequence[bytes], tokens: int, watermark: int) -> tuple[Seat, int] | None:
         """Room for `tokens` tokens to be prefilled, and how many of them are cached; None: no room.
 
         `watermark`: pages of each group that have to stay free besides.
@@ -89,7 +89,7 @@ class MeshCache:
         return seat, cached
 
     def seat_arrival(
-        self, name: str, hashes: Sequence[bytes], tokens: int, watermark: int
+        self, name: int, hashes: Sequence[bytes], tokens: int, watermark: int
     ) -> tuple[Seat, list[int]] | None:
         """Room for `tokens` tokens whose KV comes from another mesh, and for each group the first page that has to
         come: those before it are cached here. None: no room.
@@ -110,7 +110,7 @@ class MeshCache:
             self._assign(seat, group, table.first)
         return seat, there
 
-    def _take(self, name: str, shared: list[BlockTable], fresh: list[int], watermark: int) -> Seat | None:
+    def _take(self, name: int, shared: list[BlockTable], fresh: list[int], watermark: int) -> Seat | None:
         """A seat whose tables begin with shared pages and have fresh ones to spare."""
         if not self.slots.num_free:
             return None
@@ -124,7 +124,7 @@ class MeshCache:
             table.spare = pages.allocate(count)
         return Seat(self._mesh, self.slots.allocate(name), shared)
 
-    def fork(self, name: str, seat: Seat) -> Seat | None:
+    def fork(self, name: int, seat: Seat) -> Seat | None:
         """A second seat over all of a seat's pages; None: no slot. Whoever writes first copies."""
         if not self.slots.num_free:
             return None
@@ -246,7 +246,7 @@ class MeshCache:
         if pages := table.between(first, table.end):
             self._emit(AssignPages(self._mesh, seat.slot, group, first, pages))
 
-    def check(self, seats: dict[str, Seat]) -> None:
+    def check(self, seats: dict[int, Seat]) -> None:
         """Raise unless these seats, request -> seat, account for every slot and page."""
         if self.slots.tenants != {seat.slot: name for name, seat in seats.items()}:
             raise RuntimeError(f"mesh {self._mesh}: slots {self.slots.tenants}, seats of {list(seats)}")

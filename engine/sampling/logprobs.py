@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..protocol.results import TokenScores
+from ..protocol.results import HostScores, TokenScores
 from ..protocol.sampling_plan import MAX_LOGPROBS
 
 # Rows that the LM head takes at a time: enough for a GEMM, and 64 rows of 150,000 logits are 40 MB.
@@ -32,7 +32,7 @@ class Scores(NamedTuple):
     top_ids: Array  # [R, K] int32
     top_logprobs: Array  # [R, K] float32
 
-    def to_host(self, rows: slice) -> TokenScores:
+    def to_host(self, rows: slice) -> HostScores:
         """Some rows as host arrays; waits for them. On arrays that are on the host already, a mere slice."""
         return TokenScores(*(np.asarray(x)[rows] for x in self))
 

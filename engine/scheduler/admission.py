@@ -20,12 +20,12 @@ class Admission:
     """Requests in WAITING; seating one moves it to PREFILL. `is_held`: only those that start over are admitted."""
 
     def __init__(
-        self, config: EngineConfig, meshes: Sequence[MeshState], requests: Mapping[str, Request], tally: Tally
+        self, config: EngineConfig, meshes: Sequence[MeshState], requests: Mapping[int, Request], tally: Tally
     ):
         """`requests`: all that have not ended, by name; the scheduler's own."""
         self._config, self._meshes, self._requests, self._tally = config, meshes, requests, tally
         self._waiting: list[Request] = []
-        self._siblings: dict[str, list[Request]] = {}
+        self._siblings: dict[int, list[Request]] = {}
         self.is_held = False
 
     def add(self, request: Request) -> None:
@@ -37,11 +37,11 @@ class Admission:
     def remove(self, request: Request) -> None:
         """Take it out again."""
         del self._waiting[bisect_left(self._waiting, request.number, key=by_arrival)]
-        siblings = self._siblings.get(request.facts.fork_of or "", [])
-        if request in siblings:
+        leader = request.facts.fork_of
+        if leader is not None and request in (siblings := self._siblings.get(leader, [])):
             siblings.remove(request)
             if not siblings:
-                del self._siblings[request.facts.fork_of or ""]
+                del self._siblings[leader]
 
     def admit(self) -> None:
         """First come, first served: a prompt that does not fit yet holds back those behind it.
@@ -70,7 +70,8 @@ class Admission:
 
     def _is_coming(self, request: Request) -> bool:
         """Whether another request is computing what this one lacks wherever it could go."""
-        leader = self._requests.get(request.facts.fork_of or "")
+        fork_of = request.facts.fork_of
+        leader = None if fork_of is None else self._requests.get(fork_of)
         if leader is not None and not request.restarts and leader.state in (State.WAITING, State.PREFILL):
             return True
         if request.awaits is not None and self._is_computed(request.awaits):

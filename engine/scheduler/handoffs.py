@@ -166,6 +166,10 @@ class Departures:
         """The mesh that this transfer comes from; None once it is over."""
         return self._transfers[number][0].source if number in self._transfers else None
 
+    def under_way_from(self, mesh: int) -> list[int]:
+        """The transfers from this mesh that have not arrived, those that are not needed any more included."""
+        return [n for n, (transfer, _) in self._transfers.items() if transfer.source == mesh and not transfer.is_ready]
+
     def owner(self, number: int) -> Request | None:
         """Whose transfer this is; None once nobody wants it."""
         return self._transfers[number][1] if number in self._transfers else None

@@ -29,10 +29,10 @@ class MeshState:
     spec: MeshSpec
     cache: MeshCache
     staging: int
-    seated: dict[str, Request] = field(default_factory=dict)
-    unanswered: dict[str, int] = field(default_factory=dict)
+    seated: dict[int, Request] = field(default_factory=dict)
+    unanswered: dict[int, int] = field(default_factory=dict)
     prefilling: list[Request] = field(default_factory=list)
-    decoding: dict[str, Request] = field(default_factory=dict)
+    decoding: dict[int, Request] = field(default_factory=dict)
     computing: dict[bytes, Request] = field(default_factory=dict)
     arriving: dict[bytes, Request] = field(default_factory=dict)
     in_flight: set[int] = field(default_factory=set)

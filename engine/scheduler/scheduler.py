@@ -47,7 +47,7 @@ class Scheduler:
             MeshState(i, spec, MeshCache(i, config, pool.pages, self._out.append), pool.staging_bytes)
             for i, (spec, pool) in enumerate(zip(config.topology.meshes, pools, strict=True))
         ]
-        self.requests: dict[str, Request] = {}
+        self.requests: dict[int, Request] = {}
         self.tally = Tally()
         self._departures = Departures(config, pools, self.meshes, self._out.append)
         self._admission = Admission(config, self.meshes, self.requests, self.tally)
@@ -92,6 +92,10 @@ class Scheduler:
     def is_in_flight(self, mesh: int, step: int) -> bool:
         """Whether this step's result is still awaited."""
         return step in self.meshes[mesh].in_flight
+
+    def transfers_from(self, mesh: int) -> list[int]:
+        """The transfers that leave this mesh and have not arrived."""
+        return self._departures.under_way_from(mesh)
 
     @property
     def is_drained(self) -> bool:

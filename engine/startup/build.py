@@ -22,6 +22,7 @@ from ...models.text.chat import ChatTemplate
 from ...models.text.tokenizer import Tokenizer
 from ..config import EngineConfig, PoolSize, check_whole_number
 from ..core.engine_core import EngineCore
+from ..protocol.results import Completion
 from ..scheduler.decision_log import DecisionLog, RecordingScheduler
 from ..scheduler.scheduler import Scheduler
 from ..sharding.mesh import build_meshes
@@ -29,10 +30,10 @@ from ..sharding.tensor_parallel import check_tp, model_on
 from ..sharding.weights import Params, load_weights
 from ..topology import Topology
 from ..worker.kv_cache import abstract_state, groups
-from ..worker.local_executor import Completion, Executor
-from ..worker.mesh_worker import MeshExecutor
+from ..worker.local_executor import LocalExecutor
+from ..worker.mesh_worker import MeshWorker
 from ..worker.programs import MeshPlan, compile_programs
-from .compilation import use_cache
+from .compilation import CompileCounter, use_cache
 from .dtype import choose_dtype, parse_dtype
 from .links import time_links, warn_if_staged
 from .memory import longest_that_fits, memory_for_kv, page_bytes, pool_that_fits, request_bytes, state_bytes
@@ -115,16 +116,16 @@ def start_core(
     config, pools = _size_pools(config, options, model, dtype, meshes)
     plans = _mesh_plans(model, config, dtype, meshes, pools)
     programs = compile_programs(plans, progress=options.progress)
-    executors = [MeshExecutor(*parts) for parts in zip(plans, programs, weights, strict=True)]
+    workers = [MeshWorker(*parts) for parts in zip(plans, programs, weights, strict=True)]
     if meshes[0].devices.flat[0].platform != "cpu":  # there the host's memory is the device's
-        for link in time_links(executors, time.monotonic):
+        for link in time_links(workers, time.monotonic):
             warn_if_staged(link)
 
-    def executor(post: Callable[[Completion], None]) -> Executor:
-        return Executor(executors, post, time.monotonic)
+    def executor(post: Callable[[Completion], None]) -> LocalExecutor:
+        return LocalExecutor(workers, post, time.monotonic)
 
     scheduler = Scheduler(config, pools) if log is None else RecordingScheduler(config, pools, log)
-    return EngineCore(scheduler, executor, time.monotonic, log), config
+    return EngineCore(scheduler, executor, time.monotonic, CompileCounter(), log), config
 
 
 def _open_log(path: str | Path | None) -> DecisionLog | None:
