@@ -3,9 +3,9 @@
     python scripts/draw_rooms.py           writes docs/rooms.svg and prints rooms, floors and arrows
     python scripts/draw_rooms.py --check   fails if the picture is not of these imports
 
-A room is a folder of `engine/` or `models/`, a file that lies beside those folders, or a top-level folder. It stands one
-floor above the highest room that it imports, so every arrow points down; rooms that import each other in a circle are
-refused. Imports under TYPE_CHECKING count. Nothing is executed: grimp reads the source.
+A room is a folder of `engine/` or `models/`, a file that lies beside those folders, or a top-level folder. It stands
+one floor above the highest room that it imports, so every arrow points down; rooms that import each other in a circle
+are refused. Imports under TYPE_CHECKING count. Nothing is executed: grimp reads the source.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def read_imports() -> dict[str, list[str]]:
         room = room_of(module, folders)
         if room is not None:
             targets = {room_of(target, folders) for target in graph.find_modules_directly_imported_by(module)}
-            found[room] |= {target for target in targets if target not in (None, room)}  # type: ignore[misc]
+            found[room] |= {target for target in targets if target not in (None, room)}
     return {room: sorted(found[room]) for room in sorted(found)}
 
 

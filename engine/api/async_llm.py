@@ -13,7 +13,7 @@ from types import TracebackType
 import jax
 import numpy as np
 
-from ..protocol.submission import Update
+from ..core.submission import Update
 from .active_requests import Post
 from .base import BaseLLM
 from .collector import RequestCollector

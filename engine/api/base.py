@@ -12,7 +12,7 @@ from ..config import EngineConfig
 from ..metrics.metrics import Metrics
 from ..options import EngineOptions, as_text, with_options
 from ..startup.build import start_engine
-from .client import Frontend
+from .client import EngineClient
 from .prompts import Prompt, PromptLike, check_prompt
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
@@ -29,7 +29,7 @@ class BaseLLM:
         engine = start_engine(options)
         self.config: EngineConfig = engine.config
         self.tokenizer, self._chat_template = engine.tokenizer, engine.chat_template
-        self._core, self._frontend = engine.core, Frontend(engine, options.seed)
+        self._core, self._frontend = engine.core, EngineClient(engine, options.seed)
         self._prepare()
         # At exit too: threads that still wait for a device when Python ends would take the process down with them.
         weakref.finalize(self, engine.core.close)

@@ -34,7 +34,7 @@ class Sampled(NamedTuple):
     """The tokens drawn for R rows, and their scores."""
 
     tokens: Array  # [R] int32
-    scores: TokenScores  # of the rows that have `Flag.LOGPROBS`, zeros elsewhere; see `logprobs.py`
+    scores: TokenScores[Array]  # of the rows that have `Flag.LOGPROBS`, zeros elsewhere; see `logprobs.py`
 
 
 class _Draw(NamedTuple):
@@ -80,7 +80,7 @@ def sample(logits: Array, scalars: Scalars, dense: DenseRows, slot: Array, posit
         )
         tokens = _tokens(adjusted, scalars, position)
         wanted = scalars.has(Flag.LOGPROBS)
-        scores: TokenScores = lax.cond(
+        scores: TokenScores[Array] = lax.cond(
             jnp.any(wanted),
             lambda: _where(wanted, score(logits, tokens), no_scores(len(tokens))),
             lambda: no_scores(len(tokens)),
@@ -93,8 +93,10 @@ def _take(dense: DenseRows, slot: Array) -> DenseRows:
     return rows
 
 
-def _where(wanted: Array, yes: TokenScores, no: TokenScores) -> TokenScores:
-    chosen: TokenScores = jax.tree.map(lambda x, y: jnp.where(wanted.reshape(-1, *(1,) * (x.ndim - 1)), x, y), yes, no)
+def _where(wanted: Array, yes: TokenScores[Array], no: TokenScores[Array]) -> TokenScores[Array]:
+    chosen: TokenScores[Array] = jax.tree.map(
+        lambda x, y: jnp.where(wanted.reshape(-1, *(1,) * (x.ndim - 1)), x, y), yes, no
+    )
     return chosen
 
 

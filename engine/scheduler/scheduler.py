@@ -102,6 +102,10 @@ class Scheduler:
         """Whether this step's result is still awaited."""
         return step in self.meshes[mesh].in_flight
 
+    def transfers_from(self, mesh: int) -> list[int]:
+        """List the transfers that leave this mesh and have not arrived."""
+        return self._handoffs.under_way_from(mesh)
+
     @property
     def is_drained(self) -> bool:
         """Whether no request has started: with admission held, nothing will."""

@@ -185,7 +185,7 @@ def _params(plan: MeshPlan) -> Any:
 
 
 def _compile_score(plan: MeshPlan, programs: Programs, tokens: int) -> None:
-    def score(params: Params, hidden: jax.Array, targets: jax.Array) -> TokenScores:
+    def score(params: Params, hidden: jax.Array, targets: jax.Array) -> TokenScores[jax.Array]:
         decoder = _decoder(plan, params)
         return score_tokens(lambda rows: replicate_logits(decoder.logits(rows), plan.mesh), hidden, targets)
 

@@ -218,7 +218,7 @@ def assert_at_rest(llm):
 def _check_at_rest(scheduler, executor):
     scheduler.check_integrity()
     assert not scheduler.requests
-    assert not executor.payloads
+    assert not executor.records
     assert not executor._staged
     for mesh in scheduler.meshes:
         assert all(pages.num_free == pages.num_pages for pages in mesh.pages.groups)

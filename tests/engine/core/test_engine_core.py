@@ -56,6 +56,11 @@ def record(llm):
     return seen
 
 
+def ids(seen):
+    """The engine's id of each request that came in, by its name."""
+    return {m[0].sink.collector.request_id: m[0].facts.id for m in seen if isinstance(m, tuple)}
+
+
 def decode_steps_during_a_slow_prefill(llm):
     slow_down_prefill(llm)
     running = llm.stream(PROMPTS[0], LONG)
@@ -65,11 +70,12 @@ def decode_steps_during_a_slow_prefill(llm):
     late = llm.stream("the sea and the land " * 2, GREEDY)
     late.result()
     running.close()
+    number = ids(seen)[late.request_id]
     finish = next(
         i for i, m in enumerate(seen)
-        if isinstance(m, StepResult) and isinstance(m.rows[0], Chunk) and m.rows[0].request_id == late.request_id
+        if isinstance(m, StepResult) and isinstance(m.rows[0], Chunk) and m.rows[0].request_id == number
     )  # fmt: skip
-    arrival = next(i for i, m in enumerate(seen) if isinstance(m, tuple) and m[0].facts.id == late.request_id)
+    arrival = next(i for i, m in enumerate(seen) if isinstance(m, tuple) and m[0].facts.id == number)
     between = seen[arrival:finish]
     return sum(isinstance(m, StepResult) and isinstance(m.rows[0], DecodeRow) for m in between), seen
 
@@ -305,8 +311,7 @@ def test_one_source_does_not_hold_back_what_another_sends(make_llm):
         late = llm.stream("the sea and the land " * 2, GREEDY)
         quick = [llm.stream(PROMPTS[2], GREEDY) for _ in range(2)]
         late.result()
-        order = [request for request in ends(seen) if request]
-        assert {stream.request_id for stream in quick} == set(order[:2])
+        assert {ids(seen)[stream.request_id] for stream in quick} == set(ends(seen)[:2])
 
 
 def ends(seen):
