@@ -101,7 +101,7 @@ def _decode(decoder: Any, data: bytes) -> Any:
         return decoder.decode(memoryview(data)[1:])
     except msgspec.ValidationError as error:
         raise WireError(_what_is_wrong(data, error)) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of text that is not UTF-8, and of depth without end
         how = "cut short" if "truncated" in str(error) else "damaged"
         raise WireError(f"the message is {how} after {len(data)} bytes.") from None
 
@@ -110,7 +110,7 @@ def _what_is_wrong(data: bytes, error: Exception) -> str:
     """A sentence about bytes that are MessagePack and no message."""
     try:
         content = msgspec.msgpack.decode(memoryview(data)[1:])
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         content = None
     kind = content.get("type") if isinstance(content, dict) else None
     if not isinstance(kind, str):
