@@ -117,4 +117,5 @@ def _what_is_wrong(data: bytes, error: Exception) -> str:
         return "the message has no type: it is damaged, or of another program."
     if "$.type" in str(error):
         return f"the message is of unknown type {kind[:40]!r}: run the same Twinmesh on both sides."
-    return f"the {kind[:40]} is not as it should be ({error}): it is damaged, or of another Twinmesh."
+    details = ascii(str(error))[1:-1][:160]  # which may quote what came
+    return f"the {ascii(kind)[1:-1][:40]} is not as it should be ({details}): it is damaged, or of another Twinmesh."
