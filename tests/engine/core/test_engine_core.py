@@ -70,12 +70,12 @@ def decode_steps_during_a_slow_prefill(llm):
     late = llm.stream("the sea and the land " * 2, GREEDY)
     late.result()
     running.close()
-    number = ids(seen)[late.request_id]
+    late_id = ids(seen)[late.request_id]
     finish = next(
         i for i, m in enumerate(seen)
-        if isinstance(m, StepResult) and isinstance(m.rows[0], Chunk) and m.rows[0].request_id == number
+        if isinstance(m, StepResult) and isinstance(m.rows[0], Chunk) and m.rows[0].request_id == late_id
     )  # fmt: skip
-    arrival = next(i for i, m in enumerate(seen) if isinstance(m, tuple) and m[0].facts.id == number)
+    arrival = next(i for i, m in enumerate(seen) if isinstance(m, tuple) and m[0].facts.id == late_id)
     between = seen[arrival:finish]
     return sum(isinstance(m, StepResult) and isinstance(m.rows[0], DecodeRow) for m in between), seen
 
