@@ -15,18 +15,21 @@ import numpy as np
 
 from ..protocol.submission import Update
 from .active_requests import Post
-from .base import EngineOwner
+from .base import BaseLLM
 from .collector import RequestCollector
 from .outputs import RequestOutput
 from .prompts import PromptLike
 from .sampling_params import SamplingParams
 
 
-class AsyncLLM(EngineOwner):
+class AsyncLLM(BaseLLM):
     """A model on its meshes, ready to generate for coroutines. Use `async with`, or await `close`.
 
-    Its options are described under `__init__`. Methods that are not coroutines return at once and may be called from
-    anywhere.
+    The options are those of `EngineOptions`. Making an engine loads the model and compiles every program, which takes
+    seconds to minutes; nothing compiles afterwards. An option, a model's file, devices or memory that cannot be used is
+    a ValueError that says what to change.
+
+    Methods that are not coroutines return at once and may be called from anywhere.
     """
 
     async def generate(

@@ -19,7 +19,7 @@ from ...models.text.chat import Message, Tool
 from ..config import check_whole_number
 from ..errors import EngineError
 from ..protocol.submission import Update
-from .base import EngineOwner
+from .base import BaseLLM
 from .client import Job
 from .collector import RequestCollector
 from .outputs import RequestOutput, Score
@@ -32,11 +32,14 @@ from .streams import HandDriven, RequestStream
 _SCORING = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
 
 
-class LLM(EngineOwner):
+class LLM(BaseLLM):
     """A model on its meshes, ready to generate. Use it as a context manager, or call `close`.
 
-    Its options are described under `__init__`. An engine that is dropped or still open when the program ends is closed
-    then.
+    The options are those of `EngineOptions`. Making an engine loads the model and compiles every program, which takes
+    seconds to minutes; nothing compiles afterwards. An option, a model's file, devices or memory that cannot be used is
+    a ValueError that says what to change.
+
+    An engine that is dropped or still open when the program ends is closed then.
     """
 
     def _prepare(self) -> None:

@@ -53,7 +53,7 @@ def make_engine(model, topology="both=1", *, weights=None, room=1.25, **changes)
     """An `LLM` of `model` whose pools hold `room` requests of full length: so few that requests get in each other's way
     wherever they can. `weights` default to `random_weights(model)`, `changes` are options of `LLM`."""
 
-    def start(model, options):
+    def start(options):
         def load(dtype, meshes):
             arrays = weights or random_weights(model, dtype=dtype)
             placers = [Placer(model, dtype, mesh) for mesh in meshes]

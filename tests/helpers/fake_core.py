@@ -92,7 +92,7 @@ def make_fake(kind, core, monkeypatch, *, config=CONFIG, template=CHAT_TEMPLATE,
     tokenizer = tokenizer_from_gguf(TOKENIZER)
     chat_template = ChatTemplate(template, tokenizer, name="tiny")
     engine = SimpleNamespace(core=core, config=config, tokenizer=tokenizer, chat_template=chat_template)
-    monkeypatch.setattr("twinmesh.engine.api.base.start_engine", lambda model, options: engine)
+    monkeypatch.setattr("twinmesh.engine.api.base.start_engine", lambda options: engine)
     return kind("fake", **options)
 
 
