@@ -140,7 +140,7 @@ class EngineCore:
         """Figures so far."""
         with self._lock:  # the dispatching thread needs it: percentiles come after
             log, running = self._log.snapshot(), len(self._live)
-        return log.metrics(running, self._compiles.count, self._scheduler.tally, self._executor.traffic, self._host)
+        return log.metrics(running, self._compiles.count, self._scheduler.counters, self._executor.traffic, self._host)
 
     def close(self) -> None:
         """Abort what runs, wait for what is in flight, join the threads, free the arrays. Idempotent.

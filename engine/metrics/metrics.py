@@ -14,7 +14,7 @@ import numpy as np
 from ..protocol.actions import FinishReason
 from ..protocol.timeline import Timeline
 from ..scheduler.request import Request
-from .counters import HostTime, Tally, Traffic
+from .counters import Counters, HostTime, Traffic
 
 # Percentiles are over this many requests, the latest; an engine that runs for weeks must not grow.
 RECENT = 4096
@@ -130,7 +130,7 @@ class RequestLog:
         twin.reasons, twin.recent = self.reasons.copy(), self.recent.copy()
         return twin
 
-    def metrics(self, running: int, compiles: int, tally: Tally, traffic: Traffic, host: HostTime) -> Metrics:
+    def metrics(self, running: int, compiles: int, tally: Counters, traffic: Traffic, host: HostTime) -> Metrics:
         """The figures now. `running`: requests that have not ended; `compiles`: since the engine was ready."""
         seconds = self._last_finish - self._first_arrival if self._first_arrival is not None else 0.0
         return Metrics(

@@ -155,7 +155,7 @@ def test_a_mixed_run_can_be_replayed(tmp_path, kind):
     replayed = replay(path)
     assert metrics.preemptions > 0
     assert metrics.migrations > 0 or kind != "split"
-    assert replayed.scheduler.tally.preemptions >= metrics.preemptions
+    assert replayed.scheduler.counters.preemptions >= metrics.preemptions
     assert Counter(replayed.finished.values())["length"] >= metrics.requests["length"]
     assert replayed.ended.generated_tokens >= metrics.generated_tokens
     lines = [read_line(line) for line in path.read_text().splitlines()[1:]]

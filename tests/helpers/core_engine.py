@@ -183,8 +183,8 @@ class Pause:
 
 @contextlib.contextmanager
 def watching(llm):
-    """What an engine does meanwhile: its actions, and the most pages of each cache group that a seat held of a request
-    in each state, and after its first decode step ("decoding")."""
+    """What an engine does meanwhile: its actions, and the most pages of each cache group that a request's placement
+    held in each state, and after its first decode step ("decoding")."""
     scheduler, seen, most = llm._core._scheduler, [], {}
     actions = scheduler.actions
 
@@ -192,8 +192,8 @@ def watching(llm):
         out = actions()
         seen.extend(out)
         for request in scheduler.requests.values():
-            for seat in filter(None, (request.home, request.handoff and request.handoff.seat)):
-                pages = [len(table.pages) + len(table.spare) for table in seat.tables]
+            for placement in filter(None, (request.placement, request.handoff and request.handoff.placement)):
+                pages = [len(table.pages) + len(table.spare) for table in placement.tables]
                 when = "decoding" if request.kv_len > request.to_prefill else request.state
                 most[when] = list(map(max, most.get(when, pages), pages))
         return out
@@ -221,9 +221,9 @@ def _check_at_rest(scheduler, executor):
     assert not executor.payloads
     assert not executor._staged
     for mesh in scheduler.meshes:
-        assert all(pages.num_free == pages.num_pages for pages in mesh.cache.groups)
-        assert mesh.cache.slots.num_free == scheduler.config.max_num_seqs
-        for left in (mesh.seated, mesh.decoding, mesh.prefilling, mesh.computing, mesh.arriving, mesh.unanswered):
+        assert all(pages.num_free == pages.num_pages for pages in mesh.pages.groups)
+        assert mesh.pages.slots.num_free == scheduler.config.max_num_seqs
+        for left in (mesh.placed, mesh.computing, mesh.arriving, mesh.prefill_load):
             assert not left
 
 

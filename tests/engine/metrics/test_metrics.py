@@ -1,7 +1,7 @@
 """Timelines to figures: percentiles, rates, and what they are without any requests."""
 
 import pytest
-from twinmesh.engine.metrics.counters import HostTime, Tally, Traffic
+from twinmesh.engine.metrics.counters import Counters, HostTime, Traffic
 from twinmesh.engine.metrics.metrics import RECENT, Latencies, Percentiles, RequestLog
 from twinmesh.engine.protocol.events import RequestFacts
 from twinmesh.engine.protocol.timeline import Timeline
@@ -14,7 +14,7 @@ def ended(arrival=0.0, tokens=(1.0, 2.0, 4.0), finish=4.0, kv_ready=1.5):
 
 
 def test_an_engine_without_requests_has_zeros_and_no_percentiles():
-    metrics = RequestLog().metrics(0, 0, Tally(), Traffic(), HostTime())
+    metrics = RequestLog().metrics(0, 0, Counters(), Traffic(), HostTime())
     assert metrics.requests == {}
     assert metrics.tokens_per_second == 0.0
     assert metrics.prefix_hit_rate == 0.0
@@ -40,7 +40,7 @@ def test_counts_come_from_requests_tally_and_traffic():
     log = RequestLog()
     log.add(ended(arrival=0.0, finish=4.0), "length")
     log.add(ended(arrival=2.0, finish=6.0), "abort")
-    tally = Tally(prompt_tokens=40, cached_tokens=10, preemptions=1, migrations=2, retries=3)
+    tally = Counters(prompt_tokens=40, cached_tokens=10, preemptions=1, migrations=2, retries=3)
     metrics = log.metrics(5, 6, tally, Traffic(transfers=4, bytes=3000, seconds=1.5), HostTime())
     assert metrics.requests == {"length": 1, "abort": 1}
     assert (metrics.running, metrics.compiles) == (5, 6)
@@ -56,7 +56,7 @@ def test_only_requests_that_finished_are_timed_and_only_the_latest():
     log.add(ended(), "error")
     for _ in range(RECENT + 1):
         log.add(ended(), "stop")
-    metrics = log.metrics(0, 0, Tally(), Traffic(), HostTime())
+    metrics = log.metrics(0, 0, Counters(), Traffic(), HostTime())
     assert metrics.latencies.ttft.count == RECENT
     assert metrics.requests == {"error": 1, "stop": RECENT + 1}
 
@@ -66,5 +66,5 @@ def test_a_snapshot_stays_as_it_is():
     log.add(ended(), "stop")
     twin = log.snapshot()
     log.add(ended(), "stop")
-    assert twin.metrics(0, 0, Tally(), Traffic(), HostTime()).requests == {"stop": 1}
-    assert twin.metrics(0, 0, Tally(), Traffic(), HostTime()).latencies.e2e.count == 1
+    assert twin.metrics(0, 0, Counters(), Traffic(), HostTime()).requests == {"stop": 1}
+    assert twin.metrics(0, 0, Counters(), Traffic(), HostTime()).latencies.e2e.count == 1

@@ -111,7 +111,7 @@ def test_a_replay_makes_the_decisions_of_the_run(record, topology, options):
     assert result.events == sum(isinstance(line, dict) for line in lines)
     assert result.decisions == sum(len(line) for line in lines if isinstance(line, list))
     assert result.scheduler.config == scheduler.config
-    assert result.scheduler.tally == scheduler.tally
+    assert result.scheduler.counters == scheduler.counters
     result.scheduler.check_integrity()
 
 
