@@ -32,7 +32,7 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
         tiles = prefill_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(prefill.paged_prefill_attention, options=options, tiles=tiles, cores=cores)
 
-    return _choose(kernel, _plain(xla.paged_prefill_attention, options), (q, kv, q_start))
+    return _choose(kernel, functools.partial(xla.paged_prefill_attention, options=options), (q, kv, q_start))
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
@@ -42,18 +42,7 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
         tiles = decode_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(decode.paged_decode_attention, options=options, tiles=tiles, cores=cores)
 
-    return _choose(kernel, _plain(xla.paged_decode_attention, options), (q, kv))
-
-
-def _plain(attention: Callable[..., Array], options: AttentionOptions) -> Callable[..., Array]:
-    """An attention of `xla.py`, which takes cache and options one by one, called as the kernels are."""
-
-    def call(q: Array, kv: PagedKV, *others: Array) -> Array:
-        return attention(
-            q, *kv, *others, scale=options.scale, window=options.window, softcap=options.softcap, sink=options.sink
-        )
-
-    return call
+    return _choose(kernel, functools.partial(xla.paged_decode_attention, options=options), (q, kv))
 
 
 def _choose(

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention, xla
+from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.scripts.gpu.facts import Facts
 from twinmesh.scripts.gpu.timing import Heads, attempt, pool, queries
 
@@ -115,8 +116,16 @@ def attention_errors(case: Case, scale: float) -> dict[str, float | str]:
         (paged_decode_attention, xla.paged_decode_attention, (inputs.q_decode, *cache)),
         (paged_prefill_attention, xla.paged_prefill_attention, (inputs.q_prefill, *cache, inputs.q_start)),
     ):
-        found[f"{kernel.__name__} {case}"] = _error(partial(kernel, **settings), partial(plain, **settings), arrays)
+        found[f"{kernel.__name__} {case}"] = _error(
+            partial(kernel, **settings), partial(_bundled, plain, settings), arrays
+        )
     return found
+
+
+def _bundled(attention: Any, settings: dict[str, Any], q: Array, *arrays: Array) -> Array:
+    """One of the package's implementations, called with the arguments of its public functions."""
+    out: Array = attention(q, PagedKV(*arrays[:4]), *arrays[4:], options=AttentionOptions(**settings))
+    return out
 
 
 def make_inputs(case: Case, scale: float) -> Inputs:

@@ -71,8 +71,8 @@ def test_a_program_for_the_cpu_of_a_machine_with_a_gpu_runs_in_xla(monkeypatch, 
     case = make_case([70, 5], page_size=64, max_pages=2, heads=(4, 2), head_dim=64, dtype=jnp.dtype("bfloat16"))
     got = jax.jit(lambda q, cache: paged_decode_attention(q, **cache, scale=0.1))(case.q, case.cache)
     want = xla.paged_decode_attention(
-        *map(jnp.asarray, (case.q, *case.cache.values())), scale=0.1, window=None, softcap=None, sink=None
-    )  # fmt: skip
+        jnp.asarray(case.q), PagedKV(*map(jnp.asarray, case.cache.values())), AttentionOptions(0.1)
+    )
     np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(want, np.float32))
 
 

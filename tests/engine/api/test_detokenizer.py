@@ -21,7 +21,8 @@ SPECIAL_STOPS = st.sampled_from([["<|im_end|>"], ["nk>h", "e<th"], ["he<|"]])
 
 def certain_text(ids, skip_special):
     """The characters that `ids` complete."""
-    return codecs.getincrementaldecoder("utf-8")("replace").decode(TOKENIZE.token_bytes(ids, skip_special))
+    pieces = (TOKENIZE.piece(i) for i in ids if not (skip_special and i in TOKENIZE.control_ids))
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(b"".join(pieces))
 
 
 def reference(ids, stops, min_tokens, include_stop, skip_special):
