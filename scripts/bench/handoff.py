@@ -107,7 +107,7 @@ def time_idle_links(llm: "LLM") -> list[dict[str, float]]:
     """The transfers that the engine times at start-up on a GPU, here on any device."""
     from twinmesh.engine.startup.links import time_links
 
-    links = time_links(llm._core._executor.meshes, time.monotonic)
+    links = llm.engine.core.inspect(lambda scheduler, executor: time_links(executor.meshes, time.monotonic))
     return [{"bytes": link.bytes, "seconds": link.seconds, "bytes_per_second": link.rate} for link in links]
 
 

@@ -35,6 +35,7 @@ from twinmesh.engine.sharding.weights import Params
 from twinmesh.engine.startup.build import start_core
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.kv_cache import DeviceState
+from twinmesh.engine.worker.mesh_worker import MeshExecutor
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import ParamSpec, abstract_params
 
@@ -59,9 +60,9 @@ def random_params(dtype: jnp.dtype, meshes: Sequence[Mesh], model: ModelConfig) 
     ]
 
 
-def hollow_out(core: EngineCore) -> None:
+def hollow_out(meshes: Sequence[MeshExecutor]) -> None:
     """Let the step programs of an engine compute nothing; what they take and give back stays."""
-    for mesh in core._executor.meshes:
+    for mesh in meshes:
         programs, state = mesh.programs, mesh.plan.state
         for key, program in programs.prefill.items():
             programs.prefill[key] = hollow(program, state)
@@ -95,7 +96,7 @@ def measure(topology: str, layers: int, requests: int, real: bool) -> dict[str, 
     core, _ = start_core(model, dtype, partial(random_params, model=model), options)
     try:
         if not real:
-            hollow_out(core)
+            hollow_out(core.inspect(lambda scheduler, executor: executor.meshes))
         rounds = [host_time(core, requests) for _ in range(ROUNDS)]
     finally:
         core.close()
