@@ -22,7 +22,7 @@ from .work import Splits, ceil_div, split_work
 # whose partial sums are kept; splits of an iteration for each row, and tokens of all of them: fewer starve the second
 # core, more fall out of the L2 cache.
 _DECODE_BLOCK = 128
-_DECODE_SPLITS = 32
+DECODE_SPLITS = 32
 _DECODE_LANES = 4
 _DECODE_TOKENS = 2048
 # Prefill: query rows of a work item, and tokens of one iteration.
@@ -110,9 +110,9 @@ class _ListedSplits(NamedTuple):
 
 
 def _decode_split(max_pages: int, page_size: int, pages: int, window: int | None) -> int:
-    """Tokens of a split: one block of `pages`, several where there could be more than `_DECODE_SPLITS`."""
+    """Tokens of a split: one block of `pages`, several where there could be more than `DECODE_SPLITS`."""
     reach = max_pages if window is None else min(max_pages, ceil_div(window, page_size) + 1)
-    return ceil_div(reach, pages * _DECODE_SPLITS) * pages * page_size
+    return ceil_div(reach, pages * DECODE_SPLITS) * pages * page_size
 
 
 def _listed_splits(work: Splits, lanes: int, *, by_length: bool) -> _ListedSplits:

@@ -199,11 +199,11 @@ class LLM(BaseLLM):
             ValueError: a path that the model does not have, or another shape or dtype. Nothing was replaced.
             EngineError: the engine is closed or has failed.
         """
-        self._core.update_params(params)
+        self.engine.core.update_params(params)
 
     def close(self) -> None:
         """Abort what runs, join the threads, free the device memory. Calling it again does nothing."""
-        self._core.close()
+        self.engine.core.close()
 
     def __enter__(self) -> "LLM":
         return self
