@@ -5,8 +5,8 @@ engine's writes the paged KV cache and attends over pages, `dense_causal` below 
 differentiated. A cache is threaded through the layers as a value: nothing here keeps state while it is traced. Layers
 are unrolled: 30 of them compile in 1.4 s on a CPU and run twice as fast as a scan.
 
-Parameters live outside: `abstract_params` describes them in a fixed order without allocating any, a step takes them as
-a plain tuple of arrays in that order (an `nnx.State` costs 0.8 ms per call, a tuple 0.14), and `bind` gives back a
+Parameters are kept outside: `abstract_params` describes them in a fixed order without allocating any, a step takes them
+as a plain tuple of arrays in that order (an `nnx.State` costs 0.8 ms per call, a tuple 0.14), and `bind` rebuilds a
 `Decoder` at trace time. No KV cache, no sampling, no sharding decisions here.
 """
 
@@ -100,9 +100,9 @@ class Decoder(nnx.Module):
         Args:
             tokens: [T] int32 ids, any number of sequences packed one after the other. Padding is id 0.
             positions: [T] int32, each token's position in its own sequence.
-            attend: attention of each layer; it alone decides what a token sees.
+            attend: attention of each layer; it alone decides which tokens a token attends to.
             kv: the cache that the first layer's attention takes.
-            rows: what every layer's attention is given besides.
+            rows: passed on to every layer's attention.
 
         Returns:
             [T, E] in `dtype`, and the cache after the last layer.
