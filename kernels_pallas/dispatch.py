@@ -50,15 +50,15 @@ def _choose(
     plain: Callable[..., Array],
     arrays: tuple[Any, ...],  # q [.., Hq, D] and `PagedKV` first
 ) -> Array:
-    kind, cores, is_certain = _gpu()
+    kind, cores, is_certain = gpu_to_trace_for()
     if kind is None:
         return plain(*arrays)
     if not _HOPPER.search(kind):
-        _say_once(f"{kind} is not a Hopper GPU: paged attention runs in plain XLA.")
+        warn_once(f"{kind} is not a Hopper GPU: paged attention runs in plain XLA.")
         return plain(*arrays)
     reason = why_unsupported(arrays[0], arrays[1].k_pages)
     if reason is not None:
-        _say_once(f"{reason} Paged attention runs in plain XLA.")
+        warn_once(f"{reason} Paged attention runs in plain XLA.")
         return plain(*arrays)
     if is_certain:
         return kernel(cores)(*arrays)
@@ -66,7 +66,7 @@ def _choose(
     return chosen
 
 
-def _gpu() -> tuple[str | None, int, bool]:
+def gpu_to_trace_for() -> tuple[str | None, int, bool]:
     """Return kind and number of multiprocessors of the GPU to trace for, and whether the program surely runs there.
 
     The kind is None if the program is traced for another device than a GPU.
@@ -81,7 +81,8 @@ def _gpu() -> tuple[str | None, int, bool]:
 
 
 @functools.cache
-def _say_once(sentence: str) -> None:
+def warn_once(sentence: str) -> None:
+    """Log a warning, unless this process has logged the same before."""
     _log.warning(sentence)
 
 

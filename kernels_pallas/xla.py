@@ -21,7 +21,7 @@ from .work import Splits, ceil_div, split_work
 
 # Measured on two CPU cores, float32, 3 key/value heads of 64.
 _DECODE_BLOCK = 128  # tokens of a block
-_DECODE_SPLITS = 32  # the most splits of a request, whose partial sums are kept
+DECODE_SPLITS = 32  # the most splits of a request, whose partial sums are kept
 _DECODE_LANES = 4  # splits of an iteration per row
 _DECODE_TOKENS = 2048  # the most tokens of an iteration: fewer starve the second core, more exceed the L2 cache
 _PREFILL_TILE = 128  # query rows of a work item
@@ -108,9 +108,9 @@ class _ListedSplits(NamedTuple):
 
 
 def _decode_split(max_pages: int, page_size: int, pages: int, window: int | None) -> int:
-    """Choose the tokens of a split: one block of `pages`, or several if there could be more than `_DECODE_SPLITS`."""
+    """Choose the tokens of a split: one block of `pages`, or several if there could be more than `DECODE_SPLITS`."""
     reach = max_pages if window is None else min(max_pages, ceil_div(window, page_size) + 1)
-    return ceil_div(reach, pages * _DECODE_SPLITS) * pages * page_size
+    return ceil_div(reach, pages * DECODE_SPLITS) * pages * page_size
 
 
 def _listed_splits(work: Splits, lanes: int, *, by_length: bool) -> _ListedSplits:

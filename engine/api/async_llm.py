@@ -13,7 +13,7 @@ from types import TracebackType
 import jax
 import numpy as np
 
-from ..protocol.submission import Update
+from ..core.submission import Update
 from .active_requests import Post
 from .base import BaseLLM
 from .collector import RequestCollector
@@ -77,11 +77,11 @@ class AsyncLLM(BaseLLM):
 
     async def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
         """Do as `LLM.update_params`, without holding up the event loop."""
-        await asyncio.to_thread(self._core.update_params, params)
+        await asyncio.to_thread(self.engine.core.update_params, params)
 
     async def close(self) -> None:
         """Abort what runs, join the threads, free the device memory. Calling it again does nothing."""
-        await asyncio.to_thread(self._core.close)
+        await asyncio.to_thread(self.engine.core.close)
 
     async def __aenter__(self) -> "AsyncLLM":
         return self

@@ -6,13 +6,14 @@ The options are described in `options.py`, once; they are in the signature and t
 import inspect
 import weakref
 from collections.abc import Sequence
+from typing import Self
 
 from ...models.text.chat import Message, Tool
 from ..config import EngineConfig
 from ..metrics.metrics import Metrics
 from ..options import EngineOptions, as_text, with_options
-from ..startup.build import start_engine
-from .client import Frontend
+from ..startup.build import Engine, start_engine
+from .client import EngineClient
 from .prompts import Prompt, PromptLike, check_prompt
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
@@ -26,10 +27,24 @@ class BaseLLM:
 
     @with_options(EngineOptions)
     def __init__(self, options: EngineOptions) -> None:
-        engine = start_engine(options)
+        self._serve(start_engine(options), options.seed)
+
+    @classmethod
+    def from_engine(cls, engine: Engine, *, seed: int = 0) -> Self:
+        """Make one over an engine that runs already, and is closed with it.
+
+        For engines whose parts are made by hand, such as weights that come from no file; see `startup/build.py`.
+        `seed`: as the option of this name.
+        """
+        self = cls.__new__(cls)
+        self._serve(engine, seed)
+        return self
+
+    def _serve(self, engine: Engine, seed: int) -> None:
+        self.engine: Engine = engine
         self.config: EngineConfig = engine.config
         self.tokenizer, self._chat_template = engine.tokenizer, engine.chat_template
-        self._core, self._frontend = engine.core, Frontend(engine, options.seed)
+        self._frontend = EngineClient(engine, seed)
         self._prepare()
         # At exit too: threads that still wait for a device when Python ends would take the process down with them.
         weakref.finalize(self, engine.core.close)
@@ -72,11 +87,11 @@ class BaseLLM:
         Raises:
             EngineError: it is closed or has failed.
         """
-        self._core.check_health()
+        self.engine.core.check_health()
 
     def metrics(self) -> Metrics:
         """Return counts and latencies so far."""
-        return self._core.metrics()
+        return self.engine.core.metrics()
 
     def preempt(self, request_id: str) -> None:
         """Give up a request's KV and compute it again later, with the tokens it has; it may wait for its turn.

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from ...models.text.chat import Message, Tool
 from ..config import check_whole_number
+from ..core.submission import Update
 from ..errors import EngineError
-from ..protocol.submission import Update
 from .base import BaseLLM
 from .client import Job
 from .collector import RequestCollector
@@ -102,7 +102,7 @@ class LLM(BaseLLM):
         updates: SimpleQueue[Update] = SimpleQueue()
         job = self._frontend.check(prompt, sampling_params or SamplingParams())
         ticket = self._frontend.ticket(job, lambda _, update: updates.put(update))
-        stream = RequestStream(ticket.collector, updates, self.abort)
+        stream = RequestStream(ticket.collector, updates, self._frontend.withdraw)
         try:
             self._frontend.start(ticket)
         except BaseException:
@@ -199,11 +199,11 @@ class LLM(BaseLLM):
             ValueError: a path that the model does not have, or another shape or dtype. Nothing was replaced.
             EngineError: the engine is closed or has failed.
         """
-        self._core.update_params(params)
+        self.engine.core.update_params(params)
 
     def close(self) -> None:
         """Abort what runs, join the threads, free the device memory. Calling it again does nothing."""
-        self._core.close()
+        self.engine.core.close()
 
     def __enter__(self) -> "LLM":
         return self
@@ -241,7 +241,7 @@ class LLM(BaseLLM):
                     yield running.pop(collector), collector
         finally:
             for collector in running:
-                self.abort(collector.request_id)
+                self._frontend.withdraw(collector)
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:

@@ -21,12 +21,8 @@ from ..protocol.sampling_plan import MAX_LOGPROBS
 # Rows per call of the LM head: enough for an efficient GEMM, and 64 rows of 150,000 logits take only 40 MB.
 _HEAD_ROWS = 64
 
-jax.tree_util.register_pytree_node(
-    TokenScores, lambda x: ((x.logprob, x.rank, x.top_ids, x.top_logprobs), None), lambda _, x: TokenScores(*x)
-)
 
-
-def score(logits: Array, tokens: Array) -> TokenScores:
+def score(logits: Array, tokens: Array) -> TokenScores[Array]:
     """Score tokens [R] int32 against raw logits [R, V] float32."""
     vocabulary = logits.shape[1]
     own = jnp.take_along_axis(logits, tokens[:, None], axis=1, mode="clip")  # [R, 1]
@@ -44,7 +40,7 @@ def score(logits: Array, tokens: Array) -> TokenScores:
     )
 
 
-def no_scores(rows: int) -> TokenScores:
+def no_scores(rows: int) -> TokenScores[Array]:
     """Make the zeros that stand for the scores of R rows without log-probabilities."""
     top = (rows, MAX_LOGPROBS)
     return _scores(
@@ -52,7 +48,7 @@ def no_scores(rows: int) -> TokenScores:
     )
 
 
-def score_tokens(head: Callable[[Array], Array], hidden: Array, targets: Array) -> TokenScores:
+def score_tokens(head: Callable[[Array], Array], hidden: Array, targets: Array) -> TokenScores[Array]:
     """Score one target token per hidden state, without ever holding the logits of all rows.
 
     Args:
@@ -70,15 +66,15 @@ def score_tokens(head: Callable[[Array], Array], hidden: Array, targets: Array) 
         jnp.pad(targets, (0, padding)).reshape(-1, _HEAD_ROWS),
     )
 
-    def block(inputs: tuple[Array, Array]) -> TokenScores:
+    def block(inputs: tuple[Array, Array]) -> TokenScores[Array]:
         hidden, targets = inputs
         return score(head(hidden), targets)
 
     with jax.named_scope("score_tokens"):
-        scores: TokenScores = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], lax.map(block, blocks))
+        scores: TokenScores[Array] = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], lax.map(block, blocks))
         return scores
 
 
-def _scores(logprob: Any, rank: Any, top_ids: Any, top_logprobs: Any) -> TokenScores:
+def _scores(logprob: Any, rank: Any, top_ids: Any, top_logprobs: Any) -> TokenScores[Array]:
     """Build `TokenScores` from device arrays, although its fields are declared as the host's arrays."""
     return TokenScores(logprob, rank, top_ids, top_logprobs)

@@ -25,7 +25,7 @@ from .logprobs import no_scores, score
 from .request_state import DenseRows, Flag, Float, Int, Scalars
 
 # A full sort of a vocabulary takes 40 times as long as finding this many of its largest.
-_BOUND = 64
+BOUND = 64
 # The vocabulary is summed in blocks of this many tokens, so that only block sums and one block need running sums.
 _BLOCK = 256
 
@@ -34,7 +34,7 @@ class Sampled(NamedTuple):
     """The tokens drawn for R rows, and their scores."""
 
     tokens: Array  # [R] int32
-    scores: TokenScores  # of rows with `Flag.LOGPROBS`, zeros elsewhere; see `logprobs.py`
+    scores: TokenScores[Array]  # of rows with `Flag.LOGPROBS`, zeros elsewhere; see `logprobs.py`
 
 
 class _Draw(NamedTuple):
@@ -80,7 +80,7 @@ def sample(logits: Array, scalars: Scalars, dense: DenseRows, slot: Array, posit
         )
         tokens = _tokens(adjusted, scalars, position)
         wanted = scalars.has(Flag.LOGPROBS)
-        scores: TokenScores = lax.cond(
+        scores: TokenScores[Array] = lax.cond(
             jnp.any(wanted),
             lambda: _where(wanted, score(logits, tokens), no_scores(len(tokens))),
             lambda: no_scores(len(tokens)),
@@ -93,8 +93,10 @@ def _take(dense: DenseRows, slot: Array) -> DenseRows:
     return rows
 
 
-def _where(wanted: Array, yes: TokenScores, no: TokenScores) -> TokenScores:
-    chosen: TokenScores = jax.tree.map(lambda x, y: jnp.where(wanted.reshape(-1, *(1,) * (x.ndim - 1)), x, y), yes, no)
+def _where(wanted: Array, yes: TokenScores[Array], no: TokenScores[Array]) -> TokenScores[Array]:
+    chosen: TokenScores[Array] = jax.tree.map(
+        lambda x, y: jnp.where(wanted.reshape(-1, *(1,) * (x.ndim - 1)), x, y), yes, no
+    )
     return chosen
 
 
@@ -117,7 +119,7 @@ def _sample(logits: Array, scalars: Scalars, position: Array, wanted: Array) -> 
     is_restricted = ((draw.top_p < 1) | (draw.top_k < logits.shape[1]))[:, 0] & wanted
     kept = lax.cond(
         jnp.any(is_restricted),
-        lambda: jnp.where(_is_kept(draw, weights, is_restricted), weights, 0.0),
+        lambda: jnp.where(is_kept(draw, weights, is_restricted), weights, 0.0),
         lambda: weights,
     )
     return _inverse_cdf(kept, draw.uniform)
@@ -145,14 +147,14 @@ class _Cut(NamedTuple):
     id: Array  # [R, 1]
 
 
-def _is_kept(draw: _Draw, weights: Array, wanted: Array) -> Array:
+def is_kept(draw: _Draw, weights: Array, wanted: Array) -> Array:
     """Mark the tokens that top_k and top_p keep, [R, V]: all of them in rows that are not wanted.
 
-    The cut is found among the `_BOUND` largest logits where these hold every token that the row may draw, else among
+    The cut is found among the `BOUND` largest logits where these hold every token that the row may draw, else among
     all logits, sorted.
     """
     vocabulary = draw.logits.shape[1]
-    bound = min(_BOUND, vocabulary)
+    bound = min(BOUND, vocabulary)
     total = weights.sum(axis=-1, keepdims=True)
     values, ids = lax.top_k(draw.logits, bound)
     few = draw.weights(values)

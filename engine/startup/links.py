@@ -16,7 +16,7 @@ import jax
 
 from ..protocol.actions import StartTransfer
 from ..worker.kv_transfer import Staging, abstract_staging, plan, send, staged_pages
-from ..worker.mesh_worker import MeshExecutor
+from ..worker.mesh_worker import MeshWorker
 from ..worker.programs import MeshPlan
 
 # A blocked call is felt from here on: about one decode step of a small model on a GPU.
@@ -42,7 +42,7 @@ class Link:
         return self.bytes / max(self.seconds, 1e-9)
 
 
-def time_links(meshes: Sequence[MeshExecutor], clock: Callable[[], float]) -> list[Link]:
+def time_links(meshes: Sequence[MeshWorker], clock: Callable[[], float]) -> list[Link]:
     """Time every pair of meshes between which KV may move, before the engine runs; `clock` is in seconds."""
     return [
         _time_pair(meshes, source, destination, clock)
@@ -52,7 +52,7 @@ def time_links(meshes: Sequence[MeshExecutor], clock: Callable[[], float]) -> li
     ]
 
 
-def _time_pair(meshes: Sequence[MeshExecutor], source: int, destination: int, clock: Callable[[], float]) -> Link:
+def _time_pair(meshes: Sequence[MeshWorker], source: int, destination: int, clock: Callable[[], float]) -> Link:
     before, after = meshes[source].plan, meshes[destination].plan
     route = plan(before.model.num_kv_heads, before.mesh.size, after.mesh.size)
     sizes = {bucket: _bytes(before, after.mesh.size, bucket) for bucket in before.config.handoff_buckets}

@@ -4,6 +4,7 @@ import argparse
 from importlib import import_module
 
 BENCHMARKS = {
+    "before": "speed beside an earlier checkout, in alternating processes",
     "attention": "attention, append and sampling alone, a layer at a time",
     "generate": "tokens per second of whole batches, by topology and number of requests",
     "handoff": "what handing KV over costs, by prompt length, against a plain copy",

@@ -7,7 +7,7 @@ time stamps and its pairs of lengths are replayed; one factor stretches time so 
 mesh prefills all prompts in full steps / seconds from the first arrival to the last / prefill meshes of the topology.
 
 A step takes `--step` seconds and so many more for each token or row: `--token` of a prompt, `--row` of decode. The
-defaults stand for a model of 8 billion parameters on one H100: 10 ms to read the weights, 20,000 prompt tokens per
+defaults stand for a model of 8 billion parameters on one H100: 5 ms to read the weights, 20,000 prompt tokens per
 second, 0.02 ms for a row's attention. A transfer takes no time once its gather's turn has come. Prompts share nothing.
 """
 
@@ -29,7 +29,9 @@ from twinmesh.engine.scheduler.policy import POLICIES, Policy, policy_named
 from twinmesh.engine.scheduler.scheduler import Scheduler
 from twinmesh.engine.topology import Topology
 
-_CHUNK = 2048
+_CHUNK = 512  # tokens of a full prefill step, as engines have by default
+_SLOTS = 256
+_PAGES = _SLOTS * 2048 // 64  # of a mesh: as many requests of 2,048 tokens, or one of the longest
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Arrival:
 class StepTime:
     """What a step takes: an affine model, in seconds."""
 
-    step: float = 0.010
+    step: float = 0.005
     token: float = 0.00005
     row: float = 0.00002
 
@@ -87,7 +89,15 @@ def read_trace(path: str, limit: int | None = None) -> list[Arrival]:
 
 
 def at_load(arrivals: Sequence[Arrival], load: float, times: StepTime, meshes: int = 1) -> list[Arrival]:
-    """Stretch time so that prefilling alone would keep so many meshes busy for this share of it."""
+    """Stretch time so that prefilling alone would keep so many meshes busy for this share of it.
+
+    Raises:
+        ValueError: no such time.
+    """
+    if not load > 0:
+        raise ValueError(f"load={load} is not usable: give a share of prefill capacity above 0, such as 0.8.")
+    if not arrivals[-1].t > 0:
+        raise ValueError("the trace's last request comes no later than its first: time cannot be stretched to a load.")
     factor = times.prefill(arrivals) / meshes / load / arrivals[-1].t
     return [replace(arrival, t=arrival.t * factor) for arrival in arrivals]
 
@@ -98,13 +108,12 @@ def simulate(arrivals: Sequence[Arrival], policy: Policy, times: StepTime, topol
     config = EngineConfig(
         Topology.parse(topology),
         max_model_len=longest,
-        max_num_seqs=256,
+        max_num_seqs=_SLOTS,
         prefill_buckets=(_CHUNK,),
-        decode_buckets=(256,),
+        decode_buckets=(_SLOTS,),
         prefix_cache=False,
     )
-    pages = max(256 * config.pages_for(2048), config.max_pages)
-    pool = PoolSize((pages,), (1,), 8 * config.max_pages)
+    pool = PoolSize((max(_PAGES, config.max_pages),), (1,), staging_bytes=8 * config.max_pages)
     run = _Run(Scheduler(config, [pool] * len(config.topology.meshes), policy), times)
     for number, arrival in enumerate(arrivals):
         run.post(arrival.t, Arrived(arrival.t, RequestFacts(number, arrival.prompt_len, arrival.max_tokens)))

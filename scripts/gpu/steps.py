@@ -16,9 +16,8 @@ from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.sampling.request_state import Float, Int
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.topology import Topology
-from twinmesh.engine.worker import programs
 from twinmesh.engine.worker.kv_cache import DeviceState, abstract_state
-from twinmesh.engine.worker.programs import MeshPlan, Programs
+from twinmesh.engine.worker.programs import MeshPlan, Programs, compile_program
 from twinmesh.engine.worker.step_layout import ChunkColumn, DecodeColumn, PrefillInputs, decode_columns, prefill_columns
 from twinmesh.kernels_pallas.tiles import length_class
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
@@ -57,14 +56,14 @@ def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
     `length_class` determines the tiles of both steps' attention: as in an engine, it is the class of the longest
     request that fits, not of the rows' context.
     """
-    model = model if scale == 1 else _small(model)
+    model = model if scale == 1 else shrink(model)
     context, prompt = max(64, int(CONTEXT * scale)), max(64, int(PROMPT * scale))
-    plan = _plan(model, context, prompt)
+    plan = plan_for(model, context, prompt)
     made = _compiled(plan, prompt)
     copy, rate = copy_bandwidth(4e9 * scale), matmul_rate(int(8192 * scale))
     capacity = plan.config.max_pages * plan.config.page_size
     yield {"copy_tb_s": copy / 1e12, "matmul_tflop_s": rate / 1e12, "length_class": length_class(capacity)}
-    params = _random(plan)
+    params = random_params(plan)
     weights, products = weight_bytes(plan.params)
     token = 4 * model.num_kv_heads * model.head_dim * model.num_layers
     tables = _tables(plan, context)
@@ -96,7 +95,7 @@ def weight_bytes(params: AbstractParams) -> tuple[int, int]:
     return read, read - sizes["head.weight"]
 
 
-def _random(plan: MeshPlan) -> tuple[Array, ...]:
+def random_params(plan: MeshPlan) -> tuple[Array, ...]:
     """Make small random weights, and ones for norms."""
     specs = [spec.value for spec in plan.params.specs.values()]
     return tuple(
@@ -107,16 +106,17 @@ def _random(plan: MeshPlan) -> tuple[Array, ...]:
 
 def _compiled(plan: MeshPlan, prompt: int) -> Programs:
     """Compile the engine's programs for these steps, and no others, all at the same time."""
-    made = Programs(programs._compile_allocate(plan))
-    jobs: list[Callable[[], None]] = [partial(programs._compile_decode, plan, made, rows, 1) for rows in BATCHES]
-    jobs.append(partial(programs._compile_prefill, plan, made, prompt))
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        for _ in pool.map(lambda job: job(), jobs):
-            pass
-    return made
+    sizes = [("allocate",), *(("decode", rows, 1) for rows in BATCHES), ("prefill", prompt)]
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        allocate, *decode, prefill = pool.map(lambda size: compile_program(plan, *size), sizes)
+    return Programs(
+        allocate,
+        prefill={prompt: prefill},
+        decode={(rows, 1): program for rows, program in zip(BATCHES, decode, strict=True)},
+    )
 
 
-def _plan(model: ModelConfig, context: int, prompt: int) -> MeshPlan:
+def plan_for(model: ModelConfig, context: int, prompt: int) -> MeshPlan:
     """Plan one device with a pool for the largest batch and for the prompt.
 
     Requests can be as long as the prompt, so that tiles are those of the 8k class, not of a higher one.
@@ -131,7 +131,7 @@ def _plan(model: ModelConfig, context: int, prompt: int) -> MeshPlan:
     return MeshPlan(mesh, config.topology.meshes[0], model, abstract_params(model, jnp.bfloat16), config, state)
 
 
-def _small(model: ModelConfig) -> ModelConfig:
+def shrink(model: ModelConfig) -> ModelConfig:
     """Reduce layers and vocabulary, to try the suite quickly."""
     return dataclasses.replace(model, layers=model.layers[:1], vocab_size=1024, hidden_size=256, intermediate_size=256)
 

@@ -74,7 +74,7 @@ def test_decode_matches_oracle_where_requests_may_be_far_longer_than_they_are(
     monkeypatch, make_case, page_size, max_pages, window
 ):
     """Splits of several blocks, also where a window is much smaller than one, and pages longer than a block."""
-    monkeypatch.setattr(xla, "_DECODE_SPLITS", 2)
+    monkeypatch.setattr(xla, "DECODE_SPLITS", 2)
     longest = page_size * max_pages
     lengths = np.array([1, 17, 130, 300, 0, longest // 2, longest - 1, 5, longest])
     case = make_case(np.minimum(lengths, longest).tolist(), page_size=page_size, max_pages=max_pages)

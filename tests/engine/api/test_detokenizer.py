@@ -97,4 +97,4 @@ def test_the_search_keeps_no_more_than_the_longest_stop_string():
     search = StopSearch(TOKENIZE, ["abcd", "x"], min_tokens=0, skip_special=True)
     for i in TOKENIZE.encode("the sea and the land " * 20):
         search.push(i)
-    assert len(search._tail) == 3
+    assert len(search.tail) == 3

@@ -34,26 +34,32 @@ def test_what_is_no_trace_is_refused(tmp_path, text):
 
 @pytest.mark.parametrize(("load", "meshes"), [(0.8, 1), (0.5, 2)])
 def test_load_is_the_share_of_time_that_prefill_is_busy(load, meshes):
-    arrivals = [Arrival(0.0, 2048, 1), Arrival(1.0, 4096, 1), Arrival(4.0, 2048, 1)]
+    arrivals = [Arrival(0.0, 512, 1), Arrival(1.0, 1024, 1), Arrival(4.0, 512, 1)]
     stretched = at_load(arrivals, load, TIMES, meshes)
-    assert TIMES.prefill(arrivals) == pytest.approx(4 * (1.0 + 2.048))
+    assert TIMES.prefill(arrivals) == pytest.approx(4 * (1.0 + 0.512))
     assert stretched[-1].t * load * meshes == pytest.approx(TIMES.prefill(arrivals))
     assert stretched[1].t / stretched[2].t == pytest.approx(0.25)
 
 
-def test_each_prompt_waits_for_those_before_it_in_the_policys_order():
-    arrivals = [Arrival(0.0, 2048, 2), Arrival(0.5, 2048, 2), Arrival(0.6, 1024, 2)]
-    first, second, third = 3.048, 6.096, 8.120
+@pytest.mark.parametrize(("load", "last", "text"), [(0.0, 1.0, "load=0.0 is not usable"), (0.8, 0.0, "no later than")])
+def test_a_load_that_time_cannot_be_stretched_to_is_refused(load, last, text):
+    with pytest.raises(ValueError, match=text):
+        at_load([Arrival(0.0, 8, 1), Arrival(last, 8, 1)], load, TIMES)
+
+
+def test_first_come_first_served_takes_prompts_as_they_came():
+    # A full step takes 1.512 s, half a one 1.256 s.
+    arrivals = [Arrival(0.0, 512, 2), Arrival(0.5, 512, 2), Arrival(0.6, 256, 2)]
     fcfs = simulate(arrivals, policy_named("fcfs"), TIMES, "prefill=1,decode=1")
-    assert fcfs == pytest.approx([first, second - 0.5, third - 0.6])
+    assert fcfs == pytest.approx([1.512, 3.024 - 0.5, 4.280 - 0.6])
 
 
-def test_the_shortest_prompt_of_many_that_wait_comes_first():
-    # The first two go at once, since two steps may be in flight; a full step takes 3.048 s, half a one 2.024 s.
-    arrivals = [Arrival(0.0, 2048, 1), Arrival(0.1, 2048, 1), Arrival(0.2, 2048, 1), Arrival(0.3, 1024, 1)]
+def test_the_shortest_prompt_of_those_that_wait_comes_first():
+    # The first two go at once, since two steps may be in flight.
+    arrivals = [Arrival(0.0, 512, 1), Arrival(0.1, 512, 1), Arrival(0.2, 512, 1), Arrival(0.3, 256, 1)]
     fcfs, spf = (simulate(arrivals, policy_named(name), TIMES, "prefill=1,decode=1") for name in ("fcfs", "spf"))
-    assert fcfs == pytest.approx([3.048, 6.096 - 0.1, 9.144 - 0.2, 11.168 - 0.3])
-    assert spf == pytest.approx([3.048, 6.096 - 0.1, 11.168 - 0.2, 9.144 - 0.3])
+    assert fcfs == pytest.approx([1.512, 3.024 - 0.1, 4.536 - 0.2, 5.792 - 0.3])
+    assert spf == pytest.approx([1.512, 3.024 - 0.1, 5.792 - 0.2, 4.536 - 0.3])
 
 
 def test_the_command_writes_the_same_figures_each_time(tmp_path, capsys):
