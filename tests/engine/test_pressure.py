@@ -22,6 +22,7 @@ from twinmesh.engine.protocol.actions import CopyPage, DropTransfer, Fused
 from twinmesh.engine.protocol.events import AbortRequested
 from twinmesh.engine.scheduler import decision_log
 from twinmesh.engine.scheduler.request import State
+from twinmesh.engine.simulation.replay import replay
 
 MODEL = model_with_windows(None, 6)
 # Both decode meshes are on one device, and share its programs.
@@ -104,7 +105,9 @@ def use(llm, caller, count):
 
 
 class Hunter:
-    """Aborts a request on the engine's own thread, as soon as it is in a given state before decisions are made."""
+    """Aborts a request on the engine's own thread, as soon as it is in a given state before decisions are made.
+
+    `aborted`: the lengths of their prompts."""
 
     def __init__(self, llm, state):
         self.scheduler, self.state, self.aborted = llm._core._scheduler, state, []
@@ -115,7 +118,7 @@ class Hunter:
         for request in list(self.scheduler.requests.values()):
             if request.state is self.state and request.prompt_len > 30 and len(self.aborted) < 5:
                 self.scheduler.on(AbortRequested(0.0, request.id))
-                self.aborted.append(request.id)
+                self.aborted.append(request.prompt_len)
         return self.actions()
 
     def release(self):
@@ -133,8 +136,8 @@ def test_an_abort_in_any_state_ends_only_its_request(engines, reference, kind, s
     outputs = llm.generate(prompts, greedy(12))
     hunter.release()
     assert len(hunter.aborted) == 5
-    reasons = {output.request_id: output.outputs[0].finish_reason for output in outputs}
-    assert {name for name, reason in reasons.items() if reason == "abort"} == set(hunter.aborted)
+    aborted = [output for output in outputs if output.outputs[0].finish_reason == "abort"]
+    assert sorted(len(output.prompt_token_ids) for output in aborted) == sorted(hunter.aborted)
     assert all(reference.agrees(p, ids) for p, ids in zip(prompts, token_ids(outputs), strict=True) if ids)
     assert_at_rest(llm)
     outputs = llm.generate(prompts, greedy(12))
@@ -151,12 +154,12 @@ def test_a_mixed_run_can_be_replayed(tmp_path, kind):
         metrics = llm.metrics()
         running = llm.stream(prompts_of(30)[0], greedy(20))
         next(iter(running))
-    replay = decision_log.replay(path)
+    replayed = replay(path)
     assert metrics.preemptions > 0
     assert metrics.migrations > 0 or kind != "split"
-    assert replay.scheduler.tally.preemptions >= metrics.preemptions
-    assert Counter(replay.finished.values())["length"] >= metrics.requests["length"]
-    assert replay.ended.generated_tokens >= metrics.generated_tokens
+    assert replayed.scheduler.tally.preemptions >= metrics.preemptions
+    assert Counter(replayed.finished.values())["length"] >= metrics.requests["length"]
+    assert replayed.ended.generated_tokens >= metrics.generated_tokens
     lines = [decision_log.read_line(line) for line in path.read_text().splitlines()[1:]]
     made = {type(action) for line in lines if isinstance(line, list) for action in line}
     assert {"both": CopyPage, "fused": Fused, "split": DropTransfer}[kind] in made
