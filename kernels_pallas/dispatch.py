@@ -32,7 +32,7 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
         tiles = prefill_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(prefill.paged_prefill_attention, options=options, tiles=tiles, cores=cores)
 
-    return _choose(kernel, _plain(xla.paged_prefill_attention, options), (q, kv, q_start))
+    return _choose(kernel, functools.partial(xla.paged_prefill_attention, options=options), (q, kv, q_start))
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
@@ -42,18 +42,7 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
         tiles = decode_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(decode.paged_decode_attention, options=options, tiles=tiles, cores=cores)
 
-    return _choose(kernel, _plain(xla.paged_decode_attention, options), (q, kv))
-
-
-def _plain(attention: Callable[..., Array], options: AttentionOptions) -> Callable[..., Array]:
-    """An attention of `xla.py`, which takes cache and options one by one, called as the kernels are."""
-
-    def call(q: Array, kv: PagedKV, *others: Array) -> Array:
-        return attention(
-            q, *kv, *others, scale=options.scale, window=options.window, softcap=options.softcap, sink=options.sink
-        )
-
-    return call
+    return _choose(kernel, functools.partial(xla.paged_decode_attention, options=options), (q, kv))
 
 
 def _choose(
@@ -61,15 +50,15 @@ def _choose(
     plain: Callable[..., Array],
     arrays: tuple[Any, ...],  # q [.., Hq, D] and `PagedKV` first
 ) -> Array:
-    kind, cores, is_certain = _gpu()
+    kind, cores, is_certain = gpu_to_trace_for()
     if kind is None:
         return plain(*arrays)
     if not _HOPPER.search(kind):
-        _say_once(f"{kind} is not a Hopper GPU: paged attention runs in plain XLA.")
+        warn_once(f"{kind} is not a Hopper GPU: paged attention runs in plain XLA.")
         return plain(*arrays)
     reason = why_unsupported(arrays[0], arrays[1].k_pages)
     if reason is not None:
-        _say_once(f"{reason} Paged attention runs in plain XLA.")
+        warn_once(f"{reason} Paged attention runs in plain XLA.")
         return plain(*arrays)
     if is_certain:
         return kernel(cores)(*arrays)
@@ -77,7 +66,7 @@ def _choose(
     return chosen
 
 
-def _gpu() -> tuple[str | None, int, bool]:
+def gpu_to_trace_for() -> tuple[str | None, int, bool]:
     """Kind and multiprocessors of the GPU to trace for, None for none; whether that is certain."""
     abstract = jax.sharding.get_abstract_mesh().abstract_device
     if abstract is not None:
@@ -89,7 +78,8 @@ def _gpu() -> tuple[str | None, int, bool]:
 
 
 @functools.cache
-def _say_once(sentence: str) -> None:
+def warn_once(sentence: str) -> None:
+    """Log a warning, unless this process has logged the same before."""
     _log.warning(sentence)
 
 

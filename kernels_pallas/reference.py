@@ -1,53 +1,32 @@
 """The naive oracle of every kernel: dense, obvious, differentiable. For tests and gradients, never for serving.
 
-Every query gathers the whole page table row of its request, so memory grows with T * max_pages * P. The signatures,
-layouts and rules are those of the package (`kernels_pallas/__init__.py`); inputs are taken as valid.
+Every query gathers the whole page table row of its request, so memory grows with T * max_pages * P. Layouts and rules
+are those of the package (`kernels_pallas/__init__.py`); inputs are taken as valid.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .arguments import AttentionOptions, PagedKV
+
 _NEVER = -1  # the position of a row that sees nothing
 
 
-def paged_prefill_attention(
-    q: Array,
-    k_pages: Array,
-    v_pages: Array,
-    page_table: Array,
-    kv_len: Array,
-    q_start: Array,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sink: Array | None = None,
-) -> Array:
+def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array:
     """Causal attention of packed chunks; see `kernels_pallas.paged_prefill_attention`."""
     rows = jnp.arange(q.shape[0], dtype=jnp.int32)  # [T]
     request = jnp.searchsorted(q_start[1:], rows, side="right").astype(jnp.int32)
-    is_padding = request >= kv_len.shape[0]
+    is_padding = request >= kv.kv_len.shape[0]
     request = jnp.where(is_padding, 0, request)
-    position = kv_len[request] - (q_start[request + 1] - rows)
+    position = kv.kv_len[request] - (q_start[request + 1] - rows)
     position = jnp.where(is_padding, _NEVER, position)
-    return _attend(q, k_pages, v_pages, page_table[request], position, scale, window, softcap, sink)
+    return _attend(q, kv._replace(page_table=kv.page_table[request]), position, options)
 
 
-def paged_decode_attention(
-    q: Array,
-    k_pages: Array,
-    v_pages: Array,
-    page_table: Array,
-    kv_len: Array,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sink: Array | None = None,
-) -> Array:
+def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
     """Attention of one new token per request; see `kernels_pallas.paged_decode_attention`."""
-    return _attend(q, k_pages, v_pages, page_table, kv_len - 1, scale, window, softcap, sink)
+    return _attend(q, kv, kv.kv_len - 1, options)
 
 
 def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> tuple[Array, Array]:
@@ -62,17 +41,12 @@ def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -
 
 def _attend(
     q: Array,  # [T, Hq, D]
-    k_pages: Array,
-    v_pages: Array,
-    page_table: Array,  # [T, max_pages]
+    kv: PagedKV,  # its page table has a row for each of q's: [T, max_pages]
     position: Array,  # [T], absolute; -1 sees nothing
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sink: Array | None,
+    options: AttentionOptions,
 ) -> Array:
-    num_pages, page_size, kv_heads, head_dim = k_pages.shape
-    length = page_table.shape[1] * page_size
+    num_pages, _, kv_heads, head_dim = kv.k_pages.shape
+    window, softcap, length = options.window, options.softcap, kv.capacity
     kv_position = jnp.arange(length, dtype=jnp.int32)
     visible = kv_position <= position[:, None]  # [T, L]
     if window is not None:
@@ -81,19 +55,19 @@ def _attend(
     def dense(pages: Array) -> Array:
         # Selected before any arithmetic: a NaN in an unused slot would survive a multiplication by zero, and in
         # gradients even a later select.
-        gathered = pages[jnp.clip(page_table, 0, num_pages - 1)].reshape(-1, length, kv_heads, head_dim)
+        gathered = pages[jnp.clip(kv.page_table, 0, num_pages - 1)].reshape(-1, length, kv_heads, head_dim)
         selected = jnp.where(visible[:, :, None, None], gathered.astype(jnp.float32), 0.0)
         return jnp.repeat(selected, q.shape[1] // kv_heads, axis=2)  # [T, L, Hq, D]
 
-    scores = jnp.einsum("thd,tlhd->thl", q.astype(jnp.float32), dense(k_pages), precision="highest") * scale
+    scores = jnp.einsum("thd,tlhd->thl", q.astype(jnp.float32), dense(kv.k_pages), precision="highest") * options.scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = jnp.where(visible[:, None, :], scores, -jnp.inf)
-    sinks = jnp.full(q.shape[1], -jnp.inf) if sink is None else sink.astype(jnp.float32)
+    sinks = jnp.full(q.shape[1], -jnp.inf) if options.sink is None else options.sink.astype(jnp.float32)
     sinks = jnp.broadcast_to(sinks[None, :, None], (*scores.shape[:2], 1))
     # A finite stand-in keeps the softmax of a row that sees nothing, and its gradient, free of NaN.
     seen = (position >= 0)[:, None, None]
     logits = jnp.where(seen, jnp.concatenate([scores, sinks], axis=-1), 0.0)
     weights = jax.nn.softmax(logits, axis=-1)[:, :, :-1]
-    out = jnp.einsum("thl,tlhd->thd", weights, dense(v_pages), precision="highest")
+    out = jnp.einsum("thl,tlhd->thd", weights, dense(kv.v_pages), precision="highest")
     return jnp.where(seen, out, 0.0).astype(q.dtype)

@@ -14,13 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .arguments import AttentionOptions, PagedKV
+from .scatter import write_rows
 from .work import Splits, split_work
 
 # Measured on two CPU cores, float32, 3 key/value heads of 64. Decode: tokens of a block; the most splits of a request,
 # whose partial sums are kept; splits of an iteration for each row, and tokens of all of them: fewer starve the second
 # core, more fall out of the L2 cache.
 _DECODE_BLOCK = 128
-_DECODE_SPLITS = 32
+DECODE_SPLITS = 32
 _DECODE_LANES = 4
 _DECODE_TOKENS = 2048
 # Prefill: query rows of a work item, and tokens of one iteration.
@@ -42,65 +44,43 @@ class _Softmax(NamedTuple):
 
 def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> tuple[Array, Array]:
     """See `kernels_pallas.append_kv`."""
-
-    if slot.shape[0] == 1:
-        # XLA turns a scatter of one row into a select and an update whose fusion copies the pool, at every layer.
-        past_end = jnp.full_like(slot, k_pages.shape[0] * k_pages.shape[1])
-        slot = jnp.concatenate([slot, past_end])
-        k, v = (jnp.concatenate([x, x]) for x in (k, v))
-
     # By page and offset: as flat rows, [N * P, Hk, D], a pool with a single head would be copied.
-    page, offset = slot // k_pages.shape[1], slot % k_pages.shape[1]
-
-    def write(pages: Array, new: Array) -> Array:
-        return pages.at[page, offset].set(new, mode="drop", unique_indices=True)
-
+    at = slot // k_pages.shape[1], slot % k_pages.shape[1]
     with jax.named_scope("append_kv"):
-        return write(k_pages, k), write(v_pages, v)
+        return write_rows(k_pages, at, k), write_rows(v_pages, at, v)
 
 
-def paged_decode_attention(
-    q: Array,
-    k_pages: Array,
-    v_pages: Array,
-    page_table: Array,
-    kv_len: Array,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sink: Array | None,
-) -> Array:
+def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
     """See `kernels_pallas.paged_decode_attention`.
 
     Split-KV, so that ragged lengths do not cost the longest one: the splits of all requests are one list, of which an
-    iteration takes the next few, whosever they are. A split is one block, or several in an inner loop. All heads of a
+    iteration takes the next few, of whichever requests. A split is one block, or several in an inner loop. All heads of a
     split are one GEMM against the pages as they lie in memory: row h of the left operand holds query head h in the
     columns of its key/value head and zeros elsewhere. That is Hk times the arithmetic and still faster than transposing
     the cache to heads-major, up to at least 8 heads.
     """
-    rows, max_pages = page_table.shape
-    page_size, kv_heads, head_dim = k_pages.shape[1:]
+    rows, max_pages = kv.page_table.shape
+    page_size, kv_heads, head_dim = kv.k_pages.shape[1:]
     pages = max(1, _DECODE_BLOCK // page_size)  # of a block
-    split = _decode_split(max_pages, page_size, pages, window)
+    split = _decode_split(max_pages, page_size, pages, options.window)
     lanes = max(1, min(_DECODE_LANES * rows, _DECODE_TOKENS // (pages * page_size)))
     with jax.named_scope("paged_decode_attention"):
         is_one_block = split == pages * page_size
-        work = split_work(kv_len, window, split, max_pages * page_size)
+        work = split_work(kv.kv_len, options.window, split, kv.capacity)
         listed = _listed_splits(work, lanes, by_length=not is_one_block)
-        spread = _spread_heads(q.astype(jnp.float32) * scale, kv_heads)  # [R, Hq, Hk*D]
+        spread = _spread_heads(q.astype(jnp.float32) * options.scale, kv_heads)  # [R, Hq, Hk*D]
 
         def few(i: Array, parts: _Softmax) -> _Softmax:
             row, begin, end = (lax.dynamic_slice_in_dim(x, i * lanes, lanes) for x in listed[:3])
-            queries, tables, start = spread[row], page_table[row], _block_start(begin, pages, page_size)
+            queries, tables, start = spread[row], kv.page_table[row], _block_start(begin, pages, page_size)
 
             def block(j: Array, state: _Softmax) -> _Softmax:
                 page = (start + j * pages)[:, None] + jnp.arange(pages, dtype=jnp.int32)
                 token = _tokens(page, page_size)  # [B, S]
                 visible = (token >= begin[:, None]) & (token < end[:, None])
-                k, v = _load(k_pages, v_pages, tables, page, visible)  # [B, S, Hk, D]
+                k, v = _load(kv, tables, page, visible)  # [B, S, Hk, D]
                 k, v = (x.reshape(*token.shape, kv_heads * head_dim) for x in (k, v))
-                return _accumulate(state, queries, k, v, visible[:, None, :], softcap)
+                return _accumulate(state, queries, k, v, visible[:, None, :], options.softcap)
 
             part = _initial(queries.shape, None)
             if is_one_block:
@@ -116,7 +96,7 @@ def paged_decode_attention(
 
         parts = _initial((listed.row.shape[0], *q.shape[1:]), None)
         parts = lax.fori_loop(0, (listed.start[rows] + lanes - 1) // lanes, few, parts)
-        return _normalise(_combine(parts, listed, _initial(q.shape, sink))).astype(q.dtype)
+        return _normalise(_combine(parts, listed, _initial(q.shape, options.sink))).astype(q.dtype)
 
 
 class _ListedSplits(NamedTuple):
@@ -130,9 +110,9 @@ class _ListedSplits(NamedTuple):
 
 
 def _decode_split(max_pages: int, page_size: int, pages: int, window: int | None) -> int:
-    """Tokens of a split: one block of `pages`, several where there could be more than `_DECODE_SPLITS`."""
+    """Tokens of a split: one block of `pages`, several where there could be more than `DECODE_SPLITS`."""
     reach = max_pages if window is None else min(max_pages, -(-window // page_size) + 1)
-    return -(-reach // (pages * _DECODE_SPLITS)) * pages * page_size
+    return -(-reach // (pages * DECODE_SPLITS)) * pages * page_size
 
 
 def _listed_splits(work: Splits, lanes: int, *, by_length: bool) -> _ListedSplits:
@@ -165,31 +145,20 @@ def _combine(parts: _Softmax, listed: _ListedSplits, state: _Softmax) -> _Softma
     return combined
 
 
-def paged_prefill_attention(
-    q: Array,
-    k_pages: Array,
-    v_pages: Array,
-    page_table: Array,
-    kv_len: Array,
-    q_start: Array,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sink: Array | None,
-) -> Array:
+def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array:
     """See `kernels_pallas.paged_prefill_attention`.
 
     The work is a list of tiles of query rows, those of request 0 first. A tile that ends past its chunk leaves zeros in
     the rows that follow; the tiles of the next request, which come later in the list, overwrite them.
     """
     tokens, query_heads, head_dim = q.shape
-    page_size, kv_heads = k_pages.shape[1:3]
+    page_size, kv_heads = kv.k_pages.shape[1:3]
+    window, sink = options.window, options.sink
     group = query_heads // kv_heads
     tile = min(_PREFILL_TILE, tokens)
     pages = max(1, _PREFILL_BLOCK // page_size)
     with jax.named_scope("paged_prefill_attention"):
-        padded = jnp.pad(q.astype(jnp.float32) * scale, ((0, tile), (0, 0), (0, 0)))
+        padded = jnp.pad(q.astype(jnp.float32) * options.scale, ((0, tile), (0, 0), (0, 0)))
         tiles = (q_start[1:] - q_start[:-1] + tile - 1) // tile  # [R]
         tiles_end = jnp.cumsum(tiles, dtype=jnp.int32)
         # One row per (group member, query row), the layout of `packed` below.
@@ -198,8 +167,8 @@ def paged_prefill_attention(
         def item(index: Array, out: Array) -> Array:
             request = jnp.sum(tiles_end <= index, dtype=jnp.int32)
             row = q_start[request] + (index - (tiles_end[request] - tiles[request])) * tile
-            position = kv_len[request] - q_start[request + 1] + row + jnp.arange(tile, dtype=jnp.int32)  # [tile]
-            stop = jnp.minimum(position[-1] + 1, kv_len[request])
+            position = kv.kv_len[request] - q_start[request + 1] + row + jnp.arange(tile, dtype=jnp.int32)  # [tile]
+            stop = jnp.minimum(position[-1] + 1, kv.kv_len[request])
             in_chunk = (position >= 0) & (position < stop)
             first = jnp.maximum(position[0] - window + 1, 0) if window is not None else jnp.zeros_like(stop)
             start = _block_start(first, pages, page_size)
@@ -210,12 +179,12 @@ def paged_prefill_attention(
             def block(i: Array, state: _Softmax) -> _Softmax:
                 page = start + i * pages + jnp.arange(pages, dtype=jnp.int32)[None]
                 token = _tokens(page, page_size)  # [1, S]
-                k, v = _load(k_pages, v_pages, page_table[request][None], page, (token >= first) & (token < stop))
+                k, v = _load(kv, kv.page_table[request][None], page, (token >= first) & (token < stop))
                 k, v = (x[0].transpose(1, 0, 2) for x in (k, v))  # [Hk, S, D]
                 visible = token <= packed_position
                 if window is not None:
                     visible &= token > packed_position - window
-                return _accumulate(state, packed, k, v, visible[None], softcap)
+                return _accumulate(state, packed, k, v, visible[None], options.softcap)
 
             blocks = (-(-stop // page_size) - start + pages - 1) // pages
             state = lax.fori_loop(0, blocks, block, _initial(packed.shape, tile_sink))
@@ -244,18 +213,17 @@ def _tokens(page: Array, page_size: int) -> Array:
 
 
 def _load(
-    k_pages: Array,
-    v_pages: Array,
-    table: Array,  # [B, max_pages]
+    kv: PagedKV,
+    table: Array,  # [B, max_pages], rows of its page table
     page: Array,  # [B, pages], indices into table; past its end for the last block of a row
     visible: Array,  # [B, pages * P]
 ) -> tuple[Array, Array]:
-    """Keys and values of one block of pages per row, float32 [B, pages * P, Hk, D]; values that nobody sees are 0."""
-    num_pages, page_size, kv_heads, head_dim = k_pages.shape
+    """Keys and values of one block of pages per row, float32 [B, pages * P, Hk, D]; invisible values are 0."""
+    num_pages, page_size, kv_heads, head_dim = kv.k_pages.shape
     ids = jnp.take_along_axis(table, jnp.minimum(page, table.shape[1] - 1), axis=1)
     ids = jnp.clip(ids, 0, num_pages - 1)  # a padding id reads some page; its tokens are masked
     shape = (page.shape[0], page.shape[1] * page_size, kv_heads, head_dim)
-    k, v = (pages[ids].reshape(shape).astype(jnp.float32) for pages in (k_pages, v_pages))
+    k, v = (pages[ids].reshape(shape).astype(jnp.float32) for pages in (kv.k_pages, kv.v_pages))
     return k, jnp.where(visible[:, :, None, None], v, 0.0)
 
 

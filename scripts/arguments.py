@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
 from twinmesh.engine.config import DTYPES
+from twinmesh.engine.options import Option, documentation, signature
 from twinmesh.engine.topology import Topology, TopologyError
 from twinmesh.models.checkpoints.catalog import CATALOG, cache_directory
 
@@ -16,74 +17,51 @@ if TYPE_CHECKING:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model runs, and on what."""
+    """Declare which model runs, and on what: an argument for each of `EngineOptions` that has a flag."""
     group = parser.add_argument_group("model and devices")
-    _add_model_arguments(group)
-    _add_step_arguments(group)
+    for name, option in documentation().items():
+        if option.flag is not None:
+            _add_option(group, name, option)
 
 
-def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
+def _add_option(group: argparse._ArgumentGroup, name: str, option: Option) -> None:
+    flag = option.flag or "--" + name.replace("_", "-")
+    parameter = signature().parameters[name]
+    if parameter.annotation is bool:
+        group.add_argument(
+            flag,
+            dest=name,
+            action="store_false" if parameter.default else "store_true",
+            help=option.flag_doc or option.doc,
+        )
+        return
+    is_required = parameter.default is parameter.empty
+    shows_default = not is_required and parameter.default is not None
     group.add_argument(
-        "--model",
-        required=True,
-        type=not_empty,
-        metavar="NAME|PATH|ID",
-        help="a name that 'twinmesh fetch' knows, such as smollm2; a GGUF file; a directory in Hugging Face's format "
-        "or written by 'twinmesh convert'; or an id of the Hugging Face hub: org/name, org/name@revision, "
-        "org/name:file.gguf",
-    )
-    group.add_argument(
-        "--topology",
-        default="both=1",
-        type=_topology,
-        metavar="ROLES",
-        help="device meshes and what each is for: both=1 shares one, prefill=1,decode=1 keeps prefill and decode "
-        "apart, 1xtp2 is one mesh of two devices (default: %(default)s)",
-    )
-    group.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", *DTYPES),
-        help="of weights, activations and KV; auto: what suits device and batch (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max-model-len",
-        type=whole_number(1),
-        metavar="N",
-        help="longest prompt and completion together, in tokens; less takes less memory (default: the engine's choice)",
+        flag,
+        required=is_required,
+        default=None if is_required else parameter.default,
+        type=_type_of(name, option),
+        choices=("auto", *DTYPES) if name == "dtype" else None,
+        metavar=option.metavar or None,
+        help=option.doc + (" (default: %(default)s)" if shows_default else ""),
     )
 
 
-def _add_step_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="the same tokens bit for bit, whatever else runs and however a request was scheduled; small steps are "
-        "padded to full ones",
-    )
-    group.add_argument(
-        "--decode-steps",
-        type=whole_number(1),
-        default=1,
-        metavar="N",
-        help="most decode steps that run on the device before the host looks (default: %(default)s)",
-    )
-    group.add_argument(
-        "--no-prefix-caching",
-        dest="prefix_caching",
-        action="store_false",
-        help="compute every prompt in full, also where it starts as an earlier one did",
-    )
-    group.add_argument(
-        "--decision-log",
-        type=not_empty,
-        metavar="FILE",
-        help="write what the scheduler hears and decides, for 'twinmesh replay'; an existing file is overwritten",
-    )
+def _type_of(name: str, option: Option) -> Callable[[str], object]:
+    """What reads an option's value, by the option's type."""
+    if name == "topology":
+        return _topology
+    kinds = {
+        int: whole_number(option.least),
+        int | None: whole_number(option.least),
+        tuple[int, ...] | None: _whole_numbers,
+    }
+    return kinds.get(signature().parameters[name].annotation, not_empty)
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int, temperature: float, which: str) -> None:
-    """How tokens are chosen and when to stop. `which` says, in the help, what the values hold for."""
+    """Declare how tokens are chosen and when to stop. `which` says, in the help, what the values hold for."""
     group = parser.add_argument_group("sampling", which)
     _add_choice_arguments(group, temperature)
     _add_length_arguments(group, max_tokens)
@@ -150,7 +128,7 @@ def _add_length_arguments(group: argparse._ArgumentGroup, max_tokens: int) -> No
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
-    """The sampling that was asked for; ValueError where a value is out of range."""
+    """Return the sampling that was asked for; ValueError where a value is out of range."""
     return SamplingParams(
         temperature=args.temperature,
         top_p=args.top_p,
@@ -212,20 +190,11 @@ def _model_path(name: str) -> Path:
 
 
 def load_llm(args: argparse.Namespace) -> "LLM":
-    """The engine that was asked for, with loading and compiling shown on stderr."""
+    """Start the engine that was asked for, with loading and compiling shown on stderr."""
     from twinmesh.engine.api.llm import LLM
 
-    return LLM(
-        args.model,
-        topology=args.topology,
-        dtype=args.dtype,
-        max_model_len=args.max_model_len,
-        deterministic=args.deterministic,
-        decode_steps=args.decode_steps,
-        enable_prefix_caching=args.prefix_caching,
-        decision_log=args.decision_log,
-        progress=True,
-    )
+    given = {name: getattr(args, name) for name, option in documentation().items() if option.flag is not None}
+    return LLM(**given, progress=True)
 
 
 def not_empty(text: str) -> str:
@@ -248,6 +217,10 @@ def whole_number(least: int) -> Callable[[str], int]:
         return number
 
     return read
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    return tuple(whole_number(1)(part) for part in text.split(","))
 
 
 def _topology(text: str) -> Topology:

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from twinmesh.engine.errors import BatchStopped, EngineError
+from twinmesh.engine.options import nearest
 from twinmesh.scripts import batch, convert, fetch, generate, replay
 from twinmesh.scripts.bench import command as bench
 from twinmesh.scripts.fetch import FetchError
@@ -49,7 +50,20 @@ class _Terminated(KeyboardInterrupt):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Bad arguments get one line, not the whole usage."""
+    """Bad arguments get one line, not the whole usage; an unknown one gets the nearest that there is."""
+
+    def parse_known_args(  # type: ignore[override]  # of argparse's overloads, the commands need one
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse what is known; a command, which knows its arguments, refuses the rest itself."""
+        found, unknown = super().parse_known_args(args, namespace)
+        for text in unknown:
+            name = text.partition("=")[0]
+            if name.startswith("--") and name != "--":
+                flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+                close = nearest(name, flags)
+                self.error(f"there is no argument {name}" + (f": the nearest is {close}" if close else ""))
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message.rstrip('.')}. '{self.prog} --help' explains.\n")

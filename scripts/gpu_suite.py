@@ -55,19 +55,19 @@ class Section:
 
 
 SECTIONS = {
-    "checks": Section("gpu_checks", "checks", 110),
-    "ceilings": Section("gpu_attention", "ceilings", 15),
-    "decode": Section("gpu_attention", "decode", 90),
-    "prefill": Section("gpu_attention", "prefill", 45),
-    "steps": Section("gpu_steps", "qwen3", 70),
-    "steps_without_graphs": Section("gpu_steps", "qwen3", 35, "--xla_gpu_enable_command_buffer="),
-    "gemms": Section("gpu_gemm", "gemms", 25),
-    "transformers": Section("gpu_transformers", "transformers", 25),
-    "steps_llama": Section("gpu_steps", "llama", 25),
+    "checks": Section("checks", "checks", 110),
+    "ceilings": Section("attention", "ceilings", 15),
+    "decode": Section("attention", "decode", 90),
+    "prefill": Section("attention", "prefill", 45),
+    "steps": Section("steps", "qwen3", 70),
+    "steps_without_graphs": Section("steps", "qwen3", 35, "--xla_gpu_enable_command_buffer="),
+    "gemms": Section("gemm", "gemms", 25),
+    "transformers": Section("transformers_peer", "transformers", 25),
+    "steps_llama": Section("steps", "llama", 25),
 }
-_DEVICE = Section("gpu_bench", "device", 25)
-_BUILD = Section("gpu_attention", "build_peers", SECTIONS["checks"].share)  # beside the checks
-_HIDDEN = {"device": _DEVICE, "build_peers": _BUILD}
+DEVICE = Section("timing", "device", 25)
+BUILD = Section("attention", "build_peers", SECTIONS["checks"].share)  # beside the checks
+HIDDEN = {"device": DEVICE, "build_peers": BUILD}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,7 +95,7 @@ class Processes:
 
     def run(self, name: str, limit: float, found: Callable[[Facts], None] = lambda _: None) -> Facts:
         """The facts of one section, told to `found` as they come, and why it failed, if it did; `limit` in seconds."""
-        section = (SECTIONS | _HIDDEN)[name]
+        section = (SECTIONS | HIDDEN)[name]
         command = [sys.executable, str(Path(__file__)), "--section", name, "--scale", str(self.scale)]
         facts: Facts = {}
         stopped = threading.Event()
@@ -147,7 +147,7 @@ def _kept(process: "subprocess.Popen[str]", running: list["subprocess.Popen[str]
 
 @contextlib.contextmanager
 def _timer(limit: float, process: "subprocess.Popen[str]", stopped: threading.Event) -> Iterator[None]:
-    timer = threading.Timer(limit, _stop, (process, stopped))
+    timer = threading.Timer(limit, stop, (process, stopped))
     timer.daemon = True
     timer.start()
     try:
@@ -156,7 +156,7 @@ def _timer(limit: float, process: "subprocess.Popen[str]", stopped: threading.Ev
         timer.cancel()
 
 
-def _stop(process: "subprocess.Popen[str]", stopped: threading.Event) -> None:
+def stop(process: "subprocess.Popen[str]", stopped: threading.Event) -> None:
     """End a section at its limit; one that is over was not stopped, though what it started may hold its output open."""
     if process.poll() is None:
         stopped.set()
@@ -170,7 +170,7 @@ def _kill(process: "subprocess.Popen[str]") -> None:
 
 
 def _suite(args: argparse.Namespace, processes: Processes, started: float) -> int:
-    device = processes.run("device", _DEVICE.share)
+    device = processes.run("device", DEVICE.share)
     if device.get("platform") != "gpu" and args.scale is None:
         reason = device.get("failed", f"JAX's first device is {device.get('device', 'unknown')!r}")
         print(
@@ -181,7 +181,7 @@ def _suite(args: argparse.Namespace, processes: Processes, started: float) -> in
         return 2
     report = _head() | {"scale": processes.scale, **device}
     names = args.only or list(SECTIONS)
-    _sections(report, names, processes, started + args.deadline, args.json)
+    run_sections(report, names, processes, started + args.deadline, args.json)
     report["graphs"], report["aims"] = graphs(report), aims(report)
     report["total_seconds"] = round(time.monotonic() - started, 1)
     if args.json is not None:
@@ -190,10 +190,10 @@ def _suite(args: argparse.Namespace, processes: Processes, started: float) -> in
     return int(any("failed" in report[name] for name in names))
 
 
-def _sections(report: Facts, names: Sequence[str], processes: Processes, end: float, path: str | None) -> None:
+def run_sections(report: Facts, names: Sequence[str], processes: Processes, end: float, path: str | None) -> None:
     """Run these sections, each within its limit and all before `end`; FlashInfer compiles beside the checks."""
     built: Facts = {}
-    build = partial(processes.run, "build_peers", min(_BUILD.share, end - time.monotonic()))
+    build = partial(processes.run, "build_peers", min(BUILD.share, end - time.monotonic()))
     builder = threading.Thread(target=lambda: built.update(build()), daemon=True)
     needs_peers = not {"decode", "prefill"}.isdisjoint(names)
     if needs_peers:
@@ -232,8 +232,8 @@ def _last_line(errors: TextIO) -> str:
 
 def _section(name: str, scale: float) -> int:
     """In the section's own process: print each piece of what it finds."""
-    section = (SECTIONS | _HIDDEN)[name]
-    function = getattr(importlib.import_module(f"twinmesh.scripts.{section.module}"), section.function)
+    section = (SECTIONS | HIDDEN)[name]
+    function = getattr(importlib.import_module(f"twinmesh.scripts.gpu.{section.module}"), section.function)
     for piece in function(scale):
         print(_MARK + line(piece), flush=True)
     return 0
@@ -258,7 +258,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--deadline", type=float, default=DEADLINE, help="seconds for everything (default: %(default)s)"
     )
-    parser.add_argument("--section", choices=[*SECTIONS, *_HIDDEN], help=argparse.SUPPRESS)  # what processes are told
+    parser.add_argument("--section", choices=[*SECTIONS, *HIDDEN], help=argparse.SUPPRESS)  # what processes are told
     args = parser.parse_args(argv)
     if unknown := sorted(set(args.only or ()) - set(SECTIONS)):
         parser.error(f"--only: {', '.join(unknown)} is not a section; there are {', '.join(SECTIONS)}.")

@@ -54,7 +54,7 @@ def percentiles(latencies: Latencies) -> str:
 
 def replayed(name: str | Path, replay: "Replay") -> str:
     """What a replayed run did, and the latencies that it had."""
-    tally, ended = replay.scheduler.tally, replay.ended
+    tally, ended = replay.scheduler.counters, replay.ended
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(ended.reasons.items()))
     lines = [
         f"Replayed {name}: {count(replay.events, 'event')}, {count(replay.decisions, 'decision')}, all the same.",

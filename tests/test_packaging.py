@@ -62,6 +62,40 @@ def test_the_wheel_holds_the_package_and_no_tests(wheel):
     assert {f"twinmesh/{name}" for name in sources} <= set(names)
 
 
+def test_the_wheel_says_that_it_is_typed(wheel):
+    assert "twinmesh/py.typed" in zipfile.ZipFile(wheel).namelist()
+
+
+def test_every_module_of_the_installed_wheel_imports(wheel, tmp_path):
+    """Its dependencies are those of this environment; the package itself is the wheel's."""
+    installed = tmp_path / "installed"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(installed),
+        str(wheel),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    program = (
+        f"import importlib, pkgutil, sys; sys.path.insert(0, {str(installed)!r}); import twinmesh\n"
+        "for module in pkgutil.walk_packages(twinmesh.__path__, 'twinmesh.'):\n"
+        "    print(module.name, importlib.import_module(module.name).__file__)\n"
+    )
+    done = python(program, tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert all(Path(file).is_relative_to(installed) for file in found.values())
+    sources = [path.relative_to(installed).with_suffix("") for path in (installed / "twinmesh").rglob("*.py")]
+    names = {".".join(path.parts).removesuffix(".__init__") for path in sources}
+    assert found.keys() == names - {"twinmesh"}
+
+
 def test_the_wheel_holds_the_quickstart_prompts(wheel):
     text = zipfile.ZipFile(wheel).read("twinmesh/scripts/quickstart_prompts.jsonl").decode()
     names = [json.loads(line)["custom_id"] for line in text.splitlines()]

@@ -15,18 +15,21 @@ import numpy as np
 
 from ..core.submission import Update
 from .active_requests import Post
-from .base import EngineOwner
+from .base import BaseLLM
 from .collector import RequestCollector
 from .outputs import RequestOutput
 from .prompts import PromptLike
 from .sampling_params import SamplingParams
 
 
-class AsyncLLM(EngineOwner):
+class AsyncLLM(BaseLLM):
     """A model on its meshes, ready to generate for coroutines. Use `async with`, or await `close`.
 
-    Its options are described under `__init__`. Methods that are not coroutines return at once and may be called from
-    anywhere.
+    The options are those of `EngineOptions`. Making an engine loads the model and compiles every program, which takes
+    seconds to minutes; nothing compiles afterwards. An option, a model's file, devices or memory that cannot be used is
+    a ValueError that says what to change.
+
+    Methods that are not coroutines return at once and may be called from anywhere.
     """
 
     async def generate(
@@ -50,11 +53,11 @@ class AsyncLLM(EngineOwner):
             EngineError: the engine is closed or has failed.
         """
         # A long text takes a while to tokenise; the tokenizer releases the GIL.
-        job = await asyncio.to_thread(self._frontend.check, prompt, sampling_params or SamplingParams())
+        job = await asyncio.to_thread(self._client.check, prompt, sampling_params or SamplingParams())
         updates: asyncio.Queue[Update] = asyncio.Queue()
-        ticket = self._frontend.ticket(job, _post_to(asyncio.get_running_loop(), updates), request_id)
+        ticket = self._client.ticket(job, _post_to(asyncio.get_running_loop(), updates), request_id)
         collector = ticket.collector
-        self._frontend.start(ticket)
+        self._client.start(ticket)
         try:
             while not collector.is_finished:
                 collector.take(await updates.get())
@@ -63,22 +66,22 @@ class AsyncLLM(EngineOwner):
                 yield collector.output()
         finally:
             if not collector.is_finished:
-                self._frontend.withdraw(collector)
+                self._client.withdraw(collector)
 
     async def abort(self, request_id: str) -> None:
         """End all completions of a request early; its iteration ends with finish_reason "abort".
 
         Unknown and finished requests are ignored.
         """
-        self._frontend.abort(request_id)
+        self._client.abort(request_id)
 
     async def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
         """As `LLM.update_params`, without holding up the event loop."""
-        await asyncio.to_thread(self._core.update_params, params)
+        await asyncio.to_thread(self.engine.core.update_params, params)
 
     async def close(self) -> None:
         """Abort what runs, join the threads, free the device memory. Calling it again does nothing."""
-        await asyncio.to_thread(self._core.close)
+        await asyncio.to_thread(self.engine.core.close)
 
     async def __aenter__(self) -> "AsyncLLM":
         return self

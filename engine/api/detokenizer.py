@@ -32,7 +32,7 @@ class StopSearch:
         self._stops, self._min_tokens, self._count = tuple(stops), min_tokens, 0
         self._stream = tokenizer.stream(skip_special)
         self._reach = max(map(len, self._stops)) - 1
-        self._tail = ""
+        self.tail = ""
 
     def push(self, token_id: int) -> str | None:
         """Take the next token; the stop string that it completes, if any."""
@@ -43,9 +43,9 @@ class StopSearch:
         """Take the next token; the text that it completes, and where a stop string is in the text so far."""
         self._count += 1
         new = self._stream.push((token_id,))
-        text = self._tail + new
+        text = self.tail + new
         match = self._find(text, len(new)) if new and self._count > self._min_tokens else None
-        self._tail = text[max(0, len(text) - self._reach) :]
+        self.tail = text[max(0, len(text) - self._reach) :]
         return new, match
 
     def finish(self) -> str:

@@ -19,7 +19,7 @@ from ...models.text.chat import Message, Tool
 from ..config import check_whole_number
 from ..core.submission import Update
 from ..errors import EngineError
-from .base import EngineOwner
+from .base import BaseLLM
 from .client import Job
 from .collector import RequestCollector
 from .outputs import RequestOutput, Score
@@ -32,15 +32,18 @@ from .streams import HandDriven, RequestStream
 _SCORING = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
 
 
-class LLM(EngineOwner):
+class LLM(BaseLLM):
     """A model on its meshes, ready to generate. Use it as a context manager, or call `close`.
 
-    Its options are described under `__init__`. An engine that is dropped or still open when the program ends is closed
-    then.
+    The options are those of `EngineOptions`. Making an engine loads the model and compiles every program, which takes
+    seconds to minutes; nothing compiles afterwards. An option, a model's file, devices or memory that cannot be used is
+    a ValueError that says what to change.
+
+    An engine that is dropped or still open when the program ends is closed then.
     """
 
     def _prepare(self) -> None:
-        self._hand_driven = HandDriven(self._frontend)
+        self._hand_driven = HandDriven(self._client)
 
     def generate(
         self,
@@ -64,7 +67,7 @@ class LLM(EngineOwner):
         """
         many = as_list(prompts)
         sampling = _one_each(sampling_params, len(many))
-        jobs = [self._frontend.check(prompt, params) for prompt, params in zip(many, sampling, strict=True)]
+        jobs = [self._client.check(prompt, params) for prompt, params in zip(many, sampling, strict=True)]
         outputs: list[RequestOutput | None] = [None] * len(many)
         with (
             tqdm(total=len(many), unit="req", disable=not use_tqdm) as bar,
@@ -97,11 +100,11 @@ class LLM(EngineOwner):
     def stream(self, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> RequestStream:
         """Start one request; iterate over the result for its text as it comes. Raises as `generate` does."""
         updates: SimpleQueue[Update] = SimpleQueue()
-        job = self._frontend.check(prompt, sampling_params or SamplingParams())
-        ticket = self._frontend.ticket(job, lambda _, update: updates.put(update))
-        stream = RequestStream(ticket.collector, updates, self._frontend.withdraw)
+        job = self._client.check(prompt, sampling_params or SamplingParams())
+        ticket = self._client.ticket(job, lambda _, update: updates.put(update))
+        stream = RequestStream(ticket.collector, updates, self._client.withdraw)
         try:
-            self._frontend.start(ticket)
+            self._client.start(ticket)
         except BaseException:
             stream.close()
             raise
@@ -121,7 +124,7 @@ class LLM(EngineOwner):
         """
         if window is not None:
             check_whole_number("window", window, 1)
-        checked = (None if job is None else self._frontend.check(*job) for job in jobs)
+        checked = (None if job is None else self._client.check(*job) for job in jobs)
         return self._outputs(checked, window)
 
     def score(
@@ -160,7 +163,7 @@ class LLM(EngineOwner):
 
         Raises as `generate` does, and ValueError where the name is in use.
         """
-        self._hand_driven.add(request_id, self._frontend.check(prompt, sampling_params or SamplingParams()))
+        self._hand_driven.add(request_id, self._client.check(prompt, sampling_params or SamplingParams()))
 
     def step(self) -> list[RequestOutput]:
         """Wait for the next news of requests from `add_request`, and give what those that have some made so far.
@@ -180,7 +183,7 @@ class LLM(EngineOwner):
 
         Unknown and finished requests are ignored.
         """
-        self._frontend.abort(request_id)
+        self._client.abort(request_id)
 
     def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
         """Replace parameters of the model on every mesh; returns when new requests run with them.
@@ -196,11 +199,11 @@ class LLM(EngineOwner):
             ValueError: a path that the model does not have, or another shape or dtype. Nothing was replaced.
             EngineError: the engine is closed or has failed.
         """
-        self._core.update_params(params)
+        self.engine.core.update_params(params)
 
     def close(self) -> None:
         """Abort what runs, join the threads, free the device memory. Calling it again does nothing."""
-        self._core.close()
+        self.engine.core.close()
 
     def __enter__(self) -> "LLM":
         return self
@@ -228,9 +231,9 @@ class LLM(EngineOwner):
         try:
             while True:
                 while (window is None or len(running) < window) and (job := next(waiting, None)) is not None:
-                    ticket = self._frontend.ticket(job, lambda collector, update: news.put((collector, update)))
+                    ticket = self._client.ticket(job, lambda collector, update: news.put((collector, update)))
                     running[ticket.collector] = next(indices)
-                    self._frontend.start(ticket)
+                    self._client.start(ticket)
                 if not running:
                     return
                 collector, update = news.get()
@@ -239,7 +242,7 @@ class LLM(EngineOwner):
                     yield running.pop(collector), collector
         finally:
             for collector in running:
-                self._frontend.withdraw(collector)
+                self._client.withdraw(collector)
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:

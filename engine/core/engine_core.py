@@ -9,10 +9,11 @@ their own threads. It knows executors by their contract only (`protocol/executor
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import EngineError
 from ..metrics.counters import HostTime
@@ -50,6 +51,7 @@ from ..scheduler.decision_log import DecisionLog
 from ..scheduler.request import Request
 from ..scheduler.scheduler import Scheduler
 from ..threads import EngineThread
+from .inspection import Observer, Question
 from .running_request import RunningRequest
 from .submission import Submission
 
@@ -79,7 +81,7 @@ class _NewParams:
 
 
 type _Request = PreemptRequested | MigrateRequested | AbortRequested
-type _Message = tuple[Submission, ...] | _Request | Completion | _NewParams | _Close
+type _Message = tuple[Submission, ...] | _Request | Completion | _NewParams | Question | _Close
 
 
 class EngineCore:
@@ -107,6 +109,7 @@ class EngineCore:
         self._host = HostTime()
         self._compilations = compilations
         self._stopped: str | None = None
+        self._observers: tuple[Observer, ...] = ()
         self._thread = EngineThread(target=self._run, name="twinmesh-dispatch", daemon=True)
         self._thread.start()
 
@@ -158,7 +161,41 @@ class EngineCore:
         """Return the figures so far."""
         with self._lock:  # the dispatching thread needs it: percentiles come after
             log, running = self._log.snapshot(), len(self._running)
-        return log.metrics(running, self._compilations.count, self._scheduler.tally, self._executor.traffic, self._host)
+        return log.metrics(
+            running, self._compilations.count, self._scheduler.counters, self._executor.traffic, self._host
+        )
+
+    @property
+    def backlog(self) -> int:
+        """How many messages wait for the dispatching thread: requests, results, whatever methods were called with."""
+        return self._inbox.qsize()
+
+    def inspect[T](self, question: Callable[[Scheduler, Any], T]) -> T:
+        """Call `question` with scheduler and executor on the dispatching thread, which alone uses them.
+
+        For debugging and experiments; an observer, which is on that thread already, must not call it.
+
+        Returns:
+            Its answer.
+
+        Raises:
+            EngineError: the engine is closed or has failed.
+            Exception: whatever `question` raises; the engine goes on.
+        """
+        message = Question(question)
+        self._put(message)
+        answer: T = message.result()
+        return answer
+
+    @contextmanager
+    def observe(self, observer: Observer) -> Iterator[None]:
+        """Let an observer see what the engine hears and decides, until the `with` block ends."""
+        self.inspect(lambda *_: self._add_observer(observer))
+        try:
+            yield
+        finally:
+            with suppress(EngineError):  # closed meanwhile: it sees nothing any more
+                self.inspect(lambda *_: self._remove_observer(observer))
 
     def close(self) -> None:
         """Abort what runs, wait for what is in flight, join the threads, free the arrays. Idempotent.
@@ -178,7 +215,7 @@ class EngineCore:
         if self._stopped is not None:
             raise EngineError(self._stopped)
 
-    def _put(self, message: tuple[Submission, ...] | _NewParams) -> None:
+    def _put(self, message: tuple[Submission, ...] | _NewParams | Question) -> None:
         with self._lock:  # against the loop's end: what is accepted gets its answer
             self.check_health()
             self._inbox.put(message)
@@ -219,7 +256,16 @@ class EngineCore:
             self._scheduler.check_integrity()
         return True
 
-    def _take(self, message: tuple[Submission, ...] | _Request | Completion | _NewParams) -> None:
+    def _add_observer(self, observer: Observer) -> None:
+        self._observers += (observer,)
+
+    def _remove_observer(self, observer: Observer) -> None:
+        self._observers = tuple(other for other in self._observers if other is not observer)
+
+    def _take(self, message: tuple[Submission, ...] | _Request | Completion | _NewParams | Question) -> None:
+        if isinstance(message, Question):
+            message.answer(self._scheduler, self._executor)
+            return
         match message:
             case tuple():
                 for submission in message:
@@ -239,6 +285,8 @@ class EngineCore:
                 self._scheduler.on(Hold(self.clock()))
             case _:
                 self._scheduler.on(message)
+        for observer in self._observers:  # after it is in, so that a request is answered even if this raises
+            observer.received(message)
 
     def _accept(self, submission: Submission) -> None:
         id_ = submission.facts.id
@@ -285,7 +333,7 @@ class EngineCore:
 
     def _dispatch(self) -> None:
         """Perform actions until there are none; after a failure the rest of that mesh's are void."""
-        while actions := self._scheduler.actions():
+        while actions := self._decide():
             lost: set[int] = set()
             for action in actions:
                 if not lost.isdisjoint(_meshes(action)):
@@ -294,6 +342,14 @@ class EngineCore:
                 failure = self._try(action)
                 if failure is not None:
                     lost |= self._on_dispatch_error(action, failure)
+
+    def _decide(self) -> list[Action]:
+        for observer in self._observers:
+            observer.deciding(self._scheduler)
+        actions = self._scheduler.actions()
+        for observer in self._observers:
+            observer.decided(self._scheduler, actions)
+        return actions
 
     def _skip(self, action: Action) -> None:
         """Leave out an action on a mesh that was lost; let go of what it would have moved."""
@@ -373,6 +429,8 @@ class EngineCore:
                 left += message
             elif isinstance(message, _NewParams):
                 self._new_params.append(message)
+            elif isinstance(message, Question):
+                message.refuse(why)
         for waiting in self._new_params:
             waiting.error = why
             waiting.done.set()

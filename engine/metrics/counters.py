@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Tally:
+class Counters:
     """Since start-up. Prompt tokens are counted when a request is first admitted; `cached_tokens` of them came from the
     prefix cache. `retries`: starts after a lost mesh or transfer."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..protocol.actions import FinishReason
 from ..protocol.results import Traffic
 from ..protocol.timeline import Timeline
-from .counters import HostTime, Tally
+from .counters import Counters, HostTime
 
 # Percentiles are over this many requests, the latest; an engine that runs for weeks must not grow.
 RECENT = 4096
@@ -120,20 +120,20 @@ class RequestLog:
         twin.reasons, twin.recent = self.reasons.copy(), self.recent.copy()
         return twin
 
-    def metrics(self, running: int, compiles: int, tally: Tally, traffic: Traffic, host: HostTime) -> Metrics:
+    def metrics(self, running: int, compiles: int, counters: Counters, traffic: Traffic, host: HostTime) -> Metrics:
         """Return the figures now. `running`: requests that have not ended; `compiles`: since the engine was ready."""
         seconds = self._last_finish - self._first_arrival if self._first_arrival is not None else 0.0
         return Metrics(
             requests=dict(self.reasons),
             running=running,
-            prompt_tokens=tally.prompt_tokens,
-            cached_tokens=tally.cached_tokens,
+            prompt_tokens=counters.prompt_tokens,
+            cached_tokens=counters.cached_tokens,
             generated_tokens=self.generated_tokens,
             tokens_per_second=self.generated_tokens / seconds if seconds > 0 else 0.0,
             compiles=compiles,
-            preemptions=tally.preemptions,
-            migrations=tally.migrations,
-            retries=tally.retries,
+            preemptions=counters.preemptions,
+            migrations=counters.migrations,
+            retries=counters.retries,
             handoffs=traffic.transfers,
             handoff_bytes=traffic.bytes,
             handoff_seconds=traffic.seconds,

@@ -1,1 +1,1 @@
-"""Who holds which KV page. No JAX."""
+"""KV pages: which are free, which requests hold them, and which prompts find them again. No JAX."""

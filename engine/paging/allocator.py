@@ -1,4 +1,4 @@
-"""Who holds which KV page of one cache group on one mesh, and which slot. Control-plane module: no JAX here.
+"""Counts the holders of each KV page of one cache group on one mesh, and of each slot.
 
 A page is free, or it has holders: any number of requests, and the prefix cache, which finds full pages by the hash of
 all tokens up to their end. A page that only the cache holds is idle: it counts as free, and the one used least recently
@@ -54,7 +54,7 @@ class PageAllocator:
         return self._holders[page]
 
     def is_writable(self, page: int) -> bool:
-        """Whether whoever holds this page is its only holder."""
+        """Whether this page has one holder and is not cached, so that its holder may write to it."""
         return self._holders[page] == 1 and page not in self._hash_of
 
     def is_idle(self, page: int) -> bool:
@@ -98,25 +98,25 @@ class SlotTable:
 
     def __init__(self, num_slots: int):
         self._free = deque(range(num_slots))
-        self._tenants: dict[int, int] = {}
+        self._holders: dict[int, int] = {}
 
     @property
     def num_free(self) -> int:
-        """Slots without a tenant."""
+        """Slots that no request holds."""
         return len(self._free)
 
     @property
-    def tenants(self) -> dict[int, int]:
-        """Who sits in which slot."""
-        return dict(self._tenants)
+    def holders(self) -> dict[int, int]:
+        """Slot -> id of the request that holds it."""
+        return dict(self._holders)
 
-    def allocate(self, tenant: int) -> int:
-        """A free slot; the caller has asked `num_free`."""
+    def allocate(self, request_id: int) -> int:
+        """Give a free slot to a request; the caller has asked `num_free`."""
         slot = self._free.popleft()
-        self._tenants[slot] = tenant
+        self._holders[slot] = request_id
         return slot
 
     def release(self, slot: int) -> None:
-        """End the tenancy."""
-        del self._tenants[slot]
+        """Free a slot."""
+        del self._holders[slot]
         self._free.append(slot)

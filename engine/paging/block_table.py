@@ -1,20 +1,15 @@
-"""Where a request sits on a mesh, and how it moves to another: slots, page tables, transfers. Data only; no JAX."""
+"""The pages and the slot of a request on one mesh. Data only."""
 
-from collections import deque
 from dataclasses import dataclass, field
 
 
 @dataclass(eq=False)
 class BlockTable:
-    """One request's pages of one cache group. `pages[i]` holds page `first` + i of the sequence.
+    """One request's pages of one cache group."""
 
-    `first` is 0 where all tokens are kept; a windowed group drops pages that no later token sees. `spare`: pages
-    reserved for tokens to come.
-    """
-
-    first: int = 0
-    pages: list[int] = field(default_factory=list)
-    spare: list[int] = field(default_factory=list)
+    first: int = 0  # page of the sequence that `pages` begins with: 0 unless a window has dropped pages
+    pages: list[int] = field(default_factory=list)  # pages[i] holds page `first` + i of the sequence
+    spare: list[int] = field(default_factory=list)  # reserved for tokens to come
 
     @property
     def end(self) -> int:
@@ -27,35 +22,11 @@ class BlockTable:
 
 
 @dataclass(eq=False)
-class Seat:
-    """A request's place on one mesh; `tables` has one entry per cache group. Tokens before `writable` that are not
-    in the cache yet may be written: their pages are here and nobody else's."""
+class Placement:
+    """One request's place on one mesh, from when it is reserved until its pages are freed."""
 
     mesh: int
     slot: int
-    tables: list[BlockTable]
-    writable: int = 0
-
-
-@dataclass(eq=False)
-class Transfer:
-    """Pages of one request on their way: from which mesh to which, bytes of staging on the one and on the other, and
-    the pages per group that they will be written to. `has_state`: the last of a hand-off, with the request's state."""
-
-    number: int
-    source: int
-    destination: int
-    staged: tuple[int, int]
-    pages: tuple[tuple[int, ...], ...]
-    has_state: bool
-    is_ready: bool = False
-
-
-@dataclass(eq=False)
-class Handoff:
-    """A request's way to another mesh: the seat reserved there (credit), for each cache group the first page of the
-    sequence that was not sent yet, and the transfers under way, in order."""
-
-    seat: Seat
-    unsent: list[int]
-    transfers: deque[Transfer] = field(default_factory=deque)
+    tables: list[BlockTable]  # one per cache group
+    writable: int = 0  # tokens before this one may be written, if not cached yet: no other request holds their pages
+    underway: list[bytes] = field(default_factory=list)  # blocks first expected here: to be computed, or to arrive

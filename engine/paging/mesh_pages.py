@@ -1,10 +1,9 @@
-"""One mesh's slots and KV pages over all cache groups: seats are given, grown, shared and taken back here.
+"""One mesh's slots and KV pages over all cache groups: places requests, grows, forks and releases their placements.
 
-Invariants: a seat's pages are given all at once or not at all; a page is written only by its only holder (a shared one
+Invariants: a placement gets all of its pages at once or none; a page is written only by its only holder (a shared one
 is copied first); a windowed group keeps only the pages that a later token can see, and while a prompt is prefilled it
-uses those that slide out again. Pages that full blocks
-fill can be found again by their hashes. What changes in a page table goes out as actions. It decides nothing: which
-request gets a seat, and who has to give his up, is the scheduler's business. Control-plane module: no JAX here.
+reuses those that slide out. Pages of full blocks can be found again by their hashes. Changes of a page table go out as
+actions. It decides nothing: the scheduler chooses which requests are placed, and which are preempted.
 """
 
 from collections import Counter
@@ -14,27 +13,27 @@ from itertools import takewhile
 from ..config import EngineConfig
 from ..protocol.actions import Action, AssignPages, CopyPage
 from .allocator import PageAllocator, SlotTable
-from .block_table import BlockTable, Seat
+from .block_table import BlockTable, Placement
 
 
-class MeshCache:
+class MeshPages:
     """The slots and pages of one mesh."""
 
     def __init__(self, mesh: int, config: EngineConfig, pages: Sequence[int], emit: Callable[[Action], None]):
-        """`pages`: of each cache group. `emit` takes the actions that page tables on the device need."""
+        """`pages` counts those of each cache group; `emit` takes the actions that page tables on the device need."""
         self._mesh, self._config, self._emit = mesh, config, emit
         self.slots = SlotTable(config.max_num_seqs)
         self.groups = [PageAllocator(count) for count in pages]
 
     @property
     def room(self) -> float:
-        """The share of pages that are free, in the group that has least; 0 to 1."""
+        """Share of pages that are free in the group that has fewest; 0 to 1."""
         return min(pages.num_free / pages.num_pages for pages in self.groups)
 
     # ---- what is cached
 
     def hit(self, hashes: Sequence[bytes], tokens: int) -> int:
-        """How many of the first `tokens` tokens need not be computed: the longest run of cached full pages.
+        """Count the first of `tokens` tokens that need not be computed: the longest run of cached full pages.
 
         Every group that sees all tokens needs all of the pages, a windowed one those that the next token sees. If all
         tokens are cached, the last one is computed again, for what follows it.
@@ -59,13 +58,15 @@ class MeshCache:
         return zip(self._config.windows, self.groups, strict=True)
 
     def _first_page(self, window: int | None, token: int) -> int:
-        """The first page that the token at this position sees."""
+        """Find the first page that the token at this position sees."""
         return 0 if window is None else max(0, token - window + 1) // self._config.page_size
 
-    # ---- seats
+    # ---- placements
 
-    def seat_prompt(self, name: int, hashes: Sequence[bytes], tokens: int, watermark: int) -> tuple[Seat, int] | None:
-        """Room for `tokens` tokens to be prefilled, and how many of them are cached; None: no room.
+    def place_prompt(
+        self, request_id: int, hashes: Sequence[bytes], tokens: int, watermark: int
+    ) -> tuple[Placement, int] | None:
+        """Place `tokens` tokens to be prefilled; says how many of them are cached. None: no room.
 
         `watermark`: pages of each group that have to stay free besides.
         """
@@ -78,21 +79,21 @@ class MeshCache:
             # Never more than a pool is sure to have; shared pages that slide out make room for fresh ones.
             most = to_write if window is None else self._config.most_pages(window) - len(shared[-1].pages)
             fresh.append(min(to_write, most))
-        seat = self._take(name, shared, fresh, watermark)
-        if seat is None:
+        placement = self._place(request_id, shared, fresh, watermark)
+        if placement is None:
             return None
-        for group, (window, table) in enumerate(zip(self._config.windows, seat.tables, strict=True)):
+        for group, (window, table) in enumerate(zip(self._config.windows, placement.tables, strict=True)):
             if window is None:
                 table.pages += table.spare
                 table.spare = []
-            self._assign(seat, group, table.first)
-        return seat, cached
+            self._assign(placement, group, table.first)
+        return placement, cached
 
-    def seat_arrival(
-        self, name: int, hashes: Sequence[bytes], tokens: int, watermark: int
-    ) -> tuple[Seat, list[int]] | None:
-        """Room for `tokens` tokens whose KV comes from another mesh, and for each group the first page that has to
-        come: those before it are cached here. None: no room.
+    def reserve(
+        self, request_id: int, hashes: Sequence[bytes], tokens: int, watermark: int
+    ) -> tuple[Placement, list[int]] | None:
+        """Place `tokens` tokens whose KV comes from another mesh; says for each group the first page that has to be
+        sent, since those before it are cached here. None: no room.
         """
         shared, fresh = [], []
         for window, pages in self._windows():
@@ -100,18 +101,18 @@ class MeshCache:
             run = _cached_run(pages, hashes[first : tokens // self._config.page_size])
             shared.append(BlockTable(first, run))
             fresh.append(end - first - len(run))
-        seat = self._take(name, shared, fresh, watermark)
-        if seat is None:
+        placement = self._place(request_id, shared, fresh, watermark)
+        if placement is None:
             return None
-        there = [table.end for table in seat.tables]
-        for group, table in enumerate(seat.tables):
+        there = [table.end for table in placement.tables]
+        for group, table in enumerate(placement.tables):
             table.pages += table.spare
             table.spare = []
-            self._assign(seat, group, table.first)
-        return seat, there
+            self._assign(placement, group, table.first)
+        return placement, there
 
-    def _take(self, name: int, shared: list[BlockTable], fresh: list[int], watermark: int) -> Seat | None:
-        """A seat whose tables begin with shared pages and have fresh ones to spare."""
+    def _place(self, request_id: int, shared: list[BlockTable], fresh: list[int], watermark: int) -> Placement | None:
+        """Make a placement whose tables begin with shared pages and have fresh ones to spare."""
         if not self.slots.num_free:
             return None
         for pages, table, count in zip(self.groups, shared, fresh, strict=True):
@@ -122,33 +123,33 @@ class MeshCache:
             for page in table.pages:
                 pages.hold(page)
             table.spare = pages.allocate(count)
-        return Seat(self._mesh, self.slots.allocate(name), shared)
+        return Placement(self._mesh, self.slots.allocate(request_id), shared)
 
-    def fork(self, name: int, seat: Seat) -> Seat | None:
-        """A second seat over all of a seat's pages; None: no slot. Whoever writes first copies."""
+    def fork(self, request_id: int, placement: Placement) -> Placement | None:
+        """Make a second placement over the same pages; None: no slot. Pages are copied before either writes to them."""
         if not self.slots.num_free:
             return None
-        seat.writable = 0
-        tables = [BlockTable(table.first, list(table.pages)) for table in seat.tables]
+        placement.writable = 0
+        tables = [BlockTable(table.first, list(table.pages)) for table in placement.tables]
         for pages, table in zip(self.groups, tables, strict=True):
             for page in table.pages:
                 pages.hold(page)
-        twin = Seat(self._mesh, self.slots.allocate(name), tables)
+        twin = Placement(self._mesh, self.slots.allocate(request_id), tables)
         for group, table in enumerate(tables):
             self._assign(twin, group, table.first)
         return twin
 
-    def leave(self, seat: Seat) -> None:
-        """Give a seat back. The last pages are freed first: without them a cached prefix is only shorter."""
-        for pages, table in zip(self.groups, seat.tables, strict=True):
+    def release(self, placement: Placement) -> None:
+        """Free a placement. Its last pages are freed first: without them a cached prefix is only shorter."""
+        for pages, table in zip(self.groups, placement.tables, strict=True):
             for page in [*table.spare, *reversed(table.pages)]:
                 pages.release(page)
-        self.slots.release(seat.slot)
+        self.slots.release(placement.slot)
 
-    def remember(self, seat: Seat, hashes: Sequence[bytes], tokens: int) -> None:
-        """Cache the full pages among the first `tokens` tokens, whose KV is in the seat's pages in device order."""
+    def remember(self, placement: Placement, hashes: Sequence[bytes], tokens: int) -> None:
+        """Cache the full pages among the first `tokens` tokens, whose KV is in the placement's pages in device order."""
         stop = min(len(hashes), tokens // self._config.page_size)
-        for pages, table in zip(self.groups, seat.tables, strict=True):
+        for pages, table in zip(self.groups, placement.tables, strict=True):
             for i in range(table.first, min(stop, table.end)):
                 pages.cache(table.pages[i - table.first], hashes[i])
 
@@ -159,15 +160,15 @@ class MeshCache:
 
     # ---- growth
 
-    def place_chunk(self, seat: Seat, start: int, stop: int) -> bool:
-        """Have pages in place for prefilling tokens `start` to `stop` - 1; False: too few are free.
+    def place_chunk(self, placement: Placement, start: int, stop: int) -> bool:
+        """Put pages in place for prefilling tokens `start` to `stop` - 1; False: too few are free.
 
-        That can only be where a windowed group's pages, meant to be used again, were meanwhile found by other requests.
+        Fails only where other requests have meanwhile found pages of a windowed group that were to be reused.
         """
         for group, (window, pages) in enumerate(self._windows()):
             if window is None:
                 continue
-            table = seat.tables[group]
+            table = placement.tables[group]
             for page in self._slide(table, window, start):
                 only_holder = pages.holders(page) == 1
                 pages.release(page)
@@ -178,27 +179,27 @@ class MeshCache:
             if missing > pages.num_free:
                 return False
             table.spare += pages.allocate(missing)
-            self._append(seat, group, count)
+            self._append(placement, group, count)
         return True
 
-    def end_prompt(self, seat: Seat) -> None:
+    def end_prompt(self, placement: Placement) -> None:
         """Free what was reserved for the prompt and not needed."""
-        for pages, table in zip(self.groups, seat.tables, strict=True):
+        for pages, table in zip(self.groups, placement.tables, strict=True):
             for page in table.spare:
                 pages.release(page)
             table.spare = []
 
-    def grow(self, seat: Seat, start: int, stop: int) -> bool:
-        """Have pages that may be written for tokens `start` to `stop` - 1, which are decoded; False: too few are free.
+    def grow(self, placement: Placement, start: int, stop: int) -> bool:
+        """Put pages in place that decoding may write tokens `start` to `stop` - 1 to; False: too few are free.
 
         Shared pages are copied.
         """
-        if stop <= seat.writable:
+        if stop <= placement.writable:
             return True
         size = self._config.page_size
         plans = []
         for group, (window, pages) in enumerate(self._windows()):
-            table = seat.tables[group]
+            table = placement.tables[group]
             if window is not None:
                 for page in self._slide(table, window, start):
                     pages.release(page)
@@ -210,51 +211,51 @@ class MeshCache:
             plans.append((group, copies, more))
         for group, copies, more in plans:
             for i in copies:
-                self._copy(seat, group, i)
+                self._copy(placement, group, i)
             if more > 0:
-                seat.tables[group].spare += self.groups[group].allocate(more)
-                self._append(seat, group, more)
-        seat.writable = size * min(table.end for table in seat.tables)
+                placement.tables[group].spare += self.groups[group].allocate(more)
+                self._append(placement, group, more)
+        placement.writable = size * min(table.end for table in placement.tables)
         return True
 
     def _slide(self, table: BlockTable, window: int, token: int) -> list[int]:
-        """Take out the pages that neither this token nor a later one sees."""
+        """Take the pages out that neither this token nor a later one sees."""
         count = min(len(table.pages), max(0, self._first_page(window, token) - table.first))
         gone, table.pages = table.pages[:count], table.pages[count:]
         table.first += count
         return gone
 
-    def _append(self, seat: Seat, group: int, count: int) -> None:
-        table = seat.tables[group]
+    def _append(self, placement: Placement, group: int, count: int) -> None:
+        table = placement.tables[group]
         if count > 0:
             end = table.end
             table.pages += table.spare[:count]
             del table.spare[:count]
-            self._assign(seat, group, end)
+            self._assign(placement, group, end)
 
-    def _copy(self, seat: Seat, group: int, index: int) -> None:
-        table, pages = seat.tables[group], self.groups[group]
+    def _copy(self, placement: Placement, group: int, index: int) -> None:
+        table, pages = placement.tables[group], self.groups[group]
         old, (new,) = table.pages[index - table.first], pages.allocate(1)
         self._emit(CopyPage(self._mesh, group, old, new))
         pages.release(old)
         table.pages[index - table.first] = new
-        self._emit(AssignPages(self._mesh, seat.slot, group, index, (new,)))
+        self._emit(AssignPages(self._mesh, placement.slot, group, index, (new,)))
 
-    def _assign(self, seat: Seat, group: int, first: int) -> None:
-        """Tell the device about the seat's pages from page `first` of the sequence on."""
-        table = seat.tables[group]
+    def _assign(self, placement: Placement, group: int, first: int) -> None:
+        """Tell the device about the placement's pages from page `first` of the sequence on."""
+        table = placement.tables[group]
         if pages := table.between(first, table.end):
-            self._emit(AssignPages(self._mesh, seat.slot, group, first, pages))
+            self._emit(AssignPages(self._mesh, placement.slot, group, first, pages))
 
-    def check(self, seats: dict[int, Seat]) -> None:
-        """Raise unless these seats, request -> seat, account for every slot and page."""
-        if self.slots.tenants != {seat.slot: name for name, seat in seats.items()}:
-            raise RuntimeError(f"mesh {self._mesh}: slots {self.slots.tenants}, seats of {list(seats)}")
+    def check(self, placements: dict[int, Placement]) -> None:
+        """Raise unless these placements, request -> placement, account for every slot and page."""
+        if self.slots.holders != {placement.slot: name for name, placement in placements.items()}:
+            raise RuntimeError(f"mesh {self._mesh}: slots {self.slots.holders}, placements of {list(placements)}")
         for group, pages in enumerate(self.groups):
-            tables = [seat.tables[group] for seat in seats.values()]
+            tables = [placement.tables[group] for placement in placements.values()]
             pages.check(Counter(page for table in tables for page in [*table.pages, *table.spare]))
 
 
 def _cached_run(pages: PageAllocator, hashes: Sequence[bytes]) -> list[int]:
-    """The cached pages of these blocks, up to the first that is not cached."""
+    """Find the cached pages of these blocks, up to the first that is not cached."""
     return list(takewhile(lambda page: page is not None, map(pages.find, hashes)))  # type: ignore[arg-type]

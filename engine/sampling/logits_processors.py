@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ...kernels_pallas.scatter import add_to_rows, write_rows
 from ..protocol.sampling_plan import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS
 from .request_state import DenseRows, Flag, Float, Int, RequestState, Scalars, Seen
 
@@ -78,21 +79,16 @@ def count_fed(dense: DenseRows, slot: Array, tokens: Array, flags: Array) -> Den
 
     Args:
         dense: of all S slots.
-        slot: [B] int32; S or more is nobody's.
+        slot: [B] int32, distinct; S or more counts nothing.
         tokens: [B] int32, one per slot.
         flags: [B] int32, `Int.FLAGS` of the rows; those without `Flag.DENSE` are not counted.
     """
-    nobody = dense.seen.shape[0]
-    slot = jnp.where((flags & int(Flag.DENSE)) > 0, slot, nobody)
-    if slot.shape[0] == 1:
-        # XLA turns a scatter of one row into a select and an update whose fusion copies the whole array.
-        slot = jnp.concatenate([slot, jnp.full_like(slot, nobody)])
-        tokens = jnp.concatenate([tokens, tokens])
+    slot = jnp.where((flags & int(Flag.DENSE)) > 0, slot, dense.seen.shape[0])
     before = dense.recent.at[slot].get(mode="clip")  # [B, N - 1]
     recent = jnp.concatenate([before[:, 1:], tokens[:, None]], axis=1)
     return dense._replace(
-        seen=dense.seen.at[slot, tokens].add(int(Seen.GENERATED), mode="drop"),
-        recent=dense.recent.at[slot].set(recent, mode="drop"),
+        seen=add_to_rows(dense.seen, (slot, tokens), jnp.full_like(tokens, int(Seen.GENERATED))),
+        recent=write_rows(dense.recent, slot, recent),
     )
 
 

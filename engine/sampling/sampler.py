@@ -24,7 +24,7 @@ from .logprobs import Scores, no_scores, score
 from .request_state import DenseRows, Flag, Float, Int, Scalars
 
 # A full sort of a vocabulary takes 40 times as long as finding this many of its largest.
-_BOUND = 64
+BOUND = 64
 # The vocabulary is summed in blocks of this many tokens, so that only block sums and one block need running sums.
 _BLOCK = 256
 
@@ -124,7 +124,7 @@ def _sample(logits: Array, scalars: Scalars, position: Array, wanted: Array) -> 
     is_restricted = ((draw.top_p < 1) | (draw.top_k < logits.shape[1]))[:, 0] & wanted
     kept = lax.cond(
         jnp.any(is_restricted),
-        lambda: jnp.where(_is_kept(draw, weights, is_restricted), weights, 0.0),
+        lambda: jnp.where(is_kept(draw, weights, is_restricted), weights, 0.0),
         lambda: weights,
     )
     return _inverse_cdf(kept, draw.uniform)
@@ -152,13 +152,13 @@ class _Cut(NamedTuple):
     id: Array
 
 
-def _is_kept(draw: _Draw, weights: Array, wanted: Array) -> Array:
+def is_kept(draw: _Draw, weights: Array, wanted: Array) -> Array:
     """What top_k and top_p leave of the vocabulary, [R, V]: all where a row is not wanted.
 
     The cut is found among the largest few where they hold all that a row may draw, else among all, sorted.
     """
     vocabulary = draw.logits.shape[1]
-    bound = min(_BOUND, vocabulary)
+    bound = min(BOUND, vocabulary)
     total = weights.sum(axis=-1, keepdims=True)
     values, ids = lax.top_k(draw.logits, bound)
     few = draw.weights(values)

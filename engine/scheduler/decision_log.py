@@ -20,6 +20,7 @@ import msgspec
 from ..config import EngineConfig, PoolSize
 from ..protocol.actions import Action
 from ..protocol.events import Event
+from .policy import FCFS, Policy
 from .scheduler import Scheduler
 
 VERSION = 2
@@ -33,6 +34,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     config: EngineConfig
     pools: tuple[PoolSize, ...]
+    policy: str
 
 
 _encode = msgspec.json.Encoder().encode
@@ -54,9 +56,9 @@ class DecisionLog:
         # It is open as long as the engine is, until `close`.
         self._file = open(target, "w", encoding="utf-8") if isinstance(target, str | PathLike) else target  # noqa: SIM115
 
-    def begin(self, config: EngineConfig, pools: Sequence[PoolSize]) -> None:
+    def begin(self, config: EngineConfig, pools: Sequence[PoolSize], policy: str) -> None:
         """Write the header. Comes first, once."""
-        self._write(Header(_FORMAT, VERSION, config, tuple(pools)))
+        self._write(Header(_FORMAT, VERSION, config, tuple(pools), policy))
 
     def event(self, event: Event) -> None:
         """Write an event, before the scheduler takes it in."""
@@ -79,11 +81,11 @@ class DecisionLog:
 class RecordingScheduler(Scheduler):
     """A scheduler that writes a log of its events and actions."""
 
-    def __init__(self, config: EngineConfig, pools: Sequence[PoolSize], log: DecisionLog):
+    def __init__(self, config: EngineConfig, pools: Sequence[PoolSize], log: DecisionLog, policy: Policy = FCFS):
         """`pools[i]` is the size of mesh i's KV memory. The log is the caller's to close."""
-        super().__init__(config, pools)
+        super().__init__(config, pools, policy)
         self._log = log
-        log.begin(config, pools)
+        log.begin(config, pools, policy.name)
 
     def on(self, event: Event) -> None:
         """Take in what happened, and record it."""

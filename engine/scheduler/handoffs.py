@@ -1,27 +1,30 @@
-"""Requests on their way from one mesh to another: credit, staging and the transfers of each hand-off.
+"""Requests on their way from one mesh to another: every change of state and placement that a hand-off makes.
 
-Invariants: nothing is sent before a slot and all pages for it are reserved at the destination (credit); transfers of a
-hand-off are scattered in the order in which they were sent, and the one that brings the request's state comes last;
-staging stays charged, on both meshes, from the gather to the scatter or, if nobody wants the KV any more, until the
-transfer is over. Long prompts are sent in parts while they are still being prefilled. Control-plane module: no JAX.
+`begin` or `migrate` moves a request to HANDOFF, `dispatch` and `pipeline` reserve pages for it (credit) and send its
+KV, `complete` moves it to DECODE at its destination; `cancel` ends it early.
+
+Invariants: nothing is sent before a slot and all pages for it are reserved at the destination; transfers of a hand-off
+are scattered in the order in which they were sent, and the one that brings the request's state comes last; staging
+stays charged, on both meshes, from the gather to the scatter or, if the KV is no longer needed, until the transfer is
+over. Long prompts are sent in parts while they are still being prefilled. It moves no bytes: the executor does.
 """
 
-from bisect import insort
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..config import EngineConfig, PoolSize
-from ..paging.block_table import Handoff, Transfer
+from ..metrics.counters import Counters
+from ..paging.block_table import Placement
 from ..protocol.actions import Action, DropTransfer, Scatter, StartTransfer
-from .mesh_state import MeshState
-from .request import Request, State, by_arrival
-from .router import decode_rank
+from .mesh_state import MeshState, sorted_requests
+from .policy import Policy
+from .request import Handoff, Request, State, Transfer
 
 # A prompt of more chunks than this is sent in parts; for shorter ones a single transfer is better.
 _CHUNKS_IN_ONE_TRANSFER = 2
 
 
-class Departures:
+class Handoffs:
     """All hand-offs of an engine."""
 
     def __init__(
@@ -29,29 +32,45 @@ class Departures:
         config: EngineConfig,
         pools: Sequence[PoolSize],
         meshes: Sequence[MeshState],
+        policy: Policy,
+        counters: Counters,
         emit: Callable[[Action], None],
     ):
         """`emit` takes the actions."""
-        self._config, self._pools, self._meshes, self._emit = config, pools, meshes, emit
+        self._config, self._pools, self._meshes = config, pools, meshes
+        self._policy, self._counters, self._emit = policy, counters, emit
         self._caps = [config.pages_to_send(window) for window in config.windows]
-        self._leaving: list[Request] = []
-        self._transfers: dict[int, tuple[Transfer, Request | None]] = {}
+        self._waiting = sorted_requests()  # in HANDOFF, and not all sent
+        self._transfers: dict[int, Transfer] = {}
         self._next = 0
 
-    # ---- leaving
+    # ---- leaving the source
 
-    def add(self, request: Request) -> None:
-        """The request's prompt is dispatched: as soon as it has credit it goes."""
-        insort(self._leaving, request, key=by_arrival)
+    def begin(self, request: Request) -> None:
+        """Let a request go whose prompt is dispatched: it is sent as soon as it has credit."""
+        request.move_to(State.HANDOFF)
+        self._waiting.add(request)
 
-    def depart(self) -> None:
-        """Give credit, first come first served, and send all who have it, as far as pages and staging allow.
+    def migrate(self, request: Request, destination: int | None) -> bool:
+        """Send a decoding request to another decoding mesh, `destination` or any; False: no room, or not decoding."""
+        if request.state is not State.DECODE or not self._has_credit(request, destination):
+            return False
+        if not self._send(request, is_last=True):
+            self.release_credit(request)
+            return False
+        self._counters.migrations += 1
+        request.move_to(State.HANDOFF)
+        return True
 
-        Who has credit never waits for those who have none: they may wait for the very pages that he holds. One whose
-        blocks are on their way to the decode mesh already, for another request, waits for those and holds back nobody.
+    def dispatch(self) -> None:
+        """Give credit in the policy's order, and send all requests that hold it, as far as pages and staging allow.
+
+        Requests that hold credit are never blocked by requests that do not; the latter may be waiting for pages the
+        former hold. One whose blocks are on their way to the decode mesh already, for another request, waits for those
+        and holds back no other.
         """
         may_ask = True
-        for request in list(self._leaving):
+        for request in list(self._waiting):
             if request.handoff is None:
                 if self._is_coming(request):
                     continue
@@ -60,67 +79,55 @@ class Departures:
                     continue
             if not self._send(request, is_last=True):
                 return
-            self._leaving.remove(request)
+            self._waiting.remove(request)
 
     def pipeline(self, request: Request) -> None:
-        """A chunk is dispatched and more will come: send its full pages if the prompt is long."""
-        assert request.home is not None
+        """Send the full pages of a long prompt: a chunk is dispatched and more will come."""
+        assert request.placement is not None
         is_long = request.to_prefill > _CHUNKS_IN_ONE_TRANSFER * self._config.chunk_size
-        can_go = not self._meshes[request.home.mesh].spec.decodes and not self._leaving
+        can_go = not self._meshes[request.placement.mesh].spec.decodes and not self._waiting
         if is_long and can_go and self._has_credit(request):
             self._send(request, is_last=False)
-
-    def migrate(self, request: Request, destination: int | None) -> bool:
-        """Send a decoding request to another decoding mesh, `destination` or any; False: no room."""
-        assert request.home is not None
-        source = self._meshes[request.home.mesh]
-        if not self._has_credit(request, destination):
-            return False
-        if not self._send(request, is_last=True):
-            self.give_credit_back(request)
-            return False
-        del source.decoding[request.id]
-        return True
 
     def _is_coming(self, request: Request) -> bool:
         """Whether the first block that a decode mesh lacks of this request is on its way there for another."""
         for mesh in self._meshes:
             if mesh.arriving:
-                done = mesh.cache.hit(request.hashes, request.kv_len) // self._config.page_size
+                done = mesh.pages.hit(request.hashes, request.kv_len) // self._config.page_size
                 if any(key in mesh.arriving for key in request.hashes[done : done + 1]):
                     return True
         return False
 
     def _has_credit(self, request: Request, destination: int | None = None) -> bool:
-        """Reserve a seat where the request will decode, unless it has one."""
+        """Reserve a placement where the request will decode, unless it has one."""
         if request.handoff is not None:
             return True
-        assert request.home is not None
-        home, tokens = request.home.mesh, max(request.to_prefill, request.kv_len)
+        assert request.placement is not None
+        source, tokens = request.placement.mesh, max(request.to_prefill, request.kv_len)
         able = [
             mesh
             for mesh in self._meshes
-            if mesh.spec.decodes and mesh.index != home and destination in (None, mesh.index)
+            if mesh.spec.decodes and mesh.index != source and destination in (None, mesh.index)
         ]
-        for mesh in sorted(able, key=partial(decode_rank, request)):
-            seated = mesh.cache.seat_arrival(request.id, request.hashes, tokens, mesh.watermark)
-            if seated is not None:
-                request.handoff = Handoff(*seated)
-                mesh.seated[request.id] = request
-                for key in request.hashes[min(seated[1]) : tokens // self._config.page_size]:
-                    mesh.arriving.setdefault(key, request)
+        for mesh in sorted(able, key=partial(self._policy.decode_rank, request)):
+            reserved = mesh.pages.reserve(request.id, request.hashes, tokens, mesh.watermark)
+            if reserved is not None:
+                placement, unsent = reserved
+                request.handoff = Handoff(placement, unsent)
+                mesh.placed.add(request)
+                coming = request.hashes[min(unsent) : tokens // self._config.page_size]
+                mesh.expect(mesh.arriving, coming, placement)
                 return True
         return False
 
     def _send(self, request: Request, *, is_last: bool) -> bool:
         """Send what is in the cache and was not sent; False: no staging. A part is of full pages only.
 
-        With the last of it the source seat is free: whatever reuses it is dispatched after the gather.
+        With the last of it the source placement is free: what reuses its pages is dispatched after the gather.
         """
-        home, handoff = request.home, request.handoff
-        assert home is not None
+        placement, handoff = request.placement, request.handoff
+        assert placement is not None
         assert handoff is not None
-        source, destination = home.mesh, handoff.seat.mesh
         tokens = request.kv_len
         stop = self._config.pages_for(tokens) if is_last else tokens // self._config.page_size
         # The pages of a window are known when its last token is: they go with the last transfer.
@@ -129,62 +136,66 @@ class Departures:
         if not is_last and not any(counts):
             return True
         bucket = self._bucket(counts)
-        staged = (self._staged(source, bucket), self._staged(destination, bucket))
-        if self._meshes[source].staging < staged[0] or self._meshes[destination].staging < staged[1]:
+        staged = self._staging(placement.mesh, handoff.placement.mesh, bucket)
+        if staged is None:
             return False
-        ranges = list(zip(handoff.unsent, stops, strict=True))
-        from_pages, to_pages = (
-            tuple(table.between(*limits) for table, limits in zip(seat.tables, ranges, strict=True))
-            for seat in (home, handoff.seat)
-        )
-        transfer = Transfer(self._next, source, destination, staged, to_pages, is_last)
-        self._next += 1
-        self._charge(transfer, 1)
-        self._transfers[transfer.number] = transfer, request
-        handoff.transfers.append(transfer)
-        handoff.unsent = [max(limits) for limits in ranges]
-        slot = home.slot if is_last else None
-        self._emit(StartTransfer(transfer.number, bucket, source, slot, from_pages, destination))
+        self._start(request, placement, handoff, bucket, staged, stops, is_last)
         if is_last:
-            request.home = None
-            known = min(tokens, request.prompt_len + request.confirmed)
-            self._meshes[source].cache.remember(home, request.hashes, known)
-            self._meshes[source].unseat(request, home)
+            request.placement = None
+            source = self._meshes[placement.mesh]
+            source.pages.remember(placement, request.hashes, min(tokens, request.prompt_len + request.confirmed))
+            source.remove(request, placement)
         return True
 
+    def _start(
+        self,
+        request: Request,
+        placement: Placement,
+        handoff: Handoff,
+        bucket: int,
+        staged: tuple[int, int],
+        stops: Sequence[int],
+        is_last: bool,
+    ) -> None:
+        """Start the transfer of each group's pages up to its stop."""
+        ranges = list(zip(handoff.unsent, stops, strict=True))
+        from_pages, to_pages = (
+            tuple(table.between(*limits) for table, limits in zip(end.tables, ranges, strict=True))
+            for end in (placement, handoff.placement)
+        )
+        source, destination = placement.mesh, handoff.placement.mesh
+        transfer = Transfer(self._next, source, destination, staged, to_pages, is_last, request.id)
+        self._next += 1
+        self._charge(transfer, 1)
+        self._transfers[transfer.number] = transfer
+        handoff.transfers.append(transfer)
+        handoff.unsent = [max(limits) for limits in ranges]
+        slot = placement.slot if is_last else None
+        self._emit(StartTransfer(transfer.number, bucket, source, slot, from_pages, destination))
+
     def _bucket(self, counts: Sequence[int]) -> int:
-        """The smallest bucket in which every group finds room."""
+        """Find the smallest bucket in which every group finds room."""
         return next(
             bucket
             for bucket in self._config.handoff_buckets
             if all(count <= min(bucket, cap) for count, cap in zip(counts, self._caps, strict=True))
         )
 
-    # ---- arriving
+    # ---- reaching the destination
 
-    def source(self, number: int) -> int | None:
-        """The mesh that this transfer comes from; None once it is over."""
-        return self._transfers[number][0].source if number in self._transfers else None
-
-    def under_way_from(self, mesh: int) -> list[int]:
-        """The transfers from this mesh that have not arrived, those that are not needed any more included."""
-        return [n for n, (transfer, _) in self._transfers.items() if transfer.source == mesh and not transfer.is_ready]
-
-    def owner(self, number: int) -> Request | None:
-        """Whose transfer this is; None once nobody wants it."""
-        return self._transfers[number][1] if number in self._transfers else None
-
-    def arrived(self, number: int) -> None:
-        """The transfer is over. One that nobody wants frees its staging."""
-        if number not in self._transfers:
-            return
-        transfer, request = self._transfers[number]
+    def end_transfer(self, number: int) -> Transfer | None:
+        """Take note that a transfer is over; None: it is no longer needed, and its staging is free now."""
+        transfer = self._transfers.get(number)
+        if transfer is None:
+            return None
         transfer.is_ready = True
-        if request is None:
+        if transfer.request_id is None:
             self._forget(transfer)
+            return None
+        return transfer
 
-    def settle(self, request: Request) -> bool:
-        """Scatter what has arrived. True: that was the last of it, and the request is at home there.
+    def complete(self, request: Request, now: float) -> None:
+        """Scatter what has arrived of a hand-off; with the last of it the request decodes at its destination.
 
         The last waits for the tokens of all steps before the hand-off: a token that stops the request needs no
         scatter, and tokens read by two threads stay in order.
@@ -193,45 +204,62 @@ class Departures:
         while handoff is not None and handoff.transfers and handoff.transfers[0].is_ready:
             transfer = handoff.transfers[0]
             if transfer.has_state and request.confirmed < request.dispatched:
-                return False
+                return
             handoff.transfers.popleft()
             self._forget(transfer)
-            slot = handoff.seat.slot if transfer.has_state else None
+            slot = handoff.placement.slot if transfer.has_state else None
             self._emit(Scatter(transfer.number, transfer.destination, slot, transfer.pages))
             if transfer.has_state:
-                request.home, request.handoff = handoff.seat, None
-                mesh = self._meshes[handoff.seat.mesh]
-                mesh.cache.remember(handoff.seat, request.hashes, request.kv_len)
-                mesh.forget_arriving(request)
-                return True
-        return False
+                self._arrive(request, handoff.placement, now)
+                return
+
+    def _arrive(self, request: Request, placement: Placement, now: float) -> None:
+        request.placement, request.handoff = placement, None
+        mesh = self._meshes[placement.mesh]
+        mesh.pages.remember(placement, request.hashes, request.kv_len)
+        mesh.end_wait(placement)
+        if request.timeline.kv_ready is None:
+            request.timeline.kv_ready = now
+        request.move_to(State.DECODE)
 
     # ---- giving up
+
+    def transfers_from(self, mesh: int) -> list[int]:
+        """List the transfers from this mesh that have not arrived, those that are no longer needed included."""
+        return [t.number for t in self._transfers.values() if t.source == mesh and not t.is_ready]
 
     def leaves_from(self, request: Request, mesh: int) -> bool:
         """Whether KV of this request is on its way from this mesh."""
         return request.handoff is not None and any(t.source == mesh for t in request.handoff.transfers)
 
     def cancel(self, request: Request) -> None:
-        """The request goes nowhere: off the list, credit back, transfers dropped."""
-        if request in self._leaving:
-            self._leaving.remove(request)
+        """Keep the request from going anywhere: credit back, transfers dropped."""
+        if request.state is State.HANDOFF and request.placement is not None:
+            self._waiting.remove(request)
         if request.handoff is not None:
-            self.give_credit_back(request)
+            self.release_credit(request)
 
-    def give_credit_back(self, request: Request) -> None:
-        """Take back the seat reserved for a request and drop what is on its way there."""
+    def release_credit(self, request: Request) -> None:
+        """Free the placement that is reserved for a request and drop what is on its way there."""
         handoff, request.handoff = request.handoff, None
         assert handoff is not None
         for transfer in handoff.transfers:
             self._emit(DropTransfer(transfer.number))
+            transfer.request_id = None
             if transfer.is_ready:
                 self._forget(transfer)
-            else:
-                self._transfers[transfer.number] = transfer, None
-        mesh = self._meshes[handoff.seat.mesh]
-        mesh.forget_arriving(request)
-        mesh.unseat(request, handoff.seat)
+        self._meshes[handoff.placement.mesh].remove(request, handoff.placement)
+
+    # ---- staging
+
+    def _staging(self, source: int, destination: int, bucket: int) -> tuple[int, int] | None:
+        """Say what a transfer takes on either mesh; None: one of them has not so much left."""
+        staged = self._bytes(source, bucket), self._bytes(destination, bucket)
+        has_room = self._meshes[source].staging >= staged[0] and self._meshes[destination].staging >= staged[1]
+        return staged if has_room else None
+
+    def _bytes(self, mesh: int, bucket: int) -> int:
+        return self._pools[mesh].transfer_bytes(bucket, self._caps)
 
     def _forget(self, transfer: Transfer) -> None:
         del self._transfers[transfer.number]
@@ -241,20 +269,17 @@ class Departures:
         for mesh, staged in zip((transfer.source, transfer.destination), transfer.staged, strict=True):
             self._meshes[mesh].staging -= sign * staged
 
-    def _staged(self, mesh: int, bucket: int) -> int:
-        return self._pools[mesh].transfer_bytes(bucket, self._caps)
-
     def check(self) -> None:
         """Raise unless staging is what transfers take."""
         for mesh, pool in zip(self._meshes, self._pools, strict=True):
             taken = sum(
                 staged
-                for transfer, _ in self._transfers.values()
+                for transfer in self._transfers.values()
                 for end, staged in zip((transfer.source, transfer.destination), transfer.staged, strict=True)
                 if end == mesh.index
             )
             if mesh.staging != pool.staging_bytes - taken:
                 raise RuntimeError(f"mesh {mesh.index}: {mesh.staging} bytes of staging left, {taken} taken")
-        for request in self._leaving:
-            if request.state is not State.HANDOFF or request.home is None:
-                raise RuntimeError(f"request {request.id} is {request.state} and about to leave")
+        for request in self._waiting:
+            if request.state is not State.HANDOFF or request.placement is None:
+                raise RuntimeError(f"request {request.id} is {request.state} and waits for credit")

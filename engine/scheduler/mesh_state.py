@@ -1,41 +1,44 @@
-"""What the scheduler keeps about one mesh. Facts and bookkeeping; policy is `scheduler.py`'s.
+"""What the scheduler keeps about one mesh. Facts and bookkeeping only: `policy.py` ranks, `batching.py` decides.
 
-Control-plane module: no JAX here.
+Invariant: `placed` is the one list of requests here. Those with chunks left and those that decode follow from it, and
+`remove` is all that leaving takes.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
-from ..paging.block_table import Seat
-from ..paging.mesh_pages import MeshCache
+from sortedcontainers import SortedKeyList
+
+from ..paging.block_table import Placement
+from ..paging.mesh_pages import MeshPages
 from ..topology import MeshSpec
 from .request import Request, State
 
 # The host dispatches step n + 1 before it reads step n, and no further ahead: a deeper queue would delay arrivals.
 MAX_STEPS_IN_FLIGHT = 2
 
+in_order = attrgetter("order")
+
+
+def sorted_requests() -> "SortedKeyList[Request]":
+    """Make an empty list of requests that keeps the policy's order."""
+    return SortedKeyList(key=in_order)
+
 
 @dataclass
 class MeshState:
-    """One mesh as the scheduler sees it.
-
-    `seated`: who sits here, or is on the way here. `unanswered`: those admitted here whose first token was not read
-    yet, and the prompt tokens to compute for each. `prefilling`: those with chunks left, in order of arrival.
-    `computing`: hashes of the blocks that they have yet to compute, and who will. `arriving`: likewise of blocks on
-    their way here. `staging`: bytes left for transfers
-    out or in. `in_flight`: steps not read yet.
-    """
+    """One mesh as the scheduler sees it."""
 
     index: int
     spec: MeshSpec
-    cache: MeshCache
-    staging: int
-    seated: dict[int, Request] = field(default_factory=dict)
-    unanswered: dict[int, int] = field(default_factory=dict)
-    prefilling: list[Request] = field(default_factory=list)
-    decoding: dict[int, Request] = field(default_factory=dict)
-    computing: dict[bytes, Request] = field(default_factory=dict)
-    arriving: dict[bytes, Request] = field(default_factory=dict)
-    in_flight: set[int] = field(default_factory=set)
+    pages: MeshPages
+    staging: int  # bytes left for transfers out or in
+    placed: "SortedKeyList[Request]" = field(default_factory=sorted_requests)  # all with a placement here, or reserved
+    prefill_load: int = 0  # prompt tokens to compute whose first output token was not read: what a new prompt waits for
+    computing: dict[bytes, Placement] = field(default_factory=dict)  # blocks that placements here have yet to compute
+    arriving: dict[bytes, Placement] = field(default_factory=dict)  # blocks on their way to placements here
+    in_flight: set[int] = field(default_factory=set)  # steps not read yet
     last_was_prefill: bool = False
 
     @property
@@ -44,33 +47,63 @@ class MeshState:
         return len(self.in_flight) < MAX_STEPS_IN_FLIGHT
 
     @property
-    def prefill_load(self) -> int:
-        """Prompt tokens to compute whose first output token is still to come: what a new prompt would wait for."""
-        return sum(self.unanswered.values())
-
-    @property
     def watermark(self) -> int:
-        """Pages of each group to leave to those who are here and grow: one each."""
-        return len(self.seated) if self.spec.decodes else 0
+        """Pages of each group to leave to the requests that are here and grow: one each."""
+        return len(self.placed) if self.spec.decodes else 0
 
     @property
     def is_backed_up(self) -> bool:
         """Whether half of a group's pages hold KV that waits for credit elsewhere; no prompt is admitted then."""
-        homes = [
-            request.home
-            for request in self.seated.values()
-            if request.state is State.HANDOFF and request.home is not None and request.home.mesh == self.index
+        waiting = [
+            request.placement
+            for request in self.placed
+            if request.state is State.HANDOFF and request.placement is not None and request.placement.mesh == self.index
         ]
         return any(
-            2 * len({page for home in homes for page in home.tables[group].pages}) > pages.num_pages
-            for group, pages in enumerate(self.cache.groups)
+            2 * len({page for placement in waiting for page in placement.tables[group].pages}) > pages.num_pages
+            for group, pages in enumerate(self.pages.groups)
         )
 
-    def forget_arriving(self, request: Request) -> None:
-        """What was on its way for this request is here, or will not come."""
-        self.arriving = {key: by for key, by in self.arriving.items() if by is not request}
+    def prefilling(self) -> list[Request]:
+        """List the requests with prompt chunks left, in the policy's order."""
+        if not self.spec.prefills:
+            return []
+        state = State.PREFILL
+        return [
+            request
+            for request in self.placed
+            if request.state is state
+            and not request.dispatched
+            and request.placement is not None
+            and request.placement.mesh == self.index
+        ]
 
-    def unseat(self, request: Request, seat: Seat) -> None:
-        """The request leaves its seat here."""
-        self.cache.leave(seat)
-        del self.seated[request.id]
+    def decoding(self) -> list[Request]:
+        """List the requests in DECODE, in the policy's order."""
+        if not self.spec.decodes:
+            return []
+        state = State.DECODE
+        return [request for request in self.placed if request.state is state]
+
+    def give_way(self, request: Request) -> Sequence[Request]:
+        """List the requests that may be preempted for this one: those from it on in the policy's order, never the first
+        of the mesh, which therefore always finishes."""
+        return self.placed[max(1, self.placed.index(request)) :]
+
+    def expect(self, index: dict[bytes, Placement], hashes: Iterable[bytes], placement: Placement) -> None:
+        """Enter blocks in `computing` or `arriving`, unless another placement is expected to bring them first."""
+        placement.underway += [key for key in hashes if index.setdefault(key, placement) is placement]
+
+    def end_wait(self, placement: Placement) -> None:
+        """Strike out blocks that the placement was to bring and that are here, or will not come."""
+        for key in placement.underway:
+            for index in (self.computing, self.arriving):
+                if index.get(key) is placement:
+                    del index[key]
+        placement.underway.clear()
+
+    def remove(self, request: Request, placement: Placement) -> None:
+        """Free the request's placement here."""
+        self.end_wait(placement)
+        self.pages.release(placement)
+        self.placed.remove(request)

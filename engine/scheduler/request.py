@@ -1,13 +1,15 @@
-"""What the control plane knows of a request: counts, block hashes and times, never its tokens. No JAX, no clock here.
+"""What the scheduler knows of a request: counts, block hashes, places and times, never its tokens. No clock here.
 
-`Request.move_to` is the only way to change a state, and `TRANSITIONS` the only table of what may follow what.
-States follow what has been *dispatched*: a request is in DECODE from the moment its KV is, in device order, in place.
+`Request.move_to` is the only way to change a state, and `TRANSITIONS` the only table of what may follow what. States
+follow what has been *dispatched*: a request is in DECODE from the moment its KV is, in device order, in place.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
-from ..paging.block_table import Handoff, Seat
+from ..paging.block_table import Placement
 from ..protocol.events import RequestFacts
 from ..protocol.timeline import Timeline
 
@@ -34,42 +36,59 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 
 @dataclass(eq=False)
-class Request:
-    """One request as the scheduler sees it.
+class Transfer:
+    """Pages of one request on their way from one mesh to another."""
 
-    `number`: its place in the order of arrival. `run`: a number that no other start of any request has; results of an
-    earlier run are void. `restarts`: how often it started over, `retries`: how many of these were for a failure.
-    `to_prefill`: tokens that this run prefills, the prompt and after a preemption what it has generated. `prefilled`:
-    of these, in the cache or dispatched. `dispatched`: output tokens whose step was dispatched. `confirmed`: output
-    tokens read back. `forced`: output tokens that this run feeds as they were generated before. `hashes`: of its full
-    pages, as far as their tokens are known. `home`: where its KV is; `handoff`: where it is going. `cached`: prompt
-    tokens that the prefix cache spared its first run, None until that begins. `awaits`: the block that another request
-    is computing for it. `lost_on`: the mesh whose failure it has survived last. `suspects`: a mesh from which a
-    transfer failed, so that it may be lost.
-    """
+    number: int
+    source: int  # the mesh they come from
+    destination: int  # and the one they go to
+    staged: tuple[int, int]  # bytes of staging taken on source and destination
+    pages: tuple[tuple[int, ...], ...]  # per cache group, those they will be written to
+    has_state: bool  # the last of a hand-off, with the request's state
+    request_id: int | None  # None once nobody needs it any more
+    is_ready: bool = False  # it has arrived in the destination's staging
+
+
+@dataclass(eq=False)
+class Handoff:
+    """A request's way to another mesh."""
+
+    placement: Placement  # what is reserved at the destination (credit)
+    unsent: list[int]  # per cache group, the first page of the sequence that was not sent yet
+    transfers: deque[Transfer] = field(default_factory=deque)  # those under way, in the order in which they were sent
+
+
+@dataclass(eq=False)
+class Request:
+    """One request as the scheduler sees it. A run is one start of it: each time it starts over, another begins."""
 
     facts: RequestFacts
-    number: int
+    number: int  # its place in the order of arrival
     timeline: Timeline
+    tokens_before: int = 0  # prompt tokens of all requests that arrived before it
+    order: tuple[Any, int] = (0, 0)  # its place in the policy's order, fixed when it arrives
     state: State = State.WAITING
-    run: int = 0
-    restarts: int = 0
-    retries: int = 0
-    to_prefill: int = 0
-    prefilled: int = 0
-    dispatched: int = 0
-    confirmed: int = 0
-    forced: int = 0
-    cached: int | None = None
-    awaits: bytes | None = None
-    lost_on: int | None = None
-    suspects: int | None = None
-    hashes: list[bytes] = field(default_factory=list)
-    home: Seat | None = None
-    handoff: Handoff | None = None
+    run: int = 0  # a number that no other run of any request has; results of earlier runs are void
+    restarts: int = 0  # how often it started over
+    retries: int = 0  # how many of these were for a failure
+    to_prefill: int = 0  # tokens that this run prefills: the prompt and, after a preemption, what it has generated
+    prefilled: int = 0  # of these, in the cache or dispatched
+    dispatched: int = 0  # output tokens whose step was dispatched; 0 until the last chunk is
+    confirmed: int = 0  # output tokens read back
+    forced: int = 0  # output tokens that this run feeds as they were generated before
+    unanswered: int = 0  # prompt tokens that count in its mesh's `prefill_load` until the run's first token is read
+    prefilled_on: int = 0  # the mesh that `unanswered` counts on
+    cached: int | None = None  # prompt tokens that the prefix cache spared its first run; None until that begins
+    awaits: bytes | None = None  # the block that another request is computing for it
+    lost_on: int | None = None  # the mesh whose failure it has survived last
+    suspects: int | None = None  # a mesh from which a transfer failed, so that it may be lost
+    hashes: list[bytes] = field(default_factory=list)  # of its full pages, as far as their tokens are known
+    siblings: list["Request"] = field(default_factory=list)  # those that fork it, in order of arrival
+    placement: Placement | None = None  # where its KV is
+    handoff: Handoff | None = None  # where its KV is going
 
     def __post_init__(self) -> None:
-        """What is looked at in every step lies at hand."""
+        """Copy what every step reads."""
         self.id, self.prompt_len, self.max_tokens = self.facts.id, self.facts.prompt_len, self.facts.max_tokens
 
     @property
@@ -87,8 +106,3 @@ class Request:
         if state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"request {self.id}: {self.state} cannot become {state}")
         self.state = state
-
-
-def by_arrival(request: Request) -> int:
-    """Sort key: first come, first served."""
-    return request.number

@@ -12,6 +12,7 @@ from ..metrics.metrics import RequestLog
 from ..protocol.actions import Action, Finish, FinishReason
 from ..protocol.events import Arrived, Event
 from ..scheduler.decision_log import _opened, _read_header, read_line
+from ..scheduler.policy import policy_named
 from ..scheduler.request import Request
 from ..scheduler.scheduler import Scheduler
 
@@ -76,7 +77,7 @@ def replay(source: str | PathLike[str] | IO[str]) -> Replay:
     """
     with _opened(source) as (name, lines):
         header = _read_header(name, next(lines, ""))
-        result = Replay(Scheduler(header.config, header.pools))
+        result = Replay(Scheduler(header.config, header.pools, policy_named(header.policy)))
         for number, line in enumerate(lines, 2):
             try:
                 entry = read_line(line)

@@ -1,15 +1,17 @@
-"""From a model's name and a few options to a running engine: everything that happens once, at start-up.
+"""From `EngineOptions` to a running engine: everything that happens once, at start-up.
 
-In this order, so that mistakes show before work is done: topology, the model's files, devices, dtype and lengths,
-weights, the size of the KV pools, compilation, the links between meshes.
+In this order, so that mistakes show before work is done and before the process is changed: the model's files, lengths
+and buckets, whether the decision log can be written, devices and dtype, weights, the size of the KV pools, compilation,
+the links between meshes, and last the log and the threads. Invariant: what fails leaves nothing open, no thread and no
+emptied log. Two settings of JAX are the process's and stay: the number of CPU devices, and the compilation cache.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -20,46 +22,26 @@ from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
 from ...models.text.chat import ChatTemplate
 from ...models.text.tokenizer import Tokenizer
-from ..config import EngineConfig, PoolSize, check_whole_number
+from ..config import EngineConfig, PoolSize
 from ..core.engine_core import EngineCore
+from ..options import EngineOptions
 from ..protocol.results import Completion
-from ..scheduler.decision_log import DecisionLog, RecordingScheduler
+from ..scheduler.decision_log import RecordingScheduler
 from ..scheduler.scheduler import Scheduler
 from ..sharding.mesh import build_meshes
 from ..sharding.tensor_parallel import check_tp, model_on
 from ..sharding.weights import Params, load_weights
-from ..topology import Topology
 from ..worker.kv_cache import abstract_state, groups
 from ..worker.local_executor import LocalExecutor
 from ..worker.mesh_worker import MeshWorker
 from ..worker.programs import MeshPlan, compile_programs
 from .compilation import CompileCounter, use_cache
+from .decision_file import check_log, open_log
 from .dtype import choose_dtype, parse_dtype
 from .links import time_links, warn_if_staged
 from .memory import longest_that_fits, memory_for_kv, page_bytes, pool_that_fits, request_bytes, state_bytes
 
 _TRANSFERS_WITH_STATE = 8
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `LLM` takes besides the model and how it is named; see there. None: found at start-up."""
-
-    topology: Topology
-    dtype: DTypeLike
-    max_model_len: int | None
-    page_size: int
-    max_num_seqs: int
-    prefill_buckets: tuple[int, ...] | None
-    decode_buckets: tuple[int, ...] | None
-    decode_steps: int
-    kv_cache_bytes: int | None
-    prefix_cache: bool
-    deterministic: bool
-    max_retries: int
-    decision_log: str | Path | None
-    devices: Sequence[jax.Device] | None
-    progress: bool
 
 
 @dataclass(frozen=True)
@@ -72,14 +54,15 @@ class Engine:
     chat_template: ChatTemplate
 
 
-def start_engine(model: str | Path, options: Options) -> Engine:
+def start_engine(options: EngineOptions) -> Engine:
     """Load, size, compile, run.
 
     Raises:
         ValueError: anything wrong with the options, the model's files, the devices or the memory, in one sentence.
+            Nothing stays open then, and an existing decision log is as it was.
     """
     parse_dtype(options.dtype)
-    checkpoint = open_checkpoint(resolve_model(model))
+    checkpoint = open_checkpoint(resolve_model(options.model))
     tokenizer, chat_template = checkpoint.tokenizer(), checkpoint.chat_template()
 
     def load(dtype: jnp.dtype, meshes: Sequence[Mesh]) -> list[Params]:
@@ -93,14 +76,15 @@ def start_core(
     model: ModelConfig,
     stored: DTypeLike,
     load: Callable[[jnp.dtype, Sequence[Mesh]], list[Params]],
-    options: Options,
+    options: EngineOptions,
 ) -> tuple[EngineCore, EngineConfig]:
-    """An engine without files: `stored` is the checkpoint's own dtype, and `load` gives the parameters for each mesh in
-    the dtype that was chosen. Raises as `start_engine` does."""
-    check_whole_number("max_num_seqs", options.max_num_seqs, 1)
-    for spec in dict.fromkeys(options.topology.meshes):
+    """Start an engine without files: `stored` is the checkpoint's own dtype, and `load` gives the parameters for each
+    mesh in the dtype that was chosen. `options.model` is not read. Raises as `start_engine` does."""
+    for spec in dict.fromkeys(options.meshes.meshes):
         check_tp(model, spec)
-    meshes = build_meshes(options.topology, options.devices)
+    config = _engine_config(options, model)
+    check_log(options.decision_log)
+    meshes = build_meshes(options.meshes, options.devices)
     dtype = choose_dtype(
         options.dtype,
         model,
@@ -109,49 +93,57 @@ def start_core(
         max_num_seqs=options.max_num_seqs,
         deterministic=options.deterministic,
     )
-    config = _engine_config(options, dtype, model)
-    log = _open_log(options.decision_log)
-    use_cache(cache_directory() / "compiled")
+    config = replace(config, dtype=dtype.name, decode_buckets=_decode_buckets(options, dtype))
     weights = load(dtype, meshes)
     config, pools = _size_pools(config, options, model, dtype, meshes)
     plans = _mesh_plans(model, config, dtype, meshes, pools)
+    use_cache(cache_directory() / "compiled")
     programs = compile_programs(plans, progress=options.progress)
     workers = [MeshWorker(*parts) for parts in zip(plans, programs, weights, strict=True)]
     if meshes[0].devices.flat[0].platform != "cpu":  # there the host's memory is the device's
         for link in time_links(workers, time.monotonic):
             warn_if_staged(link)
-
-    def executor(post: Callable[[Completion], None]) -> LocalExecutor:
-        return LocalExecutor(workers, post, time.monotonic)
-
-    scheduler = Scheduler(config, pools) if log is None else RecordingScheduler(config, pools, log)
-    return EngineCore(scheduler, executor, time.monotonic, CompileCounter(), log), config
+    return _run(config, pools, workers, options.decision_log), config
 
 
-def _open_log(path: str | Path | None) -> DecisionLog | None:
-    """Before the work of loading, so that a path that cannot be written shows at once."""
-    try:
-        return None if path is None else DecisionLog(path)
-    except OSError as error:
-        raise ValueError(f"decision_log={str(path)!r} cannot be written: {error.strerror}.") from None
+def _run(
+    config: EngineConfig, pools: Sequence[PoolSize], workers: Sequence[MeshWorker], path: str | Path | None
+) -> EngineCore:
+    """Open the decision log, which overwrites an earlier one, and start the threads; on failure close them again."""
+    with ExitStack() as opened:
+
+        def executor(post: Callable[[Completion], None]) -> LocalExecutor:
+            made = LocalExecutor(workers, post, time.monotonic)
+            opened.callback(made.close)
+            return made
+
+        log = None if path is None else open_log(path)
+        if log is not None:
+            opened.callback(log.close)
+        scheduler = Scheduler(config, pools) if log is None else RecordingScheduler(config, pools, log)
+        compilations = CompileCounter()
+        opened.callback(compilations.close)
+        core = EngineCore(scheduler, executor, time.monotonic, compilations, log)
+        opened.pop_all()  # the engine closes them from here on
+        return core
 
 
-def _engine_config(options: Options, dtype: jnp.dtype, model: ModelConfig) -> EngineConfig:
-    """Checked before any work; `max_model_len` is the model's for now where none was asked for."""
+def _engine_config(options: EngineOptions, model: ModelConfig) -> EngineConfig:
+    """Check lengths, buckets and modes before any device is asked for.
+
+    `max_model_len` is the model's for now where none was asked for, and the dtype is still to be chosen.
+    """
     asked = options.max_model_len
-    if options.kv_cache_bytes is not None:
-        check_whole_number("kv_cache_bytes", options.kv_cache_bytes, 1)
     config = EngineConfig(
-        topology=options.topology,
+        topology=options.meshes,
         max_model_len=model.max_position if asked is None else asked,
         page_size=options.page_size,
         max_num_seqs=options.max_num_seqs,
         prefill_buckets=_prefill_buckets(options),
-        decode_buckets=_decode_buckets(options, dtype),
-        dtype=dtype.name,
+        decode_buckets=_decode_buckets(options, jnp.dtype(jnp.float32)),
         windows=tuple(group.window for group in groups(model)),
         decode_steps=options.decode_steps,
-        prefix_cache=options.prefix_cache,
+        prefix_cache=options.enable_prefix_caching,
         deterministic=options.deterministic,
         max_retries=options.max_retries,
     )
@@ -162,13 +154,13 @@ def _engine_config(options: Options, dtype: jnp.dtype, model: ModelConfig) -> En
     return config
 
 
-def _prefill_buckets(options: Options) -> tuple[int, ...]:
+def _prefill_buckets(options: EngineOptions) -> tuple[int, ...]:
     if options.prefill_buckets is not None:
         return options.prefill_buckets
     return (512,) if options.deterministic else (64, 256, 512)
 
 
-def _decode_buckets(options: Options, dtype: jnp.dtype) -> tuple[int, ...]:
+def _decode_buckets(options: EngineOptions, dtype: jnp.dtype) -> tuple[int, ...]:
     if options.decode_buckets is not None:
         return options.decode_buckets
     if options.deterministic:
@@ -179,7 +171,7 @@ def _decode_buckets(options: Options, dtype: jnp.dtype) -> tuple[int, ...]:
 
 
 def _size_pools(
-    config: EngineConfig, options: Options, model: ModelConfig, dtype: jnp.dtype, meshes: Sequence[Mesh]
+    config: EngineConfig, options: EngineOptions, model: ModelConfig, dtype: jnp.dtype, meshes: Sequence[Mesh]
 ) -> tuple[EngineConfig, list[PoolSize]]:
     """Pools per mesh. A length nobody asked for shrinks to what fits; one that was asked for must fit."""
     models = [model_on(model, mesh.size) for mesh in meshes]

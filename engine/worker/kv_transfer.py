@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ...kernels_pallas.scatter import write_rows
 from ..config import EngineConfig
 from ..sampling.request_state import RequestState
 from ..sharding.mesh import AXIS, replicated
@@ -141,7 +142,7 @@ def scatter(
     """
 
     def join(pool: jax.Array, ids: jax.Array, pieces: list[jax.Array]) -> jax.Array:
-        return _write(pool, ids, pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=3), axis=1)
+        return write_rows(pool, ids, pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=3), axis=1)
 
     def on_shard(
         state: DeviceState,
@@ -156,7 +157,7 @@ def scatter(
         )
 
         def store(rows: jax.Array, row: jax.Array) -> jax.Array:
-            return _write(rows, slot[None], row[None], axis=0)
+            return write_rows(rows, slot[None], row[None])
 
         requests = jax.tree.map(store, state.requests, staging.request)
         return DeviceState(kv=tuple(kv), tables=tuple(map(store, state.tables, tables)), requests=requests)
@@ -230,15 +231,6 @@ def _per_shard[**P, T](step: Callable[P, T], mesh: Mesh, in_specs: Any, out_spec
     """`step` on every device by itself: what is split is split by heads, and no device needs another's."""
     mapped: Callable[P, T] = jax.shard_map(step, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     return mapped
-
-
-def _write(target: jax.Array, ids: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-    """Set `target` at `ids` along `axis`; ids past its end write nothing."""
-    if ids.shape[0] == 1:
-        # XLA CPU turns a scatter of a single index into a select and an update whose fusion copies the target.
-        ids = jnp.concatenate([ids, jnp.full_like(ids, target.shape[axis])])
-        new = jnp.concatenate([new, new], axis=axis)
-    return target.at[(slice(None),) * axis + (ids,)].set(new, mode="drop", unique_indices=True)
 
 
 def padded(pages: tuple[int, ...], bucket: int, padding: int) -> np.ndarray:

@@ -65,6 +65,16 @@ class LocalExecutor:
             if mesh.plan.destinations
         }
 
+    @property
+    def num_staged(self) -> int:
+        """How many transfers are on their way or wait for their scatter."""
+        return len(self._staged)
+
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """The threads that wait for results."""
+        return [waiter.thread for waiter in (*self._step_waiters, *self._transfer_waiters.values())]
+
     def perform(self, command: Command) -> None:
         """Dispatch one command; returns without waiting for the device."""
         match command:

@@ -4,7 +4,7 @@ Compiled objects are called as they are, so a shape that was not foreseen raises
 that changes a mesh's state has it donated, with the same sharding in and out: otherwise donation would copy the pools.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -96,12 +96,29 @@ def compile_programs(plans: list[MeshPlan], *, progress: bool) -> list[Programs]
 
     Compiling releases the GIL, so a second thread helps; more would only hold more memory.
     """
-    programs = [Programs(_compile_allocate(plan)) for plan in plans]
-    jobs = [job for plan, target in zip(plans, programs, strict=True) for job in _jobs(plan, target)]
+    programs = [Programs(compile_program(plan, "allocate")) for plan in plans]
+    jobs = [(plan, made, kind, size) for plan, made in zip(plans, programs, strict=True) for kind, *size in _jobs(plan)]
     with ThreadPoolExecutor(2) as pool, tqdm(total=len(jobs), desc="compiling", disable=not progress) as bar:
-        for _ in pool.map(lambda job: job(), jobs):
+        for _ in pool.map(lambda job: _add(*job), jobs):
             bar.update()
     return programs
+
+
+def compile_program(plan: MeshPlan, kind: str, *size: int) -> Compiled:
+    """Compile one program for a mesh, as an engine would have it.
+
+    `kind` is the name of a field of `Programs`, and `size` that field's key: ("prefill", tokens) or
+    ("decode", rows, steps), for instance; nothing where the field is one program.
+    """
+    return _COMPILERS[kind](plan, *size)
+
+
+def _add(plan: MeshPlan, programs: Programs, kind: str, size: Sequence[int]) -> None:
+    made = compile_program(plan, kind, *size)
+    if not size:
+        setattr(programs, kind, made)
+    else:
+        getattr(programs, kind)[size[0] if len(size) == 1 else tuple(size)] = made
 
 
 def _compile_allocate(plan: MeshPlan) -> Compiled:
@@ -112,46 +129,47 @@ def _compile_allocate(plan: MeshPlan) -> Compiled:
     return jax.jit(allocate, out_shardings=_shardings(plan.state)).lower().compile()
 
 
-def _jobs(plan: MeshPlan, programs: Programs) -> Iterator[Callable[[], None]]:
+def _jobs(plan: MeshPlan) -> Iterator[tuple[Any, ...]]:
+    """Kind and size of each program that a mesh needs besides `allocate`."""
     config = plan.config
     if plan.spec.prefills:
-        for compile_ in (_compile_prefill, _compile_score):
-            yield from (partial(compile_, plan, programs, bucket) for bucket in config.prefill_buckets)
-        yield partial(_compile_load_dense, plan, programs)
+        for kind in ("prefill", "score"):
+            yield from ((kind, tokens) for tokens in config.prefill_buckets)
+        yield ("load_dense",)
     if plan.spec.fused:
-        yield from (partial(_compile_fused, plan, programs, bucket) for bucket in config.prefill_buckets)
+        yield from (("fused", tokens) for tokens in config.prefill_buckets)
     if plan.spec.decodes:
         for steps in sorted({1, config.decode_steps}):
-            yield from (partial(_compile_decode, plan, programs, rows, steps) for rows in config.decode_buckets)
+            yield from (("decode", rows, steps) for rows in config.decode_buckets)
     for tp in sorted(plan.destinations):
-        yield from (partial(_compile_gather, plan, programs, tp, pages) for pages in config.handoff_buckets)
+        yield from (("gather", tp, pages) for pages in config.handoff_buckets)
     for tp in sorted(plan.sources):
-        yield from (partial(_compile_scatter, plan, programs, tp, pages) for pages in config.handoff_buckets)
-    yield from (partial(_compile_copy_page, plan, programs, group) for group in range(len(config.windows)))
+        yield from (("scatter", tp, pages) for pages in config.handoff_buckets)
+    yield from (("copy_page", group) for group in range(len(config.windows)))
 
 
-def _compile_prefill(plan: MeshPlan, programs: Programs, tokens: int) -> None:
+def _compile_prefill(plan: MeshPlan, tokens: int) -> Compiled:
     def prefill(params: Params, state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceState, Sampled, jax.Array]:
         return prefill_step(_decoder(plan, params), plan.mesh, state, inputs)
 
-    programs.prefill[tokens] = _compile_step(plan, prefill, _prefill_inputs(plan, tokens))
+    return _compile_step(plan, prefill, _prefill_inputs(plan, tokens))
 
 
-def _compile_fused(plan: MeshPlan, programs: Programs, tokens: int) -> None:
+def _compile_fused(plan: MeshPlan, tokens: int) -> Compiled:
     def fused(
         params: Params, state: DeviceState, inputs: PrefillInputs, rows: jax.Array
     ) -> tuple[DeviceState, Sampled, jax.Array]:
         return fused_step(_decoder(plan, params), plan.mesh, state, inputs, rows)
 
     rows = _decode_rows(plan, plan.config.decode_buckets[-1], 1)
-    programs.fused[tokens] = _compile_step(plan, fused, _prefill_inputs(plan, tokens), rows)
+    return _compile_step(plan, fused, _prefill_inputs(plan, tokens), rows)
 
 
-def _compile_decode(plan: MeshPlan, programs: Programs, rows: int, steps: int) -> None:
+def _compile_decode(plan: MeshPlan, rows: int, steps: int) -> Compiled:
     def decode(params: Params, state: DeviceState, rows: jax.Array) -> tuple[DeviceState, Sampled]:
         return decode_step(_decoder(plan, params), plan.mesh, state, rows, steps)
 
-    programs.decode[rows, steps] = _compile_step(plan, decode, _decode_rows(plan, rows, steps))
+    return _compile_step(plan, decode, _decode_rows(plan, rows, steps))
 
 
 def _decoder(plan: MeshPlan, params: Params) -> Decoder:
@@ -187,7 +205,7 @@ def _params(plan: MeshPlan) -> Any:
     )
 
 
-def _compile_score(plan: MeshPlan, programs: Programs, tokens: int) -> None:
+def _compile_score(plan: MeshPlan, tokens: int) -> Compiled:
     def score(params: Params, hidden: jax.Array, targets: jax.Array) -> Scores:
         decoder = _decoder(plan, params)
         return score_tokens(lambda rows: replicate_logits(decoder.logits(rows), plan.mesh), hidden, targets)
@@ -196,26 +214,26 @@ def _compile_score(plan: MeshPlan, programs: Programs, tokens: int) -> None:
     embedding = next(iter(plan.params.specs.values())).value
     hidden = arg((tokens, plan.model.hidden_size), embedding.dtype)
     jitted = jax.jit(score, out_shardings=replicated(plan.mesh))
-    programs.score[tokens] = jitted.lower(_params(plan), hidden, arg((tokens,))).compile()
+    return jitted.lower(_params(plan), hidden, arg((tokens,))).compile()
 
 
-def _compile_load_dense(plan: MeshPlan, programs: Programs) -> None:
+def _compile_load_dense(plan: MeshPlan) -> Compiled:
     requests, arg = plan.state.requests, partial(_argument, plan.mesh)
     row: DenseRows = jax.tree.map(lambda x: arg(x.shape[1:], x.dtype), empty_dense(1, plan.model.vocab_size))
     jitted = jax.jit(load_dense, donate_argnums=0, out_shardings=_shardings(requests))
-    programs.load_dense = jitted.lower(requests, arg(()), row).compile()
+    return jitted.lower(requests, arg(()), row).compile()
 
 
-def _compile_gather(plan: MeshPlan, programs: Programs, tp: int, bucket: int) -> None:
+def _compile_gather(plan: MeshPlan, tp: int, bucket: int) -> Compiled:
     arg, state, mesh = partial(_argument, plan.mesh), plan.state, plan.mesh
     route = plan_route(plan.model.num_kv_heads, mesh.size, tp)
     pages = staged_pages(plan.config, bucket)
     out = _shardings(abstract_staging(state, mesh, route, pages))
     jitted = jax.jit(partial(gather, mesh=mesh, route=route), out_shardings=out)
-    programs.gather[tp, bucket] = jitted.lower(state, tuple(arg((count,)) for count in pages), arg(())).compile()
+    return jitted.lower(state, tuple(arg((count,)) for count in pages), arg(())).compile()
 
 
-def _compile_scatter(plan: MeshPlan, programs: Programs, tp: int, bucket: int) -> None:
+def _compile_scatter(plan: MeshPlan, tp: int, bucket: int) -> Compiled:
     arg, state, mesh = partial(_argument, plan.mesh), plan.state, plan.mesh
     pages = staged_pages(plan.config, bucket)
     staging: Staging = abstract_staging(state, mesh, plan_route(plan.model.num_kv_heads, tp, mesh.size), pages)
@@ -223,13 +241,13 @@ def _compile_scatter(plan: MeshPlan, programs: Programs, tp: int, bucket: int) -
     ids, tables = (
         tuple(arg((count,)) for count in counts) for counts in (pages, [table.shape[1] for table in state.tables])
     )
-    programs.scatter[tp, bucket] = jitted.lower(state, staging, ids, arg(()), tables).compile()
+    return jitted.lower(state, staging, ids, arg(()), tables).compile()
 
 
-def _compile_copy_page(plan: MeshPlan, programs: Programs, group: int) -> None:
+def _compile_copy_page(plan: MeshPlan, group: int) -> Compiled:
     kv, arg = plan.state.kv[group], partial(_argument, plan.mesh)
     jitted = jax.jit(copy_page, donate_argnums=0, out_shardings=_shardings(kv))
-    programs.copy_page[group] = jitted.lower(kv, arg(()), arg(())).compile()
+    return jitted.lower(kv, arg(()), arg(())).compile()
 
 
 def _argument(mesh: Mesh, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.int32) -> Any:
@@ -240,3 +258,16 @@ def _argument(mesh: Mesh, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = 
 def _shardings[T](tree: T) -> T:
     shardings: T = jax.tree.map(lambda x: x.sharding, tree)
     return shardings
+
+
+_COMPILERS: dict[str, Callable[..., Compiled]] = {
+    "allocate": _compile_allocate,
+    "prefill": _compile_prefill,
+    "fused": _compile_fused,
+    "score": _compile_score,
+    "decode": _compile_decode,
+    "gather": _compile_gather,
+    "scatter": _compile_scatter,
+    "copy_page": _compile_copy_page,
+    "load_dense": _compile_load_dense,
+}

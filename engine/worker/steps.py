@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ...kernels_pallas.scatter import write_rows
 from ...models.decoder import Decoder
 from ..sampling.logits_processors import count_fed
 from ..sampling.request_state import Int, RequestState, Scalars
@@ -136,7 +137,7 @@ def _draw(
     with jax.named_scope("sample"):
         sampled = sample(logits, draw.scalars, state.requests.dense, draw.slot, draw.position)
     rows = Scalars(draw.scalars.floats, draw.scalars.ints.at[:, Int.LAST_TOKEN].set(sampled.tokens))
-    scalars = jax.tree.map(lambda x, row: _set_rows(x, draw.slot, row), state.requests.scalars, rows)
+    scalars = jax.tree.map(lambda x, row: write_rows(x, draw.slot, row), state.requests.scalars, rows)
     return state._replace(requests=RequestState(scalars, state.requests.dense)), sampled
 
 
@@ -148,7 +149,7 @@ def _unpack_chunks(state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceSta
     slot, length, kv_len, write_from, is_last = columns.T
     slots = state.tables[0].shape[0]
     used = jnp.where(kv_len > 0, slot, slots)
-    stored = [_set_rows(table, used, rows) for table, rows in zip(state.tables, tables, strict=True)]
+    stored = [write_rows(table, used, rows) for table, rows in zip(state.tables, tables, strict=True)]
     q_start = jnp.pad(jnp.cumsum(length, dtype=jnp.int32), (1, 0))
     index = jnp.arange(inputs.tokens.shape[0], dtype=jnp.int32)
     row = jnp.minimum(jnp.searchsorted(q_start, index, side="right").astype(jnp.int32) - 1, slot.shape[0] - 1)
@@ -168,13 +169,8 @@ def _unpack_decode(state: DeviceState, rows: jax.Array) -> tuple[DeviceState, ja
     slot, kv_len, forced = columns.T
     page_size = state.kv[0].k.shape[2]
     at = (jnp.maximum(kv_len - 1, 0) // page_size)[:, None] + jnp.arange(width, dtype=jnp.int32)  # [B, width]
-    row = jnp.broadcast_to(slot[:, None], at.shape)
-
-    def assign(table: jax.Array, new: jax.Array) -> jax.Array:
-        indices = [_two_rows(x.reshape(-1), fill) for x, fill in ((row, table.shape[0]), (at, 0))]
-        return table.at[tuple(indices)].set(_two_rows(new.reshape(-1), 0), mode="drop")
-
-    tables = tuple(assign(table, new) for table, new in zip(state.tables, pages, strict=True))
+    index = jnp.repeat(slot, width), at.reshape(-1)
+    tables = tuple(write_rows(table, index, new.reshape(-1)) for table, new in zip(state.tables, pages, strict=True))
     return state._replace(tables=tables), slot, kv_len, forced
 
 
@@ -213,16 +209,6 @@ def _kv_slots(
         return jnp.where(written, page * page_size + positions % page_size, pages * page_size)
 
     return tuple(one(kv.k, table) for kv, table in zip(state.kv, tables, strict=True))
-
-
-def _set_rows(x: jax.Array, slot: jax.Array, rows: jax.Array) -> jax.Array:
-    """Write rows [R, ...] into their slots of x [S, ...]; slot S is nobody's."""
-    return x.at[_two_rows(slot, x.shape[0])].set(_two_rows(rows, 0), mode="drop")
-
-
-def _two_rows(x: jax.Array, fill: int) -> jax.Array:
-    """One row becomes two: XLA CPU turns a scatter of one into an update that copies the whole array."""
-    return jnp.pad(x, ((0, 1), *((0, 0) for _ in x.shape[1:])), constant_values=fill) if x.shape[0] == 1 else x
 
 
 def _split(rows: jax.Array, widths: list[int]) -> list[jax.Array]:

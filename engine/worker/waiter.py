@@ -19,8 +19,8 @@ class Waiter:
     def __init__(self, name: str) -> None:
         """Start the thread; it is a daemon, so a program that forgets `close` still ends."""
         self._queue: SimpleQueue[tuple[Any, Callable[[Any], None], Callable[[Exception], None]] | None] = SimpleQueue()
-        self._thread = EngineThread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self.thread = EngineThread(target=self._run, name=name, daemon=True)
+        self.thread.start()
 
     def watch[T](self, arrays: T, ready: Callable[[T], None], failed: Callable[[Exception], None]) -> None:
         """Call `ready(arrays)` on the waiter's thread once they are computed, or `failed` with what was raised."""
@@ -29,7 +29,7 @@ class Waiter:
     def close(self) -> None:
         """Finish what is queued, then join the thread."""
         self._queue.put(None)
-        self._thread.join()
+        self.thread.join()
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:

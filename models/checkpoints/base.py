@@ -1,6 +1,12 @@
-"""What every kind of checkpoint offers."""
+"""The interface of an opened model, and the part of it that every kind of checkpoint shares: its text files.
+
+A checkpoint gives facts, parameters and a tokenizer. Where arrays live, and on how many meshes, is the caller's
+business. How a path becomes a checkpoint is `open.py`'s.
+"""
 
 from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import jax
@@ -8,19 +14,21 @@ import jax.numpy as jnp
 
 from ..config import ModelConfig
 from ..text.chat import ChatTemplate
+from ..text.chat_files import chat_template_from_directory
 from ..text.tokenizer import Tokenizer
+from ..text.tokenizer_files import tokenizer_from_directory
 from .streaming import Wanted
 
-# What marks a directory as written by `orbax.py`.
+# The file that marks a directory as written by `orbax_writer.py`.
 DESCRIPTION = "twinmesh.json"
 
 
 class Checkpoint(Protocol):
-    """An opened model: small facts at once, tensors when asked for."""
+    """An opened model: facts are read when it is opened, tensors when they are asked for."""
 
     @property
     def name(self) -> str:
-        """A human name for messages and metrics."""
+        """The model's name in messages and metrics."""
         ...
 
     @property
@@ -30,18 +38,18 @@ class Checkpoint(Protocol):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """What most of the weights are stored as; float32 where they are quantised."""
+        """The type that most of the weights are stored as; float32 if they are quantised."""
         ...
 
     def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
-        """Parameters straight onto devices, one after another.
+        """Load parameters straight onto devices, one after another.
 
         Args:
             wanted: parameter path -> for each mesh a `ShapeDtypeStruct` with its sharding. Shapes are those of
                 `abstract_params(self.config, dtype)`; a parameter's entries differ in their shardings only.
 
         Yields:
-            (path, arrays): one array per entry, for every path of `wanted` once. The order may be another.
+            (path, arrays): one array per entry, for every path of `wanted` once, in any order.
 
         Raises:
             CheckpointError: a file that can no longer be read or is damaged.
@@ -49,9 +57,42 @@ class Checkpoint(Protocol):
         ...
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, built on the first call."""
+        """Return the tokenizer, built on the first call."""
         ...
 
     def chat_template(self) -> ChatTemplate:
-        """The chat template; a model without one gives a template that refuses to render."""
+        """Return the chat template; that of a model without one refuses to render."""
         ...
+
+
+class TextFiles:
+    """A checkpoint's tokenizer and chat template, each read on its first use and kept.
+
+    Reads the files of the directory `path`; a subclass whose text is elsewhere overrides the two `_read` methods.
+    """
+
+    path: Path  # the directory, or the file
+    name: str
+    config: ModelConfig
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer, built on the first call."""
+        return self._tokenizer
+
+    def chat_template(self) -> ChatTemplate:
+        """Return the chat template, read on the first call."""
+        return self._chat_template
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return self._read_tokenizer()
+
+    @cached_property
+    def _chat_template(self) -> ChatTemplate:
+        return self._read_chat_template()
+
+    def _read_tokenizer(self) -> Tokenizer:
+        return tokenizer_from_directory(self.path, self.config.vocab_size)
+
+    def _read_chat_template(self) -> ChatTemplate:
+        return chat_template_from_directory(self.path, self.tokenizer(), name=self.name)

@@ -14,18 +14,19 @@ from ..text.chat import ChatTemplate
 from ..text.chat_files import templates_from_gguf
 from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_gguf import tokenizer_from_gguf
+from .base import TextFiles
 from .gguf_file import GGUFFile
 from .streaming import Wanted, stream
 
 
-class GGUFCheckpoint:
+class GGUFCheckpoint(TextFiles):
     """A GGUF file of a supported architecture, checked to hold exactly the tensors that the architecture needs."""
 
     dtype = jnp.dtype(jnp.float32)
 
     def __init__(self, path: Path) -> None:
         """Open `path`; see `open_checkpoint` for what it raises."""
-        self._file = GGUFFile(path)
+        self.path, self._file = path, GGUFFile(path)
         metadata = self._file.metadata
         self.name = str(metadata.get("general.name", path.stem))
         architecture = metadata.get("general.architecture")
@@ -37,8 +38,6 @@ class GGUFCheckpoint:
         self._sources = chosen.sources(self.config)
         factors = {ROPE_FACTORS: (self.config.head_dim // 2,)} if ROPE_FACTORS in self._file.tensors else {}
         self._file.check({source.tensor: source.shape for source in self._sources.values()} | factors)
-        self._tokenizer: Tokenizer | None = None
-        self._chat_template: ChatTemplate | None = None
 
     def _header(self, prefix: str) -> GGUFHeader:
         tokens = self._file.metadata.get("tokenizer.ggml.tokens")
@@ -53,29 +52,17 @@ class GGUFCheckpoint:
             vector=vector,
         )
 
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self._file.path
-
     def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
-        """Parameters straight onto devices; see `Checkpoint.load`."""
+        """Load parameters straight onto devices; see `Checkpoint.load`."""
         return stream(self._file, self._sources, wanted)
 
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer, built on the first call."""
-        if self._tokenizer is None:
-            try:
-                tokenizer = tokenizer_from_gguf(self._file.metadata)
-                tokenizer.limit(self.config.vocab_size)
-            except CheckpointError as error:
-                raise CheckpointError(f"{self.path}: {error}") from None
-            self._tokenizer = tokenizer
-        return self._tokenizer
+    def _read_tokenizer(self) -> Tokenizer:
+        try:
+            tokenizer = tokenizer_from_gguf(self._file.metadata)
+            tokenizer.limit(self.config.vocab_size)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
+        return tokenizer
 
-    def chat_template(self) -> ChatTemplate:
-        """The template under `tokenizer.chat_template`, or several by name, compiled on their first use."""
-        if self._chat_template is None:
-            source = templates_from_gguf(self._file.metadata)
-            self._chat_template = ChatTemplate(source, self.tokenizer(), name=self.name)
-        return self._chat_template
+    def _read_chat_template(self) -> ChatTemplate:
+        return ChatTemplate(templates_from_gguf(self._file.metadata), self.tokenizer(), name=self.name)

@@ -20,10 +20,7 @@ from ..families.from_hugging_face import NAMES
 from ..families.raw_config import Settings
 from ..families.tensor_source import Source
 from ..json_file import read_json
-from ..text.chat import ChatTemplate
-from ..text.chat_files import chat_template_from_directory
-from ..text.tokenizer import Tokenizer
-from ..text.tokenizer_files import tokenizer_from_directory
+from .base import TextFiles
 from .safetensors import INDEX, SafetensorsFiles, open_sharded
 from .streaming import Wanted, stream
 from .tensor_check import check_tensors
@@ -35,7 +32,7 @@ _ROWS_COMPARED = 4096  # at a time
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-class HuggingFaceCheckpoint:
+class HuggingFaceCheckpoint(TextFiles):
     """A directory of a supported family, checked to hold exactly the tensors that the family needs."""
 
     def __init__(self, directory: Path) -> None:
@@ -58,8 +55,6 @@ class HuggingFaceCheckpoint:
         check_tensors(directory, self._file.shapes, expected, self._is_harmless)
         self._file.check_readable(expected)
         self.dtype = jnp.dtype(self._file.dtype())
-        self._tokenizer: Tokenizer | None = None
-        self._chat_template: ChatTemplate | None = None
 
     def _is_harmless(self, name: str) -> bool:
         """Rotary frequencies, which follow from config.json and were saved with early Llamas, and the copy of the
@@ -68,20 +63,8 @@ class HuggingFaceCheckpoint:
         return is_copy or name.endswith(".rotary_emb.inv_freq")
 
     def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
-        """Parameters straight onto devices; see `Checkpoint.load`."""
+        """Load parameters straight onto devices; see `Checkpoint.load`."""
         return stream(self._file, self._sources, wanted)
-
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer, built on the first call."""
-        if self._tokenizer is None:
-            self._tokenizer = tokenizer_from_directory(self.path, self.config.vocab_size)
-        return self._tokenizer
-
-    def chat_template(self) -> ChatTemplate:
-        """The chat template, read on the first call."""
-        if self._chat_template is None:
-            self._chat_template = chat_template_from_directory(self.path, self.tokenizer(), name=self.name)
-        return self._chat_template
 
 
 def _as_stored(config: ModelConfig, file: SafetensorsFiles) -> ModelConfig:

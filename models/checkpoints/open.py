@@ -1,15 +1,11 @@
-"""From a model's files to parameters: one interface over every source.
+"""From a path to a checkpoint: `open_checkpoint` finds out which kind of model a path holds.
 
-`open_checkpoint` finds out what a path is. The sources themselves are `gguf.py`, `hugging_face.py` and
-`orbax.py`; where arrays live, and on how many meshes, is the caller's business.
+The kinds are `gguf.py`, `hugging_face.py` and `orbax.py`; `base.py` is the interface that they share.
 """
 
 import os
 from pathlib import Path
 
-import jax
-
-from ..decoder import abstract_params
 from ..errors import CheckpointError
 from .base import DESCRIPTION, Checkpoint
 from .gguf import GGUFCheckpoint
@@ -54,15 +50,3 @@ def _what_is_missing(directory: Path) -> str:
         f"{directory} holds no model: there is neither a {CONFIG} (Hugging Face) nor a {DESCRIPTION} (written by "
         "'twinmesh convert') in it."
     )
-
-
-def load_on_one_device(checkpoint: Checkpoint, dtype: jax.typing.DTypeLike) -> dict[str, jax.Array]:
-    """Every parameter on JAX's default device, by path, in the order of `abstract_params`. For tests and scripts."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    specs = abstract_params(checkpoint.config, dtype).specs
-    wanted = {
-        path: (jax.ShapeDtypeStruct(spec.value.shape, spec.value.dtype, sharding=device),)
-        for path, spec in specs.items()
-    }
-    loaded = {path: array for path, (array,) in checkpoint.load(wanted)}
-    return {path: loaded[path] for path in specs}

@@ -1,6 +1,9 @@
-"""Writes an Orbax checkpoint one parameter at a time."""
+"""Writes Orbax checkpoints, one parameter at a time from the source.
 
-import json
+The directory is made under a temporary name beside the final one and renamed, so that an interruption leaves nothing
+half-made. The format is `orbax_format.py`'s.
+"""
+
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,21 +21,19 @@ from orbax.checkpoint import type_handlers
 from ..decoder import abstract_params
 from ..errors import CheckpointError
 from ..text.tokenizer_files import save_tokenizer
-from .base import DESCRIPTION, Checkpoint
-from .orbax import (
-    _CHUNK_BYTES,
-    _CONVERTER,
-    _FORMAT,
-    _PARAMS,
-    Description,
-    Progress,
-    _nbytes,
-    _one_sentence,
-)
+from .base import Checkpoint
+from .orbax_format import FORMAT, PARAMS, Description, nbytes, one_sentence
+
+# Called after each parameter that was written, with its length in bytes.
+type Progress = Callable[[int], object]
 
 
 def write(
-    checkpoint: Checkpoint, directory: Path, dtype: DTypeLike | None = None, progress: Progress = lambda nbytes: None
+    checkpoint: Checkpoint,
+    directory: Path,
+    dtype: DTypeLike | None = None,
+    progress: Progress = lambda nbytes: None,
+    chunk_bytes: int = 4 << 20,
 ) -> None:
     """Write `checkpoint` as an Orbax checkpoint.
 
@@ -40,7 +41,8 @@ def write(
         checkpoint: any source.
         directory: the new directory; it must not exist, or be empty.
         dtype: of the stored parameters; the checkpoint's own by default.
-        progress: told the bytes of each parameter as it is written.
+        progress: called with the length in bytes of each parameter as it is written.
+        chunk_bytes: the most that is stored together, and so read together by a device that needs part of it.
 
     Raises:
         CheckpointError: the source cannot be read, `directory` is there and not empty, or it cannot be written.
@@ -55,19 +57,21 @@ def write(
         out = Path(scratch) / "checkpoint"
         out.mkdir()
         save_tokenizer(checkpoint.tokenizer(), checkpoint.chat_template(), out)
-        with _one_sentence(f"{directory} cannot be written"):
-            _write_params(checkpoint, out / _PARAMS, dtype, progress)
+        with one_sentence(f"{directory} cannot be written"):
+            _write_params(checkpoint, out / PARAMS, dtype, progress, chunk_bytes)
         files = {path.relative_to(out).as_posix(): path.stat().st_size for path in out.rglob("*") if path.is_file()}
-        description = Description(_FORMAT, checkpoint.name, dtype.name, checkpoint.config, files)
-        (out / DESCRIPTION).write_text(json.dumps(_CONVERTER.unstructure(description), indent=1))
+        Description(FORMAT, checkpoint.name, dtype.name, checkpoint.config, files).write(out)
         out.replace(directory)
 
 
-def _write_params(checkpoint: Checkpoint, directory: Path, dtype: jnp.dtype, progress: Progress) -> None:
-    """Orbax asks for the values of all parameters at once, so it gets stand-ins, and each array when its turn comes.
+def _write_params(
+    checkpoint: Checkpoint, directory: Path, dtype: jnp.dtype, progress: Progress, chunk_bytes: int
+) -> None:
+    """Write all parameters, holding one at a time.
 
-    It writes from a thread of its own, which whoever stops this one waits for: files would appear in a directory that
-    is being removed.
+    Orbax asks for the values of all parameters at once, so it gets stand-ins, and each array when its turn comes. It
+    writes from a thread of its own, which an interruption must wait for: otherwise files would appear in a directory
+    that is being removed.
     """
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     wanted = {
@@ -89,7 +93,7 @@ def _write_params(checkpoint: Checkpoint, directory: Path, dtype: jnp.dtype, pro
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers, use_compression=False)
     request = ocp.args.PyTreeSave(
         {path: _Pending(path, like) for path, (like,) in wanted.items()},
-        save_args={path: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for path in wanted},
+        save_args={path: ocp.SaveArgs(chunk_byte_size=chunk_bytes) for path in wanted},
     )
     thread = ThreadPoolExecutor(1)
     try:
@@ -99,7 +103,7 @@ def _write_params(checkpoint: Checkpoint, directory: Path, dtype: jnp.dtype, pro
 
 
 def _end(thread: ThreadPoolExecutor, stopping: threading.Event) -> None:
-    """Wait for what the thread is at, however often Ctrl-C is pressed meanwhile; it takes one parameter's time."""
+    """Wait for the thread's current parameter and end it, however often Ctrl-C is pressed meanwhile."""
     while True:
         try:
             stopping.set()
@@ -114,7 +118,7 @@ class _Pending:
 
     def __init__(self, path: str, like: jax.ShapeDtypeStruct) -> None:
         self.path, self.shape, self.dtype = path, like.shape, like.dtype
-        self.ndim, self.size, self.nbytes = len(like.shape), like.size, _nbytes(like)
+        self.ndim, self.size, self.nbytes = len(like.shape), like.size, nbytes(like)
 
 
 class _StreamingHandler(type_handlers.NumpyHandler):  # type: ignore[misc]

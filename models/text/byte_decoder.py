@@ -1,9 +1,9 @@
 """From tokens back to text, one token at a time: what the decoder of a tokenizer.json says, over bytes.
 
 Two families of vocabularies are known: byte-level ones, whose characters stand for bytes by GPT-2's table, and
-SentencePiece's, where "▁" is a space and `<0xNN>` a byte. `decoding` reads which it is from a `tokenizers` decoder and
-refuses, by name, what it does not know. Invariant: a `TextStream` never takes text back, so its pieces joined are the
-text of all the tokens. Does not know ids or special tokens: see `tokenizer.py`.
+SentencePiece's, where "▁" is a space and `<0xNN>` a byte. `byte_decoder` reads which it is from a `tokenizers` decoder
+and refuses, by name, what it does not know. Invariant: a `TextStream` never takes text back, so its pieces joined are
+the text of all the tokens. Does not know ids or special tokens: see `tokenizer.py`.
 """
 
 import codecs
@@ -33,23 +33,18 @@ _BYTE_OF_CHARACTER = _byte_of_character()
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """What a decoder does.
+class ByteDecoder:
+    """Turns tokens into bytes, as the decoder of a tokenizer.json does."""
 
-    `byte_level`: characters stand for bytes. `byte_tokens`: `<0xNN>` is a byte. `space`: the character that stands for
-    a space, None for none. `strip` of the character `stripped` go from the start of the text where they are there.
-    `bare_start`: the first token loses its `space` characters altogether, which is what Metaspace does.
-    """
-
-    byte_level: bool = False
-    byte_tokens: bool = False
-    space: str | None = None
-    strip: int = 0
+    byte_level: bool = False  # whether characters stand for bytes
+    byte_tokens: bool = False  # whether `<0xNN>` is a byte
+    space: str | None = None  # the character that stands for a space; None: no character does
+    strip: int = 0  # how many of the character `stripped` go from the start of a text, as far as they are there
     stripped: str = " "
-    bare_start: bool = False
+    bare_start: bool = False  # whether the first token loses all its `space` characters, as in Metaspace
 
     def token_bytes(self, token: str) -> bytes:
-        """The bytes that `token` stands for, `bare_start` aside."""
+        """Return the bytes that `token` stands for, `bare_start` aside."""
         if self.byte_level:
             known = all(c in _BYTE_OF_CHARACTER for c in token)
             return bytes(_BYTE_OF_CHARACTER[c] for c in token) if known else token.encode()
@@ -58,47 +53,46 @@ class Decoding:
         return (token if self.space is None else token.replace(self.space, " ")).encode()
 
     def first_bytes(self, token: str) -> bytes:
-        """The bytes that `token` stands for at the start of a text."""
+        """Return the bytes that `token` stands for at the start of a text."""
         bare = self.bare_start and self.space is not None
         return self.token_bytes(token.replace(self.space or "", "") if bare else token)
 
 
 class TextStream:
-    """Bytes to text as they come; what is not UTF-8 becomes U+FFFD.
+    """Decodes bytes to text as they come; bytes that are not UTF-8 become U+FFFD.
 
     A byte-level decoder gives one U+FFFD for each maximal run of bytes that starts like a character (Unicode's
     recommendation, and what `tokenizers` does); SentencePiece gives one for each byte that is in no character.
     """
 
-    def __init__(self, how: Decoding) -> None:
-        """At the start of a text."""
-        self._how = how
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace" if how.byte_level else "surrogateescape")
-        self._to_strip = how.strip
+    def __init__(self, decoder: ByteDecoder) -> None:
+        self._decoder = decoder
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace" if decoder.byte_level else "surrogateescape")
+        self._to_strip = decoder.strip
 
     def push(self, more: bytes, is_last: bool = False) -> str:
-        """The text that `more` completes; the bytes of an unfinished character wait (3 at most) unless `is_last`."""
+        """Return the text that `more` completes; up to 3 bytes of an unfinished character wait, unless `is_last`."""
         text = self._utf8.decode(more, is_last)
-        if not self._how.byte_level and not text.isascii():
+        if not self._decoder.byte_level and not text.isascii():
             text = _ESCAPED.sub("\ufffd", text)
         while self._to_strip and text:
-            if text[0] != self._how.stripped:
+            if text[0] != self._decoder.stripped:
                 self._to_strip = 0
                 break
             text, self._to_strip = text[1:], self._to_strip - 1
         return text
 
 
-def decoding(decoder: Decoder | None) -> Decoding:
-    """What `decoder` does.
+def byte_decoder(decoder: Decoder | None) -> ByteDecoder:
+    """Read what the library's `decoder` does.
 
     Raises:
         CheckpointError: none, or one that is not implemented; says which are.
     """
     parts = [] if decoder is None else _parts(json.loads(decoder.__getstate__()))
     if [part["type"] for part in parts] == ["ByteLevel"]:
-        return Decoding(byte_level=True)
-    found, fused = Decoding(), False
+        return ByteDecoder(byte_level=True)
+    found, fused = ByteDecoder(), False
     for part in parts:
         match part:
             case {"type": "Replace", "pattern": {"String": str(space)}, "content": " "} if len(space) == 1:

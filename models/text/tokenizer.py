@@ -1,8 +1,8 @@
-"""Text to token ids and back, over the `tokenizers` library; where a tokenizer comes from is of no concern here.
+"""Converts text to token ids and back, over the `tokenizers` library.
 
 Encoding is the library's. Decoding is our own, over bytes: it makes the streaming form exact and O(1) per token
 (`tokenizers.decoders.DecodeStream` re-decodes a growing window while the text ends in U+FFFD, and keeps what it holds
-back at the end). Sources are `tokenizer_gguf.py` and `tokenizer_files.py`; for chat templates see `chat.py`.
+back at the end). Tokenizers are made by `tokenizer_gguf.py` and `tokenizer_files.py`; chat templates are `chat.py`'s.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,43 +11,42 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer as BackendTokenizer
 
 from ..errors import CheckpointError
-from .byte_decoder import TextStream, decoding
+from .byte_decoder import TextStream, byte_decoder
 
-# Of a text that is long for the tokens it may have, so many characters a token are looked at first; most have fewer.
+# Characters looked at first for each token that a text may have; most tokens have fewer.
 _CHARACTERS_PER_TOKEN = 16
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Texts of the tokens that have a part to play, None where a model has none, and what ends a generation.
-
-    `eos_token_ids` are ids; several may end a generation, such as the end of a turn and the end of a document.
-    """
+    """Texts of a model's special tokens, None for those it does not have, and the ids that end a generation."""
 
     bos: str | None = None
     eos: str | None = None
     unk: str | None = None
     pad: str | None = None
-    eos_token_ids: frozenset[int] = frozenset()
+    eos_token_ids: frozenset[int] = frozenset()  # several, such as the end of a turn and the end of a document
 
 
 class TokenStream:
-    """Detokenises one sequence piece by piece; the pieces joined equal `Tokenizer.decode` of all the ids."""
+    """Detokenises one sequence piece by piece; the pieces joined equal `Tokenizer.decode` of all the ids.
+
+    Made by `Tokenizer.stream`.
+    """
 
     def __init__(self, tokenizer: "Tokenizer", skip_special: bool) -> None:
-        """Use `Tokenizer.stream`."""
         self._tokenizer, self._skip_special = tokenizer, skip_special
         self._start()
 
     def _start(self) -> None:
-        self._text, self._is_first = TextStream(self._tokenizer.decoding), True
+        self._text, self._is_first = TextStream(self._tokenizer.byte_decoder), True
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that `ids` complete; bytes of an unfinished character are held back (3 at most)."""
+        """Return the text that `ids` complete; bytes of an unfinished character are held back (3 at most)."""
         return self._text.push(b"".join(map(self._bytes, ids)))
 
     def finish(self) -> str:
-        """What is still held back: U+FFFD for an unfinished character, else nothing. The stream may be used again."""
+        """Return what is still held back, U+FFFD for an unfinished character, and start anew."""
         text = self._text.push(b"", is_last=True)
         self._start()
         return text
@@ -62,15 +61,18 @@ class TokenStream:
 
 
 class Tokenizer:
-    """A tokenizer with what the engine asks of it.
+    """Encodes and decodes text for one model.
 
-    `vocab_size` is one more than the highest id that may be used; a model may have more rows than that. `bos_token`,
-    `eos_token`, `unk_token` and `pad_token` are texts (None: the model has none), `eos_token_ids` the ids that end a
-    generation, `control_ids` the special tokens, which are not part of a text. `add_bos`: `encode` puts BOS first.
+    Attributes:
+        special: texts of the special tokens.
+        eos_token_ids: the ids that end a generation.
+        control_ids: ids of special tokens, which are not part of a text.
+        vocab_size: one more than the highest id that may be used; a model may have more rows than that.
+        add_bos: whether `encode` puts BOS first.
     """
 
     def __init__(self, backend: BackendTokenizer, special: SpecialTokens) -> None:
-        """`backend` with its decoder and post-processor; it is this object's from now on.
+        """Take over `backend`, with its decoder and post-processor.
 
         Raises:
             CheckpointError: a decoder that is not implemented.
@@ -78,9 +80,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self.backend, self.special = backend, special
-        self.decoding = decoding(backend.decoder)
-        self.bos_token, self.eos_token = special.bos, special.eos
-        self.unk_token, self.pad_token = special.unk, special.pad
+        self.byte_decoder = byte_decoder(backend.decoder)
         self.eos_token_ids = special.eos_token_ids
         added = backend.get_added_tokens_decoder()
         self.control_ids = frozenset(i for i, token in added.items() if token.special)
@@ -93,7 +93,7 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
 
     def limit(self, rows: int) -> None:
-        """Say that the model has `rows` rows of embeddings.
+        """Use no more ids than the model has rows of embeddings, `rows`.
 
         More rows than tokens are padding. Added tokens past the last row cannot be used, which lowers `vocab_size`:
         Gemma 3's text models have such a one, for images.
@@ -107,11 +107,11 @@ class Tokenizer:
         self.eos_token_ids = frozenset(i for i in self.eos_token_ids if i < rows)
 
     def encode(self, text: str, *, add_special: bool = True, at_most: int | None = None) -> list[int]:
-        """Token ids of `text`. Special tokens written out in it become their ids.
+        """Convert `text` to token ids. Special tokens written out in it become their ids.
 
         BOS comes first if the model wants it, and EOS last; `add_special=False` leaves them out, for text that already
-        has them, such as a rendered chat template. `at_most`: a text of more tokens is of no use, so what begins with
-        twice as many is refused for its beginning: the library takes some 100 bytes of memory for each character.
+        has them, such as a rendered chat template. `at_most` is the most tokens that are of use: a text whose beginning
+        alone has twice as many is refused, because the library takes some 100 bytes of memory for each character.
 
         Raises:
             ValueError: half of a surrogate pair, which JSON can spell but UTF-8 cannot, or far more than `at_most`.
@@ -129,13 +129,15 @@ class Tokenizer:
         return ids
 
     def _is_far_longer(self, text: str, tokens: int) -> bool:
-        """Whether the beginning alone has twice as many; no more of a text is tokenised than that takes."""
+        """Tokenise just enough of the beginning to see whether it has twice as many."""
         start = _CHARACTERS_PER_TOKEN * tokens
         return len(text) > start and len(self.backend.encode(text[:start], add_special_tokens=False)) > 2 * tokens
 
     def encode_after(self, text: str) -> list[int]:
-        """Token ids of `text` where it goes on after other text: no special tokens, nor the space that SentencePiece
-        puts before a text of its own. Raises as `encode` does."""
+        """Convert `text` to token ids as the continuation of other text; raises as `encode` does.
+
+        There are no special tokens, nor the space that SentencePiece puts before a text of its own.
+        """
         ids = self.encode(text, add_special=False)
         start = self.encode("\n", add_special=False)
         if not (ids and start) or not self.piece(start[0]).startswith(b" "):
@@ -144,7 +146,7 @@ class Tokenizer:
         return whole[len(start) :] if whole[: len(start)] == start else ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Control tokens are left out unless told otherwise.
+        """Convert `ids` to text; bytes that are not UTF-8 become U+FFFD. `skip_special` leaves control tokens out.
 
         Ids past the vocabulary, which a model with padded embeddings can sample, stand for nothing.
 
@@ -155,21 +157,17 @@ class Tokenizer:
         return stream.push(ids) + stream.finish()
 
     def stream(self, skip_special: bool = True) -> TokenStream:
-        """A detokeniser for ids that arrive over time."""
+        """Return a detokeniser for ids that arrive over time."""
         return TokenStream(self, skip_special)
 
-    def token_bytes(self, ids: Iterable[int], skip_special: bool) -> bytes:
-        """The bytes that `ids` stand for inside a text, joined; raises as `decode` does."""
-        return b"".join(self.piece(i) for i in ids if not (skip_special and i in self.control_ids))
-
     def piece(self, token_id: int, *, is_first: bool = False) -> bytes:
-        """The bytes that one token stands for, at the start of a text or inside; raises as `decode` does."""
+        """Return the bytes that one token stands for, at the start of a text or inside; raises as `decode` does."""
         if token_id < 0:
             raise ValueError(f"Token id {token_id} is negative.")
-        if is_first and self.decoding.bare_start:
-            return self.decoding.first_bytes(self.backend.id_to_token(token_id) or "")
+        if is_first and self.byte_decoder.bare_start:
+            return self.byte_decoder.first_bytes(self.backend.id_to_token(token_id) or "")
         if token_id not in self._bytes:
             token = self.backend.id_to_token(token_id) or ""
-            is_itself = token_id in self._added and self.decoding.byte_level
-            self._bytes[token_id] = token.encode() if is_itself else self.decoding.token_bytes(token)
+            is_itself = token_id in self._added and self.byte_decoder.byte_level
+            self._bytes[token_id] = token.encode() if is_itself else self.byte_decoder.token_bytes(token)
         return self._bytes[token_id]

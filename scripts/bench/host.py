@@ -26,15 +26,16 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 from twinmesh.engine.core.engine_core import EngineCore
 from twinmesh.engine.core.submission import Submission, Update
+from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.protocol.events import RequestFacts
 from twinmesh.engine.protocol.sampling_plan import SamplingPlan
 from twinmesh.engine.sharding.mesh import param_sharding
 from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.sharding.weights import Params
-from twinmesh.engine.startup.build import Options, start_core
+from twinmesh.engine.startup.build import start_core
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.kv_cache import DeviceState
-from twinmesh.engine.worker.local_executor import LocalExecutor
+from twinmesh.engine.worker.mesh_worker import MeshWorker
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import ParamSpec, abstract_params
 
@@ -59,11 +60,9 @@ def random_params(dtype: jnp.dtype, meshes: Sequence[Mesh], model: ModelConfig) 
     ]
 
 
-def hollow_out(core: EngineCore) -> None:
+def hollow_out(meshes: Sequence[MeshWorker]) -> None:
     """Let the step programs of an engine compute nothing; what they take and give back stays."""
-    executor = core._executor
-    assert isinstance(executor, LocalExecutor)
-    for mesh in executor.meshes:
+    for mesh in meshes:
         programs, state = mesh.programs, mesh.plan.state
         for key, program in programs.prefill.items():
             programs.prefill[key] = hollow(program, state)
@@ -90,21 +89,20 @@ def hollow(program: Compiled, state: DeviceState) -> Compiled:
 def measure(topology: str, layers: int, requests: int, real: bool) -> dict[str, float | int | str]:
     """Run `requests` at once to their end; milliseconds of the dispatching thread per decode step."""
     model, dtype = model_with_layers(layers), jnp.dtype(jnp.float32)
-    options = Options(
-        topology=Topology.parse(topology), dtype=dtype, max_model_len=512, page_size=64, max_num_seqs=requests,
-        prefill_buckets=(512,), decode_buckets=(requests,), decode_steps=1, kv_cache_bytes=512 << 20, prefix_cache=True,
-        deterministic=False, max_retries=0, decision_log=None, devices=None, progress=False,
+    options = EngineOptions(
+        "random", topology=topology, dtype=dtype, max_model_len=512, max_num_seqs=requests, prefill_buckets=(512,),
+        decode_buckets=(requests,), kv_cache_bytes=512 << 20, max_retries=0,
     )  # fmt: skip
     core, _ = start_core(model, dtype, partial(random_params, model=model), options)
     try:
         if not real:
-            hollow_out(core)
+            hollow_out(core.inspect(lambda scheduler, executor: executor.meshes))
         rounds = [host_time(core, requests) for _ in range(ROUNDS)]
     finally:
         core.close()
     return {
         "topology": topology,
-        "devices": options.topology.num_devices,
+        "devices": options.meshes.num_devices,
         "leaves": len(abstract_params(model, dtype).specs),
         "requests": requests,
         "real_device": real,

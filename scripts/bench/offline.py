@@ -77,7 +77,7 @@ def compare(dtype: str, args: argparse.Namespace, scratch: Path) -> dict[str, An
                 best[engine] = _faster(best[engine], _run(command))
     if best["twinmesh"] is None:
         raise ValueError("Twinmesh itself failed on the workload: the lines above say why.")
-    return {"dtype": dtype, "generated_tokens": asked, **_ratios(best, asked)}
+    return {"dtype": dtype, "generated_tokens": asked, **ratios(best, asked)}
 
 
 def peer_turns(dtype: str, args: argparse.Namespace, scratch: Path) -> dict[str, list[list[str]]]:
@@ -158,7 +158,8 @@ def _faster(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[st
     return min((turn for turn in (one, other) if turn is not None), key=lambda turn: turn["seconds"], default=None)
 
 
-def _ratios(best: dict[str, dict[str, Any] | None], asked: int) -> dict[str, Any]:
+def ratios(best: dict[str, dict[str, Any] | None], asked: int) -> dict[str, Any]:
+    """Set our best time against that of each peer; null for a peer that is absent."""
     ours = best["twinmesh"]
     assert ours is not None
     result: dict[str, Any] = {"alone": ours.pop("alone")}

@@ -38,10 +38,11 @@ MOST_BYTES = 2e10  # of one row's pages, unless a single layer takes more
 
 def ceilings(scale: float) -> Iterator[Facts]:
     """What the device does at best."""
-    yield _ceilings(scale)
+    yield device_rates(scale)
 
 
-def _ceilings(scale: float) -> Facts:
+def device_rates(scale: float) -> Facts:
+    """Measure a copy and a large product, in the units of the report."""
     return {"copy_tb_s": copy_bandwidth(4e9 * scale) / 1e12, "matmul_tflop_s": matmul_rate(int(8192 * scale)) / 1e12}
 
 
@@ -52,7 +53,7 @@ def build_peers(scale: float) -> Iterator[Facts]:
 
 def decode(scale: float) -> Iterator[Facts]:
     """Bandwidth of the KV read, beside that of a copy in the same process; then the append's time."""
-    facts = _ceilings(scale)
+    facts = device_rates(scale)
     yield facts
     failed = 0
     for rows, context in DECODES if scale > 0.1 else DECODES[:1]:
@@ -80,7 +81,7 @@ def decode_row(heads: Heads, lengths: Sequence[int], copy: float, peers: Mapping
 
 def prefill(scale: float) -> Iterator[Facts]:
     """FLOP/s of what is visible; all but the 8k prompt's also as a share of that prompt's rate, where there is one."""
-    facts = _ceilings(scale)
+    facts = device_rates(scale)
     yield facts
     dense: dict[Heads, float] = {}
     failed = 0

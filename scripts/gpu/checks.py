@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention, xla
+from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.scripts.gpu.facts import Facts
 from twinmesh.scripts.gpu.timing import Heads, attempt, pool, queries
 
@@ -115,8 +116,16 @@ def attention_errors(case: Case, scale: float) -> dict[str, float | str]:
         (paged_decode_attention, xla.paged_decode_attention, (inputs.q_decode, *cache)),
         (paged_prefill_attention, xla.paged_prefill_attention, (inputs.q_prefill, *cache, inputs.q_start)),
     ):
-        found[f"{kernel.__name__} {case}"] = _error(partial(kernel, **settings), partial(plain, **settings), arrays)
+        found[f"{kernel.__name__} {case}"] = _error(
+            partial(kernel, **settings), partial(_bundled, plain, settings), arrays
+        )
     return found
+
+
+def _bundled(attention: Any, settings: dict[str, Any], q: Array, *arrays: Array) -> Array:
+    """One of the package's implementations, called with the arguments of its public functions."""
+    out: Array = attention(q, PagedKV(*arrays[:4]), *arrays[4:], options=AttentionOptions(**settings))
+    return out
 
 
 def make_inputs(case: Case, scale: float) -> Inputs:
@@ -201,7 +210,7 @@ def handoff_facts(scale: float) -> Facts:
 
     Prompts of several chunks, and pools so small that requests are preempted, change no token either.
     """
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # run from a clone: the tests' tiny model
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))  # run from a clone: the tests' tiny model
     from helpers.tiny_gguf import TinyLlama, write_tiny_gguf  # type: ignore[import-not-found, unused-ignore]
 
     with tempfile.TemporaryDirectory() as folder:
@@ -236,7 +245,7 @@ def _tokens(path: Path, topology: str, count: int, kv_cache_bytes: int) -> tuple
 
 def pytest_facts(scale: float) -> Facts:
     """The tests marked `gpu`, in a process of their own; none where pytest is not installed."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if importlib.util.find_spec("pytest") is None:
         return {"summary": "pytest is not installed"}
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]

@@ -91,12 +91,12 @@ def skinny_matmul(x: Array, weight: Array, *, cores: int, interpret: Any = None)
     if x.dtype not in (jnp.bfloat16, jnp.float16) or weight.dtype != x.dtype:
         raise ValueError(f"x is {x.dtype} and weight {weight.dtype}: both must be bfloat16, or both float16.")
     padded = -(-rows // 8) * 8
-    plan = _cut(padded, columns, depth, cores)
+    plan = cut(padded, columns, depth, cores)
     sums = _stream(plan, jnp.pad(x, ((0, padded - rows), (0, 0))), weight, interpret)  # [parts, N, rows]
     return functools.reduce(jnp.add, sums).T[:rows].astype(x.dtype)
 
 
-def _cut(rows: int, columns: int, depth: int, cores: int) -> _Plan:
+def cut(rows: int, columns: int, depth: int, cores: int) -> _Plan:
     """Parts of K: so many that the blocks share the work evenly, and so few that partial sums cost little."""
     tiles = columns // _WIDTH
 

@@ -16,9 +16,8 @@ from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.sampling.request_state import Float, Int
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.topology import Topology
-from twinmesh.engine.worker import programs
 from twinmesh.engine.worker.kv_cache import DeviceState, abstract_state
-from twinmesh.engine.worker.programs import MeshPlan, Programs
+from twinmesh.engine.worker.programs import MeshPlan, Programs, compile_program
 from twinmesh.engine.worker.step_layout import ChunkColumn, DecodeColumn, PrefillInputs, decode_columns, prefill_columns
 from twinmesh.kernels_pallas.tiles import length_class
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
@@ -56,14 +55,14 @@ def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
     large product. `vllm_ms`: the public figure of another engine on an H100, not of this run. `length_class` says which
     tiles both steps' attention has: that of the longest request that fits, as in an engine, not of the rows' context.
     """
-    model = model if scale == 1 else _small(model)
+    model = model if scale == 1 else shrink(model)
     context, prompt = max(64, int(CONTEXT * scale)), max(64, int(PROMPT * scale))
-    plan = _plan(model, context, prompt)
+    plan = plan_for(model, context, prompt)
     made = _compiled(plan, prompt)
     copy, rate = copy_bandwidth(4e9 * scale), matmul_rate(int(8192 * scale))
     capacity = plan.config.max_pages * plan.config.page_size
     yield {"copy_tb_s": copy / 1e12, "matmul_tflop_s": rate / 1e12, "length_class": length_class(capacity)}
-    params = _random(plan)
+    params = random_params(plan)
     weights, products = weight_bytes(plan.params)
     token = 4 * model.num_kv_heads * model.head_dim * model.num_layers
     tables = _tables(plan, context)
@@ -95,7 +94,7 @@ def weight_bytes(params: AbstractParams) -> tuple[int, int]:
     return read, read - sizes["head.weight"]
 
 
-def _random(plan: MeshPlan) -> tuple[Array, ...]:
+def random_params(plan: MeshPlan) -> tuple[Array, ...]:
     """Small random weights, and ones for norms."""
     specs = [spec.value for spec in plan.params.specs.values()]
     return tuple(
@@ -106,16 +105,17 @@ def _random(plan: MeshPlan) -> tuple[Array, ...]:
 
 def _compiled(plan: MeshPlan, prompt: int) -> Programs:
     """The engine's programs for these steps, and no others, all at once."""
-    made = Programs(programs._compile_allocate(plan))
-    jobs: list[Callable[[], None]] = [partial(programs._compile_decode, plan, made, rows, 1) for rows in BATCHES]
-    jobs.append(partial(programs._compile_prefill, plan, made, prompt))
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        for _ in pool.map(lambda job: job(), jobs):
-            pass
-    return made
+    sizes = [("allocate",), *(("decode", rows, 1) for rows in BATCHES), ("prefill", prompt)]
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        allocate, *decode, prefill = pool.map(lambda size: compile_program(plan, *size), sizes)
+    return Programs(
+        allocate,
+        prefill={prompt: prefill},
+        decode={(rows, 1): program for rows, program in zip(BATCHES, decode, strict=True)},
+    )
 
 
-def _plan(model: ModelConfig, context: int, prompt: int) -> MeshPlan:
+def plan_for(model: ModelConfig, context: int, prompt: int) -> MeshPlan:
     """One device, with a pool for the largest batch and for the prompt.
 
     Requests can be as long as the prompt: tiles then are those of 8k, not of a class above.
@@ -130,7 +130,7 @@ def _plan(model: ModelConfig, context: int, prompt: int) -> MeshPlan:
     return MeshPlan(mesh, config.topology.meshes[0], model, abstract_params(model, jnp.bfloat16), config, state)
 
 
-def _small(model: ModelConfig) -> ModelConfig:
+def shrink(model: ModelConfig) -> ModelConfig:
     """Fewer layers and a smaller vocabulary, to try the suite."""
     return dataclasses.replace(model, layers=model.layers[:1], vocab_size=1024, hidden_size=256, intermediate_size=256)
 

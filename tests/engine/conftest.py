@@ -16,3 +16,18 @@ def make_llm(tiny_path):
         return LLM(tiny_path, topology=topology, **(options | changes))
 
     return make
+
+
+@pytest.fixture
+def host_reads(monkeypatch):
+    """Shapes of the device arrays whose values the host reads."""
+    from jax._src.array import ArrayImpl
+
+    shapes, value = [], ArrayImpl._value  # noqa: SLF001 (JAX's own: it has no public hook on reads)
+
+    def reading(self):
+        shapes.append(self.shape)
+        return value.fget(self)
+
+    monkeypatch.setattr(ArrayImpl, "_value", property(reading))  # JAX's, as above
+    return shapes

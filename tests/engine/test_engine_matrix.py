@@ -237,19 +237,14 @@ def test_new_weights_serve_what_comes_after_them_and_only_that(engines, referenc
 
 
 def start_and_tell(llm, weights):
-    """Call `update_params` on a thread of its own; returns when the engine has been told."""
-    core, told = llm._core, threading.Event()
-    put = core._put
-
-    def telling(message):
-        put(message)
-        told.set()
-
-    core._put = telling
+    """Call `update_params` on a thread of its own; returns when a paused engine has been told."""
+    core = llm.engine.core
+    before = core.backlog
     thread = threading.Thread(target=llm.update_params, args=(weights,), daemon=True)
     thread.start()
-    assert told.wait(60)
-    del core._put
+    while core.backlog == before:  # the engine's thread is stopped, so that nothing but this changes it
+        thread.join(0.001)
+        assert thread.is_alive()
     return thread
 
 

@@ -18,9 +18,10 @@ from helpers.core_engine import (
     token_ids,
 )
 from twinmesh import SamplingParams
+from twinmesh.engine.core.inspection import Observer
 from twinmesh.engine.protocol.actions import CopyPage, DropTransfer, Fused
 from twinmesh.engine.protocol.events import AbortRequested
-from twinmesh.engine.scheduler import decision_log
+from twinmesh.engine.scheduler.decision_log import read_line
 from twinmesh.engine.scheduler.request import State
 from twinmesh.engine.simulation.replay import replay
 
@@ -104,25 +105,19 @@ def use(llm, caller, count):
     return ended
 
 
-class Hunter:
+class Hunter(Observer):
     """Aborts a request on the engine's own thread, as soon as it is in a given state before decisions are made.
 
     `aborted`: the lengths of their prompts."""
 
-    def __init__(self, llm, state):
-        self.scheduler, self.state, self.aborted = llm._core._scheduler, state, []
-        self.actions = self.scheduler.actions
-        self.scheduler.actions = self._actions
+    def __init__(self, state):
+        self.state, self.aborted = state, []
 
-    def _actions(self):
-        for request in list(self.scheduler.requests.values()):
+    def deciding(self, scheduler):
+        for request in list(scheduler.requests.values()):
             if request.state is self.state and request.prompt_len > 30 and len(self.aborted) < 5:
-                self.scheduler.on(AbortRequested(0.0, request.id))
+                scheduler.on(AbortRequested(0.0, request.id))
                 self.aborted.append(request.prompt_len)
-        return self.actions()
-
-    def release(self):
-        del self.scheduler.actions
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,10 +126,10 @@ def test_an_abort_in_any_state_ends_only_its_request(engines, reference, kind, s
     if state is State.HANDOFF and kind != "split":
         pytest.skip("nothing is handed off")
     llm = engines(kind)
-    hunter = Hunter(llm, state)
+    hunter = Hunter(state)
     prompts = prompts_of(35, 36, 8, 37, 38, 9, 39, 40, seed=7)
-    outputs = llm.generate(prompts, greedy(12))
-    hunter.release()
+    with llm.engine.core.observe(hunter):
+        outputs = llm.generate(prompts, greedy(12))
     assert len(hunter.aborted) == 5
     aborted = [output for output in outputs if output.outputs[0].finish_reason == "abort"]
     assert sorted(len(output.prompt_token_ids) for output in aborted) == sorted(hunter.aborted)
@@ -157,10 +152,10 @@ def test_a_mixed_run_can_be_replayed(tmp_path, kind):
     replayed = replay(path)
     assert metrics.preemptions > 0
     assert metrics.migrations > 0 or kind != "split"
-    assert replayed.scheduler.tally.preemptions >= metrics.preemptions
+    assert replayed.scheduler.counters.preemptions >= metrics.preemptions
     assert Counter(replayed.finished.values())["length"] >= metrics.requests["length"]
     assert replayed.ended.generated_tokens >= metrics.generated_tokens
-    lines = [decision_log.read_line(line) for line in path.read_text().splitlines()[1:]]
+    lines = [read_line(line) for line in path.read_text().splitlines()[1:]]
     made = {type(action) for line in lines if isinstance(line, list) for action in line}
     assert {"both": CopyPage, "fused": Fused, "split": DropTransfer}[kind] in made
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.oracle import spelled_out
 from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention, xla
 from twinmesh.scripts.gpu.checks import LIMITS, distance
 from twinmesh.scripts.gpu.timing import Heads, cached, queries
@@ -20,7 +21,7 @@ def on_a_gpu():
 def error(kernel, plain, *arrays, **options):
     wide = [x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in arrays]
     with jax.default_matmul_precision("highest"):
-        want = plain(*wide, **options)
+        want = spelled_out(plain)(*wide, **options)
     return distance(np.asarray(kernel(*arrays, **options), np.float64), np.asarray(want, np.float64))
 
 

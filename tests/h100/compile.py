@@ -142,13 +142,8 @@ def step(name, tp, kind, pages=2048, tokens=2048, rows=32):
     state = abstract_state(model, config, (pages,), jnp.dtype("bfloat16"), mesh)
     params = abstract_params(model, jnp.bfloat16)
     plan = programs.MeshPlan(mesh, config.topology.meshes[0], model, params, config, state)
-    made = programs.Programs(None)
     with on_h100s(tp, "tp"):
-        if kind == "prefill":
-            programs._compile_prefill(plan, made, tokens)
-        else:
-            programs._compile_decode(plan, made, rows, 1)
-    (program,) = (made.prefill or made.decode).values()
+        program = programs.compile_program(plan, kind, *((tokens,) if kind == "prefill" else (rows, 1)))
     memory, text = program.memory_analysis(), program.as_text()
     facts = {field: getattr(memory, f"{field}_size_in_bytes") for field in ("argument", "output", "alias", "temp")}
     pool = 2 * np.prod(state.kv[0].k.shape, dtype=int) * 2 // tp

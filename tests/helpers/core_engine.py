@@ -11,8 +11,6 @@ import contextlib
 import math
 import threading
 import time
-from queue import SimpleQueue
-from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +18,8 @@ import numpy as np
 from helpers.tiny_gguf import CHAT_TEMPLATE, TOKENIZER, TOKENS
 from twinmesh import LLM, SamplingParams
 from twinmesh.engine.config import EngineConfig
+from twinmesh.engine.core.inspection import Observer
+from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.sharding.weights import Placer
 from twinmesh.engine.startup.build import Engine, start_core
@@ -53,19 +53,18 @@ def make_engine(model, topology="both=1", *, weights=None, room=1.25, **changes)
     """An `LLM` of `model` whose pools hold `room` requests of full length: so few that requests get in each other's way
     wherever they can. `weights` default to `random_weights(model)`, `changes` are options of `LLM`."""
 
-    def start(model, options):
-        def load(dtype, meshes):
-            arrays = weights or random_weights(model, dtype=dtype)
-            placers = [Placer(model, dtype, mesh) for mesh in meshes]
-            return [tuple(placer.put(path, arrays[path]) for path in placer.specs) for placer in placers]
+    memory = {"kv_cache_bytes": _bytes_for(model, topology, room, changes)}
+    options = EngineOptions("", topology=topology, **({"dtype": "float32"} | OPTIONS | memory | changes))
 
-        core, config = start_core(model, "float32", load, options)
-        tokenizer = tokenizer_from_gguf(TOKENIZER)
-        return Engine(core, config, tokenizer, ChatTemplate(CHAT_TEMPLATE, tokenizer, name="tiny"))
+    def load(dtype, meshes):
+        arrays = weights or random_weights(model, dtype=dtype)
+        placers = [Placer(model, dtype, mesh) for mesh in meshes]
+        return [tuple(placer.put(path, arrays[path]) for path in placer.specs) for placer in placers]
 
-    with patch("twinmesh.engine.api.base.start_engine", start):
-        memory = {"kv_cache_bytes": _bytes_for(model, topology, room, changes)}
-        return LLM(model, topology=topology, **({"dtype": "float32"} | OPTIONS | memory | changes))
+    core, config = start_core(model, "float32", load, options)
+    tokenizer = tokenizer_from_gguf(TOKENIZER)
+    engine = Engine(core, config, tokenizer, ChatTemplate(CHAT_TEMPLATE, tokenizer, name="tiny"))
+    return LLM.from_engine(engine, seed=options.seed)
 
 
 def _bytes_for(model, topology, requests, changes):
@@ -126,81 +125,60 @@ def token_ids(outputs):
     return [output.outputs[0].token_ids for output in outputs]
 
 
-class _Question:
-    """Something to ask the scheduler and the executor, on the thread that owns them."""
-
-    def __init__(self, ask):
-        self.ask, self.answer = ask, SimpleQueue()
-
-
 def ask(llm, question):
     """`question(scheduler, executor)`, between two turns of the engine's thread."""
-    core = llm._core
-    if "_take" not in vars(core):
-        take = core._take
-
-        def taking(message):
-            if not isinstance(message, _Question):
-                take(message)
-                return
-            try:
-                message.answer.put((message.ask(core._scheduler, core._executor), None))
-            except Exception as error:
-                message.answer.put((None, error))
-
-        core._take = taking
-    asked = _Question(question)
-    core._inbox.put(asked)
-    answer, error = asked.answer.get(timeout=60)
-    if error is not None:
-        raise error
-    return answer
+    return llm.engine.core.inspect(question)
 
 
-class Pause:
+def executor_of(llm):
+    """The executor, for tests that change what its meshes do while the engine is idle."""
+    return ask(llm, lambda scheduler, executor: executor)
+
+
+class Pause(Observer):
     """The engine's thread stops as soon as there are requests and `when(requests)` holds, and goes on at the end of the
     `with` block, which begins when it has stopped. What the engine is told meanwhile queues up."""
 
     def __init__(self, llm, when):
-        scheduler = llm._core._scheduler
-        actions, self._stopped, self._go_on = scheduler.actions, threading.Event(), threading.Event()
+        self._when, self._stopped, self._go_on = when, threading.Event(), threading.Event()
+        self._observing = contextlib.ExitStack()
+        self._observing.enter_context(llm.engine.core.observe(self))
 
-        def stopping():
-            if scheduler.requests and when(scheduler.requests.values()):
-                del scheduler.actions
-                self._stopped.set()
-                self._go_on.wait(60)
-            return actions()
-
-        scheduler.actions = stopping
+    def deciding(self, scheduler):
+        if not self._stopped.is_set() and scheduler.requests and self._when(scheduler.requests.values()):
+            self._stopped.set()
+            self._go_on.wait(60)
 
     def __enter__(self):
         assert self._stopped.wait(60)
 
     def __exit__(self, *error):
         self._go_on.set()
+        self._observing.close()
+
+
+class Watch(Observer):
+    """What an engine does: `seen`, its actions, and `most`, as `watching` has it."""
+
+    def __init__(self):
+        self.seen, self.most = [], {}
+
+    def decided(self, scheduler, actions):
+        self.seen.extend(actions)
+        for request in scheduler.requests.values():
+            for placement in filter(None, (request.placement, request.handoff and request.handoff.placement)):
+                pages = [len(table.pages) + len(table.spare) for table in placement.tables]
+                when = "decoding" if request.kv_len > request.to_prefill else request.state
+                self.most[when] = list(map(max, self.most.get(when, pages), pages))
 
 
 @contextlib.contextmanager
 def watching(llm):
-    """What an engine does meanwhile: its actions, and the most pages of each cache group that a seat held of a request
-    in each state, and after its first decode step ("decoding")."""
-    scheduler, seen, most = llm._core._scheduler, [], {}
-    actions = scheduler.actions
-
-    def recording():
-        out = actions()
-        seen.extend(out)
-        for request in scheduler.requests.values():
-            for seat in filter(None, (request.home, request.handoff and request.handoff.seat)):
-                pages = [len(table.pages) + len(table.spare) for table in seat.tables]
-                when = "decoding" if request.kv_len > request.to_prefill else request.state
-                most[when] = list(map(max, most.get(when, pages), pages))
-        return out
-
-    scheduler.actions = recording
-    yield seen, most
-    del scheduler.actions
+    """What an engine does meanwhile: its actions, and the most pages of each cache group that a request's placement
+    held in each state, and after its first decode step ("decoding")."""
+    watch = Watch()
+    with llm.engine.core.observe(watch):
+        yield watch.seen, watch.most
 
 
 def assert_at_rest(llm):
@@ -209,21 +187,19 @@ def assert_at_rest(llm):
     Two short requests go through first: transfers leave a mesh in order, so what was sent before has arrived.
     """
     llm.generate(prompts_of(3, 3, seed=99), greedy(3))
-    ask(llm, _check_at_rest)
-    core = llm._core
-    waiters = [*core._executor._step_waiters, *core._executor._transfer_waiters.values()]
-    assert all(thread.is_alive() for thread in [core._thread, *(waiter._thread for waiter in waiters)])
+    ask(llm, _check_at_rest)  # the dispatching thread answers, so it lives
 
 
 def _check_at_rest(scheduler, executor):
     scheduler.check_integrity()
     assert not scheduler.requests
     assert not executor.records
-    assert not executor._staged
+    assert not executor.num_staged
+    assert all(thread.is_alive() for thread in executor.threads)
     for mesh in scheduler.meshes:
-        assert all(pages.num_free == pages.num_pages for pages in mesh.cache.groups)
-        assert mesh.cache.slots.num_free == scheduler.config.max_num_seqs
-        for left in (mesh.seated, mesh.decoding, mesh.prefilling, mesh.computing, mesh.arriving, mesh.unanswered):
+        assert all(pages.num_free == pages.num_pages for pages in mesh.pages.groups)
+        assert mesh.pages.slots.num_free == scheduler.config.max_num_seqs
+        for left in (mesh.placed, mesh.computing, mesh.arriving, mesh.prefill_load):
             assert not left
 
 

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from twinmesh.models.checkpoints.open import load_on_one_device, open_checkpoint
+from helpers.loading import load_on_one_device
+from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
 
 

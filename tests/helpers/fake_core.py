@@ -13,6 +13,7 @@ from twinmesh.engine.errors import EngineError
 from twinmesh.engine.protocol.results import TokenScores
 from twinmesh.engine.protocol.sampling_plan import MAX_LOGPROBS
 from twinmesh.engine.protocol.timeline import Timeline
+from twinmesh.engine.startup.build import Engine
 from twinmesh.engine.topology import Topology
 from twinmesh.models.text.chat import ChatTemplate
 from twinmesh.models.text.tokenizer_gguf import tokenizer_from_gguf
@@ -96,13 +97,11 @@ class FakeCore:
         self._thread.shutdown()
 
 
-def make_fake(kind, core, monkeypatch, *, config=CONFIG, template=CHAT_TEMPLATE, **options):
+def make_fake(kind, core, *, config=CONFIG, template=CHAT_TEMPLATE, **options):
     """An `LLM` or `AsyncLLM` over `core`."""
     tokenizer = tokenizer_from_gguf(TOKENIZER)
     chat_template = ChatTemplate(template, tokenizer, name="tiny")
-    engine = SimpleNamespace(core=core, config=config, tokenizer=tokenizer, chat_template=chat_template)
-    monkeypatch.setattr("twinmesh.engine.api.base.start_engine", lambda model, options: engine)
-    return kind("fake", **options)
+    return kind.from_engine(Engine(core, config, tokenizer, chat_template), **options)
 
 
 def scores(*rows):

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention, reference, xla
+from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention, xla
 
 SINK = np.linspace(-1, 3, 6).astype(np.float32)
 OPTIONS = [{}, {"window": 1}, {"window": 13, "sink": SINK}, {"window": 24, "softcap": 1.5, "sink": SINK}]
@@ -26,11 +27,11 @@ def decode(case, attention=paged_decode_attention, **options):
 
 
 def oracle_prefill(case, **options):
-    return prefill(case, reference.paged_prefill_attention, **options)
+    return prefill(case, oracle.paged_prefill_attention, **options)
 
 
 def oracle_decode(case, **options):
-    return decode(case, reference.paged_decode_attention, **options)
+    return decode(case, oracle.paged_decode_attention, **options)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=IDS)
@@ -73,7 +74,7 @@ def test_decode_matches_oracle_where_requests_may_be_far_longer_than_they_are(
     monkeypatch, make_case, page_size, max_pages, window
 ):
     """Splits of several blocks, also where a window is much smaller than one, and pages longer than a block."""
-    monkeypatch.setattr(xla, "_DECODE_SPLITS", 2)
+    monkeypatch.setattr(xla, "DECODE_SPLITS", 2)
     longest = page_size * max_pages
     lengths = np.array([1, 17, 130, 300, 0, longest // 2, longest - 1, 5, longest])
     case = make_case(np.minimum(lengths, longest).tolist(), page_size=page_size, max_pages=max_pages)
@@ -111,8 +112,8 @@ def test_any_lengths_and_chunks_match_the_oracle(data):
 PREFILL_PAIR, DECODE_PAIR = (
     tuple(jax.jit(lambda *a, f=f: f(*a, scale=0.3, window=10, softcap=4.0)) for f in pair)
     for pair in (
-        (paged_prefill_attention, reference.paged_prefill_attention),
-        (paged_decode_attention, reference.paged_decode_attention),
+        (paged_prefill_attention, oracle.paged_prefill_attention),
+        (paged_decode_attention, oracle.paged_decode_attention),
     )
 )
 
@@ -220,7 +221,7 @@ def test_one_trace_under_strict_promotion(make_case):
     case = make_case([9, 3], [4, 3], dtype="bfloat16")
     options = {"scale": 0.3, "window": 5, "softcap": 2.0, "sink": SINK.astype(jnp.bfloat16)}
     with jax.numpy_dtype_promotion("strict"):
-        for module in (paged_prefill_attention, reference.paged_prefill_attention):
+        for module in (paged_prefill_attention, oracle.paged_prefill_attention):
             jax.jit(lambda arrays, f=module: f(**arrays, **options)).trace(case.prefill)
-        for module in (paged_decode_attention, reference.paged_decode_attention):
+        for module in (paged_decode_attention, oracle.paged_decode_attention):
             jax.jit(lambda arrays, f=module: f(**arrays, **options)).trace({"q": case.q[:2], **case.cache})

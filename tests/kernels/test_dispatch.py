@@ -59,7 +59,7 @@ def test_what_the_kernels_do_not_take_is_named_and_runs_elsewhere(change, messag
         decode.paged_decode_attention.eval_shape(q, kv, options, tiles=DecodeTiles(512, 2), cores=132)
     with pytest.raises(ValueError, match=message):
         prefill.paged_prefill_attention.eval_shape(q, kv, q_start, options, tiles=PrefillTiles(128, 2), cores=132)
-    dispatch._say_once.cache_clear()
+    dispatch.warn_once.cache_clear()
     for _ in range(2):
         assert not uses_kernel(traced(paged_decode_attention, H100, **change))
     assert len(caplog.records) == 1
@@ -67,12 +67,12 @@ def test_what_the_kernels_do_not_take_is_named_and_runs_elsewhere(change, messag
 
 
 def test_a_program_for_the_cpu_of_a_machine_with_a_gpu_runs_in_xla(monkeypatch, make_case):
-    monkeypatch.setattr(dispatch, "_gpu", lambda: (H100, 132, False))
+    monkeypatch.setattr(dispatch, "gpu_to_trace_for", lambda: (H100, 132, False))
     case = make_case([70, 5], page_size=64, max_pages=2, heads=(4, 2), head_dim=64, dtype=jnp.dtype("bfloat16"))
     got = jax.jit(lambda q, cache: paged_decode_attention(q, **cache, scale=0.1))(case.q, case.cache)
     want = xla.paged_decode_attention(
-        *map(jnp.asarray, (case.q, *case.cache.values())), scale=0.1, window=None, softcap=None, sink=None
-    )  # fmt: skip
+        jnp.asarray(case.q), PagedKV(*map(jnp.asarray, case.cache.values())), AttentionOptions(0.1)
+    )
     np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(want, np.float32))
 
 

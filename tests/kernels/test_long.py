@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import oracle
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from twinmesh.kernels_pallas import append_kv, decode, prefill, reference
+from twinmesh.kernels_pallas import append_kv, decode, prefill
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles, decode_tiles
 from twinmesh.kernels_pallas.work import Piece, chunk_work, split_work
@@ -87,15 +88,15 @@ def test_a_window_at_the_end_of_131072_tokens_is_what_it_is_at_the_front(long_ca
     far, near = long_case
     options = {"scale": 0.2, "window": 100}
     if kernel == "decode":
-        attention, oracle, tiles = decode.paged_decode_attention, reference.paged_decode_attention, DecodeTiles(128, 2)
+        attention, plain, tiles = decode.paged_decode_attention, oracle.paged_decode_attention, DecodeTiles(128, 2)
         own, arrays = {"q": near.q[:2]}, (far.q[:2], PagedKV(**far.cache))
     else:
-        attention, oracle = prefill.paged_prefill_attention, reference.paged_prefill_attention
+        attention, plain = prefill.paged_prefill_attention, oracle.paged_prefill_attention
         own, tiles = {"q": near.q, "q_start": near.q_start}, PrefillTiles(128, 2)
         arrays = (far.q, PagedKV(**far.cache), far.q_start)
     run = jax.jit(lambda x: attention(*x, AttentionOptions(**options), tiles=tiles, cores=2, interpret=INTERPRET))
     got = np.asarray(run(arrays), np.float32)
-    want = np.asarray(jax.jit(lambda x: oracle(**x, **options))({**own, **near.cache}), np.float32)
+    want = np.asarray(jax.jit(lambda x: plain(**x, **options))({**own, **near.cache}), np.float32)
     assert np.linalg.norm(got - want) <= 2.0**-7 * np.linalg.norm(want)
 
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from twinmesh.kernels_pallas import decode, prefill, reference
+from twinmesh.kernels_pallas import decode, prefill
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles
 
@@ -30,12 +31,12 @@ def on_interpreter(attention, case, tiles, cores=3, **options):
     return np.asarray(run(arrays), np.float32)
 
 
-def check(case, got, oracle, **options):
+def check(case, got, plain, **options):
     """Against the oracle in float32, on the same rounded inputs."""
-    is_prefill = oracle is reference.paged_prefill_attention
+    is_prefill = plain is oracle.paged_prefill_attention
     arrays = case.prefill if is_prefill else {"q": case.q, **case.cache}
     wide = {name: jnp.asarray(x, jnp.int32 if x.dtype == np.int32 else jnp.float32) for name, x in arrays.items()}
-    want = np.asarray(jax.jit(lambda arrays: oracle(**arrays, **options))(wide))
+    want = np.asarray(jax.jit(lambda arrays: plain(**arrays, **options))(wide))
     epsilon, largest = float(jnp.finfo(case.q.dtype).eps), np.nanmax(np.abs(case.v_pages.astype(np.float32)), initial=0)
     np.testing.assert_allclose(got, want, rtol=0, atol=epsilon * largest)
     assert np.linalg.norm(got - want) <= epsilon * np.linalg.norm(want)
@@ -69,7 +70,7 @@ def test_decode_matches_oracle(make_case, heads, head_dim, page_size, dtype, cha
     )  # fmt: skip
     options = options_for(case, **changes)
     got = on_interpreter(decode.paged_decode_attention, case, DecodeTiles(split=128, stages=2), **options)
-    check(case, got, reference.paged_decode_attention, **options)
+    check(case, got, oracle.paged_decode_attention, **options)
 
 
 @pytest.mark.parametrize(("heads", "head_dim", "page_size", "dtype", "changes"), VARIANTS, ids=IDS)
@@ -84,14 +85,14 @@ def test_prefill_matches_oracle(make_case, heads, head_dim, page_size, dtype, ch
     options = options_for(case, **changes)
     tiles = PrefillTiles(tile=64 if head_dim == 256 else 128, stages=2)
     got = on_interpreter(prefill.paged_prefill_attention, case, tiles, cores=2, **options)
-    check(case, got, reference.paged_prefill_attention, **options)
+    check(case, got, oracle.paged_prefill_attention, **options)
 
 
 def test_fewer_query_rows_than_a_tile_are_padded(make_case):
     case = make_case([3, 30], [3, 2], page_size=16, max_pages=3, heads=(2, 2), head_dim=64, dtype=BF16)
     options = options_for(case)
     got = on_interpreter(prefill.paged_prefill_attention, case, PrefillTiles(64, 2), cores=1, **options)
-    check(case, got, reference.paged_prefill_attention, **options)
+    check(case, got, oracle.paged_prefill_attention, **options)
 
 
 def spread(case, pages):
@@ -124,7 +125,7 @@ def test_decode_matches_oracle_for_drawn_lengths_and_shared_pages(make_case, dra
         case.page_table[1, 0] = case.page_table[0, 0]
     run, options = drawn_decode
     got = np.asarray(run(case.q, case.cache), np.float32)
-    check(case, got, reference.paged_decode_attention, **options)
+    check(case, got, oracle.paged_decode_attention, **options)
 
 
 def test_a_decoded_row_has_the_same_bits_whatever_else_is_in_the_batch(make_case):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import oracle
 from twinmesh.kernels_pallas import reference
 
 OPTIONS = [
@@ -34,14 +35,14 @@ def by_hand(case, *, scale, window=None, softcap=None, sink=None):
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "+".join(o) or "plain")
 def test_prefill_is_the_textbook_formula(make_case, options):
     case = make_case([7, 8, 9, 0, 30, 1], [7, 3, 0, 0, 20, 1], tokens=36)
-    got = jax.jit(lambda arrays: reference.paged_prefill_attention(**arrays, scale=0.3, **options))(case.prefill)
+    got = jax.jit(lambda arrays: oracle.paged_prefill_attention(**arrays, scale=0.3, **options))(case.prefill)
     np.testing.assert_allclose(got, by_hand(case, scale=0.3, **options), atol=2e-6)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "+".join(o) or "plain")
 def test_decode_is_the_textbook_formula(make_case, options):
     case = make_case([7, 8, 9, 0, 90, 1])
-    run = jax.jit(lambda arrays: reference.paged_decode_attention(**arrays, scale=0.3, **options))
+    run = jax.jit(lambda arrays: oracle.paged_decode_attention(**arrays, scale=0.3, **options))
     got = run({"q": case.q, **case.cache})
     np.testing.assert_allclose(got, by_hand(case, scale=0.3, **options), atol=2e-6)
 
@@ -52,7 +53,7 @@ def test_gradients_are_finite_and_right_although_tails_hold_nan(make_case):
     @jax.jit
     def loss(q):
         prefill = {**jax.tree.map(jnp.asarray, case.prefill), "q": q}
-        return jnp.sum(reference.paged_prefill_attention(**prefill, scale=0.3, window=6, softcap=2.0) ** 2)
+        return jnp.sum(oracle.paged_prefill_attention(**prefill, scale=0.3, window=6, softcap=2.0) ** 2)
 
     gradient = jax.grad(loss)(case.q)
     assert np.isfinite(gradient).all()
@@ -68,7 +69,7 @@ def test_gradients_reach_the_pages_and_only_the_used_slots(make_case):
     @jax.jit
     def loss(pages):
         prefill = {**jax.tree.map(jnp.asarray, case.prefill), "k_pages": pages[0], "v_pages": pages[1]}
-        return jnp.sum(reference.paged_prefill_attention(**prefill, scale=0.3) ** 2)
+        return jnp.sum(oracle.paged_prefill_attention(**prefill, scale=0.3) ** 2)
 
     for pages, gradient in zip((case.k_pages, case.v_pages), jax.grad(loss)((case.k_pages, case.v_pages)), strict=True):
         assert np.isfinite(gradient).all()

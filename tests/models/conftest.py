@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.loading import load_on_one_device
 from twinmesh.models.checkpoints.catalog import resolve_model
-from twinmesh.models.checkpoints.open import load_on_one_device, open_checkpoint
+from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
 from twinmesh.models.errors import CheckpointError
 

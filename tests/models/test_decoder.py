@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.loading import load_on_one_device
 from helpers.tiny_gguf import TinyLlama, write_tiny_gguf
-from twinmesh.models.checkpoints.open import load_on_one_device, open_checkpoint
+from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_causal
 

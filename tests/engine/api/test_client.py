@@ -20,7 +20,7 @@ def core():
 
 @pytest.fixture
 def llm(core, monkeypatch):
-    return make_fake(LLM, core, monkeypatch, seed=1)
+    return make_fake(LLM, core, seed=1)
 
 
 def ids(llm, text):
@@ -46,10 +46,8 @@ def test_a_request_carries_its_plan_its_hashes_and_its_bounds(llm, core):
 
 
 @pytest.mark.parametrize("kind", [LLM, AsyncLLM])
-def test_tools_reach_the_chat_template(kind, core, monkeypatch):
-    owner = make_fake(
-        kind, core, monkeypatch, template="{{ tools[0].name if tools else 'none' }}{{ messages | length }}"
-    )
+def test_tools_reach_the_chat_template(kind, core):
+    owner = make_fake(kind, core, template="{{ tools[0].name if tools else 'none' }}{{ messages | length }}")
     chat = [{"role": "user", "content": "hi"}]
     assert owner.chat_prompt(chat) == ids(owner, "none1")
     assert (
@@ -60,7 +58,7 @@ def test_tools_reach_the_chat_template(kind, core, monkeypatch):
 
 
 def test_chat_gives_the_same_tools_to_every_conversation(core, monkeypatch):
-    llm, seen = make_fake(LLM, core, monkeypatch, template="{{ tools[0].name }}{{ messages | length }}"), []
+    llm, seen = make_fake(LLM, core, template="{{ tools[0].name }}{{ messages | length }}"), []
     monkeypatch.setattr(llm, "generate", lambda prompts, params, *, use_tqdm: seen.extend(prompts))
     chat = [{"role": "user", "content": "hi"}]
     llm.chat([chat, chat * 2], tools=[{"name": "sea"}])
@@ -76,7 +74,7 @@ def test_max_tokens_none_goes_to_the_end_of_the_context(llm, core):
 def test_prompt_logprobs_or_no_prefix_cache_mean_no_hashes(llm, core, monkeypatch):
     llm.stream([5] * 8, SamplingParams(prompt_logprobs=0))
     other_core = FakeCore()
-    other = make_fake(LLM, other_core, monkeypatch, config=replace(CONFIG, prefix_cache=False))
+    other = make_fake(LLM, other_core, config=replace(CONFIG, prefix_cache=False))
     other.stream([5] * 8)
     submissions = [*core.live.values(), *other_core.live.values()]
     assert [submission.facts.block_hashes for submission in submissions] == [(), ()]
@@ -103,7 +101,7 @@ def test_requests_without_a_seed_draw_one_from_the_engines(llm, core, monkeypatc
     llm.stream([5], SamplingParams(n=2))
     llm.stream([5])
     twin = FakeCore()
-    other = make_fake(LLM, twin, monkeypatch, seed=1)
+    other = make_fake(LLM, twin, seed=1)
     other.stream([5], SamplingParams(n=2))
     seeds = [submission.plan.seed for submission in core.live.values()]
     assert len(set(seeds)) == 3
@@ -389,7 +387,7 @@ def test_a_score_that_was_aborted_is_an_error(llm, core):
 
 
 def test_several_threads_generate_stream_and_abort_at_once(monkeypatch):
-    llm = make_fake(LLM, FakeCore(answers=True), monkeypatch)
+    llm = make_fake(LLM, FakeCore(answers=True))
     texts = [f"{word} sea" for word in ("the", "a", "one", "in")]
     params, results, reasons = SamplingParams(n=2, max_tokens=60), {}, set()
 

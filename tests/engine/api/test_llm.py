@@ -138,7 +138,7 @@ def test_aborting_waiting_requests_frees_everything(split):
 def test_an_interrupt_in_generate_aborts_its_requests_and_the_engine_goes_on(make_llm):
     with make_llm("prefill=1,decode=1") as llm:
         expected = tokens(llm.generate(PROMPTS, GREEDY))
-        submit, seen = llm._core.submit, []
+        submit, seen = llm.engine.core.submit, []
 
         def interrupting(submissions):
             submit(submissions)
@@ -146,10 +146,10 @@ def test_an_interrupt_in_generate_aborts_its_requests_and_the_engine_goes_on(mak
             if len(seen) == 3:
                 _thread.interrupt_main()
 
-        llm._core.submit = interrupting
+        llm.engine.core.submit = interrupting
         with pytest.raises(KeyboardInterrupt):
             llm.generate(PROMPTS * 4, LONG)
-        llm._core.submit = submit
+        llm.engine.core.submit = submit
         assert tokens(llm.generate(PROMPTS, GREEDY)) == expected
         assert llm.metrics().running == 0
         assert llm.metrics().requests["abort"] == len(seen)

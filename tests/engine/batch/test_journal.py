@@ -1,6 +1,7 @@
 """The journal: what is whole stays, what is damaged goes, and one process has it at a time."""
 
 import errno
+import fcntl
 import json
 
 import pytest
@@ -107,19 +108,17 @@ def test_a_second_process_is_refused_while_the_first_has_it(path):
 
 def test_one_that_waited_for_a_file_that_was_replaced_meanwhile_gets_the_new_one(path, monkeypatch):
     path.write_bytes(line(1))
-    from twinmesh.engine.batch import journal as batch_journal
+    lock, times = fcntl.flock, 0
 
-    lock, times = batch_journal._lock, 0
-
-    def replaced_meanwhile(fd, name):
+    def replaced_meanwhile(fd, how):
         nonlocal times
         times += 1
         if times == 1:
             (path.parent / "new").write_bytes(line(2))
             (path.parent / "new").replace(path)
-        lock(fd, name)
+        lock(fd, how)
 
-    monkeypatch.setattr(batch_journal, "_lock", replaced_meanwhile)
+    monkeypatch.setattr("fcntl.flock", replaced_meanwhile)
     assert answered(recover(path)) == [2]
     assert times == 2
 

@@ -208,7 +208,7 @@ def test_a_failed_write_leaves_the_engine_and_says_so(files, monkeypatch):
     def full(fd, line):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("twinmesh.engine.batch.journal._write", full)
+    monkeypatch.setattr("os.write", full)
     with pytest.raises(BatchStopped, match=r"no room .*No space left on device.*0 of 9 results are in"):
         files.run(prompts(9), llm, window=3)
     assert llm.was_left_with == 2

@@ -1,5 +1,7 @@
 """What the engine promises about devices: overlap, order, no copies through the host, no compilation, failures."""
 
+import contextlib
+import threading
 import time
 import weakref
 
@@ -7,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from twinmesh import SamplingParams
+from helpers.core_engine import Pause, ask, executor_of
+from twinmesh import EngineError, SamplingParams
+from twinmesh.engine.core.inspection import Observer
 from twinmesh.engine.protocol.actions import Chunk, DecodeRow, Finish, Scatter
 from twinmesh.engine.protocol.events import TransferReady
 from twinmesh.engine.protocol.results import StepResult
@@ -27,7 +31,7 @@ def _slow(tokens):
 
 def slow_down_prefill(llm, mesh=0, bucket=64):
     """Make prefill steps of one bucket wait for a slow computation on their own device."""
-    runner = llm._core._executor.meshes[mesh]
+    runner = executor_of(llm).meshes[mesh]
     program, device = runner.programs.prefill[bucket], runner.plan.mesh.devices.flat[0]
     _slow(jax.device_put(np.zeros(bucket, np.int32), device)).block_until_ready()
 
@@ -38,22 +42,23 @@ def slow_down_prefill(llm, mesh=0, bucket=64):
     runner.programs.prefill[bucket] = slowed
 
 
-def record(llm):
+@contextlib.contextmanager
+def recording(llm):
     """Completions and scatters, in the order the engine saw them."""
-    core, seen = llm._core, []
-    take, perform = core._take, core._executor.perform
+    recorder = Recorder()
+    with llm.engine.core.observe(recorder):
+        yield recorder.seen
 
-    def taking(message):
-        seen.append(message)
-        take(message)
 
-    def performing(action):
-        if isinstance(action, Scatter | Finish):
-            seen.append(action)
-        perform(action)
+class Recorder(Observer):
+    def __init__(self):
+        self.seen = []
 
-    core._take, core._executor.perform = taking, performing
-    return seen
+    def received(self, message):
+        self.seen.append(message)
+
+    def decided(self, scheduler, actions):
+        self.seen.extend(action for action in actions if isinstance(action, Scatter | Finish))
 
 
 def ids(seen):
@@ -66,10 +71,10 @@ def decode_steps_during_a_slow_prefill(llm):
     running = llm.stream(PROMPTS[0], LONG)
     updates = iter(running)
     next(updates)
-    seen = record(llm)
-    late = llm.stream("the sea and the land " * 2, GREEDY)
-    late.result()
-    running.close()
+    with recording(llm) as seen:
+        late = llm.stream("the sea and the land " * 2, GREEDY)
+        late.result()
+        running.close()
     late_id = ids(seen)[late.request_id]
     finish = next(
         i for i, m in enumerate(seen)
@@ -95,21 +100,6 @@ def test_a_mesh_that_does_both_cannot_overlap_them(make_llm):
     assert steps <= 2  # those that were in flight
 
 
-@pytest.fixture
-def host_reads(monkeypatch):
-    """Shapes of the device arrays whose values the host reads."""
-    import jax._src.array
-
-    shapes, value = [], jax._src.array.ArrayImpl._value
-
-    def reading(self):
-        shapes.append(self.shape)
-        return value.fget(self)
-
-    monkeypatch.setattr(jax._src.array.ArrayImpl, "_value", property(reading))
-    return shapes
-
-
 def test_a_handoff_reads_no_kv_on_the_host(make_llm, host_reads):
     with make_llm("prefill=1,decode=1") as llm:
         llm.generate(PROMPTS, GREEDY)
@@ -129,7 +119,7 @@ def test_host_reads_are_seen_where_shards_do_not_match(host_reads):
 
 
 def pool_pointers(llm):
-    return [x.unsafe_buffer_pointer() for mesh in llm._core._executor.meshes for x in jax.tree.leaves(mesh.state.kv)]
+    return [x.unsafe_buffer_pointer() for mesh in executor_of(llm).meshes for x in jax.tree.leaves(mesh.state.kv)]
 
 
 def test_the_pools_stay_where_they_are(make_llm):
@@ -142,7 +132,7 @@ def test_the_pools_stay_where_they_are(make_llm):
 
 def test_every_program_that_takes_a_pool_aliases_it_and_needs_little_besides(make_llm):
     with make_llm("prefill=1,decode=1", kv_cache_bytes=32 << 20, max_num_seqs=128, decode_buckets=(1, 128)) as llm:
-        for mesh in llm._core._executor.meshes:
+        for mesh in executor_of(llm).meshes:
             pool = sum(x.nbytes for x in jax.tree.leaves(mesh.state.kv))
             assert pool >= 8 << 20
             programs = mesh.programs
@@ -209,7 +199,7 @@ def raising(*args):
 def test_a_step_that_always_raises_fails_its_requests_with_the_cause_and_the_engine_goes_on(make_llm):
     with make_llm("prefill=1,decode=1") as llm:
         expected = tokens(llm.generate(PROMPTS, GREEDY))
-        programs = llm._core._executor.meshes[1].programs
+        programs = executor_of(llm).meshes[1].programs
         decode, programs.decode = programs.decode, dict.fromkeys(programs.decode, raising)
         failed = llm.generate(PROMPTS, GREEDY)
         assert {output.outputs[0].finish_reason for output in failed} == {"error"}
@@ -222,7 +212,7 @@ def test_a_step_that_always_raises_fails_its_requests_with_the_cause_and_the_eng
 def test_requests_survive_a_decode_step_that_raises_now_and_then(make_llm, topology):
     with make_llm(topology) as llm:
         expected = tokens(llm.generate(PROMPTS, GREEDY))
-        programs, calls = llm._core._executor.meshes[-1].programs, []
+        programs, calls = executor_of(llm).meshes[-1].programs, []
 
         def sometimes(program):
             def run(*arguments):
@@ -239,7 +229,7 @@ def test_requests_survive_a_decode_step_that_raises_now_and_then(make_llm, topol
 def test_requests_survive_a_step_that_raises_on_the_device(make_llm):
     with make_llm("prefill=1,decode=1") as llm:
         expected = tokens(llm.generate(PROMPTS, GREEDY))
-        runner = llm._core._executor.meshes[1]
+        runner = executor_of(llm).meshes[1]
         device, decode = runner.plan.mesh.devices.flat[0], runner.programs.decode
 
         @jax.jit
@@ -263,7 +253,7 @@ def test_requests_survive_a_step_that_raises_on_the_device(make_llm):
 def test_a_transfer_that_raises_starts_only_its_request_again(make_llm):
     with make_llm("prefill=1,decode=1") as llm:
         expected = tokens(llm.generate(PROMPTS, GREEDY))
-        runner = llm._core._executor.meshes[0]
+        runner = executor_of(llm).meshes[0]
         gather, calls = runner.gather, []
 
         def once(*arguments):
@@ -277,19 +267,19 @@ def test_a_transfer_that_raises_starts_only_its_request_again(make_llm):
 
 def test_a_scatter_that_raises_leaves_nothing_staged(make_llm):
     with make_llm("prefill=1,decode=1", max_retries=0) as llm:
-        executor = llm._core._executor
+        executor = executor_of(llm)
         scatter = executor.meshes[1].scatter
         executor.meshes[1].scatter = raising
         failed = llm.generate(PROMPTS, GREEDY)
         executor.meshes[1].scatter = scatter
         assert "error" in {output.outputs[0].finish_reason for output in failed}
         llm.generate(PROMPTS, GREEDY)
-        assert not executor._staged
+        assert not executor.num_staged
 
 
 def test_a_lost_pool_is_let_go_before_a_new_one_is_made(make_llm):
     with make_llm("both=1", max_retries=0) as llm:
-        mesh = llm._core._executor.meshes[0]
+        mesh = executor_of(llm).meshes[0]
         alive, allocate, pool = [], mesh.programs.allocate, weakref.ref(mesh.state.kv[0].k)
 
         def allocating():
@@ -307,10 +297,10 @@ def test_a_lost_pool_is_let_go_before_a_new_one_is_made(make_llm):
 def test_one_source_does_not_hold_back_what_another_sends(make_llm):
     with make_llm("prefill=2,decode=1") as llm:
         slow_down_prefill(llm)
-        seen = record(llm)
-        late = llm.stream("the sea and the land " * 2, GREEDY)
-        quick = [llm.stream(PROMPTS[2], GREEDY) for _ in range(2)]
-        late.result()
+        with recording(llm) as seen:
+            late = llm.stream("the sea and the land " * 2, GREEDY)
+            quick = [llm.stream(PROMPTS[2], GREEDY) for _ in range(2)]
+            late.result()
         assert {ids(seen)[stream.request_id] for stream in quick} == set(ends(seen)[:2])
 
 
@@ -321,23 +311,25 @@ def ends(seen):
 
 def test_an_action_without_a_mesh_that_raises_stops_the_engine(make_llm):
     with make_llm("both=1") as llm:
-        llm._core._executor.meshes[0].assign = raising
+        executor_of(llm).meshes[0].assign = raising
         (output,) = llm.generate(PROMPTS[0], GREEDY)
         assert output.outputs[0].finish_reason == "error"
         assert llm.metrics().requests == {"error": 1}
 
 
 def test_an_internal_failure_ends_every_request_with_its_cause(make_llm):
-    from twinmesh import EngineError
-
     with make_llm("both=1") as llm:
         stream = llm.stream(PROMPTS[0], LONG)
-        llm._core._scheduler.actions = raising
+        ask(llm, fail_to_decide)
         result = stream.result()
         assert result.outputs[0].finish_reason == "error"
         assert "on fire" in result.error
         with pytest.raises(EngineError, match="on fire"):
             llm.generate(PROMPTS, GREEDY)
+
+
+def fail_to_decide(scheduler, executor):
+    scheduler.actions = raising
 
 
 def test_a_queue_longer_than_the_slots_is_served_in_full(make_llm):
@@ -353,3 +345,60 @@ def test_time_stamps_come_from_one_clock(make_llm):
         start = time.monotonic()
         (output,) = llm.generate(PROMPTS[0], GREEDY)
         assert start <= output.timeline.arrival <= output.timeline.finish <= time.monotonic()
+
+
+def test_a_question_is_answered_between_turns_and_its_errors_are_the_askers(make_llm):
+    with make_llm("both=1") as llm:
+        core = llm.engine.core
+        assert core.inspect(lambda scheduler, executor: (len(scheduler.meshes), len(executor.meshes))) == (1, 1)
+        with pytest.raises(RuntimeError, match="on fire"):
+            core.inspect(raising)
+        assert not llm.generate(PROMPTS[0], GREEDY)[0].error
+    with pytest.raises(EngineError, match="closed"):
+        core.inspect(raising)
+
+
+def test_a_question_behind_the_engines_end_is_refused(make_llm):
+    """The engine is held until both wait for it: the end, and behind it the question."""
+    answers = []
+
+    def ask_too_late(core):
+        try:
+            core.inspect(raising)
+        except EngineError as error:
+            answers.append(str(error))
+
+    with make_llm("both=1") as llm:
+        core, pause = llm.engine.core, Pause(llm, when=lambda requests: True)
+        stream = llm.stream(PROMPTS[0], LONG)
+        with pause:
+            threads = [threading.Thread(target=work) for work in (llm.close, lambda: ask_too_late(core))]
+            for thread in threads:
+                before = core.backlog
+                thread.start()
+                while core.backlog == before:
+                    thread.join(0.001)
+        for thread in threads:
+            thread.join()
+        assert stream.result().outputs[0].finish_reason == "abort"
+    assert answers == ["the engine is closed: make a new LLM."]
+
+
+def test_an_observer_sees_messages_and_decisions_until_its_block_ends(make_llm):
+    with make_llm("both=1") as llm:
+        with recording(llm) as seen:
+            (output,) = llm.generate(PROMPTS[0], GREEDY)
+        assert isinstance(seen[0], tuple)
+        assert sum(isinstance(message, StepResult) for message in seen) >= 12
+        assert ends(seen) == [output.request_id]
+        llm.generate(PROMPTS[0], GREEDY)
+        assert ends(seen) == [output.request_id]
+
+
+def test_an_observer_that_raises_stops_the_engine_with_its_cause(make_llm):
+    class Burning(Observer):
+        def received(self, message):
+            raising()
+
+    with make_llm("both=1") as llm, llm.engine.core.observe(Burning()):
+        assert "on fire" in llm.generate(PROMPTS[0], GREEDY)[0].error

@@ -106,7 +106,7 @@ def test_every_allowed_token_can_be_drawn(parameters):
 def test_min_p_alone_does_not_sort(monkeypatch):
     logits, position = gaussian_logits(32), jnp.zeros(32, jnp.int32)
     want = tokens_of(logits, inputs(32, min_p=0.1), position)
-    monkeypatch.setattr(sampling, "_is_kept", lambda draw, weights, wanted: jnp.zeros(weights.shape, bool))
+    monkeypatch.setattr(sampling, "is_kept", lambda draw, weights, wanted: jnp.zeros(weights.shape, bool))
     without = jax.jit(lambda *a: sample(*a))
     np.testing.assert_array_equal(run(logits, inputs(32, min_p=0.1), position, without).tokens, want)
 
@@ -277,7 +277,7 @@ def test_the_sorted_fallback_draws_what_the_bounded_path_draws(monkeypatch):
     logits, position = gaussian_logits(32, scale=5.0), jnp.arange(32, dtype=jnp.int32)
     mixed = inputs(32, top_p=np.linspace(0.1, 0.95, 32), top_k=np.arange(32) % 9, min_p=np.resize([0.0, 0.0, 0.1], 32))
     want = tokens_of(logits, mixed, position)
-    monkeypatch.setattr(sampling, "_BOUND", 1)
+    monkeypatch.setattr(sampling, "BOUND", 1)
     np.testing.assert_array_equal(run(logits, mixed, position, jax.jit(lambda *a: sample(*a))).tokens, want)
 
 

@@ -152,7 +152,7 @@ def test_a_one_token_request_needs_no_transfer():
     assert device.finished == {"a": "length"}
 
 
-def test_a_late_result_does_not_reach_the_slots_next_tenant():
+def test_a_late_result_does_not_reach_the_slots_next_holder():
     scheduler, device = make("both=1", slots=1)
     arrive(scheduler, device, "a", prompt_len=4, max_tokens=9)
     step(scheduler, device)
@@ -161,7 +161,7 @@ def test_a_late_result_does_not_reach_the_slots_next_tenant():
     device.complete_step(0, 2.0, stops=lambda request: True)
     second = arrive(scheduler, device, "b", prompt_len=4, max_tokens=9)
     step(scheduler, device)
-    assert second.home.slot == 0
+    assert second.placement.slot == 0
     device.complete_step(0, 3.0, stops=lambda request: True)  # the late step of "a"
     assert second.state is State.DECODE
     assert second.confirmed == 0
@@ -209,7 +209,7 @@ def test_several_meshes_of_a_role_share_the_work(topology):
 
 
 @pytest.mark.parametrize(("topology", "meshes"), [("both=2", 2), ("prefill=2,decode=1", 2)])
-def test_a_prompt_goes_where_none_is_being_prefilled_or_else_where_fewer_requests_sit(topology, meshes):
+def test_a_prompt_goes_where_none_is_being_prefilled_or_else_where_fewer_requests_are(topology, meshes):
     scheduler, device = make(topology, pages=32)
     first = arrive(scheduler, device, "a", prompt_len=8)
     step(scheduler, device)  # all of it is dispatched, none is answered
@@ -228,20 +228,20 @@ def test_a_prompt_goes_where_none_is_being_prefilled_or_else_where_fewer_request
     fourth = arrive(scheduler, device, "d", prompt_len=8, max_tokens=20)
     actions = only(step(scheduler, device), Prefill)
     assert {action.mesh for action in actions} == {0, 1}
-    assert (third.home is not None) == (fourth.home is not None) == both
+    assert (third.placement is not None) == (fourth.placement is not None) == both
 
 
 def test_requests_of_a_lost_mesh_start_again_and_others_go_on():
     scheduler, device = make("both=2")
     lost, kept = arrive(scheduler, device, "a"), arrive(scheduler, device, "b")
     step(scheduler, device)
-    mesh = lost.home.mesh
-    assert kept.home.mesh != mesh
+    mesh = lost.placement.mesh
+    assert kept.placement.mesh != mesh
     device.lose(mesh)
     scheduler.on(MeshFailed(1.0, mesh, "boom"))
     assert (lost.state, lost.restarts, kept.restarts) == (State.WAITING, 1, 0)
     step(scheduler, device)
-    assert lost.home.mesh != mesh, "it goes where it was not lost"
+    assert lost.placement.mesh != mesh, "it goes where it was not lost"
     device.drain(2.0)
     assert device.finished == {"a": "length", "b": "length"}
 
@@ -286,7 +286,7 @@ def test_identical_prompts_that_arrive_together_are_computed_once():
         arrive(scheduler, device, name, prompt_len=20, prompt="p")
     device.drain(1.0)
     assert device.computed == 20 + 1 + 1
-    assert scheduler.tally.cached_tokens == 19 + 19
+    assert scheduler.counters.cached_tokens == 19 + 19
 
 
 @pytest.mark.parametrize(("first", "second", "computed"), [(8, 8, 1), (8, 11, 3), (7, 7, 3), (8, 7, 3), (3, 3, 3)])
@@ -342,7 +342,7 @@ def test_a_prompt_goes_to_the_mesh_that_has_its_prefix():
     device.drain(1.0)
     again = arrive(scheduler, device, "c", prompt_len=18, prompt="q")
     step(scheduler, device)
-    assert again.home.mesh == 1
+    assert again.placement.mesh == 1
 
 
 @pytest.mark.parametrize("topology", ["both=1", "both(mode=fused)=1"])
@@ -386,7 +386,7 @@ def test_where_no_page_is_free_the_latest_arrival_gives_way_and_comes_back():
     device.drain(1.0)
     assert device.finished == {"a": "length", "b": "length"}
     assert (first.restarts, second.restarts > 0) == (0, True)
-    assert scheduler.tally.preemptions == second.restarts
+    assert scheduler.counters.preemptions == second.restarts
 
 
 def test_a_preempted_request_finds_its_pages_in_the_cache():
@@ -449,7 +449,7 @@ def test_a_decoding_request_moves_to_another_mesh_and_goes_on():
             device.complete_transfer(0, 1.0)
         elif device.steps[0]:
             device.complete_step(0, 1.0)
-    home = request.home.mesh
+    source = request.placement.mesh
     step(scheduler, device)
     scheduler.on(MigrateRequested(2.0, "a"))
     assert request.state is State.HANDOFF
@@ -458,8 +458,8 @@ def test_a_decoding_request_moves_to_another_mesh_and_goes_on():
     assert request.state is State.HANDOFF, "tokens of steps before the move are read first"
     device.drain(4.0)
     assert device.finished == {"a": "length"}
-    assert scheduler.tally.migrations == 1
-    assert {home, 3 - home} == {1, 2}
+    assert scheduler.counters.migrations == 1
+    assert {source, 3 - source} == {1, 2}
 
 
 def test_a_full_decode_mesh_moves_its_latest_arrival_to_one_with_room():
@@ -470,8 +470,8 @@ def test_a_full_decode_mesh_moves_its_latest_arrival_to_one_with_room():
         arrive(scheduler, device, name, prompt_len=8, max_tokens=20, prompt="p")  # the prefix draws both to one mesh
     device.drain(1.0)
     assert device.finished == {"first": "length", "a": "length", "b": "length"}
-    assert scheduler.tally.migrations == 1
-    assert scheduler.tally.preemptions == 0
+    assert scheduler.counters.migrations == 1
+    assert scheduler.counters.preemptions == 0
 
 
 def test_long_prompts_leave_in_parts_while_they_are_prefilled():
@@ -579,8 +579,8 @@ def test_a_windowed_group_keeps_only_its_window():
     most = 0
     for t in range(200):
         step(scheduler, device)
-        if request.home is not None:
-            table = request.home.tables[1]
+        if request.placement is not None:
+            table = request.placement.tables[1]
             most = max(most, len(table.pages) + len(table.spare))
         if device.steps[0]:
             device.complete_step(0, t)

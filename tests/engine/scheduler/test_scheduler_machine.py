@@ -155,10 +155,11 @@ class Machine(RuleBasedStateMachine):
         assert not self.scheduler.requests
         assert all(request.state in (State.FINISHED, State.ABORTED, State.FAILED) for request in self.requests)
         for mesh in self.scheduler.meshes:
-            assert all(pages.num_free == pages.num_pages for pages in mesh.cache.groups)
-            assert mesh.cache.slots.num_free == self.scheduler.config.max_num_seqs
+            assert all(pages.num_free == pages.num_pages for pages in mesh.pages.groups)
+            assert mesh.pages.slots.num_free == self.scheduler.config.max_num_seqs
+            assert not mesh.placed
             assert not mesh.computing
-            assert not mesh.unanswered
+            assert not mesh.prefill_load
             assert not mesh.arriving
         assert not self.device.staged
 

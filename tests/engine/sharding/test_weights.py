@@ -9,7 +9,7 @@ from helpers.tiny_gguf import TinyLlama, write_tiny_gguf
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sharding.weights import Placer, load_weights
 from twinmesh.engine.topology import Topology
-from twinmesh.models.checkpoints import orbax
+from twinmesh.models.checkpoints import orbax_writer
 from twinmesh.models.checkpoints.open import open_checkpoint
 
 MODEL = TinyLlama(heads=8, kv_heads=2, tied=False)
@@ -19,7 +19,7 @@ MODEL = TinyLlama(heads=8, kv_heads=2, tied=False)
 def checkpoints(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sources")
     hugging_face = open_checkpoint(write_tiny_llama_directory(directory / "hf", MODEL, shards=2))
-    orbax.write(hugging_face, directory / "orbax")
+    orbax_writer.write(hugging_face, directory / "orbax")
     gguf = open_checkpoint(write_tiny_gguf(directory / "tiny.gguf", MODEL))
     return {"gguf": gguf, "hugging_face": hugging_face, "orbax": open_checkpoint(directory / "orbax")}
 

@@ -31,21 +31,6 @@ BUCKETS = (4, 1)
 FROM, TO = ((2, 0, 6), (3,)), ((5, 1, 3), (4,))
 
 
-@pytest.fixture
-def host_reads(monkeypatch):
-    """Shapes of the device arrays whose values the host reads."""
-    import jax._src.array
-
-    shapes, value = [], jax._src.array.ArrayImpl._value
-
-    def reading(self):
-        shapes.append(self.shape)
-        return value.fget(self)
-
-    monkeypatch.setattr(jax._src.array.ArrayImpl, "_value", property(reading))
-    return shapes
-
-
 def make_mesh(*devices):
     return Mesh(np.array([jax.devices()[i] for i in devices]), (AXIS,))
 

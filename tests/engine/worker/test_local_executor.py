@@ -274,7 +274,7 @@ def test_a_dropped_transfer_leaves_nothing_staged(start):
     run.do(StartTransfer(1, 4, 0, 0, ((0, 1, 2), (0, 1, 2)), 1))
     run.wait(TransferReady)
     run.do(DropTransfer(1), DropTransfer(1))
-    assert not run.executor._staged
+    assert not run.executor.num_staged
 
 
 def test_a_mesh_has_the_programs_that_its_topology_needs(start):

@@ -5,10 +5,11 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers.loading import load_on_one_device
 from helpers.tiny_directory import write_tiny_llama_directory
 from helpers.tiny_gguf import TinyLlama, write_tiny_gguf
 from twinmesh.models.checkpoints import streaming
-from twinmesh.models.checkpoints.open import load_on_one_device, open_checkpoint
+from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.errors import CheckpointError
 
 EMBEDDING = "model.embed_tokens.weight"

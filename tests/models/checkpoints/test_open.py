@@ -5,13 +5,14 @@ import contextlib
 import jax
 import numpy as np
 import pytest
+from helpers.loading import load_on_one_device
 from helpers.tiny_gguf import TOKENS, TinyLlama, write_tiny_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twinmesh.models.checkpoints import gguf as gguf_checkpoint
 from twinmesh.models.checkpoints import streaming
 from twinmesh.models.checkpoints.gguf_file import GGUFFile
-from twinmesh.models.checkpoints.open import load_on_one_device, open_checkpoint
+from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.decoder import abstract_params
 from twinmesh.models.errors import CheckpointError
 

@@ -9,12 +9,14 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from helpers.loading import load_on_one_device
 from helpers.tiny_directory import write_tiny_llama_directory
 from helpers.tiny_gguf import TinyLlama, write_tiny_gguf
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from twinmesh.models.checkpoints import orbax
-from twinmesh.models.checkpoints.open import load_on_one_device, open_checkpoint
+from twinmesh.models.checkpoints.open import open_checkpoint
+from twinmesh.models.checkpoints.orbax_writer import write
 from twinmesh.models.errors import CheckpointError
 
 MESSAGES = [{"role": "user", "content": "the land of rain"}]
@@ -27,15 +29,15 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(source, tmp_path_factory):
-    """One that nobody changes."""
+    """A checkpoint that no test changes."""
     path = tmp_path_factory.mktemp("orbax") / "tiny"
-    orbax.write(source, path)
+    write(source, path)
     return path
 
 
 @pytest.fixture
 def copy(source, tmp_path):
-    orbax.write(source, tmp_path / "tiny")
+    write(source, tmp_path / "tiny")
     return tmp_path / "tiny"
 
 
@@ -50,8 +52,8 @@ def test_from_hugging_face_the_logits_are_the_same_bit_for_bit(source, written, 
 
 def test_from_gguf_and_from_orbax_itself(tmp_path):
     gguf = open_checkpoint(write_tiny_gguf(tmp_path / "tiny.gguf", TinyLlama(tied=False)))
-    orbax.write(gguf, tmp_path / "first", "bfloat16")
-    orbax.write(open_checkpoint(tmp_path / "first"), tmp_path / "second", "float32")
+    write(gguf, tmp_path / "first", "bfloat16")
+    write(open_checkpoint(tmp_path / "first"), tmp_path / "second", "float32")
     again = open_checkpoint(tmp_path / "second")
     assert again.config == gguf.config
     expected = load_on_one_device(gguf, "bfloat16")
@@ -82,10 +84,9 @@ def test_every_device_gets_its_shard_in_the_dtype_asked_for(source, written):
             np.testing.assert_array_equal(array, expected[path])
 
 
-def test_arrays_lie_in_chunks_so_that_a_shard_is_read_alone(written, tmp_path, monkeypatch, source):
-    monkeypatch.setattr(orbax, "_CHUNK_BYTES", 4096)
-    orbax.write(source, tmp_path / "small")
-    params = orbax.ocp.Checkpointer(orbax.ocp.PyTreeCheckpointHandler()).metadata(tmp_path / "small" / "params")
+def test_arrays_lie_in_chunks_so_that_a_shard_is_read_alone(written, tmp_path, source):
+    write(source, tmp_path / "small", chunk_bytes=4096)
+    params = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(tmp_path / "small" / "params")
     assert max(np.prod(a.storage.chunk_shape) * 4 for a in params.item_metadata.tree.values()) <= 4096
     found, expected = (load_on_one_device(open_checkpoint(p), "float32") for p in (tmp_path / "small", written))
     assert all(np.array_equal(found[path], expected[path]) for path in expected)
@@ -101,7 +102,7 @@ def test_one_parameter_is_read_at_a_time(source, tmp_path):
                 events.append("read")
                 yield path, arrays
 
-    orbax.write(Watched(source.path), tmp_path / "out", progress=lambda nbytes: events.append(nbytes))
+    write(Watched(source.path), tmp_path / "out", progress=lambda nbytes: events.append(nbytes))
     assert events[::2] == ["read"] * (len(events) // 2)
     assert sum(events[1::2]) == sum(weight.nbytes for weight in TinyLlama().weights().values())
 
@@ -123,12 +124,12 @@ def test_what_is_there_is_not_overwritten(source, tmp_path, what):
     else:
         target.mkdir()
         (target / "mine").write_text("mine")
-    refused(lambda: orbax.write(source, target), str(target), "exists and is not an empty directory")
+    refused(lambda: write(source, target), str(target), "exists and is not an empty directory")
 
 
 def test_an_empty_directory_is_filled(source, tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
-    orbax.write(source, tmp_path / "a" / "b")
+    write(source, tmp_path / "a" / "b")
     assert open_checkpoint(tmp_path / "a" / "b").config == source.config
     assert os.listdir(tmp_path / "a") == ["b"]
 
@@ -138,7 +139,7 @@ def test_a_source_that_fails_leaves_nothing_and_keeps_its_own_sentence(tmp_path)
     source = open_checkpoint(path)
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5000])
-    refused(lambda: orbax.write(source, tmp_path / "out"), str(weights), "cannot be read")
+    refused(lambda: write(source, tmp_path / "out"), str(weights), "cannot be read")
     assert os.listdir(tmp_path) == ["tiny"]
 
 
@@ -146,8 +147,8 @@ def test_a_disk_that_fails_is_one_sentence(source, tmp_path, monkeypatch):
     def fail(self, directory, args):
         raise ValueError("RESOURCE_EXHAUSTED: Error writing\n  many lines [os_error_code='28']")
 
-    monkeypatch.setattr(orbax.ocp.Checkpointer, "save", fail)
-    refused(lambda: orbax.write(source, tmp_path / "out"), f"{tmp_path / 'out'} cannot be written: No space left")
+    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
+    refused(lambda: write(source, tmp_path / "out"), f"{tmp_path / 'out'} cannot be written: No space left")
     assert os.listdir(tmp_path) == []
 
 
@@ -156,7 +157,7 @@ def test_ctrl_c_waits_for_the_write_and_leaves_nothing(tmp_path):
     program = (
         "import os, signal, sys; from pathlib import Path\n"
         "from twinmesh.models.checkpoints.open import open_checkpoint\n"
-        "from twinmesh.models.checkpoints.orbax import write\n"
+        "from twinmesh.models.checkpoints.orbax_writer import write\n"
         "stop = lambda nbytes: os.kill(os.getpid(), signal.SIGINT)\n"
         f"write(open_checkpoint({str(path)!r}), Path({str(tmp_path / 'out')!r}), None, stop)"
     )

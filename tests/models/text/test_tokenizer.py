@@ -71,7 +71,7 @@ def test_control_tokens_are_skipped_and_user_defined_ones_kept(tokenizer):
 
 def test_end_ids_include_endoftext(tokenizer):
     assert tokenizer.eos_token_ids == {0, 2}
-    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert (tokenizer.special.bos, tokenizer.special.eos) == ("<|im_start|>", "<|im_end|>")
     assert tokenizer.vocab_size == len(TOKENS)
 
 

@@ -50,7 +50,7 @@ def same(one, other):
             assert other.encode(text, add_special=add_special) == ids, text
         assert all(one.decode(ids, skip) == other.decode(ids, skip) for skip in (True, False))
     assert (one.special, one.control_ids, one.vocab_size) == (other.special, other.control_ids, other.vocab_size)
-    assert (one.add_bos, one.decoding) == (other.add_bos, other.decoding)
+    assert (one.add_bos, one.byte_decoder) == (other.add_bos, other.byte_decoder)
 
 
 @pytest.mark.parametrize("pre", ["smollm", "llama-bpe", "qwen2", "tekken", "default"])
@@ -88,7 +88,7 @@ def test_end_ids_come_from_every_file_as_one_or_a_list(tmp_path):
     assert tokenizer_from_directory(path).eos_token_ids == {2, 1}
     tokenizer = tokenizer_from_directory(directory(path, generation_config={"eos_token_id": 0}))
     assert tokenizer.eos_token_ids == {2, 1, 0}
-    assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.add_bos) == ("<|im_end|>", None, False)
+    assert (tokenizer.special.eos, tokenizer.special.bos, tokenizer.add_bos) == ("<|im_end|>", None, False)
 
 
 def test_named_tokens_become_special_and_special_tokens_map_names_them_too(tmp_path):
@@ -96,7 +96,7 @@ def test_named_tokens_become_special_and_special_tokens_map_names_them_too(tmp_p
     tokenizer = tokenizer_from_directory(path)
     assert tokenizer.encode("<|im_end|>") == [2]
     assert tokenizer.decode([2]) == ""
-    assert (tokenizer.pad_token, tokenizer.vocab_size) == ("<none>", len(TOKENS))
+    assert (tokenizer.special.pad, tokenizer.vocab_size) == ("<none>", len(TOKENS))
 
 
 def test_tokens_that_the_configuration_adds_get_their_ids(tmp_path):

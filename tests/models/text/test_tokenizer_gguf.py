@@ -46,13 +46,13 @@ def test_bos_and_eos_are_put_where_the_file_says_or_the_rule_does():
 
 def test_unknown_padding_and_missing_names():
     tokenizer = build(unknown_token_id=0, padding_token_id=2)
-    assert (tokenizer.unk_token, tokenizer.pad_token) == ("<|endoftext|>", "<|im_end|>")
-    assert (build(eos_token_id=None).eos_token, build().unk_token) == (None, None)
+    assert (tokenizer.special.unk, tokenizer.special.pad) == ("<|endoftext|>", "<|im_end|>")
+    assert (build(eos_token_id=None).special.eos, build().special.unk) == (None, None)
 
 
 def test_sentencepiece_models_have_llama_s_ids_where_the_file_is_silent(tiny_spm):
     tokenizer = tokenizer_from_gguf(tiny_spm)
-    names = (tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token)
+    names = (tokenizer.special.unk, tokenizer.special.bos, tokenizer.special.eos)
     assert names == ("<0-unk>", "<1-bos>", "<2-eos>")
     assert tokenizer.encode("a")[0] == 1
     assert tokenizer.eos_token_ids == {2}

@@ -49,7 +49,7 @@ def test_a_hand_off_is_held_against_a_copy():
 def test_ratios_are_null_where_a_peer_is_absent():
     ours = {"seconds": 2.0, "outputs": [[1, 2], [3]], "alone": {}}
     peer = {"seconds": 3.0, "outputs": [[1, 2], [4]], "version": "x"}
-    result = bench_offline._ratios({"twinmesh": ours, "transformers": peer, "vllm": None}, asked=30)
+    result = bench_offline.ratios({"twinmesh": ours, "transformers": peer, "vllm": None}, asked=30)
     assert result["ratio_vs_transformers"] == pytest.approx(1.5)
     assert result["ratio_vs_vllm"] is None
     assert result["vllm"] is None

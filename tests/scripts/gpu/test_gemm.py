@@ -26,12 +26,12 @@ def test_a_product_of_few_rows_is_that_of_float32(rows, depth, columns, cores, d
 
 
 def test_k_is_cut_so_that_all_multiprocessors_have_work():
-    plans = {name: gpu_gemm._cut(8, *reversed(shape), 132) for name, shape in gpu_gemm.SHAPES.items()}
+    plans = {name: gpu_gemm.cut(8, *reversed(shape), 132) for name, shape in gpu_gemm.SHAPES.items()}
     for plan in plans.values():
         pieces = plan.tiles * plan.parts
         assert pieces / (-(-pieces // 132) * 132) > 0.8
         assert plan.steps * plan.parts * 64 == plan.depth
-    assert all(gpu_gemm._cut(rows, 4096, 12288, 132).stages >= 4 for rows in (8, 32, 128))
+    assert all(gpu_gemm.cut(rows, 4096, 12288, 132).stages >= 4 for rows in (8, 32, 128))
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ def test_a_step_reads_all_weights_but_the_embedding_and_a_prompt_multiplies_by_a
 
 
 def test_requests_are_as_long_as_the_prompt_and_weights_have_the_models_shapes():
-    plan = gpu_steps._plan(gpu_steps._small(gpu_steps.QWEN3_8B), 1024, 8192)
+    plan = gpu_steps.plan_for(gpu_steps.shrink(gpu_steps.QWEN3_8B), 1024, 8192)
     assert isinstance(plan.state, DeviceState)
     assert length_class(plan.config.max_pages * plan.config.page_size) == 8192
     specs = [spec.value for spec in plan.params.specs.values()]
-    made = gpu_steps._random(plan)
+    made = gpu_steps.random_params(plan)
     assert [(x.shape, x.dtype) for x in made] == [(spec.shape, spec.dtype) for spec in specs]
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(made))

@@ -50,7 +50,7 @@ def test_sections_of_a_tiny_suite_write_one_report(tmp_path):
 def test_a_section_that_hangs_is_stopped_and_one_that_dies_says_why(monkeypatch, tmp_path):
     processes = gpu_suite.Processes(0.001, str(tmp_path))
     assert processes.run("ceilings", 0.2) == {"failed": "Stopped after 0 s: what would have come later is missing."}
-    broken = gpu_suite.Section("gpu_attention", "ceilings", 30, "--xla_no_such_flag=1")
+    broken = gpu_suite.Section("attention", "ceilings", 30, "--xla_no_such_flag=1")
     monkeypatch.setitem(gpu_suite.SECTIONS, "ceilings", broken)
     failed = processes.run("ceilings", 60)["failed"]
     assert failed.startswith("Exit code ")
@@ -74,7 +74,7 @@ def test_a_section_that_is_over_at_its_limit_was_not_stopped():
     stopped = threading.Event()
     with subprocess.Popen([sys.executable, "-c", ""], start_new_session=True) as process:
         process.wait()
-        gpu_suite._stop(process, stopped)
+        gpu_suite.stop(process, stopped)
     assert not stopped.is_set()
 
 
@@ -88,11 +88,11 @@ def test_what_does_not_fit_before_the_deadline_is_not_begun(tmp_path):
 
     report, fake = {}, Fake(1.0, "")
     now = gpu_suite.time.monotonic()
-    gpu_suite._sections(report, ["checks", "decode"], fake, now + 100, str(tmp_path / "x.json"))
+    gpu_suite.run_sections(report, ["checks", "decode"], fake, now + 100, str(tmp_path / "x.json"))
     assert sorted(name for name, _ in calls) == ["build_peers", "checks", "decode"]
     assert all(limit <= 100 for _, limit in calls)
     assert report["build_peers"] == {"found": "build_peers"}
-    gpu_suite._sections(report, ["gemms"], fake, now + 5, None)
+    gpu_suite.run_sections(report, ["gemms"], fake, now + 5, None)
     assert report["gemms"]["failed"] == "Not begun: the suite's deadline was near."
     assert len(calls) == 3
 
@@ -112,12 +112,12 @@ def test_bad_arguments_are_refused(arguments, message, capsys):
 
 
 def test_every_section_exists_and_all_fit_into_the_deadline_even_when_all_hang():
-    for section in (gpu_suite.SECTIONS | gpu_suite._HIDDEN).values():
-        assert callable(getattr(importlib.import_module(f"twinmesh.scripts.{section.module}"), section.function))
+    for section in (gpu_suite.SECTIONS | gpu_suite.HIDDEN).values():
+        assert callable(getattr(importlib.import_module(f"twinmesh.scripts.gpu.{section.module}"), section.function))
     assert next(iter(gpu_suite.SECTIONS)) == "checks"
     shares = [section.share for section in gpu_suite.SECTIONS.values()]
-    assert gpu_suite._DEVICE.share + sum(shares) <= gpu_suite.DEADLINE < 480
-    assert gpu_suite._BUILD.share <= shares[0]  # it runs beside the checks, and what comes next waits for it
+    assert gpu_suite.DEVICE.share + sum(shares) <= gpu_suite.DEADLINE < 480
+    assert gpu_suite.BUILD.share <= shares[0]  # it runs beside the checks, and what comes next waits for it
 
 
 def test_a_section_may_take_what_those_before_it_left_and_never_the_share_of_one_after_it():
@@ -189,7 +189,7 @@ def test_rates_are_compared_with_the_prompt_of_8k_or_with_nothing(monkeypatch, h
         return {"tflop_s": 2.0 if lengths == [8192] else 1.0}
 
     monkeypatch.setattr(gpu_attention, "prefill_row", row)
-    monkeypatch.setattr(gpu_attention, "_ceilings", lambda scale: {"copy_tb_s": 1.0, "matmul_tflop_s": 1.0})
+    monkeypatch.setattr(gpu_attention, "device_rates", lambda scale: {"copy_tb_s": 1.0, "matmul_tflop_s": 1.0})
     found = {}
     for piece in gpu_attention.prefill(1.0):
         gpu_facts.merge(found, piece)

@@ -1,0 +1,52 @@
+"""Ways to look into a running engine: questions to its scheduler and executor, and observers of what it decides.
+
+For debugging and experiments; the engine itself needs none of this. Invariant: both run on the dispatching thread, so
+they see a consistent state, and what they do takes its time from the engine.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from ..errors import EngineError
+from ..protocol.actions import Action
+from ..protocol.executor import Executor
+from ..scheduler.scheduler import Scheduler
+
+
+class Question:
+    """A function of scheduler and executor that waits for its turn, and what it returned or raised."""
+
+    def __init__(self, ask: Callable[[Scheduler, Any], Any]) -> None:
+        self._ask, self._answer = ask, Future[Any]()
+
+    def answer(self, scheduler: Scheduler, executor: Executor) -> None:
+        """Call the function; what it raises is the asker's."""
+        try:
+            self._answer.set_result(self._ask(scheduler, executor))
+        except Exception as error:
+            self._answer.set_exception(error)
+
+    def refuse(self, why: str) -> None:
+        """Let `result` raise: the engine has ended."""
+        self._answer.set_exception(EngineError(why))
+
+    def result(self) -> Any:
+        """Wait for the answer and return it, or raise what the function raised."""
+        return self._answer.result()
+
+
+class Observer:
+    """Called by the dispatching thread as it works; override what is of interest.
+
+    What a method raises stops the engine, as a failure of its own would.
+    """
+
+    def received(self, message: object) -> None:
+        """See a message that was taken in: a tuple of submissions, an event, a step's result."""
+
+    def deciding(self, scheduler: Scheduler) -> None:
+        """See the scheduler before it decides."""
+
+    def decided(self, scheduler: Scheduler, actions: Sequence[Action]) -> None:
+        """See what it decided, before any of it is performed."""

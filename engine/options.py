@@ -1,0 +1,242 @@
+"""The options of an engine, each said once: name, type, default and what it means. No JAX here.
+
+`LLM` and `AsyncLLM` get their signature from here (`with_options`), the commands their arguments
+(`scripts/arguments.py`), and the reference its table (`as_table`). Invariant: an `EngineOptions` holds what was asked
+for; what start-up makes of it, with every gap filled, is an `EngineConfig`. What only a model, its devices or their
+memory can refuse is refused by `startup/build.py`.
+"""
+
+import difflib
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Concatenate, ForwardRef, get_args
+
+from .config import check_whole_number
+from .topology import Topology
+
+if TYPE_CHECKING:
+    import jax
+    from jax.typing import DTypeLike
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field of `EngineOptions` carries: its documentation, and how the command line takes it."""
+
+    doc: str
+    metavar: str = ""  # of the value on the command line
+    least: int = 1  # of a whole number
+    flag: str | None = ""  # "": the option's name with dashes; None: the command line has no such argument
+    flag_doc: str = ""  # only where the flag says the opposite of the option
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an engine is made of. A value of None is chosen when the engine starts.
+
+    Raises:
+        ValueError: a topology that cannot be read, or a number out of range.
+    """
+
+    model: Annotated[
+        str | Path,
+        Option(
+            "a name that `twinmesh fetch` knows, such as smollm2; a GGUF file; a directory in Hugging Face's format or "
+            "written by `twinmesh convert`; or an id of the Hugging Face hub: org/name, org/name@revision, "
+            "org/name:file.gguf",
+            metavar="NAME|PATH|ID",
+        ),
+    ]
+    _: KW_ONLY
+    topology: Annotated[
+        str | Topology,
+        Option(
+            "device meshes and what each is for: both=1 shares one, prefill=1,decode=1 keeps prefill and decode apart, "
+            "both=1xtp2 is one mesh of two devices",
+            metavar="ROLES",
+        ),
+    ] = "both=1"
+    dtype: Annotated[
+        "DTypeLike",
+        Option(
+            "of weights, activations and KV: float32, bfloat16 or float16. auto: on a GPU the checkpoint's own if that "
+            "has 16 bits, else bfloat16; on a CPU float32, or bfloat16 where it is clearly faster for max_num_seqs "
+            "rows and deterministic is off"
+        ),
+    ] = "auto"
+    max_model_len: Annotated[
+        int | None,
+        Option(
+            "longest prompt and completion together, in tokens; less takes less memory. By default the model's "
+            "context, or what memory allows",
+            metavar="N",
+        ),
+    ] = None
+    page_size: Annotated[int, Option("tokens per KV page", metavar="N")] = 64
+    max_num_seqs: Annotated[int, Option("requests that a mesh holds at once", metavar="N")] = 32
+    prefill_buckets: Annotated[
+        tuple[int, ...] | None,
+        Option(
+            "token counts that prefill steps are padded to, ascending; the last is the chunk size. By default 64, 256 "
+            "and 512, or 512 alone where deterministic",
+            metavar="N,...",
+        ),
+    ] = None
+    decode_buckets: Annotated[
+        tuple[int, ...] | None,
+        Option(
+            "row counts that decode steps are padded to, ascending up to max_num_seqs. By default 1, 8, 32, 128 up to "
+            "max_num_seqs (16-bit types: from 8), or max_num_seqs alone where deterministic",
+            metavar="N,...",
+        ),
+    ] = None
+    decode_steps: Annotated[
+        int,
+        Option(
+            "most decode steps that run on the device before the host looks, where nothing can interfere; text then "
+            "comes in larger pieces",
+            metavar="N",
+        ),
+    ] = 1
+    kv_cache_bytes: Annotated[
+        int | None,
+        Option(
+            "most memory per mesh for KV pages and hand-offs. By default nine tenths of what is free on a GPU, and on "
+            "a CPU a quarter of what the machine has available for all meshes together, at most 2 GiB each",
+            metavar="N",
+        ),
+    ] = None
+    enable_prefix_caching: Annotated[
+        bool,
+        Option(
+            "keep the KV of finished prompts, and use it for prompts that start alike",
+            flag="--no-prefix-caching",
+            flag_doc="compute every prompt in full, also where it starts as an earlier one did",
+        ),
+    ] = True
+    deterministic: Annotated[
+        bool,
+        Option(
+            "the same tokens bit for bit, whatever else runs and however a request was scheduled; small steps are "
+            "padded to full ones"
+        ),
+    ] = False
+    max_retries: Annotated[
+        int,
+        Option("how often a request that lost its mesh starts again before it fails", metavar="N", least=0),
+    ] = 2
+    decision_log: Annotated[
+        str | Path | None,
+        Option(
+            "write the scheduler's events and decisions to this file, for `twinmesh replay`; an existing file is "
+            "overwritten",
+            metavar="FILE",
+        ),
+    ] = None
+    # The commands have a --seed of their own, which is the requests'.
+    seed: Annotated[
+        int,
+        Option("requests without a seed of their own draw theirs from it and from their number", flag=None, least=0),
+    ] = 0
+    devices: Annotated[
+        "Sequence[jax.Device] | None",
+        Option(
+            "what to run on, in the topology's order, each mesh's in turn; by default JAX's. Meshes may share a device",
+            flag=None,
+        ),
+    ] = None
+    progress: Annotated[bool, Option("show bars on stderr while weights load and programs compile", flag=None)] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.topology, str):
+            Topology.parse(self.topology)
+        for name in ("max_num_seqs", "seed"):
+            check_whole_number(name, getattr(self, name), documentation()[name].least)
+        if self.kv_cache_bytes is not None:
+            check_whole_number("kv_cache_bytes", self.kv_cache_bytes, 1)
+
+    @property
+    def meshes(self) -> Topology:
+        """Return the topology, read where it was given as text."""
+        return Topology.parse(self.topology) if isinstance(self.topology, str) else self.topology
+
+
+@functools.cache
+def documentation() -> dict[str, Option]:
+    """Return what each option means, by name."""
+    return {field.name: get_args(field.type)[1] for field in fields(EngineOptions)}
+
+
+def signature() -> inspect.Signature:
+    """Return the options as parameters, with their types and defaults alone."""
+    parameters = inspect.signature(EngineOptions).parameters.values()
+    return inspect.Signature([parameter.replace(annotation=_plain(parameter.annotation)) for parameter in parameters])
+
+
+def _plain(annotation: object) -> object:
+    """Return the type of an annotated option; a type that only JAX has, as text."""
+    kind: object = get_args(annotation)[0]
+    return kind.__forward_arg__ if isinstance(kind, ForwardRef) else kind
+
+
+def with_options[Engine, **Options](
+    options: Callable[Options, EngineOptions],
+) -> Callable[[Callable[[Engine, EngineOptions], None]], Callable[Concatenate[Engine, Options], None]]:
+    """Let an `__init__` that takes `EngineOptions` be called with the options themselves.
+
+    Type checkers see the parameters of `options`, which is `EngineOptions`; `inspect.signature` sees the same.
+    An unknown name is a TypeError, as for any function, with the nearest right name.
+    """
+
+    def decorate(start: Callable[[Engine, EngineOptions], None]) -> Callable[Concatenate[Engine, Options], None]:
+        @functools.wraps(start)
+        def init(self: Engine, /, *args: Options.args, **kwargs: Options.kwargs) -> None:
+            for name in kwargs:
+                if name not in documentation():
+                    raise TypeError(_unknown(type(self), name))
+            start(self, options(*args, **kwargs))
+
+        this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        shape = signature()
+        init.__dict__["__signature__"] = shape.replace(
+            parameters=[this, *shape.parameters.values()], return_annotation=None
+        )
+        return init
+
+    return decorate
+
+
+def _unknown(engine: type, name: str) -> str:
+    close = nearest(name, documentation())
+    what_to_do = f"help({engine.__name__}) lists them" if close is None else f"the nearest is {close}"
+    return f"{engine.__name__} has no option {name}: {what_to_do}."
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Find the name that was probably meant; None: nothing is like it."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
+def as_text() -> str:
+    """Describe the options for a docstring, one paragraph each."""
+    paragraphs = (
+        textwrap.fill(f"{name}: {option.doc}.", 112, initial_indent=" " * 4, subsequent_indent=" " * 8)
+        for name, option in documentation().items()
+    )
+    return "Options:\n" + "\n".join(paragraphs)
+
+
+def as_table() -> str:
+    """Describe the options in a Markdown table, for the reference."""
+    rows = ["| option | type | default | meaning |", "|---|---|---|---|"]
+    for name, parameter in signature().parameters.items():
+        shown = inspect.formatannotation(parameter.annotation).replace("pathlib.", "").replace("|", "\\|")
+        kind = shown.replace("twinmesh.engine.topology.", "").strip("'")
+        default = "" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
+        meaning = documentation()[name].doc.replace("|", "\\|")
+        rows.append(f"| `{name}` | `{kind}` | {default} | {meaning} |")
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,170 @@
+"""Which rows a mesh's next step holds: prompt chunks, decode rows or, on a fused mesh, both.
+
+Invariants: requests take part in the policy's order; a row or chunk is given out only with its pages in place, if need
+be those of requests further back; a victim never has a row in the step that is being put together.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ..config import EngineConfig, bucket_for
+from ..protocol.actions import Action, Chunk, Decode, DecodeRow, Fused, Prefill
+from .admission import Admission
+from .handoffs import Handoffs
+from .lifecycle import Lifecycle
+from .mesh_state import MeshState
+from .request import Request, State
+
+
+class Batching:
+    """Puts steps together."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        requests: Mapping[int, Request],
+        admission: Admission,
+        handoffs: Handoffs,
+        lifecycle: Lifecycle,
+        emit: Callable[[Action], None],
+    ):
+        """`emit` takes the actions."""
+        self._config, self._requests, self._emit = config, requests, emit
+        self._admission, self._handoffs, self._lifecycle = admission, handoffs, lifecycle
+        self._next_step = 0
+
+    def dispatch_step(self, mesh: MeshState, now: float) -> bool:
+        """Dispatch one step if there is work; a mesh that does both alternates, or does both at once."""
+        decoding = mesh.decoding()
+        ready = [request for request in decoding if request.dispatched < request.max_tokens]
+        prefills = bool(mesh.prefilling()) and (mesh.spec.fused or not (ready and mesh.last_was_prefill))
+        mesh.last_was_prefill = prefills
+        steps = 1 if prefills else self._steps_at_once(mesh, len(decoding))
+        rows = self._decode_rows(mesh, ready, steps) if mesh.spec.fused or not prefills else ()
+        chunks = self._take_chunks(mesh, now, may_preempt=not rows) if prefills else ()
+        if rows or chunks:
+            self._emit(self._step(mesh, chunks, rows, steps))
+            for chunk in chunks:
+                if not chunk.is_last:
+                    self._handoffs.pipeline(self._requests[chunk.request_id])
+        return bool(rows or chunks)
+
+    def horizon(self, mesh: MeshState) -> int:
+        """Count the decode steps that a mesh may run in a row before a prompt, an arriving request or a finish by
+        length would change its batch; 0: it has nothing to decode. Pages are not considered."""
+        left = [request.max_tokens - request.dispatched for request in mesh.decoding() if request.can_decode]
+        if not left or mesh.prefilling() or any(request.handoff is not None for request in mesh.placed):
+            return min(1, len(left))
+        return min(left)
+
+    def _step(
+        self, mesh: MeshState, chunks: tuple[Chunk, ...], rows: tuple[DecodeRow, ...], steps: int
+    ) -> Prefill | Decode | Fused:
+        step, self._next_step = self._next_step, self._next_step + 1
+        mesh.in_flight.add(step)
+        if not chunks:
+            return Decode(mesh.index, step, bucket_for(len(rows), self._config.decode_buckets), steps, rows)
+        bucket = bucket_for(sum(chunk.length for chunk in chunks), self._config.prefill_buckets)
+        return Fused(mesh.index, step, bucket, chunks, rows) if rows else Prefill(mesh.index, step, bucket, chunks)
+
+    # ---- prompt chunks
+
+    def _take_chunks(self, mesh: MeshState, now: float, *, may_preempt: bool) -> tuple[Chunk, ...]:
+        """Take at most one chunk of each request, in order."""
+        chunks: list[Chunk] = []
+        budget = self._config.chunk_size
+        for request in mesh.prefilling()[: self._config.prefill_rows]:
+            stop = request.to_prefill
+            start = min(request.prefilled, stop - 1)
+            length = self._chunk_length(start, stop, budget)
+            if length == 0 or not self._place_chunk(request, mesh, start, length, may_preempt):
+                break
+            chunks.append(self._take_chunk(mesh, request, start, length, now))
+            budget -= length
+        return tuple(chunks)
+
+    def _chunk_length(self, start: int, stop: int, budget: int) -> int:
+        """Count the tokens of `start` to `stop` - 1 that go into a step with room for `budget` more; 0: none.
+
+        In deterministic mode chunks end at absolute multiples of the chunk size and are not cut to fit a step.
+        """
+        if not self._config.deterministic:
+            return min(stop - start, budget)
+        size = self._config.chunk_size
+        length = min(stop, (start // size + 1) * size) - start
+        return length if length <= budget else 0
+
+    def _place_chunk(self, request: Request, mesh: MeshState, start: int, length: int, may_preempt: bool) -> bool:
+        """Put pages for a chunk in place, if need be those of requests that have no row in the same step."""
+        while request.placement is not None:
+            if mesh.pages.place_chunk(request.placement, start, start + length):
+                return True
+            if not may_preempt:
+                return False
+            self._lifecycle.make_way(request, mesh, may_move=False)
+        return False
+
+    def _take_chunk(self, mesh: MeshState, request: Request, start: int, length: int, now: float) -> Chunk:
+        """Take the request's next chunk; with its last one the prompt is done."""
+        placement = request.placement
+        assert placement is not None
+        if request.timeline.prefill_start is None:
+            request.timeline.prefill_start = now
+        write_from, request.prefilled = request.prefilled, start + length
+        is_last = request.prefilled == request.to_prefill
+        mesh.pages.remember(placement, request.hashes, request.prefilled)
+        size = self._config.page_size
+        for key in request.hashes[write_from // size : request.prefilled // size]:
+            mesh.computing.pop(key, None)
+        if is_last:
+            self._end_prefill(request, mesh)
+        return Chunk(request.id, request.run, placement.slot, start, length, write_from, is_last)
+
+    def _end_prefill(self, request: Request, mesh: MeshState) -> None:
+        """Let a prompt go on once its last chunk is dispatched. One that only waits for its last token stays."""
+        assert request.placement is not None
+        request.dispatched = request.to_prefill - request.prompt_len + 1
+        mesh.pages.end_prompt(request.placement)
+        self._admission.place_siblings(request, mesh)
+        if request.dispatched == request.max_tokens:
+            return
+        if mesh.spec.decodes:
+            request.move_to(State.DECODE)
+        else:
+            self._handoffs.begin(request)
+
+    # ---- decode rows
+
+    def _steps_at_once(self, mesh: MeshState, decoding: int) -> int:
+        """Count the steps of a dispatch: all that are allowed where nothing can interfere and pages for them are free
+        anyway, else 1."""
+        steps = self._config.decode_steps
+        if steps == 1:
+            return 1
+        pages = decoding * (self._config.pages_for(steps) + 1)
+        has_pages = all(group.num_free >= pages for group in mesh.pages.groups)
+        return steps if has_pages and self.horizon(mesh) >= steps else 1
+
+    def _decode_rows(self, mesh: MeshState, ready: Sequence[Request], steps: int) -> tuple[DecodeRow, ...]:
+        """Make a row for every request that has, or is given, the pages. `ready` is in order."""
+        rows = []
+        for request in ready:
+            position, placement = request.kv_len, request.placement
+            # Most often the pages are there, and nothing has to be asked.
+            if placement is None or (
+                position + steps > placement.writable and not self._make_room(request, mesh, steps)
+            ):
+                continue
+            is_forced = request.dispatched <= request.forced
+            rows.append(DecodeRow(request.id, request.run, placement.slot, position + 1, is_forced))
+        for row in rows:
+            self._requests[row.request_id].dispatched += steps
+        return tuple(rows)
+
+    def _make_room(self, request: Request, mesh: MeshState, steps: int) -> bool:
+        """Put pages for the request's next tokens in place, if need be those of requests after it; False: it was the
+        victim itself."""
+        while request.placement is not None and request.state is State.DECODE:
+            if mesh.pages.grow(request.placement, request.kv_len, request.kv_len + steps):
+                return True
+            self._lifecycle.make_way(request, mesh, may_move=True)
+        return False

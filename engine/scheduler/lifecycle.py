@@ -1,0 +1,153 @@
+"""How a request ends or starts over: finish, preemption, a lost mesh or transfer.
+
+Invariant: `leave` is the only way out of the queue, of hand-offs and of the meshes, and frees all that a request holds;
+who else knows the request is `requests` alone, which it leaves when it finishes.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import count
+
+from ..config import EngineConfig
+from ..metrics.counters import Counters
+from ..protocol.actions import Action, Finish, FinishReason
+from .admission import Admission
+from .handoffs import Handoffs
+from .mesh_state import MeshState, in_order
+from .policy import Policy
+from .request import Request, State
+
+
+class Lifecycle:
+    """Ends and new beginnings of the requests in `requests`, by id."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        meshes: Sequence[MeshState],
+        requests: dict[int, Request],
+        policy: Policy,
+        admission: Admission,
+        handoffs: Handoffs,
+        counters: Counters,
+        emit: Callable[[Action], None],
+    ):
+        """`emit` takes the actions."""
+        self._config, self._meshes, self._requests, self._policy = config, meshes, requests, policy
+        self._admission, self._handoffs, self._counters, self._emit = admission, handoffs, counters, emit
+        self._runs = count()
+
+    def enter(self, request: Request) -> None:
+        """Take a new request into the queue."""
+        request.run = next(self._runs)
+        self._requests[request.id] = request
+        self._admission.add(request)
+
+    # ---- ends
+
+    def finish(
+        self, request: Request, state: State, reason: FinishReason, now: float, error: str | None = None
+    ) -> None:
+        """End a request; its full pages stay in the prefix cache."""
+        self._leave(request, keeps_pages=True)
+        request.move_to(state)
+        request.timeline.finish = now
+        del self._requests[request.id]
+        self._emit(Finish(request.id, reason, error))
+
+    def _leave(self, request: Request, *, keeps_pages: bool) -> None:
+        """Free all that a request holds. `keeps_pages`: its full pages stay in the prefix cache."""
+        if request.state is State.WAITING:
+            self._admission.remove(request)
+            return
+        self._handoffs.cancel(request)
+        self.answer(request)
+        placement, request.placement = request.placement, None
+        if placement is None:
+            return
+        mesh = self._meshes[placement.mesh]
+        if keeps_pages:
+            known = request.prompt_len + request.confirmed
+            mesh.pages.remember(placement, request.hashes, min(request.kv_len, known))
+        mesh.remove(request, placement)
+
+    def answer(self, request: Request) -> None:
+        """Take the request out of its prefill mesh's load: its first token is read, or will not come."""
+        self._meshes[request.prefilled_on].prefill_load -= request.unanswered
+        request.unanswered = 0
+
+    # ---- new beginnings
+
+    def preempt(self, request: Request) -> None:
+        """Give up the request's KV. It goes back to its place in the queue."""
+        if request.state is not State.WAITING:
+            self._counters.preemptions += 1
+            self._start_over(request, keeps_pages=True)
+
+    def make_way(self, request: Request, mesh: MeshState, *, may_move: bool) -> None:
+        """Free pages for a request on a full mesh: the policy's victim moves to another mesh, gives back the pages
+        reserved for its arrival, or starts over. `may_move`: whether it may do anything but start over."""
+        victim = self._choose(request, mesh)
+        if may_move and self._handoffs.migrate(victim, None):
+            return
+        if may_move and victim.placement is not None and victim.placement.mesh != mesh.index:
+            self._handoffs.release_credit(victim)
+        else:
+            self.preempt(victim)
+
+    def _choose(self, request: Request, mesh: MeshState) -> Request:
+        candidates = mesh.give_way(request)
+        victim = self._policy.victim(candidates)
+        if victim not in candidates:
+            raise RuntimeError(f"policy {self._policy.name!r} chose {victim!r}, which is no candidate for its victim")
+        return victim
+
+    def _start_over(self, request: Request, *, keeps_pages: bool) -> None:
+        """Back to WAITING. What was generated is prefilled with the prompt, or in deterministic mode decoded again."""
+        self._leave(request, keeps_pages=keeps_pages)
+        request.move_to(State.WAITING)
+        request.run = next(self._runs)
+        request.restarts += 1
+        request.prefilled = request.dispatched = 0
+        request.forced = request.confirmed if self._config.deterministic else 0
+        request.to_prefill = request.prompt_len + request.confirmed - request.forced
+        self._admission.add(request)
+
+    # ---- failures
+
+    def lose_transfer(self, number: int, reason: str, now: float) -> None:
+        """Start a request over whose transfer failed."""
+        transfer = self._handoffs.end_transfer(number)
+        if transfer is None or transfer.request_id is None:
+            return
+        request = self._requests[transfer.request_id]
+        request.suspects = transfer.source  # a mesh that is lost shows in its transfers first
+        self._retry(request, transfer.source, reason, now)
+
+    def lose_mesh(self, mesh: MeshState, reason: str, now: float) -> None:
+        """Start all requests over that have KV on a lost mesh, or KV on its way from it or to it."""
+        mesh.in_flight.clear()
+        for request in sorted(self._requests.values(), key=in_order):
+            is_here = request.placement is not None and request.placement.mesh == mesh.index
+            goes_here = request.handoff is not None and request.handoff.placement.mesh == mesh.index
+            if is_here or self._handoffs.leaves_from(request, mesh.index) or (goes_here and request.placement is None):
+                self._lose(request, mesh.index, reason, now)
+            elif goes_here:
+                self._handoffs.release_credit(request)
+        mesh.pages.flush()
+
+    def _lose(self, request: Request, mesh: int, reason: str, now: float) -> None:
+        if request.suspects == mesh:  # its transfer failed for the same reason, and has cost it a try already
+            request.suspects = None
+            self._start_over(request, keeps_pages=False)
+        else:
+            self._retry(request, mesh, reason, now)
+
+    def _retry(self, request: Request, lost_on: int, reason: str, now: float) -> None:
+        request.retries += 1
+        if request.retries > self._config.max_retries:
+            tries = f" (after {request.retries} tries)" if request.retries > 1 else ""
+            self.finish(request, State.FAILED, "error", now, reason + tries)
+        else:
+            request.lost_on = lost_on
+            self._counters.retries += 1
+            self._start_over(request, keeps_pages=False)

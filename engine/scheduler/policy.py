@@ -1,0 +1,155 @@
+"""Policies: in which order requests are served, where they go, and which gives way. The scheduler asks nobody else.
+
+A policy decides by facts alone: no clock, no randomness, no state of its own, so that a run can be replayed. What is
+possible at all (free slots and pages, steps in flight, blocks that another request is computing) is not its business.
+"""
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+from ..protocol.events import RequestFacts
+from ..protocol.timeline import Timeline
+from .mesh_state import MeshState
+from .request import Request
+
+
+class Policy(Protocol):
+    """What decides between requests, and between meshes.
+
+    Everything follows one order, the lowest `key` first and of equal keys the earlier arrival: the queue, credit at the
+    decode meshes, chunks and rows of a step, and backwards the choice of `victim`. `key` is asked once, when a request
+    arrives, so the order of two requests never changes, also when one starts over. Completions of one prompt
+    (`n > 1`) never come before the first of them, which computes the prompt.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the decision log calls the policy."""
+        ...
+
+    def key(self, request: Request) -> Any:
+        """Give the request's place in the order: something that `<` compares with every other request's key. Known are
+        its `facts`, `number`, `timeline.arrival` and `tokens_before`."""
+        ...
+
+    def prefill_rank(self, request: Request, mesh: MeshState) -> Any:
+        """Rank a mesh that could prefill the request now; the lowest rank with room is taken."""
+        ...
+
+    def decode_rank(self, request: Request, mesh: MeshState) -> Any:
+        """Rank a mesh that could decode the request; the lowest rank with room is taken."""
+        ...
+
+    def victim(self, candidates: Sequence[Request]) -> Request:
+        """Choose the request that gives up its pages on a full mesh. `candidates`, at least one, are in order: the
+        request that needs pages and those after it. The first of all on the mesh is never among them, so that it
+        finishes whatever is chosen here."""
+        ...
+
+
+class FirstComeFirstServed:
+    """Requests in order of arrival; prompts go where the least is left to compute, decoding where most pages are free;
+    the latest arrival gives way."""
+
+    name = "fcfs"
+
+    def key(self, request: Request) -> float:
+        """Order by arrival."""
+        return request.number
+
+    def prefill_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
+        """Prefer the least to compute before the request's first token: outstanding prompts less what is cached."""
+        cached = mesh.pages.hit(request.hashes, request.to_prefill)
+        return mesh.index == request.lost_on, mesh.prefill_load - cached, -mesh.pages.slots.num_free
+
+    def decode_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
+        """Prefer most free pages."""
+        return mesh.index == request.lost_on, -mesh.pages.room
+
+    def victim(self, candidates: Sequence[Request]) -> Request:
+        """Choose the last in the order."""
+        return candidates[-1]
+
+
+class ShortestPromptFirst(FirstComeFirstServed):
+    """Short prompts first, with ageing by work: a request is overtaken only by so many prompt tokens.
+
+    key = prompt tokens + `AGEING` x prompt tokens that arrived before. A later request overtakes one of L tokens only
+    if its own prompt is shorter by more than `AGEING` x the tokens that arrived in between (that one's own L counted).
+    So the prompts that ever overtake it hold fewer than L x (1 / `AGEING` - 1) tokens together: with 0.05, 19 L, and
+    none of L tokens or more. At P prefill tokens per second it waits less than 19 L / P seconds longer than behind
+    those that arrived before it alone. The bound knows no clock and no speed: it is the same on every machine.
+    """
+
+    name = "spf"
+    AGEING = 0.05
+
+    def key(self, request: Request) -> float:
+        """Order by length, and by the work that was there before."""
+        return request.prompt_len + self.AGEING * request.tokens_before
+
+
+FCFS = FirstComeFirstServed()
+POLICIES: dict[str, Callable[[], Policy]] = {"fcfs": FirstComeFirstServed, "spf": ShortestPromptFirst}
+
+
+def policy_named(name: str) -> Policy:
+    """Make the policy of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name in POLICIES:
+        return POLICIES[name]()
+    near = get_close_matches(str(name), POLICIES, n=1, cutoff=0.0)
+    raise ValueError(f"policy={name!r} is unknown: the policies are {', '.join(POLICIES)}; did you mean {near[0]!r}?")
+
+
+def check_policy(policy: Policy, meshes: Sequence[MeshState]) -> None:
+    """Try a policy on two sample requests.
+
+    Raises:
+        ValueError: a method is missing or fails, or what it gives cannot be compared.
+    """
+    name = getattr(policy, "name", None)
+    if not isinstance(name, str):
+        raise ValueError(f"policy {policy!r} has no name: give it a `name`, a str that the decision log can record.")
+    for method in ("key", "prefill_rank", "decode_rank", "victim"):
+        if not callable(getattr(policy, method, None)):
+            raise ValueError(
+                f"policy {name!r} has no method {method}: add it, as engine/scheduler/policy.py describes."
+            )
+    first, second = _sample(0, 3), _sample(1, 2)
+    _check_order(name, "key", "for every request", lambda: [policy.key(first), policy.key(second)])
+    for method, rank in (("prefill_rank", policy.prefill_rank), ("decode_rank", policy.decode_rank)):
+        _check_order(name, method, "for every mesh", lambda rank=rank: [rank(first, mesh) for mesh in meshes])
+    chosen = _tried(name, "victim", "for every list of requests", lambda: policy.victim([first, second]))
+    if chosen not in (first, second):
+        raise ValueError(f"policy {name!r} chooses {chosen!r} by victim: let it return one of the candidates.")
+
+
+def _sample(number: int, prompt_len: int) -> Request:
+    return Request(RequestFacts(number, prompt_len, 1), number, Timeline(float(number)), 3 * number)
+
+
+def _check_order(name: str, method: str, when: str, values: Callable[[], list[Any]]) -> None:
+    given = _tried(name, method, when, values)
+    try:
+        is_ordered = all(bool(a < b) + bool(b < a) + bool(a == b) == 1 for a in given for b in given)
+    except Exception:
+        is_ordered = False
+    if not is_ordered:
+        raise ValueError(
+            f"policy {name!r} gives values by {method} that cannot be ordered ({', '.join(map(repr, given))}): "
+            "let it return numbers, or tuples of numbers, that `<` compares."
+        )
+
+
+def _tried[T](name: str, method: str, when: str, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except Exception as error:
+        raise ValueError(
+            f"policy {name!r} fails in {method} ({type(error).__name__}: {error}): let it return a value {when}."
+        ) from error

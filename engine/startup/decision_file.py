@@ -1,0 +1,40 @@
+"""The decision log's file at start-up: tried early, opened last.
+
+A path that cannot be written shows before minutes of loading; what an earlier run wrote is overwritten only once the
+engine is about to run. What is in a log is `decision_log.py`'s business.
+"""
+
+from pathlib import Path
+
+from ..scheduler.decision_log import DecisionLog
+
+
+def check_log(path: str | Path | None) -> None:
+    """Refuse a path that cannot be written, and leave what is there as it is. None: no log is wanted.
+
+    Raises:
+        ValueError: the file cannot be made or written.
+    """
+    if path is None:
+        return
+    try:
+        place = Path(path)
+        if not place.exists():
+            place.open("xb").close()
+            place.unlink()
+        elif place.is_file() or place.is_dir():  # a pipe is opened once: its reader would take this for the end
+            place.open("ab").close()
+    except OSError as error:
+        raise _refusal(path, error) from None
+
+
+def open_log(path: str | Path) -> DecisionLog:
+    """Overwrite what is there. Raises as `check_log` does."""
+    try:
+        return DecisionLog(path)
+    except OSError as error:
+        raise _refusal(path, error) from None
+
+
+def _refusal(path: str | Path, error: OSError) -> ValueError:
+    return ValueError(f"decision_log={str(path)!r} cannot be written: {error.strerror}.")

@@ -1,0 +1,101 @@
+"""The format of an Orbax checkpoint: shared by its reader (`orbax.py`) and its writer (`orbax_writer.py`).
+
+A directory holds `twinmesh.json` (what the model is, and the length of every file), `params/` (Orbax: a flat dict,
+dotted path -> array, in the shapes of `abstract_params`) and the tokenizer's files. Arrays lie in chunks of a few
+megabytes, uncompressed, so that a device reads little more than its own shard and a mesh may have any degree of tensor
+parallelism.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from cattrs.errors import BaseValidationError
+from cattrs.preconf.json import make_converter
+
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from ..json_file import read_json
+from .base import DESCRIPTION
+
+PARAMS = "params"  # the folder of the arrays
+FORMAT = 1
+_CONVERTER = make_converter(forbid_extra_keys=True)
+
+
+@dataclass(frozen=True)
+class Description:
+    """The contents of `twinmesh.json`."""
+
+    format: int  # `FORMAT` of the version that wrote it
+    name: str  # the model's
+    dtype: str  # of the stored parameters, norms apart
+    config: ModelConfig
+    files: dict[str, int]  # path of every other file in the directory -> its length in bytes
+
+    def write(self, directory: Path) -> None:
+        """Write `twinmesh.json` into `directory`."""
+        (directory / DESCRIPTION).write_text(json.dumps(_CONVERTER.unstructure(self), indent=1))
+
+
+def read_description(directory: Path) -> Description:
+    """Read `twinmesh.json`, and check that every file it lists is there and whole.
+
+    Raises:
+        CheckpointError: it is damaged or of another version, or files are missing or truncated.
+    """
+    path = directory / DESCRIPTION
+    content = read_json(path)
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is of format {str(content.get('format'))[:40]}, and this version reads {FORMAT}: convert the "
+            "model again."
+        )
+    try:
+        description = _CONVERTER.structure(content, Description)
+        jnp.dtype(description.dtype)
+    except (BaseValidationError, ValueError, TypeError):
+        raise CheckpointError(f"{path} is damaged: it does not describe a model; convert the model again.") from None
+    for name, size in description.files.items():
+        file = directory / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            how = "is missing" if found is None else f"has {found} bytes and should have {size}"
+            raise CheckpointError(f"{directory} is incomplete: {name} {how}; copy or convert the model again.")
+    return description
+
+
+@contextmanager
+def one_sentence(what: str) -> Iterator[None]:
+    """Turn whatever Orbax raises into one `CheckpointError` that begins with `what`.
+
+    Orbax passes on what TensorStore said, over many lines and as any kind of exception, and logs it as well.
+    """
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except (CheckpointError, jax.errors.JaxRuntimeError, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if number := re.search(r"os_error_code='(\d+)'", text):
+            text = os.strerror(int(number[1]))
+        raise CheckpointError(f"{what}: {text[:160].rstrip('.')}.") from None
+    finally:
+        log.setLevel(level)
+
+
+def nbytes(array: jax.ShapeDtypeStruct) -> int:
+    """Return the size of an array of this shape and dtype."""
+    total: int = math.prod(array.shape) * array.dtype.itemsize
+    return total

@@ -1,0 +1,18 @@
+"""Implementations of the attentions, called with the arguments of the package's public functions."""
+
+from twinmesh.kernels_pallas import reference
+from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
+
+
+def spelled_out(attention):
+    """An implementation that takes `PagedKV` and `AttentionOptions`, as a function of single arguments."""
+
+    def call(q, k_pages, v_pages, page_table, kv_len, q_start=None, **options):
+        starts = () if q_start is None else (q_start,)
+        return attention(q, PagedKV(k_pages, v_pages, page_table, kv_len), *starts, AttentionOptions(**options))
+
+    return call
+
+
+paged_prefill_attention = spelled_out(reference.paged_prefill_attention)
+paged_decode_attention = spelled_out(reference.paged_decode_attention)
