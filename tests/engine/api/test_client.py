@@ -46,10 +46,8 @@ def test_a_request_carries_its_plan_its_hashes_and_its_bounds(llm, core):
 
 
 @pytest.mark.parametrize("kind", [LLM, AsyncLLM])
-def test_tools_reach_the_chat_template(kind, core, monkeypatch):
-    owner = make_fake(
-        kind, core, monkeypatch, template="{{ tools[0].name if tools else 'none' }}{{ messages | length }}"
-    )
+def test_tools_reach_the_chat_template(kind, core):
+    owner = make_fake(kind, core, template="{{ tools[0].name if tools else 'none' }}{{ messages | length }}")
     chat = [{"role": "user", "content": "hi"}]
     assert owner.chat_prompt(chat) == ids(owner, "none1")
     assert (
