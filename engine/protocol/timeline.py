@@ -12,21 +12,16 @@ class Timeline:
     """
 
     arrival: float
-    prefill_start: float | None = None
-    prefill_end: float | None = None
-    kv_ready: float | None = None
+    prefill_start: float | None = None  # the first chunk was dispatched
+    prefill_end: float | None = None  # the first token was read
+    kv_ready: float | None = None  # the KV was in place on the decode mesh; never set where nothing moved
     finish: float | None = None
-    tokens: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)  # one stamp a token, as the host read it
 
     @property
     def first_token(self) -> float | None:
         """When the first token was sampled."""
         return self.tokens[0] if self.tokens else None
-
-    @property
-    def second_token(self) -> float | None:
-        """When the second token was sampled: on a mesh of its own, the first that decode gave."""
-        return self.tokens[1] if len(self.tokens) > 1 else None
 
     @property
     def ttft(self) -> float | None:
