@@ -18,35 +18,28 @@ DTYPES = ("float32", "bfloat16", "float16")
 class EngineConfig:
     """Lengths, buckets and modes of one engine; the same on every mesh.
 
-    `max_model_len`: prompt and completion together, in tokens. `page_size`: tokens per KV page. `max_num_seqs`: slots,
-    the requests a mesh holds at once. `prefill_buckets`: token counts that a prefill step is padded to; the largest is
-    the chunk size. `prefill_rows`: requests packed into one prefill step. `decode_buckets`: row counts of decode steps.
-    `dtype`: of weights, activations and KV, one of `DTYPES`. `windows`: one entry per cache group, the attention window
-    of its layers (None: they see everything). `decode_steps`: decode steps that one dispatch may run. `prefix_cache`:
-    whether prompts reuse the pages of earlier ones. `deterministic`: the same tokens whatever else runs
-    (docs/decisions.md says how). `max_retries`: how often a request that lost its mesh starts again before it fails.
-
     Raises:
         ValueError: a value out of range, buckets that do not ascend or do not reach `max_num_seqs`, or modes that
             exclude each other.
     """
 
     topology: Topology
-    max_model_len: int
-    page_size: int = 64
-    max_num_seqs: int = 32
-    prefill_buckets: tuple[int, ...] = (64, 256, 512)
-    prefill_rows: int = 8
-    decode_buckets: tuple[int, ...] = (1, 8, 32)
-    dtype: str = "float32"
-    windows: tuple[int | None, ...] = (None,)
-    decode_steps: int = 1
-    prefix_cache: bool = True
-    deterministic: bool = False
-    max_retries: int = 2
+    max_model_len: int  # prompt and completion together, in tokens
+    page_size: int = 64  # tokens per KV page
+    max_num_seqs: int = 32  # slots: the requests a mesh holds at once
+    prefill_buckets: tuple[int, ...] = (64, 256, 512)  # token counts of prefill steps; the largest is the chunk size
+    prefill_rows: int = 8  # requests packed into one prefill step; no option yet
+    decode_buckets: tuple[int, ...] = (1, 8, 32)  # row counts of decode steps
+    dtype: str = "float32"  # of weights, activations and KV: one of `DTYPES`
+    windows: tuple[int | None, ...] = (
+        None,
+    )  # per cache group, its layers' attention window; None: they see everything
+    decode_steps: int = 1  # the most that one dispatch runs
+    prefix_cache: bool = True  # prompts reuse the pages of earlier ones
+    deterministic: bool = False  # the same tokens, whatever else runs
+    max_retries: int = 2  # how often a request that lost its mesh starts again before it fails
 
     def __post_init__(self) -> None:
-        """Refuse what no step could run."""
         # A prompt and one more token is the least that can be served.
         for name, least in (
             ("max_model_len", 2), ("page_size", 1), ("max_num_seqs", 1), ("prefill_rows", 1), ("decode_steps", 1),
@@ -111,13 +104,12 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class PoolSize:
-    """One mesh's KV memory: pages of each cache group, bytes of one page of each, the bytes that hand-offs on their way
-    may take (0: it takes part in none), and those of a request's state, which goes along with every transfer."""
+    """One mesh's KV memory."""
 
-    pages: tuple[int, ...]
-    page_bytes: tuple[int, ...]
-    staging_bytes: int
-    state_bytes: int = 0
+    pages: tuple[int, ...]  # of each cache group
+    page_bytes: tuple[int, ...]  # of one page of each
+    staging_bytes: int  # that hand-offs on their way may take; 0: it takes part in none
+    state_bytes: int = 0  # of a request's state, which goes along with every transfer
 
     def transfer_bytes(self, bucket: int, caps: Sequence[int]) -> int:
         """Staging of a transfer of `bucket` pages; `caps` are the groups' `EngineConfig.pages_to_send`."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Concatenate, ForwardRef, get_args
 
 from .config import check_whole_number
+from .scheduler.policy import Policy, policy_named
 from .topology import Topology
 
 if TYPE_CHECKING:
@@ -129,6 +130,15 @@ class EngineOptions:
         int,
         Option("how often a request that lost its mesh starts again before it fails", metavar="N", least=0),
     ] = 2
+    policy: Annotated[
+        str | Policy,
+        Option(
+            "order in which requests are served, where they go and which gives way: fcfs, first come first served; or "
+            "spf, shortest prompt first with ageing. In Python also an object with the methods of "
+            "`engine/scheduler/policy.py`",
+            metavar="NAME",
+        ),
+    ] = "fcfs"
     decision_log: Annotated[
         str | Path | None,
         Option(
@@ -154,6 +164,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if isinstance(self.topology, str):
             Topology.parse(self.topology)
+        if isinstance(self.policy, str):
+            policy_named(self.policy)
         for name in ("max_num_seqs", "seed"):
             check_whole_number(name, getattr(self, name), documentation()[name].least)
         if self.kv_cache_bytes is not None:

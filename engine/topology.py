@@ -1,4 +1,4 @@
-"""Topologies: which meshes an engine has, and the role of each. No JAX here."""
+"""Topologies: which meshes an engine has, and the role of each. It looks at no device."""
 
 import re
 from collections import Counter
@@ -20,12 +20,11 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class MeshSpec:
-    """One mesh: its role, its tensor-parallel degree, which is its number of devices, and for BOTH whether a step may
-    hold prompt chunks and decode rows at once (Sarathi-Serve, Agrawal et al. 2024)."""
+    """What one mesh is for and how large it is."""
 
     role: Role
-    tp: int = 1
-    fused: bool = False
+    tp: int = 1  # tensor-parallel degree, which is its number of devices
+    fused: bool = False  # BOTH: a step may hold prompt chunks and decode rows at once (Sarathi-Serve, Agrawal 2024)
 
     @property
     def prefills(self) -> bool:
@@ -40,15 +39,11 @@ class MeshSpec:
 
 _GROUP = re.compile(r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>\d{1,6})(xtp(?P<tp>\d{1,6}))?")
 
-
 _MODES = ("alternate", "fused")
-
 
 _MODES_TEXT = " and ".join(_MODES)
 
-
 _MOST_DEVICES = 1024
-
 
 _EXAMPLES = "'both=1', 'both(mode=fused)=2', 'prefill=1,decode=1' or 'prefill=2xtp2,decode=1xtp4'"
 

@@ -38,6 +38,7 @@ from .mosaic import (
     smem,
     zero_hidden_rows,
 )
+from .work import ceil_div
 
 _REGISTERS = (232, 40)  # of a consumer's and the producer's threads; of the 512 that there are, 504
 _TILE = 64  # tokens
@@ -60,12 +61,12 @@ class Plan:
     @property
     def rows(self) -> int:
         """Of q for a key/value head, in whole tiles of shared memory."""
-        return -(-self.group // 8) * 8
+        return ceil_div(self.group, 8) * 8
 
     @property
     def stored(self) -> int:
         """Rows of partial sums; four logarithms are the 16 bytes that a copy has at least."""
-        return -(-self.group // 4) * 4
+        return ceil_div(self.group, 4) * 4
 
     @property
     def halves(self) -> bool:
@@ -150,7 +151,7 @@ class _Item(NamedTuple):
 
 @dataclass(frozen=True)
 class _Block:
-    """The arguments, what there is of shared memory, and the block's place in the list of work."""
+    """The arguments, the shared memory, and the block's place in the list of work."""
 
     plan: Plan
     q: Ref  # [R, Hk, rows, D]

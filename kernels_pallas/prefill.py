@@ -18,7 +18,7 @@ from .arguments import AttentionOptions, PagedKV
 from .mosaic import Softmax, launch, refuse, sinks_in_base_2
 from .prefill_block import DESCRIPTION, ROWS, Plan, prefill_block, scratch
 from .tiles import PrefillTiles
-from .work import Piece, chunk_work
+from .work import Piece, ceil_div, chunk_work
 
 
 # Jitted, so that the layers of a model share one trace and one lowering of the kernel.
@@ -64,7 +64,7 @@ def paged_prefill_attention(
         interpret=interpret is not None,
     )
     with jax.named_scope("paged_prefill_attention"):
-        rows = max(-(-tokens // 8) * 8, ROWS)
+        rows = max(ceil_div(tokens, 8) * 8, ROWS)
         q = jnp.pad(q, ((0, rows - tokens), (0, 0), (0, 0)))
         pieces, count = chunk_work(kv.kv_len, q_start, options.window, rows, ROWS)
         pieces = jnp.pad(pieces, ((0, 0), (0, DESCRIPTION - len(Piece._fields))))

@@ -126,7 +126,7 @@ def scratch(plan: Plan, dtype: jax.typing.DTypeLike) -> tuple[Buffers, Barriers]
 
 @dataclass(frozen=True)
 class _Block:
-    """The arguments, what there is of shared memory, and the block's place in the list of work."""
+    """The arguments, the shared memory, and the block's place in the list of work."""
 
     plan: Plan
     q: Ref  # [T, Hq, D]

@@ -12,21 +12,26 @@ _NEVER = 2**31 - 1
 _ALIGNMENT = 8  # rows of a tile as the tensor cores want it
 
 
+def ceil_div[T: (int, Array)](amount: T, unit: int) -> T:
+    """Divide and round up."""
+    return -(-amount // unit)
+
+
 class Splits(NamedTuple):
-    """The splits of all requests, one after the other.
+    """The splits of all requests, one after the other; there are U at most."""
 
-    `start` [R + 1]: request r has splits start[r] to start[r + 1] - 1. `items` [U, 3]: each split's request, first
-    visible token, and the token after its last. U is the most there can be; rows from start[R] on mean nothing.
-    """
-
-    start: Array
-    items: Array
+    start: Array  # [R + 1]: request r has splits start[r] to start[r + 1] - 1
+    items: (
+        Array  # [U, 3]: a split's request, first visible token, and the token after its last; garbage from start[R] on
+    )
 
 
 def split_work(kv_len: Array, window: int | None, split: int, capacity: int) -> Splits:
     """Cut each request's visible tokens at multiples of `split`; `capacity` is the most tokens a request can have."""
     requests = kv_len.shape[0]
-    most = -(-capacity // split) if window is None else min(-(-capacity // split), (window - 2 + split) // split + 1)
+    most = ceil_div(capacity, split)
+    if window is not None:
+        most = min(most, (window - 2 + split) // split + 1)
     first = jnp.zeros_like(kv_len) if window is None else jnp.maximum(kv_len - window, 0)
     count = jnp.where(kv_len > 0, (kv_len + split - 1) // split - first // split, 0)
     start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(count, dtype=jnp.int32)])
@@ -71,7 +76,7 @@ class Piece(NamedTuple):
         return jnp.clip(lax.div(edge + (tile - 1), tile), first, to), to
 
     def unwritten_from(self, page_size: int) -> Array:
-        """Tiles that reach past this token may hold values that nobody has written, which may be NaN."""
+        """Tiles that reach past this token may hold values that were never written, which may be NaN."""
         last_page = lax.div(self.length - 1, page_size) * page_size
         reads_them = (self.high > last_page) & (lax.rem(self.length, page_size) != 0)
         return jnp.where(reads_them, last_page, _NEVER)

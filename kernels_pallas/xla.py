@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from .arguments import AttentionOptions, PagedKV
 from .scatter import write_rows
-from .work import Splits, split_work
+from .work import Splits, ceil_div, split_work
 
 # Measured on two CPU cores, float32, 3 key/value heads of 64. Decode: tokens of a block; the most splits of a request,
 # whose partial sums are kept; splits of an iteration for each row, and tokens of all of them: fewer starve the second
@@ -54,7 +54,7 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
     """See `kernels_pallas.paged_decode_attention`.
 
     Split-KV, so that ragged lengths do not cost the longest one: the splits of all requests are one list, of which an
-    iteration takes the next few, of whichever requests. A split is one block, or several in an inner loop. All heads of a
+    iteration takes the next few, of any requests. A split is one block, or several in an inner loop. All heads of a
     split are one GEMM against the pages as they lie in memory: row h of the left operand holds query head h in the
     columns of its key/value head and zeros elsewhere. That is Hk times the arithmetic and still faster than transposing
     the cache to heads-major, up to at least 8 heads.
@@ -86,7 +86,7 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
             if is_one_block:
                 part = block(jnp.int32(0), part)
             else:
-                blocks = jnp.max(-(-end // page_size) - start + pages - 1) // pages
+                blocks = jnp.max(ceil_div(end, page_size) - start + pages - 1) // pages
                 part = lax.fori_loop(0, blocks, block, part)
             part = part._replace(out=_own_heads(part.out, kv_heads))
             placed: _Softmax = jax.tree.map(
@@ -111,8 +111,8 @@ class _ListedSplits(NamedTuple):
 
 def _decode_split(max_pages: int, page_size: int, pages: int, window: int | None) -> int:
     """Tokens of a split: one block of `pages`, several where there could be more than `DECODE_SPLITS`."""
-    reach = max_pages if window is None else min(max_pages, -(-window // page_size) + 1)
-    return -(-reach // (pages * DECODE_SPLITS)) * pages * page_size
+    reach = max_pages if window is None else min(max_pages, ceil_div(window, page_size) + 1)
+    return ceil_div(reach, pages * DECODE_SPLITS) * pages * page_size
 
 
 def _listed_splits(work: Splits, lanes: int, *, by_length: bool) -> _ListedSplits:
@@ -186,7 +186,7 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
                     visible &= token > packed_position - window
                 return _accumulate(state, packed, k, v, visible[None], options.softcap)
 
-            blocks = (-(-stop // page_size) - start + pages - 1) // pages
+            blocks = (ceil_div(stop, page_size) - start + pages - 1) // pages
             state = lax.fori_loop(0, blocks, block, _initial(packed.shape, tile_sink))
             done = _normalise(state).reshape(kv_heads, group, tile, head_dim).transpose(2, 0, 1, 3)
             done = jnp.where(in_chunk[:, None, None], done.reshape(tile, query_heads, head_dim), 0.0)

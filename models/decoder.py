@@ -1,8 +1,9 @@
-"""One decoder for every family, and what an engine needs to run it without owning it.
+"""One decoder for every family, and the description of its parameters that an engine runs it with.
 
 The decoder maps packed tokens to hidden states and hidden states to logits. Attention is a callback (`Attend`): the
 engine's writes the paged KV cache and attends over pages, `dense_causal` below attends over one sequence and can be
-differentiated. Layers are unrolled: 30 of them compile in 1.4 s on a CPU and run twice as fast as a scan.
+differentiated. A cache is threaded through the layers as a value: nothing here keeps state while it is traced. Layers
+are unrolled: 30 of them compile in 1.4 s on a CPU and run twice as fast as a scan.
 
 Parameters live outside: `abstract_params` describes them in a fixed order without allocating any, a step takes them as
 a plain tuple of arrays in that order (an `nnx.State` costs 0.8 ms per call, a tuple 0.14), and `bind` gives back a
@@ -21,11 +22,25 @@ from .config import ModelConfig
 from .layers import MLP, Attention, Embedding, RMSNorm, rotary_tables
 
 
-class Attend(Protocol):
-    """Attention of one layer, supplied by the caller."""
+class Attend[KV, Rows](Protocol):
+    """Attention of one layer, supplied by the caller: a pure function of arrays, so that a layer can be scanned."""
 
-    def __call__(self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """q [T, Hq, D], k and v [T, Hk, D] of the packed tokens -> [T, Hq, D]; q and k arrive rotated."""
+    def __call__(
+        self, kv: KV, layer: int, q: jax.Array, k: jax.Array, v: jax.Array, rows: Rows
+    ) -> tuple[jax.Array, KV]:
+        """Attend from q over the cache, after k and v were added to it.
+
+        Args:
+            kv: the caller's cache, as the layer before returned it.
+            layer: the layer's index.
+            q: [T, Hq, D] of the packed tokens, rotated.
+            k: [T, Hk, D], rotated.
+            v: [T, Hk, D].
+            rows: what the caller knows about the tokens, the same for all layers.
+
+        Returns:
+            [T, Hq, D], and the new cache.
+        """
         ...
 
 
@@ -34,7 +49,6 @@ class Block(nnx.Module):
     norm of its own first (Gemma 2 and 3)."""
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
-        """All layers of a model have the same shapes; how they attend is the `AttentionSpec`'s business."""
         hidden, eps = config.hidden_size, config.rms_norm_eps
         self.is_sandwich = config.sandwich_norms
         self.attention_norm, self.attention = RMSNorm(hidden, eps), Attention(config, dtype=dtype)
@@ -42,22 +56,33 @@ class Block(nnx.Module):
         if config.sandwich_norms:
             self.attention_output_norm, self.mlp_output_norm = RMSNorm(hidden, eps), RMSNorm(hidden, eps)
 
-    def __call__(self, layer: int, x: jax.Array, tables: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
-        """[T, E] -> [T, E]; `tables` are the rotary cosine and sine, [T, D / 2] each."""
+    def __call__[KV, Rows](
+        self,
+        kv: KV,
+        layer: int,
+        x: jax.Array,
+        tables: tuple[jax.Array, jax.Array],
+        attend: Attend[KV, Rows],
+        rows: Rows,
+    ) -> tuple[jax.Array, KV]:
+        """Run the layer on x [T, E]; `tables` are the rotary cosine and sine, [T, D / 2] each."""
         with jax.named_scope("attention"):
             q, k, v = self.attention.qkv(self.attention_norm(x), *tables)
-            out = self.attention.output(attend(layer, q, k, v))
+            attended, kv = attend(kv, layer, q, k, v, rows)
+            out = self.attention.output(attended)
             x = x + (self.attention_output_norm(out) if self.is_sandwich else out)
         with jax.named_scope("mlp"):
             out = self.mlp(self.mlp_norm(x))
-            return x + (self.mlp_output_norm(out) if self.is_sandwich else out)
+            return x + (self.mlp_output_norm(out) if self.is_sandwich else out), kv
 
 
 class Decoder(nnx.Module):
-    """A decoder-only transformer. Parameters are zero until they are bound: see `bind`."""
+    """A decoder-only transformer. Parameters are zero until they are bound: see `bind`.
+
+    `dtype` is that of the weights, those of norms excepted, and of the activations between norms.
+    """
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
-        """`dtype` is that of the weights, those of norms excepted, and of the activations between norms."""
         self.config = config
         self.embedding = Embedding(config, dtype=dtype)
         self.layers = nnx.List([Block(config, dtype=dtype) for _ in config.layers])
@@ -65,16 +90,20 @@ class Decoder(nnx.Module):
         if not config.tie_embeddings:
             self.head = Embedding(config, dtype=dtype)
 
-    def hidden(self, tokens: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
-        """Hidden states after the final norm.
+    def hidden[KV, Rows](
+        self, tokens: jax.Array, positions: jax.Array, attend: Attend[KV, Rows], kv: KV, rows: Rows
+    ) -> tuple[jax.Array, KV]:
+        """Compute the hidden states after the final norm.
 
         Args:
             tokens: [T] int32 ids, any number of sequences packed one after the other. Padding is id 0.
             positions: [T] int32, each token's position in its own sequence.
-            attend: attention per layer; what a token sees is its decision alone.
+            attend: attention of each layer; it alone decides what a token sees.
+            kv: the cache that the first layer's attention takes.
+            rows: what every layer's attention is given besides.
 
         Returns:
-            [T, E] in `dtype`.
+            [T, E] in `dtype`, and the cache after the last layer.
         """
         with jax.named_scope("embedding"):
             x = self.embedding.lookup(tokens)  # [T, E]
@@ -82,23 +111,31 @@ class Decoder(nnx.Module):
         tables = {rope: rotary_tables(positions, self.config.head_dim, rope) for rope in ropes}
         for index, (block, spec) in enumerate(zip(self.layers, self.config.layers, strict=True)):
             with jax.named_scope(f"layer{index}"):
-                x = block(index, x, tables[spec.rope], attend)
+                x, kv = block(kv, index, x, tables[spec.rope], attend, rows)
         with jax.named_scope("final_norm"):
-            return self.norm(x)
+            return self.norm(x), kv
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[R, E] of the rows that matter -> [R, V] float32."""
+        """Score the vocabulary after hidden states [R, E]: [R, V] float32."""
         with jax.named_scope("head"):
             return (self.embedding if self.config.tie_embeddings else self.head).score(hidden)
 
 
-def dense_causal(config: ModelConfig) -> Attend:
-    """Plain causal attention over one sequence, differentiable: position t is row t. For tests and gradients.
+def dense_hidden(decoder: Decoder, tokens: jax.Array) -> jax.Array:
+    """Compute the hidden states [T, E] of one sequence, tokens [T], without a cache; differentiable."""
+    positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    hidden, _ = decoder.hidden(tokens, positions, dense_causal(decoder.config), None, None)
+    return hidden
 
-    Honours each layer's window and softcap. Materialises [Hq, T, T] scores in float32.
+
+def dense_causal(config: ModelConfig) -> Attend[None, None]:
+    """Make plain causal attention over one sequence, differentiable: position t is row t. For tests and gradients.
+
+    Honours each layer's window and softcap, which `jax.nn.dot_product_attention` does not have. Materialises
+    [Hq, T, T] scores in float32.
     """
 
-    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def attend(kv: None, layer: int, q: jax.Array, k: jax.Array, v: jax.Array, rows: None) -> tuple[jax.Array, None]:
         spec, groups = config.layers[layer], config.num_heads // config.num_kv_heads
         grouped = q.reshape(q.shape[0], config.num_kv_heads, groups, config.head_dim).astype(jnp.float32)
         highest = jax.lax.Precision.HIGHEST
@@ -106,13 +143,13 @@ def dense_causal(config: ModelConfig) -> Attend:
         scores = scores * config.attention_scale  # [Hk, G, T, T]
         if spec.softcap is not None:
             scores = spec.softcap * jnp.tanh(scores / spec.softcap)
-        rows, columns = jnp.arange(q.shape[0])[:, None], jnp.arange(q.shape[0])[None, :]
-        seen = columns <= rows
+        query, key = jnp.arange(q.shape[0])[:, None], jnp.arange(q.shape[0])[None, :]
+        seen = key <= query
         if spec.window is not None:
-            seen &= columns > rows - spec.window
+            seen &= key > query - spec.window
         weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
         mixed = jnp.einsum("kgts,skd->tkgd", weights, v.astype(jnp.float32), precision=highest)
-        return mixed.reshape(q.shape).astype(q.dtype)
+        return mixed.reshape(q.shape).astype(q.dtype), None
 
     return attend
 

@@ -93,10 +93,9 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """The four projections around attention. Attention itself is the caller's: see `decoder.Attend`."""
+    """The four projections around (grouped-query) attention. Attention itself is the caller's: see `decoder.Attend`."""
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
-        """Query heads and key/value heads may differ in number (grouped-query attention)."""
         hidden, dim, eps = config.hidden_size, config.head_dim, config.rms_norm_eps
         queries, keys = (config.num_heads, dim), (config.num_kv_heads, dim)
         of_queries, of_keys = ("q_heads", "head_dim"), ("kv_heads", "head_dim")
@@ -134,7 +133,6 @@ class MLP(nnx.Module):
     """A gated unit: down(activation(gate(x)) * up(x)); SwiGLU with SiLU (Shazeer 2020)."""
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
-        """Sizes from `config.hidden_size` and `config.intermediate_size`."""
         hidden, inner = config.hidden_size, config.intermediate_size
         self.activation = config.activation
         self.gate_proj = param((hidden, inner), ("embed", "mlp"), dtype)
@@ -151,7 +149,6 @@ class Embedding(nnx.Module):
     """A [vocab, embed] table: token lookup, and the head that scores every token against a hidden state."""
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
-        """Sizes from `config.vocab_size` and `config.hidden_size`."""
         self.scale = config.embedding_scale
         self.weight = param((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype)
 

@@ -49,7 +49,7 @@ def _add_option(group: argparse._ArgumentGroup, name: str, option: Option) -> No
 
 
 def _type_of(name: str, option: Option) -> Callable[[str], object]:
-    """What reads an option's value, by the option's type."""
+    """Return what reads an option's value, by the option's type."""
     if name == "topology":
         return _topology
     kinds = {
@@ -198,14 +198,14 @@ def load_llm(args: argparse.Namespace) -> "LLM":
 
 
 def not_empty(text: str) -> str:
-    """The type of an argument that names something: an empty one would be the current directory."""
+    """Read an argument that names something: an empty one would be the current directory."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty: give a name")
     return text
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """The type of an argument that is a whole number, `least` or more."""
+    """Make the type of an argument that is a whole number, `least` or more."""
 
     def read(text: str) -> int:
         try:

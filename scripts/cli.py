@@ -1,7 +1,7 @@
 """The command `twinmesh`: its subcommands, and the one place where an error becomes a sentence and an exit code.
 
 Exit codes: 0 done, 1 failed, 2 the input or an argument cannot be used, 3 a batch run stopped early and can go on, 130
-stopped by Ctrl-C, 143 by SIGTERM, 141 whoever read the output went away. SIGTERM ends a command as Ctrl-C does. No
+stopped by Ctrl-C, 143 by SIGTERM, 141 the reader of the output went away. SIGTERM ends a command as Ctrl-C does. No
 error shows a traceback, unless Python runs in development mode (`-X dev`).
 """
 
@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _version() -> str:
-    """Of the installed package; a checkout on the path runs as well."""
+    """Return that of the installed package; a checkout on the path runs as well."""
     try:
         return version("twinmesh")
     except PackageNotFoundError:
@@ -143,7 +143,7 @@ def _fill_standard_descriptors() -> None:
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM raises in the main thread, as Ctrl-C does, unless whoever started this has it ignored."""
+    """SIGTERM raises in the main thread, as Ctrl-C does, unless the parent process has it ignored."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
         yield
         return

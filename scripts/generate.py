@@ -55,7 +55,7 @@ def _check_length(args: argparse.Namespace, prompt: str) -> None:
     """Refuse a prompt that is too long before weights are loaded and programs compiled; the engine looks again.
 
     Raises:
-        ValueError: it is, or the model's files do not do.
+        ValueError: it is, or the model's files cannot be used.
     """
     asked = args.max_model_len
     # Of what is most likely short enough, most tokens being several bytes, the files are not opened twice.
@@ -75,7 +75,7 @@ def _messages(prompt: str) -> list[dict[str, str]]:
 
 
 def _read_prompt(given: str | None) -> str:
-    """The prompt from the command line, or all of stdin but the line end that `echo` adds."""
+    """Read the prompt from the command line, or all of stdin but the line end that `echo` adds."""
     if given is None:
         if sys.stdin.isatty():
             print("Type the prompt, then Ctrl-D on a line of its own.", file=sys.stderr)

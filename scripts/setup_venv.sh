@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and test.sh, never run: finds Python, makes .venv, installs this clone into it.
+# Sourced by quickstart.sh, test.sh and docs.sh, never run: finds Python, makes .venv, installs this clone into it.
 # It neither activates the environment nor touches anything outside the clone and pip's cache.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
@@ -53,6 +53,12 @@ setup_venv() {
         die "The installation failed; above is the end of .venv/pip.log."
     fi
     echo "$state" >"$stamp"
+}
+
+# link_package: the clone's folder may have any name; to mypy and the reference the package has to be a folder named twinmesh.
+link_package() {
+    mkdir -p "$venv/mypy"
+    ln -sfn "$root" "$venv/mypy/twinmesh"
 }
 
 # setup_h100: the compiler of jax's CUDA plugin, into a folder that only a subprocess of the tests puts on its path: where

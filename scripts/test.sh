@@ -9,10 +9,8 @@ setup_venv '[test]'
 setup_h100
 twinmesh fetch smollm2
 twinmesh fetch gemma3-270m
+link_package
 cd "$root"
-# The clone's folder may have any name; to mypy the package has to be a folder named twinmesh.
-mkdir -p "$venv/mypy"
-ln -sfn "$root" "$venv/mypy/twinmesh"
 
 echo "ruff"
 "$python" -m ruff check .

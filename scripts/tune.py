@@ -1,4 +1,4 @@
-"""Measures tiles for the Hopper kernels on the GPU at hand and writes them into kernels_pallas/tiles.json.
+"""Measures tiles for the Hopper kernels on this machine's GPU and writes them into kernels_pallas/tiles.json.
 
     python scripts/tune.py [--heads 32,8,128 --heads 64,8,64] [--page-sizes 64] [--lengths 2048,8192,32768]
 
@@ -126,7 +126,7 @@ def _prefill(q: Array, *arrays: Array, scale: float, tiles: PrefillTiles, cores:
 
 
 def best_of[T](name: str, choices: Sequence[T], in_use: T, measure: Callable[[T], float]) -> T | None:
-    """The choice that takes the least time, where that is clearly less than what is in use takes; else None.
+    """The choice that takes the least time, where that is clearly less than the tiles in use take; else None.
 
     A choice that does not fit the shared memory or the registers, as Mosaic or XLA says, is passed over.
     """

@@ -1,8 +1,8 @@
 """`AsyncLLM`: the engine for asyncio. The same engine, options and outputs as `LLM`; only the waiting differs.
 
 Any number of event loops and threads may use one engine: each request belongs to the loop that iterates over it, and
-news reaches that loop with `call_soon_threadsafe`. Making the engine blocks, as vLLM's does: make it before the loop
-starts, or in `asyncio.to_thread`.
+its updates reach that loop with `call_soon_threadsafe`. Making the engine blocks, as vLLM's does: make it before the
+loop starts, or in `asyncio.to_thread`.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from types import TracebackType
 import jax
 import numpy as np
 
-from ..protocol.submission import Update
+from ..core.submission import Update
 from .active_requests import Post
 from .base import BaseLLM
 from .collector import RequestCollector
@@ -38,7 +38,7 @@ class AsyncLLM(BaseLLM):
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Complete one prompt; gives what there is so far, whenever there is more, until `finished` is set.
+        """Complete one prompt; yield the result so far, whenever it has grown, until `finished` is set.
 
         The request starts with the first iteration. Cancelling the task, or leaving the iteration, aborts it; use
         `contextlib.aclosing` where it must be aborted at once. With n > 1 each output holds all completions.
@@ -76,7 +76,7 @@ class AsyncLLM(BaseLLM):
         self._frontend.abort(request_id)
 
     async def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
-        """As `LLM.update_params`, without holding up the event loop."""
+        """Do as `LLM.update_params`, without holding up the event loop."""
         await asyncio.to_thread(self.engine.core.update_params, params)
 
     async def close(self) -> None:
@@ -89,13 +89,12 @@ class AsyncLLM(BaseLLM):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """`close`."""
         await self.close()
 
 
 def _post_to(loop: asyncio.AbstractEventLoop, updates: "asyncio.Queue[Update]") -> Post:
     def post(_: RequestCollector, update: Update) -> None:
-        # A loop that was closed with the request still running has nobody left to tell.
+        # A loop that was closed with the request still running takes no updates.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(updates.put_nowait, update)
 

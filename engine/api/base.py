@@ -13,7 +13,7 @@ from ..config import EngineConfig
 from ..metrics.metrics import Metrics
 from ..options import EngineOptions, as_text, with_options
 from ..startup.build import Engine, start_engine
-from .client import Frontend
+from .client import EngineClient
 from .prompts import Prompt, PromptLike, check_prompt
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
@@ -44,7 +44,7 @@ class BaseLLM:
         self.engine: Engine = engine
         self.config: EngineConfig = engine.config
         self.tokenizer, self._chat_template = engine.tokenizer, engine.chat_template
-        self._frontend = Frontend(engine, seed)
+        self._frontend = EngineClient(engine, seed)
         self._prepare()
         # At exit too: threads that still wait for a device when Python ends would take the process down with them.
         weakref.finalize(self, engine.core.close)

@@ -1,23 +1,24 @@
 """The way of a request into the engine and back, for `LLM` and `AsyncLLM` alike.
 
 Invariants: whatever can be refused is refused before a request starts; the completions of a request enter together;
-a request's name stands for all its completions, and for nothing else as long as one of them runs. No waiting here: how
-news reaches the caller is the caller's choice.
+a request's name stands for all its completions, and for nothing else as long as one of them runs. Nothing waits here:
+how updates reach the caller is the caller's choice.
 
 Every method may be called from any thread.
 """
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import replace
 
+from ..core.submission import Submission
 from ..paging.block_hash import block_hashes
 from ..protocol.events import RequestFacts
 from ..protocol.sampling_plan import SamplingPlan
-from ..protocol.submission import Payload, Submission
 from ..startup.build import Engine
-from .active_requests import Forward, LiveRequests, Post
+from .active_requests import ActiveRequest, ActiveRequests, Post
 from .collector import RequestCollector
 from .detokenizer import StopSearch
 from .prompts import Prompt, PromptLike, check_prompt
@@ -36,22 +37,27 @@ class Job:
 
 @dataclass(frozen=True)
 class Ticket:
-    """A request ready to enter: who gathers its news, and one submission per completion."""
+    """A request ready to enter, with one submission per completion."""
 
-    collector: RequestCollector
+    request: ActiveRequest
     submissions: tuple[Submission, ...]
 
+    @property
+    def collector(self) -> RequestCollector:
+        """What gathers the request's updates."""
+        return self.request.collector
 
-class Frontend:
+
+class EngineClient:
     """Checks requests, starts them, and finds them again by name."""
 
     def __init__(self, engine: Engine, seed: int) -> None:
         """`seed`: requests without one of their own draw theirs from it and from their number."""
         self._core, self.config, self.tokenizer = engine.core, engine.config, engine.tokenizer
-        self._seed, self._numbers, self._live = seed, itertools.count(), LiveRequests()
+        self._seed, self._numbers, self._active = seed, itertools.count(), ActiveRequests()
 
     def check(self, prompt: PromptLike, params: SamplingParams) -> Job:
-        """A request that the engine will take.
+        """Check a request that is to be started.
 
         Raises:
             ValueError: a prompt or parameters that this model cannot run.
@@ -60,29 +66,30 @@ class Frontend:
         return Job(checked, params, resolve(params, self.tokenizer, seed=0))
 
     def ticket(self, job: Job, post: Post, request_id: str | None = None) -> Ticket:
-        """A request with its names, seeds and sinks; `post` gets its news once it starts.
+        """Give a request its name, ids, seeds and sink; `post` gets its updates once it starts.
 
         Raises:
             ValueError: the name is not a text, or empty.
         """
         number, arrival = next(self._numbers), self._core.clock()
         request_id = self._new_name(number) if request_id is None else check_name(request_id)
-        names = (request_id,) if job.params.n == 1 else tuple(f"{request_id}#{i}" for i in range(job.params.n))
-        collector = RequestCollector(request_id, names, job.prompt, job.params, self.tokenizer, arrival)
-        sink = Forward(post, collector, self._live)
+        ids = tuple(self._core.new_id() for _ in range(job.params.n))
+        collector = RequestCollector(request_id, ids, job.prompt, job.params, self.tokenizer, arrival)
+        request = ActiveRequest(post, collector, self._active)
         prompt, hashes = np.array(job.prompt.token_ids, np.int32), self._block_hashes(job)
         submissions = [
             Submission(
                 arrival=arrival,
-                facts=self._facts(job, name, names[0] if index else None, hashes),
-                payload=Payload(prompt, self._plan(job, index, seed)),
+                facts=self._facts(job, id_, ids[0] if index else None, hashes),
+                prompt=prompt,
+                plan=self._plan(job, index, seed),
                 eos_ids=eos_ids(job.params, self.tokenizer),
                 stop=self._stop_check(job.params),
-                sink=sink,
+                sink=request,
             )
-            for index, (name, seed) in enumerate(zip(names, self._seeds(job.params, number), strict=True))
+            for index, (id_, seed) in enumerate(zip(ids, self._seeds(job.params, number), strict=True))
         ]
-        return Ticket(collector, tuple(submissions))
+        return Ticket(request, tuple(submissions))
 
     def start(self, ticket: Ticket) -> None:
         """Let a request in.
@@ -91,56 +98,55 @@ class Frontend:
             ValueError: its name is in use.
             EngineError: the engine is closed or has failed.
         """
-        collector = ticket.collector
-        self._live.add(collector)
+        self._active.add(ticket.request)
         try:
             self._core.submit(ticket.submissions)
         except BaseException:  # an interrupt may come after the engine has taken it
-            for sequence_id in collector.sequence_ids:
+            for sequence_id in ticket.collector.sequence_ids:
                 self._core.abort(sequence_id)
-                self._live.end(sequence_id)
+                self._active.end(ticket.request, sequence_id)
             raise
 
     def abort(self, request_id: str) -> None:
         """End every completion of a request; a name not in use is ignored."""
-        for sequence_id in self._live.sequences(request_id):
+        for sequence_id in self._active.sequences(request_id):
             self._core.abort(sequence_id)
 
     def withdraw(self, collector: RequestCollector) -> None:
-        """End every completion of this request, unless it has ended and another has its name."""
-        if self._live.holder(collector.request_id) is collector:
-            self.abort(collector.request_id)
+        """End every completion of this very request, whatever has its name by now."""
+        for sequence_id in collector.running:
+            self._core.abort(sequence_id)
 
     def preempt(self, request_id: str) -> None:
         """Give up the KV of every completion of a request; a name not in use is ignored."""
-        for sequence_id in self._live.sequences(request_id):
+        for sequence_id in self._active.sequences(request_id):
             self._core.preempt(sequence_id)
 
     def migrate(self, request_id: str, destination: int | None) -> None:
         """Move every completion of a request; a name not in use is ignored."""
-        for sequence_id in self._live.sequences(request_id):
+        for sequence_id in self._active.sequences(request_id):
             self._core.migrate(sequence_id, destination)
 
     def _new_name(self, number: int) -> str:
         name = f"request-{number}"
-        while name in self._live:  # callers may name theirs alike
+        while name in self._active:  # callers may name theirs alike
             name += "+"
         return name
 
-    def _facts(self, job: Job, name: str, leader: str | None, hashes: tuple[bytes, ...]) -> RequestFacts:
+    def _facts(self, job: Job, id_: int, leader: int | None, hashes: tuple[bytes, ...]) -> RequestFacts:
         length = len(job.prompt.token_ids)
         room = self.config.max_model_len - length
         asked = job.params.max_tokens
-        return RequestFacts(name, length, room if asked is None else min(int(asked), room), hashes, leader)
+        return RequestFacts(id_, length, room if asked is None else min(int(asked), room), hashes, leader)
 
     def _block_hashes(self, job: Job) -> tuple[bytes, ...]:
-        """None where the prefix cache is off, or where every prompt token has to be computed."""
+        """Hash the prompt's pages; none where the prefix cache is off or every prompt token has to be computed."""
         if not self.config.prefix_cache or job.params.prompt_logprobs is not None:
             return ()
         return block_hashes(job.prompt.token_ids, self.config.page_size)
 
     def _plan(self, job: Job, index: int, seed: int) -> SamplingPlan:
-        """Only the first completion computes the prompt, and so its log-probabilities."""
+        """Let only the first completion, which computes the prompt, report its log-probabilities."""
         return replace(job.plan, seed=seed, prompt_logprobs=None if index else job.plan.prompt_logprobs)
 
     def _seeds(self, params: SamplingParams, number: int) -> list[int]:
@@ -157,7 +163,7 @@ class Frontend:
 
 
 def check_name(request_id: object) -> str:
-    """A caller's name for a request; ValueError unless it is a text that is not empty."""
+    """Check a caller's name for a request; ValueError unless it is a text that is not empty."""
     if isinstance(request_id, str) and request_id:
         return request_id
     raise ValueError(f"request_id={request_id!r} is not usable: it must be a text that is not empty.")

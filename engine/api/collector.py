@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from ...models.text.tokenizer import Tokenizer
+from ..core.submission import Update
 from ..protocol.actions import FinishReason
-from ..protocol.results import TokenScores
-from ..protocol.submission import Update
+from ..protocol.results import HostScores
 from ..protocol.timeline import Timeline
 from .detokenizer import Detokenizer
 from .outputs import CompletionOutput, Logprob, LogprobsAt, RequestOutput, TextDelta
@@ -40,7 +40,7 @@ class CompletionCollector:
         )
 
     def take(self, update: Update) -> str:
-        """Take in news; the text that it adds."""
+        """Take in an update; return the text that it adds."""
         self._timeline = update.timeline or self._timeline
         self._take_scores(update)
         self._token_ids.extend(update.token_ids)
@@ -51,7 +51,7 @@ class CompletionCollector:
         return text
 
     def output(self) -> CompletionOutput:
-        """The completion so far; later news does not change it, but for the timeline."""
+        """Return the completion so far; later updates do not change it, but for the timeline."""
         has_logprobs = self._params.logprobs is not None
         return CompletionOutput(
             index=self._index,
@@ -84,30 +84,35 @@ class CompletionCollector:
 class RequestCollector:
     """One request, of one completion or several, as it grows.
 
-    `request_id` is the caller's name for it, `sequence_ids` are the engine's names for its completions.
+    `request_id` is the caller's name for it, `sequence_ids` are the engine's ids of its completions.
     """
 
     def __init__(
         self,
         request_id: str,
-        sequence_ids: tuple[str, ...],
+        sequence_ids: tuple[int, ...],
         prompt: Prompt,
         params: SamplingParams,
         tokenizer: Tokenizer,
         arrival: float,
     ) -> None:
-        """Nothing has come yet; `arrival` in seconds on the engine's clock."""
+        """`arrival` in seconds on the engine's clock."""
         self.request_id, self.sequence_ids, self.prompt = request_id, sequence_ids, prompt
         # Of the prompt's tokens but the first, in pieces.
-        self.prompt_scores: list[TokenScores] = []
+        self.prompt_scores: list[HostScores] = []
         self._params, self._tokenizer = params, tokenizer
         self._completions = {
             sequence_id: CompletionCollector(index, params, tokenizer, arrival)
             for index, sequence_id in enumerate(sequence_ids)
         }
-        self._running = set(sequence_ids)
+        self._running = dict.fromkeys(sequence_ids)  # an ordered set
         self._cached_tokens: int | None = None
         self._prompt_logprobs: list[LogprobsAt | None] | None = None
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Ids of the completions whose end has not been taken in, in order."""
+        return tuple(self._running)
 
     @property
     def is_finished(self) -> bool:
@@ -116,14 +121,14 @@ class RequestCollector:
 
     @property
     def error(self) -> str | None:
-        """Why the first completion that failed did."""
+        """Why the first failed completion failed."""
         return next((c.error for c in self._completions.values() if c.error is not None), None)
 
     def take(self, update: Update) -> TextDelta:
-        """Take in news of one completion; what it adds to it."""
+        """Take in an update of one completion; return what it adds to it."""
         sequence_id = update.request_id
         if update.finish_reason is not None:
-            self._running.discard(sequence_id)  # first: an interrupt below must not make anyone wait for more
+            self._running.pop(sequence_id, None)  # first: an interrupt below must not make anyone wait for more
         index = self.sequence_ids.index(sequence_id)
         if index == 0:  # the others share its prompt
             self.prompt_scores.extend(update.prompt_scores)
@@ -133,7 +138,7 @@ class RequestCollector:
         return TextDelta(text, update.token_ids, update.finish_reason, index)
 
     def output(self) -> RequestOutput:
-        """The request so far; later news does not change it, but for the timelines."""
+        """Return the request so far; later updates do not change it, but for the timelines."""
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt.text,
@@ -146,7 +151,7 @@ class RequestCollector:
         )
 
     def _name_prompt_logprobs(self) -> list[LogprobsAt | None] | None:
-        """Made once, when all are there: a prompt's are many, and outputs of a running request are made often."""
+        """Make them once, when all are there: a prompt's are many, and outputs of a running request are made often."""
         count, wanted = self._params.prompt_logprobs, self.prompt.token_ids[1:]
         if count is None or sum(len(scores.logprob) for scores in self.prompt_scores) < len(wanted):
             return None
@@ -157,9 +162,9 @@ class RequestCollector:
 
 
 def _name_logprobs(
-    pieces: Iterable[TokenScores], token_ids: list[int], count: int, tokenizer: Tokenizer | None
+    pieces: Iterable[HostScores], token_ids: list[int], count: int, tokenizer: Tokenizer | None
 ) -> Iterator[LogprobsAt]:
-    """One dict per token: the token itself, then the `count` most likely ones."""
+    """Make one dict per token: the token itself, then the `count` most likely ones."""
     rows = chain.from_iterable(
         zip(
             scores.logprob.tolist(),

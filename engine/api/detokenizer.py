@@ -1,9 +1,9 @@
 """Token ids to text as they come, up to a stop string.
 
 Invariants: text that was given out is never taken back, so the end that may be the start of a stop string waits until
-it is known to be none; the pieces joined are the text of all tokens, cut at the first stop string. Whoever gives out
-text and whoever decides that a request ends run the same search, so they agree. Memory and time per token are bounded
-by the longest stop string.
+it is known to be none; the pieces joined are the text of all tokens, cut at the first stop string. The code
+that gives out text and the code that ends a request run the same search, so they agree. Memory and time per
+token are bounded by the longest stop string.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,12 +35,12 @@ class StopSearch:
         self.tail = ""
 
     def push(self, token_id: int) -> str | None:
-        """Take the next token; the stop string that it completes, if any."""
+        """Take the next token; return the stop string that it completes, if any."""
         _, match = self.advance(token_id)
         return match.stop if match else None
 
     def advance(self, token_id: int) -> tuple[str, Match | None]:
-        """Take the next token; the text that it completes, and where a stop string is in the text so far."""
+        """Take the next token; return the text that it completes, and where a stop string is in the text so far."""
         self._count += 1
         new = self._stream.push((token_id,))
         text = self.tail + new
@@ -49,11 +49,11 @@ class StopSearch:
         return new, match
 
     def finish(self) -> str:
-        """What is left of an unfinished character; it is not searched."""
+        """Return what is left of an unfinished character; it is not searched."""
         return self._stream.finish()
 
     def held_back(self, text: str) -> int:
-        """How many characters at the end of `text` may be the start of a stop string."""
+        """Count the characters at the end of `text` that may be the start of a stop string."""
         for length in range(min(self._reach, len(text)), 0, -1):
             end = text[len(text) - length :]
             if any(len(stop) > length and stop.startswith(end) for stop in self._stops):
@@ -61,7 +61,7 @@ class StopSearch:
         return 0
 
     def _find(self, text: str, new: int) -> Match | None:
-        """The stop string that ends first among the last `new` characters."""
+        """Find the stop string that ends first among the last `new` characters."""
         best, best_end = None, len(text) + 1
         for stop in self._stops:
             start = text.find(stop, max(0, len(text) - new - len(stop) + 1))
@@ -88,13 +88,13 @@ class Detokenizer:
         self._search = StopSearch(tokenizer, stops, min_tokens=min_tokens, skip_special=skip_special) if stops else None
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that `ids` add, as far as it is certain to stay. After a stop string nothing is added."""
+        """Return the text that `ids` add, as far as it is certain to stay. After a stop string nothing is added."""
         if self._search is None:
             return self._stream.push(ids)
         return "".join(self._push_one(self._search, i) for i in ids)
 
     def finish(self) -> str:
-        """What was still waiting: the start of a stop string that did not come, U+FFFD for an unfinished character."""
+        """Return what still waited: the start of a stop string that did not come, or U+FFFD for half a character."""
         if self._search is None:
             return self._stream.finish()
         return "" if self._is_stopped else self._held + self._search.finish()

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from ...models.text.chat import Message, Tool
 from ..config import check_whole_number
+from ..core.submission import Update
 from ..errors import EngineError
-from ..protocol.submission import Update
 from .base import BaseLLM
 from .client import Job
 from .collector import RequestCollector
@@ -102,7 +102,7 @@ class LLM(BaseLLM):
         updates: SimpleQueue[Update] = SimpleQueue()
         job = self._frontend.check(prompt, sampling_params or SamplingParams())
         ticket = self._frontend.ticket(job, lambda _, update: updates.put(update))
-        stream = RequestStream(ticket.collector, updates, self.abort)
+        stream = RequestStream(ticket.collector, updates, self._frontend.withdraw)
         try:
             self._frontend.start(ticket)
         except BaseException:
@@ -116,8 +116,8 @@ class LLM(BaseLLM):
         """Run jobs, each a prompt and its sampling parameters, and give (index, result) as they finish.
 
         Args:
-            jobs: read as they are needed. One may be None while others run: there is none yet, results come first, and
-                it is asked for again whenever the engine has news. Where nothing runs, None ends the iteration.
+            jobs: read as they are needed. One may be None while others run: no job is ready yet, results come first,
+                and it is asked for again whenever a request has an update. Where nothing runs, None ends the iteration.
             window: how many may be in the engine at once, 1 or more; None: all of them.
 
         Leaving the iteration early aborts what is left. Raises as `generate` does; jobs before a bad one are aborted.
@@ -166,7 +166,7 @@ class LLM(BaseLLM):
         self._hand_driven.add(request_id, self._frontend.check(prompt, sampling_params or SamplingParams()))
 
     def step(self) -> list[RequestOutput]:
-        """Wait for the next news of requests from `add_request`, and give what those that have some made so far.
+        """Wait for the next update of requests from `add_request`, and return what the updated ones made so far.
 
         The engine computes on a thread of its own, so that a step is not one step of the model: an output may hold
         several new tokens, and nothing waits for the next call. Each output holds all completions from their first
@@ -175,7 +175,7 @@ class LLM(BaseLLM):
         return self._hand_driven.step()
 
     def has_unfinished_requests(self) -> bool:
-        """Whether `step` has more to tell."""
+        """Return whether `step` has more to return."""
         return self._hand_driven.has_unfinished
 
     def abort(self, request_id: str) -> None:
@@ -211,7 +211,6 @@ class LLM(BaseLLM):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """`close`."""
         self.close()
 
     def _outputs(
@@ -224,25 +223,25 @@ class LLM(BaseLLM):
     def _run(
         self, jobs: Iterable[Job | None], window: int | None
     ) -> Generator[tuple[int, RequestCollector], None, None]:
-        """Index and collector of each job as it finishes; `window` jobs at most are in the engine."""
-        news: SimpleQueue[tuple[RequestCollector, Update]] = SimpleQueue()
+        """Yield index and collector of each job as it finishes; `window` jobs at most are in the engine."""
+        updates: SimpleQueue[tuple[RequestCollector, Update]] = SimpleQueue()
         running: dict[RequestCollector, int] = {}
         waiting, indices = iter(jobs), itertools.count()
         try:
             while True:
                 while (window is None or len(running) < window) and (job := next(waiting, None)) is not None:
-                    ticket = self._frontend.ticket(job, lambda collector, update: news.put((collector, update)))
+                    ticket = self._frontend.ticket(job, lambda collector, update: updates.put((collector, update)))
                     running[ticket.collector] = next(indices)
                     self._frontend.start(ticket)
                 if not running:
                     return
-                collector, update = news.get()
+                collector, update = updates.get()
                 collector.take(update)
                 if collector.is_finished:
                     yield running.pop(collector), collector
         finally:
             for collector in running:
-                self.abort(collector.request_id)
+                self._frontend.withdraw(collector)
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
@@ -254,7 +253,7 @@ def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: i
 
 
 def _score(collector: RequestCollector, start: int) -> Score:
-    """Of the tokens of a prompt from `start` on, once the request has ended."""
+    """Score the tokens of a prompt from `start` on, once the request has ended."""
     output = collector.output()
     if output.outputs[0].finish_reason in ("abort", "error"):
         raise EngineError(output.error or f"{output.request_id} was aborted before it was scored.")

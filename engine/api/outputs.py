@@ -1,4 +1,4 @@
-"""What a caller gets back, shaped as vLLM's outputs are. Control-plane module: no JAX here."""
+"""Results of requests, shaped as vLLM's outputs are. Control-plane module: no JAX here."""
 
 import math
 from dataclasses import dataclass
@@ -11,14 +11,11 @@ from ..protocol.timeline import Timeline
 
 
 class Logprob(NamedTuple):
-    """One token's natural log-probability, from the model's raw logits: before temperature, penalties and the like.
-
-    `rank`: 1 for the most likely. `decoded_token`: the token alone as text; None with `detokenize=False`.
-    """
+    """One token's natural log-probability, from the model's raw logits: before temperature, penalties and the like."""
 
     logprob: float
-    rank: int
-    decoded_token: str | None
+    rank: int  # 1 for the most likely
+    decoded_token: str | None  # the token alone as text; None with `detokenize=False`
 
 
 # Of one position: the token that is there, first, and the most likely ones, by token id.
@@ -27,71 +24,60 @@ type LogprobsAt = dict[int, Logprob]
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One completion, or what there is of it so far.
+    """One completion, whole or so far."""
 
-    `text` leaves special tokens and stop strings out unless told otherwise; `token_ids` holds every token, a final stop
-    token included. `logprobs` has an entry per token, and `cumulative_logprob` is their sum for the tokens themselves;
-    None where `logprobs` was not asked for. `finish_reason`: "stop", "length", "abort" or "error"; None: it goes on.
-    `stop_reason`: the stop string or stop token that ended it; None for EOS and all else. `timeline`: its stamps, which
-    go on changing until it ends.
-    """
-
-    index: int
-    text: str
-    token_ids: list[int]
-    cumulative_logprob: float | None
-    logprobs: list[LogprobsAt] | None
-    finish_reason: FinishReason | None
-    stop_reason: int | str | None
-    timeline: Timeline
+    index: int  # among the request's `n` completions
+    text: str  # without special tokens and stop strings, unless the sampling parameters keep them
+    token_ids: list[int]  # every token, a final stop token included
+    cumulative_logprob: float | None  # of the tokens themselves; None: log-probabilities were not asked for
+    logprobs: list[LogprobsAt] | None  # an entry per token; None: not asked for
+    finish_reason: FinishReason | None  # None: it goes on
+    stop_reason: int | str | None  # the stop string or stop token that ended it; None for EOS and all else
+    timeline: Timeline  # its stamps, which go on changing until it ends
 
     def finished(self) -> bool:
-        """Whether it has ended."""
+        """Return whether it has ended."""
         return self.finish_reason is not None
 
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A request's result, or what there is of it so far; `outputs` holds `n` completions, in the order of `index`.
-
-    `prompt_logprobs`: an entry per prompt token, None for the first; None where not asked for or not there yet.
-    `num_cached_tokens`: prompt tokens that the prefix cache spared; None until the prompt began. `error` says in one
-    sentence why a completion with finish_reason "error" failed.
-    """
+    """A request's result, whole or so far."""
 
     request_id: str
-    prompt: str | None
+    prompt: str | None  # None: it was given as token ids
     prompt_token_ids: list[int]
-    prompt_logprobs: list[LogprobsAt | None] | None
-    outputs: list[CompletionOutput]
-    finished: bool
-    num_cached_tokens: int | None = None
-    error: str | None = None
+    prompt_logprobs: (
+        list[LogprobsAt | None] | None
+    )  # an entry per token, None for the first; None: not asked for, or not yet
+    outputs: list[CompletionOutput]  # `n` completions, in the order of `index`
+    finished: bool  # all completions have ended
+    num_cached_tokens: int | None = None  # prompt tokens that the prefix cache spared; None until the prompt began
+    error: str | None = None  # one sentence: why a completion with finish_reason "error" failed
 
     @property
     def timeline(self) -> Timeline:
-        """That of the completion that ended last, so that E2E is the request's; while it runs, of one that does."""
+        """Return that of the completion that ended last, so that E2E is the request's; before, of one that runs."""
         return max((output.timeline for output in self.outputs), key=_finish)
 
 
 @dataclass(frozen=True)
 class TextDelta:
-    """What one step of a stream adds to completion `index`: new text (never taken back), its tokens, and why it ended
-    (None: it goes on). Text may come later than its tokens."""
+    """One step of a stream. Text may come later than its tokens, and is never taken back."""
 
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason | None
-    index: int = 0
+    text: str  # new since the last step
+    token_ids: list[int]  # likewise
+    finish_reason: FinishReason | None  # None: the completion goes on
+    index: int = 0  # of the completion
 
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """How likely a continuation is: `logprobs` [n] float32, one for each of `token_ids`; `total`: their sum."""
+    """How likely a continuation is."""
 
     token_ids: list[int]
-    logprobs: np.ndarray
-    total: float
+    logprobs: np.ndarray  # [n] float32, one for each token
+    total: float  # their sum
 
 
 def _finish(timeline: Timeline) -> float:

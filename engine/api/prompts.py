@@ -22,7 +22,7 @@ class Prompt:
 
 
 def check_prompt(prompt: PromptLike, tokenizer: Tokenizer, max_model_len: int) -> Prompt:
-    """Token ids of a prompt: text, ids, {"prompt": text} or {"prompt_token_ids": ids}.
+    """Check a prompt and turn it into token ids: text, ids, {"prompt": text} or {"prompt_token_ids": ids}.
 
     Raises:
         ValueError: empty, without room for one more token, ids outside the vocabulary, or of another form.
@@ -41,7 +41,7 @@ def check_prompt(prompt: PromptLike, tokenizer: Tokenizer, max_model_len: int) -
 
 
 def check_continuation(prompt: Prompt, continuation: PromptLike, tokenizer: Tokenizer, max_model_len: int) -> Prompt:
-    """`prompt` and `continuation` as one prompt; nothing is put between them, and no special token before the second.
+    """Join `prompt` and `continuation`; nothing is put between them, and no special token before the second.
 
     Raises:
         ValueError: as `check_prompt`, of the two together, or an empty continuation.
@@ -53,7 +53,7 @@ def check_continuation(prompt: Prompt, continuation: PromptLike, tokenizer: Toke
 
 
 def as_list(prompts: PromptLike | Sequence[PromptLike]) -> list[PromptLike]:
-    """One prompt or many as a list. A list of ints is one prompt, and so is an array; any other list is many."""
+    """Return one prompt or many as a list. A list of ints is one prompt, and so is an array; any other list is many."""
     if isinstance(prompts, str | bytes | Mapping | np.ndarray) or (len(prompts) and isinstance(prompts[0], Integral)):
         return [cast(PromptLike, prompts)]
     return list(cast(Sequence[PromptLike], prompts))

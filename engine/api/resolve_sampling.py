@@ -15,7 +15,7 @@ _LEAST_TEMPERATURE = 1e-5
 
 
 def resolve(params: SamplingParams, tokenizer: Tokenizer, seed: int) -> SamplingPlan:
-    """The plan of one completion that draws with `seed`.
+    """Make the plan of one completion that draws with `seed`.
 
     Raises:
         ValueError: token ids outside the vocabulary, bad words that are too many or too long, or nothing left to
@@ -46,7 +46,7 @@ def resolve(params: SamplingParams, tokenizer: Tokenizer, seed: int) -> Sampling
 
 
 def eos_ids(params: SamplingParams, tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens that end a completion as the model's own end."""
+    """Return the tokens that end a completion as the model's own end."""
     return frozenset() if params.ignore_eos else frozenset(tokenizer.eos_token_ids)
 
 
@@ -59,7 +59,7 @@ def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
 
 
 def _spell(words: Iterable[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
-    """Token sequences of bad words, as vLLM's `update_from_tokenizer` makes them: each word as it starts a text, and
+    """Spell bad words in tokens, as vLLM's `update_from_tokenizer` makes them: each word as it starts a text, and
     behind a space where that spells it with as many tokens but another first one."""
     spelled: list[tuple[int, ...]] = []
     for word in words:
@@ -81,7 +81,7 @@ def _spell(words: Iterable[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...],
 
 
 def _check_choice(plan: SamplingPlan, vocab_size: int) -> None:
-    """Refuse a first token that could be none at all."""
+    """Refuse parameters that leave no first token to choose."""
     banned = {i for i, bias in plan.logit_bias.items() if bias == -math.inf}
     banned.update(word[0] for word in plan.bad_words if len(word) == 1)
     if plan.min_tokens:

@@ -88,7 +88,7 @@ class SamplingParams:
             raise ValueError("stop strings need the text: leave detokenize on, or use stop_token_ids.")
 
     def with_seed(self, seed: int) -> "SamplingParams":
-        """The same with another seed, without checking the rest again.
+        """Return the same with another seed, without checking the rest again.
 
         Raises:
             ValueError: the seed is not from 0 to 2**32 - 1.

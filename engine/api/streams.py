@@ -1,11 +1,11 @@
-"""One request as its caller sees it: text as it comes, or the whole result. Runs on the caller's thread."""
+"""Requests as their callers follow them, on the callers' threads: one as a stream, or several step by step."""
 
 import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
-from ..protocol.submission import Update
-from .client import Frontend, Job, check_name
+from ..core.submission import Update
+from .client import EngineClient, Job, check_name
 from .collector import RequestCollector
 from .outputs import RequestOutput, TextDelta
 
@@ -15,18 +15,18 @@ class RequestStream:
 
     Leaving the iteration early (`break`, an exception, Ctrl-C) or `close()` aborts the request, and so does dropping an
     iterator: keep the one that `iter` gives for as long as the request is wanted. A stream that is never iterated runs
-    to its end. With n > 1 the deltas of all completions come as they are made; `index` says whose each is.
+    to its end. With n > 1 the deltas of all completions come as they are made, each with its completion's `index`.
     """
 
     def __init__(
-        self, collector: RequestCollector, updates: "SimpleQueue[Update]", abort: Callable[[str], None]
+        self, collector: RequestCollector, updates: "SimpleQueue[Update]", abort: Callable[[RequestCollector], None]
     ) -> None:
-        """Use `LLM.stream`. `updates` is where the request's news comes."""
+        """Use `LLM.stream`. `updates` is where the request's updates come; `abort` ends it."""
         self.request_id = collector.request_id
         self._collector, self._updates, self._abort = collector, updates, abort
 
     def __iter__(self) -> Iterator[TextDelta]:
-        """Deltas from here on."""
+        """Give the deltas from here on."""
         try:
             while not self._collector.is_finished:
                 yield self._collector.take(self._updates.get())
@@ -42,22 +42,22 @@ class RequestStream:
     def close(self) -> None:
         """Abort unless the request has ended."""
         if not self._collector.is_finished:
-            self._abort(self.request_id)
+            self._abort(self._collector)
 
 
 class HandDriven:
     """The requests of one engine that were added by hand. Any thread may add; one thread at a time steps."""
 
-    def __init__(self, frontend: Frontend) -> None:
-        self._frontend = frontend
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
         # None wakes a step that waits for a request which could not start.
-        self._news: SimpleQueue[tuple[RequestCollector, Update] | None] = SimpleQueue()
+        self._updates: SimpleQueue[tuple[RequestCollector, Update] | None] = SimpleQueue()
         self._running: set[str] = set()
         self._adding, self._stepping = threading.Lock(), threading.Lock()
 
     @property
     def has_unfinished(self) -> bool:
-        """Whether a request was added whose end `step` has not told yet."""
+        """Whether a request was added whose end `step` has not given yet."""
         return bool(self._running)
 
     def add(self, request_id: str, job: Job) -> None:
@@ -68,32 +68,32 @@ class HandDriven:
             EngineError: the engine is closed or has failed.
         """
         name = check_name(request_id)
-        ticket = self._frontend.ticket(job, lambda collector, update: self._news.put((collector, update)), name)
+        ticket = self._client.ticket(job, lambda collector, update: self._updates.put((collector, update)), name)
         with self._adding:
             if request_id in self._running:
                 raise ValueError(f"request_id={request_id!r} is in use: step until that request has finished.")
             self._running.add(request_id)
         try:
-            self._frontend.start(ticket)
+            self._client.start(ticket)
         except BaseException:
             self._running.discard(request_id)
-            self._news.put(None)
+            self._updates.put(None)
             raise
 
     def step(self) -> list[RequestOutput]:
-        """Wait for news, and give all requests that have some; none where nothing is unfinished."""
+        """Wait for updates, and give all requests that have some; none where nothing is unfinished."""
         with self._stepping:
             fresh: dict[RequestCollector, None] = {}  # an ordered set
             while self._running and not fresh:
-                self._take(self._news.get(), fresh)
-            while not self._news.empty():  # nobody else takes from it
-                self._take(self._news.get(), fresh)
+                self._take(self._updates.get(), fresh)
+            while not self._updates.empty():  # no other thread takes from it
+                self._take(self._updates.get(), fresh)
             return [collector.output() for collector in fresh]
 
-    def _take(self, news: tuple[RequestCollector, Update] | None, fresh: dict[RequestCollector, None]) -> None:
-        if news is None:
+    def _take(self, message: tuple[RequestCollector, Update] | None, fresh: dict[RequestCollector, None]) -> None:
+        if message is None:
             return
-        collector, update = news
+        collector, update = message
         collector.take(update)
         fresh[collector] = None
         if collector.is_finished:

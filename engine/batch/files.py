@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: whoever looks, also after a power loss, finds the old content or the new."""
+    """Replace a file as a whole: a reader finds the old content or the new, also after a power loss."""
     with replacing(path) as scratch, scratch.open("wb") as file:
         file.write(content)
         file.flush()

@@ -162,7 +162,7 @@ class Journal:
                     yield json.loads(file.readline())
 
     def close(self, *, remove: bool = False) -> None:
-        """Unlock the file, and leave it on disk unless told to remove it."""
+        """Unlock the file, and leave it on disk unless `remove` is set."""
         if remove and self._is_in_place():
             self.path.unlink()
         os.close(self._fd)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class BatchRun:
-    """The requests that are in the engine, and the tally of those that left it."""
+    """The requests that are in the engine, and counts of those that left it."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class BatchRun:
             self._show(bar)
 
     def _jobs(self) -> Iterator[tuple["np.ndarray", SamplingParams] | None]:
-        """What goes into the engine; None where stdin has nothing yet and results come first."""
+        """Yield what goes into the engine; None where stdin has nothing yet and results come first."""
         index = 0
         for prepared in self._in_order():
             if prepared is None:

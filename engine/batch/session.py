@@ -73,7 +73,7 @@ class Batch:
         restart: bool = False,
         retry_errors: bool = False,
     ) -> None:
-        """Find out what there is to do. Close it, or use it as a context manager.
+        """Find out what remains to be done. Close it, or use it as a context manager.
 
         Args:
             source: JSON lines, or Parquet by its name; "-" is stdin, which cannot be resumed.
@@ -158,7 +158,7 @@ class Batch:
         return start.result
 
     def finish(self) -> BatchResult:
-        """What `run` does where nothing remains to be run. Raises BatchStopped as it does."""
+        """Do what `run` does where nothing remains to be run. Raises BatchStopped as it does."""
         kept = self._kept
         try:
             self._conclude()
@@ -180,7 +180,6 @@ class Batch:
         self._journal.close(remove=is_void or (self._output.is_parquet and self._is_done))
 
     def __enter__(self) -> "Batch":
-        """The run itself."""
         return self
 
     def __exit__(
@@ -267,5 +266,5 @@ class Batch:
         return BatchStopped(f"{why} {self._standing()}")
 
     def _place(self, error: OSError) -> str:
-        """The file that an error is about; of a renaming the new name."""
+        """Name the file that an error is about; of a renaming the new name."""
         return str(error.filename2 or error.filename or self._output)

@@ -206,7 +206,7 @@ def _strip(line: bytes, number: int) -> bytes:
 
 
 def _stamp(path: Path, unless_gone: Stamp = (0, 0, 0)) -> Stamp:
-    """`unless_gone`: that of a file that has lost its name; whoever has it open reads on what was in it."""
+    """`unless_gone`: that of a file that has lost its name; a process that has it open reads on what was in it."""
     try:
         found = os.stat(path)
     except FileNotFoundError:

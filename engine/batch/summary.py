@@ -59,7 +59,7 @@ class BatchResult:
             self.kept = sorted([*self.kept, (request, output)], key=lambda kept: kept[0].line)[:keep]
 
     def summary(self, *, devices: int, device_hour_price: float | None = None) -> dict[str, Any]:
-        """The figures as plain values, for JSON. Latencies in seconds; None where there are none.
+        """Return the figures as plain values, for JSON. Latencies in seconds; None where no request has any.
 
         Args:
             devices: that the engine ran on, prefill ones included.

@@ -1,19 +1,19 @@
 """The event loop: one thread that feeds the scheduler, dispatches its actions and hands tokens to their callers.
 
 Invariants: only this thread touches scheduler and executor, so an interrupt in a caller's thread can never tear a
-dispatch; every accepted request gets exactly one final `Update`; a mesh that raises is made anew and its requests start
-over, a bounded number of times. It does not tokenise: callers turn tokens into text on their own threads.
+dispatch; every accepted request gets exactly one final `Update`; a mesh that raises, or whose messages cannot be read,
+is reset and its requests start over, a bounded number of times. It does not tokenise: callers turn tokens into text on
+their own threads. It knows executors by their contract only (`protocol/executor.py`).
 """
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-
-import jax
-import numpy as np
+from typing import Protocol
 
 from ..errors import EngineError
 from ..metrics.counters import HostTime
@@ -28,6 +28,7 @@ from ..protocol.actions import (
     FinishReason,
     Fused,
     Prefill,
+    ResetMesh,
     Scatter,
     StartTransfer,
 )
@@ -43,17 +44,26 @@ from ..protocol.events import (
     StepDone,
     TransferFailed,
 )
-from ..protocol.results import StepFailed, StepResult, describe
-from ..protocol.submission import Submission
+from ..protocol.executor import Executor
+from ..protocol.results import Completion, MeshLost, StepFailed, StepResult, describe
 from ..protocol.timeline import Timeline
 from ..scheduler.decision_log import DecisionLog
 from ..scheduler.request import Request
 from ..scheduler.scheduler import Scheduler
-from ..startup.compilation import CompileCounter
 from ..threads import EngineThread
-from ..worker.local_executor import Completion, Executor
 from .inspection import Observer, Question
-from .live_request import LiveRequest
+from .running_request import RunningRequest
+from .submission import Submission
+
+
+class Compilations(Protocol):
+    """Counts compilations in this process until it is closed."""
+
+    count: int
+
+    def close(self) -> None:
+        """Stop counting."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -63,9 +73,9 @@ class _Close:
 
 @dataclass(eq=False)
 class _NewParams:
-    """Parameters to be put in place of the present ones, and word of when they are."""
+    """Parameters to be put in place of the present ones; `done` is set once they are."""
 
-    params: Mapping[str, jax.Array | np.ndarray]
+    params: Mapping[str, object]
     done: threading.Event = field(default_factory=threading.Event)
     error: str | None = None
 
@@ -82,26 +92,32 @@ class EngineCore:
         scheduler: Scheduler,
         executor: Callable[[Callable[[Completion], None]], Executor],
         clock: Callable[[], float],
+        compilations: Compilations,
         log: DecisionLog | None = None,
     ) -> None:
-        """`executor` makes the executor, given where completions go; `clock` gives seconds. `log`: what the scheduler
-        records, closed with the engine."""
+        """`executor` makes the executor, given where completions go; `clock` gives seconds. `compilations`, and `log`,
+        which the scheduler writes, are closed with the engine."""
         self.clock = clock
+        self._ids = itertools.count()
         self._scheduler, self._decision_log = scheduler, log
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._executor = executor(self._inbox.put)
-        self._live: dict[str, LiveRequest] = {}
-        self._with_news: list[LiveRequest] = []
+        self._running: dict[int, RunningRequest] = {}
+        self._with_update: list[RunningRequest] = []
         self._new_params: list[_NewParams] = []
         self._log, self._lock = RequestLog(), threading.Lock()
         self._host = HostTime()
-        self._compiles = CompileCounter()
+        self._compilations = compilations
         self._stopped: str | None = None
         self._observers: tuple[Observer, ...] = ()
         self._thread = EngineThread(target=self._run, name="twinmesh-dispatch", daemon=True)
         self._thread.start()
 
     # ---- any thread
+
+    def new_id(self) -> int:
+        """An id for a request, which no other request of this engine has or will have."""
+        return next(self._ids)
 
     def submit(self, submissions: Sequence[Submission]) -> None:
         """Accept requests, all or none; their updates come through their sinks.
@@ -111,20 +127,22 @@ class EngineCore:
         """
         self._put(tuple(submissions))
 
-    def abort(self, request_id: str) -> None:
+    def abort(self, request_id: int) -> None:
         """End a request early with finish_reason "abort"; unknown and finished ones are ignored."""
         self._inbox.put(AbortRequested(self.clock(), request_id))
 
-    def preempt(self, request_id: str) -> None:
+    def preempt(self, request_id: int) -> None:
         """Make a request give up its KV and compute it again; unknown and waiting ones are ignored."""
         self._inbox.put(PreemptRequested(self.clock(), request_id))
 
-    def migrate(self, request_id: str, destination: int | None = None) -> None:
+    def migrate(self, request_id: int, destination: int | None = None) -> None:
         """Move a decoding request to mesh number `destination` (None: any other); ignored where there is no room."""
         self._inbox.put(MigrateRequested(self.clock(), request_id, destination))
 
-    def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
+    def update_params(self, params: Mapping[str, object]) -> None:
         """Let what runs finish, put new parameters in place on every mesh, void every cached page, and go on.
+
+        Parameters, by name, go to the executor as they are: what they have to be is its business.
 
         Requests that arrive meanwhile wait. Returns when the parameters are in place.
 
@@ -140,10 +158,11 @@ class EngineCore:
             raise EngineError(message.error)
 
     def metrics(self) -> Metrics:
-        """Figures so far."""
+        """Return the figures so far."""
         with self._lock:  # the dispatching thread needs it: percentiles come after
-            log, running = self._log.snapshot(), len(self._live)
-        return log.metrics(running, self._compiles.count, self._scheduler.counters, self._executor.traffic, self._host)
+            log, running = self._log.snapshot(), len(self._running)
+        counters, traffic = self._scheduler.counters, self._executor.traffic
+        return log.metrics(running, self._compilations.count, counters, traffic, self._host)
 
     @property
     def backlog(self) -> int:
@@ -184,7 +203,7 @@ class EngineCore:
             self._thread.join()
 
     def check_health(self) -> None:
-        """Nothing where the engine takes requests.
+        """Do nothing while the engine takes requests.
 
         Raises:
             EngineError: it is closed or has failed.
@@ -208,12 +227,12 @@ class EngineCore:
             self._stop("error", f"the engine stopped after an internal failure ({describe(error)}): make a new LLM.")
         finally:
             self._executor.close()
-            self._compiles.close()
+            self._compilations.close()
             if self._decision_log is not None:
                 self._decision_log.close()
 
     def _turn(self) -> bool:
-        """Wait for news, take in all there is, dispatch what it allows. False: close."""
+        """Wait for a message, take in all there are, dispatch what they allow. False: close."""
         message = self._inbox.get()
         start = time.thread_time()
         while True:
@@ -229,7 +248,7 @@ class EngineCore:
         if self._new_params and self._scheduler.is_drained:
             self._replace_params()
         self._host.seconds += time.thread_time() - start
-        if not self._live:
+        if not self._running:
             self._scheduler.check_integrity()
         return True
 
@@ -252,6 +271,11 @@ class EngineCore:
             case StepFailed(t=t, mesh=mesh, step=step, reason=reason):
                 if self._scheduler.is_in_flight(mesh, step):  # not already lost with an earlier step
                     self._lose_mesh(t, mesh, reason)
+            case MeshLost(t=t, mesh=mesh, reason=reason):
+                # Word of what it was sending may have been lost as well.
+                for transfer in self._scheduler.transfers_from(mesh):
+                    self._scheduler.on(TransferFailed(t, transfer, reason))
+                self._lose_mesh(t, mesh, reason)
             case _NewParams():
                 self._new_params.append(message)
                 self._scheduler.on(Hold(self.clock()))
@@ -261,11 +285,10 @@ class EngineCore:
             observer.received(message)
 
     def _accept(self, submission: Submission) -> None:
-        name = submission.facts.id
-        self._executor.payloads[name] = submission.payload
+        id_ = submission.facts.id
         self._scheduler.on(Arrived(submission.arrival, submission.facts))
         with self._lock:
-            self._live[name] = LiveRequest(submission, self._scheduler.requests[name], self._scheduler.config)
+            self._running[id_] = RunningRequest(submission, self._scheduler.requests[id_], self._scheduler.config)
 
     def _take_step(self, result: StepResult) -> None:
         """Runs once a row of every step: what it does not need it does not call."""
@@ -276,20 +299,20 @@ class EngineCore:
             request = self._scheduler.owner(row)
             if request is None:  # it came too late
                 continue
-            live = self._live[request.id]
+            running = self._running[request.id]
             if isinstance(row, Chunk):
-                live.take_prompt_scores(row, result.prompt_scores.get(index))
+                running.take_prompt_scores(row, result.prompt_scores.get(index))
                 if not row.is_last:
                     continue
-            if live.news is None:
-                self._with_news.append(live)
+            if running.update is None:
+                self._with_update.append(running)
             for step, token in enumerate(sampled):
                 # A token that the request has already was generated again after a preemption.
-                if row.kv_len + step < live.length:
+                if row.kv_len + step < running.length:
                     continue
-                if live.wants_scores:
-                    live.take_scores(result, step, index)
-                outcome = live.take_token(token)
+                if running.wants_scores:
+                    running.take_scores(result, step, index)
+                outcome = running.take_token(token)
                 outcomes.append(outcome)
                 if outcome.stopped:
                     break
@@ -305,15 +328,18 @@ class EngineCore:
         self._flush()
 
     def _dispatch(self) -> None:
-        """Perform actions until there are none; after a failure the rest of that mesh's are void."""
-        while actions := self._decide():
-            lost: set[int] = set()
-            for action in actions:
+        """Perform all that the scheduler decides. After a failure the rest of that mesh's actions are void, and the
+        scheduler, which has heard of it, decides again."""
+        has_failed = True
+        while has_failed:
+            has_failed, lost = False, set[int]()
+            for action in self._decide():
                 if not lost.isdisjoint(_meshes(action)):
                     self._skip(action)
                     continue
                 failure = self._try(action)
                 if failure is not None:
+                    has_failed = True
                     lost |= self._on_dispatch_error(action, failure)
 
     def _decide(self) -> list[Action]:
@@ -325,14 +351,14 @@ class EngineCore:
         return actions
 
     def _skip(self, action: Action) -> None:
-        """An action on a mesh that was lost: what it would have moved is let go."""
+        """Leave out an action on a mesh that was lost; let go of what it would have moved."""
         if isinstance(action, Scatter):
             self._executor.perform(DropTransfer(action.transfer))
         elif isinstance(action, StartTransfer):
             self._scheduler.on(TransferFailed(self.clock(), action.transfer, "its mesh was lost."))
 
     def _try(self, action: Action) -> str | None:
-        """What went wrong, if anything. Back in the caller the exception, and the arrays it holds, are gone."""
+        """Perform an action; return what went wrong, if anything. By then the exception and its arrays are gone."""
         try:
             self._perform(action)
         except Exception as error:
@@ -342,16 +368,26 @@ class EngineCore:
         return None
 
     def _perform(self, action: Action) -> None:
+        if isinstance(action, Prefill | Fused):
+            self._accept_runs(action.chunks)
         self._executor.perform(action)
         if isinstance(action, Prefill | Decode | Fused):
             self._host.steps += 1
         elif isinstance(action, Finish):
+            running = self._running[action.request_id]
             with self._lock:
-                live = self._live.pop(action.request_id)
-                self._log.add(live.request, action.reason)
-            news = live.news or live.new_news()
-            news.finish_reason, news.error = action.reason, action.error
-            self._send(live)
+                del self._running[action.request_id]
+                self._log.add(running.request.timeline, running.request.confirmed, action.reason)
+            update = running.update or running.new_update()
+            update.finish_reason, update.error = action.reason, action.error
+            self._send(running)
+
+    def _accept_runs(self, chunks: Sequence[Chunk]) -> None:
+        """Before the first chunk of a request's run, give the executor its tokens: all those that are known."""
+        for chunk in chunks:
+            running = self._running[chunk.request_id]
+            if running.accepted_run != chunk.run:
+                self._executor.perform(running.accept(chunk.run))
 
     def _on_dispatch_error(self, action: Action, reason: str) -> set[int]:
         """A transfer fails alone; a step or scatter had the pool donated and takes its mesh with it."""
@@ -364,25 +400,25 @@ class EngineCore:
         return lost
 
     def _lose_mesh(self, t: float, mesh: int, reason: str) -> None:
-        self._executor.reset_mesh(mesh)
+        self._executor.perform(ResetMesh(mesh))
         self._scheduler.on(MeshFailed(t, mesh, reason))
 
-    # ---- news
+    # ---- updates
 
-    def _send(self, live: LiveRequest) -> None:
-        news, live.news = live.news, None
-        if news is not None:
-            news.timeline, news.cached_tokens = live.request.timeline, live.request.cached
-            live.submission.sink.put(news)
+    def _send(self, running: RunningRequest) -> None:
+        update, running.update = running.update, None
+        if update is not None:
+            update.timeline, update.cached_tokens = running.request.timeline, running.request.cached
+            running.submission.sink.put(update)
 
     def _flush(self) -> None:
-        """Tokens go out once a turn, after the devices have their work."""
-        for live in self._with_news:
-            self._send(live)
-        self._with_news.clear()
+        """Send tokens to their callers: once a turn, after the devices have their work."""
+        for running in self._with_update:
+            self._send(running)
+        self._with_update.clear()
 
     def _stop(self, reason: FinishReason, why: str) -> None:
-        """Refuse what comes, end what is here: whatever was accepted gets a final update."""
+        """Refuse what comes and end what is here: every accepted request gets a final update."""
         with self._lock:
             self._stopped = why
         left: list[Submission] = []
@@ -399,19 +435,20 @@ class EngineCore:
             waiting.done.set()
         for submission in left:
             request = Request(submission.facts, -1, Timeline(submission.arrival))
-            self._live[request.id] = LiveRequest(submission, request, self._scheduler.config)
+            self._running[request.id] = RunningRequest(submission, request, self._scheduler.config)
         with self._lock:
-            for live in self._live.values():
-                live.request.timeline.finish = self.clock()
-                self._log.add(live.request, reason)
-                news = live.news or live.new_news()
-                news.finish_reason, news.error = reason, why if reason == "error" else None
-                self._send(live)
-            self._live.clear()
+            for running in self._running.values():
+                request = running.request
+                request.timeline.finish = self.clock()
+                self._log.add(request.timeline, request.confirmed, reason)
+                update = running.update or running.new_update()
+                update.finish_reason, update.error = reason, why if reason == "error" else None
+                self._send(running)
+            self._running.clear()
 
 
 def _meshes(action: Action) -> set[int]:
-    """Meshes whose device order the action is part of."""
+    """The meshes whose device order the action is part of."""
     match action:
         case Prefill(mesh=mesh) | Decode(mesh=mesh) | Fused(mesh=mesh) | CopyPage(mesh=mesh):
             return {mesh}

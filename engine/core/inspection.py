@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import EngineError
 from ..protocol.actions import Action
+from ..protocol.executor import Executor
 from ..scheduler.scheduler import Scheduler
-from ..worker.local_executor import Executor
 
 
 class Question:

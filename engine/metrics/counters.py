@@ -1,4 +1,4 @@
-"""What the scheduler counts for the metrics."""
+"""What scheduler and core count for the metrics."""
 
 from dataclasses import dataclass
 
@@ -16,18 +16,8 @@ class Counters:
 
 
 @dataclass
-class Traffic:
-    """What hand-offs have moved since start-up: transfers that arrived, their bytes of KV and request state, and the
-    seconds from the dispatch of each to its arrival, added up."""
-
-    transfers: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
 class HostTime:
-    """What the dispatching thread has spent since start-up, in seconds of its CPU time, and the steps it dispatched."""
+    """What the dispatching thread has done since start-up."""
 
-    seconds: float = 0.0
-    steps: int = 0
+    seconds: float = 0.0  # of its CPU time
+    steps: int = 0  # dispatched

@@ -1,7 +1,7 @@
 """Timelines to the figures people compare: TTFT, TPOT, ITL, E2E, hand-off, tokens per second.
 
 Definitions: TTFT counts from arrival, queueing included; TPOT = (last token - first token) / (n - 1), n >= 2; ITL are
-the raw gaps. Percentiles are linear between the two nearest ranks. Control-plane module: no JAX, no clock here.
+the raw gaps. Percentiles are linear between the two nearest ranks. It reads no clock.
 """
 
 from collections import Counter, deque
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..protocol.actions import FinishReason
+from ..protocol.results import Traffic
 from ..protocol.timeline import Timeline
-from ..scheduler.request import Request
-from .counters import Counters, HostTime, Traffic
+from .counters import Counters, HostTime
 
 # Percentiles are over this many requests, the latest; an engine that runs for weeks must not grow.
 RECENT = 4096
@@ -22,7 +22,7 @@ RECENT = 4096
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of one quantity, in seconds; `count` values went in."""
+    """Percentiles of one quantity, in seconds, over `count` values."""
 
     count: int
     p50: float
@@ -31,7 +31,7 @@ class Percentiles:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Percentiles | None":
-        """None where there are no values."""
+        """Percentiles of these values; None where there are none."""
         data = list(values)
         if not data:
             return None
@@ -63,34 +63,24 @@ class Latencies:
 
 @dataclass(frozen=True)
 class Metrics:
-    """An engine so far. Counts are since start-up; `latencies` are of the latest 4096 requests that finished.
+    """The figures of an engine so far; counts are since start-up."""
 
-    `requests` counts ended requests by finish reason; `running` have not ended. `prompt_tokens` are of admitted
-    requests, `cached_tokens` those of them that the prefix cache spared; `generated_tokens` are of ended requests.
-    `tokens_per_second`: generated tokens over the time from first arrival to last finish. `compiles` counts traces and
-    XLA compilations in this process since the engine was ready, by anyone: an engine adds none. `preemptions` and
-    `migrations`: requests that gave up or moved their KV while they ran. `retries`: starts after a lost mesh or
-    transfer. `handoffs`: transfers between meshes that arrived; a long prompt takes several. `handoff_bytes`: KV and
-    state moved. `handoff_seconds`: from dispatch to arrival, added up over transfers. `steps`: dispatched, on all
-    meshes; `host_seconds`: CPU time of the dispatching thread.
-    """
-
-    requests: dict[FinishReason, int]
-    running: int
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
-    tokens_per_second: float
-    compiles: int
-    preemptions: int
-    migrations: int
-    retries: int
-    handoffs: int
-    handoff_bytes: int
-    handoff_seconds: float
-    steps: int
-    host_seconds: float
-    latencies: Latencies
+    requests: dict[FinishReason, int]  # that have ended, by reason
+    running: int  # requests that have not ended
+    prompt_tokens: int  # of admitted requests
+    cached_tokens: int  # those of them that the prefix cache spared
+    generated_tokens: int  # of ended requests
+    tokens_per_second: float  # generated tokens over the time from first arrival to last finish
+    compiles: int  # traces and XLA compilations in this process, by anyone, since the engine was ready: it adds none
+    preemptions: int  # requests that gave up their KV while they ran
+    migrations: int  # requests that moved their KV while they decoded
+    retries: int  # starts after a lost mesh or transfer
+    handoffs: int  # transfers between meshes that arrived; a long prompt takes several
+    handoff_bytes: int  # KV and state moved
+    handoff_seconds: float  # from dispatch to arrival, added up over transfers
+    steps: int  # dispatched, on all meshes
+    host_seconds: float  # CPU time of the dispatching thread
+    latencies: Latencies  # of the latest 4096 requests that finished
 
     @property
     def prefix_hit_rate(self) -> float:
@@ -104,7 +94,7 @@ class Metrics:
 
 
 class RequestLog:
-    """Sums over requests as they end, and the latest timelines."""
+    """Adds up requests as they end, and keeps the latest timelines."""
 
     def __init__(self) -> None:
         self.reasons: Counter[FinishReason] = Counter()
@@ -113,37 +103,37 @@ class RequestLog:
         self._first_arrival: float | None = None
         self._last_finish = 0.0
 
-    def add(self, request: Request, reason: FinishReason) -> None:
-        """Count one request that has ended."""
-        line = request.timeline
-        assert line.finish is not None
+    def add(self, timeline: Timeline, generated: int, reason: FinishReason) -> None:
+        """Count one request that has ended after `generated` tokens."""
+        arrival, finish = timeline.arrival, timeline.finish
+        assert finish is not None
         self.reasons[reason] += 1
-        self.generated_tokens += request.confirmed
-        self._first_arrival = line.arrival if self._first_arrival is None else min(self._first_arrival, line.arrival)
-        self._last_finish = max(self._last_finish, line.finish)
+        self.generated_tokens += generated
+        self._first_arrival = arrival if self._first_arrival is None else min(self._first_arrival, arrival)
+        self._last_finish = max(self._last_finish, finish)
         if reason in ("stop", "length"):
-            self.recent.append(line)
+            self.recent.append(timeline)
 
     def snapshot(self) -> "RequestLog":
-        """A copy that stays as it is."""
+        """Return a copy that stays as it is."""
         twin = copy(self)
         twin.reasons, twin.recent = self.reasons.copy(), self.recent.copy()
         return twin
 
-    def metrics(self, running: int, compiles: int, tally: Counters, traffic: Traffic, host: HostTime) -> Metrics:
-        """The figures now. `running`: requests that have not ended; `compiles`: since the engine was ready."""
+    def metrics(self, running: int, compiles: int, counters: Counters, traffic: Traffic, host: HostTime) -> Metrics:
+        """Return the figures now. `running`: requests that have not ended; `compiles`: since the engine was ready."""
         seconds = self._last_finish - self._first_arrival if self._first_arrival is not None else 0.0
         return Metrics(
             requests=dict(self.reasons),
             running=running,
-            prompt_tokens=tally.prompt_tokens,
-            cached_tokens=tally.cached_tokens,
+            prompt_tokens=counters.prompt_tokens,
+            cached_tokens=counters.cached_tokens,
             generated_tokens=self.generated_tokens,
             tokens_per_second=self.generated_tokens / seconds if seconds > 0 else 0.0,
             compiles=compiles,
-            preemptions=tally.preemptions,
-            migrations=tally.migrations,
-            retries=tally.retries,
+            preemptions=counters.preemptions,
+            migrations=counters.migrations,
+            retries=counters.retries,
             handoffs=traffic.transfers,
             handoff_bytes=traffic.bytes,
             handoff_seconds=traffic.seconds,

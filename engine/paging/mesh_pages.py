@@ -147,7 +147,7 @@ class MeshPages:
         self.slots.release(placement.slot)
 
     def remember(self, placement: Placement, hashes: Sequence[bytes], tokens: int) -> None:
-        """Cache the full pages among the first `tokens` tokens, whose KV is in the placement's pages in device order."""
+        """Cache the full pages of the first `tokens` tokens, whose KV is in the placement's pages in device order."""
         stop = min(len(hashes), tokens // self._config.page_size)
         for pages, table in zip(self.groups, placement.tables, strict=True):
             for i in range(table.first, min(stop, table.end)):

@@ -1,1 +1,4 @@
-"""The language between control plane and device plane: plain data. No JAX, nothing of the engine imported."""
+"""The language between control plane and executor: plain data that survives bytes.
+
+Imports neither JAX nor anything else of the engine.
+"""

@@ -1,27 +1,27 @@
-"""The language between the scheduler and whatever performs its decisions: events in, actions out.
+"""What an executor performs: the scheduler's actions, and the commands that the core adds to them.
 
-Real executor and simulator speak it alike, so a remote worker could too. Actions on one mesh must be dispatched in the
-order given: pages and slots are handed on in that order (a page freed by one action may be written by the next).
-Control-plane module: no JAX here, no tokens, no arrays. Rows of steps are named tuples, which are cheap to make.
+Actions on one mesh must be dispatched in the order given: pages and slots are handed on in that order (a page freed by
+one action may be written by the next). Actions hold no tokens. Those of a request cross once for each of its runs, in
+`Accept`; every other token is on the device already.
 
 "Pages per group" is a tuple with one entry per cache group (`EngineConfig.windows`), each a tuple of page ids.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
+
+import numpy as np
+
+from .message import Message, Row
+from .sampling_plan import SamplingPlan
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-type PagesPerGroup = tuple[tuple[int, ...], ...]
+PagesPerGroup = tuple[tuple[int, ...], ...]
 
-# ---- events: each carries its time `t`, in seconds on the engine's clock
-
-
-# ---- actions
+# ---- the scheduler's actions
 
 
-@dataclass(frozen=True)
-class AssignPages:
-    """From here on entries `first`, `first` + 1, ... of this slot's page table of this cache group are `pages`."""
+class AssignPages(Message, frozen=True):
+    """Set entries `first`, `first` + 1, ... of this slot's page table of this cache group to `pages`."""
 
     mesh: int
     slot: int
@@ -30,9 +30,8 @@ class AssignPages:
     pages: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class CopyPage:
-    """Copy a page of a cache group: its other holders keep the source (copy on write)."""
+class CopyPage(Message, frozen=True):
+    """Copy a page of a cache group, for one of its holders; the others keep the source (copy on write)."""
 
     mesh: int
     group: int
@@ -40,14 +39,14 @@ class CopyPage:
     destination: int
 
 
-class Chunk(NamedTuple):
-    """`length` tokens of a request, prompt first and then what it has generated, from position `start` on.
+class Chunk(Row, frozen=True):
+    """Prefill `length` tokens of a request, prompt first and then what it has generated, from position `start` on.
 
     Positions below `write_from` have their KV in the cache and are not written. The last chunk samples a token: output
     number start + length - prompt_len + 1.
     """
 
-    request_id: str
+    request_id: int
     run: int
     slot: int
     start: int
@@ -57,27 +56,26 @@ class Chunk(NamedTuple):
 
     @property
     def kv_len(self) -> int:
-        """Tokens in the cache once the chunk is in."""
+        """How many tokens are in the cache once the chunk is."""
         return self.start + self.length
 
 
-class DecodeRow(NamedTuple):
-    """One request's row of a decode step; `kv_len` counts its tokens in the cache, the one being fed included.
+class DecodeRow(Row, frozen=True):
+    """Decode a request's next token; `kv_len` counts its tokens in the cache, the one being fed included.
 
     It samples output number kv_len - prompt_len + 1. `is_forced`: feed the token at position kv_len - 1 as it was
     generated before, not as the device has it.
     """
 
-    request_id: str
+    request_id: int
     run: int
     slot: int
     kv_len: int
     is_forced: bool = False
 
 
-@dataclass(frozen=True)
-class Prefill:
-    """One packed prefill step, padded to `bucket` tokens."""
+class Prefill(Message, frozen=True):
+    """Run one packed prefill step, padded to `bucket` tokens."""
 
     mesh: int
     step: int
@@ -85,9 +83,8 @@ class Prefill:
     chunks: tuple[Chunk, ...]
 
 
-@dataclass(frozen=True)
-class Decode:
-    """`steps` decode steps in one dispatch, padded to `bucket` rows. Rows describe the first of them."""
+class Decode(Message, frozen=True):
+    """Run `steps` decode steps in one dispatch, padded to `bucket` rows. Rows describe the first of them."""
 
     mesh: int
     step: int
@@ -96,9 +93,8 @@ class Decode:
     rows: tuple[DecodeRow, ...]
 
 
-@dataclass(frozen=True)
-class Fused:
-    """Prompt chunks, padded to `bucket` tokens, and one decode step of `rows` in one dispatch."""
+class Fused(Message, frozen=True):
+    """Run prompt chunks, padded to `bucket` tokens, and one decode step of `rows` in one dispatch."""
 
     mesh: int
     step: int
@@ -107,12 +103,11 @@ class Fused:
     rows: tuple[DecodeRow, ...]
 
 
-@dataclass(frozen=True)
-class StartTransfer:
+class StartTransfer(Message, frozen=True):
     """Gather pages on `source`, padded to `bucket` pages, and send them to `destination`'s staging.
 
-    `source_slot`: whose request state goes along; None: the state comes with a later transfer, and what goes along with
-    this one is dropped on arrival.
+    `source_slot`: the slot whose request state goes along; None: the state comes with a later transfer, and what goes
+    along with this one is dropped on arrival.
     """
 
     transfer: int
@@ -123,8 +118,7 @@ class StartTransfer:
     destination: int
 
 
-@dataclass(frozen=True)
-class Scatter:
+class Scatter(Message, frozen=True):
     """Write a staged transfer, which is ready, into the pages and, if state came along, the slot reserved for it."""
 
     transfer: int
@@ -133,20 +127,41 @@ class Scatter:
     pages: PagesPerGroup
 
 
-@dataclass(frozen=True)
-class DropTransfer:
-    """Nobody needs this transfer any more: let go of its staging."""
+class DropTransfer(Message, frozen=True):
+    """Free the staging of a transfer that is not needed any more."""
 
     transfer: int
 
 
-@dataclass(frozen=True)
-class Finish:
-    """The request is over; `error` says why it failed."""
+class Finish(Message, frozen=True):
+    """End a request; `error` says why it failed."""
 
-    request_id: str
+    request_id: int
     reason: FinishReason
     error: str | None = None
 
 
 Action = AssignPages | CopyPage | Prefill | Decode | Fused | StartTransfer | Scatter | DropTransfer | Finish
+
+# ---- what the core adds
+
+
+class Accept(Message, frozen=True, eq=False):
+    """Take in a request at the start of one of its runs, before its first chunk, in place of what was known of it.
+
+    It holds all that a run needs, so that an executor that has lost a request gets it whole with its next run.
+    """
+
+    request_id: int
+    prompt: np.ndarray  # [n] int32
+    plan: SamplingPlan
+    generated: np.ndarray  # [k] int32: the tokens of earlier runs; k = 0 in the first
+
+
+class ResetMesh(Message, frozen=True):
+    """Make a mesh's KV pool anew, empty: a step that raised has taken the old one with it."""
+
+    mesh: int
+
+
+Command = Action | Accept | ResetMesh

@@ -1,11 +1,9 @@
-"""Events: what the scheduler hears, each with its time `t` in seconds on the engine's clock."""
+"""What the scheduler is told, each event with its time `t` in seconds on the engine's clock."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from .message import Message, Row
 
 
-@dataclass(frozen=True)
-class RequestFacts:
+class RequestFacts(Message, frozen=True):
     """A request as it arrives.
 
     `block_hashes`: one per full page of the prompt, of all tokens up to its end (`paging/block_hash.py`);
@@ -13,60 +11,55 @@ class RequestFacts:
     the last token, submitted before it (`n > 1`).
     """
 
-    id: str
+    id: int
     prompt_len: int
     max_tokens: int
     block_hashes: tuple[bytes, ...] = ()
-    fork_of: str | None = None
+    fork_of: int | None = None
 
 
-@dataclass(frozen=True)
-class Arrived:
+class Arrived(Message, frozen=True):
     """A request that passed every check enters."""
 
     t: float
     facts: RequestFacts
 
 
-@dataclass(frozen=True)
-class AbortRequested:
+class AbortRequested(Message, frozen=True):
     """The caller no longer wants this request. Unknown or finished requests are ignored."""
 
     t: float
-    request_id: str
+    request_id: int
 
 
-@dataclass(frozen=True)
-class PreemptRequested:
+class PreemptRequested(Message, frozen=True):
     """Give up the KV of this request and compute it again later. Ignored unless it is seated somewhere."""
 
     t: float
-    request_id: str
+    request_id: int
 
 
-@dataclass(frozen=True)
-class MigrateRequested:
+class MigrateRequested(Message, frozen=True):
     """Move this request's KV to another decoding mesh: `destination`, or None for any. Ignored unless it is decoding
     and there is room."""
 
     t: float
-    request_id: str
+    request_id: int
     destination: int | None = None
 
 
-class Outcome(NamedTuple):
+class Outcome(Row, frozen=True):
     """A token was sampled for this request, which still runs; `stopped` says whether the token ends it.
 
     `block_hash`: of the page that this token is the last one of, else None.
     """
 
-    request_id: str
+    request_id: int
     stopped: bool
     block_hash: bytes | None = None
 
 
-@dataclass(frozen=True)
-class StepDone:
+class StepDone(Message, frozen=True):
     """A step was read back. Outcomes come in the order of the rows, and of the steps for several decode steps."""
 
     t: float
@@ -75,16 +68,14 @@ class StepDone:
     outcomes: tuple[Outcome, ...]
 
 
-@dataclass(frozen=True)
-class TransferReady:
+class TransferReady(Message, frozen=True):
     """A transfer's KV has arrived in the destination's staging, ready to be scattered."""
 
     t: float
     transfer: int
 
 
-@dataclass(frozen=True)
-class TransferFailed:
+class TransferFailed(Message, frozen=True):
     """A transfer raised on its way; the KV pools are whole."""
 
     t: float
@@ -92,8 +83,7 @@ class TransferFailed:
     reason: str
 
 
-@dataclass(frozen=True)
-class MeshFailed:
+class MeshFailed(Message, frozen=True):
     """A step on this mesh raised; its KV pool is gone and has been made anew."""
 
     t: float
@@ -101,15 +91,13 @@ class MeshFailed:
     reason: str
 
 
-@dataclass(frozen=True)
-class Hold:
+class Hold(Message, frozen=True):
     """Admit nothing from here on; what runs goes on to its end."""
 
     t: float
 
 
-@dataclass(frozen=True)
-class Resume:
+class Resume(Message, frozen=True):
     """Admit again. The parameters have changed: every cached page is void."""
 
     t: float

@@ -1,61 +1,78 @@
-"""What an executor reports back: tokens and scores of a step, or why it failed."""
+"""What an executor reports back: tokens and scores of a step, the fate of a transfer, or why something failed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from .actions import Chunk, DecodeRow
+from .events import TransferFailed, TransferReady
+from .message import Message
 
 
-@dataclass(frozen=True)
-class TokenScores:
-    """Log-probabilities of some tokens in a row, from the model's raw logits, as host arrays.
+class TokenScores[ArrayT](NamedTuple):
+    """Log-probabilities of n tokens, from the model's raw logits, and each token's rank, 1 for the most likely.
 
-    `logprob` [n] float32 of each token and `rank` [n] int32, 1 for the most likely; `top_ids` and `top_logprobs`
-    [n, MAX_LOGPROBS] hold the most likely tokens in descending order.
+    `top_ids` and `top_logprobs` are of the K = MAX_LOGPROBS most likely tokens, in descending order.
     """
 
-    logprob: np.ndarray
-    rank: np.ndarray
-    top_ids: np.ndarray
-    top_logprobs: np.ndarray
+    logprob: ArrayT  # [n] float32
+    rank: ArrayT  # [n] int32
+    top_ids: ArrayT  # [n, K] int32
+    top_logprobs: ArrayT  # [n, K] float32
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What a step sampled, on the host.
+HostScores = TokenScores[np.ndarray]
 
-    `rows`: the action's, chunks before decode rows. `tokens` [k, rows] int32, k = `Decode.steps`, else 1; a chunk's
-    means something if it is its request's last. `scores` of the tokens, with leading axes [k, rows]; None unless one of
-    the rows wants them. `prompt_scores`, by row: of the prompt tokens that follow those of a chunk, for requests that
-    want them and have generated nothing yet; the prompt's first token has none.
-    """
+
+class StepResult(Message, frozen=True, eq=False):
+    """What a step sampled, on the host."""
 
     t: float
     mesh: int
     step: int
-    rows: tuple[Chunk | DecodeRow, ...]
-    tokens: np.ndarray
-    scores: TokenScores | None = None
-    prompt_scores: dict[int, TokenScores] = field(default_factory=dict)
+    rows: tuple[Chunk | DecodeRow, ...]  # the action's, chunks before decode rows
+    tokens: np.ndarray  # [k, rows] int32, k = `Decode.steps`, else 1; meaningless for a chunk that is not the last
+    scores: HostScores | None = None  # of the tokens, with axes [k, rows] for [n]; None unless a row wants them
+    # By row: of the prompt tokens that follow those of a chunk, for requests that want them and have generated nothing
+    # yet. The prompt's first token has none.
+    prompt_scores: dict[int, HostScores] = msgspec.field(default_factory=dict)
 
-    def score_of(self, step: int, row: int) -> TokenScores:
-        """The scores, n = 1, of tokens[step, row]; there must be any."""
-        scores = self.scores
-        if scores is None:
-            raise ValueError(f"step {self.step} of mesh {self.mesh} has no scores: none of its rows wants any.")
+    def score_of(self, step: int, row: int) -> HostScores:
+        """The scores, n = 1, of tokens[step, row], where its request wants them."""
+        assert self.scores is not None
         one = (step, slice(row, row + 1))
-        return TokenScores(scores.logprob[one], scores.rank[one], scores.top_ids[one], scores.top_logprobs[one])
+        return TokenScores(*(values[one] for values in self.scores))
 
 
-@dataclass(frozen=True)
-class StepFailed:
-    """A step raised after it was dispatched; whatever follows it on its mesh will raise too."""
+class StepFailed(Message, frozen=True):
+    """A step raised after it was dispatched; the steps that follow it on its mesh will raise too."""
 
     t: float
     mesh: int
     step: int
     reason: str
+
+
+class MeshLost(Message, frozen=True):
+    """A message to or from this mesh could not be read, so what it has done since is unknown."""
+
+    t: float
+    mesh: int
+    reason: str
+
+
+Completion = StepResult | StepFailed | TransferReady | TransferFailed | MeshLost
+
+
+@dataclass
+class Traffic:
+    """What hand-offs have moved since start-up."""
+
+    transfers: int = 0  # that arrived
+    bytes: int = 0  # of KV and request state
+    seconds: float = 0.0  # from the dispatch of each to its arrival, added up
 
 
 def describe(error: Exception) -> str:

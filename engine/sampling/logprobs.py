@@ -1,16 +1,18 @@
-"""Log-probabilities of given tokens and of the most likely ones, from a model's raw logits.
+"""Computes log-probabilities of given tokens and of the most likely ones, from a model's raw logits.
 
 Raw: before temperature, penalties and everything else that sampling does, vLLM's default ("raw_logprobs"). A row's
-scores depend on its own logits only. How many of the most likely tokens a request asked for is the host's business:
-there are always `MAX_LOGPROBS` of them, because a number that varied would compile.
+scores depend on its own logits only. There are always K = `MAX_LOGPROBS` most likely tokens, because a number that
+varied would compile; the host takes as many as a request asked for. Of equally likely tokens those of lower ids come
+first, in `rank` and `top_ids`; a vocabulary smaller than K is filled up with id -1 at log-probability -inf.
+
+`TokenScores` is the protocol's type. Here its fields are arrays on a device, whose leading axis is that of the rows.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from ..protocol.results import TokenScores
@@ -20,24 +22,7 @@ from ..protocol.sampling_plan import MAX_LOGPROBS
 _HEAD_ROWS = 64
 
 
-class Scores(NamedTuple):
-    """Log-probabilities of one token per row, and each row's most likely tokens, K = MAX_LOGPROBS.
-
-    `rank` is 1 for the most likely; of equally likely tokens those of lower ids come first, in `rank` and `top_ids`.
-    A vocabulary smaller than K is filled up with id -1 at log-probability -inf.
-    """
-
-    logprob: Array  # [R] float32
-    rank: Array  # [R] int32
-    top_ids: Array  # [R, K] int32
-    top_logprobs: Array  # [R, K] float32
-
-    def to_host(self, rows: slice) -> TokenScores:
-        """Some rows as host arrays; waits for them. On arrays that are on the host already, a mere slice."""
-        return TokenScores(*(np.asarray(x)[rows] for x in self))
-
-
-def score(logits: Array, tokens: Array) -> Scores:
+def score(logits: Array, tokens: Array) -> TokenScores[Array]:
     """Score tokens [R] int32 against raw logits [R, V] float32."""
     vocabulary = logits.shape[1]
     own = jnp.take_along_axis(logits, tokens[:, None], axis=1, mode="clip")  # [R, 1]
@@ -47,7 +32,7 @@ def score(logits: Array, tokens: Array) -> Scores:
     log_total = jnp.log(jnp.exp(logits - peak).sum(axis=-1, keepdims=True))
     top, top_ids = lax.top_k(logits, min(MAX_LOGPROBS, vocabulary))
     fill = ((0, 0), (0, MAX_LOGPROBS - top.shape[1]))
-    return Scores(
+    return _scores(
         logprob=(own - peak - log_total)[:, 0],
         rank=1 + ahead.sum(axis=-1, dtype=jnp.int32),
         top_ids=jnp.pad(top_ids, fill, constant_values=-1),
@@ -55,15 +40,15 @@ def score(logits: Array, tokens: Array) -> Scores:
     )
 
 
-def no_scores(rows: int) -> Scores:
-    """Zeros, for R rows that want no log-probabilities."""
+def no_scores(rows: int) -> TokenScores[Array]:
+    """Make zeros, for R rows that want no log-probabilities."""
     top = (rows, MAX_LOGPROBS)
-    return Scores(
+    return _scores(
         jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.int32), jnp.zeros(top, jnp.int32), jnp.zeros(top, jnp.float32)
     )
 
 
-def score_tokens(head: Callable[[Array], Array], hidden: Array, targets: Array) -> Scores:
+def score_tokens(head: Callable[[Array], Array], hidden: Array, targets: Array) -> TokenScores[Array]:
     """Score a target per hidden row, without ever holding the logits of all rows.
 
     Args:
@@ -72,7 +57,7 @@ def score_tokens(head: Callable[[Array], Array], hidden: Array, targets: Array) 
         targets: [T] int32.
 
     Returns:
-        Scores of T rows.
+        Scores of the T rows.
     """
     count = targets.shape[0]
     padding = -count % _HEAD_ROWS
@@ -81,10 +66,15 @@ def score_tokens(head: Callable[[Array], Array], hidden: Array, targets: Array) 
         jnp.pad(targets, (0, padding)).reshape(-1, _HEAD_ROWS),
     )
 
-    def block(inputs: tuple[Array, Array]) -> Scores:
+    def block(inputs: tuple[Array, Array]) -> TokenScores[Array]:
         hidden, targets = inputs
         return score(head(hidden), targets)
 
     with jax.named_scope("score_tokens"):
-        scores: Scores = lax.map(block, blocks)
-        return Scores(*(x.reshape(-1, *x.shape[2:])[:count] for x in scores))
+        scores: TokenScores[Array] = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], lax.map(block, blocks))
+        return scores
+
+
+def _scores(logprob: Any, rank: Any, top_ids: Any, top_logprobs: Any) -> TokenScores[Array]:
+    """Put device arrays where the host has its own."""
+    return TokenScores(logprob, rank, top_ids, top_logprobs)

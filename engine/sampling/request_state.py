@@ -1,10 +1,10 @@
-"""What a request needs on the device besides KV: one row per slot, moved with the KV in a hand-off.
+"""The state of a request on the device besides KV: one row per slot, moved with the KV in a hand-off.
 
 Few leaves, because every leaf of a step costs the host time on every device: scalars are columns of two arrays. A row
-is written whole when a request's last chunk is dispatched, so nothing of a slot's earlier tenant survives.
+is written whole when a request's last chunk is dispatched, so nothing of a slot's earlier request survives.
 
 The dense rows (`seen`, `bias`, `bad_words`) are loaded by a program of their own, and only for requests that use them
-(`Flag.DENSE`); for others they hold what an earlier tenant left, and nobody reads them.
+(`Flag.DENSE`); for others they hold what an earlier request left, and are not read.
 """
 
 from enum import IntEnum, IntFlag
@@ -50,13 +50,10 @@ class Seen(IntEnum):
 
 
 class Scalars(NamedTuple):
-    """Per-request numbers of R rows: `floats` [R, len(Float)] float32 and `ints` [R, len(Int)] int32.
+    """Per-request numbers of R rows. A row of zeros is greedy and uses nothing."""
 
-    A row of zeros is greedy and uses nothing.
-    """
-
-    floats: jax.Array
-    ints: jax.Array
+    floats: jax.Array  # [R, len(Float)] float32
+    ints: jax.Array  # [R, len(Int)] int32
 
     def has(self, flag: Flag) -> jax.Array:
         """Which rows have a flag, [R] bool."""
@@ -64,18 +61,12 @@ class Scalars(NamedTuple):
 
 
 class DenseRows(NamedTuple):
-    """Per-request arrays over the vocabulary and such, of R rows.
+    """Per-request arrays over the vocabulary and for bad words, of R rows; the sizes are `sampling_plan.py`'s."""
 
-    `seen` [R, V] int32: see `Seen`. `bias` [R, V] float32: added to the logits; -inf forbids. `bad_words`
-    [R, MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS] int32: right-aligned and padded with -1 in front (all -1: unused). `recent`
-    [R, MAX_BAD_WORD_TOKENS - 1] int32: the tokens generated and fed last, newest last, -1 where there are none. The
-    sizes are `sampling_plan.py`'s.
-    """
-
-    seen: jax.Array
-    bias: jax.Array
-    bad_words: jax.Array
-    recent: jax.Array
+    seen: jax.Array  # [R, V] int32, see `Seen`
+    bias: jax.Array  # [R, V] float32, added to the logits; -inf forbids
+    bad_words: jax.Array  # [R, MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS] int32, padded in front with -1; all -1: unused
+    recent: jax.Array  # [R, MAX_BAD_WORD_TOKENS - 1] int32, tokens generated and fed last, newest last; -1: none
 
 
 class RequestState(NamedTuple):

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ..protocol.results import TokenScores
 from .logits_processors import adjust
-from .logprobs import Scores, no_scores, score
+from .logprobs import no_scores, score
 from .request_state import DenseRows, Flag, Float, Int, Scalars
 
 # A full sort of a vocabulary takes 40 times as long as finding this many of its largest.
@@ -30,22 +31,14 @@ _BLOCK = 256
 
 
 class Sampled(NamedTuple):
-    """The tokens drawn for R rows, and their scores where a row has `Flag.LOGPROBS`: zeros elsewhere. See `Scores`."""
+    """The tokens drawn for R rows, and their scores."""
 
     tokens: Array  # [R] int32
-    logprob: Array  # [R] float32
-    rank: Array  # [R] int32
-    top_ids: Array  # [R, MAX_LOGPROBS] int32
-    top_logprobs: Array  # [R, MAX_LOGPROBS] float32
-
-    @property
-    def scores(self) -> Scores:
-        """All but the tokens."""
-        return Scores(*self[1:])
+    scores: TokenScores[Array]  # of the rows that have `Flag.LOGPROBS`, zeros elsewhere; see `logprobs.py`
 
 
 class _Draw(NamedTuple):
-    """What every regime needs of a row."""
+    """The inputs of every regime, for R rows."""
 
     logits: Array  # [R, V] float32
     peak: Array  # [R, 1], the largest logit
@@ -76,7 +69,7 @@ def sample(logits: Array, scalars: Scalars, dense: DenseRows, slot: Array, posit
         logits: [R, V] float32, the model's; -inf forbids a token.
         scalars: of R rows.
         dense: of all S slots; read where a row has `Flag.DENSE`.
-        slot: [R] int32, the rows' slots; S for rows that are nobody's.
+        slot: [R] int32, the rows' slots; S for rows without one.
         position: [R] int32, the absolute position that the drawn token will have in its sequence.
     """
     with jax.named_scope("sample"):
@@ -87,12 +80,12 @@ def sample(logits: Array, scalars: Scalars, dense: DenseRows, slot: Array, posit
         )
         tokens = _tokens(adjusted, scalars, position)
         wanted = scalars.has(Flag.LOGPROBS)
-        scores: Scores = lax.cond(
+        scores: TokenScores[Array] = lax.cond(
             jnp.any(wanted),
             lambda: _where(wanted, score(logits, tokens), no_scores(len(tokens))),
             lambda: no_scores(len(tokens)),
         )
-        return Sampled(tokens, *scores)
+        return Sampled(tokens, scores)
 
 
 def _take(dense: DenseRows, slot: Array) -> DenseRows:
@@ -100,8 +93,10 @@ def _take(dense: DenseRows, slot: Array) -> DenseRows:
     return rows
 
 
-def _where(wanted: Array, yes: Scores, no: Scores) -> Scores:
-    chosen: Scores = jax.tree.map(lambda x, y: jnp.where(wanted.reshape(-1, *(1,) * (x.ndim - 1)), x, y), yes, no)
+def _where(wanted: Array, yes: TokenScores[Array], no: TokenScores[Array]) -> TokenScores[Array]:
+    chosen: TokenScores[Array] = jax.tree.map(
+        lambda x, y: jnp.where(wanted.reshape(-1, *(1,) * (x.ndim - 1)), x, y), yes, no
+    )
     return chosen
 
 

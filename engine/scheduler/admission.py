@@ -69,6 +69,8 @@ class Admission:
 
     def _next(self) -> list[Request]:
         """List the first of those that may be admitted."""
+        if not self._waiting:
+            return []
         able = (request for request in self._waiting if request.restarts or not self.is_held)
         return list(islice(able, 2 * self._config.max_num_seqs))
 

@@ -69,6 +69,8 @@ class Handoffs:
         former hold. One whose blocks are on their way to the decode mesh already, for another request, waits for those
         and holds back no other.
         """
+        if not self._waiting:
+            return
         may_ask = True
         for request in list(self._waiting):
             if request.handoff is None:
@@ -182,6 +184,10 @@ class Handoffs:
         )
 
     # ---- reaching the destination
+
+    def under_way_from(self, mesh: int) -> list[int]:
+        """List the transfers from this mesh that have not arrived, those that are not needed any more included."""
+        return [number for number, x in self._transfers.items() if x.source == mesh and not x.is_ready]
 
     def end_transfer(self, number: int) -> Transfer | None:
         """Take note that a transfer is over; None: it is no longer needed, and its staging is free now."""

@@ -1,7 +1,7 @@
 """How a request ends or starts over: finish, preemption, a lost mesh or transfer.
 
-Invariant: `leave` is the only way out of the queue, of hand-offs and of the meshes, and frees all that a request holds;
-who else knows the request is `requests` alone, which it leaves when it finishes.
+Invariant: `_leave` is the only way out of the queue, of hand-offs and of the meshes, and frees all that a request
+holds; besides them only `requests` lists it, until it finishes.
 """
 
 from collections.abc import Callable, Sequence

@@ -7,6 +7,7 @@ Invariant: `placed` is the one list of requests here. Those with chunks left and
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import Any
 
 from sortedcontainers import SortedKeyList
 
@@ -19,9 +20,10 @@ from .request import Request, State
 MAX_STEPS_IN_FLIGHT = 2
 
 in_order = attrgetter("order")
+type SortedRequests = SortedKeyList[Request, Any]
 
 
-def sorted_requests() -> "SortedKeyList[Request]":
+def sorted_requests() -> SortedRequests:
     """Make an empty list of requests that keeps the policy's order."""
     return SortedKeyList(key=in_order)
 
@@ -34,7 +36,7 @@ class MeshState:
     spec: MeshSpec
     pages: MeshPages
     staging: int  # bytes left for transfers out or in
-    placed: "SortedKeyList[Request]" = field(default_factory=sorted_requests)  # all with a placement here, or reserved
+    placed: SortedRequests = field(default_factory=sorted_requests)  # all with a placement here, or reserved
     prefill_load: int = 0  # prompt tokens to compute whose first output token was not read: what a new prompt waits for
     computing: dict[bytes, Placement] = field(default_factory=dict)  # blocks that placements here have yet to compute
     arriving: dict[bytes, Placement] = field(default_factory=dict)  # blocks on their way to placements here
@@ -66,7 +68,7 @@ class MeshState:
 
     def prefilling(self) -> list[Request]:
         """List the requests with prompt chunks left, in the policy's order."""
-        if not self.spec.prefills:
+        if not self.prefill_load:  # each of them counts in it
             return []
         state = State.PREFILL
         return [

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, Protocol
 
+from ..config import EngineConfig
+from ..paging.mesh_pages import MeshPages
 from ..protocol.events import RequestFacts
 from ..protocol.timeline import Timeline
 from .mesh_state import MeshState
@@ -77,13 +79,14 @@ class ShortestPromptFirst(FirstComeFirstServed):
 
     key = prompt tokens + `AGEING` x prompt tokens that arrived before. A later request overtakes one of L tokens only
     if its own prompt is shorter by more than `AGEING` x the tokens that arrived in between (that one's own L counted).
-    So the prompts that ever overtake it hold fewer than L x (1 / `AGEING` - 1) tokens together: with 0.05, 19 L, and
-    none of L tokens or more. At P prefill tokens per second it waits less than 19 L / P seconds longer than behind
-    those that arrived before it alone. The bound knows no clock and no speed: it is the same on every machine.
+    So the prompts that ever overtake it hold fewer than L x (1 / `AGEING` - 1) tokens together: with 1 / 64, 63 L, and
+    none of L tokens or more. At P prefill tokens per second it waits less than 63 L / P seconds longer than behind
+    those that arrived before it alone, what is computed again after a preemption apart. The bound knows no clock and
+    no speed: it is the same on every machine.
     """
 
     name = "spf"
-    AGEING = 0.05
+    AGEING = 1 / 64
 
     def key(self, request: Request) -> float:
         """Order by length, and by the work that was there before."""
@@ -106,12 +109,16 @@ def policy_named(name: str) -> Policy:
     raise ValueError(f"policy={name!r} is unknown: the policies are {', '.join(POLICIES)}; did you mean {near[0]!r}?")
 
 
-def check_policy(policy: Policy, meshes: Sequence[MeshState]) -> None:
-    """Try a policy on two sample requests.
+def check_policy(policy: Policy, config: EngineConfig) -> None:
+    """Try a policy on two sample requests and on empty meshes of this configuration.
 
     Raises:
         ValueError: a method is missing or fails, or what it gives cannot be compared.
     """
+    meshes = [
+        MeshState(i, spec, MeshPages(i, config, (1,) * len(config.windows), lambda action: None), 0)
+        for i, spec in enumerate(config.topology.meshes)
+    ]
     name = getattr(policy, "name", None)
     if not isinstance(name, str):
         raise ValueError(f"policy {policy!r} has no name: give it a `name`, a str that the decision log can record.")
@@ -122,8 +129,8 @@ def check_policy(policy: Policy, meshes: Sequence[MeshState]) -> None:
             )
     first, second = _sample(0, 3), _sample(1, 2)
     _check_order(name, "key", "for every request", lambda: [policy.key(first), policy.key(second)])
-    for method, rank in (("prefill_rank", policy.prefill_rank), ("decode_rank", policy.decode_rank)):
-        _check_order(name, method, "for every mesh", lambda rank=rank: [rank(first, mesh) for mesh in meshes])
+    _check_order(name, "prefill_rank", "for every mesh", lambda: [policy.prefill_rank(first, m) for m in meshes])
+    _check_order(name, "decode_rank", "for every mesh", lambda: [policy.decode_rank(first, m) for m in meshes])
     chosen = _tried(name, "victim", "for every list of requests", lambda: policy.victim([first, second]))
     if chosen not in (first, second):
         raise ValueError(f"policy {name!r} chooses {chosen!r} by victim: let it return one of the candidates.")

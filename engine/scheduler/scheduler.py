@@ -55,7 +55,7 @@ class Scheduler:
             MeshState(i, spec, MeshPages(i, config, pool.pages, emit), pool.staging_bytes)
             for i, (spec, pool) in enumerate(zip(config.topology.meshes, pools, strict=True))
         ]
-        check_policy(policy, self.meshes)
+        check_policy(policy, config)
         self.requests: dict[int, Request] = {}
         self._handoffs = Handoffs(config, pools, self.meshes, policy, self.counters, emit)
         self._admission = Admission(config, self.meshes, self.requests, policy, self.counters)
@@ -101,6 +101,10 @@ class Scheduler:
     def is_in_flight(self, mesh: int, step: int) -> bool:
         """Whether this step's result is still awaited."""
         return step in self.meshes[mesh].in_flight
+
+    def transfers_from(self, mesh: int) -> list[int]:
+        """List the transfers that leave this mesh and have not arrived."""
+        return self._handoffs.under_way_from(mesh)
 
     @property
     def is_drained(self) -> bool:

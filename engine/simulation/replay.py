@@ -1,15 +1,18 @@
 """Replays a decision log: the recorded events through a fresh scheduler, decision by decision."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from os import PathLike
 from typing import IO, Any
 
+import msgspec
+
 from ..metrics.metrics import RequestLog
 from ..protocol.actions import Action, Finish, FinishReason
 from ..protocol.events import Arrived, Event
-from ..scheduler.decision_log import _opened, _read_header, read_line
+from ..scheduler.decision_log import Header, opened, read_header, read_line
+from ..scheduler.policy import POLICIES, Policy, policy_named
 from ..scheduler.request import Request
 from ..scheduler.scheduler import Scheduler
 
@@ -22,13 +25,10 @@ _WIDTH = 200
 
 
 class DivergedError(Exception):
-    """A replay decided otherwise than the log says.
-
-    `line` counts from 1. `expected` are the actions of that line, `actual` those of the replay.
-    """
+    """A replay decided otherwise than the log says; `line` counts from 1."""
 
     def __init__(self, name: str, line: int, expected: Sequence[Action], actual: Sequence[Action]) -> None:
-        """Says where the first difference is."""
+        """`expected` are the actions of that line, `actual` those of the replay."""
         where, was, now = _difference("actions", list(expected), list(actual))
         super().__init__(
             f"{name} diverges at line {line}: {where} was {was} when it was recorded and is {now} now; "
@@ -39,64 +39,72 @@ class DivergedError(Exception):
 
 @dataclass
 class Replay:
-    """A log that was replayed to its end, with the same decisions all along.
+    """A log that was replayed to its end, with the same decisions all along."""
 
-    `scheduler`: as it was at the end. `events`: how many it was told. `decisions`: how many actions it gave out.
-    `finished`: requests that ended, and how. `ended`: their counts and timelines.
-    """
+    scheduler: Scheduler  # as it was at the end
+    events: int = 0  # how many it took in
+    decisions: int = 0  # how many actions it gave out
+    finished: dict[int, FinishReason] = field(default_factory=dict)  # requests that ended, and how
+    ended: RequestLog = field(default_factory=RequestLog)  # their counts and timelines
+    _running: dict[int, Request] = field(default_factory=dict)
 
-    scheduler: Scheduler
-    events: int = 0
-    decisions: int = 0
-    finished: dict[str, FinishReason] = field(default_factory=dict)
-    ended: RequestLog = field(default_factory=RequestLog)
-    _running: dict[str, Request] = field(default_factory=dict)
-
-    def tell(self, event: Event) -> None:
-        """One more event."""
+    def take(self, event: Event) -> None:
+        """Give the scheduler one more event."""
         self.events += 1
         self.scheduler.on(event)
         if isinstance(event, Arrived):
             self._running[event.facts.id] = self.scheduler.requests[event.facts.id]
 
-    def ask(self) -> list[Action]:
-        """The decisions at this point."""
+    def decide(self) -> list[Action]:
+        """Return the scheduler's decisions at this point."""
         actions = self.scheduler.actions()
         self.decisions += len(actions)
         for action in actions:
             if isinstance(action, Finish):
                 self.finished[action.request_id] = action.reason
-                self.ended.add(self._running.pop(action.request_id), action.reason)
+                request = self._running.pop(action.request_id)
+                self.ended.add(request.timeline, request.confirmed, action.reason)
         return actions
 
 
-def replay(source: str | PathLike[str] | IO[str]) -> Replay:
-    """Tell a new scheduler what the log says and compare what it decides. A torn last line is ignored.
+def replay(source: str | PathLike[str] | IO[str], policy: Policy | None = None) -> Replay:
+    """Give a new scheduler the log's events and compare what it decides. A torn last line is ignored.
+
+    `policy`: what the run was recorded under, where that is a policy of the caller's own.
 
     Raises:
         DivergedError: it decides otherwise.
         ValueError: this is no decision log, or of another version, or damaged before its last line.
         OSError: the file cannot be read.
     """
-    with _opened(source) as (name, lines):
-        header = _read_header(name, next(lines, ""))
-        result = Replay(Scheduler(header.config, header.pools))
+    with opened(source) as (name, lines):
+        header = read_header(name, next(lines, ""))
+        result = Replay(Scheduler(header.config, header.pools, policy or _policy_of(header, name)))
         for number, line in enumerate(lines, 2):
             try:
                 entry = read_line(line)
-            except Exception as error:  # cattrs raises much besides its own
+            except ValueError as error:
                 if not line.endswith("\n"):
                     break
                 raise ValueError(f"{name} is damaged at line {number}: it cannot be replayed from there.") from error
             if not isinstance(entry, list):
-                result.tell(entry)
-            elif entry != (actual := result.ask()):
+                result.take(entry)
+            elif entry != (actual := result.decide()):
                 raise DivergedError(name, number, entry, actual)
     return result
 
 
+def _policy_of(header: Header, name: str) -> Policy:
+    if header.policy not in POLICIES:
+        raise ValueError(
+            f"{name} was recorded under the policy {header.policy!r}, which Twinmesh does not have: hand that policy to "
+            "`replay`."
+        )
+    return policy_named(header.policy)
+
+
 def _difference(where: str, was: Any, now: Any) -> tuple[str, str, str]:
-    """The first place where two values differ, and what each has there."""
+    """Find the first place where two values differ, and what each has there."""
     for name, old, new in _parts(was, now):
         if old != new:
             return _difference(where + name, old, new)
@@ -104,12 +112,12 @@ def _difference(where: str, was: Any, now: Any) -> tuple[str, str, str]:
 
 
 def _parts(was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """What two values of the same kind consist of; of other values nothing."""
+    """Take apart two values of the same type; those of other types have no parts."""
     if type(was) is not type(now):
         return
-    if is_dataclass(was):
-        for part in fields(was):
-            yield f".{part.name}", getattr(was, part.name), getattr(now, part.name)
+    if isinstance(was, msgspec.Struct):
+        for name in was.__struct_fields__:
+            yield f".{name}", getattr(was, name), getattr(now, name)
     elif isinstance(was, list | tuple):
         for index, (old, new) in enumerate(zip_longest(was, now, fillvalue=_NOTHING)):
             yield f"[{index}]", old, new

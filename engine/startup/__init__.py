@@ -1,1 +1,1 @@
-"""What happens once, when an engine starts."""
+"""Start-up: from options to a running engine."""

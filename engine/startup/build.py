@@ -25,16 +25,18 @@ from ...models.text.tokenizer import Tokenizer
 from ..config import EngineConfig, PoolSize
 from ..core.engine_core import EngineCore
 from ..options import EngineOptions
+from ..protocol.results import Completion
 from ..scheduler.decision_log import RecordingScheduler
+from ..scheduler.policy import Policy, check_policy, policy_named
 from ..scheduler.scheduler import Scheduler
 from ..sharding.mesh import build_meshes
 from ..sharding.tensor_parallel import check_tp, model_on
 from ..sharding.weights import Params, load_weights
 from ..worker.kv_cache import abstract_state, groups
-from ..worker.local_executor import Completion, Executor
-from ..worker.mesh_worker import MeshExecutor
+from ..worker.local_executor import LocalExecutor
+from ..worker.mesh_worker import MeshWorker
 from ..worker.programs import MeshPlan, compile_programs
-from .compilation import use_cache
+from .compilation import CompileCounter, use_cache
 from .decision_file import check_log, open_log
 from .dtype import choose_dtype, parse_dtype
 from .links import time_links, warn_if_staged
@@ -82,6 +84,8 @@ def start_core(
     for spec in dict.fromkeys(options.meshes.meshes):
         check_tp(model, spec)
     config = _engine_config(options, model)
+    policy = policy_named(options.policy) if isinstance(options.policy, str) else options.policy
+    check_policy(policy, config)
     check_log(options.decision_log)
     meshes = build_meshes(options.meshes, options.devices)
     dtype = choose_dtype(
@@ -98,29 +102,35 @@ def start_core(
     plans = _mesh_plans(model, config, dtype, meshes, pools)
     use_cache(cache_directory() / "compiled")
     programs = compile_programs(plans, progress=options.progress)
-    workers = [MeshExecutor(*parts) for parts in zip(plans, programs, weights, strict=True)]
+    workers = [MeshWorker(*parts) for parts in zip(plans, programs, weights, strict=True)]
     if meshes[0].devices.flat[0].platform != "cpu":  # there the host's memory is the device's
         for link in time_links(workers, time.monotonic):
             warn_if_staged(link)
-    return _run(config, pools, workers, options.decision_log), config
+    return _run(config, pools, workers, policy, options.decision_log), config
 
 
 def _run(
-    config: EngineConfig, pools: Sequence[PoolSize], workers: Sequence[MeshExecutor], path: str | Path | None
+    config: EngineConfig,
+    pools: Sequence[PoolSize],
+    workers: Sequence[MeshWorker],
+    policy: Policy,
+    path: str | Path | None,
 ) -> EngineCore:
     """Open the decision log, which overwrites an earlier one, and start the threads; on failure close them again."""
     with ExitStack() as opened:
 
-        def executor(post: Callable[[Completion], None]) -> Executor:
-            made = Executor(workers, post, time.monotonic)
+        def executor(post: Callable[[Completion], None]) -> LocalExecutor:
+            made = LocalExecutor(workers, post, time.monotonic)
             opened.callback(made.close)
             return made
 
         log = None if path is None else open_log(path)
         if log is not None:
             opened.callback(log.close)
-        scheduler = Scheduler(config, pools) if log is None else RecordingScheduler(config, pools, log)
-        core = EngineCore(scheduler, executor, time.monotonic, log)
+        scheduler = Scheduler(config, pools, policy) if log is None else RecordingScheduler(config, pools, log, policy)
+        compilations = CompileCounter()
+        opened.callback(compilations.close)
+        core = EngineCore(scheduler, executor, time.monotonic, compilations, log)
         opened.pop_all()  # the engine closes them from here on
         return core
 

@@ -1,7 +1,7 @@
 """Which dtype a model runs in: weights, activations and KV alike; norms and softmax are float32 always.
 
 On GPUs the checkpoint decides, on CPUs the speed of matrix products, which differs from one to the next: for 64 rows
-bfloat16 is 1.9 times as fast as float32 on one and 0.8 times on another (docs/decisions.md). So it is measured.
+bfloat16 is 1.9 times as fast as float32 on one and 0.8 times on another (docs/decisions). So it is measured.
 """
 
 import functools
@@ -23,7 +23,7 @@ _SIDE, _TRIALS = 2048, 10
 
 
 def parse_dtype(asked: DTypeLike) -> jnp.dtype | None:
-    """The dtype that was asked for; None for "auto".
+    """Read the dtype that was asked for; None for "auto".
 
     Raises:
         ValueError: none of `DTYPES`.
@@ -42,7 +42,7 @@ def parse_dtype(asked: DTypeLike) -> jnp.dtype | None:
 def choose_dtype(
     asked: DTypeLike, model: ModelConfig, stored: DTypeLike, *, platform: str, max_num_seqs: int, deterministic: bool
 ) -> jnp.dtype:
-    """The dtype that was asked for, or the one that suits.
+    """Choose the dtype that was asked for, or the one that suits.
 
     Args:
         asked: one of `DTYPES`, or "auto": on a GPU the checkpoint's own if that has 16 bits, else bfloat16; on a CPU
@@ -70,7 +70,7 @@ def choose_dtype(
 
 @functools.cache
 def speed_of_bfloat16(rows: int) -> float:
-    """How many times as fast as in float32 this machine multiplies so many rows by a matrix in bfloat16.
+    """Measure how many times as fast as in float32 this machine multiplies so many rows by a matrix in bfloat16.
 
     Both alternate, and the best of each counts; it takes a fraction of a second, once per process.
     """

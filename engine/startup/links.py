@@ -16,7 +16,7 @@ import jax
 
 from ..protocol.actions import StartTransfer
 from ..worker.kv_transfer import Staging, abstract_staging, plan, send, staged_pages
-from ..worker.mesh_worker import MeshExecutor
+from ..worker.mesh_worker import MeshWorker
 from ..worker.programs import MeshPlan
 
 # A blocked call is felt from here on: about one decode step of a small model on a GPU.
@@ -28,14 +28,13 @@ _ENOUGH_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Link:
-    """One transfer from mesh `source` to mesh `destination`, by index in the topology: its `bytes`, the `seconds` until
-    all had arrived, and the `seconds_to_return` that the call itself took."""
+    """One timed transfer between two meshes."""
 
-    source: int
-    destination: int
+    source: int  # mesh, by index in the topology
+    destination: int  # likewise
     bytes: int
-    seconds: float
-    seconds_to_return: float
+    seconds: float  # until all had arrived
+    seconds_to_return: float  # that the call itself took
 
     @property
     def rate(self) -> float:
@@ -43,8 +42,8 @@ class Link:
         return self.bytes / max(self.seconds, 1e-9)
 
 
-def time_links(meshes: Sequence[MeshExecutor], clock: Callable[[], float]) -> list[Link]:
-    """Every pair of meshes between which KV may move, before the engine runs; `clock` is in seconds."""
+def time_links(meshes: Sequence[MeshWorker], clock: Callable[[], float]) -> list[Link]:
+    """Time every pair of meshes between which KV may move, before the engine runs; `clock` is in seconds."""
     return [
         _time_pair(meshes, source, destination, clock)
         for destination, mesh in enumerate(meshes)
@@ -53,7 +52,7 @@ def time_links(meshes: Sequence[MeshExecutor], clock: Callable[[], float]) -> li
     ]
 
 
-def _time_pair(meshes: Sequence[MeshExecutor], source: int, destination: int, clock: Callable[[], float]) -> Link:
+def _time_pair(meshes: Sequence[MeshWorker], source: int, destination: int, clock: Callable[[], float]) -> Link:
     before, after = meshes[source].plan, meshes[destination].plan
     route = plan(before.model.num_kv_heads, before.mesh.size, after.mesh.size)
     sizes = {bucket: _bytes(before, after.mesh.size, bucket) for bucket in before.config.handoff_buckets}
@@ -69,7 +68,7 @@ def _time_pair(meshes: Sequence[MeshExecutor], source: int, destination: int, cl
 
 
 def _bytes(source: MeshPlan, destination_tp: int, bucket: int) -> int:
-    """What `gather` returns."""
+    """Return the size of what `gather` returns."""
     route = plan(source.model.num_kv_heads, source.mesh.size, destination_tp)
     staging = abstract_staging(source.state, source.mesh, route, staged_pages(source.config, bucket))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(staging))
@@ -82,7 +81,7 @@ def time_link(
     send: Callable[[Staging], Staging],
     clock: Callable[[], float],
 ) -> Link:
-    """The fastest of a few transfers, after one that does not count.
+    """Time the fastest of a few transfers, after one that does not count.
 
     `gather` makes the staging on the source, `send` starts its copy to the destination; `clock` is in seconds.
     """
@@ -101,12 +100,12 @@ def time_link(
 
 
 def looks_staged(link: Link) -> bool:
-    """Whether a call that should return at once kept the host for most of a transfer that was slow."""
+    """Return whether a call that should return at once kept the host for most of a transfer that was slow."""
     return link.seconds > _SLOW_SECONDS and link.seconds_to_return > link.seconds / 2
 
 
 def warn_if_staged(link: Link) -> None:
-    """One warning, if `looks_staged`: which meshes, how fast, what to do."""
+    """Warn once, if `looks_staged`: which meshes, how fast, what to do."""
     if looks_staged(link):
         warnings.warn(
             f"KV from mesh {link.source} to mesh {link.destination} seems to pass through the host's memory "

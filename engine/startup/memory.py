@@ -25,13 +25,13 @@ _USABLE = 0.9
 
 
 def page_bytes(model: ModelConfig, page_size: int, dtype: jnp.dtype) -> tuple[int, ...]:
-    """Bytes of one page of each cache group: its layers' keys and values together, all shards."""
+    """Return bytes of one page of each cache group: its layers' keys and values together, all shards."""
     per_layer = 2 * page_size * model.num_kv_heads * model.head_dim * jnp.dtype(dtype).itemsize
     return tuple(len(group.layers) * per_layer for group in groups(model))
 
 
 def request_bytes(model: ModelConfig, config: EngineConfig) -> int:
-    """Bytes of request state and page tables on each device of a mesh: they do not shrink with its size."""
+    """Return bytes of request state and page tables on each device of a mesh: they do not shrink with its size."""
     requests = jax.tree.leaves(_abstract_requests(model, config.max_num_seqs))
     tables = len(groups(model)) * config.max_num_seqs * config.max_pages
     size: int = tables * 4 + sum(math.prod(x.shape) * x.dtype.itemsize for x in requests)
@@ -39,13 +39,13 @@ def request_bytes(model: ModelConfig, config: EngineConfig) -> int:
 
 
 def state_bytes(model: ModelConfig) -> int:
-    """Bytes of one request's state, which every transfer takes along to each device of its destination."""
+    """Return bytes of one request's state, which every transfer takes along to each device of its destination."""
     row = jax.tree.leaves(_abstract_requests(model, 1))
     return sum(math.prod(x.shape) * int(jnp.dtype(x.dtype).itemsize) for x in row)
 
 
 def memory_for_kv(meshes: Sequence[Mesh], most: int | None, reserved: int) -> list[int]:
-    """Bytes that KV pages and staging may take on each mesh, weights already loaded; meshes may share devices.
+    """Return bytes that KV pages and staging may take on each mesh, weights already loaded; meshes may share devices.
 
     Devices that report their memory give nine tenths of what is free on them, less `reserved` bytes (`request_bytes`)
     for each mesh that they are in. CPUs do not report: there it is a quarter of the machine's available memory for all
@@ -66,7 +66,7 @@ def memory_for_kv(meshes: Sequence[Mesh], most: int | None, reserved: int) -> li
 
 
 def _available_memory() -> int:
-    """Bytes that programs can take without swapping, as Linux reports it; 8 GiB elsewhere."""
+    """Return bytes that programs can take without swapping, as Linux reports it; 8 GiB elsewhere."""
     try:
         found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:
@@ -75,7 +75,7 @@ def _available_memory() -> int:
 
 
 def longest_that_fits(budget: int, per_page: tuple[int, ...], config: EngineConfig) -> int:
-    """The longest `max_model_len`, at most the config's, of which one request fits into `budget` bytes.
+    """Find the longest `max_model_len`, at most the config's, of which one request fits into `budget` bytes.
 
     One page's tokens where not even those fit: `pool_that_fits` then says so.
     """
@@ -110,7 +110,7 @@ def pool_that_fits(budget: int, per_page: tuple[int, ...], config: EngineConfig,
 
 
 def _staging(budget: int, per_page: tuple[int, ...], config: EngineConfig) -> int:
-    """Bytes of `budget` that hand-offs on their way may take."""
+    """Return bytes of `budget` that hand-offs on their way may take."""
     if not config.has_handoffs:
         return 0
     caps = [config.pages_to_send(window) for window in config.windows]
@@ -119,7 +119,7 @@ def _staging(budget: int, per_page: tuple[int, ...], config: EngineConfig) -> in
 
 
 def _request(per_page: tuple[int, ...], config: EngineConfig) -> int:
-    """Bytes of pages that one request of full length needs."""
+    """Return bytes of pages that one request of full length needs."""
     return sum(config.most_pages(window) * size for window, size in zip(config.windows, per_page, strict=True))
 
 

@@ -3,8 +3,8 @@
 Layers with the same window form a **cache group** with a pool and page tables of its own. KV is page-major: contiguous
 per page and shard for gathers and transfers. The layers of a group lie in one array, so a step passes two KV leaves per
 group whatever the depth (on 8 devices 72 leaves cost 0.84 ms per call where 2 cost 0.41), and a hand-off is one gather.
-Page tables lie on the device as well, so that a decode step is told only of the pages it writes to. Who holds which
-page is `paging/allocator.py`'s business.
+Page tables lie on the device as well, so that a decode step gets only the pages it writes to. Which request
+holds which page is `paging/allocator.py`'s business.
 
 Every `ModelConfig` here is the mesh's own: its KV heads are those that lie on the mesh (`tensor_parallel.py`).
 """
@@ -26,29 +26,25 @@ KV_AXES = (None, None, None, "kv_heads", None)
 
 
 class Group(NamedTuple):
-    """A cache group: the attention window of its layers (None: they see everything) and the layers' indices."""
+    """A cache group."""
 
-    window: int | None
-    layers: tuple[int, ...]
+    window: int | None  # the attention window of its layers; None: they see everything
+    layers: tuple[int, ...]  # their indices
 
 
 class KVCache(NamedTuple):
-    """One group's pool: `k` and `v` [layers of the group, pages, page_size, kv_heads, head_dim]."""
+    """One group's pool."""
 
-    k: jax.Array
-    v: jax.Array
+    k: jax.Array  # [layers of the group, pages, page_size, kv_heads, head_dim]
+    v: jax.Array  # likewise
 
 
 class DeviceState(NamedTuple):
-    """Everything a step takes donated and gives back.
+    """The state that a step takes donated and returns."""
 
-    `kv`: a pool per cache group. `tables`: a page table per cache group, [max_num_seqs, max_pages] int32; entries that
-    no step has written are arbitrary. `requests`: one row per slot.
-    """
-
-    kv: tuple[KVCache, ...]
-    tables: tuple[jax.Array, ...]
-    requests: RequestState
+    kv: tuple[KVCache, ...]  # a pool per cache group
+    tables: tuple[jax.Array, ...]  # per cache group [max_num_seqs, max_pages] int32; unwritten entries are arbitrary
+    requests: RequestState  # a row per slot
 
 
 def groups(model: ModelConfig) -> tuple[Group, ...]:

@@ -1,4 +1,4 @@
-"""How KV and request state cross from one mesh to another.
+"""Moves KV and request state from one mesh to another.
 
 Three dispatches: `gather` on the source copies a request's pages into staging of a bucketed page count, `send` moves
 the staging to the destination's devices, `scatter` writes it into the destination's pool, donated. The caller
@@ -36,14 +36,11 @@ _HEADS = PartitionSpec(None, None, None, AXIS, None)  # of pools and staging ali
 
 
 class Staging(NamedTuple):
-    """One request between meshes.
+    """One request between meshes."""
 
-    `kv`: per cache group and piece, [layers, bucket, page_size, heads of the piece on all shards, head_dim].
-    `request`: its row of the `RequestState`, the slot axis removed; replicated.
-    """
-
+    # Per cache group and piece, [layers, bucket, page_size, heads of the piece on all shards, head_dim].
     kv: tuple[tuple[KVCache, ...], ...]
-    request: RequestState
+    request: RequestState  # its row, the slot axis removed; replicated
 
 
 # Prefixes of the trees: one specification for all that is below.

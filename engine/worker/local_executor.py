@@ -1,22 +1,21 @@
-"""Performs the scheduler's actions on real devices: owns parameters, KV pools and whatever is in flight.
+"""Performs commands on this process's devices: owns parameters, KV pools and whatever is in flight.
 
 One thread calls `perform`; per mesh, programs are dispatched in that order, which is what makes it safe to hand on a
-page or a slot at once. Results come back through `post`, from waiter threads. It decides nothing. How one mesh does its
-part is `mesh_worker.py`'s business.
+page or a slot at once. Results come back through `post`, from waiter threads. It decides nothing. One mesh's part is in
+`mesh_worker.py`.
 """
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-from jax.typing import ArrayLike
 
-from ..metrics.counters import Traffic
 from ..protocol.actions import (
-    Action,
+    Accept,
     AssignPages,
     Chunk,
+    Command,
     CopyPage,
     Decode,
     DecodeRow,
@@ -24,37 +23,37 @@ from ..protocol.actions import (
     Finish,
     Fused,
     Prefill,
+    ResetMesh,
     Scatter,
     StartTransfer,
 )
 from ..protocol.events import TransferFailed, TransferReady
-from ..protocol.results import StepFailed, StepResult, describe
-from ..protocol.submission import Payloads
+from ..protocol.results import Completion, StepFailed, StepResult, Traffic, describe
 from .kv_transfer import Staging, plan, send
-from .mesh_worker import Dispatched, MeshExecutor
+from .mesh_worker import Dispatched, MeshWorker
+from .request_records import RequestRecords
 from .waiter import Waiter
-
-type Completion = StepResult | StepFailed | TransferReady | TransferFailed
 
 
 class _Staged(NamedTuple):
-    """A transfer in its destination's staging: its bucket, and the degree of tensor parallelism that it came from."""
+    """A transfer in its destination's staging."""
 
     staging: Staging
-    source_tp: int
+    source_tp: int  # the degree of tensor parallelism where it came from
     bucket: int
+    destination: int
 
 
-class Executor:
-    """All meshes of this process."""
+class LocalExecutor:
+    """The meshes of this process; an `Executor` (`protocol/executor.py`)."""
 
     def __init__(
-        self, meshes: Sequence[MeshExecutor], post: Callable[[Completion], None], clock: Callable[[], float]
+        self, meshes: Sequence[MeshWorker], post: Callable[[Completion], None], clock: Callable[[], float]
     ) -> None:
         """`post` takes completions from any thread; `clock` gives their times in seconds."""
         self.meshes = list(meshes)
         self._placer = meshes[0].placer  # to check with, also once the meshes are gone
-        self.payloads = Payloads()
+        self.records = RequestRecords()
         self.traffic, self._traffic_lock = Traffic(), threading.Lock()
         self._staged: dict[int, _Staged] = {}
         self._post, self._clock = post, clock
@@ -68,7 +67,7 @@ class Executor:
 
     @property
     def num_staged(self) -> int:
-        """How many transfers are on their way or wait for their scatter."""
+        """Transfers that are on their way or wait for their scatter."""
         return len(self._staged)
 
     @property
@@ -76,43 +75,44 @@ class Executor:
         """The threads that wait for results."""
         return [waiter.thread for waiter in (*self._step_waiters, *self._transfer_waiters.values())]
 
-    def perform(self, action: Action) -> None:
-        """Dispatch one action; returns without waiting for the device."""
-        match action:
+    def perform(self, command: Command) -> None:
+        """Dispatch one command; returns without waiting for the device."""
+        match command:
+            case Accept():
+                self.records.accept(command)
             case AssignPages():
-                self.meshes[action.mesh].assign(action)
+                self.meshes[command.mesh].assign(command)
             case CopyPage():
-                self.meshes[action.mesh].copy_page(action)
+                self.meshes[command.mesh].copy_page(command)
             case Prefill(chunks=chunks):
-                self._report(action, chunks, self.meshes[action.mesh].prefill(action, self.payloads))
+                self._report(command, chunks, self.meshes[command.mesh].prefill(command, self.records))
             case Decode(rows=rows):
-                self._report(action, rows, self.meshes[action.mesh].decode(action, self.payloads))
+                self._report(command, rows, self.meshes[command.mesh].decode(command, self.records))
             case Fused(chunks=chunks, rows=rows):
-                self._report(action, (*chunks, *rows), self.meshes[action.mesh].fused(action, self.payloads))
+                self._report(command, (*chunks, *rows), self.meshes[command.mesh].fused(command, self.records))
             case StartTransfer():
-                self._start_transfer(action)
+                self._start_transfer(command)
             case Scatter(transfer=transfer, destination=destination):
-                staged = self._staged.pop(transfer)
-                self.meshes[destination].scatter(action, staged.staging, staged.source_tp, staged.bucket)
+                staged = self._staged.pop(transfer, None)
+                if staged is not None:  # else its destination was reset meanwhile
+                    self.meshes[destination].scatter(command, staged.staging, staged.source_tp, staged.bucket)
             case DropTransfer(transfer=transfer):
                 self._staged.pop(transfer, None)
             case Finish(request_id=request_id):
-                del self.payloads[request_id]
+                self.records.forget(request_id)
+            case ResetMesh(mesh=mesh):
+                self._reset(mesh)
 
-    def check_params(self, new: Mapping[str, ArrayLike]) -> None:
+    def check_params(self, new: Mapping[str, Any]) -> None:
         """Refuse parameters that cannot stand in for those of the same names; see `Placer.check`."""
         self._placer.check(new)
 
-    def replace_params(self, new: Mapping[str, ArrayLike]) -> None:
-        """New parameters, by name, for every step from here on; steps in flight keep theirs."""
+    def replace_params(self, new: Mapping[str, Any]) -> None:
+        """Use new parameters, by name, for every step from here on; steps in flight keep theirs."""
         for mesh in self.meshes:
             params, mesh.params = list(mesh.params), ()
             mesh.placer.replace(params, new)
             mesh.params = tuple(params)
-
-    def reset_mesh(self, mesh: int) -> None:
-        """After a step raised: a new, empty pool."""
-        self.meshes[mesh].reset()
 
     def close(self) -> None:
         """Wait for what is in flight, join the threads and let go of every array."""
@@ -120,6 +120,11 @@ class Executor:
             waiter.close()
         self.meshes.clear()
         self._staged.clear()
+
+    def _reset(self, mesh: int) -> None:
+        """Drop what is staged for the mesh and make its pool anew."""
+        self._staged = {number: staged for number, staged in self._staged.items() if staged.destination != mesh}
+        self.meshes[mesh].reset()
 
     def _report(
         self, action: Prefill | Decode | Fused, rows: tuple[Chunk | DecodeRow, ...], dispatched: Dispatched
@@ -141,7 +146,7 @@ class Executor:
         tp, new_tp = source.plan.mesh.size, destination.plan.mesh.size
         route = plan(source.plan.model.num_kv_heads, tp, new_tp)
         staging = send(source.gather(action, new_tp), source.plan.mesh, destination.plan.mesh, route)
-        self._staged[transfer] = _Staged(staging, tp, action.bucket)
+        self._staged[transfer] = _Staged(staging, tp, action.bucket, action.destination)
 
         def ready(staging: Staging) -> None:
             t = self._clock()

@@ -22,24 +22,30 @@ from .kv_cache import KVCache, groups
 
 
 class PrefillRows(NamedTuple):
-    """Chunks of R prompts: `tables`, one [R, M] per cache group; `kv_len` [R], tokens of the request in the cache once
-    its chunk is in; `q_start` [R + 1], where each chunk begins, counted from the first prefill token of the step."""
+    """Chunks of R prompts."""
 
-    tables: tuple[jax.Array, ...]
-    kv_len: jax.Array
-    q_start: jax.Array
+    tables: tuple[jax.Array, ...]  # one [R, M] per cache group
+    kv_len: jax.Array  # [R], tokens of the request in the cache, its chunk included
+    q_start: jax.Array  # [R + 1], where each chunk begins, counted from the first prefill token of the step
 
 
 class DecodeRows(NamedTuple):
-    """One token of B requests each: `tables`, one [B, M] per cache group; `kv_len` [B], that token included; 0: no
-    request."""
+    """One token of each of B requests."""
 
-    tables: tuple[jax.Array, ...]
-    kv_len: jax.Array
+    tables: tuple[jax.Array, ...]  # one [B, M] per cache group
+    kv_len: jax.Array  # [B], tokens of the request in the cache, this one included; 0: no request
+
+
+class StepRows(NamedTuple):
+    """The T tokens of a step: those of `decode`, one per row, and then those of `prefill`; either may be None."""
+
+    slots: tuple[jax.Array, ...]  # per group [T]: page * page_size + offset in any layer; past a layer: not written
+    decode: DecodeRows | None = None
+    prefill: PrefillRows | None = None
 
 
 class _Tokens(NamedTuple):
-    """What one layer needs to know about the step's tokens, its own part of the pool already chosen."""
+    """A step's tokens as one layer sees them: ids are those of the flat pool."""
 
     slots: jax.Array  # [T]
     decode: tuple[jax.Array, jax.Array] | None  # table [B, M], kv_len [B]
@@ -47,44 +53,22 @@ class _Tokens(NamedTuple):
 
 
 class PagedAttention:
-    """While tracing, threads the KV pools of a mesh through the layers of one step.
+    """Appends a step's keys and values to the pools of a mesh, and attends over them.
 
-    The step's T tokens are those of `decode`, one per row, and then those of `prefill`; either may be None. All of them
-    are appended before any of them attends.
+    All tokens of the step are appended before any of them attends.
 
     Args:
         mesh: where the step runs.
         model: the model as it runs there (`tensor_parallel.model_on`): its cache groups, windows, softcaps, scale.
-        kv: the pools, one per group.
-        slots: where each token's keys and values go, one [T] int32 per group: page * page_size + offset within any of
-            its layers; pages * page_size or more writes nothing.
-        decode: rows of one token.
-        prefill: rows of packed chunks.
     """
 
-    def __init__(
-        self,
-        mesh: Mesh,
-        model: ModelConfig,
-        kv: tuple[KVCache, ...],
-        slots: tuple[jax.Array, ...],
-        *,
-        decode: DecodeRows | None = None,
-        prefill: PrefillRows | None = None,
-    ) -> None:
-        """Nothing is traced yet."""
-        self._mesh, self._model = mesh, model
-        self._places = _places(model)
-        self._kv = list(kv)
-        self._slots, self._decode, self._prefill = slots, decode, prefill
+    def __init__(self, mesh: Mesh, model: ModelConfig) -> None:
+        self._mesh, self._model, self._places = mesh, model, _places(model)
 
-    @property
-    def kv(self) -> tuple[KVCache, ...]:
-        """The pools after the layers traced so far."""
-        return tuple(self._kv)
-
-    def __call__(self, layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """q [T, Hq, D], k and v [T, Hk, D] -> [T, Hq, D]."""
+    def __call__(
+        self, kv: tuple[KVCache, ...], layer: int, q: jax.Array, k: jax.Array, v: jax.Array, rows: StepRows
+    ) -> tuple[jax.Array, tuple[KVCache, ...]]:
+        """Attend from q [T, Hq, D] once k and v [T, Hk, D] are in `kv`, a pool per group: [T, Hq, D], and the pools."""
         group, index = self._places[layer]
         spec, scale = self._model.layers[layer], self._model.attention_scale
 
@@ -101,26 +85,27 @@ class PagedAttention:
                 step, mesh=self._mesh, in_specs=(pool, heads, heads, heads, whole), out_specs=(heads, pool),
                 check_vma=False,
             )  # fmt: skip
-        attended, self._kv[group] = step(self._kv[group], q, k, v, self._tokens(group, index))
-        return attended
+        attended, pool_after = step(kv[group], q, k, v, _tokens(kv[group], rows, group, index))
+        return attended, (*kv[:group], pool_after, *kv[group + 1 :])
 
-    def _tokens(self, group: int, index: int) -> _Tokens:
-        """Ids within a layer become ids of the flat pool."""
-        layers, pages, page_size, *_ = self._kv[group].k.shape
 
-        def table(rows: PrefillRows | DecodeRows) -> jax.Array:
-            return _offset(rows.tables[group], pages, index, layers)
+def _tokens(kv: KVCache, rows: StepRows, group: int, index: int) -> _Tokens:
+    """Turn ids within layer `index` of a group into ids of the group's flat pool."""
+    layers, pages, page_size, *_ = kv.k.shape
 
-        decode, prefill = self._decode, self._prefill
-        return _Tokens(
-            _offset(self._slots[group], pages * page_size, index, layers),
-            None if decode is None else (table(decode), decode.kv_len),
-            None if prefill is None else (table(prefill), prefill.kv_len, prefill.q_start),
-        )
+    def table(part: PrefillRows | DecodeRows) -> jax.Array:
+        return _offset(part.tables[group], pages, index, layers)
+
+    decode, prefill = rows.decode, rows.prefill
+    return _Tokens(
+        _offset(rows.slots[group], pages * page_size, index, layers),
+        None if decode is None else (table(decode), decode.kv_len),
+        None if prefill is None else (table(prefill), prefill.kv_len, prefill.q_start),
+    )
 
 
 def _places(model: ModelConfig) -> dict[int, tuple[int, int]]:
-    """For each layer its cache group and its index within it."""
+    """Map each layer to its cache group and its index within the group."""
     return {
         layer: (number, index)
         for number, group in enumerate(groups(model))
@@ -129,7 +114,7 @@ def _places(model: ModelConfig) -> dict[int, tuple[int, int]]:
 
 
 def _attend(kv: KVCache, q: jax.Array, tokens: _Tokens, spec: AttentionSpec, scale: float) -> jax.Array:
-    """Decode rows come first in `q`, then prefill tokens. [T, Hq, D]."""
+    """Attend from q [T, Hq, D], whose rows are the decode rows and then the prefill tokens."""
     rows = 0 if tokens.decode is None else tokens.decode[1].shape[0]
     parts = []
     if tokens.decode is not None:
@@ -148,12 +133,15 @@ def _attend(kv: KVCache, q: jax.Array, tokens: _Tokens, spec: AttentionSpec, sca
 
 
 def _reshape(pool: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The same bytes. Left to itself XLA picks an odd layout around an axis of size 1, such as the only head of a
-    device, and copies the pool to get back from it."""
+    """Reshape a pool without moving a byte.
+
+    Left to itself XLA picks an odd layout around an axis of size 1, such as the only head of a device, and copies the
+    pool to get back from it.
+    """
     reshaped: jax.Array = with_layout_constraint(pool.reshape(shape), Layout(tuple(range(len(shape)))))
     return reshaped
 
 
 def _offset(ids: jax.Array, per_layer: int, layer: int, layers: int) -> jax.Array:
-    """What pointed past one layer's part points past all of them."""
+    """Move ids of one layer's part to their place in the flat pool; those past the part go past the whole pool."""
     return jnp.where(ids < per_layer, ids + layer * per_layer, layers * per_layer)

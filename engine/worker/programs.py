@@ -19,8 +19,9 @@ from tqdm import tqdm
 from ...models.config import ModelConfig
 from ...models.decoder import AbstractParams, Decoder, bind
 from ..config import EngineConfig
+from ..protocol.results import TokenScores
 from ..sampling.logits_processors import empty_dense, load_dense
-from ..sampling.logprobs import Scores, score_tokens
+from ..sampling.logprobs import score_tokens
 from ..sampling.request_state import DenseRows, Float
 from ..sampling.sampler import Sampled
 from ..sharding.mesh import param_sharding, replicate_logits, replicated
@@ -38,20 +39,16 @@ _FIXED: dict[str, str | bool] = {"xla_gpu_deterministic_ops": True, "xla_gpu_aut
 
 @dataclass
 class Programs:
-    """One mesh's compiled programs. `allocate` makes a zeroed state.
+    """One mesh's compiled programs."""
 
-    By bucket, in tokens: `prefill`, `fused` and `score`. By (bucket, steps): `decode`. By (tp of the other mesh,
-    bucket in pages): `gather` and `scatter`. By cache group: `copy_page`.
-    """
-
-    allocate: Compiled
-    prefill: dict[int, Compiled] = field(default_factory=dict)
-    fused: dict[int, Compiled] = field(default_factory=dict)
-    score: dict[int, Compiled] = field(default_factory=dict)
-    decode: dict[tuple[int, int], Compiled] = field(default_factory=dict)
-    gather: dict[tuple[int, int], Compiled] = field(default_factory=dict)
-    scatter: dict[tuple[int, int], Compiled] = field(default_factory=dict)
-    copy_page: dict[int, Compiled] = field(default_factory=dict)
+    allocate: Compiled  # makes a zeroed state
+    prefill: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
+    fused: dict[int, Compiled] = field(default_factory=dict)  # likewise
+    score: dict[int, Compiled] = field(default_factory=dict)  # likewise
+    decode: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by bucket in rows, and steps
+    gather: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by the other mesh's tp, and bucket in pages
+    scatter: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # likewise
+    copy_page: dict[int, Compiled] = field(default_factory=dict)  # by cache group
     load_dense: Compiled | None = None
 
 
@@ -206,7 +203,7 @@ def _params(plan: MeshPlan) -> Any:
 
 
 def _compile_score(plan: MeshPlan, tokens: int) -> Compiled:
-    def score(params: Params, hidden: jax.Array, targets: jax.Array) -> Scores:
+    def score(params: Params, hidden: jax.Array, targets: jax.Array) -> TokenScores[jax.Array]:
         decoder = _decoder(plan, params)
         return score_tokens(lambda rows: replicate_logits(decoder.logits(rows), plan.mesh), hidden, targets)
 

@@ -1,9 +1,9 @@
 """The step functions: model, paged attention and sampling in one dispatch each.
 
 Pure functions of arrays, to be compiled once per (mesh, bucket) with the state donated. A decode step feeds itself: the
-token sampled last lies in the state, so the host need not read it first. The host tells a step as little as it can, in
-few arrays: each costs it time on every device. Page tables lie in the state; a decode step is told only of the pages
-that it writes to, and they must be there for all its rows and steps.
+token sampled last lies in the state, so the host need not read it first. The host passes as few and as
+small arrays as it can: each costs it time on every device. Page tables lie in the state; a decode step gets only the
+pages that it writes to, and they must be there for all its rows and steps.
 
 Shapes: T packed tokens, R prefill rows, B decode rows, M pages per table, G cache groups, S slots. Padding: page id
 `num_pages` of its group, slot S, kv_len 0.
@@ -22,7 +22,7 @@ from ..sampling.request_state import Int, RequestState, Scalars
 from ..sampling.sampler import Sampled, sample
 from ..sharding.mesh import replicate_logits
 from .kv_cache import DeviceState
-from .paged_attention import DecodeRows, PagedAttention, PrefillRows
+from .paged_attention import DecodeRows, PagedAttention, PrefillRows, StepRows
 from .step_layout import ChunkColumn, DecodeColumn, PrefillInputs
 
 
@@ -57,7 +57,8 @@ def decode_step(
 
     if steps == 1:
         state, sampled = step(state, jnp.int32(0))
-        return state, Sampled(*(x[None] for x in sampled))
+        one: Sampled = jax.tree.map(lambda x: x[None], sampled)
+        return state, one
     return jax.lax.scan(step, state, jnp.arange(steps, dtype=jnp.int32))
 
 
@@ -80,19 +81,19 @@ def fused_step(
 
 
 class _Part(NamedTuple):
-    """Some tokens of a forward pass: ids [T], positions [T], and per group where their KV goes [T]."""
+    """Some tokens of a forward pass."""
 
-    tokens: jax.Array
-    positions: jax.Array
-    kv_slots: tuple[jax.Array, ...]
+    tokens: jax.Array  # [T], ids
+    positions: jax.Array  # [T]
+    kv_slots: tuple[jax.Array, ...]  # per group [T], where their KV goes
 
 
 class _Draw(NamedTuple):
-    """Rows to sample for: `slot` [R] is where the result is kept, S for nobody's; `position` [R] of the new token."""
+    """Rows to sample for."""
 
     scalars: Scalars
-    slot: jax.Array
-    position: jax.Array
+    slot: jax.Array  # [R], where the result is kept; S: nowhere
+    position: jax.Array  # [R], of the new token
 
 
 class _Chunks(NamedTuple):
@@ -124,9 +125,9 @@ def _forward(
 ) -> tuple[DeviceState, jax.Array]:
     """Append and attend: the state with the new KV, and the hidden states [T, E] of all parts' tokens in order."""
     all_: _Part = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-    attend = PagedAttention(mesh, decoder.config, state.kv, all_.kv_slots, decode=decode, prefill=prefill)
-    hidden = decoder.hidden(all_.tokens, all_.positions, attend)
-    return state._replace(kv=attend.kv), hidden
+    attend, rows = PagedAttention(mesh, decoder.config), StepRows(all_.kv_slots, decode, prefill)
+    hidden, kv = decoder.hidden(all_.tokens, all_.positions, attend, state.kv, rows)
+    return state._replace(kv=kv), hidden
 
 
 def _draw(

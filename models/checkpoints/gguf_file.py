@@ -164,7 +164,7 @@ class GGUFFile:
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"its general.alignment is {alignment!r}")
-        start = -(-cursor.at // alignment) * alignment
+        start = cursor.at + -cursor.at % alignment
         for name, shape, kind, offset in entries:
             self._add_tensor(path, name, shape, kind, start + offset, cursor.size)
         return metadata

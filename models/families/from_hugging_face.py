@@ -150,7 +150,7 @@ def _layers(
 def _ropes(settings: Settings, head_dim: int, theta: float, local_theta: float | None) -> dict[str, Rope]:
     """By kind of layer. Newer files have `rope_parameters`, flat or by kind; older ones `rope_theta` and friends.
 
-    People add `rope_scaling` to newer files, as model cards told them to: it must not go unnoticed.
+    People add `rope_scaling` to newer files, as model cards advised: it must not go unnoticed.
     """
     theta = settings.number("rope_theta", theta)
     local = theta if local_theta is None else settings.number("rope_local_base_freq", local_theta)

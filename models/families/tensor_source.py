@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """One parameter's place in a checkpoint.
+    """The place of one parameter in a checkpoint.
 
     Seen as a matrix of `rows` rows (a vector is one column of them), the parameter is rows `first_row` to
     `first_row + rows` of `tensor`, which has the shape `shape` in the file (numpy order), turned around where

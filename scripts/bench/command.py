@@ -4,6 +4,7 @@ import argparse
 from importlib import import_module
 
 BENCHMARKS = {
+    "before": "speed beside an earlier checkout, in alternating processes",
     "attention": "attention, append and sampling alone, a layer at a time",
     "generate": "tokens per second of whole batches, by topology and number of requests",
     "handoff": "what handing KV over costs, by prompt length, against a plain copy",
@@ -12,9 +13,10 @@ BENCHMARKS = {
     "load": "what loading a model costs: seconds and host memory",
     "machine": "the machine's own limits: arithmetic and memory",
     "offline": "throughput of a whole workload, against transformers and vLLM",
+    "policies": "time to first token by policy, over a recorded trace in virtual time",
 }
 SUMMARY = "measure the engine, or the machine it runs on"
-DESCRIPTION = "Run one measurement; 'twinmesh bench NAME --help' says what it can be told.\n\n" + "\n".join(
+DESCRIPTION = "Run one measurement; 'twinmesh bench NAME --help' lists its arguments.\n\n" + "\n".join(
     f"  {name:<12}{what}" for name, what in BENCHMARKS.items()
 )
 

@@ -1,4 +1,4 @@
-"""What handing KV over costs: bytes, seconds and bytes per second by prompt length, against a plain copy of the bytes.
+"""The cost of handing KV over: bytes, seconds and bytes per second by prompt length, against a plain copy of the bytes.
 
     python scripts/bench/handoff.py --model smollm2 --json handoff.json
 
@@ -106,8 +106,11 @@ def copy_seconds(size: int, rounds: int = 10) -> float:
 def time_idle_links(llm: "LLM") -> list[dict[str, float]]:
     """The transfers that the engine times at start-up on a GPU, here on any device."""
     from twinmesh.engine.startup.links import time_links
+    from twinmesh.engine.worker.local_executor import LocalExecutor
 
-    links = llm.engine.core.inspect(lambda scheduler, executor: time_links(executor.meshes, time.monotonic))
+    executor = llm.engine.core.inspect(lambda scheduler, executor: executor)
+    assert isinstance(executor, LocalExecutor)
+    links = time_links(executor.meshes, time.monotonic)
     return [{"bytes": link.bytes, "seconds": link.seconds, "bytes_per_second": link.rate} for link in links]
 
 

@@ -1,4 +1,4 @@
-"""Host time per decode step: what the dispatching thread spends on scheduling, dispatch and news.
+"""Host time per decode step: what the dispatching thread spends on scheduling, dispatch and updates.
 
     python scripts/bench/host.py --json host.json
 
@@ -25,17 +25,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Compiled
 from twinmesh.engine.core.engine_core import EngineCore
+from twinmesh.engine.core.submission import Submission, Update
 from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.protocol.events import RequestFacts
 from twinmesh.engine.protocol.sampling_plan import SamplingPlan
-from twinmesh.engine.protocol.submission import Payload, Submission, Update
 from twinmesh.engine.sharding.mesh import param_sharding
 from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.sharding.weights import Params
 from twinmesh.engine.startup.build import start_core
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.kv_cache import DeviceState
-from twinmesh.engine.worker.mesh_worker import MeshExecutor
+from twinmesh.engine.worker.local_executor import LocalExecutor
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import ParamSpec, abstract_params
 
@@ -60,9 +60,11 @@ def random_params(dtype: jnp.dtype, meshes: Sequence[Mesh], model: ModelConfig) 
     ]
 
 
-def hollow_out(meshes: Sequence[MeshExecutor]) -> None:
+def hollow_out(core: EngineCore) -> None:
     """Let the step programs of an engine compute nothing; what they take and give back stays."""
-    for mesh in meshes:
+    executor = core.inspect(lambda scheduler, executor: executor)
+    assert isinstance(executor, LocalExecutor)
+    for mesh in executor.meshes:
         programs, state = mesh.programs, mesh.plan.state
         for key, program in programs.prefill.items():
             programs.prefill[key] = hollow(program, state)
@@ -96,7 +98,7 @@ def measure(topology: str, layers: int, requests: int, real: bool) -> dict[str, 
     core, _ = start_core(model, dtype, partial(random_params, model=model), options)
     try:
         if not real:
-            hollow_out(core.inspect(lambda scheduler, executor: executor.meshes))
+            hollow_out(core)
         rounds = [host_time(core, requests) for _ in range(ROUNDS)]
     finally:
         core.close()
@@ -123,7 +125,7 @@ def run(core: EngineCore, requests: int) -> None:
     """Submit all at once and wait for all."""
     sink: SimpleQueue[Update] = SimpleQueue()
     random = np.random.default_rng(1)
-    core.submit([_submission(core, str(i), random.integers(0, 100, _PROMPT), sink) for i in range(requests)])
+    core.submit([_submission(core, random.integers(0, 100, _PROMPT), sink) for _ in range(requests)])
     left = requests
     while left:
         update = sink.get()
@@ -132,10 +134,9 @@ def run(core: EngineCore, requests: int) -> None:
         left -= update.finish_reason is not None
 
 
-def _submission(core: EngineCore, name: str, prompt: np.ndarray, sink: "SimpleQueue[Update]") -> Submission:
-    payload = Payload(prompt.astype(np.int32), SamplingPlan(temperature=0.0, seed=0))
-    facts = RequestFacts(name, _PROMPT, _TOKENS)
-    return Submission(core.clock(), facts, payload, frozenset(), None, sink)
+def _submission(core: EngineCore, prompt: np.ndarray, sink: "SimpleQueue[Update]") -> Submission:
+    facts, plan = RequestFacts(core.new_id(), _PROMPT, _TOKENS), SamplingPlan(temperature=0.0, seed=0)
+    return Submission(core.clock(), facts, prompt.astype(np.int32), plan, frozenset(), None, sink)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

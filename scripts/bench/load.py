@@ -1,4 +1,4 @@
-"""What loading a model costs: peak memory of the host against what the model takes, and time against the disk.
+"""The cost of loading a model: peak memory of the host against what the model takes, and time against the disk.
 
     python scripts/bench/load.py --models smollm2 gemma3-270m --topologies both=1 both=1xtp2 --json load.json
     python scripts/bench/load.py --synthetic 2

@@ -1,7 +1,7 @@
-"""Where the time of one step goes: a profile of some calls, its kernels told apart by name and scope.
+"""Where the time of one step goes: a profile of some calls, its kernels distinguished by name and scope.
 
 JAX's profiler writes an XSpace; `jax.profiler.ProfileData` reads it. On a GPU the kernels are the events on the streams
-of a device's plane; on a CPU, the events of its worker threads that name an HLO operation. A kernel is told apart by
+of a device's plane; on a CPU, the events of its worker threads that name an HLO operation. A kernel is distinguished by
 the scopes (`jax.named_scope`) of the HLO instruction it came from, where that is known, and by its own name: libraries'
 products have names of their own. `gap` is what no kernel covers between the first and the last. Kernels of a CUDA graph
 may come without their instruction; the profile with command buffers off has it for all.

@@ -1,4 +1,4 @@
-"""Whether all is right on the GPU at hand, for `gpu_suite.py`: kernels, the append, hand-off, pytest's GPU tests.
+"""Whether all is right on this machine's GPU, for `gpu_suite.py`: kernels, the append, hand-off, pytest's GPU tests.
 
 Attention is compared with plain XLA in float32 on the same rounded inputs, which the tests hold to the oracle. An error
 is the largest over rows and heads of |ours - wanted| / |wanted|, so that a long request does not hide behind short
@@ -136,7 +136,7 @@ def make_inputs(case: Case, scale: float) -> Inputs:
     chunks = [size - 1, 1, size + 1, 0, 1, 0, size, 2, min(longest, CHUNK), min(longest - size, 130), 3]
     used = [-(-length // size) for length in lengths]
     random = np.random.default_rng(0)
-    pages = sum(used) + 5  # some that nobody has
+    pages = sum(used) + 5  # some that no request has
     ids = iter(random.permutation(pages))
     table = np.where(random.random((len(lengths), max(used) + 2)) < 0.5, pages, 2**31 - 1).astype(np.int32)
     held = np.zeros((pages, size), bool)
@@ -156,7 +156,7 @@ def make_inputs(case: Case, scale: float) -> Inputs:
 def _error(kernel: Any, plain: Any, arrays: tuple[Array, ...]) -> float | str:
     run = jax.jit(kernel)
     first = np.asarray(run(*arrays), np.float64)  # compiles, which takes memory and gives it back
-    # What is allocated next may lie where these were: an element that nobody writes shows as NaN.
+    # What is allocated next may lie where these were: an element that is never written shows as NaN.
     jax.block_until_ready([jnp.full_like(arrays[0], jnp.nan) for _ in range(4)])
     if not np.array_equal(first, np.asarray(run(*arrays), np.float64), equal_nan=True):
         return "a second run, in memory full of NaN, gave other bits"

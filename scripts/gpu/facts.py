@@ -33,7 +33,7 @@ def read(text: str) -> Facts:
 
 
 def save(report: Facts, path: str | Path) -> None:
-    """Write the report, whole or not at all: whoever reads it meanwhile, or after a crash, finds the one before."""
+    """Write the report, whole or not at all: a reader meanwhile, or after a crash, finds the one before."""
     beside = Path(f"{path}.new")
     beside.write_text(json.dumps(report, indent=1) + "\n")
     os.replace(beside, path)

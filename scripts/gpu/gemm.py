@@ -175,7 +175,7 @@ def _produce(plan: _Plan, x: Ref, weight: Ref, ring: _Ring) -> None:
         plgpu.copy_gmem_to_smem(weight.at[row, column], ring.weight.at[slot], ring.full.at[slot])
         plgpu.copy_gmem_to_smem(x.at[:, row], ring.x.at[slot], ring.full.at[slot])
 
-    for i in range(plan.stages):  # whoever waits on a barrier sees all its phases
+    for i in range(plan.stages):  # a warp that waits on a barrier sees all its phases
         pl.when(total > i)(functools.partial(plgpu.barrier_wait, ring.free.at[i]))
 
 

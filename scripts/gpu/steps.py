@@ -33,7 +33,7 @@ LLAMA_3_1_8B = ModelConfig(
     "llama", 128256, 4096, 14336, 32, 8, 128, 1e-5, False, 131072, (AttentionSpec(Rope(5e5)),) * 32
 )
 CONTEXT, PROMPT, BATCHES = 1024, 8192, (1, 8, 32, 128)
-PROFILED = (1, 32)  # batches whose time is told apart
+PROFILED = (1, 32)  # batches whose time is broken down
 VLLM_MS = {1: 7.22, 8: 7.67}  # public figures of vLLM for Qwen3-8B on an H100, ms a decode step
 
 

@@ -27,7 +27,7 @@ from twinmesh.engine.startup.memory import page_bytes
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.kv_cache import groups
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
-from twinmesh.models.decoder import abstract_params, bind, dense_causal
+from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 from twinmesh.models.text.chat import ChatTemplate
 from twinmesh.models.text.tokenizer_gguf import tokenizer_from_gguf
 
@@ -92,7 +92,7 @@ class Reference:
         @jax.jit
         def logits(params, ids):
             decoder = bind(graphdef, params)
-            return decoder.logits(decoder.hidden(ids, jnp.arange(length, dtype=jnp.int32), dense_causal(model)))
+            return decoder.logits(dense_hidden(decoder, ids))
 
         self._logits = logits
         self.regret([1], [1])  # compiles now, and not while an engine counts compilations
@@ -193,7 +193,7 @@ def assert_at_rest(llm):
 def _check_at_rest(scheduler, executor):
     scheduler.check_integrity()
     assert not scheduler.requests
-    assert not executor.payloads
+    assert not executor.records
     assert not executor.num_staged
     assert all(thread.is_alive() for thread in executor.threads)
     for mesh in scheduler.meshes:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from helpers.loading import load_on_one_device
 from twinmesh.models.checkpoints.open import open_checkpoint
-from twinmesh.models.decoder import abstract_params, bind, dense_causal
+from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 
 
 class DenseModel:
@@ -20,7 +20,7 @@ class DenseModel:
         @jax.jit
         def logits(params, ids):
             decoder = bind(abstract.graphdef, params)
-            return decoder.logits(decoder.hidden(ids, jnp.arange(length), dense_causal(checkpoint.config)))
+            return decoder.logits(dense_hidden(decoder, ids))
 
         self._logits = logits
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 from helpers.tiny_gguf import CHAT_TEMPLATE, TOKENIZER
 from twinmesh.engine.config import EngineConfig
+from twinmesh.engine.core.submission import Update
 from twinmesh.engine.errors import EngineError
 from twinmesh.engine.protocol.results import TokenScores
 from twinmesh.engine.protocol.sampling_plan import MAX_LOGPROBS
-from twinmesh.engine.protocol.submission import Update
 from twinmesh.engine.protocol.timeline import Timeline
 from twinmesh.engine.startup.build import Engine
 from twinmesh.engine.topology import Topology
@@ -22,7 +22,7 @@ CONFIG = EngineConfig(Topology.parse("both=1"), max_model_len=64, page_size=4)
 
 
 class FakeCore:
-    """`live`: submissions by name, in order of arrival. `said`: calls of abort, preempt, migrate and update_params.
+    """`live`: submissions by id, in order of arrival. `said`: calls of abort, preempt, migrate and update_params.
 
     `answers`: with it every request is answered at once, from another thread, with the ends of `answer`.
     """
@@ -31,9 +31,17 @@ class FakeCore:
         self.live, self.said, self.batches, self.is_closed = {}, [], [], False
         self._answers, self._thread, self._ticks = answers, ThreadPoolExecutor(1), itertools.count()
         self.timelines, self._lock = {}, threading.Lock()
+        self._ids = itertools.count()
 
     def clock(self):
         return float(next(self._ticks))
+
+    def new_id(self):
+        return next(self._ids)
+
+    def names(self):
+        """The callers' names of what runs, one for each completion."""
+        return [submission.sink.collector.request_id for submission in self.live.values()]
 
     def submit(self, submissions):
         if self.is_closed:
@@ -47,33 +55,34 @@ class FakeCore:
 
     def answer(self, submission):
         """Repeat the prompt, token by token, as far as `max_tokens` allows."""
-        ids = submission.payload.prompt.tolist()[: submission.facts.max_tokens]
+        ids = submission.prompt.tolist()[: submission.facts.max_tokens]
         for token in ids[:-1]:
             self.send(submission.facts.id, [token])
         self.send(submission.facts.id, ids[-1:], finish_reason="length")
 
-    def send(self, name, token_ids=(), **news):
-        """One update; of a request that has ended, nothing."""
+    def send(self, which, token_ids=(), **fields):
+        """One update of a completion, given by its id or its request's name; of one that has ended, nothing."""
         with self._lock:  # the real one has a thread of its own for this
-            submission = self.live.get(name)
-            if submission is None:
+            ids = dict(zip(self.names(), self.live, strict=True)) if isinstance(which, str) else {which: which}
+            id_ = ids.get(which)
+            if id_ not in self.live:
                 return
-            timeline = self.timelines[name]
+            submission, timeline = self.live[id_], self.timelines[id_]
             timeline.tokens.extend(self.clock() for _ in token_ids)
-            if news.get("finish_reason") is not None:
+            if fields.get("finish_reason") is not None:
                 timeline.finish = self.clock()
-                del self.live[name]
-            submission.sink.put(Update(name, timeline, list(token_ids), **news))
+                del self.live[id_]
+            submission.sink.put(Update(id_, timeline, list(token_ids), **fields))
 
-    def abort(self, name):
-        self.said.append(("abort", name))
-        self.send(name, finish_reason="abort")
+    def abort(self, id_):
+        self.said.append(("abort", id_))
+        self.send(id_, finish_reason="abort")
 
-    def preempt(self, name):
-        self.said.append(("preempt", name))
+    def preempt(self, id_):
+        self.said.append(("preempt", id_))
 
-    def migrate(self, name, destination=None):
-        self.said.append(("migrate", name, destination))
+    def migrate(self, id_, destination=None):
+        self.said.append(("migrate", id_, destination))
 
     def update_params(self, params):
         self.said.append(("update_params", params))
@@ -83,8 +92,8 @@ class FakeCore:
 
     def close(self):
         self.is_closed = True
-        for name in list(self.live):
-            self.send(name, finish_reason="abort")
+        for id_ in list(self.live):
+            self.send(id_, finish_reason="abort")
         self._thread.shutdown()
 
 

@@ -7,20 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from twinmesh.engine.config import EngineConfig, bucket_for
-from twinmesh.engine.protocol.actions import AssignPages, Chunk, Decode, DecodeRow, Fused, Prefill
+from twinmesh.engine.protocol.actions import Accept, AssignPages, Chunk, Decode, DecodeRow, Fused, Prefill
 from twinmesh.engine.protocol.sampling_plan import SamplingPlan
-from twinmesh.engine.protocol.submission import Payload, Payloads
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.sharding.weights import Placer
 from twinmesh.engine.startup.compilation import use_cache
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.kv_cache import abstract_state, groups
-from twinmesh.engine.worker.mesh_worker import MeshExecutor
+from twinmesh.engine.worker.mesh_worker import MeshWorker
 from twinmesh.engine.worker.programs import MeshPlan, compile_programs
+from twinmesh.engine.worker.request_records import RequestRecords
 from twinmesh.models.checkpoints.catalog import cache_directory
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
-from twinmesh.models.decoder import abstract_params, bind, dense_causal
+from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 
 VOCABULARY = 50
 
@@ -94,8 +94,7 @@ def _dense(model):
     @jax.jit
     def scores(ids):
         decoder = bind(graphdef, params)
-        positions = jnp.arange(len(ids), dtype=jnp.int32)
-        return jax.nn.log_softmax(decoder.logits(decoder.hidden(ids, positions, dense_causal(model))))
+        return jax.nn.log_softmax(decoder.logits(dense_hidden(decoder, ids)))
 
     return scores
 
@@ -107,17 +106,21 @@ class TinyMesh:
     """A mesh executor, and requests seated on it by hand: slot and pages are handed out once and never again."""
 
     def __init__(self, plan, programs, params):
-        self.executor = MeshExecutor(plan, programs, params)
-        self.payloads, self.slots, self.config = Payloads(), {}, plan.config
+        self.executor = MeshWorker(plan, programs, params)
+        self.records, self.slots, self.config = RequestRecords(), {}, plan.config
         self.fresh = [iter(range(kv.k.shape[1])) for kv in plan.state.kv]
         self.steps = itertools.count()
 
     def seat(self, name, prompt, plan=GREEDY, *, slot=None, pages=8, outputs=()):
         """A request in a slot of its own, with pages for `pages * page_size` tokens in every group."""
-        self.payloads[name] = Payload(np.array(prompt, np.int32), plan, list(outputs))
+        self.accept(name, prompt, plan, outputs)
         self.slots[name] = len(self.slots) if slot is None else slot
         for group, fresh in enumerate(self.fresh):
             self.assign(name, group, 0, [next(fresh) for _ in range(pages)])
+
+    def accept(self, name, prompt, plan=GREEDY, outputs=()):
+        """A run of a request that has generated `outputs` before."""
+        self.records.accept(Accept(name, np.array(prompt, np.int32), plan, np.array(outputs, np.int32)))
 
     def assign(self, name, group, first, pages):
         self.executor.assign(AssignPages(0, self.slots[name], group, first, tuple(pages)))
@@ -131,22 +134,22 @@ class TinyMesh:
     def prefill(self, *chunks):
         """The token sampled for each chunk."""
         action = Prefill(0, next(self.steps), self.config.prefill_buckets[-1], chunks)
-        return self.executor.prefill(action, self.payloads).to_host()[0][0].tolist()
+        return self.executor.prefill(action, self.records).to_host()[0][0].tolist()
 
     def decode(self, *rows, steps=1, bucket=None):
         """The tokens sampled, [steps][rows]."""
         bucket = bucket or bucket_for(len(rows), self.config.decode_buckets)
         action = Decode(0, next(self.steps), bucket, steps, rows)
-        return self.executor.decode(action, self.payloads).to_host()[0].tolist()
+        return self.executor.decode(action, self.records).to_host()[0].tolist()
 
     def fused(self, chunks, rows):
         """The tokens sampled, chunks before rows."""
         action = Fused(0, next(self.steps), self.config.prefill_buckets[-1], chunks, rows)
-        return self.executor.fused(action, self.payloads).to_host()[0][0].tolist()
+        return self.executor.fused(action, self.records).to_host()[0][0].tolist()
 
     def generate(self, name, count, chunk=16):
         """Prefill in chunks and decode one by one: the tokens of a request that nobody else runs beside."""
-        length = len(self.payloads[name].prompt)
+        length = len(self.records[name].prompt)
         for start in range(0, length, chunk):
             size = min(chunk, length - start)
             (token,) = self.prefill(self.chunk(name, start, size, is_last=start + size == length))

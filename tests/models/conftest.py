@@ -11,7 +11,7 @@ import pytest
 from helpers.loading import load_on_one_device
 from twinmesh.models.checkpoints.catalog import resolve_model
 from twinmesh.models.checkpoints.open import open_checkpoint
-from twinmesh.models.decoder import abstract_params, bind, dense_causal
+from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 from twinmesh.models.errors import CheckpointError
 
 
@@ -40,12 +40,11 @@ def dense_forward():
     def make(checkpoint, dtype=jnp.float32):
         graphdef, _ = abstract_params(checkpoint.config, dtype)
         params = tuple(load_on_one_device(checkpoint, dtype).values())
-        attend = dense_causal(checkpoint.config)
 
         @jax.jit
         def forward(params, ids):
             decoder = bind(graphdef, params)
-            return decoder.logits(decoder.hidden(ids, jnp.arange(ids.shape[0], dtype=jnp.int32), attend))
+            return decoder.logits(dense_hidden(decoder, ids))
 
         return lambda ids: np.asarray(forward(params, jnp.asarray(ids, jnp.int32)))
 

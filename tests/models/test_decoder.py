@@ -8,7 +8,7 @@ from helpers.loading import load_on_one_device
 from helpers.tiny_gguf import TinyLlama, write_tiny_gguf
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
-from twinmesh.models.decoder import abstract_params, bind, dense_causal
+from twinmesh.models.decoder import abstract_params, bind, dense_causal, dense_hidden
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -74,7 +74,7 @@ def test_gradients_reach_every_parameter(tiny):
     @jax.grad
     def gradient(params):
         decoder = bind(graphdef, params)
-        logits = decoder.logits(decoder.hidden(ids, ids, dense_causal(tiny.config)))
+        logits = decoder.logits(dense_hidden(decoder, ids))
         return -jax.nn.log_softmax(logits)[jnp.arange(7), ids[1:]].mean()
 
     for path, leaf in zip(specs, gradient(params), strict=True):
@@ -85,7 +85,7 @@ def test_gradients_reach_every_parameter(tiny):
 def test_dense_attention_honours_window_and_softcap():
     def attention(**spec):
         config = ModelConfig("llama", 8, 8, 4, 2, 1, 4, 1e-5, True, 16, (AttentionSpec(Rope(1e4), **spec),))
-        return np.asarray(dense_causal(config)(0, q, k, v))
+        return np.asarray(dense_causal(config)(None, 0, q, k, v, None)[0])
 
     random = np.random.RandomState(0)
     q, k, v = (jnp.asarray(random.standard_normal((5, h, 4)), jnp.float32) for h in (2, 1, 1))

@@ -7,7 +7,7 @@ import pytest
 from helpers.loading import load_on_one_device
 from twinmesh.models.checkpoints.catalog import resolve_model
 from twinmesh.models.checkpoints.open import open_checkpoint
-from twinmesh.models.decoder import abstract_params, bind, dense_causal
+from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 from twinmesh.models.errors import CheckpointError
 
 
@@ -28,13 +28,13 @@ def expected(fixtures):
 def logits(gemma3, expected):
     """`logits(ids, rows)` -> [rows, V]: the vocabulary is too large for those of every position."""
     graphdef, _ = abstract_params(gemma3.config, jnp.float32)
-    params, attend = tuple(load_on_one_device(gemma3, "float32").values()), dense_causal(gemma3.config)
+    params = tuple(load_on_one_device(gemma3, "float32").values())
     length, count = len(expected["ids"]), len(expected["rows"])
 
     @jax.jit
     def forward(params, ids, rows):
         decoder = bind(graphdef, params)
-        return decoder.logits(decoder.hidden(ids, jnp.arange(length, dtype=jnp.int32), attend)[rows])
+        return decoder.logits(dense_hidden(decoder, ids)[rows])
 
     def at(ids, rows):
         padded = np.pad(np.asarray(ids, np.int32), (0, length - len(ids)))

@@ -34,13 +34,13 @@ def test_a_request_carries_its_plan_its_hashes_and_its_bounds(llm, core):
     stream = llm.stream("the sea and the land", SamplingParams(temperature=0.5, seed=3, max_tokens=100))
     (submission,) = core.live.values()
     prompt = ids(llm, "the sea and the land")
-    assert submission.facts.id == stream.request_id
+    assert core.names() == [stream.request_id]
     assert submission.facts.prompt_len == len(prompt)
     assert submission.facts.max_tokens == 64 - len(prompt)
     assert submission.facts.block_hashes == block_hashes(prompt, 4)
-    assert submission.payload.prompt.dtype == np.int32
-    assert submission.payload.prompt.tolist() == prompt
-    assert (submission.payload.plan.temperature, submission.payload.plan.seed) == (0.5, 3)
+    assert submission.prompt.dtype == np.int32
+    assert submission.prompt.tolist() == prompt
+    assert (submission.plan.temperature, submission.plan.seed) == (0.5, 3)
     assert submission.eos_ids == llm.tokenizer.eos_token_ids
     assert submission.stop is None
 
@@ -86,17 +86,17 @@ def test_completions_of_a_request_enter_together_and_follow_the_first(llm, core)
     stream = llm.stream([5, 6], replace(THREE, prompt_logprobs=1, stop=["x"]))
     (batch,) = core.batches
     first, second, third = core.live.values()
-    assert batch == [f"{stream.request_id}#{i}" for i in range(3)]
+    assert batch == [first.facts.id, second.facts.id, third.facts.id]
+    assert core.names() == [stream.request_id] * 3
     assert [s.facts.fork_of for s in (first, second, third)] == [None, batch[0], batch[0]]
-    assert [s.payload.plan.seed for s in (first, second, third)] == [10, 11, 12]
-    assert [s.payload.plan.prompt_logprobs for s in (first, second, third)] == [1, None, None]
+    assert [s.plan.seed for s in (first, second, third)] == [10, 11, 12]
+    assert [s.plan.prompt_logprobs for s in (first, second, third)] == [1, None, None]
     assert first.stop is not second.stop
-    assert first.payload.outputs is not second.payload.outputs
 
 
 def test_seeds_wrap_around(llm, core):
     llm.stream([5], SamplingParams(n=2, seed=2**32 - 1))
-    assert [s.payload.plan.seed for s in core.live.values()] == [2**32 - 1, 0]
+    assert [s.plan.seed for s in core.live.values()] == [2**32 - 1, 0]
 
 
 def test_requests_without_a_seed_draw_one_from_the_engines(llm, core, monkeypatch):
@@ -105,9 +105,9 @@ def test_requests_without_a_seed_draw_one_from_the_engines(llm, core, monkeypatc
     twin = FakeCore()
     other = make_fake(LLM, twin, seed=1)
     other.stream([5], SamplingParams(n=2))
-    seeds = [submission.payload.plan.seed for submission in core.live.values()]
+    seeds = [submission.plan.seed for submission in core.live.values()]
     assert len(set(seeds)) == 3
-    assert [submission.payload.plan.seed for submission in twin.live.values()] == seeds[:2]
+    assert [submission.plan.seed for submission in twin.live.values()] == seeds[:2]
 
 
 def test_the_engines_stop_check_and_the_callers_text_agree(llm, core):
@@ -233,13 +233,42 @@ def test_a_name_stands_for_all_completions_that_still_run(llm, core, verb):
 
 def test_names_in_use_are_refused_and_free_again_after_the_end(llm, core):
     llm.add_request("mine", "a", THREE)
-    for name in ("mine", "mine#1"):
-        with pytest.raises(ValueError, match="is in use"):
-            llm.add_request(name, "a")
+    with pytest.raises(ValueError, match="is in use"):
+        llm.add_request("mine", "a")
     llm.abort("mine")
     assert llm.step()[0].finished
     llm.add_request("mine", "a")
-    assert list(core.live) == ["mine"]
+    assert core.names() == ["mine"]
+
+
+def test_an_abort_never_reaches_another_request_of_the_same_name(llm, core):
+    """The first request ends, and its name is used again, between the look-up of its name and the aborts."""
+    first = llm.stream("a", THREE)
+    ids, abort = list(core.live), core.abort
+
+    def late(id_):
+        core.abort = abort
+        for other in ids:
+            core.send(other, finish_reason="length")
+        llm.add_request(first.request_id, "a")
+        abort(id_)
+
+    core.abort = late
+    llm.abort(first.request_id)
+    assert core.said == [("abort", id_) for id_ in ids]
+    assert core.names() == [first.request_id]
+
+
+@pytest.mark.parametrize("leave", ["close", "iterate"])
+def test_a_stream_that_is_left_aborts_its_own_request_only(llm, core, leave):
+    stream = llm.stream("a")
+    deltas = iter(stream)
+    core.send(stream.request_id, [5])
+    next(deltas)
+    core.send(stream.request_id, finish_reason="length")  # which nobody has read yet
+    llm.add_request(stream.request_id, "a")
+    stream.close() if leave == "close" else deltas.close()
+    assert core.names() == [stream.request_id]
 
 
 @pytest.mark.parametrize("name", ["", 5, None])
@@ -316,7 +345,7 @@ def test_a_score_is_of_the_continuations_tokens(llm, core):
     def answer(submissions):
         FakeCore.submit(core, submissions)
         (submission,) = submissions
-        assert submission.payload.prompt.tolist() == whole
+        assert submission.prompt.tolist() == whole
         pieces = [scores(*((-float(i), 1, []) for i in range(1, len(whole))))]
         core.send(submission.facts.id, [5], prompt_scores=pieces, finish_reason="length")
 

@@ -1,16 +1,14 @@
 """Timelines to figures: percentiles, rates, and what they are without any requests."""
 
 import pytest
-from twinmesh.engine.metrics.counters import Counters, HostTime, Traffic
+from twinmesh.engine.metrics.counters import Counters, HostTime
 from twinmesh.engine.metrics.metrics import RECENT, Latencies, Percentiles, RequestLog
-from twinmesh.engine.protocol.events import RequestFacts
+from twinmesh.engine.protocol.results import Traffic
 from twinmesh.engine.protocol.timeline import Timeline
-from twinmesh.engine.scheduler.request import Request
 
 
 def ended(arrival=0.0, tokens=(1.0, 2.0, 4.0), finish=4.0, kv_ready=1.5):
-    timeline = Timeline(arrival, kv_ready=kv_ready, finish=finish, tokens=list(tokens))
-    return Request(RequestFacts("a", 10, 8), 0, timeline, confirmed=len(tokens))
+    return Timeline(arrival, kv_ready=kv_ready, finish=finish, tokens=list(tokens))
 
 
 def test_an_engine_without_requests_has_zeros_and_no_percentiles():
@@ -23,25 +21,25 @@ def test_an_engine_without_requests_has_zeros_and_no_percentiles():
 
 
 def test_latencies_follow_their_definitions():
-    latencies = Latencies.of([ended().timeline])
+    latencies = Latencies.of([ended()])
     assert (latencies.ttft.p50, latencies.tpot.p50, latencies.e2e.p50) == (1.0, 1.5, 4.0)
     assert (latencies.itl.count, latencies.itl.p50, latencies.handoff.p50) == (2, 1.5, 0.5)
 
 
 def test_a_request_of_one_token_has_no_time_per_further_token():
-    assert Latencies.of([ended(tokens=(1.0,), kv_ready=None).timeline]).tpot is None
+    assert Latencies.of([ended(tokens=(1.0,), kv_ready=None)]).tpot is None
 
 
 def test_percentiles_are_linear_between_ranks():
     assert Percentiles.of([0.0, 1.0]) == Percentiles(2, 0.5, 0.9, 0.99)
 
 
-def test_counts_come_from_requests_tally_and_traffic():
+def test_counts_come_from_requests_counters_and_traffic():
     log = RequestLog()
-    log.add(ended(arrival=0.0, finish=4.0), "length")
-    log.add(ended(arrival=2.0, finish=6.0), "abort")
-    tally = Counters(prompt_tokens=40, cached_tokens=10, preemptions=1, migrations=2, retries=3)
-    metrics = log.metrics(5, 6, tally, Traffic(transfers=4, bytes=3000, seconds=1.5), HostTime())
+    log.add(ended(arrival=0.0, finish=4.0), 3, "length")
+    log.add(ended(arrival=2.0, finish=6.0), 3, "abort")
+    counters = Counters(prompt_tokens=40, cached_tokens=10, preemptions=1, migrations=2, retries=3)
+    metrics = log.metrics(5, 6, counters, Traffic(transfers=4, bytes=3000, seconds=1.5), HostTime())
     assert metrics.requests == {"length": 1, "abort": 1}
     assert (metrics.running, metrics.compiles) == (5, 6)
     assert (metrics.prompt_tokens, metrics.cached_tokens, metrics.prefix_hit_rate) == (40, 10, 0.25)
@@ -53,9 +51,9 @@ def test_counts_come_from_requests_tally_and_traffic():
 
 def test_only_requests_that_finished_are_timed_and_only_the_latest():
     log = RequestLog()
-    log.add(ended(), "error")
+    log.add(ended(), 3, "error")
     for _ in range(RECENT + 1):
-        log.add(ended(), "stop")
+        log.add(ended(), 3, "stop")
     metrics = log.metrics(0, 0, Counters(), Traffic(), HostTime())
     assert metrics.latencies.ttft.count == RECENT
     assert metrics.requests == {"error": 1, "stop": RECENT + 1}
@@ -63,8 +61,8 @@ def test_only_requests_that_finished_are_timed_and_only_the_latest():
 
 def test_a_snapshot_stays_as_it_is():
     log = RequestLog()
-    log.add(ended(), "stop")
+    log.add(ended(), 3, "stop")
     twin = log.snapshot()
-    log.add(ended(), "stop")
+    log.add(ended(), 3, "stop")
     assert twin.metrics(0, 0, Counters(), Traffic(), HostTime()).requests == {"stop": 1}
     assert twin.metrics(0, 0, Counters(), Traffic(), HostTime()).latencies.e2e.count == 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twinmesh.engine.protocol.results import TokenScores
 from twinmesh.engine.protocol.sampling_plan import MAX_LOGPROBS
 from twinmesh.engine.sampling import logprobs
 
@@ -100,7 +101,8 @@ def test_a_prompt_s_logits_never_exist_all_at_once():
 
 def test_rows_on_the_host_are_a_slice_of_those_on_the_device():
     scores = score(LOGITS, np.zeros(ROWS, np.int32))
-    host = scores.to_host(slice(3, 6))
+    host = jax.tree.map(lambda x: x[3:6], jax.device_get(scores))
+    assert isinstance(host, TokenScores)
     assert isinstance(host.logprob, np.ndarray)
     np.testing.assert_array_equal(host.top_ids, np.asarray(scores.top_ids)[3:6])
     np.testing.assert_array_equal(host.rank, np.asarray(scores.rank)[3:6])

@@ -265,12 +265,12 @@ def test_scores_are_of_the_raw_logits_and_only_where_wanted():
     sampled, raw = sample_cases(logits, cases), np.asarray(jax.nn.log_softmax(logits))
     wanted = np.arange(8) % 2 == 1
     own = np.take_along_axis(raw, sampled.tokens[:, None], 1)[:, 0]
-    np.testing.assert_allclose(sampled.logprob[wanted], own[wanted], rtol=1e-5)
-    np.testing.assert_array_equal(sampled.rank[wanted], 1 + np.sum(raw > own[:, None], axis=1)[wanted])
-    np.testing.assert_array_equal(sampled.top_ids[wanted], np.argsort(-raw)[wanted, :MAX_LOGPROBS])
-    assert not any(x[~wanted].any() for x in sampled.scores)
+    np.testing.assert_allclose(sampled.scores.logprob[wanted], own[wanted], rtol=1e-5)
+    np.testing.assert_array_equal(sampled.scores.rank[wanted], 1 + np.sum(raw > own[:, None], axis=1)[wanted])
+    np.testing.assert_array_equal(sampled.scores.top_ids[wanted], np.argsort(-raw)[wanted, :MAX_LOGPROBS])
+    assert not any(x[~wanted].any() for x in jax.tree.leaves(sampled.scores))
     nobody = sample_cases(logits, [Case(greedy())] * 8)
-    assert not any(x.any() for x in nobody.scores)
+    assert not any(x.any() for x in jax.tree.leaves(nobody.scores))
 
 
 def test_the_sorted_fallback_draws_what_the_bounded_path_draws(monkeypatch):

@@ -16,6 +16,7 @@ from twinmesh.engine.protocol.events import (
     TransferFailed,
 )
 from twinmesh.engine.scheduler.mesh_state import MAX_STEPS_IN_FLIGHT
+from twinmesh.engine.scheduler.policy import FCFS
 from twinmesh.engine.scheduler.request import State
 from twinmesh.engine.scheduler.scheduler import Scheduler
 from twinmesh.engine.topology import Topology
@@ -23,7 +24,9 @@ from twinmesh.engine.topology import Topology
 PAGE = 4
 
 
-def make(topology="prefill=1,decode=1", pages=16, slots=4, length=32, windows=(None,), spare=None, **changes):
+def make(
+    topology="prefill=1,decode=1", pages=16, slots=4, length=32, windows=(None,), spare=None, policy=FCFS, **changes
+):
     """An engine's control plane on a fake device; `pages` in the pool of every group, or of a windowed one what a
     request needs and `spare` more."""
     config = EngineConfig(
@@ -36,7 +39,7 @@ def make(topology="prefill=1,decode=1", pages=16, slots=4, length=32, windows=(N
     caps = [config.pages_to_send(window) for window in windows]
     counts = [pages if window is None or spare is None else config.most_pages(window) + spare for window in windows]
     pool = PoolSize(tuple(counts), (1,) * len(windows), sum(caps))
-    scheduler = Scheduler(config, [pool] * len(config.topology.meshes))
+    scheduler = Scheduler(config, [pool] * len(config.topology.meshes), policy)
     return scheduler, FakeDevice(scheduler, {})
 
 

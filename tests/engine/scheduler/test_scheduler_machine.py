@@ -20,13 +20,17 @@ from twinmesh.engine.protocol.events import (
     Resume,
     TransferFailed,
 )
+from twinmesh.engine.scheduler.mesh_state import in_order
+from twinmesh.engine.scheduler.policy import FirstComeFirstServed, ShortestPromptFirst
 from twinmesh.engine.scheduler.request import State
 
+from .test_policy import AtRandom
 from .test_scheduler import arrive, make
 
 TOPOLOGIES = [
     "both=1", "both=2", "both(mode=fused)=1", "prefill=1,decode=1", "prefill=2,decode=2", "prefill=1,decode=2",
 ]  # fmt: skip
+POLICIES = [FirstComeFirstServed(), ShortestPromptFirst(), *map(AtRandom, range(4))]
 MODES = [
     {},
     {"prefill_buckets": (8,)},
@@ -34,6 +38,22 @@ MODES = [
     {"deterministic": True, "prefill_buckets": (8,)},
     {"prefix_cache": False},
 ]
+
+
+class Watched:
+    """A policy whose victims are looked at: the first of all requests is never one."""
+
+    victims = 0
+
+    def __init__(self, policy):
+        self._policy, self.requests = policy, {}
+        self.name, self.key = policy.name, policy.key
+        self.prefill_rank, self.decode_rank = policy.prefill_rank, policy.decode_rank
+
+    def victim(self, candidates):
+        Watched.victims += 1
+        assert not self.requests or min(self.requests.values(), key=in_order) not in candidates
+        return self._policy.victim(candidates)
 
 
 class Machine(RuleBasedStateMachine):
@@ -48,11 +68,16 @@ class Machine(RuleBasedStateMachine):
         pages=st.integers(12, 18),
         spare=st.integers(0, 3),
         slots=st.integers(1, 4),
+        policy=st.sampled_from(POLICIES),
     )
-    def start(self, topology, mode, windows, pages, spare, slots):
+    def start(self, topology, mode, windows, pages, spare, slots, policy):
         if mode.get("deterministic") and "fused" in topology:
             mode = {}
-        self.scheduler, self.device = make(topology, pages, slots, windows=windows, spare=spare, length=48, **mode)
+        watched = Watched(policy)
+        self.scheduler, self.device = make(
+            topology, pages, slots, windows=windows, spare=spare, length=48, policy=watched, **mode
+        )
+        watched.requests = self.scheduler.requests
         assert isinstance(self.device, FakeDevice)
         self.requests, self.t, self.is_held = [], 0.0, False
 
@@ -165,7 +190,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_whatever_happens_nothing_is_lost():
-    Machine.steps = 0
+    Machine.steps = Watched.victims = 0
     run_state_machine_as_test(
         Machine,
         settings=settings(
@@ -173,3 +198,4 @@ def test_whatever_happens_nothing_is_lost():
         ),
     )
     assert Machine.steps >= 10_000
+    assert Watched.victims >= 100

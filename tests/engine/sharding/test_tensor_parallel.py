@@ -13,9 +13,9 @@ from twinmesh.engine.sharding.mesh import AXIS, param_sharding, replicate_logits
 from twinmesh.engine.sharding.tensor_parallel import check_tp, expand, model_on
 from twinmesh.engine.topology import MeshSpec, Role, TopologyError
 from twinmesh.engine.worker.kv_cache import KV_AXES, KVCache, groups
-from twinmesh.engine.worker.paged_attention import PagedAttention, PrefillRows
+from twinmesh.engine.worker.paged_attention import PagedAttention, PrefillRows, StepRows
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
-from twinmesh.models.decoder import abstract_params, bind, dense_causal
+from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 
 LAYERS = (AttentionSpec(Rope(1e4)), AttentionSpec(Rope(1e4), window=5, softcap=2.0))
 MODEL = ModelConfig("llama", 64, 24, 32, 8, 2, 8, 1e-5, False, 128, LAYERS)
@@ -38,7 +38,7 @@ def dense_logits(model):
     @jax.jit
     def forward(params):
         decoder = bind(graphdef, params)
-        return decoder.logits(decoder.hidden(IDS, jnp.arange(TOKENS), dense_causal(model)))
+        return decoder.logits(dense_hidden(decoder, IDS))
 
     return np.asarray(forward(tuple(params[path] for path in specs)))
 
@@ -63,9 +63,9 @@ def prefill(model, tp):
         table = jnp.array([[3, 1, 6, PAGES]], jnp.int32)
         slots = table[0, positions // SIZE] * SIZE + positions % SIZE
         rows = PrefillRows((table,) * 2, jnp.array([TOKENS], jnp.int32), jnp.array([0, TOKENS], jnp.int32))
-        attend = PagedAttention(mesh, own, kv, (slots,) * 2, prefill=rows)
-        logits = replicate_logits(decoder.logits(decoder.hidden(ids, positions, attend)), mesh)
-        return attend.kv, logits
+        attend, rows = PagedAttention(mesh, own), StepRows((slots,) * 2, prefill=rows)
+        hidden, kv = decoder.hidden(ids, positions, attend, kv, rows)
+        return kv, replicate_logits(decoder.logits(hidden), mesh)
 
     kv, whole = tuple(map(pool, groups(model))), replicated(mesh)
     out = (jax.tree.map(lambda x: x.sharding, kv), whole)

@@ -17,6 +17,7 @@ from helpers.tiny_mesh import (
 )
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.protocol.actions import (
+    Accept,
     AssignPages,
     Chunk,
     CopyPage,
@@ -26,15 +27,15 @@ from twinmesh.engine.protocol.actions import (
     Finish,
     Fused,
     Prefill,
+    ResetMesh,
     Scatter,
     StartTransfer,
 )
 from twinmesh.engine.protocol.events import TransferFailed, TransferReady
 from twinmesh.engine.protocol.results import StepFailed, StepResult
 from twinmesh.engine.protocol.sampling_plan import SamplingPlan
-from twinmesh.engine.protocol.submission import Payload
 from twinmesh.engine.topology import Topology
-from twinmesh.engine.worker.local_executor import Executor
+from twinmesh.engine.worker.local_executor import LocalExecutor
 from twinmesh.engine.worker.programs import MeshPlan
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
@@ -45,14 +46,14 @@ class Run:
 
     def __init__(self, machines):
         self.completions, self.time, self.step = SimpleQueue(), 0.0, 0
-        self.executor = Executor([mesh.executor for mesh in machines], self.completions.put, self.clock)
+        self.executor = LocalExecutor([mesh.executor for mesh in machines], self.completions.put, self.clock)
 
     def clock(self):
         self.time += 1
         return self.time
 
     def submit(self, name, prompt=PROMPT, plan=GREEDY, outputs=()):
-        self.executor.payloads[name] = Payload(np.array(prompt, np.int32), plan, list(outputs))
+        self.do(Accept(name, np.array(prompt, np.int32), plan, np.array(outputs, np.int32)))
 
     def do(self, *actions):
         for action in actions:
@@ -344,7 +345,7 @@ def test_a_step_that_raises_on_the_device_is_reported_and_the_mesh_starts_anew(s
         programs[16] = program
     assert (failure.mesh, failure.step) == (0, 7)
     assert failure.reason == "RuntimeError: the device is on fire"
-    run.executor.reset_mesh(0)
+    run.do(ResetMesh(0))
     np.testing.assert_array_equal(run.prefill("a").tokens, expected)
 
 
@@ -380,6 +381,6 @@ def test_a_finished_request_is_forgotten_and_close_lets_go_of_everything(start):
     run = start()
     run.submit("a")
     run.do(Finish("a", "stop"))
-    assert run.executor.payloads == {}
+    assert run.executor.records == {}
     run.executor.close()
     assert run.executor.meshes == []

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh
 from twinmesh.engine.sharding.mesh import AXIS, sharding
 from twinmesh.engine.worker.kv_cache import KV_AXES, KVCache, groups
-from twinmesh.engine.worker.paged_attention import DecodeRows, PagedAttention, PrefillRows
+from twinmesh.engine.worker.paged_attention import DecodeRows, PagedAttention, PrefillRows, StepRows
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import dense_causal
 
@@ -37,7 +37,7 @@ def draw(seed=0):
 
 
 def dense(sequence):
-    return [np.asarray(dense_causal(MODEL)(layer, *qkv)) for layer, qkv in enumerate(sequence)]
+    return [np.asarray(dense_causal(MODEL)(None, layer, *qkv, None)[0]) for layer, qkv in enumerate(sequence)]
 
 
 # One row of page ids per group; what the window has left behind is garbage.
@@ -59,9 +59,11 @@ def run(mesh, kv, sequences, slots, **rows):
 
     @jax.jit
     def step(kv, layers, slots, rows):
-        attend = PagedAttention(mesh, MODEL, kv, slots, **rows)
-        out = [attend(layer, *qkv) for layer, qkv in enumerate(layers)]
-        return attend.kv, out
+        attend, out = PagedAttention(mesh, MODEL), []
+        for layer, qkv in enumerate(layers):
+            attended, kv = attend(kv, layer, *qkv, StepRows(slots, **rows))
+            out.append(attended)
+        return kv, out
 
     return step(kv, sequences, slots, rows)
 

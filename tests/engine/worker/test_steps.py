@@ -191,7 +191,7 @@ def test_a_copied_page_holds_the_same_and_the_first_holder_keeps_his(make):
     mesh.assign("b", 0, 1, [12])
     before = pools(mesh)
     np.testing.assert_array_equal(before[0][:, 12], before[0][:, 1])
-    mesh.payloads["b"].outputs = [(token + 1) % VOCABULARY]
+    mesh.accept("b", prompt(0, 6), outputs=[(token + 1) % VOCABULARY])
     second = mesh.decode(mesh.row("b", 7, is_forced=True))
     np.testing.assert_array_equal(pools(mesh)[0][:, 1], before[0][:, 1])
     assert second[0] == greedy_tokens(MODEL, [*prompt(0, 6), (token + 1) % VOCABULARY], 1)

@@ -1,0 +1,36 @@
+"""What the core asks of an executor: that of this process, one behind a wire, or a simulator's."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from .actions import Command
+from .results import Traffic
+
+
+class Executor(Protocol):
+    """Performs commands on its meshes and posts a `Completion` for each step and transfer, from any thread.
+
+    One thread calls `perform`, and each mesh performs its commands in that order. A message that cannot be read, on
+    either side, is posted as a `MeshLost` (`wire.py`).
+    """
+
+    @property
+    def traffic(self) -> Traffic:
+        """What hand-offs have moved so far."""
+        ...
+
+    def perform(self, command: Command) -> None:
+        """Start one command, without waiting for a device. An error it raises is the fault of the command's mesh."""
+        ...
+
+    def check_params(self, new: Mapping[str, object]) -> None:
+        """Raise ValueError for parameters, by name, that cannot stand in for the present ones."""
+        ...
+
+    def replace_params(self, new: Mapping[str, object]) -> None:
+        """Use these parameters, by name, from here on. They are handles: arrays of the caller's, never messages."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what is in flight, join the threads and let go of every array."""
+        ...

@@ -1,0 +1,120 @@
+"""Messages as bytes and back: a version, then MessagePack, in which a message is a map with its class name as `type`.
+
+Host arrays travel as dtype, shape and raw little-endian bytes. What arrives is checked against the message's fields, so
+that nothing but a well-formed message comes out; everything else is a `WireError`, a sentence about what was wrong.
+`read_command` and `read_completion` make of it the failure of one mesh, for executors whose other half is elsewhere.
+"""
+
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from .actions import Command
+from .results import Completion, MeshLost
+
+VERSION = 1
+_DTYPES = frozenset({"<i4", "<f4"})
+
+
+class WireError(ValueError):
+    """Bytes that are no message."""
+
+
+class _Array(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+def pack_array(value: Any) -> _Array:
+    """A host array as plain data, for an encoder's `enc_hook`; TypeError for any other value."""
+    if not isinstance(value, np.ndarray) or value.dtype.str not in _DTYPES:
+        raise TypeError(f"{type(value).__name__} does not go into messages.")
+    return _Array(value.dtype.str, value.shape, value.tobytes())
+
+
+def unpack_array(kind: type, value: object) -> Any:
+    """The host array, which is read-only, of what `pack_array` made of it, for a decoder's `dec_hook`."""
+    if kind is not np.ndarray:
+        raise TypeError(f"{kind.__name__} does not come out of messages.")
+    array = msgspec.convert(value, _Array)
+    if array.dtype not in _DTYPES or min(array.shape, default=0) < 0:
+        raise ValueError(f"an array of dtype {array.dtype[:20]!r} and shape {array.shape}")
+    if len(array.data) != 4 * math.prod(array.shape):
+        raise ValueError(f"{len(array.data)} bytes for an array of shape {array.shape}")
+    return np.frombuffer(array.data, array.dtype).reshape(array.shape)
+
+
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=pack_array)
+_COMMANDS: Any = msgspec.msgpack.Decoder(Command, dec_hook=unpack_array)
+_COMPLETIONS: Any = msgspec.msgpack.Decoder(Completion, dec_hook=unpack_array)
+
+
+def encode(message: Command | Completion) -> bytes:
+    """The message as bytes."""
+    return bytes((VERSION,)) + _ENCODER.encode(message)
+
+
+def decode_command(data: bytes) -> Command:
+    """The command in `data`.
+
+    Raises:
+        WireError: of another version, of an unknown type, cut short or otherwise damaged.
+    """
+    command: Command = _decode(_COMMANDS, data)
+    return command
+
+
+def decode_completion(data: bytes) -> Completion:
+    """The completion in `data`. Raises as `decode_command` does."""
+    completion: Completion = _decode(_COMPLETIONS, data)
+    return completion
+
+
+def read_command(data: bytes, mesh: int, t: float) -> Command | MeshLost:
+    """The command in `data`, which came for `mesh`; where it cannot be read, that mesh's failure at time `t`."""
+    try:
+        return decode_command(data)
+    except WireError as error:
+        return MeshLost(t, mesh, f"mesh {mesh} could not read what it was sent: {error}")
+
+
+def read_completion(data: bytes, mesh: int, t: float) -> Completion:
+    """The completion in `data`, which came from `mesh`; where it cannot be read, that mesh's failure at time `t`."""
+    try:
+        return decode_completion(data)
+    except WireError as error:
+        return MeshLost(t, mesh, f"what mesh {mesh} sent could not be read: {error}")
+
+
+def _decode(decoder: Any, data: bytes) -> Any:
+    if not data:
+        raise WireError("the message is empty, cut short before its version.")
+    if data[0] != VERSION:
+        raise WireError(
+            f"the message is of version {data[0]}, and this Twinmesh reads version {VERSION}: run the same Twinmesh on "
+            "both sides."
+        )
+    try:
+        return decoder.decode(memoryview(data)[1:])
+    except msgspec.ValidationError as error:
+        raise WireError(_what_is_wrong(data, error)) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        how = "cut short" if "truncated" in str(error) else "damaged"
+        raise WireError(f"the message is {how} after {len(data)} bytes.") from None
+
+
+def _what_is_wrong(data: bytes, error: Exception) -> str:
+    """A sentence about bytes that are MessagePack and no message."""
+    try:
+        content = msgspec.msgpack.decode(memoryview(data)[1:])
+    except (msgspec.DecodeError, RecursionError):
+        content = None
+    kind = content.get("type") if isinstance(content, dict) else None
+    if not isinstance(kind, str):
+        return "the message has no type: it is damaged, or of another program."
+    if "$.type" in str(error):
+        return f"the message is of unknown type {kind[:40]!r}: run the same Twinmesh on both sides."
+    return f"the {kind[:40]} is not as it should be ({error}): it is damaged, or of another Twinmesh."
