@@ -107,6 +107,11 @@ def read_line(line: str) -> Event | list[Action]:
 
 
 def read_header(name: str, line: str) -> Header:
+    """Read the first line of the log called `name`.
+
+    Raises:
+        ValueError: it is no header, of another version, or damaged.
+    """
     try:
         value = msgspec.json.decode(line)
     except ValueError:  # as msgspec's own errors are

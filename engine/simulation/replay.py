@@ -97,8 +97,8 @@ def replay(source: str | PathLike[str] | IO[str], policy: Policy | None = None) 
 def _policy_of(header: Header, name: str) -> Policy:
     if header.policy not in POLICIES:
         raise ValueError(
-            f"{name} was recorded under the policy {header.policy!r}, which Twinmesh does not have: hand that policy to "
-            "`replay`."
+            f"{name} was recorded under the policy {header.policy!r}, which Twinmesh does not have: hand it to "
+            "`replay` as `policy`."
         )
     return policy_named(header.policy)
 
