@@ -1,15 +1,37 @@
 """What holds for every test: eight CPU devices, set before anything can initialise a JAX backend, and Ctrl-C as it is
-in the foreground; and the tiny model on disk."""
+in the foreground; and the tiny model on disk.
+
+`pytest --executor=bytes` runs every engine that a test starts behind bytes (`helpers/bytes_executor.py`).
+"""
 
 import signal
 
 import jax
 import pytest
+from helpers.bytes_executor import Relay, bytes_executor
 from helpers.tiny_gguf import write_tiny_gguf
+from twinmesh.engine.startup import build
 
 jax.config.update("jax_num_cpu_devices", 8)
 # A shell has what it runs in the background ignore Ctrl-C, children included; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--executor", choices=["local", "bytes"], default="local", help="what engines run on")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _executor(request):
+    """With --executor=bytes, no message reaches an executor or a core but through another process."""
+    if request.config.getoption("--executor") == "local":
+        yield
+        return
+    relay = Relay()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "LocalExecutor", bytes_executor(relay))
+        yield
+    relay.close()
 
 
 @pytest.fixture(scope="session")

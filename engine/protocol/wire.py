@@ -101,7 +101,7 @@ def _decode(decoder: Any, data: bytes) -> Any:
         return decoder.decode(memoryview(data)[1:])
     except msgspec.ValidationError as error:
         raise WireError(_what_is_wrong(data, error)) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of text that is not UTF-8, and of depth without end
         how = "cut short" if "truncated" in str(error) else "damaged"
         raise WireError(f"the message is {how} after {len(data)} bytes.") from None
 
@@ -110,11 +110,12 @@ def _what_is_wrong(data: bytes, error: Exception) -> str:
     """A sentence about bytes that are MessagePack and no message."""
     try:
         content = msgspec.msgpack.decode(memoryview(data)[1:])
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         content = None
     kind = content.get("type") if isinstance(content, dict) else None
     if not isinstance(kind, str):
         return "the message has no type: it is damaged, or of another program."
     if "$.type" in str(error):
         return f"the message is of unknown type {kind[:40]!r}: run the same Twinmesh on both sides."
-    return f"the {kind[:40]} is not as it should be ({error}): it is damaged, or of another Twinmesh."
+    details = ascii(str(error))[1:-1][:160]  # which may quote what came
+    return f"the {ascii(kind)[1:-1][:40]} is not as it should be ({details}): it is damaged, or of another Twinmesh."

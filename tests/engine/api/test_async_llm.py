@@ -7,7 +7,7 @@ from contextlib import aclosing
 import pytest
 from helpers.fake_core import FakeCore, make_fake
 from twinmesh import AsyncLLM, EngineError, SamplingParams
-from twinmesh.engine.protocol.submission import Update
+from twinmesh.engine.core.submission import Update
 
 LONG = SamplingParams(max_tokens=30)
 
@@ -18,7 +18,7 @@ def core():
 
 
 @pytest.fixture
-def llm(core, monkeypatch):
+def llm(core):
     return make_fake(AsyncLLM, core)
 
 
@@ -39,7 +39,7 @@ def test_outputs_are_cumulative_and_the_last_is_finished(llm, core):
         ids = llm.tokenizer.encode("sea")
         seen = []
         task = asyncio.create_task(anext(outputs))
-        await until(lambda: "x" in core.live)
+        await until(lambda: "x" in core.names())
         core.send("x", ids[:1])
         seen.append(await task)
         core.send("x", ids[1:])
@@ -53,7 +53,7 @@ def test_outputs_are_cumulative_and_the_last_is_finished(llm, core):
     assert seen[-1] == ("x", "sea", True)
 
 
-def test_many_requests_run_at_once(monkeypatch):
+def test_many_requests_run_at_once():
     async def run():
         async with make_fake(AsyncLLM, FakeCore(answers=True)) as llm:
             prompts = [f"{i} seas" for i in range(20)]
@@ -88,7 +88,7 @@ def test_leaving_the_iteration_aborts(llm, core):
             await until(lambda: core.live)
             core.send("x", [5])
             await task
-        assert core.said == [("abort", "x")]
+        assert core.said == [("abort", 0)]
 
     asyncio.run(run())
 
@@ -104,7 +104,7 @@ def test_an_iterator_that_is_dropped_aborts(llm, core):
         await until(lambda: core.said)
 
     asyncio.run(run())
-    assert core.said == [("abort", "x")]
+    assert core.said == [("abort", 0)]
 
 
 def test_a_request_that_ended_is_not_aborted(llm, core):
@@ -122,7 +122,7 @@ def test_abort_ends_the_iteration_with_what_there_is(llm, core):
     async def run():
         task = asyncio.create_task(last_of(llm.generate("a", SamplingParams(n=2), "x")))
         await until(lambda: core.live)
-        core.send("x#0", llm.tokenizer.encode("sea"))
+        core.send(next(iter(core.live)), llm.tokenizer.encode("sea"))
         await llm.abort("x")
         return await task
 
@@ -145,7 +145,7 @@ def test_refusals_come_with_the_first_iteration(llm, core):
     assert not core.batches
 
 
-def test_several_event_loops_share_the_engine(monkeypatch):
+def test_several_event_loops_share_the_engine():
     llm = make_fake(AsyncLLM, FakeCore(answers=True))
     results = {}
 
@@ -168,13 +168,13 @@ def test_news_for_a_loop_that_is_gone_is_dropped(llm, core):
     async def run():
         task = asyncio.create_task(last_of(llm.generate("a", LONG, "x")))
         await until(lambda: core.live)
-        sink = core.live["x"].sink
+        (submission,) = core.live.values()
         core.send("x", [5], finish_reason="length")
         await task
-        return sink
+        return submission
 
-    sink = asyncio.run(run())
-    sink.put(Update("x"))
+    submission = asyncio.run(run())
+    submission.sink.put(Update(submission.facts.id))
 
 
 def test_new_parameters_are_awaited(llm, core):
