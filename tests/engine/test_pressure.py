@@ -109,7 +109,11 @@ class Hunter(Observer):
     """Aborts a request on the engine's own thread, as soon as it is in a given state before decisions are made."""
 
     def __init__(self, state):
-        self.state, self.aborted = state, []
+        self.state, self.aborted, self.names = state, [], {}
+
+    def received(self, message):
+        if isinstance(message, tuple):  # submissions: the engine's id of each, and its caller's name
+            self.names.update({s.facts.id: s.sink.collector.request_id for s in message})
 
     def deciding(self, scheduler):
         for request in list(scheduler.requests.values()):
@@ -130,7 +134,7 @@ def test_an_abort_in_any_state_ends_only_its_request(engines, reference, kind, s
         outputs = llm.generate(prompts, greedy(12))
     assert len(hunter.aborted) == 5
     reasons = {output.request_id: output.outputs[0].finish_reason for output in outputs}
-    assert {name for name, reason in reasons.items() if reason == "abort"} == set(hunter.aborted)
+    assert {name for name, reason in reasons.items() if reason == "abort"} == {hunter.names[id_] for id_ in hunter.aborted}
     assert all(reference.agrees(p, ids) for p, ids in zip(prompts, token_ids(outputs), strict=True) if ids)
     assert_at_rest(llm)
     outputs = llm.generate(prompts, greedy(12))
