@@ -105,12 +105,14 @@ def copy_seconds(size: int, rounds: int = 10) -> float:
 
 def time_idle_links(llm: "LLM") -> list[dict[str, float]]:
     """The transfers that the engine times at start-up on a GPU, here on any device."""
-    from twinmesh.engine.startup.links import time_links
+    from twinmesh.engine.startup.links import Link, time_links
     from twinmesh.engine.worker.local_executor import LocalExecutor
 
-    executor = llm.engine.core.inspect(lambda scheduler, executor: executor)
-    assert isinstance(executor, LocalExecutor)
-    links = time_links(executor.meshes, time.monotonic)
+    def idle(_: object, executor: object) -> list[Link]:
+        assert isinstance(executor, LocalExecutor)
+        return time_links(executor.meshes, time.monotonic)
+
+    links = llm.engine.core.inspect(idle)
     return [{"bytes": link.bytes, "seconds": link.seconds, "bytes_per_second": link.rate} for link in links]
 
 

@@ -28,7 +28,9 @@ from twinmesh.engine.core.engine_core import EngineCore
 from twinmesh.engine.core.submission import Submission, Update
 from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.protocol.events import RequestFacts
+from twinmesh.engine.protocol.executor import Executor
 from twinmesh.engine.protocol.sampling_plan import SamplingPlan
+from twinmesh.engine.scheduler.scheduler import Scheduler
 from twinmesh.engine.sharding.mesh import param_sharding
 from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.sharding.weights import Params
@@ -36,6 +38,7 @@ from twinmesh.engine.startup.build import start_core
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.kv_cache import DeviceState
 from twinmesh.engine.worker.local_executor import LocalExecutor
+from twinmesh.engine.worker.mesh_worker import MeshWorker
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import ParamSpec, abstract_params
 
@@ -60,11 +63,9 @@ def random_params(dtype: jnp.dtype, meshes: Sequence[Mesh], model: ModelConfig) 
     ]
 
 
-def hollow_out(core: EngineCore) -> None:
+def hollow_out(meshes: Sequence[MeshWorker]) -> None:
     """Let the step programs of an engine compute nothing; what they take and give back stays."""
-    executor = core.inspect(lambda scheduler, executor: executor)
-    assert isinstance(executor, LocalExecutor)
-    for mesh in executor.meshes:
+    for mesh in meshes:
         programs, state = mesh.programs, mesh.plan.state
         for key, program in programs.prefill.items():
             programs.prefill[key] = hollow(program, state)
@@ -98,7 +99,7 @@ def measure(topology: str, layers: int, requests: int, real: bool) -> dict[str, 
     core, _ = start_core(model, dtype, partial(random_params, model=model), options)
     try:
         if not real:
-            hollow_out(core)
+            hollow_out(core.inspect(_meshes))
         rounds = [host_time(core, requests) for _ in range(ROUNDS)]
     finally:
         core.close()
@@ -111,6 +112,11 @@ def measure(topology: str, layers: int, requests: int, real: bool) -> dict[str, 
         "host_ms_per_step": round(min(rounds), 3),
         "host_ms_per_step_median": round(statistics.median(rounds), 3),
     }
+
+
+def _meshes(scheduler: Scheduler, executor: Executor) -> Sequence[MeshWorker]:
+    assert isinstance(executor, LocalExecutor)
+    return executor.meshes
 
 
 def host_time(core: EngineCore, requests: int) -> float:

@@ -134,7 +134,9 @@ def test_an_abort_in_any_state_ends_only_its_request(engines, reference, kind, s
         outputs = llm.generate(prompts, greedy(12))
     assert len(hunter.aborted) == 5
     reasons = {output.request_id: output.outputs[0].finish_reason for output in outputs}
-    assert {name for name, reason in reasons.items() if reason == "abort"} == {hunter.names[id_] for id_ in hunter.aborted}
+    assert {name for name, reason in reasons.items() if reason == "abort"} == {
+        hunter.names[id_] for id_ in hunter.aborted
+    }
     assert all(reference.agrees(p, ids) for p, ids in zip(prompts, token_ids(outputs), strict=True) if ids)
     assert_at_rest(llm)
     outputs = llm.generate(prompts, greedy(12))

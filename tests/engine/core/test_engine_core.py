@@ -75,12 +75,12 @@ def decode_steps_during_a_slow_prefill(llm):
         late = llm.stream("the sea and the land " * 2, GREEDY)
         late.result()
         running.close()
-    number = ids(seen)[late.request_id]
+    late_id = ids(seen)[late.request_id]
     finish = next(
         i for i, m in enumerate(seen)
-        if isinstance(m, StepResult) and isinstance(m.rows[0], Chunk) and m.rows[0].request_id == number
+        if isinstance(m, StepResult) and isinstance(m.rows[0], Chunk) and m.rows[0].request_id == late_id
     )  # fmt: skip
-    arrival = next(i for i, m in enumerate(seen) if isinstance(m, tuple) and m[0].facts.id == number)
+    arrival = next(i for i, m in enumerate(seen) if isinstance(m, tuple) and m[0].facts.id == late_id)
     between = seen[arrival:finish]
     return sum(isinstance(m, StepResult) and isinstance(m.rows[0], DecodeRow) for m in between), seen
 
@@ -390,9 +390,9 @@ def test_an_observer_sees_messages_and_decisions_until_its_block_ends(make_llm):
             (output,) = llm.generate(PROMPTS[0], GREEDY)
         assert isinstance(seen[0], tuple)
         assert sum(isinstance(message, StepResult) for message in seen) >= 12
-        assert ends(seen) == [ids(seen)[output.request_id]]
+        assert ends(seen) == [output.request_id]
         llm.generate(PROMPTS[0], GREEDY)
-        assert ends(seen) == [ids(seen)[output.request_id]]
+        assert ends(seen) == [output.request_id]
 
 
 def test_an_observer_that_raises_stops_the_engine_with_its_cause(make_llm):

@@ -5,7 +5,7 @@ import threading
 import pytest
 from helpers.core_engine import make_engine, model_with_windows
 from twinmesh.engine.startup import build
-from twinmesh.engine.worker.local_executor import Executor
+from twinmesh.engine.worker.local_executor import LocalExecutor
 
 MODEL = model_with_windows(None)
 EARLIER = "what an earlier run wrote"
@@ -31,7 +31,7 @@ def log(tmp_path):
 
 
 # In the order of start-up: memory is looked at when the weights are loaded.
-@pytest.mark.parametrize("step", ["build_meshes", "memory_for_kv", "compile_programs", "MeshExecutor"])
+@pytest.mark.parametrize("step", ["build_meshes", "memory_for_kv", "compile_programs", "MeshWorker"])
 def test_a_start_that_fails_leaves_an_earlier_log_as_it_was(step, log, monkeypatch):
     monkeypatch.setattr(build, step, fail)
     with pytest.raises(Failure):
@@ -46,7 +46,7 @@ def test_a_start_that_fails_leaves_no_new_log(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", ["Executor", "EngineCore"])
+@pytest.mark.parametrize("step", ["LocalExecutor", "EngineCore"])
 def test_a_start_that_fails_at_last_closes_the_log_and_joins_every_thread(step, log, monkeypatch):
     opened, before = [], set(threading.enumerate())
 
@@ -56,13 +56,13 @@ def test_a_start_that_fails_at_last_closes_the_log_and_joins_every_thread(step, 
 
     def half_made_core(scheduler, executor, *rest):
         made = executor(lambda completion: None)
-        assert isinstance(made, Executor)
+        assert isinstance(made, LocalExecutor)
         assert set(threading.enumerate()) > before
         raise Failure
 
     build_open_log = build.open_log
     monkeypatch.setattr(build, "open_log", open_log)
-    monkeypatch.setattr(build, step, fail if step == "Executor" else half_made_core)
+    monkeypatch.setattr(build, step, fail if step == "LocalExecutor" else half_made_core)
     with pytest.raises(Failure):
         make_engine(MODEL, decision_log=log)
     assert set(threading.enumerate()) == before
