@@ -390,9 +390,9 @@ def test_an_observer_sees_messages_and_decisions_until_its_block_ends(make_llm):
             (output,) = llm.generate(PROMPTS[0], GREEDY)
         assert isinstance(seen[0], tuple)
         assert sum(isinstance(message, StepResult) for message in seen) >= 12
-        assert ends(seen) == [output.request_id]
+        assert ends(seen) == [ids(seen)[output.request_id]]
         llm.generate(PROMPTS[0], GREEDY)
-        assert ends(seen) == [output.request_id]
+        assert ends(seen) == [ids(seen)[output.request_id]]
 
 
 def test_an_observer_that_raises_stops_the_engine_with_its_cause(make_llm):
