@@ -1,12 +1,12 @@
-"""Paged attention and KV append: the public functions. `arguments.py` checks, `dispatch.py` chooses what they run.
+"""Paged attention and KV append: the public functions. `arguments.py` checks arguments, `dispatch.py` picks a kernel.
 
 Words and shapes: T packed tokens, R requests, N pages, P = page_size tokens a page, Hk key/value heads, Hq query heads,
 D head_dim. Query head h reads key/value head `h // (Hq // Hk)`. Pages are page-major, [N, P, Hk, D], so that one page
-is one contiguous run of memory. Token t of request r lives in page `page_table[r, t // P]` at offset `t % P`.
+is one contiguous run of memory. Token t of request r is in page `page_table[r, t // P]` at offset `t % P`.
 
 Invariants of every implementation:
 - Scores, softmax and sums are float32 whatever the inputs; the output has q's dtype.
-- Entries of `page_table` beyond a request's used pages are never read: any value will do, the padding id is N.
+- Entries of `page_table` beyond a request's used pages are never read and may have any value; the padding id is N.
 - Unused slots of a page may hold anything, NaN included.
 - A request's rows do not depend on which other requests are in the call.
 - Nothing copies the pools: N may count the pages of all layers, with layer l's page ids offset by l * pages_per_layer.
@@ -36,7 +36,7 @@ def paged_prefill_attention(
     softcap: float | None = None,
     sink: Array | None = None,
 ) -> Array:
-    """Causal attention of several requests' chunks, packed one after the other, over their cached tokens.
+    """Compute causal attention of several requests' chunks, packed one after the other, over their cached tokens.
 
     A chunk's keys and values must be in the pages already (`append_kv` first).
 
@@ -46,18 +46,18 @@ def paged_prefill_attention(
         k_pages: [N, P, Hk, D], of q's dtype.
         v_pages: [N, P, Hk, D], of q's dtype.
         page_table: [R, max_pages] int32 page ids.
-        kv_len: [R] int32, cached tokens of each request, this chunk's included; 0 for none.
+        kv_len: [R] int32, cached tokens of each request, this chunk's included; 0: none.
         q_start: [R + 1] int32, ascending; rows from `q_start[R]` on are padding.
         scale: multiplies the scores, usually `D ** -0.5`.
-        window: how many tokens a query sees, itself included; None for all before it.
-        softcap: `scores = softcap * tanh(scores * scale / softcap)` (Gemma 2); None for none.
-        sink: [Hq] float, a logit per head that joins the softmax's denominator only (GPT-OSS); None for none.
+        window: how many tokens a query attends to, itself included; None: all before it.
+        softcap: `scores = softcap * tanh(scores * scale / softcap)` (Gemma 2); None: scores are not capped.
+        sink: [Hq] float, a logit per head that joins the softmax's denominator only (GPT-OSS); None: no sink.
 
     Returns:
         [T, Hq, D] of q's dtype; zeros in padding rows and in rows of requests whose kv_len is 0.
 
     Raises:
-        ValueError: a shape, dtype, head count or option does not fit; the message names it.
+        ValueError: a shape, dtype, head count or option does not fit; names it.
     """
     kv, options = PagedKV(k_pages, v_pages, page_table, kv_len), AttentionOptions(scale, window, softcap, sink)
     requests = check_attention(q, kv, options)
@@ -77,24 +77,24 @@ def paged_decode_attention(
     softcap: float | None = None,
     sink: Array | None = None,
 ) -> Array:
-    """Attention of one new token per request over its cached tokens, itself included.
+    """Compute attention of one new token per request over the request's cached tokens, itself included.
 
     Args:
-        q: [R, Hq, D]; row r sits at absolute position `kv_len[r] - 1`, its key and value already in the pages.
+        q: [R, Hq, D]; row r is at absolute position `kv_len[r] - 1`, its key and value already in the pages.
         k_pages: [N, P, Hk, D], of q's dtype.
         v_pages: [N, P, Hk, D], of q's dtype.
         page_table: [R, max_pages] int32 page ids.
         kv_len: [R] int32, cached tokens of each request, this one included; 0 marks an empty slot, which costs nothing.
         scale: multiplies the scores, usually `D ** -0.5`.
-        window: how many tokens a query sees, itself included; None for all before it.
-        softcap: `scores = softcap * tanh(scores * scale / softcap)` (Gemma 2); None for none.
-        sink: [Hq] float, a logit per head that joins the softmax's denominator only (GPT-OSS); None for none.
+        window: how many tokens a query attends to, itself included; None: all before it.
+        softcap: `scores = softcap * tanh(scores * scale / softcap)` (Gemma 2); None: scores are not capped.
+        sink: [Hq] float, a logit per head that joins the softmax's denominator only (GPT-OSS); None: no sink.
 
     Returns:
         [R, Hq, D] of q's dtype; zeros in empty slots.
 
     Raises:
-        ValueError: a shape, dtype, head count or option does not fit; the message names it.
+        ValueError: a shape, dtype, head count or option does not fit; names it.
     """
     kv, options = PagedKV(k_pages, v_pages, page_table, kv_len), AttentionOptions(scale, window, softcap, sink)
     requests = check_attention(q, kv, options)
@@ -104,7 +104,7 @@ def paged_decode_attention(
 
 
 def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> tuple[Array, Array]:
-    """Write new keys and values into their slots; in place where the pools are donated.
+    """Write new keys and values into their slots; in place if the pools are donated.
 
     Args:
         k_pages: [N, P, Hk, D].
@@ -117,7 +117,7 @@ def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -
         The updated (k_pages, v_pages).
 
     Raises:
-        ValueError: a shape or dtype does not fit, or N * P does not fit int32; the message names it.
+        ValueError: a shape or dtype does not fit, or N * P does not fit int32; names it.
     """
     check_append(k_pages, v_pages, k, v, slot)
     return xla.append_kv(k_pages, v_pages, k, v, slot)

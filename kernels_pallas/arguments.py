@@ -1,6 +1,6 @@
-"""What the attentions are given, bundled; and the checks of it, made while a program is traced.
+"""Bundles the arguments of both attentions, and checks them while a program is traced.
 
-Not here: what single implementations do not take (`mosaic.why_unsupported`), and the contents of arrays.
+Not here: limits of single implementations (`mosaic.why_unsupported`), and checks of arrays' contents.
 """
 
 import functools
@@ -14,16 +14,16 @@ from jax import Array
 
 
 class PagedKV(NamedTuple):
-    """Pools, and which of their pages R requests hold; the layouts are those of the package."""
+    """The pools, and the pages in them that R requests hold; see the package for the layouts."""
 
     k_pages: Array  # [N, P, Hk, D]
-    v_pages: Array
+    v_pages: Array  # [N, P, Hk, D]
     page_table: Array  # [R, max_pages]
     kv_len: Array  # [R]
 
     @property
     def capacity(self) -> int:
-        """The most tokens that a request can have."""
+        """The most tokens that a request can hold."""
         return int(self.page_table.shape[1] * self.k_pages.shape[1])
 
 
@@ -32,16 +32,20 @@ class PagedKV(NamedTuple):
 )  # fmt: skip
 @dataclass(frozen=True)
 class AttentionOptions:
-    """How scores become weights, as the package's functions document it. Static in a program, `sink` apart."""
+    """How scores become weights; see the package's functions. All but `sink` are static in a program."""
 
     scale: float
     window: int | None = None
     softcap: float | None = None
-    sink: Array | None = None
+    sink: Array | None = None  # [Hq]
 
 
 def check_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> int:
-    """Refuse with a ValueError what both attentions refuse; the number of requests."""
+    """Check the arguments of both attentions and return the number of requests.
+
+    Raises:
+        ValueError: one of them does not fit; names it.
+    """
     _check_pages(kv.k_pages, kv.v_pages)
     kv_heads, head_dim = kv.k_pages.shape[2:]
     if q.ndim != 3 or q.shape[2] != head_dim or 0 in q.shape or q.shape[1] % kv_heads:
@@ -61,7 +65,11 @@ def check_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> int:
 
 
 def check_append(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> None:
-    """Refuse with a ValueError what `append_kv` refuses."""
+    """Check the arguments of `append_kv`.
+
+    Raises:
+        ValueError: one of them does not fit; names it.
+    """
     _check_pages(k_pages, v_pages)
     num_pages, page_size, kv_heads, head_dim = k_pages.shape
     for name, new in (("k", k), ("v", v)):
@@ -78,7 +86,11 @@ def check_append(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array
 
 
 def check_ints(name: str, value: Array, shape: tuple[int, ...], wanted: str) -> None:
-    """Refuse with a ValueError what is not int32 of a shape."""
+    """Check that an array is int32 and of this shape, which `wanted` describes.
+
+    Raises:
+        ValueError: it is not; names it.
+    """
     if value.shape != shape or value.dtype != jnp.int32:
         raise ValueError(f"{name} is {value.dtype}{list(value.shape)}: it must be {wanted}, here int32{list(shape)}.")
 

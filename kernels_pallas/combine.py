@@ -1,7 +1,7 @@
-"""The splits of each request's decode attention, put together: one thread block for a request and a query head.
+"""Combines the splits of each request's decode attention, with one thread block per request and query head.
 
-Partial sums are read several at a time, whatever their number, in their order: neither the order nor the grouping
-depends on the batch. An attention sink is one more logit, without a value.
+Partial sums are read several at a time, whatever their number, and in order: neither the order nor the grouping depends
+on the batch. An attention sink is one more logit, without a value.
 """
 
 import functools
@@ -20,14 +20,14 @@ _THREADS = 128
 def combine_splits(
     sums: Array, logs: Array, start: Array, sink: Array | None, group: int, dtype: jax.typing.DTypeLike, interpret: Any
 ) -> Array:
-    """Weigh partial sums by their logarithms.
+    """Add up each request's partial sums, weighted by the logarithms that come with them.
 
     Args:
-        sums: [U, parts, Hk, rows, D] float32, of which the first `group` rows of a head mean something.
+        sums: [U, parts, Hk, rows, D] float32; rows of a head past the first `group` are padding.
         logs: [U, parts, Hk, rows] float32, base-2 logarithms of the sums' weights.
-        start: [R + 1] int32; request r has splits start[r] to start[r + 1] - 1; none: zeros.
-        sink: [Hq] float or None.
-        group: query heads of a key/value head.
+        start: [R + 1] int32; request r has splits start[r] to start[r + 1] - 1; without any, its result is zeros.
+        sink: [Hq] float, or None.
+        group: query heads per key/value head.
         dtype: of the result.
         interpret: as `plgpu.kernel` takes it.
 
@@ -88,7 +88,7 @@ def _load(ref: Ref) -> Array:
 
 
 def _layout(head_dim: int) -> Any:
-    """Of [D] in the registers of a warpgroup; where it has more threads than D, each column is held several times."""
+    """Choose the layout of [D] in a warpgroup's registers; with fewer columns than threads, each is held repeatedly."""
     if head_dim % _THREADS:
         return plgpu.Layout.WGMMA.reduce(0)
     return plgpu.Layout.WG_STRIDED((head_dim,), 1)

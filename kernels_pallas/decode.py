@@ -1,10 +1,10 @@
-"""Paged decode attention for Hopper: split-KV in Mosaic GPU, then the splits of a request combined.
+"""Paged decode attention for Hopper: split-KV in Mosaic GPU, followed by the combination of each request's splits.
 
 A request's tokens are cut at absolute multiples of a fixed split size. The list of all (split, key/value head) pairs is
-dealt out to as many thread blocks as the GPU has multiprocessors, so that a long request costs what it holds and an
-empty slot nothing. `decode_block.py` is what a thread block does.
+distributed over as many thread blocks as the GPU has multiprocessors, so that a request costs in proportion to its
+tokens and an empty slot costs nothing. `decode_block.py` is the code of a thread block.
 
-Partial sums are float32, divided by their total, with the base-2 logarithm of that total and peak beside them.
+Partial sums are float32 and divided by their total; the base-2 logarithm of total and peak is stored with them.
 Not here: checks that hold for every implementation (`arguments.py`), the choice of tiles (`tiles.py`).
 """
 
@@ -45,7 +45,7 @@ def paged_decode_attention(
         interpret: `plgpu.InterpretGPUParams()` to run on the CPU.
 
     Raises:
-        ValueError: a dtype, head_dim, page size or number of heads that the kernel does not take; the message names it.
+        ValueError: a dtype, head_dim, page size or number of heads that the kernel does not support; names it.
     """
     refuse(q, kv.k_pages)
     requests, query_heads, head_dim = q.shape
@@ -76,7 +76,7 @@ def _attend(
     work: Splits,
     interpret: Any,
 ) -> tuple[Array, Array]:
-    """Partial sums [U, rings, Hk, stored, D] and their logarithms [U, rings, Hk, stored], U splits at most."""
+    """Compute sums [U, rings, Hk, stored, D] and their logarithms [U, rings, Hk, stored] of at most U splits."""
     shape = (work.items.shape[0], plan.rings, plan.kv_heads, plan.stored)
     sums = jax.ShapeDtypeStruct((*shape, plan.head_dim), jnp.float32)
     kernel = launch(

@@ -1,13 +1,13 @@
-"""What a thread block of the Hopper decode kernel does with its pieces of work, one split of one key/value head each.
+"""One thread block of the Hopper decode kernel; a piece of its work is one split of one key/value head.
 
-A producer warpgroup copies tiles of keys and values into a ring in shared memory, also ahead into its next piece, for
-two consumers. The query heads of a key/value head are rows of one product.
+A producer warpgroup copies tiles of keys and values into a ring in shared memory for two consumers, and continues with
+the next piece while they still work on this one. The query heads of a key/value head are rows of one product.
 
-The consumers share a split in one of two ways. Up to 128 columns each takes every other tile and has its own partial
-sums. With 256 columns, whose accumulator would not fit the registers beside the rest, both score every tile and sum a
-half of the columns each.
+The consumers share a split in one of two ways. Up to head_dim 128, each takes every other tile and has its own partial
+sums. With head_dim 256, whose accumulator would not fit in the registers, both compute the scores of every tile and
+each sums half of the columns.
 
-Who waits on a barrier sees all its phases: a slot of a ring is waited for again at the end.
+A warpgroup that waits on a barrier must wait for all its phases, so the last use of each slot is waited for at the end.
 """
 
 import functools
@@ -40,63 +40,63 @@ from .mosaic import (
 )
 from .work import ceil_div
 
-_REGISTERS = (232, 40)  # of a consumer's and the producer's threads; of the 512 that there are, 504
+_REGISTERS = (232, 40)  # per consumer's and per producer's thread: 504 of 512 in all
 _TILE = 64  # tokens
-_STAGED = 32  # columns of a partial sum on its way out
+_STAGED = 32  # columns of a partial sum that are copied to global memory at a time
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is static about a call."""
+    """The static parameters of a call."""
 
     kv_heads: int
-    group: int  # query heads of a key/value head
+    group: int  # query heads per key/value head
     head_dim: int
     page_size: int
-    stages: int
-    blocks: int
+    stages: int  # tiles in each ring
+    blocks: int  # thread blocks
     softmax: Softmax
-    interpret: bool
+    interpret: bool  # whether the kernel runs in the interpreter on the CPU
 
     @property
     def rows(self) -> int:
-        """Of q for a key/value head, in whole tiles of shared memory."""
+        """Rows of q per key/value head, rounded up to whole tiles of shared memory."""
         return ceil_div(self.group, 8) * 8
 
     @property
     def stored(self) -> int:
-        """Rows of partial sums; four logarithms are the 16 bytes that a copy has at least."""
+        """Rows of partial sums per key/value head; four logarithms are 16 bytes, the least that can be copied."""
         return ceil_div(self.group, 4) * 4
 
     @property
     def halves(self) -> bool:
-        """Whether the consumers share the columns of a tile, rather than the tiles of a split."""
+        """Whether the consumers divide the columns of a tile between them, rather than the tiles of a split."""
         return self.head_dim > 128
 
     @property
     def rings(self) -> int:
-        """In shared memory; also partial sums of a split."""
+        """Rings in shared memory, and partial sums per split."""
         return 1 if self.halves else CONSUMERS
 
     @property
     def columns(self) -> int:
-        """Of one consumer's accumulator."""
+        """Columns of one consumer's accumulator."""
         return self.head_dim // 2 if self.halves else self.head_dim
 
 
 class Buffers(NamedTuple):
-    """Shared memory; `weights` only when interpreted."""
+    """The buffers in shared memory."""
 
     q: Ref  # [2, 64, D], of this piece of work and the next
     k: Ref  # [slots, tile, D], the slots of a ring next to each other
-    v: Ref
+    v: Ref  # [slots, tile, D]
     sums: Ref  # [consumers, 64, staged]
     logs: Ref  # [consumers, 64]
-    weights: Ref | None  # [consumers, 64, tile]
+    weights: Ref | None  # [consumers, 64, tile], for the interpreter; None on a GPU
 
 
 class Barriers(NamedTuple):
-    """A buffer or slot is full when copied, free when all who read it have."""
+    """The barriers: a buffer or slot is full once the copy has arrived, and free once all its readers are done."""
 
     q_full: Ref
     q_free: Ref
@@ -106,7 +106,7 @@ class Barriers(NamedTuple):
 
 
 def scratch(plan: Plan, dtype: jax.typing.DTypeLike) -> tuple[Buffers, Barriers]:
-    """Types of what a thread block has to itself."""
+    """Describe the shared memory and the barriers of a thread block."""
     slots, per_consumer = plan.rings * plan.stages, (CONSUMERS, WARPGROUP_ROWS)
     buffers = Buffers(
         q=smem((2, WARPGROUP_ROWS, plan.head_dim), dtype),
@@ -128,13 +128,13 @@ def scratch(plan: Plan, dtype: jax.typing.DTypeLike) -> tuple[Buffers, Barriers]
 
 
 class _Item(NamedTuple):
-    """One split of one request: its visible tokens are begin to end - 1."""
+    """One piece of work: one key/value head of one split of one request."""
 
     split: Array
     head: Array
     request: Array
-    begin: Array
-    end: Array
+    begin: Array  # the first visible token
+    end: Array  # the token after the last visible one
 
     @property
     def base(self) -> Array:
@@ -145,7 +145,7 @@ class _Item(NamedTuple):
         return lax.div(self.end + (_TILE - 1), _TILE) - lax.div(self.begin, _TILE)
 
     def share(self, ring: Array | int, rings: int) -> Array:
-        """How many of the tiles go through a ring."""
+        """Count the tiles that go through a ring."""
         return lax.div(self.tiles - ring + (rings - 1), rings)
 
 
@@ -163,23 +163,23 @@ class _Block:
     logs: Ref  # [U, rings, Hk, stored], written
     smem: Buffers
     barriers: Barriers
-    number: Array
+    number: Array  # of the block
     total: Array  # pieces of work of all blocks
 
     @property
     def mine(self) -> Array:
-        """Pieces of work of this block."""
+        """The number of pieces of work of this block."""
         return lax.div(self.total - self.number + (self.plan.blocks - 1), self.plan.blocks)
 
     def item(self, i: Array) -> _Item:
-        """The block's i-th piece; past the end, the last of all."""
+        """Return the block's i-th piece; past the end, the last of all pieces."""
         index = jnp.minimum(self.number + i * self.plan.blocks, self.total - 1)
         split = lax.div(index, self.plan.kv_heads)
         request, begin, end = (self.items[split, column] for column in range(3))
         return _Item(split, lax.rem(index, self.plan.kv_heads), request, begin, end)
 
     def slot(self, ring: Array | int, use: Array) -> Array:
-        """Of a ring's use-th tile."""
+        """Find the slot of the `use`-th tile that goes through a ring."""
         return ring * self.plan.stages + lax.rem(use, self.plan.stages)
 
 
@@ -196,7 +196,7 @@ def decode_block(
     buffers: Buffers,
     barriers: Barriers,
 ) -> None:
-    """The kernel; `start` [R + 1] as in `Splits`, its last entry the number of splits."""
+    """Run the kernel in one thread block; `start` [R + 1] is that of `Splits`, whose last entry counts the splits."""
     number, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
     total = start[start.shape[0] - 1] * plan.kv_heads
     block = _Block(
@@ -238,9 +238,9 @@ def _produce(block: _Block) -> None:
 
 
 def _load_item(block: _Block, i: Array, carry: tuple[_Item, tuple[Array, ...]]) -> tuple[_Item, tuple[Array, ...]]:
-    """Carries the piece of work, and how many tiles went through each ring before it."""
+    """Load the i-th piece; carry the piece, and how many tiles went through each ring before it."""
     plan, (item, used) = block.plan, carry
-    following = block.item(i + 1)  # read early: it takes as long as a tile
+    following = block.item(i + 1)  # read early, because the read takes as long as a tile
     buffer = lax.rem(i, 2)
 
     @pl.when(i >= 2)
@@ -281,7 +281,7 @@ def _consume(block: _Block, warpgroup: Array) -> None:
 
 
 def _sum_item(block: _Block, warpgroup: Array, i: Array, carry: tuple[_Item, Array]) -> tuple[_Item, Array]:
-    """Carries the piece of work, and how many tiles of its ring this consumer read before it."""
+    """Sum the i-th piece; carry the piece, and how many tiles of its ring this consumer read before it."""
     plan, (item, used) = block.plan, carry
     following = block.item(i + 1)
     buffer = lax.rem(i, 2)
@@ -334,7 +334,7 @@ def _sum_tile(
 
 
 def _own_columns(plan: Plan, tile: Ref, warpgroup: Array) -> Ref:
-    """What a consumer sums of a tile [64, D]."""
+    """Return the columns of a tile [64, D] that a consumer sums."""
     return tile.at[:, pl.ds(warpgroup * plan.columns, plan.columns)] if plan.halves else tile
 
 
@@ -346,7 +346,7 @@ def _write(
     peak: Array,  # [64]
     total: Array,  # [64]
 ) -> None:
-    """One consumer's partial sums; a consumer without tiles writes zeros, of no weight."""
+    """Write one consumer's partial sums; a consumer without tiles writes zeros, with weight 0."""
     plan, smem = block.plan, block.smem
     ring = jnp.int32(0) if plan.halves else warpgroup
     divisor = jnp.maximum(total, jnp.float32(1e-30))

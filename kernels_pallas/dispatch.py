@@ -1,9 +1,9 @@
-"""Which implementation of the attentions a program gets, decided while it is traced.
+"""Chooses the implementation of the attentions that a program gets, while it is traced.
 
-Hopper GPUs run the Mosaic kernels, everything else `xla.py`. The GPU is that of the abstract mesh in whose context the
-trace runs (inside `shard_map`, or when compiling for a GPU that is not there), else JAX's first device. In the second
-case the program may still be meant for the CPU of a machine that has a GPU, so both are traced and lowering picks.
-What the kernels do not take runs in `xla.py` too, which a warning says once.
+Hopper GPUs run the Mosaic kernels, all other devices run `xla.py`. The GPU is that of the abstract mesh in whose
+context the trace runs (inside `shard_map`, or when compiling for an absent GPU), else JAX's first device.
+In the second case the program may still be meant for the CPU of a machine that has a GPU, so both are traced and
+lowering picks one. Shapes that the kernels do not support run in `xla.py` too, with one warning.
 """
 
 import functools
@@ -21,12 +21,12 @@ from .mosaic import why_unsupported
 from .tiles import decode_tiles, prefill_tiles
 
 _log = logging.getLogger(__name__)
-_CORES = 132  # of an H100 SXM or an H200, should a device not say
+_CORES = 132  # multiprocessors of an H100 SXM or an H200, for devices that do not report theirs
 _HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
 
 
 def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array:
-    """See the package; arguments are valid."""
+    """See `kernels_pallas.paged_prefill_attention`; arguments are checked already."""
 
     def kernel(cores: int) -> Callable[..., Array]:
         tiles = prefill_tiles(*_shape(q, kv), _capacity(kv, options))
@@ -36,7 +36,7 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
-    """See the package; arguments are valid."""
+    """See `kernels_pallas.paged_decode_attention`; arguments are checked already."""
 
     def kernel(cores: int) -> Callable[..., Array]:
         tiles = decode_tiles(*_shape(q, kv), _capacity(kv, options))
@@ -67,7 +67,10 @@ def _choose(
 
 
 def gpu_to_trace_for() -> tuple[str | None, int, bool]:
-    """Kind and multiprocessors of the GPU to trace for, None for none; whether that is certain."""
+    """Return kind and number of multiprocessors of the GPU to trace for, and whether the program surely runs there.
+
+    The kind is None if the program is traced for another device than a GPU.
+    """
     abstract = jax.sharding.get_abstract_mesh().abstract_device
     if abstract is not None:
         return (abstract.device_kind if abstract.platform == "gpu" else None), abstract.num_cores or _CORES, True
@@ -89,5 +92,5 @@ def _shape(q: Array, kv: PagedKV) -> tuple[int, int, int]:
 
 
 def _capacity(kv: PagedKV, options: AttentionOptions) -> int:
-    """The most tokens of a request that a query can see."""
+    """Count the most tokens of a request that a query can attend to."""
     return kv.capacity if options.window is None else min(kv.capacity, options.window)

@@ -1,16 +1,16 @@
-"""What the Mosaic GPU kernels for Hopper share: shared-memory layouts, loads of page tiles, products, masks.
+"""The parts that the Mosaic GPU kernels for Hopper share: shared-memory layouts, loads of page tiles, products, masks.
 
 A tile is `rows` consecutive tokens of one key/value head, [rows, D] in shared memory, tiled and swizzled as the tensor
-cores want it. Tiles begin at absolute multiples of `rows`, so the sums of a request do not depend on where a window, a
+cores require. Tiles begin at absolute multiples of `rows`, so the sums of a request do not depend on where a window, a
 chunk or a split begins. `rows` is a multiple of the page size or divides it.
 
 Invariants:
-- A page is read only if it holds a visible token of the request; other parts of a tile read such a page again, so that
-  every tile announces the same number of bytes, and are masked.
+- A page is read only if it holds a visible token of the request. Other parts of a tile read such a page again, so that
+  the copies of every tile have the same number of bytes, and are masked.
 - Values of masked tokens are set to zero in shared memory before the product: 0 x NaN is NaN.
 
-The interpreter on the CPU (`interpret`) takes the left operand of a product only from shared memory and knows no
-accumulators that begin with a value; that is the only difference between what it runs and what the GPU runs.
+The interpreter on the CPU (`interpret`) takes the left operand of a product from shared memory only, and does not
+support accumulators with an initial value; this is the only difference from the code that the GPU runs.
 """
 
 import functools
@@ -28,10 +28,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 Ref = Any  # a Pallas reference; JAX gives them no public type
 
 CONSUMERS = 2  # warpgroups of a block that multiply
-PRODUCER = CONSUMERS  # the warpgroup that copies
+PRODUCER = CONSUMERS  # index of the warpgroup that copies
 WARPGROUP_ROWS = 64  # rows of the accumulator that one warpgroup holds
 LOG2E = math.log2(math.e)
-LOWEST = -1e30  # finite, so that a row which has seen nothing yet stays free of inf - inf
+LOWEST = -1e30  # finite, so that a row without visible tokens so far never computes inf - inf
 HEAD_DIMS = (64, 128, 256)
 PAGE_SIZES = (16, 32, 64, 128)
 DTYPES = (jnp.bfloat16, jnp.float16)
@@ -41,26 +41,27 @@ _SWIZZLE = 128  # bytes of a swizzled row
 
 @dataclass(frozen=True)
 class Softmax:
-    """How scores become weights; `scale` and `softcap` as in the package."""
+    """How scores become weights."""
 
-    scale: float
-    softcap: float | None
+    scale: float  # as in the package's functions
+    softcap: float | None  # as in the package's functions
 
     def prepared(self, scores: jax.Array) -> jax.Array:
-        """Raw products to what `factor` turns into logits in base 2, so that exp2 takes them as they are."""
+        """Convert raw products to values that, times `factor`, are logits in base 2, the argument of exp2."""
         if self.softcap is not None:
             return jnp.tanh(scores * (self.scale / self.softcap)) * (self.softcap * LOG2E)
         return scores if self.scale > 0 else scores * (self.scale * LOG2E)
 
     @property
     def factor(self) -> float:
-        """Left to the exponent, where it is part of a fused multiply-add; above zero."""
+        """The part of the scale that is applied in the exponent, by a fused multiply-add; above zero."""
         return self.scale * LOG2E if self.softcap is None and self.scale > 0 else 1.0
 
     def online(self, peak: jax.Array, prepared: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """One step of the online softmax over [M, N]: the new peak (base 2), the rescale of what was summed, weights.
+        """Take one step of the online softmax over [M, N].
 
-        `prepared` is -inf where nothing is visible.
+        `prepared` is -inf for tokens that are not visible. Returns the new peak [M] in base 2, the factor [M] on the
+        sums so far, and the weights [M, N].
         """
         risen = jnp.maximum(peak, prepared.max(axis=1) * self.factor)
         weights = jnp.exp2(prepared * self.factor - per_row(risen, prepared.shape))
@@ -68,7 +69,7 @@ class Softmax:
 
 
 def why_unsupported(q: jax.Array, k_pages: jax.Array) -> str | None:
-    """One sentence on what these kernels do not take of q [.., Hq, D] and k_pages [N, P, Hk, D]; None if they do."""
+    """Say in one sentence why these kernels do not support q [.., Hq, D] and k_pages [N, P, Hk, D]; None if they do."""
     page_size, kv_heads, head_dim = k_pages.shape[1:]
     group = q.shape[1] // kv_heads
     if k_pages.dtype not in DTYPES:
@@ -86,14 +87,14 @@ def why_unsupported(q: jax.Array, k_pages: jax.Array) -> str | None:
 
 
 def refuse(q: jax.Array, k_pages: jax.Array) -> None:
-    """Raise `why_unsupported` as a ValueError, if there is a reason."""
+    """Raise the sentence of `why_unsupported` as a ValueError, if there is one."""
     reason = why_unsupported(q, k_pages)
     if reason is not None:
         raise ValueError(reason)
 
 
 def smem(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Any:
-    """Shared memory for operands of the tensor cores, swizzled; the last axis is contiguous."""
+    """Describe swizzled shared memory for operands of the tensor cores; the last axis is contiguous."""
     columns = _SWIZZLE // jnp.dtype(dtype).itemsize
     tiled: Any = plgpu.TilingTransform  # both are abstract as JAX annotates them
     swizzled: Any = plgpu.SwizzleTransform
@@ -101,26 +102,26 @@ def smem(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Any:
 
 
 def copies_per_tile(rows: int, page_size: int) -> int:
-    """Copies that `load_tile` issues, each an arrival on its barrier."""
+    """Count the copies that `load_tile` issues; each is an arrival on its barrier."""
     return max(1, rows // page_size)
 
 
 @dataclass(frozen=True)
 class Pages:
-    """Where the tiles of `rows` tokens of one request come from; its visible tokens are begin to end - 1.
+    """Finds the pages that hold the tiles of one request.
 
-    A loop over tiles carries the id of the next one's page if that is all a tile needs: read while this one is copied.
+    If a tile is in one page, a loop over tiles carries the id of the next tile's page, read while this one is copied.
     """
 
     table: Ref  # [R, max_pages]
-    request: jax.Array
-    begin: jax.Array
-    end: jax.Array
+    request: jax.Array  # row of the table
+    begin: jax.Array  # the first visible token
+    end: jax.Array  # the token after the last visible one
     page_size: int
-    rows: int
+    rows: int  # tokens of a tile
 
     def of(self, token: jax.Array) -> jax.Array:
-        """The id of a token's page; of a token that is not visible, the nearest page that holds one that is."""
+        """Read the id of a token's page; for a token that is not visible, of the nearest page with a visible one."""
         first, last = lax.div(self.begin, self.page_size), lax.div(self.end - 1, self.page_size)
         page = jnp.minimum(jnp.maximum(lax.div(token, self.page_size), first), last)
         found: jax.Array = self.table[self.request, page]
@@ -128,17 +129,17 @@ class Pages:
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether a tile lies in one page."""
+        """Whether each tile is in one page."""
         return copies_per_tile(self.rows, self.page_size) == 1
 
     def ahead(self, base: jax.Array, otherwise: jax.Array | None = None) -> jax.Array:
-        """What the loop carries for the tile at `base`."""
+        """Return the value that the loop carries for the tile at `base`."""
         if self.reads_ahead:
             return self.of(base)
         return jnp.int32(0) if otherwise is None else otherwise
 
     def ids(self, ahead: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        """From a token of the tile that `ahead` was carried for to the id of its page."""
+        """Return the function from a token of the tile that `ahead` was carried for to the id of the token's page."""
         return (lambda _: ahead) if self.reads_ahead else self.of
 
 
@@ -158,7 +159,7 @@ def load_tile(
     elif page_size == rows:
         plgpu.copy_gmem_to_smem(pages.at[page(base), :, head], target, barrier)
     else:
-        # A loop: unrolled, it takes more registers than a producer has.
+        # A loop, because unrolled it takes more registers than a producer has.
         @pl.loop(0, rows // page_size)
         def _copy(i: jax.Array) -> None:
             offset = pl.multiple_of(i * page_size, page_size)
@@ -167,25 +168,28 @@ def load_tile(
 
 
 def full(shape: tuple[int, ...], value: float) -> jax.Array:
-    """A float32 constant [M, N] as accumulators lie in registers, or [M] as their rows' statistics do."""
+    """Make a float32 constant: [M, N] in the register layout of accumulators, or [M] in that of their rows."""
     layout = plgpu.Layout.WGMMA if len(shape) == 2 else plgpu.Layout.WGMMA.reduce(1)
     filled: jax.Array = plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
     return filled
 
 
 def per_row(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """[M] -> [M, N]."""
+    """Broadcast [M] -> [M, N]."""
     return lax.broadcast_in_dim(x, shape, (0,))
 
 
 def iota(shape: tuple[int, ...], axis: int) -> jax.Array:
-    """Indices along an axis, int32, as accumulators lie in registers."""
+    """Make int32 indices along an axis, in the register layout of accumulators."""
     indices: jax.Array = plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
     return indices
 
 
 def product(a: Ref, b: Ref, after_issue: Callable[[], None] | None = None) -> jax.Array:
-    """a [M, K] @ b [N, K] transposed, both in shared memory: float32 [M, N]; `after_issue` runs meanwhile."""
+    """Multiply a [M, K] by b [N, K] transposed, both in shared memory, to float32 [M, N].
+
+    `after_issue` runs while the tensor cores multiply.
+    """
 
     def scores(acc: Ref) -> jax.Array:
         plgpu.wgmma(acc, a, b.transpose((1, 0)))
@@ -199,7 +203,10 @@ def product(a: Ref, b: Ref, after_issue: Callable[[], None] | None = None) -> ja
 
 
 def accumulate(acc: jax.Array, weights: jax.Array, values: Ref, staging: Ref | None) -> jax.Array:
-    """acc [M, D] + weights [M, K] @ values [K, D]; `staging` [M, K] in shared memory when interpreted, else None."""
+    """Compute acc [M, D] + weights [M, K] @ values [K, D].
+
+    `staging` [M, K] is shared memory for the interpreter, None on a GPU.
+    """
     added: jax.Array
     if staging is None:
         begun = plgpu.WGMMAAccumulatorRef.init(acc)
@@ -218,7 +225,7 @@ def accumulate(acc: jax.Array, weights: jax.Array, values: Ref, staging: Ref | N
 
 
 def sinks_in_base_2(sink: jax.Array | None, heads: int) -> jax.Array:
-    """[Hq] float32 for exponents of 2; as good as none where there is none."""
+    """Convert sinks to float32 logits [Hq] in base 2; without sinks, to logits of weight 0."""
     if sink is None:
         return jnp.full(heads, LOWEST)
     return jnp.maximum(sink.astype(jnp.float32) * LOG2E, LOWEST)
@@ -227,9 +234,9 @@ def sinks_in_base_2(sink: jax.Array | None, heads: int) -> jax.Array:
 def zero_hidden_rows(values: Ref, base: jax.Array, begin: jax.Array, end: jax.Array) -> None:
     """Zero the rows of a tile [rows, D] in shared memory whose tokens, base + row, are not in begin to end - 1.
 
-    For the tensor cores to read: the caller's warpgroup only, unless a barrier follows.
+    The tensor cores see the zeros in products of the calling warpgroup, and of others after a barrier.
     """
-    height = width = 64  # a few registers at a time, and in a loop: producers have no more
+    height = width = 64  # in a loop over small parts, because producers have few registers
 
     @pl.loop(0, values.shape[0] // height)
     def _row(i: jax.Array) -> None:
@@ -250,14 +257,17 @@ def _either(values: tuple[int, ...]) -> str:
 
 @functools.cache
 def compiler_params() -> Any:
-    """For every kernel: exp2 and tanh by the special function unit."""
+    """Make the options of every kernel: exp2 and tanh run on the special function unit."""
     return plgpu.CompilerParams(approx_math=True)
 
 
 def launch(
     body: Callable[..., None], *, out_type: Any, scratch_types: Any, blocks: int, name: str, interpret: Any
 ) -> Callable[..., Any]:
-    """A kernel of so many blocks, each of a producer warpgroup and the consumers; axes "block" and "warpgroup"."""
+    """Make a kernel of `blocks` thread blocks, each with the consumers' warpgroups and a producer.
+
+    Its axes are "block" and "warpgroup".
+    """
     kernel: Callable[..., Any] = plgpu.kernel(
         body,
         out_type=out_type,

@@ -1,8 +1,8 @@
 """Paged prefill attention for Hopper: packed ragged chunks over paged KV in Mosaic GPU, warp-specialised.
 
-A piece of work is 128 rows of one chunk and one query head. Pieces are listed with the longest first and dealt out to
-one thread block per multiprocessor, there and back, so that blocks finish together. `prefill_block.py` is what a thread
-block does.
+A piece of work is 128 rows of one chunk and one query head. Pieces are sorted, the longest first, and distributed over
+one thread block per multiprocessor in alternating direction, so that all blocks finish at about the same time.
+`prefill_block.py` is the code of a thread block.
 
 Not here: checks that hold for every implementation (`arguments.py`), the choice of tiles (`tiles.py`).
 """
@@ -45,7 +45,7 @@ def paged_prefill_attention(
         interpret: `plgpu.InterpretGPUParams()` to run on the CPU.
 
     Raises:
-        ValueError: a dtype, head_dim, page size or number of heads that the kernel does not take; the message names it.
+        ValueError: a dtype, head_dim, page size or number of heads that the kernel does not support; names it.
     """
     refuse(q, kv.k_pages)
     tokens, query_heads, head_dim = q.shape

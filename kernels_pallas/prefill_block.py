@@ -1,13 +1,13 @@
-"""What a thread block of the Hopper prefill kernel does with its pieces of work, 128 rows of one query head each.
+"""One thread block of the Hopper prefill kernel; a piece of its work is 128 rows of one query head.
 
 A producer warpgroup copies tiles of keys and values into a ring in shared memory, for two consumers of 64 rows each,
-which take turns: while one multiplies, the other takes exponentials.
+which take turns: while one multiplies, the other computes exponentials.
 
-Tiles that causality or the window rules out are not loaded, and only those at the edges are masked. The producer zeroes
+Tiles that causality or the window excludes are not loaded, and only tiles at the edges are masked. The producer zeroes
 values past the end of a request: they may be NaN, and both consumers read them.
 
-Who waits on a barrier sees all its phases: what was filled last is waited for again at the end. A turn begins and ends
-within a piece, the same number of times in both consumers, or one would wait for a piece that the other holds up.
+A warpgroup that waits on a barrier must wait for all its phases, so the last use of each slot is waited for at the end.
+A turn begins and ends within a piece, the same number of times in both consumers; otherwise they would deadlock.
 """
 
 import functools
@@ -41,66 +41,64 @@ from .mosaic import (
 from .work import Piece
 
 ROWS = CONSUMERS * WARPGROUP_ROWS  # of a piece of work
-DESCRIPTION = 32  # integers, 128 bytes: a tensor copy may begin at multiples of that in shared memory, and nowhere else
+DESCRIPTION = 32  # integers of a piece: 128 bytes, because tensor copies begin at multiples of that in shared memory
 
 _State = tuple[Array, Array, Array]  # acc [64, D], peak [64], total [64]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is static about a call."""
+    """The static parameters of a call."""
 
     query_heads: int
-    group: int  # query heads of a key/value head
+    group: int  # query heads per key/value head
     head_dim: int
     page_size: int
-    tile: int
-    stages: int
-    blocks: int
+    tile: int  # tokens of a tile
+    stages: int  # tiles in the ring
+    blocks: int  # thread blocks
     window: int | None
     has_sink: bool
     softmax: Softmax
-    interpret: bool
+    interpret: bool  # whether the kernel runs in the interpreter on the CPU
 
     @property
     def registers(self) -> tuple[int, int]:
-        """Of a consumer's and the producer's threads, 504 of the 512 that there are; as few for the producer as do not
-        spill.
-        """
+        """Registers per consumer's and per producer's thread, 504 of 512 in all; the producer's do not spill."""
         return (224, 56) if self.head_dim == 64 else (232, 40)
 
     @property
     def staged(self) -> int:
-        """Columns of a result on their way out at a time."""
+        """Columns of a result that are copied to global memory at a time."""
         return 64 if self.head_dim > 128 else self.head_dim
 
 
 class Buffers(NamedTuple):
-    """Shared memory; `weights` only when interpreted."""
+    """The buffers in shared memory."""
 
     q: Ref  # [consumers, 64, D]
     k: Ref  # [stages, tile, D]
-    v: Ref
+    v: Ref  # [stages, tile, D]
     out: Ref  # [consumers, 64, staged]
-    weights: Ref | None  # [consumers, 64, tile]
+    weights: Ref | None  # [consumers, 64, tile], for the interpreter; None on a GPU
     pieces: Ref  # [2, consumers, DESCRIPTION], of this piece of work and the next
 
 
 class Barriers(NamedTuple):
-    """A buffer or slot is full when copied, free when all who read it have."""
+    """The barriers: a buffer or slot is full once the copy has arrived, and free once all its readers are done."""
 
     q_full: Ref
     q_free: Ref
     k_full: Ref
     k_free: Ref
-    v_copied: Ref  # for the producer, which has to change what it copied
+    v_copied: Ref  # for the producer, before it zeroes values that it has copied
     v_full: Ref
     v_free: Ref
     turn: Ref
 
 
 def scratch(plan: Plan, dtype: jax.typing.DTypeLike) -> tuple[Buffers, Barriers]:
-    """Types of what a thread block has to itself."""
+    """Describe the shared memory and the barriers of a thread block."""
     stages, per_consumer = plan.stages, (CONSUMERS, WARPGROUP_ROWS)
     buffers = Buffers(
         q=smem((*per_consumer, plan.head_dim), dtype),
@@ -138,27 +136,27 @@ class _Block:
     out: Ref  # [T, Hq, D], written
     smem: Buffers
     barriers: Barriers
-    number: Array
+    number: Array  # of the block
     total: Array  # pieces of work of all blocks
 
     @property
     def mine(self) -> Array:
-        """Pieces of work of this block."""
+        """The number of pieces of work of this block."""
         rounds = lax.div(self.total + (self.plan.blocks - 1), self.plan.blocks)
         return jnp.maximum(rounds - jnp.where(self._at(rounds - 1) < self.total, 0, 1), 0)
 
     def place(self, i: Array) -> tuple[Array, Array]:
-        """Row of `pieces` and query head of the block's i-th piece."""
+        """Find the row of `pieces` and the query head of the block's i-th piece."""
         at = self._at(i)
         return lax.div(at, self.plan.query_heads), lax.rem(at, self.plan.query_heads)
 
     def _at(self, i: Array) -> Array:
-        """There and back: odd rounds are dealt in reverse."""
+        """Number the block's i-th piece among all pieces; odd rounds go over the blocks in reverse."""
         forth = lax.rem(i, 2) == 0
         return i * self.plan.blocks + jnp.where(forth, self.number, self.plan.blocks - 1 - self.number)
 
     def take_turn(self) -> None:
-        """Wait until the other consumer is as far."""
+        """Wait until the other consumer reaches the same point."""
         plgpu.barrier_arrive(self.barriers.turn)
         plgpu.barrier_wait(self.barriers.turn)
 
@@ -176,7 +174,7 @@ def prefill_block(
     buffers: Buffers,
     barriers: Barriers,
 ) -> None:
-    """The kernel; `count` [1]: the rows of `pieces` that mean something."""
+    """Run the kernel in one thread block; `count` [1] is the number of rows of `pieces` that are used."""
     number, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
     total = count[0] * plan.query_heads
     block = _Block(
@@ -220,7 +218,7 @@ def _produce(block: _Block, mine: Array) -> None:
 
 
 def _load_piece(block: _Block, i: Array, used: Array) -> Array:
-    """Carries how many tiles went through the ring."""
+    """Load the block's i-th piece; carry how many tiles went through the ring."""
     plan = block.plan
     number, head = block.place(i)
     piece = Piece.read(block.pieces.at[number])
@@ -234,7 +232,7 @@ def _load_piece(block: _Block, i: Array, used: Array) -> Array:
 
 
 def _load_rows(block: _Block, consumer: int, i: Array, number: Array, head: Array, piece: Piece) -> None:
-    """A consumer's rows of q, and the piece's description."""
+    """Load a consumer's rows of q, and the piece's description."""
 
     @pl.when(i > 0)
     def _wait_for_rows() -> None:
@@ -249,7 +247,7 @@ def _load_rows(block: _Block, consumer: int, i: Array, number: Array, head: Arra
 def _load_tile(
     block: _Block, piece: Piece, kv_head: Array, pages: Pages, j: Array, carry: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    """Carries how many tiles went through the ring, and what `Pages` reads ahead."""
+    """Load the j-th tile; carry how many tiles went through the ring, and the page id that `Pages` reads ahead."""
     plan, barriers, (use, ahead) = block.plan, block.barriers, carry
     slot = lax.rem(use, plan.stages)
     base = j * plan.tile
@@ -281,7 +279,7 @@ def _load_tile(
 
 
 def _attend_piece(block: _Block, warpgroup: Array, i: Array, used: Array) -> Array:
-    """One consumer's rows of the block's i-th piece of work. Carries how many tiles it has read."""
+    """Compute one consumer's rows of the block's i-th piece; carry how many tiles the consumer has read."""
     plan, barriers = block.plan, block.barriers
     plgpu.barrier_wait(barriers.q_full.at[warpgroup])
     described = block.smem.pieces.at[lax.rem(i, 2), warpgroup]
@@ -300,7 +298,7 @@ def _attend_piece(block: _Block, warpgroup: Array, i: Array, used: Array) -> Arr
         state = lax.fori_loop(first, clean_from, functools.partial(tile, True), state)
     state = lax.fori_loop(clean_from, clean_to, functools.partial(tile, False), state)
     state = lax.fori_loop(clean_to, last, functools.partial(tile, True), state)
-    plgpu.commit_smem()  # what this thread has read of a description comes before what a copy writes over it
+    plgpu.commit_smem()  # orders this thread's reads of the description before the copy that overwrites it
     plgpu.barrier_arrive(barriers.q_free.at[warpgroup])
     pl.when(warpgroup == 0)(lambda: plgpu.barrier_arrive(barriers.turn))
     _, head = block.place(i)
@@ -313,7 +311,7 @@ def _attend_tile(
     block: _Block,
     warpgroup: Array,
     position: Array,  # of the consumer's first row
-    use: Array,  # of the ring by tile 0
+    use: Array,  # number of tile 0 among the tiles of the ring
     masked: bool,
     j: Array,
     state: _State,
@@ -330,7 +328,7 @@ def _attend_tile(
     acc = acc * per_row(rescale, acc.shape)
     total = total * rescale + weights.sum(axis=1)
     narrow = weights.astype(smem.v.dtype)
-    # Nothing of this may move past the end of the turn.
+    # The compiler may not move any of this past the end of the turn.
     acc, peak, total, narrow = lax.optimization_barrier((acc, peak, total, narrow))
     plgpu.barrier_arrive(barriers.turn)
     plgpu.barrier_wait(barriers.v_full.at[slot])
@@ -342,7 +340,10 @@ def _attend_tile(
 
 
 def _visible(plan: Plan, shape: tuple[int, ...], ahead: Array) -> Array:
-    """Which tokens of a tile [M, N] the rows see; `ahead`: the position of its first token minus the first row's."""
+    """Mark the tokens of a tile [M, N] that the rows attend to.
+
+    `ahead` is the position of the tile's first token minus that of the first row.
+    """
     own = plgpu.broadcasted_iota(jnp.int32, shape[:1], 0, layout=plgpu.Layout.WGMMA.reduce(1)) - ahead
     token = iota(shape, 1)
     visible = token <= per_row(own, shape)
@@ -350,7 +351,7 @@ def _visible(plan: Plan, shape: tuple[int, ...], ahead: Array) -> Array:
 
 
 def _result(block: _Block, head: Array, state: _State) -> Array:
-    """[64, D]; rows that see nothing are zeros."""
+    """Divide a consumer's sums by their totals, [64, D]; rows without visible tokens are zeros."""
     acc, peak, total = state
     if block.plan.has_sink:
         sink = block.sinks[head]
@@ -361,14 +362,14 @@ def _result(block: _Block, head: Array, state: _State) -> Array:
 
 
 def _write(block: _Block, described: Ref, warpgroup: Array, acc: Array, head: Array) -> None:
-    """A consumer's own rows of `out`; copies are of static size, so these are several powers of two."""
+    """Write a consumer's own rows of `out`, by copies of powers of two rows, as a copy's size is static."""
     plan, staged = block.plan, block.smem.out.at[warpgroup]
     offset = warpgroup * WARPGROUP_ROWS
     for column in range(0, plan.head_dim, plan.staged):
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         staged[...] = acc[:, column : column + plan.staged].astype(staged.dtype)
         plgpu.commit_smem()
-        piece = Piece.read(described)  # read again, beside `acc` there are few registers
+        piece = Piece.read(described)  # read again, because `acc` leaves few registers
         begin = jnp.clip(piece.skip - offset, 0, WARPGROUP_ROWS)
         count = jnp.clip(piece.skip + piece.own - offset, 0, WARPGROUP_ROWS) - begin
         for power in reversed(range(WARPGROUP_ROWS.bit_length())):

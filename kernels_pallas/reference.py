@@ -1,7 +1,7 @@
 """The naive oracle of every kernel: dense, obvious, differentiable. For tests and gradients, never for serving.
 
 Every query gathers the whole page table row of its request, so memory grows with T * max_pages * P. Layouts and rules
-are those of the package (`kernels_pallas/__init__.py`); inputs are taken as valid.
+are those of the package (`kernels_pallas/__init__.py`); inputs are checked already.
 """
 
 import jax
@@ -10,11 +10,11 @@ from jax import Array
 
 from .arguments import AttentionOptions, PagedKV
 
-_NEVER = -1  # the position of a row that sees nothing
+_NEVER = -1  # the position of a row without visible tokens
 
 
 def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array:
-    """Causal attention of packed chunks; see `kernels_pallas.paged_prefill_attention`."""
+    """Compute causal attention of packed chunks; see `kernels_pallas.paged_prefill_attention`."""
     rows = jnp.arange(q.shape[0], dtype=jnp.int32)  # [T]
     request = jnp.searchsorted(q_start[1:], rows, side="right").astype(jnp.int32)
     is_padding = request >= kv.kv_len.shape[0]
@@ -25,7 +25,7 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
-    """Attention of one new token per request; see `kernels_pallas.paged_decode_attention`."""
+    """Compute attention of one new token per request; see `kernels_pallas.paged_decode_attention`."""
     return _attend(q, kv, kv.kv_len - 1, options)
 
 
@@ -41,8 +41,8 @@ def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -
 
 def _attend(
     q: Array,  # [T, Hq, D]
-    kv: PagedKV,  # its page table has a row for each of q's: [T, max_pages]
-    position: Array,  # [T], absolute; -1 sees nothing
+    kv: PagedKV,  # with one row of its page table per row of q: [T, max_pages]
+    position: Array,  # [T], absolute; -1: no visible tokens
     options: AttentionOptions,
 ) -> Array:
     num_pages, _, kv_heads, head_dim = kv.k_pages.shape
@@ -65,7 +65,7 @@ def _attend(
     scores = jnp.where(visible[:, None, :], scores, -jnp.inf)
     sinks = jnp.full(q.shape[1], -jnp.inf) if options.sink is None else options.sink.astype(jnp.float32)
     sinks = jnp.broadcast_to(sinks[None, :, None], (*scores.shape[:2], 1))
-    # A finite stand-in keeps the softmax of a row that sees nothing, and its gradient, free of NaN.
+    # Finite logits keep the softmax of a row without visible tokens, and its gradient, free of NaN.
     seen = (position >= 0)[:, None, None]
     logits = jnp.where(seen, jnp.concatenate([scores, sinks], axis=-1), 0.0)
     weights = jax.nn.softmax(logits, axis=-1)[:, :, :-1]

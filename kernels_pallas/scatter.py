@@ -1,6 +1,6 @@
-"""Writes rows into an array, in place where it is donated, whatever the number of rows.
+"""Writes rows into an array, in place if it is donated, whatever the number of rows.
 
-For page pools, page tables and the state of requests alike; the attentions' rules for pages are not this file's.
+Page pools, page tables and the state of requests are all written by these functions, which know nothing about pages.
 """
 
 from typing import Any
@@ -27,14 +27,14 @@ def write_rows(target: Array, index: Array | tuple[Array, ...], rows: Array, axi
 
 
 def add_to_rows(target: Array, index: Array | tuple[Array, ...], rows: Array, axis: int = 0) -> Array:
-    """Add `rows` to what `target` holds at `index` along `axis`; arguments are as for `write_rows`."""
+    """Add `rows` to the values of `target` at `index` along `axis`; arguments are as for `write_rows`."""
     places, rows = _places(target, index, rows, axis)
     written: Array = places.add(rows, mode="drop", unique_indices=True)
     return written
 
 
 def _places(target: Array, index: Array | tuple[Array, ...], rows: Array, axis: int) -> tuple[Any, Array]:
-    """Where to scatter, and what: at least two rows."""
+    """Return the places to scatter to, and the rows: at least two, one of which may be past the end."""
     ids = index if isinstance(index, tuple) else (index,)
     if ids[0].shape[0] == 1:
         # XLA turns a scatter of one row into a select and an update whose fusion copies the whole target.

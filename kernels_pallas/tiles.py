@@ -1,8 +1,8 @@
-"""Sizes of tiles, by kernel, architecture, head_dim, query heads of a key/value head, page size and length class.
+"""Sizes of tiles by kernel, architecture, head_dim, query heads per key/value head, page size and length class.
 
-`tiles.json` holds what `scripts/tune.py` measured; for what it does not hold there are defaults that fit the shared
-memory and spill no registers. Nothing is measured here, and nothing depends on the number of requests in a call: the
-split size decides in which order a request's sums are made.
+`tiles.json` holds the sizes that `scripts/tune.py` measured; defaults for all others fit in shared memory and spill no
+registers. Nothing is measured here, and no size depends on the number of requests in a call: the split size determines
+the order in which a request's values are added.
 """
 
 import functools
@@ -11,32 +11,32 @@ import json
 from dataclasses import dataclass
 
 HOPPER = "sm_90"
-LENGTH_CLASSES = (2048, 8192, 32768, 131072)  # tokens that a request can have, at most; longer ones are in the last
+LENGTH_CLASSES = (2048, 8192, 32768, 131072)  # the most tokens of a request; longer requests are in the last class
 
 
 @dataclass(frozen=True)
 class DecodeTiles:
-    """Tokens of a split, a multiple of 64, and tiles in each ring."""
+    """Sizes of the decode kernel."""
 
-    split: int
-    stages: int
+    split: int  # tokens of a split, a multiple of 64
+    stages: int  # tiles in each ring
 
 
 @dataclass(frozen=True)
 class PrefillTiles:
-    """Tokens of a tile, a multiple of 64, and tiles in the ring."""
+    """Sizes of the prefill kernel."""
 
-    tile: int
-    stages: int
+    tile: int  # tokens of a tile, a multiple of 64
+    stages: int  # tiles in the ring
 
 
 def length_class(tokens: int) -> int:
-    """The smallest class that holds so many tokens."""
+    """Find the smallest class for a request of `tokens` tokens."""
     return next((limit for limit in LENGTH_CLASSES if tokens <= limit), LENGTH_CLASSES[-1])
 
 
 def decode_tiles(head_dim: int, group: int, page_size: int, capacity: int) -> DecodeTiles:
-    """For requests of up to `capacity` visible tokens."""
+    """Look up the decode kernel's sizes for requests of up to `capacity` visible tokens."""
     measured = _measured().get(("decode", HOPPER, head_dim, group, page_size, length_class(capacity)))
     if measured is not None:
         return DecodeTiles(*measured)
@@ -44,7 +44,7 @@ def decode_tiles(head_dim: int, group: int, page_size: int, capacity: int) -> De
 
 
 def prefill_tiles(head_dim: int, group: int, page_size: int, capacity: int) -> PrefillTiles:
-    """For requests of up to `capacity` visible tokens."""
+    """Look up the prefill kernel's sizes for requests of up to `capacity` visible tokens."""
     measured = _measured().get(("prefill", HOPPER, head_dim, group, page_size, length_class(capacity)))
     if measured is not None:
         return PrefillTiles(*measured)

@@ -1,6 +1,6 @@
-"""Lists of the work that a kernel call has, made on the device from lengths: small arrays, the same for all layers.
+"""Lists the work of a kernel call, computed on the device from lengths: small arrays, the same for all layers.
 
-Everything is cut at absolute positions, so that how a request is computed does not depend on the others.
+Work is cut at absolute positions, so that a request's result does not depend on the other requests.
 """
 
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 _NEVER = 2**31 - 1
-_ALIGNMENT = 8  # rows of a tile as the tensor cores want it
+_ALIGNMENT = 8  # rows of a tile as the tensor cores require it
 
 
 def ceil_div[T: (int, Array)](amount: T, unit: int) -> T:
@@ -18,12 +18,10 @@ def ceil_div[T: (int, Array)](amount: T, unit: int) -> T:
 
 
 class Splits(NamedTuple):
-    """The splits of all requests, one after the other; there are U at most."""
+    """The splits of all requests, one after the other, at most U."""
 
     start: Array  # [R + 1]: request r has splits start[r] to start[r + 1] - 1
-    items: (
-        Array  # [U, 3]: a split's request, first visible token, and the token after its last; garbage from start[R] on
-    )
+    items: Array  # [U, 3]: request, first visible token and the one after the last; rows from start[R] on are unused
 
 
 def split_work(kv_len: Array, window: int | None, split: int, capacity: int) -> Splits:
@@ -44,29 +42,32 @@ def split_work(kv_len: Array, window: int | None, split: int, capacity: int) -> 
 
 
 class Piece(NamedTuple):
-    """One row of a prefill call's list of work, or its columns: some rows of q, which see a request's tokens."""
+    """One piece of a prefill call's work, rows of q that attend to a request's tokens; or the columns of a list."""
 
     request: Array
-    row: Array  # of q, the piece's first
-    skip: Array  # rows that belong to others
-    own: Array  # rows after those, which are its own
-    position: Array  # of the first row, others' included: row i of the piece sits at position + i
-    low: Array  # the piece sees tokens low to high - 1
-    high: Array
+    row: Array  # index in q of the piece's first row
+    skip: Array  # the first rows of the piece, which belong to other pieces
+    own: Array  # the rows after those, which the piece computes
+    position: Array  # of the first row, skipped or not: row i of the piece is at position + i
+    low: Array  # the first token that the piece attends to
+    high: Array  # the token after the last that the piece attends to
     length: Array  # tokens of the request
 
     @classmethod
     def read(cls, columns: Any) -> "Piece":
-        """From a Pallas reference to the row."""
+        """Read a piece from a Pallas reference to its row of the list."""
         return cls(*(columns[i] for i in range(len(cls._fields))))
 
     def tiles(self, tile: int) -> tuple[Array, Array]:
-        """First tile, and the one after the last."""
+        """Find the first tile of tokens, and the one after the last."""
         first = lax.div(self.low, tile)
         return first, jnp.where(self.high > self.low, lax.div(self.high + (tile - 1), tile), first)
 
     def clean(self, tile: int, window: int | None, rows: int) -> tuple[Array, Array]:
-        """The tiles from the first to before the last of these are visible to all `rows` that the piece can have."""
+        """Find the tiles that need no mask: those from the first to before the second of the returned indices.
+
+        They are visible to all of the `rows` rows that a piece can have.
+        """
         first, last = self.tiles(tile)
         first_own = self.position + self.skip
         to = jnp.clip(lax.div(jnp.maximum(first_own + 1, 0), tile), first, last)
@@ -76,24 +77,24 @@ class Piece(NamedTuple):
         return jnp.clip(lax.div(edge + (tile - 1), tile), first, to), to
 
     def unwritten_from(self, page_size: int) -> Array:
-        """Tiles that reach past this token may hold values that were never written, which may be NaN."""
+        """Find the token past which a tile may hold values that were never written, and may be NaN."""
         last_page = lax.div(self.length - 1, page_size) * page_size
         reads_them = (self.high > last_page) & (lax.rem(self.length, page_size) != 0)
         return jnp.where(reads_them, last_page, _NEVER)
 
 
 def chunk_work(kv_len: Array, q_start: Array, window: int | None, tokens: int, rows: int) -> tuple[Array, Array]:
-    """Cut packed chunks into pieces of `rows` query rows, those that see the most tokens first.
+    """Cut packed chunks into pieces of `rows` query rows, and sort those that attend to the most tokens first.
 
-    What lies past the last chunk is one more, which sees nothing. Pieces begin at multiples of 8, as copies of tiled
-    rows have to, so the first piece of a chunk may begin with rows of others; so does one that would end past `tokens`,
-    a multiple of 8 and at least `rows`.
+    The rows past the last chunk count as one more chunk, without visible tokens. Pieces begin at multiples of 8,
+    because copies of tiled rows do, so the first piece of a chunk may begin with rows of other pieces. So may a piece
+    that would end past `tokens`, which is a multiple of 8 and at least `rows`.
 
     Returns:
-        [U, 8] int32, rows of `Piece`, and the number of pieces [1] int32; later rows mean nothing.
+        [U, 8] int32, rows of `Piece`, and the number of pieces [1] int32; later rows are unused.
     """
     requests = kv_len.shape[0]
-    begin = q_start  # [R + 1], the last for what is past the chunks
+    begin = q_start  # [R + 1]; the last entry is that of the rows past the chunks
     stop = jnp.append(q_start[1:], jnp.int32(tokens))
     length = jnp.append(kv_len, jnp.int32(0))
     aligned = begin // _ALIGNMENT * _ALIGNMENT

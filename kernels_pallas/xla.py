@@ -1,11 +1,12 @@
 """Page-blocked online softmax in plain XLA: for the CPU, and for GPUs without Mosaic kernels.
 
-Both attentions are loops with dynamic trip counts over blocks of pages, so they cost what the requests hold and not
-what the page table could. The pools are loop invariants that a gather reads a block at a time: nothing copies them, and
-an `append_kv` before the loop stays in place. Shapes here are chosen for XLA CPU (docs/performance.md has the numbers).
+Both attentions are loops with dynamic trip counts over blocks of pages, so their cost follows the tokens that requests
+hold and not the size of the page table. The pools are loop invariants that a gather reads a block at a time: nothing
+copies them, and an `append_kv` before the loop stays in place. Shapes here are chosen for XLA CPU
+(docs/performance.md has the numbers).
 
-Inputs are taken as valid: `kernels_pallas/__init__.py` checks them and documents the layouts. Not differentiable in
-reverse mode (dynamic loops); `reference.py` is.
+`kernels_pallas/__init__.py` has the inputs checked and documents the layouts. Not differentiable in reverse mode
+(dynamic loops); `reference.py` is.
 """
 
 from typing import NamedTuple
@@ -18,24 +19,21 @@ from .arguments import AttentionOptions, PagedKV
 from .scatter import write_rows
 from .work import Splits, ceil_div, split_work
 
-# Measured on two CPU cores, float32, 3 key/value heads of 64. Decode: tokens of a block; the most splits of a request,
-# whose partial sums are kept; splits of an iteration for each row, and tokens of all of them: fewer starve the second
-# core, more fall out of the L2 cache.
-_DECODE_BLOCK = 128
-DECODE_SPLITS = 32
-_DECODE_LANES = 4
-_DECODE_TOKENS = 2048
-# Prefill: query rows of a work item, and tokens of one iteration.
-_PREFILL_TILE = 128
-_PREFILL_BLOCK = 128
+# Measured on two CPU cores, float32, 3 key/value heads of 64.
+_DECODE_BLOCK = 128  # tokens of a block
+DECODE_SPLITS = 32  # the most splits of a request, whose partial sums are kept
+_DECODE_LANES = 4  # splits of an iteration per row
+_DECODE_TOKENS = 2048  # the most tokens of an iteration: fewer starve the second core, more exceed the L2 cache
+_PREFILL_TILE = 128  # query rows of a work item
+_PREFILL_BLOCK = 128  # tokens of an iteration
 
 # A GPU would otherwise multiply float32 in TF32, which keeps 10 bits of mantissa.
 _PRECISION = lax.Precision.HIGHEST
-_LOWEST = -1e30  # finite, so that a row which has seen nothing yet stays free of inf - inf
+_LOWEST = -1e30  # finite, so that a row without visible tokens so far never computes inf - inf
 
 
 class _Softmax(NamedTuple):
-    """A softmax-weighted sum over the keys seen so far, for B batches of M query rows."""
+    """A softmax-weighted sum over the keys processed so far, for B batches of M query rows."""
 
     peak: Array  # [B, M], the largest logit
     total: Array  # [B, M], sum of exp(logit - peak)
@@ -53,11 +51,11 @@ def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
     """See `kernels_pallas.paged_decode_attention`.
 
-    Split-KV, so that ragged lengths do not cost the longest one: the splits of all requests are one list, of which an
-    iteration takes the next few, of any requests. A split is one block, or several in an inner loop. All heads of a
-    split are one GEMM against the pages as they lie in memory: row h of the left operand holds query head h in the
-    columns of its key/value head and zeros elsewhere. That is Hk times the arithmetic and still faster than transposing
-    the cache to heads-major, up to at least 8 heads.
+    Split-KV, so that a request of a ragged batch does not cost as much as the longest: the splits of all requests are
+    one list, of which an iteration takes the next few, whatever their requests. A split is one block, or several in an
+    inner loop. All heads of a split are one GEMM against the pages in their memory layout: row h of the left operand
+    holds query head h in the columns of its key/value head and zeros elsewhere. That is Hk times the arithmetic and
+    still faster than transposing the cache to heads-major, up to at least 8 heads.
     """
     rows, max_pages = kv.page_table.shape
     page_size, kv_heads, head_dim = kv.k_pages.shape[1:]
@@ -100,23 +98,26 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
 
 
 class _ListedSplits(NamedTuple):
-    """Splits of all requests and then empty ones: U in all, a multiple of the lanes."""
+    """The splits of all requests, padded with empty ones to a number U that is a multiple of the lanes."""
 
     row: Array  # [U], the request
-    begin: Array  # [U], its first visible token
+    begin: Array  # [U], the split's first visible token
     end: Array  # [U], the token after its last
-    place: Array  # [U], where each of `split_work`'s splits is here
+    place: Array  # [U], index in this list of each of `split_work`'s splits
     start: Array  # [R + 1], as `Splits.start`
 
 
 def _decode_split(max_pages: int, page_size: int, pages: int, window: int | None) -> int:
-    """Tokens of a split: one block of `pages`, several where there could be more than `DECODE_SPLITS`."""
+    """Choose the tokens of a split: one block of `pages`, or several if there could be more than `DECODE_SPLITS`."""
     reach = max_pages if window is None else min(max_pages, ceil_div(window, page_size) + 1)
     return ceil_div(reach, pages * DECODE_SPLITS) * pages * page_size
 
 
 def _listed_splits(work: Splits, lanes: int, *, by_length: bool) -> _ListedSplits:
-    """`by_length`: the longest first, so that those of an iteration take about as many blocks."""
+    """Pad the list of splits to whole iterations of `lanes` splits.
+
+    `by_length` sorts them, the longest first, so that the splits of an iteration have about equally many blocks.
+    """
     items = jnp.pad(work.items, ((0, -work.items.shape[0] % lanes), (0, 0)))
     place = jnp.arange(items.shape[0], dtype=jnp.int32)
     row, begin, end = (jnp.where(place < work.start[-1], x, 0) for x in items.T[:3])
@@ -198,16 +199,16 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
 
 
 def _block_start(token: Array, pages: int, page_size: int) -> Array:
-    """The page at which a row's loop begins so that its first block holds `token`.
+    """Find the page at which a row's loop begins, so that its first block holds `token`.
 
-    A multiple of the block's pages: blocks then lie at the same absolute positions wherever a window or a chunk begins,
-    and so do the partial sums, which float arithmetic would otherwise round differently.
+    It is a multiple of the block's pages: blocks then begin at the same absolute positions wherever a window or a chunk
+    begins. Otherwise partial sums would cover other tokens and be rounded differently.
     """
     return token // (pages * page_size) * pages
 
 
 def _tokens(page: Array, page_size: int) -> Array:
-    """Absolute positions of the tokens of some pages: [B, pages] -> [B, pages * P]."""
+    """Compute the absolute positions of the tokens of pages: [B, pages] -> [B, pages * P]."""
     token = page[:, :, None] * page_size + jnp.arange(page_size, dtype=jnp.int32)
     return token.reshape(page.shape[0], -1)
 
@@ -218,7 +219,7 @@ def _load(
     page: Array,  # [B, pages], indices into table; past its end for the last block of a row
     visible: Array,  # [B, pages * P]
 ) -> tuple[Array, Array]:
-    """Keys and values of one block of pages per row, float32 [B, pages * P, Hk, D]; invisible values are 0."""
+    """Load keys and values of one block of pages per row, float32 [B, pages * P, Hk, D]; invisible values are 0."""
     num_pages, page_size, kv_heads, head_dim = kv.k_pages.shape
     ids = jnp.take_along_axis(table, jnp.minimum(page, table.shape[1] - 1), axis=1)
     ids = jnp.clip(ids, 0, num_pages - 1)  # a padding id reads some page; its tokens are masked
@@ -228,7 +229,10 @@ def _load(
 
 
 def _initial(shape: tuple[int, ...], sink: Array | None) -> _Softmax:
-    """The state before any key, for queries [B, M, D]; `sink` is a logit without a value, broadcastable to [B, M]."""
+    """Make the state before the first key, for queries [B, M, D].
+
+    `sink` is a logit without a value, broadcastable to [B, M], or None.
+    """
     if sink is None:
         lowest = jnp.full(shape[:-1], _LOWEST, jnp.float32)
         return _Softmax(lowest, jnp.zeros_like(lowest), jnp.zeros(shape, jnp.float32))
@@ -256,7 +260,7 @@ def _normalise(state: _Softmax) -> Array:
 
 
 def _spread_heads(q: Array, kv_heads: int) -> Array:
-    """[R, Hq, D] -> [R, Hq, Hk * D]: each query head in the columns of its key/value head."""
+    """Spread [R, Hq, D] -> [R, Hq, Hk * D], each query head into the columns of its key/value head."""
     rows, query_heads, head_dim = q.shape
     own = jnp.eye(kv_heads, dtype=jnp.float32)[:, None, :, None]
     spread = q.reshape(rows, kv_heads, -1, 1, head_dim) * own  # [R, Hk, G, Hk, D]
@@ -264,7 +268,7 @@ def _spread_heads(q: Array, kv_heads: int) -> Array:
 
 
 def _own_heads(spread: Array, kv_heads: int) -> Array:
-    """The inverse of `_spread_heads`; what query heads gathered from other key/value heads is dropped."""
+    """Invert `_spread_heads`; the columns of other key/value heads are dropped."""
     rows, query_heads, width = spread.shape
     split = spread.reshape(rows, kv_heads, query_heads // kv_heads, kv_heads, width // kv_heads)
     own: Array = jnp.diagonal(split, axis1=1, axis2=3)  # [R, G, D, Hk]

@@ -1,7 +1,7 @@
-"""What a decoder-only model is, as one frozen value for every family.
+"""The configuration of a decoder-only model: one frozen value, the same for every family.
 
-A family file turns a checkpoint's own configuration into a `ModelConfig`; the decoder, the KV cache and the
-hand-off read nothing else. Control-plane module: no JAX here.
+A family file turns a checkpoint's own configuration into a `ModelConfig`; the decoder, the KV cache and the hand-off
+read nothing else. The control plane imports this module: no JAX here.
 """
 
 import math
@@ -13,25 +13,20 @@ from typing import Literal
 class Rope:
     """Rotary position embedding: angle[t, i] = t * theta ** (-2 i / head_dim) / factors[i].
 
-    `factors` has head_dim / 2 entries (None: all 1); every static kind of rope scaling comes down to them, see
-    `families/rope.py`.
+    Every static kind of rope scaling can be expressed by the factors, see `families/rope.py`.
     """
 
-    theta: float
-    factors: tuple[float, ...] | None = None
+    theta: float  # the base
+    factors: tuple[float, ...] | None = None  # head_dim / 2 entries; None: all 1
 
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """How one layer attends.
-
-    `window` counts the tokens a query sees, itself included (None: all). `softcap` is the tanh cap on the scaled
-    scores (None: none).
-    """
+    """How one layer attends."""
 
     rope: Rope
-    window: int | None = None
-    softcap: float | None = None
+    window: int | None = None  # how many tokens a query attends to, itself included; None: all before it
+    softcap: float | None = None  # tanh cap on the scaled scores (Gemma 2); None: no cap
 
 
 type Activation = Literal["silu", "gelu_tanh"]
@@ -41,40 +36,34 @@ type Activation = Literal["silu", "gelu_tanh"]
 class ModelConfig:
     """Sizes and switches of one decoder.
 
-    `layers` holds one `AttentionSpec` per layer, first to last. `activation` is the MLP gate's. `qkv_bias`: the query,
-    key and value projections add a bias. `qk_norm`: queries and keys pass an RMS norm over head_dim before they are
-    rotated. `sandwich_norms`: the outputs of attention and MLP pass a norm of their own before they are added.
-    `embedding_scale` multiplies the embeddings. `query_scale` is the factor on q . k (None: head_dim ** -0.5).
-    `fits_float16`: activations stay within float16's range.
-
     Raises:
         ValueError: query heads that are no multiple of the key/value heads, or an odd head size.
     """
 
-    family: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    tie_embeddings: bool
-    max_position: int
-    layers: tuple[AttentionSpec, ...]
-    activation: Activation = "silu"
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    sandwich_norms: bool = False
-    embedding_scale: float = 1.0
-    query_scale: float | None = None
-    fits_float16: bool = True
+    family: str  # name for messages and metrics
+    vocab_size: int  # V, rows of the embedding
+    hidden_size: int  # E
+    intermediate_size: int  # columns of the MLP
+    num_heads: int  # Hq, query heads
+    num_kv_heads: int  # Hk, key/value heads; divides num_heads
+    head_dim: int  # D, even
+    rms_norm_eps: float  # added to the mean square in every norm
+    tie_embeddings: bool  # whether the head is the embedding
+    max_position: int  # the longest sequence, in tokens
+    layers: tuple[AttentionSpec, ...]  # one per layer, first to last
+    activation: Activation = "silu"  # of the MLP's gate
+    qkv_bias: bool = False  # whether the query, key and value projections add a bias
+    qk_norm: bool = False  # whether queries and keys pass an RMS norm over head_dim before they are rotated
+    sandwich_norms: bool = False  # whether the outputs of attention and MLP pass a norm before they are added
+    embedding_scale: float = 1.0  # factor on the embeddings
+    query_scale: float | None = None  # factor on q . k; None: head_dim ** -0.5
+    fits_float16: bool = True  # whether activations stay within float16's range
 
     def __post_init__(self) -> None:
-        """Refuse heads that cannot be shared out or rotated.
+        """Refuse heads that cannot be grouped or rotated.
 
         Raises:
-            ValueError: with the numbers that do not fit.
+            ValueError: names the numbers that do not fit.
         """
         if self.num_heads % self.num_kv_heads or self.head_dim % 2:
             raise ValueError(

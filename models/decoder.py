@@ -5,8 +5,8 @@ engine's writes the paged KV cache and attends over pages, `dense_causal` below 
 differentiated. A cache is threaded through the layers as a value: nothing here keeps state while it is traced. Layers
 are unrolled: 30 of them compile in 1.4 s on a CPU and run twice as fast as a scan.
 
-Parameters live outside: `abstract_params` describes them in a fixed order without allocating any, a step takes them as
-a plain tuple of arrays in that order (an `nnx.State` costs 0.8 ms per call, a tuple 0.14), and `bind` gives back a
+Parameters are kept outside: `abstract_params` describes them in a fixed order without allocating any, a step takes them
+as a plain tuple of arrays in that order (an `nnx.State` costs 0.8 ms per call, a tuple 0.14), and `bind` rebuilds a
 `Decoder` at trace time. No KV cache, no sampling, no sharding decisions here.
 """
 
@@ -23,7 +23,7 @@ from .layers import MLP, Attention, Embedding, RMSNorm, rotary_tables
 
 
 class Attend[KV, Rows](Protocol):
-    """Attention of one layer, supplied by the caller: a pure function of arrays, so that a layer can be scanned."""
+    """Attention of one layer, supplied by the caller: a pure function of arrays, so that it can be traced."""
 
     def __call__(
         self, kv: KV, layer: int, q: jax.Array, k: jax.Array, v: jax.Array, rows: Rows
@@ -45,8 +45,10 @@ class Attend[KV, Rows](Protocol):
 
 
 class Block(nnx.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)); with sandwich norms, what is added passes a
-    norm of its own first (Gemma 2 and 3)."""
+    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    With sandwich norms (Gemma 2 and 3) the outputs of attention and MLP pass a norm of their own before they are added.
+    """
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
         hidden, eps = config.hidden_size, config.rms_norm_eps
@@ -98,9 +100,9 @@ class Decoder(nnx.Module):
         Args:
             tokens: [T] int32 ids, any number of sequences packed one after the other. Padding is id 0.
             positions: [T] int32, each token's position in its own sequence.
-            attend: attention of each layer; it alone decides what a token sees.
+            attend: attention of each layer; it alone decides which tokens a token attends to.
             kv: the cache that the first layer's attention takes.
-            rows: what every layer's attention is given besides.
+            rows: passed on to every layer's attention.
 
         Returns:
             [T, E] in `dtype`, and the cache after the last layer.
@@ -155,20 +157,17 @@ def dense_causal(config: ModelConfig) -> Attend[None, None]:
 
 
 class ParamSpec(NamedTuple):
-    """One parameter: shape and dtype, and one logical axis name per dimension."""
+    """The description of one parameter."""
 
-    value: jax.ShapeDtypeStruct
-    axes: tuple[str, ...]
+    value: jax.ShapeDtypeStruct  # shape and dtype
+    axes: tuple[str, ...]  # one logical axis name per dimension
 
 
 class AbstractParams(NamedTuple):
-    """The parameters of a decoder before any is allocated.
+    """The parameters of a decoder before any is allocated."""
 
-    `graphdef` is hashable and rebuilds the module (`bind`). `specs` maps each parameter's dotted path, such as
-    "layers.0.attention.q_proj", to its `ParamSpec`; its order is the order of the arrays at run time.
-    """
-
-    graphdef: nnx.GraphDef[Decoder]
+    graphdef: nnx.GraphDef[Decoder]  # hashable; rebuilds the module (`bind`)
+    # By dotted path, such as "layers.0.attention.q_proj", in the order of the arrays at run time.
     specs: Mapping[str, ParamSpec]
 
 
@@ -183,5 +182,5 @@ def abstract_params(config: ModelConfig, dtype: DTypeLike) -> AbstractParams:
 
 
 def bind(graphdef: nnx.GraphDef[Decoder], params: Sequence[jax.Array]) -> Decoder:
-    """A decoder over `params`, in the order of `AbstractParams.specs`. Call it while tracing, with the step's tuple."""
+    """Build a decoder over `params`, in the order of `AbstractParams.specs`; to be called while a step is traced."""
     return nnx.merge(graphdef, list(params))

@@ -1,8 +1,8 @@
-"""What goes wrong with a model's files, each as one sentence that names the file and the culprit."""
+"""Errors about a model and its files; every message is one sentence that names the file and the culprit."""
 
 
 class ModelError(ValueError):
-    """Anything that is wrong with a model, as opposed to a request: base of the errors below."""
+    """An error about a model, as opposed to a request: base of the errors below."""
 
 
 class CheckpointError(ModelError):

@@ -1,4 +1,4 @@
-"""JSON files of a model's directory, read so that whatever is wrong with one is a sentence that names it."""
+"""Reads the JSON files of a model's directory; every error is one sentence that names the file."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from .errors import CheckpointError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that is an object.
+    """Read a JSON file that holds an object.
 
     Raises:
         CheckpointError: no such file, or it cannot be read, or is not a JSON object.

@@ -1,16 +1,16 @@
-"""The building blocks of the decoder as flax.nnx modules: norm, rotary embedding, attention projections, MLP, table.
+"""The building blocks of the decoder as flax.nnx modules: norm, rotary and token embedding, attention, MLP.
 
 Every parameter is an `nnx.Param` whose metadata entry `axes` names one logical axis per dimension ("vocab", "embed",
 "q_heads", "kv_heads", "head_dim", "mlp"); a mesh maps those names to its own axes. Nothing here knows about pages,
 meshes, batching or checkpoints. T is the number of packed tokens.
 
-Weights are stored [in, out], and q/k/v and gate/up as arrays of their own. Measured on 2 Zen 4 cores in float32 over
+Weights are stored [in, out]; q, k, v and gate, up are separate arrays. Measured on 2 Zen 4 cores in float32 over
 SmolLM2's 30 layers (ms at 1 / 8 / 64 / 512 rows, best of two runs):
 
     [in, out] separate  12.0 / 16.2 / 51 / 284        [in, out] fused  13.6 / 17.6 / 59 / 319
     [out, in] separate  14.1 / 27.4 / 56 / 297        [out, in] fused  11.8 / 23.3 / 51 / 298
 
-The embedding is [vocab, embed] for the lookup; the head reads it at no cost (2.1 ms for one row either way round).
+The embedding is [vocab, embed] for the lookup; this does not slow the head (2.1 ms for one row in either order).
 """
 
 import math
@@ -25,27 +25,27 @@ from .config import Activation, ModelConfig, Rope
 
 
 def param(shape: tuple[int, ...], axes: tuple[str, ...], dtype: DTypeLike) -> nnx.Param[jax.Array]:
-    """A zero parameter of `shape` with one logical axis name per dimension. Values come from a checkpoint."""
+    """Make a zero parameter of `shape` with one logical axis name per dimension. Values come from a checkpoint."""
     if len(shape) != len(axes):
         raise ValueError(f"A parameter of shape {shape} needs {len(shape)} axis names, not {axes}.")
     return nnx.Param(jnp.zeros(shape, dtype), axes=axes)
 
 
 def value(parameter: nnx.Param[jax.Array]) -> jax.Array:
-    """The array inside a parameter."""
+    """Return the array inside a parameter."""
     return parameter.get_value()
 
 
 def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
-    """Full precision for float32: a GPU would otherwise multiply it in TF32, which keeps 10 bits of mantissa."""
+    """Choose full precision for float32: a GPU would otherwise multiply in TF32, which keeps 10 bits of mantissa."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
 def project(x: jax.Array, weight: nnx.Param[jax.Array], inputs: int = 1) -> jax.Array:
-    """x [T, *in] times weight [*in, *out] -> [T, *out]; the first `inputs` axes of the weight are `in`.
+    """Multiply x [T, *in] by weight [*in, *out] -> [T, *out]; the first `inputs` axes of the weight are `in`.
 
-    One matrix product over reshaped operands: as an einsum over heads and head_dim XLA CPU transposes the weights on
-    every call (SmolLM2, 30 layers, one row: 21 ms instead of 12).
+    This is one matrix product over reshaped operands: in an einsum over heads and head_dim XLA CPU transposes the
+    weights on every call (SmolLM2, 30 layers, one row: 21 ms instead of 12).
     """
     w = value(weight)
     flat = w.reshape(math.prod(w.shape[:inputs]), -1)
@@ -54,11 +54,11 @@ def project(x: jax.Array, weight: nnx.Param[jax.Array], inputs: int = 1) -> jax.
 
 
 def rotary_tables(positions: jax.Array, head_dim: int, rope: Rope) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the rotary angles, each [T, head_dim / 2] float32.
+    """Compute cosine and sine of the rotary angles, each [T, head_dim / 2] float32.
 
     angle[t, i] = positions[t] * theta ** (-2 i / head_dim) / factors[i] (Su et al. 2021, RoFormer, section 3.2.2).
     """
-    # On the host in float64: a power on the device may be off by more than the last bit, times the position.
+    # On the host in float64: a power on the device may err by more than the last bit, and the position multiplies that.
     frequencies = rope.theta ** -(np.arange(0, head_dim, 2) / head_dim)
     if rope.factors is not None:
         frequencies = frequencies / np.array(rope.factors)
@@ -78,22 +78,26 @@ class RMSNorm(nnx.Module):
 
     The weight is float32 whatever the model's dtype: it is small, and where a family adds 1 to it when it is loaded
     (Gemma), 16 bits would lose what the checkpoint holds.
+
+    Args:
+        size: length of the last axis.
+        eps: added to the mean square.
+        axis: logical name of the last axis.
     """
 
     def __init__(self, size: int, eps: float, *, axis: str = "embed") -> None:
-        """`size`: length of the last axis, whose logical name is `axis`; `eps` is added to the mean square."""
         self.eps = eps
         self.weight = param((size,), (axis,), jnp.float32)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., size] -> the same shape and dtype."""
+        """Normalise [..., size]; shape and dtype stay."""
         full = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(full * full, axis=-1, keepdims=True) + self.eps)
         return (full * scale * value(self.weight)).astype(x.dtype)
 
 
 class Attention(nnx.Module):
-    """The four projections around (grouped-query) attention. Attention itself is the caller's: see `decoder.Attend`."""
+    """The four projections of (grouped-query) attention. The caller supplies attention itself: see `decoder.Attend`."""
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
         hidden, dim, eps = config.hidden_size, config.head_dim, config.rms_norm_eps
@@ -111,7 +115,7 @@ class Attention(nnx.Module):
             self.q_norm, self.k_norm = RMSNorm(dim, eps, axis="head_dim"), RMSNorm(dim, eps, axis="head_dim")
 
     def qkv(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[T, E] -> q [T, Hq, D] and k, v [T, Hk, D]; q and k normalised where the model does so, and rotated."""
+        """Project [T, E] to q [T, Hq, D] and k, v [T, Hk, D]; q and k are normalised if the model asks, and rotated."""
         q, k, v = (project(x, w) for w in (self.q_proj, self.k_proj, self.v_proj))
         if self.has_bias:
             q, k, v = q + value(self.q_bias), k + value(self.k_bias), v + value(self.v_bias)
@@ -120,12 +124,12 @@ class Attention(nnx.Module):
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def output(self, attended: jax.Array) -> jax.Array:
-        """[T, Hq, D] -> [T, E]."""
+        """Project the attended values [T, Hq, D] -> [T, E]."""
         return project(attended, self.o_proj, inputs=2)
 
 
 def activate(x: jax.Array, activation: Activation) -> jax.Array:
-    """The MLP gate's activation, elementwise."""
+    """Apply the MLP gate's activation elementwise."""
     return jax.nn.silu(x) if activation == "silu" else jax.nn.gelu(x, approximate=True)
 
 
@@ -140,7 +144,7 @@ class MLP(nnx.Module):
         self.down_proj = param((inner, hidden), ("mlp", "embed"), dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, E] -> [T, E]."""
+        """Transform hidden states [T, E] -> [T, E]."""
         gate, up = project(x, self.gate_proj), project(x, self.up_proj)
         return project(activate(gate, self.activation) * up, self.down_proj)
 
@@ -153,14 +157,16 @@ class Embedding(nnx.Module):
         self.weight = param((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype)
 
     def lookup(self, tokens: jax.Array) -> jax.Array:
-        """Token ids [T] -> [T, E], scaled as the model does. Ids past the table are clipped: the default fill would be
-        NaN."""
+        """Look up token ids [T] -> [T, E], scaled by the model's factor.
+
+        Ids past the table are clipped: JAX's default would fill their rows with NaN.
+        """
         rows = value(self.weight).at[tokens].get(mode="clip")
         # The factor is rounded to the weights' dtype, as in Gemma's own code.
         return rows if self.scale == 1 else rows * jnp.asarray(self.scale, rows.dtype)
 
     def score(self, hidden: jax.Array) -> jax.Array:
-        """[R, E] -> [R, V] float32 logits."""
+        """Score every token against hidden states [R, E] -> [R, V] float32 logits."""
         w = value(self.weight)
         return jnp.einsum(
             "re,ve->rv", hidden, w, precision=matmul_precision(w.dtype), preferred_element_type=jnp.float32

@@ -53,11 +53,11 @@ class AsyncLLM(BaseLLM):
             EngineError: the engine is closed or has failed.
         """
         # A long text takes a while to tokenise; the tokenizer releases the GIL.
-        job = await asyncio.to_thread(self._frontend.check, prompt, sampling_params or SamplingParams())
+        job = await asyncio.to_thread(self._client.check, prompt, sampling_params or SamplingParams())
         updates: asyncio.Queue[Update] = asyncio.Queue()
-        ticket = self._frontend.ticket(job, _post_to(asyncio.get_running_loop(), updates), request_id)
+        ticket = self._client.ticket(job, _post_to(asyncio.get_running_loop(), updates), request_id)
         collector = ticket.collector
-        self._frontend.start(ticket)
+        self._client.start(ticket)
         try:
             while not collector.is_finished:
                 collector.take(await updates.get())
@@ -66,14 +66,14 @@ class AsyncLLM(BaseLLM):
                 yield collector.output()
         finally:
             if not collector.is_finished:
-                self._frontend.withdraw(collector)
+                self._client.withdraw(collector)
 
     async def abort(self, request_id: str) -> None:
         """End all completions of a request early; its iteration ends with finish_reason "abort".
 
         Unknown and finished requests are ignored.
         """
-        self._frontend.abort(request_id)
+        self._client.abort(request_id)
 
     async def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
         """Do as `LLM.update_params`, without holding up the event loop."""

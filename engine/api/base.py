@@ -44,7 +44,7 @@ class BaseLLM:
         self.engine: Engine = engine
         self.config: EngineConfig = engine.config
         self.tokenizer, self._chat_template = engine.tokenizer, engine.chat_template
-        self._frontend = EngineClient(engine, seed)
+        self._client = EngineClient(engine, seed)
         self._prepare()
         # At exit too: threads that still wait for a device when Python ends would take the process down with them.
         weakref.finalize(self, engine.core.close)
@@ -99,11 +99,11 @@ class BaseLLM:
         For experiments: the engine preempts by itself where memory asks for it. Unknown and finished requests are
         ignored, and so is one that has not begun.
         """
-        self._frontend.preempt(request_id)
+        self._client.preempt(request_id)
 
     def migrate(self, request_id: str, destination: int | None = None) -> None:
         """Move a decoding request's KV to another decoding mesh, counted from 0 in the topology's order; None: any.
 
         Ignored where the request is not decoding, or where there is no room.
         """
-        self._frontend.migrate(request_id, destination)
+        self._client.migrate(request_id, destination)

@@ -73,7 +73,7 @@ class EngineClient:
         """
         number, arrival = next(self._numbers), self._core.clock()
         request_id = self._new_name(number) if request_id is None else check_name(request_id)
-        ids = tuple(self._core.new_id() for _ in range(job.params.n))
+        ids = tuple(next(self._core.ids) for _ in range(job.params.n))
         collector = RequestCollector(request_id, ids, job.prompt, job.params, self.tokenizer, arrival)
         request = ActiveRequest(post, collector, self._active)
         prompt, hashes = np.array(job.prompt.token_ids, np.int32), self._block_hashes(job)

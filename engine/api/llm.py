@@ -43,7 +43,7 @@ class LLM(BaseLLM):
     """
 
     def _prepare(self) -> None:
-        self._hand_driven = HandDriven(self._frontend)
+        self._hand_driven = HandDriven(self._client)
 
     def generate(
         self,
@@ -67,7 +67,7 @@ class LLM(BaseLLM):
         """
         many = as_list(prompts)
         sampling = _one_each(sampling_params, len(many))
-        jobs = [self._frontend.check(prompt, params) for prompt, params in zip(many, sampling, strict=True)]
+        jobs = [self._client.check(prompt, params) for prompt, params in zip(many, sampling, strict=True)]
         outputs: list[RequestOutput | None] = [None] * len(many)
         with (
             tqdm(total=len(many), unit="req", disable=not use_tqdm) as bar,
@@ -100,11 +100,11 @@ class LLM(BaseLLM):
     def stream(self, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> RequestStream:
         """Start one request; iterate over the result for its text as it comes. Raises as `generate` does."""
         updates: SimpleQueue[Update] = SimpleQueue()
-        job = self._frontend.check(prompt, sampling_params or SamplingParams())
-        ticket = self._frontend.ticket(job, lambda _, update: updates.put(update))
-        stream = RequestStream(ticket.collector, updates, self._frontend.withdraw)
+        job = self._client.check(prompt, sampling_params or SamplingParams())
+        ticket = self._client.ticket(job, lambda _, update: updates.put(update))
+        stream = RequestStream(ticket.collector, updates, self._client.withdraw)
         try:
-            self._frontend.start(ticket)
+            self._client.start(ticket)
         except BaseException:
             stream.close()
             raise
@@ -124,7 +124,7 @@ class LLM(BaseLLM):
         """
         if window is not None:
             check_whole_number("window", window, 1)
-        checked = (None if job is None else self._frontend.check(*job) for job in jobs)
+        checked = (None if job is None else self._client.check(*job) for job in jobs)
         return self._outputs(checked, window)
 
     def score(
@@ -163,7 +163,7 @@ class LLM(BaseLLM):
 
         Raises as `generate` does, and ValueError where the name is in use.
         """
-        self._hand_driven.add(request_id, self._frontend.check(prompt, sampling_params or SamplingParams()))
+        self._hand_driven.add(request_id, self._client.check(prompt, sampling_params or SamplingParams()))
 
     def step(self) -> list[RequestOutput]:
         """Wait for the next update of requests from `add_request`, and return what the updated ones made so far.
@@ -183,7 +183,7 @@ class LLM(BaseLLM):
 
         Unknown and finished requests are ignored.
         """
-        self._frontend.abort(request_id)
+        self._client.abort(request_id)
 
     def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
         """Replace parameters of the model on every mesh; returns when new requests run with them.
@@ -230,9 +230,9 @@ class LLM(BaseLLM):
         try:
             while True:
                 while (window is None or len(running) < window) and (job := next(waiting, None)) is not None:
-                    ticket = self._frontend.ticket(job, lambda collector, update: updates.put((collector, update)))
+                    ticket = self._client.ticket(job, lambda collector, update: updates.put((collector, update)))
                     running[ticket.collector] = next(indices)
-                    self._frontend.start(ticket)
+                    self._client.start(ticket)
                 if not running:
                     return
                 collector, update = updates.get()
@@ -241,7 +241,7 @@ class LLM(BaseLLM):
                     yield running.pop(collector), collector
         finally:
             for collector in running:
-                self._frontend.withdraw(collector)
+                self._client.withdraw(collector)
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:

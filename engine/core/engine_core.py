@@ -98,7 +98,7 @@ class EngineCore:
         """`executor` makes the executor, given where completions go; `clock` gives seconds. `compilations`, and `log`,
         which the scheduler writes, are closed with the engine."""
         self.clock = clock
-        self._ids = itertools.count()
+        self.ids = itertools.count()  # of requests: `next` gives one that no other request of this engine has
         self._scheduler, self._decision_log = scheduler, log
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._executor = executor(self._inbox.put)
@@ -114,10 +114,6 @@ class EngineCore:
         self._thread.start()
 
     # ---- any thread
-
-    def new_id(self) -> int:
-        """An id for a request, which no other request of this engine has or will have."""
-        return next(self._ids)
 
     def submit(self, submissions: Sequence[Submission]) -> None:
         """Accept requests, all or none; their updates come through their sinks.

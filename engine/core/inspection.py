@@ -17,7 +17,7 @@ from ..scheduler.scheduler import Scheduler
 class Question:
     """A function of scheduler and executor that waits for its turn, and what it returned or raised."""
 
-    def __init__(self, ask: Callable[[Scheduler, Executor], Any]) -> None:
+    def __init__(self, ask: Callable[[Scheduler, Any], Any]) -> None:
         self._ask, self._answer = ask, Future[Any]()
 
     def answer(self, scheduler: Scheduler, executor: Executor) -> None:

@@ -1,18 +1,17 @@
-"""Everything that changes logits before a token is drawn, but for temperature and what follows it; meanings are vLLM's.
+"""Adjusts logits before temperature is applied: allowed tokens, bad words, minimum length, logit bias, penalties.
 
-In vLLM's order: allowed tokens, bad words, minimum length, logit bias, penalties. Repetition covers prompt and
-generated tokens, presence and frequency generated ones only; a bad word may begin in what was generated, not in the
-prompt.
+Order and meaning are vLLM's. The repetition penalty covers prompt and generated tokens, the presence and frequency
+penalties cover generated tokens only; a bad word may begin in the generated text, not in the prompt.
 
 Invariants:
 - A row's logits depend on its own logits, parameters, dense row and position only. Rows without `Flag.DENSE` keep
-  theirs, whatever their dense row holds.
+  their logits, whatever their dense row holds.
 - No NaN: a forbidden token stays at -inf, and no logit becomes +inf.
-- `allowed_token_ids` outranks the rest: where bad words and the minimum length would leave a row nothing to draw,
-  they are not applied to it at that step.
+- `allowed_token_ids` takes precedence: where bad words and the minimum length would leave a row no token to draw, they
+  are not applied to that row at that step.
 
 A generated token is counted when it is fed (`count_fed`), so every token counts before the next one is drawn.
-Not here: `min_p`, `top_k`, `top_p` and the draw (`sampling.py`); validation, on the host.
+Not here: `min_p`, `top_k`, `top_p` and the draw (`sampler.py`); validation, which the host does.
 """
 
 from typing import Any
@@ -31,9 +30,9 @@ def adjust(logits: Array, scalars: Scalars, rows: DenseRows, position: Array) ->
     """Apply biases, prohibitions and penalties to the rows that use them.
 
     Args:
-        logits: [R, V] float32, the model's.
-        scalars: of R rows.
-        rows: of the same R rows.
+        logits: [R, V] float32, as the model computes them.
+        scalars: parameters of the R rows.
+        rows: dense rows of the same R rows.
         position: [R] int32, the absolute position that the drawn token will have in its sequence.
 
     Returns:
@@ -49,7 +48,7 @@ def adjust(logits: Array, scalars: Scalars, rows: DenseRows, position: Array) ->
 
 
 def _completes_bad_word(rows: DenseRows) -> Array:
-    """The tokens that would complete a bad word, [R, V] bool."""
+    """Mark the tokens that would complete a bad word, [R, V] bool."""
     count, vocabulary = rows.seen.shape
     start, last = rows.bad_words[..., :-1], rows.bad_words[..., -1]  # [R, W, N - 1], [R, W]
     matches = jnp.all((start < 0) | (start == rows.recent[:, None]), axis=-1) & (last >= 0)
@@ -59,7 +58,7 @@ def _completes_bad_word(rows: DenseRows) -> Array:
 
 
 def _penalise(logits: Array, scalars: Scalars, seen: Array) -> Array:
-    """Repetition, frequency and presence penalties, in this order. [R, V]."""
+    """Apply repetition, frequency and presence penalties, in this order, to logits [R, V]."""
     repetition, presence, frequency = (
         scalars.floats[:, column, None]
         for column in (Float.REPETITION_PENALTY, Float.PRESENCE_PENALTY, Float.FREQUENCY_PENALTY)
@@ -78,10 +77,10 @@ def count_fed(dense: DenseRows, slot: Array, tokens: Array, flags: Array) -> Den
     """Count the tokens that a decode step feeds, in place where `dense` is donated.
 
     Args:
-        dense: of all S slots.
+        dense: the dense rows of all S slots.
         slot: [B] int32, distinct; S or more counts nothing.
         tokens: [B] int32, one per slot.
-        flags: [B] int32, `Int.FLAGS` of the rows; those without `Flag.DENSE` are not counted.
+        flags: [B] int32, `Int.FLAGS` of the rows; rows without `Flag.DENSE` are not counted.
     """
     slot = jnp.where((flags & int(Flag.DENSE)) > 0, slot, dense.seen.shape[0])
     before = dense.recent.at[slot].get(mode="clip")  # [B, N - 1]
@@ -93,7 +92,7 @@ def count_fed(dense: DenseRows, slot: Array, tokens: Array, flags: Array) -> Den
 
 
 def load_dense(requests: RequestState, slot: Array, row: DenseRows) -> RequestState:
-    """Write `row`, of one request and without a leading axis, into `slot` []; in place where `requests` is donated."""
+    """Write one request's dense row, which has no leading axis, into `slot` []; in place if `requests` is donated."""
     dense: DenseRows = jax.tree.map(
         lambda x, new: lax.dynamic_update_index_in_dim(x, new, slot, axis=0), requests.dense, row
     )
@@ -101,7 +100,7 @@ def load_dense(requests: RequestState, slot: Array, row: DenseRows) -> RequestSt
 
 
 def empty_dense(rows: int, vocabulary: int) -> DenseRows:
-    """Shapes and dtypes of the dense rows of so many slots, nothing allocated."""
+    """Describe the dense rows of `rows` slots by shape and dtype, without allocating them."""
 
     def array(*shape: int, dtype: jax.typing.DTypeLike = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype)

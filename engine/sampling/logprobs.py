@@ -1,11 +1,11 @@
 """Computes log-probabilities of given tokens and of the most likely ones, from a model's raw logits.
 
-Raw: before temperature, penalties and everything else that sampling does, vLLM's default ("raw_logprobs"). A row's
-scores depend on its own logits only. There are always K = `MAX_LOGPROBS` most likely tokens, because a number that
-varied would compile; the host takes as many as a request asked for. Of equally likely tokens those of lower ids come
-first, in `rank` and `top_ids`; a vocabulary smaller than K is filled up with id -1 at log-probability -inf.
+Raw means before temperature, penalties and every other step of sampling, which is vLLM's default ("raw_logprobs"). A
+row's scores depend on its own logits only. There are always K = `MAX_LOGPROBS` most likely tokens, because every other
+number would need a program of its own; the host takes as many as a request asked for. Among equally likely tokens the
+lower ids come first in `rank` and `top_ids`; a vocabulary smaller than K is padded with id -1 at log-probability -inf.
 
-`TokenScores` is the protocol's type. Here its fields are arrays on a device, whose leading axis is that of the rows.
+`TokenScores` is the protocol's type. Here its fields are arrays on a device with one row per scored token.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from jax import Array, lax
 from ..protocol.results import TokenScores
 from ..protocol.sampling_plan import MAX_LOGPROBS
 
-# Rows that the LM head takes at a time: enough for a GEMM, and 64 rows of 150,000 logits are 40 MB.
+# Rows per call of the LM head: enough for an efficient GEMM, and 64 rows of 150,000 logits take only 40 MB.
 _HEAD_ROWS = 64
 
 
@@ -41,7 +41,7 @@ def score(logits: Array, tokens: Array) -> TokenScores[Array]:
 
 
 def no_scores(rows: int) -> TokenScores[Array]:
-    """Make zeros, for R rows that want no log-probabilities."""
+    """Make the zeros that stand for the scores of R rows without log-probabilities."""
     top = (rows, MAX_LOGPROBS)
     return _scores(
         jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.int32), jnp.zeros(top, jnp.int32), jnp.zeros(top, jnp.float32)
@@ -49,11 +49,11 @@ def no_scores(rows: int) -> TokenScores[Array]:
 
 
 def score_tokens(head: Callable[[Array], Array], hidden: Array, targets: Array) -> TokenScores[Array]:
-    """Score a target per hidden row, without ever holding the logits of all rows.
+    """Score one target token per hidden state, without ever holding the logits of all rows.
 
     Args:
         head: the LM head, [n, E] -> [n, V] float32.
-        hidden: [T, E]; of a prompt, row i gives the distribution of token i + 1.
+        hidden: [T, E]; row i of a prompt gives the distribution of its token i + 1.
         targets: [T] int32.
 
     Returns:
@@ -76,5 +76,5 @@ def score_tokens(head: Callable[[Array], Array], hidden: Array, targets: Array) 
 
 
 def _scores(logprob: Any, rank: Any, top_ids: Any, top_logprobs: Any) -> TokenScores[Array]:
-    """Put device arrays where the host has its own."""
+    """Build `TokenScores` from device arrays, although its fields are declared as the host's arrays."""
     return TokenScores(logprob, rank, top_ids, top_logprobs)

@@ -1,4 +1,4 @@
-"""A request's row of sampling state, packed on the host."""
+"""Packs a request's sampling parameters on the host into its row of the device's sampling state."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from .request_state import DenseRows, Flag, Float, Int, Seen
 
 
 def is_dense(plan: SamplingPlan) -> bool:
-    """Whether anything of the plan needs a dense row."""
+    """Return whether any parameter of the plan needs a dense row."""
     return bool(
         plan.repetition_penalty != 1
         or plan.presence_penalty
@@ -23,9 +23,9 @@ def is_dense(plan: SamplingPlan) -> bool:
 
 
 def scalars_of(plan: SamplingPlan, prompt_len: int, last_token: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """One row of `Scalars`, on the host: [len(Float)] float32 and [len(Int)] int32.
+    """Pack one row of `Scalars` on the host: [len(Float)] float32 and [len(Int)] int32.
 
-    `prompt_len` is that of the caller's prompt, without anything generated; `last_token` is fed next.
+    `prompt_len` is the length of the caller's prompt without generated tokens; `last_token` is the token to feed next.
     """
     floats, ints = np.zeros(len(Float), np.float32), np.zeros(len(Int), np.int32)
     floats[Float.TEMPERATURE] = plan.temperature
@@ -43,10 +43,10 @@ def scalars_of(plan: SamplingPlan, prompt_len: int, last_token: int = 0) -> tupl
 
 
 def dense_row(plan: SamplingPlan, prompt: np.ndarray, outputs: Sequence[int], vocabulary: int) -> DenseRows:
-    """The dense row of one request, host arrays without a leading axis.
+    """Build the dense row of one request from host arrays without a leading axis.
 
-    `prompt` [n] is the caller's prompt; `outputs` are the tokens generated since that count already, because no step
-    will feed them through `count_fed` any more.
+    `prompt` [n] is the caller's prompt. `outputs` are generated tokens that are counted here, because no later step
+    feeds them through `count_fed`.
     """
     seen = np.zeros(vocabulary, np.int32)
     seen[prompt] = Seen.IN_PROMPT

@@ -1,10 +1,11 @@
-"""The state of a request on the device besides KV: one row per slot, moved with the KV in a hand-off.
+"""The state of a request on the device besides its KV: one row per slot, moved with the KV in a hand-off.
 
-Few leaves, because every leaf of a step costs the host time on every device: scalars are columns of two arrays. A row
-is written whole when a request's last chunk is dispatched, so nothing of a slot's earlier request survives.
+There are few leaves, because every leaf of a step costs the host time on every device: scalars are columns of two
+arrays. A whole row is written when a request's last chunk is dispatched, so no value of the slot's earlier request
+remains.
 
-The dense rows (`seen`, `bias`, `bad_words`) are loaded by a program of their own, and only for requests that use them
-(`Flag.DENSE`); for others they hold what an earlier request left, and are not read.
+A program of its own loads the dense rows (`seen`, `bias`, `bad_words`), and only for requests that use them
+(`Flag.DENSE`). For other requests they hold the values of an earlier request and are not read.
 """
 
 from enum import IntEnum, IntFlag
@@ -14,7 +15,7 @@ import jax
 
 
 class Float(IntEnum):
-    """Columns of `floats`."""
+    """Columns of `Scalars.floats`."""
 
     TEMPERATURE = 0
     TOP_P = 1
@@ -25,28 +26,28 @@ class Float(IntEnum):
 
 
 class Int(IntEnum):
-    """Columns of `ints`. SEED holds the bits of a uint32. MIN_LEN: sequences shorter than this may not be stopped."""
+    """Columns of `Scalars.ints`."""
 
     LAST_TOKEN = 0
     TOP_K = 1
-    SEED = 2
-    MIN_LEN = 3
-    FLAGS = 4
+    SEED = 2  # the bits of a uint32
+    MIN_LEN = 3  # tokens, prompt included; a shorter sequence may not draw a stop token
+    FLAGS = 4  # bits of `Flag`
 
 
 class Flag(IntFlag):
-    """Bits of `Int.FLAGS`. DENSE: penalties, biases, bad words or a minimum length. LOGPROBS: report them."""
+    """Bits of `Int.FLAGS`."""
 
-    DENSE = 1
-    LOGPROBS = 2
+    DENSE = 1  # the request uses penalties, biases, bad words or a minimum length
+    LOGPROBS = 2  # report log-probabilities
 
 
 class Seen(IntEnum):
-    """What `seen` adds up for one token of the vocabulary: bits, and a count of how often it was generated."""
+    """Terms of the sum that `DenseRows.seen` holds for one token of the vocabulary: two bits and a count."""
 
-    IN_PROMPT = 1
-    IS_STOP = 2
-    GENERATED = 4
+    IN_PROMPT = 1  # bit: the token occurs in the prompt
+    IS_STOP = 2  # bit: the token ends the request
+    GENERATED = 4  # added once each time the token is generated
 
 
 class Scalars(NamedTuple):
@@ -56,12 +57,12 @@ class Scalars(NamedTuple):
     ints: jax.Array  # [R, len(Int)] int32
 
     def has(self, flag: Flag) -> jax.Array:
-        """Which rows have a flag, [R] bool."""
+        """Return which rows have a flag, [R] bool."""
         return (self.ints[:, Int.FLAGS] & int(flag)) > 0
 
 
 class DenseRows(NamedTuple):
-    """Per-request arrays over the vocabulary and for bad words, of R rows; the sizes are `sampling_plan.py`'s."""
+    """Per-request arrays of R rows, over the vocabulary and for bad words; `sampling_plan.py` defines their sizes."""
 
     seen: jax.Array  # [R, V] int32, see `Seen`
     bias: jax.Array  # [R, V] float32, added to the logits; -inf forbids
@@ -70,7 +71,7 @@ class DenseRows(NamedTuple):
 
 
 class RequestState(NamedTuple):
-    """All slots of a mesh: `scalars` and `dense` with R = max_num_seqs rows."""
+    """The request state of all slots of a mesh: R = max_num_seqs rows."""
 
     scalars: Scalars
     dense: DenseRows

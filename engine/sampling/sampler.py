@@ -1,15 +1,15 @@
 """Batched sampling on the device: one uniform number per row, keyed by (seed, position), inverted through the CDF.
 
-In vLLM's order: logits adjusted (`logits_processors.py`), temperature, min_p, top_k, top_p. Log-probabilities are of
-raw logits.
+The steps follow vLLM's order: adjust logits (`logits_processors.py`), temperature, min_p, top_k, top_p.
+Log-probabilities are those of the raw logits.
 
 Invariants:
-- A row's token depends on its own logits, parameters and position only: not on its index, nor on the other rows.
-  What the batch decides is only which regimes run at all; each row then takes its own regime's token.
-- Sampling parameters are data: no value of theirs compiles anything.
+- A row's token depends on its own logits, parameters and position only: not on its index, nor on the other rows. The
+  batch decides only which regimes (greedy, unrestricted, restricted) run at all; each row takes its own regime's token.
+- Sampling parameters are data: none of their values needs another program.
 - A token of probability 0 is never drawn, except where a row has no other: then it is token 0.
 
-Not here: validation (`sampling_params.py`, on the host).
+Not here: validation, which the host does (`sampling_params.py`).
 """
 
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class Sampled(NamedTuple):
     """The tokens drawn for R rows, and their scores."""
 
     tokens: Array  # [R] int32
-    scores: TokenScores[Array]  # of the rows that have `Flag.LOGPROBS`, zeros elsewhere; see `logprobs.py`
+    scores: TokenScores[Array]  # of rows with `Flag.LOGPROBS`, zeros elsewhere; see `logprobs.py`
 
 
 class _Draw(NamedTuple):
@@ -49,9 +49,9 @@ class _Draw(NamedTuple):
     top_k: Array  # [R, 1]; V where all are kept
 
     def weights(self, logits: Array) -> Array:
-        """exp((logit - peak) / temperature), or 0 where that is below min_p, [R, n].
+        """Compute exp((logit - peak) / temperature), or 0 where that is below min_p, [R, n].
 
-        Probabilities but for their sum, which is between 1 and n.
+        These are unnormalised probabilities, whose sum is between 1 and n.
         """
         weights = jnp.exp((logits - self.peak) / self.temperature)
         # Also false for NaN, where all logits are -inf.
@@ -61,14 +61,14 @@ class _Draw(NamedTuple):
 def sample(logits: Array, scalars: Scalars, dense: DenseRows, slot: Array, position: Array) -> Sampled:
     """Draw the next token of every row.
 
-    min_p applies first, then top_k, then top_p to what they left, renormalised, as in vLLM: the smallest set of most
-    likely tokens whose probabilities reach top_p, at least one. Of equal logits at the edge of a set, those of lower
-    ids are in it.
+    As in vLLM, min_p applies first, then top_k, then top_p to the renormalised rest: it keeps the smallest set of most
+    likely tokens whose probabilities reach top_p, at least one token. Among equal logits at the edge of a set, the
+    lower ids are kept.
 
     Args:
-        logits: [R, V] float32, the model's; -inf forbids a token.
-        scalars: of R rows.
-        dense: of all S slots; read where a row has `Flag.DENSE`.
+        logits: [R, V] float32, as the model computes them; -inf forbids a token.
+        scalars: parameters of the R rows.
+        dense: the dense rows of all S slots; read where a row has `Flag.DENSE`.
         slot: [R] int32, the rows' slots; S for rows without one.
         position: [R] int32, the absolute position that the drawn token will have in its sequence.
     """
@@ -101,7 +101,7 @@ def _where(wanted: Array, yes: TokenScores[Array], no: TokenScores[Array]) -> To
 
 
 def _tokens(logits: Array, scalars: Scalars, position: Array) -> Array:
-    """[R] int32."""
+    """Draw a token per row of adjusted logits [R, V], [R] int32."""
     is_greedy = scalars.floats[:, Float.TEMPERATURE] <= 0
     greedy = _argmax(logits)
 
@@ -113,7 +113,7 @@ def _tokens(logits: Array, scalars: Scalars, position: Array) -> Array:
 
 
 def _sample(logits: Array, scalars: Scalars, position: Array, wanted: Array) -> Array:
-    """Tokens of the rows that are wanted [R]; others are arbitrary."""
+    """Draw the tokens of the rows where `wanted` [R] is true; the others are arbitrary."""
     draw = _draw(logits, scalars, position)
     weights = draw.weights(logits)
     is_restricted = ((draw.top_p < 1) | (draw.top_k < logits.shape[1]))[:, 0] & wanted
@@ -141,16 +141,17 @@ def _draw(logits: Array, scalars: Scalars, position: Array) -> _Draw:
 
 
 class _Cut(NamedTuple):
-    """The last token of those that a row may draw, most likely ones first: its logit and id, [R, 1] each."""
+    """The least likely token that each row may draw; among equal logits the one with the highest id."""
 
-    logit: Array
-    id: Array
+    logit: Array  # [R, 1]
+    id: Array  # [R, 1]
 
 
 def is_kept(draw: _Draw, weights: Array, wanted: Array) -> Array:
-    """What top_k and top_p leave of the vocabulary, [R, V]: all where a row is not wanted.
+    """Mark the tokens that top_k and top_p keep, [R, V]: all of them in rows that are not wanted.
 
-    The cut is found among the largest few where they hold all that a row may draw, else among all, sorted.
+    The cut is found among the `BOUND` largest logits where these hold every token that the row may draw, else among
+    all logits, sorted.
     """
     vocabulary = draw.logits.shape[1]
     bound = min(BOUND, vocabulary)
@@ -159,11 +160,11 @@ def is_kept(draw: _Draw, weights: Array, wanted: Array) -> Array:
     few = draw.weights(values)
     reaches_top_p = few.sum(axis=-1, keepdims=True) >= draw.top_p * total
     keeps_all = draw.top_k == vocabulary
-    # What min_p removes is the tail: where the last of the largest few has no weight, nothing below it has.
+    # min_p removes the tail: if the smallest of the largest few has no weight, no smaller logit has any.
     fits = ((draw.top_k <= bound) | (keeps_all & reaches_top_p) | (few[:, -1:] == 0))[:, 0]
     bounded = _cut(draw, values, ids, total)
 
-    # Row by row: only the rows that need it pay, and the sort's buffers, one row's, do not swell the step's memory.
+    # Row by row: only the rows that need the sort pay for it, and its buffers take the memory of one row only.
     def row(index: Array) -> _Cut:
         def unbounded() -> _Cut:
             mine, mine_total = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, index, 1), (draw, total))
@@ -179,7 +180,7 @@ def is_kept(draw: _Draw, weights: Array, wanted: Array) -> Array:
 
 
 def _cut(draw: _Draw, values: Array, ids: Array, total: Array) -> _Cut:
-    """Where top_k and top_p cut descending logits [R, n] of tokens `ids`; total [R, 1]: all weights of the row."""
+    """Find where top_k and top_p cut descending logits [R, n] of tokens `ids`; `total` [R, 1] sums all V weights."""
     weights, rank = draw.weights(values), _ids(values)
     kept = jnp.where(rank < draw.top_k, weights, 0.0)
     mass = jnp.where(draw.top_k == draw.logits.shape[1], total, kept.sum(axis=-1, keepdims=True))
@@ -190,7 +191,7 @@ def _cut(draw: _Draw, values: Array, ids: Array, total: Array) -> _Cut:
 
 
 def _uniform(seed: Array, position: Array) -> Array:
-    """One number in [0, 1) per row, [R] float32, a function of the row's (seed, position) alone."""
+    """Draw one number in [0, 1) per row, [R] float32, a function of the row's (seed, position) alone."""
 
     def one(seed: Array, position: Array) -> Array:
         return jax.random.uniform(
@@ -201,30 +202,33 @@ def _uniform(seed: Array, position: Array) -> Array:
 
 
 def _argmax(logits: Array) -> Array:
-    """The lowest index of the largest logit, [R] int32: 100 times as fast on the CPU as one argmax over [R, V]."""
+    """Find the lowest index of the largest logit, [R] int32.
+
+    Going by blocks is 100 times as fast on the CPU as one argmax over [R, V].
+    """
     blocks = _in_blocks(logits, -jnp.inf)
     block = jnp.argmax(blocks.max(axis=-1), axis=-1).astype(jnp.int32)
     return block * _BLOCK + jnp.argmax(_pick_block(blocks, block), axis=-1).astype(jnp.int32)
 
 
 def _ids(values: Array) -> Array:
-    """0 to n - 1 along the last axis of [R, n], [1, n] int32."""
+    """Number the last axis of [R, n] from 0 to n - 1, [1, n] int32."""
     return jnp.arange(values.shape[1], dtype=jnp.int32)[None]
 
 
 def _in_blocks(values: Array, fill: float) -> Array:
-    """[R, n] -> [R, blocks, _BLOCK], the last one filled up."""
+    """Reshape [R, n] to [R, blocks, _BLOCK], padding the last block with `fill`."""
     rows, count = values.shape
     return jnp.pad(values, ((0, 0), (0, -count % _BLOCK)), constant_values=fill).reshape(rows, -1, _BLOCK)
 
 
 def _pick_block(blocks: Array, index: Array) -> Array:
-    """One block of every row: [R, blocks, _BLOCK], [R] -> [R, _BLOCK]."""
+    """Pick one block of every row: [R, blocks, _BLOCK], [R] -> [R, _BLOCK]."""
     return jnp.take_along_axis(blocks, index[:, None, None], axis=1)[:, 0]
 
 
 def _inverse_cdf(weights: Array, uniform: Array) -> Array:
-    """The index, [R] int32, at which the running sum of weights [R, n] passes the given share [R] of their total."""
+    """Find the index [R] int32 where the running sum of weights [R, n] passes the share `uniform` [R] of their sum."""
     blocks = _in_blocks(weights, 0.0)
     sums = blocks.sum(axis=-1)  # [R, blocks]
     block, rest = _first_above(sums, uniform * sums.sum(axis=-1))
@@ -233,9 +237,9 @@ def _inverse_cdf(weights: Array, uniform: Array) -> Array:
 
 
 def _first_above(weights: Array, target: Array) -> tuple[Array, Array]:
-    """The first index whose running sum exceeds target, and how far target reaches into it; [R] each."""
+    """Find the first index whose running sum exceeds `target`, and how far `target` reaches into it; [R] each."""
     running = jnp.cumsum(weights, axis=-1)
-    # Sums round: a running sum may grow by an ulp at weight 0, and the last may fall short of target.
+    # Sums are rounded: a running sum may grow by an ulp at weight 0, and the last one may fall short of the target.
     is_possible = weights > 0
     passed = (running > target[:, None]) & is_possible
     last = jnp.where(is_possible, _ids(weights), 0).max(axis=-1)

@@ -88,7 +88,7 @@ class Admission:
             return True
         request.awaits = None
         if any(mesh.computing for mesh in self._meshes):
-            done = max(m.pages.hit(request.hashes, request.to_prefill) for m in self._meshes if m.spec.prefills)
+            done = max(m.pages.hit(request.hashes, request.to_prefill) for m in self._meshes if m.prefills)
             first = done // self._config.page_size
             request.awaits = next(filter(self._is_computed, request.hashes[first : first + 1]), None)
         return request.awaits is not None
@@ -98,7 +98,7 @@ class Admission:
 
     def _place(self, request: Request) -> bool:
         """Place a prompt on the best mesh that has room; False: none has."""
-        able = [m for m in self._meshes if m.spec.prefills and m.pages.slots.num_free and not m.is_backed_up]
+        able = [m for m in self._meshes if m.prefills and m.pages.slots.num_free and not m.is_backed_up]
         for mesh in sorted(able, key=partial(self._policy.prefill_rank, request)):
             placed = mesh.pages.place_prompt(request.id, request.hashes, request.to_prefill, mesh.watermark)
             if placed is not None:

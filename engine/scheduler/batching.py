@@ -11,7 +11,7 @@ from ..protocol.actions import Action, Chunk, Decode, DecodeRow, Fused, Prefill
 from .admission import Admission
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
-from .mesh_state import MeshState
+from .mesh_state import MAX_STEPS_IN_FLIGHT, MeshState
 from .request import Request, State
 
 
@@ -33,14 +33,19 @@ class Batching:
         self._next_step = 0
 
     def dispatch_step(self, mesh: MeshState, now: float) -> bool:
-        """Dispatch one step if there is work; a mesh that does both alternates, or does both at once."""
-        decoding = mesh.decoding()
+        """Dispatch one step if the mesh may run ahead and there is work; one that does both alternates, or does both at
+        once."""
+        if len(mesh.in_flight) >= MAX_STEPS_IN_FLIGHT:
+            return False
+        decoding, prefilling = mesh.decoding(), mesh.prefilling()
         ready = [request for request in decoding if request.dispatched < request.max_tokens]
-        prefills = bool(mesh.prefilling()) and (mesh.spec.fused or not (ready and mesh.last_was_prefill))
+        prefills = bool(prefilling) and (mesh.spec.fused or not (ready and mesh.last_was_prefill))
         mesh.last_was_prefill = prefills
         steps = 1 if prefills else self._steps_at_once(mesh, len(decoding))
         rows = self._decode_rows(mesh, ready, steps) if mesh.spec.fused or not prefills else ()
-        chunks = self._take_chunks(mesh, now, may_preempt=not rows) if prefills else ()
+        if rows and prefills:  # making rows may have preempted some of them
+            prefilling = mesh.prefilling()
+        chunks = self._take_chunks(mesh, prefilling, now, may_preempt=not rows) if prefills else ()
         if rows or chunks:
             self._emit(self._step(mesh, chunks, rows, steps))
             for chunk in chunks:
@@ -68,11 +73,13 @@ class Batching:
 
     # ---- prompt chunks
 
-    def _take_chunks(self, mesh: MeshState, now: float, *, may_preempt: bool) -> tuple[Chunk, ...]:
+    def _take_chunks(
+        self, mesh: MeshState, prefilling: Sequence[Request], now: float, *, may_preempt: bool
+    ) -> tuple[Chunk, ...]:
         """Take at most one chunk of each request, in order."""
         chunks: list[Chunk] = []
         budget = self._config.chunk_size
-        for request in mesh.prefilling()[: self._config.prefill_rows]:
+        for request in prefilling[: self._config.prefill_rows]:
             stop = request.to_prefill
             start = min(request.prefilled, stop - 1)
             length = self._chunk_length(start, stop, budget)
@@ -127,7 +134,7 @@ class Batching:
         self._admission.place_siblings(request, mesh)
         if request.dispatched == request.max_tokens:
             return
-        if mesh.spec.decodes:
+        if mesh.decodes:
             request.move_to(State.DECODE)
         else:
             self._handoffs.begin(request)

@@ -9,7 +9,7 @@ stays charged, on both meshes, from the gather to the scatter or, if the KV is n
 over. Long prompts are sent in parts while they are still being prefilled. It moves no bytes: the executor does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from ..config import EngineConfig, PoolSize
@@ -32,12 +32,13 @@ class Handoffs:
         config: EngineConfig,
         pools: Sequence[PoolSize],
         meshes: Sequence[MeshState],
+        requests: Mapping[int, Request],
         policy: Policy,
         counters: Counters,
         emit: Callable[[Action], None],
     ):
         """`emit` takes the actions."""
-        self._config, self._pools, self._meshes = config, pools, meshes
+        self._config, self._pools, self._meshes, self._requests = config, pools, meshes, requests
         self._policy, self._counters, self._emit = policy, counters, emit
         self._caps = [config.pages_to_send(window) for window in config.windows]
         self._waiting = sorted_requests()  # in HANDOFF, and not all sent
@@ -87,7 +88,7 @@ class Handoffs:
         """Send the full pages of a long prompt: a chunk is dispatched and more will come."""
         assert request.placement is not None
         is_long = request.to_prefill > _CHUNKS_IN_ONE_TRANSFER * self._config.chunk_size
-        can_go = not self._meshes[request.placement.mesh].spec.decodes and not self._waiting
+        can_go = not self._meshes[request.placement.mesh].decodes and not self._waiting
         if is_long and can_go and self._has_credit(request):
             self._send(request, is_last=False)
 
@@ -107,9 +108,7 @@ class Handoffs:
         assert request.placement is not None
         source, tokens = request.placement.mesh, max(request.to_prefill, request.kv_len)
         able = [
-            mesh
-            for mesh in self._meshes
-            if mesh.spec.decodes and mesh.index != source and destination in (None, mesh.index)
+            mesh for mesh in self._meshes if mesh.decodes and mesh.index != source and destination in (None, mesh.index)
         ]
         for mesh in sorted(able, key=partial(self._policy.decode_rank, request)):
             reserved = mesh.pages.reserve(request.id, request.hashes, tokens, mesh.watermark)
@@ -199,6 +198,12 @@ class Handoffs:
             self._forget(transfer)
             return None
         return transfer
+
+    def transfer_ready(self, number: int, now: float) -> None:
+        """Go on with the hand-off whose transfer has arrived."""
+        transfer = self.end_transfer(number)
+        if transfer is not None and transfer.request_id is not None:
+            self.complete(self._requests[transfer.request_id], now)
 
     def complete(self, request: Request, now: float) -> None:
         """Scatter what has arrived of a hand-off; with the last of it the request decodes at its destination.

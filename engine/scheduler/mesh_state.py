@@ -42,16 +42,16 @@ class MeshState:
     arriving: dict[bytes, Placement] = field(default_factory=dict)  # blocks on their way to placements here
     in_flight: set[int] = field(default_factory=set)  # steps not read yet
     last_was_prefill: bool = False
+    prefills: bool = field(init=False)  # whether prompts may run here
+    decodes: bool = field(init=False)  # whether tokens may be decoded here
 
-    @property
-    def can_step(self) -> bool:
-        """Whether another step may be dispatched."""
-        return len(self.in_flight) < MAX_STEPS_IN_FLIGHT
+    def __post_init__(self) -> None:
+        self.prefills, self.decodes = self.spec.prefills, self.spec.decodes
 
     @property
     def watermark(self) -> int:
         """Pages of each group to leave to the requests that are here and grow: one each."""
-        return len(self.placed) if self.spec.decodes else 0
+        return len(self.placed) if self.decodes else 0
 
     @property
     def is_backed_up(self) -> bool:
@@ -82,7 +82,7 @@ class MeshState:
 
     def decoding(self) -> list[Request]:
         """List the requests in DECODE, in the policy's order."""
-        if not self.spec.decodes:
+        if not self.decodes:
             return []
         state = State.DECODE
         return [request for request in self.placed if request.state is state]

@@ -57,7 +57,7 @@ class Scheduler:
         ]
         check_policy(policy, config)
         self.requests: dict[int, Request] = {}
-        self._handoffs = Handoffs(config, pools, self.meshes, policy, self.counters, emit)
+        self._handoffs = Handoffs(config, pools, self.meshes, self.requests, policy, self.counters, emit)
         self._admission = Admission(config, self.meshes, self.requests, policy, self.counters)
         self._lifecycle = Lifecycle(
             config, self.meshes, self.requests, policy, self._admission, self._handoffs, self.counters, emit
@@ -83,7 +83,7 @@ class Scheduler:
             case StepDone(mesh=mesh, step=step, outcomes=outcomes):
                 self._on_step_done(self.meshes[mesh], step, outcomes)
             case TransferReady(transfer=number):
-                self._on_transfer_ready(number)
+                self._handoffs.transfer_ready(number, self._now)
             case TransferFailed(transfer=number, reason=reason):
                 self._lifecycle.lose_transfer(number, reason, self._now)
             case MeshFailed(mesh=mesh, reason=reason):
@@ -150,11 +150,6 @@ class Scheduler:
         elif request.handoff is not None:
             self._handoffs.complete(request, self._now)
 
-    def _on_transfer_ready(self, number: int) -> None:
-        transfer = self._handoffs.end_transfer(number)
-        if transfer is not None and transfer.request_id is not None:
-            self._handoffs.complete(self.requests[transfer.request_id], self._now)
-
     def _on_resume(self) -> None:
         self._admission.is_held = False
         for mesh in self.meshes:
@@ -169,7 +164,7 @@ class Scheduler:
             before = len(self._out), self.counters.preemptions
             self._admission.admit()
             for mesh in self.meshes:
-                while mesh.can_step and self._batching.dispatch_step(mesh, self._now):
+                while self._batching.dispatch_step(mesh, self._now):
                     self._handoffs.dispatch()  # at once: behind the mesh's next step, a gather would wait for that too
             self._handoffs.dispatch()
         out = list(self._out)

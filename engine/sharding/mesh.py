@@ -1,7 +1,7 @@
-"""From a topology to JAX meshes, and from logical axis names to shardings on them.
+"""Builds JAX meshes from a topology, and shardings on them from logical axis names.
 
 Each mesh has the single axis "tp". Heads, MLP columns and the vocabulary are split over it, everything else is
-replicated. Which degrees a model allows is `tensor_parallel.py`'s business. No arrays are made here.
+replicated. No arrays are made here; `tensor_parallel.py` checks which degrees a model allows.
 """
 
 import os
@@ -19,9 +19,12 @@ _SPLIT = frozenset({"vocab", "q_heads", "kv_heads", "mlp"})
 
 
 def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None) -> list[Mesh]:
-    """One mesh per `MeshSpec`, on `devices` in order (default: all of JAX's, made ready on CPU as the topology needs).
+    """Build one mesh per `MeshSpec` on `devices`, in order.
 
-    `devices` may name a device twice, so that meshes share it; tests of several meshes on one GPU do.
+    Args:
+        topology: the meshes to build.
+        devices: as many as the topology needs; a device may appear twice, so that meshes share it, as in tests of
+            several meshes on one GPU. None: all of JAX's devices, of which as many as needed are created on a CPU.
 
     Raises:
         TopologyError: too few devices, a list of another length, or one that puts a device into one mesh twice.
@@ -47,7 +50,7 @@ def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None
 
 
 def _request_cpu_devices(count: int) -> None:
-    """Ask for CPU devices while no backend exists; once one does, JAX refuses, and what is there must do."""
+    """Ask JAX for CPU devices; it refuses once a backend exists, and then the devices that exist must suffice."""
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     current = jax.config.jax_num_cpu_devices
@@ -70,25 +73,28 @@ def _too_few(topology: Topology, devices: Sequence[jax.Device]) -> str:
 
 
 def sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
-    """How an array with these logical axes, one name per dimension, lies on `mesh`. What is split must divide."""
+    """Make the sharding on `mesh` of an array with these logical axes, one name (or None) per dimension.
+
+    Dimensions that are split must divide by the mesh's size.
+    """
     return NamedSharding(mesh, PartitionSpec(*(AXIS if axis in _SPLIT else None for axis in axes)))
 
 
 def param_sharding(mesh: Mesh, spec: ParamSpec) -> NamedSharding:
-    """How a parameter lies on `mesh`. A vocabulary that does not divide is kept whole on every device."""
+    """Make the sharding of a parameter on `mesh`. A vocabulary that does not divide is whole on every device."""
     divides = (size % mesh.size == 0 for size in spec.value.shape)
     return sharding(mesh, [axis if ok else None for axis, ok in zip(spec.axes, divides, strict=True)])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device of `mesh`."""
+    """Make the sharding that keeps a whole copy on every device of `mesh`."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate_logits(logits: jax.Array, mesh: Mesh) -> jax.Array:
-    """While tracing: logits [R, V] as the head computes them, whole on every device from here on.
+    """Constrain logits [R, V], while tracing, to be whole on every device from here on.
 
-    They are first held split over the vocabulary: asked for whole at once, XLA would gather the head's weights instead.
+    They are constrained to be split over the vocabulary first: without that, XLA gathers the head's weights instead.
     """
     if mesh.size == 1:
         return logits

@@ -1,10 +1,10 @@
-"""What tensor parallelism asks of a model, and how its key/value heads lie on more shards than there are of them.
+"""Checks which degrees of tensor parallelism a model allows, and repeats key/value heads where there are too few.
 
 Each of a mesh's tp devices computes num_heads / tp query heads with the key/value heads that they read, and
 intermediate_size / tp columns of the MLP (Shoeybi et al. 2019, Megatron-LM). With fewer key/value heads than devices
-each is held by tp / num_kv_heads neighbours: weights and KV pool then count tp heads.
+each head is held by tp / num_kv_heads neighbours: weights and KV pool then count tp heads.
 
-Facts and host arrays only. Where arrays go is `mesh.py`'s business.
+Numbers and host arrays only; `mesh.py` places arrays on devices.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def check_tp(model: ModelConfig, spec: MeshSpec) -> None:
     """Refuse a degree of tensor parallelism that the model's heads or MLP columns cannot be divided by.
 
     Raises:
-        TopologyError: with the number that does not divide and the degrees that fit the model.
+        TopologyError: names the number that does not divide and the degrees that fit the model.
     """
     tp = spec.tp
     if model.num_heads % tp:
@@ -41,18 +41,27 @@ def _fits(model: ModelConfig, tp: int) -> bool:
 
 
 def model_on(model: ModelConfig, tp: int) -> ModelConfig:
-    """The model as a mesh of `tp` devices runs it: at least one key/value head on each. `check_tp` has passed."""
+    """Return the model as a mesh of `tp` devices runs it, with at least one key/value head on each device.
+
+    Expects that `check_tp` has passed.
+    """
     return replace(model, num_kv_heads=max(model.num_kv_heads, tp))
 
 
 def expand(
     array: np.ndarray, axes: Sequence[str], model: ModelConfig, tp: int, index: tuple[slice, ...] | None = None
 ) -> np.ndarray:
-    """A parameter of `model` as `model_on(model, tp)` has it: each key/value head repeated in its place.
+    """Convert a parameter of `model` to the shape it has in `model_on(model, tp)` by repeating its key/value heads.
 
-    `axes` are the parameter's logical axes, one per dimension. `index`: only this part of the result, a slice of each
-    dimension (None: all). Query head h of the model reads head h // (num_heads / num_kv_heads), so repeating each head
-    in place keeps every query head on its own.
+    Query head h of the model reads head h // (num_heads / num_kv_heads), so repeating each head next to itself keeps
+    every query head with the head that it reads.
+
+    Args:
+        array: the parameter in the checkpoint's shape.
+        axes: its logical axes, one name per dimension.
+        model: the checkpoint's model.
+        tp: devices of the mesh.
+        index: a slice per dimension of the result, to return that part only; None: all.
     """
     if tp <= model.num_kv_heads or "kv_heads" not in axes:
         return array if index is None else array[index]

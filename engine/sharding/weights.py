@@ -1,7 +1,7 @@
-"""A model's parameters on meshes: loaded once at start-up, and put in place of each other while the engine lives.
+"""Loads a model's parameters onto meshes at start-up, and replaces them while the engine runs.
 
-A parameter is named by its dotted path (`AbstractParams.specs`) and has, to the outside, the shape of the checkpoint's
-model; how a mesh lays it out, with key/value heads repeated where there are more devices than heads, shows only here.
+A parameter is named by its dotted path (`AbstractParams.specs`) and has, to callers, the shape of the checkpoint's
+model. Only this file knows the layout on a mesh, with key/value heads repeated where there are more devices than heads.
 """
 
 import math
@@ -25,7 +25,7 @@ type Params = tuple[jax.Array, ...]
 
 
 def load_weights(checkpoint: Checkpoint, dtype: jnp.dtype, meshes: Sequence[Mesh], progress: bool) -> list[Params]:
-    """One tuple of arrays per mesh; each tensor is read and dequantised once. `progress` shows a bar on stderr."""
+    """Load a tuple of arrays per mesh, reading and dequantising each tensor once; `progress` shows a bar on stderr."""
     placers = [Placer(checkpoint.config, dtype, mesh) for mesh in meshes]
     wanted = {path: tuple(placer.wanted(path) for placer in placers) for path in placers[0].specs}
     loaded: list[dict[str, jax.Array]] = [{} for _ in meshes]
@@ -39,18 +39,17 @@ def load_weights(checkpoint: Checkpoint, dtype: jnp.dtype, meshes: Sequence[Mesh
 
 
 class Placer:
-    """Puts parameters of one model on one mesh."""
+    """Puts parameters of one checkpoint's model on one mesh."""
 
     def __init__(self, model: ModelConfig, dtype: jnp.dtype, mesh: Mesh) -> None:
-        """`model` is the checkpoint's."""
         self._model, self._mesh = model, mesh
         self.specs: Mapping[str, ParamSpec] = abstract_params(model, dtype).specs
         self._layout = abstract_params(model_on(model, mesh.size), dtype).specs
 
     def wanted(self, path: str) -> jax.ShapeDtypeStruct:
-        """The parameter in the checkpoint's shape, as a checkpoint can bring it to the mesh before `put`.
+        """Describe how a checkpoint is to load the parameter before `put`: the checkpoint's shape, and a sharding.
 
-        Whole, on one device, where the mesh's layout has another shape.
+        Where the mesh's layout has another shape, the parameter is to be loaded whole onto one device.
         """
         value, sharding = self.specs[path].value, param_sharding(self._mesh, self.specs[path])
         if self._is_repeated(path):
@@ -60,7 +59,7 @@ class Placer:
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
 
     def put(self, path: str, array: ArrayLike) -> jax.Array:
-        """The parameter on the mesh, in the mesh's layout. A `jax.Array` need not be on the host, or on this mesh."""
+        """Put the parameter on the mesh in the mesh's layout; `array` may be on the host, this mesh or another one."""
         target = param_sharding(self._mesh, self._layout[path])
         if not self._is_repeated(path):
             placed: jax.Array = jax.device_put(array, target)
@@ -76,16 +75,16 @@ class Placer:
         return tuple(self._layout[path].value.shape) != tuple(self.specs[path].value.shape)
 
     def replace(self, params: list[jax.Array], new: Mapping[str, ArrayLike]) -> None:
-        """Put those named in `new` in place of the old ones, one by one: each old one can be freed before the next."""
+        """Replace the parameters named in `new` one by one, so that each old array can be freed before the next."""
         for index, path in enumerate(self.specs):
             if path in new:
                 params[index] = self.put(path, new[path])
 
     def check(self, new: Mapping[str, ArrayLike]) -> None:
-        """Refuse what is not a parameter, or has another shape or dtype.
+        """Refuse names that are no parameters, and arrays of another shape or dtype.
 
         Raises:
-            ValueError: in one sentence.
+            ValueError: names the parameter and what was expected.
         """
         for path, array in new.items():
             if path not in self.specs:

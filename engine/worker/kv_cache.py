@@ -1,12 +1,12 @@
-"""The arrays one mesh keeps between steps, and how many KV pages fit in its memory.
+"""The arrays that a mesh keeps between steps: KV pools, page tables and request state.
 
 Layers with the same window form a **cache group** with a pool and page tables of its own. KV is page-major: contiguous
-per page and shard for gathers and transfers. The layers of a group lie in one array, so a step passes two KV leaves per
+per page and shard for gathers and transfers. All layers of a group share one array, so a step passes two KV leaves per
 group whatever the depth (on 8 devices 72 leaves cost 0.84 ms per call where 2 cost 0.41), and a hand-off is one gather.
-Page tables lie on the device as well, so that a decode step gets only the pages it writes to. Which request
-holds which page is `paging/allocator.py`'s business.
+Page tables are kept on the device as well, so that a decode step is sent only the pages it writes to.
+`paging/allocator.py` decides which request holds which page.
 
-Every `ModelConfig` here is the mesh's own: its KV heads are those that lie on the mesh (`tensor_parallel.py`).
+Every `ModelConfig` here is the model as the mesh runs it: its KV heads are those on the mesh (`tensor_parallel.py`).
 """
 
 from collections.abc import Sequence
@@ -26,21 +26,21 @@ KV_AXES = (None, None, None, "kv_heads", None)
 
 
 class Group(NamedTuple):
-    """A cache group."""
+    """A cache group: the layers that share an attention window."""
 
-    window: int | None  # the attention window of its layers; None: they see everything
-    layers: tuple[int, ...]  # their indices
+    window: int | None  # in tokens; None: the layers attend to all tokens
+    layers: tuple[int, ...]  # indices of the layers
 
 
 class KVCache(NamedTuple):
-    """One group's pool."""
+    """One cache group's pool of keys and values."""
 
     k: jax.Array  # [layers of the group, pages, page_size, kv_heads, head_dim]
-    v: jax.Array  # likewise
+    v: jax.Array  # [layers of the group, pages, page_size, kv_heads, head_dim]
 
 
 class DeviceState(NamedTuple):
-    """The state that a step takes donated and returns."""
+    """The state that a step takes, donated, and returns."""
 
     kv: tuple[KVCache, ...]  # a pool per cache group
     tables: tuple[jax.Array, ...]  # per cache group [max_num_seqs, max_pages] int32; unwritten entries are arbitrary
@@ -48,7 +48,7 @@ class DeviceState(NamedTuple):
 
 
 def groups(model: ModelConfig) -> tuple[Group, ...]:
-    """The cache groups, in the order in which the layers first use them; `EngineConfig.windows` are their windows."""
+    """List the cache groups in the order of their first layers; `EngineConfig.windows` are their windows."""
     windows = dict.fromkeys(spec.window for spec in model.layers)
     return tuple(
         Group(window, tuple(index for index, spec in enumerate(model.layers) if spec.window == window))
@@ -59,7 +59,7 @@ def groups(model: ModelConfig) -> tuple[Group, ...]:
 def abstract_state(
     model: ModelConfig, config: EngineConfig, pages: Sequence[int], dtype: jnp.dtype, mesh: Mesh
 ) -> DeviceState:
-    """Shapes and shardings of a mesh's state, nothing allocated; `pages` of each cache group."""
+    """Describe a mesh's state by shapes and shardings, without allocating it; `pages` counts each group's pages."""
 
     def pool(group: Group, count: int) -> KVCache:
         shape = (len(group.layers), count, config.page_size, model.num_kv_heads, model.head_dim)

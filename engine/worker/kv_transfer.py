@@ -1,17 +1,19 @@
 """Moves KV and request state from one mesh to another.
 
-Three dispatches: `gather` on the source copies a request's pages into staging of a bucketed page count, `send` moves
-the staging to the destination's devices, `scatter` writes it into the destination's pool, donated. The caller
-dispatches the scatter only when the staging has arrived: earlier it would join the destination's dependency chain, and
-every decode step would wait for the running prefill (703 ms instead of 4.6, measured).
+A transfer has three dispatches: `gather` on the source copies a request's pages into a staging buffer of a bucketed
+page count, `send` copies the staging to the destination's devices, and `scatter` writes it into the destination's
+pool, donated. The caller dispatches the scatter only when the staging has arrived: earlier, it would join the
+destination's dependency chain, and every decode step would wait for the running prefill (703 ms instead of 4.6,
+measured).
 
-`jax.device_put` between meshes is direct and asynchronous only where shards match one to one; elsewhere it goes through
-the host without a word. So the heads are cut into slices such that every shard on either side is a whole number of
-them (`plan`). The gather lays each slice out as an array of its own, `send` takes single-device shards straight to the
-devices that need them, and the scatter joins a device's slices. Between meshes of the same size that is one device_put.
+`jax.device_put` between meshes is direct and asynchronous only if shards match one to one; otherwise it goes through
+the host, silently. So the heads are cut into slices such that every shard on either side holds a whole number of them
+(`plan`). The gather makes each slice an array of its own, `send` copies single-device shards directly to the devices
+that need them, and the scatter joins a device's slices. Between meshes of the same size this is one device_put.
 
-Two meshes of 4 and 2 devices, 4 key/value heads: 4 slices, one per source shard, two per destination shard. The gather
-returns one piece (its shard i is slice i), the scatter takes two (shard i of piece j is slice 2 i + j).
+Example: a source of 4 devices, a destination of 2, and 4 key/value heads give 4 slices, one per source shard and two
+per destination shard. The gather returns one piece (its shard i is slice i), and the scatter takes two (shard i of
+piece j is slice 2 i + j).
 """
 
 import math
@@ -36,42 +38,44 @@ _HEADS = PartitionSpec(None, None, None, AXIS, None)  # of pools and staging ali
 
 
 class Staging(NamedTuple):
-    """One request between meshes."""
+    """The pages and request state of one request on their way between meshes."""
 
     # Per cache group and piece, [layers, bucket, page_size, heads of the piece on all shards, head_dim].
     kv: tuple[tuple[KVCache, ...], ...]
-    request: RequestState  # its row, the slot axis removed; replicated
+    request: RequestState  # the request's row without the slot axis; replicated
 
 
-# Prefixes of the trees: one specification for all that is below.
+# Prefixes of the trees: each specification applies to all leaves below it.
 _STATE: Any = DeviceState(kv=_HEADS, tables=_WHOLE, requests=_WHOLE)  # type: ignore[arg-type]
 _STAGING: Any = Staging(kv=_HEADS, request=_WHOLE)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Route:
-    """How a model's `kv_heads` are cut on their way from a mesh of `source_tp` devices to one of `destination_tp`.
+    """How a model's key/value heads are cut into slices for a transfer between two meshes.
 
-    `slices`: equal runs of neighbouring heads. A shard holds consecutive ones; with more devices than heads, neighbours
-    hold the same one.
+    A shard holds consecutive slices; with more devices than heads, neighbouring devices hold the same slice.
     """
 
-    kv_heads: int
-    source_tp: int
-    destination_tp: int
-    slices: int
+    kv_heads: int  # of the model
+    source_tp: int  # devices of the source mesh
+    destination_tp: int  # devices of the destination mesh
+    slices: int  # equal runs of neighbouring heads
 
     @property
     def piece_heads(self) -> int:
-        """Heads of one slice, which is a piece's part on one device."""
+        """Heads of one slice, which is the part of a piece that one device holds."""
         return self.kv_heads // self.slices
 
     def pieces_on(self, tp: int) -> int:
-        """Slices on a device of the side with `tp` devices: arrays per pool that gather returns or scatter takes."""
+        """Count the slices on a device of the side with `tp` devices.
+
+        As many arrays per pool are returned by the gather, or taken by the scatter.
+        """
         return max(1, self.slices // tp)
 
     def origin(self, shard: int, piece: int) -> tuple[int, int]:
-        """Where on the source to find what a destination shard needs as `piece`: its first (shard, piece) there."""
+        """Find the slice that a destination shard needs as `piece`: the first (shard, piece) that holds it there."""
         needed = shard * self.slices // self.destination_tp + piece
         if self.slices < self.source_tp:
             return needed * (self.source_tp // self.slices), 0
@@ -79,7 +83,7 @@ class Route:
 
 
 def plan(kv_heads: int, source_tp: int, destination_tp: int) -> Route:
-    """The coarsest cut of `kv_heads` that suits both sides; degrees that `check_tp` lets pass always have one.
+    """Find the coarsest cut of `kv_heads` that suits both sides; degrees that `check_tp` accepts always have one.
 
     Raises:
         TopologyError: the heads cannot be cut evenly.
@@ -95,15 +99,19 @@ def plan(kv_heads: int, source_tp: int, destination_tp: int) -> Route:
 
 
 def staged_pages(config: EngineConfig, bucket: int) -> tuple[int, ...]:
-    """Pages per cache group of a transfer of `bucket` pages: a windowed group never sends more than its window."""
+    """Count the pages per cache group in a transfer of `bucket` pages; a windowed group sends at most its window."""
     return tuple(min(bucket, config.pages_to_send(window)) for window in config.windows)
 
 
 def gather(state: DeviceState, pages: tuple[jax.Array, ...], slot: jax.Array, *, mesh: Mesh, route: Route) -> Staging:
-    """Copy a request out of `mesh`, the route's source.
+    """Copy a request's pages and state out of `mesh`, the route's source.
 
-    `pages`: per group [bucket of the group] int32; padding may be any id, what it copies is not written anywhere.
-    `slot` []: whose request state; the last slot's where it is past the end.
+    Args:
+        state: of the mesh.
+        pages: per group [bucket of the group] int32 page ids; padding may be any id, as its copy is never written.
+        slot: [] int32, the request's; past the end, the last slot's state is copied.
+        mesh: the source.
+        route: how the heads are cut.
     """
     pieces = route.pieces_on(mesh.size)
 
@@ -132,10 +140,15 @@ def scatter(
     *,
     mesh: Mesh,
 ) -> DeviceState:
-    """Write a request into `mesh`, the route's destination; in place where `state` is donated.
+    """Write a request's pages, tables and state into `mesh`, the route's destination; in place if `state` is donated.
 
-    `pages`: per group [bucket of the group] int32; ids past the group's pool write nothing. `slot` []: where its
-    request state and `tables`, per group [max_pages] int32, go; max_num_seqs writes neither, only pages.
+    Args:
+        state: of the mesh.
+        staging: as `send` returns it.
+        pages: per group [bucket of the group] int32 page ids; ids past the group's pool write nothing.
+        slot: [] int32, where request state and tables are written; max_num_seqs writes neither, only pages.
+        tables: the request's page table per group, [max_pages] int32.
+        mesh: the destination.
     """
 
     def join(pool: jax.Array, ids: jax.Array, pieces: list[jax.Array]) -> jax.Array:
@@ -165,7 +178,7 @@ def scatter(
 
 
 def send(staging: Staging, source: Mesh, destination: Mesh, route: Route) -> Staging:
-    """Start the copy of what `gather` returned on `source` to `destination`; returns at once, nothing compiles."""
+    """Start to copy what `gather` returned on `source` to `destination`; returns at once and compiles nothing."""
     before, after = (list(mesh.devices.flat) for mesh in (source, destination))
     split, whole = NamedSharding(destination, _HEADS), NamedSharding(destination, _WHOLE)
     if len(before) == len(after) and (before == after or not set(before) & set(after)):
@@ -177,7 +190,7 @@ def send(staging: Staging, source: Mesh, destination: Mesh, route: Route) -> Sta
         return found
 
     def parts(pieces: tuple[KVCache, ...], piece: int) -> Any:
-        """What each destination device holds of one piece, keys and values."""
+        """Collect the shards of one piece that each destination device needs, of keys and of values."""
         origins = [route.origin(index, piece) for index in range(len(after))]
         keys, values = ([shard(pieces[j][leaf], i) for i, j in origins] for leaf in range(2))
         return KVCache(keys, values)  # type: ignore[arg-type]
@@ -189,7 +202,7 @@ def send(staging: Staging, source: Mesh, destination: Mesh, route: Route) -> Sta
 
 
 def _assemble(parts: Any, sharding: NamedSharding) -> Any:
-    """Leaves are lists, an array for each device of `sharding`: each moves to its device, each list becomes one."""
+    """Copy each leaf, a list with one array per device of `sharding`, to these devices and join it into one array."""
     leaves, structure = jax.tree.flatten(parts, is_leaf=lambda x: isinstance(x, list))
     devices = list(sharding.mesh.devices.flat)
     moved = iter(jax.device_put([part for leaf in leaves for part in leaf], devices * len(leaves)))
@@ -204,7 +217,7 @@ def _assemble(parts: Any, sharding: NamedSharding) -> Any:
 
 
 def abstract_staging(state: DeviceState, mesh: Mesh, route: Route, pages: tuple[int, ...]) -> Staging:
-    """Shapes and shardings of what `gather` returns or `scatter` takes on `mesh`, one side of the route.
+    """Describe by shapes and shardings what `gather` returns or `scatter` takes on `mesh`, one side of the route.
 
     `state` is the abstract state of that mesh, `pages` the bucket of each group (`staged_pages`).
     """
@@ -225,11 +238,11 @@ def abstract_staging(state: DeviceState, mesh: Mesh, route: Route, pages: tuple[
 
 
 def _per_shard[**P, T](step: Callable[P, T], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[P, T]:
-    """`step` on every device by itself: what is split is split by heads, and no device needs another's."""
+    """Run `step` on every device separately: arrays are split by heads only, and no device needs another's heads."""
     mapped: Callable[P, T] = jax.shard_map(step, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     return mapped
 
 
 def padded(pages: tuple[int, ...], bucket: int, padding: int) -> np.ndarray:
-    """Page ids [bucket] int32, filled up with `padding`."""
+    """Make an array [bucket] int32 of page ids, filled up with `padding`."""
     return np.array(pages + (padding,) * (bucket - len(pages)), np.int32)

@@ -81,7 +81,7 @@ class LocalExecutor:
             case Accept():
                 self.records.accept(command)
             case AssignPages():
-                self.meshes[command.mesh].assign(command)
+                self.meshes[command.mesh].inputs.assign(command)
             case CopyPage():
                 self.meshes[command.mesh].copy_page(command)
             case Prefill(chunks=chunks):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..protocol.actions import AssignPages, Chunk, CopyPage, Decode, DecodeRow, Fused, Prefill, Scatter, StartTransfer
+from ..protocol.actions import Chunk, CopyPage, Decode, DecodeRow, Fused, Prefill, Scatter, StartTransfer
 from ..protocol.results import HostScores, TokenScores
 from ..sampling.request_rows import dense_row, is_dense
 from ..sampling.sampler import Sampled
@@ -62,7 +62,7 @@ class MeshWorker:
         self.plan, self.programs, self.params = plan, programs, params
         self.placer = Placer(plan.model, plan.dtype, plan.mesh)
         self._padding = [kv.k.shape[1] for kv in plan.state.kv]  # in each group a page id that no request has
-        self._inputs = StepInputs(plan.config, self._padding)
+        self.inputs = StepInputs(plan.config, self._padding)
         self.state: DeviceState = programs.allocate()
 
     def reset(self) -> None:
@@ -71,10 +71,6 @@ class MeshWorker:
         self.state = self.programs.allocate()
 
     # ---- actions
-
-    def assign(self, action: AssignPages) -> None:
-        """Set entries of a slot's page table. Steps copy them, so those already dispatched keep theirs."""
-        self._inputs.assign(action)
 
     def copy_page(self, action: CopyPage) -> None:
         """Dispatch a copy of one page."""
@@ -85,14 +81,14 @@ class MeshWorker:
     def prefill(self, action: Prefill, records: RequestRecords) -> Dispatched:
         """Dispatch a packed prefill step."""
         self._load_dense(action.chunks, records)
-        inputs = self._inputs.prefill(action.bucket, action.chunks, records)
+        inputs = self.inputs.prefill(action.bucket, action.chunks, records)
         self.state, sampled, hidden = self.programs.prefill[action.bucket](self.params, self.state, inputs)
         index = np.arange(len(action.chunks))
         return self._dispatched(sampled, index, action.chunks, records, action.chunks, hidden)
 
     def decode(self, action: Decode, records: RequestRecords) -> Dispatched:
         """Dispatch one or several decode steps."""
-        rows = self._inputs.decode(action.bucket, action.steps, action.rows, records)
+        rows = self.inputs.decode(action.bucket, action.steps, action.rows, records)
         self.state, sampled = self.programs.decode[action.bucket, action.steps](self.params, self.state, rows)
         return self._dispatched(sampled, np.arange(len(action.rows)), action.rows, records)
 
@@ -100,8 +96,8 @@ class MeshWorker:
         """Dispatch a step of prompt chunks and decode rows."""
         config = self.plan.config
         self._load_dense(action.chunks, records)
-        inputs = self._inputs.prefill(action.bucket, action.chunks, records)
-        rows = self._inputs.decode(config.decode_buckets[-1], 1, action.rows, records)
+        inputs = self.inputs.prefill(action.bucket, action.chunks, records)
+        rows = self.inputs.decode(config.decode_buckets[-1], 1, action.rows, records)
         self.state, sampled, hidden = self.programs.fused[action.bucket](self.params, self.state, inputs, rows)
         index = np.concatenate([np.arange(len(action.chunks)), config.prefill_rows + np.arange(len(action.rows))])
         return self._dispatched(sampled, index, (*action.chunks, *action.rows), records, action.chunks, hidden)
@@ -117,7 +113,7 @@ class MeshWorker:
         """Copy a request in, its page tables with its state."""
         pages, config = self._padded(action.pages, bucket), self.plan.config
         slot = config.max_num_seqs if action.slot is None else action.slot
-        tables = self._inputs.tables_of(action.slot or 0)
+        tables = self.inputs.tables_of(action.slot or 0)
         self.state = self.programs.scatter[source_tp, bucket](self.state, staging, pages, np.int32(slot), tables)
 
     # ---- around a step

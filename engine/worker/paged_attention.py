@@ -1,11 +1,11 @@
 """The engine's `Attend`: paged attention for the decoder, over one or several cache groups and devices.
 
-A cache group is the layers with the same attention window; each has its own pool and page tables. A pool is flat to the
-kernels: the group's layer l owns pages l * pages to (l + 1) * pages - 1 of one long array, because a slice per layer
+A cache group is the layers with the same attention window; it has its own pool and page tables. The kernels see a flat
+pool: the group's layer l owns pages l * pages to (l + 1) * pages - 1 of one long array, because a slice per layer
 would copy it. Padding must therefore point past the whole pool, not past the layer's part.
 
-On a mesh of several devices append and attention run per device, each over its own heads: no KV is ever gathered, and
-nothing but heads may be split. Shapes: T packed tokens, R prefill rows, B decode rows, M pages per table.
+On a mesh of several devices, append and attention run per device, each over its own heads: no KV is ever gathered, and
+only heads may be split. Shapes: T packed tokens, R prefill rows, B decode rows, M pages per table.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class PrefillRows(NamedTuple):
     """Chunks of R prompts."""
 
     tables: tuple[jax.Array, ...]  # one [R, M] per cache group
-    kv_len: jax.Array  # [R], tokens of the request in the cache, its chunk included
+    kv_len: jax.Array  # [R], cached tokens of the request, its chunk included
     q_start: jax.Array  # [R + 1], where each chunk begins, counted from the first prefill token of the step
 
 
@@ -33,19 +33,19 @@ class DecodeRows(NamedTuple):
     """One token of each of B requests."""
 
     tables: tuple[jax.Array, ...]  # one [B, M] per cache group
-    kv_len: jax.Array  # [B], tokens of the request in the cache, this one included; 0: no request
+    kv_len: jax.Array  # [B], cached tokens of the request, this one included; 0: no request
 
 
 class StepRows(NamedTuple):
-    """The T tokens of a step: those of `decode`, one per row, and then those of `prefill`; either may be None."""
+    """The T tokens of a step: those of the decode rows, one each, and then those of the prefill chunks."""
 
     slots: tuple[jax.Array, ...]  # per group [T]: page * page_size + offset in any layer; past a layer: not written
-    decode: DecodeRows | None = None
-    prefill: PrefillRows | None = None
+    decode: DecodeRows | None = None  # None: the step has no decode rows
+    prefill: PrefillRows | None = None  # None: the step has no chunks
 
 
 class _Tokens(NamedTuple):
-    """A step's tokens as one layer sees them: ids are those of the flat pool."""
+    """A step's tokens as one layer's kernels take them: page ids are those of the flat pool."""
 
     slots: jax.Array  # [T]
     decode: tuple[jax.Array, jax.Array] | None  # table [B, M], kv_len [B]
@@ -58,8 +58,8 @@ class PagedAttention:
     All tokens of the step are appended before any of them attends.
 
     Args:
-        mesh: where the step runs.
-        model: the model as it runs there (`tensor_parallel.model_on`): its cache groups, windows, softcaps, scale.
+        mesh: runs the step.
+        model: the model as the mesh runs it (`tensor_parallel.model_on`).
     """
 
     def __init__(self, mesh: Mesh, model: ModelConfig) -> None:
@@ -68,7 +68,10 @@ class PagedAttention:
     def __call__(
         self, kv: tuple[KVCache, ...], layer: int, q: jax.Array, k: jax.Array, v: jax.Array, rows: StepRows
     ) -> tuple[jax.Array, tuple[KVCache, ...]]:
-        """Attend from q [T, Hq, D] once k and v [T, Hk, D] are in `kv`, a pool per group: [T, Hq, D], and the pools."""
+        """Append k and v [T, Hk, D] to the layer's pool in `kv`, and attend from q [T, Hq, D] over that pool.
+
+        Returns [T, Hq, D], and `kv` with the updated pool.
+        """
         group, index = self._places[layer]
         spec, scale = self._model.layers[layer], self._model.attention_scale
 
@@ -80,7 +83,7 @@ class PagedAttention:
 
         if self._mesh.size > 1:
             heads, pool, whole = PartitionSpec(None, AXIS), PartitionSpec(None, None, None, AXIS), PartitionSpec()
-            # The loops of the kernels start from constants, which the check takes for values equal on all devices.
+            # The kernels' loops start from constants, which the check would treat as values equal on all devices.
             step = jax.shard_map(
                 step, mesh=self._mesh, in_specs=(pool, heads, heads, heads, whole), out_specs=(heads, pool),
                 check_vma=False,
@@ -90,7 +93,7 @@ class PagedAttention:
 
 
 def _tokens(kv: KVCache, rows: StepRows, group: int, index: int) -> _Tokens:
-    """Turn ids within layer `index` of a group into ids of the group's flat pool."""
+    """Convert ids within layer `index` of a group to ids of the group's flat pool."""
     layers, pages, page_size, *_ = kv.k.shape
 
     def table(part: PrefillRows | DecodeRows) -> jax.Array:
@@ -133,15 +136,15 @@ def _attend(kv: KVCache, q: jax.Array, tokens: _Tokens, spec: AttentionSpec, sca
 
 
 def _reshape(pool: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Reshape a pool without moving a byte.
+    """Reshape a pool without copying it.
 
-    Left to itself XLA picks an odd layout around an axis of size 1, such as the only head of a device, and copies the
-    pool to get back from it.
+    Without the constraint XLA picks another layout around an axis of size 1, such as a device's only head, and copies
+    the pool to convert back from it.
     """
     reshaped: jax.Array = with_layout_constraint(pool.reshape(shape), Layout(tuple(range(len(shape)))))
     return reshaped
 
 
 def _offset(ids: jax.Array, per_layer: int, layer: int, layers: int) -> jax.Array:
-    """Move ids of one layer's part to their place in the flat pool; those past the part go past the whole pool."""
+    """Convert ids within one layer to ids of the flat pool; those past the layer become ids past the whole pool."""
     return jnp.where(ids < per_layer, ids + layer * per_layer, layers * per_layer)

@@ -1,7 +1,7 @@
-"""Every program a mesh runs, compiled at start-up: one per (step, bucket). Nothing compiles afterwards.
+"""Compiles every program a mesh runs at start-up, one per (step, bucket). Nothing compiles afterwards.
 
-Compiled objects are called as they are, so a shape that was not foreseen raises instead of compiling. Every program
-that changes a mesh's state has it donated, with the same sharding in and out: otherwise donation would copy the pools.
+Compiled objects are called directly, so an unforeseen shape raises instead of compiling. Every program that changes a
+mesh's state has it donated, with the same sharding in and out: with another one, donation would copy the pools.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ from .kv_transfer import plan as plan_route
 from .step_layout import PrefillInputs, decode_columns, prefill_columns
 from .steps import decode_step, fused_step, prefill_step
 
-# XLA's options for GPUs where every program must compute alike; not yet tried on one.
+# XLA's options for GPUs that make all programs compute alike; not yet tried on a GPU.
 _FIXED: dict[str, str | bool] = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": "0"}
 
 
@@ -43,42 +43,39 @@ class Programs:
 
     allocate: Compiled  # makes a zeroed state
     prefill: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
-    fused: dict[int, Compiled] = field(default_factory=dict)  # likewise
-    score: dict[int, Compiled] = field(default_factory=dict)  # likewise
+    fused: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
+    score: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
     decode: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by bucket in rows, and steps
-    gather: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by the other mesh's tp, and bucket in pages
-    scatter: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # likewise
+    gather: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by destination's tp, and bucket in pages
+    scatter: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by source's tp, and bucket in pages
     copy_page: dict[int, Compiled] = field(default_factory=dict)  # by cache group
     load_dense: Compiled | None = None
 
 
 @dataclass(frozen=True)
 class MeshPlan:
-    """What is to run on one mesh: everything a program's shapes and shardings depend on.
-
-    `model` is the checkpoint's; `params` and `state` are of the model as the mesh runs it (`tensor_parallel.model_on`).
-    """
+    """Everything that the shapes and shardings of one mesh's programs depend on."""
 
     mesh: Mesh
     spec: MeshSpec
-    model: ModelConfig
-    params: AbstractParams
+    model: ModelConfig  # the checkpoint's
+    params: AbstractParams  # of the model as the mesh runs it (`tensor_parallel.model_on`)
     config: EngineConfig
-    state: DeviceState
+    state: DeviceState  # abstract, of the model as the mesh runs it
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of weights, activations and KV."""
+        """The dtype of weights, activations and KV."""
         return jnp.dtype(self.state.kv[0].k.dtype)
 
     @property
     def destinations(self) -> set[int]:
-        """Degrees of tensor parallelism of the meshes that KV may leave this one for."""
+        """Degrees of tensor parallelism of the meshes that this one may send KV to."""
         return {spec.tp for spec in self._others if spec.decodes}
 
     @property
     def sources(self) -> set[int]:
-        """Degrees of tensor parallelism of the meshes that KV may come from."""
+        """Degrees of tensor parallelism of the meshes that this one may receive KV from."""
         return {spec.tp for spec in self._others} if self.spec.decodes else set()
 
     @property
@@ -89,9 +86,9 @@ class MeshPlan:
 
 
 def compile_programs(plans: list[MeshPlan], *, progress: bool) -> list[Programs]:
-    """Compile everything for every mesh, two programs at a time; `progress` shows a bar on stderr.
+    """Compile all programs of all meshes, two at a time; `progress` shows a bar on stderr.
 
-    Compiling releases the GIL, so a second thread helps; more would only hold more memory.
+    Compiling releases the GIL, so a second thread helps; more threads would only take more memory.
     """
     programs = [Programs(compile_program(plan, "allocate")) for plan in plans]
     jobs = [(plan, made, kind, size) for plan, made in zip(plans, programs, strict=True) for kind, *size in _jobs(plan)]
@@ -127,7 +124,7 @@ def _compile_allocate(plan: MeshPlan) -> Compiled:
 
 
 def _jobs(plan: MeshPlan) -> Iterator[tuple[Any, ...]]:
-    """Kind and size of each program that a mesh needs besides `allocate`."""
+    """List kind and size of each program that a mesh needs besides `allocate`."""
     config = plan.config
     if plan.spec.prefills:
         for kind in ("prefill", "score"):
@@ -185,12 +182,12 @@ def _decode_rows(plan: MeshPlan, rows: int, steps: int) -> Any:
 
 
 def _compile_step(plan: MeshPlan, step: Callable[..., Any], *inputs: Any) -> Compiled:
-    """A step takes parameters, state and inputs; it returns the state first."""
+    """Compile a step that takes parameters, state and inputs, and returns the new state first."""
     whole = replicated(plan.mesh)
     outputs = jax.eval_shape(step, _params(plan), plan.state, *inputs)
     out = (_shardings(plan.state), *(whole for _ in outputs[1:]))
     lowered = jax.jit(step, donate_argnums=1, out_shardings=out).lower(_params(plan), plan.state, *inputs)
-    # Each mesh's programs are compiled for themselves: autotuning could choose other kernels for one than for the next.
+    # Each mesh's programs are compiled separately, so autotuning could choose different kernels for two meshes.
     is_fixed = plan.config.deterministic and plan.mesh.devices.flat[0].platform == "gpu"
     return lowered.compile(compiler_options=_FIXED if is_fixed else None)
 
@@ -248,7 +245,7 @@ def _compile_copy_page(plan: MeshPlan, group: int) -> Compiled:
 
 
 def _argument(mesh: Mesh, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.int32) -> Any:
-    """The shape that stands for an array until there is one; `Any`, because it goes where arrays go."""
+    """Describe a replicated argument by shape and dtype; typed `Any`, because it is passed in place of an array."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
 
 

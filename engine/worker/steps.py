@@ -1,9 +1,9 @@
 """The step functions: model, paged attention and sampling in one dispatch each.
 
-Pure functions of arrays, to be compiled once per (mesh, bucket) with the state donated. A decode step feeds itself: the
-token sampled last lies in the state, so the host need not read it first. The host passes as few and as
-small arrays as it can: each costs it time on every device. Page tables lie in the state; a decode step gets only the
-pages that it writes to, and they must be there for all its rows and steps.
+These are pure functions of arrays, compiled once per (mesh, bucket) with the state donated. A decode step feeds itself:
+the token sampled last is in the state, so the host need not read it first. The host passes few and small arrays:
+each costs it time on every device. Page tables are in the state; a decode step is sent only the pages that it writes
+to, and they must be allocated for all its rows and steps.
 
 Shapes: T packed tokens, R prefill rows, B decode rows, M pages per table, G cache groups, S slots. Padding: page id
 `num_pages` of its group, slot S, kv_len 0.
@@ -29,10 +29,10 @@ from .step_layout import ChunkColumn, DecodeColumn, PrefillInputs
 def prefill_step(
     decoder: Decoder, mesh: Mesh, state: DeviceState, inputs: PrefillInputs
 ) -> tuple[DeviceState, Sampled, jax.Array]:
-    """Append each chunk's KV, attend to prefix and chunk, sample after each row's last token.
+    """Append each chunk's KV, attend to prefix and chunk, and sample after each row's last token.
 
-    Returns the new state, what was sampled [R], which means something only for rows whose chunk is their last, and the
-    hidden states [T, E].
+    Returns the new state, the sampled tokens [R] (valid only for rows whose chunk is the prompt's last), and the hidden
+    states [T, E].
     """
     state, chunks = _unpack_chunks(state, inputs)
     state, hidden = _forward(decoder, mesh, state, [chunks.part], prefill=chunks.rows)
@@ -43,9 +43,9 @@ def prefill_step(
 def decode_step(
     decoder: Decoder, mesh: Mesh, state: DeviceState, rows: jax.Array, steps: int
 ) -> tuple[DeviceState, Sampled]:
-    """`steps` times: feed each row a token, append its KV, attend, sample the next.
+    """Repeat `steps` times: feed each row a token, append its KV, attend, and sample the next token.
 
-    `rows` [B, decode_columns()] int32 describe the first step. Returns the new state and what was sampled [steps, B].
+    `rows` [B, decode_columns()] int32 describe the first step. Returns the new state and the sampled tokens [steps, B].
     """
     state, slot, kv_len, forced = _unpack_decode(state, rows)
 
@@ -65,9 +65,9 @@ def decode_step(
 def fused_step(
     decoder: Decoder, mesh: Mesh, state: DeviceState, inputs: PrefillInputs, rows: jax.Array
 ) -> tuple[DeviceState, Sampled, jax.Array]:
-    """A decode step of `rows` and a prefill step of `inputs`, of different requests, in one pass over the weights.
+    """Run a decode step of `rows` and a prefill step of `inputs`, of different requests, in one pass over the weights.
 
-    Returns the new state, what was sampled [R + B], prefill rows first, and the prefill's hidden states [T, E].
+    Returns the new state, the sampled tokens [R + B], prefill rows first, and the prefill's hidden states [T, E].
     """
     state, chunks = _unpack_chunks(state, inputs)
     state, slot, kv_len, forced = _unpack_decode(state, rows)
@@ -81,34 +81,34 @@ def fused_step(
 
 
 class _Part(NamedTuple):
-    """Some tokens of a forward pass."""
+    """Tokens that take part in a forward pass: those of the decode rows, or those of the prefill chunks."""
 
     tokens: jax.Array  # [T], ids
-    positions: jax.Array  # [T]
-    kv_slots: tuple[jax.Array, ...]  # per group [T], where their KV goes
+    positions: jax.Array  # [T], in their own sequences
+    kv_slots: tuple[jax.Array, ...]  # per group [T], where their KV is written
 
 
 class _Draw(NamedTuple):
-    """Rows to sample for."""
+    """The R rows to sample for."""
 
     scalars: Scalars
-    slot: jax.Array  # [R], where the result is kept; S: nowhere
+    slot: jax.Array  # [R], where scalars and token are stored; S: nowhere
     position: jax.Array  # [R], of the new token
 
 
 class _Chunks(NamedTuple):
-    """A prefill step's inputs, unpacked; `last` [R]: where each row's last token is among the T."""
+    """A prefill step's inputs, unpacked."""
 
     part: _Part
     rows: PrefillRows
-    last: jax.Array
+    last: jax.Array  # [R], index of each row's last token among the T tokens
     draw: _Draw
 
 
 class _Feeding(NamedTuple):
-    """One decode step about to be run; `state` has counted the tokens that are fed."""
+    """A decode step's inputs, unpacked."""
 
-    state: DeviceState
+    state: DeviceState  # in which the fed tokens are counted already
     part: _Part
     rows: DecodeRows
     draw: _Draw
@@ -123,7 +123,7 @@ def _forward(
     decode: DecodeRows | None = None,
     prefill: PrefillRows | None = None,
 ) -> tuple[DeviceState, jax.Array]:
-    """Append and attend: the state with the new KV, and the hidden states [T, E] of all parts' tokens in order."""
+    """Run the model on all parts: the state with their KV appended, and their hidden states [T, E] in order."""
     all_: _Part = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     attend, rows = PagedAttention(mesh, decoder.config), StepRows(all_.kv_slots, decode, prefill)
     hidden, kv = decoder.hidden(all_.tokens, all_.positions, attend, state.kv, rows)
@@ -133,7 +133,7 @@ def _forward(
 def _draw(
     decoder: Decoder, mesh: Mesh, state: DeviceState, hidden: jax.Array, draw: _Draw
 ) -> tuple[DeviceState, Sampled]:
-    """Sample after hidden states [R, E]; keep each row's scalars and token in its slot."""
+    """Sample after hidden states [R, E], and store each row's scalars and token in its slot."""
     logits = replicate_logits(decoder.logits(hidden), mesh)
     with jax.named_scope("sample"):
         sampled = sample(logits, draw.scalars, state.requests.dense, draw.slot, draw.position)
@@ -143,7 +143,7 @@ def _draw(
 
 
 def _unpack_chunks(state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceState, _Chunks]:
-    """Also writes every row's page tables into the state."""
+    """Unpack a prefill step's inputs, and write every row's page tables into the state."""
     columns, ints, *tables = _split(
         inputs.rows, [len(ChunkColumn), len(Int), *(table.shape[1] for table in state.tables)]
     )
@@ -164,7 +164,7 @@ def _unpack_chunks(state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceSta
 
 
 def _unpack_decode(state: DeviceState, rows: jax.Array) -> tuple[DeviceState, jax.Array, jax.Array, jax.Array]:
-    """Writes the pages that the rows name into the state's tables; slot, kv_len and forced token, [B] each."""
+    """Write the pages that the rows name into the state's tables; return slot, kv_len and forced token, [B] each."""
     width = (rows.shape[1] - len(DecodeColumn)) // len(state.tables)
     columns, *pages = _split(rows, [len(DecodeColumn), *(width for _ in state.tables)])
     slot, kv_len, forced = columns.T
@@ -176,14 +176,14 @@ def _unpack_decode(state: DeviceState, rows: jax.Array) -> tuple[DeviceState, ja
 
 
 def _feed(state: DeviceState, slot: jax.Array, kv_len: jax.Array, forced: jax.Array) -> _Feeding:
-    """What a decode step feeds to rows [B]: the forced token where it is not negative, else the one sampled last."""
-    # Past the end of its table a row is padding: it writes and reads nothing.
+    """Feed rows [B] the forced token where it is not negative, else the token sampled last."""
+    # A row past the end of its page table is padding: it writes and reads nothing.
     capacity = state.tables[0].shape[1] * state.kv[0].k.shape[2]
     is_used = (kv_len > 0) & (kv_len <= capacity)
     kv_len = jnp.where(is_used, kv_len, 0)
     slot = jnp.where(is_used, slot, state.tables[0].shape[0])
     scalars, tables = jax.tree.map(lambda x: x.at[slot].get(mode="clip"), (state.requests.scalars, state.tables))
-    # Padding must not make the whole batch pay: zeros are greedy and want nothing else.
+    # Padding must not switch costly sampling regimes on for the whole batch: zeros are greedy and use nothing else.
     scalars = jax.tree.map(lambda x: jnp.where(is_used[:, None], x, jnp.zeros_like(x)), scalars)
     tokens = jnp.where(forced >= 0, forced, scalars.ints[:, Int.LAST_TOKEN])
     positions = jnp.maximum(kv_len - 1, 0)
@@ -199,9 +199,9 @@ def _feed(state: DeviceState, slot: jax.Array, kv_len: jax.Array, forced: jax.Ar
 def _kv_slots(
     state: DeviceState, tables: list[jax.Array] | tuple[jax.Array, ...], positions: jax.Array, written: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """Per group where each token's KV goes, [T]: page * page_size + offset, or past the pool for what is not written.
+    """Find where each token's KV is written, per group [T]: page * page_size + offset, past the pool for nowhere.
 
-    `tables`: each token's page table, one [T, M] per group.
+    `tables` are each token's page tables, one [T, M] per group; `written` [T] says which tokens are written.
     """
 
     def one(pool: jax.Array, table: jax.Array) -> jax.Array:

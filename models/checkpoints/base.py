@@ -1,7 +1,7 @@
 """The interface of an opened model, and the part of it that every kind of checkpoint shares: its text files.
 
-A checkpoint gives facts, parameters and a tokenizer. Where arrays live, and on how many meshes, is the caller's
-business. How a path becomes a checkpoint is `open.py`'s.
+A checkpoint gives facts, parameters and a tokenizer. The caller decides on which devices and meshes arrays are placed.
+`open.py` turns a path into a checkpoint.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ DESCRIPTION = "twinmesh.json"
 
 
 class Checkpoint(Protocol):
-    """An opened model: facts are read when it is opened, tensors when they are asked for."""
+    """An opened model: facts are read when it is opened, tensors when `load` asks for them."""
 
     @property
     def name(self) -> str:

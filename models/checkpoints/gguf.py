@@ -1,4 +1,4 @@
-"""A GGUF file as a checkpoint: configuration, weights, tokenizer and chat template are all in it."""
+"""Opens a GGUF file as a checkpoint: it holds configuration, weights, tokenizer and chat template."""
 
 from collections.abc import Iterator
 from pathlib import Path

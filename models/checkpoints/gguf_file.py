@@ -1,9 +1,9 @@
-"""GGUF files: metadata and dequantised tensors. It reads them; it never writes them, and knows no model family.
+"""Reads GGUF files: metadata and dequantised tensors. It never writes them, and knows no model family.
 
 The header is parsed here rather than by `gguf.GGUFReader`, which makes several numpy views per array element: 2.2 s for
-SmolLM2's 98k tokens and merges, against 0.06 s. Dequantisation is the `gguf` library's. Layout: ggml's docs/gguf.md.
-Every count and offset is checked against the file's size before it is used, so that a truncated or damaged file is one
-sentence and not a crash or an allocation of terabytes.
+SmolLM2's 98k tokens and merges, against 0.06 s. The `gguf` library dequantises. Layout: ggml's docs/gguf.md. Every
+count and offset is checked against the file's size before it is used, so that a truncated or damaged file gives an
+error of one sentence and not a crash or an allocation of terabytes.
 """
 
 import functools
@@ -34,17 +34,17 @@ _MAX_DIMENSIONS = 4
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies. `shape` is in numpy order (rows first), the reverse of how the file lists it."""
+    """The place of a tensor."""
 
     path: Path
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # in numpy order (rows first), the reverse of the file's
     kind: GGMLQuantizationType
     offset: int  # bytes from the start of `path`
     nbytes: int
 
 
 class _Truncated(Exception):
-    """The header goes on past the end of the file."""
+    """Raised where the header continues past the end of the file."""
 
 
 class _Cursor:
@@ -54,7 +54,7 @@ class _Cursor:
         self.buffer, self.size, self.at = buffer, len(buffer), 0
 
     def advance(self, count: int) -> int:
-        """Step over `count` bytes and return where they start."""
+        """Skip `count` bytes and return the offset at which they start."""
         start = self.at
         if count > self.size - start:
             raise _Truncated
@@ -62,18 +62,18 @@ class _Cursor:
         return start
 
     def scalar(self, code: str) -> Any:
-        """One number or boolean by its `struct` code."""
+        """Read one number or boolean by its `struct` code."""
         start = self.advance(struct.calcsize(f"<{code}"))
         return struct.unpack_from(f"<{code}", self.buffer, start)[0]
 
     def string(self) -> str:
-        """A length and that many bytes of UTF-8."""
+        """Read a length and that many bytes of UTF-8."""
         count = self.scalar("Q")
         start = self.advance(count)
         return self.buffer[start : start + count].decode("utf-8")
 
     def value(self, kind: int) -> Any:
-        """One metadata value of GGUF type `kind`; arrays become lists."""
+        """Read one metadata value of GGUF type `kind`; arrays become lists."""
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind == _STRING:
@@ -83,7 +83,7 @@ class _Cursor:
         raise ValueError(f"value type {kind} is unknown")
 
     def array(self, kind: int, count: int) -> list[Any]:
-        """`count` values of type `kind`."""
+        """Read `count` values of type `kind`."""
         if kind in _SCALARS:
             dtype = np.dtype(_SCALARS[kind]).newbyteorder("<")
             start = self.advance(count * dtype.itemsize)
@@ -96,18 +96,18 @@ class _Cursor:
 
 
 class GGUFFile:
-    """An open GGUF file, or the parts that one was split into: `metadata` by key, `tensors` by name, their values."""
+    """An open GGUF file, or all parts of one that was split."""
 
     def __init__(self, path: Path) -> None:
-        """Parse the header of `path`, and those of the other parts where it is the first of several.
+        """Parse the header of `path` and, if it is the first of several parts, those of the others.
 
         Raises:
             CheckpointError: no such file, a directory, not GGUF, an unknown version, a damaged or truncated file, or a
                 part that is missing or is not the first.
         """
         self.path = path
-        self.tensors: dict[str, TensorInfo] = {}
-        self.metadata = self._read_header(path)
+        self.tensors: dict[str, TensorInfo] = {}  # by name
+        self.metadata = self._read_header(path)  # by key
         for part in self._other_parts():
             self._read_header(part)
         expected = self.metadata.get("split.tensors.count", len(self.tensors))
@@ -117,7 +117,7 @@ class GGUFFile:
             )
 
     def _other_parts(self) -> list[Path]:
-        """The rest of a file that llama.cpp's gguf-split has cut: NAME-00001-of-0000N.gguf is the first of N."""
+        """List the other parts of a file that llama.cpp's gguf-split has cut; the first is NAME-00001-of-0000N.gguf."""
         count = self.metadata.get("split.count", 1)
         if not isinstance(count, int) or count <= 1:
             return []
@@ -130,7 +130,7 @@ class GGUFFile:
         return parts[1:]
 
     def _read_header(self, path: Path) -> dict[str, Any]:
-        """The metadata of one file, whose tensors are added."""
+        """Read the metadata of one file, and add its tensors to `tensors`."""
         try:
             with path.open("rb") as file:
                 if file.read(4) != _MAGIC:
@@ -208,9 +208,9 @@ class GGUFFile:
                 )
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` of tensor `name`, dequantised: float32 [rows, columns]; a vector has one column.
+        """Read rows `start` to `stop - 1` of tensor `name`, dequantised: float32 [rows, columns].
 
-        `check` has passed.
+        A vector has one column. Expects that `check` has passed.
 
         Raises:
             CheckpointError: a file that can no longer be read.
@@ -222,7 +222,7 @@ class GGUFFile:
 
     @staticmethod
     def _read(name: str, info: TensorInfo, start: int, stop: int) -> np.ndarray:
-        """Rows of the tensor seen as a matrix of its last axis; quantisation blocks lie within rows."""
+        """Read rows of the tensor, seen as a matrix whose rows are its last axis; each holds whole blocks."""
         block, block_bytes = GGML_QUANT_SIZES[info.kind]
         row = info.shape[-1] // block * block_bytes
         try:
@@ -234,7 +234,7 @@ class GGUFFile:
 
 @functools.cache
 def _has_dequantiser(kind: GGMLQuantizationType) -> bool:
-    """The library does not list what it dequantises, so one block of zeros is tried."""
+    """Return whether the library dequantises `kind`; it has no list of these, so one block of zeros is tried."""
     try:
         dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
     except NotImplementedError:

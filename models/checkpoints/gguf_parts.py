@@ -1,4 +1,4 @@
-"""The files of a GGUF model that llama.cpp's gguf-split has cut, by their names. It opens none of them."""
+"""Names the files of a GGUF model that llama.cpp's gguf-split has cut. It opens none of them."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ _FIRST = re.compile(r"(?P<stem>.+)-00001-of-(?P<count>\d{5})\.gguf")
 
 
 def gguf_parts(path: Path) -> list[Path]:
-    """`path`, and behind it the other parts where its name is that of the first: NAME-00001-of-0000N.gguf."""
+    """List `path` and, if its name is that of a first part, NAME-00001-of-0000N.gguf, the other parts after it."""
     name = _FIRST.fullmatch(path.name)
     if name is None:
         return [path]

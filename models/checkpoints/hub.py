@@ -1,12 +1,12 @@
-"""Models named as on the Hugging Face hub: which files they mean, fetched through `huggingface_hub` and its cache.
+"""Fetches models named as on the Hugging Face hub, through `huggingface_hub` and its cache.
 
     org/name                     safetensors, configuration and tokenizer
     org/name@revision            the same at a branch, tag or commit
     org/name:model-Q4_K_M.gguf   one GGUF file of the repository
     org/name:Q4_K_M              the one GGUF file of that quantisation, as llama.cpp and vLLM name them
 
-Only files that are read are fetched: never pickles, other frameworks' weights or what lies in folders. Where the hub
-and its cache are, tokens and offline mode (HF_HUB_OFFLINE) are that library's settings.
+Only files that are read are fetched: never pickles, other frameworks' weights or files in folders. That library's own
+settings choose the hub's address, its cache, tokens and offline mode (HF_HUB_OFFLINE).
 """
 
 import re
@@ -17,25 +17,25 @@ from ..errors import CheckpointError
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?(:(?P<gguf>[\w./-]+))?", re.ASCII)
 _FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model")
-# Folders hold other formats; a file under these names holds the weights once more, or only part of them.
+# Folders hold other formats; files of these names hold the weights a second time, or only part of them.
 _NOT_THESE = ("*/*", "consolidated*", "adapter_*")
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model on the hub; `gguf` is a file's name or a quantisation, or None for the repository's safetensors."""
+    """A model on the hub."""
 
-    repo: str
-    revision: str | None
-    gguf: str | None
+    repo: str  # org/name
+    revision: str | None  # a branch, tag or commit; None: the main branch
+    gguf: str | None  # a file's name or a quantisation; None: the repository's safetensors
 
     def __str__(self) -> str:
-        """As it was written."""
+        """Return the id as the user wrote it."""
         return self.repo + (f"@{self.revision}" if self.revision else "") + (f":{self.gguf}" if self.gguf else "")
 
 
 def parse_hub_id(text: str) -> HubModel | None:
-    """What `text` names on the hub; None where it is not written as an id there."""
+    """Parse a hub id; None if `text` does not have the form of one."""
     match = _HUB_ID.fullmatch(text)
     if match is None or text.startswith("."):
         return None
@@ -43,7 +43,7 @@ def parse_hub_id(text: str) -> HubModel | None:
 
 
 def fetch_from_hub(model: HubModel) -> Path:
-    """The model's directory or GGUF file in the hub's cache, downloaded where it is not there yet.
+    """Return the model's directory or GGUF file in the hub's cache, after downloading what is missing there.
 
     Raises:
         CheckpointError: huggingface_hub is not installed; the model, revision or file does not exist, needs a licence
@@ -73,7 +73,7 @@ def _gguf_patterns(gguf: str) -> tuple[str, ...]:
 
 
 def _snapshot(model: HubModel, patterns: tuple[str, ...], ignored: tuple[str, ...]) -> Path:
-    """The repository's folder in the cache, with the files that match; every failure is one sentence."""
+    """Return the repository's folder in the cache with the matching files; every failure is one sentence."""
     try:
         from huggingface_hub import errors, snapshot_download
     except ImportError:
@@ -97,6 +97,6 @@ def _snapshot(model: HubModel, patterns: tuple[str, ...], ignored: tuple[str, ..
         problem = "is neither a file or directory here nor in the cache of the Hugging Face hub, which was not reached"
     except errors.HFValidationError:
         problem = "is neither a file or directory here nor an id that the Hugging Face hub allows"
-    except Exception as error:  # whatever its HTTP client raises, and a full disk
+    except Exception as error:  # any error of its HTTP client, or a full disk
         problem = f"could not be fetched from the Hugging Face hub: {' '.join(str(error).split())[:200].rstrip('.')}"
     raise CheckpointError(f"{model} {problem}.")

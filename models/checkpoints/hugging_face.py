@@ -1,8 +1,8 @@
-"""A directory as Hugging Face's libraries write it: config.json, safetensors, tokenizer.json.
+"""Opens a directory as Hugging Face's libraries write it: config.json, safetensors, tokenizer.json.
 
-Weights are `model.safetensors`, or what `model.safetensors.index.json` lists. Pickles (pytorch_model.bin, *.pt, *.pth)
-are never opened: to read one is to run the code in it. Whether every tensor is there, and no other, is checked before
-any is read.
+Weights are in `model.safetensors`, or in the files that `model.safetensors.index.json` lists. Pickles
+(pytorch_model.bin, *.pt, *.pth) are never opened: to read one is to run the code in it. Before any tensor is read, it
+is checked that exactly the expected ones exist.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,7 +42,7 @@ class HuggingFaceCheckpoint(TextFiles):
         settings = Settings(read_json(directory / CONFIG))
         self._file = _open_weights(directory)
         try:
-            settings.refuse("vision_config")  # the reason, where the model_type would merely be unknown
+            settings.refuse("vision_config")  # a better reason than an unknown model_type
             chosen = format_named(HUGGING_FACE, settings.get("model_type"), "model_type")
             config = chosen.config(settings)
         except ValueError as error:
@@ -57,8 +57,11 @@ class HuggingFaceCheckpoint(TextFiles):
         self.dtype = jnp.dtype(self._file.dtype())
 
     def _is_harmless(self, name: str) -> bool:
-        """Rotary frequencies, which follow from config.json and were saved with early Llamas, and the copy of the
-        embedding that some tools save where config.json says that the head is the embedding."""
+        """Return whether an unexpected tensor may be ignored.
+
+        These are rotary frequencies, which follow from config.json and were saved with early Llamas, and the copy of
+        the embedding that some tools save as a head although config.json says that the head is the embedding.
+        """
         is_copy = self.config.tie_embeddings and name == _HEAD
         return is_copy or name.endswith(".rotary_emb.inv_freq")
 
@@ -68,8 +71,10 @@ class HuggingFaceCheckpoint(TextFiles):
 
 
 def _as_stored(config: ModelConfig, file: SafetensorsFiles) -> ModelConfig:
-    """Where config.json says that the head is the embedding and the files hold both, the head in them counts, as it
-    does for transformers. As a rule it is a copy, and then the model needs only one."""
+    """Untie the head if config.json says that it is the embedding but the files hold another one, as transformers does.
+
+    Usually the head in the files is a copy of the embedding, and then the model needs only one of them.
+    """
     if not config.tie_embeddings or not {_EMBEDDING, _HEAD} <= file.tensors.keys():
         return config
     if file.tensors[_HEAD].shape != file.tensors[_EMBEDDING].shape:
@@ -82,12 +87,12 @@ def _as_stored(config: ModelConfig, file: SafetensorsFiles) -> ModelConfig:
 
 
 def _renamed(sources: Mapping[str, Source], names: Mapping[str, str]) -> dict[str, Source]:
-    """The sources, tensors of other names read instead."""
+    """Replace the names of tensors in the sources."""
     return {path: replace(source, tensor=names.get(source.tensor, source.tensor)) for path, source in sources.items()}
 
 
 def _name(directory: Path) -> str:
-    """The directory's name; for a folder of the hub's cache (models--org--name/snapshots/COMMIT) the hub's."""
+    """Return the directory's name; for a folder of the hub's cache (models--org--name/snapshots/COMMIT), org/name."""
     directory = directory.absolute()
     repository = directory.parent.parent.name
     if directory.parent.name == "snapshots" and repository.startswith("models--"):
@@ -112,7 +117,7 @@ def refuse_pickles(directory: Path) -> None:
     """Refuse a directory whose weights are pickles.
 
     Raises:
-        CheckpointError: it holds at least one, by its name.
+        CheckpointError: it holds at least one; names the first.
     """
     if found := sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern)):
         raise CheckpointError(

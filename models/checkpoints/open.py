@@ -1,4 +1,4 @@
-"""From a path to a checkpoint: `open_checkpoint` finds out which kind of model a path holds.
+"""Opens a path as a checkpoint: `open_checkpoint` finds out which kind of model it holds.
 
 The kinds are `gguf.py`, `hugging_face.py` and `orbax.py`; `base.py` is the interface that they share.
 """
@@ -15,8 +15,8 @@ from .hugging_face import CONFIG, HuggingFaceCheckpoint, refuse_pickles
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a model's files and check their structure; no tensor is read yet.
 
-    A file is taken for GGUF. A directory is an Orbax checkpoint where it holds twinmesh.json, and in Hugging Face's
-    format where it holds config.json.
+    A file is opened as GGUF. A directory is an Orbax checkpoint if it holds twinmesh.json, and in Hugging Face's format
+    if it holds config.json.
 
     Raises:
         CheckpointError: no such file, a directory or file of another kind, truncated or damaged, an architecture or

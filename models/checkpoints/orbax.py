@@ -1,7 +1,7 @@
 """Reads Orbax checkpoints of the decoder's own parameters, as `twinmesh convert` writes them, shard by shard.
 
-Parameters are cast to the dtype asked for as they are read. Only checkpoints written by `orbax_writer.py` are read:
-another tool's parameters have other names and shapes. The format is `orbax_format.py`'s.
+Parameters are cast to the wanted dtype as they are read. Only checkpoints written by `orbax_writer.py` are read:
+another tool's parameters have other names and shapes. `orbax_format.py` documents the format.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ class OrbaxCheckpoint(TextFiles):
     """A directory that `orbax_writer.write` made, checked to be whole."""
 
     def __init__(self, directory: Path) -> None:
-        """Open `directory`. Orbax is not asked yet: it would start JAX, before the engine has asked for its devices.
+        """Open `directory` without Orbax, which would start JAX before the engine has requested its devices.
 
         Raises:
             CheckpointError: a description that is damaged or of another version, or files that are missing or

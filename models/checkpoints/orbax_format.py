@@ -1,9 +1,9 @@
 """The format of an Orbax checkpoint: shared by its reader (`orbax.py`) and its writer (`orbax_writer.py`).
 
 A directory holds `twinmesh.json` (what the model is, and the length of every file), `params/` (Orbax: a flat dict,
-dotted path -> array, in the shapes of `abstract_params`) and the tokenizer's files. Arrays lie in chunks of a few
-megabytes, uncompressed, so that a device reads little more than its own shard and a mesh may have any degree of tensor
-parallelism.
+dotted path -> array, in the shapes of `abstract_params`) and the tokenizer's files. Arrays are stored in chunks of a
+few megabytes, uncompressed, so that a device reads little more than its own shard and a mesh may have any degree of
+tensor parallelism.
 """
 
 import json
@@ -75,9 +75,9 @@ def read_description(directory: Path) -> Description:
 
 @contextmanager
 def one_sentence(what: str) -> Iterator[None]:
-    """Turn whatever Orbax raises into one `CheckpointError` that begins with `what`.
+    """Turn any exception of Orbax into one `CheckpointError` that begins with `what`.
 
-    Orbax passes on what TensorStore said, over many lines and as any kind of exception, and logs it as well.
+    Orbax passes on TensorStore's messages, over many lines and as any kind of exception, and logs them as well.
     """
     log = logging.getLogger("absl")
     level = log.level

@@ -1,7 +1,7 @@
 """Writes Orbax checkpoints, one parameter at a time from the source.
 
 The directory is made under a temporary name beside the final one and renamed, so that an interruption leaves nothing
-half-made. The format is `orbax_format.py`'s.
+half-made. `orbax_format.py` documents the format.
 """
 
 import tempfile

@@ -1,10 +1,10 @@
-"""Tensors in one or several safetensors files, read by rows at their offsets. It never writes them.
+"""Reads tensors from one or several safetensors files, by rows at their offsets. It never writes them.
 
-The `safetensors` package maps a file, and pages of a map count as the process's memory: after loading it would seem to
-hold the model twice. It also does not say where a tensor lies, nor, when a file is damaged, which tensor is. So the
-header, 8 bytes of length and that much JSON, is read here. Layout and rules: the format's own description,
-https://github.com/huggingface/safetensors#format. Everything is checked against the file's size before any tensor is
-read.
+The `safetensors` package maps a file, and mapped pages count as the process's memory: after loading, the process would
+seem to hold the model twice. The package also gives neither a tensor's offset nor, for a damaged file, the name of the
+damaged tensor. So the header, 8 bytes of length and that much JSON, is read here. Layout and rules: the format's own
+description, https://github.com/huggingface/safetensors#format. Everything is checked against the file's size before any
+tensor is read.
 """
 
 import json
@@ -38,12 +38,12 @@ _READABLE: Mapping[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies: `offset` counts bytes from the start of `path`; `kind` is the format's name of its dtype."""
+    """The place of a tensor."""
 
     path: Path
-    kind: str
+    kind: str  # the format's name of its dtype
     shape: tuple[int, ...]
-    offset: int
+    offset: int  # bytes from the start of `path`
     nbytes: int
 
 
@@ -65,11 +65,11 @@ class SafetensorsFiles:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of every tensor by name."""
+        """The shape of every tensor by name."""
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def dtype(self) -> np.dtype[Any]:
-        """What most of the numbers are stored as, of the types that can be read; float32 where there are none."""
+        """Return the readable dtype that most of the numbers are stored as; float32 if there are none."""
         sizes = {kind: 0 for kind in _READABLE}
         for tensor in self.tensors.values():
             if tensor.kind in sizes:
@@ -80,7 +80,7 @@ class SafetensorsFiles:
         """Refuse tensors that are neither float32, float16 nor bfloat16.
 
         Raises:
-            CheckpointError: it names the first of `names` that is of another type.
+            CheckpointError: names the first of `names` that is of another type.
         """
         for name in names:
             tensor = self.tensors[name]
@@ -91,10 +91,12 @@ class SafetensorsFiles:
                 )
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` of tensor `name` as [stop - start, columns] in its own dtype; a vector has one column.
+        """Read rows `start` to `stop - 1` of tensor `name` as [stop - start, columns] in its own dtype.
+
+        A vector has one column.
 
         Raises:
-            CheckpointError: a type that cannot be read (see `check_readable`), or a file that has changed or gone.
+            CheckpointError: a type that cannot be read (see `check_readable`), or a file that was changed or deleted.
         """
         self.check_readable([name])
         tensor = self.tensors[name]
@@ -107,7 +109,7 @@ class SafetensorsFiles:
 
 
 def read_index(path: Path) -> dict[str, Path]:
-    """A `model.safetensors.index.json`: tensor name -> the file that it is in.
+    """Read a `model.safetensors.index.json`: tensor name -> the file that holds it.
 
     Raises:
         CheckpointError: the index cannot be read, is not one, or names a file that is absent.
@@ -128,7 +130,7 @@ def read_index(path: Path) -> dict[str, Path]:
 
 
 def open_sharded(index: Path) -> SafetensorsFiles:
-    """The files that an index names, each tensor where the index says.
+    """Open the files that an index names, and check that each tensor is in the file that the index gives.
 
     Raises:
         CheckpointError: as `read_index` and `SafetensorsFiles` do, or a tensor is not where the index places it.
@@ -142,7 +144,7 @@ def open_sharded(index: Path) -> SafetensorsFiles:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, checked to fill it without gap or overlap.
+    """Read the tensors of one file's header, and check that they fill the file without gap or overlap.
 
     Raises:
         CheckpointError: no such file, or it cannot be read, is truncated or damaged.
@@ -203,7 +205,7 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> Tensor:
 
 
 def _check_layout(path: Path, tensors: Mapping[str, Tensor], start: int, size: int) -> None:
-    """Tensors follow one another and end with the file, as the format demands."""
+    """Check that tensors follow one another and end with the file, as the format demands."""
     at = start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if tensor.offset != at:

@@ -1,9 +1,9 @@
-"""Parameters from tensor files to devices, in bounded memory.
+"""Loads parameters from tensor files onto devices, in bounded memory.
 
-One parameter at a time gets a host buffer of its final shape and dtype; rows are read, dequantised and laid into it a
-block at a time; then every mesh takes its shards from it. Beside what is on the devices (on CPU: in the same memory)
-there is never more than one such buffer and one block. Files are read, not mapped: mapped pages count as the process's
-memory as well.
+One parameter at a time gets a host buffer of its final shape and dtype; rows are read, dequantised and copied into it a
+block at a time; then every mesh takes its shards from it. Besides the parameters on the devices (on CPU: in the same
+memory) there is never more than one such buffer and one block. Files are read, not mapped: mapped pages count as the
+process's memory as well.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,18 +14,20 @@ import numpy as np
 
 from ..families.tensor_source import Source
 
-# What a block may take in the float32 that dequantisation gives. As much as a core's cache holds, because most blocks
-# are turned around: with 16 MiB a model in bfloat16 took twice as long to load.
+# Bytes of a block in the float32 that dequantisation gives. As much as a core's cache holds, because most blocks are
+# transposed: with 16 MiB a model in bfloat16 took twice as long to load.
 BLOCK_BYTES = 1 << 20
-# XLA CPU takes a host buffer over, instead of copying it, where it is aligned like this.
+# XLA CPU uses a host buffer that is aligned like this without copying it.
 _ALIGNMENT = 64
 
 
 class TensorFile(Protocol):
-    """What holds tensors by name: a GGUF file, or the safetensors files of a directory."""
+    """A file, or several, of tensors by name: a GGUF file, or the safetensors files of a directory."""
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` of tensor `name` as [stop - start, columns], dequantised; a vector has one column.
+        """Read rows `start` to `stop - 1` of tensor `name` as [stop - start, columns], dequantised.
+
+        A vector has one column.
 
         Raises:
             CheckpointError: the file can no longer be read, or there is no dequantiser for the tensor's type.
@@ -34,21 +36,21 @@ class TensorFile(Protocol):
 
 
 type Wanted = Mapping[str, Sequence[jax.ShapeDtypeStruct]]
-"""Parameter path -> how each mesh wants it: the shape of the checkpoint's model, the dtype, and a sharding."""
+"""Parameter path -> a description per mesh: the shape in the checkpoint's model, the wanted dtype, and a sharding."""
 
 
 def stream(
     file: TensorFile, sources: Mapping[str, Source], wanted: Wanted
 ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
-    """Each wanted path with its array for every mesh, in the order of `wanted`; see `Checkpoint.load`."""
+    """Yield each wanted path with its arrays, one per mesh, in the order of `wanted`; see `Checkpoint.load`."""
     for path, places in wanted.items():
         host = read(file, sources[path], places[0])
-        # Waited for, so that the host buffer is gone before the next one is made.
+        # Wait, so that the host buffer is freed before the next one is allocated.
         yield path, jax.block_until_ready(tuple(jax.device_put(host, place.sharding) for place in places))
 
 
 def read(file: TensorFile, source: Source, like: jax.ShapeDtypeStruct) -> np.ndarray:
-    """The parameter as a host array of the shape and dtype of `like`."""
+    """Read one parameter into a host array of the shape and dtype of `like`."""
     out = _aligned(like.shape, like.dtype)
     rows = source.shape[0] if source.rows is None else source.rows
     matrix = out.reshape(-1, rows).T if source.transposed else out.reshape(rows, -1)  # [rows, columns]
@@ -64,13 +66,13 @@ def read(file: TensorFile, source: Source, like: jax.ShapeDtypeStruct) -> np.nda
 
 
 def _halves(rows: np.ndarray, head_dim: int) -> np.ndarray:
-    """Rows of whole heads, rotary pairs as neighbours -> as halves of the head."""
+    """Reorder rows of whole heads: rotary pairs that are neighbours become halves of the head."""
     pairs = rows.reshape(-1, head_dim // 2, 2, rows.shape[1])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array whose memory XLA can use as it is."""
+    """Allocate an uninitialised array whose memory XLA can use without a copy."""
     dtype = np.dtype(dtype)
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + _ALIGNMENT, np.uint8)

@@ -1,4 +1,4 @@
-"""That a file holds exactly the tensors that its model needs, whatever kind of file it is."""
+"""Checks that a checkpoint of any kind holds exactly the tensors that its model needs."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,10 +17,10 @@ def check_tensors(
     """Check that a file or directory holds exactly these tensors with these shapes (numpy order).
 
     Args:
-        path: named in messages.
-        found: shape of every tensor that is there.
+        path: the file or directory, for messages.
+        found: shape of every tensor in it.
         expected: shape of every tensor that the model reads.
-        is_harmless: whether a tensor that is not read may be there by that name.
+        is_harmless: whether a tensor of that name may exist although the model does not read it.
 
     Raises:
         CheckpointError: a tensor that is missing, of another shape, or not expected: one that the decoder would leave

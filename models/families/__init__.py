@@ -18,7 +18,12 @@ GGUF: Mapping[str, Format[GGUFHeader]] = {
 
 
 def format_named[Header](formats: Mapping[str, Format[Header]], name: object, what: str) -> Format[Header]:
-    """The format of that name in `HUGGING_FACE` or `GGUF`; `what` the name is, for the message.
+    """Find the format called `name` in `HUGGING_FACE` or `GGUF`.
+
+    Args:
+        formats: one of the two.
+        name: as the checkpoint spells it.
+        what: what kind of name it is, for the message.
 
     Raises:
         CheckpointError: a name that is not implemented.

@@ -1,4 +1,4 @@
-"""What a family of models is: how its configurations and weights are read, from either kind of checkpoint."""
+"""The description of a model family: how its configurations and weights are read, from either kind of checkpoint."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,20 +11,19 @@ from .tensor_source import Source
 
 @dataclass(frozen=True)
 class Format[Header]:
-    """One kind of checkpoint: `names` are what it calls the family (config.json's `model_type`, GGUF's
-    `general.architecture`), `config` reads its header, `sources` says where each parameter of the decoder is.
+    """How one kind of checkpoint holds the family.
 
-    Both raise CheckpointError for what is missing, absurd or not implemented.
+    `config` raises CheckpointError for settings that are missing, absurd or not implemented.
     """
 
-    names: tuple[str, ...]
-    config: Callable[[Header], ModelConfig]
-    sources: Callable[[ModelConfig], dict[str, Source]]
+    names: tuple[str, ...]  # of the family: config.json's `model_type`, GGUF's `general.architecture`
+    config: Callable[[Header], ModelConfig]  # reads the configuration from the header
+    sources: Callable[[ModelConfig], dict[str, Source]]  # finds each parameter of the decoder, by path
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family as Hugging Face directories have it, and as GGUF files do; None: under another family's name."""
+    """A model family."""
 
     hugging_face: Format[Settings]
-    gguf: Format[GGUFHeader] | None
+    gguf: Format[GGUFHeader] | None  # None: GGUF files have it under another family's name

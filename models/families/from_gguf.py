@@ -1,7 +1,7 @@
-"""What the families share when they are read from a GGUF file: metadata, and how tensors are named.
+"""Reads what the families share from a GGUF file: the configuration in its metadata, and the tensors' names.
 
-A family calls `config_of` and replaces what is special about it. Keys are those of ggml's docs/gguf.md, under the
-architecture's name; tensor names those of llama.cpp's gguf-py (`constants.py`).
+A family calls `config_of` and replaces what differs. Keys are those of ggml's docs/gguf.md, under the architecture's
+name; tensor names are those of llama.cpp's gguf-py (`constants.py`).
 """
 
 import math
@@ -34,7 +34,7 @@ NAMES = TensorNames(
     attention_output_norm="post_attention_norm",
     mlp_output_norm="post_ffw_norm",
 )
-# A tensor that is no parameter: what each rotary frequency is divided by (Llama 3.1's scaling).
+# A tensor that is no parameter: the divisor of each rotary frequency (Llama 3.1's scaling).
 ROPE_FACTORS = "rope_freqs.weight"
 # Keys that change what a model computes, with the values that mean "not used".
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
@@ -52,19 +52,19 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What a family sees of a file: the architecture's own settings, how many `tokens` there are (None: not said), the
-    tensors' names, and `vector(name)` for the few small ones that are settings in truth."""
+    """The part of a GGUF file that a family reads its configuration from."""
 
-    settings: Settings
-    tokens: int | None
-    tensors: Collection[str]
-    vector: Callable[[str], tuple[float, ...]]
+    settings: Settings  # the metadata under the architecture's name
+    tokens: int | None  # of the tokenizer; None: the file has no list of them
+    tensors: Collection[str]  # names
+    vector: Callable[[str], tuple[float, ...]]  # reads a small tensor that holds settings, by name
 
 
 def config_of(header: GGUFHeader, family: str, *, has_window: bool = False) -> ModelConfig:
-    """The configuration that the metadata describes, every layer seeing everything; a head is tied where there is none.
+    """Read the configuration from the metadata.
 
-    `has_window`: whether the family reads `attention.sliding_window` itself; it is refused otherwise.
+    No layer has a window yet, and the head is the embedding where the file has no tensor for it. `has_window` says that
+    the family reads `attention.sliding_window` itself; otherwise it is refused.
 
     Raises:
         CheckpointError: a missing or absurd value, or a feature that is not implemented.
@@ -98,8 +98,11 @@ def config_of(header: GGUFHeader, family: str, *, has_window: bool = False) -> M
 
 
 def _rope(header: GGUFHeader, head_dim: int) -> Rope:
-    """As llama.cpp reads it: a factor without a type is linear, `rope.scale_linear` its first name, and the tensor of
-    factors comes on top."""
+    """Read the rotary embedding as llama.cpp does.
+
+    A scaling factor without a type is linear; `rope.scale_linear` is its former name; the factors of the tensor
+    `ROPE_FACTORS`, if the file has it, multiply it.
+    """
     settings = header.settings
     settings.refuse("rope.scaling.type", "none", "linear")
     theta, named = settings.number("rope.freq_base", 10000.0), settings.get("rope.scaling.type", "linear")

@@ -1,7 +1,7 @@
-"""What the families share when they are read from a Hugging Face directory: config.json, and how tensors are named.
+"""Reads what the families share from a Hugging Face directory: the configuration in config.json, and tensors' names.
 
-A family calls `config_of` with its own defaults and replaces what is special about it. Whatever is in config.json and
-would change the result without being implemented is refused here by name.
+A family calls `config_of` with its own defaults and replaces what differs. Settings that would change the result but
+are not implemented are refused here by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ _ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
-# Keys that change what a model computes, with the values that mean "not used". Null always does.
+# Keys that change what a model computes, with the values that mean "not used". Null always means that.
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "quantization_config": (),
     "vision_config": (),
@@ -53,22 +53,22 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "attention_chunk_size": (),
 }
 
-# Says which layers slide where config.json has no `layer_types`: (settings, number of layers) -> a kind for each.
+# Says which layers have a sliding window if config.json has no `layer_types`: (settings, layers) -> a kind for each.
 type Kinds = Callable[[Settings, int], list[str]]
 
 
 def all_full(settings: Settings, layers: int) -> list[str]:
-    """Every layer sees everything."""
+    """Give no layer a window."""
     return [FULL] * layers
 
 
 def all_sliding(settings: Settings, layers: int) -> list[str]:
-    """Every layer slides, where there is a window."""
+    """Give every layer the sliding window, if the settings have one."""
     return [FULL if settings.get("sliding_window") is None else SLIDING] * layers
 
 
 def sliding_from(settings: Settings, layers: int) -> list[str]:
-    """Qwen: layers from `max_window_layers` on slide, if `use_sliding_window`."""
+    """Give layers from `max_window_layers` on the sliding window, if `use_sliding_window` is set (Qwen)."""
     if not settings.flag("use_sliding_window", False):
         return [FULL] * layers
     first = settings.get("max_window_layers")
@@ -89,18 +89,19 @@ def config_of(
     window: int | None = None,
     activation: tuple[str, str] = ("hidden_act", "silu"),
 ) -> ModelConfig:
-    """The configuration that config.json describes.
+    """Read the configuration from config.json.
 
     Args:
         settings: the whole of config.json.
         family: name for messages and metrics.
-        kinds: which layers slide, where the file does not list them.
-        tied: whether the head is the embedding, where the file does not say.
-        head_dim: size of a head where the file does not say; None: hidden_size / num_attention_heads.
-        theta: the rotary base where the file does not say.
-        local_theta: that of sliding layers where it differs (and is then never scaled).
-        window: that of sliding layers where the file does not say; None: it has to.
-        activation: the key that names the MLP's activation, and its name where the file does not say.
+        kinds: chooses the layers with a sliding window if the file does not list them.
+        tied: default for whether the head is the embedding.
+        head_dim: default for the size of a head; None: hidden_size / num_attention_heads.
+        theta: default for the rotary base.
+        local_theta: default for the rotary base of layers with a sliding window, which is then never scaled; None:
+            they have the base and the scaling of the others.
+        window: default for the size of the sliding window in tokens; None: the file has to give it.
+        activation: the key that names the MLP's activation, and the default name.
 
     Raises:
         CheckpointError: a missing or absurd value, or a feature that is not implemented.
@@ -148,9 +149,10 @@ def _layers(
 
 
 def _ropes(settings: Settings, head_dim: int, theta: float, local_theta: float | None) -> dict[str, Rope]:
-    """By kind of layer. Newer files have `rope_parameters`, flat or by kind; older ones `rope_theta` and friends.
+    """Read the rotary embedding of each kind of layer.
 
-    People add `rope_scaling` to newer files, as model cards advised: it must not go unnoticed.
+    Newer files have `rope_parameters`, flat or by kind; older ones have `rope_theta` and `rope_scaling`. Users add
+    `rope_scaling` to newer files, as model cards advised, so a contradiction is refused rather than ignored.
     """
     theta = settings.number("rope_theta", theta)
     local = theta if local_theta is None else settings.number("rope_local_base_freq", local_theta)

@@ -1,8 +1,8 @@
-"""Gemma 3, text only: norms around attention and MLP, QK norm, five sliding layers to each that sees everything.
+"""Gemma 3, text only: norms around attention and MLP, QK norm, five layers with a sliding window to each without.
 
 Norms multiply by 1 + weight: Hugging Face stores the weight, llama.cpp's converter has added the 1. A GGUF file seldom
-says which layers slide or what their rotary base is, and never the activation: they are the family's (Gemma 3 technical
-report, 2025, section 2, and Hugging Face's `Gemma3TextConfig`).
+says which layers have a window or what their rotary base is, and never names the activation: these are the family's
+(Gemma 3 technical report, 2025, section 2, and Hugging Face's `Gemma3TextConfig`).
 """
 
 import math
@@ -17,9 +17,9 @@ from .from_hugging_face import FULL, SLIDING
 from .raw_config import Settings
 from .tensor_names import sources_of
 
-_PERIOD = 6  # every sixth layer sees everything
+_PERIOD = 6  # every sixth layer has no window
 _LOCAL_THETA = 10_000.0
-# The 27B model alone scales scores by its embedding's width per head; llama.cpp knows it by its depth as well.
+# Only the 27B model scales scores by its hidden size per head; like llama.cpp, it is recognised by its depth.
 _LAYERS_27B = 62
 
 

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, and what has the same shape: SmolLM2, and in GGUF also Mistral, whose converter calls it llama.
+"""Llama 2 and 3, and models of the same architecture: SmolLM2, and in GGUF Mistral, which the converter calls llama.
 
 llama.cpp's converter stores the rows of Q and K permuted, so that rotary pairs are neighbours (2i, 2i + 1); the decoder
 rotates halves (i, i + D / 2). Llama 3.1's rope scaling is a tensor of factors in GGUF.

@@ -1,6 +1,6 @@
-"""Mistral: Llama with a sliding window in every layer, unless config.json says null. Its GGUF files are of "llama".
+"""Mistral: Llama with a sliding window in every layer, unless config.json says null. Its GGUF files say "llama".
 
-Without the key it is 4,096 tokens, that of the first Mistral 7B and of Hugging Face's `MistralConfig`.
+Without the key the window is 4,096 tokens, as in the first Mistral 7B and in Hugging Face's `MistralConfig`.
 """
 
 from functools import partial

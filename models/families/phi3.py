@@ -1,6 +1,6 @@
-"""Phi-3 and Phi-4 of that shape: Llama whose q, k, v are one projection and gate, up another, with a sliding window.
+"""Phi-3, and Phi-4 models of its architecture: Llama with q, k, v fused, gate, up fused, and a sliding window.
 
-Those with longrope (the 128k contexts) or with partly rotated heads (Phi-4 mini) are refused by name.
+Models with longrope (the 128k contexts) or with partly rotated heads (Phi-4 mini) are refused by name.
 """
 
 from dataclasses import replace

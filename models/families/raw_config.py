@@ -1,6 +1,6 @@
-"""Reading a checkpoint's own settings: GGUF metadata or a Hugging Face config.json, one checked value at a time.
+"""Reads a checkpoint's own settings, GGUF metadata or a Hugging Face config.json, one checked value at a time.
 
-Whatever would change what the model computes and is not implemented has to be refused by name: `refuse`.
+A setting that changes what the model computes and is not implemented has to be refused by name: `refuse`.
 """
 
 from collections.abc import Mapping
@@ -9,26 +9,30 @@ from typing import Any
 from ..errors import CheckpointError
 
 _MOST_SHOWN = 80  # characters of a value in a message
-_BOUND = 2**63  # JSON's integers have none, and what they are multiplied with is a float or an array's length
+_BOUND = 2**63  # JSON's integers have no bound, but they are multiplied by floats and used as array lengths
 
 
 class Settings:
-    """Settings by key. `prefix` comes before every key in `values` and in messages ("llama." in GGUF metadata)."""
+    """Settings by key; a value is checked when it is read.
+
+    Args:
+        values: by full key.
+        prefix: precedes every key in `values` and in messages ("llama." in GGUF metadata).
+    """
 
     def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
-        """Nothing is checked before it is asked for."""
         self._values, self._prefix = values, prefix
 
     def __contains__(self, key: str) -> bool:
-        """Whether the key is there with a value other than null."""
+        """Return whether the key has a value other than null."""
         return self.get(key) is not None
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value as it is; `default` where the key is absent, not where it is null."""
+        """Return the value unchecked; `default` where the key is absent, not where it is null."""
         return self._values.get(self._prefix + key, default)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A positive number.
+        """Return a positive number.
 
         Raises:
             CheckpointError: the key is absent and has no default, or its value is not one positive number.
@@ -41,17 +45,17 @@ class Settings:
         return found
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer; raises as `number` does."""
+        """Return a positive integer; raises as `number` does."""
         found = self.number(key, default)
         if not isinstance(found, int):
             raise self.refusal(key, "an integer is expected")
         return found
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false.
+        """Return a boolean.
 
         Raises:
-            CheckpointError: anything else.
+            CheckpointError: a value of another kind.
         """
         found = self.get(key, default)
         if not isinstance(found, bool):
@@ -59,7 +63,7 @@ class Settings:
         return found
 
     def section(self, key: str) -> "Settings | None":
-        """The settings under a key whose value is an object; None where it is absent or null.
+        """Return the settings under a key whose value is an object; None where it is absent or null.
 
         Raises:
             CheckpointError: a value of another kind.
@@ -77,13 +81,13 @@ class Settings:
         """Refuse any value of `key` but null and those that mean "not used".
 
         Raises:
-            CheckpointError: naming the key and its value.
+            CheckpointError: names the key and its value.
         """
         found = self.get(key)
         if found is not None and found not in unused:
             raise self.refusal(key)
 
     def refusal(self, key: str, expected: str = "") -> CheckpointError:
-        """The error for a value that cannot be honoured, to be raised by the caller."""
+        """Make the error for a value that is not implemented; the caller raises it."""
         shown = repr(self.get(key))[:_MOST_SHOWN]
         return CheckpointError(f"{self._prefix}{key} = {shown} is not implemented{expected and f': {expected}'}.")

@@ -1,4 +1,4 @@
-"""Rotary embeddings as checkpoints describe them -> `Rope`. Every static kind of scaling is a factor per frequency.
+"""Converts rotary embeddings as checkpoints describe them to `Rope`. Static scaling is one factor per frequency.
 
 Dynamic kinds (dynamic NTK, longrope), whose frequencies depend on the length of the prompt, and YaRN, which also scales
 the scores, are refused by name.
@@ -12,11 +12,11 @@ from .raw_config import Settings
 
 
 def rope_of(settings: Settings, theta: float, head_dim: int) -> Rope:
-    """The embedding that an object of Hugging Face's kind describes (`rope_parameters`, `rope_scaling`).
+    """Read the rotary embedding from one of Hugging Face's objects (`rope_parameters`, `rope_scaling`).
 
     Args:
-        settings: with `rope_type` (or `type`) and what that type needs; `rope_theta` comes before `theta`.
-        theta: the base where `settings` has none.
+        settings: `rope_type` (or `type`), the settings of that type, and perhaps the base as `rope_theta`.
+        theta: the base if `settings` has none.
         head_dim: size of a head.
 
     Raises:
@@ -36,14 +36,17 @@ def rope_of(settings: Settings, theta: float, head_dim: int) -> Rope:
 
 
 def linear(theta: float, factor: float, head_dim: int) -> Rope:
-    """Positions divided by `factor` (position interpolation, Chen et al. 2023)."""
+    """Divide positions by `factor` (position interpolation, Chen et al. 2023)."""
     return Rope(theta) if factor == 1 else Rope(theta, (float(factor),) * (head_dim // 2))
 
 
 def _llama3(theta: float, settings: Settings, head_dim: int) -> Rope:
-    """Llama 3.1: wavelengths above `original / low_freq_factor` are stretched by `factor`, those below `original /
-    high_freq_factor` are kept, and those between are interpolated (Grattafiori et al. 2024; the formula is that of
-    Meta's reference code, `apply_scaling`)."""
+    """Scale frequencies as Llama 3.1 does.
+
+    Wavelengths above `original / low_freq_factor` are stretched by `factor`, those below `original / high_freq_factor`
+    are kept, and those between are interpolated (Grattafiori et al. 2024; the formula is that of Meta's reference code,
+    `apply_scaling`).
+    """
     factor = settings.number("factor")
     low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
     original = settings.number("original_max_position_embeddings")

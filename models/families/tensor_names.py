@@ -1,7 +1,7 @@
-"""Where the decoder's parameters are among a checkpoint's tensors: names as data, one mapping for every family.
+"""Maps the decoder's parameters to a checkpoint's tensors: names are data, and one mapping serves every family.
 
-Which parameters there are follows from the `ModelConfig`; what their tensors are called is a `TensorNames`, of which
-Hugging Face and llama.cpp have one each that families change in a few places.
+The `ModelConfig` determines which parameters a model has; a `TensorNames` says how their tensors are called. Hugging
+Face and llama.cpp have one each, in which a family replaces a few names.
 """
 
 from collections.abc import Mapping
@@ -13,16 +13,12 @@ from .tensor_source import Source
 
 @dataclass(frozen=True)
 class TensorNames:
-    """What tensors are called, without ".weight" or ".bias"; `layer` comes before those of layer {}.
-
-    `qkv` and `gate_up`: None, or the one tensor whose rows are those of q, k and v, or of gate and up. A name is used
-    only where the `ModelConfig` asks for its parameter.
-    """
+    """Names of tensors without ".weight" or ".bias"; one is used only if the `ModelConfig` has its parameter."""
 
     embedding: str
-    norm: str
+    norm: str  # the final norm
     head: str
-    layer: str
+    layer: str  # prefix of the names below; {} stands for the layer's index
     attention_norm: str
     q: str
     k: str
@@ -36,20 +32,20 @@ class TensorNames:
     down: str
     attention_output_norm: str = ""
     mlp_output_norm: str = ""
-    qkv: str | None = None
-    gate_up: str | None = None
+    qkv: str | None = None  # one tensor with the rows of q, then k, then v; None: three tensors
+    gate_up: str | None = None  # one tensor with the rows of gate, then up; None: two tensors
 
 
 def sources_of(
     config: ModelConfig, names: TensorNames, *, norm_offset: float = 0.0, rotary_pairs: bool = False
 ) -> dict[str, Source]:
-    """Parameter path of the decoder -> where it is in the checkpoint.
+    """Map each parameter path of the decoder to its place in the checkpoint.
 
     Args:
-        config: says which parameters there are, and their sizes.
-        names: what their tensors are called.
-        norm_offset: what the family adds to the weights of its norms when it runs (Gemma: 1), added here once.
-        rotary_pairs: whether the rows of q and k lie with the two halves of each rotary pair as neighbours.
+        config: determines the parameters and their sizes.
+        names: the names of their tensors.
+        norm_offset: the constant that the family's own code adds to its norms' weights (Gemma: 1), added on loading.
+        rotary_pairs: whether the rows of q and k are ordered with the two halves of each rotary pair as neighbours.
     """
     vocab, hidden = config.vocab_size, config.hidden_size
     out = {
@@ -101,7 +97,10 @@ def _norms(config: ModelConfig, names: TensorNames, offset: float) -> dict[str, 
 
 
 def _rows(rows: Mapping[str, int], columns: int, tensors: tuple[str, ...], one: str | None) -> dict[str, Source]:
-    """Projections by path, each with so many rows: in tensors of their own, or one after the other in `one`."""
+    """Map projections to their places, given by path and number of rows.
+
+    They are in `tensors`, one each, or one after the other in the tensor `one`.
+    """
     if one is None:
         return {
             path: Source(f"{tensor}.weight", (count, columns), transposed=True)

@@ -1,9 +1,9 @@
-"""From tokens back to text, one token at a time: what the decoder of a tokenizer.json says, over bytes.
+"""Converts tokens back to text, one token at a time, over bytes, as the decoder of a tokenizer.json does.
 
-Two families of vocabularies are known: byte-level ones, whose characters stand for bytes by GPT-2's table, and
-SentencePiece's, where "▁" is a space and `<0xNN>` a byte. `byte_decoder` reads which it is from a `tokenizers` decoder
-and refuses, by name, what it does not know. Invariant: a `TextStream` never takes text back, so its pieces joined are
-the text of all the tokens. Does not know ids or special tokens: see `tokenizer.py`.
+Two families of vocabularies are supported: byte-level ones, whose characters stand for bytes by GPT-2's table, and
+SentencePiece's, where "▁" is a space and `<0xNN>` a byte. `byte_decoder` reads from a `tokenizers` decoder which one it
+is, and refuses other decoders by name. Invariant: a `TextStream` never retracts text, so its pieces joined are the text
+of all the tokens. Ids and special tokens are handled in `tokenizer.py`.
 """
 
 import codecs
@@ -22,8 +22,11 @@ _ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes, inverted: the printable Latin-1 bytes stand for themselves, the other 68
-    for U+0100 onwards in order (Radford et al. 2019, encoder.py `bytes_to_unicode`)."""
+    """Map each of GPT-2's printable stand-ins to its byte.
+
+    Printable Latin-1 bytes stand for themselves; the other 68 are U+0100 onwards in order (Radford et al. 2019,
+    encoder.py `bytes_to_unicode`).
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
@@ -39,12 +42,12 @@ class ByteDecoder:
     byte_level: bool = False  # whether characters stand for bytes
     byte_tokens: bool = False  # whether `<0xNN>` is a byte
     space: str | None = None  # the character that stands for a space; None: no character does
-    strip: int = 0  # how many of the character `stripped` go from the start of a text, as far as they are there
+    strip: int = 0  # at most so many `stripped` characters are removed from the start of a text
     stripped: str = " "
     bare_start: bool = False  # whether the first token loses all its `space` characters, as in Metaspace
 
     def token_bytes(self, token: str) -> bytes:
-        """Return the bytes that `token` stands for, `bare_start` aside."""
+        """Return the bytes that `token` stands for inside a text."""
         if self.byte_level:
             known = all(c in _BYTE_OF_CHARACTER for c in token)
             return bytes(_BYTE_OF_CHARACTER[c] for c in token) if known else token.encode()
@@ -59,10 +62,10 @@ class ByteDecoder:
 
 
 class TextStream:
-    """Decodes bytes to text as they come; bytes that are not UTF-8 become U+FFFD.
+    """Decodes bytes to text as they arrive; bytes that are not UTF-8 become U+FFFD.
 
-    A byte-level decoder gives one U+FFFD for each maximal run of bytes that starts like a character (Unicode's
-    recommendation, and what `tokenizers` does); SentencePiece gives one for each byte that is in no character.
+    A byte-level decoder gives one U+FFFD for each maximal run of bytes that starts like a character, as Unicode
+    recommends and `tokenizers` does; SentencePiece gives one for each byte that is in no character.
     """
 
     def __init__(self, decoder: ByteDecoder) -> None:
@@ -71,7 +74,7 @@ class TextStream:
         self._to_strip = decoder.strip
 
     def push(self, more: bytes, is_last: bool = False) -> str:
-        """Return the text that `more` completes; up to 3 bytes of an unfinished character wait, unless `is_last`."""
+        """Return the text that `more` completes; up to 3 bytes of an unfinished character are kept unless `is_last`."""
         text = self._utf8.decode(more, is_last)
         if not self._decoder.byte_level and not text.isascii():
             text = _ESCAPED.sub("\ufffd", text)
@@ -84,10 +87,10 @@ class TextStream:
 
 
 def byte_decoder(decoder: Decoder | None) -> ByteDecoder:
-    """Read what the library's `decoder` does.
+    """Convert the library's `decoder` to a `ByteDecoder`.
 
     Raises:
-        CheckpointError: none, or one that is not implemented; says which are.
+        CheckpointError: no decoder, or one that is not implemented; names those that are.
     """
     parts = [] if decoder is None else _parts(json.loads(decoder.__getstate__()))
     if [part["type"] for part in parts] == ["ByteLevel"]:

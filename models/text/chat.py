@@ -1,9 +1,9 @@
-"""Chat templates: messages and tools to the text a model was tuned on, and that text to token ids.
+"""Chat templates: convert messages and tools to the text a model was tuned on, and that text to token ids.
 
-Templates are Jinja programs from untrusted files, so they run in jinja2's immutable sandbox, see plain data only, and
-get the few extras that transformers gives them (`raise_exception`, `strftime_now`, `tojson`, `{% generation %}`, loop
-controls, trimmed blocks). What a message needs beside its role is the template's business: whatever is in it is passed
-on. Text only: no images. Where templates come from: `chat_files.py` and the checkpoints.
+Templates are Jinja programs from untrusted files, so they run in jinja2's immutable sandbox, are given plain data only,
+and get the few extras that transformers gives them (`raise_exception`, `strftime_now`, `tojson`, `{% generation %}`,
+loop controls, trimmed blocks). The template decides what a message needs besides its role: all its keys are passed on.
+Text only: no images. `chat_files.py` and the checkpoints read templates.
 """
 
 import datetime
@@ -22,15 +22,15 @@ from ..errors import ChatTemplateError
 from .tokenizer import Tokenizer
 
 type Message = Mapping[str, Any]
-"""A dict with "role" (a string) and, as a rule, "content": a string, or a list of {"type": "text", "text": ...}."""
+"""A dict with "role" (a string) and usually "content": a string, or a list of {"type": "text", "text": ...}."""
 type Tool = Mapping[str, Any]
-"""A JSON schema as transformers and OpenAI have it: {"type": "function", "function": {"name": ..., ...}}."""
+"""A JSON schema as transformers and OpenAI define it: {"type": "function", "function": {"name": ..., ...}}."""
 type Source = str | Mapping[str, str] | Sequence[Mapping[str, str]] | None
-"""One template, or several by name, as a dict or as [{"name": ..., "template": ...}]; None where a model has none."""
+"""One template, or several by name, as a dict or as [{"name": ..., "template": ...}]; None: the model has none."""
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what the assistant said, for training; the text is the same with and without it."""
+    """Parses `{% generation %}`, which marks the assistant's text for training; it does not change the text."""
 
     tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
 
@@ -72,24 +72,28 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class ChatTemplate:
-    """One model's chat template, or its several. `templates`: their Jinja texts by name, usually "default" alone."""
+    """The chat templates of one model.
+
+    Args:
+        source: the templates' Jinja texts.
+        tokenizer: the model's.
+        name: the model's, for messages.
+
+    Raises:
+        ChatTemplateError: `source` has another form.
+    """
 
     def __init__(self, source: Source, tokenizer: Tokenizer, *, name: str) -> None:
-        """`name` is the model's, for messages.
-
-        Raises:
-            ChatTemplateError: `source` has another form.
-        """
         self._tokenizer, self._name = tokenizer, name
-        self.templates = _by_name(source, name)
+        self.templates = _by_name(source, name)  # Jinja texts by name, usually "default" only
         self._compiled: dict[str, jinja2.Template] = {}
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Tool] | None = None, add_generation_prompt: bool = True
     ) -> str:
-        """The conversation as text, special tokens written out.
+        """Render the conversation as text, with special tokens written out.
 
-        Of several templates "tool_use" is taken where there are tools, else "default", as transformers does.
+        Among several templates "tool_use" is chosen if there are tools, else "default", as in transformers.
 
         Args:
             messages: dicts with the string "role" and what the template reads: "content", "tool_calls" and the like.
@@ -103,7 +107,7 @@ class ChatTemplate:
         check_tools(tools)
         chat = [_plain(message, f"Message {i}") for i, message in enumerate(messages)]
         schemas = None if tools is None else [_plain(tool, f"Tool {i}") for i, tool in enumerate(tools)]
-        # As transformers has it: a key without a value is a key that is not there.
+        # As in transformers, a key with the value None counts as absent.
         chat = [{key: value for key, value in message.items() if value is not None} for message in chat]
         try:
             text = self._template(has_tools=tools is not None).render(
@@ -128,15 +132,15 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         at_most: int | None = None,
     ) -> list[int]:
-        """Token ids of `render`; BOS only where the template writes it. `at_most` is as for `Tokenizer.encode`.
+        """Render the conversation and convert it to token ids, with BOS only where the template writes it.
 
-        Raises as both do.
+        Arguments and errors are those of `render`; `at_most` is as for `Tokenizer.encode`, whose errors it raises too.
         """
         text = self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
         return self._tokenizer.encode(text, add_special=False, at_most=at_most)
 
     def _names(self) -> dict[str, str]:
-        """The special tokens that templates write."""
+        """Return the special tokens by the names that templates use."""
         special = self._tokenizer.special
         names = {"bos": special.bos, "eos": special.eos, "unk": special.unk, "pad": special.pad}
         return {f"{name}_token": text or "" for name, text in names.items()}
@@ -153,7 +157,10 @@ class ChatTemplate:
         return self._compiled[chosen]
 
     def _check_parts(self, chat: Sequence[dict[str, Any]], text: str) -> None:
-        """A template that does not know parts writes the list as Python does, which no model has been tuned on."""
+        """Refuse content in parts if the template takes strings only.
+
+        Such a template writes the list as Python spells it, which no model was tuned on.
+        """
         for index, message in enumerate(chat):
             if isinstance(message.get("content"), list) and str(message["content"]) in text:
                 raise ChatTemplateError(
@@ -163,10 +170,10 @@ class ChatTemplate:
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Refuse what surely is no conversation: each message needs a role, and content or tool calls.
+    """Refuse malformed conversations: each message needs a role, and content or tool calls.
 
     Raises:
-        ChatTemplateError: says which message is wrong and how.
+        ChatTemplateError: names the message and what is wrong with it.
     """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise ChatTemplateError("A chat needs a non-empty list of messages with 'role' and 'content'.")
@@ -187,10 +194,10 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def check_tools(tools: Sequence[Tool] | None) -> None:
-    """Refuse what is not a list of JSON schemas.
+    """Refuse tools that are not a list of JSON schemas.
 
     Raises:
-        ChatTemplateError: says which tool is wrong and how.
+        ChatTemplateError: names the tool and what is wrong with it.
     """
     if tools is None:
         return
@@ -233,7 +240,7 @@ def _by_name(source: Source, name: str) -> dict[str, str]:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """`value` rebuilt from JSON's types, so that a template can call no methods but theirs."""
+    """Rebuild `value` from JSON's types, so that a template can call no other type's methods."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):

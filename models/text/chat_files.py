@@ -1,6 +1,6 @@
-"""A chat template from the files of a Hugging Face directory, and back into such files; or from GGUF's metadata.
+"""Reads chat templates from the files of a Hugging Face directory or from GGUF metadata, and writes such files.
 
-In a directory newer files win, as in transformers: chat_template.jinja (with further ones in
+In a directory, newer formats take precedence, as in transformers: chat_template.jinja (with further ones in
 additional_chat_templates/), then chat_template.json, then "chat_template" in tokenizer_config.json.
 """
 
@@ -18,11 +18,12 @@ _MORE = "additional_chat_templates"
 
 
 def chat_template_from_directory(path: str | Path, tokenizer: Tokenizer, *, name: str) -> ChatTemplate:
-    """The template in the directory `path`; `name` is the model's, for messages. A directory without one gives a
-    template that refuses to render.
+    """Read the template in the directory `path`; `name` is the model's, for messages.
+
+    A directory without one gives a template that refuses to render.
 
     Raises:
-        CheckpointError: a file that cannot be read or is damaged; names it.
+        CheckpointError: a file that cannot be read or is damaged; names the file.
     """
     path = Path(path)
     try:
@@ -42,7 +43,7 @@ def chat_template_from_directory(path: str | Path, tokenizer: Tokenizer, *, name
 
 
 def templates_from_gguf(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The templates by name: "default" from `tokenizer.chat_template`, NAME from `tokenizer.chat_template.NAME`."""
+    """Read templates by name: "default" from `tokenizer.chat_template`, NAME from `tokenizer.chat_template.NAME`."""
     key = "tokenizer.chat_template"
     found = {k.removeprefix(f"{key}."): v for k, v in metadata.items() if k.startswith(f"{key}.")}
     if key in metadata:
@@ -51,7 +52,7 @@ def templates_from_gguf(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def save_chat_template(template: ChatTemplate, directory: Path) -> None:
-    """Write the files that `chat_template_from_directory` reads; none where there is no template."""
+    """Write the files that `chat_template_from_directory` reads; none if there is no template."""
     for name, text in template.templates.items():
         file = directory / _FILE if name == "default" else directory / _MORE / f"{name}.jinja"
         file.parent.mkdir(exist_ok=True)

@@ -1,12 +1,13 @@
 r"""How byte-level BPE tokenizers cut text before they merge: the rules that llama.cpp names in `tokenizer.ggml.pre`.
 
-A rule is a list of regular expressions. Each cuts the pieces that the one before it left, and both what it matches and
-what lies between its matches become pieces of their own. Names and aliases are those of llama.cpp (src/llama-vocab.cpp,
-`llama_vocab::impl::load`); the expressions are those of the models' own tokenizer.json, of which llama.cpp's are
-rewritten forms (`(?i:'s)` as `'[sS]`, `\p{Lu}` by lookahead), so that the same engine, Oniguruma, cuts the same text
-either way. NFC is part of a rule where the model's own tokenizer normalises so, which llama.cpp leaves out.
+A rule is a list of regular expressions. Each one cuts the pieces that the one before it left; its matches and the text
+between them become pieces of their own. Names and aliases are those of llama.cpp (src/llama-vocab.cpp,
+`llama_vocab::impl::load`). The expressions are those of the models' own tokenizer.json, run by the same engine,
+Oniguruma, so that a text is cut alike from either kind of file; llama.cpp has rewritten forms of them (`(?i:'s)` as
+`'[sS]`, `\p{Lu}` by lookahead). NFC is part of a rule if the model's own tokenizer normalises to it, which llama.cpp
+leaves out.
 
-Facts only: nothing is built here but the `tokenizers` components.
+This file holds data and builds `tokenizers` components from it.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
 _QWEN2 = rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
 _QWEN35 = rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
-# A word by case: capitals first and small letters after them, either of which may be missing but not both.
+# A word by case: capital letters, then small letters; at least one of the two parts.
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _BEFORE = r"[^\r\n\p{L}\p{N}]?"
 _MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
@@ -38,21 +39,16 @@ _DEEPSEEK3 = (
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule, and what goes with it.
+    """One rule, and the settings of the tokenizers that use it."""
 
-    `expressions` are applied in order. `nfc`: the model's tokenizer normalises to NFC first. `whole_words`: a piece
-    that is a token stays whole even where the merges would not build it (`ignore_merges`). `add_bos`: BOS comes first
-    where the metadata do not say.
-    """
-
-    expressions: tuple[str, ...]
-    nfc: bool = False
-    whole_words: bool = False
-    add_bos: bool = False
+    expressions: tuple[str, ...]  # applied in order
+    nfc: bool = False  # whether text is normalised to NFC first
+    whole_words: bool = False  # whether a piece that is a token stays whole though no merges build it (`ignore_merges`)
+    add_bos: bool = False  # default for whether BOS comes first, if the metadata do not say
 
 
 _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
-    # llama.cpp's own, where a file names none.
+    # llama.cpp's own, used if a file names none.
     (("default",), Rule((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"))),
     (
         (
@@ -94,10 +90,10 @@ _RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
 
 
 def rule(name: str) -> Rule:
-    """The rule of that name.
+    """Find the rule called `name`.
 
     Raises:
-        CheckpointError: no rule is called so; names those that are.
+        CheckpointError: no rule has that name; lists the names.
     """
     for names, found in _RULES:
         if name in names:
@@ -107,6 +103,6 @@ def rule(name: str) -> Rule:
 
 
 def pre_tokenizer(of: Rule) -> pre_tokenizers.PreTokenizer:
-    """The rule as a component of the `tokenizers` library, bytes turned into their stand-ins at the end."""
+    """Build the rule as a component of the `tokenizers` library, which finally replaces bytes by their stand-ins."""
     splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in of.expressions]
     return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])

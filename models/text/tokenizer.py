@@ -1,8 +1,9 @@
 """Converts text to token ids and back, over the `tokenizers` library.
 
-Encoding is the library's. Decoding is our own, over bytes: it makes the streaming form exact and O(1) per token
-(`tokenizers.decoders.DecodeStream` re-decodes a growing window while the text ends in U+FFFD, and keeps what it holds
-back at the end). Tokenizers are made by `tokenizer_gguf.py` and `tokenizer_files.py`; chat templates are `chat.py`'s.
+Encoding is the library's. Decoding is our own, over bytes, so that the streaming form is exact and O(1) per token
+(`tokenizers.decoders.DecodeStream` re-decodes a growing window while the text ends in U+FFFD, and never gives out the
+text that it still holds back at the end). `tokenizer_gguf.py` and `tokenizer_files.py` build tokenizers; chat templates
+are in `chat.py`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,13 +14,13 @@ from tokenizers import Tokenizer as BackendTokenizer
 from ..errors import CheckpointError
 from .byte_decoder import TextStream, byte_decoder
 
-# Characters looked at first for each token that a text may have; most tokens have fewer.
+# Characters per token in the first test of whether a text is too long; most tokens have fewer.
 _CHARACTERS_PER_TOKEN = 16
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Texts of a model's special tokens, None for those it does not have, and the ids that end a generation."""
+    """Texts of a model's special tokens (None: the model has none), and the ids that end a generation."""
 
     bos: str | None = None
     eos: str | None = None
@@ -31,7 +32,7 @@ class SpecialTokens:
 class TokenStream:
     """Detokenises one sequence piece by piece; the pieces joined equal `Tokenizer.decode` of all the ids.
 
-    Made by `Tokenizer.stream`.
+    `Tokenizer.stream` makes one.
     """
 
     def __init__(self, tokenizer: "Tokenizer", skip_special: bool) -> None:
@@ -46,7 +47,7 @@ class TokenStream:
         return self._text.push(b"".join(map(self._bytes, ids)))
 
     def finish(self) -> str:
-        """Return what is still held back, U+FFFD for an unfinished character, and start anew."""
+        """Return the text still held back, U+FFFD for an unfinished character, and reset the stream."""
         text = self._text.push(b"", is_last=True)
         self._start()
         return text
@@ -72,7 +73,7 @@ class Tokenizer:
     """
 
     def __init__(self, backend: BackendTokenizer, special: SpecialTokens) -> None:
-        """Take over `backend`, with its decoder and post-processor.
+        """Wrap `backend`, including its decoder and post-processor.
 
         Raises:
             CheckpointError: a decoder that is not implemented.
@@ -93,10 +94,10 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
 
     def limit(self, rows: int) -> None:
-        """Use no more ids than the model has rows of embeddings, `rows`.
+        """Restrict the ids to the `rows` rows of the model's embedding.
 
-        More rows than tokens are padding. Added tokens past the last row cannot be used, which lowers `vocab_size`:
-        Gemma 3's text models have such a one, for images.
+        If there are more rows than tokens, the rest is padding. Added tokens past the last row cannot be used, which
+        lowers `vocab_size`: Gemma 3's text models have one, for images.
 
         Raises:
             CheckpointError: ordinary tokens past the last row.
@@ -109,9 +110,12 @@ class Tokenizer:
     def encode(self, text: str, *, add_special: bool = True, at_most: int | None = None) -> list[int]:
         """Convert `text` to token ids. Special tokens written out in it become their ids.
 
-        BOS comes first if the model wants it, and EOS last; `add_special=False` leaves them out, for text that already
-        has them, such as a rendered chat template. `at_most` is the most tokens that are of use: a text whose beginning
-        alone has twice as many is refused, because the library takes some 100 bytes of memory for each character.
+        Args:
+            text: any Unicode text.
+            add_special: whether to add BOS first and EOS last, where the model's tokenizer does; False for text that
+                already has them, such as a rendered chat template.
+            at_most: the most tokens that the caller can use. A text whose beginning alone has twice as many is refused,
+                because the library takes some 100 bytes of memory per character.
 
         Raises:
             ValueError: half of a surrogate pair, which JSON can spell but UTF-8 cannot, or far more than `at_most`.
@@ -129,14 +133,14 @@ class Tokenizer:
         return ids
 
     def _is_far_longer(self, text: str, tokens: int) -> bool:
-        """Tokenise just enough of the beginning to see whether it has twice as many."""
+        """Tokenise just enough of the beginning to find out whether it has more than twice as many tokens."""
         start = _CHARACTERS_PER_TOKEN * tokens
         return len(text) > start and len(self.backend.encode(text[:start], add_special_tokens=False)) > 2 * tokens
 
     def encode_after(self, text: str) -> list[int]:
         """Convert `text` to token ids as the continuation of other text; raises as `encode` does.
 
-        There are no special tokens, nor the space that SentencePiece puts before a text of its own.
+        Neither special tokens nor the space that SentencePiece puts before a separate text are added.
         """
         ids = self.encode(text, add_special=False)
         start = self.encode("\n", add_special=False)

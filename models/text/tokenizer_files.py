@@ -1,8 +1,8 @@
-"""A tokenizer from the files of a Hugging Face directory, and back into such files.
+"""Reads a tokenizer from the files of a Hugging Face directory, and writes such files.
 
-tokenizer.json holds the tokenizer, tokenizer_config.json says which tokens play a part, and generation_config.json and
-config.json which ids end a generation. What `save_tokenizer` writes reads back to the same behaviour, here and in
-transformers. SentencePiece's tokenizer.model is not read. Chat templates: see `chat_files.py`.
+tokenizer.json holds the tokenizer, tokenizer_config.json names its special tokens, and generation_config.json and
+config.json name the ids that end a generation. Files written by `save_tokenizer` give the same behaviour when they are
+read, here and in transformers. SentencePiece's tokenizer.model is not read. Chat templates are in `chat_files.py`.
 """
 
 import json
@@ -20,31 +20,33 @@ from .chat_files import save_chat_template
 from .pretokenizers import pre_tokenizer, rule
 from .tokenizer import SpecialTokens, Tokenizer
 
-# Without tokenizer.json the class alone says how text is cut.
+# Without tokenizer.json, only the class says how text is cut.
 _RULES = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def tokenizer_from_directory(path: str | Path, rows: int | None = None) -> Tokenizer:
-    """The tokenizer in the directory `path`, for a model whose embedding has `rows` rows; None: enough.
+    """Read the tokenizer in the directory `path`, for a model whose embedding has `rows` rows (None: enough).
 
     Raises:
-        CheckpointError: none there, none that can be read, a damaged file, or ordinary tokens past the last row; names
-            the file.
+        CheckpointError: no tokenizer, one that is not supported, a damaged file, or ordinary tokens past the last row;
+            names the file.
     """
     path = Path(path)
     try:
         return _read(path, _optional(path / "tokenizer_config.json"), rows)
     except (Exception, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic in the library, which pyo3 makes no Exception of
+    except BaseException as error:  # a panic in the library, which pyo3 raises as a BaseException
         raise CheckpointError(f"{path / 'tokenizer.json'} is damaged: {' '.join(str(error).split())}.") from None
 
 
 def save_tokenizer(tokenizer: Tokenizer, chat_template: ChatTemplate, directory: str | Path) -> None:
-    """Write `tokenizer` and `chat_template` so that `tokenizer_from_directory` and `chat_template_from_directory` read
-    them back: tokenizer.json, tokenizer_config.json, generation_config.json (the ids that end a generation), and
-    chat_template.jinja where there is a template."""
+    """Write `tokenizer` and `chat_template` as `tokenizer_from_directory` and `chat_template_from_directory` read them.
+
+    The files are tokenizer.json, tokenizer_config.json, generation_config.json (the ids that end a generation), and
+    chat_template.jinja if there is a template.
+    """
     directory = Path(directory)
     special = tokenizer.special
     tokenizer.backend.save(str(directory / "tokenizer.json"), pretty=False)
@@ -84,7 +86,7 @@ def _backend(path: Path, config: dict[str, Any]) -> BackendTokenizer:
     if file.is_file():
         try:
             return BackendTokenizer.from_file(str(file))
-        except Exception as error:  # the library raises plain Exception for whatever it cannot read
+        except Exception as error:  # the library raises plain Exception for any file it cannot read
             raise CheckpointError(f"{file} cannot be read: {' '.join(str(error).split())}.") from None
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
         return _from_merges(path, str(config.get("tokenizer_class", "")).removesuffix("Fast"))
@@ -115,7 +117,7 @@ def _from_merges(path: Path, kind: str) -> BackendTokenizer:
 
 
 def _text(path: Path, config: dict[str, Any], name: str) -> str | None:
-    """A special token's text, given as it is or as a dict of AddedToken's fields."""
+    """Read a special token's text, which is a string or the content of a dict of AddedToken's fields."""
     found = config.get(name)
     if found is None:
         found = _optional(path / "special_tokens_map.json").get(name)
@@ -127,7 +129,7 @@ def _text(path: Path, config: dict[str, Any], name: str) -> str | None:
 
 
 def _mark_special(backend: BackendTokenizer, path: Path, config: dict[str, Any], named: list[str]) -> None:
-    """Tokens that tokenizer_config.json adds or calls special, as transformers does it."""
+    """Add the tokens that tokenizer_config.json adds or calls special, as transformers does."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     added = config.get("added_tokens_decoder") or {}
     try:
@@ -145,7 +147,7 @@ def _mark_special(backend: BackendTokenizer, path: Path, config: dict[str, Any],
 
 
 def _set_post_processor(backend: BackendTokenizer, config: dict[str, Any], bos: str | None, eos: str | None) -> None:
-    """BOS and EOS as tokenizer_config.json asks for them where tokenizer.json has no template that decides."""
+    """Add BOS and EOS as tokenizer_config.json asks, unless a post-processor in tokenizer.json adds special tokens."""
     if backend.post_processor is not None and backend.num_special_tokens_to_add(False):
         return
     before = [bos] if config.get("add_bos_token") is True and bos is not None else []
@@ -158,7 +160,7 @@ def _set_post_processor(backend: BackendTokenizer, config: dict[str, Any], bos: 
 
 
 def _end_ids(path: Path, backend: BackendTokenizer, eos: str | None) -> frozenset[int]:
-    """Ids that end a generation: the tokenizer's EOS, and those of generation_config.json and config.json."""
+    """Collect the ids that end a generation: EOS, and those in generation_config.json and config.json."""
     ends = {None if eos is None else backend.token_to_id(eos)}
     for name in ("generation_config.json", "config.json"):
         config = _optional(path / name)

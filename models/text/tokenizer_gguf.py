@@ -1,9 +1,9 @@
-"""A tokenizer from a GGUF file's metadata (the `tokenizer.ggml.*` keys), faithful to llama.cpp.
+"""Builds a tokenizer from a GGUF file's metadata (the `tokenizer.ggml.*` keys), as llama.cpp does.
 
-Two kinds: "gpt2" is byte-level BPE, cut by one of the rules in `pretokenizers.py`; "llama" is SentencePiece's BPE with
-byte fallback (Llama 2, Mistral, Phi-3, Gemma), which has scores instead of merges. Both become a BPE of the
-`tokenizers` library with a decoder and a post-processor that say the rest, so that nothing else need know where a
-tokenizer came from. Other kinds are refused by name. Source: llama.cpp's src/llama-vocab.cpp.
+There are two kinds: "gpt2" is byte-level BPE, cut by one of the rules in `pretokenizers.py`; "llama" is SentencePiece's
+BPE with byte fallback (Llama 2, Mistral, Phi-3, Gemma), which has scores instead of merges. Both become a BPE of the
+`tokenizers` library with a decoder and a post-processor, so that other code need not know the tokenizer's origin. Other
+kinds are refused by name. Source: llama.cpp's src/llama-vocab.cpp.
 """
 
 from collections import Counter
@@ -22,8 +22,8 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # toke
 _SPACE = "▁"
 _LLAMA_IDS = {"unknown": 0, "bos": 1, "eos": 2}  # of SentencePiece models whose metadata do not say
 _END_KEYS = ("eos", "eot", "eom")  # tokenizer.ggml.<x>_token_id: each ends a generation
-# Special tokens that end a generation by their text, whatever the metadata name. llama.cpp's list without those of code
-# infill (padding, repository, file), which would end other generations too.
+# Texts of special tokens that end a generation whatever the metadata say: llama.cpp's list without those of code infill
+# (padding, repository, file), which would end other generations too.
 _END_TEXTS = frozenset(
     [
         "<|eot_id|>",
@@ -50,7 +50,7 @@ _END_TEXTS = frozenset(
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that a GGUF file's metadata describe.
+    """Build the tokenizer that a GGUF file's metadata describe.
 
     Raises:
         CheckpointError: keys that are missing or damaged, or a kind of tokenizer that is not implemented.
@@ -80,11 +80,11 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def merges_from_scores(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """The merges of a SentencePiece BPE: every way to cut a token into two others, the highest score first.
+    """List the merges of a SentencePiece BPE: every way to cut a token into two others, the highest score first.
 
-    SentencePiece always joins the neighbours whose union scores highest, so a union's score is the rank of all its
-    cuts. `tokenizers` needs them in an order; the leftmost merge, which is what breaks a tie in SentencePiece, is the
-    one with the longest left side wherever two cuts of one token meet, so that comes first.
+    SentencePiece always joins the neighbours whose union scores highest, so a union's score ranks all its cuts. The
+    `tokenizers` library needs the cuts of one token in an order as well. SentencePiece breaks ties by the leftmost
+    merge; where two cuts of a token compete, that is the one with the longest left side, so it comes first.
     """
     known = frozenset(tokens)
     ranked = sorted(range(len(tokens)), key=lambda i: -scores[i])
@@ -151,7 +151,10 @@ def _special_tokens(
 
 
 def _ends_generation(token: str, kind: int) -> bool:
-    """By its text. Converters mistake some special tokens for users' own; Gemma's `</s>` really is one, of HTML."""
+    """Return whether a token's text makes it end a generation.
+
+    Converters mark some special tokens as user-defined, so these count too, except `</s>`, which in Gemma is HTML.
+    """
     return token in _END_TEXTS and (kind == _CONTROL or (kind == _USER_DEFINED and token != "</s>"))
 
 
@@ -163,7 +166,10 @@ def _special_id(metadata: Mapping[str, Any], name: str, count: int, default: int
 
 
 def _strips_right(metadata: Mapping[str, Any]) -> bool:
-    """Phi-3's special tokens take the white space behind them along; the file does not say so, only its name does."""
+    """Return whether special tokens consume the white space after them, as Phi-3's do.
+
+    The metadata do not say so, therefore the model's name decides, as in llama.cpp.
+    """
     name = str(metadata.get("general.name", "")).lower()
     return "phi-3" in name or "phi3" in name
 
@@ -171,7 +177,7 @@ def _strips_right(metadata: Mapping[str, Any]) -> bool:
 def _add_tokens(
     backend: BackendTokenizer, tokens: Sequence[str], kinds: Sequence[int], ends: Iterable[int], rstrip: bool
 ) -> None:
-    """Tokens that are found in a text before it is cut: special ones, and those that users defined."""
+    """Add the tokens that are found in a text before it is cut: special and user-defined ones."""
     control = {i for i, kind in enumerate(kinds) if kind in (_CONTROL, _UNKNOWN)} | set(ends)
     plain = {i for i, kind in enumerate(kinds) if kind == _USER_DEFINED} - control
 

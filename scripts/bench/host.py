@@ -141,7 +141,7 @@ def run(core: EngineCore, requests: int) -> None:
 
 
 def _submission(core: EngineCore, prompt: np.ndarray, sink: "SimpleQueue[Update]") -> Submission:
-    facts, plan = RequestFacts(core.new_id(), _PROMPT, _TOKENS), SamplingPlan(temperature=0.0, seed=0)
+    facts, plan = RequestFacts(next(core.ids), _PROMPT, _TOKENS), SamplingPlan(temperature=0.0, seed=0)
     return Submission(core.clock(), facts, prompt.astype(np.int32), plan, frozenset(), None, sink)
 
 

@@ -1,1 +1,1 @@
-"""Parts of the GPU suite."""
+"""The measurements and checks that `gpu_suite.py` runs."""

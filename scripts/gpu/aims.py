@@ -1,7 +1,7 @@
-"""What was asked of an H100, beside what `gpu_suite.py` found: a pure function of its report. No JAX.
+"""Compares the results of `gpu_suite.py` with the aims for an H100: a pure function of its report. No JAX.
 
-Each aim is {"aim": at least this, "found": the worst of the rows it is about, "row": that row's name, "met": bool},
-with None for what was not measured.
+Each aim is {"aim": the least value, "found": the worst of the rows it concerns, "row": that row's name, "met": bool},
+with None for values that were not measured.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ OF_FLOOR, PREFILL_OF_MATMUL, OF_DENSE_RATE = 0.75, 0.55, 0.9
 
 
 def aims(report: Facts) -> dict[str, Facts]:
-    """Every aim, by name."""
+    """Compute every aim, by name."""
     decode, prefill = (report.get(name, {}).get("rows", {}) for name in ("decode", "prefill"))
     steps, transformers = report.get("steps", {}), report.get("transformers", {})
     dense = {name: row for name, row in prefill.items() if name.endswith((" 8k", " 16k"))}
@@ -35,7 +35,7 @@ def aims(report: Facts) -> dict[str, Facts]:
 
 
 def graphs(report: Facts) -> Facts:
-    """By rows of a decode step: its milliseconds with XLA's command buffers and without, and what they save."""
+    """Compare a decode step's milliseconds with and without XLA's command buffers, by number of rows."""
     with_, without = (report.get(name, {}).get("decode", {}) for name in ("steps", "steps_without_graphs"))
     return {
         rows: {"ms": with_[rows]["ms"], "ms_without": row["ms"], "saved_ms": row["ms"] - with_[rows]["ms"]}
@@ -59,7 +59,7 @@ def _best_ratio(row: Facts) -> float | None:
 
 
 def _over(steps: Facts, transformers: Facts) -> Iterator[tuple[str, Facts]]:
-    """Batches that both ran, and how many of our steps fit into one of transformers'."""
+    """Yield the batches that both ran, with transformers' time of a step over ours."""
     for rows, peer in (transformers.get("decode") or {}).items():
         ours = steps.get("decode", {}).get(rows)
         if ours is not None and peer.get("ms"):

@@ -1,8 +1,8 @@
-"""Attention alone, for `gpu_suite.py`: ours beside every peer that is installed, at equal shapes in the same process.
+"""Measures attention alone, for `gpu_suite.py`: ours and every installed peer, at equal shapes in the same process.
 
-A row holds our time, what share of a ceiling of the same run it reaches, and for each peer its time and `ratio`, the
-peer's time over ours (above 1: ours is faster), or null and the reason. Where a peer read the same pages, `difference`
-is the relative distance of its output from ours. Rows come in the order of their worth, as a section may be cut.
+A row holds our time, the share of a ceiling of the same run that it reaches, and for each peer its time and `ratio`,
+the peer's time over ours (above 1: ours is faster), or null and the reason. If a peer read the same pages, `difference`
+is the relative distance of its output from ours. The most important rows come first, as a section may be cut short.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from twinmesh.kernels_pallas import append_kv
+from twinmesh.kernels_pallas.work import ceil_div
 from twinmesh.scripts.gpu.facts import Facts
 from twinmesh.scripts.gpu.peers import DECODE, PREFILL, Peer, build, measured
 from twinmesh.scripts.gpu.timing import (
@@ -37,7 +38,7 @@ MOST_BYTES = 2e10  # of one row's pages, unless a single layer takes more
 
 
 def ceilings(scale: float) -> Iterator[Facts]:
-    """What the device does at best."""
+    """Measure the device's ceilings: the rates of a large copy and of a large product."""
     yield device_rates(scale)
 
 
@@ -47,12 +48,12 @@ def device_rates(scale: float) -> Facts:
 
 
 def build_peers(scale: float) -> Iterator[Facts]:
-    """FlashInfer's compilation, beside the checks."""
+    """Have FlashInfer compile, while the checks run."""
     yield build(HEADS, cached)
 
 
 def decode(scale: float) -> Iterator[Facts]:
-    """Bandwidth of the KV read, beside that of a copy in the same process; then the append's time."""
+    """Measure decode as bandwidth of the KV it reads, compared with a copy's in the same process; then the append."""
     facts = device_rates(scale)
     yield facts
     failed = 0
@@ -70,7 +71,7 @@ def decode(scale: float) -> Iterator[Facts]:
 
 
 def decode_row(heads: Heads, lengths: Sequence[int], copy: float, peers: Mapping[str, Peer] = DECODE) -> Facts:
-    """One batch of decode; `copy` in bytes per second."""
+    """Measure decode of one batch; `copy` in bytes per second."""
     cache = cached(heads, lengths, most_bytes=MOST_BYTES)
     run = decode_chain(heads, cache, calls=DECODE_CALLS)
     taken, ours = seconds(run) / DECODE_CALLS, np.asarray(run()[1], np.float32)
@@ -80,7 +81,7 @@ def decode_row(heads: Heads, lengths: Sequence[int], copy: float, peers: Mapping
 
 
 def prefill(scale: float) -> Iterator[Facts]:
-    """FLOP/s of what is visible; all but the 8k prompt's also as a share of that prompt's rate, where there is one."""
+    """Measure prefill in FLOP/s over visible tokens; other rows than the 8k prompt's also as a share of its rate."""
     facts = device_rates(scale)
     yield facts
     dense: dict[Heads, float] = {}
@@ -111,7 +112,7 @@ def _rows_failed(count: int) -> Facts:
 def prefill_row(
     heads: Heads, lengths: Sequence[int], chunks: Sequence[int], matmul: float, peers: Mapping[str, Peer] = PREFILL
 ) -> Facts:
-    """One step of prefill: the last `chunks` tokens of each request; `matmul` in FLOP per second."""
+    """Measure one step of prefill, for the last `chunks` tokens of each request; `matmul` in FLOP per second."""
     cache = cached(heads, lengths, most_bytes=MOST_BYTES / 2)
     run = prefill_chain(heads, cache, chunks, calls=PREFILL_CALLS)
     taken, ours = seconds(run) / PREFILL_CALLS, np.asarray(run()[1], np.float32)
@@ -129,7 +130,7 @@ def _beside(
     taken: float,
     ours: np.ndarray,
 ) -> Facts:
-    """Each peer's time and its ratio to ours, and the reason for those that are null."""
+    """Measure each peer: its time and the ratio to ours, or null with the reason."""
     facts: Facts = {}
     for name, peer in peers.items():
         found = measured(peer, heads, cache, lengths, chunks)
@@ -145,12 +146,14 @@ def _beside(
 
 
 def append_row(heads: Heads, tokens: int, scale: float) -> Facts:
-    """New keys and values written into donated pools of 1 GB each, by XLA's scatter."""
+    """Measure XLA's scatter of new keys and values into donated pools of 1 GB each."""
     tokens = max(1, int(tokens * scale)) if tokens > 128 else tokens
-    pages = max(-(-tokens // heads.page_size), int(1e9 * scale / (heads.page_size * heads.token_bytes / 2)))
+    pages = max(ceil_div(tokens, heads.page_size), int(1e9 * scale / (heads.page_size * heads.token_bytes / 2)))
     order = np.random.default_rng(0).permutation(pages * heads.page_size)
     slots = [np.roll(order, -i * tokens)[:tokens] for i in range(APPEND_CALLS)]  # no two calls in a row do the same
-    k, v = (pool(heads, -(-tokens // heads.page_size), i).reshape(-1, heads.kv, heads.dim)[:tokens] for i in range(2))
+    k, v = (
+        pool(heads, ceil_div(tokens, heads.page_size), i).reshape(-1, heads.kv, heads.dim)[:tokens] for i in range(2)
+    )
     held = [pool(heads, pages, 2), pool(heads, pages, 3)]
 
     @partial(jax.jit, donate_argnums=(0, 1))
@@ -160,7 +163,7 @@ def append_row(heads: Heads, tokens: int, scale: float) -> Facts:
         return k_pages, v_pages, k_pages[0, 0, 0, 0]
 
     def call(*new: Array) -> Array:
-        written: Array  # what can be waited for, as the next call takes the pools
+        written: Array  # the only result to wait for, as the next call donates the pools
         *held[:], written = appends(*held, *new)
         return written
 

@@ -1,12 +1,12 @@
-"""Where the time of one step goes: a profile of some calls, its kernels distinguished by name and scope.
+"""Breaks the time of one step down by kind of kernel, from a profile of several calls.
 
 JAX's profiler writes an XSpace; `jax.profiler.ProfileData` reads it. On a GPU the kernels are the events on the streams
-of a device's plane; on a CPU, the events of its worker threads that name an HLO operation. A kernel is distinguished by
-the scopes (`jax.named_scope`) of the HLO instruction it came from, where that is known, and by its own name: libraries'
-products have names of their own. `gap` is what no kernel covers between the first and the last. Kernels of a CUDA graph
-may come without their instruction; the profile with command buffers off has it for all.
+of a device's plane; on a CPU, the events of its worker threads that name an HLO operation. A kernel is classified by
+the scopes (`jax.named_scope`) of its HLO instruction, if known, and by its own name, as products of libraries have
+names of their own. `gap` is the time between the first kernel and the last in which none runs. Kernels of a CUDA graph
+may come without their instruction; a profile with command buffers off names it for all.
 
-Not here: what a step should take (`steps.py`).
+Not here: how long a step should take (`steps.py`).
 """
 
 import re
@@ -21,7 +21,7 @@ from jax.profiler import ProfileData
 
 KINDS = ("attention", "gemm", "append", "sampling", "elementwise", "copy")
 
-# The first that matches the scopes of an instruction or the name of a kernel says what it is.
+# A kernel is of the first kind whose pattern matches its instruction's scopes or its name.
 _KINDS = (
     ("attention", re.compile(r"paged_(decode|prefill)_attention|combine")),
     ("append", re.compile(r"append_kv")),
@@ -33,18 +33,23 @@ _COPY = re.compile(r"memcpy|memset|^copy", re.IGNORECASE)
 
 
 class Event(NamedTuple):
-    """One kernel's run. Times in nanoseconds; `operation` is the HLO instruction's name, "" where unknown."""
+    """One run of a kernel."""
 
     name: str
-    operation: str
-    start: float
-    duration: float
+    operation: str  # name of the HLO instruction; "" where unknown
+    start: float  # nanoseconds
+    duration: float  # nanoseconds
 
 
 def measure_budget(call: Callable[[], Any], hlo: str, step_ms: float, calls: int = 8) -> dict[str, Any]:
-    """Milliseconds of one call by what they went to, from a profile of `calls`; `hlo` is the program's optimised text.
+    """Break the milliseconds of one call down by kind of kernel.
 
-    `step_ms` is what a call takes without the profiler, for `profiled_over_plain`: how far to trust the rest.
+    Args:
+        call: runs the program once.
+        hlo: the program's optimised text.
+        step_ms: milliseconds of a call without the profiler; `profiled_over_plain` relates the profile's time to it,
+            which says how far to trust the other figures.
+        calls: how many calls to profile.
     """
     jax.block_until_ready(call())
     options = jax.profiler.ProfileOptions()
@@ -60,7 +65,7 @@ def measure_budget(call: Callable[[], Any], hlo: str, step_ms: float, calls: int
 
 
 def read_events(folder: Path) -> list[Event]:
-    """The kernels of the last profile under a folder."""
+    """Read the kernels of the last profile under a folder."""
     paths = sorted(folder.rglob("*.xplane.pb"))
     if not paths:
         return []
@@ -76,7 +81,7 @@ def read_events(folder: Path) -> list[Event]:
 def _kernels(plane: Any, on_gpu: bool) -> Iterator[Event]:
     for line in plane.lines:
         if on_gpu and not line.name.startswith("Stream"):
-            continue  # what the profiler derived from the streams
+            continue  # the profiler derives other lines from the streams
         for event in line.events:
             operation = str(next((value for key, value in event.stats if key == "hlo_op"), ""))
             if on_gpu or (operation and not _CONTROL.match(event.name)):
@@ -84,18 +89,18 @@ def _kernels(plane: Any, on_gpu: bool) -> Iterator[Event]:
 
 
 def scopes(hlo: str) -> dict[str, str]:
-    """Instruction -> scopes and primitive ("jit(step)/layer0/mlp/dot_general"), from a program's optimised text."""
+    """Map instructions to scopes and primitive ("jit(step)/layer0/mlp/dot_general"), from a program's HLO."""
     pattern = re.compile(r'^\s*(?:ROOT )?%?(\S+) = .*?metadata=\{[^}]*?op_name="([^"]*)"', re.MULTILINE)
     return {plain_name(name): scope for name, scope in pattern.findall(hlo)}
 
 
 def plain_name(name: str) -> str:
-    """An instruction's name as kernels are named after it."""
+    """Spell an instruction's name as in the names of its kernels."""
     return re.sub(r"\W", "_", name.lstrip("%"))
 
 
 def kind_of(event: Event, scope_of: Mapping[str, str]) -> str:
-    """One of KINDS."""
+    """Classify a kernel as one of KINDS."""
     scope = scope_of.get(plain_name(event.operation)) or scope_of.get(plain_name(event.name)) or ""
     for kind, pattern in _KINDS:
         if pattern.search(scope) or pattern.search(event.name):
@@ -106,7 +111,7 @@ def kind_of(event: Event, scope_of: Mapping[str, str]) -> str:
 
 
 def budget(events: Iterable[Event], scope_of: Mapping[str, str], calls: int) -> dict[str, Any]:
-    """Milliseconds of one call: of each kind, of gaps, and from the first kernel to the last; the longest by name."""
+    """Add up milliseconds per call: by kind, of gaps, from the first kernel to the last, and of the longest by name."""
     kinds, names = dict.fromkeys(KINDS, 0.0), dict[str, float]()
     ordered = sorted(events, key=lambda event: event.start)
     covered, busy = ordered[0].start, 0.0

@@ -1,10 +1,11 @@
-"""Whether all is right on this machine's GPU, for `gpu_suite.py`: kernels, the append, hand-off, pytest's GPU tests.
+"""Checks correctness on this machine's GPU, for `gpu_suite.py`: kernels, the append, hand-off, pytest's GPU tests.
 
-Attention is compared with plain XLA in float32 on the same rounded inputs, which the tests hold to the oracle. An error
-is the largest over rows and heads of |ours - wanted| / |wanted|, so that a long request does not hide behind short
-ones. Rounding weights and output costs about half the dtype's epsilon, the GPU's tanh up to 2**-11 of a logit, and
-LIMITS allow for a little more than that. Unused slots and pages hold NaN, tables end in ids that are out of range,
-a second call, in memory poisoned with NaN, has to give the same bits, and rows that see nothing have to be zero.
+Attention is compared with plain XLA in float32 on the same rounded inputs, which the tests compare with the oracle. An
+error is the largest of |ours - wanted| / |wanted| over rows and heads, so that a long request's error is not averaged
+with those of short ones. Rounding weights and output costs about half the dtype's epsilon, the GPU's tanh up to 2**-11
+of a logit, and LIMITS allow for a little more than that. Unused slots and pages hold NaN, tables end in ids that are
+out of range, a second call, in memory poisoned with NaN, has to give the same bits, and rows without visible tokens
+have to be zero.
 """
 
 import importlib.util
@@ -24,26 +25,27 @@ import numpy as np
 from jax import Array
 from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention, xla
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
+from twinmesh.kernels_pallas.work import ceil_div
 from twinmesh.scripts.gpu.facts import Facts
 from twinmesh.scripts.gpu.timing import Heads, attempt, pool, queries
 
 LIMITS = {"bfloat16": 1e-2, "float16": 4e-3}
-THREADS = 4  # cases at a time: most of it is compiling, which lets others run
+THREADS = 4  # cases at a time: most of their time is compiling, which releases the GIL
 CHUNK = 600  # rows of prefill for one request, at most
-TIGHT = 11  # pages, for four requests of up to six each
+TIGHT = 11  # pages for four requests of up to six each, so that some are preempted
 
 
 @dataclass(frozen=True)
 class Case:
-    """What one comparison of both kernels runs; `options` are of the attentions, `sink` as a flag."""
+    """The settings of one comparison of both kernels."""
 
     heads: Heads
     dtype: str
-    options: Facts = field(default_factory=dict)
-    longest: int = 4097
+    options: Facts = field(default_factory=dict)  # of the attentions, with `sink` as a flag
+    longest: int = 4097  # tokens of the longest request
 
     def __str__(self) -> str:
-        """As a name in the report."""
+        """Return the case's name in the report."""
         options = " ".join(f"{name}={value}" for name, value in self.options.items())
         return f"{self.heads} {self.dtype} {self.longest} {options}".strip()
 
@@ -72,15 +74,15 @@ class Inputs(NamedTuple):
 
     q_decode: Array  # [R, Hq, D]
     q_prefill: Array  # [T, Hq, D]
-    k_pages: Array
-    v_pages: Array
-    page_table: Array
-    kv_len: Array
-    q_start: Array
+    k_pages: Array  # [N, P, Hk, D]
+    v_pages: Array  # [N, P, Hk, D]
+    page_table: Array  # [R, max_pages]
+    kv_len: Array  # [R]
+    q_start: Array  # [R + 1]
 
 
 def checks(scale: float) -> Iterator[Facts]:
-    """Everything, and `failed` where something is wrong."""
+    """Run all checks, and yield `failed` if something is wrong."""
     wrong: list[str] = []
     cases = CASES[: max(2, round(len(CASES) * scale))]
     with ThreadPoolExecutor(THREADS) as threads:
@@ -100,12 +102,12 @@ def checks(scale: float) -> Iterator[Facts]:
 
 
 def is_right(error: float | str, dtype: str) -> bool:
-    """Whether an error is within the dtype's limit; NaN and the reason for there being none are not."""
+    """Return whether an error is within the dtype's limit; NaN and an error in words are not."""
     return not isinstance(error, str) and error <= LIMITS[dtype]
 
 
 def attention_errors(case: Case, scale: float) -> dict[str, float | str]:
-    """Of decode and prefill; in words where two runs differ, for NaN, and where zeros were wanted and not given."""
+    """Measure the errors of decode and prefill, in words where two runs differ, for NaN, and for missing zeros."""
     heads, settings = case.heads, {"window": None, "softcap": None, **case.options}
     settings["scale"] = heads.dim**-0.5
     settings["sink"] = jnp.linspace(-2.0, 2.0, heads.query) if settings.get("sink") else None
@@ -123,20 +125,20 @@ def attention_errors(case: Case, scale: float) -> dict[str, float | str]:
 
 
 def _bundled(attention: Any, settings: dict[str, Any], q: Array, *arrays: Array) -> Array:
-    """One of the package's implementations, called with the arguments of its public functions."""
+    """Call one of the package's implementations with the arguments of its public functions."""
     out: Array = attention(q, PagedKV(*arrays[:4]), *arrays[4:], options=AttentionOptions(**settings))
     return out
 
 
 def make_inputs(case: Case, scale: float) -> Inputs:
-    """Requests around page boundaries, empty ones, a long one, and one that shares the long one's first pages."""
+    """Make requests around page boundaries, empty ones, a long one, and one that shares the long one's first pages."""
     heads, size, dtype = case.heads, case.heads.page_size, jnp.dtype(case.dtype)
     longest = max(2 * size + 1, int(scale * case.longest))
     lengths = [size - 1, size, size + 1, 0, 1, 2 * size - 1, 2 * size, 2 * size + 1, longest, longest - size, 0]
     chunks = [size - 1, 1, size + 1, 0, 1, 0, size, 2, min(longest, CHUNK), min(longest - size, 130), 3]
-    used = [-(-length // size) for length in lengths]
+    used = [ceil_div(length, size) for length in lengths]
     random = np.random.default_rng(0)
-    pages = sum(used) + 5  # some that no request has
+    pages = sum(used) + 5  # some of which no request holds
     ids = iter(random.permutation(pages))
     table = np.where(random.random((len(lengths), max(used) + 2)) < 0.5, pages, 2**31 - 1).astype(np.int32)
     held = np.zeros((pages, size), bool)
@@ -156,7 +158,7 @@ def make_inputs(case: Case, scale: float) -> Inputs:
 def _error(kernel: Any, plain: Any, arrays: tuple[Array, ...]) -> float | str:
     run = jax.jit(kernel)
     first = np.asarray(run(*arrays), np.float64)  # compiles, which takes memory and gives it back
-    # What is allocated next may lie where these were: an element that is never written shows as NaN.
+    # The next allocation may reuse this memory, so that an element that is never written shows as NaN.
     jax.block_until_ready([jnp.full_like(arrays[0], jnp.nan) for _ in range(4)])
     if not np.array_equal(first, np.asarray(run(*arrays), np.float64), equal_nan=True):
         return "a second run, in memory full of NaN, gave other bits"
@@ -167,7 +169,7 @@ def _error(kernel: Any, plain: Any, arrays: tuple[Array, ...]) -> float | str:
 
 
 def distance(got: np.ndarray, want: np.ndarray) -> float:
-    """The largest relative distance of a row's head; infinite for NaN and where zeros were wanted and not given."""
+    """Compute the largest relative distance over rows and heads; infinite for NaN and for missing zeros."""
     norms = np.linalg.norm(want, axis=-1)
     if not np.isfinite(got).all() or got[norms == 0].any():
         return float("inf")
@@ -176,7 +178,7 @@ def distance(got: np.ndarray, want: np.ndarray) -> float:
 
 
 def append_facts(scale: float) -> Facts:
-    """New keys and values land in their slots, padding lands nowhere, and the donated pools stay where they are."""
+    """Check that keys and values are written into their slots, padding is not, and donated pools are not copied."""
     heads = Heads(32, 8, 128)
     pages = max(16, int(4096 * scale))
     slots, tokens = pages * heads.page_size, 333
@@ -185,7 +187,7 @@ def append_facts(scale: float) -> Facts:
     slot[5], slot[100] = slots, 2**31 - 1
     kept = slot < slots
     k, v = (pool(heads, 6, seed).reshape(-1, heads.kv, heads.dim)[:tokens] for seed in (2, 3))
-    # Of a copy: a pool that NumPy has a view of is not donated.
+    # From a copy, because a pool that NumPy has a view of is not donated.
     want = [np.array(x.astype(jnp.float32)).reshape(slots, heads.kv, heads.dim) for x in (k_pages, v_pages)]
     for pool_, new in zip(want, (k, v), strict=True):
         pool_[slot[kept]] = np.asarray(new, np.float32)[kept]
@@ -206,9 +208,10 @@ def _peak() -> int | None:
 
 
 def handoff_facts(scale: float) -> Facts:
-    """Greedy tokens of a random model in bfloat16: `both`, and prefill and decode on two meshes that share the device.
+    """Check that a random model in bfloat16 gives the same greedy tokens on one mesh and on two.
 
-    Prompts of several chunks, and pools so small that requests are preempted, change no token either.
+    The two are a prefill and a decode mesh that share the device. Prompts of several chunks, and pools so small that
+    requests are preempted, must change no token either.
     """
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))  # run from a clone: the tests' tiny model
     from helpers.tiny_gguf import TinyLlama, write_tiny_gguf  # type: ignore[import-not-found, unused-ignore]
@@ -230,7 +233,7 @@ def _token_bytes(model: Any) -> int:
 
 
 def _tokens(path: Path, topology: str, count: int, kv_cache_bytes: int) -> tuple[list[list[int]], int]:
-    """The tokens of some prompts, and how often a request was preempted."""
+    """Generate the tokens of some prompts, and count how often a request was preempted."""
     from twinmesh import LLM, SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=80, ignore_eos=True)
@@ -244,7 +247,7 @@ def _tokens(path: Path, topology: str, count: int, kv_cache_bytes: int) -> tuple
 
 
 def pytest_facts(scale: float) -> Facts:
-    """The tests marked `gpu`, in a process of their own; none where pytest is not installed."""
+    """Run the tests marked `gpu` in a process of their own, if pytest is installed."""
     root = Path(__file__).parents[2]
     if importlib.util.find_spec("pytest") is None:
         return {"summary": "pytest is not installed"}

@@ -1,4 +1,4 @@
-"""The report of `gpu_suite.py`: a tree of what was found, put together from pieces and kept on disk. No JAX."""
+"""The report of `gpu_suite.py`: a tree of results, merged from pieces and saved on disk. No JAX."""
 
 import json
 import math
@@ -10,7 +10,7 @@ type Facts = dict[str, Any]
 
 
 def merge(facts: Facts, piece: Facts) -> None:
-    """Add a piece to what was found; tables of the same name become one."""
+    """Add a piece to the report; tables of the same name become one."""
     for key, value in piece.items():
         if isinstance(value, dict) and isinstance(facts.get(key), dict):
             merge(facts[key], value)
@@ -19,12 +19,12 @@ def merge(facts: Facts, piece: Facts) -> None:
 
 
 def line(piece: Facts) -> str:
-    """A piece as JSON in one line; JSON has no NaN and no infinity, so they become null."""
+    """Write a piece as one line of JSON; JSON has no NaN and no infinity, so they become null."""
     return json.dumps(_finite(piece), allow_nan=False)
 
 
 def read(text: str) -> Facts:
-    """A piece from its line; nothing where the line is not whole, as the last one of a process that was killed."""
+    """Read a piece from its line; empty if the line is incomplete, like the last one of a process that was killed."""
     try:
         piece = json.loads(text)
     except json.JSONDecodeError:
@@ -33,7 +33,7 @@ def read(text: str) -> Facts:
 
 
 def save(report: Facts, path: str | Path) -> None:
-    """Write the report, whole or not at all: a reader meanwhile, or after a crash, finds the one before."""
+    """Replace the saved report atomically: a reader at the same time, or after a crash, finds the previous one."""
     beside = Path(f"{path}.new")
     beside.write_text(json.dumps(report, indent=1) + "\n")
     os.replace(beside, path)

@@ -1,13 +1,14 @@
-"""An experiment: products of a few rows with a large weight, as a decode step has them, in Mosaic GPU beside XLA.
+"""An experiment: products of a few rows with a large weight, as in a decode step, by a Mosaic GPU kernel and by XLA.
 
 Not part of the engine. It moves into `kernels_pallas` when a measurement on a GPU shows that it pays; until then it
-runs in `gpu_suite.py`'s section `gemms` and in its tests only.
+runs only in `gpu_suite.py`'s section `gemms` and in its tests.
 
-Such a product is as long as reading its weight takes, so the kernel is made for that. Operands are swapped: 64 columns
-of the weight are the rows of the tensor cores' tile, the few rows of x its columns, so that hardly anything is padding.
-A producer warpgroup keeps a ring of weight tiles filling, two consumers hold 64 columns each. Pieces of work are (128
-columns, part of K), dealt out to as many blocks as there are multiprocessors; partial sums are float32 and are added in
-a fixed order by a second kernel, XLA's, which also turns and rounds them. How K is cut depends on the shapes alone.
+Such a product takes as long as reading its weight, so the kernel is designed for that. Operands are swapped: 64 columns
+of the weight are the rows of the tensor cores' tile and the few rows of x its columns, so that there is hardly any
+padding. A producer warpgroup keeps a ring of weight tiles full, two consumers hold 64 columns each. Pieces of work are
+(128 columns, part of K), distributed over as many blocks as there are multiprocessors. Partial sums are float32 and are
+added in a fixed order by a second kernel, XLA's, which also transposes and rounds them. Only the shapes determine how K
+is cut.
 """
 
 import functools
@@ -22,6 +23,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from twinmesh.kernels_pallas.mosaic import CONSUMERS, PRODUCER, Ref, launch, smem
+from twinmesh.kernels_pallas.work import ceil_div
 from twinmesh.scripts.gpu.facts import Facts
 from twinmesh.scripts.gpu.timing import copy_bandwidth, noise, reason, seconds
 
@@ -30,7 +32,7 @@ _DEPTH = 64  # rows of the weight in a tile
 _SHARED = 220 * 1024  # bytes of shared memory for ring and staging
 MOST_ROWS = 128
 
-# Of Qwen3-8B: (K, N). The engine runs q, k, v and gate, up apart; together they are qkv and gate_up.
+# Of Qwen3-8B: (K, N). The engine runs q, k, v and gate, up separately; fused they are qkv and gate_up.
 SHAPES = {
     "o": (4096, 4096),
     "gate": (4096, 12288),
@@ -49,8 +51,8 @@ class _Plan:
     columns: int  # N
     depth: int  # K
     parts: int  # of K
-    stages: int
-    blocks: int
+    stages: int  # tiles in the ring
+    blocks: int  # thread blocks
 
     @property
     def tiles(self) -> int:
@@ -58,14 +60,14 @@ class _Plan:
 
     @property
     def steps(self) -> int:
-        """Tiles of one piece of work."""
+        """The number of tiles of one piece of work."""
         return self.depth // _DEPTH // self.parts
 
 
 # Jitted, so that layers of one shape share a trace and the kernel is lowered once a program.
 @functools.partial(jax.jit, static_argnames=("cores", "interpret"))
 def skinny_matmul(x: Array, weight: Array, *, cores: int, interpret: Any = None) -> Array:
-    """x [M, K] @ weight [K, N] for few rows.
+    """Multiply x [M, K] by weight [K, N] for few rows.
 
     Args:
         x: up to 128 rows, bfloat16 or float16.
@@ -77,7 +79,7 @@ def skinny_matmul(x: Array, weight: Array, *, cores: int, interpret: Any = None)
         [M, N] of x's dtype, summed in float32.
 
     Raises:
-        ValueError: a shape or dtype does not fit; the message names it.
+        ValueError: a shape or dtype does not fit; names it.
     """
     rows, (depth, columns) = x.shape[0], weight.shape
     if x.ndim != 2 or x.shape[1] != depth or not 1 <= rows <= MOST_ROWS:
@@ -90,19 +92,19 @@ def skinny_matmul(x: Array, weight: Array, *, cores: int, interpret: Any = None)
         )
     if x.dtype not in (jnp.bfloat16, jnp.float16) or weight.dtype != x.dtype:
         raise ValueError(f"x is {x.dtype} and weight {weight.dtype}: both must be bfloat16, or both float16.")
-    padded = -(-rows // 8) * 8
+    padded = ceil_div(rows, 8) * 8
     plan = cut(padded, columns, depth, cores)
     sums = _stream(plan, jnp.pad(x, ((0, padded - rows), (0, 0))), weight, interpret)  # [parts, N, rows]
     return functools.reduce(jnp.add, sums).T[:rows].astype(x.dtype)
 
 
 def cut(rows: int, columns: int, depth: int, cores: int) -> _Plan:
-    """Parts of K: so many that the blocks share the work evenly, and so few that partial sums cost little."""
+    """Choose the parts of K: so many that blocks share the work evenly, and so few that partial sums cost little."""
     tiles = columns // _WIDTH
 
     def cost(parts: int) -> float:
         pieces = tiles * parts
-        rounds = -(-pieces // cores)
+        rounds = ceil_div(pieces, cores)
         return 2.0 * depth * columns * rounds * cores / pieces + 8.0 * parts * columns * rows  # bytes
 
     parts = min((n for n in range(1, 33) if depth // _DEPTH % n == 0), key=cost)
@@ -112,7 +114,7 @@ def cut(rows: int, columns: int, depth: int, cores: int) -> _Plan:
 
 
 def _stream(plan: _Plan, x: Array, weight: Array, interpret: Any) -> Array:
-    """Partial sums [parts, N, rows] float32."""
+    """Compute the partial sums [parts, N, rows] float32."""
     kernel = launch(
         functools.partial(_kernel, plan),
         out_type=jax.ShapeDtypeStruct((plan.parts, plan.columns, plan.rows), jnp.float32),
@@ -136,8 +138,8 @@ class _Ring(NamedTuple):
 
     weight: Ref  # [stages, _DEPTH, _WIDTH]
     x: Ref  # [stages, rows, _DEPTH]
-    full: Ref
-    free: Ref
+    full: Ref  # barriers: both copies of a slot have arrived
+    free: Ref  # barriers: both consumers have read a slot
 
 
 def _kernel(
@@ -149,19 +151,19 @@ def _kernel(
 
 
 def _mine(plan: _Plan) -> Array:
-    """How many pieces of work this block has."""
+    """Count the pieces of work of this block."""
     pieces = plan.tiles * plan.parts
     return lax.div(pieces - lax.axis_index("block") + (plan.blocks - 1), plan.blocks)
 
 
 def _piece(plan: _Plan, index: Array) -> tuple[Array, Array]:
-    """Tile and part of this block's piece."""
+    """Return tile and part of this block's piece number `index`."""
     at = lax.axis_index("block") + index * plan.blocks
     return lax.rem(at, plan.tiles), lax.div(at, plan.tiles)
 
 
 def _produce(plan: _Plan, x: Ref, weight: Ref, ring: _Ring) -> None:
-    """Keep the ring filling."""
+    """Keep the ring full."""
     plgpu.set_max_registers(40, action="decrease")
     total = _mine(plan) * plan.steps  # tiles that pass through the ring
 
@@ -175,12 +177,12 @@ def _produce(plan: _Plan, x: Ref, weight: Ref, ring: _Ring) -> None:
         plgpu.copy_gmem_to_smem(weight.at[row, column], ring.weight.at[slot], ring.full.at[slot])
         plgpu.copy_gmem_to_smem(x.at[:, row], ring.x.at[slot], ring.full.at[slot])
 
-    for i in range(plan.stages):  # a warp that waits on a barrier sees all its phases
+    for i in range(plan.stages):  # a warp that waits on a barrier must wait for all its phases
         pl.when(total > i)(functools.partial(plgpu.barrier_wait, ring.free.at[i]))
 
 
 def _consume(plan: _Plan, ring: _Ring, sum_smem: Ref, sums: Ref) -> None:
-    """This warpgroup's 64 columns of each piece."""
+    """Sum and write this warpgroup's 64 columns of each piece."""
     plgpu.set_max_registers(232, action="increase")
     warpgroup = lax.axis_index("warpgroup")
 
@@ -198,7 +200,7 @@ def _consume(plan: _Plan, ring: _Ring, sum_smem: Ref, sums: Ref) -> None:
 
 
 def _sum(plan: _Plan, ring: _Ring, index: Array) -> Array:
-    """The sum [64, rows] of a piece; its slots of the ring are free again."""
+    """Sum a piece to [64, rows], and free its slots of the ring."""
     columns = pl.ds(lax.axis_index("warpgroup") * 64, 64)
 
     def summed(acc: Ref) -> Array:
@@ -221,7 +223,7 @@ def _sum(plan: _Plan, ring: _Ring, index: Array) -> Array:
 
 
 def gemms(scale: float) -> Iterator[Facts]:
-    """The decode step's products: time, and bytes per second beside a copy's in the same process."""
+    """Measure the decode step's products: time, and bytes per second compared with a copy's in the same process."""
     copy = copy_bandwidth(4e9 * scale)
     yield {"copy_tb_s": copy / 1e12}
     for rows in ROWS:
@@ -231,10 +233,10 @@ def gemms(scale: float) -> Iterator[Facts]:
 
 
 def gemm_row(rows: int, depth: int, columns: int, copy: float) -> Facts:
-    """XLA's product and ours over weights that do not fit the cache; ours null with the reason where it fails."""
-    count = max(1, -(-int(3e8) // (2 * depth * columns))) if jax.default_backend() == "gpu" else 1
+    """Measure XLA's product and ours over weights that exceed the cache; if ours fails, null and the reason."""
+    count = max(1, ceil_div(int(3e8), 2 * depth * columns)) if jax.default_backend() == "gpu" else 1
     weights = [noise((depth, columns), seed) for seed in range(count)]
-    xs = [noise((rows, depth), seed + 100) for seed in range(count)]  # another for each: XLA merges products of one x
+    xs = [noise((rows, depth), seed + 100) for seed in range(count)]  # all different: XLA merges products of one x
     size = 2 * (depth * columns + rows * depth + rows * columns)
 
     def timed(product: Any) -> tuple[float, np.ndarray]:

@@ -1,11 +1,12 @@
-"""Other people's attention on the same GPU at equal shapes, for `gpu_suite.py`: what is installed is measured.
+"""Measures other libraries' attention on the same GPU at equal shapes, for `gpu_suite.py`, if they are installed.
 
-FlashInfer and FlashAttention 3 read the very pages that ours reads, through DLPack; torch and cuDNN take contiguous
-keys and values of the same sizes. Each peer is a function of (heads, cache, lengths, chunks) that gives seconds of one
-call and the output, None where its inputs are its own. It raises where it is not installed or does not take the shapes;
-`measured` makes that a reason in the report. Calls of torch run in a CUDA graph, so that its dispatch does not count.
+FlashInfer and FlashAttention 3 read the same pages as ours, through DLPack; torch and cuDNN take contiguous keys and
+values of the same sizes. Each peer is a function of (heads, cache, lengths, chunks) that returns the seconds of one
+call and the output, or None if it has inputs of its own. A peer that is not installed or does not support the shapes
+raises, which `measured` converts to a reason in the report. Torch's calls run in a CUDA graph, so that its dispatch
+does not count.
 
-Not here: our own kernels, and what a row of the report holds (`attention.py`).
+Not here: our own kernels, and the contents of the report's rows (`attention.py`).
 """
 
 import math
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from twinmesh.kernels_pallas.work import ceil_div
 from twinmesh.scripts.gpu.facts import Facts
 from twinmesh.scripts.gpu.timing import Cached, Heads, pool, queries, reason, seconds
 
@@ -28,28 +30,28 @@ MOST_BYTES = 1.8e10  # of contiguous keys and values, beside the pages that ours
 
 
 class Measured(NamedTuple):
-    """Seconds of one call, and its output as [rows, Hq, D] where it read the inputs that ours reads."""
+    """The result of a peer."""
 
-    seconds: float
-    output: np.ndarray | None = None
+    seconds: float  # of one call
+    output: np.ndarray | None = None  # [rows, Hq, D]; None if its inputs are not those of ours
 
 
 type Peer = Callable[[Heads, Cached, Sequence[int], Sequence[int]], Measured]
 
 
 def measured(peer: Peer, heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Sequence[int]) -> Measured | str:
-    """What a peer measured, or the reason why it did not in one line."""
+    """Measure a peer; if that fails, return the reason in one line."""
     try:
         return peer(heads, cache, lengths, chunks)
-    except Exception as error:  # whatever a library that is not ours raises
+    except Exception as error:  # another library may raise anything
         return reason(error)
     finally:
         if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what torch keeps, JAX cannot have
+            torch.cuda.empty_cache()  # JAX cannot allocate memory that torch keeps
 
 
 def flashinfer_decode(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Sequence[int]) -> Measured:
-    """`BatchDecodeWithPagedKVCacheWrapper` in NHD layout; on tensor cores where query heads share keys."""
+    """Measure `BatchDecodeWithPagedKVCacheWrapper` in NHD layout; on tensor cores where query heads share keys."""
     workspace = _workspace()
     import flashinfer
 
@@ -59,7 +61,7 @@ def flashinfer_decode(heads: Heads, cache: Cached, lengths: Sequence[int], chunk
 
 
 def flashinfer_prefill(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Sequence[int]) -> Measured:
-    """`BatchPrefillWithPagedKVCacheWrapper`, causal from the bottom right."""
+    """Measure `BatchPrefillWithPagedKVCacheWrapper`, causal from the bottom right."""
     workspace = _workspace()
     import flashinfer
 
@@ -81,7 +83,7 @@ def _flashinfer(
     lengths: Sequence[int],
     rows: int,
 ) -> Measured:
-    """Plan for these pages, then run on `rows` queries in each layer."""
+    """Plan for these pages, and measure runs on `rows` queries in each layer."""
     import torch
 
     pages = [_ints(x) for x in page_lists(heads.page_size, np.asarray(cache.page_table), lengths)]
@@ -92,7 +94,7 @@ def _flashinfer(
 
 
 def fa3_paged(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Sequence[int]) -> Measured:
-    """FlashAttention 3 on the same pages; decode is a chunk of one row."""
+    """Measure FlashAttention 3 on the same pages; decode is a chunk of one row."""
     torch = _cuda_torch()
     from flash_attn_interface import flash_attn_with_kvcache
 
@@ -110,7 +112,7 @@ def fa3_paged(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Seque
 
 
 def fa3_dense(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Sequence[int]) -> Measured:
-    """FlashAttention 3 on contiguous keys and values, packed where there are several requests."""
+    """Measure FlashAttention 3 on contiguous keys and values, packed if there are several requests."""
     torch = _cuda_torch()
     from flash_attn_interface import flash_attn_func, flash_attn_varlen_func
 
@@ -125,12 +127,12 @@ def fa3_dense(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Seque
 
 
 def torch_flash(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Sequence[int]) -> Measured:
-    """`scaled_dot_product_attention` with torch's flash attention, where all requests have one length."""
+    """Measure `scaled_dot_product_attention` with torch's flash attention, for requests of one length."""
     return _torch_dense("FLASH_ATTENTION", heads, lengths, chunks)
 
 
 def torch_cudnn(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Sequence[int]) -> Measured:
-    """`scaled_dot_product_attention` with cuDNN, where all requests have one length."""
+    """Measure `scaled_dot_product_attention` with cuDNN, for requests of one length."""
     return _torch_dense("CUDNN_ATTENTION", heads, lengths, chunks)
 
 
@@ -155,11 +157,11 @@ def _torch_dense(backend: str, heads: Heads, lengths: Sequence[int], chunks: Seq
 
 
 def jax_cudnn(heads: Heads, cache: Cached, lengths: Sequence[int], chunks: Sequence[int]) -> Measured:
-    """`jax.nn.dot_product_attention(implementation="cudnn")` on keys padded to the longest request."""
+    """Measure `jax.nn.dot_product_attention(implementation="cudnn")` on keys padded to the longest request."""
     if any(chunk not in (1, length) for chunk, length in zip(chunks, lengths, strict=True)):
         raise ValueError("cuDNN's causal mask begins at the first key")
     _check_bytes(heads, [max(lengths)] * len(lengths))
-    padded = -(-max(lengths) // heads.page_size)  # pages of one request
+    padded = ceil_div(max(lengths), heads.page_size)  # pages of one request
     shape = (len(lengths), padded * heads.page_size, heads.kv, heads.dim)
     kvs = [
         tuple(pool(heads, len(lengths) * padded, 2 * i + seed).reshape(shape)[:, : max(lengths)] for seed in (3, 4))
@@ -198,7 +200,7 @@ PREFILL: Mapping[str, Peer] = {
 
 
 def build(heads: Sequence[Heads], cached: Callable[..., Cached]) -> Facts:
-    """Run FlashInfer once at small sizes: its first call compiles for a minute, and keeps what it compiled on disk."""
+    """Run FlashInfer once at small sizes: its first call compiles for a minute, and caches the result on disk."""
     found: Facts = {}
     for each in heads:
         for name, peer, chunk in (("decode", flashinfer_decode, 1), ("prefill", flashinfer_prefill, 128)):
@@ -221,19 +223,19 @@ def _check_bytes(heads: Heads, lengths: Sequence[int]) -> None:
 
 
 def sets(heads: Heads, lengths: Sequence[int]) -> int:
-    """Contiguous keys and values to read in turn, so that they come from memory and not from the cache."""
+    """Count the sets of contiguous keys and values to read in turn, so that they come from memory and not the cache."""
     return min(MOST_SETS, max(1, math.ceil(FRESH_BYTES / (sum(lengths) * heads.token_bytes))))
 
 
 def _shared(array: Array) -> Any:
-    """The same memory as a torch tensor."""
+    """Return the same memory as a torch tensor."""
     import torch
 
     return torch.from_dlpack(jax.block_until_ready(array))
 
 
 def _layers(cache: Cached) -> list[tuple[Any, Any]]:
-    """Each layer's pages of keys and of values."""
+    """List each layer's pages of keys and of values."""
     pools = [_shared(x) for x in (cache.k_pages, cache.v_pages)]
     cuts = [slice(layer * cache.pages, (layer + 1) * cache.pages) for layer in range(cache.layers)]
     return [(pools[0][cut], pools[1][cut]) for cut in cuts]
@@ -250,25 +252,25 @@ def _ints(values: np.ndarray) -> Any:
 
 
 def page_lists(size: int, table: np.ndarray, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where each request's pages begin in the list of all, the list, and the tokens in each request's last page."""
-    used = [-(-length // size) for length in lengths]
+    """List all requests' page ids: each request's start in the list, the list, and the tokens in each last page."""
+    used = [ceil_div(length, size) for length in lengths]
     ids = np.concatenate([row[:count] for row, count in zip(table, used, strict=True)])
     tails = [length - (count - 1) * size for length, count in zip(lengths, used, strict=True)]
     return np.cumsum([0, *used]), ids, np.asarray(tails)
 
 
 def _torch_measured(calls: Sequence[Callable[[], Any]]) -> Measured:
-    """Seconds of a call, and the first one's output; FlashAttention 3 gives more than that in some versions."""
+    """Measure the seconds of a call, and return the first one's output, the first of several in some versions."""
     output = calls[0]()
     output = output[0] if isinstance(output, tuple) else output
     return Measured(_torch_seconds(calls), output.float().cpu().numpy())
 
 
 def _torch_seconds(calls: Sequence[Callable[[], Any]]) -> float:
-    """Median over rounds of the time of a call; of plain runs where no graph is taken."""
+    """Measure the time of a call, the median over rounds; of plain runs if no graph can be captured."""
     import torch
 
-    repeated = list(calls) * -(-4 // len(calls))
+    repeated = list(calls) * ceil_div(4, len(calls))
     replay = _torch_graph(repeated)
     times: list[float] = []
     replay()
@@ -285,7 +287,7 @@ def _torch_seconds(calls: Sequence[Callable[[], Any]]) -> float:
 
 
 def _torch_graph(calls: Sequence[Callable[[], Any]]) -> Callable[[], None]:
-    """All of the calls as a CUDA graph, or one after the other where a library does not let itself be captured."""
+    """Capture all calls in a CUDA graph; if a library cannot be captured, run them one after the other."""
     import torch
 
     def run() -> None:
@@ -296,7 +298,7 @@ def _torch_graph(calls: Sequence[Callable[[], Any]]) -> Callable[[], None]:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # JAX has threads of its own
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # JAX's threads may call CUDA meanwhile
             run()
     except RuntimeError:
         torch.cuda.synchronize()

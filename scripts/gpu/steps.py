@@ -1,4 +1,4 @@
-"""Whole steps on one GPU, for `gpu_suite.py`: a model's shapes with random weights, no engine around the programs."""
+"""Measures whole steps on one GPU, for `gpu_suite.py`: a model's shapes, random weights, no engine."""
 
 import dataclasses
 import math
@@ -38,22 +38,23 @@ VLLM_MS = {1: 7.22, 8: 7.67}  # public figures of vLLM for Qwen3-8B on an H100, 
 
 
 def qwen3(scale: float) -> Iterator[Facts]:
-    """Steps of Qwen3-8B's shapes."""
+    """Measure steps of Qwen3-8B's shapes."""
     yield from measure_steps(QWEN3_8B, scale)
 
 
 def llama(scale: float) -> Iterator[Facts]:
-    """Steps of Llama-3.1-8B's shapes."""
+    """Measure steps of Llama-3.1-8B's shapes."""
     yield from measure_steps(LLAMA_3_1_8B, scale)
 
 
 def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
-    """Milliseconds of decode steps at several batches and of a prompt's prefill, and of what the ceilings allow.
+    """Measure the milliseconds of decode steps at several batches and of a prompt's prefill, and compare with ceilings.
 
-    `floor_ms` of a decode step: the bytes of weights (of the embedding a step reads a few rows) and of the rows' KV,
-    at the bandwidth of a copy. `of_matmul` of prefill: FLOPs of products and of causal attention, over the rate of a
-    large product. `vllm_ms`: the public figure of another engine on an H100, not of this run. `length_class` says which
-    tiles both steps' attention has: that of the longest request that fits, as in an engine, not of the rows' context.
+    `floor_ms` of a decode step: the time to read the weights (of the embedding, a step reads a few rows only) and the
+    rows' KV at the bandwidth of a copy. `of_matmul` of prefill: the rate of FLOPs of products and causal attention,
+    over that of a large product. `vllm_ms`: the public figure of another engine on an H100, not of this run.
+    `length_class` determines the tiles of both steps' attention: as in an engine, it is the class of the longest
+    request that fits, not of the rows' context.
     """
     model = model if scale == 1 else shrink(model)
     context, prompt = max(64, int(CONTEXT * scale)), max(64, int(PROMPT * scale))
@@ -88,14 +89,14 @@ def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
 
 
 def weight_bytes(params: AbstractParams) -> tuple[int, int]:
-    """Of what a decode step reads whole, which is all but the embedding; and of that, without the head."""
+    """Count the bytes of weights that a decode step reads whole, all but the embedding; with and without the head."""
     sizes = {name: math.prod(spec.value.shape) * spec.value.dtype.itemsize for name, spec in params.specs.items()}
     read = sum(sizes.values()) - sizes["embedding.weight"]
     return read, read - sizes["head.weight"]
 
 
 def random_params(plan: MeshPlan) -> tuple[Array, ...]:
-    """Small random weights, and ones for norms."""
+    """Make small random weights, and ones for norms."""
     specs = [spec.value for spec in plan.params.specs.values()]
     return tuple(
         jnp.ones(spec.shape, spec.dtype) if len(spec.shape) < 2 else (0.02 * noise(spec.shape, i)).astype(spec.dtype)
@@ -104,7 +105,7 @@ def random_params(plan: MeshPlan) -> tuple[Array, ...]:
 
 
 def _compiled(plan: MeshPlan, prompt: int) -> Programs:
-    """The engine's programs for these steps, and no others, all at once."""
+    """Compile the engine's programs for these steps, and no others, all at the same time."""
     sizes = [("allocate",), *(("decode", rows, 1) for rows in BATCHES), ("prefill", prompt)]
     with ThreadPoolExecutor(len(sizes)) as pool:
         allocate, *decode, prefill = pool.map(lambda size: compile_program(plan, *size), sizes)
@@ -116,9 +117,9 @@ def _compiled(plan: MeshPlan, prompt: int) -> Programs:
 
 
 def plan_for(model: ModelConfig, context: int, prompt: int) -> MeshPlan:
-    """One device, with a pool for the largest batch and for the prompt.
+    """Plan one device with a pool for the largest batch and for the prompt.
 
-    Requests can be as long as the prompt: tiles then are those of 8k, not of a class above.
+    Requests can be as long as the prompt, so that tiles are those of the 8k class, not of a higher one.
     """
     config = EngineConfig(
         Topology.parse("both=1"), max_model_len=max(prompt, context + 1), max_num_seqs=BATCHES[-1],
@@ -131,12 +132,12 @@ def plan_for(model: ModelConfig, context: int, prompt: int) -> MeshPlan:
 
 
 def shrink(model: ModelConfig) -> ModelConfig:
-    """Fewer layers and a smaller vocabulary, to try the suite."""
+    """Reduce layers and vocabulary, to try the suite quickly."""
     return dataclasses.replace(model, layers=model.layers[:1], vocab_size=1024, hidden_size=256, intermediate_size=256)
 
 
 def _tables(plan: MeshPlan, context: int) -> np.ndarray:
-    """[slots, max_pages]: pages for every slot's context, scattered."""
+    """Make page tables [slots, max_pages] with scattered pages for every slot's context."""
     config = plan.config
     used, pages = context // config.page_size + 1, plan.state.kv[0].k.shape[1]
     tables = np.zeros((config.max_num_seqs, config.max_pages), np.int32)
@@ -145,7 +146,7 @@ def _tables(plan: MeshPlan, context: int) -> np.ndarray:
 
 
 def _filled(plan: MeshPlan, made: Programs, tables: np.ndarray) -> DeviceState:
-    """A state with random KV, made in place, and these page tables."""
+    """Make a state with random KV, filled in place, and these page tables."""
     state: DeviceState = made.allocate()
 
     def fill(kv: Any) -> Any:
@@ -182,13 +183,13 @@ def _prefill_inputs(plan: MeshPlan, prompt: int) -> PrefillInputs:
 
 
 def _step(step: Callable[..., Any], held: list[DeviceState], inputs: Any) -> Any:
-    """A step that takes its own state back."""
+    """Run a step on the held state, and hold the state that it returns."""
     held[0], *rest = step(held[0], inputs)
     return rest
 
 
 def dispatch_seconds(call: Callable[[], Any], calls: int = 8) -> float:
-    """What the host takes to dispatch one call, while the device still has work."""
+    """Measure the host's time to dispatch one call while the device still has work."""
     times = []
     for _ in range(calls):
         start = time.perf_counter()

@@ -1,8 +1,8 @@
-"""What `gpu_suite.py` and `tune.py` share: inputs as serving would have them, and times.
+"""Inputs and timing for `gpu_suite.py` and `tune.py`.
 
-Inputs are random, pages lie scattered, and each call of a chain reads another layer's pages, so that KV comes from
-memory and not from the cache. A chain feeds each output to the next call: calls follow each other on the device. Calls
-are queued before the host waits, so what the host takes per call does not count.
+As in serving, inputs are random and pages scattered. Each call of a chain reads another layer's pages, so that KV comes
+from memory and not from the cache. A chain feeds each output to the next call: calls follow each other on the device.
+Calls are queued before the host waits, so the host's time per call does not count.
 """
 
 import math
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention
+from twinmesh.kernels_pallas.work import ceil_div
 
 MOST_DRAWN = 2**27  # random numbers at once, as drawing takes several times their memory
 
@@ -25,44 +26,44 @@ type Attention = Callable[..., Array]
 
 @dataclass(frozen=True)
 class Heads:
-    """Attention heads of a model."""
+    """Attention heads of a model, and the page size."""
 
-    query: int
-    kv: int
-    dim: int
+    query: int  # query heads
+    kv: int  # key/value heads
+    dim: int  # head_dim
     page_size: int = 64
 
     @property
     def token_bytes(self) -> int:
-        """Keys and values of a token in one layer, in 16 bits."""
+        """Bytes of a token's keys and values in one layer, in 16 bits."""
         return 4 * self.kv * self.dim
 
     def __str__(self) -> str:
-        """As a name in a report."""
+        """Return the name in a report."""
         return f"{self.query}/{self.kv}x{self.dim}p{self.page_size}"
 
 
 @dataclass(frozen=True)
 class Cached:
-    """Some layers' pools, flat, and requests in them, the same pages in each layer."""
+    """The pools of several layers as one flat pool, and requests that hold the same pages in each layer."""
 
-    k_pages: Array
-    v_pages: Array
-    page_table: Array
-    kv_len: Array
+    k_pages: Array  # [pages * layers, page_size, Hk, D]
+    v_pages: Array  # [pages * layers, page_size, Hk, D]
+    page_table: Array  # [R, max_pages], ids within a layer
+    kv_len: Array  # [R]
     pages: int  # per layer
     layers: int
 
     def layer(self, index: int) -> tuple[Array, ...]:
-        """The arguments of an attention in one of the layers."""
+        """Return the arguments of an attention in one of the layers."""
         table = self.page_table + (index % self.layers) * self.pages
         return self.k_pages, self.v_pages, table, self.kv_len
 
 
 def cached(heads: Heads, lengths: Sequence[int], *, most_bytes: float, layers: int = 8, seed: int = 0) -> Cached:
-    """Requests of these lengths in bfloat16; of `layers` so many as fit into `most_bytes`, at least one."""
+    """Make requests of these lengths in bfloat16, with at most `layers` layers that fit into `most_bytes`."""
     size = heads.page_size
-    used = [-(-length // size) for length in lengths]
+    used = [ceil_div(length, size) for length in lengths]
     pages = sum(used)
     layers = max(1, min(layers, int(most_bytes // (pages * size * heads.token_bytes))))
     table = np.zeros((len(lengths), max(used)), np.int32)
@@ -74,15 +75,15 @@ def cached(heads: Heads, lengths: Sequence[int], *, most_bytes: float, layers: i
 
 
 def pool(heads: Heads, pages: int, seed: int) -> Array:
-    """[pages, page_size, Hk, D], as `noise`."""
+    """Make a random pool [pages, page_size, Hk, D] bfloat16."""
     return noise((pages, heads.page_size, heads.kv, heads.dim), seed)
 
 
 def noise(shape: tuple[int, ...], seed: int) -> Array:
-    """Random bfloat16; past MOST_DRAWN numbers, rows of the first axis repeat."""
+    """Make random bfloat16; past MOST_DRAWN numbers, rows of the first axis repeat."""
     width = math.prod(shape[1:])
     rows = min(shape[0], max(1, MOST_DRAWN // width))
-    numbers = 2 ** max(16, (rows * width - 1).bit_length())  # powers of two, as few programs as may be
+    numbers = 2 ** max(16, (rows * width - 1).bit_length())  # powers of two, so that few programs are compiled
     filled: Array = _shaped(_draw(jax.random.key(seed), numbers), shape, rows)
     return filled
 
@@ -96,25 +97,25 @@ def _draw(key: Array, numbers: int) -> Array:
 @partial(jax.jit, static_argnums=(1, 2))
 def _shaped(numbers: Array, shape: tuple[int, ...], rows: int) -> Array:
     block = numbers[: rows * math.prod(shape[1:])].reshape(rows, *shape[1:])
-    return jnp.tile(block, (-(-shape[0] // rows), *[1] * (len(shape) - 1)))[: shape[0]]
+    return jnp.tile(block, (ceil_div(shape[0], rows), *[1] * (len(shape) - 1)))[: shape[0]]
 
 
 def queries(heads: Heads, rows: int, seed: int = 2) -> Array:
-    """[rows, Hq, D] bfloat16."""
+    """Make random queries [rows, Hq, D] bfloat16."""
     return noise((rows, heads.query, heads.dim), seed)
 
 
 def decode_chain(
     heads: Heads, cache: Cached, attention: Attention = paged_decode_attention, calls: int = 16
 ) -> Callable[[], tuple[Array, Array]]:
-    """So many calls of one layer's attention, each fed by the one before; gives the last output and the first."""
+    """Make a chain of calls of attention, each fed by the one before; it returns the last output and the first."""
     return _chain(heads, cache, attention, (), len(cache.kv_len), calls)
 
 
 def prefill_chain(
     heads: Heads, cache: Cached, chunks: Sequence[int], attention: Attention = paged_prefill_attention, calls: int = 4
 ) -> Callable[[], tuple[Array, Array]]:
-    """As `decode_chain`, for the last `chunks` tokens of each request."""
+    """Make a chain as `decode_chain` does, for the last `chunks` tokens of each request."""
     q_start = jnp.asarray(np.cumsum([0, *chunks]), jnp.int32)
     return _chain(heads, cache, attention, (q_start,), sum(chunks), calls)
 
@@ -133,19 +134,19 @@ def _chain(
 
 
 def time_decode(heads: Heads, cache: Cached, attention: Attention = paged_decode_attention, calls: int = 16) -> float:
-    """Seconds of one layer's attention."""
+    """Measure the seconds of one layer's attention."""
     return seconds(decode_chain(heads, cache, attention, calls)) / calls
 
 
 def time_prefill(
     heads: Heads, cache: Cached, chunks: Sequence[int], attention: Attention = paged_prefill_attention, calls: int = 4
 ) -> float:
-    """Seconds of one layer's attention, for the last `chunks` tokens of each request."""
+    """Measure the seconds of one layer's attention, for the last `chunks` tokens of each request."""
     return seconds(prefill_chain(heads, cache, chunks, attention, calls)) / calls
 
 
 def prefill_flops(heads: Heads, lengths: Sequence[int], chunks: Sequence[int]) -> float:
-    """Of both products, for what is visible."""
+    """Count the FLOPs of both products over visible tokens."""
     visible = sum(
         chunk * (length - chunk) + chunk * (chunk + 1) / 2 for length, chunk in zip(lengths, chunks, strict=True)
     )
@@ -153,9 +154,9 @@ def prefill_flops(heads: Heads, lengths: Sequence[int], chunks: Sequence[int]) -
 
 
 def seconds(call: Callable[..., Any], *arguments: Any, queued: int = 4, enough: float = 0.3) -> float:
-    """Median over rounds of the time of one call, after a first one that compiles and a second that warms up.
+    """Measure the seconds of one call, the median over rounds, after a call that compiles and one that warms up.
 
-    A round waits for `queued` calls at once; there are 3 to 9 of them, until they have taken `enough` seconds.
+    A round queues `queued` calls and waits for all. There are 3 to 9 rounds, until they have taken `enough` seconds.
     """
     for _ in range(2):
         jax.block_until_ready(call(*arguments))
@@ -169,7 +170,7 @@ def seconds(call: Callable[..., Any], *arguments: Any, queued: int = 4, enough: 
 
 
 def attempt(find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `find` gives, or {"failed": why}: what comes after is worth having."""
+    """Return the result of `find`, or {"failed": why}, so that later measurements still run."""
     try:
         return find()
     except Exception as error:  # a kernel does not compile, memory does not suffice, a package is missing
@@ -177,25 +178,25 @@ def attempt(find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def reason(error: Exception) -> str:
-    """An error in one line."""
+    """Describe an error in one line."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def copy_bandwidth(size: float = 4e9) -> float:
-    """Bytes per second, read and written, of a large copy."""
+    """Measure the bytes per second, read and written, of a large copy."""
     x = noise((max(1, int(size) // 2**17), 2**16), 0)
     return 2 * x.nbytes / seconds(jax.jit(jnp.negative), x)
 
 
 def matmul_rate(size: int = 8192) -> float:
-    """FLOP/s of a large bfloat16 product."""
+    """Measure the FLOP/s of a large bfloat16 product."""
     a, b = (noise((size, size), i) for i in range(2))
     return 2.0 * size**3 / seconds(jax.jit(partial(jnp.matmul, preferred_element_type=jnp.bfloat16)), a, b)
 
 
 def device(scale: float) -> Iterator[dict[str, str]]:
-    """For the head of a report."""
+    """Describe the device and the software, for the head of a report."""
     first = jax.devices()[0]
     yield {
         "device": first.device_kind,

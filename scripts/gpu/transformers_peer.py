@@ -1,8 +1,8 @@
-"""Hugging Face transformers on the same steps, for `gpu_suite.py`: Qwen3-8B's shapes, random weights in bfloat16.
+"""Measures Hugging Face transformers on the same steps, for `gpu_suite.py`: Qwen3-8B's shapes, random bfloat16 weights.
 
-A decode step's time is what each further token of `generate` takes, greedy, with the cache that it uses by default: the
-time of NEW + 1 tokens less the time of one, over NEW. Prefill is one call on a prompt for its last token's logits.
-Where torch or transformers is missing, the figures are null and the reason is given. No JAX: torch has the device.
+A decode step's time is that of each further token of `generate`, greedy, with its default cache: the time of NEW + 1
+tokens less the time of one, over NEW. Prefill is one call on a prompt for its last token's logits. If torch or
+transformers is missing, the figures are null and the reason is given. No JAX, as torch uses the device.
 """
 
 import time
@@ -15,7 +15,7 @@ CONTEXT, PROMPT, BATCHES, NEW = 1024, 8192, (1, 8, 32), 24
 
 
 def transformers(scale: float) -> Iterator[Facts]:
-    """Milliseconds of decode steps and of a prompt."""
+    """Measure the milliseconds of decode steps and of a prompt."""
     try:
         import torch
         from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -33,7 +33,7 @@ def transformers(scale: float) -> Iterator[Facts]:
 
 
 def _sizes(scale: float) -> Facts:
-    """Arguments of the configuration; fewer layers and a smaller vocabulary to try the suite."""
+    """Return the configuration's arguments, with fewer layers and a smaller vocabulary to try the suite quickly."""
     small = scale < 1
     return {
         "vocab_size": 1024 if small else 151936,
@@ -74,7 +74,7 @@ def _measure(model: Any, scale: float) -> Iterator[Facts]:
 
 
 def seconds(call: Callable[[], Any], rounds: int = 3) -> float:
-    """The shortest of some calls, after one that warms up."""
+    """Measure the shortest of several calls, after one that warms up."""
     import torch
 
     times = []

@@ -31,13 +31,10 @@ class FakeCore:
         self.live, self.said, self.batches, self.is_closed = {}, [], [], False
         self._answers, self._thread, self._ticks = answers, ThreadPoolExecutor(1), itertools.count()
         self.timelines, self._lock = {}, threading.Lock()
-        self._ids = itertools.count()
+        self.ids = itertools.count()
 
     def clock(self):
         return float(next(self._ticks))
-
-    def new_id(self):
-        return next(self._ids)
 
     def names(self):
         """The callers' names of what runs, one for each completion."""

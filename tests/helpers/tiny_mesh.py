@@ -123,7 +123,7 @@ class TinyMesh:
         self.records.accept(Accept(name, np.array(prompt, np.int32), plan, np.array(outputs, np.int32)))
 
     def assign(self, name, group, first, pages):
-        self.executor.assign(AssignPages(0, self.slots[name], group, first, tuple(pages)))
+        self.executor.inputs.assign(AssignPages(0, self.slots[name], group, first, tuple(pages)))
 
     def chunk(self, name, start, length, *, is_last=True, write_from=0):
         return Chunk(name, 1, self.slots[name], start, length, write_from, is_last)

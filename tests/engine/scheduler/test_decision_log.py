@@ -26,6 +26,7 @@ from twinmesh.engine.protocol.events import (
     TransferFailed,
 )
 from twinmesh.engine.scheduler.decision_log import DecisionLog, RecordingScheduler, read_line
+from twinmesh.engine.scheduler.policy import POLICIES
 from twinmesh.engine.scheduler.scheduler import Scheduler
 from twinmesh.engine.simulation.replay import DivergedError, replay
 from twinmesh.engine.topology import Topology
@@ -215,12 +216,13 @@ def test_the_header_brings_configuration_and_pools_back(config, tmp_path, monkey
     pools = [PoolSize((i + 1,) * len(config.windows), (1 << 40, 3)[: len(config.windows)], 7) for i in range(4)]
     pools = pools[: len(config.topology.meshes)]
     log = DecisionLog(tmp_path / "log")
-    RecordingScheduler(config, pools, log)
+    RecordingScheduler(config, pools, log, POLICIES["spf"]())
     log.close()
     made = []
     monkeypatch.setattr("twinmesh.engine.simulation.replay.Scheduler", lambda *args: made.append(args))
     replay(tmp_path / "log")
-    assert made == [(config, tuple(pools))]
+    ((read_config, read_pools, policy),) = made
+    assert (read_config, read_pools, policy.name) == (config, tuple(pools), "spf")
 
 
 def written_by(write):
