@@ -1,7 +1,5 @@
 """What is done to logits, against vLLM's rules written out for one row at a time; and the counts kept for it."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ import pytest
 from helpers.plans import Case, greedy, stack
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from twinmesh.engine.protocol.sampling_plan import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, SamplingPlan
 from twinmesh.engine.sampling import logits_processors as module
 from twinmesh.engine.sampling.logits_processors import count_fed, empty_dense, load_dense
