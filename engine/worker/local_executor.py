@@ -67,7 +67,7 @@ class LocalExecutor:
 
     @property
     def num_staged(self) -> int:
-        """How many transfers are on their way or wait for their scatter."""
+        """Transfers that are on their way or wait for their scatter."""
         return len(self._staged)
 
     @property

@@ -106,7 +106,7 @@ def use(llm, caller, count):
 
 
 class Hunter(Observer):
-    """Aborts a request on the engine's own thread, as soon as it is in a given state before decisions are made.
+    """Aborts a request on the engine's own thread, as soon as it is in a given state, before or after a decision.
 
     `aborted`: the lengths of their prompts."""
 
@@ -114,6 +114,12 @@ class Hunter(Observer):
         self.state, self.aborted = state, []
 
     def deciding(self, scheduler):
+        self._hunt(scheduler)
+
+    def decided(self, scheduler, actions):
+        self._hunt(scheduler)  # a hand-off may begin here, and be over by the next decision
+
+    def _hunt(self, scheduler):
         for request in list(scheduler.requests.values()):
             if request.state is self.state and request.prompt_len > 30 and len(self.aborted) < 5:
                 scheduler.on(AbortRequested(0.0, request.id))

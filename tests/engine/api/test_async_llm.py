@@ -18,7 +18,7 @@ def core():
 
 
 @pytest.fixture
-def llm(core, monkeypatch):
+def llm(core):
     return make_fake(AsyncLLM, core)
 
 
@@ -53,7 +53,7 @@ def test_outputs_are_cumulative_and_the_last_is_finished(llm, core):
     assert seen[-1] == ("x", "sea", True)
 
 
-def test_many_requests_run_at_once(monkeypatch):
+def test_many_requests_run_at_once():
     async def run():
         async with make_fake(AsyncLLM, FakeCore(answers=True)) as llm:
             prompts = [f"{i} seas" for i in range(20)]
@@ -145,7 +145,7 @@ def test_refusals_come_with_the_first_iteration(llm, core):
     assert not core.batches
 
 
-def test_several_event_loops_share_the_engine(monkeypatch):
+def test_several_event_loops_share_the_engine():
     llm = make_fake(AsyncLLM, FakeCore(answers=True))
     results = {}
 

@@ -19,7 +19,7 @@ def core():
 
 
 @pytest.fixture
-def llm(core, monkeypatch):
+def llm(core):
     return make_fake(LLM, core, seed=1)
 
 
@@ -71,7 +71,7 @@ def test_max_tokens_none_goes_to_the_end_of_the_context(llm, core):
     assert submission.facts.max_tokens == 61
 
 
-def test_prompt_logprobs_or_no_prefix_cache_mean_no_hashes(llm, core, monkeypatch):
+def test_prompt_logprobs_or_no_prefix_cache_mean_no_hashes(llm, core):
     llm.stream([5] * 8, SamplingParams(prompt_logprobs=0))
     other_core = FakeCore()
     other = make_fake(LLM, other_core, config=replace(CONFIG, prefix_cache=False))
@@ -97,7 +97,7 @@ def test_seeds_wrap_around(llm, core):
     assert [s.plan.seed for s in core.live.values()] == [2**32 - 1, 0]
 
 
-def test_requests_without_a_seed_draw_one_from_the_engines(llm, core, monkeypatch):
+def test_requests_without_a_seed_draw_one_from_the_engines(llm, core):
     llm.stream([5], SamplingParams(n=2))
     llm.stream([5])
     twin = FakeCore()
@@ -386,7 +386,7 @@ def test_a_score_that_was_aborted_is_an_error(llm, core):
 # ---- threads
 
 
-def test_several_threads_generate_stream_and_abort_at_once(monkeypatch):
+def test_several_threads_generate_stream_and_abort_at_once():
     llm = make_fake(LLM, FakeCore(answers=True))
     texts = [f"{word} sea" for word in ("the", "a", "one", "in")]
     params, results, reasons = SamplingParams(n=2, max_tokens=60), {}, set()

@@ -311,7 +311,7 @@ def ends(seen):
 
 def test_an_action_without_a_mesh_that_raises_stops_the_engine(make_llm):
     with make_llm("both=1") as llm:
-        executor_of(llm).meshes[0].assign = raising
+        executor_of(llm).meshes[0].inputs.assign = raising
         (output,) = llm.generate(PROMPTS[0], GREEDY)
         assert output.outputs[0].finish_reason == "error"
         assert llm.metrics().requests == {"error": 1}
