@@ -12,7 +12,7 @@ from twinmesh.models.checkpoints.catalog import CATALOG, cache_directory
 ROOT = Path(twinmesh.__file__).parent
 EXAMPLES = ROOT / "docs" / "examples"
 PRINTS = {
-    "offline_generation": ["The capital of France is' Paris", "first token after"],
+    "offline_generation": ["The capital of France is Paris", "first token after"],
     "streaming": ["What is a glacier?", "What is a volcano?"],
     "batch_file": [
         "first run: 2 succeeded, 1 failed, 0 resumed",
