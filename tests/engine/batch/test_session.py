@@ -256,7 +256,7 @@ def test_files_that_cannot_be_used_are_refused(files, tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (gzip.compress(b'{"prompt": "a"}'), "is compressed with gzip: decompress it, or pipe it in with zcat"),
+        (gzip.compress(b'{"prompt": "a"}', mtime=0), "is compressed with gzip: decompress it, or pipe it in with zcat"),
         (lzma.compress(b'{"prompt": "a"}'), "is compressed with xz"),
         (bz2.compress(b'{"prompt": "a"}'), "is compressed with bzip2"),
         (b"PAR1 and so on", r"is in Parquet: give it a name that ends in \.parquet"),
