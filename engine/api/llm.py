@@ -1,8 +1,8 @@
 """`LLM`: the engine as a Python object. Prompts in, texts and log-probabilities out; `client.py` does what
 `AsyncLLM` needs as well, `core/` the rest.
 
-Every method may be called from any thread; the requests of all callers run in the same batches, first come first
-served. `step` alone is for one thread at a time.
+Every method may be called from any thread; the requests of all callers run in the same batches, in the
+policy's order. `step` alone is for one thread at a time.
 """
 
 import itertools

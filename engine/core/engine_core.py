@@ -108,6 +108,7 @@ class EngineCore:
         self._log, self._lock = RequestLog(), threading.Lock()
         self._host = HostTime()
         self._compilations = compilations
+        self._entering: list[Submission] = []
         self._stopped: str | None = None
         self._observers: tuple[Observer, ...] = ()
         self._thread = EngineThread(target=self._run, name="twinmesh-dispatch", daemon=True)
@@ -260,8 +261,10 @@ class EngineCore:
             return
         match message:
             case tuple():
-                for submission in message:
-                    self._accept(submission)
+                self._entering = list(message)
+                while self._entering:  # one that raises is still there, and is answered with the engine's end
+                    self._accept(self._entering[0])
+                    del self._entering[0]
             case StepResult():
                 self._take_step(message)
             case StepFailed(t=t, mesh=mesh, step=step, reason=reason):
@@ -417,7 +420,7 @@ class EngineCore:
         """Refuse what comes and end what is here: every accepted request gets a final update."""
         with self._lock:
             self._stopped = why
-        left: list[Submission] = []
+        left = [submission for submission in self._entering if submission.facts.id not in self._running]
         while not self._inbox.empty():
             message = self._inbox.get()
             if isinstance(message, tuple):

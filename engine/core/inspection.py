@@ -24,7 +24,7 @@ class Question:
         """Call the function; what it raises is the asker's."""
         try:
             self._answer.set_result(self._ask(scheduler, executor))
-        except Exception as error:
+        except BaseException as error:  # whatever it is, the asker waits for it
             self._answer.set_exception(error)
 
     def refuse(self, why: str) -> None:

@@ -33,7 +33,7 @@ class AbortRequested(Message, frozen=True):
 
 
 class PreemptRequested(Message, frozen=True):
-    """Give up the KV of this request and compute it again later. Ignored unless it is seated somewhere."""
+    """Give up the KV of this request and compute it again later. Ignored unless it has a placement."""
 
     t: float
     request_id: int

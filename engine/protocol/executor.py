@@ -20,7 +20,8 @@ class Executor(Protocol):
         ...
 
     def perform(self, command: Command) -> None:
-        """Start one command, without waiting for a device. An error it raises is the fault of the command's mesh."""
+        """Start one command, without waiting for a device. An error raised by a step, copy, transfer or
+        scatter costs that mesh; one raised by any other command stops the engine."""
         ...
 
     def check_params(self, new: Mapping[str, object]) -> None:

@@ -39,6 +39,11 @@ class StepResult(Message, frozen=True, eq=False):
     # yet. The prompt's first token has none.
     prompt_scores: dict[int, HostScores] = msgspec.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        shape = self.tokens.shape
+        if len(shape) != 2 or shape[1] != len(self.rows) or self.tokens.dtype != np.int32:
+            raise ValueError(f"{len(self.rows)} rows and tokens of shape {shape}")
+
     def score_of(self, step: int, row: int) -> HostScores:
         """The scores, n = 1, of tokens[step, row], where its request wants them."""
         assert self.scores is not None
@@ -56,7 +61,10 @@ class StepFailed(Message, frozen=True):
 
 
 class MeshLost(Message, frozen=True):
-    """A message to or from this mesh could not be read, so what it has done since is unknown."""
+    """A message to or from this mesh could not be read, so what it has done since is unknown.
+
+    Each costs the requests of the mesh one of their starts, also where several come of one incident.
+    """
 
     t: float
     mesh: int

@@ -84,7 +84,10 @@ def read_command(data: bytes, mesh: int, t: float) -> Command | MeshLost:
 def read_completion(data: bytes, mesh: int, t: float) -> Completion:
     """The completion in `data`, which came from `mesh`; where it cannot be read, that mesh's failure at time `t`."""
     try:
-        return decode_completion(data)
+        completion = decode_completion(data)
+        if getattr(completion, "mesh", mesh) != mesh:
+            raise WireError(f"it speaks for mesh {completion.mesh}.")  # type: ignore[union-attr]
+        return completion
     except WireError as error:
         return MeshLost(t, mesh, f"what mesh {mesh} sent could not be read: {error}")
 

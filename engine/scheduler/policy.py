@@ -106,7 +106,7 @@ def policy_named(name: str) -> Policy:
     if name in POLICIES:
         return POLICIES[name]()
     near = get_close_matches(str(name), POLICIES, n=1, cutoff=0.0)
-    raise ValueError(f"policy={name!r} is unknown: the policies are {', '.join(POLICIES)}; did you mean {near[0]!r}?")
+    raise ValueError(f"policy={name!r} is unknown: the policies are {', '.join(POLICIES)}; the nearest is {near[0]!r}.")
 
 
 def check_policy(policy: Policy, config: EngineConfig) -> None:

@@ -29,4 +29,6 @@ def tokens_of(record: Accept, start: int, stop: int) -> np.ndarray:
     length = len(record.prompt)
     if stop <= length:
         return record.prompt[start:stop]
+    if stop > length + len(record.generated):
+        raise ValueError(f"token {stop - 1} of request {record.request_id} is unknown to the worker.")
     return np.concatenate((record.prompt[start:], record.generated[max(0, start - length) : stop - length]))

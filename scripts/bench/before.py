@@ -50,14 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(checkout: Path, args: argparse.Namespace) -> Figures:
-    """Tokens per second by number of requests, and milliseconds of the dispatching thread per step, of one checkout."""
+    """Tokens per second by number of requests, and steps per millisecond of the dispatching thread, of one checkout."""
     requests = list(map(str, args.requests))
     generate = ["--model", args.model, "--topologies", "both=1", "--tokens", str(args.tokens), "--requests", *requests]
     host = ["--topology", "both=1", "--layers", "45", "--requests", "64"]
     rows = _run(checkout, "generate", generate)
     figures = {f"decode at {row['requests']} requests": row["tokens_per_second"] for row in rows}
     (row,) = _run(checkout, "host", host)
-    return figures | {"host at 64 requests": 1 / row["host_ms_per_step"]}
+    return figures | {"host steps per ms at 64 requests": 1 / row["host_ms_per_step"]}
 
 
 def _run(checkout: Path, name: str, arguments: Sequence[str]) -> list[dict[str, Any]]:

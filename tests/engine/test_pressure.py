@@ -59,7 +59,7 @@ def test_a_pool_for_little_more_than_one_request_serves_fifty(engines, reference
     llm = engines(kind)
     before = llm.metrics()
     random = np.random.default_rng(0)
-    # Short and growing long, so that some are seated at once for whom there is no room later.
+    # Short and growing long, so that some are placed at once for whom there is no room later.
     prompts, counts = prompts_of(*random.integers(1, 20, 50)), random.integers(20, 45, 50).tolist()
     outputs = llm.generate(prompts, [greedy(count) for count in counts])
     assert [len(ids) for ids in token_ids(outputs)] == counts

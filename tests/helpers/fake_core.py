@@ -1,4 +1,4 @@
-"""An engine core without an engine: it keeps what is submitted, and sends the news that a test writes."""
+"""An engine core without an engine: it keeps what is submitted, and sends the updates that a test writes."""
 
 import itertools
 import threading

@@ -6,7 +6,7 @@ import typing
 import msgspec
 import numpy as np
 from hypothesis import strategies as st
-from twinmesh.engine.protocol.results import HostScores, TokenScores
+from twinmesh.engine.protocol.results import HostScores, StepResult, TokenScores
 
 WHOLE = st.integers(-(2**63), 2**63 - 1)  # JSON and MessagePack go as far
 FINITE = st.floats(allow_nan=False, allow_infinity=False)  # what a clock gives, and all that JSON has
@@ -20,7 +20,20 @@ PLAIN = {int: WHOLE, float: FINITE, bool: st.booleans(), str: st.text(), bytes: 
 def messages(kind):
     """Any value of a class of the protocol."""
     hints = typing.get_type_hints(kind)
-    return st.builds(kind, **{name: values_of(hints[name]) for name in kind.__struct_fields__})
+    fields = {name: values_of(hints[name]) for name in kind.__struct_fields__}
+    if kind is not StepResult:
+        return st.builds(kind, **fields)
+
+    def with_tokens(rows):
+        return st.builds(kind, **fields | {"rows": st.just(rows), "tokens": tokens_of(rows)})
+
+    return fields["rows"].flatmap(with_tokens)
+
+
+def tokens_of(rows):
+    """Tokens of a step with these rows, [k, rows] int32."""
+    steps = st.lists(st.lists(st.integers(-(2**20), 2**20), min_size=len(rows), max_size=len(rows)), max_size=3)
+    return steps.map(lambda values: np.array(values, np.int32).reshape(len(values), len(rows)))
 
 
 def values_of(kind):

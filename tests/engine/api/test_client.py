@@ -1,4 +1,4 @@
-"""What callers see of the engine's news, and what the engine sees of callers, without an engine."""
+"""What callers see of the engine's updates, and what the engine sees of callers, without an engine."""
 
 import inspect
 import threading

@@ -15,6 +15,7 @@ from twinmesh.engine.core.inspection import Observer
 from twinmesh.engine.protocol.actions import Chunk, DecodeRow, Finish, Scatter
 from twinmesh.engine.protocol.events import TransferReady
 from twinmesh.engine.protocol.results import StepResult
+from twinmesh.engine.scheduler.policy import FirstComeFirstServed
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
@@ -402,3 +403,21 @@ def test_an_observer_that_raises_stops_the_engine_with_its_cause(make_llm):
 
     with make_llm("both=1") as llm, llm.engine.core.observe(Burning()):
         assert "on fire" in llm.generate(PROMPTS[0], GREEDY)[0].error
+
+
+def test_requests_that_a_failing_policy_meets_are_answered_with_the_engines_end(make_llm):
+    class Brittle(FirstComeFirstServed):
+        name = "brittle"
+
+        def key(self, request):
+            if request.prompt_len > 40:
+                raise RuntimeError("too long for this policy")
+            return request.number
+
+    with make_llm(policy=Brittle()) as llm:
+        requests = [list(range(3, 9)), list(range(3, 60)), list(range(3, 8))]
+        streams = [llm.stream(prompt, GREEDY) for prompt in requests[:1]]
+        outputs = llm.generate(requests[1:], GREEDY)
+        assert [output.outputs[0].finish_reason for output in outputs] == ["error", "error"]
+        assert "too long for this policy" in outputs[0].error
+        assert streams[0].result().outputs[0].finish_reason in ("length", "error")

@@ -20,6 +20,7 @@ from twinmesh.engine.protocol.wire import (
     decode_command,
     decode_completion,
     encode,
+    pack_array,
     read_command,
     read_completion,
 )
@@ -159,7 +160,7 @@ def test_damaged_bytes_never_raise_anything_else(message, data):
 
 def test_what_cannot_be_read_is_the_failure_of_its_mesh():
     assert read_command(encode(DECODE), 1, 2.0) == DECODE
-    assert plain(read_completion(encode(RESULT), 1, 2.0)) == plain(RESULT)
+    assert plain(read_completion(encode(RESULT), 0, 2.0)) == plain(RESULT)
     for read in (read_command, read_completion):
         lost = read(b"\x09", 1, 2.0)
         assert (type(lost), lost.mesh, lost.t) == (MeshLost, 1, 2.0)
@@ -170,3 +171,26 @@ def test_what_cannot_be_read_is_the_failure_of_its_mesh():
 def test_only_arrays_of_a_known_dtype_are_sent(array):
     with pytest.raises(TypeError, match="does not go into messages"):
         encode(Accept(1, array, ACCEPT.plan, PROMPT))
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [np.zeros((1, 3), np.int32), np.zeros(2, np.int32), np.zeros((1, 2), np.float32)],
+    ids=["rows", "flat", "float"],
+)
+def test_tokens_that_are_not_those_of_the_rows_are_the_meshs_fault(tokens):
+    rows = (DecodeRow(0, 0, 0, 5), DecodeRow(1, 0, 1, 5))
+    good = StepResult(1.0, 0, 3, rows, np.zeros((1, 2), np.int32))
+    damaged = encode(good).replace(encode_part(good.tokens), encode_part(tokens))
+    assert isinstance(read_completion(damaged, 0, 2.0), MeshLost)
+
+
+def encode_part(array):
+    """An array as it stands within a message."""
+    return msgspec.msgpack.encode(pack_array(array))
+
+
+def test_a_completion_of_another_mesh_is_the_senders_fault():
+    lost = read_completion(encode(RESULT), 1, 2.0)
+    assert isinstance(lost, MeshLost)
+    assert lost.mesh == 1

@@ -47,7 +47,7 @@ def test_a_policy_is_found_by_the_name_it_has(name):
 
 @pytest.mark.parametrize(("name", "near"), [("fcsf", "fcfs"), ("SPF", "spf"), ("shortest", "spf")])
 def test_an_unknown_policy_is_refused_with_the_nearest_name(name, near):
-    text = f"policy={name!r} is unknown: the policies are fcfs, spf; did you mean {near!r}?"
+    text = f"policy={name!r} is unknown: the policies are fcfs, spf; the nearest is {near!r}."
     with pytest.raises(ValueError, match=re.escape(text)):
         policy_named(name)
 
