@@ -6,8 +6,8 @@
 #   as found: argmax takes at least 5 times as long as max: 110 times
 #   as found: top_k(1) lies between the two: 28 times max
 #   as found: the maximum and then the least index that equals it are faster than argmax, with the same answer: 13 times max
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import jax

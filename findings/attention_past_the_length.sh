@@ -6,8 +6,8 @@
 #   as found: NaN in keys past the length: no harm
 #   as found: NaN in values past the length: the output is NaN
 #   as found: length 0 over values 0 to 7: 3.5, the mean of slots that hold nothing
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import jax

@@ -7,8 +7,8 @@
 #   as found: uniform numbers in bfloat16 have 128 values
 #   as found: 500 draws from bfloat16 logits, all equal: the largest id is 992
 #   as found: from float32 logits it is 49149 of 49152
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import jax

@@ -6,8 +6,8 @@
 # Seen on 2026-11-29:
 #   as found: jinja2: [{"function": {"description": "is a \u003c b", "name": "less"}, "type": "function"}]
 #   as found: transformers: [{"type": "function", "function": {"name": "less", "description": "is a < b"}}]
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare transformers==5.24.0 jinja2==3.1.6 tokenizers==0.23.3 -- "$@"
 run_python <<'PY'
 import jinja2

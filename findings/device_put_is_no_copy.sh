@@ -6,8 +6,8 @@
 #   as found: device_put: another object, the same memory, and the original goes with it
 #   as found: jnp.copy: memory of its own, the original survives
 #   as found: a jitted identity: the same as jnp.copy
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import jax

@@ -8,8 +8,8 @@
 #   as found: what numpy writes afterwards is in all of them
 #   as found: four bytes further on it is a copy
 #   as found: jnp.asarray copies
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import jax

@@ -7,8 +7,8 @@
 #   as found: from 2 to 2 devices the host reads nothing: []
 #   as found: from 2 to 4 devices the host reads the whole array: [(8, 1024)]
 #   as found: from 2 devices to a copy on each of 2 others as well: [(8, 1024)]
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import jax

@@ -6,8 +6,8 @@
 #   as found: donated, nobody else sees it: written in place
 #   as found: donated while a view of np.asarray lives: copied, and not deleted
 #   as found: donated after device_put of an aligned numpy array: deleted, but copied
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import warnings

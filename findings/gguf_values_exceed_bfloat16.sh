@@ -8,8 +8,8 @@
 #   as found: Q5_0: 87% of the dequantised values change in bfloat16
 #   as found: Q8_0: 97% of the dequantised values change in bfloat16
 #   as found: MXFP4: 0% of the dequantised values change in bfloat16
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare gguf==0.19.0 numpy==2.5.5 ml_dtypes==0.6.0 -- "$@"
 run_python <<'PY'
 import gguf

@@ -5,8 +5,8 @@
 # Seen on 2026-11-29:
 #   as found: 65536 of int4: nbytes, on the host, on the device: (65536, 65536, 32768)
 #   as found: 65536 of float4_e2m1fn: nbytes, on the host, on the device: (65536, 65536, 32768)
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import jax

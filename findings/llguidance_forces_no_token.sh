@@ -5,8 +5,8 @@
 # Seen on 2026-11-29:
 #   as found: bytes alone: (['{'], b'{')
 #   as found: with a token for brace and quote as well: ([], b'{')
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare llguidance==1.9.1 tokenizers==0.23.3 -- "$@"
 run_python <<'PY'
 import json

@@ -5,8 +5,8 @@
 # Seen on 2026-11-29:
 #   as found: ids -1 and 4 of 4 rows: [0.0, 0.0, 0.0, 1.0]
 #   as found: without wrapping: [0.0, 0.0, 0.0, 0.0]
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import jax.numpy as jnp

@@ -7,8 +7,8 @@
 #   as found: in float16: 4096.0
 #   as found: with dtype=np.float32: 4096.0
 #   as found: jnp.sum of the bfloat16: 4096.0
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 ml_dtypes==0.6.0 -- "$@"
 run_python <<'PY'
 import jax.numpy as jnp

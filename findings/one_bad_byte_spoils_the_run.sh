@@ -6,8 +6,8 @@
 # Seen on 2026-11-29:
 #   as found: '€', and with a bad byte behind it '����'
 #   as found: DecodeStream gives the character out, then raises: [None, None, '€', None, 'Exception']
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare tokenizers==0.23.3 -- "$@"
 run_python <<'PY'
 from finding import expect

@@ -5,8 +5,8 @@
 # Seen on 2026-11-29:
 #   as found: 0.25, 1.75, -2.5, 100.9 restored as int8: [0, 1, -2, 100]
 #   as found: restored with another shape: refused
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare orbax-checkpoint==0.12.8 jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import tempfile

@@ -5,8 +5,8 @@
 # Seen on 2026-11-29 (w float32 [2048, 2048]):
 #   as found: one row: x @ w.T takes at least 5 times as long as the einsum: 11 times
 #   as found: the two agree to float32 rounding
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import jax

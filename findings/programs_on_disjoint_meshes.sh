@@ -7,8 +7,8 @@
 #   as found: one device each: the short program was done while the long one ran
 #   as found: two devices each: the short program was done only after the long one
 #   as found: the same where each has a psum
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import jax

@@ -5,8 +5,8 @@
 # Seen on 2026-11-29:
 #   as found: 64.3 times the arithmetic that is needed, with 64 experts
 #   as found: 67108884 bytes of temporaries for 33554432 of weights
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import jax

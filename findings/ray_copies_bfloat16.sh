@@ -7,8 +7,8 @@
 #   as found: the bfloat16 viewed as uint16: so do they
 #   as found: bfloat16: each get is a copy
 #   as found: memoryview of bfloat16 is refused: cannot include dtype 'E' in a buffer
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare ray==2.60.0 numpy==2.5.5 ml_dtypes==0.6.0 -- "$@"
 run_python <<'PY'
 import logging

@@ -7,8 +7,8 @@
 #   as found: a write apart from the read before it: 16789516 bytes of temporaries for an array of 16777216
 #   as found: a write of values that come from the read: 12360
 #   as found: a write behind an optimization_barrier: 12360
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import jax

@@ -6,8 +6,8 @@
 #   as found: [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]] comes back as [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
 #   as found: after np.ascontiguousarray it comes back as it was
 #   as found: and a transposed jax.Array by safetensors.flax
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare safetensors==0.8.0 numpy==2.5.5 jax==0.12.0.1 jaxlib==0.12.0.1 flax==0.12.12 -- "$@"
 run_python <<'PY'
 import jax.numpy as jnp

@@ -8,8 +8,8 @@
 #   as found: with two rows they hold less than a hundredth of it: 32912 bytes
 #   as found: no scatter is left with one row, one is with two
 #   as found: one row takes at least 5 times as long as two: 141 times
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import jax

@@ -5,8 +5,8 @@
 # Seen on 2026-11-29 (one row of 150,000, k = 64):
 #   as found: bfloat16 takes at least 5 times as long as float32: 93 times
 #   as found: cast to float32 first, it is the same answer in less than a fifth of the time
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare jax==0.12.0.1 jaxlib==0.12.0.1 numpy==2.5.5 -- "$@"
 run_python <<'PY'
 import jax

@@ -6,8 +6,8 @@
 #   as found: rope_parameters with a base of 500,000: 500000.0
 #   as found: and rope_scaling beside them: 10000.0
 #   as found: the base as rope_theta, and rope_scaling: 500000.0
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare transformers==5.24.0 -- "$@"
 run_python <<'PY'
 import json

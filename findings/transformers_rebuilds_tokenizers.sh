@@ -7,8 +7,8 @@
 #   as found: tokenizers splits digits, as tokenizer.json says: [16, 17]
 #   as found: so does transformers for PreTrainedTokenizerFast: [16, 17]
 #   as found: and not for GPT2Tokenizer: [256]
-# shellcheck source-path=SCRIPTDIR source=lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+. "$(dirname "$0")/lib.bash"
 prepare transformers==5.24.0 tokenizers==0.23.3 -- "$@"
 run_python <<'PY'
 import json
