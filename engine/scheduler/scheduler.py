@@ -74,12 +74,12 @@ class Scheduler:
         match event:
             case Arrived(t=t, facts=facts):
                 self._on_arrival(t, facts)
-            case AbortRequested(request_id=name) if name in self.requests:
-                self._lifecycle.finish(self.requests[name], State.ABORTED, "abort", self._now)
-            case PreemptRequested(request_id=name) if name in self.requests:
-                self._lifecycle.preempt(self.requests[name])
-            case MigrateRequested(request_id=name, destination=destination) if name in self.requests:
-                self._handoffs.migrate(self.requests[name], destination)
+            case AbortRequested(request_id=id_) if id_ in self.requests:
+                self._lifecycle.finish(self.requests[id_], State.ABORTED, "abort", self._now)
+            case PreemptRequested(request_id=id_) if id_ in self.requests:
+                self._lifecycle.preempt(self.requests[id_])
+            case MigrateRequested(request_id=id_, destination=destination) if id_ in self.requests:
+                self._handoffs.migrate(self.requests[id_], destination)
             case StepDone(mesh=mesh, step=step, outcomes=outcomes):
                 self._on_step_done(self.meshes[mesh], step, outcomes)
             case TransferReady(transfer=number):
