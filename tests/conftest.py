@@ -4,7 +4,10 @@ in the foreground; and the tiny model on disk.
 `pytest --executor=bytes` runs every engine that a test starts behind bytes (`helpers/bytes_executor.py`).
 """
 
+import json
+import lzma
 import signal
+from pathlib import Path
 
 import jax
 import pytest
@@ -37,3 +40,16 @@ def _executor(request):
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory):
     return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def fixtures():
+    return Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def tiny_spm(fixtures):
+    """A small SentencePiece model as GGUF's metadata; id 0 is unknown, 1 BOS, 2 EOS (make_tokenizer_fixtures.py)."""
+    parts = json.loads(lzma.decompress((fixtures / "tokenizer_spm.json.xz").read_bytes()))["prefix"]
+    keys = {f"tokenizer.ggml.{key}": parts[key] for key in ("tokens", "token_type", "scores")}
+    return keys | {"tokenizer.ggml.model": "llama", "tokenizer.ggml.unknown_token_id": 0}

@@ -84,7 +84,7 @@ class EngineClient:
                 prompt=prompt,
                 plan=self._plan(job, index, seed),
                 eos_ids=eos_ids(job.params, self.tokenizer),
-                stop=self._stop_check(job.params),
+                stop=self._stop_check(job),
                 sink=request,
             )
             for index, (id_, seed) in enumerate(zip(ids, self._seeds(job.params, number), strict=True))
@@ -154,11 +154,15 @@ class EngineClient:
             return [(int(params.seed) + i) % 2**32 for i in range(params.n)]
         return [int(word) for word in np.random.SeedSequence([self._seed, number]).generate_state(params.n)]
 
-    def _stop_check(self, params: SamplingParams) -> StopSearch | None:
-        if not params.stop:
+    def _stop_check(self, job: Job) -> StopSearch | None:
+        if not job.params.stop:
             return None
         return StopSearch(
-            self.tokenizer, tuple(params.stop), min_tokens=params.min_tokens, skip_special=params.skip_special_tokens
+            self.tokenizer,
+            tuple(job.params.stop),
+            min_tokens=job.params.min_tokens,
+            skip_special=job.params.skip_special_tokens,
+            after=job.prompt.token_ids,
         )
 
 

@@ -20,8 +20,10 @@ from .sampling_params import SamplingParams
 class CompletionCollector:
     """One completion as it grows."""
 
-    def __init__(self, index: int, params: SamplingParams, tokenizer: Tokenizer, arrival: float) -> None:
-        """`arrival` in seconds on the engine's clock."""
+    def __init__(
+        self, index: int, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer, arrival: float
+    ) -> None:
+        """`prompt` is what the completion continues; `arrival` in seconds on the engine's clock."""
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self._index, self._params, self._tokenizer = index, params, tokenizer
@@ -37,6 +39,7 @@ class CompletionCollector:
             min_tokens=params.min_tokens,
             include_stop=params.include_stop_str_in_output,
             skip_special=params.skip_special_tokens,
+            after=prompt.token_ids,
         )
 
     def take(self, update: Update) -> str:
@@ -102,7 +105,7 @@ class RequestCollector:
         self.prompt_scores: list[HostScores] = []
         self._params, self._tokenizer = params, tokenizer
         self._completions = {
-            sequence_id: CompletionCollector(index, params, tokenizer, arrival)
+            sequence_id: CompletionCollector(index, prompt, params, tokenizer, arrival)
             for index, sequence_id in enumerate(sequence_ids)
         }
         self._running = dict.fromkeys(sequence_ids)  # an ordered set
@@ -183,4 +186,4 @@ def _name_logprobs(
 
 
 def _decode(token: int, tokenizer: Tokenizer | None) -> str | None:
-    return None if tokenizer is None else tokenizer.decode((token,), skip_special=False)
+    return None if tokenizer is None else tokenizer.decode_token(token)

@@ -27,10 +27,19 @@ class StopSearch:
     that ends first counts, and of those that end together the one that is listed first.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, min_tokens: int, skip_special: bool) -> None:
-        """`stops` are not empty, nor is any of them; `skip_special` leaves special tokens out of the text."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        *,
+        min_tokens: int,
+        skip_special: bool,
+        after: Iterable[int] = (),
+    ) -> None:
+        """`stops` are not empty, nor is any of them; `skip_special` leaves special tokens out of the text, which
+        continues that of the ids `after`, the prompt's."""
         self._stops, self._min_tokens, self._count = tuple(stops), min_tokens, 0
-        self._stream = tokenizer.stream(skip_special)
+        self._stream = tokenizer.stream(skip_special, after)
         self._reach = max(map(len, self._stops)) - 1
         self.tail = ""
 
@@ -81,11 +90,16 @@ class Detokenizer:
         min_tokens: int = 0,
         include_stop: bool = False,
         skip_special: bool = True,
+        after: Sequence[int] = (),
     ) -> None:
         """`include_stop` cuts behind a stop string rather than before it; the rest is as in `StopSearch`."""
         self._include_stop, self._held, self._is_stopped = include_stop, "", False
-        self._stream = tokenizer.stream(skip_special)
-        self._search = StopSearch(tokenizer, stops, min_tokens=min_tokens, skip_special=skip_special) if stops else None
+        self._stream = tokenizer.stream(skip_special, after)
+        self._search = (
+            StopSearch(tokenizer, stops, min_tokens=min_tokens, skip_special=skip_special, after=after)
+            if stops
+            else None
+        )
 
     def push(self, ids: Iterable[int]) -> str:
         """Return the text that `ids` add, as far as it is certain to stay. After a stop string nothing is added."""

@@ -68,21 +68,21 @@ class TextStream:
     recommends and `tokenizers` does; SentencePiece gives one for each byte that is in no character.
     """
 
-    def __init__(self, decoder: ByteDecoder) -> None:
-        self._decoder = decoder
+    def __init__(self, decoder: ByteDecoder, strip: int) -> None:
+        """`strip`: at most so many of the decoder's `stripped` characters are removed from the start."""
+        self._decoder, self.to_strip = decoder, strip
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace" if decoder.byte_level else "surrogateescape")
-        self._to_strip = decoder.strip
 
     def push(self, more: bytes, is_last: bool = False) -> str:
         """Return the text that `more` completes; up to 3 bytes of an unfinished character are kept unless `is_last`."""
         text = self._utf8.decode(more, is_last)
         if not self._decoder.byte_level and not text.isascii():
             text = _ESCAPED.sub("\ufffd", text)
-        while self._to_strip and text:
+        while self.to_strip and text:
             if text[0] != self._decoder.stripped:
-                self._to_strip = 0
+                self.to_strip = 0
                 break
-            text, self._to_strip = text[1:], self._to_strip - 1
+            text, self.to_strip = text[1:], self.to_strip - 1
         return text
 
 

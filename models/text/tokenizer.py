@@ -30,17 +30,25 @@ class SpecialTokens:
 
 
 class TokenStream:
-    """Detokenises one sequence piece by piece; the pieces joined equal `Tokenizer.decode` of all the ids.
+    """Detokenises one sequence piece by piece; the pieces joined are the text of all the ids.
 
     `Tokenizer.stream` makes one.
     """
 
-    def __init__(self, tokenizer: "Tokenizer", skip_special: bool) -> None:
+    def __init__(self, tokenizer: "Tokenizer", skip_special: bool, after: Iterable[int]) -> None:
         self._tokenizer, self._skip_special = tokenizer, skip_special
+        self._strip, self._starts_text = tokenizer.byte_decoder.strip, True
+        self._start()
+        for token_id in after:
+            if not (self._is_first or self._text.to_strip):
+                break  # the text has begun
+            self._text.push(self._bytes(token_id))
+        self._text.push(b"", is_last=True)
+        self._strip, self._starts_text = self._text.to_strip, self._is_first
         self._start()
 
     def _start(self) -> None:
-        self._text, self._is_first = TextStream(self._tokenizer.byte_decoder), True
+        self._text, self._is_first = TextStream(self._tokenizer.byte_decoder, self._strip), self._starts_text
 
     def push(self, ids: Iterable[int]) -> str:
         """Return the text that `ids` complete; bytes of an unfinished character are held back (3 at most)."""
@@ -160,9 +168,18 @@ class Tokenizer:
         stream = self.stream(skip_special)
         return stream.push(ids) + stream.finish()
 
-    def stream(self, skip_special: bool = True) -> TokenStream:
-        """Return a detokeniser for ids that arrive over time."""
-        return TokenStream(self, skip_special)
+    def stream(self, skip_special: bool = True, after: Iterable[int] = ()) -> TokenStream:
+        """Return a detokeniser for ids that arrive over time.
+
+        They continue the text of the ids `after`, such as a prompt: a SentencePiece tokenizer takes a space off the
+        start of a text, and what follows other text is not its start. The pieces joined are what is behind
+        `decode(after)` in `decode(after + ids)`. A character that `after` leaves unfinished stays so.
+        """
+        return TokenStream(self, skip_special, after)
+
+    def decode_token(self, token_id: int) -> str:
+        """Return the text of one token inside a text; a part of a character is U+FFFD. Raises as `decode` does."""
+        return TextStream(self.byte_decoder, strip=0).push(self.piece(token_id), is_last=True)
 
     def piece(self, token_id: int, *, is_first: bool = False) -> bytes:
         """Return the bytes that one token stands for, at the start of a text or inside; raises as `decode` does."""

@@ -94,9 +94,9 @@ class FakeCore:
         self._thread.shutdown()
 
 
-def make_fake(kind, core, *, config=CONFIG, template=CHAT_TEMPLATE, **options):
+def make_fake(kind, core, *, config=CONFIG, template=CHAT_TEMPLATE, tokenizer=None, **options):
     """An `LLM` or `AsyncLLM` over `core`."""
-    tokenizer = tokenizer_from_gguf(TOKENIZER)
+    tokenizer = tokenizer or tokenizer_from_gguf(TOKENIZER)
     chat_template = ChatTemplate(template, tokenizer, name="tiny")
     return kind.from_engine(Engine(core, config, tokenizer, chat_template), **options)
 

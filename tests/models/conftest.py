@@ -1,9 +1,5 @@
 """The tiny model, made once; the real one, where it has been fetched."""
 
-import json
-import lzma
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +9,6 @@ from twinmesh.models.checkpoints.catalog import resolve_model
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 from twinmesh.models.errors import CheckpointError
-
-
-@pytest.fixture(scope="session")
-def fixtures():
-    return Path(__file__).parent.parent / "fixtures"
 
 
 @pytest.fixture(scope="session")
@@ -49,11 +40,3 @@ def dense_forward():
         return lambda ids: np.asarray(forward(params, jnp.asarray(ids, jnp.int32)))
 
     return make
-
-
-@pytest.fixture(scope="session")
-def tiny_spm(fixtures):
-    """A small SentencePiece model as GGUF's metadata; id 0 is unknown, 1 BOS, 2 EOS (make_tokenizer_fixtures.py)."""
-    parts = json.loads(lzma.decompress((fixtures / "tokenizer_spm.json.xz").read_bytes()))["prefix"]
-    keys = {f"tokenizer.ggml.{key}": parts[key] for key in ("tokens", "token_type", "scores")}
-    return keys | {"tokenizer.ggml.model": "llama", "tokenizer.ggml.unknown_token_id": 0}

@@ -9,6 +9,7 @@ import pytest
 from helpers.fake_core import CONFIG, FakeCore, make_fake, scores
 from twinmesh import LLM, AsyncLLM, EngineError, Logprob, SamplingParams
 from twinmesh.engine.paging.block_hash import block_hashes
+from twinmesh.models.text.tokenizer_gguf import tokenizer_from_gguf
 
 THREE = SamplingParams(n=3, seed=10, max_tokens=8)
 
@@ -412,3 +413,49 @@ def test_several_threads_generate_stream_and_abort_at_once():
 
 def test_options_are_the_same_for_both_kinds():
     assert inspect.signature(LLM) == inspect.signature(AsyncLLM)
+
+
+# ---- SentencePiece, which takes a space off the start of a text
+
+
+@pytest.fixture
+def spm(core, tiny_spm):
+    return make_fake(LLM, core, tokenizer=tokenizer_from_gguf(tiny_spm))
+
+
+def test_a_completion_keeps_its_first_space(spm, core):
+    answer = spm.tokenizer.encode("a b", add_special=False)
+    stream = spm.stream("x", SamplingParams(logprobs=1))
+    for token in answer[:-1]:
+        core.send(stream.request_id, [token], scores=[scores((-0.5, 1, [token]))])
+    core.send(stream.request_id, answer[-1:], scores=[scores((-0.5, 1, answer[-1:]))], finish_reason="length")
+    deltas = list(stream)
+    completion = stream.result().outputs[0]
+    assert completion.text == "".join(delta.text for delta in deltas) == " a b"
+    named = [at[token].decoded_token for at, token in zip(completion.logprobs, answer, strict=True)]
+    assert "".join(named) == " a b"
+
+
+def test_a_completion_of_no_text_starts_one(spm, core):
+    stream = spm.stream([1], SamplingParams())
+    core.send(stream.request_id, spm.tokenizer.encode("a b", add_special=False), finish_reason="length")
+    assert stream.result().outputs[0].text == "a b"
+
+
+@pytest.mark.parametrize(("stop", "text"), [(" b", " a"), (" a", ""), ("a b", " "), ("b", " a ")])
+def test_stop_strings_may_start_with_a_space(spm, core, stop, text):
+    stream = spm.stream("x", SamplingParams(stop=stop))
+    answer = spm.tokenizer.encode("a b", add_special=False)
+    (submission,) = core.live.values()
+    ends = [submission.stop.push(i) for i in answer]
+    core.send(stream.request_id, answer[: ends.index(stop) + 1], finish_reason="stop", stop_reason=stop)
+    assert stream.result().outputs[0].text == text
+
+
+def test_prompt_tokens_are_named_with_their_spaces(spm, core):
+    stream = spm.stream("a b", SamplingParams(prompt_logprobs=0))
+    prompt = spm.tokenizer.encode("a b")
+    core.send(stream.request_id, [prompt[-1]], prompt_scores=[scores(*[(-1.0, 1, [])] * (len(prompt) - 1))])
+    core.send(stream.request_id, finish_reason="length")
+    named = [at[token].decoded_token for at, token in zip(stream.result().prompt_logprobs[1:], prompt[1:], strict=True)]
+    assert "".join(named) == " a b"

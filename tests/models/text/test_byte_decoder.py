@@ -61,6 +61,57 @@ def test_streaming_any_tokens_in_any_pieces_equals_decoding_at_once(name, pieces
     assert stream.push(ids) + stream.finish() == tokenizer.decode(ids, skip)
 
 
+@pytest.mark.parametrize("name", SHAPES)
+@settings(deadline=None, max_examples=200)
+@given(before=IDS, ids=IDS, skip=st.booleans())
+def test_what_follows_other_tokens_is_the_rest_of_the_library_s_text(name, before, ids, skip):
+    # tokenizers 0.23.3, as transformers and vLLM call it: decode(prompt + completion)[len(decode(prompt)) :].
+    tokenizer = TOKENIZERS[name]
+    whole, start = (tokenizer.backend.decode(of, skip_special_tokens=skip) for of in (before + ids, before))
+    stream = tokenizer.stream(skip, after=before)
+    assert stream.push(ids) + stream.finish() == whole[len(start) :]
+    assert "".join(map(stream.push, ([i] for i in ids))) + stream.finish() == whole[len(start) :]
+
+
+A, B_C, THE, SPACES = (PIECES.index(word) for word in ("a", "b▁c", "▁the", "▁▁"))
+BOS, NOTHING = len(PIECES), 10**5
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "ids", "text"),
+    [
+        ("Llama 2", [A], [THE, THE], " the the"),
+        ("Llama 2", [BOS, THE], [SPACES, A], "  a"),
+        ("Llama 2", [BOS], [THE, THE], "the the"),  # there is no text before it
+        ("Llama 2", [BOS, NOTHING, PIECES.index("▁")], [THE], " the"),  # the first space is taken off already
+        ("Llama 2", [1 + 0xC3], [THE], " the"),  # half a character is text
+        ("Llama 2", [A, 1 + 0xC3], [1 + 0xA9, THE], "\ufffd the"),  # it stays half a character
+        ("Gemma", [BOS], [THE], " the"),
+        ("strip two", [PIECES.index("▁")], [SPACES, A], " a"),
+        ("strip two", [B_C], [SPACES, A], "  a"),
+        ("metaspace always", [B_C], [THE, THE], " the the"),
+        ("metaspace first", [BOS, A], [SPACES, THE], "   the"),
+        ("metaspace first", [BOS, NOTHING], [THE, THE], "the the"),
+        ("metaspace never", [A], [THE], " the"),
+    ],
+)
+def test_a_completion_is_not_the_start_of_a_text(name, before, ids, text):
+    stream = TOKENIZERS[name].stream(after=before)
+    for _ in range(2):  # the second time it starts where it started
+        assert stream.push(ids) + stream.finish() == text
+
+
+def test_special_tokens_that_are_shown_are_text():
+    stream = TOKENIZERS["Llama 2"].stream(skip_special=False, after=[BOS])
+    assert stream.push([THE]) == " the"
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_one_token_alone_is_as_it_stands_inside_a_text(name):
+    texts = [TOKENIZERS[name].decode_token(i) for i in (THE, SPACES, A, B_C, BOS, NOTHING)]
+    assert texts == [" the", "  ", "a", "b c", "<s>", ""]
+
+
 def test_the_first_token_is_the_first_that_stands_for_something():
     ids = [10**5, len(PIECES), PIECES.index("▁the"), PIECES.index("▁the")]
     for tokenizer in TOKENIZERS.values():
