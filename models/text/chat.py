@@ -140,10 +140,9 @@ class ChatTemplate:
         return self._tokenizer.encode(text, add_special=False, at_most=at_most)
 
     def _names(self) -> dict[str, str]:
-        """Return the special tokens by the names that templates use."""
+        """Return the special tokens that the model has, by the names that templates use, as transformers does."""
         special = self._tokenizer.special
-        names = {"bos": special.bos, "eos": special.eos, "unk": special.unk, "pad": special.pad}
-        return {f"{name}_token": text or "" for name, text in names.items()}
+        return {**special.others, **special.standard}
 
     def _template(self, has_tools: bool) -> jinja2.Template:
         if not self.templates:

@@ -6,8 +6,8 @@ text that it still holds back at the end). `tokenizer_gguf.py` and `tokenizer_fi
 are in `chat.py`.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer as BackendTokenizer
 
@@ -20,13 +20,20 @@ _CHARACTERS_PER_TOKEN = 16
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Texts of a model's special tokens (None: the model has none), and the ids that end a generation."""
+    """Texts of a model's special tokens by name (None: it has none), and the ids that end a generation."""
 
     bos: str | None = None
     eos: str | None = None
     unk: str | None = None
     pad: str | None = None
     eos_token_ids: frozenset[int] = frozenset()  # several, such as the end of a turn and the end of a document
+    others: Mapping[str, str] = field(default_factory=dict)  # "sep_token" and the model's own names
+
+    @property
+    def standard(self) -> dict[str, str]:
+        """Return the texts that this class has fields for, by the names that files and templates use."""
+        texts = {"bos": self.bos, "eos": self.eos, "unk": self.unk, "pad": self.pad}
+        return {f"{name}_token": text for name, text in texts.items() if text is not None}
 
 
 class TokenStream:

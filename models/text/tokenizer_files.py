@@ -1,16 +1,16 @@
 """Reads a tokenizer from the files of a Hugging Face directory, and writes such files.
 
-tokenizer.json holds the tokenizer, tokenizer_config.json names its special tokens, and generation_config.json and
-config.json name the ids that end a generation. Files written by `save_tokenizer` give the same behaviour when they are
-read, here and in transformers. SentencePiece's tokenizer.model is not read. Chat templates are in `chat_files.py`.
+tokenizer.json holds the tokenizer; `special_files.py` finds its special tokens and those that end a generation. Files
+written by `save_tokenizer` give the same behaviour when they are read, here and in transformers. SentencePiece's
+tokenizer.model is not read. Chat templates are in `chat_files.py`.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders, normalizers, processors
 from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers import decoders, normalizers, processors
 from tokenizers.models import BPE
 
 from ..errors import CheckpointError
@@ -18,11 +18,11 @@ from ..json_file import read_json
 from .chat import ChatTemplate
 from .chat_files import save_chat_template
 from .pretokenizers import pre_tokenizer, rule
+from .special_files import end_ids, mark_special
 from .tokenizer import SpecialTokens, Tokenizer
 
 # Without tokenizer.json, only the class says how text is cut.
 _RULES = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
-_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def tokenizer_from_directory(path: str | Path, rows: int | None = None) -> Tokenizer:
@@ -50,8 +50,9 @@ def save_tokenizer(tokenizer: Tokenizer, chat_template: ChatTemplate, directory:
     directory = Path(directory)
     special = tokenizer.special
     tokenizer.backend.save(str(directory / "tokenizer.json"), pretty=False)
-    texts = dict(zip(_NAMES, (special.bos, special.eos, special.unk, special.pad), strict=True))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **{k: v for k, v in texts.items() if v is not None}}
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **special.standard}
+    if special.others:
+        config["extra_special_tokens"] = dict(special.others)
     _write_json(directory / "tokenizer_config.json", config)
     _write_json(directory / "generation_config.json", {"eos_token_id": sorted(special.eos_token_ids)})
     save_chat_template(chat_template, directory)
@@ -59,13 +60,13 @@ def save_tokenizer(tokenizer: Tokenizer, chat_template: ChatTemplate, directory:
 
 def _read(path: Path, config: dict[str, Any], rows: int | None) -> Tokenizer:
     backend = _backend(path, config)
-    texts = {name: _text(path, config, name) for name in _NAMES}
-    _mark_special(backend, path, config, [text for text in texts.values() if text is not None])
-    _set_post_processor(backend, config, texts["bos_token"], texts["eos_token"])
-    ends = _end_ids(path, backend, texts["eos_token"])
-    bos, eos, unk, pad = (texts[name] for name in _NAMES)
+    named = mark_special(backend, path, config)
+    bos, eos = named.pop("bos_token", None), named.pop("eos_token", None)
+    unk, pad = named.pop("unk_token", None), named.pop("pad_token", None)
+    _set_post_processor(backend, config, bos, eos)
+    ends = end_ids(path, None if eos is None else backend.token_to_id(eos))
     try:
-        tokenizer = Tokenizer(backend, SpecialTokens(bos, eos, unk, pad, ends))
+        tokenizer = Tokenizer(backend, SpecialTokens(bos, eos, unk, pad, ends, named))
         if rows is not None:
             tokenizer.limit(rows)
         return tokenizer
@@ -116,36 +117,6 @@ def _from_merges(path: Path, kind: str) -> BackendTokenizer:
     return backend
 
 
-def _text(path: Path, config: dict[str, Any], name: str) -> str | None:
-    """Read a special token's text, which is a string or the content of a dict of AddedToken's fields."""
-    found = config.get(name)
-    if found is None:
-        found = _optional(path / "special_tokens_map.json").get(name)
-    if isinstance(found, dict):
-        found = found.get("content")
-    if found is not None and not isinstance(found, str):
-        raise CheckpointError(f"{path / 'tokenizer_config.json'}: {name} is neither a text nor an added token.")
-    return found
-
-
-def _mark_special(backend: BackendTokenizer, path: Path, config: dict[str, Any], named: list[str]) -> None:
-    """Add the tokens that tokenizer_config.json adds or calls special, as transformers does."""
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    added = config.get("added_tokens_decoder") or {}
-    try:
-        for index, fields in sorted(added.items(), key=lambda item: int(item[0])):
-            if fields["content"] in known:
-                continue
-            flags = {k: fields.get(k, False) for k in ("single_word", "lstrip", "rstrip", "special")}
-            backend.add_tokens([AddedToken(fields["content"], normalized=fields.get("normalized", True), **flags)])
-            if backend.token_to_id(fields["content"]) != int(index):
-                raise ValueError(f"token {fields['content']!r} does not get the id {index}")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path / 'tokenizer_config.json'}: added_tokens_decoder is damaged: {error}.") from None
-    known |= {fields["content"] for fields in added.values()}
-    backend.add_special_tokens([t for t in named if t not in known and backend.token_to_id(t) is not None])
-
-
 def _set_post_processor(backend: BackendTokenizer, config: dict[str, Any], bos: str | None, eos: str | None) -> None:
     """Add BOS and EOS as tokenizer_config.json asks, unless a post-processor in tokenizer.json adds special tokens."""
     if backend.post_processor is not None and backend.num_special_tokens_to_add(False):
@@ -157,18 +128,3 @@ def _set_post_processor(backend: BackendTokenizer, config: dict[str, Any], bos: 
         backend.post_processor = processors.TemplateProcessing(
             single=[*before, "$A", *after], pair=[*before, "$A", "$B", *after], special_tokens=ids
         )
-
-
-def _end_ids(path: Path, backend: BackendTokenizer, eos: str | None) -> frozenset[int]:
-    """Collect the ids that end a generation: EOS, and those in generation_config.json and config.json."""
-    ends = {None if eos is None else backend.token_to_id(eos)}
-    for name in ("generation_config.json", "config.json"):
-        config = _optional(path / name)
-        text = config.get("text_config")
-        for section in (config, text if isinstance(text, dict) else {}):
-            found = section.get("eos_token_id")
-            ids = found if isinstance(found, list) else [found]
-            if not all(i is None or (isinstance(i, int) and not isinstance(i, bool) and i >= 0) for i in ids):
-                raise CheckpointError(f"{path / name}: eos_token_id is {found!r}, neither an id nor a list of ids.")
-            ends |= set(ids)
-    return frozenset(i for i in ends if i is not None)

@@ -81,14 +81,11 @@ def test_padding_and_truncation_in_the_file_are_not_for_prompts(tmp_path):
     assert len(tokenizer_from_directory(directory(tmp_path, made)).encode("zzzzz")) == 5
 
 
-def test_end_ids_come_from_every_file_as_one_or_a_list(tmp_path):
+def test_a_name_may_be_an_object_or_null(tmp_path):
     config = {"eos_token": {"__type": "AddedToken", "content": "<|im_end|>", "special": True}, "bos_token": None}
-    text = {"text_config": {"eos_token_id": [1]}, "eos_token_id": None}
-    path = directory(tmp_path, backend("<|im_end|>"), tokenizer_config=config, config=text)
-    assert tokenizer_from_directory(path).eos_token_ids == {2, 1}
-    tokenizer = tokenizer_from_directory(directory(path, generation_config={"eos_token_id": 0}))
-    assert tokenizer.eos_token_ids == {2, 1, 0}
+    tokenizer = tokenizer_from_directory(directory(tmp_path, backend("<|im_end|>"), tokenizer_config=config))
     assert (tokenizer.special.eos, tokenizer.special.bos, tokenizer.add_bos) == ("<|im_end|>", None, False)
+    assert tokenizer.eos_token_ids == {2}
 
 
 def test_named_tokens_become_special_and_special_tokens_map_names_them_too(tmp_path):
@@ -175,6 +172,7 @@ PANIC["post_processor"]["single"][0]["SpecialToken"]["id"] = "<|im_stort|>"
         ({"special_tokens_map": "no"}, ["special_tokens_map.json"]),
         ({"generation_config": {"eos_token_id": "</s>"}}, ["generation_config.json", "eos_token_id", "'</s>'"]),
         ({"config": {"eos_token_id": [1, -2]}}, ["config.json", "eos_token_id"]),
+        ({"generation_config": "{", "config": {"eos_token_id": 1}}, ["generation_config.json"]),
     ],
 )
 def test_damaged_files_are_named(tmp_path, files, words):
