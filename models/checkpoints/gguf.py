@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ..errors import CheckpointError
 from ..families import GGUF, format_named
-from ..families.from_gguf import ROPE_FACTORS, GGUFHeader
+from ..families.from_gguf import NAMES, ROPE_FACTORS, GGUFHeader
 from ..families.raw_config import Settings
 from ..text.chat import ChatTemplate
 from ..text.chat_files import templates_from_gguf
@@ -40,14 +40,20 @@ class GGUFCheckpoint(TextFiles):
         self._file.check({source.tensor: source.shape for source in self._sources.values()} | factors)
 
     def _header(self, prefix: str) -> GGUFHeader:
+        """Describe the file to its family.
+
+        As in llama.cpp its own vocab_size decides nothing: the number of tokens does, which is the embedding's rows.
+        """
+        embedding = self._file.tensors.get(f"{NAMES.embedding}.weight")
         tokens = self._file.metadata.get("tokenizer.ggml.tokens")
+        listed = len(tokens) if isinstance(tokens, list) else None
 
         def vector(name: str) -> tuple[float, ...]:
             return tuple(self._file.read_rows(name, 0, self._file.tensors[name].shape[0])[:, 0].tolist())
 
         return GGUFHeader(
             Settings(self._file.metadata, prefix),
-            tokens=len(tokens) if isinstance(tokens, list) else None,
+            vocabulary=listed if embedding is None else embedding.shape[0],
             tensors=self._file.tensors.keys(),
             vector=vector,
         )

@@ -12,7 +12,7 @@ from typing import Any
 from ..config import AttentionSpec, ModelConfig, Rope
 from ..errors import CheckpointError
 from .raw_config import Settings
-from .rope import linear
+from .rope import linear, stretched
 from .tensor_names import TensorNames
 
 NAMES = TensorNames(
@@ -39,12 +39,12 @@ ROPE_FACTORS = "rope_freqs.weight"
 # Keys that change what a model computes, with the values that mean "not used".
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "expert_count": (0,),
-    "attention.scale": (),
+    "attention.scale": (0.0,),
     "attn_logit_softcapping": (0.0,),
     "final_logit_softcapping": (0.0,),
-    "logit_scale": (1.0,),
-    "embedding_scale": (1.0,),
-    "residual_scale": (1.0,),
+    "logit_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
     "attention.causal": (True,),
     "rope.scaling.attn_factor": (1.0,),
 }
@@ -55,7 +55,7 @@ class GGUFHeader:
     """The part of a GGUF file that a family reads its configuration from."""
 
     settings: Settings  # the metadata under the architecture's name
-    tokens: int | None  # of the tokenizer; None: the file has no list of them
+    vocabulary: int | None  # rows of the embedding, or else tokens of the tokenizer; None: the file has neither
     tensors: Collection[str]  # names
     vector: Callable[[str], tuple[float, ...]]  # reads a small tensor that holds settings, by name
 
@@ -74,40 +74,49 @@ def config_of(header: GGUFHeader, family: str, *, has_window: bool = False) -> M
         settings.refuse(key, *unused)
     if not has_window:
         settings.refuse("attention.sliding_window", 0)
-    hidden, heads = settings.integer("embedding_length"), settings.integer("attention.head_count")
+    blocks = settings.integer("block_count")
+    if blocks > len(header.tensors):
+        raise CheckpointError(f"block_count = {blocks} does not fit a file of {len(header.tensors)} tensors.")
+    hidden, heads = settings.integer("embedding_length"), settings.same_integer("attention.head_count", blocks)
     dim = settings.integer("attention.key_length", max(1, hidden // heads))
     for key in ("attention.value_length", "rope.dimension_count"):
         if settings.integer(key, dim) != dim:
             raise settings.refusal(key, f"it must be the head size, {dim}")
-    blocks = settings.integer("block_count")
-    if blocks > len(header.tensors):
-        raise CheckpointError(f"block_count = {blocks} does not fit a file of {len(header.tensors)} tensors.")
+    rope = _rope(header, dim)
     return ModelConfig(
         family=family,
-        vocab_size=settings.integer("vocab_size", header.tokens),
+        vocab_size=header.vocabulary or settings.integer("vocab_size"),
         hidden_size=hidden,
-        intermediate_size=settings.integer("feed_forward_length"),
+        intermediate_size=settings.same_integer("feed_forward_length", blocks),
         num_heads=heads,
-        num_kv_heads=settings.integer("attention.head_count_kv", heads),
+        num_kv_heads=settings.same_integer("attention.head_count_kv", blocks, heads),
         head_dim=dim,
         rms_norm_eps=settings.number("attention.layer_norm_rms_epsilon", 1e-5),
         tie_embeddings=f"{NAMES.head}.weight" not in header.tensors,
-        max_position=settings.integer("context_length"),
-        layers=(AttentionSpec(_rope(header, dim)),) * blocks,
+        max_position=_context(settings, rope),
+        layers=(AttentionSpec(rope),) * blocks,
     )
+
+
+def _context(settings: Settings, rope: Rope) -> int:
+    """Read the context; the file may say that it was shorter originally, and then counts the scaling already."""
+    context = settings.integer("context_length")
+    is_original = settings.get("rope.scaling.original_context_length", context) == context
+    return stretched(context, rope) if is_original else context
 
 
 def _rope(header: GGUFHeader, head_dim: int) -> Rope:
     """Read the rotary embedding as llama.cpp does.
 
-    A scaling factor without a type is linear; `rope.scale_linear` is its former name; the factors of the tensor
-    `ROPE_FACTORS`, if the file has it, multiply it.
+    A scaling factor without a type is linear, and 0 means none; `rope.scale_linear` is its former name; the factors of
+    the tensor `ROPE_FACTORS`, if the file has it, multiply it.
     """
     settings = header.settings
     settings.refuse("rope.scaling.type", "none", "linear")
     theta, named = settings.number("rope.freq_base", 10000.0), settings.get("rope.scaling.type", "linear")
     key = "rope.scaling.factor" if "rope.scaling.factor" in settings else "rope.scale_linear"
-    factor = settings.number(key, 1.0) if named == "linear" else 1.0
+    is_used = named == "linear" and settings.get(key) != 0
+    factor = settings.number(key, 1.0) if is_used else 1.0
     if ROPE_FACTORS not in header.tensors:
         return linear(theta, factor, head_dim)
     factors = header.vector(ROPE_FACTORS)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import Activation, AttentionSpec, ModelConfig, Rope
 from .raw_config import Settings
-from .rope import rope_of
+from .rope import rope_of, stretched
 from .tensor_names import TensorNames
 
 NAMES = TensorNames(
@@ -110,6 +110,7 @@ def config_of(
         settings.refuse(key, *unused)
     hidden, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
     dim = settings.integer("head_dim", head_dim or max(1, hidden // heads))
+    ropes = _ropes(settings, dim, theta, local_theta)
     return ModelConfig(
         family=family,
         vocab_size=settings.integer("vocab_size"),
@@ -120,8 +121,8 @@ def config_of(
         head_dim=dim,
         rms_norm_eps=settings.number("rms_norm_eps"),
         tie_embeddings=settings.flag("tie_word_embeddings", tied),
-        max_position=settings.integer("max_position_embeddings"),
-        layers=_layers(settings, kinds, _ropes(settings, dim, theta, local_theta), window),
+        max_position=stretched(settings.integer("max_position_embeddings"), ropes[FULL]),
+        layers=_layers(settings, kinds, ropes, window),
         activation=_activation(settings, *activation),
     )
 

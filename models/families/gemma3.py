@@ -2,7 +2,8 @@
 
 Norms multiply by 1 + weight: Hugging Face stores the weight, llama.cpp's converter has added the 1. A GGUF file seldom
 says which layers have a window or what their rotary base is, and never names the activation: these are the family's
-(Gemma 3 technical report, 2025, section 2, and Hugging Face's `Gemma3TextConfig`).
+(Gemma 3 technical report, 2025, section 2, and Hugging Face's `Gemma3TextConfig`). The context that the files give
+counts the linear scaling of the full layers already.
 """
 
 import math
@@ -34,6 +35,7 @@ def _of_hugging_face(settings: Settings) -> ModelConfig:
         local_theta=_LOCAL_THETA,
         activation=("hidden_activation", "gelu_pytorch_tanh"),
     )
+    config = replace(config, max_position=settings.integer("max_position_embeddings"))
     return _as_gemma(config, settings.number("query_pre_attn_scalar", 256))
 
 
@@ -49,7 +51,8 @@ def _of_gguf(header: GGUFHeader) -> ModelConfig:
     local = AttentionSpec(Rope(header.settings.number("rope.freq_base_swa", _LOCAL_THETA)), window)
     layers = tuple(local if (i + 1) % period else spec for i, spec in enumerate(config.layers))
     is_27b = config.num_layers == _LAYERS_27B
-    config = replace(config, layers=layers, activation="gelu_tanh")
+    context = header.settings.integer("context_length")
+    config = replace(config, layers=layers, activation="gelu_tanh", max_position=context)
     return _as_gemma(config, config.hidden_size / config.num_heads if is_27b else config.head_dim)
 
 

@@ -51,6 +51,19 @@ class Settings:
             raise self.refusal(key, "an integer is expected")
         return found
 
+    def same_integer(self, key: str, layers: int, default: int | None = None) -> int:
+        """Return a positive integer that the file gives once, or once for each of `layers` layers, always the same.
+
+        Raises:
+            CheckpointError: as `integer` does, or layers that differ.
+        """
+        found = self.get(key)
+        if not isinstance(found, list):
+            return self.integer(key, default)
+        if len(found) != layers or found.count(found[0]) != layers:
+            raise self.refusal(key, f"one number, or the same {layers} times, is expected")
+        return Settings({self._prefix + key: found[0]}, self._prefix).integer(key)
+
     def flag(self, key: str, default: bool) -> bool:
         """Return a boolean.
 

@@ -40,6 +40,15 @@ def linear(theta: float, factor: float, head_dim: int) -> Rope:
     return Rope(theta) if factor == 1 else Rope(theta, (float(factor),) * (head_dim // 2))
 
 
+def stretched(max_position: int, rope: Rope) -> int:
+    """Return the context of a model that was trained on `max_position` tokens before its frequencies were scaled.
+
+    It grows as much as all frequencies are slowed: by the factor of linear scaling, as in vLLM. Llama 3's scaling
+    leaves the highest ones alone, and its `max_position` counts the scaling already.
+    """
+    return max_position if rope.factors is None else max(1, int(max_position * min(rope.factors)))
+
+
 def _llama3(theta: float, settings: Settings, head_dim: int) -> Rope:
     """Scale frequencies as Llama 3.1 does.
 

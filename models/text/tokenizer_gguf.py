@@ -4,6 +4,11 @@ There are two kinds: "gpt2" is byte-level BPE, cut by one of the rules in `preto
 BPE with byte fallback (Llama 2, Mistral, Phi-3, Gemma), which has scores instead of merges. Both become a BPE of the
 `tokenizers` library with a decoder and a post-processor, so that other code need not know the tokenizer's origin. Other
 kinds are refused by name. Source: llama.cpp's src/llama-vocab.cpp.
+
+A text becomes the ids that llama.cpp gives it with special tokens parsed, with three exceptions: a rule may normalise
+to NFC, a token that the metadata name as an end is special whatever its type, and where the spellings of two special
+tokens overlap, the one that starts first counts and not the longer one. Where a byte-level file names neither BOS nor
+EOS, it has none: llama.cpp takes token 11.
 """
 
 from collections import Counter
@@ -22,6 +27,15 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # toke
 _SPACE = "▁"
 _LLAMA_IDS = {"unknown": 0, "bos": 1, "eos": 2}  # of SentencePiece models whose metadata do not say
 _END_KEYS = ("eos", "eot", "eom")  # tokenizer.ggml.<x>_token_id: each ends a generation
+# tokenizer.ggml.<x>_token_id of the others (the format spells it so), and their names in templates.
+_NAMES = {
+    "bos": "bos_token",
+    "unknown": "unk_token",
+    "padding": "pad_token",
+    "seperator": "sep_token",
+    "cls": "cls_token",
+    "mask": "mask_token",
+}
 # Texts of special tokens that end a generation whatever the metadata say: llama.cpp's list without those of code infill
 # (padding, repository, file), which would end other generations too.
 _END_TEXTS = frozenset(
@@ -49,15 +63,27 @@ _END_TEXTS = frozenset(
 )
 
 
+# Texts that llama.cpp takes for control tokens of code infill whatever their type.
+_INFILL_TEXTS = frozenset(
+    [
+        *("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim\u2581begin\uff5c>", "<PRE>", "\u2581<PRE>"),
+        *("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<\uff5cfim\u2581hole\uff5c>", "<SUF>", "\u2581<SUF>"),
+        *("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<\uff5cfim\u2581end\uff5c>", "<MID>", "\u2581<MID>"),
+        *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+        *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
+    ]
+)
+
+
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     """Build the tokenizer that a GGUF file's metadata describe.
 
     Raises:
         CheckpointError: keys that are missing or damaged, or a kind of tokenizer that is not implemented.
     """
-    tokens, kinds = _list(metadata, "tokens", str), _list(metadata, "token_type", int)
-    if len(kinds) != len(tokens):
-        raise CheckpointError(f"The tokenizer has {len(tokens)} tokens but {len(kinds)} token types.")
+    tokens = _list(metadata, "tokens", str)
+    has_types = "tokenizer.ggml.token_type" in metadata
+    kinds = _list(metadata, "token_type", int, len(tokens)) if has_types else [_NORMAL] * len(tokens)
     used = next((n for n in range(len(kinds), 0, -1) if kinds[n - 1] != _UNUSED), 0)  # behind them: padding
     tokens, kinds = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens[:used])], kinds[:used]
     if len(set(tokens)) < len(tokens):
@@ -97,7 +123,7 @@ def merges_from_scores(tokens: Sequence[str], scores: Sequence[float]) -> list[t
 
 
 def _byte_level(tokens: Sequence[str], merges: Sequence[str], how: Rule) -> BackendTokenizer:
-    pairs = [_pair(merge) for merge in merges]
+    pairs = [_pair(merge) for merge in dict.fromkeys(merges)]  # of one that is there twice, the first place counts
     vocab = {token: i for i, token in enumerate(tokens)}
     backend = _backend(lambda: BPE(vocab, pairs, ignore_merges=how.whole_words))
     if how.nfc:
@@ -108,9 +134,7 @@ def _byte_level(tokens: Sequence[str], merges: Sequence[str], how: Rule) -> Back
 
 
 def _sentencepiece(tokens: Sequence[str], kinds: Sequence[int], metadata: Mapping[str, Any]) -> BackendTokenizer:
-    scores = _list(metadata, "scores", float)
-    if len(scores) < len(tokens):
-        raise CheckpointError(f"The tokenizer has {len(tokens)} tokens but {len(scores)} scores.")
+    scores = _list(metadata, "scores", float, len(tokens))
     vocab = {token: i for i, token in enumerate(tokens)}
     missing = next((f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in vocab), None)
     if missing is not None:
@@ -140,29 +164,31 @@ def _backend(build: Callable[[], BPE]) -> BackendTokenizer:
 def _special_tokens(
     metadata: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int], defaults: Mapping[str, int]
 ) -> SpecialTokens:
-    names = ("bos", "eos", "eot", "eom", "unknown", "padding")
-    ids = {name: _special_id(metadata, name, len(tokens), defaults.get(name)) for name in names}
+    ids = {name: _special_id(metadata, name, len(tokens), defaults.get(name)) for name in (*_END_KEYS, *_NAMES)}
     texts = {name: None if i is None else tokens[i] for name, i in ids.items()}
     ends = {i for name in _END_KEYS if (i := ids[name]) is not None}
     ends |= {i for i, kind in enumerate(kinds) if _ends_generation(tokens[i], kind)}
     if {"<|return|>", "<|call|>", "<|end|>"} <= {tokens[i] for i in ends}:  # there <|end|> ends a message only
         ends = {i for i in ends if tokens[i] != "<|end|>"}
-    return SpecialTokens(texts["bos"], texts["eos"], texts["unknown"], texts["padding"], frozenset(ends))
+    others = {_NAMES[name]: text for name in ("seperator", "cls", "mask") if (text := texts[name]) is not None}
+    return SpecialTokens(texts["bos"], texts["eos"], texts["unknown"], texts["padding"], frozenset(ends), others)
 
 
 def _ends_generation(token: str, kind: int) -> bool:
-    """Return whether a token's text makes it end a generation.
+    """Return whether a token's text makes it end a generation, whatever its type.
 
-    Converters mark some special tokens as user-defined, so these count too, except `</s>`, which in Gemma is HTML.
+    Converters mark some of these tokens as user-defined or normal. In Gemma a user-defined `</s>` is HTML.
     """
-    return token in _END_TEXTS and (kind == _CONTROL or (kind == _USER_DEFINED and token != "</s>"))
+    return token in _END_TEXTS and (kind != _USER_DEFINED or token != "</s>")
 
 
 def _special_id(metadata: Mapping[str, Any], name: str, count: int, default: int | None) -> int | None:
+    """Read a special token's id; one that is no token's, such as 4294967295, means that the file does not say."""
     found = metadata.get(f"tokenizer.ggml.{name}_token_id", default)
-    if found is not None and not (isinstance(found, int) and 0 <= found < count):
-        raise CheckpointError(f"tokenizer.ggml.{name}_token_id = {found!r} is not a token.")
-    return found
+    if found is None or (isinstance(found, int) and not isinstance(found, bool)):
+        known = (i for i in (found, default) if i is not None and 0 <= i < count)
+        return next(known, None)
+    raise CheckpointError(f"tokenizer.ggml.{name}_token_id = {found!r} is not a token id.")
 
 
 def _strips_right(metadata: Mapping[str, Any]) -> bool:
@@ -178,7 +204,8 @@ def _add_tokens(
     backend: BackendTokenizer, tokens: Sequence[str], kinds: Sequence[int], ends: Iterable[int], rstrip: bool
 ) -> None:
     """Add the tokens that are found in a text before it is cut: special and user-defined ones."""
-    control = {i for i, kind in enumerate(kinds) if kind in (_CONTROL, _UNKNOWN)} | set(ends)
+    control = {i for i, kind in enumerate(kinds) if kind in (_CONTROL, _UNKNOWN) or tokens[i] in _INFILL_TEXTS}
+    control |= set(ends)
     plain = {i for i, kind in enumerate(kinds) if kind == _USER_DEFINED} - control
 
     def added(i: int) -> AddedToken:
@@ -210,10 +237,14 @@ def _pair(merge: str) -> tuple[str, str]:
     return left, right
 
 
-def _list[T](metadata: Mapping[str, Any], name: str, kind: type[T]) -> list[T]:
+def _list[T](metadata: Mapping[str, Any], name: str, kind: type[T], count: int = 0) -> list[T]:
+    """Read a list; `count`: of its first items, where it has to have as many."""
     found = metadata.get(f"tokenizer.ggml.{name}")
-    if not isinstance(found, list) or not found or not all(isinstance(item, kind) for item in found):
+    kinds = (int, float) if kind is float else kind
+    if not isinstance(found, list) or not found or not all(isinstance(item, kinds) for item in found):
         raise CheckpointError(
             f"The metadata has no list of {kind.__name__} under tokenizer.ggml.{name}, which the tokenizer needs."
         )
-    return found
+    if len(found) < count:
+        raise CheckpointError(f"The tokenizer has {count} tokens but {len(found)} in tokenizer.ggml.{name}.")
+    return found[: count or None]

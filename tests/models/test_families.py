@@ -92,6 +92,43 @@ def test_where_rope_settings_may_stand():
     assert ropes("gemma3", rope_parameters=flat) == {Rope(1e6, (8.0,) * size), Rope(1e4)}
 
 
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4}
+
+
+# By vLLM 0.32: max_position_embeddings x factor for linear scaling; Llama 3's and Gemma 3's files count it already.
+@pytest.mark.parametrize(
+    ("name", "changes", "context"),
+    [
+        ("llama2", {"rope_parameters": LINEAR | {"factor": 4.0}}, 512),
+        ("llama2", {"rope_parameters": LINEAR | {"factor": 2.5}, "max_position_embeddings": 100}, 250),
+        ("llama2", {"rope_parameters": LINEAR | {"factor": 1.0}}, 128),
+        ("llama2", {"rope_parameters": LINEAR | {"factor": 3, "type": "linear"}, "rope_scaling": None}, 384),
+        ("qwen2", {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 8.0}}, 1024),
+        ("mistral", {"rope_parameters": None, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, 256),
+        ("llama_linear", {}, 512),
+        ("llama3", {}, 128),
+        ("gemma3_linear", {}, 128),
+        ("qwen3", {}, 128),
+    ],
+)
+def test_linear_scaling_lengthens_the_context(name, changes, context):
+    assert config_of(name, **changes).max_position == context
+
+
+def test_a_gguf_file_s_context_is_lengthened_unless_it_counts_the_scaling(tmp_path):
+    def context(name, **changes):
+        keys = {f"{TINY[name].gguf}.{key.replace('__', '.')}": value for key, value in changes.items()}
+        return open_checkpoint(write_tiny_gguf_of(tmp_path / "tiny.gguf", name, metadata=keys)).config.max_position
+
+    assert context("llama_linear") == 512
+    assert context("llama_linear", rope__scaling__original_context_length=128) == 512
+    assert context("llama_linear", rope__scaling__original_context_length=32) == 128
+    assert context("llama_linear", rope__scaling__factor=0.0) == 128
+    assert context("llama_linear", rope__scaling__type="none") == 128
+    assert (context("llama3"), context("gemma3_linear")) == (128, 128)
+    assert context("llama3", rope__scaling__factor=2.0) == 256
+
+
 def test_mistrals_window_is_4096_unless_its_configuration_says_otherwise():
     settings = tiny_config("mistral")
     del settings["sliding_window"]

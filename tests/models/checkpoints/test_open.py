@@ -125,8 +125,8 @@ def test_truncated_tensor(tmp_path, tiny_path):
             ["276 tokens", "model 275"],
         ),
         ({"tokenizer.ggml.merges": ["alone"]}, ["merge 'alone'"]),
-        ({"tokenizer.ggml.token_type": [1, 1]}, ["275", "2 token types"]),
-        ({"tokenizer.ggml.eos_token_id": 275}, ["eos_token_id", "275"]),
+        ({"tokenizer.ggml.token_type": [1, 1]}, ["275", "2 in tokenizer.ggml.token_type"]),
+        ({"tokenizer.ggml.eos_token_id": "</s>"}, ["eos_token_id", "'</s>'"]),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(tmp_path, metadata, words):
