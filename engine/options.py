@@ -69,6 +69,13 @@ class EngineOptions:
             "rows and deterministic is off"
         ),
     ] = "auto"
+    allow_nonfinite: Annotated[
+        bool,
+        Option(
+            "load weights that are NaN or infinite, or become so in the dtype; by default they are refused with "
+            "tensor and row"
+        ),
+    ] = False
     max_model_len: Annotated[
         int | None,
         Option(

@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES, help="of the parameters written (default: what SRC has; float32 where quantised)"
     )
+    parser.add_argument(
+        "--allow-nonfinite", action="store_true", help="write weights that are NaN or infinite; otherwise refused"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     specs = abstract_params(checkpoint.config, args.dtype or checkpoint.dtype).specs
     total = sum(spec.value.size * spec.value.dtype.itemsize for spec in specs.values())
     with tqdm(total=total, desc="parameters", unit="B", unit_scale=True) as bar:
-        write(checkpoint, args.destination, args.dtype, bar.update)
+        write(checkpoint, args.destination, args.dtype, bar.update, allow_nonfinite=args.allow_nonfinite)
     print(args.destination)
     return 0
 

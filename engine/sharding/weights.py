@@ -24,14 +24,19 @@ from .tensor_parallel import expand, model_on
 type Params = tuple[jax.Array, ...]
 
 
-def load_weights(checkpoint: Checkpoint, dtype: jnp.dtype, meshes: Sequence[Mesh], progress: bool) -> list[Params]:
-    """Load a tuple of arrays per mesh, reading and dequantising each tensor once; `progress` shows a bar on stderr."""
+def load_weights(
+    checkpoint: Checkpoint, dtype: jnp.dtype, meshes: Sequence[Mesh], *, progress: bool, allow_nonfinite: bool = False
+) -> list[Params]:
+    """Load a tuple of arrays per mesh, reading and dequantising each tensor once; `progress` shows a bar on stderr.
+
+    Raises as `Checkpoint.load` does.
+    """
     placers = [Placer(checkpoint.config, dtype, mesh) for mesh in meshes]
     wanted = {path: tuple(placer.wanted(path) for placer in placers) for path in placers[0].specs}
     loaded: list[dict[str, jax.Array]] = [{} for _ in meshes]
     total = sum(math.prod(place.shape) * place.dtype.itemsize for places in wanted.values() for place in places)
     with tqdm(total=total, desc="weights", unit="B", unit_scale=True, disable=not progress) as bar:
-        for path, arrays in checkpoint.load(wanted):
+        for path, arrays in checkpoint.load(wanted, allow_nonfinite=allow_nonfinite):
             for placer, params, array in zip(placers, loaded, arrays, strict=True):
                 params[path] = placer.put(path, array)
                 bar.update(array.nbytes)

@@ -67,7 +67,9 @@ def start_engine(options: EngineOptions) -> Engine:
     tokenizer, chat_template = checkpoint.tokenizer(), checkpoint.chat_template()
 
     def load(dtype: jnp.dtype, meshes: Sequence[Mesh]) -> list[Params]:
-        return load_weights(checkpoint, dtype, meshes, options.progress)
+        return load_weights(
+            checkpoint, dtype, meshes, progress=options.progress, allow_nonfinite=options.allow_nonfinite
+        )
 
     core, config = start_core(checkpoint.config, checkpoint.dtype, load, options)
     return Engine(core, config, tokenizer, chat_template)

@@ -41,18 +41,19 @@ class Checkpoint(Protocol):
         """The type that most of the weights are stored as; float32 if they are quantised."""
         ...
 
-    def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+    def load(self, wanted: Wanted, *, allow_nonfinite: bool = False) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
         """Load parameters straight onto devices, one after another.
 
         Args:
             wanted: parameter path -> for each mesh a `ShapeDtypeStruct` with its sharding. Shapes are those of
                 `abstract_params(self.config, dtype)`; a parameter's entries differ in their shardings only.
+            allow_nonfinite: load weights that are NaN or infinite, or become so in the wanted dtype.
 
         Yields:
             (path, arrays): one array per entry, for every path of `wanted` once, in any order.
 
         Raises:
-            CheckpointError: a file that can no longer be read or is damaged.
+            CheckpointError: a file that can no longer be read or is damaged, or a weight that is not finite.
         """
         ...
 

@@ -37,7 +37,8 @@ class GGUFCheckpoint(TextFiles):
             raise CheckpointError(f"{path}: {error}") from None
         self._sources = chosen.sources(self.config)
         factors = {ROPE_FACTORS: (self.config.head_dim // 2,)} if ROPE_FACTORS in self._file.tensors else {}
-        self._file.check({source.tensor: source.shape for source in self._sources.values()} | factors)
+        expected = {source.tensor: source.shape for source in self._sources.values()} | factors
+        self._file.check(expected | self._scales(), self._is_input_scale)
 
     def _header(self, prefix: str) -> GGUFHeader:
         """Describe the file to its family.
@@ -58,9 +59,21 @@ class GGUFCheckpoint(TextFiles):
             vector=vector,
         )
 
-    def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+    def _scales(self) -> dict[str, tuple[int, ...]]:
+        """Find the second scales of weights, one number each, as llama.cpp does: of projections and the head."""
+        embedding = f"{NAMES.embedding}.weight"
+        matrices = {s.tensor for s in self._sources.values() if len(s.shape) == 2 and s.tensor != embedding}
+        names = (f"{tensor.removesuffix('.weight')}.scale" for tensor in matrices)
+        return {name: (1,) for name in names if name in self._file.tensors}
+
+    @staticmethod
+    def _is_input_scale(name: str) -> bool:
+        """Return whether a tensor only says how activations may be quantised, which are not, here or in llama.cpp."""
+        return name.endswith(".input_scale")
+
+    def load(self, wanted: Wanted, *, allow_nonfinite: bool = False) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
         """Load parameters straight onto devices; see `Checkpoint.load`."""
-        return stream(self._file, self._sources, wanted)
+        return stream(self._file, self._sources, wanted, allow_nonfinite=allow_nonfinite)
 
     def _read_tokenizer(self) -> Tokenizer:
         try:

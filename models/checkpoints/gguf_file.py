@@ -10,7 +10,7 @@ import functools
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _MAX_DIMENSIONS = 4
+_NAN_SCALE = 255
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class GGUFFile:
         """
         self.path = path
         self.tensors: dict[str, TensorInfo] = {}  # by name
+        self._scales: dict[str, np.float32] = {}  # by name, as far as they have been needed
         self.metadata = self._read_header(path)  # by key
         for part in self._other_parts():
             self._read_header(part)
@@ -194,13 +196,17 @@ class GGUFFile:
             )
         self.tensors[name] = TensorInfo(path, shape, quantization, offset, nbytes)
 
-    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+    def check(
+        self, expected: Mapping[str, tuple[int, ...]], is_harmless: Callable[[str], bool] = lambda name: False
+    ) -> None:
         """Check that the file holds exactly these tensors with these shapes (numpy order), and that they can be read.
+
+        `is_harmless` is as for `check_tensors`.
 
         Raises:
             CheckpointError: see `check_tensors`; or a quantisation without a dequantiser.
         """
-        check_tensors(self.path, {name: info.shape for name, info in self.tensors.items()}, expected)
+        check_tensors(self.path, {name: info.shape for name, info in self.tensors.items()}, expected, is_harmless)
         for name, info in self.tensors.items():
             if not _has_dequantiser(info.kind):
                 raise CheckpointError(
@@ -210,7 +216,8 @@ class GGUFFile:
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Read rows `start` to `stop - 1` of tensor `name`, dequantised: float32 [rows, columns].
 
-        A vector has one column. Expects that `check` has passed.
+        A vector has one column. NAME.weight is multiplied by NAME.scale, one number, if the file has it (NVFP4's second
+        scale). Expects that `check` has passed.
 
         Raises:
             CheckpointError: a file that can no longer be read.
@@ -218,7 +225,17 @@ class GGUFFile:
         info = self.tensors[name]
         if len(info.shape) == 1:
             return self._read(name, info, 0, 1).reshape(-1, 1)[start:stop]
-        return self._read(name, info, start, stop)
+        rows, scale = self._read(name, info, start, stop), f"{name.removesuffix('.weight')}.scale"
+        return rows * self._scale(scale) if scale in self.tensors else rows
+
+    def path_of(self, name: str) -> Path:
+        """Return the file that holds tensor `name`."""
+        return self.tensors[name].path
+
+    def _scale(self, name: str) -> np.float32:
+        if name not in self._scales:
+            self._scales[name] = self._read(name, self.tensors[name], 0, 1).reshape(-1)[0]
+        return self._scales[name]
 
     @staticmethod
     def _read(name: str, info: TensorInfo, start: int, stop: int) -> np.ndarray:
@@ -227,9 +244,13 @@ class GGUFFile:
         row = info.shape[-1] // block * block_bytes
         try:
             raw = np.fromfile(info.path, np.uint8, (stop - start) * row, offset=info.offset + start * row)
-            return np.asarray(dequantize(raw.reshape(stop - start, row), info.kind), np.float32)
+            values = np.asarray(dequantize(raw.reshape(stop - start, row), info.kind), np.float32)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{info.path}: tensor {name!r} cannot be read: {error}.") from None
+        if info.kind is GGMLQuantizationType.MXFP4:
+            # By the format (OCP microscaling formats 1.0) a scale of 255 is NaN; the library takes it for 2 ** 127.
+            values.reshape(-1, block)[raw.reshape(-1, block_bytes)[:, 0] == _NAN_SCALE] = np.nan
+        return values
 
 
 @functools.cache

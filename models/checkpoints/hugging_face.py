@@ -65,9 +65,9 @@ class HuggingFaceCheckpoint(TextFiles):
         is_copy = self.config.tie_embeddings and name == _HEAD
         return is_copy or name.endswith(".rotary_emb.inv_freq")
 
-    def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+    def load(self, wanted: Wanted, *, allow_nonfinite: bool = False) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
         """Load parameters straight onto devices; see `Checkpoint.load`."""
-        return stream(self._file, self._sources, wanted)
+        return stream(self._file, self._sources, wanted, allow_nonfinite=allow_nonfinite)
 
 
 def _as_stored(config: ModelConfig, file: SafetensorsFiles) -> ModelConfig:

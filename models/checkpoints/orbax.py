@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 
 from ..decoder import abstract_params
 from .base import TextFiles
+from .finite import check_array
 from .orbax_format import PARAMS, nbytes, one_sentence, read_description
 from .streaming import Wanted
 from .tensor_check import check_tensors
@@ -33,7 +34,7 @@ class OrbaxCheckpoint(TextFiles):
         self.name, self.config, self.dtype = description.name, description.config, jnp.dtype(description.dtype)
         self._params = directory.absolute() / PARAMS
 
-    def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+    def load(self, wanted: Wanted, *, allow_nonfinite: bool = False) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
         """Load parameters straight onto devices; see `Checkpoint.load`."""
         checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         self._check_params(checkpointer)
@@ -41,6 +42,8 @@ class OrbaxCheckpoint(TextFiles):
             meshes = zip(*(wanted[path] for path in paths), strict=True)
             restored = [self._restore(checkpointer, dict(zip(paths, places, strict=True))) for places in meshes]
             for path in paths:
+                if not allow_nonfinite:
+                    check_array(self._params, path, restored[0][path])  # those of the other meshes are the same
                 yield path, tuple(arrays.pop(path) for arrays in restored)
 
     def _check_params(self, checkpointer: ocp.Checkpointer) -> None:

@@ -34,6 +34,8 @@ def write(
     dtype: DTypeLike | None = None,
     progress: Progress = lambda nbytes: None,
     chunk_bytes: int = 4 << 20,
+    *,
+    allow_nonfinite: bool = False,
 ) -> None:
     """Write `checkpoint` as an Orbax checkpoint.
 
@@ -43,9 +45,11 @@ def write(
         dtype: of the stored parameters; the checkpoint's own by default.
         progress: called with the length in bytes of each parameter as it is written.
         chunk_bytes: the most that is stored together, and so read together by a device that needs part of it.
+        allow_nonfinite: write weights that are NaN or infinite.
 
     Raises:
-        CheckpointError: the source cannot be read, `directory` is there and not empty, or it cannot be written.
+        CheckpointError: the source cannot be read or has a weight that is not finite, `directory` is there and not
+            empty, or it cannot be written.
         OSError: there is no place for the directory.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -58,14 +62,19 @@ def write(
         out.mkdir()
         save_tokenizer(checkpoint.tokenizer(), checkpoint.chat_template(), out)
         with one_sentence(f"{directory} cannot be written"):
-            _write_params(checkpoint, out / PARAMS, dtype, progress, chunk_bytes)
+            _write_params(checkpoint, out / PARAMS, dtype, progress, chunk_bytes, allow_nonfinite)
         files = {path.relative_to(out).as_posix(): path.stat().st_size for path in out.rglob("*") if path.is_file()}
         Description(FORMAT, checkpoint.name, dtype.name, checkpoint.config, files).write(out)
         out.replace(directory)
 
 
 def _write_params(
-    checkpoint: Checkpoint, directory: Path, dtype: jnp.dtype, progress: Progress, chunk_bytes: int
+    checkpoint: Checkpoint,
+    directory: Path,
+    dtype: jnp.dtype,
+    progress: Progress,
+    chunk_bytes: int,
+    allow_nonfinite: bool,
 ) -> None:
     """Write all parameters, holding one at a time.
 
@@ -81,7 +90,8 @@ def _write_params(
     stopping = threading.Event()
 
     def load(paths: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-        for path, (array,) in checkpoint.load({path: wanted[path] for path in paths}):
+        some = {path: wanted[path] for path in paths}
+        for path, (array,) in checkpoint.load(some, allow_nonfinite=allow_nonfinite):
             if stopping.is_set():
                 return
             yield path, np.asarray(array)

@@ -107,6 +107,10 @@ class SafetensorsFiles:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{tensor.path}: tensor {name!r} cannot be read: {error}.") from None
 
+    def path_of(self, name: str) -> Path:
+        """Return the file that holds tensor `name`."""
+        return self.tensors[name].path
+
 
 def read_index(path: Path) -> dict[str, Path]:
     """Read a `model.safetensors.index.json`: tensor name -> the file that holds it.

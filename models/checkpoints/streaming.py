@@ -1,18 +1,20 @@
 """Loads parameters from tensor files onto devices, in bounded memory.
 
-One parameter at a time gets a host buffer of its final shape and dtype; rows are read, dequantised and copied into it a
-block at a time; then every mesh takes its shards from it. Besides the parameters on the devices (on CPU: in the same
-memory) there is never more than one such buffer and one block. Files are read, not mapped: mapped pages count as the
-process's memory as well.
+One parameter at a time gets a host buffer of its final shape and dtype; rows are read, dequantised, checked to be
+finite and copied into it a block at a time; then every mesh takes its shards from it. Besides the parameters on the
+devices (on CPU: in the same memory) there is never more than one such buffer and a few blocks. Files are read, not
+mapped: mapped pages count as the process's memory as well.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import jax
 import numpy as np
 
 from ..families.tensor_source import Source
+from .finite import is_finite, refusal
 
 # Bytes of a block in the float32 that dequantisation gives. As much as a core's cache holds, because most blocks are
 # transposed: with 16 MiB a model in bfloat16 took twice as long to load.
@@ -34,23 +36,31 @@ class TensorFile(Protocol):
         """
         ...
 
+    def path_of(self, name: str) -> Path:
+        """Return the file that holds tensor `name`, for messages."""
+        ...
+
 
 type Wanted = Mapping[str, Sequence[jax.ShapeDtypeStruct]]
 """Parameter path -> a description per mesh: the shape in the checkpoint's model, the wanted dtype, and a sharding."""
 
 
 def stream(
-    file: TensorFile, sources: Mapping[str, Source], wanted: Wanted
+    file: TensorFile, sources: Mapping[str, Source], wanted: Wanted, *, allow_nonfinite: bool
 ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
     """Yield each wanted path with its arrays, one per mesh, in the order of `wanted`; see `Checkpoint.load`."""
     for path, places in wanted.items():
-        host = read(file, sources[path], places[0])
+        host = read(file, sources[path], places[0], allow_nonfinite=allow_nonfinite)
         # Wait, so that the host buffer is freed before the next one is allocated.
         yield path, jax.block_until_ready(tuple(jax.device_put(host, place.sharding) for place in places))
 
 
-def read(file: TensorFile, source: Source, like: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Read one parameter into a host array of the shape and dtype of `like`."""
+def read(file: TensorFile, source: Source, like: jax.ShapeDtypeStruct, *, allow_nonfinite: bool) -> np.ndarray:
+    """Read one parameter into a host array of the shape and dtype of `like`.
+
+    Raises:
+        CheckpointError: as `TensorFile.read_rows` does; or a value that is not finite, unless `allow_nonfinite`.
+    """
     out = _aligned(like.shape, like.dtype)
     rows = source.shape[0] if source.rows is None else source.rows
     matrix = out.reshape(-1, rows).T if source.transposed else out.reshape(rows, -1)  # [rows, columns]
@@ -58,10 +68,13 @@ def read(file: TensorFile, source: Source, like: jax.ShapeDtypeStruct) -> np.nda
     step = max(1, BLOCK_BYTES // (4 * matrix.shape[1] * unit)) * unit
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        block = file.read_rows(source.tensor, source.first_row + start, source.first_row + stop)
-        if source.rotary_pairs:
-            block = _halves(block, source.rotary_pairs)
-        matrix[start:stop] = block + np.float32(source.offset) if source.offset else block
+        with np.errstate(over="ignore", invalid="ignore"):  # found below
+            block = file.read_rows(source.tensor, source.first_row + start, source.first_row + stop)
+            moved = block + np.float32(source.offset) if source.offset else block
+            cast = np.ascontiguousarray(moved, out.dtype)  # before it is transposed: that is faster, too
+        if not allow_nonfinite and not is_finite(cast):
+            raise refusal(file.path_of(source.tensor), source.tensor, source.first_row + start, block, out.dtype)
+        matrix[start:stop] = _halves(cast, source.rotary_pairs) if source.rotary_pairs else cast
     return out
 
 

@@ -84,7 +84,7 @@ def end_ids(path: Path, eos: int | None) -> frozenset[int]:
 def _ids(path: Path) -> set[int]:
     config = _optional(path)
     text = config.get("text_config")
-    ends = set()
+    ends: set[int] = set()
     for section in (config, text if isinstance(text, dict) else {}):
         found = section.get("eos_token_id")
         ids = found if isinstance(found, list) else [found]

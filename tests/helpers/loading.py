@@ -4,13 +4,13 @@ import jax
 from twinmesh.models.decoder import abstract_params
 
 
-def load_on_one_device(checkpoint, dtype):
-    """Every parameter on JAX's default device, by path, in the order of `abstract_params`."""
+def load_on_one_device(checkpoint, dtype, **options):
+    """Every parameter on JAX's default device, by path, in the order of `abstract_params`; `options` of `load`."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     specs = abstract_params(checkpoint.config, dtype).specs
     wanted = {
         path: (jax.ShapeDtypeStruct(spec.value.shape, spec.value.dtype, sharding=device),)
         for path, spec in specs.items()
     }
-    loaded = {path: array for path, (array,) in checkpoint.load(wanted)}
+    loaded = {path: array for path, (array,) in checkpoint.load(wanted, **options)}
     return {path: loaded[path] for path in specs}

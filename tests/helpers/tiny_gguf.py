@@ -160,12 +160,16 @@ def write_tiny_gguf(path, model=None, *, metadata=None, tensors=None):
 
 
 def write_gguf(path, architecture, metadata, tensors):
-    """Write a GGUF file and return its path; keys of `metadata` whose value is None are left out."""
+    """Write a GGUF file and return its path; keys of `metadata` whose value is None are left out.
+
+    A tensor is an array, or the bytes of its rows and the type that they are of.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
         _add(writer, key, value)
     for name, array in tensors.items():
-        writer.add_tensor(name, array)
+        raw, kind = array if isinstance(array, tuple) else (array, None)
+        writer.add_tensor(name, raw, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -97,8 +97,8 @@ def test_one_parameter_is_read_at_a_time(source, tmp_path):
     events = []
 
     class Watched(type(source)):
-        def load(self, wanted):
-            for path, arrays in super().load(wanted):
+        def load(self, wanted, **options):
+            for path, arrays in super().load(wanted, **options):
                 events.append("read")
                 yield path, arrays
 
