@@ -53,7 +53,7 @@ class Batching:
                     self._handoffs.pipeline(self._requests[chunk.request_id])
         return bool(rows or chunks)
 
-    def horizon(self, mesh: MeshState) -> int:
+    def _horizon(self, mesh: MeshState) -> int:
         """Count the decode steps that a mesh may run in a row before a prompt, an arriving request or a finish by
         length would change its batch; 0: it has nothing to decode. Pages are not considered."""
         left = [request.max_tokens - request.dispatched for request in mesh.decoding() if request.can_decode]
@@ -149,7 +149,7 @@ class Batching:
             return 1
         pages = decoding * (self._config.pages_for(steps) + 1)
         has_pages = all(group.num_free >= pages for group in mesh.pages.groups)
-        return steps if has_pages and self.horizon(mesh) >= steps else 1
+        return steps if has_pages and self._horizon(mesh) >= steps else 1
 
     def _decode_rows(self, mesh: MeshState, ready: Sequence[Request], steps: int) -> tuple[DecodeRow, ...]:
         """Make a row for every request that has, or is given, the pages. `ready` is in order."""

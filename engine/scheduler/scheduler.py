@@ -171,10 +171,6 @@ class Scheduler:
         self._out.clear()
         return out
 
-    def horizon(self, mesh: int) -> int:
-        """Count the decode steps that this mesh may run in a row before anything but pages would change its batch."""
-        return self._batching.horizon(self.meshes[mesh])
-
     def check_integrity(self) -> None:
         """Raise if a page or slot is lost or doubled, or held by anything but a request that is here."""
         for mesh in self.meshes:

@@ -120,6 +120,7 @@ class LocalExecutor:
             waiter.close()
         self.meshes.clear()
         self._staged.clear()
+        self.records.clear()
 
     def _reset(self, mesh: int) -> None:
         """Drop what is staged for the mesh and make its pool anew."""

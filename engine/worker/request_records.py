@@ -23,6 +23,11 @@ class RequestRecords(dict[int, Accept]):
         self.pop(request_id, None)
         self.scored.discard(request_id)
 
+    def clear(self) -> None:
+        """Drop every request."""
+        super().clear()
+        self.scored.clear()
+
 
 def tokens_of(record: Accept, start: int, stop: int) -> np.ndarray:
     """Tokens `start` to `stop` - 1 of a request, [stop - start] int32: its prompt, then what it has generated."""

@@ -22,6 +22,7 @@ from twinmesh.engine.sampling.request_rows import scalars_of
 from twinmesh.engine.sampling.request_state import Scalars
 from twinmesh.engine.sampling.sampler import sample
 from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention
+from twinmesh.kernels_pallas.work import ceil_div
 
 PAGE_SIZE = 64
 POOL_PAGES = 4096
@@ -43,7 +44,7 @@ def report(name: str, call: Callable[[], object], rounds: int = 20) -> None:
 
 def page_tables(rows: int, length: int) -> Array:
     """Random distinct pages for rows of one length, [rows, MAX_PAGES] int32."""
-    used = -(-length // PAGE_SIZE)
+    used = ceil_div(length, PAGE_SIZE)
     table = np.full((rows, MAX_PAGES), POOL_PAGES, np.int32)
     table[:, :used] = np.random.default_rng(0).permutation(POOL_PAGES)[: rows * used].reshape(rows, used)
     return jnp.asarray(table)

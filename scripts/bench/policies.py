@@ -29,7 +29,6 @@ from twinmesh.engine.scheduler.policy import POLICIES, Policy, policy_named
 from twinmesh.engine.scheduler.scheduler import Scheduler
 from twinmesh.engine.topology import Topology
 
-_CHUNK = 512  # tokens of a full prefill step, as engines have by default
 _SLOTS = 256
 _PAGES = _SLOTS * 2048 // 64  # of a mesh: as many requests of 2,048 tokens, or one of the longest
 
@@ -50,6 +49,7 @@ class StepTime:
     step: float = 0.005
     token: float = 0.00005
     row: float = 0.00002
+    chunk: int = 512  # tokens of a full prefill step, as engines have by default
 
     def seconds(self, action: Prefill | Decode | Fused) -> float:
         """Time of one dispatch."""
@@ -61,7 +61,7 @@ class StepTime:
     def prefill(self, arrivals: Sequence[Arrival]) -> float:
         """Time to prefill all prompts in full steps."""
         tokens = sum(arrival.prompt_len for arrival in arrivals)
-        return tokens * (self.token + self.step / _CHUNK)
+        return tokens * (self.token + self.step / self.chunk)
 
 
 class Figures(NamedTuple):
@@ -109,7 +109,7 @@ def simulate(arrivals: Sequence[Arrival], policy: Policy, times: StepTime, topol
         Topology.parse(topology),
         max_model_len=longest,
         max_num_seqs=_SLOTS,
-        prefill_buckets=(_CHUNK,),
+        prefill_buckets=(times.chunk,),
         decode_buckets=(_SLOTS,),
         prefix_cache=False,
     )
@@ -188,7 +188,7 @@ def figures(ttft: Sequence[float]) -> Figures:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print P50 and P99 of TTFT by policy, and their ratios to first come first served; `--json` writes them."""
     args = _arguments(argv)
-    times = StepTime(args.step, args.token, args.row)
+    times = StepTime(args.step, args.token, args.row, args.chunk)
     meshes = sum(spec.prefills for spec in Topology.parse(args.topology).meshes)
     arrivals = at_load(read_trace(args.trace, args.requests), args.load, times, meshes)
     found = compare(arrivals, list(POLICIES), times, args.topology)
@@ -215,6 +215,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--step", type=float, default=StepTime.step, help="seconds of every step (%(default)s)")
     parser.add_argument("--token", type=float, default=StepTime.token, help="seconds a prompt token (%(default)s)")
     parser.add_argument("--row", type=float, default=StepTime.row, help="seconds a decode row (%(default)s)")
+    parser.add_argument("--chunk", type=int, default=StepTime.chunk, help="tokens of a full prefill step (%(default)s)")
     parser.add_argument("--json", help="write the figures to this file")
     return parser.parse_args(argv)
 
