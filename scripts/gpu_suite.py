@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Processes:
-    """Runs sections in processes of their own."""
+    """The processes in which sections run, one for each."""
 
     scale: float
     cache: str  # folder of JAX's compilation cache

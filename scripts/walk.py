@@ -202,7 +202,7 @@ def _fields(value: object) -> Sequence[str]:
 
 
 class Recorder:
-    """Records what the package's functions do between `start` and `stop`, on every thread."""
+    """A record of what the package's functions do between `start` and `stop`, on every thread."""
 
     def __init__(self, root: str) -> None:
         """Prepare to record functions of files in `root`, the package's folder."""

@@ -184,7 +184,7 @@ class Journal:
 
 
 class _Sieve:
-    """Decides for each line of a journal whether it stays, and counts the decisions in `kept`."""
+    """A filter that decides for each line of a journal whether it stays, and counts the decisions in `kept`."""
 
     def __init__(self, last_line: int, retry_errors: bool) -> None:
         self.kept = Kept(bytearray(last_line + 1))

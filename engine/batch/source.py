@@ -42,7 +42,7 @@ type Stamp = tuple[int, int, int]
 
 
 class InputError(RuntimeError):
-    """The input changed or can no longer be read; the message is one sentence."""
+    """An input that changed or can no longer be read; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Survey:
 
 @dataclass(frozen=True)
 class Source:
-    """A batch run's input; `path` is None for stdin."""
+    """A batch run's input."""
 
-    path: Path | None
+    path: Path | None  # None for stdin
 
     @classmethod
     def of(cls, name: str | Path) -> "Source":
