@@ -29,7 +29,7 @@ type Figures = dict[str, float]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the pairs and print a line for each figure; returns the exit code."""
+    """Run the pairs, print a line for each figure and return the exit code."""
     args = _arguments(argv)
     checkouts = {"before": Path(args.before).resolve(), "after": HERE}
     if not (checkouts["before"] / "engine").is_dir():
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(checkout: Path, args: argparse.Namespace) -> Figures:
-    """Tokens per second by number of requests, and steps per millisecond of the dispatching thread, of one checkout."""
+    """Return a checkout's tokens per second by number of requests, and its dispatching thread's steps per ms."""
     requests = [str(count) for _ in range(args.rounds) for count in args.requests]
     generate = ["--model", args.model, "--topologies", "both=1", "--tokens", str(args.tokens), "--requests", *requests]
     host = ["--topology", "both=1", "--layers", "45", "--requests", "64"]
@@ -65,7 +65,7 @@ def measure(checkout: Path, args: argparse.Namespace) -> Figures:
 
 
 def _run(checkout: Path, name: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows that a benchmark script of this checkout reports."""
+    """Run a benchmark script of this checkout and return the rows that it reports."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "twinmesh").symlink_to(checkout)  # the checkout's folder may have any name
         report = Path(folder) / "report.json"
@@ -76,13 +76,13 @@ def _run(checkout: Path, name: str, arguments: Sequence[str]) -> list[dict[str, 
 
 
 def _script(checkout: Path, name: str) -> Path:
-    """Benchmarks lie in scripts/bench/, and beside it with a prefix in checkouts from before that folder."""
+    """Return a benchmark's path: in scripts/bench/ or, in checkouts older than that folder, scripts/bench_NAME.py."""
     new = checkout / "scripts" / "bench" / f"{name}.py"
     return new if new.exists() else checkout / "scripts" / f"bench_{name}.py"
 
 
 def summarise(pairs: Sequence[dict[str, Figures]]) -> list[dict[str, Any]]:
-    """A row for each figure: all ratios after/before, their median, range and the median's 90 % interval."""
+    """Return a row for each figure: all ratios after/before, their median, range and the median's 90 % interval."""
     rows = []
     for figure in pairs[0]["after"]:
         ratios = [pair["after"][figure] / pair["before"][figure] for pair in pairs]
@@ -99,7 +99,7 @@ def summarise(pairs: Sequence[dict[str, Figures]]) -> list[dict[str, Any]]:
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """Where the median of as many draws from these ratios lies in 90 of 100 cases (percentile bootstrap)."""
+    """Return the 90 % interval of the ratios' median, by percentile bootstrap."""
     draw = random.Random(0)
     medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(_RESAMPLES))
     return medians[round(0.05 * (_RESAMPLES - 1))], medians[round(0.95 * (_RESAMPLES - 1))]
