@@ -128,7 +128,7 @@ class RequestCollector:
         """Take in an update of one completion; return what it adds to it."""
         sequence_id = update.request_id
         if update.finish_reason is not None:
-            self._running.pop(sequence_id, None)  # first: an interrupt below must not make anyone wait for more
+            self._running.pop(sequence_id, None)  # first: after an interrupt below, no caller may wait for more
         index = self.sequence_ids.index(sequence_id)
         if index == 0:  # the others share its prompt
             self.prompt_scores.extend(update.prompt_scores)

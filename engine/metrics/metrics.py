@@ -71,7 +71,7 @@ class Metrics:
     cached_tokens: int  # those of them that the prefix cache spared
     generated_tokens: int  # of ended requests
     tokens_per_second: float  # generated tokens over the time from first arrival to last finish
-    compiles: int  # traces and XLA compilations in this process, by anyone, since the engine was ready: it adds none
+    compiles: int  # traces and XLA compilations in this process since the engine was ready: it adds none itself
     preemptions: int  # requests that gave up their KV while they ran
     migrations: int  # requests that moved their KV while they decoded
     retries: int  # starts after a lost mesh or transfer

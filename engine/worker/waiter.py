@@ -1,6 +1,6 @@
 """A thread that waits for arrays to be computed and reports each, in the order given.
 
-Waiting releases the GIL, so the dispatching thread never blocks on a device and nobody polls. A waiter only reads; it
+Waiting releases the GIL, so the dispatching thread never blocks on a device and nothing polls. A waiter only reads; it
 dispatches nothing.
 """
 
