@@ -76,7 +76,7 @@ class EngineConfig:
 
     @property
     def handoff_buckets(self) -> tuple[int, ...]:
-        """Return the page counts that transfers are padded to: powers of two, and last a whole request."""
+        """Return the page counts that transfers are padded to: powers of two, then a whole request's."""
         powers = [1 << i for i in range(self.max_pages.bit_length()) if 1 << i < self.max_pages]
         return (*powers, self.max_pages)
 

@@ -37,9 +37,9 @@ class SamplingParams:
     top_p: float = 1.0  # in (0, 1]; keeps the smallest set of most likely tokens whose probabilities reach it
     top_k: int = 0  # how many of the most likely tokens are kept; 0 or -1 keeps all
     min_p: float = 0.0  # in [0, 1]; drops tokens less likely than this times the most likely one
-    seed: int | None = None  # 0 to 2**32 - 1; None or -1: drawn from the engine's seed and the request's number
+    seed: int | None = None  # 0 to 2**32 - 1, fixes the draws; None or -1: from the engine's seed and the request's number
     stop: str | Sequence[str] | None = None  # texts that end the completion; `text` is cut before one, `token_ids` not
-    stop_token_ids: Sequence[int] | None = None  # end the completion as EOS does, in `token_ids` and not in `text`
+    stop_token_ids: Sequence[int] | None = None  # end the completion as EOS does; kept in `token_ids`, not in `text`
     ignore_eos: bool = False  # go on after EOS
     max_tokens: int | None = 16  # the most tokens to generate; None: up to `max_model_len`
     min_tokens: int = 0  # EOS, stop tokens and stop strings do not end the completion before this many tokens
@@ -50,7 +50,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False  # cut the text behind the stop string, and show a stop token in it
     logit_bias: Mapping[int, float] | None = field(default=None, hash=False)  # added to logits: -1e6 to 1e6, or -inf
     allowed_token_ids: Sequence[int] | None = None  # no other token may be generated; None: all may
-    bad_words: Sequence[str] | None = None  # texts that may not be completed, as a text's start or behind a space
+    bad_words: Sequence[str] | None = None  # texts not to be completed, as spelled at a text's start and behind a space
 
     def __post_init__(self) -> None:
         """Check every value, and turn lists into tuples, which nobody can change afterwards."""

@@ -74,7 +74,7 @@ def decode_completion(data: bytes) -> Completion:
 
 
 def read_command(data: bytes, mesh: int, t: float) -> Command | MeshLost:
-    """Decode the command in `data`, sent to `mesh`; return that mesh's failure at time `t` if it cannot be read."""
+    """Decode the command in `data`, sent to `mesh`; return that mesh's failure at time `t` if it is unreadable."""
     try:
         return decode_command(data)
     except WireError as error:
@@ -82,7 +82,7 @@ def read_command(data: bytes, mesh: int, t: float) -> Command | MeshLost:
 
 
 def read_completion(data: bytes, mesh: int, t: float) -> Completion:
-    """Decode the completion in `data`, sent by `mesh`; return its failure at time `t` if it cannot be read."""
+    """Decode the completion in `data`, sent by `mesh`; return that mesh's failure at time `t` if it is unreadable."""
     try:
         completion = decode_completion(data)
         if getattr(completion, "mesh", mesh) != mesh:

@@ -105,9 +105,9 @@ class Batching:
         return length if length <= budget else 0
 
     def _place_chunk(self, request: Request, mesh: MeshState, start: int, length: int, may_preempt: bool) -> bool:
-        """Put pages for a chunk in place; return whether there are any.
+        """Put pages for a chunk in place; return False if there are too few, or the request has lost its own.
 
-        If need be, other requests give up theirs, where `may_preempt`: none of them may have a row in the same step.
+        With `may_preempt` requests give up their pages if need be: none of them may have a row in the same step.
         """
         while request.placement is not None:
             if mesh.pages.place_chunk(request.placement, start, start + length):
@@ -134,7 +134,7 @@ class Batching:
         return Chunk(request.id, request.run, placement.slot, start, length, write_from, is_last)
 
     def _end_prefill(self, request: Request, mesh: MeshState) -> None:
-        """Move a request on whose last chunk is dispatched: to DECODE or HANDOFF, unless only one token is left."""
+        """Move a request to DECODE or HANDOFF after its last chunk, unless it only waits for its last token."""
         assert request.placement is not None
         request.dispatched = request.to_prefill - request.prompt_len + 1
         mesh.pages.end_prompt(request.placement)

@@ -82,7 +82,7 @@ class ShortestPromptFirst(FirstComeFirstServed):
     """Short prompts first, with ageing by work: a request is overtaken only by so many prompt tokens.
 
     key = prompt tokens + `AGEING` x prompt tokens that arrived before. A later request overtakes one of L tokens only
-    if its own prompt is shorter by more than `AGEING` x the tokens that arrived in between (those L included).
+    if its own prompt is shorter by more than `AGEING` x the tokens that arrived in between, with the L tokens counted.
     So the prompts that ever overtake it hold fewer than L x (1 / `AGEING` - 1) tokens together: with 1 / 64, 63 L, and
     none of L tokens or more. At P prefill tokens per second it waits less than 63 L / P seconds longer than behind
     those that arrived before it alone, what is computed again after a preemption apart. The bound knows no clock and
