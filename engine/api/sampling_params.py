@@ -37,7 +37,7 @@ class SamplingParams:
     top_p: float = 1.0  # in (0, 1]; keeps the smallest set of most likely tokens whose probabilities reach it
     top_k: int = 0  # how many of the most likely tokens are kept; 0 or -1 keeps all
     min_p: float = 0.0  # in [0, 1]; drops tokens less likely than this times the most likely one
-    seed: int | None = None  # 0 to 2**32 - 1, fixes the draws; None or -1: from the engine's seed and the request's number
+    seed: int | None = None  # 0 to 2**32 - 1; None or -1: drawn from the engine's seed and the request's number
     stop: str | Sequence[str] | None = None  # texts that end the completion; `text` is cut before one, `token_ids` not
     stop_token_ids: Sequence[int] | None = None  # end the completion as EOS does; kept in `token_ids`, not in `text`
     ignore_eos: bool = False  # go on after EOS
