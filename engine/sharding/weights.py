@@ -44,7 +44,7 @@ def load_weights(
 
 
 class Placer:
-    """Puts parameters of one checkpoint's model on one mesh."""
+    """What puts parameters of one checkpoint's model on one mesh."""
 
     def __init__(self, model: ModelConfig, dtype: jnp.dtype, mesh: Mesh) -> None:
         self._model, self._mesh = model, mesh

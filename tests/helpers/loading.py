@@ -5,7 +5,10 @@ from twinmesh.models.decoder import abstract_params
 
 
 def load_on_one_device(checkpoint, dtype, **options):
-    """Every parameter on JAX's default device, by path, in the order of `abstract_params`; `options` of `load`."""
+    """Load every parameter onto JAX's default device: arrays by path, in the order of `abstract_params`.
+
+    `options` are those of `load`.
+    """
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     specs = abstract_params(checkpoint.config, dtype).specs
     wanted = {
