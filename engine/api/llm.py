@@ -194,7 +194,8 @@ class LLM(BaseLLM):
 
         Args:
             params: dotted path, such as "layers.0.attention.q_proj", to an array of the parameter's shape and
-                dtype, as `models.decoder.AbstractParams.specs` lists them; those left out stay as they are.
+                dtype, as `models.decoder.AbstractParams.specs` lists them; those left out stay as they are. Values
+                are taken as they are, NaN and infinity included.
 
         Raises:
             ValueError: a path that the model does not have, or another shape or dtype. Nothing was replaced.

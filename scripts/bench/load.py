@@ -2,18 +2,22 @@
 
     python scripts/bench/load.py --models smollm2 gemma3-270m --topologies both=1 both=1xtp2 --json load.json
     python scripts/bench/load.py --synthetic 2
+    python scripts/bench/load.py --models smollm2 --dtype float32 --check-cost 9
 
 Each load is a process of its own. Its peak is the growth of its resident memory, from just before the weights are read;
 the bound is the sum of all shards (on a CPU they are in the host's memory) and 1.5 times the largest parameter. The
 disk's rate is that of reading the same files from first to last byte, without and with the page cache. Linux only.
 
 `--synthetic GB` writes a bfloat16 llama of that size to a temporary directory, loads it and deletes it.
+`--check-cost N` measures something else: what it costs to look for weights that are not finite. One process loads the
+model N times with and N times without the check, by turns and out of the page cache.
 """
 
 import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -38,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             models.append(str(write_llama(Path(scratch), args.synthetic)))
         for model in models:
             for topology in args.topologies:
+                if args.check_cost:
+                    rows.append(check_cost(model, topology, args.dtype, args.check_cost))
+                    print(_cost_row(rows[-1]), flush=True)
+                    continue
                 command = [sys.executable, __file__, "--worker", model, topology, args.dtype]
                 rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
                 print(_row(rows[-1]), flush=True)
@@ -53,6 +61,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--synthetic", type=float, metavar="GB", help="also a made-up model of this size")
     parser.add_argument("--topologies", nargs="+", default=["both=1"])
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--check-cost", type=int, metavar="N", help="loads with and without the check of values")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -99,6 +108,35 @@ def measure(model: str, topology: str, dtype: str) -> dict[str, Any]:
         "read_seconds_without_page_cache": cold or None,
         "read_seconds_with_page_cache": min(warm, cached_before),
     }
+
+
+def check_cost(model: str, topology: str, dtype: str, rounds: int) -> dict[str, Any]:
+    """Load `model` by turns with and without the check of its values, and return the seconds of each."""
+    import jax.numpy as jnp
+    from twinmesh.engine.sharding.mesh import build_meshes
+    from twinmesh.engine.sharding.weights import load_weights
+    from twinmesh.engine.topology import Topology
+    from twinmesh.models.checkpoints.catalog import resolve_model
+    from twinmesh.models.checkpoints.open import open_checkpoint
+
+    checkpoint, meshes = open_checkpoint(resolve_model(model)), build_meshes(Topology.parse(topology))
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(-1, rounds):  # the first is not counted
+        for allowed in (turn % 2 == 0, turn % 2 != 0):
+            start = time.perf_counter()
+            load_weights(checkpoint, jnp.dtype(dtype), meshes, progress=False, allow_nonfinite=allowed)
+            if turn >= 0:
+                seconds[allowed].append(time.perf_counter() - start)
+    return {"model": model, "topology": topology, "dtype": dtype, "checked": seconds[False], "unchecked": seconds[True]}
+
+
+def _cost_row(row: dict[str, Any]) -> str:
+    checked, unchecked = sorted(row["checked"]), sorted(row["unchecked"])
+    ratio = statistics.median(a / b for a, b in zip(row["checked"], row["unchecked"], strict=True))
+    return (
+        f"{Path(row['model']).name:24} {row['topology']:12} {row['dtype']:9} loaded in {checked[0]:.3f} s, without the "
+        f"check in {unchecked[0]:.3f} s (the fastest of {len(checked)}); median of the ratios {ratio:.3f}"
+    )
 
 
 def read(files: Sequence[Path]) -> float:

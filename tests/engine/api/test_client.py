@@ -446,7 +446,7 @@ def test_a_completion_of_no_text_starts_one(spm, core):
 def test_stop_strings_may_start_with_a_space(spm, core, stop, text):
     stream = spm.stream("x", SamplingParams(stop=stop))
     answer = spm.tokenizer.encode("a b", add_special=False)
-    (submission,) = core.live.values()
+    (submission,) = core.running.values()
     ends = [submission.stop.push(i) for i in answer]
     core.send(stream.request_id, answer[: ends.index(stop) + 1], finish_reason="stop", stop_reason=stop)
     assert stream.result().outputs[0].text == text
