@@ -50,22 +50,32 @@ def mark_special(backend: BackendTokenizer, path: Path, config: Mapping[str, Any
     """
     own = backend.get_added_tokens_decoder()
     found = _from_config(path / _CONFIG, config)
-    if config.get("added_tokens_decoder") is None:
+    has_table = config.get("added_tokens_decoder") is not None
+    if not has_table:
         _add_map(path / _MAP, found)
         found.flagged = _from_added(path / _ADDED, found) | own
-    texts = {token.content for token in found.named.values()}
-    were_special = {token.content for token in own.values() if token.special}
-    for index, token in sorted(found.flagged.items()):
-        token.special = token.special or token.content in texts | were_special
-        backend.add_tokens([token])
-        if backend.token_to_id(token.content) != index:
-            file = _CONFIG if "added_tokens_decoder" in config else _ADDED
-            raise CheckpointError(f"{path / file}: token {token.content!r} does not get the id {index}.")
+    _flag(backend, path / (_CONFIG if has_table else _ADDED), found)
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    for token in [*found.named.values(), *(found.listed or ())]:
-        if token.content not in known and backend.token_to_id(token.content) is not None:
-            backend.add_tokens([token])
+    named = [*found.named.values(), *(found.listed or ())]
+    backend.add_tokens([t for t in named if t.content not in known and backend.token_to_id(t.content) is not None])
     return {name: token.content for name, token in found.named.items()}
+
+
+def _flag(backend: BackendTokenizer, path: Path, found: _Found) -> None:
+    """Give tokens their flags, and add those that are new, all at once: each time the library sorts all of them anew.
+
+    What tokenizer.json or a name makes special stays special.
+    """
+    own = backend.get_added_tokens_decoder()
+    known = {token.content: repr(token) for token in own.values()}
+    special = {token.content for token in [*found.named.values(), *(t for t in own.values() if t.special)]}
+    for token in found.flagged.values():
+        token.special = token.special or token.content in special
+    changed = [item for item in sorted(found.flagged.items()) if known.get(item[1].content) != repr(item[1])]
+    backend.add_tokens([token for _, token in changed])
+    for index, token in changed:
+        if token.content not in known and backend.token_to_id(token.content) != index:
+            raise CheckpointError(f"{path}: token {token.content!r} does not get the id {index}.")
 
 
 def end_ids(path: Path, eos: int | None) -> frozenset[int]:
