@@ -167,9 +167,12 @@ def _token(path: Path, name: str, value: object) -> AddedToken:
     """Read a special token, which is a text or an object of AddedToken's fields."""
     if isinstance(value, str):
         return AddedToken(value, special=True, normalized=False)
-    if isinstance(value, Mapping) and isinstance(value.get("content"), str):
-        return _added(value, special=True, normalized=value.get("normalized", False))
-    raise CheckpointError(f"{path}: {name} is neither a text nor an added token.")
+    try:
+        if isinstance(value, Mapping):
+            return _added(value, special=True, normalized=value.get("normalized", False))
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise CheckpointError(f"{path}: {name[:80]!r} is neither a text nor an added token.")
 
 
 def _added(fields: Mapping[str, Any], *, special: bool, normalized: bool) -> AddedToken:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 from helpers.special_cases import ABC, CASES, TEXTS, TOKENS, SpecialCase, write_special_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twinmesh.models.errors import CheckpointError
 from twinmesh.models.text.chat import ChatTemplate
 from twinmesh.models.text.chat_files import chat_template_from_directory
@@ -128,3 +130,37 @@ def test_damaged_files_are_named(tmp_path, config, files, words):
     assert all(word in str(caught.value) for word in words), caught.value
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+WORDS = st.sampled_from(["abc", "<t>", "<s>", "zab", "", "\ud800", "content", "special", "0", "4", "-1", "259"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 300) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=6,
+)
+TOKEN = st.fixed_dictionaries(
+    {"content": WORDS}, optional={key: st.booleans() | VALUES for key in ("special", "lstrip", "normalized")}
+)
+NAMES = st.sampled_from(["eos_token", "sep_token", "image_token", "add_bos_token"])
+CONFIGS = st.dictionaries(NAMES, VALUES | TOKEN, max_size=2) | st.fixed_dictionaries(
+    {},
+    optional={
+        "additional_special_tokens": VALUES | st.lists(TOKEN, max_size=2),
+        "extra_special_tokens": VALUES | st.dictionaries(WORDS, TOKEN, max_size=2),
+        "added_tokens_decoder": VALUES | st.dictionaries(WORDS, TOKEN, max_size=2),
+        "eos_token_id": VALUES,
+    },
+)
+FILES = ["tokenizer_config", "special_tokens_map", "added_tokens", "generation_config", "config"]
+
+
+@settings(deadline=None, max_examples=300)
+@given(files=st.dictionaries(st.sampled_from(FILES), CONFIGS, max_size=3))
+def test_any_json_gives_a_tokenizer_or_one_sentence(tmp_path_factory, files):
+    path, said = tmp_path_factory.mktemp("any"), None
+    write_special_case(path, SpecialCase(files.pop("tokenizer_config", {}), {f"{k}.json": v for k, v in files.items()}))
+    try:
+        assert tokenizer_from_directory(path).decode([ABC]) in ("abc", "")
+    except CheckpointError as error:
+        said = str(error)
+    assert said is None or (str(path) in said and "\n" not in said)
