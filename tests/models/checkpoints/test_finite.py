@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
+from twinmesh import LLM
 from twinmesh.engine.sharding.weights import load_weights
+from twinmesh.engine.startup import build
 from twinmesh.models.checkpoints import streaming
 from twinmesh.models.checkpoints.finite import is_finite
 from twinmesh.models.checkpoints.gguf_file import GGUFFile
@@ -284,3 +286,15 @@ def test_loading_weights_takes_the_option(broken):
         load_weights(checkpoint, jnp.dtype("float32"), [mesh], progress=False)
     (params,) = load_weights(checkpoint, jnp.dtype("float32"), [mesh], progress=False, allow_nonfinite=True)
     assert sum(int(jnp.sum(~jnp.isfinite(array))) for array in params) == 1
+
+
+def test_an_engine_refuses_them_unless_it_is_asked_not_to(broken, monkeypatch):
+    with pytest.raises(CheckpointError, match="row 3,"):
+        LLM(broken, max_model_len=64)
+
+    def load(*args, allow_nonfinite, **options):
+        raise ValueError(f"allowed: {allow_nonfinite}")
+
+    monkeypatch.setattr(build, "load_weights", load)
+    with pytest.raises(ValueError, match="allowed: True"):
+        LLM(broken, max_model_len=64, allow_nonfinite=True)
