@@ -40,7 +40,7 @@ class EngineOptions:
     """What an engine is made of. A value of None is chosen when the engine starts.
 
     Raises:
-        ValueError: a topology that cannot be read, or a number out of range.
+        ValueError: a topology that cannot be read, a policy that does not exist, or a number out of range.
     """
 
     model: Annotated[
