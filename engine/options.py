@@ -172,7 +172,7 @@ class EngineOptions:
             check_whole_number("kv_cache_bytes", self.kv_cache_bytes, 1)
 
     @property
-    def meshes(self) -> Topology:
+    def parsed_topology(self) -> Topology:
         """Return the topology, read where it was given as text."""
         return Topology.parse(self.topology) if isinstance(self.topology, str) else self.topology
 

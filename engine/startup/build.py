@@ -81,13 +81,13 @@ def start_core(
 ) -> tuple[EngineCore, EngineConfig]:
     """Start an engine without files: `stored` is the checkpoint's own dtype, and `load` gives the parameters for each
     mesh in the dtype that was chosen. `options.model` is not read. Raises as `start_engine` does."""
-    for spec in dict.fromkeys(options.meshes.meshes):
+    for spec in dict.fromkeys(options.parsed_topology.meshes):
         check_tp(model, spec)
     config = _engine_config(options, model)
     policy = policy_named(options.policy) if isinstance(options.policy, str) else options.policy
     check_policy(policy, config)
     check_log(options.decision_log)
-    meshes = build_meshes(options.meshes, options.devices)
+    meshes = build_meshes(options.parsed_topology, options.devices)
     dtype = choose_dtype(
         options.dtype,
         model,
@@ -142,7 +142,7 @@ def _engine_config(options: EngineOptions, model: ModelConfig) -> EngineConfig:
     """
     asked = options.max_model_len
     config = EngineConfig(
-        topology=options.meshes,
+        topology=options.parsed_topology,
         max_model_len=model.max_position if asked is None else asked,
         page_size=options.page_size,
         max_num_seqs=options.max_num_seqs,
