@@ -6,6 +6,7 @@ from pathlib import Path
 
 from twinmesh.engine.config import DTYPES
 from twinmesh.models.checkpoints.catalog import resolve_model
+from twinmesh.scripts import arguments
 
 SUMMARY = "write a model as an Orbax checkpoint"
 DESCRIPTION = """\
@@ -19,10 +20,16 @@ and the chat template as well. Parameters are read and written one at a time.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("source", metavar="SRC", help="a model's name, path or hub id")
-    parser.add_argument("destination", metavar="DST", type=Path, help="a directory that does not exist, or is empty")
+    parser.add_argument(
+        "destination", metavar="DST", type=_new_directory, help="a directory that does not exist, or is empty"
+    )
     parser.add_argument(
         "--dtype", choices=DTYPES, help="of the parameters written (default: what SRC has; float32 where quantised)"
     )
+
+
+def _new_directory(text: str) -> Path:
+    return Path(arguments.written_path(text))
 
 
 def run(args: argparse.Namespace) -> int:

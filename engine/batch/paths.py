@@ -10,13 +10,17 @@ from pathlib import Path
 from . import parquet
 from .files import is_inside, is_same, real_path, scratch_of
 
+STDOUT = "-"
+
 
 class Output:
     """The output of a run. `path`: where it is, links followed; as a text it is what the caller wrote."""
 
     def __init__(self, target: str | Path) -> None:
         """The output that a caller named."""
-        self._shown, self.path = Path(target), real_path(target)
+        self._is_stdout = target == STDOUT
+        self._shown = Path(os.path.expanduser(target))
+        self.path = real_path(self._shown)
         # A link's own name says what it is, not that of its target.
         self.is_parquet = parquet.is_parquet(target)
         self.sidecar = _beside(self.path, ".run")
@@ -43,6 +47,11 @@ class Output:
         Raises:
             ValueError: it is no file, cannot be written, or pyarrow is missing.
         """
+        if self._is_stdout:
+            raise ValueError(
+                "The output '-' would be stdout, which does not keep what a run goes on from: give a file, or './-' "
+                "for one of that name."
+            )
         if self.is_parquet:
             parquet.require_pyarrow(self._shown)
         target = self._shown

@@ -76,7 +76,8 @@ class Batch:
         """Find out what remains to be done. Close it, or use it as a context manager.
 
         Args:
-            source: JSON lines, or Parquet by its name; "-" is stdin, which cannot be resumed.
+            source: JSON lines, or Parquet by its name; "-" is stdin, which cannot be resumed. In paths "~" is the
+                user's home.
             target: likewise. What the same run has finished before is kept. `TARGET.run` beside it remembers which run
                 it is, and Parquet's results are in `TARGET.jsonl` until the last is there.
             model: what the engine was, or will be, made of: a name or a path, as `LLM` takes it.

@@ -74,7 +74,7 @@ class Source:
         if name == STDIN:
             _check_stdin()
             return cls(None)
-        path = Path(name)
+        path = Path(os.path.expanduser(name))
         try:
             if path.exists() and not path.is_file():
                 raise ValueError(

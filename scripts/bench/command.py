@@ -1,6 +1,7 @@
 """`twinmesh bench NAME`: the measurements behind docs/performance.md, each a script of its own beside this file."""
 
 import argparse
+import os
 from importlib import import_module
 
 BENCHMARKS = {
@@ -30,5 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the measurement; returns the exit code."""
     module = import_module(f"twinmesh.scripts.bench.{args.name}")  # imports JAX
-    code: int = module.main(args.arguments)
+    code: int = module.main([_at_home(argument) for argument in args.arguments])
     return code
+
+
+def _at_home(argument: str) -> str:
+    """Put the user's home for "~" where no shell does, as in --json=~/x."""
+    flag, equals, value = argument.partition("=")
+    return (
+        flag + equals + os.path.expanduser(value) if equals and flag.startswith("--") else os.path.expanduser(argument)
+    )

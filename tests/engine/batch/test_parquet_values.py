@@ -112,8 +112,8 @@ def test_tools_reach_the_template_as_they_were(read):
     ]
     given = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": properties,
              "required": []}}}  # fmt: skip
-    parameters = {"type": "object", "required": [],
-                  "properties": {"n": {"type": "integer", "default": 3}, "x": {"type": "number", "minimum": 0.5}}}  # fmt: skip
+    plain = {"n": {"type": "integer", "default": 3}, "x": {"type": "number", "minimum": 0.5}}
+    parameters = {"type": "object", "required": [], "properties": plain}
     tools = read(messages=([[USER]], pa.list_(MESSAGE)), tools=([[given]], pa.list_(tool))).tools
     assert tools == [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
 
