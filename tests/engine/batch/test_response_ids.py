@@ -1,4 +1,4 @@
-"""Ids of responses: no two have the same, in a file or between files, so that results can be kept in a table by them."""
+"""Ids of responses: no two have the same, in a file or between files: results can be kept in a table by them."""
 
 import json
 
