@@ -65,8 +65,8 @@ class EngineOptions:
         "DTypeLike",
         Option(
             "of weights, activations and KV: float32, bfloat16 or float16. auto: on a GPU the checkpoint's own if that "
-            "has 16 bits, else bfloat16; on a CPU float32, or bfloat16 where it is clearly faster for max_num_seqs "
-            "rows and deterministic is off"
+            "has 16 bits, else bfloat16; on a CPU float32, or bfloat16 where its instruction set makes that faster, "
+            "max_num_seqs is at least 8 and deterministic is off"
         ),
     ] = "auto"
     max_model_len: Annotated[

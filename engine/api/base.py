@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from ...models.text.chat import Message, Tool
+from ...models.text.tokenizer import Tokenizer
 from ..config import EngineConfig
 from ..metrics.metrics import Metrics
 from ..options import EngineOptions, as_text, with_options
@@ -54,6 +55,13 @@ class BaseLLM:
 
     def _prepare(self) -> None:
         """Make what one kind of engine needs besides."""
+
+    def get_tokenizer(self) -> Tokenizer:
+        """Return the model's tokenizer, also `tokenizer`: `encode` a text to ids, `decode` ids to a text.
+
+        A chat template is not the tokenizer's here: `chat_prompt` applies it.
+        """
+        return self.tokenizer
 
     def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
         """Turn a conversation into token ids with the model's chat template, the assistant's turn opened.

@@ -27,11 +27,12 @@ def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None
             several meshes on one GPU. None: all of JAX's devices, of which as many as needed are created on a CPU.
 
     Raises:
-        TopologyError: too few devices, a list of another length, or one that puts a device into one mesh twice.
+        TopologyError: JAX has no devices, or too few; a list of another length, or one that puts a device into one mesh
+            twice.
     """
     if devices is None:
         _request_cpu_devices(topology.num_devices)
-        devices = jax.devices()
+        devices = find_devices()
         if len(devices) < topology.num_devices:
             raise TopologyError(_too_few(topology, devices))
     elif len(devices) != topology.num_devices:
@@ -47,6 +48,36 @@ def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None
         meshes.append(Mesh(np.array(own), (AXIS,)))
         first += spec.tp
     return meshes
+
+
+def find_devices() -> list[jax.Device]:
+    """Return the devices that JAX uses in this process.
+
+    Raises:
+        TopologyError: it cannot use the platform that it was told to.
+    """
+    try:
+        return list(jax.devices())
+    except Exception as error:  # RuntimeError with a reason, or AssertionError without one
+        raise TopologyError(_no_devices(error)) from error
+
+
+def _no_devices(error: Exception) -> str:
+    """Say what was asked for, what JAX says, and what to do."""
+    names = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
+    asked = {name: os.environ[name] for name in names if os.environ.get(name)}
+    platform = jax.config.jax_platforms
+    if not asked and platform:
+        asked = {"jax_platforms": platform}
+    reason = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+    said = f" ({reason})" if reason else ""
+    if not asked:
+        return f"JAX finds no device to run on{said}: set JAX_PLATFORMS=cpu to run on the CPU."
+    shown = " and ".join(f"{name}={value}" for name, value in asked.items())
+    return (
+        f"JAX cannot use the devices that {shown} asks for{said}: install their plugin, such as twinmesh[cuda12], and "
+        "see that their driver runs; or set JAX_PLATFORMS=cpu to run on the CPU."
+    )
 
 
 def _request_cpu_devices(count: int) -> None:
