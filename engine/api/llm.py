@@ -47,15 +47,17 @@ class LLM(BaseLLM):
 
     def generate(
         self,
-        prompts: PromptLike | Sequence[PromptLike],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: PromptLike | Iterable[PromptLike],
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
         *,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Complete prompts and return the results in their order.
 
         Args:
-            prompts: text, token ids, {"prompt": text} or {"prompt_token_ids": ids}; one, or a list of them.
+            prompts: text, token ids, {"prompt": text} or {"prompt_token_ids": ids}; one, or many in a list, a
+                generator or a series. Token ids are a list or an array of one dimension: numpy's, JAX's, torch's; an
+                array of two dimensions is a prompt a row.
             sampling_params: one for all prompts, or one for each; None: the defaults.
             use_tqdm: show a progress bar on stderr.
 
@@ -128,7 +130,7 @@ class LLM(BaseLLM):
         return self._outputs(checked, window)
 
     def score(
-        self, prompts: PromptLike | Sequence[PromptLike], continuations: PromptLike | Sequence[PromptLike]
+        self, prompts: PromptLike | Iterable[PromptLike], continuations: PromptLike | Iterable[PromptLike]
     ) -> list[Score]:
         """How likely each continuation is after its prompt, in one forward pass each.
 
@@ -244,12 +246,15 @@ class LLM(BaseLLM):
                 self._client.withdraw(collector)
 
 
-def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+def _one_each(params: SamplingParams | Iterable[SamplingParams] | None, count: int) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
-    if len(params) != count:
-        raise ValueError(f"There are {count} prompts and {len(params)} sampling_params: give one, or one for each.")
-    return list(params)
+    if not isinstance(params, Iterable) or isinstance(params, str | bytes | Mapping):
+        raise ValueError(f"sampling_params of type {type(params).__name__} are not usable: give SamplingParams.")
+    listed = list(params)
+    if len(listed) != count:
+        raise ValueError(f"There are {count} prompts and {len(listed)} sampling_params: give one, or one for each.")
+    return listed
 
 
 def _score(collector: RequestCollector, start: int) -> Score:
