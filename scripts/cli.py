@@ -17,6 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 import twinmesh
+from twinmesh.engine.api.vllm_names import ENGINE
 from twinmesh.engine.errors import BatchStopped, EngineError
 from twinmesh.engine.options import nearest
 from twinmesh.scripts import batch, convert, fetch, generate, replay
@@ -60,6 +61,9 @@ class _Parser(argparse.ArgumentParser):
         for text in unknown:
             name = text.partition("=")[0]
             if name.startswith("--") and name != "--":
+                instead = ENGINE.get(name[2:].replace("-", "_"))
+                if instead is not None and any(flag == "--topology" for flag in self._option_string_actions):
+                    self.error(f"there is no argument {name}, which vLLM has: {instead}")
                 flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
                 close = nearest(name, flags)
                 self.error(f"there is no argument {name}" + (f": the nearest is {close}" if close else ""))

@@ -12,12 +12,17 @@ from ...models.text.chat import Message, Tool
 from ...models.text.tokenizer import Tokenizer
 from ..config import EngineConfig
 from ..metrics.metrics import Metrics
-from ..options import EngineOptions, as_text, with_options
+from ..options import EngineOptions, as_text, documentation, with_options
 from ..startup.build import Engine, start_engine
 from .client import EngineClient
 from .prompts import Prompt, PromptLike, check_prompt
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
+from .vllm_names import ENGINE, unknown
+
+
+def _unknown_option(engine: type, name: str) -> str:
+    return unknown(engine.__name__, "option", name, ENGINE, documentation())
 
 
 class BaseLLM:
@@ -26,7 +31,7 @@ class BaseLLM:
     An engine that is dropped or still open when the program ends is closed then.
     """
 
-    @with_options(EngineOptions)
+    @with_options(EngineOptions, _unknown_option)
     def __init__(self, options: EngineOptions) -> None:
         self._serve(start_engine(options), options.seed)
 

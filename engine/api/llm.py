@@ -27,6 +27,7 @@ from .prompts import PromptLike, as_list, check_continuation, check_prompt
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
 from .streams import HandDriven, RequestStream
+from .vllm_names import GENERATE, names_what_is_missing
 
 # Of a score: one token has to be sampled, and only the prompt's log-probabilities are looked at.
 _SCORING = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -45,6 +46,7 @@ class LLM(BaseLLM):
     def _prepare(self) -> None:
         self._hand_driven = HandDriven(self._client)
 
+    @names_what_is_missing("LLM.generate", GENERATE)
     def generate(
         self,
         prompts: PromptLike | Iterable[PromptLike],
@@ -80,6 +82,7 @@ class LLM(BaseLLM):
                 bar.update()
         return [output for output in outputs if output is not None]
 
+    @names_what_is_missing("LLM.chat", GENERATE)
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
