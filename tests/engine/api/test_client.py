@@ -412,3 +412,12 @@ def test_several_threads_generate_stream_and_abort_at_once():
 
 def test_options_are_the_same_for_both_kinds():
     assert inspect.signature(LLM) == inspect.signature(AsyncLLM)
+
+
+@pytest.mark.parametrize("kind", [LLM, AsyncLLM])
+def test_the_tokenizer_is_handed_out_by_vllms_name(kind, core):
+    owner = make_fake(kind, core)
+    assert owner.get_tokenizer() is owner.tokenizer
+    ids = owner.get_tokenizer().encode("the sea")
+    assert owner.get_tokenizer().decode(ids) == "the sea"
+    assert owner.check_prompt("the sea").token_ids == ids
