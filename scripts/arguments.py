@@ -50,7 +50,7 @@ def _add_option(group: argparse._ArgumentGroup, name: str, option: Option) -> No
 
 
 def _type_of(name: str, option: Option) -> Callable[[str], object]:
-    """Return what reads an option's value, by the option's type."""
+    """Return the function that parses an option's value, chosen by the option's type."""
     if name == "topology":
         return _topology
     if name == "decision_log":
@@ -64,7 +64,7 @@ def _type_of(name: str, option: Option) -> Callable[[str], object]:
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int, temperature: float, which: str) -> None:
-    """Declare how tokens are chosen and when to stop. `which` says, in the help, what the values hold for."""
+    """Declare how tokens are chosen and when to stop. `which` says in the help what the values apply to."""
     group = parser.add_argument_group("sampling", which)
     _add_choice_arguments(group, temperature)
     _add_length_arguments(group, max_tokens)
@@ -131,7 +131,7 @@ def _add_length_arguments(group: argparse._ArgumentGroup, max_tokens: int) -> No
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
-    """Return the sampling that was asked for; ValueError where a value is out of range."""
+    """Return the sampling that was asked for; raise ValueError if a value is out of range."""
     return SamplingParams(
         temperature=args.temperature,
         top_p=args.top_p,
@@ -154,10 +154,11 @@ def check_written(args: argparse.Namespace, written: Sequence[str], others: Iter
     Args:
         args: the arguments, `--model` among them.
         written: names of arguments, each with the path of a file that will be overwritten, or None.
-        others: files that must not be, each with what it is.
+        others: files that must not be overwritten, each with what it is.
 
     Raises:
-        ValueError: two are the same file, one is in the model's directory, or a directory does not exist.
+        ValueError: two are the same file, one is a directory or in the model's directory, or a directory does not
+            exist.
     """
     model = _model_path(args.model)
     taken = [(model, "the model file"), *others]
@@ -187,7 +188,7 @@ def _refuse_directory(path: Path, title: str) -> None:
 
 
 def _model_path(name: str) -> Path:
-    """Where a model's file is, or would be; a hub id is as good as none."""
+    """Return where a model's file is, or would be; for a hub id, a path that most likely does not exist."""
     known = CATALOG.get(name)
     return Path(os.path.expanduser(name)) if known is None else known.cached(cache_directory())
 
@@ -201,7 +202,7 @@ def load_llm(args: argparse.Namespace) -> "LLM":
 
 
 def not_empty(text: str) -> str:
-    """Read an argument that names something: an empty one would be the current directory."""
+    """Return an argument that names something, and refuse an empty one, which would be the current directory."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty: give a name")
     return text
@@ -220,7 +221,7 @@ def written_path(text: str) -> str:
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """Make the type of an argument that is a whole number, `least` or more."""
+    """Return a parser for arguments that are whole numbers, `least` or more."""
 
     def read(text: str) -> int:
         try:

@@ -33,7 +33,7 @@ def _new_directory(text: str) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert and print the new directory; returns the exit code."""
+    """Convert the model, print the new directory and return the exit code."""
     from tqdm import tqdm
     from twinmesh.models.checkpoints.open import open_checkpoint
     from twinmesh.models.checkpoints.orbax_writer import write

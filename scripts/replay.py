@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay the log and print its summary; returns the exit code."""
+    """Replay the log, print its summary and return the exit code."""
     from twinmesh.engine.simulation.replay import DivergedError, replay
 
     try:

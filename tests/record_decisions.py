@@ -1,4 +1,4 @@
-"""Record twenty seeded runs of the scheduler: what it was told and what it decided, as `fixtures/decisions/*.json.xz`.
+"""Record twenty seeded runs of the scheduler, its events and its decisions, as `fixtures/decisions/*.json.xz`.
 
 The recordings are of commit efd1214, made there by
 
@@ -333,7 +333,7 @@ def plain_config(config):
 def check(runs):
     """Everything that can happen did, over all runs."""
     seen = sum((run.scheduler.seen for run in runs), Counter())
-    tally = sum((Counter(vars(run.scheduler.tally)) for run in runs), Counter())
+    counts = sum((Counter(vars(run.scheduler.tally)) for run in runs), Counter())
     for kind in (*get_args(Event), *get_args(Action)):
         assert seen[kind.__name__], kind
     for state in set(State) - FINAL:
@@ -342,9 +342,9 @@ def check(runs):
     assert seen["MigrateRequested", "anywhere"]
     assert seen["MigrateRequested", "named"]
     for what in ("preemptions", "migrations", "retries", "cached_tokens"):
-        assert tally[what], what
+        assert counts[what], what
     assert {reason for run in runs for reason in run.device.finished.values()} == {"stop", "length", "abort", "error"}
-    return seen, tally
+    return seen, counts
 
 
 def main():

@@ -17,13 +17,13 @@ _BOM = "\ufeff"
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands for a field of a row that could not be read; `why` is one sentence."""
+    """A field of a row that could not be read, and why, in one sentence."""
 
     why: str
 
 
 def line_fields(text: Line) -> dict[str, Any]:
-    """The fields of a line that hold something.
+    """Return the fields of a line that are not null.
 
     Raises:
         json.JSONDecodeError: it is no JSON.
@@ -34,7 +34,7 @@ def line_fields(text: Line) -> dict[str, Any]:
 
 
 def check_readable(fields: Mapping[str, Any]) -> None:
-    """Raises ValueError, with its name, where a field could not be read."""
+    """Refuse a line of which a field could not be read; ValueError names the field."""
     for name, value in fields.items():
         if isinstance(value, Unreadable):
             raise ValueError(f"{name!r} cannot be read: {value.why}")
@@ -73,7 +73,7 @@ def load_json(text: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; Python alone would keep the last of several values in silence."""
+    """Make a dict of a JSON object's pairs; ValueError if a key comes twice, which Python alone would accept."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         name = Counter(name for name, _ in pairs).most_common(1)[0][0]
@@ -85,6 +85,6 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def kind_of(value: object) -> str:
-    """What a value of JSON is, in words."""
+    """Name the type of a JSON value in words."""
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "missing"}
     return kinds.get(type(value), "a number")

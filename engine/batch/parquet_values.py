@@ -16,7 +16,7 @@ type Converter = Callable[[Any], Any]
 
 
 def converter(kind: "DataType") -> Converter | None:
-    """What turns values of a type, as `to_pylist` gives them, into values of JSON; None: they are such already.
+    """Make what turns values of a type, as `to_pylist` gives them, into JSON's; None: they need no conversion.
 
     Maps become objects, decimals numbers (whole ones without a fraction), bytes texts where they are UTF-8, and what a
     struct lacks is left out: it has all its fields in every row, with null or, from pandas, NaN for none. Converters
@@ -43,7 +43,7 @@ def converter(kind: "DataType") -> Converter | None:
 
 
 def _map(convert: Converter | None) -> Converter:
-    """Of a map a null is a value, such as the default of a schema: what is absent has no key."""
+    """Make an object of a map. Its nulls are values, such as the default of a schema: an absent key is not there."""
 
     def pairs(given: list[tuple[Any, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -82,12 +82,12 @@ def _fraction(given: Decimal) -> float:
 
 
 def _number(given: float) -> float | None:
-    """pandas writes NaN where a number is missing."""
+    """Return None for NaN, which pandas writes where a number is missing."""
     return None if math.isnan(given) else given
 
 
 def _text(given: bytes) -> str | bytes:
-    """Older Spark and Impala write texts without saying that they are."""
+    """Decode UTF-8: older Spark and Impala write texts as bytes."""
     try:
         return given.decode("utf-8")
     except UnicodeDecodeError:

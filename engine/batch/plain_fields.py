@@ -19,7 +19,7 @@ _SCHEMAS_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "defin
 
 
 def plain_fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a body that hold something, whole numbers and token ids as such."""
+    """Return the fields of a body that are not null, with whole numbers and token ids as integers."""
     return {name: _plain(name, value) for name, value in body.items() if value is not None}
 
 
@@ -41,7 +41,7 @@ def _whole(values: list[Any]) -> list[Any]:
 
 
 def without_nulls(value: Any) -> Any:
-    """The same without fields that are null, on every level, such as in the parts of a message."""
+    """Remove null fields on every level, such as in the parts of a message."""
     if isinstance(value, dict):
         return {
             name: inner if name in _DATA else without_nulls(inner) for name, inner in value.items() if inner is not None
@@ -50,7 +50,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def without_nulls_in_schema(value: Any) -> Any:
-    """The same of JSON schemas, and of the tools around them."""
+    """Remove null fields from JSON schemas and from the tools around them, except where null is a value."""
     if isinstance(value, list):
         return [without_nulls_in_schema(inner) for inner in value]
     if not isinstance(value, dict):

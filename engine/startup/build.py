@@ -57,7 +57,7 @@ class Engine:
 
 
 def start_engine(options: EngineOptions) -> Engine:
-    """Load, size, compile, run.
+    """Start an engine: load the model, size the KV pools, compile, and run.
 
     Raises:
         ValueError: anything wrong with the options, the model's files, the devices or the memory, in one sentence.
@@ -128,7 +128,7 @@ def _run(
     policy: Policy,
     path: str | Path | None,
 ) -> EngineCore:
-    """Open the decision log, which overwrites an earlier one, and start the threads; on failure close them again."""
+    """Open the decision log, overwriting an earlier one, and start the threads; after a failure nothing stays open."""
     with ExitStack() as opened:
 
         def executor(post: Callable[[Completion], None]) -> LocalExecutor:
@@ -148,7 +148,7 @@ def _run(
 
 
 def _engine_config(options: EngineOptions, model: ModelConfig) -> EngineConfig:
-    """Check lengths, buckets and modes before any device is asked for.
+    """Make the configuration, and check it before any device is asked for.
 
     `max_model_len` is the model's for now where none was asked for, and the dtype is still to be chosen.
     """
@@ -192,7 +192,7 @@ def _decode_buckets(options: EngineOptions, dtype: jnp.dtype) -> tuple[int, ...]
 def _size_pools(
     config: EngineConfig, options: EngineOptions, model: ModelConfig, dtype: jnp.dtype, meshes: Sequence[Mesh]
 ) -> tuple[EngineConfig, list[PoolSize]]:
-    """Pools per mesh. A length nobody asked for shrinks to what fits; one that was asked for must fit."""
+    """Size each mesh's pools. A max_model_len that was asked for must fit; one that was not shrinks until it does."""
     models = [model_on(model, mesh.size) for mesh in meshes]
     per_page = [page_bytes(m, config.page_size, dtype) for m in models]
     # Staging is for KV pages; the state that goes along with as many transfers comes on top.

@@ -38,7 +38,7 @@ class Link:
 
     @property
     def rate(self) -> float:
-        """Bytes per second."""
+        """Return bytes per second."""
         return self.bytes / max(self.seconds, 1e-9)
 
 
