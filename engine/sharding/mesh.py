@@ -15,6 +15,9 @@ from ...models.decoder import ParamSpec
 from ..topology import Topology, TopologyError
 
 AXIS = "tp"
+# CPU devices that a process has, unless it needs more or its user has chosen. JAX keys compiled programs by this number,
+# so topologies of as many devices or fewer find each other's.
+CPU_DEVICES = 8
 _SPLIT = frozenset({"vocab", "q_heads", "kv_heads", "mlp"})
 
 
@@ -84,10 +87,10 @@ def _request_cpu_devices(count: int) -> None:
     """Ask JAX for CPU devices; it refuses once a backend exists, and then the devices that exist must suffice."""
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    current = jax.config.jax_num_cpu_devices
+    current = jax.config.jax_num_cpu_devices  # -1: nobody has chosen
     if current < count:
         try:
-            jax.config.update("jax_num_cpu_devices", count)
+            jax.config.update("jax_num_cpu_devices", max(count, CPU_DEVICES) if current < 1 else count)
         except RuntimeError:
             return
 

@@ -35,9 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for topology in args.topologies:
             row = in_a_process(topology, args, Path(scratch))
             rows.append(row)
-            print(
-                f"{topology:24} found {row['found']:3}  compiled {row['compiled']:3}  {row['seconds']:6.1f} s", flush=True
-            )
+            counts = f"found {row['found']:3}  compiled {row['compiled']:3}"
+            print(f"{topology:24} {counts}  {row['seconds']:6.1f} s", flush=True)
     if args.json:
         Path(args.json).write_text(json.dumps({"args": vars(args), "rows": rows}, indent=1, default=str))
     return 0
@@ -56,7 +55,7 @@ def in_a_process(topology: str, args: argparse.Namespace, scratch: Path) -> dict
 
 
 def start(model: str, topology: str, max_num_seqs: int, dtype: str) -> dict[str, Any]:
-    """Start an engine; counts of programs, and seconds."""
+    """Start an engine and return what was found in the cache, what was compiled, and the seconds it took."""
     import jax.monitoring
     from twinmesh import LLM
 

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(rows: int, side: int, trials: int) -> dict[str, Any]:
-    """GFLOP/s of each dtype for so many rows."""
+    """Return GFLOP/s of each dtype for a product of `rows` rows."""
     import jax
     import jax.numpy as jnp
 
