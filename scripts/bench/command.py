@@ -7,6 +7,7 @@ from importlib import import_module
 BENCHMARKS = {
     "before": "speed beside an earlier checkout, in alternating processes",
     "attention": "attention, append and sampling alone, a layer at a time",
+    "cache": "programs that a start finds compiled after starts with other topologies",
     "dtype": 'products in float32 and bfloat16, which the choice of dtype="auto" rests on',
     "generate": "tokens per second of whole batches, by topology and number of requests",
     "handoff": "what handing KV over costs, by prompt length, against a plain copy",
