@@ -15,8 +15,8 @@ from ...models.decoder import ParamSpec
 from ..topology import Topology, TopologyError
 
 AXIS = "tp"
-# CPU devices that a process has, unless it needs more or its user has chosen. JAX keys compiled programs by their count,
-# so topologies of as many or fewer find each other's.
+# CPU devices of a process, unless it needs more or its user has chosen. JAX keys compiled programs by their count, so
+# topologies of as many or fewer find each other's.
 CPU_DEVICES = 8
 _SPLIT = frozenset({"vocab", "q_heads", "kv_heads", "mlp"})
 
