@@ -35,11 +35,13 @@ def _new_directory(text: str) -> Path:
 def run(args: argparse.Namespace) -> int:
     """Convert the model, print the new directory and return the exit code."""
     from tqdm import tqdm
+    from twinmesh.engine.sharding.mesh import find_devices
     from twinmesh.models.checkpoints.open import open_checkpoint
     from twinmesh.models.checkpoints.orbax_writer import write
     from twinmesh.models.decoder import abstract_params
 
     checkpoint = open_checkpoint(resolve_model(args.source))
+    find_devices()  # refuses a platform that is not there before a directory is made
     specs = abstract_params(checkpoint.config, args.dtype or checkpoint.dtype).specs
     total = sum(spec.value.size * spec.value.dtype.itemsize for spec in specs.values())
     with tqdm(total=total, desc="parameters", unit="B", unit_scale=True) as bar:

@@ -15,9 +15,8 @@ from ...models.decoder import ParamSpec
 from ..topology import Topology, TopologyError
 
 AXIS = "tp"
-# CPU devices of a process, unless it needs more or its user has chosen. JAX keys compiled programs by their count, so
-# topologies of as many or fewer find each other's.
-CPU_DEVICES = 8
+# The fewest and the most CPU devices that a process gets where its topology needs no more.
+_FEWEST, _MOST = 2, 8
 _SPLIT = frozenset({"vocab", "q_heads", "kv_heads", "mlp"})
 
 
@@ -84,13 +83,18 @@ def _no_devices(error: Exception) -> str:
 
 
 def _request_cpu_devices(count: int) -> None:
-    """Ask JAX for CPU devices; it refuses once a backend exists, and then the devices that exist must suffice."""
+    """Ask JAX for CPU devices; it refuses once a backend exists, and then the devices that exist must suffice.
+
+    JAX keys compiled programs by the number of devices. One number for all topologies of a few devices lets them find
+    each other's; no more than cores, because XLA has a thread for each.
+    """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     current = jax.config.jax_num_cpu_devices  # -1: nobody has chosen
+    usual = min(max(os.cpu_count() or 1, _FEWEST), _MOST)
     if current < count:
         try:
-            jax.config.update("jax_num_cpu_devices", max(count, CPU_DEVICES) if current < 1 else count)
+            jax.config.update("jax_num_cpu_devices", max(count, usual) if current < 1 else count)
         except RuntimeError:
             return
 
