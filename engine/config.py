@@ -1,4 +1,4 @@
-"""The engine's frozen configuration, checked when it is made. Control-plane module: no JAX here.
+"""The engine's frozen configuration, checked when it is made. No JAX here.
 
 A `Topology` says which meshes exist and what each is for; an `EngineConfig` adds lengths, pages and buckets. Every
 message says what to change. Nothing here looks at devices or memory: `sharding/mesh.py` and `startup/memory.py` do.

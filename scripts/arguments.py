@@ -10,6 +10,7 @@ from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
 from twinmesh.engine.config import DTYPES
 from twinmesh.engine.options import Option, documentation, signature
+from twinmesh.engine.scheduler.policy import policy_named
 from twinmesh.engine.topology import Topology, TopologyError
 from twinmesh.models.checkpoints.catalog import CATALOG, cache_directory
 
@@ -50,9 +51,11 @@ def _add_option(group: argparse._ArgumentGroup, name: str, option: Option) -> No
 
 
 def _type_of(name: str, option: Option) -> Callable[[str], object]:
-    """Return the function that parses an option's value, chosen by the option's type."""
+    """Return the function that parses an option's value, chosen by the option's name or type."""
     if name == "topology":
         return _topology
+    if name == "policy":
+        return _policy
     if name == "decision_log":
         return written_path
     kinds: dict[object, Callable[[str], object]] = {
@@ -243,4 +246,11 @@ def _topology(text: str) -> Topology:
     try:
         return Topology.parse(text)
     except TopologyError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _policy(text: str) -> str:
+    try:
+        return policy_named(text).name
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

@@ -7,7 +7,7 @@ from twinmesh.scripts import arguments, report
 
 SUMMARY = "replay a decision log and check that every decision is the same"
 DESCRIPTION = """\
-Replay the decision log of a run: a new scheduler hears the same events, and every decision must be the same.
+Replay the decision log of a run: a new scheduler takes in the same events, and every decision must be the same.
 
 It takes no model and no device. Prints what the run did and how long requests took; if a decision differs, the first
 one that does, and the exit code is 1.

@@ -4,8 +4,9 @@ The recordings are of commit efd1214, made there by
 
     python tests/record_decisions.py
 
-with `twinmesh` being that checkout; run again there, it writes the same values. It imports that commit's modules and is
-kept to say how the recordings came to be: `engine/scheduler/test_recorded_decisions.py` reads them and nothing else,
+with `twinmesh` being that checkout, and this file and `helpers/plain.py` copied into its tests; run again there, it
+writes the same values. It imports that commit's modules and helpers, does not run here, and is kept to say how the
+recordings came to be: `engine/scheduler/test_recorded_decisions.py` reads them and nothing else,
 and they are not made anew when the scheduler changes, for then they would say nothing.
 
 A run is an object of `name`, `seed`, `config` (the topology as text), `pools`, one per mesh, and `turns`: of each the

@@ -1,4 +1,4 @@
-"""Results of requests, shaped as vLLM's outputs are. Control-plane module: no JAX here."""
+"""Results of requests, shaped as vLLM's outputs are. No JAX here."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How one request is sampled and when it stops. Names and meanings are vLLM's. Control-plane module: no JAX here.
+"""How one request is sampled and when it stops. Names and meanings are vLLM's. No JAX here.
 
 What a model's vocabulary decides (whether a token id exists, how a bad word is spelled) is for `resolve_sampling.py`.
 """

@@ -1,4 +1,4 @@
-"""What a batch run has done: counts, tokens, latencies, and what they cost. Control-plane module: no JAX here."""
+"""What a batch run has done: counts, tokens, latencies, and what they cost. No JAX here."""
 
 from collections import deque
 from dataclasses import asdict, dataclass, field

@@ -80,8 +80,8 @@ class _NewParams:
     error: str | None = None
 
 
-type _Request = PreemptRequested | MigrateRequested | AbortRequested
-type _Message = tuple[Submission, ...] | _Request | Completion | _NewParams | Question | _Close
+type _RequestEvent = PreemptRequested | MigrateRequested | AbortRequested
+type _Message = tuple[Submission, ...] | _RequestEvent | Completion | _NewParams | Question | _Close
 
 
 class EngineCore:
@@ -90,7 +90,7 @@ class EngineCore:
     def __init__(
         self,
         scheduler: Scheduler,
-        executor: Callable[[Callable[[Completion], None]], Executor],
+        make_executor: Callable[[Callable[[Completion], None]], Executor],
         clock: Callable[[], float],
         compilations: Compilations,
         log: DecisionLog | None = None,
@@ -100,7 +100,7 @@ class EngineCore:
 
         Args:
             scheduler: decides what is dispatched.
-            executor: makes the executor, given the function that takes its completions.
+            make_executor: makes the executor, given the function that takes its completions.
             clock: gives seconds.
             compilations: closed with the engine.
             log: what the scheduler writes, if anything; closed with the engine.
@@ -110,7 +110,7 @@ class EngineCore:
         self.ids = itertools.count()  # of requests: `next` gives one that no other request of this engine has
         self._scheduler, self._decision_log, self._settings = scheduler, log, settings
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
-        self._executor = executor(self._inbox.put)
+        self._executor = make_executor(self._inbox.put)
         self._running: dict[int, RunningRequest] = {}
         self._with_update: list[RunningRequest] = []
         self._new_params: list[_NewParams] = []
@@ -265,7 +265,7 @@ class EngineCore:
     def _remove_observer(self, observer: Observer) -> None:
         self._observers = tuple(other for other in self._observers if other is not observer)
 
-    def _take(self, message: tuple[Submission, ...] | _Request | Completion | _NewParams | Question) -> None:
+    def _take(self, message: tuple[Submission, ...] | _RequestEvent | Completion | _NewParams | Question) -> None:
         if isinstance(message, Question):
             message.answer(self._scheduler, self._executor)
             return

@@ -251,7 +251,7 @@ class MeshPages:
 
     def check(self, placements: dict[int, Placement]) -> None:
         """Raise unless these placements, request -> placement, account for every slot and page."""
-        if self.slots.holders != {placement.slot: name for name, placement in placements.items()}:
+        if self.slots.holders != {placement.slot: request_id for request_id, placement in placements.items()}:
             raise RuntimeError(f"mesh {self._mesh}: slots {self.slots.holders}, placements of {list(placements)}")
         for group, pages in enumerate(self.groups):
             tables = [placement.tables[group] for placement in placements.values()]

@@ -31,7 +31,7 @@ class AbortRequested(Message, frozen=True):
 
 
 class PreemptRequested(Message, frozen=True):
-    """Give up the KV of this request and compute it again later. Ignored unless it has a placement."""
+    """Give up the KV of this request and compute it again later. Ignored while it waits in the queue."""
 
     t: float
     request_id: int

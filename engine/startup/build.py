@@ -92,13 +92,13 @@ def _start_core(
     load: Callable[[jnp.dtype, Sequence[Mesh]], list[Params]],
     options: EngineOptions,
 ) -> tuple[EngineCore, EngineConfig]:
-    for spec in dict.fromkeys(options.meshes.meshes):
+    for spec in dict.fromkeys(options.parsed_topology.meshes):
         check_tp(model, spec)
     config = _engine_config(options, model)
     policy = policy_named(options.policy) if isinstance(options.policy, str) else options.policy
     check_policy(policy, config)
     check_log(options.decision_log)
-    meshes = build_meshes(options.meshes, options.devices)
+    meshes = build_meshes(options.parsed_topology, options.devices)
     dtype = choose_dtype(
         options.dtype,
         model,
@@ -131,7 +131,7 @@ def _run(
     """Open the decision log, overwriting an earlier one, and start the threads; after a failure nothing stays open."""
     with ExitStack() as opened:
 
-        def executor(post: Callable[[Completion], None]) -> LocalExecutor:
+        def make_executor(post: Callable[[Completion], None]) -> LocalExecutor:
             made = LocalExecutor(workers, post, time.monotonic)
             opened.callback(made.close)
             return made
@@ -142,7 +142,7 @@ def _run(
         scheduler = Scheduler(config, pools, policy) if log is None else RecordingScheduler(config, pools, log, policy)
         compilations = CompileCounter()
         opened.callback(compilations.close)
-        core = EngineCore(scheduler, executor, time.monotonic, compilations, log, own_settings)
+        core = EngineCore(scheduler, make_executor, time.monotonic, compilations, log, own_settings)
         opened.pop_all()  # the engine closes them from here on
         return core
 
@@ -154,7 +154,7 @@ def _engine_config(options: EngineOptions, model: ModelConfig) -> EngineConfig:
     """
     asked = options.max_model_len
     config = EngineConfig(
-        topology=options.meshes,
+        topology=options.parsed_topology,
         max_model_len=model.max_position if asked is None else asked,
         page_size=options.page_size,
         max_num_seqs=options.max_num_seqs,
@@ -194,18 +194,17 @@ def _size_pools(
 ) -> tuple[EngineConfig, list[PoolSize]]:
     """Size each mesh's pools. A max_model_len that was asked for must fit; one that was not shrinks until it does."""
     models = [model_on(model, mesh.size) for mesh in meshes]
-    per_page = [page_bytes(m, config.page_size, dtype) for m in models]
     # Staging is for KV pages; the state that goes along with as many transfers comes on top.
     in_transit = _TRANSFERS_WITH_STATE * state_bytes(model) if config.has_handoffs else 0
     reserved = max(request_bytes(m, config) for m in models) + in_transit
     budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved)
-    sizes = list(zip(budgets, per_page, strict=True))
+    sizes = [(budget, page_bytes(m, config.page_size, dtype)) for budget, m in zip(budgets, models, strict=True)]
     if options.max_model_len is None:
-        fits = min(longest_that_fits(budget, sizes_, config) for budget, sizes_ in sizes)
+        fits = min(longest_that_fits(budget, per_page, config) for budget, per_page in sizes)
         config = replace(config, max_model_len=fits)
     pools = [
-        pool_that_fits(budget, sizes_, config, spec)
-        for (budget, sizes_), spec in zip(sizes, config.topology.meshes, strict=True)
+        pool_that_fits(budget, per_page, config, spec)
+        for (budget, per_page), spec in zip(sizes, config.topology.meshes, strict=True)
     ]
     if not config.has_handoffs:
         return config, pools

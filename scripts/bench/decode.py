@@ -9,12 +9,20 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twinmesh import LLM, SamplingParams
 
 _PROMPT_TOKENS = 16
+# Few programs and little memory, so that an engine starts soon.
+_SMALL: dict[str, Any] = {
+    "dtype": "float32",
+    "max_model_len": 256,
+    "prefill_buckets": (512,),
+    "decode_buckets": (8, 32),
+    "kv_cache_bytes": 600_000_000,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from twinmesh import LLM, SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=args.tokens, ignore_eos=True)
-    with LLM(args.model, dtype="float32", max_model_len=1024, enable_prefix_caching=False) as llm:
+    with LLM(args.model, enable_prefix_caching=False, **_SMALL) as llm:
         print("ready", flush=True)
         for line in sys.stdin:
             print(seconds(llm, int(line), params), flush=True)

@@ -105,7 +105,7 @@ def measure(topology: str, layers: int, requests: int, real: bool) -> dict[str, 
         core.close()
     return {
         "topology": topology,
-        "devices": options.meshes.num_devices,
+        "devices": options.parsed_topology.num_devices,
         "leaves": len(abstract_params(model, dtype).specs),
         "requests": requests,
         "real_device": real,

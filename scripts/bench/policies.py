@@ -15,9 +15,10 @@ import argparse
 import csv
 import heapq
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import quantiles
 from typing import NamedTuple
@@ -81,11 +82,18 @@ def read_trace(path: str, limit: int | None = None) -> list[Arrival]:
         rows = list(csv.DictReader(file))[:limit]
     if len(rows) < 2 or not {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} <= rows[0].keys():
         raise ValueError(f"{path} is no trace: give a CSV with TIMESTAMP, ContextTokens, GeneratedTokens and two rows.")
-    times = [datetime.fromisoformat(row["TIMESTAMP"]) for row in rows]
-    return [
-        Arrival((t - times[0]).total_seconds(), int(row["ContextTokens"]), max(1, int(row["GeneratedTokens"])))
-        for t, row in zip(times, rows, strict=True)
-    ]
+    arrivals = [_arrival(row, f"{path}, line {number}") for number, row in enumerate(rows, start=2)]
+    return [replace(arrival, t=arrival.t - arrivals[0].t) for arrival in arrivals]
+
+
+def _arrival(row: dict[str, str], where: str) -> Arrival:
+    """Read one line of a trace, its time in seconds of the epoch."""
+    try:
+        t = datetime.fromisoformat(row["TIMESTAMP"])
+        t = t.replace(tzinfo=t.tzinfo or UTC)  # not the machine's zone, whose days may have 23 hours
+        return Arrival(t.timestamp(), int(row["ContextTokens"]), max(1, int(row["GeneratedTokens"])))
+    except (ValueError, TypeError):
+        raise ValueError(f"{where}: {row} is no request: give a time as in ISO 8601 and two whole numbers.") from None
 
 
 def at_load(arrivals: Sequence[Arrival], load: float, times: StepTime, meshes: int = 1) -> list[Arrival]:
@@ -189,8 +197,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print p50 and p99 of TTFT by policy, and their ratios to first come first served; `--json` writes them."""
     args = _arguments(argv)
     times = StepTime(args.step, args.token, args.row, args.chunk)
-    meshes = sum(spec.prefills for spec in Topology.parse(args.topology).meshes)
-    arrivals = at_load(read_trace(args.trace, args.requests), args.load, times, meshes)
+    try:
+        meshes = sum(spec.prefills for spec in Topology.parse(args.topology).meshes)
+        arrivals = at_load(read_trace(args.trace, args.requests), args.load, times, meshes)
+    except (OSError, ValueError) as error:
+        print(f"policies: {error}", file=sys.stderr)
+        return 2
     found = compare(arrivals, list(POLICIES), times, args.topology)
     base = found["fcfs"]
     for name, (p50, p99) in found.items():

@@ -108,7 +108,7 @@ class TinyMesh:
     """A mesh worker, and requests placed on it by hand: each slot and page is used once and never again."""
 
     def __init__(self, plan, programs, params):
-        self.executor = MeshWorker(plan, programs, params)
+        self.worker = MeshWorker(plan, programs, params)
         self.records, self.slots, self.config = RequestRecords(), {}, plan.config
         self.fresh = [iter(range(kv.k.shape[1])) for kv in plan.state.kv]
         self.steps = itertools.count()
@@ -125,7 +125,7 @@ class TinyMesh:
         self.records.accept(Accept(name, np.array(prompt, np.int32), plan, np.array(outputs, np.int32)))
 
     def assign(self, name, group, first, pages):
-        self.executor.inputs.assign(AssignPages(0, self.slots[name], group, first, tuple(pages)))
+        self.worker.inputs.assign(AssignPages(0, self.slots[name], group, first, tuple(pages)))
 
     def chunk(self, name, start, length, *, is_last=True, write_from=0):
         return Chunk(name, 1, self.slots[name], start, length, write_from, is_last)
@@ -136,18 +136,18 @@ class TinyMesh:
     def prefill(self, *chunks):
         """Run a prefill step; return the token sampled for each chunk."""
         action = Prefill(0, next(self.steps), self.config.prefill_buckets[-1], chunks)
-        return self.executor.prefill(action, self.records).to_host()[0][0].tolist()
+        return self.worker.prefill(action, self.records).to_host()[0][0].tolist()
 
     def decode(self, *rows, steps=1, bucket=None):
         """Run decode steps; return the tokens sampled, [steps][rows]."""
         bucket = bucket or bucket_for(len(rows), self.config.decode_buckets)
         action = Decode(0, next(self.steps), bucket, steps, rows)
-        return self.executor.decode(action, self.records).to_host()[0].tolist()
+        return self.worker.decode(action, self.records).to_host()[0].tolist()
 
     def fused(self, chunks, rows):
         """Run a fused step; return the tokens sampled, chunks before rows."""
         action = Fused(0, next(self.steps), self.config.prefill_buckets[-1], chunks, rows)
-        return self.executor.fused(action, self.records).to_host()[0][0].tolist()
+        return self.worker.fused(action, self.records).to_host()[0][0].tolist()
 
     def generate(self, name, count, chunk=16):
         """Generate tokens of one request that runs alone: prefill in chunks, and decode one by one."""

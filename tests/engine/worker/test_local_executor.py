@@ -46,7 +46,7 @@ class Run:
 
     def __init__(self, machines):
         self.completions, self.time, self.step = SimpleQueue(), 0.0, 0
-        self.executor = LocalExecutor([mesh.executor for mesh in machines], self.completions.put, self.clock)
+        self.executor = LocalExecutor([mesh.worker for mesh in machines], self.completions.put, self.clock)
 
     def clock(self):
         self.time += 1

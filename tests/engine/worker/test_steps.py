@@ -32,13 +32,13 @@ def make_windowed():
 
 
 def pools(mesh):
-    return [np.asarray(x) for kv in mesh.executor.state.kv for x in kv]
+    return [np.asarray(x) for kv in mesh.worker.state.kv for x in kv]
 
 
 def poison(mesh):
     """Fill every page with NaN: what is read without having been written shows."""
-    kv = jax.tree.map(lambda x: jax.device_put(np.full(x.shape, np.nan, x.dtype), x.sharding), mesh.executor.state.kv)
-    mesh.executor.state = mesh.executor.state._replace(kv=kv)
+    kv = jax.tree.map(lambda x: jax.device_put(np.full(x.shape, np.nan, x.dtype), x.sharding), mesh.worker.state.kv)
+    mesh.worker.state = mesh.worker.state._replace(kv=kv)
 
 
 @pytest.mark.parametrize("length", [1, 4, 7, 21])
@@ -114,7 +114,7 @@ def test_several_steps_in_one_dispatch_equal_single_ones(make, plan):
         tokens = []
         for done in range(0, 6, steps):
             tokens += mesh.decode(*(mesh.row(name, n + 1 + done) for name, n in lengths.items()), steps=steps)
-        results.append((tokens, pools(mesh)[0], np.asarray(mesh.executor.state.requests.dense.seen)))
+        results.append((tokens, pools(mesh)[0], np.asarray(mesh.worker.state.requests.dense.seen)))
     assert results[0][0] == results[1][0]
     np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-5)
     np.testing.assert_array_equal(results[0][2], results[1][2])
@@ -163,9 +163,9 @@ def test_a_windowed_group_needs_no_more_than_its_window(make_windowed, steps):
         kv_len = len(text) + len(tokens)
         first = max(0, kv_len - 6) // 4
         mesh.assign("a", 0, 0, [23] * first)
-        tables = list(mesh.executor.state.tables)
+        tables = list(mesh.worker.state.tables)
         tables[0] = tables[0].at[0, :first].set(23)
-        mesh.executor.state = mesh.executor.state._replace(tables=tuple(tables))
+        mesh.worker.state = mesh.worker.state._replace(tables=tuple(tables))
         tokens += [row[0] for row in mesh.decode(mesh.row("a", kv_len), steps=steps)]
     assert tokens == greedy_tokens(model, text, 1 + count)
 
@@ -187,7 +187,7 @@ def test_a_copied_page_holds_the_same_and_the_first_holder_keeps_his(make):
     mesh.place("b", prompt(0, 6), pages=0)
     mesh.assign("b", 0, 0, range(2))
     assert mesh.prefill(mesh.chunk("b", 5, 1, write_from=6)) == [token]
-    mesh.executor.copy_page(CopyPage(0, 0, 1, 12))
+    mesh.worker.copy_page(CopyPage(0, 0, 1, 12))
     mesh.assign("b", 0, 1, [12])
     before = pools(mesh)
     np.testing.assert_array_equal(before[0][:, 12], before[0][:, 1])
@@ -206,7 +206,7 @@ def test_a_dense_row_counts_what_is_in_the_cache_and_then_what_is_fed(make):
     expected = np.zeros(VOCABULARY, np.int32)
     expected[[1, 2, 3]] = Seen.IN_PROMPT
     expected[[7, 9, 4]] = [2 * Seen.GENERATED, Seen.GENERATED, Seen.GENERATED]
-    np.testing.assert_array_equal(mesh.executor.state.requests.dense.seen[0], expected)
+    np.testing.assert_array_equal(mesh.worker.state.requests.dense.seen[0], expected)
 
 
 def test_a_slot_keeps_nothing_of_its_last_tenant(make):
@@ -218,7 +218,7 @@ def test_a_slot_keeps_nothing_of_its_last_tenant(make):
 
 
 def test_every_program_aliases_the_state_and_needs_little_besides(make_windowed):
-    big = make_windowed()[0].executor
+    big = make_windowed()[0].worker
     pool = sum(x.nbytes for kv in big.state.kv for x in kv)
     assert pool >= 4 << 20
     programs = big.programs
