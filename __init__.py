@@ -4,6 +4,7 @@ The public names load on first use, so that `import twinmesh` is instant and tou
 """
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from .engine.api.sampling_params import SamplingParams
     from .engine.errors import EngineError
     from .engine.topology import Topology
+
+    __version__: str
 
 __all__ = [
     "LLM",
@@ -25,6 +28,7 @@ __all__ = [
     "Score",
     "TextDelta",
     "Topology",
+    "__version__",
 ]
 _HOMES = {
     "LLM": "api.llm",
@@ -41,6 +45,20 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".engine.{_HOMES[name]}", __name__), name)
+
+
+def _version() -> str:
+    """Return that of the installed package, or of a checkout that runs without being installed."""
+    import tomllib
+    from importlib import metadata
+
+    try:
+        return metadata.version("twinmesh")
+    except metadata.PackageNotFoundError:
+        project = tomllib.loads((Path(__file__).parent / "pyproject.toml").read_text())["project"]
+        return str(project["version"])

@@ -65,8 +65,8 @@ class EngineOptions:
         "DTypeLike",
         Option(
             "of weights, activations and KV: float32, bfloat16 or float16. auto: on a GPU the checkpoint's own if that "
-            "has 16 bits, else bfloat16; on a CPU float32, or bfloat16 where it is clearly faster for max_num_seqs "
-            "rows and deterministic is off"
+            "has 16 bits, else bfloat16; on a CPU float32, or bfloat16 where its instruction set makes that faster, "
+            "max_num_seqs is at least 8 and deterministic is off"
         ),
     ] = "auto"
     allow_nonfinite: Annotated[
@@ -203,12 +203,12 @@ def _plain(annotation: object) -> object:
 
 
 def with_options[Engine, **Options](
-    options: Callable[Options, EngineOptions],
+    options: Callable[Options, EngineOptions], unknown: Callable[[type, str], str]
 ) -> Callable[[Callable[[Engine, EngineOptions], None]], Callable[Concatenate[Engine, Options], None]]:
     """Let an `__init__` that takes `EngineOptions` be called with the options themselves.
 
     Type checkers see the parameters of `options`, which is `EngineOptions`; `inspect.signature` sees the same.
-    An unknown name is a TypeError, as for any function, with the nearest right name.
+    An unknown name is a TypeError, as for any function; `unknown` makes its sentence of the class and the name.
     """
 
     def decorate(start: Callable[[Engine, EngineOptions], None]) -> Callable[Concatenate[Engine, Options], None]:
@@ -216,7 +216,7 @@ def with_options[Engine, **Options](
         def init(self: Engine, /, *args: Options.args, **kwargs: Options.kwargs) -> None:
             for name in kwargs:
                 if name not in documentation():
-                    raise TypeError(_unknown(type(self), name))
+                    raise TypeError(unknown(type(self), name))
             start(self, options(*args, **kwargs))
 
         this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
@@ -227,12 +227,6 @@ def with_options[Engine, **Options](
         return init
 
     return decorate
-
-
-def _unknown(engine: type, name: str) -> str:
-    close = nearest(name, documentation())
-    what_to_do = f"help({engine.__name__}) lists them" if close is None else f"the nearest is {close}"
-    return f"{engine.__name__} has no option {name}: {what_to_do}."
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -1,6 +1,7 @@
 """The arguments that several commands share, and what they turn into. No JAX until `load_llm` is called."""
 
 import argparse
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +56,9 @@ def _type_of(name: str, option: Option) -> Callable[[str], object]:
         return _topology
     if name == "policy":
         return _policy
-    kinds = {
+    if name == "decision_log":
+        return written_path
+    kinds: dict[object, Callable[[str], object]] = {
         int: whole_number(option.least),
         int | None: whole_number(option.least),
         tuple[int, ...] | None: _whole_numbers,
@@ -190,7 +193,7 @@ def _refuse_directory(path: Path, title: str) -> None:
 def _model_path(name: str) -> Path:
     """Return where a model's file is, or would be; for a hub id, a path that most likely does not exist."""
     known = CATALOG.get(name)
-    return Path(name) if known is None else known.cached(cache_directory())
+    return Path(os.path.expanduser(name)) if known is None else known.cached(cache_directory())
 
 
 def load_llm(args: argparse.Namespace) -> "LLM":
@@ -206,6 +209,18 @@ def not_empty(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("it is empty: give a name")
     return text
+
+
+def read_path(text: str) -> str:
+    """Read an argument that names a file: "~" is the user's home, also where no shell has put it in, as in --to=~/x."""
+    return os.path.expanduser(not_empty(text))
+
+
+def written_path(text: str) -> str:
+    """Read an argument that names a file to be written."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("'-' is no file: give a name, /dev/stdout, or ./- for a file of that name")
+    return read_path(text)
 
 
 def whole_number(least: int) -> Callable[[str], int]:

@@ -54,14 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
         required=True,
-        type=arguments.not_empty,
+        type=arguments.read_path,
         metavar="FILE",
         help="requests; '-' reads JSON lines from stdin",
     )
     parser.add_argument(
         "--output",
         required=True,
-        type=arguments.not_empty,
+        type=arguments.read_path,
         metavar="FILE",
         help="results; those of the same run are kept",
     )
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry-errors", action="store_true", help="run lines again that have an error in the output")
     parser.add_argument(
         "--summary",
-        type=arguments.not_empty,
+        type=arguments.written_path,
         metavar="FILE",
         help="write counts, rates, latencies and costs as JSON when done",
     )

@@ -13,10 +13,11 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import NoReturn
 
+import twinmesh
+from twinmesh.engine.api.vllm_names import ENGINE
 from twinmesh.engine.errors import BatchStopped, EngineError
 from twinmesh.engine.options import nearest
 from twinmesh.scripts import batch, convert, fetch, generate, replay
@@ -60,6 +61,9 @@ class _Parser(argparse.ArgumentParser):
         for text in unknown:
             name = text.partition("=")[0]
             if name.startswith("--") and name != "--":
+                instead = ENGINE.get(name[2:].replace("-", "_"))
+                if instead is not None and any(flag == "--topology" for flag in self._option_string_actions):
+                    self.error(f"there is no argument {name}, which vLLM has: {instead}")
                 flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
                 close = nearest(name, flags)
                 self.error(f"there is no argument {name}" + (f": the nearest is {close}" if close else ""))
@@ -77,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"twinmesh {_version()}")
+    parser.add_argument("--version", action="version", version=f"twinmesh {twinmesh.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         command = commands.add_parser(
@@ -89,14 +93,6 @@ def build_parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser
-
-
-def _version() -> str:
-    """Return the version of the installed package; a checkout on the path may run without being installed."""
-    try:
-        return version("twinmesh")
-    except PackageNotFoundError:
-        return "from a checkout that is not installed"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +125,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # a command ends in a sentence; Python's development mode shows where it came from
         if sys.flags.dev_mode:
             raise
-        return _fail(1, _sentence(error))
+        why = missing_devices() if isinstance(error, RuntimeError | AssertionError) else None
+        return _fail(1, _sentence(error)) if why is None else _fail(2, why)
+
+
+def missing_devices() -> str | None:
+    """Say in a sentence why JAX has no devices, whatever part of a command met it first; None: it has, or is not used.
+
+    JAX raises RuntimeError where it cannot use the platform that it was told to, or AssertionError without a word.
+    """
+    if "jax" not in sys.modules:
+        return None
+    from twinmesh.engine.sharding.mesh import find_devices
+
+    try:
+        find_devices()
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _fill_standard_descriptors() -> None:
@@ -162,7 +175,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return f"internal failure, {type(error).__name__}: {text} (`python -X dev -m twinmesh.scripts.cli` shows where)."
+    return f"internal failure, {type(error).__name__}: {text} (`python -X dev -m twinmesh` shows where)."
 
 
 def _fail(code: int, sentence: str) -> int:

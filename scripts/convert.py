@@ -6,6 +6,7 @@ from pathlib import Path
 
 from twinmesh.engine.config import DTYPES
 from twinmesh.models.checkpoints.catalog import resolve_model
+from twinmesh.scripts import arguments
 
 SUMMARY = "write a model as an Orbax checkpoint"
 DESCRIPTION = """\
@@ -19,7 +20,9 @@ and the chat template as well. Parameters are read and written one at a time.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("source", metavar="SRC", help="a model's name, path or hub id")
-    parser.add_argument("destination", metavar="DST", type=Path, help="a directory that does not exist, or is empty")
+    parser.add_argument(
+        "destination", metavar="DST", type=_new_directory, help="a directory that does not exist, or is empty"
+    )
     parser.add_argument(
         "--dtype", choices=DTYPES, help="of the parameters written (default: what SRC has; float32 where quantised)"
     )
@@ -28,14 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _new_directory(text: str) -> Path:
+    return Path(arguments.written_path(text))
+
+
 def run(args: argparse.Namespace) -> int:
     """Convert the model, print the new directory and return the exit code."""
     from tqdm import tqdm
+    from twinmesh.engine.sharding.mesh import find_devices
     from twinmesh.models.checkpoints.open import open_checkpoint
     from twinmesh.models.checkpoints.orbax_writer import write
     from twinmesh.models.decoder import abstract_params
 
     checkpoint = open_checkpoint(resolve_model(args.source))
+    find_devices()  # refuses a platform that is not there before a directory is made
     specs = abstract_params(checkpoint.config, args.dtype or checkpoint.dtype).specs
     total = sum(spec.value.size * spec.value.dtype.itemsize for spec in specs.values())
     with tqdm(total=total, desc="parameters", unit="B", unit_scale=True) as bar:

@@ -82,7 +82,7 @@ def room_of(module: str, folders: set[str]) -> str | None:
     if parts[0] in _NESTED:
         folder = ".".join(module.split(".")[:3])
         return "/".join(parts[:2]) + ("/" if folder in folders else ".py")
-    return parts[0] + "/"
+    return parts[0] + (".py" if parts[0] == "__main__" else "/")
 
 
 def floors_of(imports: Imports) -> list[list[str]]:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from twinmesh.scripts import report
+from twinmesh.scripts import arguments, report
 
 SUMMARY = "replay a decision log and check that every decision is the same"
 DESCRIPTION = """\
@@ -16,7 +16,7 @@ one that does, and the exit code is 1.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("log", metavar="LOG", help="a decision log that an engine wrote")
+    parser.add_argument("log", metavar="LOG", type=arguments.read_path, help="a decision log that an engine wrote")
 
 
 def run(args: argparse.Namespace) -> int:

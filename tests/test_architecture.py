@@ -1,6 +1,7 @@
 """Rules of the layout that a reader may rely on."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -45,6 +46,31 @@ def test_devices_are_made_ready_where_jax_is_not_in_use_yet(tmp_path):
     )
     done = run(code, tmp_path)
     assert done.stdout.strip() == "3", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("chosen", "topologies", "devices"),
+    [
+        ("", ["both=1", "prefill=1,decode=1", "both=2"], {min(max(os.cpu_count(), 2), 8)}),
+        ("", ["both=9", "both=1xtp9"], {9}),
+        ("jax.config.update('jax_num_cpu_devices', 3)", ["both=1", "both=3", "prefill=1,decode=1"], {3}),
+    ],
+)
+def test_topologies_of_few_devices_run_in_processes_of_as_many_so_that_they_share_programs(
+    chosen, topologies, devices, tmp_path
+):
+    found = set()
+    for topology in topologies:
+        code = (
+            f"import jax; {chosen}\n"
+            "from twinmesh.engine.config import Topology\n"
+            "from twinmesh.engine.sharding.mesh import build_meshes\n"
+            f"build_meshes(Topology.parse({topology!r})); print(len(jax.devices()))"
+        )
+        done = run(code, tmp_path)
+        assert done.returncode == 0, done.stderr
+        found.add(int(done.stdout))
+    assert found == devices
 
 
 def private_names(source):

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -105,3 +105,20 @@ def test_the_wheel_holds_the_quickstart_prompts(wheel):
 def test_the_wheel_has_the_command(wheel):
     (name,) = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("entry_points.txt")]
     assert "twinmesh = twinmesh.scripts.cli:main" in zipfile.ZipFile(wheel).read(name).decode()
+
+
+def test_the_version_is_the_packages(monkeypatch):
+    assert twinmesh.__version__ == version("twinmesh")
+    assert twinmesh.__version__ in (ROOT / "pyproject.toml").read_text()
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)  # a checkout that is on the path only
+    assert twinmesh.__version__ in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("name", ["__version", "version", "llm"])
+def test_other_names_are_not_there(name):
+    with pytest.raises(AttributeError, match=f"module 'twinmesh' has no attribute '{name}'"):
+        getattr(twinmesh, name)

@@ -1,15 +1,18 @@
-"""Put the options of an engine into the page that asks for them: an mkdocs hook.
+"""Put tables that the package makes itself into the pages that ask for them: an mkdocs hook.
 
-The table is made by the package itself from `EngineOptions`, so that an option is described in one place.
+So that an option, or what stands in for one of vLLM's, is described in one place.
 """
 
 from typing import Any
 
-from twinmesh.engine.options import as_table
+from twinmesh.engine import options
+from twinmesh.engine.api import vllm_names
 
-PLACE = "{{ options }}"
+PLACES = {"{{ options }}": options.as_table, "{{ vllm }}": vllm_names.as_table}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the placeholder by the table."""
-    return markdown.replace(PLACE, as_table())
+    """Replace each placeholder by its table."""
+    for place, table in PLACES.items():
+        markdown = markdown.replace(place, table())
+    return markdown

@@ -20,6 +20,7 @@ from .collector import RequestCollector
 from .outputs import RequestOutput
 from .prompts import PromptLike
 from .sampling_params import SamplingParams
+from .vllm_names import GENERATE, names_what_is_missing
 
 
 class AsyncLLM(BaseLLM):
@@ -32,6 +33,7 @@ class AsyncLLM(BaseLLM):
     Methods that are not coroutines return at once and may be called from anywhere.
     """
 
+    @names_what_is_missing("AsyncLLM.generate", GENERATE)
     async def generate(
         self,
         prompt: PromptLike,

@@ -9,14 +9,20 @@ from collections.abc import Sequence
 from typing import Self
 
 from ...models.text.chat import Message, Tool
+from ...models.text.tokenizer import Tokenizer
 from ..config import EngineConfig
 from ..metrics.metrics import Metrics
-from ..options import EngineOptions, as_text, with_options
+from ..options import EngineOptions, as_text, documentation, with_options
 from ..startup.build import Engine, start_engine
 from .client import EngineClient
 from .prompts import Prompt, PromptLike, check_prompt
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
+from .vllm_names import ENGINE, unknown
+
+
+def _unknown_option(engine: type, name: str) -> str:
+    return unknown(engine.__name__, "option", name, ENGINE, documentation())
 
 
 class BaseLLM:
@@ -25,7 +31,7 @@ class BaseLLM:
     An engine that is dropped or still open when the program ends is closed then.
     """
 
-    @with_options(EngineOptions)
+    @with_options(EngineOptions, _unknown_option)
     def __init__(self, options: EngineOptions) -> None:
         self._serve(start_engine(options), options.seed)
 
@@ -54,6 +60,13 @@ class BaseLLM:
 
     def _prepare(self) -> None:
         """Set up what a subclass needs besides."""
+
+    def get_tokenizer(self) -> Tokenizer:
+        """Return the model's tokenizer, also `tokenizer`: `encode` a text to ids, `decode` ids to a text.
+
+        A chat template is not the tokenizer's here: `chat_prompt` applies it.
+        """
+        return self.tokenizer
 
     def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
         """Turn a conversation into token ids with the model's chat template, the assistant's turn opened.

@@ -27,6 +27,7 @@ from .prompts import PromptLike, as_list, check_continuation, check_prompt
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
 from .streams import HandDriven, RequestStream
+from .vllm_names import GENERATE, names_what_is_missing
 
 # Of a score: one token has to be sampled, and only the prompt's log-probabilities are looked at.
 _SCORING = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -45,17 +46,20 @@ class LLM(BaseLLM):
     def _prepare(self) -> None:
         self._hand_driven = HandDriven(self._client)
 
+    @names_what_is_missing("LLM.generate", GENERATE)
     def generate(
         self,
-        prompts: PromptLike | Sequence[PromptLike],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: PromptLike | Iterable[PromptLike],
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
         *,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Complete prompts and return the results in their order.
 
         Args:
-            prompts: text, token ids, {"prompt": text} or {"prompt_token_ids": ids}; one, or a list of them.
+            prompts: text, token ids, {"prompt": text} or {"prompt_token_ids": ids}; one, or many in a list, a
+                generator or a series. Token ids are a list or an array of one dimension: numpy's, JAX's, torch's; an
+                array of two dimensions is a prompt a row.
             sampling_params: one for all prompts, or one for each; None: the defaults.
             use_tqdm: show a progress bar on stderr.
 
@@ -78,6 +82,7 @@ class LLM(BaseLLM):
                 bar.update()
         return [output for output in outputs if output is not None]
 
+    @names_what_is_missing("LLM.chat", GENERATE)
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
@@ -129,7 +134,7 @@ class LLM(BaseLLM):
         return self._outputs(checked, window)
 
     def score(
-        self, prompts: PromptLike | Sequence[PromptLike], continuations: PromptLike | Sequence[PromptLike]
+        self, prompts: PromptLike | Iterable[PromptLike], continuations: PromptLike | Iterable[PromptLike]
     ) -> list[Score]:
         """Score continuations: how likely each is after its prompt, in one forward pass each.
 
@@ -246,12 +251,15 @@ class LLM(BaseLLM):
                 self._client.withdraw(collector)
 
 
-def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+def _one_each(params: SamplingParams | Iterable[SamplingParams] | None, count: int) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
-    if len(params) != count:
-        raise ValueError(f"There are {count} prompts and {len(params)} sampling_params: give one, or one for each.")
-    return list(params)
+    if not isinstance(params, Iterable) or isinstance(params, str | bytes | Mapping):
+        raise ValueError(f"sampling_params of type {type(params).__name__} are not usable: give SamplingParams.")
+    listed = list(params)
+    if len(listed) != count:
+        raise ValueError(f"There are {count} prompts and {len(listed)} sampling_params: give one, or one for each.")
+    return listed
 
 
 def _score(collector: RequestCollector, start: int) -> Score:

@@ -1,6 +1,6 @@
 """Prompts as callers write them, checked and turned into token ids. No JAX here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -9,8 +9,9 @@ from typing import Any, cast
 import numpy as np
 
 from ...models.text.tokenizer import Tokenizer
+from .prompt_forms import REFUSAL, as_plain, split_prompts
 
-type PromptLike = str | Sequence[int] | np.ndarray | Mapping[str, Any]
+type PromptLike = str | Iterable[int] | np.ndarray | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,9 @@ def check_continuation(prompt: Prompt, continuation: PromptLike, tokenizer: Toke
     return check_prompt([*prompt.token_ids, *ids], tokenizer, max_model_len)
 
 
-def as_list(prompts: PromptLike | Sequence[PromptLike]) -> list[PromptLike]:
-    """Return one prompt or many as a list. A list of ints is one prompt, and so is an array; any other list is many."""
-    if isinstance(prompts, str | bytes | Mapping | np.ndarray) or (len(prompts) and isinstance(prompts[0], Integral)):
-        return [cast(PromptLike, prompts)]
-    return list(cast(Sequence[PromptLike], prompts))
+def as_list(prompts: PromptLike | Iterable[PromptLike]) -> list[PromptLike]:
+    """Return one prompt or many, in any form that has an order, as a list; ValueError where they have none."""
+    return split_prompts(prompts)
 
 
 def _read(prompt: PromptLike, encode: Callable[[str], list[int]]) -> tuple[str | None, list[int]]:
@@ -77,9 +76,8 @@ def _read(prompt: PromptLike, encode: Callable[[str], list[int]]) -> tuple[str |
 
 
 def _token_ids(ids: object) -> list[int]:
-    if isinstance(ids, np.ndarray):
-        ids = ids.tolist()
-    listed: list[object] = [None] if isinstance(ids, str | bytes) or not isinstance(ids, Sequence) else list(ids)
+    plain = as_plain(ids)
+    listed: list[object] = plain.tolist() if isinstance(plain, np.ndarray) else list(plain)
     if not all(isinstance(i, Integral) and not isinstance(i, bool) for i in listed):
-        raise ValueError("A prompt must be text or a list of token ids.")
+        raise ValueError(REFUSAL)
     return [int(cast(int, i)) for i in listed]

@@ -10,12 +10,14 @@ from numbers import Integral, Real
 from typing import cast
 
 from ..protocol.sampling_plan import MAX_LOGPROBS
+from .vllm_names import SAMPLING, names_missing_fields
 
 # As vLLM's default limit.
 MAX_N = 16384
 _SEED = "a whole number from 0 to 2**32 - 1"
 
 
+@names_missing_fields(SAMPLING)
 @dataclass(frozen=True)
 class SamplingParams:
     """Sampling and stopping of one request, with vLLM's names, defaults and meanings.

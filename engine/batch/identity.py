@@ -55,6 +55,8 @@ class Identity:
     def differences(self, path: Path) -> list[str]:
         """Return a phrase for each difference from the identity saved at `path`; an empty list if there is none.
 
+        Another version of Twinmesh may have written it: what it does not say counts as left alone.
+
         Raises:
             ValueError: there is no such file, or it holds no identity.
         """
@@ -66,9 +68,11 @@ class Identity:
         if not known:
             raise ValueError(f"{path} is missing or unreadable")
         now = json.loads(json.dumps(asdict(self)))
+        plain = json.loads(json.dumps(asdict(SamplingParams())))
         found = [f"another {name}" for name in ("model", "input") if then.get(name) != now[name]]
         for group in ("sampling", "engine"):
-            old, new = then.get(group, {}), now[group]
+            left_alone = plain if group == "sampling" else {}
+            old, new = {**left_alone, **then.get(group, {})}, {**left_alone, **now[group]}
             names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
             found += [f"{name}={old.get(name)!r} instead of {new.get(name)!r}" for name in names]
         return found

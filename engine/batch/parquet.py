@@ -1,22 +1,22 @@
 """Batch files in Parquet, through pyarrow, which the extra `parquet` installs: rows of requests in, of results out.
 
-A row of requests has the fields of a batch line as columns; a null is a field that is not there, a nested field may
-also be text that holds JSON, and what pandas makes of missing numbers is undone. A row of results has the columns of
+A row of requests has the fields of a batch line as columns, of whatever type says them (`parquet_values.py`); a null is
+a field that is not there, and a nested field may also be text that holds JSON. A row of results has the columns of
 `_COLUMNS`; `response` is the JSON of the output line's own, so that no result is lost in the change of format. Both
 ways stream; pyarrow is imported when it is needed.
 """
 
 import json
-import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .request_lines import WHOLE_NUMBERS
+from .line_fields import Unreadable, load_json
+from .parquet_values import Converter, converter
 from .result_lines import encode_line, line_number
 
 if TYPE_CHECKING:
@@ -67,9 +67,10 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str
     with _open(path) as file:
         names = [name for name in file.schema_arrow.names if columns is None or name in columns]
         names = [name for name in names if not _PANDAS_INDEX.fullmatch(name)]
+        converters = {name: converter(file.schema_arrow.field(name).type) for name in names}
         for batch in _batches(path, file, names):
             for row in batch.to_pylist() if names else [{}] * batch.num_rows:
-                yield _fields(row)
+                yield _fields(row, converters)
 
 
 def survey_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -81,7 +82,9 @@ def survey_rows(path: Path) -> Iterator[dict[str, Any]]:
         columns = file.schema_arrow.names
         for batch in _batches(path, file, columns):
             if "custom_id" in columns:
-                yield from ({"custom_id": name} for name in batch.column("custom_id").to_pylist())
+                convert = converter(file.schema_arrow.field("custom_id").type)
+                names = batch.column("custom_id").to_pylist()
+                yield from (_fields({"custom_id": name}, {"custom_id": convert}) for name in names)
             else:
                 yield from ({} for _ in range(batch.num_rows))
 
@@ -166,36 +169,32 @@ def _refused(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read as Parquet ({reason}): write it anew.") from None
 
 
-def _fields(row: dict[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = {name: _number(name, value) for name, value in _without_nulls(row).items()}
-    fields = {name: value for name, value in fields.items() if value is not None}
-    for name in _NESTED:
-        if isinstance(fields.get(name), str):
-            fields[name] = _json(fields[name])
+def _fields(row: Mapping[str, Any], converters: Mapping[str, Converter | None]) -> dict[str, Any]:
+    fields = {}
+    for name, value in row.items():
+        if value is None:
+            continue
+        convert = converters[name]
+        try:
+            plain = value if convert is None else convert(value)
+            plain = _nested(name, plain)
+        except ValueError as error:
+            plain = Unreadable(str(error))
+        if plain is not None:
+            fields[name] = plain
     return fields
 
 
-def _number(name: str, value: Any) -> Any:
-    """Restore a value of a column of whole numbers with gaps, which pandas stores as floats and NaN; None for a gap."""
-    if not isinstance(value, float):
-        return value
-    if math.isnan(value):
-        return None
-    return int(value) if name in WHOLE_NUMBERS and value.is_integer() else value
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _without_nulls(value: Any) -> Any:
-    """Remove null fields: in Parquet each row has all fields of a struct, and those that it lacks are null."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
-    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+def _nested(name: str, value: Any) -> Any:
+    """Parse a field that holds objects where it is text that holds JSON, in a body as well."""
+    if name in _NESTED and isinstance(value, str):
+        try:
+            value = load_json(value)
+        except json.JSONDecodeError:  # the line's own errors say what it should have been
+            return value
+    if name == "body" and isinstance(value, dict):
+        return {inner: _nested(inner, held) for inner, held in value.items()}
+    return value
 
 
 def _row(line: dict[str, Any]) -> dict[str, Any]:

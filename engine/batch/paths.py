@@ -10,12 +10,16 @@ from pathlib import Path
 from . import parquet
 from .files import is_inside, is_same, real_path, scratch_of
 
+STDOUT = "-"
+
 
 class Output:
     """The output of a run. `path` is where it is, with links followed; `str()` gives the name that the caller wrote."""
 
     def __init__(self, target: str | Path) -> None:
-        self._shown, self.path = Path(target), real_path(target)
+        self._is_stdout = target == STDOUT
+        self._shown = Path(os.path.expanduser(target))
+        self.path = real_path(self._shown)
         # A link's own name says what it is, not that of its target.
         self.is_parquet = parquet.is_parquet(target)
         self.sidecar = _beside(self.path, ".run")
@@ -43,6 +47,11 @@ class Output:
             ValueError: it is not a regular file, its directory does not exist, it cannot be written, or pyarrow is
                 missing.
         """
+        if self._is_stdout:
+            raise ValueError(
+                "The output '-' would be stdout, which does not keep what a run goes on from: give a file, or './-' "
+                "for one of that name."
+            )
         if self.is_parquet:
             parquet.require_pyarrow(self._shown)
         target = self._shown

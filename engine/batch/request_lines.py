@@ -2,22 +2,22 @@
 
 A line is an OpenAI batch line (`custom_id`, `method`, `url`, `body`) or a plain object whose fields are those of a
 body (`prompt` or `messages`, with optional `custom_id`). A field that would change the result and is not implemented
-is refused, never ignored. Pure functions of bytes and values: no files, no engine, no JAX here.
+is refused, never ignored; a null is a field that is not there (`plain_fields.py`). Pure functions of bytes and values:
+no files, no engine, no JAX here.
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import Any, Literal
 
 from ..api.sampling_params import SamplingParams
+from .line_fields import Line, check_readable, kind_of, line_fields
+from .plain_fields import plain_fields
 
 type Message = dict[str, Any]
 type Tool = dict[str, Any]
-# A request as it is read: a line of JSON, or fields that come from elsewhere.
-type Line = bytes | Mapping[str, Any]
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT: Endpoint = "/v1/chat/completions"
 COMPLETIONS: Endpoint = "/v1/completions"
@@ -39,7 +39,6 @@ _WITHOUT_EFFECT = frozenset(
     }
 )
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
-WHOLE_NUMBERS = frozenset({"n", "best_of", "top_k", "seed", "max_tokens", "max_completion_tokens", "min_tokens"})
 _KNOWN = frozenset({"custom_id", "max_completion_tokens", "best_of"}) | _SAMPLING | _WITHOUT_EFFECT
 # Fields that are not implemented, each with the values that ask for nothing; null always asks for nothing.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
@@ -92,9 +91,11 @@ def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
     """
     custom_id = None
     try:
-        fields = _load(text) if isinstance(text, bytes) else dict(text)
+        fields = line_fields(text)
         custom_id = _custom_id(fields)
+        check_readable(fields)
         body, endpoint = _open_envelope(fields)
+        body = plain_fields(body)
         _check_fields(body, endpoint)
         messages, prompt = (_messages(body), None) if endpoint == CHAT else (None, _prompt(body))
         tools = _tools(body) if endpoint == CHAT else None
@@ -118,7 +119,7 @@ def read_custom_id(text: Line, line: int) -> str:
     if isinstance(text, bytes) and b"custom_id" not in text and b"\\u" not in text:
         return default_id(line)
     try:
-        return _custom_id(_load(text) if isinstance(text, bytes) else dict(text)) or default_id(line)
+        return _custom_id(line_fields(text)) or default_id(line)
     except ValueError:
         return default_id(line)
 
@@ -129,30 +130,6 @@ def line_seed(seed: int | None, line: int) -> int:
     Their sum would not do: completion i of a line draws with the line's seed + i, which would be a later line's seed.
     """
     return int.from_bytes(blake2b(f"{seed or 0}:{line}".encode(), digest_size=4).digest())
-
-
-def _load(text: bytes) -> dict[str, Any]:
-    try:
-        fields = _DECODER.decode(text.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError("this is not UTF-8 text: save the file as UTF-8.") from None
-    except RecursionError:
-        raise ValueError("this JSON is nested too deeply: put one flat request on each line.") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f'this is {_kind(fields)}, not a JSON object: write for example {{"prompt": "Hello"}}.')
-    return fields
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dict of a JSON object's pairs; ValueError if a key comes twice, which Python alone would accept."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {name!r} is there twice in one object: keep one of them.")
-    return fields
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _custom_id(fields: dict[str, Any]) -> str | None:
@@ -175,7 +152,7 @@ def _open_envelope(fields: dict[str, Any]) -> tuple[dict[str, Any], Endpoint]:
     if url not in (CHAT, COMPLETIONS):
         raise ValueError(f"url={url!r} is not served: it must be {CHAT!r} or {COMPLETIONS!r}.")
     if not isinstance(body, dict):
-        raise ValueError(f"'body' is {_kind(body)}, not a JSON object: put the request's fields in it.")
+        raise ValueError(f"'body' is {kind_of(body)}, not a JSON object: put the request's fields in it.")
     return body, CHAT if url == CHAT else COMPLETIONS
 
 
@@ -199,7 +176,7 @@ def _messages(body: dict[str, Any]) -> list[Message]:
         raise ValueError('there are no messages: write "messages": [{"role": "user", "content": "Hello"}].')
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise ValueError(f"message {index} is {_kind(message)}, not an object with 'role' and 'content'.")
+            raise ValueError(f"message {index} is {kind_of(message)}, not an object with 'role' and 'content'.")
     return [_message(index, message) for index, message in enumerate(messages)]
 
 
@@ -279,8 +256,3 @@ def _biases(given: object) -> object:
 
 def _listing() -> str:
     return ", ".join(sorted(_SAMPLING))
-
-
-def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "missing"}
-    return kinds.get(type(value), "a number")

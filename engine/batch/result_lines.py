@@ -14,13 +14,19 @@ from .request_lines import BatchLineError, BatchRequest
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
-def success_line(request: BatchRequest, output: RequestOutput, *, model: str, created: int) -> dict[str, Any]:
-    """Return the output line of a request that ran, as OpenAI writes it. `created` is in seconds since 1970."""
+def success_line(
+    request: BatchRequest, output: RequestOutput, *, model: str, created: int, unique: str
+) -> dict[str, Any]:
+    """Return the output line of a request that ran, as OpenAI writes it.
+
+    `created` is in seconds since 1970. `unique` becomes part of the response's ids: no other response of any run may
+    have it, because results of several runs are put into one table.
+    """
     is_chat = request.messages is not None
     prompt_tokens = len(output.prompt_token_ids)
     completion_tokens = sum(len(completion.token_ids) for completion in output.outputs)
     body = {
-        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{output.request_id}",
+        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{unique}",
         "object": "chat.completion" if is_chat else "text_completion",
         "created": created,
         "model": request.model or model,
@@ -34,7 +40,7 @@ def success_line(request: BatchRequest, output: RequestOutput, *, model: str, cr
     return {
         "id": _line_id(request.line),
         "custom_id": request.custom_id,
-        "response": {"status_code": 200, "request_id": output.request_id, "body": body},
+        "response": {"status_code": 200, "request_id": f"req_{unique}", "body": body},
         "error": None,
     }
 

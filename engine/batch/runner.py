@@ -7,14 +7,16 @@ failed gives back is not a result, and is not written. Not here: comparing the r
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
+from uuid import uuid4
 
 from tqdm import tqdm
 
 from ..api.outputs import RequestOutput
 from ..api.sampling_params import SamplingParams
 from .journal import Journal, Kept
+from .line_fields import Line
 from .order import LOOK_AHEAD, Prepared, arrange
-from .request_lines import BatchLineError, BatchRequest, Line, parse_line
+from .request_lines import BatchLineError, BatchRequest, parse_line
 from .result_lines import encode_line, error_line, success_line
 from .source import Source, Survey
 from .summary import BatchResult
@@ -145,7 +147,9 @@ class BatchRun:
             why = output.error or "the request was aborted."
             self._write_error(BatchLineError("request_failed", request.line, request.custom_id, why))
             return
-        self._write(success_line(request, output, model=self._model, created=int(time.time())))
+        # The engine's own names of requests begin anew with every engine.
+        line = success_line(request, output, model=self._model, created=int(time.time()), unique=uuid4().hex)
+        self._write(line)
         self.result.add(request, output, self._keep)
 
     def _write_error(self, error: BatchLineError) -> None:

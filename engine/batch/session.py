@@ -80,7 +80,7 @@ class Batch:
                 be resumed.
             target: the file of results, in the format that its name says. What the same run has finished before is
                 kept. `TARGET.run` beside it remembers which run it is, and Parquet's results are in `TARGET.jsonl`
-                until the last is there.
+                until the last is there. In both paths "~" is the user's home.
             model: what the engine was, or will be, made of: a name or a path, as `LLM` takes it.
             defaults: sampling parameters for what a line does not set; None: `SamplingParams()`.
             engine: what else decides the results and must not change, such as {"dtype": "bfloat16"}.

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from . import parquet
-from .request_lines import Line, read_custom_id
+from .line_fields import Line
+from .request_lines import read_custom_id
 
 STDIN = "-"
 _BLOCK_BYTES = 1 << 16
@@ -72,7 +73,7 @@ class Source:
         if name == STDIN:
             _check_stdin()
             return cls(None)
-        path = Path(name)
+        path = Path(os.path.expanduser(name))
         try:
             if path.exists() and not path.is_file():
                 raise ValueError(

@@ -10,7 +10,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -94,6 +94,7 @@ class EngineCore:
         clock: Callable[[], float],
         compilations: Compilations,
         log: DecisionLog | None = None,
+        settings: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Start the dispatching thread.
 
@@ -103,10 +104,11 @@ class EngineCore:
             clock: gives seconds.
             compilations: closed with the engine.
             log: what the scheduler writes, if anything; closed with the engine.
+            settings: what the dispatching thread runs in.
         """
         self.clock = clock
         self.ids = itertools.count()  # of requests: `next` gives one that no other request of this engine has
-        self._scheduler, self._decision_log = scheduler, log
+        self._scheduler, self._decision_log, self._settings = scheduler, log, settings
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._executor = make_executor(self._inbox.put)
         self._running: dict[int, RunningRequest] = {}
@@ -224,8 +226,9 @@ class EngineCore:
 
     def _run(self) -> None:
         try:
-            while self._turn():
-                pass
+            with self._settings():
+                while self._turn():
+                    pass
             self._stop("abort", "the engine is closed: make a new LLM.")
         except Exception as error:
             self._stop("error", f"the engine stopped after an internal failure ({describe(error)}): make a new LLM.")

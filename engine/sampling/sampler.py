@@ -194,9 +194,10 @@ def _uniform(seed: Array, position: Array) -> Array:
     """Draw one number in [0, 1) per row, [R] float32, a function of the row's (seed, position) alone."""
 
     def one(seed: Array, position: Array) -> Array:
-        return jax.random.uniform(
-            jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), position), dtype=jnp.float32
-        )
+        # The data of `jax.random.key(seed)`, to which a setting of the process may add an offset.
+        words = jnp.stack([jnp.zeros_like(seed, jnp.uint32), seed.astype(jnp.uint32)])
+        key = jax.random.wrap_key_data(words, impl="threefry2x32")
+        return jax.random.uniform(jax.random.fold_in(key, position), dtype=jnp.float32)
 
     return jax.vmap(one)(seed, position)
 

@@ -13,6 +13,7 @@ Tokens and results are not in the log, and requests that are running when an eng
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike, fspath
+from os.path import expanduser
 from typing import IO, Any
 
 import msgspec
@@ -141,7 +142,7 @@ def opened(source: str | PathLike[str] | IO[str]) -> Iterator[tuple[str, Iterato
     """Open a log; yield its name, for messages, and its lines."""
     if isinstance(source, str | PathLike):
         # A byte that is no text makes its line unreadable, not the file.
-        with open(source, encoding="utf-8", errors="replace") as file:
+        with open(expanduser(source), encoding="utf-8", errors="replace") as file:
             yield fspath(source), file
     else:
         yield str(getattr(source, "name", "the log")), iter(source)

@@ -15,6 +15,8 @@ from ...models.decoder import ParamSpec
 from ..topology import Topology, TopologyError
 
 AXIS = "tp"
+# The fewest and the most CPU devices that a process gets where its topology needs no more.
+_FEWEST, _MOST = 2, 8
 _SPLIT = frozenset({"vocab", "q_heads", "kv_heads", "mlp"})
 
 
@@ -27,11 +29,12 @@ def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None
             several meshes on one GPU. None: all of JAX's devices, of which as many as needed are created on a CPU.
 
     Raises:
-        TopologyError: too few devices, a list of another length, or one that puts a device into one mesh twice.
+        TopologyError: JAX has no devices, or too few; a list of another length, or one that puts a device into one mesh
+            twice.
     """
     if devices is None:
         _request_cpu_devices(topology.num_devices)
-        devices = jax.devices()
+        devices = find_devices()
         if len(devices) < topology.num_devices:
             raise TopologyError(_too_few(topology, devices))
     elif len(devices) != topology.num_devices:
@@ -49,14 +52,49 @@ def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None
     return meshes
 
 
+def find_devices() -> list[jax.Device]:
+    """Return the devices that JAX uses in this process.
+
+    Raises:
+        TopologyError: it cannot use the platform that it was told to.
+    """
+    try:
+        return list(jax.devices())
+    except Exception as error:  # RuntimeError with a reason, or AssertionError without one
+        raise TopologyError(_no_devices(error)) from error
+
+
+def _no_devices(error: Exception) -> str:
+    """Say what was asked for, what JAX says, and what to do."""
+    names = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
+    asked = {name: os.environ[name] for name in names if os.environ.get(name)}
+    platform = jax.config.jax_platforms
+    if not asked and platform:
+        asked = {"jax_platforms": platform}
+    reason = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+    said = f" ({reason})" if reason else ""
+    if not asked:
+        return f"JAX finds no device to run on{said}: set JAX_PLATFORMS=cpu to run on the CPU."
+    shown = " and ".join(f"{name}={value}" for name, value in asked.items())
+    return (
+        f"JAX cannot use the devices that {shown} asks for{said}: install their plugin, such as twinmesh[cuda12], and "
+        "see that their driver runs; or set JAX_PLATFORMS=cpu to run on the CPU."
+    )
+
+
 def _request_cpu_devices(count: int) -> None:
-    """Ask JAX for CPU devices; it refuses once a backend exists, and then the devices that exist must suffice."""
+    """Ask JAX for CPU devices; it refuses once a backend exists, and then the devices that exist must suffice.
+
+    JAX keys compiled programs by the number of devices. One number for all topologies of a few devices lets them find
+    each other's; no more than cores, because XLA has a thread for each.
+    """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    current = jax.config.jax_num_cpu_devices
+    current = jax.config.jax_num_cpu_devices  # -1: nobody has chosen
+    usual = min(max(os.cpu_count() or 1, _FEWEST), _MOST)
     if current < count:
         try:
-            jax.config.update("jax_num_cpu_devices", count)
+            jax.config.update("jax_num_cpu_devices", max(count, usual) if current < 1 else count)
         except RuntimeError:
             return
 

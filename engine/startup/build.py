@@ -32,13 +32,14 @@ from ..scheduler.scheduler import Scheduler
 from ..sharding.mesh import build_meshes
 from ..sharding.tensor_parallel import check_tp, model_on
 from ..sharding.weights import Params, load_weights
+from ..worker.jax_settings import own_settings
 from ..worker.kv_cache import abstract_state, groups
 from ..worker.local_executor import LocalExecutor
 from ..worker.mesh_worker import MeshWorker
 from ..worker.programs import MeshPlan, compile_programs
 from .compilation import CompileCounter, use_cache
 from .decision_file import check_log, open_log
-from .dtype import choose_dtype, parse_dtype
+from .dtype import choose_dtype, parse_dtype, read_cpu_flags
 from .links import time_links, warn_if_staged
 from .memory import longest_that_fits, memory_for_kv, page_bytes, pool_that_fits, request_bytes, state_bytes
 
@@ -83,6 +84,16 @@ def start_core(
 ) -> tuple[EngineCore, EngineConfig]:
     """Start an engine without files: `stored` is the checkpoint's own dtype, and `load` gives the parameters for each
     mesh in the dtype that was chosen. `options.model` is not read. Raises as `start_engine` does."""
+    with own_settings():
+        return _start_core(model, stored, load, options)
+
+
+def _start_core(
+    model: ModelConfig,
+    stored: DTypeLike,
+    load: Callable[[jnp.dtype, Sequence[Mesh]], list[Params]],
+    options: EngineOptions,
+) -> tuple[EngineCore, EngineConfig]:
     for spec in dict.fromkeys(options.parsed_topology.meshes):
         check_tp(model, spec)
     config = _engine_config(options, model)
@@ -95,6 +106,7 @@ def start_core(
         model,
         stored,
         platform=meshes[0].devices.flat[0].platform,
+        cpu_flags=read_cpu_flags(),
         max_num_seqs=options.max_num_seqs,
         deterministic=options.deterministic,
     )
@@ -132,7 +144,7 @@ def _run(
         scheduler = Scheduler(config, pools, policy) if log is None else RecordingScheduler(config, pools, log, policy)
         compilations = CompileCounter()
         opened.callback(compilations.close)
-        core = EngineCore(scheduler, make_executor, time.monotonic, compilations, log)
+        core = EngineCore(scheduler, make_executor, time.monotonic, compilations, log, own_settings)
         opened.pop_all()  # the engine closes them from here on
         return core
 

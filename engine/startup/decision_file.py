@@ -4,6 +4,7 @@ A path that cannot be written shows before minutes of loading; what an earlier r
 engine is about to run. What is in a log is `decision_log.py`'s business.
 """
 
+import os
 from pathlib import Path
 
 from ..scheduler.decision_log import DecisionLog
@@ -18,7 +19,7 @@ def check_log(path: str | Path | None) -> None:
     if path is None:
         return
     try:
-        place = Path(path)
+        place = _place(path)
         if not place.exists():
             place.open("xb").close()
             place.unlink()
@@ -31,9 +32,13 @@ def check_log(path: str | Path | None) -> None:
 def open_log(path: str | Path) -> DecisionLog:
     """Open the log, overwriting what is there; raises as `check_log` does."""
     try:
-        return DecisionLog(path)
+        return DecisionLog(_place(path))
     except OSError as error:
         raise _refusal(path, error) from None
+
+
+def _place(path: str | Path) -> Path:
+    return Path(os.path.expanduser(path))
 
 
 def _refusal(path: str | Path, error: OSError) -> ValueError:

@@ -1,13 +1,14 @@
 """Which dtype a model runs in: weights, activations and KV alike; norms and softmax are float32 always.
 
-On GPUs the checkpoint decides, on CPUs the speed of matrix products, which differs from one to the next: for 64 rows
-bfloat16 is 1.9 times as fast as float32 on one and 0.8 times on another (docs/decisions). So it is measured.
+Invariant: the choice is a pure function of what is stored, the model's family, the platform, the CPU's instruction
+sets, the rows of a decode step and deterministic mode, so that every start on a machine makes the same one: another
+dtype means other tokens and other programs. Nothing is timed; `twinmesh bench dtype` does that.
 """
 
-import functools
-import time
+import re
+from collections.abc import Set
+from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -16,10 +17,13 @@ from ..config import DTYPES
 
 AUTO = "auto"
 # XLA CPU multiplies one 16-bit row many times slower than eight, and decode steps are padded to eight (`build.py`).
-_FEWEST_ROWS_FOR_16_BITS = 8
-# Far from 1, so that noise does not make two starts on one machine choose differently.
-_WORTH_IT = 1.4
-_SIDE, _TRIALS = 2048, 10
+FEWEST_ROWS_FOR_16_BITS = 8
+# By instruction set: flags that a CPU has, flags that it lacks, and the dtype that is faster there for batches. The
+# first row that fits counts; the table with its measurements is in docs/guides/reproducibility.md.
+CPU_TABLE: tuple[tuple[Set[str], Set[str], str], ...] = (
+    (frozenset({"avx512_bf16"}), frozenset({"avx512_fp16"}), "bfloat16"),
+    (frozenset(), frozenset(), "float32"),
+)
 
 
 def parse_dtype(asked: DTypeLike) -> jnp.dtype | None:
@@ -40,18 +44,27 @@ def parse_dtype(asked: DTypeLike) -> jnp.dtype | None:
 
 
 def choose_dtype(
-    asked: DTypeLike, model: ModelConfig, stored: DTypeLike, *, platform: str, max_num_seqs: int, deterministic: bool
+    asked: DTypeLike,
+    model: ModelConfig,
+    stored: DTypeLike,
+    *,
+    platform: str,
+    cpu_flags: Set[str],
+    max_num_seqs: int,
+    deterministic: bool,
 ) -> jnp.dtype:
     """Choose the dtype that was asked for, or the one that suits.
 
     Args:
         asked: one of `DTYPES`, or "auto": on a GPU the checkpoint's own if that has 16 bits, else bfloat16; on a CPU
-            float32, or bfloat16 where it is clearly faster for `max_num_seqs` rows and nothing has to be repeatable.
+            what `CPU_TABLE` says for steps of at least `FEWEST_ROWS_FOR_16_BITS` rows where nothing has to be
+            repeatable, else float32, whatever is stored.
         model: some do not fit float16.
         stored: the checkpoint's own dtype.
         platform: JAX's name of the devices' platform.
+        cpu_flags: the CPU's, as `read_cpu_flags` gives them.
         max_num_seqs: requests that a mesh holds at once.
-        deterministic: whether the same tokens are expected at the next start.
+        deterministic: whether the same tokens are expected however requests are scheduled.
 
     Raises:
         ValueError: an unknown dtype, or float16 where the model overflows in it.
@@ -62,28 +75,21 @@ def choose_dtype(
     if parsed is not None:
         return parsed
     if platform == "cpu":
-        is_batch = max_num_seqs >= _FEWEST_ROWS_FOR_16_BITS and not deterministic
-        return jnp.dtype(jnp.bfloat16 if is_batch and speed_of_bfloat16(max_num_seqs) > _WORTH_IT else jnp.float32)
+        is_batch = max_num_seqs >= FEWEST_ROWS_FOR_16_BITS and not deterministic
+        return jnp.dtype(fastest_on_cpu(cpu_flags) if is_batch else jnp.float32)
     is_half = jnp.dtype(stored) == jnp.float16 and model.fits_float16
     return jnp.dtype(jnp.float16 if is_half else jnp.bfloat16)
 
 
-@functools.cache
-def speed_of_bfloat16(rows: int) -> float:
-    """Measure how many times as fast as in float32 this machine multiplies so many rows by a matrix in bfloat16.
-
-    Both alternate, and the best of each counts; it takes a fraction of a second, once per process.
-    """
-    product = jax.jit(jnp.matmul)
-    operands = [
-        (jnp.ones((rows, _SIDE), dtype), jnp.ones((_SIDE, _SIDE), dtype)) for dtype in (jnp.float32, jnp.bfloat16)
-    ]
-    rounds = [[_seconds(product, *pair) for pair in operands] for _ in range(_TRIALS + 1)]
-    full, half = (min(times) for times in zip(*rounds[1:], strict=True))  # the first round compiles
-    return float(full / half)
+def fastest_on_cpu(flags: Set[str]) -> str:
+    """Look the faster dtype of batches up in `CPU_TABLE`."""
+    return next(dtype for has, lacks, dtype in CPU_TABLE if has <= flags and not lacks & flags)
 
 
-def _seconds(product: jax.stages.Wrapped, x: jax.Array, y: jax.Array) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(product(x, y))
-    return time.perf_counter() - start
+def read_cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return the instruction sets of this machine's CPU by Linux's names; none where the system does not say."""
+    try:
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", path.read_text(), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        found = None
+    return frozenset(found[1].split() if found else ())

@@ -27,6 +27,7 @@ from ..sampling.sampler import Sampled
 from ..sharding.mesh import param_sharding, replicate_logits, replicated
 from ..sharding.weights import Params
 from ..topology import MeshSpec
+from .jax_settings import own_settings
 from .kv_cache import DeviceState, copy_page
 from .kv_transfer import Staging, abstract_staging, gather, scatter, staged_pages
 from .kv_transfer import plan as plan_route
@@ -104,7 +105,8 @@ def compile_program(plan: MeshPlan, kind: str, *size: int) -> Compiled:
     `kind` is the name of a field of `Programs`, and `size` that field's key, for instance ("prefill", tokens) or
     ("decode", rows, steps); without `size` the field is one program.
     """
-    return _COMPILERS[kind](plan, *size)
+    with own_settings():
+        return _COMPILERS[kind](plan, *size)
 
 
 def _add(plan: MeshPlan, programs: Programs, kind: str, size: Sequence[int]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from ..threads import EngineThread
+from .jax_settings import own_settings
 
 
 class Waiter:
@@ -32,6 +33,10 @@ class Waiter:
         self.thread.join()
 
     def _run(self) -> None:
+        with own_settings():
+            self._wait()
+
+    def _wait(self) -> None:
         while (item := self._queue.get()) is not None:
             arrays, ready, failed = item
             try:

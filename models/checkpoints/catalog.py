@@ -97,15 +97,16 @@ def resolve_model(name_or_path: str | Path, cache: Path | None = None) -> Path:
     """Find the file or directory that a model argument means; download a model of the hub that is not in its cache.
 
     Args:
-        name_or_path: a name of `CATALOG`; a path, which is returned unchanged (`./smollm2` is a path); or a hub id such
-            as `org/name` (see `hub.py`). A file or directory of that name takes precedence over the hub.
+        name_or_path: a name of `CATALOG`; a path, which is returned as it is (`./smollm2` is a path), but for a "~"
+            at its start, which is the user's home; or a hub id such as `org/name` (see `hub.py`). A file or directory
+            of that name takes precedence over the hub.
         cache: searched for catalogue models; `cache_directory()` by default.
 
     Raises:
         CheckpointError: a catalogue model that was not fetched or is damaged, a word that is neither a model's name
             nor a file, a name that no file can have, or a hub model that cannot be fetched.
     """
-    path = Path(name_or_path)
+    path = Path(os.path.expanduser(name_or_path))
     if not isinstance(name_or_path, str):
         return path
     if (known := CATALOG.get(name_or_path)) is not None:

@@ -13,7 +13,7 @@ from .hugging_face import CONFIG, HuggingFaceCheckpoint, refuse_pickles
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a model's files and check their structure; no tensor is read yet.
+    """Open a model's files and check their structure; no tensor is read yet. In `path` "~" is the user's home.
 
     A file is opened as GGUF. A directory is an Orbax checkpoint if it holds twinmesh.json, and in Hugging Face's format
     if it holds config.json.
@@ -22,7 +22,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: no such file, a directory or file of another kind, truncated or damaged, an architecture or
             feature that is not implemented, or tensors that are missing, superfluous or of another shape.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not os.path.isdir(path):  # unlike Path.is_dir, it takes names of any length
         if path.suffix == ".safetensors":
             raise CheckpointError(f"{path} holds tensors only: name the directory with its config.json and tokenizer.")

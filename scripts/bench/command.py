@@ -1,11 +1,14 @@
 """`twinmesh bench NAME`: the measurements behind docs/performance.md, each a script of its own beside this file."""
 
 import argparse
+import os
 from importlib import import_module
 
 BENCHMARKS = {
     "before": "speed beside an earlier checkout, in alternating processes",
     "attention": "attention, append and sampling alone, a layer at a time",
+    "cache": "programs that a start finds compiled after starts with other topologies",
+    "dtype": 'products in float32 and bfloat16, which the choice of dtype="auto" rests on',
     "generate": "tokens per second of whole batches, by topology and number of requests",
     "handoff": "what handing KV over costs, by prompt length, against a plain copy",
     "host": "what the dispatching thread spends on a step",
@@ -30,5 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the measurement and return the exit code."""
     module = import_module(f"twinmesh.scripts.bench.{args.name}")  # imports JAX
-    code: int = module.main(args.arguments)
+    code: int = module.main([_at_home(argument) for argument in args.arguments])
     return code
+
+
+def _at_home(argument: str) -> str:
+    """Put the user's home for "~" where no shell does, as in --json=~/x."""
+    flag, equals, value = argument.partition("=")
+    return (
+        flag + equals + os.path.expanduser(value) if equals and flag.startswith("--") else os.path.expanduser(argument)
+    )

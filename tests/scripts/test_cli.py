@@ -204,3 +204,10 @@ def test_a_bug_is_called_one_in_a_sentence_without_a_traceback(monkeypatch, caps
     said = capsys.readouterr().err
     assert "internal failure, RuntimeError: surprise" in said
     assert "Traceback" not in said
+
+
+def test_the_package_is_the_command_as_well(tmp_path):
+    done = python("-m", "twinmesh", "--version", cwd=tmp_path)
+    assert done.stdout == f"twinmesh {twinmesh.__version__}\n", done.stderr
+    done = python("-m", "twinmesh", "generate", "--model", "m", "--prompt", "", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -459,3 +459,12 @@ def test_prompt_tokens_are_named_with_their_spaces(spm, core):
     core.send(stream.request_id, finish_reason="length")
     named = [at[token].decoded_token for at, token in zip(stream.result().prompt_logprobs[1:], prompt[1:], strict=True)]
     assert "".join(named) == " a b"
+
+
+@pytest.mark.parametrize("kind", [LLM, AsyncLLM])
+def test_the_tokenizer_is_handed_out_by_vllms_name(kind, core):
+    owner = make_fake(kind, core)
+    assert owner.get_tokenizer() is owner.tokenizer
+    ids = owner.get_tokenizer().encode("the sea")
+    assert owner.get_tokenizer().decode(ids) == "the sea"
+    assert owner.check_prompt("the sea").token_ids == ids

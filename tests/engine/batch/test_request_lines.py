@@ -59,7 +59,7 @@ def test_answers_that_were_copied_from_a_response_are_messages_without_what_hold
     empty = {"annotations": [], "refusal": None, "tool_calls": [], "function_call": None, "audio": None}
     answer = {"role": "assistant", "content": "4", "reasoning_content": "2 and 2"}
     messages = [{"role": "user", "content": "2+2?"}, {**answer, **empty}, {"role": "assistant", "content": None}]
-    assert parsed({"messages": messages}).messages == [messages[0], answer, messages[2]]
+    assert parsed({"messages": messages}).messages == [messages[0], answer, {"role": "assistant"}]
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,32 @@ def test_what_cannot_be_run_as_asked_is_refused_by_name(fields, says):
     assert str(caught.value).startswith("line 7: ")
     assert says in str(caught.value)
     assert caught.value.code == "invalid_request"
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("text", "column"),
+    [
+        (BOM + b'{"prompt": "a"}', 1),
+        (BOM, 1),
+        (BOM + b'{"custom_id": "a", "prompt": "b"}', 1),
+        (b'{"prompt": "a"}' + BOM + b'{"prompt": "b"}', 16),
+        (b'{"prompt": "a"} ' + BOM, 17),
+        (b'{"prompt":' + BOM + b'"a"}', 11),
+    ],
+)
+def test_a_byte_order_mark_on_a_later_line_is_named(text, column):
+    says = f"line 2: a byte order mark (EF BB BF) stands at column {column}, as where files were joined: remove it, and"
+    with pytest.raises(BatchLineError) as refused:
+        parse_line(text, 2, DEFAULTS)
+    assert str(refused.value).startswith(says)
+    assert read_custom_id(text, 2) == refused.value.custom_id == "line-2"
+
+
+def test_the_sign_of_a_byte_order_mark_in_a_text_is_a_character_like_others():
+    assert parsed({"prompt": "\ufeffa\ufeff"}).prompt == "\ufeffa\ufeff"
 
 
 @pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b"[" * 100_000])

@@ -1,0 +1,8 @@
+"""`python -m twinmesh`: the command `twinmesh`, for where it is not on the path."""
+
+import sys
+
+from .scripts.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

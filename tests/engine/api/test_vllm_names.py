@@ -1,0 +1,109 @@
+"""What vLLM has and Twinmesh lacks is named, with what to use instead."""
+
+import inspect
+import re
+from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
+
+import pytest
+import twinmesh
+from helpers.fake_core import FakeCore, make_fake
+from twinmesh import LLM, AsyncLLM, SamplingParams
+from twinmesh.engine.api.vllm_names import ENGINE, GENERATE, SAMPLING, as_table
+from twinmesh.engine.options import documentation
+from twinmesh.scripts.cli import main
+
+PRIVATE = re.compile(r"__\w+__|EngineOptions|BaseLLM")
+
+
+@pytest.mark.parametrize("engine", [LLM, AsyncLLM])
+@pytest.mark.parametrize("name", ENGINE)
+def test_an_option_of_vllm_is_named_with_what_to_use_instead(engine, name):
+    with pytest.raises(TypeError) as refused:
+        engine("m", **{name: 1})
+    said = str(refused.value)
+    assert said == f"{engine.__name__} has no option {name}, which vLLM has: {ENGINE[name]}."
+    assert not PRIVATE.search(said)
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_a_sampling_parameter_of_vllm_is_named_with_what_to_use_instead(name):
+    with pytest.raises(TypeError) as refused:
+        SamplingParams(**{name: 1})
+    assert str(refused.value) == f"SamplingParams has no argument {name}, which vLLM has: {SAMPLING[name]}."
+
+
+@pytest.mark.parametrize(
+    "call", [(LLM, "generate"), (LLM, "chat"), (AsyncLLM, "generate")], ids=lambda call: f"{call[0].__name__}.{call[1]}"
+)
+@pytest.mark.parametrize(
+    "name", ["lora_request", "priority", "tokenization_kwargs", "prompt_token_ids", "trace_headers"]
+)
+def test_an_argument_of_vllm_is_named_with_what_to_use_instead(call, name):
+    engine, method = call
+    with pytest.raises(TypeError) as refused:
+        getattr(make_fake(engine, FakeCore()), method)("a", **{name: 1})
+    said = str(refused.value)
+    assert said == f"{engine.__name__}.{method} has no argument {name}, which vLLM has: {GENERATE[name]}."
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (
+            lambda: SamplingParams(temprature=1),
+            "SamplingParams has no argument temprature: the nearest is temperature.",
+        ),
+        (lambda: SamplingParams(zzz=1), "SamplingParams has no argument zzz: help(SamplingParams) lists them."),
+        (lambda: replace(SamplingParams(), max_token=1), "has no argument max_token: the nearest is max_tokens."),
+        (lambda: LLM("m", max_num_seq=1), "LLM has no option max_num_seq: the nearest is max_num_seqs."),
+        (
+            lambda: make_fake(LLM, FakeCore()).generate("a", sampling_param=None),
+            "LLM.generate has no argument sampling_param: the nearest is sampling_params.",
+        ),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_refused_with_the_right_one(make, says):
+    with pytest.raises(TypeError) as refused:
+        make()
+    assert says in str(refused.value)
+
+
+def test_what_there_is_is_in_no_table():
+    assert not ENGINE.keys() & documentation().keys()
+    assert not SAMPLING.keys() & {field.name for field in fields(SamplingParams)}
+    for method in (LLM.generate, LLM.chat, AsyncLLM.generate):
+        assert not GENERATE.keys() & inspect.signature(method).parameters.keys()
+
+
+@pytest.mark.parametrize("instead", sorted({*ENGINE.values(), *SAMPLING.values(), *GENERATE.values()}))
+def test_every_advice_is_part_of_a_sentence(instead):
+    assert not instead.endswith(".")
+    assert instead[0].islower()
+
+
+def test_signatures_are_as_they_were():
+    assert list(inspect.signature(SamplingParams).parameters) == [field.name for field in fields(SamplingParams)]
+    assert list(inspect.signature(LLM.generate).parameters)[:3] == ["self", "prompts", "sampling_params"]
+    assert LLM.generate.__doc__.startswith("Complete prompts")
+    with pytest.raises(FrozenInstanceError):
+        SamplingParams().n = 2
+
+
+@pytest.mark.parametrize("flag", ["--tensor-parallel-size", "--gpu-memory-utilization=0.9", "--enforce-eager"])
+@pytest.mark.parametrize("command", [["generate", "--prompt", "a"], ["batch", "--input", "i", "--output", "o"]])
+def test_an_argument_of_vllms_command_is_named_as_well(command, flag, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--model", "m", flag])
+    name = flag.partition("=")[0]
+    assert stop.value.code == 2
+    instead = ENGINE[name[2:].replace("-", "_")]
+    assert f"there is no argument {name}, which vLLM has: {instead}. " in capsys.readouterr().err
+
+
+def test_the_guide_shows_the_tables():
+    page = (Path(twinmesh.__file__).parent / "docs" / "guides" / "coming-from-vllm.md").read_text()
+    assert "{{ vllm }}" in page
+    assert all(
+        f"| `{name}` | {instead} |" in as_table() for name, instead in {**ENGINE, **SAMPLING, **GENERATE}.items()
+    )
