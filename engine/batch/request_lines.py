@@ -8,9 +8,9 @@ is refused, never ignored. Pure functions of bytes and values: no files, no engi
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 from ..api.sampling_params import SamplingParams
 
@@ -38,7 +38,12 @@ _WITHOUT_EFFECT = frozenset(
         "stream_options",
     }
 )
-_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+# Fields of a message; in which form they reach the chat template, and what is refused, `models/text` says.
+_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content", "thinking")
+_OF_RESPONSES = ("refusal", "annotations", "audio", "function_call")
+# How a conversation becomes a prompt, as vLLM's server takes it.
+_RENDERING = ("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
+_OF_CHATS = frozenset({"tools", *_RENDERING})
 WHOLE_NUMBERS = frozenset({"n", "best_of", "top_k", "seed", "max_tokens", "max_completion_tokens", "min_tokens"})
 _KNOWN = frozenset({"custom_id", "max_completion_tokens", "best_of"}) | _SAMPLING | _WITHOUT_EFFECT
 # Fields that are not implemented, each with the values that ask for nothing; null always asks for nothing.
@@ -55,6 +60,15 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 }
 
 
+class Rendering(TypedDict, total=False):
+    """Arguments of `LLM.chat_prompt`."""
+
+    add_generation_prompt: bool
+    continue_final_message: bool
+    chat_template: str
+    chat_template_kwargs: dict[str, Any]
+
+
 class BatchLineError(ValueError):
     """A line that cannot be run. `code` is for programs; the message is one sentence that names the line."""
 
@@ -69,7 +83,8 @@ class BatchLineError(ValueError):
 @dataclass(frozen=True)
 class BatchRequest:
     """One line that can be run: `messages`, a conversation, or `prompt`, text or token ids; the other is None. `tools`:
-    JSON schemas of the functions that the model may call in a conversation; None: none.
+    JSON schemas of the functions that the model may call in a conversation; None: none. `rendering`: what the line says
+    of `LLM.chat_prompt`'s other arguments.
     """
 
     line: int
@@ -79,6 +94,7 @@ class BatchRequest:
     model: str | None
     sampling_params: SamplingParams
     tools: list[Tool] | None = None
+    rendering: Rendering = field(default_factory=Rendering)
 
 
 def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
@@ -101,13 +117,15 @@ def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
         _check_fields(body, endpoint)
         messages, prompt = (_messages(body), None) if endpoint == CHAT else (None, _prompt(body))
         tools = _tools(body) if endpoint == CHAT else None
+        rendering = _rendering(body) if endpoint == CHAT else Rendering()
         params = _sampling_params(body, line, defaults)
     except json.JSONDecodeError as error:
         message = f"this is not JSON ({error.msg} at column {error.colno}): put one JSON object on each line."
         raise BatchLineError("invalid_json_line", line, custom_id, message) from None
     except ValueError as error:
         raise BatchLineError("invalid_request", line, custom_id, str(error)) from None
-    return BatchRequest(line, custom_id or default_id(line), messages, prompt, body.get("model"), params, tools)
+    name = custom_id or default_id(line)
+    return BatchRequest(line, name, messages, prompt, body.get("model"), params, tools, rendering)
 
 
 def default_id(line: int) -> str:
@@ -185,7 +203,7 @@ def _open_envelope(fields: dict[str, Any]) -> tuple[dict[str, Any], Endpoint]:
 def _check_fields(body: dict[str, Any], endpoint: Endpoint) -> None:
     prompt = "messages" if endpoint == CHAT else "prompt"
     for name, value in body.items():
-        if name == prompt or name in _KNOWN or value is None or (name == "tools" and endpoint == CHAT):
+        if name == prompt or name in _KNOWN or value is None or (name in _OF_CHATS and endpoint == CHAT):
             continue
         if name not in _NEUTRAL:
             raise ValueError(f"{name!r} is not supported here: remove it; {prompt!r} and {_listing()} are.")
@@ -211,13 +229,20 @@ def _message(index: int, message: Message) -> Message:
     nothing (`"annotations": []`); templates that ask only whether a field is there must not see them.
     """
     held = {name: value for name, value in message.items() if name == "content" or value not in (None, [], {})}
-    strangers = sorted(held.keys() - set(_MESSAGE))
+    strangers = sorted(held.keys() - {*_MESSAGE, *_OF_RESPONSES})
     if strangers:
         raise ValueError(f"{strangers[0]!r} in message {index} is not supported: remove it; {', '.join(_MESSAGE)} are.")
-    reasoning = held.get("reasoning_content")
-    if reasoning is not None and (not isinstance(reasoning, str) or held.get("role") != "assistant"):
-        raise ValueError(f"'reasoning_content' in message {index} must be a text, in a message of the assistant's.")
     return held
+
+
+def _rendering(body: dict[str, Any]) -> Rendering:
+    kinds: dict[str, type] = {"chat_template": str, "chat_template_kwargs": dict}
+    given = {name: body[name] for name in _RENDERING if body.get(name) is not None}
+    for name, value in given.items():
+        kind = kinds.get(name, bool)
+        if type(value) is not kind:
+            raise ValueError(f"{name}={value!r} is not usable: it must be {_NAMES[kind]}.")
+    return cast(Rendering, given)
 
 
 def _tools(body: dict[str, Any]) -> list[Tool] | None:
@@ -280,6 +305,9 @@ def _biases(given: object) -> object:
 
 def _listing() -> str:
     return ", ".join(sorted(_SAMPLING))
+
+
+_NAMES: Mapping[type, str] = {bool: "true or false", str: "a text", dict: "an object"}
 
 
 def _kind(value: object) -> str:

@@ -109,9 +109,9 @@ class BatchRun:
         request = parse_line(line, number, self._defaults)
         self._check_name(request)
         try:
-            prompt = (
-                request.prompt if request.messages is None else self._llm.chat_prompt(request.messages, request.tools)
-            )
+            prompt: str | list[int] | None = request.prompt
+            if request.messages is not None:
+                prompt = self._llm.chat_prompt(request.messages, request.tools, **request.rendering)
             assert prompt is not None  # a request has the one or the other
             self._llm.check_sampling_params(request.sampling_params)
             return Prepared.of(request, self._llm.check_prompt(prompt).token_ids)

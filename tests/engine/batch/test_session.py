@@ -95,6 +95,12 @@ def test_tools_and_what_became_of_them_reach_the_chat_template(files):
     assert line["response"]["body"]["choices"][0]["message"]["content"] == "\x01nownoon"
 
 
+def test_what_a_line_says_of_its_rendering_reaches_the_chat_template(files):
+    llm, options = FakeLLM(), {"chat_template_kwargs": {"enable_thinking": False}, "add_generation_prompt": False}
+    run(files, [chat_line("a", **options), chat_line("b")], llm)
+    assert sorted(llm.chat_options, key=len) == [{}, options]
+
+
 def test_messages_that_the_template_refuses_are_an_error_line(files):
     _, (line,) = run(files, [{"messages": [{"role": "pirate", "content": "arr"}]}])
     assert line["error"]["message"] == "line 1: Message 0 must be the user's."
