@@ -4,10 +4,9 @@
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twinmesh.models.checkpoints.catalog import resolve_model
 from twinmesh.scripts import arguments, report
@@ -36,12 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat-template", metavar="FILE", help="with --chat: a Jinja template in the place of the model's"
     )
-    parser.add_argument(
-        "--chat-template-kwargs",
-        type=_json_object,
-        metavar="JSON",
-        help="with --chat: variables of the template, such as '{\"enable_thinking\": false}'",
-    )
+    arguments.add_template_variables(parser, "with --chat")
     arguments.add_engine_arguments(parser)
     arguments.add_sampling_arguments(parser, max_tokens=256, temperature=0.0, which="how tokens are chosen")
 
@@ -84,16 +78,6 @@ def _chat_options(args: argparse.Namespace) -> "ChatOptions":
         except (OSError, ValueError) as error:
             raise ValueError(f"--chat-template: {args.chat_template} cannot be read: {error}.") from None
     return options
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, such as '{{\"enable_thinking\": false}}'")
-    return value
 
 
 def _check_length(args: argparse.Namespace, prompt: str, options: "ChatOptions") -> None:

@@ -245,6 +245,13 @@ def _rendering(body: dict[str, Any]) -> Rendering:
     return cast(Rendering, given)
 
 
+def with_variables(rendering: Rendering, variables: Mapping[str, Any]) -> Rendering:
+    """Add variables of the chat template that the line does not set."""
+    if not variables:
+        return rendering
+    return {**rendering, "chat_template_kwargs": {**variables, **rendering.get("chat_template_kwargs", {})}}
+
+
 def _tools(body: dict[str, Any]) -> list[Tool] | None:
     """The schemas, for the chat template; it or the engine says what is wrong with one of them."""
     tools = body.get("tools")

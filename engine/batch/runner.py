@@ -5,7 +5,7 @@ failed gives back is not a result, and is not written. It knows neither which ru
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
@@ -14,7 +14,7 @@ from ..api.outputs import RequestOutput
 from ..api.sampling_params import SamplingParams
 from .journal import Journal, Kept
 from .order import LOOK_AHEAD, Prepared, arrange
-from .request_lines import BatchLineError, BatchRequest, Line, parse_line
+from .request_lines import BatchLineError, BatchRequest, Line, parse_line, with_variables
 from .result_lines import encode_line, error_line, success_line
 from .source import Source, Survey
 from .summary import BatchResult
@@ -37,14 +37,15 @@ class BatchRun:
         kept: Kept,
         model: str,
         defaults: SamplingParams,
+        variables: Mapping[str, Any],
         keep: int,
     ) -> None:
-        """`survey`: of the source, None for stdin; `kept`: what the journal holds already; `keep`: how many of the
-        first results to hand back whole.
+        """`survey`: of the source, None for stdin; `kept`: what the journal holds already; `variables`: of the chat
+        template, where lines do not say otherwise; `keep`: how many of the first results to hand back whole.
         """
         self.result = BatchResult(kept.succeeded, kept.failed, kept.lines, kept.mended, kept.retried)
         self._llm, self._source, self._survey, self._journal, self._done = llm, source, survey, journal, kept.done
-        self._model, self._defaults, self._keep = model, defaults, keep
+        self._model, self._defaults, self._variables, self._keep = model, defaults, variables, keep
         self._in_engine: dict[int, BatchRequest] = {}
         self._names: set[int] = set()
 
@@ -111,7 +112,8 @@ class BatchRun:
         try:
             prompt: str | list[int] | None = request.prompt
             if request.messages is not None:
-                prompt = self._llm.chat_prompt(request.messages, request.tools, **request.rendering)
+                rendering = with_variables(request.rendering, self._variables)
+                prompt = self._llm.chat_prompt(request.messages, request.tools, **rendering)
             assert prompt is not None  # a request has the one or the other
             self._llm.check_sampling_params(request.sampling_params)
             return Prepared.of(request, self._llm.check_prompt(prompt).token_ids)
