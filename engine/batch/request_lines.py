@@ -246,10 +246,12 @@ def _rendering(body: dict[str, Any]) -> Rendering:
 
 
 def with_variables(rendering: Rendering, variables: Mapping[str, Any]) -> Rendering:
-    """Add variables of the chat template that the line does not set."""
+    """Add variables of the chat template that the line does not set; one that is null it does not set."""
     if not variables:
         return rendering
-    return {**rendering, "chat_template_kwargs": {**variables, **rendering.get("chat_template_kwargs", {})}}
+    own = rendering.get("chat_template_kwargs", {})
+    set_by_line = {name: value for name, value in own.items() if value is not None}
+    return {**rendering, "chat_template_kwargs": {**variables, **set_by_line}}
 
 
 def _tools(body: dict[str, Any]) -> list[Tool] | None:

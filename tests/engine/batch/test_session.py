@@ -102,7 +102,7 @@ def test_what_a_line_says_of_its_rendering_reaches_the_chat_template(files):
 
 
 def test_variables_of_all_lines_give_way_to_those_of_a_line_and_belong_to_the_run(files):
-    llm, lines = FakeLLM(), [chat_line("a", chat_template_kwargs={"x": 1}), chat_line("b"), {"prompt": "c"}]
+    llm, lines = FakeLLM(), [chat_line("a", chat_template_kwargs={"x": 1, "y": None}), chat_line("b"), {"prompt": "c"}]
     run(files, lines, llm, chat_template_kwargs={"x": 0, "y": 0})
     used = [options["chat_template_kwargs"] for options in llm.chat_options]
     assert sorted(used, key=lambda each: each["x"]) == [{"x": 0, "y": 0}, {"x": 1, "y": 0}]
