@@ -1,10 +1,11 @@
 """The arguments that several commands share, and what they turn into. No JAX until `load_llm` is called."""
 
 import argparse
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
@@ -131,6 +132,26 @@ def _add_length_arguments(group: argparse._ArgumentGroup, max_tokens: int) -> No
         help="end the completion before this text; may be given several times",
     )
     group.add_argument("--ignore-eos", action="store_true", help="go on where the model says that it has finished")
+
+
+def add_template_variables(parser: argparse.ArgumentParser, which: str) -> None:
+    """Declare the variables of the chat template. `which` says, in the help, for what they hold."""
+    parser.add_argument(
+        "--chat-template-kwargs",
+        type=_json_object,
+        metavar="JSON",
+        help=f"{which}: variables of the chat template, such as '{{\"enable_thinking\": false}}'",
+    )
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, such as '{{\"enable_thinking\": false}}'")
+    return value
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:

@@ -35,8 +35,9 @@ examples:
   twinmesh batch --model smollm2 --input in.parquet --output out.parquet --summary summary.json --gpu-hour-price 2.5
   zcat in.jsonl.gz | twinmesh batch --model smollm2 --input - --output out.jsonl
 
-A run goes on only with the same model, input, sampling arguments, --dtype and --deterministic; what it was made with is
-in OUTPUT.run. Everything else may change from start to start. While it runs, nobody else may write to the output.
+A run goes on only with the same model, input, sampling arguments, --chat-template-kwargs, --dtype and --deterministic;
+what it was made with is in OUTPUT.run. Everything else may change from start to start. While it runs, nobody else may
+write to the output.
 
 exit codes:
   0    every line has a result
@@ -86,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="when done, print the first N prompts with their answers, and a table of latencies, to stdout",
     )
+    arguments.add_template_variables(parser, "for conversations of lines that do not say")
     arguments.add_engine_arguments(parser)
     which = "for the lines that do not say; a line without a seed of its own draws one from --seed and its number"
     arguments.add_sampling_arguments(parser, max_tokens=256, temperature=1.0, which=which)
@@ -103,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         engine={"dtype": args.dtype, "deterministic": args.deterministic},
         restart=args.restart,
         retry_errors=args.retry_errors,
+        chat_template_kwargs=args.chat_template_kwargs,
     ) as batch:
         result = _run(batch, args)
     print(report.outcome(result, args.output), file=sys.stderr)

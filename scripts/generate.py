@@ -5,9 +5,14 @@
 
 import argparse
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from twinmesh.models.checkpoints.catalog import resolve_model
 from twinmesh.scripts import arguments, report
+
+if TYPE_CHECKING:
+    from twinmesh.models.text.chat import ChatOptions
 
 SUMMARY = "complete one prompt, streaming the answer to stdout"
 DESCRIPTION = """\
@@ -27,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat", action="store_true", help="put the prompt to the model as a user's message, in its chat template"
     )
+    parser.add_argument(
+        "--chat-template", metavar="FILE", help="with --chat: a Jinja template in the place of the model's"
+    )
+    arguments.add_template_variables(parser, "with --chat")
     arguments.add_engine_arguments(parser)
     arguments.add_sampling_arguments(parser, max_tokens=256, temperature=0.0, which="how tokens are chosen")
 
@@ -35,10 +44,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
     params = arguments.sampling_params(args)
     arguments.check_written(args, ("decision_log",))
+    options = _chat_options(args)
     prompt = _read_prompt(args.prompt)
-    _check_length(args, prompt)
+    _check_length(args, prompt, options)
     with arguments.load_llm(args) as llm:
-        stream = llm.stream(llm.chat_prompt(_messages(prompt)) if args.chat else prompt, params)
+        stream = llm.stream(llm.chat_prompt(_messages(prompt), **options) if args.chat else prompt, params)
         for delta in stream:
             sys.stdout.write(delta.text)
             sys.stdout.flush()
@@ -51,7 +61,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_length(args: argparse.Namespace, prompt: str) -> None:
+def _chat_options(args: argparse.Namespace) -> "ChatOptions":
+    """Return how the prompt becomes a conversation's text.
+
+    Raises:
+        ValueError: options of a chat without --chat, or a template that cannot be read.
+    """
+    options: ChatOptions = {}
+    if not args.chat and (args.chat_template is not None or args.chat_template_kwargs is not None):
+        raise ValueError("--chat-template and --chat-template-kwargs are for conversations: add --chat.")
+    if args.chat_template_kwargs is not None:
+        options["chat_template_kwargs"] = args.chat_template_kwargs
+    if args.chat_template is not None:
+        try:
+            options["chat_template"] = Path(args.chat_template).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--chat-template: {args.chat_template} cannot be read: {error}.") from None
+    return options
+
+
+def _check_length(args: argparse.Namespace, prompt: str, options: "ChatOptions") -> None:
     """Refuse a prompt that is too long before weights are loaded and programs compiled; the engine checks it again.
 
     Raises:
@@ -66,7 +95,7 @@ def _check_length(args: argparse.Namespace, prompt: str) -> None:
 
     checkpoint = open_checkpoint(resolve_model(args.model))
     longest = checkpoint.config.max_position
-    ids = checkpoint.chat_template().encode(_messages(prompt)) if args.chat else prompt
+    ids = checkpoint.chat_template().encode(_messages(prompt), **options) if args.chat else prompt
     check_prompt(ids, checkpoint.tokenizer(), longest if asked is None else min(asked, longest))
 
 

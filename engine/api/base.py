@@ -5,10 +5,10 @@ The options are described in `options.py`, once; they are in the signature and t
 
 import inspect
 import weakref
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
-from ...models.text.chat import Message, Tool
+from ...models.text.chat_messages import Message, Tool
 from ...models.text.tokenizer import Tokenizer
 from ..config import EngineConfig
 from ..metrics.metrics import Metrics
@@ -68,15 +68,41 @@ class BaseLLM:
         """
         return self.tokenizer
 
-    def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
-        """Turn a conversation into token ids with the model's chat template, the assistant's turn opened.
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Turn a conversation into token ids with the model's chat template.
 
-        `tools` are JSON schemas of functions that the model may call.
+        Args:
+            messages: dicts with "role" and "content", also as OpenAI's API writes them: contents in parts, tool calls,
+                reasoning, whole messages of a response.
+            tools: JSON schemas of functions that the model may call; None: none.
+            add_generation_prompt: whether to open the assistant's turn at the end.
+            continue_final_message: whether to leave the last message open, for the model to go on with it; it needs
+                add_generation_prompt=False, as in vLLM.
+            chat_template: another template, a Jinja text or the name of one of the model's; None: the model's.
+            chat_template_kwargs: variables of the template, such as {"enable_thinking": False}.
 
         Raises:
-            ValueError: no template, messages or tools that it refuses, or far more tokens than max_model_len.
+            ValueError: no template, messages, tools or variables that it refuses or would leave out, or far more tokens
+                than max_model_len.
         """
-        return self._chat_template.encode(messages, tools=tools, at_most=self.config.max_model_len)
+        return self._chat_template.encode(
+            messages,
+            tools=tools,
+            at_most=self.config.max_model_len,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template=chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+        )
 
     def check_prompt(self, prompt: PromptLike) -> Prompt:
         """Turn a prompt into token ids that this engine can run.

@@ -10,12 +10,14 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from queue import SimpleQueue
 from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from ...models.text.chat import Message, Tool
+from ...models.text.chat import ChatOptions
+from ...models.text.chat_messages import Message, Tool
 from ..config import check_whole_number
 from ..core.submission import Update
 from ..errors import EngineError
@@ -89,17 +91,27 @@ class LLM(BaseLLM):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Answer one conversation, or a list of them, each a list of {"role": ..., "content": ...}.
 
-        `tools` are JSON schemas of functions that the model may call, for every conversation; what it calls is in the
-        text, in the model's own form. Raises as `generate` does, and ValueError where the model has no chat template or
-        it refuses the messages.
+        What a function is called with is in the text of the answer, in the model's own form. The other arguments are
+        those of `chat_prompt`, for every conversation. Raises as `generate` does, and ValueError where the model has no
+        chat template, or the template refuses the messages or would leave some of them out.
         """
-        single = not messages or isinstance(messages[0], Mapping)
-        conversations = [messages] if single else messages
-        prompts = [self.chat_prompt(conversation, tools) for conversation in conversations]  # type: ignore[arg-type]
+        options: ChatOptions = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "chat_template": chat_template,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
+        many = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], list | tuple)
+        conversations = messages if many else [messages]
+        prompts = [self.chat_prompt(one, tools, **options) for one in conversations]  # type: ignore[arg-type]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def stream(self, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> RequestStream:

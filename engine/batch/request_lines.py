@@ -8,9 +8,9 @@ no files, no engine, no JAX here.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 from ..api.sampling_params import SamplingParams
 from .line_fields import Line, check_readable, kind_of, line_fields
@@ -38,7 +38,12 @@ _WITHOUT_EFFECT = frozenset(
         "stream_options",
     }
 )
-_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+# Fields of a message; in which form they reach the chat template, and what is refused, `models/text` says.
+_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content", "thinking")
+_OF_RESPONSES = ("refusal", "annotations", "audio", "function_call")
+# How a conversation becomes a prompt, as vLLM's server takes it.
+_RENDERING = ("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
+_OF_CHATS = frozenset({"tools", *_RENDERING})
 _KNOWN = frozenset({"custom_id", "max_completion_tokens", "best_of"}) | _SAMPLING | _WITHOUT_EFFECT
 # Fields that are not implemented, each with the values that ask for nothing; null always asks for nothing.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
@@ -52,6 +57,15 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
+
+
+class Rendering(TypedDict, total=False):
+    """Arguments of `LLM.chat_prompt`."""
+
+    add_generation_prompt: bool
+    continue_final_message: bool
+    chat_template: str
+    chat_template_kwargs: dict[str, Any]
 
 
 class BatchLineError(ValueError):
@@ -75,6 +89,8 @@ class BatchRequest:
     model: str | None  # the name that the line gives, which the output line repeats
     sampling_params: SamplingParams
     tools: list[Tool] | None = None  # JSON schemas of the functions that the model may call in a conversation
+    # What the line says of the other arguments of `LLM.chat_prompt`.
+    rendering: Rendering = field(default_factory=Rendering)
 
 
 def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
@@ -99,13 +115,15 @@ def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
         _check_fields(body, endpoint)
         messages, prompt = (_messages(body), None) if endpoint == CHAT else (None, _prompt(body))
         tools = _tools(body) if endpoint == CHAT else None
+        rendering = _rendering(body) if endpoint == CHAT else Rendering()
         params = _sampling_params(body, line, defaults)
     except json.JSONDecodeError as error:
         message = f"this is not JSON ({error.msg} at column {error.colno}): put one JSON object on each line."
         raise BatchLineError("invalid_json_line", line, custom_id, message) from None
     except ValueError as error:
         raise BatchLineError("invalid_request", line, custom_id, str(error)) from None
-    return BatchRequest(line, custom_id or default_id(line), messages, prompt, body.get("model"), params, tools)
+    name = custom_id or default_id(line)
+    return BatchRequest(line, name, messages, prompt, body.get("model"), params, tools, rendering)
 
 
 def default_id(line: int) -> str:
@@ -159,7 +177,7 @@ def _open_envelope(fields: dict[str, Any]) -> tuple[dict[str, Any], Endpoint]:
 def _check_fields(body: dict[str, Any], endpoint: Endpoint) -> None:
     prompt = "messages" if endpoint == CHAT else "prompt"
     for name, value in body.items():
-        if name == prompt or name in _KNOWN or value is None or (name == "tools" and endpoint == CHAT):
+        if name == prompt or name in _KNOWN or value is None or (name in _OF_CHATS and endpoint == CHAT):
             continue
         if name not in _NEUTRAL:
             raise ValueError(f"{name!r} is not supported here: remove it; {prompt!r} and {_listing()} are.")
@@ -187,13 +205,32 @@ def _message(index: int, message: Message) -> Message:
     is there.
     """
     held = {name: value for name, value in message.items() if name == "content" or value not in (None, [], {})}
-    strangers = sorted(held.keys() - set(_MESSAGE))
+    strangers = sorted(held.keys() - {*_MESSAGE, *_OF_RESPONSES})
     if strangers:
         raise ValueError(f"{strangers[0]!r} in message {index} is not supported: remove it; {', '.join(_MESSAGE)} are.")
-    reasoning = held.get("reasoning_content")
-    if reasoning is not None and (not isinstance(reasoning, str) or held.get("role") != "assistant"):
-        raise ValueError(f"'reasoning_content' in message {index} must be a text, in a message of the assistant's.")
     return held
+
+
+_NAMES: Mapping[type, str] = {bool: "true or false", str: "a text", dict: "an object"}
+
+
+def _rendering(body: dict[str, Any]) -> Rendering:
+    kinds: dict[str, type] = {"chat_template": str, "chat_template_kwargs": dict}
+    given = {name: body[name] for name in _RENDERING if body.get(name) is not None}
+    for name, value in given.items():
+        kind = kinds.get(name, bool)
+        if type(value) is not kind:
+            raise ValueError(f"{name}={value!r} is not usable: it must be {_NAMES[kind]}.")
+    return cast(Rendering, given)
+
+
+def with_variables(rendering: Rendering, variables: Mapping[str, Any]) -> Rendering:
+    """Add variables of the chat template that the line does not set; one that is null it does not set."""
+    if not variables:
+        return rendering
+    own = rendering.get("chat_template_kwargs", {})
+    set_by_line = {name: value for name, value in own.items() if value is not None}
+    return {**rendering, "chat_template_kwargs": {**variables, **set_by_line}}
 
 
 def _tools(body: dict[str, Any]) -> list[Tool] | None:

@@ -5,7 +5,7 @@ failed gives back is not a result, and is not written. Not here: comparing the r
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
@@ -16,7 +16,7 @@ from ..api.sampling_params import SamplingParams
 from .journal import Journal, Kept
 from .line_fields import Line
 from .order import LOOK_AHEAD, Prepared, arrange
-from .request_lines import BatchLineError, BatchRequest, parse_line
+from .request_lines import BatchLineError, BatchRequest, parse_line, with_variables
 from .result_lines import encode_line, error_line, success_line
 from .source import Source, Survey
 from .summary import BatchResult
@@ -39,6 +39,7 @@ class BatchRun:
         kept: Kept,
         model: str,
         defaults: SamplingParams,
+        variables: Mapping[str, Any],
         keep: int,
     ) -> None:
         """Prepare the start; nothing is read or run yet.
@@ -51,11 +52,12 @@ class BatchRun:
             kept: what the journal holds already.
             model: the model's name in output lines of requests that do not name one.
             defaults: sampling parameters for what a line does not set.
+            variables: of the chat template, where lines do not say otherwise.
             keep: how many of the first results to keep whole in `result`.
         """
         self.result = BatchResult(kept.succeeded, kept.failed, kept.lines, kept.mended, kept.retried)
         self._llm, self._source, self._survey, self._journal, self._done = llm, source, survey, journal, kept.done
-        self._model, self._defaults, self._keep = model, defaults, keep
+        self._model, self._defaults, self._variables, self._keep = model, defaults, variables, keep
         self._in_engine: dict[int, BatchRequest] = {}
         self._names: set[int] = set()
 
@@ -120,9 +122,10 @@ class BatchRun:
         request = parse_line(line, number, self._defaults)
         self._check_name(request)
         try:
-            prompt = (
-                request.prompt if request.messages is None else self._llm.chat_prompt(request.messages, request.tools)
-            )
+            prompt: str | list[int] | None = request.prompt
+            if request.messages is not None:
+                rendering = with_variables(request.rendering, self._variables)
+                prompt = self._llm.chat_prompt(request.messages, request.tools, **rendering)
             assert prompt is not None  # a request has the one or the other
             self._llm.check_sampling_params(request.sampling_params)
             return Prepared.of(request, self._llm.check_prompt(prompt).token_ids)

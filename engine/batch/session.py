@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tqdm import tqdm
 
 from ...models.checkpoints.catalog import resolve_model
+from ...models.text.chat_messages import plain
 from ..api.sampling_params import SamplingParams
 from ..errors import BatchStopped, EngineError
 from . import parquet
@@ -45,6 +46,7 @@ def run(
     engine: Mapping[str, Any] | None = None,
     restart: bool = False,
     retry_errors: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     window: int | None = None,
     keep: int = 0,
     progress: bool = False,
@@ -54,7 +56,14 @@ def run(
     The arguments and exceptions are those of `Batch` and of `Batch.run`.
     """
     with Batch(
-        source, target, model=model, defaults=defaults, engine=engine, restart=restart, retry_errors=retry_errors
+        source,
+        target,
+        model=model,
+        defaults=defaults,
+        engine=engine,
+        restart=restart,
+        retry_errors=retry_errors,
+        chat_template_kwargs=chat_template_kwargs,
     ) as batch:
         return batch.run(llm, window=window, keep=keep, progress=progress)
 
@@ -72,6 +81,7 @@ class Batch:
         engine: Mapping[str, Any] | None = None,
         restart: bool = False,
         retry_errors: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Find out what remains to be done. Close the batch afterwards, or use it as a context manager.
 
@@ -86,6 +96,8 @@ class Batch:
             engine: what else decides the results and must not change, such as {"dtype": "bfloat16"}.
             restart: remove all results from the output and start over.
             retry_errors: run lines again that have an error in the output.
+            chat_template_kwargs: variables of the chat template, such as {"enable_thinking": False}, for the
+                conversations of all lines; a line's own go before them. They decide the results and must not change.
 
         Raises:
             ValueError: the input cannot be read, is empty or has a custom_id twice; there is no such model; the output
@@ -94,6 +106,7 @@ class Batch:
         """
         self._source, self._output = Source.of(source), Output(target)
         self._model, self._defaults = str(model), defaults or SamplingParams()
+        self._variables = plain(chat_template_kwargs or {}, "chat_template_kwargs")
         self._kept = Kept(bytearray())
         self._survey: Survey | None = None
         self._result: BatchResult | None = None
@@ -104,7 +117,8 @@ class Batch:
             self._output.refuse_to_overwrite(self._source.path, checkpoint)
             self._journal = Journal(self._output.journal)
             self._is_open = True
-            self._prepare(checkpoint, dict(engine or {}), restart, retry_errors)
+            variables = {"chat_template_kwargs": self._variables} if self._variables else {}
+            self._prepare(checkpoint, {**(engine or {}), **variables}, restart, retry_errors)
         except OSError as error:
             self.close()
             if error.errno in _FULL:
@@ -145,7 +159,8 @@ class Batch:
             raise ValueError("This Batch was closed or run before: make a new one, which goes on from what is written.")
         if self.remaining == 0:
             return self.finish()
-        start = BatchRun(llm, self._source, self._survey, self._journal, self._kept, self._model, self._defaults, keep)
+        files = self._source, self._survey, self._journal, self._kept
+        start = BatchRun(llm, *files, self._model, self._defaults, self._variables, keep)
         self._result = start.result
         window = window or 4 * llm.config.max_num_seqs * len(llm.config.topology.meshes)
         try:

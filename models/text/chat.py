@@ -1,74 +1,46 @@
 """Chat templates: convert messages and tools to the text a model was tuned on, and that text to token ids.
 
-Templates are Jinja programs from untrusted files, so they run in jinja2's immutable sandbox, are given plain data only,
-and get the few extras that transformers gives them (`raise_exception`, `strftime_now`, `tojson`, `{% generation %}`,
-loop controls, trimmed blocks). The template decides what a message needs besides its role: all its keys are passed on.
-Text only: no images. `chat_files.py` and the checkpoints read templates.
+The template decides what a message needs besides its role: all its keys are passed on, in the form that it takes.
+`chat_messages.py` reads what callers give, `chat_forms.py` finds that form, `chat_program.py` runs the template.
+Text only: no images. `chat_files.py` and the checkpoints read templates from files.
 """
 
-import datetime
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, cast
-
-import jinja2
-from jinja2.ext import Extension
-from jinja2.nodes import CallBlock, Node
-from jinja2.parser import Parser
-from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack, cast
 
 from ..errors import ChatTemplateError
+from .chat_forms import FormFinder, adapt_developer, adapt_names
+from .chat_messages import Message, Tool, plain, read_messages, read_tools
+from .chat_program import ChatProgram
 from .tokenizer import Tokenizer
 
-type Message = Mapping[str, Any]
-"""A dict with "role" (a string) and usually "content": a string, or a list of {"type": "text", "text": ...}."""
-type Tool = Mapping[str, Any]
-"""A JSON schema as transformers and OpenAI define it: {"type": "function", "function": {"name": ..., ...}}."""
 type Source = str | Mapping[str, str] | Sequence[Mapping[str, str]] | None
 """One template, or several by name, as a dict or as [{"name": ..., "template": ...}]; None: the model has none."""
 
-
-class _Generation(Extension):
-    """Parses `{% generation %}`, which marks the assistant's text for training; it does not change the text."""
-
-    tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
-
-    def parse(self, parser: Parser) -> Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return CallBlock(self.call_method("_as_it_is"), [], [], body).set_lineno(line)
-
-    def _as_it_is(self, caller: Macro) -> str:
-        return caller()
+# What `render` has arguments for, besides "documents" and special tokens, which are variables like any other.
+_ARGUMENTS = ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize")
+# Templates that callers give are compiled once each while there are no more than this.
+_GIVEN_TEMPLATES = 32
+# As in transformers; the space at its end tells whether the template trims what it is given.
+_END = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+class ChatOptions(TypedDict, total=False):
+    """What `ChatTemplate.render` takes besides messages and tools; it says what each means."""
+
+    add_generation_prompt: bool
+    continue_final_message: bool
+    chat_template: str | None
+    chat_template_kwargs: Mapping[str, Any] | None
 
 
-def _strftime_now(format: str) -> str:
-    return datetime.datetime.now().strftime(format)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # jinja2's own tojson escapes for HTML, which would put \u003c into prompts.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
-    return environment
+@dataclass(frozen=True)
+class _Compiled:
+    program: ChatProgram
+    forms: FormFinder
+    label: str  # what it is called in messages
+    takes_tools: bool
 
 
 class ChatTemplate:
@@ -86,57 +58,67 @@ class ChatTemplate:
     def __init__(self, source: Source, tokenizer: Tokenizer, *, name: str) -> None:
         self._tokenizer, self._name = tokenizer, name
         self.templates = _by_name(source, name)  # Jinja texts by name, usually "default" only
-        self._compiled: dict[str, jinja2.Template] = {}
+        self._compiled: dict[str, _Compiled] = {}
+        self._given: dict[str, _Compiled] = {}
 
     def render(
-        self, messages: Sequence[Message], *, tools: Sequence[Tool] | None = None, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """Render the conversation as text, with special tokens written out.
 
         Among several templates "tool_use" is chosen if there are tools, else "default", as in transformers.
 
         Args:
-            messages: dicts with the string "role" and what the template reads: "content", "tool_calls" and the like.
+            messages: dicts with the string "role" and what the template reads: "content", "tool_calls" and the like;
+                also as OpenAI's API writes them, see `chat_messages.py`.
             tools: JSON schemas of the functions that the model may call; None: no tools.
             add_generation_prompt: whether to open the assistant's turn at the end.
+            continue_final_message: whether to leave the last message open, for the model to go on with it.
+            chat_template: another template, a Jinja text or the name of one of the model's; None: as above.
+            chat_template_kwargs: variables that the template reads, such as {"enable_thinking": False}; those that are
+                None count as absent.
 
         Raises:
-            ChatTemplateError: no template, messages or tools of another form, or a template that fails.
+            ChatTemplateError: no template, messages, tools or variables of another form, a template that has no place
+                for one of them, or that fails.
         """
-        check_messages(messages)
-        check_tools(tools)
-        chat = [_plain(message, f"Message {i}") for i, message in enumerate(messages)]
-        schemas = None if tools is None else [_plain(tool, f"Tool {i}") for i, tool in enumerate(tools)]
-        # As in transformers, a key with the value None counts as absent.
-        chat = [{key: value for key, value in message.items() if value is not None} for message in chat]
+        conversation, schemas = read_messages(messages), read_tools(tools)
         try:
-            text = self._template(has_tools=tools is not None).render(
-                messages=chat,
-                tools=schemas,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._names(),
-            )
+            template = self._template(chat_template, has_tools=schemas is not None)
+            _check_tools(schemas, template)
+            given = _variables(chat_template_kwargs, template)
+            variables = {"documents": None, **self._names(), **given}
+            variables |= {"tools": schemas, "add_generation_prompt": add_generation_prompt}
+            chat, origins = adapt_developer(adapt_names(conversation, template.program.names), template.program.names)
+            chat = template.forms.find(chat, variables, origins).apply(chat)
+            if continue_final_message:
+                return _left_open(template, chat, variables)
+            return template.program.render(chat, variables)
         except ChatTemplateError:
             raise
         except Exception as error:  # a template is a program: it can raise anything
-            raise ChatTemplateError(f"The chat template of {self._name} failed: {_one_line(error)}") from None
-        self._check_parts(chat, text)
-        return text
+            raise ChatTemplateError(f"{self._label(chat_template)} failed: {_sentence(error)}") from None
 
     def encode(
         self,
         messages: Sequence[Message],
         *,
         tools: Sequence[Tool] | None = None,
-        add_generation_prompt: bool = True,
         at_most: int | None = None,
+        **options: Unpack[ChatOptions],
     ) -> list[int]:
         """Render the conversation and convert it to token ids, with BOS only where the template writes it.
 
         Arguments and errors are those of `render`; `at_most` is as for `Tokenizer.encode`, whose errors it raises too.
         """
-        text = self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        text = self.render(messages, tools=tools, **options)
         return self._tokenizer.encode(text, add_special=False, at_most=at_most)
 
     def _names(self) -> dict[str, str]:
@@ -144,85 +126,87 @@ class ChatTemplate:
         special = self._tokenizer.special
         return {**special.others, **special.standard}
 
-    def _template(self, has_tools: bool) -> jinja2.Template:
+    def _label(self, given: str | None) -> str:
+        if given is None or given in self.templates:
+            return f"The chat template of {self._name}"
+        return "The chat_template that was given"
+
+    def _template(self, given: str | None, has_tools: bool) -> _Compiled:
+        if given is not None and not isinstance(given, str):
+            raise ChatTemplateError(f"chat_template is of type {type(given).__name__}, expected a Jinja text.")
+        if given is not None and given not in self.templates:
+            if not given.strip() or not {"{", "\n"} & set(given):
+                names = ", ".join(map(repr, self.templates)) or "none"
+                raise ChatTemplateError(
+                    f"chat_template={given!r} is neither a Jinja text nor the name of a template of {self._name} "
+                    f"({names})."
+                )
+            if len(self._given) >= _GIVEN_TEMPLATES and given not in self._given:
+                self._given.clear()
+            return self._compile(given, given, self._given)
+        chosen = given or ("tool_use" if has_tools and "tool_use" in self.templates else "default")
         if not self.templates:
             raise ChatTemplateError(f"{self._name} has no chat template: give it the prompt as plain text.")
-        chosen = "tool_use" if has_tools and "tool_use" in self.templates else "default"
         if chosen not in self.templates:
             names = ", ".join(map(repr, self.templates))
             raise ChatTemplateError(f"{self._name} has no chat template 'default', only {names}.")
-        if chosen not in self._compiled:
-            self._compiled[chosen] = _environment().from_string(self.templates[chosen])
-        return self._compiled[chosen]
+        return self._compile(chosen, self.templates[chosen], self._compiled)
 
-    def _check_parts(self, chat: Sequence[dict[str, Any]], text: str) -> None:
-        """Refuse content in parts if the template takes strings only.
-
-        Such a template writes the list as Python spells it, which no model was tuned on.
-        """
-        for index, message in enumerate(chat):
-            if isinstance(message.get("content"), list) and str(message["content"]) in text:
-                raise ChatTemplateError(
-                    f"The chat template of {self._name} takes content as a string only: join the parts of message "
-                    f"{index}."
-                )
+    def _compile(self, key: str, text: str, cache: dict[str, _Compiled]) -> _Compiled:
+        compiled = cache.get(key)
+        if compiled is None:
+            program, label = ChatProgram(text), self._label(key)
+            takes_tools = "tools" in program.variables or key == "tool_use"
+            compiled = cache[key] = _Compiled(program, FormFinder(program, label), label, takes_tools)
+        return compiled
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Refuse malformed conversations: each message needs a role, and content or tool calls.
+def _check_tools(tools: Sequence[Tool] | None, template: _Compiled) -> None:
+    if tools is not None and not template.takes_tools:
+        raise ChatTemplateError(f"{template.label} takes no tools: the model was not tuned on any. Leave them out.")
 
-    Raises:
-        ChatTemplateError: names the message and what is wrong with it.
-    """
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
-        raise ChatTemplateError("A chat needs a non-empty list of messages with 'role' and 'content'.")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise ChatTemplateError(f"Message {index} is of type {type(message).__name__}, expected a dict.")
-        if not isinstance(message.get("role"), str):
-            raise ChatTemplateError(f"Message {index} needs a string under 'role'.")
-        _check_calls(index, message.get("tool_calls"))
-        content = message.get("content")
-        if isinstance(content, list | tuple):
-            _check_content_parts(index, content)
-        elif not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+
+def _variables(given: Mapping[str, Any] | None, template: _Compiled) -> dict[str, Any]:
+    """Return what a caller sets besides, refusing what the template would not look at."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ChatTemplateError(f"chat_template_kwargs is of type {type(given).__name__}, expected a dict.")
+    for name in given:
+        if name in _ARGUMENTS:
+            raise ChatTemplateError(f"chat_template_kwargs holds {name!r}, which is an argument of its own.")
+        if name not in template.program.variables:
+            names = ", ".join(map(repr, sorted(template.program.settable.difference(_ARGUMENTS)))) or "none"
             raise ChatTemplateError(
-                f"Message {index} needs a string under 'content', or a list of text parts; only a message with "
-                "'tool_calls' may do without."
+                f"{template.label} does not read {name!r} (in chat_template_kwargs): it reads {names}."
             )
+    return {name: plain(value, "chat_template_kwargs") for name, value in given.items() if value is not None}
 
 
-def check_tools(tools: Sequence[Tool] | None) -> None:
-    """Refuse tools that are not a list of JSON schemas.
-
-    Raises:
-        ChatTemplateError: names the tool and what is wrong with it.
-    """
-    if tools is None:
-        return
-    if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
-        raise ChatTemplateError("tools must be a list of JSON schemas, a dict each.")
-    for index, tool in enumerate(tools):
-        if not isinstance(tool, Mapping):
-            what = "a Python function" if callable(tool) else f"of type {type(tool).__name__}"
-            raise ChatTemplateError(f"Tool {index} is {what}: give the JSON schema of the function, a dict.")
-
-
-def _check_calls(index: int, calls: Any) -> None:
-    is_list = isinstance(calls, list | tuple)
-    if calls is not None and not (is_list and all(isinstance(call, Mapping) for call in calls)):
-        raise ChatTemplateError(f"Message {index} has 'tool_calls' that are not a list of dicts.")
-
-
-def _check_content_parts(index: int, parts: Sequence[Any]) -> None:
-    for part in parts:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind is not None and kind != "text":
-            raise ChatTemplateError(f"Message {index} has content of type {kind!r}: only text is supported.")
-        if kind is None or not isinstance(part.get("text"), str):
-            raise ChatTemplateError(
-                f"Message {index} has a part under 'content' that is not {{'type': 'text', 'text': a string}}."
-            )
+def _left_open(template: _Compiled, chat: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+    """Render the conversation up to the end of its last message, as transformers does."""
+    if variables["add_generation_prompt"]:
+        raise ChatTemplateError(
+            "continue_final_message and add_generation_prompt exclude each other: the one leaves the last message "
+            "open, the other begins a new one. Set add_generation_prompt to False."
+        )
+    content = chat[-1]["content"]
+    if not content or "content" not in template.program.names:
+        raise ChatTemplateError("continue_final_message: the last message has no content to continue.")
+    if isinstance(content, list):
+        said = content[-1]["text"]
+        content = [*content[:-1], {**content[-1], "text": said + _END}]
+    else:
+        said, content = content, content + _END
+    text = template.program.render([*chat[:-1], {**chat[-1], "content": content}], variables)
+    if said.strip() not in text or _END.strip() not in text:
+        raise ChatTemplateError(
+            f"continue_final_message: {template.label[0].lower()}{template.label[1:]} leaves out a part of the last "
+            "message, so that there is no place to continue from."
+        )
+    start = text.rindex(_END.strip())
+    whole = text[start:].startswith(_END)
+    return text[:start] if whole else text[:start].rstrip()
 
 
 def _by_name(source: Source, name: str) -> dict[str, str]:
@@ -238,19 +222,7 @@ def _by_name(source: Source, name: str) -> dict[str, str]:
     return dict(cast(Mapping[str, str], named))
 
 
-def _plain(value: Any, where: str) -> Any:
-    """Rebuild `value` from JSON's types, so that a template can call no other type's methods."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, Mapping):
-        return {_plain(key, where): _plain(item, where) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, where) for item in value]
-    for kind in (str, int, float):
-        if isinstance(value, kind):
-            return kind(value)
-    raise ChatTemplateError(f"{where} holds a value of type {type(value).__name__}, which JSON does not have.")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".") + "." if str(error) else f"{type(error).__name__}."
+def _sentence(error: Exception) -> str:
+    """Return an error's own words on one line, with a full stop where they have no end of their own."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if words.endswith((".", "!", "?")) else words + "."

@@ -20,6 +20,7 @@ class FakeLLM:
     was_left_with: int | None = None  # how many requests ran when the iteration was left
     is_closed: bool = False
     sampling: list[SamplingParams] = field(default_factory=list)
+    chat_options: list[dict] = field(default_factory=list)
     config: SimpleNamespace = field(
         default_factory=lambda: SimpleNamespace(max_num_seqs=2, page_size=4, topology=Topology.parse("both=1"))
     )
@@ -30,7 +31,8 @@ class FakeLLM:
     def __exit__(self, *error):
         self.is_closed = True
 
-    def chat_prompt(self, messages, tools=None):
+    def chat_prompt(self, messages, tools=None, **options):
+        self.chat_options.append(options)
         if messages[0].get("role") != "user":
             raise ValueError("Message 0 must be the user's.")
         names = "".join(tool["function"]["name"] for tool in tools or ())

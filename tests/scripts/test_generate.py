@@ -54,6 +54,28 @@ def test_chat_puts_the_prompt_through_the_template(llm, capsys):
     assert capsys.readouterr().out == "\x01hi\n"
 
 
+def test_a_chat_may_have_another_template_and_variables(llm, tmp_path, capsys):
+    file = tmp_path / "other.jinja"
+    file.write_text("{{ messages }}é", encoding="utf-8")
+    given = ["--chat-template", str(file), "--chat-template-kwargs", '{"enable_thinking": false}']
+    assert generate("--prompt", "hi", "--chat", *given) == 0
+    assert llm.chat_options == [
+        {"chat_template": "{{ messages }}é", "chat_template_kwargs": {"enable_thinking": False}}
+    ]
+    assert generate("--prompt", "hi", *given) == 2
+    assert "are for conversations: add --chat." in capsys.readouterr().err
+    assert generate("--prompt", "hi", "--chat", "--chat-template", str(tmp_path / "no.jinja")) == 2
+    assert "no.jinja cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3", "enable_thinking=false"])
+def test_variables_of_a_template_that_are_no_json_object_are_refused(llm, capsys, text):
+    with pytest.raises(SystemExit) as ended:
+        generate("--prompt", "hi", "--chat", "--chat-template-kwargs", text)
+    assert ended.value.code == 2
+    assert "is not a JSON object" in capsys.readouterr().err
+
+
 def test_sampling_arguments_reach_the_engine(llm):
     values = dict(
         max_tokens=9, min_tokens=3, temperature=0.5, top_p=0.9, top_k=40, min_p=0.05, seed=7,

@@ -66,6 +66,42 @@ def test_chat_gives_the_same_tools_to_every_conversation(core, monkeypatch):
     assert seen == [ids(llm, "sea1"), ids(llm, "sea2")]
 
 
+QUIET = "{{ '<' if add_generation_prompt }}{{ 'quiet ' if not think | default(true) }}{{ messages[0].content }}"
+
+
+@pytest.mark.parametrize("kind", [LLM, AsyncLLM])
+def test_options_of_a_chat_reach_the_template(kind, core):
+    owner, chat = make_fake(kind, core, template=QUIET), [{"role": "user", "content": "sea"}]
+    assert owner.chat_prompt(chat) == ids(owner, "<sea")
+    assert owner.chat_prompt(chat, chat_template_kwargs={"think": False}) == ids(owner, "<quiet sea")
+    assert owner.chat_prompt(chat, add_generation_prompt=False) == ids(owner, "sea")
+    another = owner.chat_prompt(chat, chat_template="{{ messages[0].content }}!")
+    assert another == ids(owner, "sea!")
+    open_end = owner.chat_prompt(
+        chat, chat_template="{{ messages[0].content }}!", add_generation_prompt=False, continue_final_message=True
+    )
+    assert open_end == ids(owner, "sea")
+
+
+def test_chat_gives_the_same_options_to_every_conversation(core, monkeypatch):
+    llm, seen = make_fake(LLM, core, template=QUIET), []
+    monkeypatch.setattr(llm, "generate", lambda prompts, params, *, use_tqdm: seen.append(prompts))
+    chat = [{"role": "user", "content": "sea"}]
+    for messages in (chat, [chat, tuple(chat)]):
+        llm.chat(messages, chat_template_kwargs={"think": False}, add_generation_prompt=False)
+        llm.chat(
+            messages,
+            chat_template="{{ messages[0].content }}!",
+            add_generation_prompt=False,
+            continue_final_message=True,
+        )
+    quiet, plain = ids(llm, "quiet sea"), ids(llm, "sea")
+    assert seen == [[quiet], [plain], [quiet] * 2, [plain] * 2]
+    for messages in ([], "hi", {"role": "user", "content": "x"}, [[]], ["hi"]):
+        with pytest.raises(ValueError, match=r"non-empty list|expected a dict"):
+            llm.chat(messages)
+
+
 def test_max_tokens_none_goes_to_the_end_of_the_context(llm, core):
     llm.stream([5, 6, 7], SamplingParams(max_tokens=None))
     (submission,) = core.running.values()

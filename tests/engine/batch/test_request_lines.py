@@ -62,6 +62,25 @@ def test_answers_that_were_copied_from_a_response_are_messages_without_what_hold
     assert parsed({"messages": messages}).messages == [messages[0], answer, {"role": "assistant"}]
 
 
+def test_what_a_response_may_hold_goes_to_the_chat_template_which_says_what_it_cannot_take():
+    held = {"refusal": "no", "annotations": [{"type": "url_citation"}], "audio": {"id": "1"}, "function_call": {"a": 1}}
+    thought = {"reasoning": "a", "reasoning_content": "a", "thinking": "a"}
+    answer = {"role": "assistant", "content": None, **held, **thought}
+    assert parsed({"messages": [answer]}).messages == [answer]
+
+
+def test_a_line_says_how_its_conversation_is_rendered():
+    options = {
+        "chat_template_kwargs": {"enable_thinking": False},
+        "add_generation_prompt": False,
+        "continue_final_message": True,
+        "chat_template": "{{ messages }}",
+    }
+    assert parsed(chat_line("a", **options)).rendering == options
+    assert parsed(chat_line("a", **dict.fromkeys(options))).rendering == {}
+    assert parsed({"prompt": "x", **dict.fromkeys(options)}).rendering == {}
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -120,10 +139,17 @@ def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
         ({"max_tokens": 3}, "no prompt"),
         ({"messages": []}, "no messages"),
         ({"messages": ["hi"]}, "message 0"),
-        ({"messages": [{"role": "user", "content": "x", "audio": {"id": "1"}}]}, "'audio'"),
-        ({"messages": [{"role": "assistant", "content": "x", "refusal": "no"}]}, "'refusal' in message 0"),
-        ({"messages": [{"role": "user", "content": "x", "reasoning_content": "y"}]}, "'reasoning_content' in"),
-        ({"messages": [{"role": "assistant", "reasoning_content": ["y"]}]}, "'reasoning_content' in message 0"),
+        ({"messages": [{"role": "user", "content": "x", "weight": 1}]}, "'weight' in message 0"),
+        (
+            {"messages": [{}], "chat_template_kwargs": [1]},
+            "chat_template_kwargs=[1] is not usable: it must be an object",
+        ),
+        ({"messages": [{}], "chat_template_kwargs": "{}"}, "chat_template_kwargs='{}'"),
+        ({"messages": [{}], "chat_template": 3}, "chat_template=3 is not usable: it must be a text"),
+        ({"messages": [{}], "add_generation_prompt": 0}, "add_generation_prompt=0 is not usable: it must be true or"),
+        ({"messages": [{}], "continue_final_message": "content"}, "continue_final_message='content'"),
+        ({"prompt": "x", "chat_template_kwargs": {}}, "'chat_template_kwargs' is not supported here"),
+        ({"prompt": "x", "add_generation_prompt": True}, "'add_generation_prompt' is not supported here"),
         ({"messages": [{"role": "user", "content": "x"}], "tools": {}}, "'tools'"),
         ({"messages": [{"role": "user", "content": "x"}], "tools": ["f"]}, "'tools'"),
         ({"messages": [{"role": "user", "content": "x"}], "tool_choice": "required"}, "tool_choice='required'"),

@@ -95,6 +95,23 @@ def test_tools_and_what_became_of_them_reach_the_chat_template(files):
     assert line["response"]["body"]["choices"][0]["message"]["content"] == "\x01nownoon"
 
 
+def test_what_a_line_says_of_its_rendering_reaches_the_chat_template(files):
+    llm, options = FakeLLM(), {"chat_template_kwargs": {"enable_thinking": False}, "add_generation_prompt": False}
+    run(files, [chat_line("a", **options), chat_line("b")], llm)
+    assert sorted(llm.chat_options, key=len) == [{}, options]
+
+
+def test_variables_of_all_lines_give_way_to_those_of_a_line_and_belong_to_the_run(files):
+    llm, lines = FakeLLM(), [chat_line("a", chat_template_kwargs={"x": 1, "y": None}), chat_line("b"), {"prompt": "c"}]
+    run(files, lines, llm, chat_template_kwargs={"x": 0, "y": 0})
+    used = [options["chat_template_kwargs"] for options in llm.chat_options]
+    assert sorted(used, key=lambda each: each["x"]) == [{"x": 0, "y": 0}, {"x": 1, "y": 0}]
+    run(files, lines, llm, chat_template_kwargs={"y": 0, "x": 0})
+    for other, now in (({"x": 0}, "{'x': 0}"), (None, "None")):
+        with pytest.raises(ValueError, match=rf"another run \(chat_template_kwargs={{.*}} instead of {now}\)"):
+            run(files, lines, llm, chat_template_kwargs=other)
+
+
 def test_messages_that_the_template_refuses_are_an_error_line(files):
     _, (line,) = run(files, [{"messages": [{"role": "pirate", "content": "arr"}]}])
     assert line["error"]["message"] == "line 1: Message 0 must be the user's."

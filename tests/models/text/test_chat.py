@@ -39,6 +39,9 @@ def test_blocks_are_trimmed_and_extras_exist(tiny):
     [
         (None, "Tiny has no chat template"),
         ("{{ raise_exception('roles must\nalternate') }}", "failed: roles must alternate."),
+        ("{{ raise_exception('user/assistant/user/...') }}", "failed: user/assistant/user/..."),
+        ("{{ raise_exception('one call at once!') }}", "failed: one call at once!"),
+        ("{{ raise_exception('') }}", "failed: RefusedByTemplate."),
         ("{% for %}", "failed"),
         ("{{ messages[0].content.nothing() }}", "failed"),
         ("{{ 1 / 0 }}", "division by zero"),
@@ -53,6 +56,7 @@ def test_templates_fail_in_one_sentence(tiny, source, says):
     with pytest.raises(ChatTemplateError, match="Tiny") as caught:
         template(tiny, source).render(HELLO)
     assert says in str(caught.value)
+    assert not str(caught.value).endswith(("!.", "?."))
     assert "\n" not in str(caught.value)
 
 
@@ -95,16 +99,26 @@ def test_other_forms_of_tools_are_refused(tiny, tools, says):
 
 def test_tools_and_whatever_is_in_a_message_go_to_the_template(tiny):
     source = (
-        "{% for m in messages %}{{ m.role }}:{{ m.get('content', '-') }}:"
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}:"
         "{{ m.tool_calls[0].function.name if m.tool_calls else m.extra }};{% endfor %}"
         "{{ tools | tojson }}{{ unk_token }}"
     )
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
-    messages = [{"role": "developer", "content": "x", "extra": 1.5}, call]
+    messages = [{"role": "user", "content": "x", "extra": 1.5}, call]
     tools = ({"name": "é", "strict": True},)
     text = template(tiny, source).render(messages, tools=tools)
-    assert text == 'developer:x:1.5;assistant:-:f;[{"name": "é", "strict": true}]'
+    assert text == 'user:x:1.5;assistant::f;[{"name": "é", "strict": true}]'
     assert template(tiny, "{{ tools is none }}").render(HELLO) == "True"
+    assert template(tiny, "{{ tools is none }}").render(HELLO, tools=[]) == "True"
+
+
+def test_special_tokens_that_the_model_lacks_are_not_defined(tiny):
+    """As in transformers, whose templates ask "pad_token is defined"."""
+    special = "{{ bos_token }}{{ bos_token is defined }}{{ eos_token is defined }}"
+    rest = "{{ pad_token is defined }}{{ unk_token is defined }}{{ pad_token }}"
+    assert template(tiny, special + rest).render(HELLO) == "<|im_start|>TrueTrueFalseFalse"
+    with pytest.raises(ChatTemplateError, match="'pad_token' is undefined"):
+        template(tiny, "{{ pad_token + 'x' }}").render(HELLO)
 
 
 def test_json_is_written_as_templates_ask_for_it(tiny):
@@ -114,19 +128,8 @@ def test_json_is_written_as_templates_ask_for_it(tiny):
 
 
 def test_generation_blocks_and_loop_controls_leave_no_trace(tiny):
-    source = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}"
-    assert template(tiny, source).render(HELLO * 2) == "hi"
-
-
-def test_content_in_parts_goes_to_templates_that_take_parts(tiny):
-    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
-    source = "{% for p in messages[0].content %}[{{ p.text }}]{% endfor %}"
-    assert template(tiny, source).render(parts) == "[a][b]"
-    for source in ("{{ messages[0].content }}", "{{ messages[0].content | trim }}"):
-        with pytest.raises(ChatTemplateError, match="Tiny takes content as a string only: join the parts of message 0"):
-            template(tiny, source).render(parts)
-    with pytest.raises(ChatTemplateError, match="failed"):
-        template(tiny, "{{ '<' + messages[0].content }}").render(parts)
+    source = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}no{% endfor %}"
+    assert template(tiny, source).render(HELLO) == "hi"
 
 
 def test_tools_choose_the_template_of_that_name(tiny):
@@ -134,7 +137,8 @@ def test_tools_choose_the_template_of_that_name(tiny):
     for source in (named, [{"name": name, "template": text} for name, text in named.items()]):
         chat = template(tiny, source)
         assert [chat.render(HELLO), chat.render(HELLO, tools=[{}])] == ["plain", "tools"]
-    assert template(tiny, {"default": "plain"}).render(HELLO, tools=[{}]) == "plain"
+    with pytest.raises(ChatTemplateError, match="of Tiny takes no tools"):
+        template(tiny, {"default": "plain"}).render(HELLO, tools=[{}])
     with pytest.raises(ChatTemplateError, match="no chat template 'default', only 'rag'"):
         template(tiny, {"rag": "x"}).render(HELLO)
 
