@@ -96,16 +96,18 @@ class MeshState:
         """Enter blocks in `computing` or `arriving`, unless another placement is expected to bring them first."""
         placement.underway += [key for key in hashes if index.setdefault(key, placement) is placement]
 
-    def end_wait(self, placement: Placement) -> None:
-        """Strike out blocks that the placement was to bring and that are here, or will not come."""
+    def end_wait(self, placement: Placement) -> list[bytes]:
+        """Strike out blocks that the placement was to bring and that are here, or will not come; return those."""
         for key in placement.underway:
             for index in (self.computing, self.arriving):
                 if index.get(key) is placement:
                     del index[key]
-        placement.underway.clear()
+        ended, placement.underway = placement.underway, []
+        return ended
 
-    def remove(self, request: Request, placement: Placement) -> None:
-        """Free the request's placement here."""
-        self.end_wait(placement)
+    def remove(self, request: Request, placement: Placement) -> list[bytes]:
+        """Free the request's placement here; return the blocks that were first expected from it."""
+        ended = self.end_wait(placement)
         self.pages.release(placement)
         self.placed.remove(request)
+        return ended

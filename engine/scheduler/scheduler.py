@@ -176,7 +176,8 @@ class Scheduler:
         return self._batching.horizon(self.meshes[mesh])
 
     def check_integrity(self) -> None:
-        """Raise if a page or slot is lost or doubled, or held by anything but a request that is here."""
+        """Raise if a page or slot is lost or doubled, or held by anything but a request that is here, or if a request
+        sleeps that nobody works for."""
         for mesh in self.meshes:
             placements = {
                 request.id: placement
@@ -191,4 +192,5 @@ class Scheduler:
             load = sum(request.unanswered for request in self.requests.values() if request.prefilled_on == mesh.index)
             if mesh.prefill_load != load:
                 raise RuntimeError(f"mesh {mesh.index}: a load of {mesh.prefill_load} tokens, {load} to be answered")
+        self._admission.check()
         self._handoffs.check()
