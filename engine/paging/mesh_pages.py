@@ -7,7 +7,7 @@ actions. It decides nothing: the scheduler chooses which requests are placed, an
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -27,6 +27,11 @@ class MeshPages:
         self._mesh, self._config, self._emit = mesh, config, emit
         self.slots = SlotTable(config.max_num_seqs)
         self.groups = [PageAllocator(count) for count in pages]
+        self._size = config.page_size
+        # What `hit` was asked last, for a request that is ranked, and then placed: it changes with the caches alone.
+        self._last_hit: tuple[Sequence[bytes] | None, int, int, int] = None, 0, 0, 0
+        self._windows = list(zip(config.windows, self.groups, strict=True))
+        self._windowed = [(window, group) for window, group in self._windows if window is not None]
 
     @property
     def room(self) -> float:
@@ -41,24 +46,32 @@ class MeshPages:
         Every group that sees all tokens needs all of the pages, a windowed one those that the next token sees. If all
         tokens are cached, the last one is computed again, for what follows it.
         """
-        size = self._config.page_size
+        changes = sum([pages.cached.changes for pages in self.groups])
+        asked, asked_tokens, asked_at, cached = self._last_hit
+        if asked is hashes and asked_tokens == tokens and asked_at == changes:
+            return cached
+        cached = self._find_hit(hashes, tokens)
+        if len(hashes) >= tokens // self._size:  # no more will come that matter here
+            self._last_hit = hashes, tokens, changes, cached
+        return cached
+
+    def _find_hit(self, hashes: Sequence[bytes], tokens: int) -> int:
+        size = self._size
         count = min(len(hashes), tokens // size)
-        for window, pages in self._windows():
+        for window, pages in self._windows:
             if window is None:
                 count = pages.cached.run_length(hashes, count)
-        while count and not self._windows_are_cached(hashes, count, min(count * size, tokens - 1)):
-            count -= 1
+        if self._windowed:
+            while count and not self._windows_are_cached(hashes, count, min(count * size, tokens - 1)):
+                count -= 1
         return count * size
 
     def _windows_are_cached(self, hashes: Sequence[bytes], count: int, next_token: int) -> bool:
         return all(
             _count_cached(pages, hashes[first:count]) == count - first
-            for window, pages in self._windows()
-            if window is not None and (first := self._first_page(window, next_token)) < count
+            for window, pages in self._windowed
+            if (first := self._first_page(window, next_token)) < count
         )
-
-    def _windows(self) -> Iterable[tuple[int | None, PageAllocator]]:
-        return zip(self._config.windows, self.groups, strict=True)
 
     def _first_page(self, window: int | None, token: int) -> int:
         """Find the first page that the token at this position sees."""
@@ -75,7 +88,7 @@ class MeshPages:
         """
         cached = self.hit(hashes, tokens)
         shared, fresh = [], []
-        for window, pages in self._windows():
+        for window, pages in self._windows:
             first, end = self._first_page(window, min(cached, tokens - 1)), cached // self._config.page_size
             shared.append((first, pages.cached.run(hashes[first:end])))
             to_write = self._config.pages_for(tokens) - end
@@ -85,7 +98,8 @@ class MeshPages:
         placement = self._place(request_id, shared, fresh, watermark)
         if placement is None:
             return None
-        for group, (window, table) in enumerate(zip(self._config.windows, placement.tables, strict=True)):
+        for group, (window, _) in enumerate(self._windows):
+            table = placement.tables[group]
             if window is None:
                 table.pages += table.spare
                 table.spare = []
@@ -99,9 +113,13 @@ class MeshPages:
         sent, since those before it are cached here. None: no room.
         """
         shared, fresh = [], []
-        for window, pages in self._windows():
+        for window, pages in self._windows:
             first, end = self._first_page(window, tokens), self._config.pages_for(tokens)
-            stop = first + _count_cached(pages, hashes[first : tokens // self._config.page_size])
+            full = min(len(hashes), tokens // self._config.page_size)
+            if window is None:
+                stop = pages.cached.run_length(hashes, full)
+            else:
+                stop = first + _count_cached(pages, hashes[first:full])
             shared.append((first, pages.cached.run(hashes[first:stop])))
             fresh.append(end - stop)
         placement = self._place(request_id, shared, fresh, watermark)
@@ -146,7 +164,8 @@ class MeshPages:
     def release(self, placement: Placement) -> None:
         """Free a placement. Its last pages are freed first: without them a cached prefix is only shorter."""
         for pages, table in zip(self.groups, placement.tables, strict=True):
-            pages.release([*table.spare, *reversed(table.pages)])
+            pages.release(table.spare)
+            pages.release(reversed(table.pages))
         self.slots.release(placement.slot)
 
     def remember(self, placement: Placement, hashes: Sequence[bytes], tokens: int) -> None:
@@ -169,7 +188,7 @@ class MeshPages:
 
         Fails only where other requests have meanwhile found pages of a windowed group that were to be reused.
         """
-        for group, (window, pages) in enumerate(self._windows()):
+        for group, (window, pages) in enumerate(self._windows):
             if window is None:
                 continue
             table = placement.tables[group]
@@ -201,7 +220,7 @@ class MeshPages:
             return True
         size = self._config.page_size
         plans = []
-        for group, (window, pages) in enumerate(self._windows()):
+        for group, (window, pages) in enumerate(self._windows):
             table = placement.tables[group]
             if window is not None:
                 pages.release(self._slide(table, window, start))
@@ -245,8 +264,7 @@ class MeshPages:
 
     def _assign(self, placement: Placement, group: int, first: int) -> None:
         """Tell the device about the placement's pages from page `first` of the sequence on."""
-        table = placement.tables[group]
-        if pages := table.between(first, table.end):
+        if pages := tuple(placement.tables[group].pages[first - placement.tables[group].first :]):
             self._emit(AssignPages(self._mesh, placement.slot, group, first, pages))
 
     def check(self, placements: dict[int, Placement]) -> None:

@@ -27,6 +27,7 @@ class PrefixCache:
     """Cached pages and their hashes, one to one."""
 
     def __init__(self) -> None:
+        self.changes = 0  # how often a page was entered or struck out
         self._page_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
         self._parents: dict[bytes, bytes] = {}  # block -> the one before it; b"": it is a first one
@@ -46,9 +47,11 @@ class PrefixCache:
         if block_hash not in self._page_of and page not in self._hash_of:
             self._page_of[block_hash] = page
             self._hash_of[page] = block_hash
+            self.changes += 1
 
     def evict(self, page: int) -> None:
         """Strike a page out."""
+        self.changes += 1
         block_hash = self._hash_of.pop(page)
         del self._page_of[block_hash]
         self._last_run = 0, b"", _NO_PAGES
@@ -64,6 +67,7 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Strike all pages out."""
+        self.changes += 1
         self._page_of.clear()
         self._hash_of.clear()
         self._forget()
@@ -93,7 +97,7 @@ class PrefixCache:
     def _known(self, hashes: Sequence[bytes], stop: int) -> int:
         """Count the first blocks of a chain that are in `_parents`: if one is, so are all before it."""
         known, low, high = self._parents, 0, stop
-        if 0 < (guess := min(self._last_count, stop)) and hashes[guess - 1] in known:
+        if (guess := min(self._last_count, stop)) > 0 and hashes[guess - 1] in known:
             if guess == stop or hashes[guess] not in known:
                 return guess
             low = guess + 1

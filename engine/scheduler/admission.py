@@ -18,7 +18,7 @@ from .policy import Policy
 from .request import Request, State
 from .waiting import Awaited, Group, WaitingRequests
 
-# The next block that a chain lacks and where it stands, by the chain's first block.
+# The next block that a chain lacks, where it stands, and that it is being computed, by the chain's first block.
 type _Found = dict[bytes, tuple[int, bytes]]
 
 
@@ -95,8 +95,8 @@ class Admission:
         nexts: dict[Awaited, bytes] = {}
         for key, group in groups.items():
             first = next(iter(group))
-            block = self._next_block(first, found) if isinstance(key, bytes) else None
-            if block is None or not self._is_computed(block):
+            block = self._next_computed(first, found) if isinstance(key, bytes) else None
+            if block is None:
                 return False
             index, _ = found[first.hashes[0]]
             if not all([index < len(other.hashes) and other.hashes[index] == block for other in group]):
@@ -138,12 +138,11 @@ class Admission:
         if fork_of is not None and not request.restarts and self._is_worked_for(fork_of):
             return fork_of
         if request.awaits is None or not self._is_computed(request.awaits):
-            block = self._next_block(request, found)
-            request.awaits = block if block is not None and self._is_computed(block) else None
+            request.awaits = self._next_computed(request, found)
         return request.awaits
 
-    def _next_block(self, request: Request, found: _Found) -> bytes | None:
-        """Find the first block of the prompt that no mesh has, where anything is being computed that it might be.
+    def _next_computed(self, request: Request, found: _Found) -> bytes | None:
+        """Find the first block of the prompt that no mesh has, if it is being computed.
 
         Prompts that have this block in common have all before it in common too: one is looked up for all of them.
         """
@@ -157,7 +156,7 @@ class Admission:
             return None
         cached = max([mesh.pages.hit(hashes, request.to_prefill) for mesh in self._meshes if mesh.prefills])
         index = cached // self._config.page_size
-        if index >= len(hashes):
+        if index >= len(hashes) or not self._is_computed(hashes[index]):
             return None
         found[hashes[0]] = index, hashes[index]
         return hashes[index]
@@ -169,7 +168,7 @@ class Admission:
         return leader is not None and leader.state in (State.WAITING, State.PREFILL)
 
     def _is_computed(self, block_hash: bytes) -> bool:
-        return any(block_hash in mesh.computing for mesh in self._meshes)
+        return any([block_hash in mesh.computing for mesh in self._meshes])
 
     def _place(self, request: Request, meshes: Sequence[MeshState]) -> bool:
         """Place a prompt on the best of these meshes that has room; False: none has."""

@@ -87,7 +87,10 @@ class WaitingRequests:
             if request.sleeps_for is not None:
                 self._rouse(request, request.sleeps_for)
             request.sleeps_for = awaited
-            self._asleep.setdefault(awaited, {})[request] = None
+            if awaited in self._asleep:
+                self._asleep[awaited][request] = None
+            else:
+                self._asleep[awaited] = {request: None}
         if refused is not None and refused.sleeps_for is not None:
             self._rouse(refused, refused.sleeps_for)
             self._awake.add(refused)

@@ -12,6 +12,7 @@ The checkouts take turns, each round in a process of its own. The best round cou
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -131,6 +132,8 @@ def measure(topology: str, requests: int, prefix: int) -> dict[str, float | str 
     run.placing.clear()
     for number in range(1, requests + 1):
         run.arrive(number, prefix)
+    gc.collect()
+    gc.freeze()  # what is there is not looked at again, as in a process that runs for long
     while run.turn():
         pass
     idle = [seconds for placed, seconds in run.placing if placed <= 0]
