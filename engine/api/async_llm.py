@@ -52,8 +52,9 @@ class AsyncLLM(BaseLLM):
             ValueError: a prompt or parameters that the engine cannot run, or a name in use.
             EngineError: the engine is closed or has failed.
         """
+        arrival = self._client.clock()
         # A long text takes a while to tokenise; the tokenizer releases the GIL.
-        job = await asyncio.to_thread(self._client.check, prompt, sampling_params or SamplingParams())
+        job = await asyncio.to_thread(self._client.check, prompt, sampling_params or SamplingParams(), arrival)
         updates: asyncio.Queue[Update] = asyncio.Queue()
         ticket = self._client.ticket(job, _post_to(asyncio.get_running_loop(), updates), request_id)
         collector = ticket.collector

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
 from ..core.submission import Update
-from .client import EngineClient, Job, check_name
+from .client import EngineClient, check_name
 from .collector import RequestCollector
+from .job import Job
 from .outputs import RequestOutput, TextDelta
 
 

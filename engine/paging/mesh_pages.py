@@ -140,11 +140,11 @@ class MeshPages:
         if not self.slots.num_free:
             return None
         for pages, (_, run), count in zip(self.groups, shared, fresh, strict=True):
-            if count + pages.count_idle(run.index) + watermark > pages.num_free:
+            if count + pages.count_idle(run.array) + watermark > pages.num_free:
                 return None
         tables = []
         for pages, (first, run), count in zip(self.groups, shared, fresh, strict=True):
-            pages.hold(run.index)
+            pages.hold(run.array)
             tables.append(BlockTable(first, run.pages.copy(), pages.allocate(count)))
         return Placement(self._mesh, self.slots.allocate(request_id), tables)
 

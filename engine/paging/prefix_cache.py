@@ -17,7 +17,7 @@ class Run(NamedTuple):
     """Pages of blocks that follow each other, as a list and as an array; neither is changed."""
 
     pages: list[int]
-    index: np.ndarray
+    array: np.ndarray
 
 
 _NO_PAGES = Run([], np.zeros(0, np.intp))

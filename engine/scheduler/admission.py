@@ -121,11 +121,6 @@ class Admission:
             self._waiting.remove(request)
             self._begin_prefill(request, mesh, request.prompt_len)
 
-    def _next(self) -> list[Request]:
-        """List those awake of the first that may be admitted."""
-        most = 2 * self._config.max_num_seqs
-        return self._waiting.first_restarted(most) if self.is_held else self._waiting.first_awake(most)
-
     def _leader(self, request: Request) -> Request | None:
         """Find the request whose prompt this one forks; None: there is none, or it has to be computed anyway."""
         fork_of = request.facts.fork_of
