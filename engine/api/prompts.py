@@ -19,7 +19,7 @@ class Prompt:
     """A prompt that passed every check: its text where it was given as text, and its token ids."""
 
     text: str | None
-    ids: np.ndarray  # [n] int32, which nobody writes to
+    ids: np.ndarray  # [n] int32, never written to
 
     @cached_property
     def token_ids(self) -> list[int]:

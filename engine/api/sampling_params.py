@@ -6,6 +6,7 @@ What a model's vocabulary decides (whether a token id exists, how a bad word is 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from numbers import Integral, Real
 from typing import cast
 
@@ -14,6 +15,14 @@ from ..protocol.sampling_plan import MAX_LOGPROBS
 # As vLLM's default limit.
 MAX_N = 16384
 _SEED = "a whole number from 0 to 2**32 - 1"
+
+
+class RequestOutputKind(IntEnum):
+    """What each output of a request under way holds; names and values are vLLM's."""
+
+    CUMULATIVE = 0  # all so far
+    DELTA = 1  # what is new since the output before
+    FINAL_ONLY = 2  # all, once it has ended; there is no output before
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class SamplingParams:
     logit_bias: added to the logits of these tokens: -1e6 to 1e6, or -inf to forbid one.
     allowed_token_ids: nothing else may be generated.
     bad_words: texts that may not be completed, each as it is spelled at the start of a text and behind a space.
+    output_kind: what `AsyncLLM.generate` and `LLM.step` give while the request runs: all so far (CUMULATIVE), what is
+        new (DELTA), or nothing before the end (FINAL_ONLY). Of no account where only whole results are given.
 
     It differs from vLLM where a static shape has to bound it: `logprobs` and `prompt_logprobs` stop at 20 and -1 (the
     whole vocabulary) is refused; bad words are at most 64 token sequences of at most 8 tokens. Greedy sampling may ask
@@ -76,6 +87,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str] | None = None
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
     def __post_init__(self) -> None:
         """Refuse what sampling could only turn into nonsense later; lists become tuples, which nobody changes."""
@@ -83,6 +95,8 @@ class SamplingParams:
         self._check_lengths()
         for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
             _check(name, getattr(self, name), lambda x: isinstance(x, bool), "True or False")
+        kinds = ", ".join(f"RequestOutputKind.{kind.name}" for kind in RequestOutputKind)
+        _check("output_kind", self.output_kind, lambda x: isinstance(x, RequestOutputKind), f"one of {kinds}")
         self._check_lists()
         if self.stop and not self.detokenize:
             raise ValueError("stop strings need the text: leave detokenize on, or use stop_token_ids.")

@@ -4,8 +4,8 @@ Requests wait in the policy's order, and one that starts over keeps its place in
 ranks first; one that shares a prompt, or blocks of one, with another that is being computed sleeps instead of computing
 it too, and costs nothing until it is woken.
 
-Invariant: a request sleeps only as long as somebody works for it: the block that it awaits is being computed by a
-placement that is there, or the request that it forks waits or is being prefilled. Whoever ends that wakes it then.
+Invariant: a request sleeps only as long as what it sleeps for is under way: the block that it awaits is being computed
+by a placement that is there, or the request that it forks waits or is being prefilled. What ends that wakes it.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -50,8 +50,8 @@ class Admission:
         self._waiting.remove(request)
 
     def wake(self, done: Iterable[Awaited]) -> None:
-        """Have those asked again that sleep for one of these: blocks that a placement was computing and has computed or
-        never will, or ids of requests that can be forked now or never will be."""
+        """Have the requests asked again that sleep for one of these: blocks that a placement was computing and has
+        computed or never will, or ids of requests that can be forked now or never will be."""
         self._waiting.done(done)
 
     def admit(self) -> None:
@@ -59,7 +59,7 @@ class Admission:
 
         One whose next block is being computed for another is passed over, and sleeps until that is done.
         """
-        groups = self._waiting.groups_done(self._is_worked_for)
+        groups = self._waiting.groups_done(self._is_under_way)
         if self._all_sleep_on(groups):
             return
         placed: dict[Request, None] = {}
@@ -82,7 +82,7 @@ class Admission:
         self._waiting.settle(placed, asleep, refused)
 
     def _able(self, groups: Collection[Group]) -> list[Request]:
-        """List those of the first that may be admitted for whom nobody is known to work."""
+        """List those of the first that may be admitted and do not sleep."""
         most = 2 * self._config.max_num_seqs
         return self._waiting.first_restarted(most, groups) if self.is_held else self._waiting.first(most, groups)
 
@@ -130,7 +130,7 @@ class Admission:
         """Find what another request is computing that this one lacks wherever it could go: the block that it awaited
         before, the first one of its prompt that no mesh has, or the id of the request that it forks."""
         fork_of = request.facts.fork_of
-        if fork_of is not None and not request.restarts and self._is_worked_for(fork_of):
+        if fork_of is not None and not request.restarts and self._is_under_way(fork_of):
             return fork_of
         if request.awaits is None or not self._is_computed(request.awaits):
             request.awaits = self._next_computed(request, found)
@@ -156,7 +156,7 @@ class Admission:
         found[hashes[0]] = index, hashes[index]
         return hashes[index]
 
-    def _is_worked_for(self, awaited: Awaited) -> bool:
+    def _is_under_way(self, awaited: Awaited) -> bool:
         if isinstance(awaited, bytes):
             return self._is_computed(awaited)
         leader = self._requests.get(awaited)
@@ -193,5 +193,5 @@ class Admission:
         mesh.expect(mesh.computing, request.hashes[cached // size : request.to_prefill // size], request.placement)
 
     def check(self) -> None:
-        """Raise if a request sleeps that nobody works for, and that will not be asked again."""
-        self._waiting.check(self._is_worked_for)
+        """Raise if a request sleeps for something that is not under way, and will not be asked again."""
+        self._waiting.check(self._is_under_way)

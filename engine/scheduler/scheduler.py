@@ -138,7 +138,7 @@ class Scheduler:
         if request.unanswered:
             self._lifecycle.answer(request)
         line = request.timeline
-        line.tokens.append(self._now)
+        line.stamp_token(self._now)
         if line.prefill_end is None:
             line.prefill_end = self._now
         if outcome.block_hash is not None and self.config.prefix_cache and not self.config.deterministic:
@@ -177,7 +177,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raise if a page or slot is lost or doubled, or held by anything but a request that is here, or if a request
-        sleeps that nobody works for."""
+        sleeps for something that is not under way."""
         for mesh in self.meshes:
             placements = {
                 request.id: placement

@@ -47,9 +47,9 @@ class WaitingRequests:
         for key in self._asleep.keys() & keys:
             self._done[key] = None
 
-    def groups_done(self, is_worked_for: Callable[[Awaited], bool]) -> dict[Awaited, Group]:
-        """List the groups that have to be asked again, by what they sleep for: somebody else may work for it too."""
-        self._done = {key: None for key in self._done if not is_worked_for(key)}
+    def groups_done(self, is_under_way: Callable[[Awaited], bool]) -> dict[Awaited, Group]:
+        """List the groups that have to be asked again, by what they sleep for, unless that is under way elsewhere."""
+        self._done = {key: None for key in self._done if not is_under_way(key)}
         return {key: self._asleep[key] for key in self._done}
 
     @property
@@ -111,18 +111,18 @@ class WaitingRequests:
             del self._asleep[key]
             self._done.pop(key, None)
 
-    def check(self, is_worked_for: Callable[[Awaited], bool]) -> None:
-        """Raise unless every request is awake, or sleeps for what is worked for, or else is to be asked again."""
+    def check(self, is_under_way: Callable[[Awaited], bool]) -> None:
+        """Raise unless every request is awake, or sleeps for what is under way, or else is to be asked again."""
         asleep = [request for group in self._asleep.values() for request in group]
         if {*self._awake, *asleep} != {*self._all} or len(self._awake) + len(asleep) != len(self._all):
             raise RuntimeError(f"{len(self._all)} requests wait, {len(self._awake)} awake and {len(asleep)} asleep")
         for key, group in self._asleep.items():
             if any(request.sleeps_for != key for request in group) or not group:
                 raise RuntimeError(f"requests sleep for {key!r} and do not say so")
-            if key not in self._done and not is_worked_for(key):
-                raise RuntimeError(f"{len(group)} requests sleep for {key!r}, and nobody works for it")
+            if key not in self._done and not is_under_way(key):
+                raise RuntimeError(f"{len(group)} requests sleep for {key!r}, which is not under way")
         if not self._done.keys() <= self._asleep.keys():
-            raise RuntimeError("something is done that nobody sleeps for")
+            raise RuntimeError("something is done that no request sleeps for")
 
 
 def _take_out(requests: SortedRequests, leaving: Collection[Request]) -> None:

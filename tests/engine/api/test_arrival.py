@@ -34,7 +34,7 @@ class Slow:
 
 
 class StampedCore(FakeCore):
-    """Its clock stands still while nobody tokenises."""
+    """Its clock stands still unless something is tokenised."""
 
     def __init__(self, **options):
         super().__init__(**options)

@@ -87,12 +87,12 @@ class Machine(RuleBasedStateMachine):
 
     def _act(self):
         Machine.steps += 1
-        self.scheduler.check_integrity()  # who ends what others wait for has said so, before anything is decided
+        self.scheduler.check_integrity()  # what others wait for ends with notice, before anything is decided
         self.device.perform(self.scheduler.actions())
-        self._check_that_nobody_waits_without_a_leader()
+        self._check_that_what_is_awaited_is_under_way()
 
-    def _check_that_nobody_waits_without_a_leader(self):
-        """Whoever sleeps has one who works for it, or stands in line behind one that found no room."""
+    def _check_that_what_is_awaited_is_under_way(self):
+        """What a request sleeps for is under way, or it stands in line behind one that found no room."""
         computing = [block for mesh in self.scheduler.meshes for block in mesh.computing]
         placed = {id(request.placement) for request in self.scheduler.requests.values()}
         assert all(
@@ -106,14 +106,14 @@ class Machine(RuleBasedStateMachine):
             Machine.sleepers += 1
             assert request.state is State.WAITING
             leader = self.scheduler.requests.get(request.sleeps_for)
-            is_worked_for = request.sleeps_for in computing or (
+            is_under_way = request.sleeps_for in computing or (
                 leader is not None and leader.state in (State.WAITING, State.PREFILL)
             )
             in_line = self.is_held or (first is not None and first < request.order)
-            assert is_worked_for or in_line, f"{request.id} waits for {request.sleeps_for}, and nobody works for it"
+            assert is_under_way or in_line, f"{request.id} waits for {request.sleeps_for}, which is not under way"
 
     def _leaders(self):
-        """Those whom others wait for: by what they compute, or because they are to be forked."""
+        """The requests that others wait for: for what they compute, or because they are to be forked."""
         requests = self.scheduler.requests
         keys = {request.sleeps_for for request in requests.values() if request.sleeps_for is not None}
         computing = [mesh.computing.get(key) for mesh in self.scheduler.meshes for key in keys]
@@ -168,7 +168,7 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: hasattr(self, "scheduler") and self._leaders())
     @rule(pick=st.integers(0, 99), what=st.sampled_from(["abort", "preempt", "lose"]))
-    def strike_a_leader(self, pick, what):
+    def end_a_leader(self, pick, what):
         leaders = self._leaders()
         leader = leaders[pick % len(leaders)]
         if what == "lose" and leader.placement is not None:
