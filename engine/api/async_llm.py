@@ -66,9 +66,11 @@ class AsyncLLM(BaseLLM):
         consumer = Consumer(collector, loop, only_final=only_final)
         self._client.start(ticket)
         try:
-            while not collector.is_finished:
-                await consumer.news()
-                output = collector.news()
+            is_over = False
+            while not is_over:
+                if not consumer.has_news:
+                    await consumer.news()
+                output, is_over = consumer.output(), collector.is_finished
                 if output is not None:
                     yield output
         finally:

@@ -5,6 +5,7 @@ Runs on callers' threads; a collector belongs to one of them at a time. It knows
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Any
 
 from ...models.text.tokenizer import Tokenizer
 from ..core.submission import Update
@@ -48,10 +49,14 @@ class CompletionCollector:
             self._timeline = update.timeline
         if self._params.logprobs is not None:
             self._take_scores(update, self._params.logprobs)
-        self._token_ids.extend(update.token_ids)
-        self.finish_reason, self.error = update.finish_reason, update.error
-        self._stop_reason = update.stop_reason
-        text = self._new_text(update) if self._params.detokenize else ""
+        self._token_ids += update.token_ids
+        text = ""
+        if update.finish_reason is not None:
+            self.finish_reason, self.error, self._stop_reason = update.finish_reason, update.error, update.stop_reason
+            if self._params.detokenize:
+                text = self._last_text(update)
+        elif self._params.detokenize:
+            text = self._detokenizer.push(update.token_ids)
         self._text.add(text)
         return text
 
@@ -70,8 +75,8 @@ class CompletionCollector:
             "cumulative_logprob": self._cumulative if has_logprobs else None,
             "logprobs": ListView(self._logprobs, count) if has_logprobs else None,
             "finish_reason": None,
-            "stop_reason": self._stop_reason,
-            "timeline": self._timeline.so_far(count),
+            "stop_reason": None,
+            "_stamps": (self._timeline, count),
         }
         return make(CompletionSoFar, fields)
 
@@ -81,7 +86,7 @@ class CompletionCollector:
         if pieces == piece:
             return None
         self._given = count, pieces
-        has_logprobs, is_over = self._params.logprobs is not None, self.finish_reason is not None
+        has_logprobs = self._params.logprobs is not None
         fields = {
             "index": self._index,
             "text": self._text.between(piece, pieces),
@@ -90,8 +95,11 @@ class CompletionCollector:
             "logprobs": self._logprobs[token:] if has_logprobs else None,
             "finish_reason": self.finish_reason,
             "stop_reason": self._stop_reason,
-            "timeline": self._timeline.whole() if is_over else self._timeline.so_far(count),
+            "_stamps": (self._timeline, count),
         }
+        if self.finish_reason is None:
+            return make(CompletionSoFar, fields)
+        fields["timeline"] = self._timeline.whole()
         return make(CompletionOutput, fields)
 
     def _make_whole(self) -> CompletionOutput:
@@ -107,13 +115,12 @@ class CompletionCollector:
             timeline=self._timeline.whole(),
         )
 
-    def _new_text(self, update: Update) -> str:
-        ids, is_over = update.token_ids, update.finish_reason is not None
+    def _last_text(self, update: Update) -> str:
+        ids = update.token_ids
         ended_by_token = update.finish_reason == "stop" and not isinstance(update.stop_reason, str)
         if ended_by_token and not self._params.include_stop_str_in_output:
             ids = ids[:-1]
-        text = self._detokenizer.push(ids)
-        return text + self._detokenizer.finish() if is_over else text
+        return self._detokenizer.push(ids) + self._detokenizer.finish()
 
     def _take_scores(self, update: Update, count: int) -> None:
         if not update.token_ids:
@@ -148,8 +155,19 @@ class RequestCollector:
             for index, sequence_id in enumerate(sequence_ids)
         }
         self._running = dict.fromkeys(sequence_ids)  # an ordered set
+        self._has_ended = False  # one of them
         self._cached_tokens: int | None = None
         self._prompt_logprobs: list[LogprobsAt | None] | None = None
+        # What is the same in every output, which is made for every token.
+        self._fields = {
+            "request_id": request_id,
+            "prompt": prompt.text,
+            "prompt_token_ids": prompt.token_ids,
+            "prompt_logprobs": None,
+            "finished": False,
+            "num_cached_tokens": None,
+            "error": None,
+        }
         self._has_given_prompt_logprobs = False
 
     @property
@@ -171,6 +189,7 @@ class RequestCollector:
         """Take in an update of one completion; return the text that it adds to it."""
         sequence_id = update.request_id
         if update.finish_reason is not None:
+            self._has_ended = True
             self._running.pop(sequence_id, None)  # first: an interrupt below must not make anyone wait for more
         if sequence_id == self.sequence_ids[0]:  # the others share its prompt
             self.prompt_scores += update.prompt_scores
@@ -201,16 +220,13 @@ class RequestCollector:
     def _output(
         self, outputs: list[CompletionOutput], prompt_logprobs: list[LogprobsAt | None] | None
     ) -> RequestOutput:
-        fields = {
-            "request_id": self.request_id,
-            "prompt": self.prompt.text,
-            "prompt_token_ids": self.prompt.token_ids,
-            "prompt_logprobs": prompt_logprobs,
-            "outputs": outputs,
-            "finished": self.is_finished,
-            "num_cached_tokens": self._cached_tokens,
-            "error": self.error if self.is_finished or len(self.sequence_ids) > 1 else None,
-        }
+        fields: dict[str, Any] = self._fields.copy()
+        fields["outputs"] = outputs
+        fields["num_cached_tokens"] = self._cached_tokens
+        if prompt_logprobs is not None:
+            fields["prompt_logprobs"] = prompt_logprobs
+        if self._has_ended:
+            fields["finished"], fields["error"] = not self._running, self.error
         return make(RequestOutput, fields)
 
     def _name_prompt_logprobs(self) -> list[LogprobsAt | None] | None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from ..core.submission import Update
 from .collector import RequestCollector
+from .outputs import RequestOutput
 
 
 class Consumer:
@@ -21,8 +22,8 @@ class Consumer:
         self.collector = collector
         self._loop, self._only_final = loop, only_final
         self._waiter: asyncio.Future[None] | None = None
-        self._has_news = False
         self._error: Exception | None = None
+        self.has_news = False
 
     def take(self, update: Update) -> None:
         """Take in an update, and wake the coroutine."""
@@ -30,18 +31,24 @@ class Consumer:
             self.collector.take(update)
         except Exception as error:
             self._error = error
-        self._has_news = self._has_news or not self._only_final or self._error is not None or self.collector.is_finished
-        if self._has_news and self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._only_final and self._error is None and not self.collector.is_finished:
+            return
+        self.has_news = True
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
-    async def news(self) -> None:
-        """Wait until there is something new. Raises what taking it in has raised."""
-        while not self._has_news:
-            self._waiter = self._loop.create_future()
-            await self._waiter
-        self._has_news, self._waiter = False, None
+    def news(self) -> "asyncio.Future[None]":
+        """Give what to await where there is nothing new."""
+        self._waiter = self._loop.create_future()
+        return self._waiter
+
+    def output(self) -> RequestOutput | None:
+        """Return the next output, if it is due. Raises what taking an update in has raised."""
+        self.has_news = False
         if self._error is not None:
             raise self._error
+        return self.collector.news()
 
 
 class LoopOutlet:

@@ -79,15 +79,22 @@ class GrowingText:
 
 
 class CompletionSoFar(CompletionOutput):
-    """A completion that goes on; its text is put together when it is asked for."""
+    """A completion that goes on; what few ask for is put together when it is asked for, and is what it was then."""
 
     _text: tuple[GrowingText, int]  # the first so many pieces
+    _stamps: tuple[Timeline, int]  # up to so many tokens
 
     @cached_property
     def text(self) -> str:
         """Without special tokens and stop strings, unless the sampling parameters keep them."""
         pieces, count = self._text
         return pieces.until(count)
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Its stamps so far."""
+        line, tokens = self._stamps
+        return line.so_far(tokens)
 
 
 def make[T](kind: type[T], fields: dict[str, Any]) -> T:

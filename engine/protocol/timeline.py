@@ -27,10 +27,13 @@ class Timeline(msgspec.Struct):
         cast(list[float], self.tokens).append(now)
 
     def so_far(self, tokens: int) -> "Timeline":
-        """Return the stamps of a request that goes on, up to this many tokens: they do not change any more."""
+        """Return the stamps of a request that goes on, up to this many tokens: the same, whenever it is asked."""
         stamps = cast(list[float], self.tokens)
-        view = ListView(stamps, min(tokens, len(stamps)))
-        return Timeline(self.arrival, self.prefill_start, self.prefill_end, self.kv_ready, None, view)
+        count = min(tokens, len(stamps))
+        last = stamps[count - 1] if count else self.arrival
+        earlier = [x if x is not None and x <= last else None for x in (self.prefill_start, self.prefill_end)]
+        kv_ready = self.kv_ready if self.kv_ready is not None and self.kv_ready <= last else None
+        return Timeline(self.arrival, *earlier, kv_ready, None, ListView(stamps, count))
 
     def whole(self) -> "Timeline":
         """Return the stamps of a request that has ended, a copy."""

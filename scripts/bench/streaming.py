@@ -173,11 +173,14 @@ class Meter:
 async def _consume(llm: Any, params: Any, meter: Meter, *, is_delta: bool) -> int:
     seen = read = 0
     async for output in llm.generate(_PROMPT, params):
-        (completion,) = output.outputs
+        completion = output.outputs[0]
         count = len(completion.token_ids)
         read += len(completion.text)
-        meter.take(count if is_delta else count - seen)
-        seen = count
+        if is_delta:
+            meter.take(count)
+        else:
+            meter.take(count - seen)
+            seen = count
     return read
 
 
