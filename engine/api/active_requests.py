@@ -26,7 +26,7 @@ class ActiveRequests:
         return name in self._by_name
 
     def add(self, request: "ActiveRequest") -> None:
-        """Take a request in.
+        """Add a request under the name that its caller gave it.
 
         Raises:
             ValueError: its name is in use.
@@ -38,7 +38,7 @@ class ActiveRequests:
             self._by_name[name] = request
 
     def end(self, request: "ActiveRequest", sequence_id: int) -> None:
-        """Note that a completion has ended; with the last one the request's name is free. Idempotent."""
+        """Note that a completion has ended; the last one frees the request's name. Noting it again does nothing."""
         name = request.collector.request_id
         with self._lock:
             request.sequence_ids.pop(sequence_id, None)
@@ -46,7 +46,7 @@ class ActiveRequests:
                 del self._by_name[name]
 
     def sequences(self, name: str) -> list[int]:
-        """Ids of a request's completions that still run, in order; none for a name that is not in use."""
+        """Return the ids of a request's completions that still run, in order; none for a name that is not in use."""
         with self._lock:
             request = self._by_name.get(name)
             return [] if request is None else list(request.sequence_ids)

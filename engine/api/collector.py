@@ -23,7 +23,7 @@ class CompletionCollector:
     """One completion as it grows."""
 
     def __init__(self, index: int, params: SamplingParams, tokenizer: Tokenizer, arrival: float) -> None:
-        """`arrival` in seconds on the engine's clock."""
+        """Begin without tokens; `arrival` is in seconds on the engine's clock."""
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self._index, self._params, self._tokenizer = index, params, tokenizer
@@ -145,7 +145,7 @@ class RequestCollector:
         tokenizer: Tokenizer,
         arrival: float,
     ) -> None:
-        """`arrival` in seconds on the engine's clock."""
+        """Begin without tokens; `arrival` is in seconds on the engine's clock."""
         self.request_id, self.sequence_ids, self.prompt = request_id, sequence_ids, prompt
         # Of the prompt's tokens but the first, in pieces.
         self.prompt_scores: list[HostScores] = []
@@ -172,17 +172,17 @@ class RequestCollector:
 
     @property
     def running(self) -> tuple[int, ...]:
-        """Ids of the completions whose end has not been taken in, in order."""
+        """Return the ids of the completions whose end has not been taken in, in order."""
         return tuple(self._running)
 
     @property
     def is_finished(self) -> bool:
-        """Whether every completion has ended."""
+        """Return whether every completion has ended."""
         return not self._running
 
     @property
     def error(self) -> str | None:
-        """Why the first failed completion failed."""
+        """Return why the first failed completion failed; None if none has failed."""
         return next((c.error for c in self._completions.values() if c.error is not None), None)
 
     def take(self, update: Update) -> str:
@@ -244,7 +244,7 @@ class RequestCollector:
 def _name_logprobs(
     pieces: Iterable[HostScores], token_ids: list[int], count: int, tokenizer: Tokenizer | None
 ) -> Iterator[LogprobsAt]:
-    """Make one dict per token: the token itself, then the `count` most likely ones."""
+    """Yield one dict per token: the token itself, then the `count` most likely ones."""
     rows = chain.from_iterable(
         zip(
             scores.logprob.tolist(),

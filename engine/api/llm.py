@@ -113,7 +113,7 @@ class LLM(BaseLLM):
     def as_completed(
         self, jobs: Iterable[Job | tuple[PromptLike, SamplingParams] | None], *, window: int | None = None
     ) -> Generator[tuple[int, RequestOutput], None, None]:
-        """Run jobs, each a prompt and its sampling parameters, and give (index, result) as they finish.
+        """Run jobs, each a prompt and its sampling parameters, and yield (index, result) of each as it finishes.
 
         Args:
             jobs: what `check_request` gave, or a prompt and parameters, which are checked now; read as they are needed.
@@ -131,7 +131,7 @@ class LLM(BaseLLM):
     def score(
         self, prompts: PromptLike | Sequence[PromptLike], continuations: PromptLike | Sequence[PromptLike]
     ) -> list[Score]:
-        """How likely each continuation is after its prompt, in one forward pass each.
+        """Score continuations: how likely each is after its prompt, in one forward pass each.
 
         Args:
             prompts: as for `generate`; one may go with several continuations.
@@ -189,10 +189,10 @@ class LLM(BaseLLM):
         self._client.abort(request_id)
 
     def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
-        """Replace parameters of the model on every mesh; returns when new requests run with them.
+        """Replace parameters of the model on every mesh; return when new requests run with them.
 
-        What runs goes on to its end with the old ones; what comes meanwhile waits. Nothing compiles. Cached prefixes
-        are dropped.
+        Running requests finish with the old parameters, and requests that arrive meanwhile wait. Nothing compiles.
+        Cached prefixes are dropped.
 
         Args:
             params: dotted path, such as "layers.0.attention.q_proj", to an array of the parameter's shape and
@@ -205,7 +205,7 @@ class LLM(BaseLLM):
         self.engine.core.update_params(params)
 
     def close(self) -> None:
-        """Abort what runs, join the threads, free the device memory. Calling it again does nothing."""
+        """Abort running requests, join the threads and free the device memory. Calling it again does nothing."""
         self.engine.core.close()
 
     def __enter__(self) -> "LLM":

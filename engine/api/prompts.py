@@ -69,7 +69,11 @@ def check_tokens(text: str | None, ids: np.ndarray, tokenizer: Tokenizer, max_mo
             "shorten it or raise max_model_len."
         )
     if ids.min() < 0 or ids.max() >= tokenizer.vocab_size:
-        raise ValueError(f"The prompt holds token ids outside 0 to {tokenizer.vocab_size - 1}.")
+        (strangers,) = np.nonzero((ids < 0) | (ids >= tokenizer.vocab_size))
+        raise ValueError(
+            f"The prompt holds token id {ids[strangers[0]]}, which is outside 0 to {tokenizer.vocab_size - 1}: give ids "
+            "of this model's tokenizer."
+        )
     checked = ids.astype(np.int32)  # a copy, whatever it was
     checked.flags.writeable = False
     return Prompt(text, checked)
@@ -131,4 +135,4 @@ def _token_ids(ids: object) -> np.ndarray:
     try:
         return np.array(array("q", cast(Sequence[int], ids)), np.int64)
     except OverflowError:  # a whole number, but no token's id
-        return np.array([-1])
+        return np.array(ids, object)

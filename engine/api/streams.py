@@ -12,7 +12,9 @@ from .outputs import RequestOutput, TextDelta
 
 
 class RequestStream:
-    """Iterating gives `TextDelta`s until the request ends; `result()` waits for the whole. For one consumer.
+    """One request as it runs: iterating yields `TextDelta`s until it ends, `result()` waits for the whole.
+
+    A stream is for one consumer.
 
     Leaving the iteration early (`break`, an exception, Ctrl-C) or `close()` aborts the request, and so does dropping an
     iterator: keep the one that `iter` gives for as long as the request is wanted. A stream that is never iterated runs
@@ -22,12 +24,12 @@ class RequestStream:
     def __init__(
         self, collector: RequestCollector, updates: "SimpleQueue[Update]", abort: Callable[[RequestCollector], None]
     ) -> None:
-        """Use `LLM.stream`. `updates` is where the request's updates come; `abort` ends it."""
+        """Follow a request that `LLM.stream` started: its updates come in `updates`, and `abort` ends it."""
         self.request_id = collector.request_id
         self._collector, self._updates, self._abort = collector, updates, abort
 
     def __iter__(self) -> Iterator[TextDelta]:
-        """Give the deltas from here on."""
+        """Yield the deltas from here on."""
         try:
             while not self._collector.is_finished:
                 update = self._updates.get()
@@ -38,13 +40,13 @@ class RequestStream:
             self.close()
 
     def result(self) -> RequestOutput:
-        """Wait for the end. An interrupt while waiting aborts the request."""
+        """Wait for the end and return the whole result. An interrupt while waiting aborts the request."""
         for _ in self:
             pass
         return self._collector.output()
 
     def close(self) -> None:
-        """Abort unless the request has ended."""
+        """Abort the request unless it has ended."""
         if not self._collector.is_finished:
             self._abort(self._collector)
 
@@ -61,7 +63,7 @@ class HandDriven:
 
     @property
     def has_unfinished(self) -> bool:
-        """Whether a request was added whose end `step` has not given yet."""
+        """Return whether a request was added whose end `step` has not returned yet."""
         return bool(self._running)
 
     def add(self, request_id: str, job: Job) -> None:

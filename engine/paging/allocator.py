@@ -28,11 +28,11 @@ class PageAllocator:
 
     @property
     def num_free(self) -> int:
-        """Pages that no request holds."""
+        """Return the number of pages that no request holds."""
         return len(self._free) + len(self._idle)
 
     def allocate(self, count: int) -> list[int]:
-        """Give `count` pages to one new holder; the caller has asked `num_free`."""
+        """Allocate `count` pages to one holder; the caller has checked `num_free`."""
         if count > self.num_free:
             raise RuntimeError(f"{count} pages cannot be allocated: {self.num_free} of {self.num_pages} are free.")
         pages = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
@@ -60,7 +60,7 @@ class PageAllocator:
                 self._free.append(page)
 
     def holders(self, page: int) -> int:
-        """How many requests hold this page."""
+        """Return how many requests hold this page."""
         return self._holders[page]
 
     def is_writable(self, page: int) -> bool:
@@ -103,16 +103,16 @@ class SlotTable:
 
     @property
     def num_free(self) -> int:
-        """Slots that no request holds."""
+        """Return the number of slots that no request holds."""
         return len(self._free)
 
     @property
     def holders(self) -> dict[int, int]:
-        """Slot -> id of the request that holds it."""
+        """Map each slot in use to the id of the request that holds it."""
         return dict(self._holders)
 
     def allocate(self, request_id: int) -> int:
-        """Give a free slot to a request; the caller has asked `num_free`."""
+        """Allocate a free slot to a request; the caller has checked `num_free`."""
         slot = self._free.popleft()
         self._holders[slot] = request_id
         return slot

@@ -23,7 +23,7 @@ type _Found = dict[bytes, tuple[int, bytes]]
 
 
 class Admission:
-    """Requests in WAITING; placing one moves it to PREFILL."""
+    """The queue of requests in WAITING; placing one moves it to PREFILL."""
 
     def __init__(
         self,
@@ -39,14 +39,14 @@ class Admission:
         self.is_held = False  # only those that start over are admitted
 
     def add(self, request: Request) -> None:
-        """Take a request into the queue."""
+        """Add a request to the queue."""
         self._waiting.add(request)
         leader = self._leader(request)
         if leader is not None:
             leader.siblings.append(request)
 
     def remove(self, request: Request) -> None:
-        """Take a request out of the queue."""
+        """Remove a request from the queue."""
         self._waiting.remove(request)
 
     def wake(self, done: Iterable[Awaited]) -> None:
@@ -55,7 +55,7 @@ class Admission:
         self._waiting.done(done)
 
     def admit(self) -> None:
-        """Place prompts in order: one that does not fit yet holds back those behind it.
+        """Place prompts in order; a prompt that does not fit yet holds back those behind it.
 
         One whose next block is being computed for another is passed over, and sleeps until that is done.
         """
@@ -107,7 +107,7 @@ class Admission:
         return True
 
     def place_siblings(self, leader: Request, mesh: MeshState) -> None:
-        """Place the requests that share the whole prompt on its very pages. Each computes the last token for itself."""
+        """Place the requests that fork `leader` on its pages; each computes the prompt's last token for itself."""
         assert leader.placement is not None
         if leader.restarts or self.is_held:
             return

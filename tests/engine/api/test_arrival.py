@@ -116,4 +116,4 @@ def test_a_text_that_is_too_long_aborts_what_was_started():
     with pytest.raises(ValueError, match="shorten it"):
         make(LLM, core).generate(["sea"] * 40 + ["sea" * 100], PARAMS)
     assert len(core.said) == 32
-    assert not core.live
+    assert not core.running

@@ -39,7 +39,7 @@ async def follow(llm, core, params, updates, *, name="x"):
     seen, outputs = [], llm.generate("a", params, request_id=name)
     task = asyncio.ensure_future(anext(outputs))
     await until(lambda: name in core.names())
-    ids = [id_ for id_, submission in core.live.items() if submission.sink.collector.request_id == name]
+    ids = [id_ for id_, submission in core.running.items() if submission.sink.collector.request_id == name]
     for completion, tokens, fields in updates:
         core.send(ids[completion], tokens, **fields)
         for _ in range(5):
@@ -130,8 +130,8 @@ def test_no_output_changes_once_it_is_handed_out(llm, core, kind):
     async def watch():
         taken, outputs = [], llm.generate("a", SamplingParams(output_kind=kind, logprobs=0, n=2), request_id="x")
         task = asyncio.ensure_future(anext(outputs))
-        await until(lambda: core.live)
-        first, second = core.live
+        await until(lambda: core.running)
+        first, second = core.running
         for step in range(6):
             for id_ in (first, second):
                 last = {"finish_reason": "length"} if step == 5 else {}
@@ -181,7 +181,7 @@ def test_a_slow_consumer_gets_what_it_missed_at_once(llm, core, kind):
         seen = []
         async with aclosing(llm.generate("a", SamplingParams(output_kind=kind), request_id="x")) as outputs:
             task = asyncio.ensure_future(anext(outputs))
-            await until(lambda: core.live)
+            await until(lambda: core.running)
             core.send("x", [5])
             seen.append(await task)
             for token in range(6, 30):
@@ -204,8 +204,8 @@ def test_a_loop_is_woken_once_for_all_that_a_step_brings(llm, core):
         loop, calls = asyncio.get_running_loop(), []
         wake = loop.call_soon_threadsafe
         tasks = [asyncio.ensure_future(last_of(llm.generate("a", SamplingParams()))) for _ in range(20)]
-        await until(lambda: len(core.live) == 20)
-        sinks = [submission.sink for submission in core.live.values()]
+        await until(lambda: len(core.running) == 20)
+        sinks = [submission.sink for submission in core.running.values()]
 
         def one_step(**fields):
             """What the dispatching thread does with a step's results."""
@@ -215,7 +215,7 @@ def test_a_loop_is_woken_once_for_all_that_a_step_brings(llm, core):
                 outlet.flush()
             return len(outlets)
 
-        ids = list(core.live)
+        ids = list(core.running)
         loop.call_soon_threadsafe = lambda *call: calls.append(call) or wake(*call)
         for fields in ({}, {}, {"finish_reason": "length"}):
             thread = threading.Thread(target=one_step, kwargs=fields)
@@ -224,7 +224,7 @@ def test_a_loop_is_woken_once_for_all_that_a_step_brings(llm, core):
             for _ in range(5):
                 await asyncio.sleep(0)
         loop.call_soon_threadsafe = wake
-        core.live.clear()
+        core.running.clear()
         return calls, [await task for task in tasks]
 
     async def last_of(outputs):
@@ -241,7 +241,7 @@ def test_steps_that_a_busy_loop_missed_wait_as_one_update(llm, core):
     async def watch():
         outputs = llm.generate("a", SamplingParams(output_kind=DELTA), request_id="x")
         task = asyncio.ensure_future(anext(outputs))
-        await until(lambda: core.live)
+        await until(lambda: core.running)
         woken, loop = [], asyncio.get_running_loop()
         wake, loop.call_soon_threadsafe = loop.call_soon_threadsafe, lambda *call: woken.append(call)
         for token in range(5, 25):  # the loop does not run meanwhile
@@ -327,7 +327,7 @@ def test_a_delta_holds_the_prompts_logprobs_once(llm, core, kind, expected):
     async def watch():
         seen, outputs = [], llm.generate([7, 8], params, request_id="x")
         task = asyncio.ensure_future(anext(outputs))
-        await until(lambda: core.live)
+        await until(lambda: core.running)
         for _, tokens, fields in updates:
             core.send("x", tokens, **fields)
             for _ in range(5):
