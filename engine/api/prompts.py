@@ -71,8 +71,8 @@ def check_tokens(text: str | None, ids: np.ndarray, tokenizer: Tokenizer, max_mo
     if ids.min() < 0 or ids.max() >= tokenizer.vocab_size:
         (strangers,) = np.nonzero((ids < 0) | (ids >= tokenizer.vocab_size))
         raise ValueError(
-            f"The prompt holds token id {ids[strangers[0]]}, which is outside 0 to {tokenizer.vocab_size - 1}: give ids "
-            "of this model's tokenizer."
+            f"The prompt holds token id {ids[strangers[0]]}, which is outside 0 to {tokenizer.vocab_size - 1}: give "
+            "ids of this model's tokenizer."
         )
     checked = ids.astype(np.int32)  # a copy, whatever it was
     checked.flags.writeable = False
