@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .engine.api.async_llm import AsyncLLM
     from .engine.api.llm import LLM
     from .engine.api.outputs import CompletionOutput, Logprob, RequestOutput, Score, TextDelta
-    from .engine.api.sampling_params import SamplingParams
+    from .engine.api.sampling_params import RequestOutputKind, SamplingParams
     from .engine.errors import EngineError
     from .engine.topology import Topology
 
@@ -24,6 +24,7 @@ __all__ = [
     "EngineError",
     "Logprob",
     "RequestOutput",
+    "RequestOutputKind",
     "SamplingParams",
     "Score",
     "TextDelta",
@@ -37,6 +38,7 @@ _HOMES = {
     "EngineError": "errors",
     "Logprob": "api.outputs",
     "RequestOutput": "api.outputs",
+    "RequestOutputKind": "api.sampling_params",
     "SamplingParams": "api.sampling_params",
     "Score": "api.outputs",
     "TextDelta": "api.outputs",

@@ -7,11 +7,12 @@ only reach the completion that it was asked of.
 import threading
 from collections.abc import Callable
 
-from ..core.submission import Update
+from ..core.submission import Outlet, Update
 from .collector import RequestCollector
 
-# Where updates of a request go; called on the dispatching thread, so it must not block.
-type Post = Callable[[RequestCollector, Update], None]
+# Where updates of a request go; called on the dispatching thread, so it must not block. As `Sink.put` it returns what
+# has to be flushed.
+type Post = Callable[[RequestCollector, Update], Outlet | None]
 
 
 class ActiveRequests:
@@ -59,8 +60,8 @@ class ActiveRequest:
         self.sequence_ids = dict.fromkeys(collector.sequence_ids)  # those that still run, in order
         self._post, self._active = post, active
 
-    def put(self, update: Update) -> None:
-        """Pass an update on to the caller."""
+    def put(self, update: Update) -> Outlet | None:
+        """Pass one update on."""
         if update.finish_reason is not None:
             self._active.end(self, update.request_id)
-        self._post(self.collector, update)
+        return self._post(self.collector, update)

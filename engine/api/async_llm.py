@@ -7,19 +7,17 @@ loop starts, or in `asyncio.to_thread`.
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import suppress
 from types import TracebackType
+from weakref import WeakValueDictionary
 
 import jax
 import numpy as np
 
-from ..core.submission import Update
-from .active_requests import Post
 from .base import BaseLLM
-from .collector import RequestCollector
+from .loop_outlet import Consumer, LoopOutlet
 from .outputs import RequestOutput
 from .prompts import PromptLike
-from .sampling_params import SamplingParams
+from .sampling_params import RequestOutputKind, SamplingParams
 from .vllm_names import GENERATE, names_what_is_missing
 
 
@@ -33,6 +31,9 @@ class AsyncLLM(BaseLLM):
     Methods that are not coroutines return at once and may be called from anywhere.
     """
 
+    def _prepare(self) -> None:
+        self._outlets = WeakValueDictionary[int, LoopOutlet]()
+
     @names_what_is_missing("AsyncLLM.generate", GENERATE)
     async def generate(
         self,
@@ -40,10 +41,12 @@ class AsyncLLM(BaseLLM):
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Complete one prompt; yield the result so far, whenever it has grown, until `finished` is set.
+        """Complete one prompt; yield the result so far, whenever it has grown, until `finished` is set; or what
+        `output_kind` of the sampling parameters says. A slow consumer misses nothing: it gets more at once.
 
         The request starts with the first iteration. Cancelling the task, or leaving the iteration, aborts it; use
-        `contextlib.aclosing` where it must be aborted at once. With n > 1 each output holds all completions.
+        `contextlib.aclosing` where it must be aborted at once. With n > 1 each output holds all completions, with
+        `RequestOutputKind.DELTA` those that have something new.
 
         Args:
             prompt: text, token ids, {"prompt": text} or {"prompt_token_ids": ids}.
@@ -54,21 +57,34 @@ class AsyncLLM(BaseLLM):
             ValueError: a prompt or parameters that the engine cannot run, or a name in use.
             EngineError: the engine is closed or has failed.
         """
+        arrival = self._client.clock()
         # A long text takes a while to tokenise; the tokenizer releases the GIL.
-        job = await asyncio.to_thread(self._client.check, prompt, sampling_params or SamplingParams())
-        updates: asyncio.Queue[Update] = asyncio.Queue()
-        ticket = self._client.ticket(job, _post_to(asyncio.get_running_loop(), updates), request_id)
+        job = await asyncio.to_thread(self._client.check, prompt, sampling_params or SamplingParams(), arrival)
+        loop, only_final = asyncio.get_running_loop(), job.params.output_kind is RequestOutputKind.FINAL_ONLY
+        outlet = self._outlet(loop)
+        consumer: Consumer
+        ticket = self._client.ticket(job, lambda _, update: outlet.put(consumer, update), request_id)
         collector = ticket.collector
+        consumer = Consumer(collector, loop, only_final=only_final)
         self._client.start(ticket)
         try:
-            while not collector.is_finished:
-                collector.take(await updates.get())
-                while not updates.empty():
-                    collector.take(updates.get_nowait())
-                yield collector.output()
+            is_over = False
+            while not is_over:
+                if not consumer.has_news:
+                    await consumer.news()
+                output, is_over = consumer.output(), collector.is_finished
+                if output is not None:
+                    yield output
         finally:
             if not collector.is_finished:
                 self._client.withdraw(collector)
+
+    def _outlet(self, loop: asyncio.AbstractEventLoop) -> LoopOutlet:
+        """Find the way to a loop, which stays as long as requests use it."""
+        outlet = self._outlets.get(id(loop))
+        if outlet is None:
+            outlet = self._outlets[id(loop)] = LoopOutlet(loop)
+        return outlet
 
     async def abort(self, request_id: str) -> None:
         """End all completions of a request early; its iteration ends with finish_reason "abort".
@@ -92,12 +108,3 @@ class AsyncLLM(BaseLLM):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _post_to(loop: asyncio.AbstractEventLoop, updates: "asyncio.Queue[Update]") -> Post:
-    def post(_: RequestCollector, update: Update) -> None:
-        # A loop that was closed with the request still running takes no updates.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(updates.put_nowait, update)
-
-    return post

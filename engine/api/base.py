@@ -15,6 +15,7 @@ from ..metrics.metrics import Metrics
 from ..options import EngineOptions, as_text, documentation, with_options
 from ..startup.build import Engine, start_engine
 from .client import EngineClient
+from .job import Job
 from .prompts import Prompt, PromptLike, check_prompt
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
@@ -111,6 +112,20 @@ class BaseLLM:
             ValueError: empty, too long, ids outside the vocabulary, or of another form.
         """
         return check_prompt(prompt, self.tokenizer, self.config.max_model_len)
+
+    def check_request(self, prompt: PromptLike, sampling_params: SamplingParams, arrival: float | None = None) -> Job:
+        """Do all that can be done for a request before it starts, once: `as_completed` takes what this returns.
+
+        `arrival`: when it arrived, by `clock`; None: now.
+
+        Raises:
+            ValueError: as `check_prompt` and `check_sampling_params`.
+        """
+        return self._client.check(prompt, sampling_params, arrival)
+
+    def clock(self) -> float:
+        """Return the time on the engine's clock, which stamps the timelines, in seconds."""
+        return self._client.clock()
 
     def check_sampling_params(self, sampling_params: SamplingParams) -> None:
         """Refuse parameters that do not go with this model's vocabulary.

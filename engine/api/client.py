@@ -8,6 +8,7 @@ Every method may be called from any thread.
 """
 
 import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,18 +22,13 @@ from ..startup.build import Engine
 from .active_requests import ActiveRequest, ActiveRequests, Post
 from .collector import RequestCollector
 from .detokenizer import StopSearch
-from .prompts import Prompt, PromptLike, check_prompt
+from .job import Job
+from .prompts import Prompt, PromptLike, check_ids_or_text, check_prompt, check_texts
 from .resolve_sampling import eos_ids, resolve
 from .sampling_params import SamplingParams
 
-
-@dataclass(frozen=True)
-class Job:
-    """A request that passed every check, not yet in the engine; the plan's seed is still to come."""
-
-    prompt: Prompt
-    params: SamplingParams
-    plan: SamplingPlan
+# Prompts of a list that are tokenised together: few at first, so that devices have work soon, and then more.
+_FIRST_BLOCK, _LAST_BLOCK = 32, 1024
 
 
 @dataclass(frozen=True)
@@ -56,14 +52,50 @@ class EngineClient:
         self._core, self.config, self.tokenizer = engine.core, engine.config, engine.tokenizer
         self._seed, self._numbers, self._active = seed, itertools.count(), ActiveRequests()
 
-    def check(self, prompt: PromptLike, params: SamplingParams) -> Job:
-        """Check a request before it is started.
+    def clock(self) -> float:
+        """Return the time on the engine's clock, in seconds."""
+        return self._core.clock()
+
+    def check(self, prompt: PromptLike, params: SamplingParams, arrival: float | None = None) -> Job:
+        """Check a request that is to be started and that arrived at this time; None: now.
 
         Raises:
             ValueError: a prompt or parameters that this model cannot run.
         """
+        arrival = self.clock() if arrival is None else arrival
         checked = check_prompt(prompt, self.tokenizer, self.config.max_model_len)
-        return Job(checked, params, resolve(params, self.tokenizer, seed=0))
+        return Job(checked, params, resolve(params, self.tokenizer, seed=0), arrival)
+
+    def check_all(
+        self, prompts: Sequence[PromptLike], params: Sequence[SamplingParams], arrival: float
+    ) -> Iterator[Job]:
+        """Check requests that arrived together. All is checked at once but the lengths of texts, which are tokenised in
+        blocks as the jobs are taken, so that devices work on the first meanwhile.
+
+        Raises:
+            ValueError: as `check`; of a text's length when its job is due.
+        """
+        plans: dict[int, SamplingPlan] = {}
+        for one in params:
+            if id(one) not in plans:
+                plans[id(one)] = resolve(one, self.tokenizer, seed=0)
+        given = [check_ids_or_text(prompt, self.tokenizer, self.config.max_model_len) for prompt in prompts]
+        return self._tokenise(given, params, plans, arrival)
+
+    def _tokenise(
+        self,
+        given: Sequence[str | Prompt],
+        params: Sequence[SamplingParams],
+        plans: dict[int, SamplingPlan],
+        arrival: float,
+    ) -> Iterator[Job]:
+        start, size = 0, _FIRST_BLOCK
+        while start < len(given):
+            stop = start + size
+            block = check_texts(given[start:stop], self.tokenizer, self.config.max_model_len)
+            for prompt, one in zip(block, params[start:stop], strict=True):
+                yield Job(prompt, one, plans[id(one)], arrival)
+            start, size = stop, min(2 * size, _LAST_BLOCK)
 
     def ticket(self, job: Job, post: Post, request_id: str | None = None) -> Ticket:
         """Give a request its name, ids, seeds and sink; `post` gets its updates once it starts.
@@ -71,17 +103,17 @@ class EngineClient:
         Raises:
             ValueError: the name is not a text, or empty.
         """
-        number, arrival = next(self._numbers), self._core.clock()
+        number = next(self._numbers)
         request_id = self._new_name(number) if request_id is None else check_name(request_id)
         ids = tuple(next(self._core.ids) for _ in range(job.params.n))
-        collector = RequestCollector(request_id, ids, job.prompt, job.params, self.tokenizer, arrival)
+        collector = RequestCollector(request_id, ids, job.prompt, job.params, self.tokenizer, job.arrival)
         request = ActiveRequest(post, collector, self._active)
-        prompt, hashes = np.array(job.prompt.token_ids, np.int32), self._block_hashes(job)
+        hashes = self._block_hashes(job)
         submissions = [
             Submission(
-                arrival=arrival,
+                arrival=job.arrival,
                 facts=self._facts(job, id_, ids[0] if index else None, hashes),
-                prompt=prompt,
+                prompt=job.prompt.ids,
                 plan=self._plan(job, index, seed),
                 eos_ids=eos_ids(job.params, self.tokenizer),
                 stop=self._stop_check(job),
@@ -134,7 +166,7 @@ class EngineClient:
         return name
 
     def _facts(self, job: Job, id_: int, leader: int | None, hashes: tuple[bytes, ...]) -> RequestFacts:
-        length = len(job.prompt.token_ids)
+        length = len(job.prompt.ids)
         room = self.config.max_model_len - length
         asked = job.params.max_tokens
         return RequestFacts(id_, length, room if asked is None else min(int(asked), room), hashes, leader)
@@ -143,7 +175,7 @@ class EngineClient:
         """Hash the prompt's pages; none where the prefix cache is off or every prompt token has to be computed."""
         if not self.config.prefix_cache or job.params.prompt_logprobs is not None:
             return ()
-        return block_hashes(job.prompt.token_ids, self.config.page_size)
+        return block_hashes(job.prompt.ids, self.config.page_size)
 
     def _plan(self, job: Job, index: int, seed: int) -> SamplingPlan:
         """Return a completion's plan; only the first completion, which computes the prompt, reports prompt_logprobs."""

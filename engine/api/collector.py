@@ -5,16 +5,18 @@ Runs on callers' threads; a collector belongs to one of them at a time. It knows
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Any
 
 from ...models.text.tokenizer import Tokenizer
 from ..core.submission import Update
 from ..protocol.actions import FinishReason
+from ..protocol.list_view import ListView
 from ..protocol.results import HostScores
 from ..protocol.timeline import Timeline
 from .detokenizer import Detokenizer
-from .outputs import CompletionOutput, Logprob, LogprobsAt, RequestOutput, TextDelta
+from .outputs import CompletionOutput, CompletionSoFar, GrowingText, Logprob, LogprobsAt, RequestOutput, make
 from .prompts import Prompt
-from .sampling_params import SamplingParams
+from .sampling_params import RequestOutputKind, SamplingParams
 
 
 class CompletionCollector:
@@ -29,7 +31,9 @@ class CompletionCollector:
         self._index, self._params, self._tokenizer = index, params, tokenizer
         self._timeline = Timeline(arrival)
         self._token_ids: list[int] = []
-        self._pieces: list[str] = []
+        self._text = GrowingText()
+        self._given = 0, 0  # tokens, and pieces of text, that `new` has given
+        self._whole: CompletionOutput | None = None
         self._logprobs: list[LogprobsAt] = []
         self._cumulative = 0.0
         self._stop_reason: int | str | None = None
@@ -44,40 +48,85 @@ class CompletionCollector:
 
     def take(self, update: Update) -> str:
         """Take in an update; return the text that it adds."""
-        self._timeline = update.timeline or self._timeline
-        self._take_scores(update)
-        self._token_ids.extend(update.token_ids)
-        self.finish_reason, self.error = update.finish_reason, update.error
-        self._stop_reason = update.stop_reason
-        text = self._new_text(update) if self._params.detokenize else ""
-        self._pieces.append(text)
+        if update.timeline is not None:
+            self._timeline = update.timeline
+        if self._params.logprobs is not None:
+            self._take_scores(update, self._params.logprobs)
+        self._token_ids += update.token_ids
+        text = ""
+        if update.finish_reason is not None:
+            self.finish_reason, self.error, self._stop_reason = update.finish_reason, update.error, update.stop_reason
+            if self._params.detokenize:
+                text = self._last_text(update)
+        elif self._params.detokenize:
+            text = self._detokenizer.push(update.token_ids)
+        self._text.add(text)
         return text
 
     def output(self) -> CompletionOutput:
-        """Return the completion so far; later updates change nothing in it but the timeline."""
+        """Return the completion so far, which later updates do not change."""
+        if self.finish_reason is not None:
+            if self._whole is None:
+                self._whole = self._make_whole()
+            return self._whole
+        count = len(self._token_ids)
+        has_logprobs = self._params.logprobs is not None
+        fields = {
+            "index": self._index,
+            "_text": (self._text, self._text.count),
+            "token_ids": ListView(self._token_ids, count),
+            "cumulative_logprob": self._cumulative if has_logprobs else None,
+            "logprobs": ListView(self._logprobs, count) if has_logprobs else None,
+            "finish_reason": None,
+            "stop_reason": None,
+            "_stamps": (self._timeline, count),
+        }
+        return make(CompletionSoFar, fields)
+
+    def new(self) -> CompletionOutput | None:
+        """Return what came since this was asked last; None: nothing did."""
+        (token, piece), count, pieces = self._given, len(self._token_ids), self._text.count
+        if pieces == piece:
+            return None
+        self._given = count, pieces
+        has_logprobs = self._params.logprobs is not None
+        fields = {
+            "index": self._index,
+            "text": self._text.between(piece, pieces),
+            "token_ids": self._token_ids[token:],
+            "cumulative_logprob": self._cumulative if has_logprobs else None,
+            "logprobs": self._logprobs[token:] if has_logprobs else None,
+            "finish_reason": self.finish_reason,
+            "stop_reason": self._stop_reason,
+            "_stamps": (self._timeline, count),
+        }
+        if self.finish_reason is None:
+            return make(CompletionSoFar, fields)
+        fields["timeline"] = self._timeline.whole()
+        return make(CompletionOutput, fields)
+
+    def _make_whole(self) -> CompletionOutput:
         has_logprobs = self._params.logprobs is not None
         return CompletionOutput(
             index=self._index,
-            text="".join(self._pieces),
-            token_ids=self._token_ids.copy(),
+            text=self._text.until(self._text.count),
+            token_ids=self._token_ids,
             cumulative_logprob=self._cumulative if has_logprobs else None,
-            logprobs=self._logprobs.copy() if has_logprobs else None,
+            logprobs=self._logprobs if has_logprobs else None,
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason,
-            timeline=self._timeline,
+            timeline=self._timeline.whole(),
         )
 
-    def _new_text(self, update: Update) -> str:
-        ids, is_over = update.token_ids, update.finish_reason is not None
+    def _last_text(self, update: Update) -> str:
+        ids = update.token_ids
         ended_by_token = update.finish_reason == "stop" and not isinstance(update.stop_reason, str)
         if ended_by_token and not self._params.include_stop_str_in_output:
             ids = ids[:-1]
-        text = self._detokenizer.push(ids)
-        return text + self._detokenizer.finish() if is_over else text
+        return self._detokenizer.push(ids) + self._detokenizer.finish()
 
-    def _take_scores(self, update: Update) -> None:
-        count = self._params.logprobs
-        if count is None or not update.token_ids:
+    def _take_scores(self, update: Update, count: int) -> None:
+        if not update.token_ids:
             return
         decode = self._tokenizer if self._params.detokenize else None
         self._logprobs.extend(_name_logprobs(update.scores, update.token_ids, count, decode))
@@ -109,8 +158,20 @@ class RequestCollector:
             for index, sequence_id in enumerate(sequence_ids)
         }
         self._running = dict.fromkeys(sequence_ids)  # an ordered set
+        self._has_ended = False  # one of them
         self._cached_tokens: int | None = None
         self._prompt_logprobs: list[LogprobsAt | None] | None = None
+        # What is the same in every output, which is made for every token.
+        self._fields = {
+            "request_id": request_id,
+            "prompt": prompt.text,
+            "prompt_token_ids": prompt.token_ids,
+            "prompt_logprobs": None,
+            "finished": False,
+            "num_cached_tokens": None,
+            "error": None,
+        }
+        self._has_given_prompt_logprobs = False
 
     @property
     def running(self) -> tuple[int, ...]:
@@ -127,41 +188,57 @@ class RequestCollector:
         """Return why the first failed completion failed; None if none has failed."""
         return next((c.error for c in self._completions.values() if c.error is not None), None)
 
-    def take(self, update: Update) -> TextDelta:
-        """Take in an update of one completion; return what it adds to it."""
+    def take(self, update: Update) -> str:
+        """Take in an update of one completion; return the text that it adds to it."""
         sequence_id = update.request_id
         if update.finish_reason is not None:
-            self._running.pop(sequence_id, None)  # first: after an interrupt below, no caller may wait for more
-        index = self.sequence_ids.index(sequence_id)
-        if index == 0:  # the others share its prompt
-            self.prompt_scores.extend(update.prompt_scores)
+            self._has_ended = True
+            self._running.pop(sequence_id, None)  # first: an interrupt below must not make anyone wait for more
+        if sequence_id == self.sequence_ids[0]:  # the others share its prompt
+            self.prompt_scores += update.prompt_scores
             if update.cached_tokens is not None:
                 self._cached_tokens = update.cached_tokens
-        text = self._completions[sequence_id].take(update)
-        return TextDelta(text, update.token_ids, update.finish_reason, index)
+        return self._completions[sequence_id].take(update)
 
     def output(self) -> RequestOutput:
-        """Return the request so far; later updates change nothing in it but the timelines."""
-        return RequestOutput(
-            request_id=self.request_id,
-            prompt=self.prompt.text,
-            prompt_token_ids=self.prompt.token_ids,
-            prompt_logprobs=self._name_prompt_logprobs(),
-            outputs=[completion.output() for completion in self._completions.values()],
-            finished=self.is_finished,
-            num_cached_tokens=self._cached_tokens,
-            error=self.error,
-        )
+        """Return the request so far, which later updates do not change."""
+        outputs = [completion.output() for completion in self._completions.values()]
+        return self._output(outputs, self._name_prompt_logprobs())
+
+    def news(self) -> RequestOutput | None:
+        """Return the next output of the kind that the request asked for; None: it is not due yet."""
+        kind = self._params.output_kind
+        if kind is RequestOutputKind.DELTA:
+            new = [completion.new() for completion in self._completions.values()]
+            outputs = [completion for completion in new if completion is not None]
+            return self._delta(outputs) if outputs else None
+        return self.output() if kind is RequestOutputKind.CUMULATIVE or self.is_finished else None
+
+    def _delta(self, outputs: list[CompletionOutput]) -> RequestOutput:
+        """Make an output of what is new; the prompt's log-probabilities are new once."""
+        scores = None if self._has_given_prompt_logprobs else self._name_prompt_logprobs()
+        self._has_given_prompt_logprobs = self._has_given_prompt_logprobs or scores is not None
+        return self._output(outputs, scores)
+
+    def _output(
+        self, outputs: list[CompletionOutput], prompt_logprobs: list[LogprobsAt | None] | None
+    ) -> RequestOutput:
+        fields: dict[str, Any] = self._fields.copy()
+        fields["outputs"] = outputs
+        fields["num_cached_tokens"] = self._cached_tokens
+        if prompt_logprobs is not None:
+            fields["prompt_logprobs"] = prompt_logprobs
+        if self._has_ended:
+            fields["finished"], fields["error"] = not self._running, self.error
+        return make(RequestOutput, fields)
 
     def _name_prompt_logprobs(self) -> list[LogprobsAt | None] | None:
-        """Return the prompt's log-probabilities; None until all of them are there.
-
-        They are made once: a prompt has many, and outputs of a running request are made often.
-        """
-        count, wanted = self._params.prompt_logprobs, self.prompt.token_ids[1:]
-        if count is None or sum(len(scores.logprob) for scores in self.prompt_scores) < len(wanted):
-            return None
-        if self._prompt_logprobs is None:
+        """Make them once, when all are there: a prompt's are many, and outputs of a running request are made often."""
+        count = self._params.prompt_logprobs
+        if count is None or self._prompt_logprobs is not None:
+            return self._prompt_logprobs
+        wanted = self.prompt.token_ids[1:]
+        if sum(len(scores.logprob) for scores in self.prompt_scores) >= len(wanted):
             decode = self._tokenizer if self._params.detokenize else None
             self._prompt_logprobs = [None, *_name_logprobs(self.prompt_scores, wanted, count, decode)]
         return self._prompt_logprobs

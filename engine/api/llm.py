@@ -22,10 +22,10 @@ from ..config import check_whole_number
 from ..core.submission import Update
 from ..errors import EngineError
 from .base import BaseLLM
-from .client import Job
 from .collector import RequestCollector
+from .job import Job
 from .outputs import RequestOutput, Score
-from .prompts import PromptLike, as_list, check_continuation, check_prompt
+from .prompts import PromptLike, as_list, check_continuation, check_ids_or_text, check_texts
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
 from .streams import HandDriven, RequestStream
@@ -66,14 +66,14 @@ class LLM(BaseLLM):
             use_tqdm: show a progress bar on stderr.
 
         Raises:
-            ValueError: a prompt is empty, too long or unreadable, or parameters do not go with the model. Nothing was
-                started.
+            ValueError: a prompt is empty, too long or unreadable, or parameters do not go with the model. What was
+                started of the list is aborted.
             EngineError: the engine is closed or has failed.
             KeyboardInterrupt: Ctrl-C; this call's requests are aborted, and the engine goes on.
         """
+        arrival = self._client.clock()
         many = as_list(prompts)
-        sampling = _one_each(sampling_params, len(many))
-        jobs = [self._client.check(prompt, params) for prompt, params in zip(many, sampling, strict=True)]
+        jobs = self._client.check_all(many, _one_each(sampling_params, len(many)), arrival)
         outputs: list[RequestOutput | None] = [None] * len(many)
         with (
             tqdm(total=len(many), unit="req", disable=not use_tqdm) as bar,
@@ -128,21 +128,21 @@ class LLM(BaseLLM):
         return stream
 
     def as_completed(
-        self, jobs: Iterable[tuple[PromptLike, SamplingParams] | None], *, window: int | None = None
+        self, jobs: Iterable[Job | tuple[PromptLike, SamplingParams] | None], *, window: int | None = None
     ) -> Generator[tuple[int, RequestOutput], None, None]:
         """Run jobs, each a prompt and its sampling parameters, and yield (index, result) of each as it finishes.
 
         Args:
-            jobs: an iterable that is read whenever there is room for a job. None in place of a job says that no job is
-                ready yet: the iterable is read again when a running request has an update. Where nothing runs, None
-                ends the iteration.
+            jobs: what `check_request` gave, or a prompt and parameters, which are checked now; read as they are needed.
+                One may be None while others run: no job is ready yet, results come first, and it is asked for again
+                whenever a request has an update. Where nothing runs, None ends the iteration.
             window: how many may be in the engine at once, 1 or more; None: all of them.
 
         Leaving the iteration early aborts what is left. Raises as `generate` does; jobs before a bad one are aborted.
         """
         if window is not None:
             check_whole_number("window", window, 1)
-        checked = (None if job is None else self._client.check(*job) for job in jobs)
+        checked = (job if job is None or isinstance(job, Job) else self._client.check(*job) for job in jobs)
         return self._outputs(checked, window)
 
     def score(
@@ -166,12 +166,14 @@ class LLM(BaseLLM):
             raise ValueError(
                 f"There are {len(befores)} prompts and {len(afters)} continuations: give one prompt, or one for each."
             )
-        jobs, starts = [], []
-        for before, after in zip(befores, afters, strict=True):
-            prompt = check_prompt(before, self.tokenizer, self.config.max_model_len)
-            whole = check_continuation(prompt, after, self.tokenizer, self.config.max_model_len)
-            jobs.append(Job(whole, _SCORING, resolve(_SCORING, self.tokenizer, seed=0)))
-            starts.append(len(prompt.token_ids))
+        jobs, starts, arrival = [], [], self._client.clock()
+        plan = resolve(_SCORING, self.tokenizer, seed=0)
+        bounds = self.tokenizer, self.config.max_model_len
+        checked = check_texts([check_ids_or_text(before, *bounds) for before in befores], *bounds)
+        for prompt, after in zip(checked, afters, strict=True):
+            whole = check_continuation(prompt, after, *bounds)
+            jobs.append(Job(whole, _SCORING, plan, arrival))
+            starts.append(len(prompt.ids))
         with closing(self._run(jobs, None)) as results:
             scores = {index: _score(collector, starts[index]) for index, collector in results}
         return [scores[index] for index in range(len(jobs))]

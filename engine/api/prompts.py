@@ -1,10 +1,11 @@
 """Prompts as callers write them, checked and turned into token ids. No JAX here."""
 
-from collections.abc import Callable, Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from numbers import Integral
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +15,18 @@ from .prompt_forms import REFUSAL, as_plain, split_prompts
 type PromptLike = str | Iterable[int] | np.ndarray | Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """A prompt that passed every check: its text where it was given as text, and its token ids."""
 
     text: str | None
-    token_ids: list[int]
+    ids: np.ndarray  # [n] int32, never written to
+
+    @cached_property
+    def token_ids(self) -> list[int]:
+        """The ids as a list."""
+        ids: list[int] = self.ids.tolist()
+        return ids
 
 
 def check_prompt(prompt: PromptLike, tokenizer: Tokenizer, max_model_len: int) -> Prompt:
@@ -28,21 +35,72 @@ def check_prompt(prompt: PromptLike, tokenizer: Tokenizer, max_model_len: int) -
     Raises:
         ValueError: empty, without room for one more token, ids outside the vocabulary, or of another form.
     """
-    text, ids = _read(prompt, partial(tokenizer.encode, at_most=max_model_len))
-    if not ids:
+    given = read_prompt(prompt)
+    if isinstance(given, str):
+        ids = np.array(tokenizer.encode(given, at_most=max_model_len), np.int64)
+        return check_tokens(given, ids, tokenizer, max_model_len)
+    return check_tokens(None, given, tokenizer, max_model_len)
+
+
+def read_prompt(prompt: PromptLike) -> str | np.ndarray:
+    """Find a prompt's text, or its token ids, [n] of whole numbers, which were not looked at.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    if not isinstance(prompt, Mapping):
+        return prompt if isinstance(prompt, str) else _token_ids(prompt)
+    match dict(prompt):
+        case {"prompt": str(text), **rest} if not rest:
+            return text
+        case {"prompt_token_ids": ids, **rest} if not rest:
+            return _token_ids(ids)
+    raise ValueError(
+        f"A prompt dict needs text under 'prompt' or ids under 'prompt_token_ids' and nothing else, not {list(prompt)}."
+    )
+
+
+def check_tokens(text: str | None, ids: np.ndarray, tokenizer: Tokenizer, max_model_len: int) -> Prompt:
+    """Check token ids, [n] of whole numbers, that were given or are those of a text; raises as `check_prompt`."""
+    if not len(ids):
         raise ValueError("The prompt is empty: give at least one token.")
     if len(ids) >= max_model_len:
         raise ValueError(
             f"The prompt has {len(ids)} tokens, and max_model_len={max_model_len} must hold it and at least one more: "
             "shorten it or raise max_model_len."
         )
-    if min(ids) < 0 or max(ids) >= tokenizer.vocab_size:
-        stranger = next(i for i in ids if not 0 <= i < tokenizer.vocab_size)
+    if ids.min() < 0 or ids.max() >= tokenizer.vocab_size:
+        (strangers,) = np.nonzero((ids < 0) | (ids >= tokenizer.vocab_size))
         raise ValueError(
-            f"The prompt holds token id {stranger}, which is outside 0 to {tokenizer.vocab_size - 1}: give ids of this "
-            "model's tokenizer."
+            f"The prompt holds token id {ids[strangers[0]]}, which is outside 0 to {tokenizer.vocab_size - 1}: give "
+            "ids of this model's tokenizer."
         )
-    return Prompt(text, ids)
+    checked = ids.astype(np.int32)  # a copy, whatever it was
+    checked.flags.writeable = False
+    return Prompt(text, checked)
+
+
+def check_ids_or_text(prompt: PromptLike, tokenizer: Tokenizer, max_model_len: int) -> str | Prompt:
+    """Check all of a prompt that can be checked without tokenising it: a text comes back as it is.
+
+    Raises:
+        ValueError: as `check_prompt`.
+    """
+    given = read_prompt(prompt)
+    return given if isinstance(given, str) else check_tokens(None, given, tokenizer, max_model_len)
+
+
+def check_texts(texts: Sequence[str | Prompt], tokenizer: Tokenizer, max_model_len: int) -> list[Prompt]:
+    """Check texts as `check_prompt` does, and raise as it does; they are tokenised together, on every core. What was
+    checked before passes."""
+    new = [text for text in texts if isinstance(text, str)]
+    encoded = iter(tokenizer.encode_batch(new, at_most=max_model_len))
+    return [
+        check_tokens(text, np.array(next(encoded), np.int64), tokenizer, max_model_len)
+        if isinstance(text, str)
+        else text
+        for text in texts
+    ]
 
 
 def check_continuation(prompt: Prompt, continuation: PromptLike, tokenizer: Tokenizer, max_model_len: int) -> Prompt:
@@ -51,10 +109,11 @@ def check_continuation(prompt: Prompt, continuation: PromptLike, tokenizer: Toke
     Raises:
         ValueError: as `check_prompt`, of the two together, or an empty continuation.
     """
-    _, ids = _read(continuation, tokenizer.encode_after)
-    if not ids:
+    given = read_prompt(continuation)
+    ids = np.array(tokenizer.encode_after(given), np.int64) if isinstance(given, str) else given
+    if not len(ids):
         raise ValueError("A continuation is empty: give at least one token.")
-    return check_prompt([*prompt.token_ids, *ids], tokenizer, max_model_len)
+    return check_tokens(None, np.concatenate([prompt.ids, ids]), tokenizer, max_model_len)
 
 
 def as_list(prompts: PromptLike | Iterable[PromptLike]) -> list[PromptLike]:
@@ -62,22 +121,17 @@ def as_list(prompts: PromptLike | Iterable[PromptLike]) -> list[PromptLike]:
     return split_prompts(prompts)
 
 
-def _read(prompt: PromptLike, encode: Callable[[str], list[int]]) -> tuple[str | None, list[int]]:
-    if not isinstance(prompt, Mapping):
-        return (prompt, encode(prompt)) if isinstance(prompt, str) else (None, _token_ids(prompt))
-    match dict(prompt):
-        case {"prompt": str(text), **rest} if not rest:
-            return text, encode(text)
-        case {"prompt_token_ids": ids, **rest} if not rest:
-            return None, _token_ids(ids)
-    raise ValueError(
-        f"A prompt dict needs text under 'prompt' or ids under 'prompt_token_ids' and nothing else, not {list(prompt)}."
-    )
-
-
-def _token_ids(ids: object) -> list[int]:
+def _token_ids(ids: object) -> np.ndarray:
+    """Return whole numbers as an array; looks at none of them by itself, since a prompt may have many."""
     plain = as_plain(ids)
-    listed: list[object] = plain.tolist() if isinstance(plain, np.ndarray) else list(plain)
-    if not all(isinstance(i, Integral) and not isinstance(i, bool) for i in listed):
+    if isinstance(plain, np.ndarray):
+        if plain.ndim == 1 and (plain.dtype.kind in "iu" or not len(plain)):
+            return plain
+        plain = plain.tolist()
+    kinds: set[type] = set(map(type, plain))
+    if bool in kinds or not all(issubclass(kind, Integral) for kind in kinds):
         raise ValueError(REFUSAL)
-    return [int(cast(int, i)) for i in listed]
+    try:
+        return np.array(array("q", plain), np.int64)
+    except OverflowError:  # a whole number, but no token's id
+        return np.array(plain, object)

@@ -6,6 +6,7 @@ What a model's vocabulary decides (whether a token id exists, how a bad word is 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from numbers import Integral, Real
 from typing import cast
 
@@ -15,6 +16,14 @@ from .vllm_names import SAMPLING, names_missing_fields
 # As vLLM's default limit.
 MAX_N = 16384
 _SEED = "a whole number from 0 to 2**32 - 1"
+
+
+class RequestOutputKind(IntEnum):
+    """What each output of a request under way holds; names and values are vLLM's."""
+
+    CUMULATIVE = 0  # all so far
+    DELTA = 1  # what is new since the output before
+    FINAL_ONLY = 2  # all, once it has ended; there is no output before
 
 
 @names_missing_fields(SAMPLING)
@@ -53,6 +62,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = field(default=None, hash=False)  # added to logits: -1e6 to 1e6, or -inf
     allowed_token_ids: Sequence[int] | None = None  # no other token may be generated; None: all may
     bad_words: Sequence[str] | None = None  # texts not to be completed, as spelled at a text's start and behind a space
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE  # of `AsyncLLM.generate` and `LLM.step` while it runs
 
     def __post_init__(self) -> None:
         """Check every value, and turn lists into tuples, which nobody can change afterwards."""
@@ -60,6 +70,8 @@ class SamplingParams:
         self._check_lengths()
         for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
             _check(name, getattr(self, name), lambda x: isinstance(x, bool), "True or False")
+        kinds = ", ".join(f"RequestOutputKind.{kind.name}" for kind in RequestOutputKind)
+        _check("output_kind", self.output_kind, lambda x: isinstance(x, RequestOutputKind), f"one of {kinds}")
         self._check_lists()
         if self.stop and not self.detokenize:
             raise ValueError("stop strings need the text: leave detokenize on, or use stop_token_ids.")

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
 from ..core.submission import Update
-from .client import EngineClient, Job, check_name
+from .client import EngineClient, check_name
 from .collector import RequestCollector
+from .job import Job
 from .outputs import RequestOutput, TextDelta
 
 
@@ -31,7 +32,10 @@ class RequestStream:
         """Yield the deltas from here on."""
         try:
             while not self._collector.is_finished:
-                yield self._collector.take(self._updates.get())
+                update = self._updates.get()
+                text = self._collector.take(update)
+                index = self._collector.sequence_ids.index(update.request_id)
+                yield TextDelta(text, update.token_ids, update.finish_reason, index)
         finally:
             self.close()
 
@@ -83,14 +87,19 @@ class HandDriven:
             raise
 
     def step(self) -> list[RequestOutput]:
-        """Wait for updates, and return all requests that have some; none where nothing is unfinished."""
+        """Wait for outputs, and give those of all requests that have one; none where nothing is unfinished."""
         with self._stepping:
-            fresh: dict[RequestCollector, None] = {}  # an ordered set
-            while self._running and not fresh:
-                self._take(self._updates.get(), fresh)
-            while not self._updates.empty():  # no other thread takes from it
-                self._take(self._updates.get(), fresh)
-            return [collector.output() for collector in fresh]
+            outputs: list[RequestOutput] = []
+            while not outputs:
+                fresh: dict[RequestCollector, None] = {}  # an ordered set
+                while self._running and not fresh:
+                    self._take(self._updates.get(), fresh)
+                while not self._updates.empty():  # no other thread takes from it
+                    self._take(self._updates.get(), fresh)
+                outputs = [output for collector in fresh if (output := collector.news()) is not None]
+                if not self._running:
+                    break
+            return outputs
 
     def _take(self, message: tuple[RequestCollector, Update] | None, fresh: dict[RequestCollector, None]) -> None:
         if message is None:

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
-
+from ..api.job import Job
 from .request_lines import BatchRequest
 
 LOOK_AHEAD = 1024
@@ -21,20 +20,16 @@ _BYTES_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that the engine will take, with its prompt as token ids."""
+    """A request that the engine will take; `job`: what the engine made of it; `key`: its prompt, 4 bytes a token."""
 
     request: BatchRequest
-    key: bytes  # the prompt's token ids, 4 bytes each
+    job: Job
+    key: bytes
 
     @classmethod
-    def of(cls, request: BatchRequest, token_ids: list[int]) -> "Prepared":
-        """Combine a request with its prompt's token ids."""
-        return cls(request, np.array(token_ids, np.int32).tobytes())
-
-    @property
-    def token_ids(self) -> np.ndarray:
-        """Return the prompt's token ids, [n] int32."""
-        return np.frombuffer(self.key, np.int32)
+    def of(cls, request: BatchRequest, job: Job) -> "Prepared":
+        """Ready to be put in order."""
+        return cls(request, job, job.prompt.ids.tobytes())
 
     @property
     def longest(self) -> float:

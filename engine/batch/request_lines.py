@@ -23,7 +23,8 @@ CHAT: Endpoint = "/v1/chat/completions"
 COMPLETIONS: Endpoint = "/v1/completions"
 
 _ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
-_SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {"logprobs", "prompt_logprobs", "detokenize"}
+_NOT_OF_LINES = {"logprobs", "prompt_logprobs", "detokenize", "output_kind"}
+_SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - _NOT_OF_LINES
 # Whatever these hold, the completion is the same.
 _WITHOUT_EFFECT = frozenset(
     {

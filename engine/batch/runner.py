@@ -22,8 +22,7 @@ from .source import Source, Survey
 from .summary import BatchResult
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from ..api.job import Job
     from ..api.llm import LLM
 
 
@@ -82,8 +81,8 @@ class BatchRun:
             self.result.seconds = time.monotonic() - start
             self._show(bar)
 
-    def _jobs(self) -> Iterator[tuple["np.ndarray", SamplingParams] | None]:
-        """Yield what goes into the engine; None while stdin has no further line, so that results can be taken first."""
+    def _jobs(self) -> Iterator["Job | None"]:
+        """Yield what goes into the engine; None where stdin has nothing yet and results come first."""
         index = 0
         for prepared in self._in_order():
             if prepared is None:
@@ -91,7 +90,7 @@ class BatchRun:
                 continue
             self._in_engine[index] = prepared.request
             index += 1
-            yield prepared.token_ids, prepared.request.sampling_params
+            yield prepared.job
 
     def _in_order(self) -> Iterator[Prepared | None]:
         if self._survey is None:  # what is behind on stdin may not have been written yet
@@ -113,12 +112,12 @@ class BatchRun:
     def _take(self, number: int, line: Line) -> Prepared | None:
         """Prepare a line's request; if the engine would refuse it, write its error line and return None."""
         try:
-            return self._prepare(line, number)
+            return self._prepare(line, number, self._llm.clock())
         except BatchLineError as error:
             self._write_error(error)
             return None
 
-    def _prepare(self, line: Line, number: int) -> Prepared:
+    def _prepare(self, line: Line, number: int, arrival: float) -> Prepared:
         request = parse_line(line, number, self._defaults)
         self._check_name(request)
         try:
@@ -127,8 +126,7 @@ class BatchRun:
                 rendering = with_variables(request.rendering, self._variables)
                 prompt = self._llm.chat_prompt(request.messages, request.tools, **rendering)
             assert prompt is not None  # a request has the one or the other
-            self._llm.check_sampling_params(request.sampling_params)
-            return Prepared.of(request, self._llm.check_prompt(prompt).token_ids)
+            return Prepared.of(request, self._llm.check_request(prompt, request.sampling_params, arrival))
         except ValueError as error:
             raise BatchLineError("invalid_request", number, request.custom_id, str(error)) from None
 

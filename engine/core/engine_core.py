@@ -53,7 +53,7 @@ from ..scheduler.scheduler import Scheduler
 from ..threads import EngineThread
 from .inspection import Observer, Question
 from .running_request import RunningRequest
-from .submission import Submission
+from .submission import Outlet, Submission
 
 
 class Compilations(Protocol):
@@ -113,6 +113,7 @@ class EngineCore:
         self._executor = make_executor(self._inbox.put)
         self._running: dict[int, RunningRequest] = {}
         self._with_update: list[RunningRequest] = []
+        self._outlets: dict[Outlet, None] = {}  # to be flushed: an ordered set
         self._new_params: list[_NewParams] = []
         self._log, self._lock = RequestLog(), threading.Lock()
         self._host = HostTime()
@@ -429,13 +430,21 @@ class EngineCore:
         update, running.update = running.update, None
         if update is not None:
             update.timeline, update.cached_tokens = running.request.timeline, running.request.cached
-            running.submission.sink.put(update)
+            outlet = running.submission.sink.put(update)
+            if outlet is not None:
+                self._outlets[outlet] = None
 
     def _flush(self) -> None:
         """Send tokens to their callers: once a turn, after the devices have their work."""
         for running in self._with_update:
             self._send(running)
         self._with_update.clear()
+        self._flush_outlets()
+
+    def _flush_outlets(self) -> None:
+        for outlet in self._outlets:
+            outlet.flush()
+        self._outlets.clear()
 
     def _stop(self, reason: FinishReason, why: str) -> None:
         """Refuse new requests and end those that are here: every accepted request gets a final update."""
@@ -465,6 +474,7 @@ class EngineCore:
                 update.finish_reason, update.error = reason, why if reason == "error" else None
                 self._send(running)
             self._running.clear()
+        self._flush_outlets()
 
 
 def _meshes(action: Action) -> set[int]:

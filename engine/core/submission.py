@@ -1,9 +1,10 @@
 """What passes between callers and the core: a request on its way in, and updates on the way out. None of it crosses to
 an executor."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from ..protocol.actions import FinishReason
@@ -21,27 +22,42 @@ class StopCheck(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Update:
+class Update(msgspec.Struct):
     """What is new of a request since its last update."""
 
     request_id: int
-    timeline: Timeline | None = None  # the request's, shared
-    token_ids: list[int] = field(default_factory=list)  # sampled since
-    scores: list[HostScores] = field(default_factory=list)  # of `token_ids`, in pieces, where they are wanted
-    prompt_scores: list[HostScores] = field(default_factory=list)  # of the prompt's tokens but the first, in pieces;
-    # all of them have come with the first token
+    timeline: Timeline | None = None  # the scheduler's own, which goes on
+    token_ids: list[int] = msgspec.field(default_factory=list)  # sampled since
+    scores: list[HostScores] = msgspec.field(default_factory=list)  # of `token_ids`, in pieces, where they are wanted
+    # Of the prompt's tokens but the first, in pieces; all of them have come with the first token.
+    prompt_scores: list[HostScores] = msgspec.field(default_factory=list)
     finish_reason: FinishReason | None = None  # None: it goes on
     stop_reason: int | str | None = None  # the stop token or string that ended it; None: the model's own end
     error: str | None = None
     cached_tokens: int | None = None  # prompt tokens that the prefix cache spared
 
+    def merge(self, later: "Update") -> None:
+        """Take in the update that comes after this one, which nobody has seen yet."""
+        self.timeline, self.cached_tokens = later.timeline, later.cached_tokens
+        self.token_ids += later.token_ids
+        self.scores += later.scores
+        self.prompt_scores += later.prompt_scores
+        self.finish_reason, self.stop_reason, self.error = later.finish_reason, later.stop_reason, later.error
+
+
+class Outlet(Protocol):
+    """Gathers what several sinks were given."""
+
+    def flush(self) -> None:
+        """Pass it on, at the end of a turn of the dispatching thread, which must not be held up."""
+        ...
+
 
 class Sink(Protocol):
     """The receiver of a request's updates; called on the dispatching thread, so it must not block."""
 
-    def put(self, update: Update) -> None:
-        """Receive one update."""
+    def put(self, update: Update) -> Outlet | None:
+        """Take one update; return what is to be flushed once this turn's updates are out, if anything."""
         ...
 
 

@@ -6,7 +6,13 @@ is the first to be given out. A page may be written by its only holder, so never
 none is lost or counted twice.
 """
 
+from array import array
 from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable
+
+import numpy as np
+
+from .prefix_cache import PrefixCache
 
 
 class PageAllocator:
@@ -15,9 +21,9 @@ class PageAllocator:
     def __init__(self, num_pages: int):
         self.num_pages = num_pages
         self._free = deque(range(num_pages))
-        self._holders = Counter[int]()
-        self._page_of: dict[bytes, int] = {}
-        self._hash_of: dict[int, bytes] = {}
+        self._holders = array("i", bytes(4 * num_pages))
+        self._counts = np.frombuffer(self._holders, np.int32)  # the same memory, for many pages at once
+        self.cached = PrefixCache()
         self._idle: OrderedDict[int, None] = OrderedDict()
 
     @property
@@ -30,67 +36,62 @@ class PageAllocator:
         if count > self.num_free:
             raise RuntimeError(f"{count} pages cannot be allocated: {self.num_free} of {self.num_pages} are free.")
         pages = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
-        self._holders.update(pages)
+        for page in pages:
+            self._holders[page] = 1
         return pages
 
-    def hold(self, page: int) -> None:
-        """Count one more holder of this page, which is held or cached."""
-        self._idle.pop(page, None)
-        self._holders[page] += 1
+    def hold(self, index: np.ndarray) -> None:
+        """One more request holds these pages, no two alike, which are held or cached."""
+        if self._idle:
+            for page in index[self._counts[index] == 0].tolist():
+                del self._idle[page]
+        self._counts[index] += 1
 
-    def release(self, page: int) -> None:
-        """Count one holder less of this page; without any it is left to the prefix cache or free."""
-        self._holders[page] -= 1
-        if self._holders[page]:
-            return
-        del self._holders[page]
-        if page in self._hash_of:
-            self._idle[page] = None
-        else:
-            self._free.append(page)
+    def release(self, pages: Iterable[int]) -> None:
+        """One request less holds these pages; the last one leaves a page to the prefix cache or frees it."""
+        holders = self._holders
+        for page in pages:
+            holders[page] -= 1
+            if holders[page]:
+                continue
+            if page in self.cached:
+                self._idle[page] = None
+            else:
+                self._free.append(page)
 
     def holders(self, page: int) -> int:
         """Return how many requests hold this page."""
         return self._holders[page]
 
     def is_writable(self, page: int) -> bool:
-        """Return whether this page has one holder and is not cached, so that its holder may write to it."""
-        return self._holders[page] == 1 and page not in self._hash_of
+        """Whether this page has one holder and is not cached, so that its holder may write to it."""
+        return self._holders[page] == 1 and page not in self.cached
 
-    def is_idle(self, page: int) -> bool:
-        """Return whether only the prefix cache holds this page."""
-        return page in self._idle
-
-    def find(self, block_hash: bytes) -> int | None:
-        """Find the cached page whose tokens have this hash; None: no page is cached for it."""
-        return self._page_of.get(block_hash)
-
-    def cache(self, page: int, block_hash: bytes) -> None:
-        """Let later requests find this full page, which a request holds; an earlier page with the same hash stays."""
-        if block_hash not in self._page_of and page not in self._hash_of:
-            self._page_of[block_hash] = page
-            self._hash_of[page] = block_hash
+    def count_idle(self, index: np.ndarray) -> int:
+        """Count those of these pages that only the prefix cache holds."""
+        return len(index) - int(np.count_nonzero(self._counts[index])) if self._idle else 0
 
     def flush(self) -> None:
         """Empty the prefix cache; requests keep what they hold."""
         self._free.extend(self._idle)
         self._idle.clear()
-        self._page_of.clear()
-        self._hash_of.clear()
+        self.cached.clear()
 
     def _evict(self) -> int:
         page, _ = self._idle.popitem(last=False)
-        del self._page_of[self._hash_of.pop(page)]
+        self.cached.evict(page)
         return page
 
     def check(self, held: Counter[int]) -> None:
         """Raise unless `held`, page -> requests that hold it, is what is counted here, and all else is free or idle."""
-        if held != self._holders:
-            raise RuntimeError(f"pages held {dict(held)}, counted {dict(self._holders)}")
-        if sorted([*self._free, *self._idle, *self._holders]) != list(range(self.num_pages)):
+        counted = Counter({page: count for page, count in enumerate(self._holders) if count})
+        if held != counted:
+            raise RuntimeError(f"pages held {dict(held)}, counted {dict(counted)}")
+        if sorted([*self._free, *self._idle, *counted]) != list(range(self.num_pages)):
             raise RuntimeError(f"pages lost or doubled: free {list(self._free)}, idle {list(self._idle)}, held {held}")
-        if {page: key for key, page in self._page_of.items()} != self._hash_of or set(self._idle) - set(self._hash_of):
-            raise RuntimeError("the prefix cache and its pages do not match")
+        self.cached.check()
+        if any(page not in self.cached for page in self._idle):
+            raise RuntimeError("the prefix cache holds pages that it does not know")
 
 
 class SlotTable:

@@ -7,13 +7,16 @@ actions. It decides nothing: the scheduler chooses which requests are placed, an
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
+
+import numpy as np
 
 from ..config import EngineConfig
 from ..protocol.actions import Action, AssignPages, CopyPage
 from .allocator import PageAllocator, SlotTable
 from .block_table import BlockTable, Placement
+from .prefix_cache import Run
 
 
 class MeshPages:
@@ -24,6 +27,11 @@ class MeshPages:
         self._mesh, self._config, self._emit = mesh, config, emit
         self.slots = SlotTable(config.max_num_seqs)
         self.groups = [PageAllocator(count) for count in pages]
+        self._size = config.page_size
+        # What `hit` was asked last, for a request that is ranked, and then placed: it changes with the caches alone.
+        self._last_hit: tuple[Sequence[bytes] | None, int, int, int] = None, 0, 0, 0
+        self._windows = list(zip(config.windows, self.groups, strict=True))
+        self._windowed = [(window, group) for window, group in self._windows if window is not None]
 
     @property
     def room(self) -> float:
@@ -38,24 +46,32 @@ class MeshPages:
         Every group that sees all tokens needs all of the pages, a windowed one those that the next token sees. If all
         tokens are cached, the last one is computed again, for what follows it.
         """
-        size = self._config.page_size
+        changes = sum([pages.cached.changes for pages in self.groups])
+        asked, asked_tokens, asked_at, cached = self._last_hit
+        if asked is hashes and asked_tokens == tokens and asked_at == changes:
+            return cached
+        cached = self._find_hit(hashes, tokens)
+        if len(hashes) >= tokens // self._size:  # no more will come that matter here
+            self._last_hit = hashes, tokens, changes, cached
+        return cached
+
+    def _find_hit(self, hashes: Sequence[bytes], tokens: int) -> int:
+        size = self._size
         count = min(len(hashes), tokens // size)
-        for window, pages in self._windows():
+        for window, pages in self._windows:
             if window is None:
-                count = len(_cached_run(pages, hashes[:count]))
-        while count and not self._windows_are_cached(hashes, count, min(count * size, tokens - 1)):
-            count -= 1
+                count = pages.cached.run_length(hashes, count)
+        if self._windowed:
+            while count and not self._windows_are_cached(hashes, count, min(count * size, tokens - 1)):
+                count -= 1
         return count * size
 
     def _windows_are_cached(self, hashes: Sequence[bytes], count: int, next_token: int) -> bool:
         return all(
-            len(_cached_run(pages, hashes[first:count])) == count - first
-            for window, pages in self._windows()
-            if window is not None and (first := self._first_page(window, next_token)) < count
+            _count_cached(pages, hashes[first:count]) == count - first
+            for window, pages in self._windowed
+            if (first := self._first_page(window, next_token)) < count
         )
-
-    def _windows(self) -> Iterable[tuple[int | None, PageAllocator]]:
-        return zip(self._config.windows, self.groups, strict=True)
 
     def _first_page(self, window: int | None, token: int) -> int:
         """Find the first page that the token at this position sees."""
@@ -72,17 +88,18 @@ class MeshPages:
         """
         cached = self.hit(hashes, tokens)
         shared, fresh = [], []
-        for window, pages in self._windows():
+        for window, pages in self._windows:
             first, end = self._first_page(window, min(cached, tokens - 1)), cached // self._config.page_size
-            shared.append(BlockTable(first, _cached_run(pages, hashes[first:end])))
+            shared.append((first, pages.cached.run(hashes[first:end])))
             to_write = self._config.pages_for(tokens) - end
             # Never more than a pool is sure to have; shared pages that slide out make room for fresh ones.
-            most = to_write if window is None else self._config.most_pages(window) - len(shared[-1].pages)
+            most = to_write if window is None else self._config.most_pages(window) - (end - first)
             fresh.append(min(to_write, most))
         placement = self._place(request_id, shared, fresh, watermark)
         if placement is None:
             return None
-        for group, (window, table) in enumerate(zip(self._config.windows, placement.tables, strict=True)):
+        for group, (window, _) in enumerate(self._windows):
+            table = placement.tables[group]
             if window is None:
                 table.pages += table.spare
                 table.spare = []
@@ -98,11 +115,15 @@ class MeshPages:
         None: no room.
         """
         shared, fresh = [], []
-        for window, pages in self._windows():
+        for window, pages in self._windows:
             first, end = self._first_page(window, tokens), self._config.pages_for(tokens)
-            run = _cached_run(pages, hashes[first : tokens // self._config.page_size])
-            shared.append(BlockTable(first, run))
-            fresh.append(end - first - len(run))
+            full = min(len(hashes), tokens // self._config.page_size)
+            if window is None:
+                stop = pages.cached.run_length(hashes, full)
+            else:
+                stop = first + _count_cached(pages, hashes[first:full])
+            shared.append((first, pages.cached.run(hashes[first:stop])))
+            fresh.append(end - stop)
         placement = self._place(request_id, shared, fresh, watermark)
         if placement is None:
             return None
@@ -113,19 +134,21 @@ class MeshPages:
             self._assign(placement, group, table.first)
         return placement, there
 
-    def _place(self, request_id: int, shared: list[BlockTable], fresh: list[int], watermark: int) -> Placement | None:
-        """Make a placement whose tables begin with shared pages and have fresh ones to spare."""
+    def _place(
+        self, request_id: int, shared: Sequence[tuple[int, Run]], fresh: Sequence[int], watermark: int
+    ) -> Placement | None:
+        """Make a placement whose tables begin with shared pages, those of the sequence from a first one on, and have
+        fresh ones to spare."""
         if not self.slots.num_free:
             return None
-        for pages, table, count in zip(self.groups, shared, fresh, strict=True):
-            idle = sum(pages.is_idle(page) for page in table.pages)
-            if count + idle + watermark > pages.num_free:
+        for pages, (_, run), count in zip(self.groups, shared, fresh, strict=True):
+            if count + pages.count_idle(run.array) + watermark > pages.num_free:
                 return None
-        for pages, table, count in zip(self.groups, shared, fresh, strict=True):
-            for page in table.pages:
-                pages.hold(page)
-            table.spare = pages.allocate(count)
-        return Placement(self._mesh, self.slots.allocate(request_id), shared)
+        tables = []
+        for pages, (first, run), count in zip(self.groups, shared, fresh, strict=True):
+            pages.hold(run.array)
+            tables.append(BlockTable(first, run.pages.copy(), pages.allocate(count)))
+        return Placement(self._mesh, self.slots.allocate(request_id), tables)
 
     def fork(self, request_id: int, placement: Placement) -> Placement | None:
         """Make a second placement over the same pages, which are copied before either writes to them; None: no slot."""
@@ -134,8 +157,7 @@ class MeshPages:
         placement.writable = 0
         tables = [BlockTable(table.first, list(table.pages)) for table in placement.tables]
         for pages, table in zip(self.groups, tables, strict=True):
-            for page in table.pages:
-                pages.hold(page)
+            pages.hold(np.array(table.pages, np.intp))
         twin = Placement(self._mesh, self.slots.allocate(request_id), tables)
         for group, table in enumerate(tables):
             self._assign(twin, group, table.first)
@@ -144,16 +166,17 @@ class MeshPages:
     def release(self, placement: Placement) -> None:
         """Free a placement. Its last pages are freed first: without them a cached prefix is only shorter."""
         for pages, table in zip(self.groups, placement.tables, strict=True):
-            for page in [*table.spare, *reversed(table.pages)]:
-                pages.release(page)
+            pages.release(table.spare)
+            pages.release(reversed(table.pages))
         self.slots.release(placement.slot)
 
     def remember(self, placement: Placement, hashes: Sequence[bytes], tokens: int) -> None:
         """Cache the full pages of the first `tokens` tokens, whose KV is in the placement's pages in device order."""
         stop = min(len(hashes), tokens // self._config.page_size)
         for pages, table in zip(self.groups, placement.tables, strict=True):
-            for i in range(table.first, min(stop, table.end)):
-                pages.cache(table.pages[i - table.first], hashes[i])
+            start = max(table.first, pages.cached.run_length(hashes, stop))  # those before are there already
+            for i in range(start, min(stop, table.end)):
+                pages.cached.add(table.pages[i - table.first], hashes[i])
 
     def flush(self) -> None:
         """Empty the prefix cache."""
@@ -167,13 +190,13 @@ class MeshPages:
 
         Fails only where other requests have meanwhile found pages of a windowed group that were to be reused.
         """
-        for group, (window, pages) in enumerate(self._windows()):
+        for group, (window, pages) in enumerate(self._windows):
             if window is None:
                 continue
             table = placement.tables[group]
             for page in self._slide(table, window, start):
                 only_holder = pages.holders(page) == 1
-                pages.release(page)
+                pages.release((page,))
                 if only_holder:
                     table.spare += pages.allocate(1)
             count = self._config.pages_for(stop) - table.end
@@ -187,8 +210,7 @@ class MeshPages:
     def end_prompt(self, placement: Placement) -> None:
         """Free what was reserved for the prompt and not needed."""
         for pages, table in zip(self.groups, placement.tables, strict=True):
-            for page in table.spare:
-                pages.release(page)
+            pages.release(table.spare)
             table.spare = []
 
     def grow(self, placement: Placement, start: int, stop: int) -> bool:
@@ -200,11 +222,10 @@ class MeshPages:
             return True
         size = self._config.page_size
         plans = []
-        for group, (window, pages) in enumerate(self._windows()):
+        for group, (window, pages) in enumerate(self._windows):
             table = placement.tables[group]
             if window is not None:
-                for page in self._slide(table, window, start):
-                    pages.release(page)
+                pages.release(self._slide(table, window, start))
             written = range(start // size, min(table.end, self._config.pages_for(stop)))
             copies = [i for i in written if not pages.is_writable(table.pages[i - table.first])]
             more = self._config.pages_for(stop) - table.end
@@ -239,14 +260,13 @@ class MeshPages:
         table, pages = placement.tables[group], self.groups[group]
         old, (new,) = table.pages[index - table.first], pages.allocate(1)
         self._emit(CopyPage(self._mesh, group, old, new))
-        pages.release(old)
+        pages.release((old,))
         table.pages[index - table.first] = new
         self._emit(AssignPages(self._mesh, placement.slot, group, index, (new,)))
 
     def _assign(self, placement: Placement, group: int, first: int) -> None:
-        """Emit the change of the device's page table: the placement's pages from page `first` of the sequence on."""
-        table = placement.tables[group]
-        if pages := table.between(first, table.end):
+        """Tell the device about the placement's pages from page `first` of the sequence on."""
+        if pages := tuple(placement.tables[group].pages[first - placement.tables[group].first :]):
             self._emit(AssignPages(self._mesh, placement.slot, group, first, pages))
 
     def check(self, placements: dict[int, Placement]) -> None:
@@ -258,6 +278,6 @@ class MeshPages:
             pages.check(Counter(page for table in tables for page in [*table.pages, *table.spare]))
 
 
-def _cached_run(pages: PageAllocator, hashes: Sequence[bytes]) -> list[int]:
-    """Find the cached pages of these blocks, up to the first that is not cached."""
-    return list(takewhile(lambda page: page is not None, map(pages.find, hashes)))  # type: ignore[arg-type]
+def _count_cached(pages: PageAllocator, hashes: Sequence[bytes]) -> int:
+    """Count the first of these blocks that are cached, up to the first that is not."""
+    return sum(1 for _ in takewhile(lambda page: page is not None, map(pages.cached.find, hashes)))

@@ -1,11 +1,15 @@
 """When a request arrived, ran and ended."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
+
+import msgspec
+
+from .list_view import ListView
 
 
-@dataclass
-class Timeline:
+class Timeline(msgspec.Struct):
     """Stamps in seconds on the engine's clock; None until it happens. TTFT counts from arrival, queueing included.
 
     After a preemption or a lost mesh the stamps of the first run stay; `tokens` are stamped when they are read.
@@ -16,7 +20,26 @@ class Timeline:
     prefill_end: float | None = None  # the first token was read
     kv_ready: float | None = None  # the KV was in place on the decode mesh; never set where nothing moved
     finish: float | None = None
-    tokens: list[float] = field(default_factory=list)  # one stamp a token, as the host read it
+    tokens: Sequence[float] = msgspec.field(default_factory=list)  # one stamp a token, as the host read it
+
+    def stamp_token(self, now: float) -> None:
+        """Stamp the next token."""
+        cast(list[float], self.tokens).append(now)
+
+    def so_far(self, tokens: int) -> "Timeline":
+        """Return the stamps of a request that goes on, up to this many tokens: the same, whenever it is asked."""
+        stamps = cast(list[float], self.tokens)
+        count = min(tokens, len(stamps))
+        last = stamps[count - 1] if count else self.arrival
+        kv_ready = self.kv_ready if self.kv_ready is not None and self.kv_ready <= last else None
+        start, end = (self.prefill_start, self.prefill_end) if count else (None, None)
+        return Timeline(self.arrival, start, end, kv_ready, None, ListView(stamps, count))
+
+    def whole(self) -> "Timeline":
+        """Return the stamps of a request that has ended, a copy."""
+        return Timeline(
+            self.arrival, self.prefill_start, self.prefill_end, self.kv_ready, self.finish, list(self.tokens)
+        )
 
     @property
     def first_token(self) -> float | None:

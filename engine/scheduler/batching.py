@@ -127,8 +127,10 @@ class Batching:
         is_last = request.prefilled == request.to_prefill
         mesh.pages.remember(placement, request.hashes, request.prefilled)
         size = self._config.page_size
-        for key in request.hashes[write_from // size : request.prefilled // size]:
+        computed = request.hashes[write_from // size : request.prefilled // size]
+        for key in computed:
             mesh.computing.pop(key, None)
+        self._admission.wake(computed)
         if is_last:
             self._end_prefill(request, mesh)
         return Chunk(request.id, request.run, placement.slot, start, length, write_from, is_last)
@@ -145,6 +147,7 @@ class Batching:
             request.move_to(State.DECODE)
         else:
             self._handoffs.begin(request)
+        self._admission.wake((request.id,))
 
     # ---- decode rows
 

@@ -55,7 +55,11 @@ class Lifecycle:
         self._emit(Finish(request.id, reason, error))
 
     def _leave(self, request: Request, *, keeps_pages: bool) -> None:
-        """Free all that a request holds; if `keeps_pages`, its full pages stay in the prefix cache."""
+        """Free all that a request holds, and wake those that wait for it.
+
+        If `keeps_pages`, its full pages stay in the prefix cache.
+        """
+        self._admission.wake((request.id,))
         if request.state is State.WAITING:
             self._admission.remove(request)
             return
@@ -68,7 +72,7 @@ class Lifecycle:
         if keeps_pages:
             known = request.prompt_len + request.confirmed
             mesh.pages.remember(placement, request.hashes, min(request.kv_len, known))
-        mesh.remove(request, placement)
+        self._admission.wake(mesh.remove(request, placement))
 
     def answer(self, request: Request) -> None:
         """Subtract the request from the load of its prefill mesh: its first token is read, or will not come."""

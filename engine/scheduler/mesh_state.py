@@ -98,16 +98,18 @@ class MeshState:
         """Enter blocks in `index` (`computing` or `arriving`), unless another placement is to bring them first."""
         placement.underway += [key for key in hashes if index.setdefault(key, placement) is placement]
 
-    def end_wait(self, placement: Placement) -> None:
-        """Remove the blocks that the placement was to bring, since they are here or will not come."""
+    def end_wait(self, placement: Placement) -> list[bytes]:
+        """Strike out blocks that the placement was to bring and that are here, or will not come; return those."""
         for key in placement.underway:
             for index in (self.computing, self.arriving):
                 if index.get(key) is placement:
                     del index[key]
-        placement.underway.clear()
+        ended, placement.underway = placement.underway, []
+        return ended
 
-    def remove(self, request: Request, placement: Placement) -> None:
-        """Take the request off this mesh, and free its placement."""
-        self.end_wait(placement)
+    def remove(self, request: Request, placement: Placement) -> list[bytes]:
+        """Free the request's placement here; return the blocks that were first expected from it."""
+        ended = self.end_wait(placement)
         self.pages.release(placement)
         self.placed.remove(request)
+        return ended

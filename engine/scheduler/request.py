@@ -79,7 +79,8 @@ class Request:
     unanswered: int = 0  # prompt tokens that count in its mesh's `prefill_load` until the run's first token is read
     prefilled_on: int = 0  # the mesh that `unanswered` counts on
     cached: int | None = None  # prompt tokens that the prefix cache spared its first run; None until that begins
-    awaits: bytes | None = None  # the block that another request is computing for it
+    awaits: bytes | None = None  # the block that another request was computing for it when this was last asked
+    sleeps_for: bytes | int | None = None  # such a block, or the id of the request that it forks; None: it is awake
     lost_on: int | None = None  # the mesh whose failure it has survived last
     suspects: int | None = None  # a mesh from which a transfer failed, so that it may be lost
     hashes: list[bytes] = field(default_factory=list)  # of its full pages, as far as their tokens are known

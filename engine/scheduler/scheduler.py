@@ -138,7 +138,7 @@ class Scheduler:
         if request.unanswered:
             self._lifecycle.answer(request)
         line = request.timeline
-        line.tokens.append(self._now)
+        line.stamp_token(self._now)
         if line.prefill_end is None:
             line.prefill_end = self._now
         if outcome.block_hash is not None and self.config.prefix_cache and not self.config.deterministic:
@@ -172,7 +172,8 @@ class Scheduler:
         return out
 
     def check_integrity(self) -> None:
-        """Raise if a page or slot is lost or doubled, or held by anything but a request that is here."""
+        """Raise if a page or slot is lost or doubled, or held by anything but a request that is here, or if a request
+        sleeps for something that is not under way."""
         for mesh in self.meshes:
             placements = {
                 request.id: placement
@@ -187,4 +188,5 @@ class Scheduler:
             load = sum(request.unanswered for request in self.requests.values() if request.prefilled_on == mesh.index)
             if mesh.prefill_load != load:
                 raise RuntimeError(f"mesh {mesh.index}: a load of {mesh.prefill_load} tokens, {load} to be answered")
+        self._admission.check()
         self._handoffs.check()

@@ -6,6 +6,7 @@ from importlib import import_module
 
 BENCHMARKS = {
     "before": "speed beside an earlier checkout, in alternating processes",
+    "admission": "what the scheduler spends while many requests wait for one prefix, beside an earlier checkout",
     "attention": "attention, append and sampling alone, a layer at a time",
     "cache": "programs that a start finds compiled after starts with other topologies",
     "dtype": 'products in float32 and bfloat16, which the choice of dtype="auto" rests on',
@@ -17,6 +18,7 @@ BENCHMARKS = {
     "machine": "the machine's own limits: arithmetic and memory",
     "offline": "throughput of a whole workload, against transformers and vLLM",
     "policies": "time to first token by policy, over a recorded trace in virtual time",
+    "streaming": "what streams cost the host, beside an earlier checkout",
 }
 SUMMARY = "measure the engine, or the machine it runs on"
 DESCRIPTION = "Run one measurement; 'twinmesh bench NAME --help' lists its arguments.\n\n" + "\n".join(

@@ -71,7 +71,9 @@ class FakeCore:
             if fields.get("finish_reason") is not None:
                 timeline.finish = self.clock()
                 del self.running[id_]
-            submission.sink.put(Update(id_, timeline, list(token_ids), **fields))
+            outlet = submission.sink.put(Update(id_, timeline, list(token_ids), **fields))
+        if outlet is not None:
+            outlet.flush()
 
     def abort(self, id_):
         self.said.append(("abort", id_))

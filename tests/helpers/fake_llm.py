@@ -3,9 +3,13 @@
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import numpy as np
+from twinmesh.engine.api.job import Job
 from twinmesh.engine.api.outputs import CompletionOutput, RequestOutput, TextDelta
+from twinmesh.engine.api.prompts import Prompt
 from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.errors import EngineError
+from twinmesh.engine.protocol.sampling_plan import SamplingPlan
 from twinmesh.engine.protocol.timeline import Timeline
 from twinmesh.engine.topology import Topology
 
@@ -44,6 +48,14 @@ class FakeLLM:
             raise ValueError("The prompt is too long.")
         return SimpleNamespace(token_ids=ids)
 
+    def clock(self):
+        return 0.0
+
+    def check_request(self, prompt, sampling_params, arrival=None):
+        self.check_sampling_params(sampling_params)
+        ids = np.array(self.check_prompt(prompt).token_ids, np.int32)
+        return Job(Prompt(None, ids), sampling_params, SamplingPlan(temperature=1.0, seed=0), arrival)
+
     def check_health(self):
         if self.is_closed:
             raise EngineError("the engine is closed: make a new LLM.")
@@ -64,9 +76,9 @@ class FakeLLM:
                     return
                 if finished == self.interrupt_after:
                     raise KeyboardInterrupt
-                index, (ids, sampling) = running.pop()
-                self.sampling.append(sampling)
-                yield index, self.output(index, [int(i) for i in ids], sampling.n)
+                index, job = running.pop()
+                self.sampling.append(job.params)
+                yield index, self.output(index, job.prompt.token_ids, job.params.n)
                 finished += 1
         finally:
             self.was_left_with = len(running)

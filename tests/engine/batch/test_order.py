@@ -2,16 +2,21 @@
 
 from collections import Counter
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from twinmesh.engine.api.job import Job
+from twinmesh.engine.api.prompts import Prompt
 from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.order import Prepared, arrange
 from twinmesh.engine.batch.request_lines import BatchRequest
+from twinmesh.engine.protocol.sampling_plan import SamplingPlan
 
 
 def prepared(token_ids, max_tokens=8, line=1, n=1):
     params = SamplingParams(max_tokens=max_tokens, n=n)
-    return Prepared.of(BatchRequest(line, f"line-{line}", None, token_ids, None, params), token_ids)
+    job = Job(Prompt(None, np.array(token_ids, np.int32)), params, SamplingPlan(temperature=1.0, seed=0), 0.0)
+    return Prepared.of(BatchRequest(line, f"line-{line}", None, token_ids, None, params), job)
 
 
 def order(requests, **options):
@@ -19,7 +24,7 @@ def order(requests, **options):
 
 
 def test_the_prompt_is_what_it_was():
-    assert prepared([7, 0, 2**31 - 1]).token_ids.tolist() == [7, 0, 2**31 - 1]
+    assert prepared([7, 0, 2**31 - 1]).job.prompt.token_ids == [7, 0, 2**31 - 1]
 
 
 def test_what_may_run_longest_goes_first():

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,21 +13,21 @@ def test_the_page_used_least_recently_is_given_out_first():
     pages = PageAllocator(3)
     held = pages.allocate(3)
     for page in held:
-        pages.cache(page, bytes([page]))
+        pages.cached.add(page, bytes([page]))
     for page in (held[1], held[0], held[2]):
-        pages.release(page)
+        pages.release([page])
     assert pages.allocate(2) == [held[1], held[0]]
-    assert pages.find(bytes([held[2]])) == held[2]
-    assert pages.find(bytes([held[0]])) is None
+    assert pages.cached.find(bytes([held[2]])) == held[2]
+    assert pages.cached.find(bytes([held[0]])) is None
 
 
 def test_a_cached_page_counts_as_free_until_it_is_held_again():
     pages = PageAllocator(2)
     (page,) = pages.allocate(1)
-    pages.cache(page, b"a")
-    pages.release(page)
+    pages.cached.add(page, b"a")
+    pages.release([page])
     assert pages.num_free == 2
-    pages.hold(page)
+    pages.hold(np.array([page]))
     assert pages.num_free == 1
     assert pages.holders(page) == 1
 
@@ -35,29 +36,29 @@ def test_a_page_may_be_written_by_its_only_holder_unless_it_is_cached():
     pages = PageAllocator(2)
     page, other = pages.allocate(2)
     assert pages.is_writable(page)
-    pages.hold(page)
+    pages.hold(np.array([page]))
     assert not pages.is_writable(page)
-    pages.cache(other, b"a")
+    pages.cached.add(other, b"a")
     assert not pages.is_writable(other)
 
 
 def test_the_first_page_with_a_hash_stays_the_cached_one():
     pages = PageAllocator(2)
     first, second = pages.allocate(2)
-    pages.cache(first, b"a")
-    pages.cache(second, b"a")
-    assert pages.find(b"a") == first
+    pages.cached.add(first, b"a")
+    pages.cached.add(second, b"a")
+    assert pages.cached.find(b"a") == first
     assert pages.is_writable(second)
 
 
 def test_flushing_forgets_every_hash_and_frees_what_nobody_holds():
     pages = PageAllocator(2)
     first, second = pages.allocate(2)
-    pages.cache(first, b"a")
-    pages.cache(second, b"b")
-    pages.release(second)
+    pages.cached.add(first, b"a")
+    pages.cached.add(second, b"b")
+    pages.release([second])
     pages.flush()
-    assert (pages.find(b"a"), pages.find(b"b"), pages.num_free) == (None, None, 1)
+    assert (pages.cached.find(b"a"), pages.cached.find(b"b"), pages.num_free) == (None, None, 1)
     pages.check(Counter([first]))
 
 
@@ -88,14 +89,14 @@ def test_whatever_is_done_every_page_is_accounted_for(steps):
         if kind == "a" and pick <= pages.num_free:
             held.update(pages.allocate(pick))
         elif kind == "h" and known:
-            pages.hold(known[pick % len(known)])
+            pages.hold(np.array([known[pick % len(known)]]))
             held[known[pick % len(known)]] += 1
         elif kind == "r" and known:
             page = known[pick % len(known)]
-            pages.release(page)
+            pages.release([page])
             held -= Counter([page])
         elif kind == "c" and known:
-            pages.cache(known[pick % len(known)], bytes([pick]))
+            pages.cached.add(known[pick % len(known)], bytes([pick]))
         elif kind == "f" and pick == 0:
             pages.flush()
         pages.check(held)

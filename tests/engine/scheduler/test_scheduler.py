@@ -697,3 +697,52 @@ def test_identical_prompts_move_to_the_decode_mesh_once():
             device.complete_transfer(0, t)
     assert moved == [4, 1, 1]
     assert set(device.finished) == {"a", "b", "c"}
+
+
+def _waiting_for_a_prefix(monkeypatch, count, length=60):
+    """A scheduler, its device and a list of what was looked up in its prefix cache, while `count` requests wait for
+    the prompt that another computes in chunks."""
+    scheduler, device = make("both=1", pages=64, slots=count + 1, length=length + 16, prefill_buckets=(4,))
+    arrive(scheduler, device, "leader", prompt_len=length, prompt="p", max_tokens=2)
+    step(scheduler, device)
+    for number in range(count):
+        arrive(scheduler, device, f"r{number}", prompt_len=length + 2, prompt="p", max_tokens=2)
+    asked = []
+    pages = scheduler.meshes[0].pages
+    hit = pages.hit
+    monkeypatch.setattr(pages, "hit", lambda *arguments: asked.append(arguments) or hit(*arguments))
+    return scheduler, device, asked
+
+
+def test_what_a_turn_looks_up_does_not_grow_with_the_requests_that_wait_for_a_prefix(monkeypatch):
+    lookups = []
+    for count in (3, 30):
+        scheduler, device, asked = _waiting_for_a_prefix(monkeypatch, count)
+        others, before, turns = [r for r in scheduler.requests.values() if r.id != "leader"], 0, 0
+        while all(request.state is State.WAITING for request in others):
+            turns, before = turns + 1, len(asked)
+            step(scheduler, device)
+            device.complete_step(0, 1.0)
+        assert turns > 10
+        lookups.append(before)
+        device.drain(2.0)
+        assert len(device.finished) == count + 1
+    assert lookups[0] == lookups[1] <= 60 // 4 + 2
+
+
+@pytest.mark.parametrize("event", [AbortRequested, PreemptRequested, MeshFailed])
+def test_requests_are_woken_at_once_when_what_they_wait_for_will_not_come(monkeypatch, event):
+    scheduler, device, _ = _waiting_for_a_prefix(monkeypatch, 3)
+    step(scheduler, device)
+    others = [request for request in scheduler.requests.values() if request.id != "leader"]
+    assert len({request.sleeps_for for request in others}) == 1
+    assert all(request.sleeps_for is not None for request in others)
+    if event is MeshFailed:
+        device.lose(0)
+    scheduler.on(MeshFailed(1.0, 0, "boom") if event is MeshFailed else event(1.0, "leader"))
+    scheduler.check_integrity()
+    step(scheduler, device)
+    placed = [request for request in scheduler.requests.values() if request.state is State.PREFILL]
+    assert len(placed) == 1  # another computes it now, and the rest wait for that
+    device.drain(2.0)
+    assert len(device.finished) == 4

@@ -59,7 +59,7 @@ class Watched:
 class Machine(RuleBasedStateMachine):
     """Arrivals, results in any order that devices allow, aborts, preemptions, migrations and lost meshes, at random."""
 
-    steps = 0
+    steps = sleepers = 0
 
     @initialize(
         topology=st.sampled_from(TOPOLOGIES),
@@ -87,7 +87,37 @@ class Machine(RuleBasedStateMachine):
 
     def _act(self):
         Machine.steps += 1
+        self.scheduler.check_integrity()  # what others wait for ends with notice, before anything is decided
         self.device.perform(self.scheduler.actions())
+        self._check_that_what_is_awaited_is_under_way()
+
+    def _check_that_what_is_awaited_is_under_way(self):
+        """What a request sleeps for is under way, or it stands in line behind one that found no room."""
+        computing = [block for mesh in self.scheduler.meshes for block in mesh.computing]
+        placed = {id(request.placement) for request in self.scheduler.requests.values()}
+        assert all(
+            id(placement) in placed for mesh in self.scheduler.meshes for placement in mesh.computing.values()
+        ), "a block is being computed by a placement that is gone"
+        awake = [r for r in self.scheduler.requests.values() if r.state is State.WAITING and r.sleeps_for is None]
+        first = min((request.order for request in awake if request.restarts or not self.is_held), default=None)
+        for request in self.scheduler.requests.values():
+            if request.sleeps_for is None:
+                continue
+            Machine.sleepers += 1
+            assert request.state is State.WAITING
+            leader = self.scheduler.requests.get(request.sleeps_for)
+            is_under_way = request.sleeps_for in computing or (
+                leader is not None and leader.state in (State.WAITING, State.PREFILL)
+            )
+            in_line = self.is_held or (first is not None and first < request.order)
+            assert is_under_way or in_line, f"{request.id} waits for {request.sleeps_for}, which is not under way"
+
+    def _leaders(self):
+        """The requests that others wait for: for what they compute, or because they are to be forked."""
+        requests = self.scheduler.requests
+        keys = {request.sleeps_for for request in requests.values() if request.sleeps_for is not None}
+        computing = [mesh.computing.get(key) for mesh in self.scheduler.meshes for key in keys]
+        return [r for r in requests.values() if r.id in keys or (r.placement is not None and r.placement in computing)]
 
     def _some(self, pick):
         return self.requests[pick % len(self.requests)].id
@@ -134,6 +164,18 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 99))
     def preempt(self, pick):
         self.scheduler.on(PreemptRequested(self._advance(), self._some(pick)))
+        self._act()
+
+    @precondition(lambda self: hasattr(self, "scheduler") and self._leaders())
+    @rule(pick=st.integers(0, 99), what=st.sampled_from(["abort", "preempt", "lose"]))
+    def end_a_leader(self, pick, what):
+        leaders = self._leaders()
+        leader = leaders[pick % len(leaders)]
+        if what == "lose" and leader.placement is not None:
+            self.device.lose(leader.placement.mesh)
+            self.scheduler.on(MeshFailed(self._advance(), leader.placement.mesh, "boom"))
+        else:
+            self.scheduler.on((PreemptRequested if what == "preempt" else AbortRequested)(self._advance(), leader.id))
         self._act()
 
     @precondition(lambda self: self.requests)
@@ -190,7 +232,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_whatever_happens_nothing_is_lost():
-    Machine.steps = Watched.victims = 0
+    Machine.steps = Machine.sleepers = Watched.victims = 0
     run_state_machine_as_test(
         Machine,
         settings=settings(
@@ -199,3 +241,4 @@ def test_whatever_happens_nothing_is_lost():
     )
     assert Machine.steps >= 10_000
     assert Watched.victims >= 100
+    assert Machine.sleepers >= 1_000

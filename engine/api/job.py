@@ -1,0 +1,17 @@
+"""A request that passed every check and is not in the engine yet. No JAX here."""
+
+from dataclasses import dataclass
+
+from ..protocol.sampling_plan import SamplingPlan
+from .prompts import Prompt
+from .sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is made of a request once; the plan's seed is still to come."""
+
+    prompt: Prompt
+    params: SamplingParams
+    plan: SamplingPlan
+    arrival: float  # when it reached us, before it was tokenised; in seconds on the engine's clock
