@@ -23,6 +23,7 @@ from ..protocol.actions import (
     Chunk,
     CopyPage,
     Decode,
+    DecodeRow,
     DropTransfer,
     Finish,
     FinishReason,
@@ -103,6 +104,7 @@ class EngineCore:
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._executor = executor(self._inbox.put)
         self._running: dict[int, RunningRequest] = {}
+        self._dense: set[int] = set()  # ids of those with a dense row
         self._with_update: list[RunningRequest] = []
         self._new_params: list[_NewParams] = []
         self._log, self._lock = RequestLog(), threading.Lock()
@@ -288,6 +290,8 @@ class EngineCore:
         self._scheduler.on(Arrived(submission.arrival, submission.facts))
         with self._lock:
             self._running[id_] = RunningRequest(submission, self._scheduler.requests[id_], self._scheduler.config)
+        if submission.plan.is_dense:
+            self._dense.add(id_)
 
     def _take_step(self, result: StepResult) -> None:
         """Runs once a row of every step: what it does not need it does not call."""
@@ -369,11 +373,14 @@ class EngineCore:
     def _perform(self, action: Action) -> None:
         if isinstance(action, Prefill | Fused):
             self._accept_runs(action.chunks)
+        if self._dense and isinstance(action, Decode | Fused):
+            self._accept_arrivals(action.rows)
         self._executor.perform(action)
         if isinstance(action, Prefill | Decode | Fused):
             self._host.steps += 1
         elif isinstance(action, Finish):
             running = self._running[action.request_id]
+            self._dense.discard(action.request_id)
             with self._lock:
                 del self._running[action.request_id]
                 self._log.add(running.request.timeline, running.request.confirmed, action.reason)
@@ -387,6 +394,15 @@ class EngineCore:
             running = self._running[chunk.request_id]
             if running.accepted_run != chunk.run:
                 self._executor.perform(running.accept(chunk.run))
+
+    def _accept_arrivals(self, rows: Sequence[DecodeRow]) -> None:
+        """Before a request's first step where a hand-off has brought it, give the executor its tokens, if it needs them
+        for a dense row, which hand-offs leave behind. By then all tokens of earlier steps are here."""
+        for row in rows:
+            if row.request_id in self._dense:
+                running = self._running[row.request_id]
+                if running.accepted_at is not running.request.placement:
+                    self._executor.perform(running.accept(row.run))
 
     def _on_dispatch_error(self, action: Action, reason: str) -> set[int]:
         """A transfer fails alone; a step or scatter had the pool donated and takes its mesh with it."""

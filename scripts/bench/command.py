@@ -5,7 +5,7 @@ from importlib import import_module
 
 BENCHMARKS = {
     "before": "speed beside an earlier checkout, in alternating processes",
-    "attention": "attention, append and sampling alone, a layer at a time",
+    "attention": "attention, append and products alone, a layer at a time",
     "generate": "tokens per second of whole batches, by topology and number of requests",
     "handoff": "what handing KV over costs, by prompt length, against a plain copy",
     "host": "what the dispatching thread spends on a step",
@@ -14,6 +14,8 @@ BENCHMARKS = {
     "machine": "the machine's own limits: arithmetic and memory",
     "offline": "throughput of a whole workload, against transformers and vLLM",
     "policies": "time to first token by policy, over a recorded trace in virtual time",
+    "sampler": "the sampler alone, beside an earlier checkout's",
+    "start": "seconds to start an engine that compiles everything, beside an earlier checkout",
 }
 SUMMARY = "measure the engine, or the machine it runs on"
 DESCRIPTION = "Run one measurement; 'twinmesh bench NAME --help' lists its arguments.\n\n" + "\n".join(
