@@ -27,7 +27,8 @@ class SamplingParams:
         what was generated.
     temperature: 0 (and anything below 1e-5) always takes the most likely token. At most 1e6.
     top_p: in (0, 1]; the smallest set of most likely tokens whose probabilities reach it is kept.
-    top_k: how many of the most likely tokens are kept; 0 or -1 keeps all.
+    top_k: how many of the most likely tokens are kept; 0 or -1 keeps all. Of equally likely ones the lower ids are
+        kept, never more than top_k (vLLM keeps all that tie with the last).
     min_p: in [0, 1]; drops tokens less likely than this times the most likely one.
     seed: 0 to 2**32 - 1, fixes the random stream of the request. None (or -1): drawn from the engine's seed and the
         request's number.
