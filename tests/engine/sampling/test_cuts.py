@@ -8,6 +8,7 @@ from helpers.sampling_stages import TOP_K, TOP_P, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twinmesh.engine.sampling import cuts
+from twinmesh.engine.sampling.request_rows import Stage
 from twinmesh.engine.sampling.request_state import Float, Int, Scalars
 
 ROWS, VOCABULARY = 4, 150_000
