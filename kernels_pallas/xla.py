@@ -41,7 +41,7 @@ class _Softmax(NamedTuple):
 
 
 def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> tuple[Array, Array]:
-    """See `kernels_pallas.append_kv`."""
+    """Write new keys and values into their slots, as `kernels_pallas.append_kv` describes it."""
     # By page and offset: as flat rows, [N * P, Hk, D], a pool with a single head would be copied.
     at = slot // k_pages.shape[1], slot % k_pages.shape[1]
     with jax.named_scope("append_kv"):
@@ -49,7 +49,7 @@ def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
-    """See `kernels_pallas.paged_decode_attention`.
+    """Compute attention as `kernels_pallas.paged_decode_attention` describes it.
 
     Split-KV, so that a request of a ragged batch does not cost as much as the longest: the splits of all requests are
     one list, of which an iteration takes the next few, whatever their requests. A split is one block, or several in an
@@ -147,7 +147,7 @@ def _combine(parts: _Softmax, listed: _ListedSplits, state: _Softmax) -> _Softma
 
 
 def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array:
-    """See `kernels_pallas.paged_prefill_attention`.
+    """Compute attention as `kernels_pallas.paged_prefill_attention` describes it.
 
     The work is a list of tiles of query rows, those of request 0 first. A tile that ends past its chunk leaves zeros in
     the rows that follow; the tiles of the next request, which come later in the list, overwrite them.

@@ -10,7 +10,6 @@ is padded with id -1 at log-probability -inf.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +33,12 @@ def score(logits: Array, tokens: Array) -> TokenScores[Array]:
     log_total = jnp.log(jnp.exp(logits - peak).sum(axis=-1, keepdims=True))
     top, top_ids = lax.top_k(logits, min(MAX_LOGPROBS, vocabulary))
     fill = ((0, 0), (0, MAX_LOGPROBS - top.shape[1]))
-    scores: Any = (  # arrays, although `TokenScores` declares the host's
-        (own - peak - log_total)[:, 0],
-        1 + ahead.sum(axis=-1, dtype=jnp.int32),
-        jnp.pad(top_ids, fill, constant_values=-1),
-        jnp.pad(top - peak - log_total, fill, constant_values=-jnp.inf),
+    return TokenScores(
+        logprob=(own - peak - log_total)[:, 0],
+        rank=1 + ahead.sum(axis=-1, dtype=jnp.int32),
+        top_ids=jnp.pad(top_ids, fill, constant_values=-1),
+        top_logprobs=jnp.pad(top - peak - log_total, fill, constant_values=-jnp.inf),
     )
-    return TokenScores(*scores)
 
 
 def score_tokens(head: Callable[[Array], Array], hidden: Array, targets: Array) -> TokenScores[Array]:

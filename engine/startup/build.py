@@ -56,7 +56,7 @@ class Engine:
 
 
 def start_engine(options: EngineOptions) -> Engine:
-    """Load, size, compile, run.
+    """Start an engine: load the model, size the KV pools, compile, and run.
 
     Raises:
         ValueError: anything wrong with the options, the model's files, the devices or the memory, in one sentence.
@@ -81,13 +81,13 @@ def start_core(
 ) -> tuple[EngineCore, EngineConfig]:
     """Start an engine without files: `stored` is the checkpoint's own dtype, and `load` gives the parameters for each
     mesh in the dtype that was chosen. `options.model` is not read. Raises as `start_engine` does."""
-    for spec in dict.fromkeys(options.meshes.meshes):
+    for spec in dict.fromkeys(options.parsed_topology.meshes):
         check_tp(model, spec)
     config = _engine_config(options, model)
     policy = policy_named(options.policy) if isinstance(options.policy, str) else options.policy
     check_policy(policy, config)
     check_log(options.decision_log)
-    meshes = build_meshes(options.meshes, options.devices)
+    meshes = build_meshes(options.parsed_topology, options.devices)
     dtype = choose_dtype(
         options.dtype,
         model,
@@ -116,10 +116,10 @@ def _run(
     policy: Policy,
     path: str | Path | None,
 ) -> EngineCore:
-    """Open the decision log, which overwrites an earlier one, and start the threads; on failure close them again."""
+    """Open the decision log, overwriting an earlier one, and start the threads; after a failure nothing stays open."""
     with ExitStack() as opened:
 
-        def executor(post: Callable[[Completion], None]) -> LocalExecutor:
+        def make_executor(post: Callable[[Completion], None]) -> LocalExecutor:
             made = LocalExecutor(workers, post, time.monotonic)
             opened.callback(made.close)
             return made
@@ -130,19 +130,19 @@ def _run(
         scheduler = Scheduler(config, pools, policy) if log is None else RecordingScheduler(config, pools, log, policy)
         compilations = CompileCounter()
         opened.callback(compilations.close)
-        core = EngineCore(scheduler, executor, time.monotonic, compilations, log)
+        core = EngineCore(scheduler, make_executor, time.monotonic, compilations, log)
         opened.pop_all()  # the engine closes them from here on
         return core
 
 
 def _engine_config(options: EngineOptions, model: ModelConfig) -> EngineConfig:
-    """Check lengths, buckets and modes before any device is asked for.
+    """Make the configuration, and check it before any device is asked for.
 
     `max_model_len` is the model's for now where none was asked for, and the dtype is still to be chosen.
     """
     asked = options.max_model_len
     config = EngineConfig(
-        topology=options.meshes,
+        topology=options.parsed_topology,
         max_model_len=model.max_position if asked is None else asked,
         page_size=options.page_size,
         max_num_seqs=options.max_num_seqs,
@@ -180,20 +180,19 @@ def _decode_buckets(options: EngineOptions, dtype: jnp.dtype) -> tuple[int, ...]
 def _size_pools(
     config: EngineConfig, options: EngineOptions, model: ModelConfig, dtype: jnp.dtype, meshes: Sequence[Mesh]
 ) -> tuple[EngineConfig, list[PoolSize]]:
-    """Pools per mesh. A length nobody asked for shrinks to what fits; one that was asked for must fit."""
+    """Size each mesh's pools. A max_model_len that was asked for must fit; one that was not shrinks until it does."""
     models = [model_on(model, mesh.size) for mesh in meshes]
-    per_page = [page_bytes(m, config.page_size, dtype) for m in models]
     # Staging is for KV pages; the state that goes along with as many transfers comes on top.
     in_transit = _TRANSFERS_WITH_STATE * state_bytes() if config.has_handoffs else 0
     reserved = max(request_bytes(m, config) for m in models) + in_transit
     budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved)
-    sizes = list(zip(budgets, per_page, strict=True))
+    sizes = [(budget, page_bytes(m, config.page_size, dtype)) for budget, m in zip(budgets, models, strict=True)]
     if options.max_model_len is None:
-        fits = min(longest_that_fits(budget, sizes_, config) for budget, sizes_ in sizes)
+        fits = min(longest_that_fits(budget, per_page, config) for budget, per_page in sizes)
         config = replace(config, max_model_len=fits)
     pools = [
-        pool_that_fits(budget, sizes_, config, spec)
-        for (budget, sizes_), spec in zip(sizes, config.topology.meshes, strict=True)
+        pool_that_fits(budget, per_page, config, spec)
+        for (budget, per_page), spec in zip(sizes, config.topology.meshes, strict=True)
     ]
     if not config.has_handoffs:
         return config, pools

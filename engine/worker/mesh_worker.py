@@ -64,7 +64,7 @@ class MeshWorker:
     """One mesh's parameters, programs, state and page tables."""
 
     def __init__(self, plan: MeshPlan, programs: Programs, params: Params) -> None:
-        """Allocates the KV pools."""
+        """Allocate the KV pools."""
         self.plan, self.programs, self.params = plan, programs, params
         self.placer = Placer(plan.model, plan.dtype, plan.mesh)
         self._padding = [kv.k.shape[1] for kv in plan.state.kv]  # in each group a page id that no request has
@@ -120,14 +120,14 @@ class MeshWorker:
         return Dispatched((tokens,), index, scores, *self._score_prompts(hidden, action.chunks, records))
 
     def gather(self, action: StartTransfer, destination_tp: int) -> Staging:
-        """Copy a request out; without its state that of some slot goes along, to be dropped."""
+        """Copy a request's pages and state out; for an action without a slot, some slot's state, which is dropped."""
         pages, config = self._padded(action.source_pages, action.bucket), self.plan.config
         slot = config.max_num_seqs if action.source_slot is None else action.source_slot
         staging: Staging = self.programs.gather[destination_tp, action.bucket](self.state, pages, np.int32(slot))
         return staging
 
     def scatter(self, action: Scatter, staging: Staging, source_tp: int, bucket: int) -> None:
-        """Copy a request in, its page tables with its state."""
+        """Copy a request's pages in, and with its state also its page tables."""
         pages, config = self._padded(action.pages, bucket), self.plan.config
         slot = config.max_num_seqs if action.slot is None else action.slot
         self._dense_of.pop(slot, None)

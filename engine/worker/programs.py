@@ -72,7 +72,7 @@ class MeshPlan:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype of weights, activations and KV."""
+        """Return the dtype of weights, activations and KV."""
         return jnp.dtype(self.state.kv[0].k.dtype)
 
     @property
@@ -91,12 +91,12 @@ class MeshPlan:
 
     @property
     def destinations(self) -> set[int]:
-        """Degrees of tensor parallelism of the meshes that this one may send KV to."""
+        """Return the tensor-parallel degrees of the meshes that this one may send KV to."""
         return {spec.tp for spec in self._others if spec.decodes}
 
     @property
     def sources(self) -> set[int]:
-        """Degrees of tensor parallelism of the meshes that this one may receive KV from."""
+        """Return the tensor-parallel degrees of the meshes that this one may receive KV from."""
         return {spec.tp for spec in self._others} if self.spec.decodes else set()
 
     @property

@@ -9,7 +9,7 @@ from ..sampling.request_rows import Stage, stages_of
 
 
 class RequestRecords(dict[int, Accept]):
-    """Records by request id."""
+    """The `Accept` of each request's latest run, by request id."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class RequestRecords(dict[int, Accept]):
             self._needing[stage].add(request.request_id)
 
     def forget(self, request_id: int) -> None:
-        """Drop a request that is over; one that never began a run is not here."""
+        """Drop a request that has ended; nothing is recorded of one that never began a run."""
         self.pop(request_id, None)
         for ids in self._needing.values():
             ids.discard(request_id)
@@ -35,9 +35,15 @@ class RequestRecords(dict[int, Accept]):
         """Return whether a request has a dense row."""
         return request_id in self._needing[Stage.ADJUST]
 
+    def clear(self) -> None:
+        """Drop every request."""
+        super().clear()
+        for ids in self._needing.values():
+            ids.clear()
+
 
 def tokens_of(record: Accept, start: int, stop: int) -> np.ndarray:
-    """Tokens `start` to `stop` - 1 of a request, [stop - start] int32: its prompt, then what it has generated."""
+    """Return tokens `start` to `stop` - 1 of a request, [stop - start] int32: of its prompt, then its output."""
     length = len(record.prompt)
     if stop <= length:
         return record.prompt[start:stop]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention
+from twinmesh.kernels_pallas.work import ceil_div
 
 PAGE_SIZE = 64
 POOL_PAGES = 4096
@@ -26,7 +27,7 @@ LAYERS = 30
 
 
 def report(name: str, call: Callable[[], object], rounds: int = 20) -> None:
-    """Print the best and the median time of a call, the first one apart."""
+    """Print the best and the median time of a call, in milliseconds, not counting a first call."""
     jax.block_until_ready(call())
     times = []
     for _ in range(rounds):
@@ -37,15 +38,15 @@ def report(name: str, call: Callable[[], object], rounds: int = 20) -> None:
 
 
 def page_tables(rows: int, length: int) -> Array:
-    """Random distinct pages for rows of one length, [rows, MAX_PAGES] int32."""
-    used = -(-length // PAGE_SIZE)
+    """Make page tables of random distinct pages for rows of one length, [rows, MAX_PAGES] int32."""
+    used = ceil_div(length, PAGE_SIZE)
     table = np.full((rows, MAX_PAGES), POOL_PAGES, np.int32)
     table[:, :used] = np.random.default_rng(0).permutation(POOL_PAGES)[: rows * used].reshape(rows, used)
     return jnp.asarray(table)
 
 
 def bench_attention(query_heads: int, kv_heads: int, head_dim: int, dtype: str) -> None:
-    """Decode at 1, 8 and 64 rows of 512 tokens; prefill of chunks after cached tokens; append."""
+    """Time decode at 1, 8 and 64 rows of 512 tokens, prefill of chunks after cached tokens, and the append."""
     pool = jnp.ones((POOL_PAGES, PAGE_SIZE, kv_heads, head_dim), dtype)
     pools = (pool, pool + 1)
     scale = head_dim**-0.5
@@ -75,7 +76,7 @@ def bench_attention(query_heads: int, kv_heads: int, head_dim: int, dtype: str) 
 
 
 def bench_products(dtype: str) -> None:
-    """A decode step's products, of all 30 layers one after the other, and of the head."""
+    """Time a decode step's products: of all 30 layers one after the other, and of the head."""
     shapes = ((576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576))
     layers = [[jnp.full(shape, 1e-2, dtype) + i for shape in shapes] for i in range(LAYERS)]
     head = jnp.full((VOCABULARY, 576), 1e-2, dtype)

@@ -54,19 +54,19 @@ class Steps:
         self.mesh, self.kv_len, self.seen = mesh, 5, []
         self.names = ["probe", *(f"other {index}" for index in range(len(others)))]
         for index, (name, plan) in enumerate(zip(self.names, (probe, *others), strict=True)):
-            mesh.seat(name, prompt(index), plan, pages=4)
+            mesh.place(name, prompt(index), plan, pages=4)
 
     def run(self, step, action):
         self.seen.append(read(step(action, self.mesh.records)))
 
     def prefill(self, bucket):
         chunks = tuple(self.mesh.chunk(name, 0, 5) for name in self.names[: bucket // 5])
-        self.run(self.mesh.executor.prefill, Prefill(0, 1, bucket, chunks))
+        self.run(self.mesh.worker.prefill, Prefill(0, 1, bucket, chunks))
 
     def decode(self, bucket, steps=1):
         rows = tuple(self.mesh.row(name, self.kv_len + 1) for name in self.names[:bucket])
         self.kv_len += steps
-        self.run(self.mesh.executor.decode, Decode(0, 1, bucket, steps, rows))
+        self.run(self.mesh.worker.decode, Decode(0, 1, bucket, steps, rows))
 
 
 def steps_of(make, probe, others):
@@ -104,7 +104,7 @@ def test_a_fused_step_gives_the_same_bits_whatever_its_chunks_ask_for(make, prob
         run = Steps(make(), PROBES[probe], others[:1])
         run.mesh.prefill(run.mesh.chunk("probe", 0, 5))
         chunk = run.mesh.chunk("other 0", 0, 5)
-        tokens, scores, _ = run.mesh.executor.fused(
+        tokens, scores, _ = run.mesh.worker.fused(
             Fused(0, 1, 8, (chunk,), (run.mesh.row("probe", 6),)), run.mesh.records
         ).to_host()
         seen.append((tokens[:, 1].tolist(), scores and jax.tree.map(lambda x: x[:, 1].tolist(), scores)))
@@ -116,8 +116,8 @@ def test_a_fused_step_gives_the_same_bits_whatever_its_chunks_ask_for(make, prob
 def test_a_step_takes_the_most_likely_tokens_of_the_logits_that_it_returns(make):
     mesh = make()
     for index in range(3):
-        mesh.seat(index, prompt(index))
-    worker = mesh.executor
+        mesh.place(index, prompt(index))
+    worker = mesh.worker
     inputs = worker.inputs.prefill(16, tuple(mesh.chunk(index, 0, 5) for index in range(3)), mesh.records)
     worker.state, passed, _ = worker.programs.prefill[16](worker.params, worker.state, inputs)
     np.testing.assert_array_equal(passed.tokens, np.asarray(passed.logits).argmax(-1))
@@ -131,16 +131,16 @@ def test_a_step_takes_the_most_likely_tokens_of_the_logits_that_it_returns(make)
 
 def test_only_the_stages_that_a_row_needs_are_dispatched(make, monkeypatch):
     mesh, dispatched = make(), []
-    sample = mesh.executor.programs.sample
+    sample = mesh.worker.programs.sample
 
     class Counting(dict):
         def __getitem__(self, key):
             dispatched.append(str(key[0]))
             return sample[key]
 
-    monkeypatch.setattr(mesh.executor.programs, "sample", Counting(sample))
+    monkeypatch.setattr(mesh.worker.programs, "sample", Counting(sample))
     for index, plan in enumerate([GREEDY, SamplingPlan(temperature=1.0, seed=1, top_p=0.5), PROBES["scored"]]):
-        mesh.seat(index, prompt(index), plan)
+        mesh.place(index, prompt(index), plan)
     mesh.prefill(mesh.chunk(1, 0, 3, is_last=False), mesh.chunk(0, 0, 5))
     assert dispatched == []  # the prompt of the one that needs any is not over
     mesh.prefill(mesh.chunk(1, 3, 2), mesh.chunk(2, 0, 5))
@@ -162,7 +162,7 @@ def test_what_is_read_starts_for_the_host_at_dispatch_and_nothing_else_is_waited
 
     monkeypatch.setattr(mesh_worker.Dispatched, "__post_init__", starting)
     for index, plan in enumerate([GREEDY, PROBES["scored"]]):
-        mesh.seat(index, prompt(index), plan)
+        mesh.place(index, prompt(index), plan)
     mesh.prefill(mesh.chunk(0, 0, 5))
     mesh.decode(mesh.row(0, 6))
     mesh.decode(mesh.row(0, 7), steps=2)
