@@ -46,7 +46,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # above 0; divides positive, multiplies negative logits of prompt and output tokens
     temperature: float = 1.0  # at most 1e6; 0 (and anything below 1e-5) always takes the most likely token
     top_p: float = 1.0  # in (0, 1]; keeps the smallest set of most likely tokens whose probabilities reach it
-    top_k: int = 0  # how many of the most likely tokens are kept; 0 or -1 keeps all
+    top_k: int = 0  # keeps so many of the most likely tokens, of equally likely ones the lower ids; 0 or -1 keeps all
     min_p: float = 0.0  # in [0, 1]; drops tokens less likely than this times the most likely one
     seed: int | None = None  # 0 to 2**32 - 1; None or -1: drawn from the engine's seed and the request's number
     stop: str | Sequence[str] | None = None  # texts that end the completion; `text` is cut before one, `token_ids` not

@@ -23,6 +23,7 @@ from ..protocol.actions import (
     Chunk,
     CopyPage,
     Decode,
+    DecodeRow,
     DropTransfer,
     Finish,
     FinishReason,
@@ -112,6 +113,7 @@ class EngineCore:
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._executor = make_executor(self._inbox.put)
         self._running: dict[int, RunningRequest] = {}
+        self._dense: set[int] = set()  # ids of those with a dense row
         self._with_update: list[RunningRequest] = []
         self._outlets: dict[Outlet, None] = {}  # to be flushed: an ordered set
         self._new_params: list[_NewParams] = []
@@ -299,6 +301,8 @@ class EngineCore:
         self._scheduler.on(Arrived(submission.arrival, submission.facts))
         with self._lock:
             self._running[id_] = RunningRequest(submission, self._scheduler.requests[id_], self._scheduler.config)
+        if submission.plan.is_dense:
+            self._dense.add(id_)
 
     def _take_step(self, result: StepResult) -> None:
         """Take in a step's result: its tokens into their requests, and what they mean into the scheduler.
@@ -388,11 +392,14 @@ class EngineCore:
     def _perform(self, action: Action) -> None:
         if isinstance(action, Prefill | Fused):
             self._accept_runs(action.chunks)
+        if self._dense and isinstance(action, Decode | Fused):
+            self._accept_arrivals(action.rows)
         self._executor.perform(action)
         if isinstance(action, Prefill | Decode | Fused):
             self._host.steps += 1
         elif isinstance(action, Finish):
             running = self._running[action.request_id]
+            self._dense.discard(action.request_id)
             with self._lock:
                 del self._running[action.request_id]
                 self._log.add(running.request.timeline, running.request.confirmed, action.reason)
@@ -406,6 +413,15 @@ class EngineCore:
             running = self._running[chunk.request_id]
             if running.accepted_run != chunk.run:
                 self._executor.perform(running.accept(chunk.run))
+
+    def _accept_arrivals(self, rows: Sequence[DecodeRow]) -> None:
+        """Before a request's first step where a hand-off has brought it, give the executor its tokens, if it needs them
+        for a dense row, which hand-offs leave behind. By then all tokens of earlier steps are here."""
+        for row in rows:
+            if row.request_id in self._dense:
+                running = self._running[row.request_id]
+                if running.accepted_at is not running.request.placement:
+                    self._executor.perform(running.accept(row.run))
 
     def _on_dispatch_error(self, action: Action, reason: str) -> set[int]:
         """Report an action that failed to the scheduler; return the meshes that are lost with it.

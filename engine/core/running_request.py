@@ -8,6 +8,7 @@ import numpy as np
 
 from ..config import EngineConfig
 from ..paging.block_hash import next_block
+from ..paging.block_table import Placement
 from ..protocol.actions import Accept, Chunk
 from ..protocol.events import Outcome
 from ..protocol.results import HostScores, StepResult
@@ -26,6 +27,7 @@ class RunningRequest:
         self.wants_scores = plan.logprobs is not None or plan.prompt_logprobs is not None
         self.update: Update | None = None  # not sent yet; None: nothing is new
         self.accepted_run: int | None = None  # the run for which the executor has the request's tokens
+        self.accepted_at: Placement | None = None  # where the request was when it got them
         self._id, self._outputs, self._page_size = facts.id, list[int](), config.page_size
         self._stop, self._stop_ids = submission.stop, plan.stop_ids
         self._prompt_scores: list[HostScores] = []
@@ -39,8 +41,8 @@ class RunningRequest:
         return self.update
 
     def accept(self, run: int) -> Accept:
-        """Begin a run; return what the executor needs for it: the prompt, the plan and the tokens of earlier runs."""
-        self.accepted_run = run
+        """What the executor needs of the request for this run, where the request is now: all tokens so far."""
+        self.accepted_run, self.accepted_at = run, self.request.placement
         submission = self.submission
         return Accept(self._id, submission.prompt, submission.plan, np.array(self._outputs, np.int32))
 

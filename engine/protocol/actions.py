@@ -1,8 +1,8 @@
 """What an executor performs: the scheduler's actions, and the commands that the core adds to them.
 
 Actions on one mesh must be dispatched in the order given: pages and slots are handed on in that order (a page freed by
-one action may be written by the next). Actions hold no tokens. Those of a request cross once for each of its runs, in
-`Accept`; every other token is on the device already.
+one action may be written by the next). Actions hold no tokens. Those of a request cross in `Accept`; every other token
+is on the device already.
 
 "Pages per group" is a tuple with one entry per cache group (`EngineConfig.windows`), each a tuple of page ids.
 """
@@ -141,15 +141,16 @@ Action = AssignPages | CopyPage | Prefill | Decode | Fused | StartTransfer | Sca
 
 
 class Accept(Message, frozen=True, eq=False):
-    """Take in a request at the start of one of its runs, before its first chunk, in place of what was known of it.
+    """Take in a request, in place of what was known of it: before the first chunk of each run, and before the first
+    decode step where a hand-off has brought it, if it has a dense row, which no transfer carries.
 
-    It holds all that a run needs, so that an executor that has lost a request gets it whole with its next run.
+    It holds all that is needed, so that an executor that has lost a request gets it whole with its next run.
     """
 
     request_id: int
     prompt: np.ndarray  # [n] int32
     plan: SamplingPlan
-    generated: np.ndarray  # [k] int32: the tokens of earlier runs; k = 0 in the first
+    generated: np.ndarray  # [k] int32: all tokens so far; k = 0 at the start of the first run
 
 
 class ResetMesh(Message, frozen=True):

@@ -26,6 +26,19 @@ class SamplingPlan(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=
     logprobs: int | None = None  # of how many most likely tokens besides the sampled one; None: none at all
     prompt_logprobs: int | None = None  # likewise for the prompt
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether it changes logits, and so needs a dense row on the device: as many numbers as the vocabulary has."""
+        return bool(
+            self.repetition_penalty != 1
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.logit_bias
+            or self.allowed_token_ids is not None
+            or self.bad_words
+            or (self.min_tokens > 0 and self.stop_ids)
+        )
+
 
 # The most that `logprobs` and `prompt_logprobs` may ask for: a static size of the programs.
 MAX_LOGPROBS = 20

@@ -11,7 +11,7 @@ Invariants:
   are not applied to that row at that step.
 
 A generated token is counted when it is fed (`count_fed`), so every token counts before the next one is drawn.
-Not here: `min_p`, `top_k`, `top_p` and the draw (`sampler.py`); validation, which the host does.
+Not here: `top_k` and `top_p` (`cuts.py`), `min_p` and the draw (`sampler.py`); validation, which the host does.
 """
 
 from typing import Any
@@ -23,10 +23,30 @@ from jax import Array, lax
 
 from ...kernels_pallas.scatter import add_to_rows, write_rows
 from ..protocol.sampling_plan import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS
-from .request_state import DenseRows, Flag, Float, Int, RequestState, Scalars, Seen
+from .request_state import DenseRows, DrawColumn, Flag, Float, Int, Scalars, Seen
 
 
-def adjust(logits: Array, scalars: Scalars, rows: DenseRows, position: Array) -> Array:
+def adjust(dense: DenseRows, scalars: Scalars, rows: Array, logits: Array) -> tuple[DenseRows, Array]:
+    """Count the tokens that a step fed, then adjust its logits; a stage of sampling (`sampler.py`).
+
+    Args:
+        dense: the dense rows of all S slots; updated in place where they are donated.
+        scalars: of all S slots.
+        rows: [R, len(DrawColumn)] int32.
+        logits: [R, V] float32, as the model computes them.
+
+    Returns:
+        The dense rows, and logits [R, V]: the given ones where a row's request has no `Flag.DENSE`.
+    """
+    with jax.named_scope("adjust"):
+        slot, position, fed = (rows[:, column] for column in DrawColumn)
+        own = scalars.at(slot)
+        dense = count_fed(dense, slot, fed, own.ints[:, Int.FLAGS])
+        taken: DenseRows = jax.tree.map(lambda x: x.at[slot].get(mode="clip"), dense)
+        return dense, adjust_rows(logits, own, taken, position)
+
+
+def adjust_rows(logits: Array, scalars: Scalars, rows: DenseRows, position: Array) -> Array:
     """Apply biases, prohibitions and penalties to the rows that use them.
 
     Args:
@@ -79,10 +99,10 @@ def count_fed(dense: DenseRows, slot: Array, tokens: Array, flags: Array) -> Den
     Args:
         dense: the dense rows of all S slots.
         slot: [B] int32, distinct; S or more counts nothing.
-        tokens: [B] int32, one per slot.
+        tokens: [B] int32, one per slot; negative ones are not counted.
         flags: [B] int32, `Int.FLAGS` of the rows; rows without `Flag.DENSE` are not counted.
     """
-    slot = jnp.where((flags & int(Flag.DENSE)) > 0, slot, dense.seen.shape[0])
+    slot = jnp.where(((flags & int(Flag.DENSE)) > 0) & (tokens >= 0), slot, dense.seen.shape[0])
     before = dense.recent.at[slot].get(mode="clip")  # [B, N - 1]
     recent = jnp.concatenate([before[:, 1:], tokens[:, None]], axis=1)
     return dense._replace(
@@ -91,12 +111,10 @@ def count_fed(dense: DenseRows, slot: Array, tokens: Array, flags: Array) -> Den
     )
 
 
-def load_dense(requests: RequestState, slot: Array, row: DenseRows) -> RequestState:
-    """Write one request's dense row, which has no leading axis, into `slot` []; in place if `requests` is donated."""
-    dense: DenseRows = jax.tree.map(
-        lambda x, new: lax.dynamic_update_index_in_dim(x, new, slot, axis=0), requests.dense, row
-    )
-    return requests._replace(dense=dense)
+def load_dense(dense: DenseRows, slot: Array, row: DenseRows) -> DenseRows:
+    """Write one request's dense row, which has no leading axis, into `slot` []; in place if `dense` is donated."""
+    loaded: DenseRows = jax.tree.map(lambda x, new: lax.dynamic_update_index_in_dim(x, new, slot, axis=0), dense, row)
+    return loaded
 
 
 def empty_dense(rows: int, vocabulary: int) -> DenseRows:

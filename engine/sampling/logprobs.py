@@ -3,7 +3,8 @@
 Raw means before temperature, penalties and every other step of sampling, which is vLLM's default ("raw_logprobs"). A
 row's scores depend on its own logits only. There are always K = `MAX_LOGPROBS` most likely tokens, because every other
 number would need a program of its own; the host takes as many as a request asked for. Among equally likely tokens the
-lower ids come first in `rank` and `top_ids`; a vocabulary smaller than K is padded with id -1 at log-probability -inf.
+lower ids come first in `rank` and `top_ids`, as in greedy sampling and in cuts (`cuts.py`); a vocabulary smaller than K
+is padded with id -1 at log-probability -inf.
 
 `TokenScores` is the protocol's type. Here its fields are arrays on a device with one row per scored token.
 """
@@ -22,8 +23,9 @@ _HEAD_ROWS = 64
 
 
 def score(logits: Array, tokens: Array) -> TokenScores[Array]:
-    """Score tokens [R] int32 against raw logits [R, V] float32."""
+    """Score tokens [R] int32 against raw logits [R, V] float32; also a stage of sampling (`sampler.py`)."""
     vocabulary = logits.shape[1]
+    logits = jnp.where(logits == 0, 0.0, logits)  # `top_k` would put -0.0 behind 0.0
     own = jnp.take_along_axis(logits, tokens[:, None], axis=1, mode="clip")  # [R, 1]
     id_ = jnp.arange(vocabulary, dtype=jnp.int32)
     ahead = (logits > own) | ((logits == own) & (id_ < tokens[:, None]))
@@ -36,14 +38,6 @@ def score(logits: Array, tokens: Array) -> TokenScores[Array]:
         rank=1 + ahead.sum(axis=-1, dtype=jnp.int32),
         top_ids=jnp.pad(top_ids, fill, constant_values=-1),
         top_logprobs=jnp.pad(top - peak - log_total, fill, constant_values=-jnp.inf),
-    )
-
-
-def no_scores(rows: int) -> TokenScores[Array]:
-    """Make the zeros that stand for the scores of R rows without log-probabilities."""
-    top = (rows, MAX_LOGPROBS)
-    return TokenScores(
-        jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.int32), jnp.zeros(top, jnp.int32), jnp.zeros(top, jnp.float32)
     )
 
 

@@ -1,6 +1,7 @@
-"""Packs a request's sampling parameters on the host into its row of the device's sampling state."""
+"""What the host makes of a request's sampling parameters: the stages that it needs, and its rows on the device."""
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,27 @@ from ..protocol.sampling_plan import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, Samplin
 from .request_state import DenseRows, Flag, Float, Int, Seen
 
 
-def is_dense(plan: SamplingPlan) -> bool:
-    """Return whether any parameter of the plan needs a dense row."""
-    return bool(
-        plan.repetition_penalty != 1
-        or plan.presence_penalty
-        or plan.frequency_penalty
-        or plan.logit_bias
-        or plan.allowed_token_ids is not None
-        or plan.bad_words
-        or (plan.min_tokens > 0 and plan.stop_ids)
-    )
+class Stage(StrEnum):
+    """A stage of sampling (`sampler.py`), in the order in which stages run."""
+
+    ADJUST = "adjust"
+    TOP_K = "top_k"
+    TOP_P = "top_p"
+    DRAW = "draw"
+    SCORE = "score"
+
+
+def stages_of(plan: SamplingPlan) -> frozenset[Stage]:
+    """Return the stages that a request needs behind its steps; a greedy one that changes no logits needs none."""
+    is_random = plan.temperature > 0
+    needs = {
+        Stage.ADJUST: plan.is_dense,
+        Stage.TOP_K: is_random and plan.top_k > 0,
+        Stage.TOP_P: is_random and plan.top_p < 1,
+        Stage.DRAW: is_random or plan.is_dense,
+        Stage.SCORE: plan.logprobs is not None,
+    }
+    return frozenset(stage for stage, is_needed in needs.items() if is_needed)
 
 
 def scalars_of(plan: SamplingPlan, prompt_len: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +49,7 @@ def scalars_of(plan: SamplingPlan, prompt_len: int) -> tuple[np.ndarray, np.ndar
     ints[Int.TOP_K] = plan.top_k
     ints[Int.SEED] = np.uint32(plan.seed).view(np.int32)
     ints[Int.MIN_LEN] = prompt_len + plan.min_tokens
-    ints[Int.FLAGS] = is_dense(plan) * Flag.DENSE | (plan.logprobs is not None) * Flag.LOGPROBS
+    ints[Int.FLAGS] = plan.is_dense * Flag.DENSE
     return floats, ints
 
 

@@ -1,11 +1,12 @@
-"""The state of a request on the device besides its KV: one row per slot, moved with the KV in a hand-off.
+"""The state of a request on the device besides its KV: one row per slot.
 
 There are few leaves, because every leaf of a step costs the host time on every device: scalars are columns of two
-arrays. A whole row is written when a request's last chunk is dispatched, so no value of the slot's earlier request
-remains.
+arrays, which every step takes and which move with the KV in a hand-off. A whole row is written when a request's last
+chunk is dispatched, so no value of the slot's earlier request remains.
 
-A program of its own loads the dense rows (`seen`, `bias`, `bad_words`), and only for requests that use them
-(`Flag.DENSE`). For other requests they hold the values of an earlier request and are not read.
+Dense rows, some bytes for each token of the vocabulary, are an array of their own. Only requests that use them
+(`Flag.DENSE`) have them loaded, from the host, before their first step on a mesh; no hand-off carries them. For other
+requests they hold the values of an earlier request and are not read.
 """
 
 from enum import IntEnum, IntFlag
@@ -39,7 +40,6 @@ class Flag(IntFlag):
     """Bits of `Int.FLAGS`."""
 
     DENSE = 1  # the request uses penalties, biases, bad words or a minimum length
-    LOGPROBS = 2  # report log-probabilities
 
 
 class Seen(IntEnum):
@@ -60,6 +60,10 @@ class Scalars(NamedTuple):
         """Return which rows have a flag, [R] bool."""
         return (self.ints[:, Int.FLAGS] & int(flag)) > 0
 
+    def at(self, slot: jax.Array) -> "Scalars":
+        """Return the rows of these slots, [R]; for a slot past the last, those of some slot."""
+        return Scalars(*(x.at[slot].get(mode="clip") for x in self))
+
 
 class DenseRows(NamedTuple):
     """Per-request arrays of R rows, over the vocabulary and for bad words; `sampling_plan.py` defines their sizes."""
@@ -70,8 +74,9 @@ class DenseRows(NamedTuple):
     recent: jax.Array  # [R, MAX_BAD_WORD_TOKENS - 1] int32, tokens generated and fed last, newest last; -1: none
 
 
-class RequestState(NamedTuple):
-    """The request state of all slots of a mesh: R = max_num_seqs rows."""
+class DrawColumn(IntEnum):
+    """Columns of the [R, len(DrawColumn)] int32 that say for which requests R rows of logits are."""
 
-    scalars: Scalars
-    dense: DenseRows
+    SLOT = 0  # past the last slot: for none, and nothing is stored
+    POSITION = 1  # of the token to be drawn, in its sequence
+    FED = 2  # the token that the step fed; -1: none that has to be counted

@@ -197,7 +197,7 @@ def _size_pools(
     """Size each mesh's pools. A max_model_len that was asked for must fit; one that was not shrinks until it does."""
     models = [model_on(model, mesh.size) for mesh in meshes]
     # Staging is for KV pages; the state that goes along with as many transfers comes on top.
-    in_transit = _TRANSFERS_WITH_STATE * state_bytes(model) if config.has_handoffs else 0
+    in_transit = _TRANSFERS_WITH_STATE * state_bytes() if config.has_handoffs else 0
     reserved = max(request_bytes(m, config) for m in models) + in_transit
     budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved)
     sizes = [(budget, page_bytes(m, config.page_size, dtype)) for budget, m in zip(budgets, models, strict=True)]
@@ -211,9 +211,7 @@ def _size_pools(
     if not config.has_handoffs:
         return config, pools
     return config, [
-        replace(
-            pool, staging_bytes=pool.staging_bytes + in_transit * mesh.size, state_bytes=state_bytes(model) * mesh.size
-        )
+        replace(pool, staging_bytes=pool.staging_bytes + in_transit * mesh.size, state_bytes=state_bytes() * mesh.size)
         for pool, mesh in zip(pools, meshes, strict=True)
     ]
 

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 
 from ...models.config import ModelConfig
 from ..config import EngineConfig, PoolSize
+from ..sampling.logits_processors import empty_dense
 from ..topology import MeshSpec
-from ..worker.kv_cache import abstract_requests, groups
+from ..worker.kv_cache import abstract_scalars, groups
 
 # Left to XLA's temporaries, the collectives' buffers and fragmentation on devices that report their memory.
 _USABLE = 0.9
@@ -29,16 +30,16 @@ def page_bytes(model: ModelConfig, page_size: int, dtype: jnp.dtype) -> tuple[in
 
 def request_bytes(model: ModelConfig, config: EngineConfig) -> int:
     """Return bytes of request state and page tables on each device of a mesh: they do not shrink with its size."""
-    requests = jax.tree.leaves(abstract_requests(model, config.max_num_seqs))
+    slots = config.max_num_seqs
+    requests = jax.tree.leaves((abstract_scalars(slots), empty_dense(slots, model.vocab_size)))
     tables = len(groups(model)) * config.max_num_seqs * config.max_pages
     size: int = tables * 4 + sum(math.prod(x.shape) * x.dtype.itemsize for x in requests)
     return size
 
 
-def state_bytes(model: ModelConfig) -> int:
-    """Return bytes of one request's state, which every transfer takes along to each device of its destination."""
-    row = jax.tree.leaves(abstract_requests(model, 1))
-    return sum(math.prod(x.shape) * int(jnp.dtype(x.dtype).itemsize) for x in row)
+def state_bytes() -> int:
+    """Return bytes of one request's scalars, which every transfer takes along to each device of its destination."""
+    return sum(math.prod(x.shape) * int(jnp.dtype(x.dtype).itemsize) for x in abstract_scalars(1))
 
 
 def memory_for_kv(meshes: Sequence[Mesh], most: int | None, reserved: int) -> list[int]:

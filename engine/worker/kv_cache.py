@@ -1,5 +1,7 @@
 """The arrays that a mesh keeps between steps: KV pools, page tables and request state.
 
+Dense rows are apart from what a step takes and returns: only stages of sampling read them.
+
 Layers with the same window form a **cache group** with a pool and page tables of its own. KV is page-major: contiguous
 per page and shard for gathers and transfers. All layers of a group share one array, so a step passes two KV leaves per
 group whatever the depth (on 8 devices 72 leaves cost 0.84 ms per call where 2 cost 0.41), and a hand-off is one gather.
@@ -19,7 +21,7 @@ from jax.sharding import Mesh
 from ...models.config import ModelConfig
 from ..config import EngineConfig
 from ..sampling.logits_processors import empty_dense
-from ..sampling.request_state import Float, Int, RequestState, Scalars
+from ..sampling.request_state import DenseRows, Float, Int, Scalars
 from ..sharding.mesh import replicated, sharding
 
 KV_AXES = (None, None, None, "kv_heads", None)
@@ -44,7 +46,7 @@ class DeviceState(NamedTuple):
 
     kv: tuple[KVCache, ...]  # a pool per cache group
     tables: tuple[jax.Array, ...]  # per cache group [max_num_seqs, max_pages] int32; unwritten entries are arbitrary
-    requests: RequestState  # a row per slot
+    scalars: Scalars  # a row per slot
 
 
 def groups(model: ModelConfig) -> tuple[Group, ...]:
@@ -71,17 +73,25 @@ def abstract_state(
 
     table = whole(jax.ShapeDtypeStruct((config.max_num_seqs, config.max_pages), jnp.int32))
     kv = tuple(pool(group, count) for group, count in zip(groups(model), pages, strict=True))
-    return DeviceState(kv, (table,) * len(kv), jax.tree.map(whole, abstract_requests(model, config.max_num_seqs)))
+    return DeviceState(kv, (table,) * len(kv), jax.tree.map(whole, abstract_scalars(config.max_num_seqs)))
 
 
-def abstract_requests(model: ModelConfig, slots: int) -> RequestState:
-    """Describe the request state of so many slots by shape and dtype, without allocating it."""
+def abstract_dense(model: ModelConfig, config: EngineConfig, mesh: Mesh) -> DenseRows:
+    """Describe the dense rows of a mesh's slots by shapes and shardings."""
+    described: DenseRows = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
+        empty_dense(config.max_num_seqs, model.vocab_size),
+    )
+    return described
+
+
+def abstract_scalars(slots: int) -> Scalars:
+    """Describe the scalars of so many slots by shape and dtype."""
 
     def rows(columns: int, dtype: jax.typing.DTypeLike) -> Any:
         return jax.ShapeDtypeStruct((slots, columns), dtype)
 
-    scalars = Scalars(floats=rows(len(Float), jnp.float32), ints=rows(len(Int), jnp.int32))
-    return RequestState(scalars, empty_dense(slots, model.vocab_size))
+    return Scalars(floats=rows(len(Float), jnp.float32), ints=rows(len(Int), jnp.int32))
 
 
 def copy_page(kv: KVCache, source: jax.Array, destination: jax.Array) -> KVCache:

@@ -28,7 +28,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ...kernels_pallas.scatter import write_rows
 from ..config import EngineConfig
-from ..sampling.request_state import RequestState
+from ..sampling.request_state import Scalars
 from ..sharding.mesh import AXIS, replicated
 from ..topology import TopologyError
 from .kv_cache import DeviceState, KVCache
@@ -38,16 +38,17 @@ _HEADS = PartitionSpec(None, None, None, AXIS, None)  # of pools and staging ali
 
 
 class Staging(NamedTuple):
-    """The pages and request state of one request on their way between meshes."""
+    """The pages and scalars of one request on their way between meshes. Its dense row, if it has one, stays behind:
+    the destination gets it from the host."""
 
     # Per cache group and piece, [layers, bucket, page_size, heads of the piece on all shards, head_dim].
     kv: tuple[tuple[KVCache, ...], ...]
-    request: RequestState  # the request's row without the slot axis; replicated
+    scalars: Scalars  # the request's row without the slot axis; replicated
 
 
 # Prefixes of the trees: each specification applies to all leaves below it.
-_STATE: Any = DeviceState(kv=_HEADS, tables=_WHOLE, requests=_WHOLE)  # type: ignore[arg-type]
-_STAGING: Any = Staging(kv=_HEADS, request=_WHOLE)  # type: ignore[arg-type]
+_STATE: Any = DeviceState(kv=_HEADS, tables=_WHOLE, scalars=_WHOLE)  # type: ignore[arg-type]
+_STAGING: Any = Staging(kv=_HEADS, scalars=_WHOLE)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def gather(state: DeviceState, pages: tuple[jax.Array, ...], slot: jax.Array, *,
             tuple(map(KVCache, cut(pool.k, ids), cut(pool.v, ids)))
             for pool, ids in zip(state.kv, pages, strict=True)
         )  # fmt: skip
-        return Staging(tuple(kv), jax.tree.map(lambda x: x.at[slot].get(mode="clip"), state.requests))
+        return Staging(tuple(kv), state.scalars.at(slot))
 
     step = _per_shard(on_shard, mesh, (_STATE, _WHOLE, _WHOLE), _STAGING)
     with jax.named_scope("gather"):
@@ -169,8 +170,8 @@ def scatter(
         def store(rows: jax.Array, row: jax.Array) -> jax.Array:
             return write_rows(rows, slot[None], row[None])
 
-        requests = jax.tree.map(store, state.requests, staging.request)
-        return DeviceState(kv=tuple(kv), tables=tuple(map(store, state.tables, tables)), requests=requests)
+        scalars = jax.tree.map(store, state.scalars, staging.scalars)
+        return DeviceState(kv=tuple(kv), tables=tuple(map(store, state.tables, tables)), scalars=scalars)
 
     step = _per_shard(on_shard, mesh, (_STATE, _STAGING, _WHOLE, _WHOLE, _WHOLE), _STATE)
     with jax.named_scope("scatter"):
@@ -197,8 +198,8 @@ def send(staging: Staging, source: Mesh, destination: Mesh, route: Route) -> Sta
 
     wanted = range(route.pieces_on(len(after)))
     kv = tuple(tuple(parts(pieces, piece) for piece in wanted) for pieces in staging.kv)
-    request = jax.tree.map(lambda x: [shard(x, 0)] * len(after), staging.request)
-    return Staging(_assemble(kv, split), _assemble(request, whole))
+    scalars = jax.tree.map(lambda x: [shard(x, 0)] * len(after), staging.scalars)
+    return Staging(_assemble(kv, split), _assemble(scalars, whole))
 
 
 def _assemble(parts: Any, sharding: NamedSharding) -> Any:
@@ -234,7 +235,7 @@ def abstract_staging(state: DeviceState, mesh: Mesh, route: Route, pages: tuple[
         (KVCache(piece(pool.k, bucket), piece(pool.v, bucket)),) * route.pieces_on(mesh.size)
         for pool, bucket in zip(state.kv, pages, strict=True)
     )
-    return Staging(tuple(kv), jax.tree.map(row, state.requests))
+    return Staging(tuple(kv), jax.tree.map(row, state.scalars))
 
 
 def _per_shard[**P, T](step: Callable[P, T], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[P, T]:

@@ -13,45 +13,51 @@ import numpy as np
 
 from ..protocol.actions import Chunk, CopyPage, Decode, DecodeRow, Fused, Prefill, Scatter, StartTransfer
 from ..protocol.results import HostScores, TokenScores
-from ..sampling.request_rows import dense_row, is_dense
-from ..sampling.sampler import Sampled
+from ..sampling.request_rows import Stage, dense_row
+from ..sampling.request_state import DenseRows
 from ..sharding.weights import Params, Placer
 from .kv_cache import DeviceState
 from .kv_transfer import Staging, padded, staged_pages
 from .programs import MeshPlan, Programs
-from .request_records import RequestRecords
-from .step_inputs import StepInputs, filled, scored_pieces
+from .request_records import RequestRecords, tokens_of
+from .step_inputs import StepInputs, filled, last_of, later, scored_pieces
+from .steps import Passed
 
 
 @dataclass(frozen=True)
 class Dispatched:
-    """A step under way."""
+    """A step under way, of one or several passes; what the host will read of it is on its way there already."""
 
-    sampled: Sampled  # each field [k, n, ...] or [n, ...]
+    tokens: tuple[jax.Array, ...]  # of each pass [n], or of all of them [k, n]
     rows: np.ndarray  # which of the n each row of the action is
-    is_scored: bool  # whether a row wants scores
+    scores: tuple[TokenScores[jax.Array], ...] = ()  # of each pass's tokens, [n, ...], if a row wants them
     prompt: TokenScores[jax.Array] | None = None  # of a prefill step's tokens, [T, ...], if a chunk wants them
     pieces: tuple[tuple[int, int, int], ...] = ()  # of such chunks: row, and start and stop among the T
 
+    def __post_init__(self) -> None:
+        """Start to copy to the host."""
+        for array in jax.tree.leaves(self.arrays):
+            array.copy_to_host_async()
+
     @property
-    def arrays(self) -> tuple[Sampled, TokenScores[jax.Array] | None]:
-        """Return the arrays that are still being computed."""
-        return self.sampled, self.prompt
+    def arrays(self) -> Any:
+        """The arrays that the host will read, and nothing else."""
+        return self.tokens, self.scores, self.prompt
 
     def to_host(self) -> tuple[np.ndarray, HostScores | None, dict[int, HostScores]]:
         """Wait for tokens [k, rows], their scores if a row wants any, and prompt scores by row."""
         scores, pieces = None, {}
-        if self.is_scored:
-            scores = jax.tree.map(self._of_rows, self.sampled.scores)
+        if self.scores:
+            scores = jax.tree.map(lambda *x: self._of_rows(x), *self.scores)
         if self.prompt is not None:
             prompt = jax.device_get(self.prompt)
             for row, start, stop in self.pieces:
                 pieces[row] = jax.tree.map(lambda x, piece=slice(start, stop): x[piece], prompt)
-        return self._of_rows(self.sampled.tokens), scores, pieces
+        return self._of_rows(self.tokens, is_stacked=self.tokens[0].ndim == 2), scores, pieces
 
-    def _of_rows(self, x: jax.Array) -> np.ndarray:
-        host = np.asarray(x)
-        return (host if self.sampled.tokens.ndim == 2 else host[None])[:, self.rows]
+    def _of_rows(self, passes: Sequence[jax.Array], *, is_stacked: bool = False) -> np.ndarray:
+        host = np.asarray(passes[0]) if is_stacked else np.stack([np.asarray(x) for x in passes])
+        return host[:, self.rows]
 
 
 class MeshWorker:
@@ -63,12 +69,18 @@ class MeshWorker:
         self.placer = Placer(plan.model, plan.dtype, plan.mesh)
         self._padding = [kv.k.shape[1] for kv in plan.state.kv]  # in each group a page id that no request has
         self.inputs = StepInputs(plan.config, self._padding)
-        self.state: DeviceState = programs.allocate()
+        self._allocate()
 
     def reset(self) -> None:
-        """Make new pools, since the step that had the old ones donated has failed; let go of the old state first."""
-        del self.state
-        self.state = self.programs.allocate()
+        """Make new pools, as the old ones were lost with the step that had them donated; let go of the rest first."""
+        del self.state, self.dense
+        self._allocate()
+
+    def _allocate(self) -> None:
+        self.state: DeviceState
+        self.dense: DenseRows
+        self.state, self.dense = self.programs.allocate()
+        self._dense_of: dict[int, tuple[int, int]] = {}  # by slot, the request and run whose dense row is loaded
 
     # ---- actions
 
@@ -80,27 +92,32 @@ class MeshWorker:
 
     def prefill(self, action: Prefill, records: RequestRecords) -> Dispatched:
         """Dispatch a packed prefill step."""
-        self._load_dense(action.chunks, records)
         inputs = self.inputs.prefill(action.bucket, action.chunks, records)
-        self.state, sampled, hidden = self.programs.prefill[action.bucket](self.params, self.state, inputs)
-        index = np.arange(len(action.chunks))
-        return self._dispatched(sampled, index, action.chunks, records, action.chunks, hidden)
+        self.state, passed, hidden = self.programs.prefill[action.bucket](self.params, self.state, inputs)
+        tokens, scores = self._sample(passed, last_of(action.chunks), records)
+        rows = np.arange(len(action.chunks))
+        return Dispatched((tokens,), rows, scores, *self._score_prompts(hidden, action.chunks, records))
 
     def decode(self, action: Decode, records: RequestRecords) -> Dispatched:
         """Dispatch one or several decode steps."""
-        rows = self.inputs.decode(action.bucket, action.steps, action.rows, records)
-        self.state, sampled = self.programs.decode[action.bucket, action.steps](self.params, self.state, rows)
-        return self._dispatched(sampled, np.arange(len(action.rows)), action.rows, records)
+        index, bucket = np.arange(len(action.rows)), action.bucket
+        if action.steps > 1 and not records.stages([row.request_id for row in action.rows]):
+            rows = self.inputs.decode(bucket, action.steps, action.rows, records)
+            program = self.programs.decode_steps[bucket, action.steps]
+            self.state, tokens = program(self.params, self.state, rows)
+            return Dispatched((tokens,), index)
+        passes = [self._decode(bucket, later(action.rows, step), records) for step in range(action.steps)]
+        return Dispatched(tuple(tokens for tokens, _ in passes), index, sum((scores for _, scores in passes), ()))
 
     def fused(self, action: Fused, records: RequestRecords) -> Dispatched:
         """Dispatch a step of prompt chunks and decode rows."""
         config = self.plan.config
-        self._load_dense(action.chunks, records)
         inputs = self.inputs.prefill(action.bucket, action.chunks, records)
         rows = self.inputs.decode(config.decode_buckets[-1], 1, action.rows, records)
-        self.state, sampled, hidden = self.programs.fused[action.bucket](self.params, self.state, inputs, rows)
+        self.state, passed, hidden = self.programs.fused[action.bucket](self.params, self.state, inputs, rows)
+        tokens, scores = self._sample(passed, (*last_of(action.chunks), *action.rows), records)
         index = np.concatenate([np.arange(len(action.chunks)), config.prefill_rows + np.arange(len(action.rows))])
-        return self._dispatched(sampled, index, (*action.chunks, *action.rows), records, action.chunks, hidden)
+        return Dispatched((tokens,), index, scores, *self._score_prompts(hidden, action.chunks, records))
 
     def gather(self, action: StartTransfer, destination_tp: int) -> Staging:
         """Copy a request's pages and state out; for an action without a slot, some slot's state, which is dropped."""
@@ -113,6 +130,7 @@ class MeshWorker:
         """Copy a request's pages in, and with its state also its page tables."""
         pages, config = self._padded(action.pages, bucket), self.plan.config
         slot = config.max_num_seqs if action.slot is None else action.slot
+        self._dense_of.pop(slot, None)
         tables = self.inputs.tables_of(action.slot or 0)
         self.state = self.programs.scatter[source_tp, bucket](self.state, staging, pages, np.int32(slot), tables)
 
@@ -122,33 +140,57 @@ class MeshWorker:
         buckets = staged_pages(self.plan.config, bucket)
         return tuple(map(padded, pages, buckets, self._padding))
 
-    def _load_dense(self, chunks: Sequence[Chunk], records: RequestRecords) -> None:
-        """Load a request's dense row before its first sample; it counts all tokens that no step will feed any more."""
-        for chunk in chunks:
-            record = records[chunk.request_id]
-            if chunk.is_last and is_dense(record.plan):
-                counted = record.generated[: chunk.kv_len - len(record.prompt)].tolist()
-                row = dense_row(record.plan, record.prompt, counted, self.plan.model.vocab_size)
-                load: Any = self.programs.load_dense
-                self.state = self.state._replace(requests=load(self.state.requests, np.int32(chunk.slot), row))
+    def _decode(
+        self, bucket: int, rows: Sequence[DecodeRow], records: RequestRecords
+    ) -> tuple[jax.Array, tuple[TokenScores[jax.Array], ...]]:
+        """Dispatch one decode step; return its tokens, and their scores if a row wants them."""
+        inputs = self.inputs.decode(bucket, 1, rows, records)
+        self.state, passed = self.programs.decode[bucket](self.params, self.state, inputs)
+        return self._sample(passed, rows, records)
 
-    def _dispatched(
-        self,
-        sampled: Sampled,
-        index: np.ndarray,
-        rows: Sequence[Chunk | DecodeRow],
-        records: RequestRecords,
-        chunks: Sequence[Chunk] = (),
-        hidden: jax.Array | None = None,
-    ) -> Dispatched:
-        """Describe the step under way, and dispatch the scoring of the chunks' prompt tokens where it is wanted."""
-        is_scored = bool(records.scored) and any(row.request_id in records.scored for row in rows)
-        pieces = () if hidden is None else scored_pieces(chunks, records)
-        if hidden is None or not pieces:
-            return Dispatched(sampled, index, is_scored)
+    def _sample(
+        self, passed: Passed, rows: Sequence[Chunk | DecodeRow], records: RequestRecords
+    ) -> tuple[jax.Array, tuple[TokenScores[jax.Array], ...]]:
+        """Dispatch the stages of sampling that one of the rows, which all sample, needs: tokens [n] of all that passed,
+        and their scores if a row wants them."""
+        stages = records.stages([row.request_id for row in rows])
+        tokens, logits, scores = passed.tokens, passed.logits, ()
+        if not stages:
+            return tokens, scores
+        run: dict[Stage, Any] = {stage: self.programs.sample[stage, logits.shape[0]] for stage in stages}
+        if Stage.ADJUST in run:
+            self._load_dense(rows, records)
+            self.dense, logits = run[Stage.ADJUST](self.dense, self.state.scalars, passed.rows, logits)
+        for stage in (Stage.TOP_K, Stage.TOP_P):
+            if stage in run:
+                logits = run[stage](self.state.scalars, passed.rows, logits)
+        if Stage.DRAW in run:
+            scalars, tokens = run[Stage.DRAW](self.state.scalars, passed.rows, logits)
+            self.state = self.state._replace(scalars=scalars)
+        return tokens, (run[Stage.SCORE](passed.logits, tokens),) if Stage.SCORE in run else ()
+
+    def _load_dense(self, rows: Sequence[Chunk | DecodeRow], records: RequestRecords) -> None:
+        """Load the dense rows of requests that have come to their slots since they were last loaded. They count all
+        tokens but the one that a decode row feeds, which `adjust` counts."""
+        for row in rows:
+            if not records.is_dense(row.request_id) or self._dense_of.get(row.slot) == (row.request_id, row.run):
+                continue
+            record, fed = records[row.request_id], int(isinstance(row, DecodeRow))
+            counted = tokens_of(record, len(record.prompt), row.kv_len - fed)
+            loaded = dense_row(record.plan, record.prompt, counted.tolist(), self.plan.model.vocab_size)
+            load: Any = self.programs.load_dense
+            self.dense = load(self.dense, np.int32(row.slot), loaded)
+            self._dense_of[row.slot] = row.request_id, row.run
+
+    def _score_prompts(
+        self, hidden: jax.Array, chunks: Sequence[Chunk], records: RequestRecords
+    ) -> tuple[TokenScores[jax.Array] | None, tuple[tuple[int, int, int], ...]]:
+        """Dispatch the scoring of the chunks' prompt tokens where it is wanted: scores [T, ...], and of which rows."""
+        pieces = scored_pieces(chunks, records)
+        if not pieces:
+            return None, ()
         targets = filled(0, hidden.shape[0])
         for row, start, stop in pieces:
             first = chunks[row].start + 1
             targets[start:stop] = records[chunks[row].request_id].prompt[first : first + stop - start]
-        prompt = self.programs.score[hidden.shape[0]](self.params, hidden, targets)
-        return Dispatched(sampled, index, is_scored, prompt, pieces)
+        return self.programs.score[hidden.shape[0]](self.params, hidden, targets), pieces

@@ -1,5 +1,8 @@
 """Compiles every program a mesh runs at start-up, one per (step, bucket). Nothing compiles afterwards.
 
+How requests sample makes no difference to a step, which is compiled once per bucket; the stages of sampling behind it
+are programs of their own, by rows of logits. They are small: steps take nearly all of the time.
+
 Compiled objects are called directly, so an unforeseen shape raises instead of compiling. Every program that changes a
 mesh's state has it donated, with the same sharding in and out: with another one, donation would copy the pools.
 """
@@ -13,26 +16,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered
 from tqdm import tqdm
 
 from ...models.config import ModelConfig
 from ...models.decoder import AbstractParams, Decoder, bind
 from ..config import EngineConfig
 from ..protocol.results import TokenScores
-from ..sampling.logits_processors import empty_dense, load_dense
-from ..sampling.logprobs import score_tokens
-from ..sampling.request_state import DenseRows, Float
-from ..sampling.sampler import Sampled
+from ..sampling.cuts import top_k, top_p
+from ..sampling.logits_processors import adjust, empty_dense, load_dense
+from ..sampling.logprobs import score, score_tokens
+from ..sampling.request_rows import Stage
+from ..sampling.request_state import DenseRows, DrawColumn, Float
+from ..sampling.sampler import draw
 from ..sharding.mesh import param_sharding, replicate_logits, replicated
 from ..sharding.weights import Params
 from ..topology import MeshSpec
 from .jax_settings import own_settings
-from .kv_cache import DeviceState, copy_page
+from .kv_cache import DeviceState, abstract_dense, copy_page
 from .kv_transfer import Staging, abstract_staging, gather, scatter, staged_pages
 from .kv_transfer import plan as plan_route
 from .step_layout import PrefillInputs, decode_columns, prefill_columns
-from .steps import decode_step, fused_step, prefill_step
+from .steps import Passed, decode_step, decode_steps, fused_step, prefill_step
 
 # XLA's options for GPUs that make all programs compute alike; not yet tried on a GPU.
 _FIXED: dict[str, str | bool] = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": "0"}
@@ -42,11 +47,13 @@ _FIXED: dict[str, str | bool] = {"xla_gpu_deterministic_ops": True, "xla_gpu_aut
 class Programs:
     """One mesh's compiled programs."""
 
-    allocate: Compiled  # makes a zeroed state
+    allocate: Compiled  # makes a zeroed state, and dense rows
     prefill: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
     fused: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
     score: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
-    decode: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by bucket in rows, and steps
+    decode: dict[int, Compiled] = field(default_factory=dict)  # by bucket in rows
+    decode_steps: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by bucket in rows, and steps
+    sample: dict[tuple[Stage, int], Compiled] = field(default_factory=dict)  # by stage of sampling, and rows of logits
     gather: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by destination's tp, and bucket in pages
     scatter: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by source's tp, and bucket in pages
     copy_page: dict[int, Compiled] = field(default_factory=dict)  # by cache group
@@ -68,6 +75,20 @@ class MeshPlan:
     def dtype(self) -> jnp.dtype:
         """Return the dtype of weights, activations and KV."""
         return jnp.dtype(self.state.kv[0].k.dtype)
+
+    @property
+    def dense(self) -> DenseRows:
+        """The dense rows of the mesh's slots, abstract."""
+        return abstract_dense(self.model, self.config, self.mesh)
+
+    @property
+    def sampled_rows(self) -> set[int]:
+        """How many rows of logits a step may return."""
+        config, spec = self.config, self.spec
+        prefilled = {config.prefill_rows} if spec.prefills else set()
+        decoded = set(config.decode_buckets) if spec.decodes else set()
+        fused = {config.prefill_rows + config.decode_buckets[-1]} if spec.fused else set()
+        return prefilled | decoded | fused
 
     @property
     def destinations(self) -> set[int]:
@@ -99,17 +120,17 @@ def compile_programs(plans: list[MeshPlan], *, progress: bool) -> list[Programs]
     return programs
 
 
-def compile_program(plan: MeshPlan, kind: str, *size: int) -> Compiled:
+def compile_program(plan: MeshPlan, kind: str, *size: Any) -> Compiled:
     """Compile one program for a mesh, as an engine would have it.
 
-    `kind` is the name of a field of `Programs`, and `size` that field's key, for instance ("prefill", tokens) or
-    ("decode", rows, steps); without `size` the field is one program.
+    `kind` is the name of a field of `Programs`, and `size` that field's key: ("prefill", tokens) or
+    ("sample", stage, rows), for instance; nothing where the field is one program.
     """
     with own_settings():
         return _COMPILERS[kind](plan, *size)
 
 
-def _add(plan: MeshPlan, programs: Programs, kind: str, size: Sequence[int]) -> None:
+def _add(plan: MeshPlan, programs: Programs, kind: str, size: Sequence[Any]) -> None:
     made = compile_program(plan, kind, *size)
     if not size:
         setattr(programs, kind, made)
@@ -118,11 +139,13 @@ def _add(plan: MeshPlan, programs: Programs, kind: str, size: Sequence[int]) -> 
 
 
 def _compile_allocate(plan: MeshPlan) -> Compiled:
-    def allocate() -> DeviceState:
-        state: DeviceState = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), plan.state)
+    described = plan.state, plan.dense
+
+    def allocate() -> tuple[DeviceState, DenseRows]:
+        state: tuple[DeviceState, DenseRows] = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), described)
         return state
 
-    return jax.jit(allocate, out_shardings=_shardings(plan.state)).lower().compile()
+    return jax.jit(allocate, out_shardings=_shardings(described)).lower().compile()
 
 
 def _jobs(plan: MeshPlan) -> Iterator[tuple[Any, ...]]:
@@ -131,12 +154,14 @@ def _jobs(plan: MeshPlan) -> Iterator[tuple[Any, ...]]:
     if plan.spec.prefills:
         for kind in ("prefill", "score"):
             yield from ((kind, tokens) for tokens in config.prefill_buckets)
-        yield ("load_dense",)
     if plan.spec.fused:
         yield from (("fused", tokens) for tokens in config.prefill_buckets)
     if plan.spec.decodes:
-        for steps in sorted({1, config.decode_steps}):
-            yield from (("decode", rows, steps) for rows in config.decode_buckets)
+        yield from (("decode", rows) for rows in config.decode_buckets)
+        if config.decode_steps > 1:
+            yield from (("decode_steps", rows, config.decode_steps) for rows in config.decode_buckets)
+    yield ("load_dense",)
+    yield from (("sample", stage, rows) for rows in sorted(plan.sampled_rows) for stage in Stage)
     for tp in sorted(plan.destinations):
         yield from (("gather", tp, pages) for pages in config.handoff_buckets)
     for tp in sorted(plan.sources):
@@ -145,7 +170,7 @@ def _jobs(plan: MeshPlan) -> Iterator[tuple[Any, ...]]:
 
 
 def _compile_prefill(plan: MeshPlan, tokens: int) -> Compiled:
-    def prefill(params: Params, state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceState, Sampled, jax.Array]:
+    def prefill(params: Params, state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceState, Passed, jax.Array]:
         return prefill_step(_decoder(plan, params), plan.mesh, state, inputs)
 
     return _compile_step(plan, prefill, _prefill_inputs(plan, tokens))
@@ -154,18 +179,40 @@ def _compile_prefill(plan: MeshPlan, tokens: int) -> Compiled:
 def _compile_fused(plan: MeshPlan, tokens: int) -> Compiled:
     def fused(
         params: Params, state: DeviceState, inputs: PrefillInputs, rows: jax.Array
-    ) -> tuple[DeviceState, Sampled, jax.Array]:
+    ) -> tuple[DeviceState, Passed, jax.Array]:
         return fused_step(_decoder(plan, params), plan.mesh, state, inputs, rows)
 
     rows = _decode_rows(plan, plan.config.decode_buckets[-1], 1)
     return _compile_step(plan, fused, _prefill_inputs(plan, tokens), rows)
 
 
-def _compile_decode(plan: MeshPlan, rows: int, steps: int) -> Compiled:
-    def decode(params: Params, state: DeviceState, rows: jax.Array) -> tuple[DeviceState, Sampled]:
-        return decode_step(_decoder(plan, params), plan.mesh, state, rows, steps)
+def _compile_decode(plan: MeshPlan, rows: int) -> Compiled:
+    def decode(params: Params, state: DeviceState, rows: jax.Array) -> tuple[DeviceState, Passed]:
+        return decode_step(_decoder(plan, params), plan.mesh, state, rows)
+
+    return _compile_step(plan, decode, _decode_rows(plan, rows, 1))
+
+
+def _compile_decode_steps(plan: MeshPlan, rows: int, steps: int) -> Compiled:
+    def decode(params: Params, state: DeviceState, rows: jax.Array) -> tuple[DeviceState, jax.Array]:
+        return decode_steps(_decoder(plan, params), plan.mesh, state, rows, steps)
 
     return _compile_step(plan, decode, _decode_rows(plan, rows, steps))
+
+
+def _compile_sample(plan: MeshPlan, stage: Stage, rows: int) -> Compiled:
+    arg, scalars = partial(_argument, plan.mesh), plan.state.scalars
+    logits, drawn = arg((rows, plan.model.vocab_size), jnp.float32), arg((rows, len(DrawColumn)))
+    stages: dict[Stage, tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]] = {  # arguments; those donated
+        Stage.ADJUST: (adjust, (plan.dense, scalars, drawn, logits), (0,)),
+        Stage.TOP_K: (top_k, (scalars, drawn, logits), ()),
+        Stage.TOP_P: (top_p, (scalars, drawn, logits), ()),
+        Stage.DRAW: (draw, (scalars, drawn, logits), (0,)),
+        Stage.SCORE: (score, (logits, arg((rows,))), ()),
+    }
+    function, arguments, donated = stages[stage]
+    jitted = jax.jit(function, donate_argnums=donated, out_shardings=replicated(plan.mesh))
+    return _compile(plan, jitted.lower(*arguments))
 
 
 def _decoder(plan: MeshPlan, params: Params) -> Decoder:
@@ -188,7 +235,10 @@ def _compile_step(plan: MeshPlan, step: Callable[..., Any], *inputs: Any) -> Com
     whole = replicated(plan.mesh)
     outputs = jax.eval_shape(step, _params(plan), plan.state, *inputs)
     out = (_shardings(plan.state), *(whole for _ in outputs[1:]))
-    lowered = jax.jit(step, donate_argnums=1, out_shardings=out).lower(_params(plan), plan.state, *inputs)
+    return _compile(plan, jax.jit(step, donate_argnums=1, out_shardings=out).lower(_params(plan), plan.state, *inputs))
+
+
+def _compile(plan: MeshPlan, lowered: Lowered) -> Compiled:
     # Each mesh's programs are compiled separately, so autotuning could choose different kernels for two meshes.
     is_fixed = plan.config.deterministic and plan.mesh.devices.flat[0].platform == "gpu"
     return lowered.compile(compiler_options=_FIXED if is_fixed else None)
@@ -214,10 +264,10 @@ def _compile_score(plan: MeshPlan, tokens: int) -> Compiled:
 
 
 def _compile_load_dense(plan: MeshPlan) -> Compiled:
-    requests, arg = plan.state.requests, partial(_argument, plan.mesh)
+    dense, arg = plan.dense, partial(_argument, plan.mesh)
     row: DenseRows = jax.tree.map(lambda x: arg(x.shape[1:], x.dtype), empty_dense(1, plan.model.vocab_size))
-    jitted = jax.jit(load_dense, donate_argnums=0, out_shardings=_shardings(requests))
-    return jitted.lower(requests, arg(()), row).compile()
+    jitted = jax.jit(load_dense, donate_argnums=0, out_shardings=_shardings(dense))
+    return jitted.lower(dense, arg(()), row).compile()
 
 
 def _compile_gather(plan: MeshPlan, tp: int, bucket: int) -> Compiled:
@@ -262,6 +312,8 @@ _COMPILERS: dict[str, Callable[..., Compiled]] = {
     "fused": _compile_fused,
     "score": _compile_score,
     "decode": _compile_decode,
+    "decode_steps": _compile_decode_steps,
+    "sample": _compile_sample,
     "gather": _compile_gather,
     "scatter": _compile_scatter,
     "copy_page": _compile_copy_page,

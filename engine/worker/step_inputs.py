@@ -78,6 +78,18 @@ class StepInputs:
         return [rows[:, first + i * width : first + (i + 1) * width] for i in range(len(self.tables))]
 
 
+def later(rows: Sequence[DecodeRow], steps: int) -> Sequence[DecodeRow]:
+    """Return the rows of the step so many steps after these: it feeds what was sampled last."""
+    if not steps:
+        return rows
+    return [DecodeRow(row.request_id, row.run, row.slot, row.kv_len + steps) for row in rows]
+
+
+def last_of(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Return the chunks that end a prompt: those that sample a token."""
+    return [chunk for chunk in chunks if chunk.is_last]
+
+
 def scored_pieces(chunks: Sequence[Chunk], records: RequestRecords) -> tuple[tuple[int, int, int], ...]:
     """Find a step's tokens that predict prompt tokens to be scored: row, start and stop of each piece."""
     pieces, end = [], 0

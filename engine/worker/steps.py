@@ -1,9 +1,13 @@
-"""The step functions: model, paged attention and sampling in one dispatch each.
+"""The step functions: model, paged attention and the most likely tokens, in one dispatch each.
 
-These are pure functions of arrays, compiled once per (mesh, bucket) with the state donated. A decode step feeds itself:
-the token sampled last is in the state, so the host need not read it first. The host passes few and small arrays:
-each costs it time on every device. Page tables are in the state; a decode step is sent only the pages that it writes
-to, and they must be allocated for all its rows and steps.
+These are pure functions of arrays, compiled once per (mesh, bucket) with the state donated. A step takes the most
+likely token after each row itself; where a row wants anything else, the stages of sampling go on from the logits that
+the step returns (`sampling/sampler.py`). So there is one forward pass for all kinds of sampling, and its logits are the
+same to the last bit whatever follows.
+
+A decode step feeds itself: the token sampled last is in the state, so the host need not read it first. The host passes
+few and small arrays: each costs it time on every device. Page tables are in the state; a decode step is sent only the
+pages that it writes to, and they must be allocated for all its rows and steps.
 
 Shapes: T packed tokens, R prefill rows, B decode rows, M pages per table, G cache groups, S slots. Padding: page id
 `num_pages` of its group, slot S, kv_len 0.
@@ -17,67 +21,79 @@ from jax.sharding import Mesh
 
 from ...kernels_pallas.scatter import write_rows
 from ...models.decoder import Decoder
-from ..sampling.logits_processors import count_fed
-from ..sampling.request_state import Int, RequestState, Scalars
-from ..sampling.sampler import Sampled, sample
+from ..sampling.request_state import DrawColumn, Int, Scalars
+from ..sampling.sampler import greedy, store
 from ..sharding.mesh import replicate_logits
 from .kv_cache import DeviceState
 from .paged_attention import DecodeRows, PagedAttention, PrefillRows, StepRows
 from .step_layout import ChunkColumn, DecodeColumn, PrefillInputs
 
 
+class Passed(NamedTuple):
+    """What a forward pass gives for the R rows after which a token may be sampled."""
+
+    tokens: jax.Array  # [R] int32, the most likely ones, which are stored in the rows' slots
+    logits: jax.Array  # [R, V] float32
+    rows: jax.Array  # [R, len(DrawColumn)] int32
+
+
 def prefill_step(
     decoder: Decoder, mesh: Mesh, state: DeviceState, inputs: PrefillInputs
-) -> tuple[DeviceState, Sampled, jax.Array]:
-    """Append each chunk's KV, attend to prefix and chunk, and sample after each row's last token.
+) -> tuple[DeviceState, Passed, jax.Array]:
+    """Append each chunk's KV, attend to prefix and chunk, and look at each row's last token.
 
-    Returns the new state, the sampled tokens [R] (valid only for rows whose chunk is the prompt's last), and the hidden
-    states [T, E].
+    Returns the new state, what there is to sample from [R] (valid only for rows whose chunk is the prompt's last), and
+    the hidden states [T, E].
     """
     state, chunks = _unpack_chunks(state, inputs)
     state, hidden = _forward(decoder, mesh, state, [chunks.part], prefill=chunks.rows)
-    state, sampled = _draw(decoder, mesh, state, hidden[chunks.last], chunks.draw)
-    return state, sampled, hidden
+    state, passed = _pass(decoder, mesh, state, hidden[chunks.last], chunks.draw)
+    return state, passed, hidden
 
 
-def decode_step(
+def decode_step(decoder: Decoder, mesh: Mesh, state: DeviceState, rows: jax.Array) -> tuple[DeviceState, Passed]:
+    """Feed each row a token, append its KV and attend.
+
+    `rows` [B, decode_columns()] int32. Returns the new state, and what there is to sample from [B].
+    """
+    state, slot, kv_len, forced = _unpack_decode(state, rows)
+    return _decode(decoder, mesh, state, _feed(state, slot, kv_len, forced))
+
+
+def decode_steps(
     decoder: Decoder, mesh: Mesh, state: DeviceState, rows: jax.Array, steps: int
-) -> tuple[DeviceState, Sampled]:
-    """Repeat `steps` times: feed each row a token, append its KV, attend, and sample the next token.
+) -> tuple[DeviceState, jax.Array]:
+    """Repeat `steps` times: feed each row a token, append its KV, attend, and take the most likely next token.
 
-    `rows` [B, decode_columns()] int32 describe the first step. Returns the new state and the sampled tokens [steps, B].
+    `rows` [B, decode_columns()] int32 describe the first step. Returns the new state and the tokens [steps, B].
     """
     state, slot, kv_len, forced = _unpack_decode(state, rows)
 
-    def step(state: DeviceState, index: jax.Array) -> tuple[DeviceState, Sampled]:
+    def step(state: DeviceState, index: jax.Array) -> tuple[DeviceState, jax.Array]:
         grown = jnp.where(kv_len > 0, kv_len + index, 0)  # padding stays padding
-        feeding = _feed(state, slot, grown, jnp.where(index == 0, forced, -1))
-        state, hidden = _forward(decoder, mesh, feeding.state, [feeding.part], decode=feeding.rows)
-        return _draw(decoder, mesh, state, hidden, feeding.draw)
+        state, passed = _decode(decoder, mesh, state, _feed(state, slot, grown, jnp.where(index == 0, forced, -1)))
+        return state, passed.tokens
 
-    if steps == 1:
-        state, sampled = step(state, jnp.int32(0))
-        one: Sampled = jax.tree.map(lambda x: x[None], sampled)
-        return state, one
     return jax.lax.scan(step, state, jnp.arange(steps, dtype=jnp.int32))
 
 
 def fused_step(
     decoder: Decoder, mesh: Mesh, state: DeviceState, inputs: PrefillInputs, rows: jax.Array
-) -> tuple[DeviceState, Sampled, jax.Array]:
+) -> tuple[DeviceState, Passed, jax.Array]:
     """Run a decode step of `rows` and a prefill step of `inputs`, of different requests, in one pass over the weights.
 
-    Returns the new state, the sampled tokens [R + B], prefill rows first, and the prefill's hidden states [T, E].
+    Returns the new state, what there is to sample from [R + B], prefill rows first, and the prefill's hidden states
+    [T, E].
     """
     state, chunks = _unpack_chunks(state, inputs)
     state, slot, kv_len, forced = _unpack_decode(state, rows)
     feeding = _feed(state, slot, kv_len, forced)
     parts = [feeding.part, chunks.part]
-    state, hidden = _forward(decoder, mesh, feeding.state, parts, decode=feeding.rows, prefill=chunks.rows)
+    state, hidden = _forward(decoder, mesh, state, parts, decode=feeding.rows, prefill=chunks.rows)
     decoded, prefilled = jnp.split(hidden, [rows.shape[0]])
-    draw = jax.tree.map(lambda *x: jnp.concatenate(x), chunks.draw, feeding.draw)
-    state, sampled = _draw(decoder, mesh, state, jnp.concatenate([prefilled[chunks.last], decoded]), draw)
-    return state, sampled, prefilled
+    draw = jnp.concatenate([chunks.draw, feeding.draw])
+    state, passed = _pass(decoder, mesh, state, jnp.concatenate([prefilled[chunks.last], decoded]), draw)
+    return state, passed, prefilled
 
 
 class _Part(NamedTuple):
@@ -88,30 +104,21 @@ class _Part(NamedTuple):
     kv_slots: tuple[jax.Array, ...]  # per group [T], where their KV is written
 
 
-class _Draw(NamedTuple):
-    """The R rows to sample for."""
-
-    scalars: Scalars
-    slot: jax.Array  # [R], where scalars and token are stored; S: nowhere
-    position: jax.Array  # [R], of the new token
-
-
 class _Chunks(NamedTuple):
     """A prefill step's inputs, unpacked."""
 
     part: _Part
     rows: PrefillRows
     last: jax.Array  # [R], index of each row's last token among the T tokens
-    draw: _Draw
+    draw: jax.Array  # [R, len(DrawColumn)]
 
 
 class _Feeding(NamedTuple):
     """A decode step's inputs, unpacked."""
 
-    state: DeviceState  # in which the fed tokens are counted already
     part: _Part
     rows: DecodeRows
-    draw: _Draw
+    draw: jax.Array  # [B, len(DrawColumn)]
 
 
 def _forward(
@@ -130,20 +137,24 @@ def _forward(
     return state._replace(kv=kv), hidden
 
 
-def _draw(
-    decoder: Decoder, mesh: Mesh, state: DeviceState, hidden: jax.Array, draw: _Draw
-) -> tuple[DeviceState, Sampled]:
-    """Sample after hidden states [R, E], and store each row's scalars and token in its slot."""
+def _decode(decoder: Decoder, mesh: Mesh, state: DeviceState, feeding: _Feeding) -> tuple[DeviceState, Passed]:
+    state, hidden = _forward(decoder, mesh, state, [feeding.part], decode=feeding.rows)
+    return _pass(decoder, mesh, state, hidden, feeding.draw)
+
+
+def _pass(
+    decoder: Decoder, mesh: Mesh, state: DeviceState, hidden: jax.Array, rows: jax.Array
+) -> tuple[DeviceState, Passed]:
+    """Take the most likely tokens after hidden states [R, E], and store them in their slots."""
     logits = replicate_logits(decoder.logits(hidden), mesh)
-    with jax.named_scope("sample"):
-        sampled = sample(logits, draw.scalars, state.requests.dense, draw.slot, draw.position)
-    rows = Scalars(draw.scalars.floats, draw.scalars.ints.at[:, Int.LAST_TOKEN].set(sampled.tokens))
-    scalars = jax.tree.map(lambda x, row: write_rows(x, draw.slot, row), state.requests.scalars, rows)
-    return state._replace(requests=RequestState(scalars, state.requests.dense)), sampled
+    tokens = greedy(logits)
+    scalars = store(state.scalars, rows[:, DrawColumn.SLOT], tokens)
+    return state._replace(scalars=scalars), Passed(tokens, logits, rows)
 
 
 def _unpack_chunks(state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceState, _Chunks]:
-    """Unpack a prefill step's inputs, and write every row's page tables into the state."""
+    """Unpack a prefill step's inputs; write every row's page tables, and the scalars of rows that sample, into the
+    state."""
     columns, ints, *tables = _split(
         inputs.rows, [len(ChunkColumn), len(Int), *(table.shape[1] for table in state.tables)]
     )
@@ -153,14 +164,20 @@ def _unpack_chunks(state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceSta
     stored = [write_rows(table, used, rows) for table, rows in zip(state.tables, tables, strict=True)]
     q_start = jnp.pad(jnp.cumsum(length, dtype=jnp.int32), (1, 0))
     index = jnp.arange(inputs.tokens.shape[0], dtype=jnp.int32)
-    row = jnp.minimum(jnp.searchsorted(q_start, index, side="right").astype(jnp.int32) - 1, slot.shape[0] - 1)
+    # Without a loop, which the default way to search has.
+    row = jnp.searchsorted(q_start, index, side="right", method="compare_all").astype(jnp.int32)
+    row = jnp.minimum(row - 1, slot.shape[0] - 1)
     is_token = index < q_start[-1]
     positions = jnp.where(is_token, kv_len[row] - (q_start[row + 1] - index), 0)
     written = is_token & (positions >= write_from[row])
     part = _Part(inputs.tokens, positions, _kv_slots(state, [table[row] for table in tables], positions, written))
-    draw = _Draw(Scalars(inputs.floats, ints), jnp.where(is_last > 0, slot, slots), kv_len)
-    rows = PrefillRows(tuple(tables), kv_len, q_start)
-    return state._replace(tables=tuple(stored)), _Chunks(part, rows, jnp.maximum(q_start[1:] - 1, 0), draw)
+    sampled = jnp.where(is_last > 0, slot, slots)
+    scalars = Scalars(
+        *(write_rows(x, sampled, new) for x, new in zip(state.scalars, (inputs.floats, ints), strict=True))
+    )
+    state = state._replace(tables=tuple(stored), scalars=scalars)
+    draw = jnp.stack([sampled, kv_len, jnp.full_like(slot, -1)], axis=1)
+    return state, _Chunks(part, PrefillRows(tuple(tables), kv_len, q_start), jnp.maximum(q_start[1:] - 1, 0), draw)
 
 
 def _unpack_decode(state: DeviceState, rows: jax.Array) -> tuple[DeviceState, jax.Array, jax.Array, jax.Array]:
@@ -182,17 +199,14 @@ def _feed(state: DeviceState, slot: jax.Array, kv_len: jax.Array, forced: jax.Ar
     is_used = (kv_len > 0) & (kv_len <= capacity)
     kv_len = jnp.where(is_used, kv_len, 0)
     slot = jnp.where(is_used, slot, state.tables[0].shape[0])
-    scalars, tables = jax.tree.map(lambda x: x.at[slot].get(mode="clip"), (state.requests.scalars, state.tables))
-    # Padding must not switch costly sampling regimes on for the whole batch: zeros are greedy and use nothing else.
-    scalars = jax.tree.map(lambda x: jnp.where(is_used[:, None], x, jnp.zeros_like(x)), scalars)
-    tokens = jnp.where(forced >= 0, forced, scalars.ints[:, Int.LAST_TOKEN])
+    tables = tuple(x.at[slot].get(mode="clip") for x in state.tables)
+    last = state.scalars.ints.at[slot, int(Int.LAST_TOKEN)].get(mode="clip")
+    tokens = jnp.where(is_used, jnp.where(forced >= 0, forced, last), 0)
     positions = jnp.maximum(kv_len - 1, 0)
-    dense = count_fed(state.requests.dense, slot, tokens, scalars.ints[:, Int.FLAGS])
     return _Feeding(
-        state._replace(requests=RequestState(state.requests.scalars, dense)),
         _Part(tokens, positions, _kv_slots(state, tables, positions, is_used)),
-        DecodeRows(tuple(tables), kv_len),
-        _Draw(scalars, slot, kv_len),
+        DecodeRows(tables, kv_len),
+        jnp.stack([slot, kv_len, tokens], axis=1),
     )
 
 

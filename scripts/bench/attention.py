@@ -1,4 +1,4 @@
-"""Times attention, append, products and sampling alone, for docs/performance.md. Run it on a quiet machine.
+"""Times attention, append and products alone, for docs/performance.md. Run it on a quiet machine.
 
     python scripts/bench/attention.py [--heads 9,3] [--head-dim 64] [--dtype float32]
 
@@ -16,11 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from twinmesh.engine.protocol.sampling_plan import SamplingPlan
-from twinmesh.engine.sampling.logits_processors import empty_dense
-from twinmesh.engine.sampling.request_rows import scalars_of
-from twinmesh.engine.sampling.request_state import Scalars
-from twinmesh.engine.sampling.sampler import sample
 from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention
 from twinmesh.kernels_pallas.work import ceil_div
 
@@ -101,26 +96,9 @@ def bench_products(dtype: str) -> None:
         report(f"head x {rows}", partial(score, x, head))
 
 
-def bench_sampling(rows: int) -> None:
-    """Time each way of sampling over a vocabulary of 49152."""
-    logits = 4 * jax.random.normal(jax.random.key(0), (rows, VOCABULARY))
-    position = jnp.arange(rows, dtype=jnp.int32)
-    dense = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty_dense(rows, VOCABULARY))
-    step = jax.jit(sample)
-    regimes = {
-        "greedy": SamplingPlan(temperature=0, seed=1),
-        "temperature": SamplingPlan(temperature=1, seed=1),
-        "top_p, bounded": SamplingPlan(temperature=0.5, seed=1, top_p=0.9),
-        "sorted": SamplingPlan(temperature=5, seed=1, top_p=0.99),
-    }
-    for name, plan in regimes.items():
-        scalars = Scalars(*(jnp.tile(x, (rows, 1)) for x in scalars_of(plan, 0)))
-        report(f"sample {rows}, {name}", partial(step, logits, scalars, dense, position, position), rounds=5)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, print the table and return the exit code."""
-    parser = argparse.ArgumentParser(description="Time attention, append, products and sampling on this machine.")
+    """Parse the command line and print the table."""
+    parser = argparse.ArgumentParser(description="Time attention, append and products on this machine.")
     parser.add_argument("--heads", default="9,3", help="query heads, key/value heads")
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -129,7 +107,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{jax.devices()[0].device_kind}, {options.dtype:20} {'best ms':>10} {'median':>8}")
     bench_attention(query_heads, kv_heads, options.head_dim, options.dtype)
     bench_products(options.dtype)
-    bench_sampling(64)
     return 0
 
 

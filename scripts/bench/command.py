@@ -7,7 +7,7 @@ from importlib import import_module
 BENCHMARKS = {
     "before": "speed beside an earlier checkout, in alternating processes",
     "admission": "what the scheduler spends while many requests wait for one prefix, beside an earlier checkout",
-    "attention": "attention, append and sampling alone, a layer at a time",
+    "attention": "attention, append and products alone, a layer at a time",
     "cache": "programs that a start finds compiled after starts with other topologies",
     "dtype": 'products in float32 and bfloat16, which the choice of dtype="auto" rests on',
     "generate": "tokens per second of whole batches, by topology and number of requests",
@@ -18,6 +18,8 @@ BENCHMARKS = {
     "machine": "the machine's own limits: arithmetic and memory",
     "offline": "throughput of a whole workload, against transformers and vLLM",
     "policies": "time to first token by policy, over a recorded trace in virtual time",
+    "sampler": "the sampler alone, beside an earlier checkout's",
+    "start": "seconds to start an engine that compiles everything, beside an earlier checkout",
     "streaming": "what streams cost the host, beside an earlier checkout",
 }
 SUMMARY = "measure the engine, or the machine it runs on"

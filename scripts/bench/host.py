@@ -76,7 +76,7 @@ def hollow_out(meshes: Sequence[MeshWorker]) -> None:
 def hollow(program: Compiled, state: DeviceState) -> Compiled:
     """Compile a program of the same signature as a step, which returns the state as it came and zeros for the rest."""
     outputs, shardings = program.out_info, jax.tree.map(lambda x: x.sharding, state)
-    whole = shardings.requests.scalars.ints
+    whole = shardings.scalars.ints
 
     def step(params: Params, state: DeviceState, *inputs: jax.Array) -> tuple[object, ...]:
         return state, *(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), output) for output in outputs[1:])

@@ -71,7 +71,7 @@ def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
     calls, times = {}, {}
     for rows in BATCHES:
         inputs = _decode_inputs(plan, tables, rows, context)
-        calls[rows] = partial(_step, partial(made.decode[rows, 1], params), held, inputs)
+        calls[rows] = partial(_step, partial(made.decode[rows], params), held, inputs)
         times[rows] = taken = seconds(calls[rows])
         floor = (weights + rows * context * token) / copy
         row: Facts = {"ms": 1e3 * taken, "floor_ms": 1e3 * floor, "of_floor": floor / taken}
@@ -84,7 +84,7 @@ def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
     flops = products * prompt + (weights - products) + attention
     yield {"prefill": {"tokens": prompt, "ms": 1e3 * taken, "of_matmul": flops / taken / rate}}
     for rows in PROFILED:  # last, as a profiler may go on to cost something
-        found = measure_budget(calls[rows], made.decode[rows, 1].as_text() or "", 1e3 * times[rows])
+        found = measure_budget(calls[rows], made.decode[rows].as_text() or "", 1e3 * times[rows])
         yield {"decode": {str(rows): {"budget": found}}}
 
 
@@ -106,13 +106,13 @@ def random_params(plan: MeshPlan) -> tuple[Array, ...]:
 
 def _compiled(plan: MeshPlan, prompt: int) -> Programs:
     """Compile the engine's programs for these steps, and no others, all at the same time."""
-    sizes = [("allocate",), *(("decode", rows, 1) for rows in BATCHES), ("prefill", prompt)]
+    sizes = [("allocate",), *(("decode", rows) for rows in BATCHES), ("prefill", prompt)]
     with ThreadPoolExecutor(len(sizes)) as pool:
         allocate, *decode, prefill = pool.map(lambda size: compile_program(plan, *size), sizes)
     return Programs(
         allocate,
         prefill={prompt: prefill},
-        decode={(rows, 1): program for rows, program in zip(BATCHES, decode, strict=True)},
+        decode=dict(zip(BATCHES, decode, strict=True)),
     )
 
 
@@ -147,7 +147,8 @@ def _tables(plan: MeshPlan, context: int) -> np.ndarray:
 
 def _filled(plan: MeshPlan, made: Programs, tables: np.ndarray) -> DeviceState:
     """Make a state with random KV, filled in place, and these page tables."""
-    state: DeviceState = made.allocate()
+    state: DeviceState
+    state, _ = made.allocate()
 
     def fill(kv: Any) -> Any:
         def draw(x: Array) -> Array:

@@ -143,7 +143,7 @@ def step(name, tp, kind, pages=2048, tokens=2048, rows=32):
     params = abstract_params(model, jnp.bfloat16)
     plan = programs.MeshPlan(mesh, config.topology.meshes[0], model, params, config, state)
     with on_h100s(tp, "tp"):
-        program = programs.compile_program(plan, kind, *((tokens,) if kind == "prefill" else (rows, 1)))
+        program = programs.compile_program(plan, kind, tokens if kind == "prefill" else rows)
     memory, text = program.memory_analysis(), program.as_text()
     facts = {field: getattr(memory, f"{field}_size_in_bytes") for field in ("argument", "output", "alias", "temp")}
     pool = 2 * np.prod(state.kv[0].k.shape, dtype=int) * 2 // tp

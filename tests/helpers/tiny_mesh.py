@@ -47,17 +47,18 @@ def tiny_weights(model):
 
 
 def tiny_plans(config, model=None, pages=None):
-    """Make a plan and the parameters of each mesh of the config's topology; `pages` is a count per cache group."""
-    model = model or tiny_model()
+    """A plan and the parameters of each mesh of the config's topology; `pages` of each cache group."""
+    model, dtype = model or tiny_model(), jnp.dtype(config.dtype)
     weights, pages = tiny_weights(model), pages or (24,) * len(config.windows)
     plans, params = [], []
     for mesh, spec in zip(build_meshes(config.topology), config.topology.meshes, strict=True):
         own = model_on(model, spec.tp)
-        described = abstract_params(own, jnp.float32)
-        state = abstract_state(own, config, pages, jnp.dtype("float32"), mesh)
+        described = abstract_params(own, dtype)
+        state = abstract_state(own, config, pages, dtype, mesh)
         plans.append(MeshPlan(mesh, spec, model, described, config, state))
-        placer = Placer(model, jnp.dtype("float32"), mesh)
-        params.append(tuple(placer.put(path, weights[path]) for path in described.specs))
+        placer = Placer(model, dtype, mesh)
+        typed = {path: weights[path].astype(spec.value.dtype) for path, spec in described.specs.items()}
+        params.append(tuple(placer.put(path, array) for path, array in typed.items()))
     return plans, params
 
 

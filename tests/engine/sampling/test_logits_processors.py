@@ -11,12 +11,12 @@ from msgspec.structs import replace
 from twinmesh.engine.protocol.sampling_plan import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, SamplingPlan
 from twinmesh.engine.sampling import logits_processors as module
 from twinmesh.engine.sampling.logits_processors import count_fed, empty_dense, load_dense
-from twinmesh.engine.sampling.request_rows import dense_row, is_dense, scalars_of
-from twinmesh.engine.sampling.request_state import DenseRows, Flag, Float, Int, RequestState, Scalars, Seen
+from twinmesh.engine.sampling.request_rows import dense_row, scalars_of
+from twinmesh.engine.sampling.request_state import DenseRows, Flag, Float, Int, Seen
 
 ROWS, VOCABULARY = 6, 12
 NOBODY = ROWS
-adjust, count = jax.jit(module.adjust), jax.jit(count_fed)
+adjust, count = jax.jit(module.adjust_rows), jax.jit(count_fed)
 INF = np.inf
 
 
@@ -198,8 +198,9 @@ def test_feeding_a_token_gives_the_row_of_one_more_output(drawn, fed):
 
 def test_only_the_slots_of_rows_with_the_flag_are_counted():
     _, rows, _ = stack([Case(greedy(), (1,), (2,))] * ROWS, VOCABULARY)
-    flags = np.array([Flag.DENSE, Flag.LOGPROBS, Flag.DENSE | Flag.LOGPROBS, Flag.DENSE], np.int32)
-    got = count(rows, np.array([4, 1, 2, NOBODY], np.int32), np.array([2, 3, 5, 7], np.int32), flags)
+    flags = np.array([Flag.DENSE, 0, Flag.DENSE, Flag.DENSE, Flag.DENSE], np.int32)
+    slot = np.array([4, 1, 2, NOBODY, 3], np.int32)
+    got = count(rows, slot, np.array([2, 3, 5, 7, -1], np.int32), flags)  # nothing was fed for slot 3
     changed = np.argwhere(np.asarray(got.seen) != rows.seen).tolist()
     assert changed == [[2, 5], [4, 2]]
     assert got.seen[4, 2] == 2 * Seen.GENERATED
@@ -232,17 +233,16 @@ def test_counting_is_in_place(rows):
 
 def test_loading_a_dense_row_writes_one_slot_in_place():
     _, rows, _ = stack([Case(greedy(), (1,), (2,))] * ROWS, VOCABULARY)
-    scalars = Scalars(np.zeros((ROWS, len(Float)), np.float32), np.zeros((ROWS, len(Int)), np.int32))
     plan = greedy(bad_words=((1, 2),), allowed_token_ids=(3,))
     row = dense_row(plan, np.array([4], np.int32), (5,), VOCABULARY)
-    loaded = jax.jit(load_dense)(RequestState(scalars, rows), np.int32(2), row)
-    for got, before, new in zip(loaded.dense, rows, row, strict=True):
+    loaded = jax.jit(load_dense)(rows, np.int32(2), row)
+    for got, before, new in zip(loaded, rows, row, strict=True):
         np.testing.assert_array_equal(got[2], new)
         np.testing.assert_array_equal(np.delete(got, 2, axis=0), np.delete(before, 2, axis=0))
-    shapes = RequestState(scalars, empty_dense(32, 50_000))
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.dense)
+    shapes = empty_dense(32, 50_000)
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
     memory = jax.jit(load_dense, donate_argnums=0).lower(shapes, ints(), one).compile().memory_analysis()
-    assert memory.alias_size_in_bytes >= size(shapes.dense)
+    assert memory.alias_size_in_bytes >= size(shapes)
     assert memory.temp_size_in_bytes < 10_000
 
 
@@ -270,15 +270,14 @@ FEATURES = [
 
 @pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: next(iter(feature)))
 def test_each_feature_alone_needs_the_dense_row(feature):
-    assert is_dense(greedy(**feature))
+    assert greedy(**feature).is_dense
     assert scalars_of(greedy(**feature), 3)[1][Int.FLAGS] == Flag.DENSE
-    assert scalars_of(greedy(**feature, logprobs=0), 3)[1][Int.FLAGS] == Flag.DENSE | Flag.LOGPROBS
 
 
 @pytest.mark.parametrize("plan", [greedy(), greedy(min_tokens=4), greedy(stop_ids=frozenset({1}))])
 def test_plain_sampling_needs_no_dense_row(plan):
     plan = replace(plan, temperature=0.9, top_k=3, top_p=0.5, min_p=0.1)
-    assert not is_dense(plan)
+    assert not plan.is_dense
     assert scalars_of(plan, 3)[1][Int.FLAGS] == 0
 
 
@@ -294,12 +293,12 @@ def test_scalars_hold_the_plan():
         Float.PRESENCE_PENALTY: -1.0, Float.FREQUENCY_PENALTY: 2.0,
     }  # fmt: skip
     assert dict(zip(Int, numbers.tolist(), strict=True)) == {
-        Int.LAST_TOKEN: 0, Int.TOP_K: 7, Int.SEED: -1, Int.MIN_LEN: 14, Int.FLAGS: Flag.DENSE | Flag.LOGPROBS,
+        Int.LAST_TOKEN: 0, Int.TOP_K: 7, Int.SEED: -1, Int.MIN_LEN: 14, Int.FLAGS: Flag.DENSE,
     }  # fmt: skip
 
 
 def test_it_traces_under_strict_promotion():
     scalars, rows, position = stack([Case(greedy())] * ROWS, VOCABULARY)
     with jax.numpy_dtype_promotion("strict"):
-        jax.jit(lambda *a: module.adjust(*a)).trace(gaussian(), scalars, rows, position)
+        jax.jit(lambda *a: module.adjust_rows(*a)).trace(gaussian(), scalars, rows, position)
         jax.jit(lambda *a: count_fed(*a)).trace(rows, position, position, position)

@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.plans import Case, greedy, stack
+from helpers.sampling_stages import ALL, sample
 from twinmesh.engine.protocol.sampling_plan import MAX_LOGPROBS, SamplingPlan
-from twinmesh.engine.sampling import sampler as sampling
-from twinmesh.engine.sampling.logits_processors import empty_dense
+from twinmesh.engine.sampling import sampler
+from twinmesh.engine.sampling.request_rows import Stage, stages_of
 from twinmesh.engine.sampling.request_state import DenseRows, Flag, Float, Int, Scalars
-from twinmesh.engine.sampling.sampler import sample
 
 VOCABULARY = 1000
-jitted = jax.jit(sample)
 
 
 def inputs(rows, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=None, flags=0):
@@ -24,21 +23,14 @@ def inputs(rows, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=None, flag
     return Scalars(floats, ints)
 
 
-def run(logits, scalars, position, sampler=jitted):
-    """Sample without any use of dense rows."""
-    dense = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty_dense(1, logits.shape[1]))
-    return sampler(logits, scalars, dense, jnp.ones(len(logits), jnp.int32), position)
-
-
 def draws(logits, count=2048, first=0, **parameters):
     """Tokens of `count` rows with the same logits and parameters, seeds 0, 1, ..."""
     rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (count, len(logits)))
-    return np.asarray(run(rows, inputs(count, **parameters), jnp.full(count, first, jnp.int32)).tokens)
+    return sample(rows, inputs(count, **parameters), np.full(count, first)).tokens
 
 
 def tokens_of(logits, scalars, position=None):
-    position = jnp.zeros(len(logits), jnp.int32) if position is None else position
-    return np.asarray(run(logits, scalars, position).tokens)
+    return sample(logits, scalars, np.zeros(len(logits)) if position is None else position).tokens
 
 
 def gaussian_logits(rows, scale=3.0, seed=0):
@@ -103,14 +95,6 @@ def test_every_allowed_token_can_be_drawn(parameters):
     assert set(draws(logits, **parameters)) == set(ids)
 
 
-def test_min_p_alone_does_not_sort(monkeypatch):
-    logits, position = gaussian_logits(32), jnp.zeros(32, jnp.int32)
-    want = tokens_of(logits, inputs(32, min_p=0.1), position)
-    monkeypatch.setattr(sampling, "is_kept", lambda draw, weights, wanted: jnp.zeros(weights.shape, bool))
-    without = jax.jit(lambda *a: sample(*a))
-    np.testing.assert_array_equal(run(logits, inputs(32, min_p=0.1), position, without).tokens, want)
-
-
 def test_greedy_is_argmax_and_takes_the_lowest_of_equals():
     logits = np.array(gaussian_logits(32))
     logits[3, [900, 17, 400]] = 50.0
@@ -123,7 +107,7 @@ def test_a_row_of_zeros_is_greedy_even_among_others():
     logits, zeros = gaussian_logits(32), Scalars(*(np.zeros_like(x) for x in inputs(32)))
     np.testing.assert_array_equal(tokens_of(logits, zeros), logits.argmax(-1))
     is_zero = np.arange(32)[:, None] % 2 == 0
-    for others in inputs(32, top_p=0.9), inputs(32, min_p=0.1), inputs(32, flags=Flag.DENSE | Flag.LOGPROBS):
+    for others in inputs(32, top_p=0.9), inputs(32, min_p=0.1), inputs(32, flags=Flag.DENSE):
         mixed = Scalars(*(np.where(is_zero, x, y) for x, y in zip(zeros, others, strict=True)))
         np.testing.assert_array_equal(tokens_of(logits, mixed)[::2], logits.argmax(-1)[::2])
 
@@ -183,14 +167,15 @@ def everything(rows, rng):
     return [Case(plan(), ids(rng.integers(1, 99)), ids(rng.integers(0, 99))) for _ in range(rows)]
 
 
-def sample_cases(logits, cases, slot=None):
-    """Every field of `Sampled`, on the host; the cases' dense rows lie in the given slots."""
+def sample_cases(logits, cases, slot=None, stages=ALL):
+    """Tokens and scores, on the host; the cases' rows lie in the given slots."""
     scalars, rows, position = stack(cases, VOCABULARY)
     slot = np.arange(len(cases)) if slot is None else slot
-    dense = DenseRows(*(np.empty_like(x) for x in rows))
-    for array, row in zip(dense, rows, strict=True):
-        array[slot] = row
-    return jax.tree.map(np.asarray, jitted(logits, scalars, dense, slot.astype(np.int32), position))
+    stored = Scalars(*map(np.empty_like, scalars)), DenseRows(*map(np.empty_like, rows))
+    for arrays, given in zip(stored, (scalars, rows), strict=True):
+        for array, row in zip(arrays, given, strict=True):
+            array[slot] = row
+    return sample(logits, stored[0], position, stored[1], slot, stages)
 
 
 def assert_same(got, want):
@@ -211,13 +196,13 @@ def test_a_row_does_not_depend_on_its_neighbours_its_index_or_its_slot():
         assert_same(jax.tree.map(lambda x, row=row: x[row], got), jax.tree.map(lambda x, row=row: x[row], want))
 
 
-def test_a_row_alone_equals_the_row_among_greedy_ones():
-    """What the batch lets skip changes nothing: each row alone is stochastic, penalised or scored."""
+def test_a_row_alone_with_the_stages_that_it_needs_equals_the_row_among_all():
+    """Stages that run for the sake of other rows change nothing, to the last bit of the scores."""
     cases, logits = everything(32, np.random.default_rng(1)), gaussian_logits(32)
     want = sample_cases(logits, cases)
     for row in range(32):
         alone = [case if i == row else Case(greedy()) for i, case in enumerate(cases)]
-        got = sample_cases(logits, alone)
+        got = sample_cases(logits, alone, stages=stages_of(cases[row].plan) | {Stage.SCORE})
         assert_same(jax.tree.map(lambda x, row=row: x[row], got), jax.tree.map(lambda x, row=row: x[row], want))
 
 
@@ -250,35 +235,21 @@ def test_greedy_rows_take_the_most_likely_token_that_is_left():
 def test_rows_of_no_slot_read_nothing_that_matters():
     logits, cases = gaussian_logits(8), [Case(greedy(bad_words=((1,),)))] * 8
     scalars, rows, position = stack(cases, VOCABULARY)
-    slot = np.where(np.arange(8) < 4, np.arange(8), 8).astype(np.int32)
-    scalars = Scalars(*(np.where(slot[:, None] < 8, x, 0) for x in scalars))
-    tokens = jitted(logits, scalars, rows, slot, position).tokens
-    np.testing.assert_array_equal(tokens[4:], logits.argmax(-1)[4:])
+    slot = np.minimum(np.arange(8), 4)
+    scalars = Scalars(*(x[:4] for x in scalars))  # of the four slots; the last four rows have none
+    tokens = sample(logits, scalars, position, DenseRows(*(x[:4] for x in rows)), slot).tokens
+    assert ((tokens >= 0) & (tokens < VOCABULARY)).all()
+    np.testing.assert_array_equal(tokens[:4], logits.argmax(-1)[:4])
 
 
-def test_scores_are_of_the_raw_logits_and_only_where_wanted():
+def test_scores_are_of_the_raw_logits():
     logits = gaussian_logits(8)
-    cases = [
-        Case(SamplingPlan(2.0, i, repetition_penalty=9.0, logit_bias={4: 20.0}, logprobs=i % 2 or None), (1, 2))
-        for i in range(8)
-    ]
-    sampled, raw = sample_cases(logits, cases), np.asarray(jax.nn.log_softmax(logits))
-    wanted = np.arange(8) % 2 == 1
+    plans = [SamplingPlan(2.0, i, repetition_penalty=9.0, logit_bias={4: 20.0}, top_k=3) for i in range(8)]
+    sampled, raw = sample_cases(logits, [Case(plan, (1, 2)) for plan in plans]), np.asarray(jax.nn.log_softmax(logits))
     own = np.take_along_axis(raw, sampled.tokens[:, None], 1)[:, 0]
-    np.testing.assert_allclose(sampled.scores.logprob[wanted], own[wanted], rtol=1e-5)
-    np.testing.assert_array_equal(sampled.scores.rank[wanted], 1 + np.sum(raw > own[:, None], axis=1)[wanted])
-    np.testing.assert_array_equal(sampled.scores.top_ids[wanted], np.argsort(-raw)[wanted, :MAX_LOGPROBS])
-    assert not any(x[~wanted].any() for x in jax.tree.leaves(sampled.scores))
-    nobody = sample_cases(logits, [Case(greedy())] * 8)
-    assert not any(x.any() for x in jax.tree.leaves(nobody.scores))
-
-
-def test_the_sorted_fallback_draws_what_the_bounded_path_draws(monkeypatch):
-    logits, position = gaussian_logits(32, scale=5.0), jnp.arange(32, dtype=jnp.int32)
-    mixed = inputs(32, top_p=np.linspace(0.1, 0.95, 32), top_k=np.arange(32) % 9, min_p=np.resize([0.0, 0.0, 0.1], 32))
-    want = tokens_of(logits, mixed, position)
-    monkeypatch.setattr(sampling, "BOUND", 1)
-    np.testing.assert_array_equal(run(logits, mixed, position, jax.jit(lambda *a: sample(*a))).tokens, want)
+    np.testing.assert_allclose(sampled.scores.logprob, own, rtol=1e-5)
+    np.testing.assert_array_equal(sampled.scores.rank, 1 + np.sum(raw > own[:, None], axis=1))
+    np.testing.assert_array_equal(sampled.scores.top_ids, np.argsort(-raw)[:, :MAX_LOGPROBS])
 
 
 def test_seed_and_position_are_the_whole_key():
@@ -295,13 +266,42 @@ def test_seed_and_position_are_the_whole_key():
 @pytest.mark.parametrize("vocabulary", [3, 257])
 def test_small_and_odd_vocabularies(vocabulary):
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((32, vocabulary)), jnp.float32)
-    mixed = inputs(32, top_p=np.resize([0.5, 1.0], 32), top_k=np.resize([0, 2, 400], 32), flags=Flag.LOGPROBS)
+    mixed = inputs(32, top_p=np.resize([0.5, 1.0], 32), top_k=np.resize([0, 2, 400], 32), flags=0)
     tokens = tokens_of(logits, mixed)
     assert ((tokens >= 0) & (tokens < vocabulary)).all()
     np.testing.assert_array_equal(tokens_of(logits, inputs(32, temperature=0.0)), logits.argmax(-1))
 
 
+@pytest.mark.parametrize(
+    ("plan", "stages"),
+    [
+        (greedy(), ""),
+        (greedy(top_p=0.5, top_k=4, min_p=0.1), ""),
+        (greedy(logprobs=0), "score"),
+        (greedy(bad_words=((1,),)), "adjust draw"),
+        (SamplingPlan(1.0, 0), "draw"),
+        (SamplingPlan(1.0, 0, min_p=0.2), "draw"),
+        (SamplingPlan(1.0, 0, top_p=0.9), "top_p draw"),
+        (SamplingPlan(1.0, 0, top_k=9, logprobs=2), "top_k draw score"),
+        (SamplingPlan(1.0, 0, top_k=9, top_p=0.9, presence_penalty=1.0), "adjust top_k top_p draw"),
+    ],
+)
+def test_a_request_needs_the_stages_of_what_it_uses(plan, stages):
+    assert stages_of(plan) == set(stages.split())
+
+
+def test_a_drawn_token_is_stored_in_its_slot_and_nothing_else_changes():
+    scalars = inputs(5, flags=Flag.DENSE)
+    rows = np.array([[3, 0, -1], [5, 0, -1], [0, 0, -1]], np.int32)
+    stored, tokens = jax.jit(sampler.draw)(scalars, rows, gaussian_logits(3))
+    want = scalars.ints.copy()
+    want[[3, 0], Int.LAST_TOKEN] = np.asarray(tokens)[[0, 2]]
+    np.testing.assert_array_equal(stored.ints, want)
+    np.testing.assert_array_equal(stored.floats, scalars.floats)
+
+
 def test_it_traces_under_strict_promotion():
     with jax.numpy_dtype_promotion("strict"):
-        scalars, rows, position = stack([Case(greedy())] * 2, VOCABULARY)
-        jax.jit(lambda *a: sample(*a)).trace(gaussian_logits(2), scalars, rows, position, position)
+        rows = np.zeros((2, 3), np.int32)
+        jax.jit(lambda *a: sampler.draw(*a)).trace(inputs(2), rows, gaussian_logits(2))
+        jax.jit(lambda *a: sampler.greedy(*a)).trace(gaussian_logits(2))

@@ -8,7 +8,7 @@ from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.startup.memory import longest_that_fits, memory_for_kv, page_bytes, pool_that_fits, request_bytes
 from twinmesh.engine.topology import Topology
-from twinmesh.engine.worker.kv_cache import Group, abstract_state, groups
+from twinmesh.engine.worker.kv_cache import Group, abstract_dense, abstract_state, groups
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 
 
@@ -42,10 +42,11 @@ def test_a_state_has_a_pool_and_a_table_per_group():
     settings = config("both=1", windows=(32, None))
     (mesh,) = build_meshes(settings.topology)
     state = abstract_state(model(32, None, 32), settings, (5, 7), jnp.dtype("float32"), mesh)
+    dense = abstract_dense(model(32, None, 32), settings, mesh)
+    assert dense.seen.shape == (2, 10)
     assert [cache.k.shape for cache in state.kv] == [(2, 5, 16, 2, 16), (1, 7, 16, 2, 16)]
     assert [table.shape for table in state.tables] == [(2, 4), (2, 4)]
-    assert state.requests.dense.seen.shape == (2, 10)
-    sizes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state.tables, state.requests)))
+    sizes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state.tables, state.scalars, dense)))
     assert request_bytes(model(32, None, 32), settings) == sizes
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 from twinmesh.engine.config import EngineConfig
-from twinmesh.engine.sampling.request_state import DenseRows, RequestState, Scalars
+from twinmesh.engine.sampling.request_state import Scalars
 from twinmesh.engine.sharding.mesh import AXIS, replicated, sharding
 from twinmesh.engine.startup.compilation import CompileCounter
 from twinmesh.engine.topology import Topology, TopologyError
@@ -25,7 +25,7 @@ from twinmesh.engine.worker.kv_transfer import (
     staged_pages,
 )
 
-LAYERS, SIZE, DIM, SLOTS, WIDTH, VOCABULARY = (2, 1), 4, 8, 5, 6, 30
+LAYERS, SIZE, DIM, SLOTS, WIDTH = (2, 1), 4, 8, 5, 6
 POOLS = (7, 5)  # pages of the two cache groups
 BUCKETS = (4, 1)
 FROM, TO = ((2, 0, 6), (3,)), ((5, 1, 3), (4,))
@@ -50,8 +50,7 @@ def make_state(seed, mesh, kv_heads, dtype=np.float32, pools=POOLS):
 
     kv = tuple(KVCache(pool(layers, pages), pool(layers, pages)) for layers, pages in zip(LAYERS, pools, strict=True))
     scalars = Scalars(rows(6, dtype=np.float32), rows(5))
-    dense = DenseRows(rows(VOCABULARY), rows(VOCABULARY, dtype=np.float32), rows(2, 3), rows(2))
-    return DeviceState(kv=kv, tables=(rows(WIDTH), rows(WIDTH)), requests=RequestState(scalars, dense))
+    return DeviceState(kv=kv, tables=(rows(WIDTH), rows(WIDTH)), scalars=scalars)
 
 
 def abstract(tree):
@@ -127,7 +126,7 @@ def check_copies(kv_heads, state):
         values = np.asarray(pool)
         copies = max(1, values.shape[3] // kv_heads)
         np.testing.assert_array_equal(values, np.repeat(values[..., ::copies, :], copies, axis=3))
-    for x in jax.tree.leaves((state.tables, state.requests)):
+    for x in jax.tree.leaves((state.tables, state.scalars)):
         for shard in x.addressable_shards:
             np.testing.assert_array_equal(shard.data, x.addressable_shards[0].data)
 
@@ -163,7 +162,7 @@ def pool_pointers(state):
 
 def check_rows(before, old, new):
     """Slot 3 of the source is slot 4 of the destination, with the tables that were given."""
-    for source, was, now in zip(*map(jax.tree.leaves, (before.requests, old.requests, new.requests)), strict=True):
+    for source, was, now in zip(*map(jax.tree.leaves, (before.scalars, old.scalars, new.scalars)), strict=True):
         np.testing.assert_array_equal(now[4], source[3])
         np.testing.assert_array_equal(now[:4], was[:4])
     for group in range(2):
@@ -175,7 +174,7 @@ def test_a_slot_past_the_last_moves_pages_only():
     pair = Pair(2, make_mesh(0, 1), make_mesh(4))
     new = pair.move(slot=SLOTS, new_slot=SLOTS)
     check_pages(2, pair.before, pair.old, new)
-    jax.tree.map(np.testing.assert_array_equal, new.requests, pair.old.requests)
+    jax.tree.map(np.testing.assert_array_equal, new.scalars, pair.old.scalars)
     jax.tree.map(np.testing.assert_array_equal, new.tables, pair.old.tables)
 
 

@@ -224,6 +224,7 @@ def test_a_request_goes_on_elsewhere_as_it_would_have_here(start, topology, plan
     run.do(*assign(0, 0, 0), *assign(1, 3, 9))
     tokens = run.prefill("a").tokens[0].tolist()
     transfer(run)
+    run.submit("a", plan=plan, outputs=tokens)
     assert finish(run, 1, 3, tokens) == expected
     traffic = run.executor.traffic
     assert traffic.transfers == 1
@@ -243,22 +244,26 @@ def test_pages_may_go_ahead_of_the_state(start):
     assert tokens == greedy_tokens(MODEL, PROMPT, 2)
 
 
-def test_a_decoding_request_may_move_back_and_forth(start):
+@pytest.mark.parametrize("back", [1, 3], ids=["to another slot", "to its old slot"])
+def test_a_decoding_request_may_move_back_and_forth(start, back):
     def finish(move):
         run = start("prefill=1,decode=2")
         run.submit("a", plan=PENALISED)
         run.do(*assign(0, 0, 0), *assign(1, 3, 9))
         tokens = run.prefill("a").tokens[0].tolist()
         transfer(run)
+        run.submit("a", plan=PENALISED, outputs=tokens)
         tokens += run.decode([("a", 3, 10)], 1).tokens[0].tolist()
         where = (3, 1)
         if move:
             run.do(*assign(2, 0, 4))
             transfer(run, 1, 2, 2, slots=(3, 0), pages=((9, 10, 11), (9, 10, 11)), to=4)
+            run.submit("a", plan=PENALISED, outputs=tokens)
             tokens += run.decode([("a", 0, 11)], 2).tokens[0].tolist()
-            run.do(*assign(1, 1, 15))
-            transfer(run, 2, 1, 3, slots=(0, 1), pages=((4, 5, 6), (4, 5, 6)), to=15)
-            where = (1, 1)
+            run.do(*assign(1, back, 15))
+            transfer(run, 2, 1, 3, slots=(0, back), pages=((4, 5, 6), (4, 5, 6)), to=15)
+            run.submit("a", plan=PENALISED, outputs=tokens)
+            where = (back, 1)
         for kv_len in range(10 + len(tokens) - 1, 15):
             tokens += run.decode([("a", where[0], kv_len)], where[1]).tokens[0].tolist()
         return tokens
@@ -282,11 +287,15 @@ def test_a_mesh_has_the_programs_that_its_topology_needs(start):
         kinds = [vars(mesh.programs) for mesh in start(topology).executor.meshes]
         return [{name for name, programs in kind.items() if programs} - {"allocate"} for kind in kinds]
 
-    prefilling = {"prefill", "score", "load_dense", "copy_page"}
-    assert programs("both(mode=fused)=1") == [prefilling | {"fused", "decode"}]
-    decoding = {"decode", "gather", "scatter", "copy_page"}
+    always = {"sample", "load_dense", "copy_page"}
+    prefilling = always | {"prefill", "score"}
+    assert programs("both(mode=fused)=1") == [prefilling | {"fused", "decode", "decode_steps"}]
+    decoding = always | {"decode", "gather", "scatter"}
     assert programs("prefill=1,decode=2") == [prefilling | {"gather"}, decoding, decoding]
-    assert set(start().executor.meshes[0].programs.decode) == {(4, 1), (4, 2)}
+    made = start().executor.meshes[0].programs
+    assert set(made.decode) == {4}
+    assert set(made.decode_steps) == {(4, 2)}
+    assert {rows for _, rows in made.sample} == {3, 4, 7}  # of prefill, decode and fused steps
 
 
 @pytest.mark.parametrize(
@@ -321,6 +330,11 @@ def test_new_parameters_serve_the_steps_that_follow(start):
 class Burning:
     """Stands for an array that a device failed to compute."""
 
+    ndim = 1
+
+    def copy_to_host_async(self):
+        pass
+
     def block_until_ready(self):
         raise RuntimeError("the device is on fire")
 
@@ -334,8 +348,8 @@ def test_a_step_that_raises_on_the_device_is_reported_and_the_mesh_starts_anew(s
     program = programs[16]
 
     def burning(params, state, inputs):
-        state, sampled, hidden = program(params, state, inputs)
-        return state, sampled._replace(tokens=Burning()), hidden
+        state, passed, hidden = program(params, state, inputs)
+        return state, passed._replace(tokens=Burning()), hidden
 
     programs[16] = burning
     try:

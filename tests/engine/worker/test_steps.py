@@ -114,7 +114,7 @@ def test_several_steps_in_one_dispatch_equal_single_ones(make, plan):
         tokens = []
         for done in range(0, 6, steps):
             tokens += mesh.decode(*(mesh.row(name, n + 1 + done) for name, n in lengths.items()), steps=steps)
-        results.append((tokens, pools(mesh)[0], np.asarray(mesh.worker.state.requests.dense.seen)))
+        results.append((tokens, pools(mesh)[0], np.asarray(mesh.worker.dense.seen)))
     assert results[0][0] == results[1][0]
     np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-5)
     np.testing.assert_array_equal(results[0][2], results[1][2])
@@ -206,7 +206,7 @@ def test_a_dense_row_counts_what_is_in_the_cache_and_then_what_is_fed(make):
     expected = np.zeros(VOCABULARY, np.int32)
     expected[[1, 2, 3]] = Seen.IN_PROMPT
     expected[[7, 9, 4]] = [2 * Seen.GENERATED, Seen.GENERATED, Seen.GENERATED]
-    np.testing.assert_array_equal(mesh.worker.state.requests.dense.seen[0], expected)
+    np.testing.assert_array_equal(mesh.worker.dense.seen[0], expected)
 
 
 def test_a_slot_keeps_nothing_of_its_last_tenant(make):
@@ -222,7 +222,7 @@ def test_every_program_aliases_the_state_and_needs_little_besides(make_windowed)
     pool = sum(x.nbytes for kv in big.state.kv for x in kv)
     assert pool >= 4 << 20
     programs = big.programs
-    kinds = (programs.prefill, programs.fused, programs.decode, programs.scatter)
+    kinds = (programs.prefill, programs.fused, programs.decode, programs.decode_steps, programs.scatter)
     for program in [program for kind in kinds for program in kind.values()]:
         memory = program.memory_analysis()
         assert memory.alias_size_in_bytes >= pool
@@ -232,5 +232,5 @@ def test_every_program_aliases_the_state_and_needs_little_besides(make_windowed)
         assert memory.alias_size_in_bytes >= sum(x.nbytes for x in big.state.kv[group])
         assert memory.temp_size_in_bytes < pool / 100
     memory = programs.load_dense.memory_analysis()
-    assert memory.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves(big.state.requests))
-    assert memory.temp_size_in_bytes < big.state.requests.dense.seen.nbytes
+    assert memory.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves(big.dense))
+    assert memory.temp_size_in_bytes < big.dense.seen.nbytes

@@ -1,0 +1,65 @@
+"""Looks for branches and loops in the programs of H100s that are not there. A program, not a test.
+
+`python branches.py JOB...` prints, for each job, a line `@@ {"job": ...}` and a line `## {facts}`, as `compile.py`;
+`test_branches.py` reads them.
+"""
+
+import json
+import re
+import sys
+
+import jax.numpy as jnp
+from compile import DEVICES, MODELS, count, on_h100s
+from twinmesh.engine.config import EngineConfig
+from twinmesh.engine.sampling.request_rows import Stage
+from twinmesh.engine.sharding.mesh import build_meshes
+from twinmesh.engine.sharding.tensor_parallel import model_on
+from twinmesh.engine.topology import Topology
+from twinmesh.engine.worker import programs
+from twinmesh.engine.worker.kv_cache import abstract_state
+from twinmesh.models.decoder import abstract_params
+
+ROWS, TOKENS = 32, 2048
+
+
+def plan(name, tp):
+    model = model_on(MODELS[name], tp)
+    config = EngineConfig(
+        Topology.parse(f"both=1xtp{tp}"), max_model_len=8192, prefill_buckets=(TOKENS,), decode_buckets=(ROWS,),
+        max_num_seqs=ROWS,
+    )  # fmt: skip
+    (mesh,) = build_meshes(config.topology, DEVICES[:tp])
+    state = abstract_state(model, config, (2048,), jnp.dtype("bfloat16"), mesh)
+    return programs.MeshPlan(
+        mesh, config.topology.meshes[0], model, abstract_params(model, jnp.bfloat16), config, state
+    )
+
+
+def facts(name, tp, kind, *size):
+    with on_h100s(tp, "tp"):
+        text = programs.compile_program(plan(name, tp), kind, *size).as_text()
+    loops = [line for line in text.splitlines() if re.search(r" while\(", line)]
+    trips = [re.search(r'"known_trip_count":\s*\{"n":"(\d+)"', line) for line in loops]
+    return {
+        "conditionals": count(text, "conditional"),
+        "trips": [trip and int(trip[1]) for trip in trips],
+        "sorts": count(text, "sort"),
+    }
+
+
+def decode(name, tp=1):
+    return facts(name, tp, "decode", ROWS)
+
+
+def prefill(name, tp=1):
+    return facts(name, tp, "prefill", TOKENS)
+
+
+def stage(which, name="qwen3-8b", tp=1):
+    return facts(name, tp, "sample", Stage(which), ROWS)
+
+
+if __name__ == "__main__":
+    for job in sys.argv[1:]:
+        print("@@", json.dumps({"job": job}), flush=True)
+        print("##", json.dumps(eval(job)), flush=True)
