@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -20,6 +21,7 @@ class PagedKV(NamedTuple):
     v_pages: Array  # [N, P, Hk, D]
     page_table: Array  # [R, max_pages]
     kv_len: Array  # [R]
+    first_page: Array = np.zeros(1, np.int32)  # type: ignore[assignment]  # [1], added to every id of `page_table`
 
     @property
     def capacity(self) -> int:
@@ -62,6 +64,20 @@ def check_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> int:
     check_ints("kv_len", kv.kv_len, (requests,), "[R], one per row of page_table")
     _check_options(q.shape[1], options)
     return requests
+
+
+def as_first_page(first_page: int | Array) -> Array:
+    """Return a layer's first page as `PagedKV` has it.
+
+    Raises:
+        ValueError: it is not one int32 that is not negative; an array's content is trusted.
+    """
+    if isinstance(first_page, int) and not isinstance(first_page, bool) and 0 <= first_page < 2**31:
+        return jnp.full(1, first_page, jnp.int32)
+    if not isinstance(first_page, Array):
+        raise ValueError(f"first_page={first_page!r}: it must be a whole number, 0 or more, or an int32 array.")
+    check_ints("first_page", first_page, (), "a scalar")
+    return first_page.reshape(1)
 
 
 def check_append(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> None:
