@@ -55,6 +55,7 @@ def _type_of(name: str, option: Option) -> Callable[[str], object]:
     kinds = {
         int: whole_number(option.least),
         int | None: whole_number(option.least),
+        float | None: _fraction,
         tuple[int, ...] | None: _whole_numbers,
     }
     return kinds.get(signature().parameters[name].annotation, not_empty)
@@ -202,6 +203,17 @@ def not_empty(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("it is empty: give a name")
     return text
+
+
+def _fraction(text: str) -> float:
+    """Read an argument that is a part of something: above 0 and at most 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+    return number
 
 
 def whole_number(least: int) -> Callable[[str], int]:

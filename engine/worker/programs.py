@@ -85,14 +85,11 @@ class MeshPlan:
         return others
 
 
-def compile_programs(plans: list[MeshPlan], *, progress: bool) -> list[Programs]:
-    """Compile all programs of all meshes, two at a time; `progress` shows a bar on stderr.
-
-    Compiling releases the GIL, so a second thread helps; more threads would only take more memory.
-    """
+def compile_programs(plans: list[MeshPlan], threads: int, *, progress: bool) -> list[Programs]:
+    """Compile all programs of all meshes, `threads` at a time, without the GIL; `progress` shows a bar on stderr."""
     programs = [Programs(compile_program(plan, "allocate")) for plan in plans]
     jobs = [(plan, made, kind, size) for plan, made in zip(plans, programs, strict=True) for kind, *size in _jobs(plan)]
-    with ThreadPoolExecutor(2) as pool, tqdm(total=len(jobs), desc="compiling", disable=not progress) as bar:
+    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(jobs), desc="compiling", disable=not progress) as bar:
         for _ in pool.map(lambda job: _add(*job), jobs):
             bar.update()
     return programs
