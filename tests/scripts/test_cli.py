@@ -161,7 +161,8 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
     assert given == {
         "model": "m.gguf", "topology": Topology.parse("both=2"), "dtype": "bfloat16", "max_model_len": 64,
         "deterministic": True, "decode_steps": 4, "enable_prefix_caching": False, "decision_log": "run.log",
-        "page_size": 16, "max_num_seqs": 8, "prefill_buckets": (16, 32), "decode_buckets": (8,), "kv_cache_bytes": 4096, "memory_fraction": 0.25,
+        "page_size": 16, "max_num_seqs": 8, "prefill_buckets": (16, 32), "decode_buckets": (8,), "kv_cache_bytes": 4096,
+        "memory_fraction": 0.25,
         "max_retries": 0, "policy": "spf", "progress": True,
     }  # fmt: skip
 
