@@ -1,4 +1,5 @@
-"""Paged attention and KV append: the public functions. `arguments.py` checks arguments, `dispatch.py` picks a kernel.
+"""Paged attention, KV append and what comes before: the public functions. `arguments.py` checks their arguments,
+`dispatch.py` picks a kernel.
 
 Words and shapes: T packed tokens, R requests, N pages, P = page_size tokens a page, Hk key/value heads, Hq query heads,
 D head_dim. Query head h reads key/value head `h // (Hq // Hk)`. Pages are page-major, [N, P, Hk, D], so that one page
@@ -12,16 +13,25 @@ Invariants of every implementation:
 - Nothing copies the pools: N may count the pages of all layers. `first_page` is then the layer's first, and is added to
   every page id inside the kernels: tables of their own for each layer would be written by a kernel of their own.
 
-Not here: positions (rotate q and k before the call), allocation of pages, checks of array *contents* (lengths and page
+Not here: positions (a `Rotation` holds the angles), allocation of pages, checks of array *contents* (lengths and page
 ids are data on the device and are trusted).
 """
 
 from jax import Array
 
 from . import dispatch, xla
-from .arguments import AttentionOptions, PagedKV, as_first_page, check_append, check_attention, check_ints
+from .arguments import (
+    AttentionOptions,
+    PagedKV,
+    as_first_page,
+    check_append,
+    check_attention,
+    check_ints,
+    check_rotation,
+)
+from .rotary import Rotation
 
-__all__ = ["append_kv", "paged_decode_attention", "paged_prefill_attention"]
+__all__ = ["Rotation", "append_kv", "paged_decode_attention", "paged_prefill_attention", "prepare_heads"]
 
 
 def paged_prefill_attention(
@@ -131,3 +141,37 @@ def append_kv(
     """
     check_append(k_pages, v_pages, k, v, slot)
     return xla.append_kv(k_pages, v_pages, k, v, slot, as_first_page(first_page))
+
+
+def prepare_heads(
+    q: Array,
+    k: Array,
+    v: Array,
+    rotation: Rotation,
+    k_pages: Array,
+    v_pages: Array,
+    slot: Array,
+    *,
+    first_page: int | Array = 0,
+) -> tuple[Array, Array, Array]:
+    """Norm and rotate queries and keys, and write keys and values into their slots; in place if the pools are donated.
+
+    Args:
+        q: [T, Hq, D] as projected, of k_pages' dtype.
+        k: [T, Hk, D] as projected, of k_pages' dtype.
+        v: [T, Hk, D], of k_pages' dtype.
+        rotation: the tokens' angles, and the norms of queries and keys.
+        k_pages: [N, P, Hk, D].
+        v_pages: [N, P, Hk, D], of k_pages' dtype.
+        slot: [T] int32, as for `append_kv`.
+        first_page: added to the page of every slot; [] int32 or a number.
+
+    Returns:
+        The queries [T, Hq, D] to attend from, and the updated (k_pages, v_pages).
+
+    Raises:
+        ValueError: a shape or dtype does not fit, or N * P does not fit int32; names it.
+    """
+    check_append(k_pages, v_pages, k, v, slot)
+    check_rotation(q, rotation, k_pages)
+    return dispatch.prepare_heads(q, k, v, rotation, k_pages, v_pages, slot, as_first_page(first_page))

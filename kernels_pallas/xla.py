@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .arguments import AttentionOptions, PagedKV
+from .rotary import Rotation
 from .scatter import write_rows
 from .work import Splits, ceil_div, split_work
 
@@ -50,6 +51,21 @@ def append_kv(
     at = page, slot % page_size
     with jax.named_scope("append_kv"):
         return write_rows(k_pages, at, k), write_rows(v_pages, at, v)
+
+
+def prepare_heads(
+    q: Array,
+    k: Array,
+    v: Array,
+    rotation: Rotation,
+    k_pages: Array,
+    v_pages: Array,
+    slot: Array,
+    first_page: Array,
+) -> tuple[Array, Array, Array]:
+    """See `kernels_pallas.prepare_heads`; `first_page` is [1]."""
+    q, k = rotation.apply(q, k)
+    return q, *append_kv(k_pages, v_pages, k, v, slot, first_page)
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, PartitionSpec
 
-from ...kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention
+from ...kernels_pallas import Rotation, paged_decode_attention, paged_prefill_attention, prepare_heads
 from ...models.config import AttentionSpec, ModelConfig
 from ..sharding.mesh import AXIS
 from .kv_cache import KVCache, groups
@@ -68,20 +68,30 @@ class PagedAttention:
         self._mesh, self._model, self._places = mesh, model, _places(model)
 
     def __call__(
-        self, kv: tuple[KVCache, ...], layer: int, q: jax.Array, k: jax.Array, v: jax.Array, rows: StepRows
+        self,
+        kv: tuple[KVCache, ...],
+        layer: int,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        rotation: Rotation,
+        rows: StepRows,
     ) -> tuple[jax.Array, tuple[KVCache, ...]]:
-        """Append k and v [T, Hk, D] to the layer's pool in `kv`, and attend from q [T, Hq, D] over that pool.
+        """Rotate q [T, Hq, D] and k, append k and v [T, Hk, D] to the layer's pool in `kv`, and attend over that pool.
 
         Returns [T, Hq, D], and `kv` with the updated pool.
         """
         group, index = self._places[layer]
         spec, scale = self._model.layers[layer], self._model.attention_scale
 
-        def step(kv: KVCache, q: jax.Array, k: jax.Array, v: jax.Array, tokens: _Tokens) -> tuple[jax.Array, KVCache]:
+        def step(
+            kv: KVCache, q: jax.Array, k: jax.Array, v: jax.Array, rotation: Rotation, tokens: _Tokens
+        ) -> tuple[jax.Array, KVCache]:
             shape = kv.k.shape
             k_pages, v_pages = (_reshape(x, (-1, *shape[2:])) for x in kv)
             first_page = index * shape[1]
-            flat = KVCache(*append_kv(k_pages, v_pages, k, v, tokens.slots, first_page=first_page))
+            q, *pools = prepare_heads(q, k, v, rotation, k_pages, v_pages, tokens.slots, first_page=first_page)
+            flat = KVCache(*pools)
             attended = _attend(flat, q, tokens, spec, scale=scale, first_page=first_page)
             return attended, KVCache(*(_reshape(x, shape) for x in flat))
 
@@ -89,10 +99,10 @@ class PagedAttention:
             heads, pool, whole = PartitionSpec(None, AXIS), PartitionSpec(None, None, None, AXIS), PartitionSpec()
             # The kernels' loops start from constants, which the check would treat as values equal on all devices.
             step = jax.shard_map(
-                step, mesh=self._mesh, in_specs=(pool, heads, heads, heads, whole), out_specs=(heads, pool),
+                step, mesh=self._mesh, in_specs=(pool, heads, heads, heads, whole, whole), out_specs=(heads, pool),
                 check_vma=False,
             )  # fmt: skip
-        attended, pool_after = step(kv[group], q, k, v, _tokens(rows, group))
+        attended, pool_after = step(kv[group], q, k, v, rotation, _tokens(rows, group))
         return attended, (*kv[:group], pool_after, *kv[group + 1 :])
 
 

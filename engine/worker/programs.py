@@ -34,7 +34,9 @@ from .step_layout import PrefillInputs, decode_columns, prefill_columns
 from .steps import decode_step, fused_step, prefill_step
 
 # XLA's options for GPUs that make all programs compute alike; not yet tried on a GPU.
-_FIXED: dict[str, str | bool] = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": "0"}
+_FIXED: dict[str, str | bool | int] = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": "0"}
+# Gate and up of a decode step are one product, which reads both weights where they are. In MB of weights.
+_MERGED: dict[str, str | bool | int] = {"xla_gpu_dot_merger_threshold_mb": 1024}
 
 
 @dataclass
@@ -160,7 +162,7 @@ def _compile_decode(plan: MeshPlan, rows: int, steps: int) -> Compiled:
     def decode(params: Params, state: DeviceState, rows: jax.Array) -> tuple[DeviceState, Sampled]:
         return decode_step(_decoder(plan, params), plan.mesh, state, rows, steps)
 
-    return _compile_step(plan, decode, _decode_rows(plan, rows, steps))
+    return _compile_step(plan, decode, _decode_rows(plan, rows, steps), options=_MERGED)
 
 
 def _decoder(plan: MeshPlan, params: Params) -> Decoder:
@@ -178,15 +180,18 @@ def _decode_rows(plan: MeshPlan, rows: int, steps: int) -> Any:
     return _argument(plan.mesh, (rows, decode_columns(len(config.windows), steps, config.page_size)))
 
 
-def _compile_step(plan: MeshPlan, step: Callable[..., Any], *inputs: Any) -> Compiled:
-    """Compile a step that takes parameters, state and inputs, and returns the new state first."""
+def _compile_step(
+    plan: MeshPlan, step: Callable[..., Any], *inputs: Any, options: dict[str, str | bool | int] | None = None
+) -> Compiled:
+    """Compile a step that takes parameters, state and inputs, and returns the new state first; `options` of a GPU."""
     whole = replicated(plan.mesh)
     outputs = jax.eval_shape(step, _params(plan), plan.state, *inputs)
     out = (_shardings(plan.state), *(whole for _ in outputs[1:]))
     lowered = jax.jit(step, donate_argnums=1, out_shardings=out).lower(_params(plan), plan.state, *inputs)
     # Each mesh's programs are compiled separately, so autotuning could choose different kernels for two meshes.
-    is_fixed = plan.config.deterministic and plan.mesh.devices.flat[0].platform == "gpu"
-    return lowered.compile(compiler_options=_FIXED if is_fixed else None)
+    fixed = _FIXED if plan.config.deterministic else {}
+    is_gpu = plan.mesh.devices.flat[0].platform == "gpu"
+    return lowered.compile(compiler_options=fixed | (options or {}) if is_gpu else None)
 
 
 def _params(plan: MeshPlan) -> Any:

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from twinmesh.engine.sharding.mesh import AXIS, sharding
 from twinmesh.engine.worker.kv_cache import KV_AXES, KVCache, groups
 from twinmesh.engine.worker.paged_attention import DecodeRows, PagedAttention, PrefillRows, StepRows
+from twinmesh.kernels_pallas import Rotation
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import dense_causal
 
@@ -38,8 +39,14 @@ def draw(seed=0):
     return [[random.standard_normal((LENGTH, h, 8)).astype(np.float32) for h in heads] for _ in SPECS]
 
 
+def unturned(tokens):
+    """The rotation by no angle."""
+    return Rotation(jnp.ones((tokens, 4)), jnp.zeros((tokens, 4)))
+
+
 def dense(sequence):
-    return [np.asarray(dense_causal(MODEL)(None, layer, *qkv, None)[0]) for layer, qkv in enumerate(sequence)]
+    attend = dense_causal(MODEL)
+    return [np.asarray(attend(None, i, *qkv, unturned(LENGTH), None)[0]) for i, qkv in enumerate(sequence)]
 
 
 # One row of page ids per group; what the window has left behind is garbage.
@@ -63,7 +70,7 @@ def run(mesh, kv, sequences, slots, **rows):
     def step(kv, layers, slots, rows):
         attend, out = PagedAttention(mesh, MODEL), []
         for layer, qkv in enumerate(layers):
-            attended, kv = attend(kv, layer, *qkv, StepRows(slots, **rows))
+            attended, kv = attend(kv, layer, *qkv, unturned(len(qkv[0])), StepRows(slots, **rows))
             out.append(attended)
         return kv, out
 
