@@ -1,4 +1,4 @@
-"""The engine's frozen configuration, checked when it is made. Control-plane module: no JAX here.
+"""The engine's frozen configuration, checked when it is made. No JAX here.
 
 A `Topology` says which meshes exist and what each is for; an `EngineConfig` adds lengths, pages and buckets. Every
 message says what to change. Nothing here looks at devices or memory: `sharding/mesh.py` and `startup/memory.py` do.
@@ -31,9 +31,7 @@ class EngineConfig:
     prefill_rows: int = 8  # requests packed into one prefill step
     decode_buckets: tuple[int, ...] = (1, 8, 32)  # row counts of decode steps
     dtype: str = "float32"  # of weights, activations and KV: one of `DTYPES`
-    windows: tuple[int | None, ...] = (
-        None,
-    )  # per cache group, its layers' attention window; None: they see everything
+    windows: tuple[int | None, ...] = (None,)  # of each cache group, its attention window; None: all tokens are seen
     decode_steps: int = 1  # the most that one dispatch runs
     prefix_cache: bool = True  # prompts reuse the pages of earlier ones
     deterministic: bool = False  # the same tokens, whatever else runs
@@ -57,7 +55,7 @@ class EngineConfig:
             self._check_deterministic()
 
     def _check_deterministic(self) -> None:
-        """One program per phase: programs of other shapes may round differently."""
+        """Refuse settings that need several programs for a phase: programs of other shapes may round differently."""
         for name in ("prefill_buckets", "decode_buckets"):
             if len(getattr(self, name)) > 1:
                 raise ValueError(f"deterministic=True needs one size in {name}, not {getattr(self, name)}: give one.")
@@ -68,37 +66,37 @@ class EngineConfig:
 
     @property
     def chunk_size(self) -> int:
-        """The most prompt tokens of one step."""
+        """Return the most prompt tokens of one step."""
         return self.prefill_buckets[-1]
 
     @property
     def max_pages(self) -> int:
-        """Pages of the longest request: the width of a page table."""
+        """Return the pages of the longest request, which is the width of a page table."""
         return self.pages_for(self.max_model_len)
 
     @property
     def handoff_buckets(self) -> tuple[int, ...]:
-        """Page counts that a transfer is padded to: powers of two up to a whole request."""
+        """Return the page counts that transfers are padded to: powers of two, then a whole request's."""
         powers = [1 << i for i in range(self.max_pages.bit_length()) if 1 << i < self.max_pages]
         return (*powers, self.max_pages)
 
     @property
     def has_handoffs(self) -> bool:
-        """Whether KV may move between meshes: from prefill to decode, or from one decoding mesh to another."""
+        """Return whether KV may move between meshes: from prefill to decode, or from one decoding mesh to another."""
         return len(self.topology.meshes) > 1
 
     def pages_for(self, tokens: int) -> int:
-        """Pages that hold this many tokens."""
+        """Return how many pages hold this many tokens."""
         return -(-tokens // self.page_size)
 
     def most_pages(self, window: int | None) -> int:
-        """The most pages that one request holds in a group: all, or the window and the chunk being prefilled."""
+        """Return the most pages that one request holds in a group: all, or its window and the chunk being prefilled."""
         if window is None:
             return self.max_pages
         return min(self.max_pages, self.pages_for(window + self.chunk_size) + 1)
 
     def pages_to_send(self, window: int | None) -> int:
-        """The most pages of a group that one transfer carries: all, or those that the next token's window touches."""
+        """Return the most pages of a group that a transfer carries: all, or those in the next token's window."""
         return self.max_pages if window is None else min(self.max_pages, self.pages_for(window) + 1)
 
 
@@ -112,13 +110,13 @@ class PoolSize:
     state_bytes: int = 0  # of a request's state, which goes along with every transfer
 
     def transfer_bytes(self, bucket: int, caps: Sequence[int]) -> int:
-        """Staging of a transfer of `bucket` pages; `caps` are the groups' `EngineConfig.pages_to_send`."""
+        """Return the bytes of a transfer of `bucket` pages; `caps` are the groups' `EngineConfig.pages_to_send`."""
         pages = sum(min(bucket, cap) * size for cap, size in zip(caps, self.page_bytes, strict=True))
         return pages + self.state_bytes
 
 
 def bucket_for(size: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds `size`; `buckets` ascend and the last one holds it."""
+    """Return the smallest bucket that holds `size`; `buckets` ascend, and the last one holds it."""
     return next(bucket for bucket in buckets if bucket >= size)
 
 

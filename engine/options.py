@@ -40,7 +40,7 @@ class EngineOptions:
     """What an engine is made of. A value of None is chosen when the engine starts.
 
     Raises:
-        ValueError: a topology that cannot be read, or a number out of range.
+        ValueError: a topology that cannot be read, a policy that does not exist, or a number out of range.
     """
 
     model: Annotated[
@@ -191,7 +191,7 @@ class EngineOptions:
             check_fraction("memory_fraction", self.memory_fraction)
 
     @property
-    def meshes(self) -> Topology:
+    def parsed_topology(self) -> Topology:
         """Return the topology, read where it was given as text."""
         return Topology.parse(self.topology) if isinstance(self.topology, str) else self.topology
 

@@ -28,12 +28,12 @@ class MeshSpec:
 
     @property
     def prefills(self) -> bool:
-        """Whether prompts are prefilled here."""
+        """Return whether prompts are prefilled here."""
         return self.role is not Role.DECODE
 
     @property
     def decodes(self) -> bool:
-        """Whether tokens are decoded here."""
+        """Return whether tokens are decoded here."""
         return self.role is not Role.PREFILL
 
 
@@ -59,7 +59,7 @@ class Topology:
     meshes: tuple[MeshSpec, ...]
 
     def __post_init__(self) -> None:
-        """Refuse what could prefill and not decode, or the other way round."""
+        """Refuse meshes that could prefill and not decode, or the other way round."""
         _check_roles({spec.role for spec in self.meshes}, str(self))
 
     @classmethod
@@ -82,11 +82,11 @@ class Topology:
 
     @property
     def num_devices(self) -> int:
-        """Devices needed when no two meshes share one."""
+        """Return the number of devices needed when no two meshes share one."""
         return sum(spec.tp for spec in self.meshes)
 
     def __str__(self) -> str:
-        """The text that `parse` reads back."""
+        """Return the text that `parse` reads back."""
         return ",".join(
             f"{spec.role}{'(mode=fused)' if spec.fused else ''}={count}{f'xtp{spec.tp}' if spec.tp > 1 else ''}"
             for spec, count in Counter(self.meshes).items()

@@ -27,7 +27,7 @@ class PagedKV(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        """The most tokens that a request can hold."""
+        """Return the most tokens that a request can hold."""
         return int(self.page_table.shape[1] * self.k_pages.shape[1])
 
 

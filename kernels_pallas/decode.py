@@ -34,7 +34,7 @@ def paged_decode_attention(
     cores: int,
     interpret: Any = None,
 ) -> Array:
-    """See `kernels_pallas.paged_decode_attention`.
+    """Compute attention as `kernels_pallas.paged_decode_attention` describes it.
 
     Args:
         q: [R, Hq, D].

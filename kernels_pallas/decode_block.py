@@ -60,27 +60,27 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """Rows of q per key/value head, rounded up to whole tiles of shared memory."""
+        """Return the rows of q per key/value head, rounded up to whole tiles of shared memory."""
         return ceil_div(self.group, 8) * 8
 
     @property
     def stored(self) -> int:
-        """Rows of partial sums per key/value head; four logarithms are 16 bytes, the least that can be copied."""
+        """Return the rows of partial sums per key/value head; four logarithms are 16 bytes, the least to copy."""
         return ceil_div(self.group, 4) * 4
 
     @property
     def halves(self) -> bool:
-        """Whether the consumers divide the columns of a tile between them, rather than the tiles of a split."""
+        """Return whether the consumers divide the columns of a tile between them, rather than the tiles of a split."""
         return self.head_dim > 128
 
     @property
     def rings(self) -> int:
-        """Rings in shared memory, and partial sums per split."""
+        """Return the number of rings in shared memory, which is also that of partial sums per split."""
         return 1 if self.halves else CONSUMERS
 
     @property
     def columns(self) -> int:
-        """Columns of one consumer's accumulator."""
+        """Return the columns of one consumer's accumulator."""
         return self.head_dim // 2 if self.halves else self.head_dim
 
 
@@ -169,7 +169,7 @@ class _Block:
 
     @property
     def mine(self) -> Array:
-        """The number of pieces of work of this block."""
+        """Return the number of pieces of work of this block."""
         return lax.div(self.total - self.number + (self.plan.blocks - 1), self.plan.blocks)
 
     def item(self, i: Array) -> _Item:

@@ -27,7 +27,7 @@ _HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
 
 
 def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array:
-    """See `kernels_pallas.paged_prefill_attention`; arguments are checked already."""
+    """Compute `kernels_pallas.paged_prefill_attention` by the implementation that fits; arguments are checked."""
 
     def kernel(cores: int) -> Callable[..., Array]:
         tiles = prefill_tiles(*_shape(q, kv), _capacity(kv, options))
@@ -38,7 +38,7 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
-    """See `kernels_pallas.paged_decode_attention`; arguments are checked already."""
+    """Compute `kernels_pallas.paged_decode_attention` by the implementation that fits; arguments are checked."""
 
     def kernel(cores: int) -> Callable[..., Array]:
         tiles = decode_tiles(*_shape(q, kv), _capacity(kv, options))

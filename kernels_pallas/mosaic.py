@@ -54,7 +54,7 @@ class Softmax:
 
     @property
     def factor(self) -> float:
-        """The part of the scale that is applied in the exponent, by a fused multiply-add; above zero."""
+        """Return the part of the scale that is applied in the exponent, by a fused multiply-add; above zero."""
         return self.scale * LOG2E if self.softcap is None and self.scale > 0 else 1.0
 
     def online(self, peak: jax.Array, prepared: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -130,7 +130,7 @@ class Pages:
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether each tile is in one page."""
+        """Return whether each tile is in one page."""
         return copies_per_tile(self.rows, self.page_size) == 1
 
     def ahead(self, base: jax.Array, otherwise: jax.Array | None = None) -> jax.Array:

@@ -33,7 +33,7 @@ def paged_prefill_attention(
     cores: int,
     interpret: Any = None,
 ) -> Array:
-    """See `kernels_pallas.paged_prefill_attention`.
+    """Compute attention as `kernels_pallas.paged_prefill_attention` describes it.
 
     Args:
         q: [T, Hq, D].

@@ -64,12 +64,12 @@ class Plan:
 
     @property
     def registers(self) -> tuple[int, int]:
-        """Registers per consumer's and per producer's thread, 504 of 512 in all; the producer's do not spill."""
+        """Return registers per consumer's and per producer's thread, 504 of 512 in all; the producer's do not spill."""
         return (224, 56) if self.head_dim == 64 else (232, 40)
 
     @property
     def staged(self) -> int:
-        """Columns of a result that are copied to global memory at a time."""
+        """Return how many columns of a result are copied to global memory at a time."""
         return 64 if self.head_dim > 128 else self.head_dim
 
 
@@ -142,7 +142,7 @@ class _Block:
 
     @property
     def mine(self) -> Array:
-        """The number of pieces of work of this block."""
+        """Return the number of pieces of work of this block."""
         rounds = lax.div(self.total + (self.plan.blocks - 1), self.plan.blocks)
         return jnp.maximum(rounds - jnp.where(self._at(rounds - 1) < self.total, 0, 1), 0)
 

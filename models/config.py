@@ -73,10 +73,10 @@ class ModelConfig:
 
     @property
     def num_layers(self) -> int:
-        """Number of decoder layers."""
+        """Return the number of decoder layers."""
         return len(self.layers)
 
     @property
     def attention_scale(self) -> float:
-        """Factor on q . k before the softmax: by default head_dim ** -0.5 (Vaswani et al. 2017, section 3.2.1)."""
+        """Return the factor on q . k before the softmax: by default head_dim ** -0.5 (Vaswani 2017, section 3.2.1)."""
         return 1.0 / math.sqrt(self.head_dim) if self.query_scale is None else self.query_scale

@@ -9,6 +9,7 @@ from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
 from twinmesh.engine.config import DTYPES
 from twinmesh.engine.options import Option, documentation, signature
+from twinmesh.engine.scheduler.policy import policy_named
 from twinmesh.engine.topology import Topology, TopologyError
 from twinmesh.models.checkpoints.catalog import CATALOG, cache_directory
 
@@ -49,9 +50,11 @@ def _add_option(group: argparse._ArgumentGroup, name: str, option: Option) -> No
 
 
 def _type_of(name: str, option: Option) -> Callable[[str], object]:
-    """Return what reads an option's value, by the option's type."""
+    """Return the function that parses an option's value, chosen by the option's name or type."""
     if name == "topology":
         return _topology
+    if name == "policy":
+        return _policy
     kinds = {
         int: whole_number(option.least),
         int | None: whole_number(option.least),
@@ -62,7 +65,7 @@ def _type_of(name: str, option: Option) -> Callable[[str], object]:
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int, temperature: float, which: str) -> None:
-    """Declare how tokens are chosen and when to stop. `which` says, in the help, what the values hold for."""
+    """Declare how tokens are chosen and when to stop. `which` says in the help what the values apply to."""
     group = parser.add_argument_group("sampling", which)
     _add_choice_arguments(group, temperature)
     _add_length_arguments(group, max_tokens)
@@ -129,7 +132,7 @@ def _add_length_arguments(group: argparse._ArgumentGroup, max_tokens: int) -> No
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
-    """Return the sampling that was asked for; ValueError where a value is out of range."""
+    """Return the sampling that was asked for; raise ValueError if a value is out of range."""
     return SamplingParams(
         temperature=args.temperature,
         top_p=args.top_p,
@@ -152,10 +155,11 @@ def check_written(args: argparse.Namespace, written: Sequence[str], others: Iter
     Args:
         args: the arguments, `--model` among them.
         written: names of arguments, each with the path of a file that will be overwritten, or None.
-        others: files that must not be, each with what it is.
+        others: files that must not be overwritten, each with what it is.
 
     Raises:
-        ValueError: two are the same file, one is in the model's directory, or a directory does not exist.
+        ValueError: two are the same file, one is a directory or in the model's directory, or a directory does not
+            exist.
     """
     model = _model_path(args.model)
     taken = [(model, "the model file"), *others]
@@ -185,7 +189,7 @@ def _refuse_directory(path: Path, title: str) -> None:
 
 
 def _model_path(name: str) -> Path:
-    """Where a model's file is, or would be; a hub id is as good as none."""
+    """Return where a model's file is, or would be; for a hub id, a path that most likely does not exist."""
     known = CATALOG.get(name)
     return Path(name) if known is None else known.cached(cache_directory())
 
@@ -199,7 +203,7 @@ def load_llm(args: argparse.Namespace) -> "LLM":
 
 
 def not_empty(text: str) -> str:
-    """Read an argument that names something: an empty one would be the current directory."""
+    """Return an argument that names something, and refuse an empty one, which would be the current directory."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty: give a name")
     return text
@@ -217,7 +221,7 @@ def _fraction(text: str) -> float:
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """Make the type of an argument that is a whole number, `least` or more."""
+    """Return a parser for arguments that are whole numbers, `least` or more."""
 
     def read(text: str) -> int:
         try:
@@ -239,4 +243,11 @@ def _topology(text: str) -> Topology:
     try:
         return Topology.parse(text)
     except TopologyError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _policy(text: str) -> str:
+    try:
+        return policy_named(text).name
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

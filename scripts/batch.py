@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     defaults = arguments.sampling_params(args)
     arguments.check_written(args, ("decision_log", "summary"), _files(args))
     with Batch(
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _files(args: argparse.Namespace) -> list[tuple[Path, str]]:
-    """What the run reads and writes, and what each is."""
+    """List the files that the run reads and writes, each with what it is."""
     output = Output(args.output)
     written = [(path, "the output file") for path in output.files[:1]]
     written += [(path, "a file of the run, beside its output") for path in output.files[1:]]
@@ -132,7 +132,7 @@ def _run(batch: Batch, args: argparse.Namespace) -> BatchResult:
 
 
 def _write_summary(path: Path, text: str) -> None:
-    """All or nothing, because a later start that has nothing left to do leaves a summary as it is."""
+    """Write the summary atomically, because a later start that has nothing left to do leaves a summary as it is."""
     if path.exists() and not path.is_file():  # such as /dev/stdout
         path.write_text(text)
     else:

@@ -46,16 +46,16 @@ examples:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM."""
+    """The exception that SIGTERM raises in the main thread."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Bad arguments get one line, not the whole usage; an unknown one gets the nearest that there is."""
+    """A parser that answers a bad argument with one line, not with the usage, and an unknown one with the nearest."""
 
     def parse_known_args(  # type: ignore[override]  # of argparse's overloads, the commands need one
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse what is known; a command, which knows its arguments, refuses the rest itself."""
+        """Parse arguments, and refuse an unknown one here, as only this command's parser can name the nearest."""
         found, unknown = super().parse_known_args(args, namespace)
         for text in unknown:
             name = text.partition("=")[0]
@@ -70,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Every command with its arguments."""
+    """Build the parser, with every command and its arguments."""
     parser = _Parser(
         prog="twinmesh",
         description="Run large language models with prefill and decode on device meshes of their own.",
@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _version() -> str:
-    """Return that of the installed package; a checkout on the path runs as well."""
+    """Return the version of the installed package; a checkout on the path may run without being installed."""
     try:
         return version("twinmesh")
     except PackageNotFoundError:
@@ -100,7 +100,7 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; `argv` without the program's name. Returns the exit code."""
+    """Run one command and return the exit code. `argv` is without the program's name."""
     _fill_standard_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):  # what stdout cannot spell, as half of a surrogate pair, becomes "?"
         sys.stdout.reconfigure(errors="replace")
@@ -133,8 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fill_standard_descriptors() -> None:
-    """Where stdin, stdout or stderr is closed, the next file that is opened, such as one of results, would get its
-    number, and with it whatever libraries log.
+    """Open the null device as stdin, stdout or stderr if one of these is closed.
+
+    Otherwise the next file that is opened, such as one of results, would get that descriptor's number, and whatever
+    libraries log would go into it.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -143,7 +145,7 @@ def _fill_standard_descriptors() -> None:
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM raises in the main thread, as Ctrl-C does, unless the parent process has it ignored."""
+    """Make SIGTERM raise in the main thread, as Ctrl-C does, unless the parent process has it ignored."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
         yield
         return

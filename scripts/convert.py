@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert and print the new directory; returns the exit code."""
+    """Convert the model, print the new directory and return the exit code."""
     from tqdm import tqdm
     from twinmesh.models.checkpoints.open import open_checkpoint
     from twinmesh.models.checkpoints.orbax_writer import write

@@ -25,7 +25,7 @@ type Imports = Mapping[str, Sequence[str]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw, or compare with the picture that is there; returns the exit code."""
+    """Draw the picture, or compare it with the one that is there; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the picture is out of date")
     args = parser.parse_args(argv)
@@ -54,7 +54,7 @@ def _check(picture: str) -> int:
 
 
 def read_imports() -> dict[str, list[str]]:
-    """Each room and the other rooms that its modules import, both in alphabetical order.
+    """Return each room and the other rooms that its modules import, both in alphabetical order.
 
     Raises:
         ImportError: grimp is not installed.
@@ -75,7 +75,7 @@ def read_imports() -> dict[str, list[str]]:
 
 
 def room_of(module: str, folders: set[str]) -> str | None:
-    """The room of a module such as `twinmesh.engine.core.engine_core`; None for a package that only holds rooms."""
+    """Return the room of a module like `twinmesh.engine.core.engine_core`; None for a package that only has rooms."""
     _, *parts = module.split(".")
     if not parts or (len(parts) == 1 and parts[0] in _NESTED):
         return None
@@ -86,10 +86,10 @@ def room_of(module: str, folders: set[str]) -> str | None:
 
 
 def floors_of(imports: Imports) -> list[list[str]]:
-    """Rooms by floor, the ground first.
+    """Return the rooms by floor, the ground first.
 
     Raises:
-        ValueError: rooms that import each other in a circle.
+        ValueError: rooms import each other in a circle.
     """
     try:
         order = list(TopologicalSorter({room: set(targets) for room, targets in imports.items()}).static_order())
@@ -102,7 +102,7 @@ def floors_of(imports: Imports) -> list[list[str]]:
 
 
 def draw(imports: Imports, floors: Sequence[Sequence[str]]) -> str:
-    """The picture as SVG: a row of boxes for each floor, the ground at the bottom, and a line for each import."""
+    """Return the picture as SVG: a row of boxes for each floor, the ground at the bottom; a line for each import."""
     widest = max(map(len, floors))
     width = _LABEL + widest * (_WIDTH + _GAP_X) + _MARGIN
     height = 2 * _MARGIN + len(floors) * _HEIGHT + (len(floors) - 1) * _GAP_Y
@@ -126,7 +126,7 @@ def draw(imports: Imports, floors: Sequence[Sequence[str]]) -> str:
 
 
 def _line(above: tuple[int, int], below: tuple[int, int]) -> str:
-    """From the bottom of the importing room to the top of the imported one."""
+    """Return the line from the bottom of the importing room to the top of the imported one, as SVG."""
     (x1, y1), (x2, y2) = above, below
     x1, x2, y1 = x1 + _WIDTH // 2, x2 + _WIDTH // 2, y1 + _HEIGHT
     middle = (y1 + y2) // 2

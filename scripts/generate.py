@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     params = arguments.sampling_params(args)
     arguments.check_written(args, ("decision_log",))
     prompt = _read_prompt(args.prompt)
@@ -52,10 +52,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_length(args: argparse.Namespace, prompt: str) -> None:
-    """Refuse a prompt that is too long before weights are loaded and programs compiled; the engine looks again.
+    """Refuse a prompt that is too long before weights are loaded and programs compiled; the engine checks it again.
 
     Raises:
-        ValueError: it is, or the model's files cannot be used.
+        ValueError: the prompt is too long, or the model's files cannot be used.
     """
     asked = args.max_model_len
     # Of what is most likely short enough, most tokens being several bytes, the files are not opened twice.

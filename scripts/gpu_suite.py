@@ -46,12 +46,12 @@ LEAST = 10  # seconds that a section is begun for
 
 @dataclass(frozen=True)
 class Section:
-    """A generator of facts, `module` of this package and `function` of the scale; its share; XLA's flags for it."""
+    """A part of the suite: a function in `scripts/gpu/` that takes the scale and yields facts."""
 
-    module: str
-    function: str
+    module: str  # of `scripts/gpu/`
+    function: str  # of the module
     share: int  # seconds of the deadline
-    flags: str = ""
+    flags: str = ""  # of XLA, beside those that are set
 
 
 SECTIONS = {
@@ -71,7 +71,7 @@ HIDDEN = {"device": DEVICE, "build_peers": BUILD}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the sections and write the report. Exit code 1 if one did not end well, 2 if there is no GPU to run on."""
+    """Run the sections, write the report and return the exit code: 1 if a section failed, 2 if there is no GPU."""
     args = _arguments(argv)
     scale = 1.0 if args.scale is None else args.scale
     if args.section:
@@ -87,14 +87,17 @@ def main(argv: list[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Processes:
-    """Sections in processes of their own; `cache` is the folder of JAX's compilation cache."""
+    """The processes in which sections run, one for each."""
 
     scale: float
-    cache: str
+    cache: str  # folder of JAX's compilation cache
     running: list["subprocess.Popen[str]"] = field(default_factory=list)
 
     def run(self, name: str, limit: float, found: Callable[[Facts], None] = lambda _: None) -> Facts:
-        """The facts of one section, told to `found` as they come, and why it failed, if it did; `limit` in seconds."""
+        """Run one section for at most `limit` seconds and return its facts; if it failed, `failed` among them says why.
+
+        `found` is called with all facts so far whenever more have come.
+        """
         section = (SECTIONS | HIDDEN)[name]
         command = [sys.executable, str(Path(__file__)), "--section", name, "--scale", str(self.scale)]
         facts: Facts = {}
@@ -120,7 +123,7 @@ class Processes:
         return facts
 
     def end(self) -> None:
-        """End what still runs, as a thread's process outlives Ctrl-C."""
+        """End the processes that still run: those that a thread started outlive Ctrl-C."""
         for process in list(self.running):
             _kill(process)
 
@@ -135,7 +138,7 @@ def _environment(flags: str, cache: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _kept(process: "subprocess.Popen[str]", running: list["subprocess.Popen[str]"]) -> Iterator[None]:
-    """In the list while it runs, and not running thereafter."""
+    """Keep a process in the list while it runs, and end it on the way out if it still does."""
     running.append(process)
     try:
         yield
@@ -157,14 +160,17 @@ def _timer(limit: float, process: "subprocess.Popen[str]", stopped: threading.Ev
 
 
 def stop(process: "subprocess.Popen[str]", stopped: threading.Event) -> None:
-    """End a section at its limit; one that is over was not stopped, though what it started may hold its output open."""
+    """End a section at its limit.
+
+    One that is over does not count as stopped, even if a process that it started still holds its output open.
+    """
     if process.poll() is None:
         stopped.set()
     _kill(process)
 
 
 def _kill(process: "subprocess.Popen[str]") -> None:
-    """End a process with whatever it started."""
+    """End a process and all that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -219,7 +225,10 @@ def run_sections(report: Facts, names: Sequence[str], processes: Processes, end:
 
 
 def limit_of(names: Sequence[str], left: float) -> float:
-    """Seconds for the first of these: all that is left but the others' shares, and its own share if there is less."""
+    """Return how many seconds the first of these sections may take.
+
+    That is its own share, or all that is left except the others' shares if that is more, but never more than is left.
+    """
     share, *others = (SECTIONS[name].share for name in names)
     return min(left, max(share, left - sum(others)))
 
@@ -231,7 +240,7 @@ def _last_line(errors: TextIO) -> str:
 
 
 def _section(name: str, scale: float) -> int:
-    """In the section's own process: print each piece of what it finds."""
+    """Run a section in this process, print each piece of what it finds and return the exit code."""
     section = (SECTIONS | HIDDEN)[name]
     function = getattr(importlib.import_module(f"twinmesh.scripts.gpu.{section.module}"), section.function)
     for piece in function(scale):
@@ -240,7 +249,7 @@ def _section(name: str, scale: float) -> int:
 
 
 def _head() -> Facts:
-    """Command, date and driver."""
+    """Return the command, the date and the driver, for the head of the report."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.sm", "--format=csv,noheader"]
     try:
         driver = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
@@ -258,7 +267,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--deadline", type=float, default=DEADLINE, help="seconds for everything (default: %(default)s)"
     )
-    parser.add_argument("--section", choices=[*SECTIONS, *HIDDEN], help=argparse.SUPPRESS)  # what processes are told
+    parser.add_argument("--section", choices=[*SECTIONS, *HIDDEN], help=argparse.SUPPRESS)  # for a section's process
     args = parser.parse_args(argv)
     if unknown := sorted(set(args.only or ()) - set(SECTIONS)):
         parser.error(f"--only: {', '.join(unknown)} is not a section; there are {', '.join(SECTIONS)}.")

@@ -7,7 +7,7 @@ from twinmesh.scripts import report
 
 SUMMARY = "replay a decision log and check that every decision is the same"
 DESCRIPTION = """\
-Replay the decision log of a run: a new scheduler hears the same events, and every decision must be the same.
+Replay the decision log of a run: a new scheduler takes in the same events, and every decision must be the same.
 
 It takes no model and no device. Prints what the run did and how long requests took; if a decision differs, the first
 one that does, and the exit code is 1.
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay the log and print its summary; returns the exit code."""
+    """Replay the log, print its summary and return the exit code."""
     from twinmesh.engine.simulation.replay import DivergedError, replay
 
     try:

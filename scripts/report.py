@@ -1,4 +1,4 @@
-"""What the commands say when they are done: answers and figures as plain text. Pure functions of results."""
+"""The texts that the commands print when they are done: answers and figures. Pure functions of results."""
 
 import textwrap
 from pathlib import Path
@@ -16,7 +16,7 @@ WIDTH = 100
 
 
 def outcome(result: BatchResult, output: str | Path) -> str:
-    """What was written, what was there before, and what failed, in a sentence each."""
+    """Return a sentence each for what was written, what was there before, and what failed."""
     text = f"Wrote {count(result.finished - result.resumed, 'result')} to {output}."
     if result.resumed:
         text += f" {count(result.resumed, 'result')} {'was' if result.resumed == 1 else 'were'} there already."
@@ -29,19 +29,19 @@ def outcome(result: BatchResult, output: str | Path) -> str:
 
 
 def answers(result: BatchResult) -> str:
-    """The prompts that were kept, each with its answer below."""
+    """Return the prompts that were kept, each with its answer below."""
     return "\n".join(f"\n{_wrap(_question(request), '> ')}\n{_wrap(_text(output))}" for request, output in result.kept)
 
 
 def latency_table(result: BatchResult) -> str:
-    """Percentiles of what a caller waits for, and the rate of the whole run."""
+    """Return a table of the latencies that callers saw, and the rate of the whole run."""
     requests, tokens = count(result.succeeded, "request"), count(result.completion_tokens, "token")
     rate = f"{requests}, {tokens} in {result.seconds:.1f} s: {result.tokens_per_second:.0f} tokens/s"
     return f"\n{percentiles(Latencies.of(result.timelines))}\n\n{rate}"
 
 
 def percentiles(latencies: Latencies) -> str:
-    """Median and tail of what a caller waits for, as far as there are any."""
+    """Return a table of median and p99 of the latencies that callers saw, as far as they were measured."""
     rows: list[tuple[str, Percentiles | None, str]] = [
         ("TTFT", latencies.ttft, "arrival to first token, waiting for a free slot included"),
         ("TPOT", latencies.tpot, "each token after the first"),
@@ -53,23 +53,23 @@ def percentiles(latencies: Latencies) -> str:
 
 
 def replayed(name: str | Path, replay: "Replay") -> str:
-    """What a replayed run did, and the latencies that it had."""
-    tally, ended = replay.scheduler.counters, replay.ended
+    """Return the summary of a replayed run: what it did, and the latencies that it had."""
+    counters, ended = replay.scheduler.counters, replay.ended
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(ended.reasons.items()))
     lines = [
         f"Replayed {name}: {count(replay.events, 'event')}, {count(replay.decisions, 'decision')}, all the same.",
         f"{count(ended.reasons.total(), 'request')} ended{f' ({reasons})' if reasons else ''}, "
         f"{len(replay.scheduler.requests):,} still running.",
-        f"{count(tally.prompt_tokens, 'prompt token')}, {tally.cached_tokens:,} of them cached; "
+        f"{count(counters.prompt_tokens, 'prompt token')}, {counters.cached_tokens:,} of them cached; "
         f"{ended.generated_tokens:,} generated.",
-        f"{count(tally.preemptions, 'preemption')}, {count(tally.migrations, 'migration')}, "
-        f"{tally.retries:,} retried after a failure.",
+        f"{count(counters.preemptions, 'preemption')}, {count(counters.migrations, 'migration')}, "
+        f"{counters.retries:,} retried after a failure.",
     ]
     return "\n".join([*lines, *([f"\n{percentiles(Latencies.of(ended.recent))}"] if ended.recent else [])])
 
 
 def one_line(output: RequestOutput) -> str:
-    """The figures of one request, and whether the token limit cut it off."""
+    """Return the figures of one request in one line, which says too if the token limit cut the answer off."""
     completion, timeline = output.outputs[0], output.timeline
     parts = [count(len(completion.token_ids), "token")]
     if timeline.ttft is not None:
@@ -101,5 +101,5 @@ def _ms(seconds: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """ "1 token", "2,000 tokens"."""
+    """Return a number with its noun: "1 token", "2,000 tokens"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -34,7 +34,7 @@ type Table = dict[Key, list[int]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure every combination. Exit code 2 where there is no GPU to measure."""
+    """Measure every combination and return the exit code: 2 if there is no GPU to measure."""
     args = _arguments(argv)
     device = jax.devices()[0]
     if device.platform != "gpu" or not str(getattr(device, "compute_capability", "")).startswith("9.0"):
@@ -52,7 +52,7 @@ def run(
     cores: int,
     path: Path,
 ) -> None:
-    """Measure the combinations and keep the table at `path` up to date; one that fails says why and is passed over."""
+    """Measure the combinations and keep the table at `path` up to date; if one fails, print why and go on."""
     table = read_table(path)
     for (query, kv, dim), size, length in itertools.product(heads, page_sizes, lengths):
         combination = Heads(query, kv, dim, size)
@@ -69,20 +69,21 @@ def run(
 
 
 def read_table(path: Path) -> Table:
-    """The rows of a table of tiles, by key."""
+    """Return the rows of a table of tiles, by key."""
     return {tuple(row[:-1]): row[-1] for row in json.loads(path.read_text())}
 
 
 def table_text(table: Table) -> str:
-    """A row on each line, in order."""
+    """Return a table as JSON, with a line for each row, in order."""
     lines = [json.dumps([*key, fields]) for key, fields in sorted(table.items())]
     return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
 
 
 def tune_decode(heads: Heads, length: int, cores: int, row: list[int] | None) -> list[int] | None:
-    """So many requests of that length; the fields of tiles that are worth a row, or None; `row` is what the table has.
+    """Find the best tiles to decode REQUESTS requests of that length.
 
-    Without a row, what the package uses is in use.
+    Return their fields, or None if they are not worth a row. They are compared with the tiles in use: those of the
+    table's `row`, or without one the package's default.
     """
     cache = cached(heads, [length] * REQUESTS, most_bytes=2e10)
 
@@ -97,7 +98,7 @@ def tune_decode(heads: Heads, length: int, cores: int, row: list[int] | None) ->
 
 
 def tune_prefill(heads: Heads, length: int, cores: int, row: list[int] | None) -> list[int] | None:
-    """One prompt of that length; as `tune_decode`."""
+    """Find the best tiles to prefill one prompt of that length; result and `row` as in `tune_decode`."""
     cache = cached(heads, [length], most_bytes=2e10)
 
     def measure(choice: PrefillTiles) -> float:
@@ -112,13 +113,13 @@ def tune_prefill(heads: Heads, length: int, cores: int, row: list[int] | None) -
 
 
 def _decode(q: Array, *cache: Array, scale: float, tiles: DecodeTiles, cores: int) -> Array:
-    """The kernel, with the arguments of `gpu.timing.Attention`."""
+    """Call the decode kernel with the arguments of `gpu.timing.Attention`."""
     out: Array = decode.paged_decode_attention(q, PagedKV(*cache), AttentionOptions(scale), tiles=tiles, cores=cores)
     return out
 
 
 def _prefill(q: Array, *arrays: Array, scale: float, tiles: PrefillTiles, cores: int) -> Array:
-    """As `_decode`; the chunks' starts come last."""
+    """Call the prefill kernel as `_decode` does; the chunks' starts come last in `arrays`."""
     *cache, q_start = arrays
     kv, options = PagedKV(*cache), AttentionOptions(scale)
     out: Array = prefill.paged_prefill_attention(q, kv, q_start, options, tiles=tiles, cores=cores)
@@ -126,9 +127,9 @@ def _prefill(q: Array, *arrays: Array, scale: float, tiles: PrefillTiles, cores:
 
 
 def best_of[T](name: str, choices: Sequence[T], in_use: T, measure: Callable[[T], float]) -> T | None:
-    """The choice that takes the least time, where that is clearly less than the tiles in use take; else None.
+    """Return the choice that takes the least time, if that is clearly less than the tiles in use take; else None.
 
-    A choice that does not fit the shared memory or the registers, as Mosaic or XLA says, is passed over.
+    A choice that does not fit the shared memory or the registers, as Mosaic or XLA says, is skipped.
     """
     times: dict[T, float] = {}
     for choice in dict.fromkeys([in_use, *choices]):

@@ -6,10 +6,11 @@
 A walk is recorded with `sys.monitoring` in a process of its own, over a checkout that need not be this one: an engine
 of `prefill=1,decode=1` on CPU devices, warmed up with another prompt and another line.
 
-- **prompt**: one seeded prompt of forty words through `LLM.generate`, to its last page freed. Of each thread the
-  functions of the package that it enters (generators that it resumes among them), one after the other: a change is
-  where the next lies in another file than the last. A function that goes on behind a call is not entered again. Apart
-  from that, `calls`: functions entered from one in another file, the nearest one of the package on the thread's stack.
+- **prompt**: one seeded prompt of forty words through `LLM.generate`, until its last page is freed. For each thread,
+  the functions of the package are listed in the order in which the thread enters them or, if generators, resumes them.
+  A change is where the next function of the list is in another file than the last; returning from a call is none.
+  Counted separately are `calls`: functions entered from one in another file, which is the nearest one of the package on
+  the thread's stack.
 - **page**: the first page of that prompt, on the thread that dispatches. It is in a file where a function gets it by an
   argument, and in the caller's where a function gives it back; a change is where the next such place is in another
   file. A value has the page if its number stands in it under a name with "page" or "table", at most two attributes
@@ -21,7 +22,7 @@ are the folders of `engine/`, and files that lie there by themselves; files of c
 count for the room that they became.
 
 Two runs give the same counts: threads are counted each by itself, and one that waits for devices goes on when all
-others have come to rest. Nothing here is timed, and of the engine nothing is called but what callers may.
+others have come to rest. Nothing here is timed, and of the engine only the public interface is called.
 """
 
 import argparse
@@ -71,28 +72,29 @@ _ROOM_OF_FILE_THEN = {name: room for room, names in _ROOMS_THEN.items() for name
 
 
 class Entry(NamedTuple):
-    """A function entered: on which thread, in which file, and called from which; None: from none of the package."""
+    """The entry into a function of the package."""
 
-    thread: str
-    source: str | None
-    target: str
+    thread: str  # a role: CALLER, DISPATCHING or OTHERS
+    source: str | None  # the file that it was called from; None: from no function of the package
+    target: str  # the file that it is in
     is_protocol: bool = False
 
 
 class Holding(NamedTuple):
-    """A function that has pages in hand: those numbers, in the file that they were in before, if known, and are in."""
+    """A moment in which a function has pages: as an argument when it is entered, or as its result when it returns."""
 
-    files: tuple[str, ...]
-    pages: frozenset[int]
+    files: tuple[str, ...]  # the function's file; for a result, the caller's file after it, if known
+    pages: frozenset[int]  # their numbers
 
 
 # ---- counting
 
 
 def count(entries: Iterable[Entry]) -> dict[str, Any]:
-    """Files in order of first entry, changes and entries, of each thread and of all, the caller's first.
+    """Count files in order of first entry, changes and entries, for each thread and for all, the caller's first.
 
-    `entries` counts, for each file, changes that lead there and threads that begin there; `called` its `calls`.
+    In the result, `entries` counts for each file the changes that lead there and the threads that begin there; `called`
+    does so for `calls`.
     """
     of_thread: dict[str, list[Entry]] = {CALLER: [], DISPATCHING: [], OTHERS: []}
     for entry in entries:
@@ -114,7 +116,7 @@ def _count(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def _changes(entries: Sequence[Entry], place: Callable[[str], str]) -> dict[str, Any]:
-    """Changes and calls from place to place, be it files or rooms."""
+    """Count changes and calls from place to place, where `place` turns a file into a place: itself, or its room."""
     places = [place(entry.target) for entry in entries]
     entered = [there for here, there in zip([None, *places], places, strict=False) if here != there]
     called = [place(e.target) for e in entries if e.source is not None and place(e.source) != place(e.target)]
@@ -127,7 +129,7 @@ def _changes(entries: Sequence[Entry], place: Callable[[str], str]) -> dict[str,
 
 
 def _sum(parts: Sequence[Any]) -> Any:
-    """Numbers added, lists joined without what they have twice, objects by their fields."""
+    """Add numbers, join lists without repeated items, and combine objects field by field."""
     first = parts[0]
     if isinstance(first, dict):
         names = dict.fromkeys(name for part in parts for name in part)
@@ -136,7 +138,7 @@ def _sum(parts: Sequence[Any]) -> Any:
 
 
 def follow(holdings: Iterable[Holding], pages: frozenset[int]) -> list[str]:
-    """The files that a page goes through, one after the other; `pages` are its numbers."""
+    """Return the files that a page goes through, one after the other; `pages` are its numbers."""
     walk: list[str] = []
     for holding in holdings:
         if holding.pages & pages:
@@ -145,13 +147,13 @@ def follow(holdings: Iterable[Holding], pages: frozenset[int]) -> list[str]:
 
 
 def count_places(walk: Sequence[str]) -> dict[str, Any]:
-    """What `count` gives, of a way through files on one thread."""
+    """Return what `count` does, for a way through files on one thread."""
     steps = [Entry(DISPATCHING, source, target) for source, target in zip([None, *walk], walk, strict=False)]
     return count(steps) | {"walk": list(walk)}
 
 
 def room_of(file: str) -> str:
-    """The folder of `engine/`, or of the package, that a file belongs to: the room."""
+    """Return the room that a file belongs to: a folder of `engine/`, or of the package."""
     folder, *rest = file.split("/")
     if folder != "engine" or not rest:
         return folder.removesuffix(".py")
@@ -162,12 +164,12 @@ def room_of(file: str) -> str:
 
 
 def is_protocol(file: str, name: str) -> bool:
-    """Whether a function of this qualified name is part of the language between the engine's halves."""
+    """Return whether a function of this qualified name is part of the protocol between the engine's halves."""
     return file.startswith("engine/protocol/") or any(map(name.startswith, _PROTOCOL_THEN.get(file, ())))
 
 
 def pages_in(value: object, name: str = "", depth: int = 2) -> frozenset[int]:
-    """The numbers of pages that a value called `name` has, at most `depth` attributes deep."""
+    """Return the numbers of pages that a value called `name` has, at most `depth` attributes deep."""
     if isinstance(value, int) and not isinstance(value, bool):
         return frozenset({value} if name == "page" else ())
     found: set[int] = set()
@@ -186,7 +188,7 @@ def pages_in(value: object, name: str = "", depth: int = 2) -> frozenset[int]:
 
 
 def _fields(value: object) -> Sequence[str]:
-    """The attributes that an object of the package holds; of any other value none."""
+    """Return the names of an object's attributes; none for a value that is not of the package."""
     kind = type(value)
     if not kind.__module__.startswith("twinmesh"):
         return ()
@@ -200,25 +202,21 @@ def _fields(value: object) -> Sequence[str]:
 
 
 class Recorder:
-    """What the package's functions do between `start` and `stop`, of every thread.
-
-    `entries`: functions entered. `holdings`: those of the dispatching thread with pages in hand. `assigned`,
-    `scattered`: the first number of the first pages that were given out, and that were written from a transfer.
-    """
+    """A record of what the package's functions do between `start` and `stop`, on every thread."""
 
     def __init__(self, root: str) -> None:
-        """`root`: the package's folder, as the names of its code's files begin."""
+        """Prepare to record functions of files in `root`, the package's folder."""
         self.entries: list[Entry] = []
-        self.holdings: list[Holding] = []
-        self.assigned: int | None = None
-        self.scattered: int | None = None
+        self.holdings: list[Holding] = []  # of the dispatching thread
+        self.assigned: int | None = None  # the first number of the first pages that were given out
+        self.scattered: int | None = None  # and of the first that were written from a transfer
         self._root, self._files = root.rstrip("/") + "/", dict[CodeType, str | None]()
         self._caller = threading.current_thread()
         self._lock, self._waiting = threading.Lock(), list[tuple[str, int]]()
         self._last = time.monotonic()
 
     def start(self) -> None:
-        """From here on."""
+        """Begin to record."""
         events, tool = sys.monitoring.events, sys.monitoring.PROFILER_ID
         sys.monitoring.use_tool_id(tool, "walk")
         sys.monitoring.register_callback(tool, events.PY_START, self._on_start)
@@ -227,14 +225,14 @@ class Recorder:
         sys.monitoring.set_events(tool, events.PY_START | events.PY_RESUME | events.PY_RETURN)
 
     def stop(self) -> None:
-        """No more, once every thread has come to rest."""
+        """Stop recording, once every thread has come to rest."""
         while self._waiting or time.monotonic() - self._last < 3 * _REST:
             time.sleep(_REST / 10)
         sys.monitoring.set_events(sys.monitoring.PROFILER_ID, sys.monitoring.events.NO_EVENTS)
         sys.monitoring.free_tool_id(sys.monitoring.PROFILER_ID)
 
     def _file(self, code: CodeType) -> str | None:
-        """The file in the package, None: it is none of it."""
+        """Return the code's file, relative to the package; None if it is outside."""
         if code not in self._files:
             name = code.co_filename
             self._files[code] = name.removeprefix(self._root) if name.startswith(self._root) else None
@@ -273,7 +271,7 @@ class Recorder:
         return DISPATCHING if thread.name == _DISPATCHING_THREAD else OTHERS
 
     def _source(self, frame: FrameType | None) -> str | None:
-        """Which file calls: that of the nearest function of the package that is not the protocol's."""
+        """Return the file that calls: that of the nearest function of the package that is not the protocol's."""
         while frame is not None:
             file = self._file(frame.f_code)
             if file is not None and not is_protocol(file, frame.f_code.co_qualname):
@@ -282,7 +280,7 @@ class Recorder:
         return None
 
     def _wait_for_rest(self, thread: threading.Thread) -> None:
-        """Until nobody has moved for a while; of several that wait, the first by name goes on."""
+        """Wait until no thread has moved for a while; of several that wait, the first by name goes on."""
         me = (thread.name, threading.get_ident())
         with self._lock:
             self._waiting.append(me)
@@ -295,7 +293,7 @@ class Recorder:
             time.sleep(_REST / 10)
 
     def _look_into(self, frame: FrameType, file: str) -> None:
-        """What pages a function is given."""
+        """Record the pages that a function is given by its arguments."""
         code, values = frame.f_code, frame.f_locals
         pages: set[int] = set()
         for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
@@ -305,7 +303,7 @@ class Recorder:
             self.holdings.append(Holding((file,), frozenset(pages)))
 
     def _note_numbers(self, value: object) -> None:
-        """What the page is called on the one mesh and on the other."""
+        """Note the page's number on the prefill mesh and on the decode mesh, if this value is the first to hold it."""
         kind = type(value).__name__
         pages: Any = getattr(value, "pages", ())
         if kind == "AssignPages" and self.assigned is None:
@@ -315,7 +313,7 @@ class Recorder:
 
 
 def _frame_of(code: CodeType) -> FrameType:
-    """The frame that an event is about, which runs this code: the callback's caller, nearest first."""
+    """Return the frame that runs this code, nearest first: in a callback, the one that the event is about."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not code:
         frame = frame.f_back
@@ -324,7 +322,7 @@ def _frame_of(code: CodeType) -> FrameType:
 
 
 def record(root: str, work: Callable[[], object]) -> Recorder:
-    """Do the work and note what the package does meanwhile."""
+    """Do the work and return a record of what the package does meanwhile."""
     recorder = Recorder(root)
     recorder.start()
     try:
@@ -335,7 +333,7 @@ def record(root: str, work: Callable[[], object]) -> Recorder:
 
 
 def record_walks(model: str, scratch: Path) -> dict[str, Any]:
-    """All three walks of the package that is imported as twinmesh. `scratch`: a folder for the batch's files."""
+    """Record all three walks of the package that is imported as twinmesh. `scratch`: a folder for the batch's files."""
     import gc
 
     import jax
@@ -371,7 +369,7 @@ def record_walks(model: str, scratch: Path) -> dict[str, Any]:
 
 
 def prompt(seed: int) -> str:
-    """The same words for the same seed."""
+    """Return a prompt of forty words, the same for the same seed."""
     return " ".join(Random(seed).choices(_VOCABULARY.split(), k=_WORDS))
 
 
@@ -379,7 +377,7 @@ def prompt(seed: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Walk through a checkout and print where it went."""
+    """Walk through a checkout, print where the walks went and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--package", type=Path, default=Path(__file__).parents[1], metavar="DIR", help="the checkout")
     parser.add_argument("--model", default="smollm2", metavar="NAME|PATH", help="the model (default: %(default)s)")
@@ -402,7 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def walk(package: Path, model: str) -> dict[str, Any] | None:
-    """The counts of a checkout, recorded in a process to which that is twinmesh; None: it failed and has said why."""
+    """Return a checkout's counts, recorded in a process that imports it as twinmesh; None if that failed."""
     with tempfile.TemporaryDirectory(prefix="twinmesh-walk-") as scratch:
         (Path(scratch) / "path").mkdir()
         (Path(scratch) / "path" / "twinmesh").symlink_to(package.resolve())  # its folder may have any name
@@ -417,7 +415,7 @@ def walk(package: Path, model: str) -> dict[str, Any] | None:
 
 
 def table(name: str, found: dict[str, Any]) -> str:
-    """A walk in words: files in order of first entry, how often each was entered, and how often called."""
+    """Return a walk as text: files in order of first entry, how often each was entered, and how often called."""
     files, entries, called = found["files"], found["entries"], found["called"]
     title = f"{name}: {len(files)} files, {found['changes']} changes from file to file, {found['calls']} calls"
     lines = [title, "  entered  called"]

@@ -1,11 +1,12 @@
-"""Record twenty seeded runs of the scheduler: what it was told and what it decided, as `fixtures/decisions/*.json.xz`.
+"""Record twenty seeded runs of the scheduler, its events and its decisions, as `fixtures/decisions/*.json.xz`.
 
 The recordings are of commit efd1214, made there by
 
     python tests/record_decisions.py
 
-with `twinmesh` being that checkout; run again there, it writes the same values. It imports that commit's modules and is
-kept to say how the recordings came to be: `engine/scheduler/test_recorded_decisions.py` reads them and nothing else,
+with `twinmesh` being that checkout, and this file and `helpers/plain.py` copied into its tests; run again there, it
+writes the same values. It imports that commit's modules and helpers, does not run here, and is kept to say how the
+recordings came to be: `engine/scheduler/test_recorded_decisions.py` reads them and nothing else,
 and they are not made anew when the scheduler changes, for then they would say nothing.
 
 A run is an object of `name`, `seed`, `config` (the topology as text), `pools`, one per mesh, and `turns`: of each the
@@ -333,7 +334,7 @@ def plain_config(config):
 def check(runs):
     """Everything that can happen did, over all runs."""
     seen = sum((run.scheduler.seen for run in runs), Counter())
-    tally = sum((Counter(vars(run.scheduler.tally)) for run in runs), Counter())
+    counts = sum((Counter(vars(run.scheduler.tally)) for run in runs), Counter())
     for kind in (*get_args(Event), *get_args(Action)):
         assert seen[kind.__name__], kind
     for state in set(State) - FINAL:
@@ -342,9 +343,9 @@ def check(runs):
     assert seen["MigrateRequested", "anywhere"]
     assert seen["MigrateRequested", "named"]
     for what in ("preemptions", "migrations", "retries", "cached_tokens"):
-        assert tally[what], what
+        assert counts[what], what
     assert {reason for run in runs for reason in run.device.finished.values()} == {"stop", "length", "abort", "error"}
-    return seen, tally
+    return seen, counts
 
 
 def main():

@@ -28,7 +28,7 @@ def run(code, cwd):
 def test_one_cpu_device_in_use_and_two_meshes_names_the_line_to_put_first(tmp_path):
     code = (
         "import jax; jax.config.update('jax_num_cpu_devices', 1); jax.devices()\n"
-        "from twinmesh.engine.config import Topology\n"
+        "from twinmesh.engine.topology import Topology\n"
         "from twinmesh.engine.sharding.mesh import build_meshes\n"
         "try: build_meshes(Topology.parse('prefill=1,decode=1'))\n"
         "except ValueError as error: print(error)"
@@ -39,7 +39,7 @@ def test_one_cpu_device_in_use_and_two_meshes_names_the_line_to_put_first(tmp_pa
 
 def test_devices_are_made_ready_where_jax_is_not_in_use_yet(tmp_path):
     code = (
-        "from twinmesh.engine.config import Topology\n"
+        "from twinmesh.engine.topology import Topology\n"
         "from twinmesh.engine.sharding.mesh import build_meshes\n"
         "print(len(build_meshes(Topology.parse('prefill=2,decode=1'))))"
     )

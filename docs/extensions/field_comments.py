@@ -26,7 +26,7 @@ class FieldComments(Extension):
 
 
 def trailing_comment(line: str) -> str:
-    """The comment after the code on a line, without its mark; empty where there is none, or it is for a tool."""
+    """Return the comment after the code on a line, without its mark; empty if there is none, or it is for a tool."""
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(line.strip()).readline))
     except (tokenize.TokenError, IndentationError):  # the first of several lines

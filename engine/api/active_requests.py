@@ -25,7 +25,7 @@ class ActiveRequests:
         return name in self._by_name
 
     def add(self, request: "ActiveRequest") -> None:
-        """Take a request in.
+        """Add a request under the name that its caller gave it.
 
         Raises:
             ValueError: its name is in use.
@@ -37,7 +37,7 @@ class ActiveRequests:
             self._by_name[name] = request
 
     def end(self, request: "ActiveRequest", sequence_id: int) -> None:
-        """Note that a completion has ended; with the last one the request's name is free. Idempotent."""
+        """Note that a completion has ended; the last one frees the request's name. Noting it again does nothing."""
         name = request.collector.request_id
         with self._lock:
             request.sequence_ids.pop(sequence_id, None)
@@ -45,7 +45,7 @@ class ActiveRequests:
                 del self._by_name[name]
 
     def sequences(self, name: str) -> list[int]:
-        """Ids of a request's completions that still run, in order; none for a name that is not in use."""
+        """Return the ids of a request's completions that still run, in order; none for a name that is not in use."""
         with self._lock:
             request = self._by_name.get(name)
             return [] if request is None else list(request.sequence_ids)
@@ -60,7 +60,7 @@ class ActiveRequest:
         self._post, self._active = post, active
 
     def put(self, update: Update) -> None:
-        """Pass one update on."""
+        """Pass an update on to the caller."""
         if update.finish_reason is not None:
             self._active.end(self, update.request_id)
         self._post(self.collector, update)

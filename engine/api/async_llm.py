@@ -76,11 +76,11 @@ class AsyncLLM(BaseLLM):
         self._client.abort(request_id)
 
     async def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
-        """Do as `LLM.update_params`, without holding up the event loop."""
+        """Replace parameters of the model as `LLM.update_params` does, without holding up the event loop."""
         await asyncio.to_thread(self.engine.core.update_params, params)
 
     async def close(self) -> None:
-        """Abort what runs, join the threads, free the device memory. Calling it again does nothing."""
+        """Abort running requests, join the threads and free the device memory. Calling it again does nothing."""
         await asyncio.to_thread(self.engine.core.close)
 
     async def __aenter__(self) -> "AsyncLLM":

@@ -20,7 +20,7 @@ from .sampling_params import SamplingParams
 
 
 class BaseLLM:
-    """Makes an engine from its options. Use `LLM` or `AsyncLLM`; methods may be called from any thread.
+    """An engine made from its options: the base of `LLM` and `AsyncLLM`. Methods may be called from any thread.
 
     An engine that is dropped or still open when the program ends is closed then.
     """
@@ -31,10 +31,10 @@ class BaseLLM:
 
     @classmethod
     def from_engine(cls, engine: Engine, *, seed: int = 0) -> Self:
-        """Make one over an engine that runs already, and is closed with it.
+        """Make an object of this class from an engine that runs already; closing the object closes the engine.
 
-        For engines whose parts are made by hand, such as weights that come from no file; see `startup/build.py`.
-        `seed`: as the option of this name.
+        This is for engines whose parts are made by hand, for example with weights that come from no file; see
+        `startup/build.py`. `seed` is the option of this name.
         """
         self = cls.__new__(cls)
         self._serve(engine, seed)
@@ -53,7 +53,7 @@ class BaseLLM:
         cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\n{as_text()}"
 
     def _prepare(self) -> None:
-        """Make what one kind of engine needs besides."""
+        """Set up what a subclass needs besides."""
 
     def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
         """Turn a conversation into token ids with the model's chat template, the assistant's turn opened.
@@ -82,7 +82,7 @@ class BaseLLM:
         resolve(sampling_params, self.tokenizer, seed=0)
 
     def check_health(self) -> None:
-        """Return where the engine takes requests, as vLLM's method of this name does.
+        """Check that the engine takes requests, as vLLM's method of this name does.
 
         Raises:
             EngineError: it is closed or has failed.

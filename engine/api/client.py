@@ -44,20 +44,20 @@ class Ticket:
 
     @property
     def collector(self) -> RequestCollector:
-        """What gathers the request's updates."""
+        """Return the collector that gathers the request's updates."""
         return self.request.collector
 
 
 class EngineClient:
-    """Checks requests, starts them, and finds them again by name."""
+    """The client of one engine's core: it checks requests, starts them, and finds them again by name."""
 
     def __init__(self, engine: Engine, seed: int) -> None:
-        """`seed`: requests without one of their own draw theirs from it and from their number."""
+        """Serve `engine`. Requests without a seed of their own draw theirs from `seed` and from their number."""
         self._core, self.config, self.tokenizer = engine.core, engine.config, engine.tokenizer
         self._seed, self._numbers, self._active = seed, itertools.count(), ActiveRequests()
 
     def check(self, prompt: PromptLike, params: SamplingParams) -> Job:
-        """Check a request that is to be started.
+        """Check a request before it is started.
 
         Raises:
             ValueError: a prompt or parameters that this model cannot run.
@@ -92,7 +92,7 @@ class EngineClient:
         return Ticket(request, tuple(submissions))
 
     def start(self, ticket: Ticket) -> None:
-        """Let a request in.
+        """Start a request: submit all of its completions to the engine.
 
         Raises:
             ValueError: its name is in use.
@@ -146,7 +146,7 @@ class EngineClient:
         return block_hashes(job.prompt.token_ids, self.config.page_size)
 
     def _plan(self, job: Job, index: int, seed: int) -> SamplingPlan:
-        """Let only the first completion, which computes the prompt, report its log-probabilities."""
+        """Return a completion's plan; only the first completion, which computes the prompt, reports prompt_logprobs."""
         return replace(job.plan, seed=seed, prompt_logprobs=None if index else job.plan.prompt_logprobs)
 
     def _seeds(self, params: SamplingParams, number: int) -> list[int]:
@@ -163,7 +163,7 @@ class EngineClient:
 
 
 def check_name(request_id: object) -> str:
-    """Check a caller's name for a request; ValueError unless it is a text that is not empty."""
+    """Check and return a caller's name for a request; raise ValueError unless it is a text that is not empty."""
     if isinstance(request_id, str) and request_id:
         return request_id
     raise ValueError(f"request_id={request_id!r} is not usable: it must be a text that is not empty.")

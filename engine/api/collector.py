@@ -21,7 +21,7 @@ class CompletionCollector:
     """One completion as it grows."""
 
     def __init__(self, index: int, params: SamplingParams, tokenizer: Tokenizer, arrival: float) -> None:
-        """`arrival` in seconds on the engine's clock."""
+        """Begin without tokens; `arrival` is in seconds on the engine's clock."""
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self._index, self._params, self._tokenizer = index, params, tokenizer
@@ -51,7 +51,7 @@ class CompletionCollector:
         return text
 
     def output(self) -> CompletionOutput:
-        """Return the completion so far; later updates do not change it, but for the timeline."""
+        """Return the completion so far; later updates change nothing in it but the timeline."""
         has_logprobs = self._params.logprobs is not None
         return CompletionOutput(
             index=self._index,
@@ -96,7 +96,7 @@ class RequestCollector:
         tokenizer: Tokenizer,
         arrival: float,
     ) -> None:
-        """`arrival` in seconds on the engine's clock."""
+        """Begin without tokens; `arrival` is in seconds on the engine's clock."""
         self.request_id, self.sequence_ids, self.prompt = request_id, sequence_ids, prompt
         # Of the prompt's tokens but the first, in pieces.
         self.prompt_scores: list[HostScores] = []
@@ -111,24 +111,24 @@ class RequestCollector:
 
     @property
     def running(self) -> tuple[int, ...]:
-        """Ids of the completions whose end has not been taken in, in order."""
+        """Return the ids of the completions whose end has not been taken in, in order."""
         return tuple(self._running)
 
     @property
     def is_finished(self) -> bool:
-        """Whether every completion has ended."""
+        """Return whether every completion has ended."""
         return not self._running
 
     @property
     def error(self) -> str | None:
-        """Why the first failed completion failed."""
+        """Return why the first failed completion failed; None if none has failed."""
         return next((c.error for c in self._completions.values() if c.error is not None), None)
 
     def take(self, update: Update) -> TextDelta:
         """Take in an update of one completion; return what it adds to it."""
         sequence_id = update.request_id
         if update.finish_reason is not None:
-            self._running.pop(sequence_id, None)  # first: an interrupt below must not make anyone wait for more
+            self._running.pop(sequence_id, None)  # first: after an interrupt below, no caller may wait for more
         index = self.sequence_ids.index(sequence_id)
         if index == 0:  # the others share its prompt
             self.prompt_scores.extend(update.prompt_scores)
@@ -138,7 +138,7 @@ class RequestCollector:
         return TextDelta(text, update.token_ids, update.finish_reason, index)
 
     def output(self) -> RequestOutput:
-        """Return the request so far; later updates do not change it, but for the timelines."""
+        """Return the request so far; later updates change nothing in it but the timelines."""
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt.text,
@@ -151,7 +151,10 @@ class RequestCollector:
         )
 
     def _name_prompt_logprobs(self) -> list[LogprobsAt | None] | None:
-        """Make them once, when all are there: a prompt's are many, and outputs of a running request are made often."""
+        """Return the prompt's log-probabilities; None until all of them are there.
+
+        They are made once: a prompt has many, and outputs of a running request are made often.
+        """
         count, wanted = self._params.prompt_logprobs, self.prompt.token_ids[1:]
         if count is None or sum(len(scores.logprob) for scores in self.prompt_scores) < len(wanted):
             return None
@@ -164,7 +167,7 @@ class RequestCollector:
 def _name_logprobs(
     pieces: Iterable[HostScores], token_ids: list[int], count: int, tokenizer: Tokenizer | None
 ) -> Iterator[LogprobsAt]:
-    """Make one dict per token: the token itself, then the `count` most likely ones."""
+    """Yield one dict per token: the token itself, then the `count` most likely ones."""
     rows = chain.from_iterable(
         zip(
             scores.logprob.tolist(),

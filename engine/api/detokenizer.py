@@ -21,14 +21,14 @@ class Match(NamedTuple):
 
 
 class StopSearch:
-    """Looks for stop strings in one sequence, token by token; a `StopCheck`. Not thread-safe.
+    """A search for stop strings in one sequence, token by token; a `StopCheck`. Not thread-safe.
 
     As in vLLM a stop string counts where it ends after the text of the first `min_tokens` tokens. Of several, the one
     that ends first counts, and of those that end together the one that is listed first.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, min_tokens: int, skip_special: bool) -> None:
-        """`stops` are not empty, nor is any of them; `skip_special` leaves special tokens out of the text."""
+        """Search for `stops`, one or more, none empty. `skip_special` leaves special tokens out of the text."""
         self._stops, self._min_tokens, self._count = tuple(stops), min_tokens, 0
         self._stream = tokenizer.stream(skip_special)
         self._reach = max(map(len, self._stops)) - 1
@@ -82,7 +82,7 @@ class Detokenizer:
         include_stop: bool = False,
         skip_special: bool = True,
     ) -> None:
-        """`include_stop` cuts behind a stop string rather than before it; the rest is as in `StopSearch`."""
+        """Begin a text. `include_stop` cuts behind a stop string, not before it; the rest is as in `StopSearch`."""
         self._include_stop, self._held, self._is_stopped = include_stop, "", False
         self._stream = tokenizer.stream(skip_special)
         self._search = StopSearch(tokenizer, stops, min_tokens=min_tokens, skip_special=skip_special) if stops else None
@@ -94,7 +94,7 @@ class Detokenizer:
         return "".join(self._push_one(self._search, i) for i in ids)
 
     def finish(self) -> str:
-        """Return what still waited: the start of a stop string that did not come, or U+FFFD for half a character."""
+        """Return the text held back: the start of a stop string that did not come, or U+FFFD for half a character."""
         if self._search is None:
             return self._stream.finish()
         return "" if self._is_stopped else self._held + self._search.finish()

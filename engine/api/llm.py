@@ -113,11 +113,12 @@ class LLM(BaseLLM):
     def as_completed(
         self, jobs: Iterable[tuple[PromptLike, SamplingParams] | None], *, window: int | None = None
     ) -> Generator[tuple[int, RequestOutput], None, None]:
-        """Run jobs, each a prompt and its sampling parameters, and give (index, result) as they finish.
+        """Run jobs, each a prompt and its sampling parameters, and yield (index, result) of each as it finishes.
 
         Args:
-            jobs: read as they are needed. One may be None while others run: no job is ready yet, results come first,
-                and it is asked for again whenever a request has an update. Where nothing runs, None ends the iteration.
+            jobs: an iterable that is read whenever there is room for a job. None in place of a job says that no job is
+                ready yet: the iterable is read again when a running request has an update. Where nothing runs, None
+                ends the iteration.
             window: how many may be in the engine at once, 1 or more; None: all of them.
 
         Leaving the iteration early aborts what is left. Raises as `generate` does; jobs before a bad one are aborted.
@@ -130,7 +131,7 @@ class LLM(BaseLLM):
     def score(
         self, prompts: PromptLike | Sequence[PromptLike], continuations: PromptLike | Sequence[PromptLike]
     ) -> list[Score]:
-        """How likely each continuation is after its prompt, in one forward pass each.
+        """Score continuations: how likely each is after its prompt, in one forward pass each.
 
         Args:
             prompts: as for `generate`; one may go with several continuations.
@@ -186,10 +187,10 @@ class LLM(BaseLLM):
         self._client.abort(request_id)
 
     def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
-        """Replace parameters of the model on every mesh; returns when new requests run with them.
+        """Replace parameters of the model on every mesh; return when new requests run with them.
 
-        What runs goes on to its end with the old ones; what comes meanwhile waits. Nothing compiles. Cached prefixes
-        are dropped.
+        Running requests finish with the old parameters, and requests that arrive meanwhile wait. Nothing compiles.
+        Cached prefixes are dropped.
 
         Args:
             params: dotted path, such as "layers.0.attention.q_proj", to an array of the parameter's shape and
@@ -202,7 +203,7 @@ class LLM(BaseLLM):
         self.engine.core.update_params(params)
 
     def close(self) -> None:
-        """Abort what runs, join the threads, free the device memory. Calling it again does nothing."""
+        """Abort running requests, join the threads and free the device memory. Calling it again does nothing."""
         self.engine.core.close()
 
     def __enter__(self) -> "LLM":

@@ -1,4 +1,4 @@
-"""Results of requests, shaped as vLLM's outputs are. Control-plane module: no JAX here."""
+"""Results of requests, shaped as vLLM's outputs are. No JAX here."""
 
 import math
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class CompletionOutput:
     timeline: Timeline  # its stamps, which go on changing until it ends
 
     def finished(self) -> bool:
-        """Return whether it has ended."""
+        """Return whether the completion has ended."""
         return self.finish_reason is not None
 
 
@@ -47,9 +47,7 @@ class RequestOutput:
     request_id: str
     prompt: str | None  # None: it was given as token ids
     prompt_token_ids: list[int]
-    prompt_logprobs: (
-        list[LogprobsAt | None] | None
-    )  # an entry per token, None for the first; None: not asked for, or not yet
+    prompt_logprobs: list[LogprobsAt | None] | None  # one per token, None for the first; None: not asked for or not yet
     outputs: list[CompletionOutput]  # `n` completions, in the order of `index`
     finished: bool  # all completions have ended
     num_cached_tokens: int | None = None  # prompt tokens that the prefix cache spared; None until the prompt began
@@ -57,7 +55,10 @@ class RequestOutput:
 
     @property
     def timeline(self) -> Timeline:
-        """Return that of the completion that ended last, so that E2E is the request's; before, of one that runs."""
+        """Return the timeline of the completion that ended last, so that its E2E is that of the request.
+
+        While completions run, it is the timeline of one of them.
+        """
         return max((output.timeline for output in self.outputs), key=_finish)
 
 

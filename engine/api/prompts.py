@@ -36,7 +36,11 @@ def check_prompt(prompt: PromptLike, tokenizer: Tokenizer, max_model_len: int) -
             "shorten it or raise max_model_len."
         )
     if min(ids) < 0 or max(ids) >= tokenizer.vocab_size:
-        raise ValueError(f"The prompt holds token ids outside 0 to {tokenizer.vocab_size - 1}.")
+        stranger = next(i for i in ids if not 0 <= i < tokenizer.vocab_size)
+        raise ValueError(
+            f"The prompt holds token id {stranger}, which is outside 0 to {tokenizer.vocab_size - 1}: give ids of this "
+            "model's tokenizer."
+        )
     return Prompt(text, ids)
 
 

@@ -1,4 +1,4 @@
-"""How one request is sampled and when it stops. Names and meanings are vLLM's. Control-plane module: no JAX here.
+"""How one request is sampled and when it stops. Names and meanings are vLLM's. No JAX here.
 
 What a model's vocabulary decides (whether a token id exists, how a bad word is spelled) is for `resolve_sampling.py`.
 """
@@ -20,31 +20,6 @@ _SEED = "a whole number from 0 to 2**32 - 1"
 class SamplingParams:
     """Sampling and stopping of one request, with vLLM's names, defaults and meanings.
 
-    n: completions of the prompt. Completion i draws with seed + i.
-    presence_penalty, frequency_penalty: -2 to 2, subtracted from the logit of a token that was generated: once, and
-        for every time.
-    repetition_penalty: above 0; divides positive logits, and multiplies negative ones, of tokens in the prompt or in
-        what was generated.
-    temperature: 0 (and anything below 1e-5) always takes the most likely token. At most 1e6.
-    top_p: in (0, 1]; the smallest set of most likely tokens whose probabilities reach it is kept.
-    top_k: how many of the most likely tokens are kept; 0 or -1 keeps all.
-    min_p: in [0, 1]; drops tokens less likely than this times the most likely one.
-    seed: 0 to 2**32 - 1, fixes the random stream of the request. None (or -1): drawn from the engine's seed and the
-        request's number.
-    stop: a text, or several, that ends the completion. `text` is cut before it, `token_ids` is not.
-    stop_token_ids: tokens that end the completion as EOS does; the last one stays in `token_ids` and out of the text.
-    ignore_eos: go on after EOS.
-    max_tokens: the most tokens to generate; None: up to `max_model_len`.
-    min_tokens: EOS, stop tokens and stop strings do not end the completion earlier.
-    logprobs: report the log-probability of each token and of this many of the most likely ones, 0 to 20.
-    prompt_logprobs: likewise for the prompt's tokens. Such a request does not use the prefix cache.
-    detokenize: False leaves `text` empty, and allows no stop strings.
-    skip_special_tokens: leave control tokens out of the text.
-    include_stop_str_in_output: cut the text behind the stop string rather than before it, and show a stop token.
-    logit_bias: added to the logits of these tokens: -1e6 to 1e6, or -inf to forbid one.
-    allowed_token_ids: nothing else may be generated.
-    bad_words: texts that may not be completed, each as it is spelled at the start of a text and behind a space.
-
     It differs from vLLM where a static shape has to bound it: `logprobs` and `prompt_logprobs` stop at 20 and -1 (the
     whole vocabulary) is refused; bad words are at most 64 token sequences of at most 8 tokens. Greedy sampling may ask
     for n > 1, and gets n equal completions. There is no `spaces_between_special_tokens`, because no supported
@@ -54,31 +29,31 @@ class SamplingParams:
         ValueError: a value is out of range or of the wrong type; the message names the field, the value and the range.
     """
 
-    n: int = 1
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-    stop: str | Sequence[str] | None = None
-    stop_token_ids: Sequence[int] | None = None
-    ignore_eos: bool = False
-    max_tokens: int | None = 16
-    min_tokens: int = 0
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    detokenize: bool = True
-    skip_special_tokens: bool = True
-    include_stop_str_in_output: bool = False
-    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
-    allowed_token_ids: Sequence[int] | None = None
-    bad_words: Sequence[str] | None = None
+    n: int = 1  # completions of the prompt; completion i draws with seed + i
+    presence_penalty: float = 0.0  # -2 to 2, subtracted once from the logit of every token that was generated
+    frequency_penalty: float = 0.0  # -2 to 2, subtracted from a token's logit for every time that it was generated
+    repetition_penalty: float = 1.0  # above 0; divides positive, multiplies negative logits of prompt and output tokens
+    temperature: float = 1.0  # at most 1e6; 0 (and anything below 1e-5) always takes the most likely token
+    top_p: float = 1.0  # in (0, 1]; keeps the smallest set of most likely tokens whose probabilities reach it
+    top_k: int = 0  # how many of the most likely tokens are kept; 0 or -1 keeps all
+    min_p: float = 0.0  # in [0, 1]; drops tokens less likely than this times the most likely one
+    seed: int | None = None  # 0 to 2**32 - 1; None or -1: drawn from the engine's seed and the request's number
+    stop: str | Sequence[str] | None = None  # texts that end the completion; `text` is cut before one, `token_ids` not
+    stop_token_ids: Sequence[int] | None = None  # end the completion as EOS does; kept in `token_ids`, not in `text`
+    ignore_eos: bool = False  # go on after EOS
+    max_tokens: int | None = 16  # the most tokens to generate; None: up to `max_model_len`
+    min_tokens: int = 0  # EOS, stop tokens and stop strings do not end the completion before this many tokens
+    logprobs: int | None = None  # 0 to 20; report the log-probabilities of each token and of this many most likely ones
+    prompt_logprobs: int | None = None  # likewise for the prompt's tokens; the request does not use the prefix cache
+    detokenize: bool = True  # False leaves `text` empty, and allows no stop strings
+    skip_special_tokens: bool = True  # leave control tokens out of the text
+    include_stop_str_in_output: bool = False  # cut the text behind the stop string, and show a stop token in it
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)  # added to logits: -1e6 to 1e6, or -inf
+    allowed_token_ids: Sequence[int] | None = None  # no other token may be generated; None: all may
+    bad_words: Sequence[str] | None = None  # texts not to be completed, as spelled at a text's start and behind a space
 
     def __post_init__(self) -> None:
-        """Refuse what sampling could only turn into nonsense later; lists become tuples, which nobody changes."""
+        """Check every value, and turn lists into tuples, which nobody can change afterwards."""
         self._check_numbers()
         self._check_lengths()
         for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
@@ -88,7 +63,7 @@ class SamplingParams:
             raise ValueError("stop strings need the text: leave detokenize on, or use stop_token_ids.")
 
     def with_seed(self, seed: int) -> "SamplingParams":
-        """Return the same with another seed, without checking the rest again.
+        """Return the same parameters with another seed, without checking the others again.
 
         Raises:
             ValueError: the seed is not from 0 to 2**32 - 1.
@@ -143,7 +118,7 @@ class SamplingParams:
 
 
 def _texts(name: str, given: object) -> tuple[str, ...]:
-    """Each once, in the order given."""
+    """Check texts, and return them without repetitions, in their order; none for None."""
     if given is None:
         return ()
     wanted = "a list of texts that are not empty"
@@ -155,7 +130,7 @@ def _texts(name: str, given: object) -> tuple[str, ...]:
 
 
 def _token_ids(name: str, given: object) -> tuple[int, ...]:
-    """Each once, in the order given."""
+    """Check token ids, and return them without repetitions, in their order; none for None."""
     if given is None:
         return ()
     wanted = "a list of token ids, 0 or more"

@@ -11,7 +11,9 @@ from .outputs import RequestOutput, TextDelta
 
 
 class RequestStream:
-    """Iterating gives `TextDelta`s until the request ends; `result()` waits for the whole. For one consumer.
+    """One request as it runs: iterating yields `TextDelta`s until it ends, `result()` waits for the whole.
+
+    A stream is for one consumer.
 
     Leaving the iteration early (`break`, an exception, Ctrl-C) or `close()` aborts the request, and so does dropping an
     iterator: keep the one that `iter` gives for as long as the request is wanted. A stream that is never iterated runs
@@ -21,12 +23,12 @@ class RequestStream:
     def __init__(
         self, collector: RequestCollector, updates: "SimpleQueue[Update]", abort: Callable[[RequestCollector], None]
     ) -> None:
-        """Use `LLM.stream`. `updates` is where the request's updates come; `abort` ends it."""
+        """Follow a request that `LLM.stream` started: its updates come in `updates`, and `abort` ends it."""
         self.request_id = collector.request_id
         self._collector, self._updates, self._abort = collector, updates, abort
 
     def __iter__(self) -> Iterator[TextDelta]:
-        """Give the deltas from here on."""
+        """Yield the deltas from here on."""
         try:
             while not self._collector.is_finished:
                 yield self._collector.take(self._updates.get())
@@ -34,13 +36,13 @@ class RequestStream:
             self.close()
 
     def result(self) -> RequestOutput:
-        """Wait for the end. An interrupt while waiting aborts the request."""
+        """Wait for the end and return the whole result. An interrupt while waiting aborts the request."""
         for _ in self:
             pass
         return self._collector.output()
 
     def close(self) -> None:
-        """Abort unless the request has ended."""
+        """Abort the request unless it has ended."""
         if not self._collector.is_finished:
             self._abort(self._collector)
 
@@ -57,7 +59,7 @@ class HandDriven:
 
     @property
     def has_unfinished(self) -> bool:
-        """Whether a request was added whose end `step` has not given yet."""
+        """Return whether a request was added whose end `step` has not returned yet."""
         return bool(self._running)
 
     def add(self, request_id: str, job: Job) -> None:
@@ -81,7 +83,7 @@ class HandDriven:
             raise
 
     def step(self) -> list[RequestOutput]:
-        """Wait for updates, and give all requests that have some; none where nothing is unfinished."""
+        """Wait for updates, and return all requests that have some; none where nothing is unfinished."""
         with self._stepping:
             fresh: dict[RequestCollector, None] = {}  # an ordered set
             while self._running and not fresh:

@@ -1,6 +1,6 @@
-"""Files on disk, whatever they hold: replaced as a whole, made to last, and compared by what their names stand for.
+"""Helpers for files of any content: replace one atomically, sync its directory, compare what two names refer to.
 
-Invariant: a file that is being replaced has its new content beside it, under its name and `.tmp`.
+Invariant: while a file is being replaced, its new content is beside it, under its name with `.tmp` added.
 """
 
 import os
@@ -10,14 +10,15 @@ from pathlib import Path
 
 
 def scratch_of(path: Path) -> Path:
-    """Where a file's new content is written before it takes the old one's place."""
+    """Return the path to which a file's new content is written before it replaces the file."""
     return path.with_name(path.name + ".tmp")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write a file's new content to, and to put on disk there; it takes the old one's place unless something
-    is raised. Raises OSError where it cannot.
+    """Yield a path to write a file's new content to, and replace the file by it unless something is raised.
+
+    The caller has to put the content on disk (`os.fsync`). Raises OSError if the file cannot be replaced.
     """
     scratch = scratch_of(path)
     try:
@@ -47,17 +48,20 @@ def sync_directory(path: Path) -> None:
 
 
 def is_same(one: Path, other: Path) -> bool:
-    """Whether two names are, or would be, those of one file."""
+    """Return whether two paths name, or would name, the same file."""
     if os.path.exists(one) and os.path.exists(other):
         return one.samefile(other)
     return real_path(one) == real_path(other)
 
 
 def is_inside(path: Path, directory: Path) -> bool:
-    """Whether a file is, or would be, in a directory that is there, or below it."""
+    """Return whether a file is, or would be, in or below a directory that exists."""
     return os.path.isdir(directory) and real_path(path).is_relative_to(real_path(directory))
 
 
 def real_path(path: str | Path) -> Path:
-    """Links followed. `Path.resolve` fails on links that go in a circle, which opening them says better."""
+    """Return the path with links followed.
+
+    Unlike `Path.resolve`, it accepts links that go in a circle; opening such a path gives the better error message.
+    """
     return Path(os.path.realpath(path))

@@ -23,34 +23,40 @@ _SAMPLES, _SAMPLE_BYTES = 256, 4096
 
 @dataclass(frozen=True)
 class Identity:
-    """Hashes of model and input, the sampling of lines that do not say, and `engine`: what else must not change."""
+    """What has to be the same in two starts of a batch run, so that the second goes on from where the first ended."""
 
-    model: str
-    input: str
-    sampling: Mapping[str, Any]
-    engine: Mapping[str, Any]
+    model: str  # hash of the model's files, see `model_digest`
+    input: str  # hash of the input
+    sampling: Mapping[str, Any]  # sampling parameters for what a line does not set
+    engine: Mapping[str, Any]  # whatever else decides the results, such as the dtype
 
     @classmethod
     def of(cls, model: Path, input_digest: str, defaults: SamplingParams, engine: Mapping[str, Any]) -> "Identity":
-        """That of a run.
+        """Compute the identity of a run.
+
+        Args:
+            model: path of the checkpoint.
+            input_digest: a hash of the input.
+            defaults: sampling parameters for what a line does not set.
+            engine: whatever else decides the results, such as {"dtype": "bfloat16"}.
 
         Raises:
             ValueError: there is no such model.
-            OSError: its files cannot be read.
+            OSError: the model's files cannot be read.
         """
         if not model.exists():
             raise ValueError(f"There is no model at {model}: give the path of a checkpoint.")
         return cls(model_digest(model), input_digest, asdict(defaults), engine)
 
     def save(self, path: Path) -> None:
-        """Put it on disk, all or nothing."""
+        """Write the identity to `path` atomically."""
         write_atomically(path, json.dumps({"format": _FORMAT, **asdict(self)}, indent=1).encode() + b"\n")
 
     def differences(self, path: Path) -> list[str]:
-        """In what the run that wrote `path` is another one, in words; empty: in nothing.
+        """Return a phrase for each difference from the identity saved at `path`; an empty list if there is none.
 
         Raises:
-            ValueError: there is no such file, or it is no file of this kind.
+            ValueError: there is no such file, or it holds no identity.
         """
         try:
             then = json.loads(path.read_bytes())
@@ -69,12 +75,12 @@ class Identity:
 
 
 def model_digest(path: Path) -> str:
-    """A hash of what a model's files hold: each file's length, its first MiB, and 256 blocks of 4 KiB spread over the
-    rest, so that a model of 100 GB takes as long as a small one.
+    """Hash a model's files in a time that hardly depends on their size.
 
-    The head of a GGUF or safetensors file has its configuration and the place of every tensor; the blocks tell models
-    of one shape apart, unless they differ in a few tensors only. Of a GGUF file in parts, all parts count; of a
-    directory, every file but hidden ones and texts about the model (.md), with its name.
+    Hashed are each file's length, its first MiB, and 256 blocks of 4 KiB spread over the rest. The head of a GGUF or
+    safetensors file has the model's configuration and the place of every tensor; the blocks tell models of one shape
+    apart, unless they differ in a few tensors only. Of a GGUF file in parts, all parts count; of a directory, every
+    file but hidden ones and texts about the model (.md), with its name.
 
     Raises:
         OSError: a file cannot be read.
@@ -89,7 +95,11 @@ def model_digest(path: Path) -> str:
 
 
 def _model_files(path: Path) -> list[tuple[str, Path]]:
-    """What a model's files are called, whatever the model is, and where they are."""
+    """List the files that count for a model's hash, each as the name to hash and the path.
+
+    The name to hash does not depend on what the model is called: it is the path below the model's directory, or, for a
+    model in one file, the part's number.
+    """
     if path.is_file():
         return [(str(index or ""), part) for index, part in enumerate(gguf_parts(path))]
     named = [(file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*")) if file.is_file()]

@@ -28,32 +28,29 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass
 class Kept:
-    """What an opened journal holds: results and errors of earlier starts, and which lines they answer, by number.
+    """What an opened journal holds of earlier starts: which input lines have an output line, and counts."""
 
-    `mended`: damaged lines that were taken out. `retried`: lines with an error that were taken out, to be run again.
-    """
-
-    done: bytearray
-    succeeded: int = 0
-    failed: int = 0
-    mended: int = 0
-    retried: int = 0
+    done: bytearray  # by number of the input line: 1 if it has an output line
+    succeeded: int = 0  # output lines with a result
+    failed: int = 0  # output lines with an error
+    mended: int = 0  # damaged or repeated lines that were taken out
+    retried: int = 0  # lines with an error that were taken out, to be run again
 
     @property
     def lines(self) -> int:
-        """Output lines."""
+        """Return the number of output lines."""
         return self.succeeded + self.failed
 
 
 class Journal:
-    """An open journal. `created`: it was not there before."""
+    """An open journal, locked against other processes. `created`: the file did not exist before."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Open the file, made if need be, and lock it.
+        """Open and lock the file, creating it if it does not exist.
 
         Raises:
             ValueError: another process has it open.
-            OSError: it cannot be made or opened.
+            OSError: it cannot be created or opened.
         """
         self.path, self._clock = path, clock
         self.created = not path.exists()
@@ -65,19 +62,19 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it holds no line."""
+        """Return whether the file holds no line."""
         return self._size == 0
 
     def clear(self) -> None:
-        """Forget every line."""
+        """Remove every line."""
         self._cut(0)
 
     def recover(self, last_line: int, *, retry_errors: bool) -> Kept:
-        """Make the file whole again and say what it holds.
+        """Remove lines that cannot stay, and return what the file then holds.
 
-        Taken out are lines that are damaged, that answer no line from 1 to `last_line`, or one that was answered
-        before; and with `retry_errors` lines with an error. The file is cut where they are at its end, as a torn line
-        is, and otherwise written anew, with all that is kept, and put in the old one's place in one step.
+        Removed are damaged lines, lines that answer no input line from 1 to `last_line`, lines that answer one a second
+        time, and, with `retry_errors`, lines with an error. If only the end of the file is affected, as by a torn line,
+        the file is cut there; otherwise it is replaced in one step by a new file with the lines that stay.
 
         Raises:
             OSError: the new file cannot be written; the old one is as it was.
@@ -99,7 +96,7 @@ class Journal:
         return sieve.kept
 
     def rewrite(self, lines: Iterable[bytes]) -> None:
-        """Replace the content, all or nothing, and keep the lock. Raises OSError; the file is then as it was."""
+        """Replace the content atomically and keep the lock. If this raises OSError, the file is as it was."""
         scratch = scratch_of(self.path)
         fd = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
         try:
@@ -118,11 +115,11 @@ class Journal:
         sync_directory(self.path.parent)
 
     def append(self, line: bytes) -> None:
-        """Write a line, which ends in a newline; it is with the operating system when this returns.
+        """Hand a line, which must end in a newline, to the operating system, and `sync` every SYNC_SECONDS.
 
         Raises:
-            OSError: it could not be written, and nothing of it was.
-            BatchStopped: as `sync`.
+            OSError: the line could not be written; no part of it stays in the file.
+            BatchStopped: as `sync` raises it.
         """
         try:
             _write(self._fd, line)
@@ -134,7 +131,7 @@ class Journal:
             self.sync()
 
     def sync(self) -> None:
-        """Put what was written on disk.
+        """Put on disk what was written.
 
         Raises:
             OSError: that failed.
@@ -149,7 +146,7 @@ class Journal:
         self._synced = self._clock()
 
     def results(self) -> Iterator[dict[str, Any]]:
-        """Output lines, parsed, in the order of the input; 8 bytes of memory for each line of it."""
+        """Yield the output lines, parsed, in the order of the input; takes 8 bytes of memory for each input line."""
         offsets = array("q")
         for offset, line in self._lines():
             number = line_number(json.loads(line))
@@ -162,7 +159,7 @@ class Journal:
                     yield json.loads(file.readline())
 
     def close(self, *, remove: bool = False) -> None:
-        """Unlock the file, and leave it on disk unless `remove` is set."""
+        """Unlock the file, and with `remove` delete it."""
         if remove and self._is_in_place():
             self.path.unlink()
         os.close(self._fd)
@@ -187,7 +184,7 @@ class Journal:
 
 
 class _Sieve:
-    """Decides line by line what stays, and counts it."""
+    """A filter that decides for each line of a journal whether it stays, and counts the decisions in `kept`."""
 
     def __init__(self, last_line: int, retry_errors: bool) -> None:
         self.kept = Kept(bytearray(last_line + 1))
@@ -213,7 +210,10 @@ class _Sieve:
 
 
 def _open_locked(path: Path) -> int:
-    """A descriptor that holds the lock of the file that has this name now: it may be replaced while it is opened."""
+    """Open and lock the file that has this name, and return its descriptor.
+
+    Another process may replace the file between opening and locking; it is then opened again.
+    """
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
@@ -249,7 +249,7 @@ def _lock(fd: int, path: Path) -> None:
 
 
 def _write(fd: int, data: bytes) -> int:
-    """All of it: a write that fills the disk writes a part first."""
+    """Write all of `data` and return its length: one call may write only a part, as on a disk that gets full."""
     left = memoryview(data)
     while left:
         left = left[os.write(fd, left) :]

@@ -1,9 +1,9 @@
-"""In which order a batch run gives its requests to the engine: prompts that begin alike follow each other, and apart
-from that what may run longest goes first.
+"""The order in which a batch run gives its requests to the engine.
 
-The first so that a shared beginning is computed once, before the prefix cache drops it; the second so that the end of a
-run is short requests side by side, not one long one alone. Only `ahead` requests and `tokens` prompt tokens are looked
-at together, so an input of any size streams through; blocks of that size keep the input's order. No JAX here.
+Prompts that begin alike follow each other, so that their shared beginning is computed once, before the prefix cache
+drops it. Apart from that, the request that may run longest goes first, so that a run ends with several short requests
+side by side, not with a long one alone. Only `ahead` requests and `tokens` prompt tokens are looked at together, so an
+input of any size streams through; blocks of that size keep the input's order. No JAX here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,24 +21,24 @@ _BYTES_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that the engine will take; `key`: its prompt's token ids, 4 bytes each."""
+    """A request that the engine will take, with its prompt as token ids."""
 
     request: BatchRequest
-    key: bytes
+    key: bytes  # the prompt's token ids, 4 bytes each
 
     @classmethod
     def of(cls, request: BatchRequest, token_ids: list[int]) -> "Prepared":
-        """Ready to be put in order."""
+        """Combine a request with its prompt's token ids."""
         return cls(request, np.array(token_ids, np.int32).tobytes())
 
     @property
     def token_ids(self) -> np.ndarray:
-        """The prompt, [n] int32."""
+        """Return the prompt's token ids, [n] int32."""
         return np.frombuffer(self.key, np.int32)
 
     @property
     def longest(self) -> float:
-        """The most tokens that it may generate, all completions together; infinite without a limit of its own."""
+        """Return the most tokens that all completions together may have; infinite if the request sets no limit."""
         params = self.request.sampling_params
         return float("inf") if params.max_tokens is None else params.n * params.max_tokens
 
@@ -46,13 +46,13 @@ class Prepared:
 def arrange(
     requests: Iterable[Prepared], *, page_size: int, ahead: int = LOOK_AHEAD, tokens: int = LOOK_AHEAD_TOKENS
 ) -> Iterator[Prepared]:
-    """The same requests in a better order, read as they are needed.
+    """Yield the same requests in a better order, reading them as they are needed.
 
     Args:
         requests: read up to two at a time once the first block has been read.
         page_size: tokens per KV page; prompts share whole pages.
         ahead: the most requests in a block. Two blocks are held at once.
-        tokens: prompt tokens after which a block is full, whatever their number.
+        tokens: prompt tokens after which a block is full, whatever the number of its requests.
     """
     source = iter(requests)
     block = _Block(source, ahead, tokens)
@@ -73,7 +73,7 @@ class _Block:
         self._source, self._ahead, self._room = source, ahead, tokens * _BYTES_PER_TOKEN
 
     def read(self, most: int) -> None:
-        """Take in up to `most` more, while there is room."""
+        """Read up to `most` more requests from the source, while the block has room."""
         for request in islice(self._source, min(most, self._ahead - len(self.requests)) if self._room > 0 else 0):
             self.requests.append(request)
             self._room -= len(request.key)
@@ -82,7 +82,10 @@ class _Block:
 
 
 def _by_prefix(requests: list[Prepared], page: int) -> Iterator[Prepared]:
-    """A walk over the tree of shared pages of `page` bytes: of branches, and of leaves, the longest-running first."""
+    """Yield requests in the order of a walk over the tree of their shared pages, of `page` bytes each.
+
+    Where the tree branches, the branch with the request that may run longest comes first.
+    """
     stack = [(requests, 0)]
     while stack:
         group, start = stack.pop()

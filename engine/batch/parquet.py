@@ -43,12 +43,12 @@ _NESTED = ("messages", "body", "metadata", "logit_bias", "response_format", "too
 
 
 def is_parquet(path: str | Path) -> bool:
-    """Whether a file of this name is in Parquet: .parquet or .pq."""
+    """Return whether a file's name ends in .parquet or .pq."""
     return Path(path).suffix.lower() in SUFFIXES
 
 
 def count_rows(path: Path) -> int:
-    """The rows of a file.
+    """Return the number of rows of a file.
 
     Raises:
         ValueError: pyarrow is missing, or this is not a Parquet file, or a damaged one.
@@ -58,7 +58,12 @@ def count_rows(path: Path) -> int:
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows as batch lines; `columns`: only these, as far as they exist. Raises as `count_rows` does."""
+    """Yield each row as the fields of a batch line. Raises as `count_rows` does.
+
+    Args:
+        path: the file.
+        columns: only these columns, as far as the file has them; None: all.
+    """
     with _open(path) as file:
         names = [name for name in file.schema_arrow.names if columns is None or name in columns]
         names = [name for name in names if not _PANDAS_INDEX.fullmatch(name)]
@@ -68,8 +73,9 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str
 
 
 def survey_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Of each row the custom_id, where it has one; but every column is decoded, so that damage shows before any work is
-    done. Raises as `count_rows` does.
+    """Yield of each row only the custom_id, if the file has that column. Raises as `count_rows` does.
+
+    Every column is decoded nevertheless, so that damage shows before any work is done.
     """
     with _open(path) as file:
         columns = file.schema_arrow.names
@@ -99,7 +105,7 @@ def write_results(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def read_results(path: Path) -> Iterator[bytes]:
-    """The output lines that `write_results` made these rows of."""
+    """Yield the output lines from which `write_results` made these rows."""
     for row in read_rows(path, ["custom_id", "line", "error_code", "error_message", "response"]):
         error = {"code": row["error_code"], "message": row["error_message"]} if "error_code" in row else None
         response = json.loads(row["response"]) if "response" in row else None
@@ -108,13 +114,13 @@ def read_results(path: Path) -> Iterator[bytes]:
 
 
 def count_results(path: Path) -> tuple[int, int]:
-    """Rows with a result, and rows with an error."""
+    """Return the number of rows with a result, and of rows with an error."""
     rows, failed = count_rows(path), sum(1 for row in read_rows(path, ["error_code"]) if row)
     return rows - failed, failed
 
 
 def require_pyarrow(path: str | Path) -> None:
-    """Raises ValueError where pyarrow is missing."""
+    """Raise ValueError if pyarrow is missing; the message names the file for which it is needed."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
@@ -145,7 +151,10 @@ def _batches(path: Path, file: "ParquetFile", columns: list[str]) -> Iterator["R
 
 @contextmanager
 def _refused(path: Path) -> Iterator[None]:
-    """Whatever pyarrow says against a file, in a sentence; an OSError with a number is the operating system's."""
+    """Turn pyarrow's errors about a file into a ValueError of one sentence.
+
+    An OSError with a number comes from the operating system and is raised as it is.
+    """
     from pyarrow import ArrowException
 
     try:
@@ -167,7 +176,7 @@ def _fields(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(name: str, value: Any) -> Any:
-    """pandas makes floats of a column of whole numbers in which some are missing, and NaN of those."""
+    """Restore a value of a column of whole numbers with gaps, which pandas stores as floats and NaN; None for a gap."""
     if not isinstance(value, float):
         return value
     if math.isnan(value):
@@ -183,7 +192,7 @@ def _json(text: str) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Structs have all their fields in every row; what a row lacks is null."""
+    """Remove null fields: in Parquet each row has all fields of a struct, and those that it lacks are null."""
     if isinstance(value, dict):
         return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
@@ -209,5 +218,5 @@ def _row(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(text: str | None) -> str | None:
-    """Parquet's texts are UTF-8, which a lone surrogate is not."""
+    """Make a text fit for Parquet, which stores UTF-8: lone surrogates are written as escapes."""
     return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")

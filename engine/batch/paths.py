@@ -1,4 +1,4 @@
-"""Where a batch run writes: the output and the files beside it, and what they may not be.
+"""Where a batch run writes: the output and the files beside it, and which files they must not be.
 
 Beside OUTPUT are `OUTPUT.run`, which remembers the run; of a Parquet file `OUTPUT.jsonl`, where the results are until
 all are there; and `.tmp` behind each while it is replaced. Nothing is written here.
@@ -12,10 +12,9 @@ from .files import is_inside, is_same, real_path, scratch_of
 
 
 class Output:
-    """The output of a run. `path`: where it is, links followed; as a text it is what the caller wrote."""
+    """The output of a run. `path` is where it is, with links followed; `str()` gives the name that the caller wrote."""
 
     def __init__(self, target: str | Path) -> None:
-        """The output that a caller named."""
         self._shown, self.path = Path(target), real_path(target)
         # A link's own name says what it is, not that of its target.
         self.is_parquet = parquet.is_parquet(target)
@@ -23,25 +22,26 @@ class Output:
         self.journal = self._journal(self.path)
 
     def __str__(self) -> str:
-        """Its name, for messages."""
+        """Return the name that the caller wrote, for messages."""
         return str(self._shown)
 
     @property
     def shown_journal(self) -> Path:
-        """Where the results are while the run lasts, for messages."""
+        """Return where the results are while the run lasts, for messages."""
         return self._journal(self._shown)
 
     @property
     def files(self) -> list[Path]:
-        """Every file that a run may write."""
+        """Return every file that a run may write."""
         lasting = list(dict.fromkeys((self.path, self.sidecar, self.journal)))
         return [*lasting, *(scratch_of(path) for path in lasting)]
 
     def check(self) -> None:
-        """Refuse what no run can write to.
+        """Refuse an output that no run can write to.
 
         Raises:
-            ValueError: it is no file, cannot be written, or pyarrow is missing.
+            ValueError: it is not a regular file, its directory does not exist, it cannot be written, or pyarrow is
+                missing.
         """
         if self.is_parquet:
             parquet.require_pyarrow(self._shown)
@@ -60,14 +60,14 @@ class Output:
             raise ValueError(f"The output {target} cannot be written: permission denied.")
 
     def refuse_to_overwrite(self, source: Path | None, checkpoint: Path) -> None:
-        """Refuse an output that is, or whose files beside it are, what the run reads.
+        """Refuse an output that would overwrite the input or the model, itself or by one of the files beside it.
 
         Args:
             source: the input; None: stdin.
             checkpoint: the model's file or directory.
 
         Raises:
-            ValueError: it is.
+            ValueError: it would, or it is in the model's directory.
         """
         if is_inside(self.path, checkpoint):
             raise ValueError(
@@ -84,5 +84,5 @@ class Output:
 
 
 def _beside(path: Path, ending: str) -> Path:
-    """The file whose name has this ending more."""
+    """Return the path with `ending` added to its name."""
     return path.with_name(path.name + ending)

@@ -56,10 +56,9 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 
 
 class BatchLineError(ValueError):
-    """A line that cannot be run. `code` is for programs; the message is one sentence that names the line."""
+    """A line that cannot be run. `code` is for programs; the message, one sentence, begins with the line number."""
 
     def __init__(self, code: str, line: int, custom_id: str | None, message: str) -> None:
-        """Join the line's number and what is wrong with it."""
         super().__init__(f"line {line}: {message}")
         self.code = code
         self.line = line
@@ -68,17 +67,15 @@ class BatchLineError(ValueError):
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """One line that can be run: `messages`, a conversation, or `prompt`, text or token ids; the other is None. `tools`:
-    JSON schemas of the functions that the model may call in a conversation; None: none.
-    """
+    """One line that can be run: a conversation (`messages`) or a `prompt`; the other of the two is None."""
 
-    line: int
+    line: int  # its number in the input, from 1
     custom_id: str
     messages: list[Message] | None
-    prompt: str | list[int] | None
-    model: str | None
+    prompt: str | list[int] | None  # text or token ids
+    model: str | None  # the name that the line gives, which the output line repeats
     sampling_params: SamplingParams
-    tools: list[Tool] | None = None
+    tools: list[Tool] | None = None  # JSON schemas of the functions that the model may call in a conversation
 
 
 def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
@@ -87,8 +84,8 @@ def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
     Args:
         text: the line, UTF-8; or its fields.
         line: its number, from 1.
-        defaults: what holds where the line says nothing. A line without a seed draws with `line_seed`, so that lines
-            with the same prompt are not the same sample, and a line is the same sample whenever it is run.
+        defaults: sampling parameters for what the line does not set. A line without a seed draws with `line_seed`, so
+            that lines with the same prompt give different samples, and a line gives the same sample whenever it is run.
 
     Raises:
         BatchLineError: the line is not JSON, lacks a prompt, or asks for what is not implemented or out of range.
@@ -111,12 +108,12 @@ def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
 
 
 def default_id(line: int) -> str:
-    """What a line without a custom_id is called."""
+    """Return the name of a line without a custom_id."""
     return f"line-{line}"
 
 
 def read_custom_id(text: Line, line: int) -> str:
-    """The name under which this line's result will be written, whether it can be run or not."""
+    """Return the name under which this line's result will be written, whether it can be run or not."""
     # Most inputs in which no line has a name need no parsing here; \u could spell the field's name.
     if isinstance(text, bytes) and b"custom_id" not in text and b"\\u" not in text:
         return default_id(line)
@@ -127,9 +124,9 @@ def read_custom_id(text: Line, line: int) -> str:
 
 
 def line_seed(seed: int | None, line: int) -> int:
-    """The seed, 0 to 2**32 - 1, of a line that has none: 4 bytes of a hash of the run's seed and the line's number.
+    """Return a seed, 0 to 2**32 - 1, for a line without one: 4 bytes of a hash of the run's seed and the line number.
 
-    Not their sum: completion i of a line draws with its seed + i, which is for the lines behind it.
+    Their sum would not do: completion i of a line draws with the line's seed + i, which would be a later line's seed.
     """
     return int.from_bytes(blake2b(f"{seed or 0}:{line}".encode(), digest_size=4).digest())
 
@@ -147,7 +144,7 @@ def _load(text: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; Python alone would keep the last of several values in silence."""
+    """Make a dict of a JSON object's pairs; ValueError if a key comes twice, which Python alone would accept."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         name = Counter(name for name, _ in pairs).most_common(1)[0][0]
@@ -166,7 +163,7 @@ def _custom_id(fields: dict[str, Any]) -> str | None:
 
 
 def _open_envelope(fields: dict[str, Any]) -> tuple[dict[str, Any], Endpoint]:
-    """The request's own fields, and the endpoint that they are for."""
+    """Return the fields of the request itself, and the endpoint that they are for."""
     if not fields.keys() & {"method", "url", "body"}:
         return fields, CHAT if "messages" in fields else COMPLETIONS
     strangers = sorted(fields.keys() - _ENVELOPE)
@@ -196,7 +193,7 @@ def _check_fields(body: dict[str, Any], endpoint: Endpoint) -> None:
 
 
 def _messages(body: dict[str, Any]) -> list[Message]:
-    """The conversation; the engine checks roles and contents, which depend on the chat template."""
+    """Return the conversation. The engine checks roles and contents, which depend on the chat template."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ValueError('there are no messages: write "messages": [{"role": "user", "content": "Hello"}].')
@@ -207,8 +204,10 @@ def _messages(body: dict[str, Any]) -> list[Message]:
 
 
 def _message(index: int, message: Message) -> Message:
-    """What of a message goes to the chat template. Answers that were copied from a response have fields that hold
-    nothing (`"annotations": []`); templates that ask only whether a field is there must not see them.
+    """Return the fields of a message that go to the chat template, without those that hold nothing.
+
+    Answers copied from a response have such fields (`"annotations": []`), and some templates only ask whether a field
+    is there.
     """
     held = {name: value for name, value in message.items() if name == "content" or value not in (None, [], {})}
     strangers = sorted(held.keys() - set(_MESSAGE))
@@ -221,7 +220,7 @@ def _message(index: int, message: Message) -> Message:
 
 
 def _tools(body: dict[str, Any]) -> list[Tool] | None:
-    """The schemas, for the chat template; it or the engine says what is wrong with one of them."""
+    """Return the schemas for the chat template; the template or the engine reports what is wrong with one of them."""
     tools = body.get("tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise ValueError("'tools' must be a list of objects, each the JSON schema of a function.")
@@ -263,7 +262,7 @@ def _sampling_params(body: dict[str, Any], line: int, defaults: SamplingParams) 
 
 
 def _check_best_of(best_of: object, n: object) -> None:
-    """As many as are returned is what is generated anyway."""
+    """Refuse a `best_of` other than `n`, the number of completions that are generated anyway."""
     if best_of is None or (type(best_of) is int and best_of == n):
         return
     if type(best_of) is int and type(n) is int and best_of < n:
@@ -272,7 +271,7 @@ def _check_best_of(best_of: object, n: object) -> None:
 
 
 def _biases(given: object) -> object:
-    """JSON's keys are texts, and token ids are numbers; whatever else is wrong is for `SamplingParams` to say."""
+    """Turn the keys, which JSON has as texts, into token ids; `SamplingParams` reports whatever else is wrong."""
     if not isinstance(given, dict):
         return given
     return {int(token) if token.isdecimal() else token: bias for token, bias in given.items()}

@@ -15,7 +15,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def success_line(request: BatchRequest, output: RequestOutput, *, model: str, created: int) -> dict[str, Any]:
-    """The output line of a request that ran, as OpenAI writes it. `created` is in seconds since 1970."""
+    """Return the output line of a request that ran, as OpenAI writes it. `created` is in seconds since 1970."""
     is_chat = request.messages is not None
     prompt_tokens = len(output.prompt_token_ids)
     completion_tokens = sum(len(completion.token_ids) for completion in output.outputs)
@@ -45,7 +45,7 @@ def _choice(completion: CompletionOutput, *, is_chat: bool) -> dict[str, Any]:
 
 
 def error_line(error: BatchLineError) -> dict[str, Any]:
-    """The output line of a line that could not be run."""
+    """Return the output line of an input line that could not be run."""
     return {
         "id": _line_id(error.line),
         "custom_id": error.custom_id,
@@ -59,10 +59,10 @@ def _line_id(line: int) -> str:
 
 
 def line_number(fields: Mapping[str, Any]) -> int:
-    """The number of the input line that this output line answers.
+    """Return the number of the input line that this output line answers.
 
     Raises:
-        ValueError: it is no output line of ours.
+        ValueError: it is not an output line of a batch run.
     """
     found = re.fullmatch(r"batch_req_([1-9][0-9]{0,17})", str(fields.get("id")))
     if found is None or not isinstance(fields.get("custom_id"), str) or not {"response", "error"} <= fields.keys():
@@ -71,7 +71,11 @@ def line_number(fields: Mapping[str, Any]) -> int:
 
 
 def encode_line(fields: dict[str, Any]) -> bytes:
-    """One line of UTF-8 JSON, readable in any script; escaped where it holds lone surrogates, which UTF-8 cannot."""
+    """Encode an output line as a line of UTF-8 JSON.
+
+    Letters of any script stay as they are, but a line with lone surrogates, which UTF-8 cannot encode, is escaped to
+    ASCII.
+    """
     try:
         return _ENCODER.encode(fields).encode("utf-8") + b"\n"
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
 """One start of a batch run, from open files to the last result: what goes into the engine and what comes out of it.
 
 Invariants: a request leaves the engine before its line is written and is counted after; what an engine that closed or
-failed gives back is not a result, and is not written. It knows neither which run this is nor how the files came to be.
+failed gives back is not a result, and is not written. Not here: comparing the run with an earlier one, opening files.
 """
 
 import time
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class BatchRun:
-    """The requests that are in the engine, and counts of those that left it."""
+    """One start of a batch run: the requests that are in the engine, and counts of those that left it."""
 
     def __init__(
         self,
@@ -39,8 +39,17 @@ class BatchRun:
         defaults: SamplingParams,
         keep: int,
     ) -> None:
-        """`survey`: of the source, None for stdin; `kept`: what the journal holds already; `keep`: how many of the
-        first results to hand back whole.
+        """Prepare the start; nothing is read or run yet.
+
+        Args:
+            llm: the engine.
+            source: the input.
+            survey: what is known of the input; None for stdin.
+            journal: where output lines are written.
+            kept: what the journal holds already.
+            model: the model's name in output lines of requests that do not name one.
+            defaults: sampling parameters for what a line does not set.
+            keep: how many of the first results to keep whole in `result`.
         """
         self.result = BatchResult(kept.succeeded, kept.failed, kept.lines, kept.mended, kept.retried)
         self._llm, self._source, self._survey, self._journal, self._done = llm, source, survey, journal, kept.done
@@ -49,7 +58,7 @@ class BatchRun:
         self._names: set[int] = set()
 
     def run(self, window: int, bar: "tqdm[NoReturn]") -> None:
-        """Run what is left, `window` requests in the engine at most.
+        """Run the requests that have no output line yet, with at most `window` of them in the engine.
 
         Raises:
             OSError: a line could not be written.
@@ -70,7 +79,7 @@ class BatchRun:
             self._show(bar)
 
     def _jobs(self) -> Iterator[tuple["np.ndarray", SamplingParams] | None]:
-        """Yield what goes into the engine; None where stdin has nothing yet and results come first."""
+        """Yield what goes into the engine; None while stdin has no further line, so that results can be taken first."""
         index = 0
         for prepared in self._in_order():
             if prepared is None:
@@ -98,7 +107,7 @@ class BatchRun:
                 yield prepared
 
     def _take(self, number: int, line: Line) -> Prepared | None:
-        """A request that the engine will take; what it would not is written off."""
+        """Prepare a line's request; if the engine would refuse it, write its error line and return None."""
         try:
             return self._prepare(line, number)
         except BatchLineError as error:
@@ -119,7 +128,7 @@ class BatchRun:
             raise BatchLineError("invalid_request", number, request.custom_id, str(error)) from None
 
     def _check_name(self, request: BatchRequest) -> None:
-        """A file's names were compared before the run began; those of stdin are now."""
+        """Refuse a custom_id of stdin that was used before; those of a file were compared before the run began."""
         if self._survey is not None:
             return
         name = hash(request.custom_id)
@@ -129,7 +138,7 @@ class BatchRun:
         self._names.add(name)
 
     def _finish(self, request: BatchRequest, output: RequestOutput) -> None:
-        """Write the line of a request that has ended."""
+        """Write the line of a request that has ended, and count it."""
         reasons = {completion.finish_reason for completion in output.outputs}
         if reasons & {"error", "abort"}:
             self._llm.check_health()  # an engine that ended takes its requests along, which say nothing of the requests

@@ -51,7 +51,7 @@ def run(
 ) -> BatchResult:
     """Run every line of `source` that has no line in `target` yet, and write one for each as it finishes.
 
-    The arguments are those of `Batch` and of `Batch.run`, and so is what is raised.
+    The arguments and exceptions are those of `Batch` and of `Batch.run`.
     """
     with Batch(
         source, target, model=model, defaults=defaults, engine=engine, restart=restart, retry_errors=retry_errors
@@ -60,7 +60,7 @@ def run(
 
 
 class Batch:
-    """A batch run on disk: the input surveyed, the output locked, compared and mended; no engine yet."""
+    """A batch run on disk: the input surveyed, the output locked, compared with the run and mended; no engine yet."""
 
     def __init__(
         self,
@@ -73,17 +73,19 @@ class Batch:
         restart: bool = False,
         retry_errors: bool = False,
     ) -> None:
-        """Find out what remains to be done. Close it, or use it as a context manager.
+        """Find out what remains to be done. Close the batch afterwards, or use it as a context manager.
 
         Args:
-            source: JSON lines, or Parquet by its name; "-" is stdin, which cannot be resumed.
-            target: likewise. What the same run has finished before is kept. `TARGET.run` beside it remembers which run
-                it is, and Parquet's results are in `TARGET.jsonl` until the last is there.
+            source: a file of JSON lines, or of Parquet if its name ends in .parquet or .pq; "-" is stdin, which cannot
+                be resumed.
+            target: the file of results, in the format that its name says. What the same run has finished before is
+                kept. `TARGET.run` beside it remembers which run it is, and Parquet's results are in `TARGET.jsonl`
+                until the last is there.
             model: what the engine was, or will be, made of: a name or a path, as `LLM` takes it.
-            defaults: sampling of lines that do not say; None: `SamplingParams()`.
+            defaults: sampling parameters for what a line does not set; None: `SamplingParams()`.
             engine: what else decides the results and must not change, such as {"dtype": "bfloat16"}.
-            restart: forget what is in the output.
-            retry_errors: run lines again that became an error.
+            restart: remove all results from the output and start over.
+            retry_errors: run lines again that have an error in the output.
 
         Raises:
             ValueError: the input cannot be read, is empty or has a custom_id twice; there is no such model; the output
@@ -114,25 +116,26 @@ class Batch:
 
     @property
     def total(self) -> int | None:
-        """Requests of the input; None: stdin does not say."""
+        """Return the number of requests in the input; None for stdin, where it is unknown."""
         return None if self._survey is None else self._survey.requests
 
     @property
     def remaining(self) -> int | None:
-        """Requests that have no output line yet; None: unknown. 0: `finish` does without an engine."""
+        """Return how many requests have no output line yet; None if unknown. If 0, `finish` needs no engine."""
         return None if self.total is None else self.total - self._kept.lines
 
     def run(self, llm: "LLM", *, window: int | None = None, keep: int = 0, progress: bool = False) -> BatchResult:
-        """Run what is left.
+        """Run the requests that have no output line yet.
 
         Args:
             llm: the engine.
-            window: requests that may be in the engine at once; None: four times its slots, which stay full then.
-            keep: how many of the first results to hand back whole.
+            window: requests that may be in the engine at once; None: four times its slots, so that slots do not run
+                empty.
+            keep: how many of the first results to return whole, in `BatchResult.kept`.
             progress: show a progress bar on stderr.
 
         Raises:
-            ValueError: it was closed, or was run before; or stdin was empty.
+            ValueError: the batch was closed or run before; or stdin was empty.
             BatchStopped: the disk is full or fails, the input changed or the output was moved meanwhile, or the engine
                 is closed or has failed.
             KeyboardInterrupt: Ctrl-C. Any exception aborts the requests that are still in the engine, and keeps what is
@@ -158,7 +161,7 @@ class Batch:
         return start.result
 
     def finish(self) -> BatchResult:
-        """Do what `run` does where nothing remains to be run. Raises BatchStopped as it does."""
+        """Conclude a batch of which nothing remains to be run, without an engine. Raises BatchStopped as `run` does."""
         kept = self._kept
         try:
             self._conclude()
@@ -167,7 +170,7 @@ class Batch:
         return BatchResult(kept.succeeded, kept.failed, kept.lines, kept.mended, kept.retried)
 
     def close(self) -> None:
-        """Put what was written on disk and let go of the output. Calling it again does nothing."""
+        """Put on disk what was written and unlock the output. Calling it again does nothing."""
         if not self._is_open:
             return
         self._is_open = False
@@ -185,7 +188,7 @@ class Batch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """`close`; Ctrl-C, also while the engine was still being made, gets a note that says what is written."""
+        """Close the batch; an exception of Ctrl-C, even from before the run, gets a note that says what is written."""
         if isinstance(error, KeyboardInterrupt):
             error.add_note(self._standing())
         self.close()
@@ -243,7 +246,7 @@ class Batch:
         )
 
     def _conclude(self) -> None:
-        """Everything is written: make it last, and Parquet of it."""
+        """Put the written results on disk, and make the Parquet file of them if the output is one."""
         self._journal.sync()
         if self._output.is_parquet and not self._is_done:
             with replacing(self._output.path) as scratch:
@@ -251,7 +254,7 @@ class Batch:
         self._is_done = True
 
     def _standing(self) -> str:
-        """How far the run has come, and how it goes on."""
+        """Describe how far the run has come and how to go on with it."""
         count = self._kept.lines if self._result is None else self._result.finished
         place = f"results are in {self._output.shown_journal}"
         if self._source.path is None:
@@ -266,5 +269,5 @@ class Batch:
         return BatchStopped(f"{why} {self._standing()}")
 
     def _place(self, error: OSError) -> str:
-        """Name the file that an error is about; of a renaming the new name."""
+        """Return the name of the file that an error is about; of a renaming the new name."""
         return str(error.filename2 or error.filename or self._output)

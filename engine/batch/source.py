@@ -42,33 +42,32 @@ type Stamp = tuple[int, int, int]
 
 
 class InputError(RuntimeError):
-    """An input that changed, or can no longer be read, in one sentence."""
+    """An input that changed or can no longer be read; the message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of an input file: its requests, the number of its last line, a hash of its bytes, and what the file
-    system said of it before it was read.
-    """
+    """What is known of an input file once it has been read through."""
 
     requests: int
-    last_line: int
-    digest: str
-    stamp: Stamp
+    last_line: int  # number of the last line that is a request
+    digest: str  # hash of the file's bytes
+    stamp: Stamp  # as it was before the file was read
 
 
 @dataclass(frozen=True)
 class Source:
-    """A batch run's input; `path` is None for stdin."""
+    """A batch run's input."""
 
-    path: Path | None
+    path: Path | None  # None for stdin
 
     @classmethod
     def of(cls, name: str | Path) -> "Source":
-        """The input that a caller named; "-" is stdin.
+        """Return the input that a caller named; "-" is stdin.
 
         Raises:
-            ValueError: there is no such file, it is no file, or it cannot be read.
+            ValueError: the file does not exist, is not a regular file, cannot be read, or is of a format that is not
+                supported.
         """
         if name == STDIN:
             _check_stdin()
@@ -92,17 +91,17 @@ class Source:
         return cls(path)
 
     def __str__(self) -> str:
-        """Its name, for messages."""
+        """Return the input's name, for messages."""
         return "stdin" if self.path is None else str(self.path)
 
     def lines(self, survey: Survey | None = None) -> Iterator[tuple[int, Line]]:
-        """Requests of a file with their numbers; a byte order mark is not part of the first.
+        """Return an iterator over a file's requests and their line numbers; a byte order mark is not part of the first.
 
         Args:
-            survey: give lines only as long as the file is what was surveyed; None: whatever is in it.
+            survey: give lines only as long as the file is the one that was surveyed; None: give whatever is in it.
 
         Raises:
-            InputError: it is another, or can no longer be read.
+            InputError: the file is no longer the surveyed one, or can no longer be read.
         """
         assert self.path is not None
         if survey is None:
@@ -110,7 +109,9 @@ class Source:
         return self._surveyed_lines(self.path, survey)
 
     def lines_as_they_come(self, may_wait: Callable[[], bool]) -> Iterator[tuple[int, bytes] | None]:
-        """Requests from stdin; None where the next has not been written yet and `may_wait` says not to wait for it.
+        """Yield requests from stdin with their line numbers.
+
+        None stands for a line that has not been written yet, when `may_wait` says not to wait for it.
 
         Raises:
             InputError: stdin cannot be read.
@@ -125,10 +126,10 @@ class Source:
                 yield number, stripped
 
     def survey(self) -> Survey:
-        """Read a file through.
+        """Read the file through and return what is known of it.
 
         Raises:
-            ValueError: it has no requests, a custom_id comes twice, or it changes meanwhile.
+            ValueError: it has no requests, a custom_id comes twice, or the file changes meanwhile.
         """
         assert self.path is not None
         stamp = _stamp(self.path)
@@ -146,7 +147,7 @@ class Source:
         return Survey(len(hashes), last, digest, stamp)
 
     def _lines(self, path: Path, content: "hashlib.blake2b | None" = None) -> Iterator[tuple[int, Line]]:
-        """`content`: hashes the bytes of JSON lines on the way."""
+        """Yield a file's requests with their line numbers; `content` hashes the bytes of JSON lines on the way."""
         if parquet.is_parquet(path):
             yield from enumerate(parquet.read_rows(path), start=1)
             return
@@ -158,7 +159,7 @@ class Source:
                     yield number, stripped
 
     def _surveyed_lines(self, path: Path, survey: Survey) -> Iterator[tuple[int, Line]]:
-        """A look at the file follows each line that was read from it, so what is given was there at the survey."""
+        """Yield a file's requests as long as it is the surveyed file, which is checked after each line was read."""
         stamp, lines = survey.stamp, self._lines(path)
         try:
             while True:
@@ -178,7 +179,7 @@ class Source:
             raise InputError(str(error)) from None
 
     def _custom_ids(self, content: "hashlib.blake2b | None" = None) -> Iterator[tuple[int, str]]:
-        """`content`: hashes the file's bytes on the way."""
+        """Return an iterator over line numbers and names; `content` hashes the file's bytes on the way."""
         assert self.path is not None
         if parquet.is_parquet(self.path):
             rows: Iterator[tuple[int, Line]] = enumerate(parquet.survey_rows(self.path), start=1)
@@ -189,7 +190,10 @@ class Source:
         return ((number, read_custom_id(line, number)) for number, line in rows)
 
     def _refuse_duplicates(self, hashes: np.ndarray) -> None:
-        """Equal hashes are looked at again: of different names they are no harm."""
+        """Refuse a custom_id that comes twice.
+
+        Lines with equal hashes are read again, because different names may have the same hash.
+        """
         hashes.sort()
         suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
         first: dict[str, int] = {}
@@ -206,7 +210,10 @@ def _strip(line: bytes, number: int) -> bytes:
 
 
 def _stamp(path: Path, unless_gone: Stamp = (0, 0, 0)) -> Stamp:
-    """`unless_gone`: that of a file that has lost its name; a process that has it open reads on what was in it."""
+    """Return a file's stamp, or `unless_gone` if no file has this name.
+
+    A process that has a file open can read on after it has lost its name; `unless_gone` is then the file's own stamp.
+    """
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -239,7 +246,10 @@ def _check_stdin() -> None:
 
 
 def _read_lines(fd: int, may_wait: Callable[[], bool]) -> Iterator[bytes | None]:
-    """Lines of a pipe; None wherever there is none yet and `may_wait` says not to wait. Holds one line and a block."""
+    """Yield lines of a pipe; None when there is none yet and `may_wait` says not to wait.
+
+    A line and a block are in memory at a time.
+    """
     rest = bytearray()
     try:
         while True:

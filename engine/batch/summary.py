@@ -1,4 +1,4 @@
-"""What a batch run has done: counts, tokens, latencies, and what they cost. Control-plane module: no JAX here."""
+"""What a batch run has done: counts, tokens, latencies, and what they cost. No JAX here."""
 
 from collections import deque
 from dataclasses import asdict, dataclass, field
@@ -12,44 +12,37 @@ from .request_lines import BatchRequest
 
 @dataclass
 class BatchResult:
-    """What a run has done so far. Counts are lines and tokens; `seconds` is wall time, without loading the model.
+    """The outcome of a run so far: counts of lines, earlier starts included, and tokens and times of this start."""
 
-    `succeeded` and `failed` are all output lines, `resumed` those of them that earlier starts wrote; tokens, seconds
-    and timelines are of this start only. `mended` and `retried`: damaged lines, and lines with an error, that were
-    taken out of the output to be run again. `cached_tokens`: prompt tokens that the prefix cache spared. `timelines`
-    are of the latest successes, 4096 at most. `kept` holds the first requests that this start answered, in input order,
-    as many as the caller asked for.
-    """
-
-    succeeded: int = 0
-    failed: int = 0
-    resumed: int = 0
-    mended: int = 0
-    retried: int = 0
+    succeeded: int = 0  # output lines with a result
+    failed: int = 0  # output lines with an error
+    resumed: int = 0  # of both, those that earlier starts wrote
+    mended: int = 0  # damaged lines that were taken out of the output
+    retried: int = 0  # lines with an error that were taken out of the output, to be run again
     prompt_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int = 0  # prompt tokens that the prefix cache spared
     completion_tokens: int = 0
-    seconds: float = 0.0
-    timelines: deque[Timeline] = field(default_factory=lambda: deque(maxlen=RECENT))
-    kept: list[tuple[BatchRequest, RequestOutput]] = field(default_factory=list)
+    seconds: float = 0.0  # wall time, without loading the model
+    timelines: deque[Timeline] = field(default_factory=lambda: deque(maxlen=RECENT))  # of the latest 4096 successes
+    kept: list[tuple[BatchRequest, RequestOutput]] = field(default_factory=list)  # the first ones, in input order
 
     @property
     def finished(self) -> int:
-        """Output lines written, by this start and earlier ones."""
+        """Return the number of output lines written, by this start and earlier ones."""
         return self.succeeded + self.failed
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens over wall time."""
+        """Return generated tokens per second of wall time."""
         return self.completion_tokens / self.seconds if self.seconds else 0.0
 
     @property
     def prefix_hit_rate(self) -> float:
-        """Cached tokens / prompt tokens, 0 to 1; 0 where there are none."""
+        """Return cached tokens / prompt tokens, 0 to 1; 0 if there are none."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
     def add(self, request: BatchRequest, output: RequestOutput, keep: int) -> None:
-        """Count a request that was answered; `keep`: how many of the first lines to hold on to."""
+        """Count a request that was answered; `keep`: how many of the first, in input order, to keep whole."""
         self.succeeded += 1
         self.prompt_tokens += len(output.prompt_token_ids)
         self.cached_tokens += output.num_cached_tokens or 0
@@ -62,9 +55,9 @@ class BatchResult:
         """Return the figures as plain values, for JSON. Latencies in seconds; None where no request has any.
 
         Args:
-            devices: that the engine ran on, prefill ones included.
-            device_hour_price: of one device, in dollars. The dollars are those of `seconds`: a model that takes minutes
-                to load costs more.
+            devices: the number of devices that the engine ran on, those for prefill included.
+            device_hour_price: dollars for one device for an hour. Costs are for `seconds` only: a model that takes
+                minutes to load costs more.
         """
         latencies = Latencies.of(self.timelines)
         figures: dict[str, Any] = {

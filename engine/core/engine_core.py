@@ -57,7 +57,7 @@ from .submission import Submission
 
 
 class Compilations(Protocol):
-    """Counts compilations in this process until it is closed."""
+    """A counter of compilations in this process, which counts until it is closed."""
 
     count: int
 
@@ -73,35 +73,42 @@ class _Close:
 
 @dataclass(eq=False)
 class _NewParams:
-    """Parameters to be put in place of the present ones; `done` is set once they are."""
+    """A call of `update_params` that waits for its turn; `done` is set once the parameters are in place."""
 
     params: Mapping[str, object]
     done: threading.Event = field(default_factory=threading.Event)
     error: str | None = None
 
 
-type _Request = PreemptRequested | MigrateRequested | AbortRequested
-type _Message = tuple[Submission, ...] | _Request | Completion | _NewParams | Question | _Close
+type _RequestEvent = PreemptRequested | MigrateRequested | AbortRequested
+type _Message = tuple[Submission, ...] | _RequestEvent | Completion | _NewParams | Question | _Close
 
 
 class EngineCore:
-    """Runs from construction to `close`. Its public methods may be called from any thread."""
+    """An engine's event loop, from construction to `close`. Its public methods may be called from any thread."""
 
     def __init__(
         self,
         scheduler: Scheduler,
-        executor: Callable[[Callable[[Completion], None]], Executor],
+        make_executor: Callable[[Callable[[Completion], None]], Executor],
         clock: Callable[[], float],
         compilations: Compilations,
         log: DecisionLog | None = None,
     ) -> None:
-        """`executor` makes the executor, given where completions go; `clock` gives seconds. `compilations`, and `log`,
-        which the scheduler writes, are closed with the engine."""
+        """Start the dispatching thread.
+
+        Args:
+            scheduler: decides what is dispatched.
+            make_executor: makes the executor, given the function that takes its completions.
+            clock: gives seconds.
+            compilations: closed with the engine.
+            log: what the scheduler writes, if anything; closed with the engine.
+        """
         self.clock = clock
         self.ids = itertools.count()  # of requests: `next` gives one that no other request of this engine has
         self._scheduler, self._decision_log = scheduler, log
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
-        self._executor = executor(self._inbox.put)
+        self._executor = make_executor(self._inbox.put)
         self._running: dict[int, RunningRequest] = {}
         self._with_update: list[RunningRequest] = []
         self._new_params: list[_NewParams] = []
@@ -137,11 +144,10 @@ class EngineCore:
         self._inbox.put(MigrateRequested(self.clock(), request_id, destination))
 
     def update_params(self, params: Mapping[str, object]) -> None:
-        """Let what runs finish, put new parameters in place on every mesh, void every cached page, and go on.
+        """Let running requests finish, replace parameters on every mesh, void every cached page, and go on.
 
-        Parameters, by name, go to the executor as they are: what they have to be is its business.
-
-        Requests that arrive meanwhile wait. Returns when the parameters are in place.
+        The parameters, by name, are passed to the executor, which checks them. Requests that arrive meanwhile wait.
+        Returns when the parameters are in place.
 
         Raises:
             ValueError: an unknown name, or another shape or dtype than the parameter has.
@@ -163,13 +169,13 @@ class EngineCore:
 
     @property
     def backlog(self) -> int:
-        """How many messages wait for the dispatching thread: requests, results, whatever methods were called with."""
+        """Return how many messages wait for the dispatching thread: requests, results, and calls of other methods."""
         return self._inbox.qsize()
 
     def inspect[T](self, question: Callable[[Scheduler, Executor], T]) -> T:
-        """Return what `question` does, called on the dispatching thread, where nothing else touches the two.
+        """Call `question(scheduler, executor)` on the dispatching thread, which alone touches them; return its result.
 
-        For debugging and experiments; an observer, which is on that thread already, must not call it.
+        For debugging and experiments. Observers run on that thread already and must not call this.
 
         Raises:
             EngineError: the engine is closed or has failed.
@@ -182,7 +188,7 @@ class EngineCore:
 
     @contextmanager
     def observe(self, observer: Observer) -> Iterator[None]:
-        """Let an observer see what the engine hears and decides, until the `with` block ends."""
+        """Let an observer see what the engine takes in and decides, until the `with` block ends."""
         self.inspect(lambda *_: self._add_observer(observer))
         try:
             yield
@@ -191,16 +197,17 @@ class EngineCore:
                 self.inspect(lambda *_: self._remove_observer(observer))
 
     def close(self) -> None:
-        """Abort what runs, wait for what is in flight, join the threads, free the arrays. Idempotent.
+        """Abort running requests, wait for what is in flight, join the threads and free the arrays.
 
-        An engine's own thread, which may find a dropped engine while it collects garbage, asks and does not wait.
+        Calling it again does nothing. On a thread that an engine owns, which may meet a dropped engine while it
+        collects garbage, it asks for the end and does not wait.
         """
         self._inbox.put(_Close())
         if not isinstance(threading.current_thread(), EngineThread):
             self._thread.join()
 
     def check_health(self) -> None:
-        """Do nothing while the engine takes requests.
+        """Check that the engine takes requests.
 
         Raises:
             EngineError: it is closed or has failed.
@@ -229,7 +236,7 @@ class EngineCore:
                 self._decision_log.close()
 
     def _turn(self) -> bool:
-        """Wait for a message, take in all there are, dispatch what they allow. False: close."""
+        """Wait for a message, take in all there are, and dispatch what they allow; return False to close."""
         message = self._inbox.get()
         start = time.thread_time()
         while True:
@@ -255,7 +262,7 @@ class EngineCore:
     def _remove_observer(self, observer: Observer) -> None:
         self._observers = tuple(other for other in self._observers if other is not observer)
 
-    def _take(self, message: tuple[Submission, ...] | _Request | Completion | _NewParams | Question) -> None:
+    def _take(self, message: tuple[Submission, ...] | _RequestEvent | Completion | _NewParams | Question) -> None:
         if isinstance(message, Question):
             message.answer(self._scheduler, self._executor)
             return
@@ -290,7 +297,10 @@ class EngineCore:
             self._running[id_] = RunningRequest(submission, self._scheduler.requests[id_], self._scheduler.config)
 
     def _take_step(self, result: StepResult) -> None:
-        """Runs once a row of every step: what it does not need it does not call."""
+        """Take in a step's result: its tokens into their requests, and what they mean into the scheduler.
+
+        The loop runs once for every row of every step, so it calls nothing that it does not need.
+        """
         if not self._scheduler.is_in_flight(result.mesh, result.step):
             return
         outcomes: list[Outcome] = []
@@ -327,8 +337,10 @@ class EngineCore:
         self._flush()
 
     def _dispatch(self) -> None:
-        """Perform all that the scheduler decides. After a failure the rest of that mesh's actions are void, and the
-        scheduler, which has heard of it, decides again."""
+        """Perform all that the scheduler decides.
+
+        After a failure the remaining actions on that mesh are void; the scheduler then knows of it, and decides again.
+        """
         has_failed = True
         while has_failed:
             has_failed, lost = False, set[int]()
@@ -350,14 +362,17 @@ class EngineCore:
         return actions
 
     def _skip(self, action: Action) -> None:
-        """Leave out an action on a mesh that was lost; let go of what it would have moved."""
+        """Leave out an action on a mesh that was lost, and let go of what it would have moved."""
         if isinstance(action, Scatter):
             self._executor.perform(DropTransfer(action.transfer))
         elif isinstance(action, StartTransfer):
             self._scheduler.on(TransferFailed(self.clock(), action.transfer, "its mesh was lost."))
 
     def _try(self, action: Action) -> str | None:
-        """Perform an action; return what went wrong, if anything. By then the exception and its arrays are gone."""
+        """Perform an action; return what went wrong, None if nothing did.
+
+        It returns text, so that the exception is gone by then, and with it the arrays that it refers to.
+        """
         try:
             self._perform(action)
         except Exception as error:
@@ -382,14 +397,17 @@ class EngineCore:
             self._send(running)
 
     def _accept_runs(self, chunks: Sequence[Chunk]) -> None:
-        """Before the first chunk of a request's run, give the executor its tokens: all those that are known."""
+        """Give the executor a request's tokens, all that are known, before the first chunk of each of its runs."""
         for chunk in chunks:
             running = self._running[chunk.request_id]
             if running.accepted_run != chunk.run:
                 self._executor.perform(running.accept(chunk.run))
 
     def _on_dispatch_error(self, action: Action, reason: str) -> set[int]:
-        """A transfer fails alone; a step or scatter had the pool donated and takes its mesh with it."""
+        """Report an action that failed to the scheduler; return the meshes that are lost with it.
+
+        A transfer fails alone. A step or scatter had the pool donated, so its mesh is lost.
+        """
         if isinstance(action, StartTransfer):
             self._scheduler.on(TransferFailed(self.clock(), action.transfer, reason))
             return set()
@@ -417,7 +435,7 @@ class EngineCore:
         self._with_update.clear()
 
     def _stop(self, reason: FinishReason, why: str) -> None:
-        """Refuse what comes and end what is here: every accepted request gets a final update."""
+        """Refuse new requests and end those that are here: every accepted request gets a final update."""
         with self._lock:
             self._stopped = why
         left = [submission for submission in self._entering if submission.facts.id not in self._running]
@@ -447,7 +465,7 @@ class EngineCore:
 
 
 def _meshes(action: Action) -> set[int]:
-    """The meshes whose device order the action is part of."""
+    """Return the meshes whose devices take part in the action; none for one that only the host performs."""
     match action:
         case Prefill(mesh=mesh) | Decode(mesh=mesh) | Fused(mesh=mesh) | CopyPage(mesh=mesh):
             return {mesh}

@@ -21,14 +21,14 @@ class Question:
         self._ask, self._answer = ask, Future[Any]()
 
     def answer(self, scheduler: Scheduler, executor: Executor) -> None:
-        """Call the function; what it raises is the asker's."""
+        """Call the function, and keep what it returns or raises for `result`."""
         try:
             self._answer.set_result(self._ask(scheduler, executor))
         except BaseException as error:  # whatever it is, the asker waits for it
             self._answer.set_exception(error)
 
     def refuse(self, why: str) -> None:
-        """Let `result` raise: the engine has ended."""
+        """Make `result` raise an EngineError that says why: the engine has ended."""
         self._answer.set_exception(EngineError(why))
 
     def result(self) -> Any:
@@ -37,9 +37,9 @@ class Question:
 
 
 class Observer:
-    """Called by the dispatching thread as it works; override what is of interest.
+    """The base of observers, whose methods the dispatching thread calls as it works; override those of interest.
 
-    What a method raises stops the engine, as a failure of its own would.
+    An exception that a method raises stops the engine, as a failure of its own would.
     """
 
     def received(self, message: object) -> None:
@@ -49,4 +49,4 @@ class Observer:
         """See the scheduler before it decides."""
 
     def decided(self, scheduler: Scheduler, actions: Sequence[Action]) -> None:
-        """See what it decided, before any of it is performed."""
+        """See what the scheduler decided, before any of it is performed."""

@@ -16,10 +16,10 @@ from .submission import Submission, Update
 
 
 class RunningRequest:
-    """One request; `length` counts its tokens, prompt included."""
+    """One running request; `length` counts its tokens, prompt included."""
 
     def __init__(self, submission: Submission, request: Request, config: EngineConfig) -> None:
-        """`request` is the scheduler's own."""
+        """Begin with the prompt alone; `request` is the scheduler's own record of the request."""
         facts, plan = submission.facts, submission.plan
         self.submission, self.request = submission, request
         self.length = facts.prompt_len
@@ -39,13 +39,13 @@ class RunningRequest:
         return self.update
 
     def accept(self, run: int) -> Accept:
-        """What the executor needs of the request for this run, which begins: the tokens are those of earlier runs."""
+        """Begin a run; return what the executor needs for it: the prompt, the plan and the tokens of earlier runs."""
         self.accepted_run = run
         submission = self.submission
         return Accept(self._id, submission.prompt, submission.plan, np.array(self._outputs, np.int32))
 
     def take_prompt_scores(self, row: Chunk, scores: HostScores | None) -> None:
-        """Keep the scores of a chunk of the prompt, to go with the first token."""
+        """Keep the scores of a chunk of the prompt; they are sent with the first token."""
         if row.start == 0:
             self._prompt_scores.clear()  # of an earlier run
         if scores is not None:
@@ -60,7 +60,7 @@ class RunningRequest:
         self._prompt_scores.clear()
 
     def take_token(self, token: int) -> Outcome:
-        """Take the request's next token."""
+        """Take the request's next token; return what it means to the scheduler."""
         self._outputs.append(token)
         self.length += 1
         update = self.update or self.new_update()
@@ -69,7 +69,7 @@ class RunningRequest:
         return Outcome(self._id, stopped, None if self.length % self._page_size else self._block_hash())
 
     def _is_stopped(self, update: Update, token: int) -> bool:
-        """Whether the token ends the request; notes why, unless that is the model's own end."""
+        """Return whether the token ends the request; note why, unless it is the model's own end."""
         found = None if self._stop is None else self._stop.push(token)
         if token in self._stop_ids:
             update.stop_reason = None if token in self.submission.eos_ids else token
@@ -78,7 +78,7 @@ class RunningRequest:
         return found is not None
 
     def _block_hash(self) -> bytes | None:
-        """The hash of the page that the newest token fills; None where the request does not feed the prefix cache."""
+        """Hash the page that the newest token fills; None where the request does not feed the prefix cache."""
         if not self._feeds_cache:
             return None
         prompt, size = self.submission.prompt, self._page_size

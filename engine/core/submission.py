@@ -14,7 +14,7 @@ from ..protocol.timeline import Timeline
 
 
 class StopCheck(Protocol):
-    """Decides, token by token, whether a request has reached a stop string. One per request; not thread-safe."""
+    """A check, token by token, for stop strings. Each request has its own; not thread-safe."""
 
     def push(self, token_id: int) -> str | None:
         """Take the next generated token; return the stop string that it completes, if any."""
@@ -38,10 +38,10 @@ class Update:
 
 
 class Sink(Protocol):
-    """Takes the updates of a request, on the dispatching thread, so it must not block."""
+    """The receiver of a request's updates; called on the dispatching thread, so it must not block."""
 
     def put(self, update: Update) -> None:
-        """Take one update."""
+        """Receive one update."""
         ...
 
 

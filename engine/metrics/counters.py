@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 @dataclass
 class Counters:
-    """Since start-up. Prompt tokens are counted when a request is first admitted; `cached_tokens` of them came from the
-    prefix cache. `retries`: starts after a lost mesh or transfer."""
+    """Counts of the scheduler since start-up."""
 
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    preemptions: int = 0
-    migrations: int = 0
-    retries: int = 0
+    prompt_tokens: int = 0  # of requests, each counted when it is first admitted
+    cached_tokens: int = 0  # those of them that came from the prefix cache
+    preemptions: int = 0  # requests that gave up their KV while they ran
+    migrations: int = 0  # requests that moved their KV while they decoded
+    retries: int = 0  # starts after a lost mesh or transfer
 
 
 @dataclass

@@ -31,7 +31,7 @@ class Percentiles:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Percentiles | None":
-        """Percentiles of these values; None where there are none."""
+        """Compute the percentiles of these values; None where there are none."""
         data = list(values)
         if not data:
             return None
@@ -51,7 +51,7 @@ class Latencies:
 
     @classmethod
     def of(cls, timelines: Iterable[Timeline]) -> "Latencies":
-        """Summarise finished requests."""
+        """Compute the percentiles of finished requests."""
         lines = list(timelines)
 
         def known(name: str) -> Percentiles | None:
@@ -71,7 +71,7 @@ class Metrics:
     cached_tokens: int  # those of them that the prefix cache spared
     generated_tokens: int  # of ended requests
     tokens_per_second: float  # generated tokens over the time from first arrival to last finish
-    compiles: int  # traces and XLA compilations in this process, by anyone, since the engine was ready: it adds none
+    compiles: int  # traces and XLA compilations in this process since the engine was ready: it adds none itself
     preemptions: int  # requests that gave up their KV while they ran
     migrations: int  # requests that moved their KV while they decoded
     retries: int  # starts after a lost mesh or transfer
@@ -84,17 +84,17 @@ class Metrics:
 
     @property
     def prefix_hit_rate(self) -> float:
-        """Cached tokens / prompt tokens, 0 to 1; 0 where there are none."""
+        """Return cached tokens / prompt tokens, 0 to 1; 0 where there are none."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
     @property
     def handoff_bandwidth(self) -> float | None:
-        """Bytes per second of one transfer, waiting for its KV to be computed included; None before the first."""
+        """Return bytes per second of a transfer, waiting for its KV included; None before the first."""
         return self.handoff_bytes / self.handoff_seconds if self.handoff_seconds > 0 else None
 
 
 class RequestLog:
-    """Adds up requests as they end, and keeps the latest timelines."""
+    """Sums over the requests that have ended, and the latest timelines."""
 
     def __init__(self) -> None:
         self.reasons: Counter[FinishReason] = Counter()

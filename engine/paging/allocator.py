@@ -22,11 +22,11 @@ class PageAllocator:
 
     @property
     def num_free(self) -> int:
-        """Pages that no request holds."""
+        """Return the number of pages that no request holds."""
         return len(self._free) + len(self._idle)
 
     def allocate(self, count: int) -> list[int]:
-        """Give `count` pages to one new holder; the caller has asked `num_free`."""
+        """Allocate `count` pages to one holder; the caller has checked `num_free`."""
         if count > self.num_free:
             raise RuntimeError(f"{count} pages cannot be allocated: {self.num_free} of {self.num_pages} are free.")
         pages = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
@@ -34,12 +34,12 @@ class PageAllocator:
         return pages
 
     def hold(self, page: int) -> None:
-        """One more request holds this page, which is held or cached."""
+        """Count one more holder of this page, which is held or cached."""
         self._idle.pop(page, None)
         self._holders[page] += 1
 
     def release(self, page: int) -> None:
-        """One request less holds this page; the last one leaves it to the prefix cache or frees it."""
+        """Count one holder less of this page; without any it is left to the prefix cache or free."""
         self._holders[page] -= 1
         if self._holders[page]:
             return
@@ -50,23 +50,23 @@ class PageAllocator:
             self._free.append(page)
 
     def holders(self, page: int) -> int:
-        """How many requests hold this page."""
+        """Return how many requests hold this page."""
         return self._holders[page]
 
     def is_writable(self, page: int) -> bool:
-        """Whether this page has one holder and is not cached, so that its holder may write to it."""
+        """Return whether this page has one holder and is not cached, so that its holder may write to it."""
         return self._holders[page] == 1 and page not in self._hash_of
 
     def is_idle(self, page: int) -> bool:
-        """Whether only the prefix cache holds this page."""
+        """Return whether only the prefix cache holds this page."""
         return page in self._idle
 
     def find(self, block_hash: bytes) -> int | None:
-        """The cached page with these tokens."""
+        """Find the cached page whose tokens have this hash; None: no page is cached for it."""
         return self._page_of.get(block_hash)
 
     def cache(self, page: int, block_hash: bytes) -> None:
-        """Let later requests find this full page, which a request holds; the first page with a hash stays."""
+        """Let later requests find this full page, which a request holds; an earlier page with the same hash stays."""
         if block_hash not in self._page_of and page not in self._hash_of:
             self._page_of[block_hash] = page
             self._hash_of[page] = block_hash
@@ -102,16 +102,16 @@ class SlotTable:
 
     @property
     def num_free(self) -> int:
-        """Slots that no request holds."""
+        """Return the number of slots that no request holds."""
         return len(self._free)
 
     @property
     def holders(self) -> dict[int, int]:
-        """Slot -> id of the request that holds it."""
+        """Map each slot in use to the id of the request that holds it."""
         return dict(self._holders)
 
     def allocate(self, request_id: int) -> int:
-        """Give a free slot to a request; the caller has asked `num_free`."""
+        """Allocate a free slot to a request; the caller has checked `num_free`."""
         slot = self._free.popleft()
         self._holders[slot] = request_id
         return slot

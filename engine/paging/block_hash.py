@@ -14,7 +14,7 @@ _BYTES_PER_TOKEN = 4
 
 
 def block_hashes(token_ids: Sequence[int] | np.ndarray, page_size: int, parent: bytes = b"") -> tuple[bytes, ...]:
-    """One 16-byte hash per full page of `token_ids` [n], first page first.
+    """Hash the full pages of `token_ids` [n]: 16 bytes for each page, first page first.
 
     Args:
         token_ids: from a page's start on; what does not fill a page at the end has no hash.
@@ -30,7 +30,7 @@ def block_hashes(token_ids: Sequence[int] | np.ndarray, page_size: int, parent: 
 
 
 def next_block(parent: bytes, tokens: Sequence[int] | np.ndarray) -> bytes:
-    """The hash of the page of `tokens` [page_size] that follows the page with hash `parent`; empty: the first page."""
+    """Hash the page of `tokens` [page_size] that follows the page with hash `parent`; empty: the first page."""
     return _chain(parent, _encode(tokens))
 
 

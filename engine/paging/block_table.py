@@ -13,11 +13,11 @@ class BlockTable:
 
     @property
     def end(self) -> int:
-        """One past the last page of the sequence that is here."""
+        """Return one past the last page of the sequence that is here."""
         return self.first + len(self.pages)
 
     def between(self, start: int, stop: int) -> tuple[int, ...]:
-        """Ids of pages `start` to `stop` - 1 of the sequence."""
+        """Return the ids of pages `start` to `stop` - 1 of the sequence, as far as they are here."""
         return tuple(self.pages[max(0, start - self.first) : max(0, stop - self.first)])
 
 

@@ -20,14 +20,14 @@ class MeshPages:
     """The slots and pages of one mesh."""
 
     def __init__(self, mesh: int, config: EngineConfig, pages: Sequence[int], emit: Callable[[Action], None]):
-        """`pages` counts those of each cache group; `emit` takes the actions that page tables on the device need."""
+        """Make empty pools of `pages` pages, one per cache group; `emit` takes the actions that change page tables."""
         self._mesh, self._config, self._emit = mesh, config, emit
         self.slots = SlotTable(config.max_num_seqs)
         self.groups = [PageAllocator(count) for count in pages]
 
     @property
     def room(self) -> float:
-        """Share of pages that are free in the group that has fewest; 0 to 1."""
+        """Return the share of pages that are free, 0 to 1, in the group with the smallest share."""
         return min(pages.num_free / pages.num_pages for pages in self.groups)
 
     # ---- what is cached
@@ -66,9 +66,9 @@ class MeshPages:
     def place_prompt(
         self, request_id: int, hashes: Sequence[bytes], tokens: int, watermark: int
     ) -> tuple[Placement, int] | None:
-        """Place `tokens` tokens to be prefilled; says how many of them are cached. None: no room.
+        """Place `tokens` tokens to be prefilled; return the placement and how many of them are cached. None: no room.
 
-        `watermark`: pages of each group that have to stay free besides.
+        `watermark` pages of each group have to stay free besides.
         """
         cached = self.hit(hashes, tokens)
         shared, fresh = [], []
@@ -92,8 +92,10 @@ class MeshPages:
     def reserve(
         self, request_id: int, hashes: Sequence[bytes], tokens: int, watermark: int
     ) -> tuple[Placement, list[int]] | None:
-        """Place `tokens` tokens whose KV comes from another mesh; says for each group the first page that has to be
-        sent, since those before it are cached here. None: no room.
+        """Place `tokens` tokens whose KV comes from another mesh, with `watermark` pages of each group left free.
+
+        Return the placement, and for each group the first page that has to be sent: those before it are cached here.
+        None: no room.
         """
         shared, fresh = [], []
         for window, pages in self._windows():
@@ -126,7 +128,7 @@ class MeshPages:
         return Placement(self._mesh, self.slots.allocate(request_id), shared)
 
     def fork(self, request_id: int, placement: Placement) -> Placement | None:
-        """Make a second placement over the same pages; None: no slot. Pages are copied before either writes to them."""
+        """Make a second placement over the same pages, which are copied before either writes to them; None: no slot."""
         if not self.slots.num_free:
             return None
         placement.writable = 0
@@ -219,7 +221,7 @@ class MeshPages:
         return True
 
     def _slide(self, table: BlockTable, window: int, token: int) -> list[int]:
-        """Take the pages out that neither this token nor a later one sees."""
+        """Take the pages out of the table that neither this token nor a later one sees, and return them."""
         count = min(len(table.pages), max(0, self._first_page(window, token) - table.first))
         gone, table.pages = table.pages[:count], table.pages[count:]
         table.first += count
@@ -242,14 +244,14 @@ class MeshPages:
         self._emit(AssignPages(self._mesh, placement.slot, group, index, (new,)))
 
     def _assign(self, placement: Placement, group: int, first: int) -> None:
-        """Tell the device about the placement's pages from page `first` of the sequence on."""
+        """Emit the change of the device's page table: the placement's pages from page `first` of the sequence on."""
         table = placement.tables[group]
         if pages := table.between(first, table.end):
             self._emit(AssignPages(self._mesh, placement.slot, group, first, pages))
 
     def check(self, placements: dict[int, Placement]) -> None:
         """Raise unless these placements, request -> placement, account for every slot and page."""
-        if self.slots.holders != {placement.slot: name for name, placement in placements.items()}:
+        if self.slots.holders != {placement.slot: request_id for request_id, placement in placements.items()}:
             raise RuntimeError(f"mesh {self._mesh}: slots {self.slots.holders}, placements of {list(placements)}")
         for group, pages in enumerate(self.groups):
             tables = [placement.tables[group] for placement in placements.values()]

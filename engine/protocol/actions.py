@@ -42,8 +42,7 @@ class CopyPage(Message, frozen=True):
 class Chunk(Row, frozen=True):
     """Prefill `length` tokens of a request, prompt first and then what it has generated, from position `start` on.
 
-    Positions below `write_from` have their KV in the cache and are not written. The last chunk samples a token: output
-    number start + length - prompt_len + 1.
+    The last chunk samples a token: output number start + length - prompt_len + 1.
     """
 
     request_id: int
@@ -51,27 +50,23 @@ class Chunk(Row, frozen=True):
     slot: int
     start: int
     length: int
-    write_from: int
+    write_from: int  # positions below it have their KV in the cache, and are not written
     is_last: bool
 
     @property
     def kv_len(self) -> int:
-        """How many tokens are in the cache once the chunk is."""
+        """Return how many tokens are in the cache once the chunk is."""
         return self.start + self.length
 
 
 class DecodeRow(Row, frozen=True):
-    """Decode a request's next token; `kv_len` counts its tokens in the cache, the one being fed included.
-
-    It samples output number kv_len - prompt_len + 1. `is_forced`: feed the token at position kv_len - 1 as it was
-    generated before, not as the device has it.
-    """
+    """Decode a request's next token, which is output number kv_len - prompt_len + 1."""
 
     request_id: int
     run: int
     slot: int
-    kv_len: int
-    is_forced: bool = False
+    kv_len: int  # the request's tokens in the cache, the one being fed included
+    is_forced: bool = False  # feed the token that was generated at position kv_len - 1 before, not the device's own
 
 
 class Prefill(Message, frozen=True):
@@ -106,14 +101,13 @@ class Fused(Message, frozen=True):
 class StartTransfer(Message, frozen=True):
     """Gather pages on `source`, padded to `bucket` pages, and send them to `destination`'s staging.
 
-    `source_slot`: the slot whose request state goes along; None: the state comes with a later transfer, and what goes
-    along with this one is dropped on arrival.
+    Some slot's request state always goes along; where `source_slot` is None it is dropped on arrival.
     """
 
     transfer: int
     bucket: int
     source: int
-    source_slot: int | None
+    source_slot: int | None  # the slot whose request state goes along; None: the state comes with a later transfer
     source_pages: PagesPerGroup
     destination: int
 
@@ -134,11 +128,11 @@ class DropTransfer(Message, frozen=True):
 
 
 class Finish(Message, frozen=True):
-    """End a request; `error` says why it failed."""
+    """End a request."""
 
     request_id: int
     reason: FinishReason
-    error: str | None = None
+    error: str | None = None  # why it failed, for the reason "error"
 
 
 Action = AssignPages | CopyPage | Prefill | Decode | Fused | StartTransfer | Scatter | DropTransfer | Finish

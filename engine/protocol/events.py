@@ -1,4 +1,4 @@
-"""What the scheduler is told, each event with its time `t` in seconds on the engine's clock."""
+"""The events that the scheduler takes in, each with its time `t` in seconds on the engine's clock."""
 
 from .message import Message, Row
 
@@ -6,16 +6,14 @@ from .message import Message, Row
 class RequestFacts(Message, frozen=True):
     """A request as it arrives.
 
-    `block_hashes`: one per full page of the prompt, of all tokens up to its end (`paging/block_hash.py`);
-    empty: the request neither reads nor feeds the prefix cache. `fork_of`: the request whose prompt this one shares to
-    the last token, submitted before it (`n > 1`).
+    A block hash is of all tokens up to the end of its page (`paging/block_hash.py`).
     """
 
     id: int
     prompt_len: int
     max_tokens: int
-    block_hashes: tuple[bytes, ...] = ()
-    fork_of: int | None = None
+    block_hashes: tuple[bytes, ...] = ()  # of the prompt's full pages; empty: it neither reads nor feeds the cache
+    fork_of: int | None = None  # an earlier request with the very same prompt, for n > 1
 
 
 class Arrived(Message, frozen=True):
@@ -33,30 +31,26 @@ class AbortRequested(Message, frozen=True):
 
 
 class PreemptRequested(Message, frozen=True):
-    """Give up the KV of this request and compute it again later. Ignored unless it has a placement."""
+    """Give up the KV of this request and compute it again later. Ignored while it waits in the queue."""
 
     t: float
     request_id: int
 
 
 class MigrateRequested(Message, frozen=True):
-    """Move this request's KV to another decoding mesh: `destination`, or None for any. Ignored unless it is decoding
-    and there is room."""
+    """Move this request's KV to another decoding mesh. Ignored unless it is decoding and there is room."""
 
     t: float
     request_id: int
-    destination: int | None = None
+    destination: int | None = None  # None: any
 
 
 class Outcome(Row, frozen=True):
-    """A token was sampled for this request, which still runs; `stopped` says whether the token ends it.
-
-    `block_hash`: of the page that this token is the last one of, else None.
-    """
+    """A token was sampled for this request, which still runs."""
 
     request_id: int
-    stopped: bool
-    block_hash: bytes | None = None
+    stopped: bool  # whether the token ends the request
+    block_hash: bytes | None = None  # of the page that this token fills; None: it fills none, or the page is not cached
 
 
 class StepDone(Message, frozen=True):

@@ -8,7 +8,7 @@ from .results import Traffic
 
 
 class Executor(Protocol):
-    """Performs commands on its meshes and posts a `Completion` for each step and transfer, from any thread.
+    """What performs commands on its meshes, and posts a `Completion` for each step and transfer from any thread.
 
     One thread calls `perform`, and each mesh performs its commands in that order. A message that cannot be read, on
     either side, is posted as a `MeshLost` (`wire.py`).
@@ -16,12 +16,15 @@ class Executor(Protocol):
 
     @property
     def traffic(self) -> Traffic:
-        """What hand-offs have moved so far."""
+        """Return what hand-offs have moved so far."""
         ...
 
     def perform(self, command: Command) -> None:
-        """Start one command, without waiting for a device. An error raised by a step, copy, transfer or
-        scatter costs that mesh; one raised by any other command stops the engine."""
+        """Start one command, without waiting for a device.
+
+        An error that a step, copy or scatter raises costs its mesh, and one that a transfer raises costs the transfer;
+        an error of any other command stops the engine.
+        """
         ...
 
     def check_params(self, new: Mapping[str, object]) -> None:

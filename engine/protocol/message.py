@@ -9,8 +9,8 @@ import msgspec
 
 
 class Message(msgspec.Struct, frozen=True, gc=False, tag=True, forbid_unknown_fields=True):
-    """One thing that is said, by name of its fields."""
+    """A message; in bytes it is a map by the names of its fields."""
 
 
 class Row(msgspec.Struct, frozen=True, gc=False, tag=True, array_like=True, forbid_unknown_fields=True):
-    """What a message holds many of: written as an array, which takes half the time and space."""
+    """A part that a message holds many of; in bytes it is an array, which takes half the time and space."""

@@ -45,7 +45,7 @@ class StepResult(Message, frozen=True, eq=False):
             raise ValueError(f"{len(self.rows)} rows and tokens of shape {shape}")
 
     def score_of(self, step: int, row: int) -> HostScores:
-        """The scores, n = 1, of tokens[step, row], where its request wants them."""
+        """Return the scores, n = 1, of tokens[step, row], whose request must want them."""
         assert self.scores is not None
         one = (step, slice(row, row + 1))
         return TokenScores(*(values[one] for values in self.scores))
@@ -84,6 +84,6 @@ class Traffic:
 
 
 def describe(error: Exception) -> str:
-    """One line: the kind of error and what it says."""
+    """Describe an error in one line: its kind and what it says."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

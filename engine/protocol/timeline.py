@@ -1,4 +1,4 @@
-"""When what happened to a request."""
+"""When a request arrived, ran and ended."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,32 +20,32 @@ class Timeline:
 
     @property
     def first_token(self) -> float | None:
-        """When the first token was sampled."""
+        """Return when the first token was read."""
         return self.tokens[0] if self.tokens else None
 
     @property
     def ttft(self) -> float | None:
-        """Time to first token: arrival to first token."""
+        """Return the time to first token: from arrival to first token."""
         return None if self.first_token is None else self.first_token - self.arrival
 
     @property
     def e2e(self) -> float | None:
-        """Arrival to finish."""
+        """Return the end-to-end time: from arrival to finish."""
         return None if self.finish is None else self.finish - self.arrival
 
     @property
     def tpot(self) -> float | None:
-        """Time per output token after the first: (last - first) / (n - 1), for n >= 2 tokens."""
+        """Return the time per output token after the first: (last - first) / (n - 1), for n >= 2 tokens."""
         return (self.tokens[-1] - self.tokens[0]) / (len(self.tokens) - 1) if len(self.tokens) > 1 else None
 
     @property
     def itl(self) -> list[float]:
-        """Inter-token latencies: the raw gaps between tokens."""
+        """Return the inter-token latencies: the raw gaps between tokens."""
         return [b - a for a, b in pairwise(self.tokens)]
 
     @property
     def handoff(self) -> float | None:
-        """First token to KV ready on the decode mesh; 0 where another thread stamped the KV first."""
+        """Return the time from first token to KV ready on the decode mesh; 0 where the KV was stamped before it."""
         if self.kv_ready is None or self.first_token is None:
             return None
         return max(0.0, self.kv_ready - self.first_token)

@@ -29,14 +29,14 @@ class _Array(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 def pack_array(value: Any) -> _Array:
-    """A host array as plain data, for an encoder's `enc_hook`; TypeError for any other value."""
+    """Convert a host array to plain data, for an encoder's `enc_hook`; raise TypeError for any other value."""
     if not isinstance(value, np.ndarray) or value.dtype.str not in _DTYPES:
         raise TypeError(f"{type(value).__name__} does not go into messages.")
     return _Array(value.dtype.str, value.shape, value.tobytes())
 
 
 def unpack_array(kind: type, value: object) -> Any:
-    """The host array, which is read-only, of what `pack_array` made of it, for a decoder's `dec_hook`."""
+    """Rebuild the host array, read-only, from what `pack_array` made of it, for a decoder's `dec_hook`."""
     if kind is not np.ndarray:
         raise TypeError(f"{kind.__name__} does not come out of messages.")
     array = msgspec.convert(value, _Array)
@@ -53,28 +53,28 @@ _COMPLETIONS: Any = msgspec.msgpack.Decoder(Completion, dec_hook=unpack_array)
 
 
 def encode(message: Command | Completion) -> bytes:
-    """The message as bytes."""
+    """Encode the message as bytes."""
     return bytes((VERSION,)) + _ENCODER.encode(message)
 
 
 def decode_command(data: bytes) -> Command:
-    """The command in `data`.
+    """Decode the command in `data`.
 
     Raises:
-        WireError: of another version, of an unknown type, cut short or otherwise damaged.
+        WireError: `data` is of another version or an unknown type, cut short or otherwise damaged.
     """
     command: Command = _decode(_COMMANDS, data)
     return command
 
 
 def decode_completion(data: bytes) -> Completion:
-    """The completion in `data`. Raises as `decode_command` does."""
+    """Decode the completion in `data`; raises as `decode_command` does."""
     completion: Completion = _decode(_COMPLETIONS, data)
     return completion
 
 
 def read_command(data: bytes, mesh: int, t: float) -> Command | MeshLost:
-    """The command in `data`, which came for `mesh`; where it cannot be read, that mesh's failure at time `t`."""
+    """Decode the command in `data`, sent to `mesh`; return that mesh's failure at time `t` if it is unreadable."""
     try:
         return decode_command(data)
     except WireError as error:
@@ -82,7 +82,7 @@ def read_command(data: bytes, mesh: int, t: float) -> Command | MeshLost:
 
 
 def read_completion(data: bytes, mesh: int, t: float) -> Completion:
-    """The completion in `data`, which came from `mesh`; where it cannot be read, that mesh's failure at time `t`."""
+    """Decode the completion in `data`, sent by `mesh`; return that mesh's failure at time `t` if it is unreadable."""
     try:
         completion = decode_completion(data)
         if getattr(completion, "mesh", mesh) != mesh:
@@ -110,7 +110,7 @@ def _decode(decoder: Any, data: bytes) -> Any:
 
 
 def _what_is_wrong(data: bytes, error: Exception) -> str:
-    """A sentence about bytes that are MessagePack and no message."""
+    """Say in a sentence why bytes that are MessagePack are no message."""
     try:
         content = msgspec.msgpack.decode(memoryview(data)[1:])
     except (ValueError, TypeError, RecursionError):

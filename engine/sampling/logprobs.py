@@ -9,7 +9,6 @@ lower ids come first in `rank` and `top_ids`; a vocabulary smaller than K is pad
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +31,7 @@ def score(logits: Array, tokens: Array) -> TokenScores[Array]:
     log_total = jnp.log(jnp.exp(logits - peak).sum(axis=-1, keepdims=True))
     top, top_ids = lax.top_k(logits, min(MAX_LOGPROBS, vocabulary))
     fill = ((0, 0), (0, MAX_LOGPROBS - top.shape[1]))
-    return _scores(
+    return TokenScores(
         logprob=(own - peak - log_total)[:, 0],
         rank=1 + ahead.sum(axis=-1, dtype=jnp.int32),
         top_ids=jnp.pad(top_ids, fill, constant_values=-1),
@@ -43,7 +42,7 @@ def score(logits: Array, tokens: Array) -> TokenScores[Array]:
 def no_scores(rows: int) -> TokenScores[Array]:
     """Make the zeros that stand for the scores of R rows without log-probabilities."""
     top = (rows, MAX_LOGPROBS)
-    return _scores(
+    return TokenScores(
         jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.int32), jnp.zeros(top, jnp.int32), jnp.zeros(top, jnp.float32)
     )
 
@@ -73,8 +72,3 @@ def score_tokens(head: Callable[[Array], Array], hidden: Array, targets: Array) 
     with jax.named_scope("score_tokens"):
         scores: TokenScores[Array] = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], lax.map(block, blocks))
         return scores
-
-
-def _scores(logprob: Any, rank: Any, top_ids: Any, top_logprobs: Any) -> TokenScores[Array]:
-    """Build `TokenScores` from device arrays, although its fields are declared as the host's arrays."""
-    return TokenScores(logprob, rank, top_ids, top_logprobs)

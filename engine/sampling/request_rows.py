@@ -22,10 +22,11 @@ def is_dense(plan: SamplingPlan) -> bool:
     )
 
 
-def scalars_of(plan: SamplingPlan, prompt_len: int, last_token: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def scalars_of(plan: SamplingPlan, prompt_len: int) -> tuple[np.ndarray, np.ndarray]:
     """Pack one row of `Scalars` on the host: [len(Float)] float32 and [len(Int)] int32.
 
-    `prompt_len` is the length of the caller's prompt without generated tokens; `last_token` is the token to feed next.
+    `prompt_len` is the length of the caller's prompt without generated tokens. The token to feed next is left 0: the
+    step that samples it stores it.
     """
     floats, ints = np.zeros(len(Float), np.float32), np.zeros(len(Int), np.int32)
     floats[Float.TEMPERATURE] = plan.temperature
@@ -34,7 +35,6 @@ def scalars_of(plan: SamplingPlan, prompt_len: int, last_token: int = 0) -> tupl
     floats[Float.REPETITION_PENALTY] = plan.repetition_penalty
     floats[Float.PRESENCE_PENALTY] = plan.presence_penalty
     floats[Float.FREQUENCY_PENALTY] = plan.frequency_penalty
-    ints[Int.LAST_TOKEN] = last_token
     ints[Int.TOP_K] = plan.top_k
     ints[Int.SEED] = np.uint32(plan.seed).view(np.int32)
     ints[Int.MIN_LEN] = prompt_len + plan.min_tokens

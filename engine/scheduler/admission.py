@@ -17,7 +17,7 @@ from .request import Request, State
 
 
 class Admission:
-    """Requests in WAITING; placing one moves it to PREFILL."""
+    """The queue of requests in WAITING; placing one moves it to PREFILL."""
 
     def __init__(
         self,
@@ -33,20 +33,20 @@ class Admission:
         self.is_held = False  # only those that start over are admitted
 
     def add(self, request: Request) -> None:
-        """Take a request into the queue."""
+        """Add a request to the queue."""
         self._waiting.add(request)
         leader = self._leader(request)
         if leader is not None:
             leader.siblings.append(request)
 
     def remove(self, request: Request) -> None:
-        """Take a request out of the queue."""
+        """Remove a request from the queue."""
         self._waiting.remove(request)
 
     def admit(self) -> None:
-        """Place prompts in order: one that does not fit yet holds back those behind it.
+        """Place prompts in order; a prompt that does not fit yet holds back those behind it.
 
-        One whose next block is being computed for another is passed over until that is done.
+        A prompt whose next block is being computed for another request is passed over until that is done.
         """
         for request in self._next():
             # It may have been placed meanwhile, with the request that it forks.
@@ -54,7 +54,7 @@ class Admission:
                 return
 
     def place_siblings(self, leader: Request, mesh: MeshState) -> None:
-        """Place the requests that share the whole prompt on its very pages. Each computes the last token for itself."""
+        """Place the requests that fork `leader` on its pages; each computes the prompt's last token for itself."""
         assert leader.placement is not None
         if leader.restarts or self.is_held:
             return
@@ -68,7 +68,7 @@ class Admission:
             self._begin_prefill(request, mesh, request.prompt_len)
 
     def _next(self) -> list[Request]:
-        """List the first of those that may be admitted."""
+        """List the requests that may be admitted, in order: two for each slot at most."""
         if not self._waiting:
             return []
         able = (request for request in self._waiting if request.restarts or not self.is_held)
@@ -80,7 +80,7 @@ class Admission:
         return None if fork_of is None or request.restarts else self._requests.get(fork_of)
 
     def _is_coming(self, request: Request) -> bool:
-        """Whether another request is computing what this one lacks wherever it could go."""
+        """Return whether another request is computing the block that this one lacks on every mesh where it could go."""
         leader = self._leader(request)
         if leader is not None and leader.state in (State.WAITING, State.PREFILL):
             return True
@@ -97,7 +97,7 @@ class Admission:
         return any(block_hash in mesh.computing for mesh in self._meshes)
 
     def _place(self, request: Request) -> bool:
-        """Place a prompt on the best mesh that has room; False: none has."""
+        """Place a prompt on the best mesh that has room; return False if none has."""
         able = [m for m in self._meshes if m.prefills and m.pages.slots.num_free and not m.is_backed_up]
         for mesh in sorted(able, key=partial(self._policy.prefill_rank, request)):
             placed = mesh.pages.place_prompt(request.id, request.hashes, request.to_prefill, mesh.watermark)

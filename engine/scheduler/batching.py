@@ -16,7 +16,7 @@ from .request import Request, State
 
 
 class Batching:
-    """Puts steps together."""
+    """The choice of what the next step of each mesh holds."""
 
     def __init__(
         self,
@@ -27,14 +27,16 @@ class Batching:
         lifecycle: Lifecycle,
         emit: Callable[[Action], None],
     ):
-        """`emit` takes the actions."""
+        """Begin without steps; `emit` takes the actions."""
         self._config, self._requests, self._emit = config, requests, emit
         self._admission, self._handoffs, self._lifecycle = admission, handoffs, lifecycle
         self._next_step = 0
 
     def dispatch_step(self, mesh: MeshState, now: float) -> bool:
-        """Dispatch one step if the mesh may run ahead and there is work; one that does both alternates, or does both at
-        once."""
+        """Dispatch one step, if the mesh may run ahead and there is work; return whether it did.
+
+        A mesh that prefills and decodes alternates between the two, or does both in one step (`fused`).
+        """
         if len(mesh.in_flight) >= MAX_STEPS_IN_FLIGHT:
             return False
         decoding, prefilling = mesh.decoding(), mesh.prefilling()
@@ -53,9 +55,11 @@ class Batching:
                     self._handoffs.pipeline(self._requests[chunk.request_id])
         return bool(rows or chunks)
 
-    def horizon(self, mesh: MeshState) -> int:
-        """Count the decode steps that a mesh may run in a row before a prompt, an arriving request or a finish by
-        length would change its batch; 0: it has nothing to decode. Pages are not considered."""
+    def _horizon(self, mesh: MeshState) -> int:
+        """Count the decode steps that a mesh may run in a row before its batch would change; 0: it decodes nothing.
+
+        A prompt, an arriving request or an end by length changes a batch. Pages are not considered.
+        """
         left = [request.max_tokens - request.dispatched for request in mesh.decoding() if request.can_decode]
         if not left or mesh.prefilling() or any(request.handoff is not None for request in mesh.placed):
             return min(1, len(left))
@@ -76,7 +80,7 @@ class Batching:
     def _take_chunks(
         self, mesh: MeshState, prefilling: Sequence[Request], now: float, *, may_preempt: bool
     ) -> tuple[Chunk, ...]:
-        """Take at most one chunk of each request, in order."""
+        """Take at most one chunk of each request, in order, as far as the step has room."""
         chunks: list[Chunk] = []
         budget = self._config.chunk_size
         for request in prefilling[: self._config.prefill_rows]:
@@ -101,7 +105,10 @@ class Batching:
         return length if length <= budget else 0
 
     def _place_chunk(self, request: Request, mesh: MeshState, start: int, length: int, may_preempt: bool) -> bool:
-        """Put pages for a chunk in place, if need be those of requests that have no row in the same step."""
+        """Put pages for a chunk in place; return False if there are too few, or the request has lost its own.
+
+        With `may_preempt` requests give up their pages if need be: none of them may have a row in the same step.
+        """
         while request.placement is not None:
             if mesh.pages.place_chunk(request.placement, start, start + length):
                 return True
@@ -127,7 +134,7 @@ class Batching:
         return Chunk(request.id, request.run, placement.slot, start, length, write_from, is_last)
 
     def _end_prefill(self, request: Request, mesh: MeshState) -> None:
-        """Let a prompt go on once its last chunk is dispatched. One that only waits for its last token stays."""
+        """Move a request to DECODE or HANDOFF after its last chunk, unless it only waits for its last token."""
         assert request.placement is not None
         request.dispatched = request.to_prefill - request.prompt_len + 1
         mesh.pages.end_prompt(request.placement)
@@ -142,17 +149,19 @@ class Batching:
     # ---- decode rows
 
     def _steps_at_once(self, mesh: MeshState, decoding: int) -> int:
-        """Count the steps of a dispatch: all that are allowed where nothing can interfere and pages for them are free
-        anyway, else 1."""
+        """Return how many decode steps to dispatch at once.
+
+        It is `decode_steps` where nothing can interfere and the pages for all of them are free, else 1.
+        """
         steps = self._config.decode_steps
         if steps == 1:
             return 1
         pages = decoding * (self._config.pages_for(steps) + 1)
         has_pages = all(group.num_free >= pages for group in mesh.pages.groups)
-        return steps if has_pages and self.horizon(mesh) >= steps else 1
+        return steps if has_pages and self._horizon(mesh) >= steps else 1
 
     def _decode_rows(self, mesh: MeshState, ready: Sequence[Request], steps: int) -> tuple[DecodeRow, ...]:
-        """Make a row for every request that has, or is given, the pages. `ready` is in order."""
+        """Make a row for every request of `ready`, which is in order, that has or gets the pages for `steps` steps."""
         rows = []
         for request in ready:
             position, placement = request.kv_len, request.placement
@@ -168,8 +177,10 @@ class Batching:
         return tuple(rows)
 
     def _make_room(self, request: Request, mesh: MeshState, steps: int) -> bool:
-        """Put pages for the request's next tokens in place, if need be those of requests after it; False: it was the
-        victim itself."""
+        """Put pages for the request's next tokens in place; return False if it has lost its own instead.
+
+        If need be, a request after it gives up its pages, or the request itself does.
+        """
         while request.placement is not None and request.state is State.DECODE:
             if mesh.pages.grow(request.placement, request.kv_len, request.kv_len + steps):
                 return True

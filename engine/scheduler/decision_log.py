@@ -1,4 +1,4 @@
-"""A run's decisions on file, and their replay: the same events give the same actions, without model or device.
+"""The decision log: a run's events and decisions on file, to be replayed without model or device.
 
 The log is text, one JSON value on each line, in the encoding of `protocol/message.py`. First an object with the version
 and what made the scheduler; then, in the order in which things happened, an object for each event and an array of
@@ -44,10 +44,10 @@ _ACTIONS: Any = msgspec.json.Decoder(list[Action])
 
 
 class DecisionLog:
-    """A log being written."""
+    """A decision log that is being written."""
 
     def __init__(self, target: str | PathLike[str] | IO[str]) -> None:
-        """`target`: a path, where an earlier file is overwritten, or an open text file, which stays open.
+        """Open `target`: a path, whose earlier file is overwritten, or an open text file, which `close` leaves open.
 
         Raises:
             OSError: the file cannot be written.
@@ -57,7 +57,7 @@ class DecisionLog:
         self._file = open(target, "w", encoding="utf-8") if isinstance(target, str | PathLike) else target  # noqa: SIM115
 
     def begin(self, config: EngineConfig, pools: Sequence[PoolSize], policy: str) -> None:
-        """Write the header. Comes first, once."""
+        """Write the header: once, before anything else."""
         self._write(Header(_FORMAT, VERSION, config, tuple(pools), policy))
 
     def event(self, event: Event) -> None:
@@ -69,7 +69,7 @@ class DecisionLog:
         self._write(actions)
 
     def close(self) -> None:
-        """Close the file, unless it is the caller's. Idempotent."""
+        """Close the file, unless the caller opened it. Calling it again does nothing."""
         if self._is_mine:
             self._file.close()
 
@@ -82,7 +82,7 @@ class RecordingScheduler(Scheduler):
     """A scheduler that writes a log of its events and actions."""
 
     def __init__(self, config: EngineConfig, pools: Sequence[PoolSize], log: DecisionLog, policy: Policy = FCFS):
-        """`pools[i]` is the size of mesh i's KV memory. The log is the caller's to close."""
+        """Begin the log with a header. `pools[i]` is the size of mesh i's KV memory; the caller closes the log."""
         super().__init__(config, pools, policy)
         self._log = log
         log.begin(config, pools, policy.name)
@@ -100,7 +100,11 @@ class RecordingScheduler(Scheduler):
 
 
 def read_line(line: str) -> Event | list[Action]:
-    """Read a line after the header: an event, or the actions of one call. A damaged one raises a ValueError."""
+    """Read a line after the header: an event, or the actions of one call.
+
+    Raises:
+        ValueError: the line is damaged.
+    """
     decoder = _ACTIONS if line.startswith("[") else _EVENT
     entry: Event | list[Action] = decoder.decode(line)
     return entry
@@ -134,7 +138,7 @@ def read_header(name: str, line: str) -> Header:
 
 @contextmanager
 def opened(source: str | PathLike[str] | IO[str]) -> Iterator[tuple[str, Iterator[str]]]:
-    """Open a log; gives what to call it, and its lines."""
+    """Open a log; yield its name, for messages, and its lines."""
     if isinstance(source, str | PathLike):
         # A byte that is no text makes its line unreadable, not the file.
         with open(source, encoding="utf-8", errors="replace") as file:

@@ -37,7 +37,7 @@ class Handoffs:
         counters: Counters,
         emit: Callable[[Action], None],
     ):
-        """`emit` takes the actions."""
+        """Begin without hand-offs; `emit` takes the actions."""
         self._config, self._pools, self._meshes, self._requests = config, pools, meshes, requests
         self._policy, self._counters, self._emit = policy, counters, emit
         self._caps = [config.pages_to_send(window) for window in config.windows]
@@ -48,12 +48,15 @@ class Handoffs:
     # ---- leaving the source
 
     def begin(self, request: Request) -> None:
-        """Let a request go whose prompt is dispatched: it is sent as soon as it has credit."""
+        """Begin the hand-off of a request whose prompt is dispatched: it is sent as soon as it has credit."""
         request.move_to(State.HANDOFF)
         self._waiting.add(request)
 
     def migrate(self, request: Request, destination: int | None) -> bool:
-        """Send a decoding request to another decoding mesh, `destination` or any; False: no room, or not decoding."""
+        """Send a decoding request to another decoding mesh, `destination` or any (None).
+
+        Return False if the request is not decoding or there is no room.
+        """
         if request.state is not State.DECODE or not self._has_credit(request, destination):
             return False
         if not self._send(request, is_last=True):
@@ -67,8 +70,8 @@ class Handoffs:
         """Give credit in the policy's order, and send all requests that hold it, as far as pages and staging allow.
 
         Requests that hold credit are never blocked by requests that do not; the latter may be waiting for pages the
-        former hold. One whose blocks are on their way to the decode mesh already, for another request, waits for those
-        and holds back no other.
+        former hold. A request whose blocks are on their way to the decode mesh already, for another request, waits for
+        those blocks and holds back no other request.
         """
         if not self._waiting:
             return
@@ -85,7 +88,7 @@ class Handoffs:
             self._waiting.remove(request)
 
     def pipeline(self, request: Request) -> None:
-        """Send the full pages of a long prompt: a chunk is dispatched and more will come."""
+        """Send the full pages of a long prompt early, after a chunk that is not its last was dispatched."""
         assert request.placement is not None
         is_long = request.to_prefill > _CHUNKS_IN_ONE_TRANSFER * self._config.chunk_size
         can_go = not self._meshes[request.placement.mesh].decodes and not self._waiting
@@ -93,7 +96,7 @@ class Handoffs:
             self._send(request, is_last=False)
 
     def _is_coming(self, request: Request) -> bool:
-        """Whether the first block that a decode mesh lacks of this request is on its way there for another."""
+        """Return whether the first block of the request that a decode mesh lacks is on its way there for another."""
         for mesh in self._meshes:
             if mesh.arriving:
                 done = mesh.pages.hit(request.hashes, request.kv_len) // self._config.page_size
@@ -102,7 +105,7 @@ class Handoffs:
         return False
 
     def _has_credit(self, request: Request, destination: int | None = None) -> bool:
-        """Reserve a placement where the request will decode, unless it has one."""
+        """Reserve a placement where the request will decode, unless it has one; return whether it has one now."""
         if request.handoff is not None:
             return True
         assert request.placement is not None
@@ -122,9 +125,10 @@ class Handoffs:
         return False
 
     def _send(self, request: Request, *, is_last: bool) -> bool:
-        """Send what is in the cache and was not sent; False: no staging. A part is of full pages only.
+        """Send the request's KV that was not sent yet; return False if there is no staging for it.
 
-        With the last of it the source placement is free: what reuses its pages is dispatched after the gather.
+        A part that is not the last has full pages only. With the last part the placement on the source is freed:
+        whatever reuses its pages is dispatched after the gather.
         """
         placement, handoff = request.placement, request.handoff
         assert placement is not None
@@ -189,7 +193,7 @@ class Handoffs:
         return [number for number, x in self._transfers.items() if x.source == mesh and not x.is_ready]
 
     def end_transfer(self, number: int) -> Transfer | None:
-        """Take note that a transfer is over; None: it is no longer needed, and its staging is free now."""
+        """Note that a transfer is over, and return it; if it is no longer needed, free its staging and return None."""
         transfer = self._transfers.get(number)
         if transfer is None:
             return None
@@ -200,15 +204,15 @@ class Handoffs:
         return transfer
 
     def transfer_ready(self, number: int, now: float) -> None:
-        """Go on with the hand-off whose transfer has arrived."""
+        """Continue the hand-off whose transfer has arrived."""
         transfer = self.end_transfer(number)
         if transfer is not None and transfer.request_id is not None:
             self.complete(self._requests[transfer.request_id], now)
 
     def complete(self, request: Request, now: float) -> None:
-        """Scatter what has arrived of a hand-off; with the last of it the request decodes at its destination.
+        """Scatter the transfers of a hand-off that have arrived; after the last the request decodes at its destination.
 
-        The last waits for the tokens of all steps before the hand-off: a token that stops the request needs no
+        The last scatter waits for the tokens of all steps before the hand-off: a token that stops the request needs no
         scatter, and tokens read by two threads stay in order.
         """
         handoff = request.handoff
@@ -236,11 +240,11 @@ class Handoffs:
     # ---- giving up
 
     def leaves_from(self, request: Request, mesh: int) -> bool:
-        """Whether KV of this request is on its way from this mesh."""
+        """Return whether KV of this request is on its way from this mesh."""
         return request.handoff is not None and any(t.source == mesh for t in request.handoff.transfers)
 
     def cancel(self, request: Request) -> None:
-        """Keep the request from going anywhere: credit back, transfers dropped."""
+        """End a request's hand-off, if there is one: free its credit and drop its transfers."""
         if request.state is State.HANDOFF and request.placement is not None:
             self._waiting.remove(request)
         if request.handoff is not None:
@@ -260,7 +264,7 @@ class Handoffs:
     # ---- staging
 
     def _staging(self, source: int, destination: int, bucket: int) -> tuple[int, int] | None:
-        """Say what a transfer takes on either mesh; None: one of them has not so much left."""
+        """Return the bytes that a transfer takes on source and destination; None: one of them has too few left."""
         staged = self._bytes(source, bucket), self._bytes(destination, bucket)
         has_room = self._meshes[source].staging >= staged[0] and self._meshes[destination].staging >= staged[1]
         return staged if has_room else None
@@ -277,7 +281,7 @@ class Handoffs:
             self._meshes[mesh].staging -= sign * staged
 
     def check(self) -> None:
-        """Raise unless staging is what transfers take."""
+        """Raise unless the staging taken on every mesh is what the transfers take."""
         for mesh, pool in zip(self._meshes, self._pools, strict=True):
             taken = sum(
                 staged

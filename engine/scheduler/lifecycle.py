@@ -18,7 +18,7 @@ from .request import Request, State
 
 
 class Lifecycle:
-    """Ends and new beginnings of the requests in `requests`, by id."""
+    """How the requests in `requests`, by id, begin, end and start over."""
 
     def __init__(
         self,
@@ -31,13 +31,13 @@ class Lifecycle:
         counters: Counters,
         emit: Callable[[Action], None],
     ):
-        """`emit` takes the actions."""
+        """Begin without runs; `emit` takes the actions."""
         self._config, self._meshes, self._requests, self._policy = config, meshes, requests, policy
         self._admission, self._handoffs, self._counters, self._emit = admission, handoffs, counters, emit
         self._runs = count()
 
     def enter(self, request: Request) -> None:
-        """Take a new request into the queue."""
+        """Add a new request to `requests` and to the queue."""
         request.run = next(self._runs)
         self._requests[request.id] = request
         self._admission.add(request)
@@ -55,7 +55,7 @@ class Lifecycle:
         self._emit(Finish(request.id, reason, error))
 
     def _leave(self, request: Request, *, keeps_pages: bool) -> None:
-        """Free all that a request holds. `keeps_pages`: its full pages stay in the prefix cache."""
+        """Free all that a request holds; if `keeps_pages`, its full pages stay in the prefix cache."""
         if request.state is State.WAITING:
             self._admission.remove(request)
             return
@@ -71,21 +71,24 @@ class Lifecycle:
         mesh.remove(request, placement)
 
     def answer(self, request: Request) -> None:
-        """Take the request out of its prefill mesh's load: its first token is read, or will not come."""
+        """Subtract the request from the load of its prefill mesh: its first token is read, or will not come."""
         self._meshes[request.prefilled_on].prefill_load -= request.unanswered
         request.unanswered = 0
 
     # ---- new beginnings
 
     def preempt(self, request: Request) -> None:
-        """Give up the request's KV. It goes back to its place in the queue."""
+        """Free the request's KV, and return it to its place in the queue."""
         if request.state is not State.WAITING:
             self._counters.preemptions += 1
             self._start_over(request, keeps_pages=True)
 
     def make_way(self, request: Request, mesh: MeshState, *, may_move: bool) -> None:
-        """Free pages for a request on a full mesh: the policy's victim moves to another mesh, gives back the pages
-        reserved for its arrival, or starts over. `may_move`: whether it may do anything but start over."""
+        """Free pages for a request on a full mesh, at the expense of the policy's victim.
+
+        The victim moves to another mesh, loses the pages reserved for its arrival, or starts over; without `may_move`
+        it starts over.
+        """
         victim = self._choose(request, mesh)
         if may_move and self._handoffs.migrate(victim, None):
             return
@@ -102,7 +105,10 @@ class Lifecycle:
         return victim
 
     def _start_over(self, request: Request, *, keeps_pages: bool) -> None:
-        """Back to WAITING. What was generated is prefilled with the prompt, or in deterministic mode decoded again."""
+        """Return a request to WAITING, in a new run.
+
+        The tokens that it has generated are prefilled with the prompt, or in deterministic mode decoded again.
+        """
         self._leave(request, keeps_pages=keeps_pages)
         request.move_to(State.WAITING)
         request.run = next(self._runs)
@@ -115,7 +121,7 @@ class Lifecycle:
     # ---- failures
 
     def lose_transfer(self, number: int, reason: str, now: float) -> None:
-        """Start a request over whose transfer failed."""
+        """Start the request over whose transfer failed, if it still needs the transfer."""
         transfer = self._handoffs.end_transfer(number)
         if transfer is None or transfer.request_id is None:
             return
@@ -124,7 +130,7 @@ class Lifecycle:
         self._retry(request, transfer.source, reason, now)
 
     def lose_mesh(self, mesh: MeshState, reason: str, now: float) -> None:
-        """Start all requests over that have KV on a lost mesh, or KV on its way from it or to it."""
+        """Start all requests over whose KV was on a lost mesh, or on its way from it, or only on its way to it."""
         mesh.in_flight.clear()
         for request in sorted(self._requests.values(), key=in_order):
             is_here = request.placement is not None and request.placement.mesh == mesh.index

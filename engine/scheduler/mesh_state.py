@@ -1,7 +1,7 @@
 """What the scheduler keeps about one mesh. Facts and bookkeeping only: `policy.py` ranks, `batching.py` decides.
 
 Invariant: `placed` is the one list of requests here. Those with chunks left and those that decode follow from it, and
-`remove` is all that leaving takes.
+`remove` alone takes a request off the mesh.
 """
 
 from collections.abc import Iterable, Sequence
@@ -50,12 +50,12 @@ class MeshState:
 
     @property
     def watermark(self) -> int:
-        """Pages of each group to leave to the requests that are here and grow: one each."""
+        """Return how many pages of each group to leave to the requests that are here and grow: one for each."""
         return len(self.placed) if self.decodes else 0
 
     @property
     def is_backed_up(self) -> bool:
-        """Whether half of a group's pages hold KV that waits for credit elsewhere; no prompt is admitted then."""
+        """Return whether KV that waits for credit elsewhere fills over half of a group; no prompt is admitted then."""
         waiting = [
             request.placement
             for request in self.placed
@@ -88,16 +88,18 @@ class MeshState:
         return [request for request in self.placed if request.state is state]
 
     def give_way(self, request: Request) -> Sequence[Request]:
-        """List the requests that may be preempted for this one: those from it on in the policy's order, never the first
-        of the mesh, which therefore always finishes."""
+        """List the requests that may be preempted for this one: itself, and those after it in the policy's order.
+
+        The first request of the mesh is never among them, and therefore always finishes.
+        """
         return self.placed[max(1, self.placed.index(request)) :]
 
     def expect(self, index: dict[bytes, Placement], hashes: Iterable[bytes], placement: Placement) -> None:
-        """Enter blocks in `computing` or `arriving`, unless another placement is expected to bring them first."""
+        """Enter blocks in `index` (`computing` or `arriving`), unless another placement is to bring them first."""
         placement.underway += [key for key in hashes if index.setdefault(key, placement) is placement]
 
     def end_wait(self, placement: Placement) -> None:
-        """Strike out blocks that the placement was to bring and that are here, or will not come."""
+        """Remove the blocks that the placement was to bring, since they are here or will not come."""
         for key in placement.underway:
             for index in (self.computing, self.arriving):
                 if index.get(key) is placement:
@@ -105,7 +107,7 @@ class MeshState:
         placement.underway.clear()
 
     def remove(self, request: Request, placement: Placement) -> None:
-        """Free the request's placement here."""
+        """Take the request off this mesh, and free its placement."""
         self.end_wait(placement)
         self.pages.release(placement)
         self.placed.remove(request)

@@ -1,4 +1,4 @@
-"""Policies: in which order requests are served, where they go, and which gives way. The scheduler asks nobody else.
+"""Policies: in which order requests are served, where they go, and which gives way. Nothing else decides that.
 
 A policy decides by facts alone: no clock, no randomness, no state of its own, so that a run can be replayed. What is
 possible at all (free slots and pages, steps in flight, blocks that another request is computing) is not its business.
@@ -27,12 +27,14 @@ class Policy(Protocol):
 
     @property
     def name(self) -> str:
-        """What the decision log calls the policy."""
+        """Return the name of the policy in the decision log."""
         ...
 
     def key(self, request: Request) -> Any:
-        """Give the request's place in the order: something that `<` compares with every other request's key. Known are
-        its `facts`, `number`, `timeline.arrival` and `tokens_before`."""
+        """Return the request's place in the order: a value that `<` compares with every other request's key.
+
+        Of the request `facts`, `number`, `timeline.arrival` and `tokens_before` are known.
+        """
         ...
 
     def prefill_rank(self, request: Request, mesh: MeshState) -> Any:
@@ -44,9 +46,11 @@ class Policy(Protocol):
         ...
 
     def victim(self, candidates: Sequence[Request]) -> Request:
-        """Choose the request that gives up its pages on a full mesh. `candidates`, at least one, are in order: the
-        request that needs pages and those after it. The first of all on the mesh is never among them, so that it
-        finishes whatever is chosen here."""
+        """Choose the request that gives up its pages on a full mesh.
+
+        `candidates`, at least one, are in order: the request that needs pages and those after it. The first of all on
+        the mesh is never among them, so that it finishes whatever is chosen here.
+        """
         ...
 
 
@@ -57,7 +61,7 @@ class FirstComeFirstServed:
     name = "fcfs"
 
     def key(self, request: Request) -> float:
-        """Order by arrival."""
+        """Order requests by arrival."""
         return request.number
 
     def prefill_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
@@ -66,11 +70,11 @@ class FirstComeFirstServed:
         return mesh.index == request.lost_on, mesh.prefill_load - cached, -mesh.pages.slots.num_free
 
     def decode_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
-        """Prefer most free pages."""
+        """Prefer the mesh with the most free pages."""
         return mesh.index == request.lost_on, -mesh.pages.room
 
     def victim(self, candidates: Sequence[Request]) -> Request:
-        """Choose the last in the order."""
+        """Choose the last candidate in the order."""
         return candidates[-1]
 
 
@@ -78,7 +82,7 @@ class ShortestPromptFirst(FirstComeFirstServed):
     """Short prompts first, with ageing by work: a request is overtaken only by so many prompt tokens.
 
     key = prompt tokens + `AGEING` x prompt tokens that arrived before. A later request overtakes one of L tokens only
-    if its own prompt is shorter by more than `AGEING` x the tokens that arrived in between (that one's own L counted).
+    if its own prompt is shorter by more than `AGEING` x the tokens that arrived in between, with the L tokens counted.
     So the prompts that ever overtake it hold fewer than L x (1 / `AGEING` - 1) tokens together: with 1 / 64, 63 L, and
     none of L tokens or more. At P prefill tokens per second it waits less than 63 L / P seconds longer than behind
     those that arrived before it alone, what is computed again after a preemption apart. The bound knows no clock and
@@ -89,7 +93,7 @@ class ShortestPromptFirst(FirstComeFirstServed):
     AGEING = 1 / 64
 
     def key(self, request: Request) -> float:
-        """Order by length, and by the work that was there before."""
+        """Order requests by length, and by the prompt tokens that arrived before them."""
         return request.prompt_len + self.AGEING * request.tokens_before
 
 
@@ -101,7 +105,7 @@ def policy_named(name: str) -> Policy:
     """Make the policy of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such policy; names the nearest.
     """
     if name in POLICIES:
         return POLICIES[name]()

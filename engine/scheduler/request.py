@@ -45,7 +45,7 @@ class Transfer:
     staged: tuple[int, int]  # bytes of staging taken on source and destination
     pages: tuple[tuple[int, ...], ...]  # per cache group, those they will be written to
     has_state: bool  # the last of a hand-off, with the request's state
-    request_id: int | None  # None once nobody needs it any more
+    request_id: int | None  # None once the transfer is not needed any more
     is_ready: bool = False  # it has arrived in the destination's staging
 
 
@@ -88,21 +88,21 @@ class Request:
     handoff: Handoff | None = None  # where its KV is going
 
     def __post_init__(self) -> None:
-        """Copy what every step reads."""
+        """Copy the facts that every step reads."""
         self.id, self.prompt_len, self.max_tokens = self.facts.id, self.facts.prompt_len, self.facts.max_tokens
 
     @property
     def can_decode(self) -> bool:
-        """Whether another decode step may be dispatched: in DECODE, with tokens left to ask for."""
+        """Return whether another decode step may be dispatched: in DECODE, with tokens left to generate."""
         return self.state is State.DECODE and self.dispatched < self.max_tokens
 
     @property
     def kv_len(self) -> int:
-        """Tokens in the cache, those of dispatched steps included: all but the one sampled last."""
+        """Return the number of tokens in the cache, dispatched steps included: all but the one sampled last."""
         return self.prompt_len + self.dispatched - 1 if self.dispatched else self.prefilled
 
     def move_to(self, state: State) -> None:
-        """Change state; a transition that is not in the table is a bug in the scheduler, and raises."""
+        """Change the state; a transition that is not in the table is a bug in the scheduler, and raises."""
         if state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"request {self.id}: {self.state} cannot become {state}")
         self.state = state

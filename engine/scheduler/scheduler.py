@@ -47,7 +47,7 @@ class Scheduler:
     """
 
     def __init__(self, config: EngineConfig, pools: Sequence[PoolSize], policy: Policy = FCFS):
-        """`pools[i]` is the size of mesh i's KV memory."""
+        """Begin without requests; `pools[i]` is the size of mesh i's KV memory."""
         self.config, self.policy, self.counters = config, policy, Counters()
         self._out: list[Action] = []
         emit = self._out.append
@@ -69,7 +69,7 @@ class Scheduler:
     # ---- events
 
     def on(self, event: Event) -> None:
-        """Take in what happened. Decisions wait for `actions`."""
+        """Take in an event; decisions wait for `actions`."""
         self._now = max(self._now, event.t)  # stamps of several threads may arrive out of order
         match event:
             case Arrived(t=t, facts=facts):
@@ -99,7 +99,7 @@ class Scheduler:
         return request if request is not None and request.run == row.run else None
 
     def is_in_flight(self, mesh: int, step: int) -> bool:
-        """Whether this step's result is still awaited."""
+        """Return whether this step's result is still awaited."""
         return step in self.meshes[mesh].in_flight
 
     def transfers_from(self, mesh: int) -> list[int]:
@@ -108,7 +108,7 @@ class Scheduler:
 
     @property
     def is_drained(self) -> bool:
-        """Whether no request has started: with admission held, nothing will."""
+        """Return whether no request has started; while admission is held, none will."""
         return all(request.restarts == 0 and request.state is State.WAITING for request in self.requests.values())
 
     def _on_arrival(self, t: float, facts: RequestFacts) -> None:
@@ -121,7 +121,7 @@ class Scheduler:
         self._lifecycle.enter(request)
 
     def _place_in_order(self, request: Request) -> tuple[object, int]:
-        """Ask the policy; one that forks another's prompt waits for that one, so it never comes before it."""
+        """Ask the policy for the request's place in the order, which is never before the request that it forks."""
         order = (self.policy.key(request), request.number)
         leader = None if request.facts.fork_of is None else self.requests.get(request.facts.fork_of)
         return order if leader is None else max(order, (leader.order[0], request.number))
@@ -158,7 +158,7 @@ class Scheduler:
     # ---- decisions
 
     def actions(self) -> list[Action]:
-        """Give out everything that can be dispatched now, in order. Freed pages may let more in, hence the loop."""
+        """Return everything that can be dispatched now, in order. Freed pages may let more in, hence the loop."""
         before = (-1, -1)
         while before != (len(self._out), self.counters.preemptions):
             before = len(self._out), self.counters.preemptions
@@ -170,10 +170,6 @@ class Scheduler:
         out = list(self._out)
         self._out.clear()
         return out
-
-    def horizon(self, mesh: int) -> int:
-        """Count the decode steps that this mesh may run in a row before anything but pages would change its batch."""
-        return self._batching.horizon(self.meshes[mesh])
 
     def check_integrity(self) -> None:
         """Raise if a page or slot is lost or doubled, or held by anything but a request that is here."""

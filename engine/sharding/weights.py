@@ -39,7 +39,7 @@ def load_weights(checkpoint: Checkpoint, dtype: jnp.dtype, meshes: Sequence[Mesh
 
 
 class Placer:
-    """Puts parameters of one checkpoint's model on one mesh."""
+    """What puts parameters of one checkpoint's model on one mesh."""
 
     def __init__(self, model: ModelConfig, dtype: jnp.dtype, mesh: Mesh) -> None:
         self._model, self._mesh = model, mesh

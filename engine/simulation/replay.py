@@ -28,7 +28,7 @@ class DivergedError(Exception):
     """A replay decided otherwise than the log says; `line` counts from 1."""
 
     def __init__(self, name: str, line: int, expected: Sequence[Action], actual: Sequence[Action]) -> None:
-        """`expected` are the actions of that line, `actual` those of the replay."""
+        """Name the first difference between `expected`, the actions of that line, and `actual`, those of the replay."""
         where, was, now = _difference("actions", list(expected), list(actual))
         super().__init__(
             f"{name} diverges at line {line}: {where} was {was} when it was recorded and is {now} now; "
@@ -49,14 +49,14 @@ class Replay:
     _running: dict[int, Request] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
-        """Give the scheduler one more event."""
+        """Pass one more event to the scheduler."""
         self.events += 1
         self.scheduler.on(event)
         if isinstance(event, Arrived):
             self._running[event.facts.id] = self.scheduler.requests[event.facts.id]
 
     def decide(self) -> list[Action]:
-        """Return the scheduler's decisions at this point."""
+        """Return the scheduler's decisions at this point, and count them."""
         actions = self.scheduler.actions()
         self.decisions += len(actions)
         for action in actions:
@@ -68,12 +68,12 @@ class Replay:
 
 
 def replay(source: str | PathLike[str] | IO[str], policy: Policy | None = None) -> Replay:
-    """Give a new scheduler the log's events and compare what it decides. A torn last line is ignored.
+    """Pass the log's events to a new scheduler and compare what it decides. A torn last line is ignored.
 
-    `policy`: what the run was recorded under, where that is a policy of the caller's own.
+    `policy` is the one under which the run was recorded; None: the log names one of Twinmesh's own.
 
     Raises:
-        DivergedError: it decides otherwise.
+        DivergedError: the scheduler decides otherwise.
         ValueError: this is no decision log, or of another version, or damaged before its last line.
         OSError: the file cannot be read.
     """
@@ -112,7 +112,7 @@ def _difference(where: str, was: Any, now: Any) -> tuple[str, str, str]:
 
 
 def _parts(was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Take apart two values of the same type; those of other types have no parts."""
+    """Yield name and both values of every part of two values; none where their types differ or have no parts."""
     if type(was) is not type(now):
         return
     if isinstance(was, msgspec.Struct):

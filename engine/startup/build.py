@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -68,7 +69,7 @@ class Engine:
 
 
 def start_engine(options: EngineOptions) -> Engine:
-    """Load, size, compile, run.
+    """Start an engine: load the model, size the KV pools, compile, and run.
 
     Raises:
         ValueError: anything wrong with the options, the model's files, the devices or the memory, in one sentence.
@@ -93,27 +94,18 @@ def start_core(
 ) -> tuple[EngineCore, EngineConfig]:
     """Start an engine without files: `stored` is the checkpoint's own dtype, and `load` gives the parameters for each
     mesh in the dtype that was chosen. `options.model` is not read. Raises as `start_engine` does."""
-    for spec in dict.fromkeys(options.meshes.meshes):
+    for spec in dict.fromkeys(options.parsed_topology.meshes):
         check_tp(model, spec)
     config = engine_config(options, model, defaults_for("cpu", ""), jnp.dtype(jnp.float32))
     policy = policy_named(options.policy) if isinstance(options.policy, str) else options.policy
     check_policy(policy, config)
     check_log(options.decision_log)
     share = request_share(options.memory_fraction, os.environ, has_started=backend_has_started())
-    meshes = build_meshes(options.meshes, options.devices)
+    meshes = build_meshes(options.parsed_topology, options.devices)
     device = meshes[0].devices.flat[0]
     check_share(share, device.platform)
-    defaults = defaults_for(device.platform, device.device_kind)
-    config = engine_config(options, model, defaults, jnp.dtype(jnp.float32))
-    dtype = choose_dtype(
-        options.dtype,
-        model,
-        stored,
-        platform=device.platform,
-        max_num_seqs=config.max_num_seqs,
-        deterministic=options.deterministic,
-    )
-    config = engine_config(options, model, defaults, dtype)
+    config, defaults = _configure(options, model, stored, device)
+    dtype = jnp.dtype(config.dtype)
     weights = load(dtype, meshes)
     config, pools = _size_pools(config, options, defaults, share, model, meshes)
     plans = _mesh_plans(model, config, dtype, meshes, pools)
@@ -134,10 +126,10 @@ def _run(
     policy: Policy,
     path: str | Path | None,
 ) -> EngineCore:
-    """Open the decision log, which overwrites an earlier one, and start the threads; on failure close them again."""
+    """Open the decision log, overwriting an earlier one, and start the threads; after a failure nothing stays open."""
     with ExitStack() as opened:
 
-        def executor(post: Callable[[Completion], None]) -> LocalExecutor:
+        def make_executor(post: Callable[[Completion], None]) -> LocalExecutor:
             made = LocalExecutor(workers, post, time.monotonic)
             opened.callback(made.close)
             return made
@@ -148,9 +140,25 @@ def _run(
         scheduler = Scheduler(config, pools, policy) if log is None else RecordingScheduler(config, pools, log, policy)
         compilations = CompileCounter()
         opened.callback(compilations.close)
-        core = EngineCore(scheduler, executor, time.monotonic, compilations, log)
+        core = EngineCore(scheduler, make_executor, time.monotonic, compilations, log)
         opened.pop_all()  # the engine closes them from here on
         return core
+
+
+def _configure(
+    options: EngineOptions, model: ModelConfig, stored: DTypeLike, device: jax.Device
+) -> tuple[EngineConfig, Defaults]:
+    """Fill the gaps that the options leave as suits this kind of device, and choose the dtype."""
+    defaults = defaults_for(device.platform, device.device_kind)
+    dtype = choose_dtype(
+        options.dtype,
+        model,
+        stored,
+        platform=device.platform,
+        max_num_seqs=engine_config(options, model, defaults, jnp.dtype(jnp.float32)).max_num_seqs,
+        deterministic=options.deterministic,
+    )
+    return engine_config(options, model, defaults, dtype), defaults
 
 
 def _size_pools(
@@ -161,9 +169,8 @@ def _size_pools(
     model: ModelConfig,
     meshes: Sequence[Mesh],
 ) -> tuple[EngineConfig, list[PoolSize]]:
-    """Pools per mesh. A length nobody asked for shrinks to what fits; one that was asked for must fit."""
+    """Size each mesh's pools. A max_model_len that was asked for must fit; one that was not shrinks until it does."""
     models, dtype = [model_on(model, mesh.size) for mesh in meshes], jnp.dtype(config.dtype)
-    per_page = [page_bytes(m, config.page_size, dtype) for m in models]
     # Staging is for KV pages; the state that goes along with as many transfers comes on top.
     in_transit = _TRANSFERS_WITH_STATE * state_bytes(model) if config.has_handoffs else 0
     reserved = [
@@ -171,13 +178,13 @@ def _size_pools(
         for on_mesh, mesh in zip(models, meshes, strict=True)
     ]
     budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved, share)
-    sizes = list(zip(budgets, per_page, strict=True))
+    sizes = [(budget, page_bytes(m, config.page_size, dtype)) for budget, m in zip(budgets, models, strict=True)]
     if options.max_model_len is None:
-        fits = min(longest_that_fits(budget, sizes_, config, defaults.staging_part) for budget, sizes_ in sizes)
+        fits = min(longest_that_fits(budget, per_page, config, defaults.staging_part) for budget, per_page in sizes)
         config = replace(config, max_model_len=fits)
     pools = [
-        pool_that_fits(budget, sizes_, config, spec, defaults.staging_part)
-        for (budget, sizes_), spec in zip(sizes, config.topology.meshes, strict=True)
+        pool_that_fits(budget, per_page, config, spec, defaults.staging_part)
+        for (budget, per_page), spec in zip(sizes, config.topology.meshes, strict=True)
     ]
     if not config.has_handoffs:
         return config, pools

@@ -26,7 +26,7 @@ def use_cache(directory: Path) -> None:
 
 
 class CompileCounter:
-    """Counts traces and backend compilations in this process, whatever causes them, from construction to `close`."""
+    """A counter of traces and backend compilations in this process, whatever causes them, until `close`."""
 
     def __init__(self) -> None:
         self.count = 0

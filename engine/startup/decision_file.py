@@ -29,7 +29,7 @@ def check_log(path: str | Path | None) -> None:
 
 
 def open_log(path: str | Path) -> DecisionLog:
-    """Overwrite what is there. Raises as `check_log` does."""
+    """Open the log, overwriting what is there; raises as `check_log` does."""
     try:
         return DecisionLog(path)
     except OSError as error:

@@ -72,7 +72,7 @@ def engine_config(options: EngineOptions, model: ModelConfig, defaults: Defaults
     asked, slots = options.max_model_len, _slots(options, defaults)
     prefill_buckets = _prefill_buckets(options, defaults)
     config = EngineConfig(
-        topology=options.meshes,
+        topology=options.parsed_topology,
         max_model_len=model.max_position if asked is None else asked,
         page_size=options.page_size,
         max_num_seqs=slots,

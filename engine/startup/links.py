@@ -4,7 +4,7 @@ A direct transfer is handed to the devices and the call returns at once. Where J
 call itself carries the data through host memory: the one thread that dispatches to all meshes then stands still for as
 long. What is timed is one transfer at a time, with nothing else running, of enough pages to show a rate.
 
-Not here: choosing meshes by their links, and traffic of a running engine (`metrics/counters.py`).
+Not here: choosing meshes by their links, and traffic of a running engine (`protocol/results.py`).
 """
 
 import warnings
@@ -38,7 +38,7 @@ class Link:
 
     @property
     def rate(self) -> float:
-        """Bytes per second."""
+        """Return bytes per second."""
         return self.bytes / max(self.seconds, 1e-9)
 
 

@@ -15,10 +15,7 @@ from jax.sharding import Mesh
 from ...models.config import ModelConfig
 from ..config import EngineConfig, PoolSize
 from ..topology import MeshSpec
-from ..worker.kv_cache import (
-    _abstract_requests,
-    groups,
-)
+from ..worker.kv_cache import abstract_requests, groups
 from .gpu_memory import Reported, Share, free_bytes
 
 # Bytes of temporaries for each logit of a row that is sampled for, and splits of a request in decode attention.
@@ -33,7 +30,7 @@ def page_bytes(model: ModelConfig, page_size: int, dtype: jnp.dtype) -> tuple[in
 
 def request_bytes(model: ModelConfig, config: EngineConfig) -> int:
     """Return bytes of request state and page tables on each device of a mesh: they do not shrink with its size."""
-    requests = jax.tree.leaves(_abstract_requests(model, config.max_num_seqs))
+    requests = jax.tree.leaves(abstract_requests(model, config.max_num_seqs))
     tables = len(groups(model)) * config.max_num_seqs * config.max_pages
     size: int = tables * 4 + sum(math.prod(x.shape) * x.dtype.itemsize for x in requests)
     return size
@@ -41,7 +38,7 @@ def request_bytes(model: ModelConfig, config: EngineConfig) -> int:
 
 def state_bytes(model: ModelConfig) -> int:
     """Return bytes of one request's state, which every transfer takes along to each device of its destination."""
-    row = jax.tree.leaves(_abstract_requests(model, 1))
+    row = jax.tree.leaves(abstract_requests(model, 1))
     return sum(math.prod(x.shape) * int(jnp.dtype(x.dtype).itemsize) for x in row)
 
 

@@ -71,10 +71,12 @@ def abstract_state(
 
     table = whole(jax.ShapeDtypeStruct((config.max_num_seqs, config.max_pages), jnp.int32))
     kv = tuple(pool(group, count) for group, count in zip(groups(model), pages, strict=True))
-    return DeviceState(kv, (table,) * len(kv), jax.tree.map(whole, _abstract_requests(model, config.max_num_seqs)))
+    return DeviceState(kv, (table,) * len(kv), jax.tree.map(whole, abstract_requests(model, config.max_num_seqs)))
 
 
-def _abstract_requests(model: ModelConfig, slots: int) -> RequestState:
+def abstract_requests(model: ModelConfig, slots: int) -> RequestState:
+    """Describe the request state of so many slots by shape and dtype, without allocating it."""
+
     def rows(columns: int, dtype: jax.typing.DTypeLike) -> Any:
         return jax.ShapeDtypeStruct((slots, columns), dtype)
 

@@ -64,7 +64,7 @@ class Route:
 
     @property
     def piece_heads(self) -> int:
-        """Heads of one slice, which is the part of a piece that one device holds."""
+        """Return the heads of one slice, which is the part of a piece that one device holds."""
         return self.kv_heads // self.slices
 
     def pieces_on(self, tp: int) -> int:

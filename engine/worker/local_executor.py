@@ -50,7 +50,7 @@ class LocalExecutor:
     def __init__(
         self, meshes: Sequence[MeshWorker], post: Callable[[Completion], None], clock: Callable[[], float]
     ) -> None:
-        """`post` takes completions from any thread; `clock` gives their times in seconds."""
+        """Start the waiter threads. `post` takes completions from any thread; `clock` gives their times in seconds."""
         self.meshes = list(meshes)
         self._placer = meshes[0].placer  # to check with, also once the meshes are gone
         self.records = RequestRecords()
@@ -67,16 +67,16 @@ class LocalExecutor:
 
     @property
     def num_staged(self) -> int:
-        """Transfers that are on their way or wait for their scatter."""
+        """Return the number of transfers that are on their way or wait for their scatter."""
         return len(self._staged)
 
     @property
     def threads(self) -> list[threading.Thread]:
-        """The threads that wait for results."""
+        """Return the threads that wait for results."""
         return [waiter.thread for waiter in (*self._step_waiters, *self._transfer_waiters.values())]
 
     def perform(self, command: Command) -> None:
-        """Dispatch one command; returns without waiting for the device."""
+        """Dispatch one command without waiting for the device."""
         match command:
             case Accept():
                 self.records.accept(command)
@@ -120,6 +120,7 @@ class LocalExecutor:
             waiter.close()
         self.meshes.clear()
         self._staged.clear()
+        self.records.clear()
 
     def _reset(self, mesh: int) -> None:
         """Drop what is staged for the mesh and make its pool anew."""

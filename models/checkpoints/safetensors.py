@@ -65,7 +65,7 @@ class SafetensorsFiles:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of every tensor by name."""
+        """Map the name of every tensor to its shape."""
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def dtype(self) -> np.dtype[Any]:

@@ -62,15 +62,7 @@ class TokenStream:
 
 
 class Tokenizer:
-    """Encodes and decodes text for one model.
-
-    Attributes:
-        special: texts of the special tokens.
-        eos_token_ids: the ids that end a generation.
-        control_ids: ids of special tokens, which are not part of a text.
-        vocab_size: one more than the highest id that may be used; a model may have more rows than that.
-        add_bos: whether `encode` puts BOS first.
-    """
+    """Encodes and decodes text for one model."""
 
     def __init__(self, backend: BackendTokenizer, special: SpecialTokens) -> None:
         """Wrap `backend`, including its decoder and post-processor.
@@ -82,13 +74,15 @@ class Tokenizer:
         backend.no_padding()
         self.backend, self.special = backend, special
         self.byte_decoder = byte_decoder(backend.decoder)
-        self.eos_token_ids = special.eos_token_ids
+        self.eos_token_ids = special.eos_token_ids  # that end a generation
         added = backend.get_added_tokens_decoder()
-        self.control_ids = frozenset(i for i, token in added.items() if token.special)
+        self.control_ids = frozenset(i for i, token in added.items() if token.special)  # which are in no text
         self._added = frozenset(added)
         ordinary = backend.get_vocab(with_added_tokens=False).values()
         self._ordinary_size: int = 1 + max((i for i in ordinary if i not in added), default=-1)
+        # One more than the highest id that may be used; a model may have more rows than that.
         self.vocab_size = max(self._ordinary_size, 1 + max(added, default=-1))
+        # Whether `encode` puts BOS first.
         first = backend.encode("a", add_special_tokens=True).ids[:1]
         self.add_bos = special.bos is not None and first == [backend.token_to_id(special.bos)]
         self._bytes: dict[int, bytes] = {}

@@ -22,6 +22,7 @@ from twinmesh.engine.sampling.request_rows import scalars_of
 from twinmesh.engine.sampling.request_state import Scalars
 from twinmesh.engine.sampling.sampler import sample
 from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention
+from twinmesh.kernels_pallas.work import ceil_div
 
 PAGE_SIZE = 64
 POOL_PAGES = 4096
@@ -31,7 +32,7 @@ LAYERS = 30
 
 
 def report(name: str, call: Callable[[], object], rounds: int = 20) -> None:
-    """Print the best and the median time of a call, the first one apart."""
+    """Print the best and the median time of a call, in milliseconds, not counting a first call."""
     jax.block_until_ready(call())
     times = []
     for _ in range(rounds):
@@ -42,15 +43,15 @@ def report(name: str, call: Callable[[], object], rounds: int = 20) -> None:
 
 
 def page_tables(rows: int, length: int) -> Array:
-    """Random distinct pages for rows of one length, [rows, MAX_PAGES] int32."""
-    used = -(-length // PAGE_SIZE)
+    """Make page tables of random distinct pages for rows of one length, [rows, MAX_PAGES] int32."""
+    used = ceil_div(length, PAGE_SIZE)
     table = np.full((rows, MAX_PAGES), POOL_PAGES, np.int32)
     table[:, :used] = np.random.default_rng(0).permutation(POOL_PAGES)[: rows * used].reshape(rows, used)
     return jnp.asarray(table)
 
 
 def bench_attention(query_heads: int, kv_heads: int, head_dim: int, dtype: str) -> None:
-    """Decode at 1, 8 and 64 rows of 512 tokens; prefill of chunks after cached tokens; append."""
+    """Time decode at 1, 8 and 64 rows of 512 tokens, prefill of chunks after cached tokens, and the append."""
     pool = jnp.ones((POOL_PAGES, PAGE_SIZE, kv_heads, head_dim), dtype)
     pools = (pool, pool + 1)
     scale = head_dim**-0.5
@@ -80,7 +81,7 @@ def bench_attention(query_heads: int, kv_heads: int, head_dim: int, dtype: str) 
 
 
 def bench_products(dtype: str) -> None:
-    """A decode step's products, of all 30 layers one after the other, and of the head."""
+    """Time a decode step's products: of all 30 layers one after the other, and of the head."""
     shapes = ((576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576))
     layers = [[jnp.full(shape, 1e-2, dtype) + i for shape in shapes] for i in range(LAYERS)]
     head = jnp.full((VOCABULARY, 576), 1e-2, dtype)
@@ -101,7 +102,7 @@ def bench_products(dtype: str) -> None:
 
 
 def bench_sampling(rows: int) -> None:
-    """Every regime over a vocabulary of 49152."""
+    """Time each way of sampling over a vocabulary of 49152."""
     logits = 4 * jax.random.normal(jax.random.key(0), (rows, VOCABULARY))
     position = jnp.arange(rows, dtype=jnp.int32)
     dense = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty_dense(rows, VOCABULARY))
@@ -118,7 +119,7 @@ def bench_sampling(rows: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and print the table."""
+    """Parse the command line, print the table and return the exit code."""
     parser = argparse.ArgumentParser(description="Time attention, append, products and sampling on this machine.")
     parser.add_argument("--heads", default="9,3", help="query heads, key/value heads")
     parser.add_argument("--head-dim", type=int, default=64)

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the measurement; returns the exit code."""
+    """Run the measurement and return the exit code."""
     module = import_module(f"twinmesh.scripts.bench.{args.name}")  # imports JAX
     code: int = module.main(args.arguments)
     return code

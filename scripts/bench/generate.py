@@ -21,7 +21,7 @@ TOPOLOGIES = ("both=1", "prefill=1,decode=1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print a row for each topology and batch size."""
+    """Measure, print a row for each topology, dtype, mode and batch size, and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtypes", nargs="+", default=["float32"], help="measured side by side")
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(topology: str, dtype: str, deterministic: bool, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row per batch size; latencies in seconds."""
+    """Measure one engine and return a row for each batch size; latencies in seconds."""
     from twinmesh import LLM, SamplingParams
     from twinmesh.engine.metrics.metrics import Latencies
 

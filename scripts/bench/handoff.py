@@ -36,7 +36,7 @@ TOPOLOGY = "prefill=1,decode=1"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure every length and print a row for each."""
+    """Measure every length, print a row for each and return the exit code."""
     args = _arguments(argv)
     from twinmesh import LLM
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(llm: "LLM", prompt_tokens: int, tokens: int, seed: int) -> dict[str, float]:
-    """One prompt, alone."""
+    """Run one prompt alone and return what its hand-off moved and how long it took, in seconds."""
     from twinmesh import SamplingParams
 
     prompt = np.random.default_rng(seed).integers(100, 20_000, prompt_tokens).tolist()
@@ -79,7 +79,7 @@ def measure(llm: "LLM", prompt_tokens: int, tokens: int, seed: int) -> dict[str,
 
 
 def summarise(prompt_tokens: int, rounds: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Medians, and the copy that they are held against."""
+    """Return the medians of the rounds, and the time of the copy that they are compared with."""
     row: dict[str, Any] = {"prompt_tokens": prompt_tokens}
     row |= {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     exposed, copy = row["exposed_seconds"], copy_seconds(int(row["bytes"]))
@@ -93,7 +93,7 @@ def summarise(prompt_tokens: int, rounds: Sequence[dict[str, float]]) -> dict[st
 
 
 def copy_seconds(size: int, rounds: int = 10) -> float:
-    """Seconds of the fastest copy of `size` bytes within this process's memory."""
+    """Return the seconds of the fastest of several copies of `size` bytes within this process's memory."""
     source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
     times = []
     for _ in range(rounds):
@@ -104,7 +104,7 @@ def copy_seconds(size: int, rounds: int = 10) -> float:
 
 
 def time_idle_links(llm: "LLM") -> list[dict[str, float]]:
-    """The transfers that the engine times at start-up on a GPU, here on any device."""
+    """Time transfers on an idle engine, as it does itself at start-up on a GPU, but on any device."""
     from twinmesh.engine.startup.links import Link, time_links
     from twinmesh.engine.worker.local_executor import LocalExecutor
 

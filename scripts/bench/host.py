@@ -47,12 +47,12 @@ ROUNDS = 7
 
 
 def model_with_layers(layers: int) -> ModelConfig:
-    """A decoder of 9 parameters a layer and 2 besides, as small as eight-fold tensor parallelism lets it be."""
+    """Make a decoder of 9 parameters a layer and 2 besides, as small as eight-fold tensor parallelism lets it be."""
     return ModelConfig("llama", 128, 16, 16, 8, 8, 2, 1e-5, True, 1024, (AttentionSpec(Rope(1e4)),) * layers)
 
 
 def random_params(dtype: jnp.dtype, meshes: Sequence[Mesh], model: ModelConfig) -> list[Params]:
-    """Parameters of the right shapes; their values do not matter here."""
+    """Make parameters of the right shapes for each mesh; their values do not matter here."""
     random = np.random.default_rng(0)
     return [
         tuple(
@@ -64,7 +64,7 @@ def random_params(dtype: jnp.dtype, meshes: Sequence[Mesh], model: ModelConfig) 
 
 
 def hollow_out(meshes: Sequence[MeshWorker]) -> None:
-    """Let the step programs of an engine compute nothing; what they take and give back stays."""
+    """Replace an engine's step programs by ones that take and give back the same arrays and compute nothing."""
     for mesh in meshes:
         programs, state = mesh.programs, mesh.plan.state
         for key, program in programs.prefill.items():
@@ -74,7 +74,7 @@ def hollow_out(meshes: Sequence[MeshWorker]) -> None:
 
 
 def hollow(program: Compiled, state: DeviceState) -> Compiled:
-    """A program of the same signature as a step: the state as it came, zeros for the rest."""
+    """Compile a program of the same signature as a step, which returns the state as it came and zeros for the rest."""
     outputs, shardings = program.out_info, jax.tree.map(lambda x: x.sharding, state)
     whole = shardings.requests.scalars.ints
 
@@ -90,7 +90,7 @@ def hollow(program: Compiled, state: DeviceState) -> Compiled:
 
 
 def measure(topology: str, layers: int, requests: int, real: bool) -> dict[str, float | int | str]:
-    """Run `requests` at once to their end; milliseconds of the dispatching thread per decode step."""
+    """Run `requests` at once to their end, ROUNDS times; return the dispatching thread's time per decode step."""
     model, dtype = model_with_layers(layers), jnp.dtype(jnp.float32)
     options = EngineOptions(
         "random", topology=topology, dtype=dtype, max_model_len=512, max_num_seqs=requests, prefill_buckets=(512,),
@@ -105,7 +105,7 @@ def measure(topology: str, layers: int, requests: int, real: bool) -> dict[str, 
         core.close()
     return {
         "topology": topology,
-        "devices": options.meshes.num_devices,
+        "devices": options.parsed_topology.num_devices,
         "leaves": len(abstract_params(model, dtype).specs),
         "requests": requests,
         "real_device": real,
@@ -120,7 +120,7 @@ def _meshes(scheduler: Scheduler, executor: Executor) -> Sequence[MeshWorker]:
 
 
 def host_time(core: EngineCore, requests: int) -> float:
-    """Milliseconds of the dispatching thread per step of one run."""
+    """Run `requests` once and return the dispatching thread's milliseconds per step."""
     before = core.metrics()
     run(core, requests)
     after = core.metrics()
@@ -128,7 +128,7 @@ def host_time(core: EngineCore, requests: int) -> float:
 
 
 def run(core: EngineCore, requests: int) -> None:
-    """Submit all at once and wait for all."""
+    """Submit all requests at once and wait for all of them."""
     sink: SimpleQueue[Update] = SimpleQueue()
     random = np.random.default_rng(1)
     core.submit([_submission(core, random.integers(0, 100, _PROMPT), sink) for _ in range(requests)])
@@ -146,7 +146,7 @@ def _submission(core: EngineCore, prompt: np.ndarray, sink: "SimpleQueue[Update]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure a few engines and print, or write, JSON."""
+    """Measure a few engines, print their figures as JSON and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", nargs="+", default=["both=1", "both=1xtp8"], help="engines to measure")
     parser.add_argument(

@@ -37,7 +37,7 @@ CHUNKS = (64, 128, 256, 512)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure every engine in turn and print a table; `--json` writes the figures."""
+    """Measure every engine in turn, print a table and return the exit code; `--json` writes the figures."""
     args = _arguments(argv)
     rows: list[dict[str, Any]] = []
     for topology, chunk in [(DISAGGREGATED, args.disaggregated_chunk), *product(args.rivals, args.chunks)]:
@@ -59,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(ours: dict[str, Any], rivals: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many times lower our p99 ITL is than that of the best rivals, and how our median TTFT compares to theirs."""
+    """Compare our p99 ITL and median TTFT with those of the best rivals: of all, and of those with a TTFT as early.
+
+    A ratio is the rival's over ours, so that above 1 we are faster; `steady_tokens_ratio`, of rates, is ours over
+    theirs.
+    """
 
     def against(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
         best = min(rows, key=lambda row: row["itl"]["p99"], default=None)
@@ -77,7 +81,7 @@ def compare(ours: dict[str, Any], rivals: list[dict[str, Any]]) -> dict[str, Any
 
 
 def measure(topology: str, chunk: int, args: argparse.Namespace) -> dict[str, Any]:
-    """ITL and TTFT percentiles of one engine, in seconds. Call it in a fresh process: it chooses the cores."""
+    """Measure one engine and return its ITL and TTFT in seconds. Call it in a fresh process: it chooses the cores."""
     from twinmesh.engine.topology import Topology
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: Topology.parse(topology).num_devices])

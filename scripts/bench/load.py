@@ -26,7 +26,7 @@ _BUFFER = 8 << 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print a row for each model and topology."""
+    """Measure, print a row for each model and topology, and return the exit code."""
     args = _arguments(argv)
     if args.worker:
         print(json.dumps(measure(*args.worker)))
@@ -59,7 +59,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(model: str, topology: str, dtype: str) -> dict[str, Any]:
-    """Load `model` once in this process: a row of bytes and seconds."""
+    """Load `model` once in this process and return a row of bytes and seconds."""
     import jax
     import jax.numpy as jnp
     from twinmesh.engine.sharding.mesh import build_meshes
@@ -102,7 +102,7 @@ def measure(model: str, topology: str, dtype: str) -> dict[str, Any]:
 
 
 def read(files: Sequence[Path]) -> float:
-    """Seconds to read all bytes of `files`, one after the other."""
+    """Read all bytes of `files`, one file after the other, and return the seconds that it took."""
     buffer, start = bytearray(_BUFFER), time.perf_counter()
     for path in files:
         with path.open("rb", buffering=0) as file:
@@ -112,7 +112,7 @@ def read(files: Sequence[Path]) -> float:
 
 
 def drop(files: Sequence[Path]) -> bool:
-    """Ask the kernel to forget what it cached of `files`; whether it did, as far as their first bytes tell."""
+    """Ask the kernel to drop `files` from its cache; return whether it did, as far as their first bytes tell."""
     forgotten = True
     for path in files:
         with path.open("rb", buffering=0) as file:
@@ -127,13 +127,13 @@ def drop(files: Sequence[Path]) -> bool:
 
 
 def _memory(field: str) -> int:
-    """A field of this process's status, in bytes."""
+    """Return a field of this process's status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def write_llama(directory: Path, gigabytes: float, hidden: int = 2048) -> Path:
-    """A llama in bfloat16 of about that size, of as many layers as it takes, in one file per layer."""
+    """Write a bfloat16 llama of about that size to `directory`: as many layers as it takes, in a file each."""
     import ml_dtypes
     import numpy as np
     from safetensors.numpy import save_file

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print GFLOP/s and GB/s."""
+    """Measure and print GFLOP/s and GB/s; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cores", type=int, default=0, help="hold the process to this many cores (0: all; Linux)")
     args = parser.parse_args(argv)
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_rate() -> float:
-    """Bytes per second of reading memory, with all cores that the process may use."""
+    """Return the bytes per second of reading memory with all cores that the process may use."""
     import jax
     import jax.numpy as jnp
 
@@ -41,7 +41,7 @@ def read_rate() -> float:
 
 
 def best(call: Callable[[], object], rounds: int = 10) -> float:
-    """Seconds of the fastest call, the first apart."""
+    """Return the seconds of the fastest call, not counting a first one."""
     import jax
 
     jax.block_until_ready(call())

@@ -34,7 +34,7 @@ MAX_MODEL_LEN = 704
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Let the engines take turns, print a row for each dtype and engine, and the ratios."""
+    """Let the engines take turns, print a row for each dtype and engine with its ratio, and return the exit code."""
     args = _arguments(argv)
     if args.worker:
         print(json.dumps(measure(json.loads(Path(args.worker).read_text()))))
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def workload(count: int, seed: int) -> dict[str, Any]:
-    """Prompts as token ids and how many tokens each asks for; the same for the same seed."""
+    """Make prompts as token ids, each with how many tokens it asks for; the same for the same seed."""
     random = np.random.default_rng(seed)
     requests = [
         {"prompt": random.integers(100, 20_000, random.integers(16, 513)).tolist(), "tokens": int(tokens)}
@@ -62,7 +62,7 @@ def workload(count: int, seed: int) -> dict[str, Any]:
 
 
 def compare(dtype: str, args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """Every engine's best turn, and the ratios."""
+    """Run every engine's turns with this dtype; return each one's best turn, and the ratios."""
     work = workload(args.requests, args.seed)
     asked = sum(request["tokens"] for request in work["requests"])
     options = {"model": args.model, "topology": args.topology, "dtype": dtype, "max_num_seqs": args.max_num_seqs}
@@ -81,7 +81,7 @@ def compare(dtype: str, args: argparse.Namespace, scratch: Path) -> dict[str, An
 
 
 def peer_turns(dtype: str, args: argparse.Namespace, scratch: Path) -> dict[str, list[list[str]]]:
-    """The commands of each peer; both take a Hugging Face directory."""
+    """Return the commands of each peer, after converting a GGUF file to the Hugging Face directory that both read."""
     from twinmesh.models.checkpoints.catalog import resolve_model
 
     script, model = str(Path(__file__).with_name("peer.py")), resolve_model(args.model)
@@ -101,7 +101,7 @@ def peer_turns(dtype: str, args: argparse.Namespace, scratch: Path) -> dict[str,
 
 
 def measure(work: dict[str, Any]) -> dict[str, Any]:
-    """This engine's turn, in a process of its own."""
+    """Run this engine's turn and return its figures. Call it in a fresh process."""
     from twinmesh import LLM, SamplingParams
 
     options = {name: work[name] for name in ("topology", "dtype", "max_num_seqs", "max_model_len")}
@@ -122,7 +122,7 @@ def measure(work: dict[str, Any]) -> dict[str, Any]:
 
 
 def against_the_floor(model: str, dtype: str, rate: float) -> dict[str, float]:
-    """Tokens per second of one request against one reading of the weights a token, at the memory's own rate."""
+    """Compare the tokens per second of one request with what reading the weights once a token would allow."""
     import jax.numpy as jnp
     from twinmesh.models.checkpoints.catalog import resolve_model
     from twinmesh.models.checkpoints.open import open_checkpoint
@@ -144,7 +144,10 @@ def against_the_floor(model: str, dtype: str, rate: float) -> dict[str, float]:
 
 
 def _run(command: list[str]) -> dict[str, Any] | None:
-    """The figures that a process printed, on one line among others; None where it failed, which its stderr explains."""
+    """Run a process and return the figures that it printed; None if it failed, which its stderr explains.
+
+    They are on one line of its stdout, among lines of other output.
+    """
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     found = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]  # vLLM logs to stdout as well
     if done.returncode or not found:
@@ -159,7 +162,7 @@ def _faster(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[st
 
 
 def ratios(best: dict[str, dict[str, Any] | None], asked: int) -> dict[str, Any]:
-    """Set our best time against that of each peer; null for a peer that is absent."""
+    """Return the figures of each engine, and our speed over that of each peer; null for a peer that is absent."""
     ours = best["twinmesh"]
     assert ours is not None
     result: dict[str, Any] = {"alone": ours.pop("alone")}

@@ -17,7 +17,7 @@ from typing import Any
 
 
 def main() -> int:
-    """Run one engine over the workload and print its figures."""
+    """Run one engine over the workload, print its figures and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engine", choices=["transformers", "vllm", "save"], required=True)
     parser.add_argument("--model", required=True, help="a Hugging Face directory; a GGUF file for 'save'")
@@ -50,7 +50,7 @@ def save(gguf: Path, directory: str) -> None:
 
 
 def with_transformers(args: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
-    """`generate` over batches padded on the left, requests sorted by length so that as little as can be is wasted."""
+    """Run `generate` over batches padded on the left, with requests sorted by length to waste little on padding."""
     import torch
     import transformers
 
@@ -86,7 +86,7 @@ def with_transformers(args: argparse.Namespace, work: dict[str, Any]) -> dict[st
 
 
 def with_vllm(args: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
-    """All requests at once, as its own batching likes them; no prefix cache, no text."""
+    """Run all requests at once, as suits its own batching; no prefix cache, no text."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
     import vllm
 

@@ -15,9 +15,10 @@ import argparse
 import csv
 import heapq
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import quantiles
 from typing import NamedTuple
@@ -29,7 +30,6 @@ from twinmesh.engine.scheduler.policy import POLICIES, Policy, policy_named
 from twinmesh.engine.scheduler.scheduler import Scheduler
 from twinmesh.engine.topology import Topology
 
-_CHUNK = 512  # tokens of a full prefill step, as engines have by default
 _SLOTS = 256
 _PAGES = _SLOTS * 2048 // 64  # of a mesh: as many requests of 2,048 tokens, or one of the longest
 
@@ -45,27 +45,28 @@ class Arrival:
 
 @dataclass(frozen=True)
 class StepTime:
-    """What a step takes: an affine model, in seconds."""
+    """How long a step takes, in seconds: a fixed time and so much more for each token and row."""
 
-    step: float = 0.005
-    token: float = 0.00005
-    row: float = 0.00002
+    step: float = 0.005  # of every step
+    token: float = 0.00005  # more for each prompt token
+    row: float = 0.00002  # more for each row that decodes
+    chunk: int = 512  # tokens of a full prefill step, as engines have by default
 
     def seconds(self, action: Prefill | Decode | Fused) -> float:
-        """Time of one dispatch."""
+        """Return the seconds that one dispatched action takes."""
         if isinstance(action, Decode):
             return action.steps * (self.step + self.row * len(action.rows))
         rows = len(action.rows) if isinstance(action, Fused) else 0
         return self.step + self.token * sum(chunk.length for chunk in action.chunks) + self.row * rows
 
     def prefill(self, arrivals: Sequence[Arrival]) -> float:
-        """Time to prefill all prompts in full steps."""
+        """Return the seconds to prefill all prompts in full steps."""
         tokens = sum(arrival.prompt_len for arrival in arrivals)
-        return tokens * (self.token + self.step / _CHUNK)
+        return tokens * (self.token + self.step / self.chunk)
 
 
 class Figures(NamedTuple):
-    """Times to first token, in seconds."""
+    """Percentiles of the time to first token, in seconds."""
 
     p50: float
     p99: float
@@ -75,24 +76,31 @@ def read_trace(path: str, limit: int | None = None) -> list[Arrival]:
     """Read a trace; times count from its first request.
 
     Raises:
-        ValueError: it has fewer than two requests, or none of these columns.
+        ValueError: it has fewer than two requests, or lacks one of the columns.
     """
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))[:limit]
     if len(rows) < 2 or not {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} <= rows[0].keys():
         raise ValueError(f"{path} is no trace: give a CSV with TIMESTAMP, ContextTokens, GeneratedTokens and two rows.")
-    times = [datetime.fromisoformat(row["TIMESTAMP"]) for row in rows]
-    return [
-        Arrival((t - times[0]).total_seconds(), int(row["ContextTokens"]), max(1, int(row["GeneratedTokens"])))
-        for t, row in zip(times, rows, strict=True)
-    ]
+    arrivals = [_arrival(row, f"{path}, line {number}") for number, row in enumerate(rows, start=2)]
+    return [replace(arrival, t=arrival.t - arrivals[0].t) for arrival in arrivals]
+
+
+def _arrival(row: dict[str, str], where: str) -> Arrival:
+    """Read one line of a trace, its time in seconds of the epoch."""
+    try:
+        t = datetime.fromisoformat(row["TIMESTAMP"])
+        t = t.replace(tzinfo=t.tzinfo or UTC)  # not the machine's zone, whose days may have 23 hours
+        return Arrival(t.timestamp(), int(row["ContextTokens"]), max(1, int(row["GeneratedTokens"])))
+    except (ValueError, TypeError):
+        raise ValueError(f"{where}: {row} is no request: give a time as in ISO 8601 and two whole numbers.") from None
 
 
 def at_load(arrivals: Sequence[Arrival], load: float, times: StepTime, meshes: int = 1) -> list[Arrival]:
-    """Stretch time so that prefilling alone would keep so many meshes busy for this share of it.
+    """Stretch the arrivals' times so that prefilling them keeps `meshes` meshes busy for the share `load` of the time.
 
     Raises:
-        ValueError: no such time.
+        ValueError: `load` is not above 0, or the last request arrives no later than the first.
     """
     if not load > 0:
         raise ValueError(f"load={load} is not usable: give a share of prefill capacity above 0, such as 0.8.")
@@ -103,13 +111,13 @@ def at_load(arrivals: Sequence[Arrival], load: float, times: StepTime, meshes: i
 
 
 def simulate(arrivals: Sequence[Arrival], policy: Policy, times: StepTime, topology: str) -> list[float]:
-    """Run all requests to their end; returns their times to first token in order of arrival."""
+    """Run all requests to their end and return their times to first token, in seconds, in order of arrival."""
     longest = max(arrival.prompt_len + arrival.max_tokens for arrival in arrivals)
     config = EngineConfig(
         Topology.parse(topology),
         max_model_len=longest,
         max_num_seqs=_SLOTS,
-        prefill_buckets=(_CHUNK,),
+        prefill_buckets=(times.chunk,),
         decode_buckets=(_SLOTS,),
         prefix_cache=False,
     )
@@ -121,7 +129,7 @@ def simulate(arrivals: Sequence[Arrival], policy: Policy, times: StepTime, topol
 
 
 class _Run:
-    """Events in the order of their times, and the meshes that bring them about: each does one step at a time."""
+    """A simulated run: events in the order of their times, and meshes that do one step at a time each."""
 
     def __init__(self, scheduler: Scheduler, times: StepTime):
         self._scheduler, self._times = scheduler, times
@@ -132,12 +140,12 @@ class _Run:
         self._count = 0
 
     def post(self, t: float, event: Event | Prefill | Decode | Fused) -> None:
-        """Let something happen at a time; steps stand for their results."""
+        """Add something that happens at a time; a step stands for its result."""
         self._count += 1
         heapq.heappush(self._events, (t, self._count, event))
 
     def to_the_end(self) -> list[float]:
-        """Run until nothing is left to happen."""
+        """Run until nothing is left to happen, and return the times to first token in order of arrival."""
         while self._events:
             t, _, event = heapq.heappop(self._events)
             self._scheduler.on(self._outcome(t, event))
@@ -167,7 +175,7 @@ class _Run:
 
 
 def _rows(action: Prefill | Decode | Fused) -> Iterator[tuple[Chunk | DecodeRow, int]]:
-    """The rows that sample, and how many tokens each."""
+    """Yield the rows that sample, and how many tokens each samples."""
     if not isinstance(action, Decode):
         yield from ((chunk, 1) for chunk in action.chunks if chunk.is_last)
     if not isinstance(action, Prefill):
@@ -175,22 +183,26 @@ def _rows(action: Prefill | Decode | Fused) -> Iterator[tuple[Chunk | DecodeRow,
 
 
 def compare(arrivals: Sequence[Arrival], names: Sequence[str], times: StepTime, topology: str) -> dict[str, Figures]:
-    """Run the trace under each policy."""
+    """Run the trace under each policy and return the figures of each."""
     return {name: figures(simulate(arrivals, policy_named(name), times, topology)) for name in names}
 
 
 def figures(ttft: Sequence[float]) -> Figures:
-    """P50 and P99, in seconds."""
+    """Return p50 and p99 of these times."""
     cuts = quantiles(ttft, n=100, method="inclusive")
     return Figures(cuts[49], cuts[98])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print P50 and P99 of TTFT by policy, and their ratios to first come first served; `--json` writes them."""
+    """Print p50 and p99 of TTFT by policy, and their ratios to first come first served; `--json` writes them."""
     args = _arguments(argv)
-    times = StepTime(args.step, args.token, args.row)
-    meshes = sum(spec.prefills for spec in Topology.parse(args.topology).meshes)
-    arrivals = at_load(read_trace(args.trace, args.requests), args.load, times, meshes)
+    times = StepTime(args.step, args.token, args.row, args.chunk)
+    try:
+        meshes = sum(spec.prefills for spec in Topology.parse(args.topology).meshes)
+        arrivals = at_load(read_trace(args.trace, args.requests), args.load, times, meshes)
+    except (OSError, ValueError) as error:
+        print(f"policies: {error}", file=sys.stderr)
+        return 2
     found = compare(arrivals, list(POLICIES), times, args.topology)
     base = found["fcfs"]
     for name, (p50, p99) in found.items():
@@ -215,6 +227,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--step", type=float, default=StepTime.step, help="seconds of every step (%(default)s)")
     parser.add_argument("--token", type=float, default=StepTime.token, help="seconds a prompt token (%(default)s)")
     parser.add_argument("--row", type=float, default=StepTime.row, help="seconds a decode row (%(default)s)")
+    parser.add_argument("--chunk", type=int, default=StepTime.chunk, help="tokens of a full prefill step (%(default)s)")
     parser.add_argument("--json", help="write the figures to this file")
     return parser.parse_args(argv)
 

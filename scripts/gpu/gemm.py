@@ -60,7 +60,7 @@ class _Plan:
 
     @property
     def steps(self) -> int:
-        """The number of tiles of one piece of work."""
+        """Return the number of tiles of one piece of work."""
         return self.depth // _DEPTH // self.parts
 
 

@@ -35,7 +35,7 @@ class Heads:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of a token's keys and values in one layer, in 16 bits."""
+        """Return the bytes of a token's keys and values in one layer, in 16 bits."""
         return 4 * self.kv * self.dim
 
     def __str__(self) -> str:

@@ -224,7 +224,7 @@ def test_new_weights_serve_what_comes_after_them_and_only_that(engines, referenc
     pause = Pause(llm, when=lambda requests: all(request.confirmed for request in requests))
     before = llm.stream(PROMPTS[2], greedy(40, n=2))
     with pause:
-        change = start_and_tell(llm, new_weights)
+        change = start_update_params(llm, new_weights)
         after = [llm.stream(prompt, greedy(20)) for prompt in PROMPTS]
     change.join()
     assert all(reference.agrees(PROMPTS[2], completion.token_ids) for completion in before.result().outputs)
@@ -236,8 +236,8 @@ def test_new_weights_serve_what_comes_after_them_and_only_that(engines, referenc
     assert_at_rest(llm)
 
 
-def start_and_tell(llm, weights):
-    """Call `update_params` on a thread of its own; returns when a paused engine has been told."""
+def start_update_params(llm, weights):
+    """Call `update_params` on a thread of its own; return when the call waits in a paused engine's inbox."""
     core = llm.engine.core
     before = core.backlog
     thread = threading.Thread(target=llm.update_params, args=(weights,), daemon=True)

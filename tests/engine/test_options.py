@@ -90,6 +90,8 @@ def test_options_are_checked_when_made_and_frozen():
         EngineOptions("m", seed=-1)
     with pytest.raises(ValueError, match=r"both=zero"):
         EngineOptions("m", topology="both=zero")
+    with pytest.raises(ValueError, match=r"policy='fcsf' is unknown: .*; the nearest is 'fcfs'\."):
+        EngineOptions("m", policy="fcsf")
     with pytest.raises(FrozenInstanceError):
         EngineOptions("m").seed = 1
 

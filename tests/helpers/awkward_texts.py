@@ -78,7 +78,7 @@ PIECES = [
 
 
 def awkward_texts():
-    """The texts, hand-made ones first, then mixtures of pieces and of single characters from all of Unicode."""
+    """Make the texts: hand-made ones first, then mixtures of pieces and of single characters from all of Unicode."""
     draw = random.Random(20240501).random
 
     def below(n):

@@ -48,7 +48,7 @@ class BatchFiles:
         self.source.write_text(text, encoding="utf-8")
 
     def run(self, lines=None, llm=None, *, defaults=DEFAULTS, **options):
-        """The result; `lines` are written to the input first, unless they are None."""
+        """Run the batch and return its result; `lines` are written to the input first, unless they are None."""
         if lines is not None:
             self.write(lines)
         return run(llm or FakeLLM(), self.source, self.target, model=self.model, defaults=defaults, **options)

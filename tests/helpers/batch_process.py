@@ -21,7 +21,7 @@ from twinmesh.scripts.cli import main
 
 
 class SlowLLM(FakeLLM):
-    """Takes its time, and keeps count outside of memory, where a kill does not reach it."""
+    """A slow engine, which counts its results in a file, so that a kill does not lose the count."""
 
     def __init__(self, seconds, count):
         super().__init__()
@@ -34,7 +34,7 @@ class SlowLLM(FakeLLM):
 
 
 class InstantLLM(FakeLLM):
-    """Gives the same result always, and takes no time that is not the batch run's."""
+    """An engine that always gives the same result, so that all time spent is the batch run's."""
 
     def __init__(self):
         super().__init__()

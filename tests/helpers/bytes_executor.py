@@ -17,7 +17,7 @@ from twinmesh.engine.worker.local_executor import LocalExecutor
 
 
 class Relay:
-    """The process; `passed` counts messages by type."""
+    """A relay process, and in `passed` the number of messages of each type that went through it."""
 
     def __init__(self):
         script = Path(__file__).with_name("relay.py")
@@ -28,7 +28,7 @@ class Relay:
         self._lock, self.passed = threading.Lock(), {}
 
     def send(self, kind, message):
-        """The message's bytes as they come out."""
+        """Send a message through the process; return its bytes as they come out."""
         data = wire.encode(message)
         with self._lock:
             self._process.stdin.write(HEAD.pack(kind, len(data)) + data)
@@ -40,14 +40,14 @@ class Relay:
             return self._process.stdout.read(size)
 
     def close(self):
-        """Wait for its end; it must never have imported JAX."""
+        """Wait for the end of the process, which must never have imported JAX."""
         self._process.stdin.close()
         assert self._process.wait(60) == 0
         self._process.stdout.close()
 
 
 def bytes_executor(relay, damage=lambda message, data: data):
-    """A class to stand in for `LocalExecutor`."""
+    """Make a class that stands in for `LocalExecutor`."""
 
     class BytesExecutor(LocalExecutor):
         def __init__(self, meshes, post, clock):
@@ -70,7 +70,7 @@ def bytes_executor(relay, damage=lambda message, data: data):
 
 
 def mesh_of(message):
-    """The mesh that a message is for or from; the first, for those that name none."""
+    """Return the mesh that a message is for or from; the first one, if the message names none."""
     for name in ("mesh", "source", "destination"):
         if hasattr(message, name):
             return getattr(message, name)

@@ -37,21 +37,24 @@ OPTIONS = dict(
 
 
 def model_with_windows(*windows, **changes):
-    """A model whose layers have these attention windows: 8 query heads, 2 key/value heads."""
+    """Describe a model whose layers have these attention windows; it has 8 query heads and 2 key/value heads."""
     layers = tuple(AttentionSpec(Rope(1e4), window) for window in windows)
     return ModelConfig("llama", len(TOKENS), 32, 32, 8, 2, 8, 1e-5, False, 128, layers, **changes)
 
 
 def random_weights(model, seed=0, dtype="float32"):
-    """path -> array; the scale is such that attention decides what comes next, and tokens do not repeat."""
+    """Draw an array for each path, scaled so that attention decides what comes next and tokens do not repeat."""
     random = np.random.default_rng(seed)
     specs = abstract_params(model, dtype).specs
     return {path: random.standard_normal(x.shape).astype(x.dtype) / 3 for path, (x, _) in specs.items()}
 
 
 def make_engine(model, topology="both=1", *, weights=None, room=1.25, **changes):
-    """An `LLM` of `model` whose pools hold `room` requests of full length: so few that requests get in each other's way
-    wherever they can. `weights` default to `random_weights(model)`, `changes` are options of `LLM`."""
+    """Start an `LLM` of `model` whose pools hold `room` requests of full length.
+
+    By default they are so few that requests get in each other's way wherever they can. `weights` default to
+    `random_weights(model)`, `changes` are options of `LLM`.
+    """
 
     memory = {"kv_cache_bytes": _bytes_for(model, topology, room, changes)}
     options = EngineOptions("", topology=topology, **({"dtype": "float32"} | OPTIONS | memory | changes))
@@ -68,7 +71,7 @@ def make_engine(model, topology="both=1", *, weights=None, room=1.25, **changes)
 
 
 def _bytes_for(model, topology, requests, changes):
-    """`kv_cache_bytes` for so many requests of full length on each mesh, and hand-offs of one besides."""
+    """Compute the `kv_cache_bytes` of so many requests of full length on each mesh, and of hand-offs of one besides."""
     options = {name: value for name, value in (OPTIONS | changes).items() if name in OPTIONS}
     windows, dtype = [group.window for group in groups(model)], jnp.dtype(changes.get("dtype", "float32"))
     config = EngineConfig(Topology.parse(topology), windows=tuple(windows), **options)
@@ -98,46 +101,48 @@ class Reference:
         self.regret([1], [1])  # compiles now, and not while an engine counts compilations
 
     def regret(self, prompt, tokens):
-        """By how much the tokens' logits fall short of the best, at most; 0: these are what greedy sampling gives."""
+        """Return by how much the tokens' logits fall short of the best, at most; 0: greedy sampling gives them."""
         ids = np.zeros(self._length, np.int32)
         ids[: len(prompt) + len(tokens)] = [*prompt, *tokens]
         rows = np.asarray(self._logits(self._params, ids))[len(prompt) - 1 :][: len(tokens)]
         return float((rows.max(-1) - rows[np.arange(len(tokens)), tokens]).max())
 
     def agrees(self, prompt, tokens):
-        """Whether greedy sampling gives these tokens."""
+        """Return whether greedy sampling gives these tokens."""
         return self.regret(prompt, tokens) == 0
 
 
 def greedy(max_tokens, **changes):
-    """Exactly so many of the most likely tokens."""
+    """Ask for exactly `max_tokens` tokens, each the most likely one."""
     return SamplingParams(**dict(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False) | changes)
 
 
 def prompts_of(*lengths, seed=0):
-    """Random prompts of these lengths."""
+    """Draw random prompts of these lengths."""
     random = np.random.default_rng(seed)
     return [random.integers(3, len(TOKENS), length).tolist() for length in lengths]
 
 
 def token_ids(outputs):
-    """Of each output's first completion."""
+    """Return the token ids of each output's first completion."""
     return [output.outputs[0].token_ids for output in outputs]
 
 
 def ask(llm, question):
-    """`question(scheduler, executor)`, between two turns of the engine's thread."""
+    """Return `question(scheduler, executor)`, called between two turns of the engine's thread."""
     return llm.engine.core.inspect(question)
 
 
 def executor_of(llm):
-    """The executor, for tests that change what its meshes do while the engine is idle."""
+    """Return the executor, for tests that change what its meshes do while the engine is idle."""
     return ask(llm, lambda scheduler, executor: executor)
 
 
 class Pause(Observer):
-    """The engine's thread stops as soon as there are requests and `when(requests)` holds, and goes on at the end of the
-    `with` block, which begins when it has stopped. What the engine is told meanwhile queues up."""
+    """A pause of the engine's thread, which stops as soon as there are requests and `when(requests)` holds.
+
+    The `with` block begins when the thread has stopped, and at its end the thread goes on. Messages queue up meanwhile.
+    """
 
     def __init__(self, llm, when):
         self._when, self._stopped, self._go_on = when, threading.Event(), threading.Event()
@@ -158,7 +163,7 @@ class Pause(Observer):
 
 
 class Watch(Observer):
-    """What an engine does: `seen`, its actions, and `most`, as `watching` has it."""
+    """An observer of what `watching` yields: actions in `seen`, and numbers of pages in `most`."""
 
     def __init__(self):
         self.seen, self.most = [], {}
@@ -174,15 +179,18 @@ class Watch(Observer):
 
 @contextlib.contextmanager
 def watching(llm):
-    """What an engine does meanwhile: its actions, and the most pages of each cache group that a request's placement
-    held in each state, and after its first decode step ("decoding")."""
+    """Yield what an engine does in the `with` block: its actions, and how many pages its requests hold at most.
+
+    The latter are a dict: for each state of a request, and "decoding" for the time after its first decode step, the
+    most pages of each cache group that a placement held.
+    """
     watch = Watch()
     with llm.engine.core.observe(watch):
         yield watch.seen, watch.most
 
 
 def assert_at_rest(llm):
-    """Every page and slot is free, nothing is staged or listed anywhere, and the engine's threads live.
+    """Check that every page and slot is free, nothing is staged or listed, and the engine's threads are alive.
 
     Two short requests go through first: transfers leave a mesh in order, so what was sent before has arrived.
     """
@@ -204,7 +212,7 @@ def _check_at_rest(scheduler, executor):
 
 
 def in_threads(count, work):
-    """Run `work(index)` on `count` threads; what they return, or the first exception."""
+    """Run `work(index)` on `count` threads; return their results, or raise the first exception."""
     results = [None] * count
     errors = []
 

@@ -9,7 +9,7 @@ from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 
 
 class DenseModel:
-    """A checkpoint in float32; sequences of up to `length` tokens."""
+    """A checkpoint's model in float32, for sequences of up to `length` tokens."""
 
     def __init__(self, path, length=96):
         checkpoint = open_checkpoint(path)
@@ -25,18 +25,18 @@ class DenseModel:
         self._logits = logits
 
     def logits(self, ids):
-        """[n, V] float32: row i is of the token after `ids[: i + 1]`. Padding comes behind, where nothing sees it."""
+        """Compute logits [n, V] float32, row i of the token after `ids[: i + 1]`; the padding comes last, unseen."""
         padded = np.array([*ids, *[0] * (self._length - len(ids))], np.int32)
         return np.asarray(self._logits(tuple(self.params.values()), padded))[: len(ids)]
 
     def logprobs(self, ids):
-        """[n, V] float64, natural."""
+        """Compute natural log-probabilities [n, V] float64, row i of the token after `ids[: i + 1]`."""
         logits = self.logits(ids).astype(np.float64)
         shifted = logits - logits.max(-1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
     def greedy(self, prompt, count, adjust=lambda logits, prompt, generated: logits):
-        """`count` tokens after `prompt` (ids), each the most likely after `adjust`."""
+        """Generate `count` tokens after `prompt` (ids), each the most likely one after `adjust`."""
         generated = []
         for _ in range(count):
             logits = self.logits([*prompt, *generated])[-1].astype(np.float64)
@@ -55,7 +55,7 @@ def adjuster(
     stop=(),
     min_tokens=0,
 ):
-    """vLLM's meaning of the parameters, one token at a time."""
+    """Make a function that adjusts the logits of one token as vLLM's parameters of these names mean it."""
 
     def adjust(logits, prompt, generated):
         logits = logits.copy()

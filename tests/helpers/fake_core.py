@@ -22,13 +22,15 @@ CONFIG = EngineConfig(Topology.parse("both=1"), max_model_len=64, page_size=4)
 
 
 class FakeCore:
-    """`live`: submissions by id, in order of arrival. `said`: calls of abort, preempt, migrate and update_params.
+    """An engine core that computes nothing.
 
-    `answers`: with it every request is answered at once, from another thread, with the ends of `answer`.
+    With `answers` every request is answered at once, from another thread, by `answer`.
     """
 
     def __init__(self, *, answers=False):
-        self.live, self.said, self.batches, self.is_closed = {}, [], [], False
+        self.running = {}  # submissions by id, in order of arrival
+        self.said = []  # calls of abort, preempt, migrate and update_params
+        self.batches, self.is_closed = [], False
         self._answers, self._thread, self._ticks = answers, ThreadPoolExecutor(1), itertools.count()
         self.timelines, self._lock = {}, threading.Lock()
         self.ids = itertools.count()
@@ -37,14 +39,14 @@ class FakeCore:
         return float(next(self._ticks))
 
     def names(self):
-        """The callers' names of what runs, one for each completion."""
-        return [submission.sink.collector.request_id for submission in self.live.values()]
+        """List the callers' names of running requests, one for each completion."""
+        return [submission.sink.collector.request_id for submission in self.running.values()]
 
     def submit(self, submissions):
         if self.is_closed:
             raise EngineError("the engine is closed: make a new LLM.")
         self.batches.append([submission.facts.id for submission in submissions])
-        self.live.update({submission.facts.id: submission for submission in submissions})
+        self.running.update({submission.facts.id: submission for submission in submissions})
         self.timelines.update({s.facts.id: Timeline(s.arrival) for s in submissions})
         if self._answers:
             for submission in submissions:
@@ -58,17 +60,17 @@ class FakeCore:
         self.send(submission.facts.id, ids[-1:], finish_reason="length")
 
     def send(self, which, token_ids=(), **fields):
-        """One update of a completion, given by its id or its request's name; of one that has ended, nothing."""
+        """Send an update of a completion, given by its id or its request's name; nothing, if it has ended."""
         with self._lock:  # the real one has a thread of its own for this
-            ids = dict(zip(self.names(), self.live, strict=True)) if isinstance(which, str) else {which: which}
+            ids = dict(zip(self.names(), self.running, strict=True)) if isinstance(which, str) else {which: which}
             id_ = ids.get(which)
-            if id_ not in self.live:
+            if id_ not in self.running:
                 return
-            submission, timeline = self.live[id_], self.timelines[id_]
+            submission, timeline = self.running[id_], self.timelines[id_]
             timeline.tokens.extend(self.clock() for _ in token_ids)
             if fields.get("finish_reason") is not None:
                 timeline.finish = self.clock()
-                del self.live[id_]
+                del self.running[id_]
             submission.sink.put(Update(id_, timeline, list(token_ids), **fields))
 
     def abort(self, id_):
@@ -85,24 +87,24 @@ class FakeCore:
         self.said.append(("update_params", params))
 
     def metrics(self):
-        return SimpleNamespace(running=len(self.live))
+        return SimpleNamespace(running=len(self.running))
 
     def close(self):
         self.is_closed = True
-        for id_ in list(self.live):
+        for id_ in list(self.running):
             self.send(id_, finish_reason="abort")
         self._thread.shutdown()
 
 
 def make_fake(kind, core, *, config=CONFIG, template=CHAT_TEMPLATE, **options):
-    """An `LLM` or `AsyncLLM` over `core`."""
+    """Make an `LLM` or `AsyncLLM` over `core`."""
     tokenizer = tokenizer_from_gguf(TOKENIZER)
     chat_template = ChatTemplate(template, tokenizer, name="tiny")
     return kind.from_engine(Engine(core, config, tokenizer, chat_template), **options)
 
 
 def scores(*rows):
-    """Token scores: of each row the token's (log-probability, rank), then the most likely tokens' ids.
+    """Make token scores from rows, each a token's log-probability and rank, and the ids of the most likely tokens.
 
     The most likely tokens' log-probabilities are -1, -2, and so on; the rest of the columns is junk.
     """

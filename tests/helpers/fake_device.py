@@ -21,10 +21,10 @@ from twinmesh.engine.protocol.events import Outcome, StepDone, TransferReady
 
 
 class FakeDevice:
-    """`steps[mesh]`: dispatched steps whose results are not out. `transfers`: those on their way."""
+    """A device for every mesh of `scheduler`."""
 
     def __init__(self, scheduler, prompts):
-        """`prompts`: request -> (prompt name, length)."""
+        """Begin with empty pages; `prompts` maps a request to its prompt's name and length."""
         self.scheduler, self.prompts = scheduler, prompts
         self.windows, self.page_size = scheduler.config.windows, scheduler.config.page_size
         meshes, groups = range(len(scheduler.meshes)), range(len(self.windows))
@@ -32,8 +32,8 @@ class FakeDevice:
         self.assigned = [[{} for _ in groups] for _ in meshes]  # the host's tables: slot -> {index: page}
         self.tables = [[{} for _ in groups] for _ in meshes]  # the device's, which only steps and scatters change
         self.states = [{} for _ in meshes]  # slot -> (request, run)
-        self.steps = [deque() for _ in meshes]
-        self.staged, self.transfers = {}, []
+        self.steps = [deque() for _ in meshes]  # dispatched, without their results
+        self.staged, self.transfers = {}, []  # transfers: those on their way
         self.outputs = {}  # request -> tokens read
         self.finished = {}
         self.computed, self.dispatched, self.most_copies = 0, 0, 0
@@ -133,7 +133,7 @@ class FakeDevice:
             self.memory[mesh][group][page, position % self.page_size] = self.content(name, position)
 
     def _read(self, mesh, slot, name, position):
-        """The token at this position sees, in every group, what its window holds."""
+        """Check that the token at this position sees, in every group, what its window holds."""
         for group, window in enumerate(self.windows):
             table, memory = self.tables[mesh][group][slot], self.memory[mesh][group]
             for seen in range(0 if window is None else max(0, position - window + 1), position + 1):
@@ -141,7 +141,7 @@ class FakeDevice:
                 assert cell == self.content(name, seen), f"{name} at {position} reads {cell} at {seen}"
 
     def complete_step(self, mesh, t, stops=lambda request: False):
-        """The oldest step's result comes out."""
+        """Pass the oldest step's result to the scheduler."""
         action = self.steps[mesh].popleft()
         rows = [chunk for chunk in getattr(action, "chunks", ()) if chunk.is_last] + list(getattr(action, "rows", ()))
         outcomes = []
@@ -166,11 +166,11 @@ class FakeDevice:
         self.scheduler.on(StepDone(t, mesh, action.step, tuple(outcomes)))
 
     def complete_transfer(self, index, t):
-        """A transfer arrives."""
+        """Let a transfer arrive."""
         self.scheduler.on(TransferReady(t, self.transfers.pop(index)))
 
     def lose(self, mesh):
-        """The mesh's pool is gone; results of steps in flight never come."""
+        """Lose the mesh's pool, and the results of its steps in flight."""
         for memory in self.memory[mesh]:
             memory.clear()
         self.states[mesh].clear()
@@ -191,5 +191,5 @@ class FakeDevice:
 
 
 def block_hashes(prompt, length, page_size):
-    """As `engine/paging/block_hash.py` does it, for contents that are names: one hash per full page."""
+    """Hash full pages as `engine/paging/block_hash.py` does, for contents that are names: one hash per page."""
     return tuple(f"{prompt}:{end}".encode() for end in range(page_size, length + 1, page_size))

@@ -12,15 +12,12 @@ from twinmesh.engine.topology import Topology
 
 @dataclass
 class FakeLLM:
-    """A token is a character. The newest request in the engine finishes first.
+    """An engine whose tokens are characters. The newest request in the engine finishes first."""
 
-    `interrupt_after`: Ctrl-C after so many results. `fail`: prompts with this text fail in the engine.
-    """
-
-    interrupt_after: int | None = None
-    fail: str | None = None
+    interrupt_after: int | None = None  # Ctrl-C comes after so many results
+    fail: str | None = None  # prompts with this text fail in the engine
     most_in_flight: int = 0
-    was_left_with: int | None = None
+    was_left_with: int | None = None  # how many requests ran when the iteration was left
     is_closed: bool = False
     sampling: list[SamplingParams] = field(default_factory=list)
     config: SimpleNamespace = field(
@@ -88,7 +85,7 @@ class FakeLLM:
 
 @dataclass
 class FakeStream:
-    """Gives an output's text one character at a time."""
+    """A stream of an output's text, one character at a time."""
 
     output: RequestOutput
     interrupt_after: int | None
@@ -104,7 +101,7 @@ class FakeStream:
 
 
 class Meddler(FakeLLM):
-    """Does something when it is given the first prompt."""
+    """An engine that calls `meddle` when it is given the first prompt."""
 
     def __init__(self, meddle):
         super().__init__()

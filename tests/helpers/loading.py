@@ -5,7 +5,7 @@ from twinmesh.models.decoder import abstract_params
 
 
 def load_on_one_device(checkpoint, dtype):
-    """Every parameter on JAX's default device, by path, in the order of `abstract_params`."""
+    """Load every parameter onto JAX's default device: arrays by path, in the order of `abstract_params`."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     specs = abstract_params(checkpoint.config, dtype).specs
     wanted = {

@@ -18,7 +18,7 @@ PLAIN = {int: WHOLE, float: FINITE, bool: st.booleans(), str: st.text(), bytes: 
 
 
 def messages(kind):
-    """Any value of a class of the protocol."""
+    """Draw any value of a class of the protocol."""
     hints = typing.get_type_hints(kind)
     fields = {name: values_of(hints[name]) for name in kind.__struct_fields__}
     if kind is not StepResult:
@@ -31,13 +31,13 @@ def messages(kind):
 
 
 def tokens_of(rows):
-    """Tokens of a step with these rows, [k, rows] int32."""
+    """Draw the tokens of a step with these rows, [k, rows] int32."""
     steps = st.lists(st.lists(st.integers(-(2**20), 2**20), min_size=len(rows), max_size=len(rows)), max_size=3)
     return steps.map(lambda values: np.array(values, np.int32).reshape(len(values), len(rows)))
 
 
 def values_of(kind):
-    """Any value of the type of a field."""
+    """Draw any value of the type of a field."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind in PLAIN:
         return PLAIN[kind]
@@ -60,7 +60,7 @@ def values_of(kind):
 
 
 def plain(value):
-    """What can be compared of a message: arrays as their dtype, shape and values."""
+    """Convert a message to what can be compared: arrays become their dtype, shape and values."""
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, value.tolist()
     if isinstance(value, msgspec.Struct):

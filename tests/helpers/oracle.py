@@ -5,7 +5,7 @@ from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV, as_firs
 
 
 def spelled_out(attention):
-    """An implementation that takes `PagedKV` and `AttentionOptions`, as a function of single arguments."""
+    """Turn an implementation that takes `PagedKV` and `AttentionOptions` into a function of single arguments."""
 
     def call(q, k_pages, v_pages, page_table, kv_len, q_start=None, first_page=0, **options):
         starts = () if q_start is None else (q_start,)

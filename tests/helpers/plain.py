@@ -5,7 +5,7 @@ from enum import Enum
 
 
 def plain(value):
-    """Dataclasses, named tuples and msgspec's structs, one in another or in tuples and lists."""
+    """Convert dataclasses, named tuples and msgspec's structs, one in another or in tuples and lists."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, bytes):
@@ -18,7 +18,7 @@ def plain(value):
 
 
 def field_names(kind):
-    """Of a message or its type, in order; none where it is no message."""
+    """List the fields of a message or its type, in order; none where it is no message."""
     if is_dataclass(kind):
         return tuple(field.name for field in fields(kind))
     return getattr(kind, "__struct_fields__", None) or getattr(kind, "_fields", ())

@@ -25,7 +25,7 @@ def greedy(**features):
 
 
 def stack(cases, vocabulary):
-    """Scalars, dense rows and positions of the cases, one row each."""
+    """Stack scalars, dense rows and positions of the cases, one row each."""
     numbers = [scalars_of(case.plan, len(case.prompt)) for case in cases]
     rows = [dense_row(case.plan, np.array(case.prompt, np.int32), case.outputs, vocabulary) for case in cases]
     return (

@@ -13,7 +13,7 @@ from twinmesh.models.text.tokenizer_gguf import tokenizer_from_gguf
 
 
 def settings_of(model):
-    """config.json of a `TinyLlama`."""
+    """Make the config.json of a `TinyLlama`."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -49,7 +49,7 @@ def write_tiny_llama_directory(path, model=None, *, shards=1, dtype="float32", c
 
 
 def write_shards(path, arrays, shards):
-    """One file, or several with an index."""
+    """Write the weights into one file, or into several with an index."""
     if shards == 1:
         save_file(arrays, path / "model.safetensors")
         return

@@ -23,22 +23,16 @@ TOKEN_TYPES = [3] * len(SPECIAL) + [1] * (128 + len(MERGES)) + [4] * len(USER_DE
 
 @dataclass(frozen=True)
 class TinyFamily:
-    """One tiny model.
-
-    `config_class` and `model_class` are transformers' names. `gguf`: the architecture under which llama.cpp's converter
-    writes the model, None where a GGUF file cannot say all that it computes. `on_hub`: keys that configurations of this
-    family on the hub have besides those that transformers writes now, and `not_on_hub` those they lack; None: the
-    family's older configurations are not tried.
-    """
+    """One tiny model."""
 
     name: str
-    config_class: str
-    model_class: str
+    config_class: str  # transformers' name of it
+    model_class: str  # transformers' name of it
     seed: int
     settings: dict
-    gguf: str | None
-    on_hub: dict | None = None
-    not_on_hub: tuple = ()
+    gguf: str | None  # architecture in llama.cpp's converter; None: a GGUF file cannot say all that the model computes
+    on_hub: dict | None = None  # what config.json on the hub has besides today's; None: older ones are not tried
+    not_on_hub: tuple = ()  # keys that config.json on the hub lacks
 
     @property
     def is_gemma(self):
@@ -54,8 +48,10 @@ class TinyFamily:
         return self.settings.get("num_key_value_heads", self.settings["num_attention_heads"])
 
     def weights(self):
-        """Hugging Face name -> float32 array, in Hugging Face's row order. Scaled so that attention decides what comes
-        next, and so that greedy tokens do not repeat."""
+        """Draw a float32 array for each of Hugging Face's names, in Hugging Face's row order.
+
+        They are scaled so that attention decides what comes next, and so that greedy tokens do not repeat.
+        """
         random, s = np.random.RandomState(self.seed), self.settings
         hidden, layers = s["hidden_size"], s["num_hidden_layers"]
         vocab = (len(TOKENS), hidden)
@@ -102,7 +98,7 @@ class TinyFamily:
         return {name: norm + (self.is_gemma and name.startswith("post")) for name, norm in norms.items()}
 
     def _norm(self, random, size):
-        """Gemma multiplies by 1 + w, the others by w."""
+        """Draw a norm's weight w: Gemma multiplies by 1 + w, the others by w."""
         return (0 if self.is_gemma else 1) + 0.2 * random.standard_normal(size)
 
 

@@ -22,19 +22,19 @@ FIXTURES = Path(__file__).parent.parent / "fixtures" / "families"
 
 
 def tiny_config(name, *, from_hub=False):
-    """config.json of a tiny model, as transformers writes it now or as files on the hub still have it."""
+    """Read the config.json of a tiny model, as transformers writes it now or as files on the hub still have it."""
     return json.loads((FIXTURES / f"{name}{'.hub' if from_hub else ''}.json").read_text())
 
 
 def expected(name):
-    """What transformers says: `ids` and their `logits`, `prompt_ids` and the `greedy_ids` that follow."""
+    """Load what transformers computed: `ids` and their `logits`, `prompt_ids` and the `greedy_ids` that follow."""
     return np.load(FIXTURES / f"{name}.npz")
 
 
 def write_tiny_directory(path, name, *, config=None, shards=1):
     """Write a tiny model as a Hugging Face directory and return it.
 
-    `config`: in place of config.json as transformers writes it; the weights are the model's in any case. `shards` > 1
+    `config` replaces config.json as transformers writes it; the weights are the model's in any case. `shards` > 1
     divides the weights between files with an index.
     """
     path.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def _write(path, value):
 
 
 def _tokenizer():
-    """tokenizer.json: byte-level BPE."""
+    """Make a tokenizer.json of byte-level BPE."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     added = [(token, True) for token in SPECIAL] + [(token, False) for token in USER_DEFINED]
     switches = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
@@ -73,8 +73,10 @@ def _tokenizer():
 
 
 def write_tiny_gguf_of(path, name, *, metadata=None):
-    """Write a tiny model as a GGUF file and return it; only models that have an architecture there. `metadata`
-    overrides by key; None leaves an entry out."""
+    """Write a tiny model, which must have a GGUF architecture, as a GGUF file and return it.
+
+    `metadata` overrides by key; None leaves an entry out.
+    """
     model = TINY[name]
     names = gguf.get_tensor_name_map(_ARCHITECTURES[model.gguf], model.settings["num_hidden_layers"])
     tensors = {}
@@ -98,7 +100,7 @@ def _converted(model, name, array):
 
 
 def _llama3_factors(rope, head_dim):
-    """What each frequency is divided by, [head_dim / 2] (the Llama 3.1 release, `apply_scaling`)."""
+    """Compute what each frequency is divided by, [head_dim / 2] (the Llama 3.1 release, `apply_scaling`)."""
     wavelengths = 2 * math.pi * rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     smooth = (rope["original_max_position_embeddings"] / wavelengths - low) / (high - low)
@@ -107,7 +109,7 @@ def _llama3_factors(rope, head_dim):
 
 
 def _metadata(model):
-    """Key -> value, as the converter's classes write them."""
+    """Make the metadata by key, as the converter's classes write it."""
     s, dim = model.settings, model.head_dim
     rope = s["rope_parameters"].get("full_attention", s["rope_parameters"])
     keys = {

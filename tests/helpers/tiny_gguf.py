@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
 
 
 def byte_characters():
-    """GPT-2's printable stand-in for each byte."""
+    """Map each byte to GPT-2's printable stand-in for it."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     out, spare = {}, 256
     for byte in range(256):
@@ -56,7 +56,7 @@ class TinyLlama:
         return len(TOKENS)
 
     def weights(self):
-        """Hugging Face name -> float32 array [out, in], in Hugging Face's row order."""
+        """Draw a float32 array [out, in] for each of Hugging Face's names, in Hugging Face's row order."""
         random = np.random.RandomState(self.seed)
 
         def dense(rows, columns):
@@ -83,7 +83,7 @@ class TinyLlama:
         return out
 
     def metadata(self):
-        """GGUF key -> value, without the tokenizer's."""
+        """Make the GGUF metadata by key, without the tokenizer's."""
         return {
             "general.architecture": "llama",
             "general.name": "Tiny Llama",
@@ -131,7 +131,7 @@ _GGUF_NAMES = {
 
 
 def gguf_name(name):
-    """Hugging Face's name of a weight -> GGUF's."""
+    """Convert Hugging Face's name of a weight to GGUF's."""
     stem = name.removesuffix(".weight")
     if stem.startswith("model.layers."):
         _, _, index, rest = stem.split(".", 3)
@@ -140,7 +140,7 @@ def gguf_name(name):
 
 
 def interleave_rotary(weight, heads):
-    """Rows of a Q or K projection from rotary halves (Hugging Face) to neighbouring pairs (llama.cpp's converter)."""
+    """Reorder rows of a Q or K projection from rotary halves (Hugging Face) to neighbouring pairs (llama.cpp)."""
     rows = np.arange(weight.shape[0]).reshape(heads, 2, -1)  # [H, half, D / 2]
     return weight[rows.transpose(0, 2, 1).reshape(-1)]
 

@@ -26,7 +26,7 @@ VOCABULARY = 50
 
 
 def tiny_model(*windows):
-    """A model whose layers have these attention windows."""
+    """Describe a model whose layers have these attention windows."""
     layers = tuple(AttentionSpec(Rope(1e4), window) for window in windows or (None, None))
     return ModelConfig("llama", VOCABULARY, 24, 32, 4, 2, 8, 1e-5, True, 128, layers)
 
@@ -40,14 +40,14 @@ def tiny_config(topology="both=1", model=None, **changes):
 
 
 def tiny_weights(model):
-    """path -> float32 array, large enough that sampled tokens differ."""
+    """Draw a float32 array for each path, large enough that sampled tokens differ."""
     random = np.random.default_rng(0)
     specs = abstract_params(model, jnp.float32).specs
     return {path: random.standard_normal(spec.value.shape).astype(np.float32) / 3 for path, spec in specs.items()}
 
 
 def tiny_plans(config, model=None, pages=None):
-    """A plan and the parameters of each mesh of the config's topology; `pages` of each cache group."""
+    """Make a plan and the parameters of each mesh of the config's topology; `pages` is a count per cache group."""
     model = model or tiny_model()
     weights, pages = tiny_weights(model), pages or (24,) * len(config.windows)
     plans, params = [], []
@@ -62,8 +62,10 @@ def tiny_plans(config, model=None, pages=None):
 
 
 def tiny_machines(config, model=None, pages=None, meshes=None):
-    """Compiles the programs of the topology's first `meshes` meshes (None: all); each call of what comes back makes a
-    fresh `TinyMesh` of each."""
+    """Compile the programs of the topology's first `meshes` meshes (None: all of them).
+
+    Return a function, of which each call makes a fresh `TinyMesh` of each.
+    """
     use_cache(cache_directory() / "compiled")
     plans, params = (x[:meshes] for x in tiny_plans(config, model, pages))
     programs = compile_programs(plans, progress=False)
@@ -71,14 +73,14 @@ def tiny_machines(config, model=None, pages=None, meshes=None):
 
 
 def dense_scores(model, tokens):
-    """Log-probabilities after each of the tokens, [n, V], by plain attention over the whole sequence."""
+    """Compute log-probabilities after each token, [n, V], by plain attention over the whole sequence."""
     ids = np.zeros(64, np.int32)
     ids[: len(tokens)] = tokens
     return np.asarray(_dense(model)(ids))[: len(tokens)]
 
 
 def greedy_tokens(model, prompt, count):
-    """What greedy sampling gives, by plain attention over the whole sequence."""
+    """Generate tokens greedily, by plain attention over the whole sequence."""
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(int(dense_scores(model, tokens)[-1].argmax()))
@@ -103,27 +105,27 @@ GREEDY = SamplingPlan(temperature=0.0, seed=0)
 
 
 class TinyMesh:
-    """A mesh executor, and requests seated on it by hand: slot and pages are handed out once and never again."""
+    """A mesh worker, and requests placed on it by hand: each slot and page is used once and never again."""
 
     def __init__(self, plan, programs, params):
-        self.executor = MeshWorker(plan, programs, params)
+        self.worker = MeshWorker(plan, programs, params)
         self.records, self.slots, self.config = RequestRecords(), {}, plan.config
         self.fresh = [iter(range(kv.k.shape[1])) for kv in plan.state.kv]
         self.steps = itertools.count()
 
-    def seat(self, name, prompt, plan=GREEDY, *, slot=None, pages=8, outputs=()):
-        """A request in a slot of its own, with pages for `pages * page_size` tokens in every group."""
+    def place(self, name, prompt, plan=GREEDY, *, slot=None, pages=8, outputs=()):
+        """Place a request in a slot of its own, with pages for `pages * page_size` tokens in every group."""
         self.accept(name, prompt, plan, outputs)
         self.slots[name] = len(self.slots) if slot is None else slot
         for group, fresh in enumerate(self.fresh):
             self.assign(name, group, 0, [next(fresh) for _ in range(pages)])
 
     def accept(self, name, prompt, plan=GREEDY, outputs=()):
-        """A run of a request that has generated `outputs` before."""
+        """Begin a run of a request that has generated `outputs` before."""
         self.records.accept(Accept(name, np.array(prompt, np.int32), plan, np.array(outputs, np.int32)))
 
     def assign(self, name, group, first, pages):
-        self.executor.inputs.assign(AssignPages(0, self.slots[name], group, first, tuple(pages)))
+        self.worker.inputs.assign(AssignPages(0, self.slots[name], group, first, tuple(pages)))
 
     def chunk(self, name, start, length, *, is_last=True, write_from=0):
         return Chunk(name, 1, self.slots[name], start, length, write_from, is_last)
@@ -132,23 +134,23 @@ class TinyMesh:
         return DecodeRow(name, 1, self.slots[name], kv_len, is_forced)
 
     def prefill(self, *chunks):
-        """The token sampled for each chunk."""
+        """Run a prefill step; return the token sampled for each chunk."""
         action = Prefill(0, next(self.steps), self.config.prefill_buckets[-1], chunks)
-        return self.executor.prefill(action, self.records).to_host()[0][0].tolist()
+        return self.worker.prefill(action, self.records).to_host()[0][0].tolist()
 
     def decode(self, *rows, steps=1, bucket=None):
-        """The tokens sampled, [steps][rows]."""
+        """Run decode steps; return the tokens sampled, [steps][rows]."""
         bucket = bucket or bucket_for(len(rows), self.config.decode_buckets)
         action = Decode(0, next(self.steps), bucket, steps, rows)
-        return self.executor.decode(action, self.records).to_host()[0].tolist()
+        return self.worker.decode(action, self.records).to_host()[0].tolist()
 
     def fused(self, chunks, rows):
-        """The tokens sampled, chunks before rows."""
+        """Run a fused step; return the tokens sampled, chunks before rows."""
         action = Fused(0, next(self.steps), self.config.prefill_buckets[-1], chunks, rows)
-        return self.executor.fused(action, self.records).to_host()[0][0].tolist()
+        return self.worker.fused(action, self.records).to_host()[0][0].tolist()
 
     def generate(self, name, count, chunk=16):
-        """Prefill in chunks and decode one by one: the tokens of a request that nobody else runs beside."""
+        """Generate tokens of one request that runs alone: prefill in chunks, and decode one by one."""
         length = len(self.records[name].prompt)
         for start in range(0, length, chunk):
             size = min(chunk, length - start)

@@ -78,6 +78,7 @@ def test_bad_input_to_a_script_is_one_line_without_a_traceback(tmp_path):
         (["generate", "--model", "m", "--topology", "both=zero"], "both=zero"),
         (["generate", "--model", "m", "--topology", "prefill=1"], "no decode mesh"),
         (["generate", "--model", "m", "--dtype", "int3"], "int3"),
+        (["batch", "--model", "m", "--input", "i", "--output", "o", "--policy", "sfp"], "the nearest is 'spf'."),
         (["generate", "--model", "m", "--max-tokens", "many"], "many"),
         (["generate", "--model", "m", "--decode-steps", "few"], "few"),
         (["generate", "--model", "m", "--max-model-len", "0"], "'0' is not a whole number, 1 or more"),

@@ -1,4 +1,4 @@
-"""`twinmesh convert`: the command over what `tests/models/test_orbax.py` covers."""
+"""`twinmesh convert`: the command over what `tests/models/checkpoints/test_orbax.py` covers."""
 
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.scripts.cli import main

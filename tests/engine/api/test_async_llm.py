@@ -68,8 +68,8 @@ def test_many_requests_run_at_once():
 def test_cancelling_aborts_every_completion(llm, core, n):
     async def run():
         task = asyncio.create_task(last_of(llm.generate("a", SamplingParams(n=n))))
-        await until(lambda: core.live)
-        names = list(core.live)
+        await until(lambda: core.running)
+        names = list(core.running)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -78,14 +78,14 @@ def test_cancelling_aborts_every_completion(llm, core, n):
     names = asyncio.run(run())
     assert core.said == [("abort", name) for name in names]
     assert len(names) == n
-    assert not core.live
+    assert not core.running
 
 
 def test_leaving_the_iteration_aborts(llm, core):
     async def run():
         async with aclosing(llm.generate("a", LONG, request_id="x")) as outputs:
             task = asyncio.create_task(anext(outputs))
-            await until(lambda: core.live)
+            await until(lambda: core.running)
             core.send("x", [5])
             await task
         assert core.said == [("abort", 0)]
@@ -97,7 +97,7 @@ def test_an_iterator_that_is_dropped_aborts(llm, core):
     async def run():
         outputs = llm.generate("a", LONG, request_id="x")
         task = asyncio.create_task(anext(outputs))
-        await until(lambda: core.live)
+        await until(lambda: core.running)
         core.send("x", [5])
         await task
         del outputs, task
@@ -110,7 +110,7 @@ def test_an_iterator_that_is_dropped_aborts(llm, core):
 def test_a_request_that_ended_is_not_aborted(llm, core):
     async def run():
         task = asyncio.create_task(last_of(llm.generate("a", LONG, "x")))
-        await until(lambda: core.live)
+        await until(lambda: core.running)
         core.send("x", [5], finish_reason="length")
         return await task
 
@@ -121,8 +121,8 @@ def test_a_request_that_ended_is_not_aborted(llm, core):
 def test_abort_ends_the_iteration_with_what_there_is(llm, core):
     async def run():
         task = asyncio.create_task(last_of(llm.generate("a", SamplingParams(n=2), "x")))
-        await until(lambda: core.live)
-        core.send(next(iter(core.live)), llm.tokenizer.encode("sea"))
+        await until(lambda: core.running)
+        core.send(next(iter(core.running)), llm.tokenizer.encode("sea"))
         await llm.abort("x")
         return await task
 
@@ -167,8 +167,8 @@ def test_several_event_loops_share_the_engine():
 def test_news_for_a_loop_that_is_gone_is_dropped(llm, core):
     async def run():
         task = asyncio.create_task(last_of(llm.generate("a", LONG, "x")))
-        await until(lambda: core.live)
-        (submission,) = core.live.values()
+        await until(lambda: core.running)
+        (submission,) = core.running.values()
         core.send("x", [5], finish_reason="length")
         await task
         return submission

@@ -32,7 +32,7 @@ def ids(llm, text):
 
 def test_a_request_carries_its_plan_its_hashes_and_its_bounds(llm, core):
     stream = llm.stream("the sea and the land", SamplingParams(temperature=0.5, seed=3, max_tokens=100))
-    (submission,) = core.live.values()
+    (submission,) = core.running.values()
     prompt = ids(llm, "the sea and the land")
     assert core.names() == [stream.request_id]
     assert submission.facts.prompt_len == len(prompt)
@@ -67,7 +67,7 @@ def test_chat_gives_the_same_tools_to_every_conversation(core, monkeypatch):
 
 def test_max_tokens_none_goes_to_the_end_of_the_context(llm, core):
     llm.stream([5, 6, 7], SamplingParams(max_tokens=None))
-    (submission,) = core.live.values()
+    (submission,) = core.running.values()
     assert submission.facts.max_tokens == 61
 
 
@@ -76,14 +76,14 @@ def test_prompt_logprobs_or_no_prefix_cache_mean_no_hashes(llm, core):
     other_core = FakeCore()
     other = make_fake(LLM, other_core, config=replace(CONFIG, prefix_cache=False))
     other.stream([5] * 8)
-    submissions = [*core.live.values(), *other_core.live.values()]
+    submissions = [*core.running.values(), *other_core.running.values()]
     assert [submission.facts.block_hashes for submission in submissions] == [(), ()]
 
 
 def test_completions_of_a_request_enter_together_and_follow_the_first(llm, core):
     stream = llm.stream([5, 6], replace(THREE, prompt_logprobs=1, stop=["x"]))
     (batch,) = core.batches
-    first, second, third = core.live.values()
+    first, second, third = core.running.values()
     assert batch == [first.facts.id, second.facts.id, third.facts.id]
     assert core.names() == [stream.request_id] * 3
     assert [s.facts.fork_of for s in (first, second, third)] == [None, batch[0], batch[0]]
@@ -94,7 +94,7 @@ def test_completions_of_a_request_enter_together_and_follow_the_first(llm, core)
 
 def test_seeds_wrap_around(llm, core):
     llm.stream([5], SamplingParams(n=2, seed=2**32 - 1))
-    assert [s.plan.seed for s in core.live.values()] == [2**32 - 1, 0]
+    assert [s.plan.seed for s in core.running.values()] == [2**32 - 1, 0]
 
 
 def test_requests_without_a_seed_draw_one_from_the_engines(llm, core):
@@ -103,14 +103,14 @@ def test_requests_without_a_seed_draw_one_from_the_engines(llm, core):
     twin = FakeCore()
     other = make_fake(LLM, twin, seed=1)
     other.stream([5], SamplingParams(n=2))
-    seeds = [submission.plan.seed for submission in core.live.values()]
+    seeds = [submission.plan.seed for submission in core.running.values()]
     assert len(set(seeds)) == 3
-    assert [submission.plan.seed for submission in twin.live.values()] == seeds[:2]
+    assert [submission.plan.seed for submission in twin.running.values()] == seeds[:2]
 
 
 def test_the_engines_stop_check_and_the_callers_text_agree(llm, core):
     stream = llm.stream("a", SamplingParams(stop="land", min_tokens=2))
-    (submission,) = core.live.values()
+    (submission,) = core.running.values()
     answer = ids(llm, "the land!")
     stops = [submission.stop.push(i) for i in answer]
     end = next(i for i, stop in enumerate(stops) if stop)
@@ -203,7 +203,7 @@ def test_prompt_logprobs_come_in_pieces_and_begin_with_none(llm, core):
 
 def test_completions_of_a_request_come_back_as_one_in_order(llm, core):
     stream = llm.stream("a", THREE)
-    first, second, third = core.live
+    first, second, third = core.running
     core.send(third, ids(llm, "c"), finish_reason="length", cached_tokens=0)
     core.send(first, ids(llm, "a"), finish_reason="length", cached_tokens=3)
     core.send(second, ids(llm, "b"), finish_reason="error", error="the mesh was lost.")
@@ -223,7 +223,7 @@ def test_completions_of_a_request_come_back_as_one_in_order(llm, core):
 @pytest.mark.parametrize("verb", ["abort", "preempt", "migrate"])
 def test_a_name_stands_for_all_completions_that_still_run(llm, core, verb):
     stream = llm.stream("a", THREE)
-    names = list(core.live)
+    names = list(core.running)
     core.send(names[1], finish_reason="length")
     getattr(llm, verb)(stream.request_id)
     assert [call[:2] for call in core.said] == [(verb, names[0]), (verb, names[2])]
@@ -242,7 +242,7 @@ def test_names_in_use_are_refused_and_free_again_after_the_end(llm, core):
 def test_an_abort_never_reaches_another_request_of_the_same_name(llm, core):
     """The first request ends, and its name is used again, between the look-up of its name and the aborts."""
     first = llm.stream("a", THREE)
-    ids, abort = list(core.live), core.abort
+    ids, abort = list(core.running), core.abort
 
     def late(id_):
         core.abort = abort
@@ -299,7 +299,7 @@ def test_an_interrupt_while_a_request_enters_aborts_it(llm, core, monkeypatch):
     monkeypatch.setattr(core, "submit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.generate("a", THREE)
-    assert not core.live
+    assert not core.running
     assert [verb for verb, _ in core.said[:3]] == ["abort"] * 3
 
 

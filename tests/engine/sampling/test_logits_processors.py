@@ -287,14 +287,14 @@ def test_scalars_hold_the_plan():
         temperature=0.5, seed=2**32 - 1, top_p=0.25, top_k=7, min_p=0.125, repetition_penalty=1.5,
         presence_penalty=-1.0, frequency_penalty=2.0, min_tokens=4, logprobs=2,
     )  # fmt: skip
-    floats, numbers = scalars_of(plan, prompt_len=10, last_token=6)
+    floats, numbers = scalars_of(plan, prompt_len=10)
     assert (floats.dtype, numbers.dtype) == (np.float32, np.int32)
     assert dict(zip(Float, floats.tolist(), strict=True)) == {
         Float.TEMPERATURE: 0.5, Float.TOP_P: 0.25, Float.MIN_P: 0.125, Float.REPETITION_PENALTY: 1.5,
         Float.PRESENCE_PENALTY: -1.0, Float.FREQUENCY_PENALTY: 2.0,
     }  # fmt: skip
     assert dict(zip(Int, numbers.tolist(), strict=True)) == {
-        Int.LAST_TOKEN: 6, Int.TOP_K: 7, Int.SEED: -1, Int.MIN_LEN: 14, Int.FLAGS: Flag.DENSE | Flag.LOGPROBS,
+        Int.LAST_TOKEN: 0, Int.TOP_K: 7, Int.SEED: -1, Int.MIN_LEN: 14, Int.FLAGS: Flag.DENSE | Flag.LOGPROBS,
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Twenty runs recorded at efd1214 are decided the same: told the same events, the scheduler gives out the same actions.
+"""Twenty runs recorded at efd1214 are decided the same: given the same events, the scheduler gives the same actions.
 
 The recordings (`tests/record_decisions.py` made them, and says what they hold) keep the names of their day. What has
 another name or form now is said in one place below, under "Then and now"; the rest of this file knows neither.

@@ -564,16 +564,19 @@ def test_several_decode_steps_go_in_one_dispatch_while_nothing_can_interfere():
     assert device.finished == {"a": "length"}
 
 
-def test_the_horizon_ends_with_the_first_finish_or_a_prompt():
-    scheduler, device = make("both=1", pages=32)
-    assert scheduler.horizon(0) == 0
-    arrive(scheduler, device, "a", prompt_len=4, max_tokens=11)
-    step(scheduler, device)
-    assert scheduler.horizon(0) == 11 - 2
-    arrive(scheduler, device, "b", prompt_len=30, max_tokens=4)
-    device.complete_step(0, 1.0)
-    scheduler.actions()
-    assert scheduler.horizon(0) == 1
+def test_one_decode_step_goes_in_a_dispatch_while_a_prompt_is_prefilled_or_a_request_is_about_to_end():
+    scheduler, device = make("both=1", pages=32, decode_steps=4)
+    arrive(scheduler, device, "a", prompt_len=4, max_tokens=40)
+    arrive(scheduler, device, "b", prompt_len=4, max_tokens=6)
+    taken = []
+    for t in range(9):
+        if t == 3:
+            arrive(scheduler, device, "c", prompt_len=30, max_tokens=9)
+        taken.append([(len(action.rows), action.steps) for action in only(step(scheduler, device), Decode)])
+        if device.steps[0]:
+            device.complete_step(0, t)
+    # b has one token left after the first dispatch; c's chunks and a's decode steps take turns.
+    assert taken == [[(2, 4)], [(2, 1)], [(1, 4)], [], [(1, 1)], [], [(1, 1)], [], [(1, 1)]]
 
 
 def test_a_windowed_group_keeps_only_its_window():

@@ -79,7 +79,14 @@ def test_a_log_that_cannot_be_written_is_refused_before_any_device_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    "bad", [{"prefill_buckets": (16, 8)}, {"decode_buckets": (2,)}, {"max_retries": -1}, {"max_model_len": 4096}]
+    "bad",
+    [
+        {"prefill_buckets": (16, 8)},
+        {"decode_buckets": (2,)},
+        {"max_retries": -1},
+        {"max_model_len": 4096},
+        {"policy": object()},
+    ],
 )
 def test_options_are_checked_before_the_process_is_changed(bad, monkeypatch):
     for step in ("build_meshes", "use_cache"):

@@ -138,7 +138,7 @@ def test_whether_jax_has_started_is_told_without_starting_it(tmp_path):
 def test_temporaries_grow_with_chunk_and_rows_and_shrink_with_the_mesh():
     def temporaries(model=QWEN3_8B, tp=1, **changes):
         settings = dict(max_num_seqs=32, decode_buckets=(32,), prefill_buckets=(2048,), dtype="bfloat16") | changes
-        return temporary_bytes(model, EngineConfig(EngineOptions("").meshes, 8192, **settings), tp)
+        return temporary_bytes(model, EngineConfig(EngineOptions("").parsed_topology, 8192, **settings), tp)
 
     assert temporaries() < temporaries(prefill_buckets=(8192,)) < 2e9 + temporaries()
     assert temporaries() < temporaries(max_num_seqs=256, decode_buckets=(256,))

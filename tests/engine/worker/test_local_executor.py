@@ -46,7 +46,7 @@ class Run:
 
     def __init__(self, machines):
         self.completions, self.time, self.step = SimpleQueue(), 0.0, 0
-        self.executor = LocalExecutor([mesh.executor for mesh in machines], self.completions.put, self.clock)
+        self.executor = LocalExecutor([mesh.worker for mesh in machines], self.completions.put, self.clock)
 
     def clock(self):
         self.time += 1
@@ -108,7 +108,7 @@ def start(machines):
 MODEL = tiny_model(6, None)
 
 
-def seat(mesh, slot, first_page, count=5):
+def assign(mesh, slot, first_page, count=5):
     pages = tuple(range(first_page, first_page + count))
     return [AssignPages(mesh, slot, group, 0, pages) for group in range(2)]
 
@@ -116,7 +116,7 @@ def seat(mesh, slot, first_page, count=5):
 def test_a_step_result_names_its_rows_and_holds_a_token_for_each(start):
     run = start()
     run.submit("a")
-    run.do(*seat(0, 2, 0))
+    run.do(*assign(0, 2, 0))
     result = run.prefill("a", slot=2)
     assert (result.mesh, result.step, result.tokens.shape) == (0, 1, (1, 1))
     assert result.scores is None
@@ -130,7 +130,7 @@ def test_a_fused_step_reports_chunks_before_rows(start):
     run = start()
     run.submit("a")
     run.submit("b", [7, 7, 3])
-    run.do(*seat(0, 2, 0), *seat(0, 0, 8))
+    run.do(*assign(0, 2, 0), *assign(0, 0, 8))
     first = run.prefill("a", slot=2).tokens[0, 0]
     chunk, row = Chunk("b", 1, 0, 0, 3, 0, True), DecodeRow("a", 1, 2, 10)
     run.do(Fused(0, 9, 16, (chunk,), (row,)))
@@ -145,7 +145,7 @@ def test_scores_come_for_rows_that_want_them(start):
     run = start()
     run.submit("a", plan=SamplingPlan(temperature=0.0, seed=0, logprobs=2))
     run.submit("b")
-    run.do(*seat(0, 0, 0), *seat(0, 1, 8))
+    run.do(*assign(0, 0, 0), *assign(0, 1, 8))
     first = run.prefill("a")
     run.prefill("b", slot=1)
     second = run.decode([("b", 1, 10), ("a", 0, 10)], steps=2)
@@ -163,7 +163,7 @@ def test_a_prompt_is_scored_chunk_by_chunk_from_its_second_token_on(start):
     run = start()
     run.submit("a", plan=SamplingPlan(temperature=0.0, seed=0, prompt_logprobs=0))
     run.submit("b")
-    run.do(*seat(0, 0, 0), *seat(0, 1, 8))
+    run.do(*assign(0, 0, 0), *assign(0, 1, 8))
     chunks = (Chunk("b", 1, 1, 0, 6, 0, False), Chunk("a", 1, 0, 0, 4, 0, False))
     run.do(Prefill(0, 8, 16, chunks))
     results = [run.wait(), run.prefill("a", start=4, length=5)]
@@ -179,7 +179,7 @@ def test_a_prompt_is_scored_chunk_by_chunk_from_its_second_token_on(start):
 def test_a_prompt_is_not_scored_again_once_there_is_output(start):
     run = start()
     run.submit("a", plan=SamplingPlan(temperature=0.0, seed=0, prompt_logprobs=0), outputs=[8])
-    run.do(*seat(0, 0, 0))
+    run.do(*assign(0, 0, 0))
     assert run.prefill("a", length=len(PROMPT) + 1).prompt_scores == {}
 
 
@@ -187,7 +187,7 @@ def test_a_copied_page_is_the_new_holders_own(start):
     run = start()
     run.submit("a")
     run.submit("b")
-    run.do(*seat(0, 0, 0), *seat(0, 1, 0))
+    run.do(*assign(0, 0, 0), *assign(0, 1, 0))
     run.prefill("a")
     run.prefill("b", slot=1, start=8, length=1, write_from=9)
     for group in range(2):
@@ -217,11 +217,11 @@ def test_a_request_goes_on_elsewhere_as_it_would_have_here(start, topology, plan
 
     here = start("both(mode=fused)=1")
     here.submit("a", plan=plan)
-    here.do(*seat(0, 0, 0))
+    here.do(*assign(0, 0, 0))
     expected = finish(here, 0, 0, here.prefill("a").tokens[0].tolist())
     run = start(topology)
     run.submit("a", plan=plan)
-    run.do(*seat(0, 0, 0), *seat(1, 3, 9))
+    run.do(*assign(0, 0, 0), *assign(1, 3, 9))
     tokens = run.prefill("a").tokens[0].tolist()
     transfer(run)
     assert finish(run, 1, 3, tokens) == expected
@@ -234,7 +234,7 @@ def test_a_request_goes_on_elsewhere_as_it_would_have_here(start, topology, plan
 def test_pages_may_go_ahead_of_the_state(start):
     run = start("prefill=1,decode=2")
     run.submit("a")
-    run.do(*seat(0, 0, 0), *seat(1, 3, 9))
+    run.do(*assign(0, 0, 0), *assign(1, 3, 9))
     run.prefill("a", length=8, is_last=False)
     transfer(run, slots=(None, None), pages=((0, 1), (0, 1)))
     tokens = run.prefill("a", start=8, length=1).tokens[0].tolist()
@@ -247,16 +247,16 @@ def test_a_decoding_request_may_move_back_and_forth(start):
     def finish(move):
         run = start("prefill=1,decode=2")
         run.submit("a", plan=PENALISED)
-        run.do(*seat(0, 0, 0), *seat(1, 3, 9))
+        run.do(*assign(0, 0, 0), *assign(1, 3, 9))
         tokens = run.prefill("a").tokens[0].tolist()
         transfer(run)
         tokens += run.decode([("a", 3, 10)], 1).tokens[0].tolist()
         where = (3, 1)
         if move:
-            run.do(*seat(2, 0, 4))
+            run.do(*assign(2, 0, 4))
             transfer(run, 1, 2, 2, slots=(3, 0), pages=((9, 10, 11), (9, 10, 11)), to=4)
             tokens += run.decode([("a", 0, 11)], 2).tokens[0].tolist()
-            run.do(*seat(1, 1, 15))
+            run.do(*assign(1, 1, 15))
             transfer(run, 2, 1, 3, slots=(0, 1), pages=((4, 5, 6), (4, 5, 6)), to=15)
             where = (1, 1)
         for kv_len in range(10 + len(tokens) - 1, 15):
@@ -269,7 +269,7 @@ def test_a_decoding_request_may_move_back_and_forth(start):
 def test_a_dropped_transfer_leaves_nothing_staged(start):
     run = start("prefill=1,decode=2")
     run.submit("a")
-    run.do(*seat(0, 0, 0))
+    run.do(*assign(0, 0, 0))
     run.prefill("a")
     run.do(StartTransfer(1, 4, 0, 0, ((0, 1, 2), (0, 1, 2)), 1))
     run.wait(TransferReady)
@@ -309,7 +309,7 @@ def test_kv_crosses_between_the_meshes_that_may_need_it(topology, leaves_for, co
 def test_new_parameters_serve_the_steps_that_follow(start):
     run = start()
     run.submit("a")
-    run.do(*seat(0, 0, 0))
+    run.do(*assign(0, 0, 0))
     old = tiny_weights(MODEL)
     before = run.prefill("a").tokens[0, 0]
     run.executor.replace_params({path: np.roll(x, 1, axis=-1) for path, x in old.items()})
@@ -328,7 +328,7 @@ class Burning:
 def test_a_step_that_raises_on_the_device_is_reported_and_the_mesh_starts_anew(start):
     run = start()
     run.submit("a")
-    run.do(*seat(0, 0, 0))
+    run.do(*assign(0, 0, 0))
     expected = run.prefill("a").tokens
     programs = run.executor.meshes[0].programs.prefill
     program = programs[16]
@@ -363,14 +363,14 @@ def test_what_a_step_was_given_is_not_touched_again(start):
     run = start()
     run.submit("a")
     run.submit("b", [VOCABULARY - 1] * 9)
-    run.do(*seat(0, 0, 0))
+    run.do(*assign(0, 0, 0))
     mesh, given = run.executor.meshes[0], []
     program = mesh.programs.prefill[16]
     mesh.programs.prefill[16] = lambda params, state, inputs: (given.append(inputs), program(params, state, inputs))[1]
     try:
         run.prefill("a")
         copies = jax.tree.map(np.copy, given[0])
-        run.do(*seat(0, 0, 10))
+        run.do(*assign(0, 0, 10))
         run.prefill("b")
     finally:
         mesh.programs.prefill[16] = program

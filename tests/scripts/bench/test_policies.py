@@ -32,6 +32,20 @@ def test_what_is_no_trace_is_refused(tmp_path, text):
         read_trace(str(tmp_path / "trace.csv"))
 
 
+@pytest.mark.parametrize("line", ["yesterday,5,5", "2023-11-16 18:15:46,many,5", "2023-11-16 18:15:46,5"])
+def test_a_line_that_is_no_request_is_named(tmp_path, capsys, line):
+    (tmp_path / "trace.csv").write_text(TRACE + line + "\n")
+    assert policies.main(["--trace", str(tmp_path / "trace.csv")]) == 2
+    assert "trace.csv, line 6: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("trace", "topology"), [("nowhere.csv", "both=1"), ("trace.csv", "both=none")])
+def test_what_the_command_cannot_run_is_one_sentence(tmp_path, capsys, trace, topology):
+    (tmp_path / "trace.csv").write_text(TRACE)
+    assert policies.main(["--trace", str(tmp_path / trace), "--topology", topology]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 @pytest.mark.parametrize(("load", "meshes"), [(0.8, 1), (0.5, 2)])
 def test_load_is_the_share_of_time_that_prefill_is_busy(load, meshes):
     arrivals = [Arrival(0.0, 512, 1), Arrival(1.0, 1024, 1), Arrival(4.0, 512, 1)]

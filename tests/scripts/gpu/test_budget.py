@@ -1,4 +1,4 @@
-"""How a step's time is told apart: made-up kernels, and a profile that is really taken."""
+"""How a step's time is divided between kinds of kernels: made-up kernels, and a profile that is really taken."""
 
 import jax
 import jax.numpy as jnp
