@@ -31,6 +31,7 @@ from twinmesh import kernels_pallas
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sharding.tensor_parallel import model_on
+from twinmesh.engine.startup.memory import temporary_bytes
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker import programs
 from twinmesh.engine.worker.kv_cache import abstract_state
@@ -158,7 +159,7 @@ def step(name, tp, kind, pages=2048, tokens=2048, rows=32, layers=None, split_k=
     model = replace(model, layers=model.layers[:layers])
     config = EngineConfig(
         Topology.parse(f"both=1xtp{tp}"), max_model_len=8192, prefill_buckets=(tokens,), decode_buckets=(rows,),
-        max_num_seqs=rows,
+        max_num_seqs=rows, dtype="bfloat16",
     )  # fmt: skip
     (mesh,) = build_meshes(config.topology, DEVICES[:tp])
     state = abstract_state(model, config, (pages,), jnp.dtype("bfloat16"), mesh)
@@ -172,6 +173,7 @@ def step(name, tp, kind, pages=2048, tokens=2048, rows=32, layers=None, split_k=
     return {
         **facts,
         "pool": int(pool),
+        "set_aside": temporary_bytes(model, config, tp),
         "layers": model.num_layers,
         **launches(text),
         "all_reduce": count(text, "all-reduce"),
