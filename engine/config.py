@@ -28,7 +28,7 @@ class EngineConfig:
     page_size: int = 64  # tokens per KV page
     max_num_seqs: int = 32  # slots: the requests a mesh holds at once
     prefill_buckets: tuple[int, ...] = (64, 256, 512)  # token counts of prefill steps; the largest is the chunk size
-    prefill_rows: int = 8  # requests packed into one prefill step; no option yet
+    prefill_rows: int = 8  # requests packed into one prefill step
     decode_buckets: tuple[int, ...] = (1, 8, 32)  # row counts of decode steps
     dtype: str = "float32"  # of weights, activations and KV: one of `DTYPES`
     windows: tuple[int | None, ...] = (None,)  # of each cache group, its attention window; None: all tokens are seen
@@ -124,6 +124,12 @@ def check_whole_number(name: str, value: object, least: int) -> None:
     """Raise ValueError, naming the option, unless `value` is an int of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r} is not usable: it must be a whole number, {least} or more.")
+
+
+def check_fraction(name: str, value: object) -> None:
+    """Raise ValueError, naming the option, unless `value` is a number above 0 and at most 1."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
+        raise ValueError(f"{name}={value!r} is not usable: it must be a number above 0 and at most 1.")
 
 
 def _check_buckets(name: str, buckets: object) -> None:

@@ -15,7 +15,7 @@ from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Concatenate, ForwardRef, get_args
 
-from .config import check_whole_number
+from .config import check_fraction, check_whole_number
 from .scheduler.policy import Policy, policy_named
 from .topology import Topology
 
@@ -85,12 +85,19 @@ class EngineOptions:
         ),
     ] = None
     page_size: Annotated[int, Option("tokens per KV page", metavar="N")] = 64
-    max_num_seqs: Annotated[int, Option("requests that a mesh holds at once", metavar="N")] = 32
+    max_num_seqs: Annotated[
+        int | None,
+        Option(
+            "requests that a mesh holds at once. By default 32 on a CPU, 256 on a large GPU and 128 on others, and no "
+            "more than decode_buckets hold",
+            metavar="N",
+        ),
+    ] = None
     prefill_buckets: Annotated[
         tuple[int, ...] | None,
         Option(
-            "token counts that prefill steps are padded to, ascending; the last is the chunk size. By default 64, 256 "
-            "and 512, or 512 alone where deterministic",
+            "token counts that prefill steps are padded to, ascending; the last is the chunk size. By default up to "
+            "512 on a CPU, 8,192 on a large GPU and 2,048 on others; where deterministic one size alone",
             metavar="N,...",
         ),
     ] = None
@@ -98,7 +105,8 @@ class EngineOptions:
         tuple[int, ...] | None,
         Option(
             "row counts that decode steps are padded to, ascending up to max_num_seqs. By default 1, 8, 32, 128 up to "
-            "max_num_seqs (16-bit types: from 8), or max_num_seqs alone where deterministic",
+            "max_num_seqs on a CPU (16-bit types: from 8), 8, 32, 64, 128, 256 on a GPU, or max_num_seqs alone where "
+            "deterministic",
             metavar="N,...",
         ),
     ] = None
@@ -113,9 +121,18 @@ class EngineOptions:
     kv_cache_bytes: Annotated[
         int | None,
         Option(
-            "most memory per mesh for KV pages and hand-offs. By default nine tenths of what is free on a GPU, and on "
+            "most memory per mesh for KV pages and hand-offs. By default what memory_fraction leaves of a GPU, and on "
             "a CPU a quarter of what the machine has available for all meshes together, at most 2 GiB each",
             metavar="N",
+        ),
+    ] = None
+    memory_fraction: Annotated[
+        float | None,
+        Option(
+            "part of each GPU's memory for weights, KV and temporaries together, as vLLM's gpu_memory_utilization. By "
+            "default 0.9, or what XLA_CLIENT_MEM_FRACTION says. JAX's allocator holds 0.75 where JAX was in use before "
+            "the engine started. Refused on CPUs",
+            metavar="X",
         ),
     ] = None
     enable_prefix_caching: Annotated[
@@ -173,10 +190,12 @@ class EngineOptions:
             Topology.parse(self.topology)
         if isinstance(self.policy, str):
             policy_named(self.policy)
-        for name in ("max_num_seqs", "seed"):
-            check_whole_number(name, getattr(self, name), documentation()[name].least)
-        if self.kv_cache_bytes is not None:
-            check_whole_number("kv_cache_bytes", self.kv_cache_bytes, 1)
+        check_whole_number("seed", self.seed, documentation()["seed"].least)
+        for name in ("max_num_seqs", "kv_cache_bytes"):
+            if getattr(self, name) is not None:
+                check_whole_number(name, getattr(self, name), documentation()[name].least)
+        if self.memory_fraction is not None:
+            check_fraction("memory_fraction", self.memory_fraction)
 
     @property
     def parsed_topology(self) -> Topology:

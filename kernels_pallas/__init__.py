@@ -1,4 +1,5 @@
-"""Paged attention and KV append: the public functions. `arguments.py` checks arguments, `dispatch.py` picks a kernel.
+"""Paged attention, KV append and what comes before: the public functions. `arguments.py` checks their arguments,
+`dispatch.py` picks a kernel.
 
 Words and shapes: T packed tokens, R requests, N pages, P = page_size tokens a page, Hk key/value heads, Hq query heads,
 D head_dim. Query head h reads key/value head `h // (Hq // Hk)`. Pages are page-major, [N, P, Hk, D], so that one page
@@ -9,18 +10,28 @@ Invariants of every implementation:
 - Entries of `page_table` beyond a request's used pages are never read and may have any value; the padding id is N.
 - Unused slots of a page may hold anything, NaN included.
 - A request's rows do not depend on which other requests are in the call.
-- Nothing copies the pools: N may count the pages of all layers, with layer l's page ids offset by l * pages_per_layer.
+- Nothing copies the pools: N may count the pages of all layers. `first_page` is then the layer's first, and is added to
+  every page id inside the kernels: tables of their own for each layer would be written by a kernel of their own.
 
-Not here: positions (rotate q and k before the call), allocation of pages, checks of array *contents* (lengths and page
+Not here: positions (a `Rotation` holds the angles), allocation of pages, checks of array *contents* (lengths and page
 ids are data on the device and are trusted).
 """
 
 from jax import Array
 
 from . import dispatch, xla
-from .arguments import AttentionOptions, PagedKV, check_append, check_attention, check_ints
+from .arguments import (
+    AttentionOptions,
+    PagedKV,
+    as_first_page,
+    check_append,
+    check_attention,
+    check_ints,
+    check_rotation,
+)
+from .rotary import Rotation
 
-__all__ = ["append_kv", "paged_decode_attention", "paged_prefill_attention"]
+__all__ = ["Rotation", "append_kv", "paged_decode_attention", "paged_prefill_attention", "prepare_heads"]
 
 
 def paged_prefill_attention(
@@ -32,6 +43,7 @@ def paged_prefill_attention(
     q_start: Array,
     *,
     scale: float,
+    first_page: int | Array = 0,
     window: int | None = None,
     softcap: float | None = None,
     sink: Array | None = None,
@@ -49,6 +61,7 @@ def paged_prefill_attention(
         kv_len: [R] int32, cached tokens of each request, this chunk's included; 0: none.
         q_start: [R + 1] int32, ascending; rows from `q_start[R]` on are padding.
         scale: multiplies the scores, usually `D ** -0.5`.
+        first_page: added to every id of `page_table`; [] int32 or a number.
         window: how many tokens a query attends to, itself included; None: all before it.
         softcap: `scores = softcap * tanh(scores * scale / softcap)` (Gemma 2); None: scores are not capped.
         sink: [Hq] float, a logit per head that joins the softmax's denominator only (GPT-OSS); None: no sink.
@@ -59,7 +72,8 @@ def paged_prefill_attention(
     Raises:
         ValueError: a shape, dtype, head count or option does not fit; names it.
     """
-    kv, options = PagedKV(k_pages, v_pages, page_table, kv_len), AttentionOptions(scale, window, softcap, sink)
+    kv = PagedKV(k_pages, v_pages, page_table, kv_len, as_first_page(first_page))
+    options = AttentionOptions(scale, window, softcap, sink)
     requests = check_attention(q, kv, options)
     check_ints("q_start", q_start, (requests + 1,), "[R + 1], one more than kv_len")
     return dispatch.paged_prefill_attention(q, kv, q_start, options)
@@ -73,6 +87,7 @@ def paged_decode_attention(
     kv_len: Array,
     *,
     scale: float,
+    first_page: int | Array = 0,
     window: int | None = None,
     softcap: float | None = None,
     sink: Array | None = None,
@@ -86,6 +101,7 @@ def paged_decode_attention(
         page_table: [R, max_pages] int32 page ids.
         kv_len: [R] int32, cached tokens of each request, this one included; 0 marks an empty slot, which costs nothing.
         scale: multiplies the scores, usually `D ** -0.5`.
+        first_page: added to every id of `page_table`; [] int32 or a number.
         window: how many tokens a query attends to, itself included; None: all before it.
         softcap: `scores = softcap * tanh(scores * scale / softcap)` (Gemma 2); None: scores are not capped.
         sink: [Hq] float, a logit per head that joins the softmax's denominator only (GPT-OSS); None: no sink.
@@ -96,14 +112,17 @@ def paged_decode_attention(
     Raises:
         ValueError: a shape, dtype, head count or option does not fit; names it.
     """
-    kv, options = PagedKV(k_pages, v_pages, page_table, kv_len), AttentionOptions(scale, window, softcap, sink)
+    kv = PagedKV(k_pages, v_pages, page_table, kv_len, as_first_page(first_page))
+    options = AttentionOptions(scale, window, softcap, sink)
     requests = check_attention(q, kv, options)
     if q.shape[0] != requests:
         raise ValueError(f"q has shape {q.shape}: its first axis must be R = {requests}, the length of kv_len.")
     return dispatch.paged_decode_attention(q, kv, options)
 
 
-def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> tuple[Array, Array]:
+def append_kv(
+    k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array, *, first_page: int | Array = 0
+) -> tuple[Array, Array]:
     """Write new keys and values into their slots; in place if the pools are donated.
 
     Args:
@@ -112,6 +131,7 @@ def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -
         k: [T, Hk, D], of k_pages' dtype.
         v: [T, Hk, D], of k_pages' dtype.
         slot: [T] int32, `page * P + offset`; distinct, not negative. N * P or more marks padding, which writes nothing.
+        first_page: added to the page of every slot; [] int32 or a number.
 
     Returns:
         The updated (k_pages, v_pages).
@@ -120,4 +140,38 @@ def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -
         ValueError: a shape or dtype does not fit, or N * P does not fit int32; names it.
     """
     check_append(k_pages, v_pages, k, v, slot)
-    return xla.append_kv(k_pages, v_pages, k, v, slot)
+    return xla.append_kv(k_pages, v_pages, k, v, slot, as_first_page(first_page))
+
+
+def prepare_heads(
+    q: Array,
+    k: Array,
+    v: Array,
+    rotation: Rotation,
+    k_pages: Array,
+    v_pages: Array,
+    slot: Array,
+    *,
+    first_page: int | Array = 0,
+) -> tuple[Array, Array, Array]:
+    """Norm and rotate queries and keys, and write keys and values into their slots; in place if the pools are donated.
+
+    Args:
+        q: [T, Hq, D] as projected, of k_pages' dtype.
+        k: [T, Hk, D] as projected, of k_pages' dtype.
+        v: [T, Hk, D], of k_pages' dtype.
+        rotation: the tokens' angles, and the norms of queries and keys.
+        k_pages: [N, P, Hk, D].
+        v_pages: [N, P, Hk, D], of k_pages' dtype.
+        slot: [T] int32, as for `append_kv`.
+        first_page: added to the page of every slot; [] int32 or a number.
+
+    Returns:
+        The queries [T, Hq, D] to attend from, and the updated (k_pages, v_pages).
+
+    Raises:
+        ValueError: a shape or dtype does not fit, or N * P does not fit int32; names it.
+    """
+    check_append(k_pages, v_pages, k, v, slot)
+    check_rotation(q, rotation, k_pages)
+    return dispatch.prepare_heads(q, k, v, rotation, k_pages, v_pages, slot, as_first_page(first_page))

@@ -10,7 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+from .rotary import Rotation
 
 
 class PagedKV(NamedTuple):
@@ -20,6 +23,7 @@ class PagedKV(NamedTuple):
     v_pages: Array  # [N, P, Hk, D]
     page_table: Array  # [R, max_pages]
     kv_len: Array  # [R]
+    first_page: Array = np.zeros(1, np.int32)  # type: ignore[assignment]  # [1], added to every id of `page_table`
 
     @property
     def capacity(self) -> int:
@@ -64,6 +68,20 @@ def check_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> int:
     return requests
 
 
+def as_first_page(first_page: int | Array) -> Array:
+    """Return a layer's first page as `PagedKV` has it.
+
+    Raises:
+        ValueError: it is not one int32 that is not negative; an array's content is trusted.
+    """
+    if isinstance(first_page, int) and not isinstance(first_page, bool) and 0 <= first_page < 2**31:
+        return jnp.full(1, first_page, jnp.int32)
+    if not isinstance(first_page, Array):
+        raise ValueError(f"first_page={first_page!r}: it must be a whole number, 0 or more, or an int32 array.")
+    check_ints("first_page", first_page, (), "a scalar")
+    return first_page.reshape(1)
+
+
 def check_append(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> None:
     """Check the arguments of `append_kv`.
 
@@ -83,6 +101,32 @@ def check_append(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array
     check_ints("slot", slot, (k.shape[0],), "[T], as long as k")
     if num_pages * page_size >= 2**31:
         raise ValueError(f"k_pages has {num_pages * page_size} slots: N * P must be below 2**31, slots are int32.")
+
+
+def check_rotation(q: Array, rotation: Rotation, k_pages: Array) -> None:
+    """Check what `prepare_heads` takes besides the arguments of `append_kv`.
+
+    Raises:
+        ValueError: one of them does not fit; names it.
+    """
+    tokens, head_dim = q.shape[0], k_pages.shape[3]
+    if q.ndim != 3 or q.shape[2] != head_dim or q.shape[1] % k_pages.shape[2] or q.dtype != k_pages.dtype:
+        raise ValueError(
+            f"q is {q.dtype}{list(q.shape)}: it must be [T, Hq, D] with Hq a multiple of k_pages' heads, D and dtype "
+            f"as in k_pages, {k_pages.dtype}{list(k_pages.shape)}."
+        )
+    if (rotation.q_norm is None) != (rotation.k_norm is None):
+        raise ValueError("rotation has one norm of q_norm and k_norm: it must have both or neither.")
+    shapes = {
+        "cos": (tokens, head_dim // 2),
+        "sin": (tokens, head_dim // 2),
+        "q_norm": (head_dim,),
+        "k_norm": (head_dim,),
+    }
+    for name, shape in shapes.items():
+        array = getattr(rotation, name)
+        if array is not None and (array.shape != shape or array.dtype != jnp.float32):
+            raise ValueError(f"rotation.{name} is {array.dtype}{list(array.shape)}: it must be float32{list(shape)}.")
 
 
 def check_ints(name: str, value: Array, shape: tuple[int, ...], wanted: str) -> None:

@@ -87,4 +87,4 @@ def _attend(
         name="paged_decode_attention",
         interpret=interpret,
     )
-    return tuple(kernel(q, kv.k_pages, kv.v_pages, kv.page_table, work.items, work.start))
+    return tuple(kernel(q, kv.k_pages, kv.v_pages, kv.page_table, kv.first_page, work.items, work.start))

@@ -158,6 +158,7 @@ class _Block:
     k_pages: Ref  # [N, P, Hk, D]
     v_pages: Ref
     page_table: Ref  # [R, max_pages]
+    first_page: Ref  # [1]
     items: Ref  # [U, 3]
     sums: Ref  # [U, rings, Hk, stored, D], written
     logs: Ref  # [U, rings, Hk, stored], written
@@ -189,6 +190,7 @@ def decode_block(
     k_pages: Ref,
     v_pages: Ref,
     page_table: Ref,
+    first_page: Ref,
     items: Ref,
     start: Ref,
     sums: Ref,
@@ -205,6 +207,7 @@ def decode_block(
         k_pages=k_pages,
         v_pages=v_pages,
         page_table=page_table,
+        first_page=first_page,
         items=items,
         sums=sums,
         logs=logs,
@@ -228,7 +231,8 @@ def decode_block(
 def _produce(block: _Block) -> None:
     plan, barriers = block.plan, block.barriers
     init = (block.item(jnp.int32(0)), (jnp.int32(0),) * plan.rings)
-    _, used = lax.fori_loop(0, block.mine, functools.partial(_load_item, block), init)
+    load = functools.partial(_load_item, block, block.first_page[0])
+    _, used = lax.fori_loop(0, block.mine, load, init)
     for buffer in range(2):
         pl.when(block.mine > buffer)(functools.partial(plgpu.barrier_wait, barriers.q_free.at[buffer]))
     for ring in range(plan.rings):
@@ -237,7 +241,9 @@ def _produce(block: _Block) -> None:
             pl.when(used[ring] > i)(functools.partial(plgpu.barrier_wait, barriers.free.at[at]))
 
 
-def _load_item(block: _Block, i: Array, carry: tuple[_Item, tuple[Array, ...]]) -> tuple[_Item, tuple[Array, ...]]:
+def _load_item(
+    block: _Block, first_page: Array, i: Array, carry: tuple[_Item, tuple[Array, ...]]
+) -> tuple[_Item, tuple[Array, ...]]:
     """Load the i-th piece; carry the piece, and how many tiles went through each ring before it."""
     plan, (item, used) = block.plan, carry
     following = block.item(i + 1)  # read early, because the read takes as long as a tile
@@ -249,7 +255,7 @@ def _load_item(block: _Block, i: Array, carry: tuple[_Item, tuple[Array, ...]]) 
 
     rows = block.smem.q.at[buffer, pl.ds(0, plan.rows)]
     plgpu.copy_gmem_to_smem(block.q.at[item.request, item.head], rows, block.barriers.q_full.at[buffer])
-    pages = Pages(block.page_table, item.request, item.begin, item.end, plan.page_size, _TILE)
+    pages = Pages(block.page_table, first_page, item.request, item.begin, item.end, plan.page_size, _TILE)
     tile = functools.partial(_load_tile, block, item, used, pages)
     lax.fori_loop(0, item.tiles, tile, pages.ahead(item.base))
     return following, tuple(n + item.share(ring, plan.rings) for ring, n in enumerate(used))

@@ -1,4 +1,4 @@
-"""Chooses the implementation of the attentions that a program gets, while it is traced.
+"""Chooses the implementation of attention and of what comes before it that a program gets, while it is traced.
 
 Hopper GPUs run the Mosaic kernels, all other devices run `xla.py`. The GPU is that of the abstract mesh in whose
 context the trace runs (inside `shard_map`, or when compiling for an absent GPU), else JAX's first device.
@@ -15,9 +15,10 @@ from typing import Any
 import jax
 from jax import Array
 
-from . import decode, prefill, xla
+from . import decode, prefill, prepare, xla
 from .arguments import AttentionOptions, PagedKV
 from .mosaic import why_unsupported
+from .rotary import Rotation
 from .tiles import decode_tiles, prefill_tiles
 
 _log = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
         tiles = prefill_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(prefill.paged_prefill_attention, options=options, tiles=tiles, cores=cores)
 
-    return _choose(kernel, functools.partial(xla.paged_prefill_attention, options=options), (q, kv, q_start))
+    plain = functools.partial(xla.paged_prefill_attention, options=options)
+    return _choose(kernel, plain, (q, kv, q_start), kv.k_pages)
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
@@ -42,27 +44,46 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
         tiles = decode_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(decode.paged_decode_attention, options=options, tiles=tiles, cores=cores)
 
-    return _choose(kernel, functools.partial(xla.paged_decode_attention, options=options), (q, kv))
+    return _choose(kernel, functools.partial(xla.paged_decode_attention, options=options), (q, kv), kv.k_pages)
 
 
-def _choose(
-    kernel: Callable[[int], Callable[..., Array]],  # from the number of multiprocessors
-    plain: Callable[..., Array],
-    arrays: tuple[Any, ...],  # q [.., Hq, D] and `PagedKV` first
-) -> Array:
+def prepare_heads(
+    q: Array,
+    k: Array,
+    v: Array,
+    rotation: Rotation,
+    k_pages: Array,
+    v_pages: Array,
+    slot: Array,
+    first_page: Array,
+) -> tuple[Array, Array, Array]:
+    """See `kernels_pallas.prepare_heads`; arguments are checked already, and `first_page` is [1]."""
+    arrays = (q, k, v, rotation, k_pages, v_pages, slot, first_page)
+    prepared: tuple[Array, Array, Array] = _choose(
+        lambda cores: prepare.prepare_heads, xla.prepare_heads, arrays, k_pages
+    )  # fmt: skip
+    return prepared
+
+
+def _choose[Result](
+    kernel: Callable[[int], Callable[..., Result]],  # from the number of multiprocessors
+    plain: Callable[..., Result],
+    arrays: tuple[Any, ...],  # q [.., Hq, D] first
+    k_pages: Array,
+) -> Result:
     kind, cores, is_certain = gpu_to_trace_for()
     if kind is None:
         return plain(*arrays)
     if not _HOPPER.search(kind):
         warn_once(f"{kind} is not a Hopper GPU: paged attention runs in plain XLA.")
         return plain(*arrays)
-    reason = why_unsupported(arrays[0], arrays[1].k_pages)
+    reason = why_unsupported(arrays[0], k_pages)
     if reason is not None:
         warn_once(f"{reason} Paged attention runs in plain XLA.")
         return plain(*arrays)
     if is_certain:
         return kernel(cores)(*arrays)
-    chosen: Array = jax.lax.platform_dependent(*arrays, cuda=kernel(cores), default=plain)
+    chosen: Result = jax.lax.platform_dependent(*arrays, cuda=kernel(cores), default=plain)
     return chosen
 
 

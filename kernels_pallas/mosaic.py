@@ -114,6 +114,7 @@ class Pages:
     """
 
     table: Ref  # [R, max_pages]
+    first_page: jax.Array  # added to every id of the table
     request: jax.Array  # row of the table
     begin: jax.Array  # the first visible token
     end: jax.Array  # the token after the last visible one
@@ -124,7 +125,7 @@ class Pages:
         """Read the id of a token's page; for a token that is not visible, of the nearest page with a visible one."""
         first, last = lax.div(self.begin, self.page_size), lax.div(self.end - 1, self.page_size)
         page = jnp.minimum(jnp.maximum(lax.div(token, self.page_size), first), last)
-        found: jax.Array = self.table[self.request, page]
+        found: jax.Array = self.table[self.request, page] + self.first_page
         return found
 
     @property

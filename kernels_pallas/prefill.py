@@ -77,5 +77,5 @@ def paged_prefill_attention(
             name="paged_prefill_attention",
             interpret=interpret,
         )
-        out: Array = kernel(q, kv.k_pages, kv.v_pages, kv.page_table, pieces, count, sinks)
+        out: Array = kernel(q, kv.k_pages, kv.v_pages, kv.page_table, kv.first_page, pieces, count, sinks)
         return out[:tokens]

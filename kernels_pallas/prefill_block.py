@@ -131,6 +131,7 @@ class _Block:
     k_pages: Ref  # [N, P, Hk, D]
     v_pages: Ref
     page_table: Ref  # [R, max_pages]
+    first_page: Ref  # [1]
     pieces: Ref  # [U, DESCRIPTION]
     sinks: Ref  # [Hq]
     out: Ref  # [T, Hq, D], written
@@ -167,6 +168,7 @@ def prefill_block(
     k_pages: Ref,
     v_pages: Ref,
     page_table: Ref,
+    first_page: Ref,
     pieces: Ref,
     count: Ref,
     sinks: Ref,
@@ -183,6 +185,7 @@ def prefill_block(
         k_pages=k_pages,
         v_pages=v_pages,
         page_table=page_table,
+        first_page=first_page,
         pieces=pieces,
         sinks=sinks,
         out=out,
@@ -207,7 +210,8 @@ def prefill_block(
 
 def _produce(block: _Block, mine: Array) -> None:
     barriers = block.barriers
-    used = lax.fori_loop(0, mine, functools.partial(_load_piece, block), jnp.int32(0))
+    load = functools.partial(_load_piece, block, block.first_page[0])
+    used = lax.fori_loop(0, mine, load, jnp.int32(0))
     for consumer in range(CONSUMERS):
         plgpu.barrier_wait(barriers.q_free.at[consumer])
 
@@ -217,14 +221,14 @@ def _produce(block: _Block, mine: Array) -> None:
         plgpu.barrier_wait(barriers.v_free.at[slot])
 
 
-def _load_piece(block: _Block, i: Array, used: Array) -> Array:
+def _load_piece(block: _Block, first_page: Array, i: Array, used: Array) -> Array:
     """Load the block's i-th piece; carry how many tiles went through the ring."""
     plan = block.plan
     number, head = block.place(i)
     piece = Piece.read(block.pieces.at[number])
     for consumer in range(CONSUMERS):
         _load_rows(block, consumer, i, number, head, piece)
-    pages = Pages(block.page_table, piece.request, piece.low, piece.high, plan.page_size, plan.tile)
+    pages = Pages(block.page_table, first_page, piece.request, piece.low, piece.high, plan.page_size, plan.tile)
     first, last = piece.tiles(plan.tile)
     tile = functools.partial(_load_tile, block, piece, lax.div(head, plan.group), pages)
     used, _ = lax.fori_loop(first, last, tile, (used, pages.ahead(first * plan.tile)))

@@ -29,12 +29,14 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
     return _attend(q, kv, kv.kv_len - 1, options)
 
 
-def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> tuple[Array, Array]:
+def append_kv(
+    k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array, first_page: int = 0
+) -> tuple[Array, Array]:
     """Write new keys and values into their slots; see `kernels_pallas.append_kv`."""
 
     def write(pages: Array, new: Array) -> Array:
-        flat = pages.reshape(-1, *pages.shape[2:])  # [N*P, Hk, D]
-        return flat.at[slot].set(new, mode="drop").reshape(pages.shape)
+        page = slot // pages.shape[1] + first_page
+        return pages.at[page, slot % pages.shape[1]].set(new, mode="drop")
 
     return write(k_pages, k), write(v_pages, v)
 
@@ -48,6 +50,7 @@ def _attend(
     num_pages, _, kv_heads, head_dim = kv.k_pages.shape
     window, softcap, length = options.window, options.softcap, kv.capacity
     kv_position = jnp.arange(length, dtype=jnp.int32)
+    page = jnp.minimum(kv.page_table, num_pages) + kv.first_page
     visible = kv_position <= position[:, None]  # [T, L]
     if window is not None:
         visible &= kv_position > position[:, None] - window
@@ -55,7 +58,7 @@ def _attend(
     def dense(pages: Array) -> Array:
         # Selected before any arithmetic: a NaN in an unused slot would survive a multiplication by zero, and in
         # gradients even a later select.
-        gathered = pages[jnp.clip(kv.page_table, 0, num_pages - 1)].reshape(-1, length, kv_heads, head_dim)
+        gathered = pages[jnp.clip(page, 0, num_pages - 1)].reshape(-1, length, kv_heads, head_dim)
         selected = jnp.where(visible[:, :, None, None], gathered.astype(jnp.float32), 0.0)
         return jnp.repeat(selected, q.shape[1] // kv_heads, axis=2)  # [T, L, Hq, D]
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .arguments import AttentionOptions, PagedKV
+from .rotary import Rotation
 from .scatter import write_rows
 from .work import Splits, ceil_div, split_work
 
@@ -40,12 +41,31 @@ class _Softmax(NamedTuple):
     out: Array  # [B, M, D], sum of exp(logit - peak) * value
 
 
-def append_kv(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> tuple[Array, Array]:
-    """Write new keys and values into their slots, as `kernels_pallas.append_kv` describes it."""
+def append_kv(
+    k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array, first_page: Array
+) -> tuple[Array, Array]:
+    """Write new keys and values into their slots, as `kernels_pallas.append_kv` describes it; `first_page` is [1]."""
     # By page and offset: as flat rows, [N * P, Hk, D], a pool with a single head would be copied.
-    at = slot // k_pages.shape[1], slot % k_pages.shape[1]
+    num_pages, page_size = k_pages.shape[:2]
+    page = jnp.minimum(slot // page_size, num_pages - first_page) + first_page
+    at = page, slot % page_size
     with jax.named_scope("append_kv"):
         return write_rows(k_pages, at, k), write_rows(v_pages, at, v)
+
+
+def prepare_heads(
+    q: Array,
+    k: Array,
+    v: Array,
+    rotation: Rotation,
+    k_pages: Array,
+    v_pages: Array,
+    slot: Array,
+    first_page: Array,
+) -> tuple[Array, Array, Array]:
+    """See `kernels_pallas.prepare_heads`; `first_page` is [1]."""
+    q, k = rotation.apply(q, k)
+    return q, *append_kv(k_pages, v_pages, k, v, slot, first_page)
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
@@ -222,7 +242,8 @@ def _load(
     """Load keys and values of one block of pages per row, float32 [B, pages * P, Hk, D]; invisible values are 0."""
     num_pages, page_size, kv_heads, head_dim = kv.k_pages.shape
     ids = jnp.take_along_axis(table, jnp.minimum(page, table.shape[1] - 1), axis=1)
-    ids = jnp.clip(ids, 0, num_pages - 1)  # a padding id reads some page; its tokens are masked
+    # A padding id reads some page; its tokens are masked.
+    ids = jnp.clip(jnp.minimum(ids, num_pages) + kv.first_page, 0, num_pages - 1)
     shape = (page.shape[0], page.shape[1] * page_size, kv_heads, head_dim)
     k, v = (pages[ids].reshape(shape).astype(jnp.float32) for pages in (kv.k_pages, kv.v_pages))
     return k, jnp.where(visible[:, :, None, None], v, 0.0)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ..kernels_pallas.rotary import Rotation
 from .config import ModelConfig
 from .layers import MLP, Attention, Embedding, RMSNorm, rotary_tables
 
@@ -26,16 +27,17 @@ class Attend[KV, Rows](Protocol):
     """Attention of one layer, supplied by the caller: a pure function of arrays, so that it can be traced."""
 
     def __call__(
-        self, kv: KV, layer: int, q: jax.Array, k: jax.Array, v: jax.Array, rows: Rows
+        self, kv: KV, layer: int, q: jax.Array, k: jax.Array, v: jax.Array, rotation: Rotation, rows: Rows
     ) -> tuple[jax.Array, KV]:
-        """Attend from q over the cache, after k and v were added to it.
+        """Norm and rotate q and k, add k and v to the cache, and attend from q over it.
 
         Args:
             kv: the caller's cache, as the layer before returned it.
             layer: the layer's index.
-            q: [T, Hq, D] of the packed tokens, rotated.
-            k: [T, Hk, D], rotated.
+            q: [T, Hq, D] of the packed tokens, as projected.
+            k: [T, Hk, D], as projected.
             v: [T, Hk, D].
+            rotation: what q and k pass first.
             rows: what the caller knows about the tokens, the same for all layers.
 
         Returns:
@@ -69,8 +71,8 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, KV]:
         """Run the layer on x [T, E]; `tables` are the rotary cosine and sine, [T, D / 2] each."""
         with jax.named_scope("attention"):
-            q, k, v = self.attention.qkv(self.attention_norm(x), *tables)
-            attended, kv = attend(kv, layer, q, k, v, rows)
+            q, k, v = self.attention.qkv(self.attention_norm(x))
+            attended, kv = attend(kv, layer, q, k, v, self.attention.rotation(*tables), rows)
             out = self.attention.output(attended)
             x = x + (self.attention_output_norm(out) if self.is_sandwich else out)
         with jax.named_scope("mlp"):
@@ -137,7 +139,10 @@ def dense_causal(config: ModelConfig) -> Attend[None, None]:
     [Hq, T, T] scores in float32.
     """
 
-    def attend(kv: None, layer: int, q: jax.Array, k: jax.Array, v: jax.Array, rows: None) -> tuple[jax.Array, None]:
+    def attend(
+        kv: None, layer: int, q: jax.Array, k: jax.Array, v: jax.Array, rotation: Rotation, rows: None
+    ) -> tuple[jax.Array, None]:
+        q, k = rotation.apply(q, k)
         spec, groups = config.layers[layer], config.num_heads // config.num_kv_heads
         grouped = q.reshape(q.shape[0], config.num_kv_heads, groups, config.head_dim).astype(jnp.float32)
         highest = jax.lax.Precision.HIGHEST

@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ..kernels_pallas.rotary import Rotation, rms_norm
 from .config import Activation, ModelConfig, Rope
 
 
@@ -66,15 +67,8 @@ def rotary_tables(positions: jax.Array, head_dim: int, rope: Rope) -> tuple[jax.
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Apply the rotary embedding to x [T, H, D]: dimension i pairs with i + D / 2 (GPT-NeoX, Hugging Face)."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # [T, H, D / 2] each
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
 class RMSNorm(nnx.Module):
-    """x / rms(x) * weight over the last axis, computed in float32 (Zhang and Sennrich 2019).
+    """x / rms(x) * weight over the last axis: `kernels_pallas.rotary.rms_norm`.
 
     The weight is float32 whatever the model's dtype: it is small, and where a family adds 1 to it when it is loaded
     (Gemma), 16 bits would lose what the checkpoint holds.
@@ -91,9 +85,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalise [..., size]; shape and dtype stay."""
-        full = x.astype(jnp.float32)
-        scale = jax.lax.rsqrt(jnp.mean(full * full, axis=-1, keepdims=True) + self.eps)
-        return (full * scale * value(self.weight)).astype(x.dtype)
+        return rms_norm(x, value(self.weight), self.eps)
 
 
 class Attention(nnx.Module):
@@ -114,14 +106,18 @@ class Attention(nnx.Module):
         if config.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(dim, eps, axis="head_dim"), RMSNorm(dim, eps, axis="head_dim")
 
-    def qkv(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Project [T, E] to q [T, Hq, D] and k, v [T, Hk, D]; q and k are normalised if the model asks, and rotated."""
+    def qkv(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Project [T, E] to q [T, Hq, D] and k, v [T, Hk, D]; q and k are still to be normed and rotated."""
         q, k, v = (project(x, w) for w in (self.q_proj, self.k_proj, self.v_proj))
         if self.has_bias:
             q, k, v = q + value(self.q_bias), k + value(self.k_bias), v + value(self.v_bias)
-        if self.has_norms:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        return q, k, v
+
+    def rotation(self, cos: jax.Array, sin: jax.Array) -> Rotation:
+        """Make what q and k are to pass before they attend: the norms, if the model has them, and the angles."""
+        if not self.has_norms:
+            return Rotation(cos, sin)
+        return Rotation(cos, sin, value(self.q_norm.weight), value(self.k_norm.weight), self.q_norm.eps)
 
     def output(self, attended: jax.Array) -> jax.Array:
         """Project the attended values [T, Hq, D] -> [T, E]."""

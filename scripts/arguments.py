@@ -62,6 +62,7 @@ def _type_of(name: str, option: Option) -> Callable[[str], object]:
     kinds: dict[object, Callable[[str], object]] = {
         int: whole_number(option.least),
         int | None: whole_number(option.least),
+        float | None: _fraction,
         tuple[int, ...] | None: _whole_numbers,
     }
     return kinds.get(signature().parameters[name].annotation, not_empty)
@@ -242,6 +243,17 @@ def written_path(text: str) -> str:
     if text == "-":
         raise argparse.ArgumentTypeError("'-' is no file: give a name, /dev/stdout, or ./- for a file of that name")
     return read_path(text)
+
+
+def _fraction(text: str) -> float:
+    """Read an argument that is a part of something: above 0 and at most 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+    return number
 
 
 def whole_number(least: int) -> Callable[[str], int]:

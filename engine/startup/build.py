@@ -3,15 +3,18 @@
 In this order, so that mistakes show before work is done and before the process is changed: the model's files, lengths
 and buckets, whether the decision log can be written, devices and dtype, weights, the size of the KV pools, compilation,
 the links between meshes, and last the log and the threads. Invariant: what fails leaves nothing open, no thread and no
-emptied log. Two settings of JAX are the process's and stay: the number of CPU devices, and the compilation cache.
+emptied log. Three settings of JAX are the process's and stay: the number of CPU devices, the part of a GPU's memory
+that its allocator holds, and the compilation cache.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -33,15 +36,25 @@ from ..sharding.mesh import build_meshes
 from ..sharding.tensor_parallel import check_tp, model_on
 from ..sharding.weights import Params, load_weights
 from ..worker.jax_settings import own_settings
-from ..worker.kv_cache import abstract_state, groups
+from ..worker.kv_cache import abstract_state
 from ..worker.local_executor import LocalExecutor
 from ..worker.mesh_worker import MeshWorker
 from ..worker.programs import MeshPlan, compile_programs
 from .compilation import CompileCounter, use_cache
 from .decision_file import check_log, open_log
+from .defaults import Defaults, compile_threads, defaults_for, engine_config
 from .dtype import choose_dtype, parse_dtype, read_cpu_flags
+from .gpu_memory import Share, backend_has_started, check_share, request_share
 from .links import time_links, warn_if_staged
-from .memory import longest_that_fits, memory_for_kv, page_bytes, pool_that_fits, request_bytes, state_bytes
+from .memory import (
+    longest_that_fits,
+    memory_for_kv,
+    page_bytes,
+    pool_that_fits,
+    request_bytes,
+    state_bytes,
+    temporary_bytes,
+)
 
 _TRANSFERS_WITH_STATE = 8
 
@@ -96,28 +109,24 @@ def _start_core(
 ) -> tuple[EngineCore, EngineConfig]:
     for spec in dict.fromkeys(options.parsed_topology.meshes):
         check_tp(model, spec)
-    config = _engine_config(options, model)
+    config = engine_config(options, model, defaults_for("cpu", ""), jnp.dtype(jnp.float32))
     policy = policy_named(options.policy) if isinstance(options.policy, str) else options.policy
     check_policy(policy, config)
     check_log(options.decision_log)
+    share = request_share(options.memory_fraction, os.environ, has_started=backend_has_started())
     meshes = build_meshes(options.parsed_topology, options.devices)
-    dtype = choose_dtype(
-        options.dtype,
-        model,
-        stored,
-        platform=meshes[0].devices.flat[0].platform,
-        cpu_flags=read_cpu_flags(),
-        max_num_seqs=options.max_num_seqs,
-        deterministic=options.deterministic,
-    )
-    config = replace(config, dtype=dtype.name, decode_buckets=_decode_buckets(options, dtype))
+    device = meshes[0].devices.flat[0]
+    check_share(share, device.platform)
+    config, defaults = _configure(options, model, stored, device)
+    dtype = jnp.dtype(config.dtype)
     weights = load(dtype, meshes)
-    config, pools = _size_pools(config, options, model, dtype, meshes)
+    config, pools = _size_pools(config, options, defaults, share, model, meshes)
     plans = _mesh_plans(model, config, dtype, meshes, pools)
     use_cache(cache_directory() / "compiled")
-    programs = compile_programs(plans, progress=options.progress)
+    threads = compile_threads(len(os.sched_getaffinity(0)))
+    programs = compile_programs(plans, threads, progress=options.progress)
     workers = [MeshWorker(*parts) for parts in zip(plans, programs, weights, strict=True)]
-    if meshes[0].devices.flat[0].platform != "cpu":  # there the host's memory is the device's
+    if device.platform != "cpu":  # there the host's memory is the device's
         for link in time_links(workers, time.monotonic):
             warn_if_staged(link)
     return _run(config, pools, workers, policy, options.decision_log), config
@@ -149,63 +158,46 @@ def _run(
         return core
 
 
-def _engine_config(options: EngineOptions, model: ModelConfig) -> EngineConfig:
-    """Make the configuration, and check it before any device is asked for.
-
-    `max_model_len` is the model's for now where none was asked for, and the dtype is still to be chosen.
-    """
-    asked = options.max_model_len
-    config = EngineConfig(
-        topology=options.parsed_topology,
-        max_model_len=model.max_position if asked is None else asked,
-        page_size=options.page_size,
-        max_num_seqs=options.max_num_seqs,
-        prefill_buckets=_prefill_buckets(options),
-        decode_buckets=_decode_buckets(options, jnp.dtype(jnp.float32)),
-        windows=tuple(group.window for group in groups(model)),
-        decode_steps=options.decode_steps,
-        prefix_cache=options.enable_prefix_caching,
+def _configure(
+    options: EngineOptions, model: ModelConfig, stored: DTypeLike, device: jax.Device
+) -> tuple[EngineConfig, Defaults]:
+    """Fill the gaps that the options leave as suits this kind of device, and choose the dtype."""
+    defaults = defaults_for(device.platform, device.device_kind)
+    dtype = choose_dtype(
+        options.dtype,
+        model,
+        stored,
+        platform=device.platform,
+        cpu_flags=read_cpu_flags(),
+        max_num_seqs=engine_config(options, model, defaults, jnp.dtype(jnp.float32)).max_num_seqs,
         deterministic=options.deterministic,
-        max_retries=options.max_retries,
     )
-    if config.max_model_len > model.max_position:
-        raise ValueError(
-            f"max_model_len={asked} is more than the model's context of {model.max_position} tokens: lower it."
-        )
-    return config
-
-
-def _prefill_buckets(options: EngineOptions) -> tuple[int, ...]:
-    if options.prefill_buckets is not None:
-        return options.prefill_buckets
-    return (512,) if options.deterministic else (64, 256, 512)
-
-
-def _decode_buckets(options: EngineOptions, dtype: jnp.dtype) -> tuple[int, ...]:
-    if options.decode_buckets is not None:
-        return options.decode_buckets
-    if options.deterministic:
-        return (options.max_num_seqs,)
-    # A matrix product of one 16-bit row is 9 times slower than one of 8 rows on XLA CPU; on GPUs 8 cost as much as 1.
-    small = (1, 8, 32, 128) if dtype == jnp.float32 else (8, 32, 128)
-    return (*(rows for rows in small if rows < options.max_num_seqs), options.max_num_seqs)
+    return engine_config(options, model, defaults, dtype), defaults
 
 
 def _size_pools(
-    config: EngineConfig, options: EngineOptions, model: ModelConfig, dtype: jnp.dtype, meshes: Sequence[Mesh]
+    config: EngineConfig,
+    options: EngineOptions,
+    defaults: Defaults,
+    share: Share,
+    model: ModelConfig,
+    meshes: Sequence[Mesh],
 ) -> tuple[EngineConfig, list[PoolSize]]:
     """Size each mesh's pools. A max_model_len that was asked for must fit; one that was not shrinks until it does."""
-    models = [model_on(model, mesh.size) for mesh in meshes]
+    models, dtype = [model_on(model, mesh.size) for mesh in meshes], jnp.dtype(config.dtype)
     # Staging is for KV pages; the state that goes along with as many transfers comes on top.
     in_transit = _TRANSFERS_WITH_STATE * state_bytes() if config.has_handoffs else 0
-    reserved = max(request_bytes(m, config) for m in models) + in_transit
-    budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved)
+    reserved = [
+        request_bytes(on_mesh, config) + in_transit + temporary_bytes(on_mesh, config, mesh.size)
+        for on_mesh, mesh in zip(models, meshes, strict=True)
+    ]
+    budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved, share)
     sizes = [(budget, page_bytes(m, config.page_size, dtype)) for budget, m in zip(budgets, models, strict=True)]
     if options.max_model_len is None:
-        fits = min(longest_that_fits(budget, per_page, config) for budget, per_page in sizes)
+        fits = min(longest_that_fits(budget, per_page, config, defaults.staging_part) for budget, per_page in sizes)
         config = replace(config, max_model_len=fits)
     pools = [
-        pool_that_fits(budget, per_page, config, spec)
+        pool_that_fits(budget, per_page, config, spec, defaults.staging_part)
         for (budget, per_page), spec in zip(sizes, config.topology.meshes, strict=True)
     ]
     if not config.has_handoffs:

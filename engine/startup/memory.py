@@ -17,9 +17,10 @@ from ..config import EngineConfig, PoolSize
 from ..sampling.logits_processors import empty_dense
 from ..topology import MeshSpec
 from ..worker.kv_cache import abstract_scalars, groups
+from .gpu_memory import Reported, Share, free_bytes
 
-# Left to XLA's temporaries, the collectives' buffers and fragmentation on devices that report their memory.
-_USABLE = 0.9
+# Bytes of temporaries for each logit of a row that is sampled for, and splits of a request in decode attention.
+_SAMPLER_BYTES, _MOST_SPLITS = 32, 64
 
 
 def page_bytes(model: ModelConfig, page_size: int, dtype: jnp.dtype) -> tuple[int, ...]:
@@ -42,24 +43,52 @@ def state_bytes() -> int:
     return sum(math.prod(x.shape) * int(jnp.dtype(x.dtype).itemsize) for x in abstract_scalars(1))
 
 
-def memory_for_kv(meshes: Sequence[Mesh], most: int | None, reserved: int) -> list[int]:
+def temporary_bytes(model: ModelConfig, config: EngineConfig, tp: int) -> int:
+    """Return bytes of temporaries that a GPU's steps may take on each device, besides weights, KV and request state.
+
+    They are those of the largest prefill step's layers, of the sampler, of decode attention's partial sums, and one
+    parameter, the largest, which exists twice while it is replaced. `tests/h100` compares with what XLA plans; a CPU
+    takes them from the memory that its KV leaves.
+    """
+    size = jnp.dtype(config.dtype).itemsize
+    layer = size * (
+        2 * model.intermediate_size // tp + 4 * model.hidden_size
+    )  # gate and up, and rows of the hidden state
+    sampled = max(config.max_num_seqs, config.prefill_rows) * model.vocab_size * _SAMPLER_BYTES
+    heads = -(-model.num_heads // (4 * tp)) * 4
+    sums = 4 * 2 * config.max_num_seqs * _MOST_SPLITS * heads * model.head_dim
+    largest = model.vocab_size * model.hidden_size * size // tp
+    return config.chunk_size * layer + sampled + sums + largest
+
+
+def memory_for_kv(meshes: Sequence[Mesh], most: int | None, reserved: Sequence[int], share: Share) -> list[int]:
     """Return bytes that KV pages and staging may take on each mesh, weights already loaded; meshes may share devices.
 
-    Devices that report their memory give nine tenths of what is free on them, less `reserved` bytes (`request_bytes`)
-    for each mesh that they are in. CPUs do not report: there it is a quarter of the machine's available memory for all
-    meshes together, and at most 2 GiB each. `most` is a cap in bytes per mesh; on CPU it stands in place of both.
+    Devices that report their memory give what `share` leaves free on them, less each mesh's `reserved` bytes. CPUs do
+    not report: there it is a quarter of the machine's available memory for all meshes together, and at most 2 GiB each.
+    `most` is a cap in bytes per mesh; on CPU it stands in place of both.
+
+    Raises:
+        ValueError: a GPU does not report its memory, and there is no cap.
     """
     sharing = Counter(device for mesh in meshes for device in mesh.devices.flat)
     budgets = []
-    for mesh in meshes:
+    for mesh, aside in zip(meshes, reserved, strict=True):
         device = mesh.devices.flat[0]
         stats = device.memory_stats()
         if stats is not None:
-            free = int(_USABLE * stats["bytes_limit"]) - int(stats["bytes_in_use"])
-            budget = max(0, free // sharing[device] - reserved) * mesh.devices.size
+            free = free_bytes(Reported.of(stats), share)
+            budget = max(0, free // sharing[device] - aside) * mesh.devices.size
             budgets.append(budget if most is None else min(budget, most))
+        elif most is not None:
+            budgets.append(most)
+        elif device.platform == "cpu":
+            budgets.append(min(_available_memory() // (4 * len(meshes)), 2 << 30))
         else:
-            budgets.append(min(_available_memory() // (4 * len(meshes)), 2 << 30) if most is None else most)
+            raise ValueError(
+                f"{device.device_kind} does not report its memory, as with XLA_PYTHON_CLIENT_ALLOCATOR=platform: "
+                "remove that variable, or give kv_cache_bytes."
+            )
     return budgets
 
 
@@ -72,33 +101,34 @@ def _available_memory() -> int:
     return int(found[1]) << 10 if found else 8 << 30
 
 
-def longest_that_fits(budget: int, per_page: tuple[int, ...], config: EngineConfig) -> int:
-    """Find the longest `max_model_len`, at most the config's, of which one request fits into `budget` bytes.
+def longest_that_fits(budget: int, per_page: tuple[int, ...], config: EngineConfig, part: int) -> int:
+    """Find the longest `max_model_len`, at most the config's, of which one request fits into `budget` bytes,
+    of which staging is a `part`-th.
 
     One page's tokens where not even those fit: `pool_that_fits` then says so.
     """
 
     def fits(pages: int) -> bool:
         shorter = replace(config, max_model_len=max(2, pages * config.page_size))
-        return _staging(budget, per_page, shorter) + _request(per_page, shorter) <= budget
+        return _staging(budget, per_page, shorter, part) + _request(per_page, shorter) <= budget
 
     pages = bisect_right(range(1, config.max_pages + 1), False, key=lambda pages: not fits(pages))
     return min(config.max_model_len, max(2, max(1, pages) * config.page_size))
 
 
-def pool_that_fits(budget: int, per_page: tuple[int, ...], config: EngineConfig, spec: MeshSpec) -> PoolSize:
+def pool_that_fits(budget: int, per_page: tuple[int, ...], config: EngineConfig, spec: MeshSpec, part: int) -> PoolSize:
     """Divide `budget` bytes between a mesh's pools, one per cache group, and the staging of hand-offs.
 
     `per_page`: bytes of one page of each group. A request of `max_model_len` needs `EngineConfig.most_pages` of each;
     the groups get pages in that proportion, for as many such requests as fit, at most one per slot.
 
-    Staging is an eighth, but holds one to eight requests of full length: with room for one only, short requests wait
+    Staging is a `part`-th, but holds one to eight requests of full length: with room for one only, short requests wait
     for each other's transfers, and each wait is as long as a prefill step.
 
     Raises:
         ValueError: not even one request of `max_model_len` fits; the message shows the arithmetic.
     """
-    staging, request = _staging(budget, per_page, config), _request(per_page, config)
+    staging, request = _staging(budget, per_page, config, part), _request(per_page, config)
     rest = budget - staging
     if rest < request:
         raise ValueError(_too_small(budget, staging, per_page, config, spec))
@@ -107,13 +137,13 @@ def pool_that_fits(budget: int, per_page: tuple[int, ...], config: EngineConfig,
     return PoolSize(pages, per_page, staging)
 
 
-def _staging(budget: int, per_page: tuple[int, ...], config: EngineConfig) -> int:
+def _staging(budget: int, per_page: tuple[int, ...], config: EngineConfig, part: int) -> int:
     """Return bytes of `budget` that hand-offs on their way may take."""
     if not config.has_handoffs:
         return 0
     caps = [config.pages_to_send(window) for window in config.windows]
     whole = PoolSize((), per_page, 0).transfer_bytes(config.max_pages, caps)
-    return min(max(budget // 8, whole), 8 * whole)
+    return min(max(budget // part, whole), 8 * whole)
 
 
 def _request(per_page: tuple[int, ...], config: EngineConfig) -> int:

@@ -2,7 +2,9 @@
 
 A cache group is the layers with the same attention window; it has its own pool and page tables. The kernels see a flat
 pool: the group's layer l owns pages l * pages to (l + 1) * pages - 1 of one long array, because a slice per layer
-would copy it. Padding must therefore point past the whole pool, not past the layer's part.
+would copy it. They are told the layer's first page and add it to page ids themselves: tables and slots are the same
+arrays for all layers, and no layer computes its own. A slot of padding must point past the whole pool, because the page
+after a layer's last is the next layer's first.
 
 On a mesh of several devices, append and attention run per device, each over its own heads: no KV is ever gathered, and
 only heads may be split. Shapes: T packed tokens, R prefill rows, B decode rows, M pages per table.
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, PartitionSpec
 
-from ...kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention
+from ...kernels_pallas import Rotation, paged_decode_attention, paged_prefill_attention, prepare_heads
 from ...models.config import AttentionSpec, ModelConfig
 from ..sharding.mesh import AXIS
 from .kv_cache import KVCache, groups
@@ -39,13 +41,13 @@ class DecodeRows(NamedTuple):
 class StepRows(NamedTuple):
     """The T tokens of a step: those of the decode rows, one each, and then those of the prefill chunks."""
 
-    slots: tuple[jax.Array, ...]  # per group [T]: page * page_size + offset in any layer; past a layer: not written
+    slots: tuple[jax.Array, ...]  # per group [T]: page * page_size + offset; past the whole pool: not written
     decode: DecodeRows | None = None  # None: the step has no decode rows
     prefill: PrefillRows | None = None  # None: the step has no chunks
 
 
 class _Tokens(NamedTuple):
-    """A step's tokens as one layer's kernels take them: page ids are those of the flat pool."""
+    """A step's tokens as the kernels of a group's layers take them."""
 
     slots: jax.Array  # [T]
     decode: tuple[jax.Array, jax.Array] | None  # table [B, M], kv_len [B]
@@ -66,44 +68,51 @@ class PagedAttention:
         self._mesh, self._model, self._places = mesh, model, _places(model)
 
     def __call__(
-        self, kv: tuple[KVCache, ...], layer: int, q: jax.Array, k: jax.Array, v: jax.Array, rows: StepRows
+        self,
+        kv: tuple[KVCache, ...],
+        layer: int,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        rotation: Rotation,
+        rows: StepRows,
     ) -> tuple[jax.Array, tuple[KVCache, ...]]:
-        """Append k and v [T, Hk, D] to the layer's pool in `kv`, and attend from q [T, Hq, D] over that pool.
+        """Rotate q [T, Hq, D] and k, append k and v [T, Hk, D] to the layer's pool in `kv`, and attend over that pool.
 
         Returns [T, Hq, D], and `kv` with the updated pool.
         """
         group, index = self._places[layer]
         spec, scale = self._model.layers[layer], self._model.attention_scale
 
-        def step(kv: KVCache, q: jax.Array, k: jax.Array, v: jax.Array, tokens: _Tokens) -> tuple[jax.Array, KVCache]:
+        def step(
+            kv: KVCache, q: jax.Array, k: jax.Array, v: jax.Array, rotation: Rotation, tokens: _Tokens
+        ) -> tuple[jax.Array, KVCache]:
             shape = kv.k.shape
             k_pages, v_pages = (_reshape(x, (-1, *shape[2:])) for x in kv)
-            flat = KVCache(*append_kv(k_pages, v_pages, k, v, tokens.slots))
-            return _attend(flat, q, tokens, spec, scale), KVCache(*(_reshape(x, shape) for x in flat))
+            first_page = index * shape[1]
+            q, *pools = prepare_heads(q, k, v, rotation, k_pages, v_pages, tokens.slots, first_page=first_page)
+            flat = KVCache(*pools)
+            attended = _attend(flat, q, tokens, spec, scale=scale, first_page=first_page)
+            return attended, KVCache(*(_reshape(x, shape) for x in flat))
 
         if self._mesh.size > 1:
             heads, pool, whole = PartitionSpec(None, AXIS), PartitionSpec(None, None, None, AXIS), PartitionSpec()
             # The kernels' loops start from constants, which the check would treat as values equal on all devices.
             step = jax.shard_map(
-                step, mesh=self._mesh, in_specs=(pool, heads, heads, heads, whole), out_specs=(heads, pool),
+                step, mesh=self._mesh, in_specs=(pool, heads, heads, heads, whole, whole), out_specs=(heads, pool),
                 check_vma=False,
             )  # fmt: skip
-        attended, pool_after = step(kv[group], q, k, v, _tokens(kv[group], rows, group, index))
+        attended, pool_after = step(kv[group], q, k, v, rotation, _tokens(rows, group))
         return attended, (*kv[:group], pool_after, *kv[group + 1 :])
 
 
-def _tokens(kv: KVCache, rows: StepRows, group: int, index: int) -> _Tokens:
-    """Convert ids within layer `index` of a group to ids of the group's flat pool."""
-    layers, pages, page_size, *_ = kv.k.shape
-
-    def table(part: PrefillRows | DecodeRows) -> jax.Array:
-        return _offset(part.tables[group], pages, index, layers)
-
+def _tokens(rows: StepRows, group: int) -> _Tokens:
+    """Take a group's tables and slots out of those of all groups."""
     decode, prefill = rows.decode, rows.prefill
     return _Tokens(
-        _offset(rows.slots[group], pages * page_size, index, layers),
-        None if decode is None else (table(decode), decode.kv_len),
-        None if prefill is None else (table(prefill), prefill.kv_len, prefill.q_start),
+        rows.slots[group],
+        None if decode is None else (decode.tables[group], decode.kv_len),
+        None if prefill is None else (prefill.tables[group], prefill.kv_len, prefill.q_start),
     )
 
 
@@ -116,20 +125,24 @@ def _places(model: ModelConfig) -> dict[int, tuple[int, int]]:
     }  # fmt: skip
 
 
-def _attend(kv: KVCache, q: jax.Array, tokens: _Tokens, spec: AttentionSpec, scale: float) -> jax.Array:
+def _attend(
+    kv: KVCache, q: jax.Array, tokens: _Tokens, spec: AttentionSpec, *, scale: float, first_page: int
+) -> jax.Array:
     """Attend from q [T, Hq, D], whose rows are the decode rows and then the prefill tokens."""
     rows = 0 if tokens.decode is None else tokens.decode[1].shape[0]
     parts = []
     if tokens.decode is not None:
         parts.append(
             paged_decode_attention(
-                q[:rows], *kv, *tokens.decode, scale=scale, window=spec.window, softcap=spec.softcap
+                q[:rows], *kv, *tokens.decode, scale=scale, first_page=first_page, window=spec.window,
+                softcap=spec.softcap,
             )
         )  # fmt: skip
     if tokens.prefill is not None:
         parts.append(
             paged_prefill_attention(
-                q[rows:], *kv, *tokens.prefill, scale=scale, window=spec.window, softcap=spec.softcap
+                q[rows:], *kv, *tokens.prefill, scale=scale, first_page=first_page, window=spec.window,
+                softcap=spec.softcap,
             )
         )  # fmt: skip
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
@@ -143,8 +156,3 @@ def _reshape(pool: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     reshaped: jax.Array = with_layout_constraint(pool.reshape(shape), Layout(tuple(range(len(shape)))))
     return reshaped
-
-
-def _offset(ids: jax.Array, per_layer: int, layer: int, layers: int) -> jax.Array:
-    """Convert ids within one layer to ids of the flat pool; those past the layer become ids past the whole pool."""
-    return jnp.where(ids < per_layer, ids + layer * per_layer, layers * per_layer)

@@ -7,7 +7,7 @@ Compiled objects are called directly, so an unforeseen shape raises instead of c
 mesh's state has it donated, with the same sharding in and out: with another one, donation would copy the pools.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,7 +40,9 @@ from .step_layout import PrefillInputs, decode_columns, prefill_columns
 from .steps import Passed, decode_step, decode_steps, fused_step, prefill_step
 
 # XLA's options for GPUs that make all programs compute alike; not yet tried on a GPU.
-_FIXED: dict[str, str | bool] = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": "0"}
+_FIXED: dict[str, str | bool | int] = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": "0"}
+# Gate and up of a decode step are one product, which reads both weights where they are. In MB of weights.
+_MERGED: dict[str, str | bool | int] = {"xla_gpu_dot_merger_threshold_mb": 1024}
 
 
 @dataclass
@@ -107,14 +109,11 @@ class MeshPlan:
         return others
 
 
-def compile_programs(plans: list[MeshPlan], *, progress: bool) -> list[Programs]:
-    """Compile all programs of all meshes, two at a time; `progress` shows a bar on stderr.
-
-    Compiling releases the GIL, so a second thread helps; more threads would only take more memory.
-    """
+def compile_programs(plans: list[MeshPlan], threads: int, *, progress: bool) -> list[Programs]:
+    """Compile all programs of all meshes, `threads` at a time, without the GIL; `progress` shows a bar on stderr."""
     programs = [Programs(compile_program(plan, "allocate")) for plan in plans]
     jobs = [(plan, made, kind, size) for plan, made in zip(plans, programs, strict=True) for kind, *size in _jobs(plan)]
-    with ThreadPoolExecutor(2) as pool, tqdm(total=len(jobs), desc="compiling", disable=not progress) as bar:
+    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(jobs), desc="compiling", disable=not progress) as bar:
         for _ in pool.map(lambda job: _add(*job), jobs):
             bar.update()
     return programs
@@ -190,14 +189,14 @@ def _compile_decode(plan: MeshPlan, rows: int) -> Compiled:
     def decode(params: Params, state: DeviceState, rows: jax.Array) -> tuple[DeviceState, Passed]:
         return decode_step(_decoder(plan, params), plan.mesh, state, rows)
 
-    return _compile_step(plan, decode, _decode_rows(plan, rows, 1))
+    return _compile_step(plan, decode, _decode_rows(plan, rows, 1), options=_MERGED)
 
 
 def _compile_decode_steps(plan: MeshPlan, rows: int, steps: int) -> Compiled:
     def decode(params: Params, state: DeviceState, rows: jax.Array) -> tuple[DeviceState, jax.Array]:
         return decode_steps(_decoder(plan, params), plan.mesh, state, rows, steps)
 
-    return _compile_step(plan, decode, _decode_rows(plan, rows, steps))
+    return _compile_step(plan, decode, _decode_rows(plan, rows, steps), options=_MERGED)
 
 
 def _compile_sample(plan: MeshPlan, stage: Stage, rows: int) -> Compiled:
@@ -212,7 +211,7 @@ def _compile_sample(plan: MeshPlan, stage: Stage, rows: int) -> Compiled:
     }
     function, arguments, donated = stages[stage]
     jitted = jax.jit(function, donate_argnums=donated, out_shardings=replicated(plan.mesh))
-    return _compile(plan, jitted.lower(*arguments))
+    return _compile(plan, jitted.lower(*arguments), {})
 
 
 def _decoder(plan: MeshPlan, params: Params) -> Decoder:
@@ -230,18 +229,23 @@ def _decode_rows(plan: MeshPlan, rows: int, steps: int) -> Any:
     return _argument(plan.mesh, (rows, decode_columns(len(config.windows), steps, config.page_size)))
 
 
-def _compile_step(plan: MeshPlan, step: Callable[..., Any], *inputs: Any) -> Compiled:
-    """Compile a step that takes parameters, state and inputs, and returns the new state first."""
+def _compile_step(
+    plan: MeshPlan, step: Callable[..., Any], *inputs: Any, options: dict[str, str | bool | int] | None = None
+) -> Compiled:
+    """Compile a step that takes parameters, state and inputs, and returns the new state first; `options` of a GPU."""
     whole = replicated(plan.mesh)
     outputs = jax.eval_shape(step, _params(plan), plan.state, *inputs)
     out = (_shardings(plan.state), *(whole for _ in outputs[1:]))
-    return _compile(plan, jax.jit(step, donate_argnums=1, out_shardings=out).lower(_params(plan), plan.state, *inputs))
+    lowered = jax.jit(step, donate_argnums=1, out_shardings=out).lower(_params(plan), plan.state, *inputs)
+    return _compile(plan, lowered, options or {})
 
 
-def _compile(plan: MeshPlan, lowered: Lowered) -> Compiled:
+def _compile(plan: MeshPlan, lowered: Lowered, options: Mapping[str, str | bool | int]) -> Compiled:
+    """Compile for the mesh's devices; `options` are XLA's, for GPUs alone."""
     # Each mesh's programs are compiled separately, so autotuning could choose different kernels for two meshes.
-    is_fixed = plan.config.deterministic and plan.mesh.devices.flat[0].platform == "gpu"
-    return lowered.compile(compiler_options=_FIXED if is_fixed else None)
+    fixed = _FIXED if plan.config.deterministic else {}
+    is_gpu = plan.mesh.devices.flat[0].platform == "gpu"
+    return lowered.compile(compiler_options={**fixed, **options} if is_gpu else None)
 
 
 def _params(plan: MeshPlan) -> Any:

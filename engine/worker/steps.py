@@ -219,9 +219,11 @@ def _kv_slots(
     """
 
     def one(pool: jax.Array, table: jax.Array) -> jax.Array:
-        _, pages, page_size, *_ = pool.shape
+        layers, pages, page_size, *_ = pool.shape
         page = jnp.take_along_axis(table, (positions // page_size)[:, None], axis=1)[:, 0]
-        return jnp.where(written, page * page_size + positions % page_size, pages * page_size)
+        # Past the pool of all layers: the slot after a layer's last is the next layer's first.
+        is_own = written & (page < pages)
+        return jnp.where(is_own, page * page_size + positions % page_size, layers * pages * page_size)
 
     return tuple(one(kv.k, table) for kv, table in zip(state.kv, tables, strict=True))
 

@@ -24,7 +24,7 @@ KINDS = ("attention", "gemm", "append", "sampling", "elementwise", "copy")
 # A kernel is of the first kind whose pattern matches its instruction's scopes or its name.
 _KINDS = (
     ("attention", re.compile(r"paged_(decode|prefill)_attention|combine")),
-    ("append", re.compile(r"append_kv")),
+    ("append", re.compile(r"append_kv|prepare_heads")),
     ("sampling", re.compile(r"\bsample\b|sort|top_?k", re.IGNORECASE)),
 )
 _GEMM = re.compile(r"dot_general|\bdot\b|gemm|gemv|nvjet|cutlass|cublas|xmma|splitk|wgmma", re.IGNORECASE)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.oracle import spelled_out
-from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention, xla
+from twinmesh.kernels_pallas import Rotation, paged_decode_attention, paged_prefill_attention, prepare_heads, xla
 from twinmesh.scripts.gpu.checks import LIMITS, distance
 from twinmesh.scripts.gpu.timing import Heads, cached, queries
 
@@ -35,3 +35,28 @@ def test_attention_on_the_gpu_is_that_of_plain_xla(heads, window):
     assert error(paged_decode_attention, xla.paged_decode_attention, q, *cache.layer(0), **options) < LIMITS["bfloat16"]
     arrays = queries(heads, sum(CHUNKS)), *cache.layer(0), jnp.asarray(np.cumsum([0, *CHUNKS]), jnp.int32)
     assert error(paged_prefill_attention, xla.paged_prefill_attention, *arrays, **options) < LIMITS["bfloat16"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("heads", [Heads(32, 8, 128), Heads(64, 8, 64), Heads(8, 4, 256, 32)], ids=str)
+@pytest.mark.parametrize("has_norms", [False, True])
+def test_heads_on_the_gpu_are_prepared_as_by_plain_xla(heads, has_norms):
+    """Two calls, so that memory that the second does not write shows; padding and another layer's pages stay."""
+    rng = np.random.default_rng(0)
+    count, slots = 77, 4 * heads.page_size
+    q, k, v = (
+        jnp.asarray(rng.standard_normal((count, h, heads.dim)), jnp.bfloat16) for h in (heads.query, heads.kv, heads.kv)
+    )
+    angle = rng.standard_normal((count, heads.dim // 2)).astype(np.float32)
+    norms = jnp.asarray(rng.standard_normal((2, heads.dim)), jnp.float32) if has_norms else (None, None)
+    rotation = Rotation(jnp.cos(angle), jnp.sin(angle), *norms, eps=1e-6)
+    slot = rng.permutation(2 * slots)[:count].astype(np.int32)
+    pool = jnp.full((6, heads.page_size, heads.kv, heads.dim), jnp.nan, jnp.bfloat16)
+    arrays, first = (q, k, v, rotation, pool, pool, jnp.asarray(slot)), 2
+    run = jax.jit(lambda *arrays: prepare_heads(*arrays, first_page=first))
+    run(*arrays)
+    got, want = run(*arrays), jax.jit(xla.prepare_heads)(*arrays, jnp.full(1, first, jnp.int32))
+    for mine, plain in zip(got, want, strict=True):
+        mine, plain = (np.asarray(x, np.float32) for x in (mine, plain))
+        np.testing.assert_array_equal(np.isnan(mine), np.isnan(plain))
+        np.testing.assert_allclose(mine, plain, rtol=2**-6, atol=2**-6)

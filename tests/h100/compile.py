@@ -7,12 +7,15 @@ be importable; in a process that is to run anything it should not be, without a 
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 os.environ |= {
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu",
@@ -28,6 +31,7 @@ from twinmesh import kernels_pallas
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sharding.tensor_parallel import model_on
+from twinmesh.engine.startup.memory import temporary_bytes
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker import programs
 from twinmesh.engine.worker.kv_cache import abstract_state
@@ -42,6 +46,8 @@ TARGET = (Path(__file__).parent / "target.txtpb").read_text()
 DEVICES = topologies.get_topology_desc(
     platform="cuda", topology_name="h100", topology="1x1x8", target_config=TARGET
 ).devices  # fmt: skip
+# Opcodes of the top level that start nothing on the device.
+NAMES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 MODELS = {"qwen3-8b": QWEN3_8B, "llama-3.1-8b": LLAMA_3_1_8B}
 
 
@@ -61,14 +67,16 @@ def cache(requests, heads, head_dim, page_size, dtype):
     return pool, pool, shape(requests, 8192 // page_size), shape(requests)
 
 
-def compiled(function, *arguments):
+def compiled(function, *arguments, donated=()):
     with on_h100s(1, "x"), tempfile.TemporaryFile("w+") as said:
         with redirected(said.fileno()):
-            jax.jit(function).lower(*arguments).compile()
+            program = jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
         said.seek(0)
         text = said.read()
     print(text)
-    return {"kernels": kernels(text), "remarks": re.findall(r"\(C7\d+\).*", text)}
+    memory = program.memory_analysis()
+    facts = {"temp": memory.temp_size_in_bytes, "alias": memory.alias_size_in_bytes}
+    return {"kernels": kernels(text), "remarks": re.findall(r"\(C7\d+\).*", text), **facts}
 
 
 @contextlib.contextmanager
@@ -131,18 +139,33 @@ def product(rows, depth, columns):
     return compiled(lambda *arrays: skinny_matmul(*arrays, cores=132), x, weight)
 
 
-def step(name, tp, kind, pages=2048, tokens=2048, rows=32):
-    """One whole `prefill_step` or `decode_step` with a pool of so many pages of 64 tokens."""
+def heads(heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16", tokens=32, norms=True):
+    """Norm, rotation and append; the pools are donated, and what the program keeps beside them is reported."""
+    q, k = (shape(tokens, count, head_dim, dtype=jnp.dtype(dtype)) for count in heads)
+    angle, norm = shape(tokens, head_dim // 2, dtype=jnp.float32), shape(head_dim, dtype=jnp.float32)
+    rotation = kernels_pallas.Rotation(angle, angle, *(norm, norm) if norms else (None, None), eps=1e-6)
+    pool = shape(256, page_size, heads[1], head_dim, dtype=jnp.dtype(dtype))
+    function = functools.partial(kernels_pallas.prepare_heads, first_page=3)
+    return compiled(function, q, k, k, rotation, pool, pool, shape(tokens), donated=(4, 5))
+
+
+def step(name, tp, kind, pages=2048, tokens=2048, rows=32, layers=None, split_k=True):
+    """One whole `prefill_step` or `decode_step` with a pool of so many pages of 64 tokens.
+
+    `layers` cuts the model. Without `split_k`, products are not cut into parts whose sums are kernels of their own:
+    XLA cuts them by rule where it cannot try what is faster, and may not on a GPU.
+    """
     model = model_on(MODELS[name], tp)
+    model = replace(model, layers=model.layers[:layers])
     config = EngineConfig(
         Topology.parse(f"both=1xtp{tp}"), max_model_len=8192, prefill_buckets=(tokens,), decode_buckets=(rows,),
-        max_num_seqs=rows,
+        max_num_seqs=rows, dtype="bfloat16",
     )  # fmt: skip
     (mesh,) = build_meshes(config.topology, DEVICES[:tp])
     state = abstract_state(model, config, (pages,), jnp.dtype("bfloat16"), mesh)
     params = abstract_params(model, jnp.bfloat16)
     plan = programs.MeshPlan(mesh, config.topology.meshes[0], model, params, config, state)
-    with on_h100s(tp, "tp"):
+    with on_h100s(tp, "tp"), without_split_k(not split_k):
         program = programs.compile_program(plan, kind, tokens if kind == "prefill" else rows)
     memory, text = program.memory_analysis(), program.as_text()
     facts = {field: getattr(memory, f"{field}_size_in_bytes") for field in ("argument", "output", "alias", "temp")}
@@ -150,12 +173,38 @@ def step(name, tp, kind, pages=2048, tokens=2048, rows=32):
     return {
         **facts,
         "pool": int(pool),
+        "set_aside": temporary_bytes(model, config, tp),
         "layers": model.num_layers,
+        **launches(text),
         "all_reduce": count(text, "all-reduce"),
         "all_gather": [shape for _, shape in instructions(text, "all-gather")],
         "kernels": count(text, "custom-call", "mosaic_gpu"),
         "copies": [shape for _, shape in instructions(text, "copy") if size(shape) >= pool // 4],
     }
+
+
+@contextlib.contextmanager
+def without_split_k(is_without):
+    """Programs that are compiled inside have no products in parts."""
+    compile_as_is = jax.stages.Lowered.compile
+
+    def compile_whole(self, compiler_options=None):
+        return compile_as_is(self, {**(compiler_options or {}), "xla_gpu_experimental_force_split_k": 1})
+
+    with mock.patch.object(jax.stages.Lowered, "compile", compile_whole) if is_without else contextlib.nullcontext():
+        yield
+
+
+def launches(text):
+    """What a program's top level starts on the device, and how much of it computes nothing but integers.
+
+    Not counted: what names a buffer or a part of one, and waiting for what was started.
+    """
+    entry = text[text.index("\nENTRY ") :].split("\n}", 1)[0]
+    found = re.findall(r"^\s*(?:ROOT )?\S+ = (.*?) ([\w-]+)\(", entry, re.MULTILINE)
+    started = [shape for shape, opcode in found if opcode not in NAMES and not opcode.endswith("-done")]
+    whole = [shape for shape in started if set(re.findall(r"(\w+)\[", shape)) <= {"s32", "u32", "pred"}]
+    return {"operations": len(started), "integers": len(whole)}
 
 
 def instructions(text, opcode, target=""):

@@ -32,8 +32,20 @@ KERNELS = [
     "{}(heads=(4, 1), head_dim=256, page_size=128)",
     "{}(heads=(4, 1), head_dim=128, page_size=32)",
 ]  # fmt: skip
+HEADS = [
+    "heads()",
+    "heads(heads=(8, 4), head_dim=256, page_size=32)",
+    "heads(heads=(64, 8), head_dim=64, norms=False, tokens=512)",
+    "heads(heads=(64, 8), head_dim=128, page_size=128, dtype='float16')",
+    "heads(heads=(4, 1), head_dim=128, page_size=16)",
+]
 PRODUCTS = ["product(1, 4096, 4096)", "product(128, 12288, 4096)"]
 STEPS = ["step('qwen3-8b', 1, 'decode')", "step('llama-3.1-8b', 4, 'prefill')"]
+# Of a layer: every layer is compiled to the same operations, so that a few layers tell what all do.
+CUT = "step('{}', {}, '{}', layers={}, split_k=False)"
+FEW, MORE = 3, 6
+KINDS = [(name, tp, kind) for name in ("qwen3-8b", "llama-3.1-8b") for tp in (1,) for kind in ("decode", "prefill")]
+OPERATIONS = 11  # the most that a layer starts, products in parts apart
 
 
 def run(jobs):
@@ -55,7 +67,8 @@ def run(jobs):
 
 @pytest.fixture(scope="module")
 def kernels():
-    return run([*(kernel.format(name) for kernel in KERNELS for name in ("decode", "prefill")), *PRODUCTS])
+    attentions = [kernel.format(name) for kernel in KERNELS for name in ("decode", "prefill")]
+    return run([*attentions, *HEADS, *PRODUCTS])
 
 
 @pytest.mark.parametrize("name", ["decode", "prefill"])
@@ -65,9 +78,19 @@ def test_a_kernel_spills_no_registers_and_fits_the_shared_memory(kernels, name, 
     assert not kernels[kernel.format(name)]["remarks"]  # of ptxas, such as that products are waited for one by one
     assert [part["name"] for part in found] == PARTS[name]
     for part in found:
-        assert part["registers"]
         assert part["spilled"] == 0
         assert 0 < part["shared"] <= SHARED
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_heads_are_prepared_by_one_kernel_that_writes_the_pools_in_place(kernels, heads):
+    facts = kernels[heads]
+    assert not facts["remarks"]
+    (part,) = facts["kernels"]
+    assert part["name"] == "prepare_heads"
+    assert part["spilled"] == 0
+    assert 0 < part["shared"] <= SHARED
+    assert facts["temp"] < facts["alias"] / 4  # which are the pools: none of them is copied
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -88,14 +111,26 @@ def steps():
 def test_a_whole_step_fits_keeps_its_pool_in_place_and_gathers_nothing(steps, step):
     facts = steps[step]
     tp = int(re.search(r", (\d),", step)[1])
-    per_layer = 2 if "decode" in step else 1
+    per_layer = 3 if "decode" in step else 2  # one prepares the heads
     assert facts["kernels"] == per_layer * facts["layers"]
     assert facts["alias"] >= facts["pool"]
     assert not facts["copies"]
-    assert facts["temp"] < 2 * GIB
+    assert facts["temp"] < facts["set_aside"] < 2 * GIB
     assert facts["argument"] + facts["output"] - facts["alias"] + facts["temp"] < 80e9
     # Two sums of partial products a layer, and one for the embedding, whose rows are split.
     assert facts["all_reduce"] == (2 * facts["layers"] + 1 if tp > 1 else 0)
     # The sampler sees whole rows of logits; weights and KV stay where they are.
     assert all(shape.count("f32[") == len(re.findall(r"\w+\[", shape)) for shape in facts["all_gather"])
     assert len(facts["all_gather"]) <= 1
+
+
+@pytest.fixture(scope="module")
+def cut_steps():
+    return run([CUT.format(*kind, layers) for kind in KINDS for layers in (FEW, MORE)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_starts_few_operations_and_none_that_rewrites_page_tables(cut_steps, kind):
+    few, more = (cut_steps[CUT.format(*kind, layers)] for layers in (FEW, MORE))
+    assert more["integers"] == few["integers"]
+    assert (more["operations"] - few["operations"]) / (MORE - FEW) <= OPERATIONS

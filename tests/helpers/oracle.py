@@ -1,15 +1,16 @@
 """Implementations of the attentions, called with the arguments of the package's public functions."""
 
 from twinmesh.kernels_pallas import reference
-from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
+from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV, as_first_page
 
 
 def spelled_out(attention):
     """Turn an implementation that takes `PagedKV` and `AttentionOptions` into a function of single arguments."""
 
-    def call(q, k_pages, v_pages, page_table, kv_len, q_start=None, **options):
+    def call(q, k_pages, v_pages, page_table, kv_len, q_start=None, first_page=0, **options):
         starts = () if q_start is None else (q_start,)
-        return attention(q, PagedKV(k_pages, v_pages, page_table, kv_len), *starts, AttentionOptions(**options))
+        kv = PagedKV(k_pages, v_pages, page_table, kv_len, as_first_page(first_page))
+        return attention(q, kv, *starts, AttentionOptions(**options))
 
     return call
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -20,6 +20,15 @@ class Case:
     q_start: np.ndarray  # [R + 1]
     dense_k: list[np.ndarray] = field(default_factory=list)  # R times [kv_len, Hk, D]
     dense_v: list[np.ndarray] = field(default_factory=list)
+
+    def behind(self, pages: int) -> "Case":
+        """Return the case with its pools as those of a layer whose first page is `pages`, between others of NaN."""
+        fill = [(pages, 2), *[(0, 0)] * 3]
+        pools = {
+            name: np.pad(getattr(self, name).astype(np.float32), fill, constant_values=np.nan).astype(self.q.dtype)
+            for name in ("k_pages", "v_pages")
+        }
+        return replace(self, **pools)
 
     @property
     def cache(self) -> dict[str, np.ndarray]:

@@ -50,6 +50,16 @@ def test_prefill_matches_oracle_for_packed_chunks_with_cached_prefixes(make_case
     assert not got[case.q_start[-1] :].any()
 
 
+@pytest.mark.parametrize("as_array", [False, True])
+@pytest.mark.parametrize("options", OPTIONS, ids=IDS)
+def test_a_layer_behind_others_in_its_pool_gives_the_same_bits(make_case, options, as_array):
+    case = make_case(BOUNDARY, [7, 3, 9, 0, 96, 20, 1, 0, 16, 1, 0, 41], tokens=205)
+    first = jnp.int32(7) if as_array else 7
+    for attend in (prefill, decode, oracle_prefill, oracle_decode):
+        want = attend(case, **options)
+        np.testing.assert_array_equal(attend(case.behind(7), first_page=first, **options), want)
+
+
 def test_prefill_matches_oracle_over_several_tiles_and_blocks(make_case):
     options = {"window": 200, "sink": SINK}
     case = make_case([300, 310, 129], [300, 131, 128], tokens=600, page_size=64, max_pages=5)

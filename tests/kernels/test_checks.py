@@ -40,6 +40,7 @@ def trace(function, arrays, **options):
         ({"page_table": ints(4)}, r"page_table has shape \(4,\)"),
         ({"page_table": array(4, 3)}, r"page_table is float32\[4, 3\].*int32"),
         ({"kv_len": ints(5)}, r"kv_len is int32\[5\].*int32\[4\]"),
+        ({"first_page": ints(2)}, r"first_page is int32\[2\].*scalar"),
     ],
 )
 def test_attention_refuses(change, message):
@@ -58,6 +59,9 @@ def test_attention_refuses(change, message):
         ({"window": True}, "window=True"),
         ({"softcap": 0.0}, "softcap=0.0"),
         ({"softcap": -1.0}, "softcap=-1.0"),
+        ({"first_page": -1}, "first_page=-1"),
+        ({"first_page": True}, "first_page=True"),
+        ({"first_page": 1.0}, r"first_page=1\.0"),
         ({"sink": jnp.zeros(5)}, r"sink is float32\[5\].*Hq = 6"),
         ({"sink": jnp.zeros(6, jnp.int32)}, "sink is int32"),
     ],
@@ -86,6 +90,8 @@ def test_prefill_wants_one_start_more_than_requests():
         ({"slot": array(7)}, "slot is float32"),
         ({"slot": ints(7, 1)}, "slot is "),
         ({"k_pages": array(2**27, 16, 2, 8), "v_pages": array(2**27, 16, 2, 8)}, "k_pages has 2147483648 slots"),
+        ({"first_page": ints(1)}, r"first_page is int32\[1\].*scalar"),
+        ({"first_page": array()}, r"first_page is float32\[\].*int32\[\]"),
     ],
 )
 def test_append_refuses(change, message):

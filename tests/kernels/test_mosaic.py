@@ -20,8 +20,8 @@ BF16 = jnp.dtype("bfloat16")
 INTERPRET = plgpu.InterpretGPUParams(detect_races=True)
 
 
-def on_interpreter(attention, case, tiles, cores=3, **options):
-    kv = PagedKV(**case.cache)
+def on_interpreter(attention, case, tiles, cores=3, first_page=0, **options):
+    kv = PagedKV(**case.cache, first_page=np.full(1, first_page, np.int32))
     arrays = (case.q, kv, case.q_start) if attention is prefill.paged_prefill_attention else (case.q, kv)
     run = jax.jit(
         lambda arrays: attention(
@@ -69,7 +69,8 @@ def test_decode_matches_oracle(make_case, heads, head_dim, page_size, dtype, cha
         dtype=jnp.dtype(dtype),
     )  # fmt: skip
     options = options_for(case, **changes)
-    got = on_interpreter(decode.paged_decode_attention, case, DecodeTiles(split=128, stages=2), **options)
+    tiles = DecodeTiles(split=128, stages=2)
+    got = on_interpreter(decode.paged_decode_attention, case.behind(5), tiles, first_page=5, **options)
     check(case, got, oracle.paged_decode_attention, **options)
 
 
@@ -84,7 +85,8 @@ def test_prefill_matches_oracle(make_case, heads, head_dim, page_size, dtype, ch
     )  # fmt: skip
     options = options_for(case, **changes)
     tiles = PrefillTiles(tile=64 if head_dim == 256 else 128, stages=2)
-    got = on_interpreter(prefill.paged_prefill_attention, case, tiles, cores=2, **options)
+    behind = case.behind(5)
+    got = on_interpreter(prefill.paged_prefill_attention, behind, tiles, cores=2, first_page=5, **options)
     check(case, got, oracle.paged_prefill_attention, **options)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers.loading import load_on_one_device
 from helpers.tiny_gguf import TinyLlama, write_tiny_gguf
+from twinmesh.kernels_pallas import Rotation
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_causal, dense_hidden
@@ -85,10 +86,11 @@ def test_gradients_reach_every_parameter(tiny):
 def test_dense_attention_honours_window_and_softcap():
     def attention(**spec):
         config = ModelConfig("llama", 8, 8, 4, 2, 1, 4, 1e-5, True, 16, (AttentionSpec(Rope(1e4), **spec),))
-        return np.asarray(dense_causal(config)(None, 0, q, k, v, None)[0])
+        return np.asarray(dense_causal(config)(None, 0, q, k, v, unturned, None)[0])
 
     random = np.random.RandomState(0)
     q, k, v = (jnp.asarray(random.standard_normal((5, h, 4)), jnp.float32) for h in (2, 1, 1))
+    unturned = Rotation(jnp.ones((5, 2)), jnp.zeros((5, 2)))
     np.testing.assert_allclose(attention(window=1), np.repeat(v, 2, axis=1), atol=1e-6)
     capped = attention(softcap=1e-6)  # all scores equal: the mean of what is seen
     np.testing.assert_allclose(capped[4, 0], np.asarray(v)[:, 0].mean(0), atol=1e-5)

@@ -83,6 +83,8 @@ def test_bad_input_to_a_script_is_one_line_without_a_traceback(tmp_path):
         (["generate", "--model", "m", "--decode-steps", "few"], "few"),
         (["generate", "--model", "m", "--max-model-len", "0"], "'0' is not a whole number, 1 or more"),
         (["generate", "--model", "m", "--stop"], "--stop"),
+        (["generate", "--model", "m", "--memory-fraction", "1.5"], "'1.5' is not a number above 0 and at most 1"),
+        (["batch", "--model", "m", "--memory-fraction", "x"], "'x' is not a number above 0 and at most 1"),
         (["generate", "--model", "m", "--prefill-buckets", "16,x"], "'x' is not a whole number, 1 or more"),
         (["generate", "--model", "m", "--topologie", "both=1"], "no argument --topologie: the nearest is --topology."),
         (["batch", "--model", "m", "--input", "i", "--output", "o", "--restat"], "the nearest is --restart."),
@@ -155,11 +157,13 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
     main([*start, "--topology", "both=2", "--dtype", "bfloat16", "--max-model-len", "64", "--deterministic",
           "--decode-steps", "4", "--no-prefix-caching", "--decision-log", "run.log", "--page-size", "16",
           "--max-num-seqs", "8", "--prefill-buckets", "16,32", "--decode-buckets", "8", "--kv-cache-bytes", "4096",
+          "--memory-fraction", "0.25",
           "--max-retries", "0", "--policy", "spf", "--allow-nonfinite"])  # fmt: skip
     assert given == {
         "model": "m.gguf", "topology": Topology.parse("both=2"), "dtype": "bfloat16", "max_model_len": 64,
         "deterministic": True, "decode_steps": 4, "enable_prefix_caching": False, "decision_log": "run.log",
         "page_size": 16, "max_num_seqs": 8, "prefill_buckets": (16, 32), "decode_buckets": (8,), "kv_cache_bytes": 4096,
+        "memory_fraction": 0.25,
         "max_retries": 0, "policy": "spf", "allow_nonfinite": True, "progress": True,
     }  # fmt: skip
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.sharding.mesh import build_meshes
+from twinmesh.engine.startup.gpu_memory import Share
 from twinmesh.engine.startup.memory import longest_that_fits, memory_for_kv, page_bytes, pool_that_fits, request_bytes
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.kv_cache import Group, abstract_dense, abstract_state, groups
@@ -22,9 +23,9 @@ def config(topology, length=64, windows=(None,), **changes):
     return EngineConfig(Topology.parse(topology), length, windows=windows, **options)
 
 
-def pool(budget, topology, mesh=0, length=64, per_page=(100,), **changes):
+def pool(budget, topology, mesh=0, length=64, per_page=(100,), part=8, **changes):
     settings = config(topology, length, **changes)
-    return pool_that_fits(budget, per_page, settings, settings.topology.meshes[mesh])
+    return pool_that_fits(budget, per_page, settings, settings.topology.meshes[mesh], part)
 
 
 def test_layers_of_one_window_are_one_group_in_order_of_first_use():
@@ -57,6 +58,8 @@ def test_staging_is_set_aside_where_requests_leave_or_arrive():
     assert pool(1000, "both=2", 1) == PoolSize((6,), (100,), 400)
     assert pool(9000, "prefill=1,decode=1", 1) == PoolSize((8,), (100,), 1125)
     assert pool(90_000, "prefill=1,decode=1", 1) == PoolSize((8,), (100,), 3200)
+    assert pool(9000, "prefill=1,decode=1", 1, part=16) == PoolSize((8,), (100,), 562)
+    assert pool(90_000, "prefill=1,decode=1", 1, part=16) == PoolSize((8,), (100,), 3200)
 
 
 def test_groups_get_pages_for_the_same_number_of_requests():
@@ -85,20 +88,25 @@ def test_a_pool_too_small_for_one_request_is_refused_with_the_arithmetic(budget,
 @pytest.mark.parametrize(("windows", "per_page"), [((None,), (100,)), ((None, 32), (100, 70))])
 def test_the_longest_request_that_fits_is_one_that_a_pool_takes(topology, windows, per_page):
     settings = dict(windows=windows, per_page=per_page)
-    longest = longest_that_fits(3000, per_page, config(topology, 10_000, windows))
+    longest = longest_that_fits(3000, per_page, config(topology, 10_000, windows), 8)
     assert longest % 16 == 0
     pool(3000, topology, -1, longest, **settings)
     with pytest.raises(ValueError, match="does not fit"):
         pool(3000, topology, -1, longest + 1, **settings)
-    assert longest_that_fits(10**9, per_page, config(topology, 100, windows)) == 100
-    assert longest_that_fits(0, per_page, config(topology, 100, windows)) == 16
+    assert longest_that_fits(10**9, per_page, config(topology, 100, windows), 8) == 100
+    assert longest_that_fits(0, per_page, config(topology, 100, windows), 8) == 16
 
 
 class Device:
-    """A device that reports its memory."""
+    """A GPU that reports its memory, or does not."""
+
+    platform, device_kind = "gpu", "Test GPU"
+
+    def __init__(self, reports=True):
+        self._reports = reports
 
     def memory_stats(self):
-        return {"bytes_limit": 10_000, "bytes_in_use": 4000}
+        return {"bytes_limit": 10_000, "bytes_in_use": 4000} if self._reports else None
 
 
 class Mesh:
@@ -106,15 +114,25 @@ class Mesh:
         self.devices = np.array(devices)
 
 
-def test_memory_is_what_is_left_on_the_devices_less_the_request_state():
-    a, b, c = Device(), Device(), Device()
-    assert memory_for_kv([Mesh(a), Mesh(b, c)], None, 500) == [4500, 9000]
-    assert memory_for_kv([Mesh(a), Mesh(a)], None, 500) == [2000, 2000]  # they share a device
-    assert memory_for_kv([Mesh(a), Mesh(b, c)], 6000, 500) == [4500, 6000]
-    assert memory_for_kv([Mesh(a)], None, 10**6) == [0]
+def test_memory_is_what_is_left_on_the_devices_less_what_each_mesh_sets_aside():
+    a, b, c, whole = Device(), Device(), Device(), Share(0.9)
+    # 10,000 less 2 % and 4,000.
+    assert memory_for_kv([Mesh(a), Mesh(b, c)], None, [500, 600], whole) == [5300, 10_400]
+    assert memory_for_kv([Mesh(a), Mesh(a)], None, [500, 500], whole) == [2400, 2400]  # they share a device
+    assert memory_for_kv([Mesh(a), Mesh(b, c)], 6000, [500, 500], whole) == [5300, 6000]
+    assert memory_for_kv([Mesh(a)], None, [10**6], whole) == [0]
+    # Three quarters of the card are 10,000: half of it is 6,667.
+    assert memory_for_kv([Mesh(a)], None, [0], Share(0.75, asked=0.5)) == [2466]
+
+
+def test_a_gpu_that_does_not_report_its_memory_needs_a_cap():
+    mesh = Mesh(Device(reports=False))
+    assert memory_for_kv([mesh], 5000, [500], Share(0.9)) == [5000]
+    with pytest.raises(ValueError, match=r"^Test GPU does not report its memory, .* or give kv_cache_bytes\.$"):
+        memory_for_kv([mesh], None, [500], Share(0.9))
 
 
 def test_a_cap_is_the_budget_where_devices_do_not_report_their_memory():
     meshes = build_meshes(Topology.parse("prefill=1,decode=1"))
-    assert memory_for_kv(meshes, 1 << 20, 500) == [1 << 20, 1 << 20]
-    assert all(0 < budget <= 2 << 30 for budget in memory_for_kv(meshes, None, 0))
+    assert memory_for_kv(meshes, 1 << 20, [500, 500], Share(0.75)) == [1 << 20, 1 << 20]
+    assert all(0 < budget <= 2 << 30 for budget in memory_for_kv(meshes, None, [0, 0], Share(0.75)))

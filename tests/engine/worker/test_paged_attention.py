@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from twinmesh.engine.sharding.mesh import AXIS, sharding
 from twinmesh.engine.worker.kv_cache import KV_AXES, KVCache, groups
 from twinmesh.engine.worker.paged_attention import DecodeRows, PagedAttention, PrefillRows, StepRows
+from twinmesh.kernels_pallas import Rotation
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import dense_causal
 
@@ -15,6 +16,8 @@ from twinmesh.models.decoder import dense_causal
 SPECS = (AttentionSpec(Rope(1e4)), AttentionSpec(Rope(1e4), window=5), AttentionSpec(Rope(1e4), softcap=2.0))
 MODEL = ModelConfig("llama", 50, 24, 32, 4, 2, 8, 1e-5, True, 128, SPECS)
 PAGES, SIZE, LENGTH = (9, 6), 4, 11
+# Slots past the pools of all layers, of which the groups have two and one.
+NOWHERE = (2 * 9 * SIZE, 6 * SIZE)
 
 
 def make_mesh(tp):
@@ -36,8 +39,14 @@ def draw(seed=0):
     return [[random.standard_normal((LENGTH, h, 8)).astype(np.float32) for h in heads] for _ in SPECS]
 
 
+def unturned(tokens):
+    """The rotation by no angle."""
+    return Rotation(jnp.ones((tokens, 4)), jnp.zeros((tokens, 4)))
+
+
 def dense(sequence):
-    return [np.asarray(dense_causal(MODEL)(None, layer, *qkv, None)[0]) for layer, qkv in enumerate(sequence)]
+    attend = dense_causal(MODEL)
+    return [np.asarray(attend(None, i, *qkv, unturned(LENGTH), None)[0]) for i, qkv in enumerate(sequence)]
 
 
 # One row of page ids per group; what the window has left behind is garbage.
@@ -61,7 +70,7 @@ def run(mesh, kv, sequences, slots, **rows):
     def step(kv, layers, slots, rows):
         attend, out = PagedAttention(mesh, MODEL), []
         for layer, qkv in enumerate(layers):
-            attended, kv = attend(kv, layer, *qkv, StepRows(slots, **rows))
+            attended, kv = attend(kv, layer, *qkv, unturned(len(qkv[0])), StepRows(slots, **rows))
             out.append(attended)
         return kv, out
 
@@ -98,7 +107,7 @@ def test_decode_rows_and_a_chunk_in_one_call_give_what_they_give_alone(tp):
     # The window of the next token begins in page 1: page 0 of the windowed group is somebody else's by now.
     left = (TABLES[0], np.array([[77, 5, 1, 77]], np.int32))
     own, others = slots(left, before, LENGTH), slots(OTHERS, 0, LENGTH)
-    padding = [np.int32([pages * SIZE]) for pages in PAGES]
+    padding = [np.int32([slot]) for slot in NOWHERE]
     empty_row = part(draw(2), 0, 1)
     _, found = run(
         mesh, kv, joined(part(decoding, before, LENGTH), empty_row, prefilling),
@@ -114,7 +123,7 @@ def test_decode_rows_and_a_chunk_in_one_call_give_what_they_give_alone(tp):
 
 def test_padding_writes_to_no_page_of_any_layer():
     mesh, sequence = make_mesh(1), draw()
-    padding = tuple(np.full(LENGTH, pages * SIZE, np.int32) for pages in PAGES)
+    padding = tuple(np.full(LENGTH, slot, np.int32) for slot in NOWHERE)
     kv, _ = run(mesh, empty(mesh), sequence, padding, prefill=chunk(TABLES, 0, 0))
     assert all(np.isnan(pool).all() for pool in jax.tree.leaves(kv))
 

@@ -21,6 +21,7 @@ ENTRY %main {
     [
         ("paged_decode_attention_mosaic_gpu_kernel", "", "attention"),
         ("loop_dynamic_fusion", "fusion.7", "append"),
+        ("prepare_heads_mosaic_gpu_kernel", "", "append"),
         ("fusion_7", "", "append"),
         ("loop_add_1", "", "elementwise"),
         ("argmax_2", "argmax.2", "sampling"),
