@@ -92,13 +92,16 @@ class Machine(RuleBasedStateMachine):
         self._check_that_what_is_awaited_is_under_way()
 
     def _check_that_what_is_awaited_is_under_way(self):
-        """What a request sleeps for is under way, or it stands in line behind one that found no room."""
+        """What a request sleeps for is under way, or it stands in line behind one that found no room, or further back
+        than the scheduler looks."""
         computing = [block for mesh in self.scheduler.meshes for block in mesh.computing]
         placed = {id(request.placement) for request in self.scheduler.requests.values()}
         assert all(
             id(placement) in placed for mesh in self.scheduler.meshes for placement in mesh.computing.values()
         ), "a block is being computed by a placement that is gone"
-        awake = [r for r in self.scheduler.requests.values() if r.state is State.WAITING and r.sleeps_for is None]
+        waiting = sorted((r for r in self.scheduler.requests.values() if r.state is State.WAITING), key=in_order)
+        looked_at = waiting[: 2 * self.scheduler.config.max_num_seqs]
+        awake = [request for request in waiting if request.sleeps_for is None]
         first = min((request.order for request in awake if request.restarts or not self.is_held), default=None)
         for request in self.scheduler.requests.values():
             if request.sleeps_for is None:
@@ -109,7 +112,7 @@ class Machine(RuleBasedStateMachine):
             is_under_way = request.sleeps_for in computing or (
                 leader is not None and leader.state in (State.WAITING, State.PREFILL)
             )
-            in_line = self.is_held or (first is not None and first < request.order)
+            in_line = self.is_held or request not in looked_at or (first is not None and first < request.order)
             assert is_under_way or in_line, f"{request.id} waits for {request.sleeps_for}, which is not under way"
 
     def _leaders(self):
