@@ -49,7 +49,6 @@ def found():
 def test_a_step_which_is_all_that_a_greedy_batch_runs_has_no_branch_and_no_loop(found, step):
     assert found[step]["conditionals"] == 0
     assert found[step]["trips"] == []
-    assert found[step]["sorts"] == 0
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -57,3 +56,5 @@ def test_a_stage_of_sampling_has_no_branch_and_only_loops_of_known_length(found,
     facts = found[f"stage({stage!r})"]
     assert facts["conditionals"] == 0
     assert facts["trips"] == STAGES[stage]
+    # The 20 most likely tokens that scores report are found by a sort.
+    assert facts["sorts"] == (1 if stage == "score" else 0)
