@@ -23,6 +23,8 @@ from .tiles import decode_tiles, prefill_tiles
 
 _log = logging.getLogger(__name__)
 _CORES = 132  # multiprocessors of an H100 SXM or an H200, for devices that do not report theirs
+# Mosaic tries layouts of shared memory without end where heads are no multiple of this (2 key/value heads, no norms).
+_ROWS = 8
 _HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
 
 
@@ -59,6 +61,8 @@ def prepare_heads(
 ) -> tuple[Array, Array, Array]:
     """See `kernels_pallas.prepare_heads`; arguments are checked already, and `first_page` is [1]."""
     arrays = (q, k, v, rotation, k_pages, v_pages, slot, first_page)
+    if q.shape[1] % _ROWS or k.shape[1] % _ROWS:
+        return xla.prepare_heads(*arrays)
     prepared: tuple[Array, Array, Array] = _choose(
         lambda cores: prepare.prepare_heads, xla.prepare_heads, arrays, k_pages
     )  # fmt: skip

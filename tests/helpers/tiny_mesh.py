@@ -69,7 +69,7 @@ def tiny_machines(config, model=None, pages=None, meshes=None):
     """
     use_cache(cache_directory() / "compiled")
     plans, params = (x[:meshes] for x in tiny_plans(config, model, pages))
-    programs = compile_programs(plans, progress=False)
+    programs = compile_programs(plans, 2, progress=False)
     return lambda: [TinyMesh(*parts) for parts in zip(plans, programs, params, strict=True)]
 
 
