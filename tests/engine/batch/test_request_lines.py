@@ -65,8 +65,8 @@ def test_answers_that_were_copied_from_a_response_are_messages_without_what_hold
 def test_what_a_response_may_hold_goes_to_the_chat_template_which_says_what_it_cannot_take():
     held = {"refusal": "no", "annotations": [{"type": "url_citation"}], "audio": {"id": "1"}, "function_call": {"a": 1}}
     thought = {"reasoning": "a", "reasoning_content": "a", "thinking": "a"}
-    answer = {"role": "assistant", "content": None, **held, **thought}
-    assert parsed({"messages": [answer]}).messages == [answer]
+    answer = {"role": "assistant", **held, **thought}
+    assert parsed({"messages": [{**answer, "content": None}]}).messages == [answer]
 
 
 def test_a_line_says_how_its_conversation_is_rendered():
