@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def missing_devices() -> str | None:
     """Say in a sentence why JAX has no devices, whatever part of a command met it first; None: it has, or is not used.
 
-    JAX raises RuntimeError where it cannot use the platform that it was told to, or AssertionError without a word.
+    JAX raises RuntimeError where it cannot use the platform that it was asked to, or AssertionError without a word.
     """
     if "jax" not in sys.modules:
         return None

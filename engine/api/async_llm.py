@@ -70,8 +70,8 @@ class AsyncLLM(BaseLLM):
         try:
             is_over = False
             while not is_over:
-                if not consumer.has_news:
-                    await consumer.news()
+                if not consumer.has_update:
+                    await consumer.next_update()
                 output, is_over = consumer.output(), collector.is_finished
                 if output is not None:
                     yield output

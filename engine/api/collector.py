@@ -205,7 +205,7 @@ class RequestCollector:
         outputs = [completion.output() for completion in self._completions.values()]
         return self._output(outputs, self._name_prompt_logprobs())
 
-    def news(self) -> RequestOutput | None:
+    def next_output(self) -> RequestOutput | None:
         """Return the next output of the kind that the request asked for; None: it is not due yet."""
         kind = self._params.output_kind
         if kind is RequestOutputKind.DELTA:

@@ -18,12 +18,12 @@ class Consumer:
     """One request as a coroutine follows it. On its loop's thread alone."""
 
     def __init__(self, collector: RequestCollector, loop: asyncio.AbstractEventLoop, *, only_final: bool) -> None:
-        """`only_final`: nothing is told before the end."""
+        """`only_final`: give no output before the end."""
         self.collector = collector
         self._loop, self._only_final = loop, only_final
         self._waiter: asyncio.Future[None] | None = None
         self._error: Exception | None = None
-        self.has_news = False
+        self.has_update = False
 
     def take(self, update: Update) -> None:
         """Take in an update, and wake the coroutine."""
@@ -33,22 +33,22 @@ class Consumer:
             self._error = error
         if self._only_final and self._error is None and not self.collector.is_finished:
             return
-        self.has_news = True
+        self.has_update = True
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def news(self) -> "asyncio.Future[None]":
+    def next_update(self) -> "asyncio.Future[None]":
         """Give what to await where there is nothing new."""
         self._waiter = self._loop.create_future()
         return self._waiter
 
     def output(self) -> RequestOutput | None:
         """Return the next output, if it is due. Raises what taking an update in has raised."""
-        self.has_news = False
+        self.has_update = False
         if self._error is not None:
             raise self._error
-        return self.collector.news()
+        return self.collector.next_output()
 
 
 class LoopOutlet:

@@ -96,7 +96,7 @@ class HandDriven:
                     self._take(self._updates.get(), fresh)
                 while not self._updates.empty():  # no other thread takes from it
                     self._take(self._updates.get(), fresh)
-                outputs = [output for collector in fresh if (output := collector.news()) is not None]
+                outputs = [output for collector in fresh if (output := collector.next_output()) is not None]
                 if not self._running:
                     break
             return outputs

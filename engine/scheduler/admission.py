@@ -79,7 +79,7 @@ class Admission:
                 break
             placed[request] = None
             found.clear()
-        self._waiting.settle(placed, asleep, refused)
+        self._waiting.apply(placed, asleep, refused)
 
     def _able(self, groups: Collection[Group]) -> list[Request]:
         """List those of the first that may be admitted and do not sleep."""

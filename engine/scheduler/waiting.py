@@ -2,7 +2,7 @@
 
 Invariant: every request here is awake or asleep, never both. Those that sleep for the same are one group and cost
 nothing, however many they are, until `done` names what they sleep for: from then on they are asked again with those
-awake, and sleep on or not as `settle` says. What there is to sleep for is decided in `admission.py`.
+awake, and sleep on or not as `apply` says. What there is to sleep for is decided in `admission.py`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -76,7 +76,7 @@ class WaitingRequests:
         first = islice((request for request in self._all if request.restarts), most)
         return [r for r in first if r.sleeps_for is None or any(r in group for group in groups)]
 
-    def settle(self, placed: Collection[Request], asleep: Mapping[Request, Awaited], refused: Request | None) -> None:
+    def apply(self, placed: Collection[Request], asleep: Mapping[Request, Awaited], refused: Request | None) -> None:
         """Take requests out, let others sleep, and keep awake the one that found no room."""
         _take_out(self._all, placed)
         _take_out(self._awake, {r: None for r in (*placed, *asleep) if r.sleeps_for is None})

@@ -56,7 +56,7 @@ def find_devices() -> list[jax.Device]:
     """Return the devices that JAX uses in this process.
 
     Raises:
-        TopologyError: it cannot use the platform that it was told to.
+        TopologyError: it cannot use the platform that it was asked to.
     """
     try:
         return list(jax.devices())

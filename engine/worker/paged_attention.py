@@ -2,7 +2,7 @@
 
 A cache group is the layers with the same attention window; it has its own pool and page tables. The kernels see a flat
 pool: the group's layer l owns pages l * pages to (l + 1) * pages - 1 of one long array, because a slice per layer
-would copy it. They are told the layer's first page and add it to page ids themselves: tables and slots are the same
+would copy it. They take the layer's first page and add it to page ids themselves: tables and slots are the same
 arrays for all layers, and no layer computes its own. A slot of padding must point past the whole pool, because the page
 after a layer's last is the next layer's first.
 

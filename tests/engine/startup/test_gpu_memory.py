@@ -127,9 +127,9 @@ def test_without_preallocation_the_pool_so_far_is_not_the_limit(setting):
 
 def test_whether_jax_has_started_is_told_without_starting_it(tmp_path):
     code = (
-        "import jax, os; from twinmesh.engine.startup.gpu_memory import backend_has_started as told;"
-        "before = told(); again = told(); jax.config.update('jax_num_cpu_devices', 3); count = len(jax.devices());"
-        "print(before, again, count, told(), len(jax.devices()))"
+        "import jax, os; from twinmesh.engine.startup.gpu_memory import backend_has_started as began;"
+        "before = began(); again = began(); jax.config.update('jax_num_cpu_devices', 3); count = len(jax.devices());"
+        "print(before, again, count, began(), len(jax.devices()))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["False", "False", "3", "True", "3"], done.stderr
