@@ -122,7 +122,6 @@ def test_texts_in_anything_with_an_order_are_prompts(prompts):
         np.zeros((2, 2, 2), np.int32), [np.zeros((2, 2), np.int32)], Series([float("nan"), "a"], object), [[[5]]],
         {"prompt_token_ids": "ab"}, {"prompt_token_ids": None}, {"prompt_token_ids": {5: 6}}, lambda: [5],
     ],
-    ids=repr,
 )  # fmt: skip
 def test_all_else_is_refused_in_the_documented_sentence(prompts):
     with pytest.raises(ValueError, match=r"^A prompt must be text or a list of token ids\.$"):
