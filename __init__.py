@@ -29,9 +29,8 @@ __all__ = [
     "Score",
     "TextDelta",
     "Topology",
-    "__version__",
 ]
-_HOMES = {
+_MODULES = {
     "LLM": "api.llm",
     "AsyncLLM": "api.async_llm",
     "CompletionOutput": "api.outputs",
@@ -49,9 +48,9 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name == "__version__":
         return _version()
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".engine.{_HOMES[name]}", __name__), name)
+    return getattr(importlib.import_module(f".engine.{_MODULES[name]}", __name__), name)
 
 
 def _version() -> str:

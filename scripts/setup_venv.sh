@@ -56,9 +56,14 @@ setup_venv() {
 }
 
 # link_package: the clone's folder may have any name; to mypy and the reference the package has to be a folder named twinmesh.
+# It holds a link for each part: a link to the clone itself would hold .venv, and with it itself, 40 times over.
 link_package() {
-    mkdir -p "$venv/mypy"
-    ln -sfn "$root" "$venv/mypy/twinmesh"
+    local package="$venv/mypy/twinmesh" part
+    rm -rf "$package"
+    mkdir -p "$package"
+    for part in "$root"/*.py "$root"/{py.typed,engine,kernels_pallas,models,scripts}; do
+        ln -s "$part" "$package/"
+    done
 }
 
 # setup_h100: the compiler of jax's CUDA plugin, into a folder that only a subprocess of the tests puts on its path: where

@@ -23,7 +23,7 @@ cli(["build", "--strict", "--config-file", sys.argv[1], "--site-dir", sys.argv[2
 def site(tmp_path_factory):
     """The built site. The reference looks for the package under its own name, as scripts/docs.sh makes it."""
     if not (ROOT / ".venv" / "mypy" / "twinmesh").exists():
-        pytest.fail("the link .venv/mypy/twinmesh is missing: run scripts/test.sh or scripts/docs.sh once")
+        pytest.fail("the folder .venv/mypy/twinmesh is missing: run scripts/test.sh or scripts/docs.sh once")
     out = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-c", BUILD, str(ROOT / ".mkdocs.yml"), str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
