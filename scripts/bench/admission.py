@@ -17,9 +17,7 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from importlib import import_module
@@ -185,14 +183,11 @@ def _row(rounds: Sequence[dict[str, Any]], index: int, figure: str) -> dict[str,
 
 
 def _run(checkout: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What this script reports of one checkout."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "twinmesh").symlink_to(checkout)  # the checkout's folder may have any name
-        options = ["--requests", str(args.requests), "--prefix", str(args.prefix), "--one"]
-        command = [sys.executable, __file__, *options]
-        environment = os.environ | {"PYTHONPATH": folder}
-        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    """Return what this script reports of one checkout."""
+    from twinmesh.scripts.bench.checkouts import report_of  # earlier checkouts, which run this file too, lack it
+
+    options = ["--requests", str(args.requests), "--prefix", str(args.prefix), "--one"]
+    rows: list[dict[str, Any]] = report_of(checkout, __file__, options)
     return rows
 
 

@@ -24,6 +24,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from twinmesh.scripts.bench.checkouts import environment_of
+
 HERE = Path(__file__).resolve().parents[2]
 _RESAMPLES = 2000
 type Figures = dict[str, float]  # rates by what they are of
@@ -80,7 +82,7 @@ def _server(checkout: Path, args: argparse.Namespace) -> Iterator[Server]:
     """Start `decode.py` on a checkout, wait until it is ready, and end it afterwards."""
     script = Path(__file__).with_name("decode.py")
     command = [sys.executable, str(script), "--model", args.model, "--tokens", str(args.tokens)]
-    with _package(checkout) as env:
+    with environment_of(checkout) as env:
         server = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         with server:
             _answer(server)
@@ -105,20 +107,12 @@ def host_rate(checkout: Path) -> float:
     """Return the steps per millisecond of a checkout's dispatching thread, by its own benchmark."""
     new = checkout / "scripts" / "bench" / "host.py"
     script = new if new.exists() else checkout / "scripts" / "bench_host.py"
-    with _package(checkout) as env, tempfile.TemporaryDirectory() as folder:
+    with environment_of(checkout) as env, tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         options = ["--topology", "both=1", "--layers", "45", "--requests", "64", "--json", str(report)]
         subprocess.run([sys.executable, str(script), *options], env=env, check=True, stdout=subprocess.DEVNULL)
         (row,) = json.loads(report.read_text())["rows"]
     return 1 / float(row["host_ms_per_step"])
-
-
-@contextmanager
-def _package(checkout: Path) -> Iterator[dict[str, str]]:
-    """Yield an environment in which a checkout, whose folder may have any name, is the package `twinmesh`."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "twinmesh").symlink_to(checkout)
-        yield os.environ | {"PYTHONPATH": folder}
 
 
 def summarise(pairs: Sequence[dict[str, Figures]]) -> list[dict[str, Any]]:

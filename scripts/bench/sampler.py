@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -154,12 +153,10 @@ def _before_stages(logits: Any, options: dict[str, Any]) -> Callable[[], Any]:
 
 
 def _measure(checkout: Path, logits: Path) -> Times:
-    """The times of one checkout, by this script in a process that imports the checkout."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "twinmesh").symlink_to(checkout)  # the checkout's folder may have any name
-        command = [sys.executable, __file__, "--logits", str(logits)]
-        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": folder}, check=True, stdout=subprocess.PIPE)
-    times: Times = json.loads(done.stdout)
+    """Return the times of one checkout, by this script in a process that imports the checkout."""
+    from twinmesh.scripts.bench.checkouts import report_of  # earlier checkouts, which run this file too, lack it
+
+    times: Times = report_of(checkout, __file__, ["--logits", str(logits)])
     return times
 
 

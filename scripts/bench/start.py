@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -63,13 +62,12 @@ def start(model: str, topology: str, dtype: str) -> Figures:
 
 
 def _measure(checkout: Path, topology: str, args: argparse.Namespace) -> Figures:
-    """The figures of one checkout, by this script in a process that imports the checkout."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "twinmesh").symlink_to(checkout)  # the checkout's folder may have any name
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "cache"), "PYTHONPATH": folder}
-        command = [sys.executable, __file__, "--start", topology, "--model", args.model, "--dtype", args.dtype]
-        done = subprocess.run(command, env=os.environ | cache, check=True, stdout=subprocess.PIPE)
-    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    """Return the figures of one checkout, by this script in a process that imports the checkout."""
+    from twinmesh.scripts.bench.checkouts import report_of  # earlier checkouts, which run this file too, lack it
+
+    options = ["--start", topology, "--model", args.model, "--dtype", args.dtype]
+    with tempfile.TemporaryDirectory() as cache:
+        figures: Figures = report_of(checkout, __file__, options, JAX_COMPILATION_CACHE_DIR=cache)
     return figures
 
 

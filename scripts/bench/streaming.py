@@ -18,9 +18,7 @@ import gc
 import json
 import os
 import platform
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -244,14 +242,11 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _process(checkout: Path, kind: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What this script reports of one checkout."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "twinmesh").symlink_to(checkout)  # the checkout's folder may have any name
-        lengths = list(map(str, args.lengths))
-        command = [sys.executable, __file__, "--one", kind, "--requests", str(args.requests), "--lengths", *lengths]
-        environment = os.environ | {"PYTHONPATH": folder}
-        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    """Return what this script reports of one checkout."""
+    from twinmesh.scripts.bench.checkouts import report_of  # earlier checkouts, which run this file too, lack it
+
+    options = ["--one", kind, "--requests", str(args.requests), "--lengths", *map(str, args.lengths)]
+    rows: list[dict[str, Any]] = report_of(checkout, __file__, options)
     return rows
 
 

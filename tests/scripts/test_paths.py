@@ -76,7 +76,9 @@ def test_a_decision_log_is_written_and_replayed_at_home(home, capsys):
 
 def test_a_model_is_converted_to_a_directory_at_home(home, monkeypatch):
     seen = []
-    monkeypatch.setattr("twinmesh.models.checkpoints.orbax_writer.write", lambda _, out, *rest, **options: seen.append(out))
+    monkeypatch.setattr(
+        "twinmesh.models.checkpoints.orbax_writer.write", lambda _, out, *rest, **options: seen.append(out)
+    )
     write_tiny_gguf(home / "tiny.gguf")
     assert main(["convert", "~/tiny.gguf", "~/out"]) == 0
     assert seen == [home / "out"]
