@@ -4,6 +4,8 @@ Hopper GPUs run the Mosaic kernels, all other devices run `xla.py`. The GPU is t
 context the trace runs (inside `shard_map`, or when compiling for an absent GPU), else JAX's first device.
 In the second case the program may still be meant for the CPU of a machine that has a GPU, so both are traced and
 lowering picks one. Shapes that the kernels do not support run in `xla.py` too, with one warning.
+
+The Mosaic kernels are imported when a program is traced for a GPU: their imports take longer than JAX's own.
 """
 
 import functools
@@ -15,9 +17,8 @@ from typing import Any
 import jax
 from jax import Array
 
-from . import decode, prefill, prepare, xla
+from . import xla
 from .arguments import AttentionOptions, PagedKV
-from .mosaic import why_unsupported
 from .rotary import Rotation
 from .tiles import decode_tiles, prefill_tiles
 
@@ -32,6 +33,8 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
     """Compute `kernels_pallas.paged_prefill_attention` by the implementation that fits; arguments are checked."""
 
     def kernel(cores: int) -> Callable[..., Array]:
+        from . import prefill
+
         tiles = prefill_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(prefill.paged_prefill_attention, options=options, tiles=tiles, cores=cores)
 
@@ -43,6 +46,8 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
     """Compute `kernels_pallas.paged_decode_attention` by the implementation that fits; arguments are checked."""
 
     def kernel(cores: int) -> Callable[..., Array]:
+        from . import decode
+
         tiles = decode_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(decode.paged_decode_attention, options=options, tiles=tiles, cores=cores)
 
@@ -60,13 +65,16 @@ def prepare_heads(
     first_page: Array,
 ) -> tuple[Array, Array, Array]:
     """See `kernels_pallas.prepare_heads`; arguments are checked already, and `first_page` is [1]."""
+
+    def kernel(cores: int) -> Callable[..., tuple[Array, Array, Array]]:
+        from . import prepare
+
+        return prepare.prepare_heads
+
     arrays = (q, k, v, rotation, k_pages, v_pages, slot, first_page)
     if q.shape[1] % _ROWS or k.shape[1] % _ROWS:
         return xla.prepare_heads(*arrays)
-    prepared: tuple[Array, Array, Array] = _choose(
-        lambda cores: prepare.prepare_heads, xla.prepare_heads, arrays, k_pages
-    )  # fmt: skip
-    return prepared
+    return _choose(kernel, xla.prepare_heads, arrays, k_pages)
 
 
 def _choose[Result](
@@ -81,6 +89,8 @@ def _choose[Result](
     if not _HOPPER.search(kind):
         warn_once(f"{kind} is not a Hopper GPU: paged attention runs in plain XLA.")
         return plain(*arrays)
+    from .mosaic import why_unsupported
+
     reason = why_unsupported(arrays[0], k_pages)
     if reason is not None:
         warn_once(f"{reason} Paged attention runs in plain XLA.")
