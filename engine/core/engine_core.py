@@ -58,9 +58,15 @@ from .submission import Outlet, Submission
 
 
 class Compilations(Protocol):
-    """A counter of compilations in this process, which counts until it is closed."""
+    """A counter of compilations in this process, which counts until it is closed, but not those of the engine's own
+    programs."""
 
     count: int
+
+    @property
+    def coming(self) -> tuple[str, ...]:
+        """Name the sizes of steps whose programs are still being compiled."""
+        ...
 
     def close(self) -> None:
         """Stop counting."""
@@ -170,7 +176,8 @@ class EngineCore:
         with self._lock:  # the dispatching thread needs it: percentiles come after
             log, running = self._log.snapshot(), len(self._running)
         counters, traffic = self._scheduler.counters, self._executor.traffic
-        return log.metrics(running, self._compilations.count, counters, traffic, self._host)
+        made = self._compilations
+        return log.metrics(running, made.count, counters, traffic, self._host, made.coming)
 
     @property
     def backlog(self) -> int:

@@ -83,13 +83,19 @@ def memory_for_kv(meshes: Sequence[Mesh], most: int | None, reserved: Sequence[i
         elif most is not None:
             budgets.append(most)
         elif device.platform == "cpu":
-            budgets.append(min(_available_memory() // (4 * len(meshes)), 2 << 30))
+            budgets.append(min(in_steps(_available_memory() // (4 * len(meshes))), 2 << 30))
         else:
             raise ValueError(
                 f"{device.device_kind} does not report its memory, as with XLA_PYTHON_CLIENT_ALLOCATOR=platform: "
                 "remove that variable, or give kv_cache_bytes."
             )
     return budgets
+
+
+def in_steps(size: int) -> int:
+    """Round down to four binary digits: programs depend on the pools' sizes, and a start on a machine that is a little
+    fuller than last time is to find them compiled."""
+    return size - size % (1 << max(0, size.bit_length() - 4))
 
 
 def _available_memory() -> int:
