@@ -1,6 +1,7 @@
 """The arguments that several commands share, and what they turn into. No JAX until `load_llm` is called."""
 
 import argparse
+import gc
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -222,12 +223,16 @@ def _model_path(name: str) -> Path:
 
 def load_llm(args: argparse.Namespace, only: "Callable[[Checkpoint], OneRequest] | None" = None) -> "LLM":
     """Start the engine that was asked for, with loading and compiling shown on stderr; with `only` for one request."""
-    from twinmesh.engine.api.llm import LLM
-    from twinmesh.engine.startup.build import start_engine
-
     given = {name: getattr(args, name) for name, option in documentation().items() if option.flag is not None}
     options = EngineOptions(**given, progress=True)
-    return LLM.from_engine(start_engine(options, only), seed=options.seed)
+    gc.disable()  # a tenth of the time: imports and programs are millions of objects, of which few ever go
+    try:
+        from twinmesh.engine.api.llm import LLM
+        from twinmesh.engine.startup.build import start_engine
+
+        return LLM.from_engine(start_engine(options, only), seed=options.seed)
+    finally:
+        gc.enable()
 
 
 def not_empty(text: str) -> str:

@@ -1,12 +1,13 @@
 """From `EngineOptions` to a running engine: everything that happens once, at start-up.
 
 In this order, so that mistakes show before work is done and before the process is changed: the model's files, lengths
-and buckets, whether the decision log can be written, devices and dtype, weights, the size of the KV pools, compilation,
-the links between meshes, and last the log and the threads. Invariant: what fails leaves nothing open, no thread and no
-emptied log. Three settings of JAX are the process's and stay: the number of CPU devices, the part of a GPU's memory
-that its allocator holds, and the compilation cache.
+and buckets, whether the decision log can be written, devices and dtype, weights, the size of the KV pools, compilation
+(on CPUs while the weights are loaded), the links between meshes, and last the log and the threads. Invariant: what
+fails leaves nothing open, no thread and no emptied log. Three settings of JAX are the process's and stay: the number of
+CPU devices, the part of a GPU's memory that its allocator holds, and the compilation cache.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -131,20 +132,25 @@ def _start_core(
     if request is not None:
         config = request.narrow(config)
     dtype = jnp.dtype(config.dtype)
-    weights = load(dtype, meshes)
-    config, pools = _size_pools(config, options, defaults, share, model, meshes)
+    is_cpu = device.platform == "cpu"
+    # A CPU's memory is that of its host, of which the weights' part is known: programs compile while they are loaded.
+    weights = None if is_cpu else load(dtype, meshes)
+    to_load = _weight_bytes(model, dtype, meshes) if is_cpu else 0
+    config, pools = _size_pools(config, options, defaults, share, model, meshes, to_load)
     plans = _mesh_plans(model, config, dtype, meshes, pools)
     with ExitStack() as opened:
         compilation = _compile(plans, options, config, request)
         opened.callback(compilation.close)
-        programs = compilation.wait(progress=options.progress)
-        workers = [MeshWorker(*parts) for parts in zip(plans, programs, weights, strict=True)]
-        if device.platform != "cpu":  # there the host's memory is the device's
-            for link in time_links(workers, time.monotonic):
-                warn_if_staged(link)
+        workers = _workers(plans, load(dtype, meshes) if weights is None else weights, compilation, options.progress)
         core = _run(config, pools, workers, policy, compilation, options.decision_log)
         opened.pop_all()  # the engine closes it from here on
         return core, config
+
+
+def _weight_bytes(model: ModelConfig, dtype: jnp.dtype, meshes: Sequence[Mesh]) -> int:
+    """Return the bytes of the weights of all meshes together."""
+    shapes = [abstract_params(model_on(model, mesh.size), dtype).specs.values() for mesh in meshes]
+    return sum(math.prod(spec.value.shape) * spec.value.dtype.itemsize for specs in shapes for spec in specs)
 
 
 def _compile(
@@ -160,6 +166,18 @@ def _compile(
         # Which size a step ran in could show in its bits.
         serve_early=options.serve_early and not config.deterministic,
     )
+
+
+def _workers(
+    plans: Sequence[MeshPlan], weights: Sequence[Params], compilation: Compilation, progress: bool
+) -> list[MeshWorker]:
+    """Wait for the programs, allocate each mesh's pools, and time the links between meshes."""
+    programs = compilation.wait(progress=progress)
+    workers = [MeshWorker(*parts) for parts in zip(plans, programs, weights, strict=True)]
+    if plans[0].mesh.devices.flat[0].platform != "cpu":  # there the host's memory is the device's
+        for link in time_links(workers, time.monotonic):
+            warn_if_staged(link)
+    return workers
 
 
 def _run(
@@ -213,8 +231,12 @@ def _size_pools(
     share: Share,
     model: ModelConfig,
     meshes: Sequence[Mesh],
+    to_load: int,
 ) -> tuple[EngineConfig, list[PoolSize]]:
-    """Size each mesh's pools. A max_model_len that was asked for must fit; one that was not shrinks until it does."""
+    """Size each mesh's pools. A max_model_len that was asked for must fit; one that was not shrinks until it does.
+
+    `to_load`: bytes of weights that are not loaded yet.
+    """
     models, dtype = [model_on(model, mesh.size) for mesh in meshes], jnp.dtype(config.dtype)
     # Staging is for KV pages; the state that goes along with as many transfers comes on top.
     in_transit = _TRANSFERS_WITH_STATE * state_bytes() if config.has_handoffs else 0
@@ -222,7 +244,7 @@ def _size_pools(
         request_bytes(on_mesh, config) + in_transit + temporary_bytes(on_mesh, config, mesh.size)
         for on_mesh, mesh in zip(models, meshes, strict=True)
     ]
-    budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved, share)
+    budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved, share, to_load)
     sizes = [(budget, page_bytes(m, config.page_size, dtype)) for budget, m in zip(budgets, models, strict=True)]
     if options.max_model_len is None:
         fits = min(longest_that_fits(budget, per_page, config, defaults.staging_part) for budget, per_page in sizes)
