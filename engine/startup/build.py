@@ -137,6 +137,8 @@ def _start_core(
     weights = None if is_cpu else load(dtype, meshes)
     to_load = _weight_bytes(model, dtype, meshes) if is_cpu else 0
     config, pools = _size_pools(config, options, defaults, share, model, meshes, to_load)
+    if request is not None:
+        config = request.narrow_prefill(config)
     plans = _mesh_plans(model, config, dtype, meshes, pools)
     with ExitStack() as opened:
         compilation = _compile(plans, options, config, request)

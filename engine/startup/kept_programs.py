@@ -24,8 +24,8 @@ from .compilation import Make
 from .program_folder import ProgramFolder
 from .program_key import describe_plan, program_name, surroundings
 
-# Recorded with `jax.monitoring` for each program that is read instead of compiled.
-READ_EVENT = "/twinmesh/kept_programs/read"
+# Recorded with `jax.monitoring` for each program.
+READ_EVENT, COMPILED_EVENT = "/twinmesh/kept_programs/read", "/twinmesh/kept_programs/compiled"
 
 
 def kept_or_compiled(directory: Path, platform: str) -> Make:
@@ -77,6 +77,7 @@ class KeptPrograms:
                 jax.monitoring.record_event(READ_EVENT)
                 return made
         made = compile_program(plan, kind, *size)
+        jax.monitoring.record_event(COMPILED_EVENT)
         with suppress(Exception):  # JAX does not serialise every program
             if jax.config.jax_compilation_cache_dir is None:  # by now
                 self._folder.write(name, dump(made))

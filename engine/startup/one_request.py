@@ -23,13 +23,15 @@ class OneRequest:
     plan: SamplingPlan
 
     def narrow(self, config: EngineConfig) -> EngineConfig:
-        """Leave the request's own sizes of steps; deterministic engines have but one of each, and keep it."""
-        if config.deterministic:
-            return replace(config, max_num_seqs=1)
+        """Leave one slot, and the size of step in which one request decodes."""
+        return replace(config, max_num_seqs=1, decode_buckets=config.decode_buckets[:1])
+
+    def narrow_prefill(self, config: EngineConfig) -> EngineConfig:
+        """Leave the sizes in which the prompt is prefilled. Pools are sized before, the same for every prompt."""
         chunks, rest = divmod(self.prompt_tokens, config.chunk_size)
         lengths = ([config.chunk_size] if chunks else []) + ([rest] if rest or not chunks else [])
-        prefill = sorted({bucket_for(length, config.prefill_buckets) for length in lengths})
-        return replace(config, max_num_seqs=1, prefill_buckets=tuple(prefill), decode_buckets=config.decode_buckets[:1])
+        sizes = sorted({bucket_for(length, config.prefill_buckets) for length in lengths})
+        return replace(config, prefill_buckets=tuple(sizes))
 
     def needs(self, config: EngineConfig, job: Job) -> bool:
         """Return whether an engine of this narrowed configuration may run the program."""

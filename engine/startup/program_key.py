@@ -12,12 +12,14 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from ..topology import Topology
 from ..worker.jax_settings import own_settings
 from ..worker.mesh_plan import MeshPlan
 
@@ -29,6 +31,7 @@ _WITHOUT_INFLUENCE = (
     "jax_compilation_cache", "jax_persistent_cache", "jax_enable_compilation_cache", "jax_log", "jax_debug_log",
     "jax_explain", "jax_dump",
 )  # fmt: skip
+_ANY = Topology.parse("both=1")
 _VARIABLES = ("XLA_", "TF_XLA_", "LIBTPU_", "NPROC", "OMP_", "JAX_PLATFORM")
 
 
@@ -58,10 +61,18 @@ def surroundings() -> str | None:
 
 
 def describe_plan(plan: MeshPlan) -> str:
-    """Describe what the programs of one mesh depend on besides."""
+    """Describe what the programs of one mesh depend on besides.
+
+    They do not depend on what only decides which programs there are, so that engines of several topologies, and
+    prompts of several lengths, share them; a test compares the programs.
+    """
+    config = replace(
+        plan.config, topology=_ANY, prefill_buckets=(1,), decode_buckets=plan.config.decode_buckets[-1:],
+        handoff_factor=2, prefix_cache=False, max_retries=0,
+    )  # fmt: skip
     return "\n".join(
         [
-            repr(plan.spec), repr(plan.model), repr(plan.config), f"{plan.mesh} {plan.mesh.axis_names}",
+            repr(plan.model), repr(config), f"{plan.mesh} {plan.mesh.axis_names}",
             *(f"{device.id} {device.device_kind}" for device in plan.mesh.devices.flat),
             *_leaves(plan.state),
             *(f"{path} {spec.axes} {line}" for path, spec in plan.params.specs.items() for line in _leaves(spec.value)),

@@ -106,7 +106,7 @@ def test_programs_of_several_devices_and_hand_offs_are_kept_as_well(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"max_num_seqs": 3}, {"page_size": 8}, {"topology": "both=2"}, {"dtype": "bfloat16"}]
+    "changes", [{"max_num_seqs": 3}, {"page_size": 8}, {"topology": "both=1xtp2"}, {"dtype": "bfloat16"}]
 )
 def test_programs_of_another_engine_are_not_taken(folder, changes):
     with pytest.raises(Compiled):

@@ -23,6 +23,11 @@ def config(topology="both=1", **changes):
     return EngineConfig(Topology.parse(topology), **options)
 
 
+def narrowed_for(prompt, **changes):
+    request = OneRequest(prompt, 10, GREEDY)
+    return request.narrow_prefill(request.narrow(config(**changes)))
+
+
 @pytest.mark.parametrize(
     ("prompt", "prefill"),
     [
@@ -37,14 +42,14 @@ def config(topology="both=1", **changes):
     ],
 )
 def test_it_has_the_sizes_in_which_the_prompt_is_cut(prompt, prefill):
-    narrowed = OneRequest(prompt, 10, GREEDY).narrow(config())
+    narrowed = narrowed_for(prompt)
     assert narrowed.prefill_buckets == prefill
     assert (narrowed.max_num_seqs, narrowed.decode_buckets) == (1, (1,))
 
 
 @given(st.integers(1, 8000))
 def test_each_chunk_runs_in_the_size_that_an_engine_for_many_gives_it(prompt):
-    whole, narrowed = config(), OneRequest(prompt, 10, GREEDY).narrow(config())
+    whole, narrowed = config(), narrowed_for(prompt)
     for start in range(0, prompt, whole.chunk_size):
         length = min(whole.chunk_size, prompt - start)
         assert length <= narrowed.chunk_size
@@ -52,12 +57,11 @@ def test_each_chunk_runs_in_the_size_that_an_engine_for_many_gives_it(prompt):
 
 
 def test_the_smallest_decode_size_is_that_of_the_configuration():
-    assert OneRequest(5, 10, GREEDY).narrow(config(decode_buckets=(8, 32))).decode_buckets == (8,)
+    assert narrowed_for(5, decode_buckets=(8, 32)).decode_buckets == (8,)
 
 
 def test_a_deterministic_engine_keeps_its_sizes():
-    whole = config(prefill_buckets=(512,), decode_buckets=(32,), deterministic=True)
-    narrowed = OneRequest(5, 10, GREEDY).narrow(whole)
+    narrowed = narrowed_for(5, prefill_buckets=(512,), decode_buckets=(32,), deterministic=True)
     assert (narrowed.prefill_buckets, narrowed.decode_buckets) == ((512,), (32,))
     assert narrowed.max_num_seqs == 1
 

@@ -1,6 +1,7 @@
 """Names of kept programs: everything that a program depends on changes its name, and nothing else does."""
 
 import os
+import re
 import sys
 from dataclasses import replace
 from importlib import metadata
@@ -9,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers.tiny_mesh import tiny_config, tiny_model
+from twinmesh.engine.sampling.request_rows import Stage
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.startup import program_key
 from twinmesh.engine.startup.program_key import describe_plan, hash_sources, program_name, read_cpu, surroundings
-from twinmesh.engine.topology import Topology
+from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.engine.worker.kv_cache import abstract_state
 from twinmesh.engine.worker.mesh_plan import MeshPlan
 from twinmesh.models.decoder import abstract_params
@@ -36,7 +38,7 @@ OTHERS = {
     "type": dict(dtype="bfloat16"),
     "tp": dict(topology="both=1xtp2"),
     "device": dict(topology="both=2", mesh=1),
-    "mode": dict(topology="both(mode=fused)=1"),
+    "rows of a fused step": dict(decode_buckets=(1, 5)),
     "deterministic": dict(deterministic=True, decode_buckets=(4,)),
     "vocabulary": dict(model=replace(tiny_model(), vocab_size=51)),
     "layers": dict(model=tiny_model(None, None, None)),
@@ -192,6 +194,34 @@ def test_python_is_in_the_surroundings(monkeypatch):
     assert surroundings() != before
 
 
-def test_another_topology_is_another_plan():
-    assert Topology.parse("both=1") != Topology.parse("both=2")
-    assert describe_plan(plan("both=1")) != describe_plan(plan("both=2"))
+SAME = {
+    "topology": dict(topology="both=2"),
+    "role": dict(topology="prefill=1,decode=1"),
+    "mode": dict(topology="both(mode=fused)=1"),
+    "sizes of prefill steps": dict(prefill_buckets=(8, 16)),
+    "sizes of decode steps": dict(decode_buckets=(2, 4)),
+    "sizes of transfers": dict(handoff_factor=2),
+    "prefix cache": dict(prefix_cache=False),
+    "retries": dict(max_retries=7),
+}
+PROGRAMS = (
+    ("prefill", 16), ("score", 16), ("decode", 4), ("decode_steps", 4, 2), ("fused", 16), ("sample", Stage.DRAW, 4),
+    ("gather", 1, 2), ("scatter", 1, 2), ("allocate",), ("load_dense",), ("copy_page", 0),
+)  # fmt: skip
+
+
+def texts_of(own):
+    """The programs as text, without the lines of Python that they were traced from."""
+    texts = [compile_program(own, *program).as_text() for program in PROGRAMS]
+    return [re.sub(r"\{file_name_id=[^}]*\}|metadata=\{[^}]*\}", "", text.partition("%")[2]) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return texts_of(plan())
+
+
+@pytest.mark.parametrize("changes", SAME.values(), ids=SAME)
+def test_what_decides_only_which_programs_there_are_changes_none_of_them_and_no_name(texts, changes):
+    assert describe_plan(plan(**changes)) == describe_plan(plan())
+    assert texts_of(plan(**changes)) == texts
