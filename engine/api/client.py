@@ -56,13 +56,16 @@ class EngineClient:
         """Return the time on the engine's clock, in seconds."""
         return self._core.clock()
 
-    def check(self, prompt: PromptLike, params: SamplingParams, arrival: float | None = None) -> Job:
-        """Check a request that is to be started and that arrived at this time; None: now.
+    def check(self, prompt: PromptLike, params: SamplingParams | None, arrival: float | None = None) -> Job:
+        """Check a request that is to be started and that arrived at this time.
+
+        None: now, and the default parameters.
 
         Raises:
             ValueError: a prompt or parameters that this model cannot run.
         """
         arrival = self.clock() if arrival is None else arrival
+        params = SamplingParams() if params is None else params
         checked = check_prompt(prompt, self.tokenizer, self.config.max_model_len)
         return Job(checked, params, resolve(params, self.tokenizer, seed=0), arrival)
 

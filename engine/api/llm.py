@@ -29,7 +29,8 @@ from .prompts import PromptLike, as_list, check_continuation, check_ids_or_text,
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
 from .streams import HandDriven, RequestStream
-from .vllm_names import GENERATE, names_what_is_missing
+from .vllm_names import names_what_is_missing
+from .vllm_tables import GENERATE
 
 # Of a score: one token has to be sampled, and only the prompt's log-probabilities are looked at.
 _SCORING = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -114,10 +115,11 @@ class LLM(BaseLLM):
         prompts = [self.chat_prompt(one, tools, **options) for one in conversations]  # type: ignore[arg-type]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
+    @names_what_is_missing("LLM.stream", GENERATE)
     def stream(self, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> RequestStream:
         """Start one request; iterate over the result for its text as it comes. Raises as `generate` does."""
         updates: SimpleQueue[Update] = SimpleQueue()
-        job = self._client.check(prompt, sampling_params or SamplingParams())
+        job = self._client.check(prompt, sampling_params)
         ticket = self._client.ticket(job, lambda _, update: updates.put(update))
         stream = RequestStream(ticket.collector, updates, self._client.withdraw)
         try:
@@ -178,12 +180,13 @@ class LLM(BaseLLM):
             scores = {index: _score(collector, starts[index]) for index, collector in results}
         return [scores[index] for index in range(len(jobs))]
 
+    @names_what_is_missing("LLM.add_request", GENERATE)
     def add_request(self, request_id: str, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> None:
         """Start a request to be followed with `step`, as vLLM's `LLMEngine` does.
 
         Raises as `generate` does, and ValueError where the name is in use.
         """
-        self._hand_driven.add(request_id, self._client.check(prompt, sampling_params or SamplingParams()))
+        self._hand_driven.add(request_id, self._client.check(prompt, sampling_params))
 
     def step(self) -> list[RequestOutput]:
         """Wait for the next update of requests from `add_request`, and return what the updated ones made so far.

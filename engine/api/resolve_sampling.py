@@ -18,9 +18,11 @@ def resolve(params: SamplingParams, tokenizer: Tokenizer, seed: int) -> Sampling
     """Make the plan of one completion that draws with `seed`.
 
     Raises:
-        ValueError: token ids outside the vocabulary, bad words that are too many or too long, or nothing left to
-            choose from.
+        ValueError: no `SamplingParams`, token ids outside the vocabulary, bad words that are too many or too long, or
+            nothing left to choose from.
     """
+    if not isinstance(params, SamplingParams):
+        raise ValueError(f"sampling_params of type {type(params).__name__} are not usable: give SamplingParams.")
     for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
         _check_ids(name, getattr(params, name) or (), tokenizer.vocab_size)
     is_greedy = params.temperature < _LEAST_TEMPERATURE
