@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import Any, Literal, TypedDict, cast
 
 from ..api.sampling_params import SamplingParams
-from .line_fields import Line, check_readable, kind_of, line_fields
+from .line_fields import TOO_DEEP, Line, check_readable, kind_of, line_fields
 from .plain_fields import plain_fields
 
 type Message = dict[str, Any]
@@ -123,6 +123,8 @@ def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
         raise BatchLineError("invalid_json_line", line, custom_id, message) from None
     except ValueError as error:
         raise BatchLineError("invalid_request", line, custom_id, str(error)) from None
+    except RecursionError:  # JSON is read to a greater depth than Python's own functions reach
+        raise BatchLineError("invalid_request", line, custom_id, TOO_DEEP) from None
     name = custom_id or default_id(line)
     return BatchRequest(line, name, messages, prompt, body.get("model"), params, tools, rendering)
 
