@@ -187,12 +187,7 @@ class EngineOptions:
     progress: Annotated[bool, Option("show bars on stderr while weights load and programs compile", flag=None)] = False
 
     def __post_init__(self) -> None:
-        for name, kind, wanted in (
-            ("model", str | PathLike, "a name or a path"),
-            ("topology", str | Topology, "a text such as 'both=1', or a Topology"),
-        ):
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not usable: it must be {wanted}.")
+        self._check_kinds()
         if isinstance(self.topology, str):
             Topology.parse(self.topology)
         if isinstance(self.policy, str):
@@ -203,6 +198,20 @@ class EngineOptions:
                 check_whole_number(name, getattr(self, name), documentation()[name].least)
         if self.memory_fraction is not None:
             check_fraction("memory_fraction", self.memory_fraction)
+
+    def _check_kinds(self) -> None:
+        """Refuse values of a type that would be taken for something else, or found to be unusable much later."""
+        switches = [field.name for field in fields(self) if get_args(field.type)[0] is bool]
+        for name, kind, wanted in (
+            ("model", str | PathLike, "a name or a path"),
+            ("topology", str | Topology, "a text such as 'both=1', or a Topology"),
+            ("decision_log", str | PathLike | None, "a path, or None for no log"),
+            ("devices", Sequence | None, "a list of devices, or None for JAX's"),
+            *((name, bool, "True or False") for name in switches),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (name == "devices" and isinstance(value, str)):
+                raise ValueError(f"{name}={value!r} is not usable: it must be {wanted}.")
 
     @property
     def parsed_topology(self) -> Topology:
