@@ -267,3 +267,25 @@ def test_such_a_line_is_an_error_of_its_own(tmp_path, place):
     found = {each["custom_id"]: each for each in files.read()}
     assert found["b"]["response"]["body"]["choices"][0]["text"] == "b"
     assert found["deep"]["error"]["message"].startswith("line 1: ")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "a", "temperature": "x" * 100_000},
+        {"prompt": "a", "stop": [5] * 100_000},
+        {"prompt": "a", "x" * 100_000: 1},
+        {"prompt": "a", "tool_choice": "x" * 100_000},
+        {"prompt": "a", "logit_bias": {"x" * 100_000: 1}},
+        {"prompt": "a", "model": [0] * 100_000},
+        {"custom_id": ["x" * 100_000], "prompt": "a"},
+        {"url": "x" * 100_000, "body": {"prompt": "a"}},
+    ],
+    ids=lambda fields: ",".join(name[:20] for name in fields),
+)
+def test_a_value_of_any_length_makes_no_long_message(fields):
+    with pytest.raises(BatchLineError) as refused:
+        parsed(fields)
+    assert len(str(refused.value)) < 1100
+    assert str(refused.value).startswith("line 1: ")
+    assert str(refused.value).endswith(".")
