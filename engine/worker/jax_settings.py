@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 
 @contextmanager
@@ -30,6 +32,8 @@ def own_settings() -> Iterator[None]:
             jax.disable_jit(False),
             jax.no_tracing(False),
             jax.transfer_guard("allow"),
+            # Where it is computed: a mesh that the process has set would have to be each of the engine's meshes.
+            jax.set_mesh(Mesh(np.empty((), object), ())),
         ):
             entered.enter_context(setting)
         yield

@@ -1,9 +1,12 @@
 """Settings of JAX that a process has chosen for itself change no token and stop no engine."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
 from helpers.core_engine import make_engine, model_with_windows
+from jax.sharding import Mesh
 from twinmesh import SamplingParams
 from twinmesh.engine.worker.jax_settings import own_settings
 
@@ -50,6 +53,26 @@ def test_a_setting_of_the_process_changes_nothing(name, value, expected):
         assert getattr(jax.config, name) == value
     finally:
         jax.config.update(name, before)
+
+
+def mesh_of(*shape):
+    return Mesh(np.array(jax.devices()[: math.prod(shape)]).reshape(shape), ("x", "tp")[: len(shape)])
+
+
+CONTEXTS = {
+    "a mesh": lambda: jax.set_mesh(mesh_of(2)),
+    "a mesh of one device": lambda: jax.set_mesh(mesh_of(1)),
+    "a mesh with the engine's axis": lambda: jax.set_mesh(mesh_of(2, 2)),
+    "a mesh of all devices": lambda: jax.set_mesh(mesh_of(8)),
+    "another device": lambda: jax.default_device(jax.devices()[3]),
+    "checks of leaks": jax.checking_leaks,
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_context_around_the_engine_changes_nothing(context, expected):
+    with CONTEXTS[context]():
+        assert answers() == expected
 
 
 def test_the_settings_of_the_calling_thread_are_its_own_again():
