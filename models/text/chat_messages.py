@@ -7,7 +7,7 @@ custom tool, arguments that are not JSON) is refused by name. The template is no
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import ChatTemplateError
@@ -19,6 +19,7 @@ type Tool = Mapping[str, Any]
 
 # What a message's reasoning is called: by OpenRouter and vLLM, by DeepSeek and Qwen, by GPT-OSS's template and Ollama.
 REASONING = ("reasoning", "reasoning_content", "thinking")
+_OF_TYPE: Mapping[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__}
 # Types of a part whose text is under "text"; the last two are those of OpenAI's Responses API.
 _TEXT = frozenset({"text", "input_text", "output_text"})
 
@@ -67,9 +68,10 @@ def plain(value: Any, where: str) -> Any:
         return {plain(key, where): plain(item, where) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item, where) for item in value]
-    for kind in (str, int, float):
+    # By the types' own methods: an enum of texts, such as a role's, has a `__str__` of its own, which gives its name.
+    for kind, made in _OF_TYPE.items():
         if isinstance(value, kind):
-            return kind(value)
+            return made(value)
     dump = getattr(value, "model_dump", None)
     if callable(dump) and not isinstance(value, type):
         return plain(dump(), where)
