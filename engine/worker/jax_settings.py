@@ -32,4 +32,9 @@ def own_settings() -> Iterator[None]:
             jax.transfer_guard("allow"),
         ):
             entered.enter_context(setting)
+        # Which devices arrays are split over. A mesh that names a kind of device that is not here stays: for that one
+        # programs are compiled in its absence.
+        named = jax.sharding.get_abstract_mesh().abstract_device
+        if named is None or named.platform == jax.devices()[0].platform:
+            entered.enter_context(jax.set_mesh(None))
         yield

@@ -52,6 +52,27 @@ def test_a_setting_of_the_process_changes_nothing(name, value, expected):
         jax.config.update(name, before)
 
 
+def mesh(kind):
+    return jax.make_mesh((2,), ("x",), axis_types=(kind,))
+
+
+CONTEXTS = {
+    "a mesh": lambda: jax.set_mesh(mesh(jax.sharding.AxisType.Auto)),
+    "an explicit mesh": lambda: jax.set_mesh(mesh(jax.sharding.AxisType.Explicit)),
+    "an abstract mesh": lambda: jax.sharding.use_abstract_mesh(mesh(jax.sharding.AxisType.Explicit).abstract_mesh),
+    "a device": lambda: jax.default_device(jax.devices()[2]),
+    "leaks": jax.checking_leaks,
+}
+
+
+@pytest.mark.parametrize("which", CONTEXTS)
+def test_a_context_of_the_calling_thread_changes_nothing(which, expected):
+    with CONTEXTS[which]():
+        before = jax.sharding.get_abstract_mesh()
+        assert answers() == expected
+        assert jax.sharding.get_abstract_mesh() == before
+
+
 def test_the_settings_of_the_calling_thread_are_its_own_again():
     def drawn():
         return np.asarray(jax.random.uniform(jax.random.key(3), (3,))).tolist()
