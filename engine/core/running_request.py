@@ -4,6 +4,8 @@
 request is decided in `running_requests.py`, what follows from them in the scheduler.
 """
 
+from array import array
+
 import numpy as np
 
 from ..config import EngineConfig
@@ -28,7 +30,7 @@ class RunningRequest:
         self.update: Update | None = None  # not sent yet; None: nothing is new
         self.accepted_run: int | None = None  # the run for which the executor has the request's tokens
         self._accepted_at: Placement | None = None  # where the request was when it got them; None: on its way
-        self._id, self._outputs, self._page_size = facts.id, list[int](), config.page_size
+        self._id, self._outputs, self._page_size = facts.id, array("i"), config.page_size
         self._stop, self._stop_ids = submission.stop, plan.stop_ids
         self._prompt_scores: list[HostScores] = []
         self._last_hash = facts.block_hashes[-1] if facts.block_hashes else b""
