@@ -72,18 +72,9 @@ class LLM(BaseLLM):
             EngineError: the engine is closed or has failed.
             KeyboardInterrupt: Ctrl-C; this call's requests are aborted, and the engine goes on.
         """
-        arrival = self._client.clock()
-        many = as_list(prompts)
+        arrival, many = self._client.clock(), as_list(prompts)
         jobs = self._client.check_all(many, _one_each(sampling_params, len(many)), arrival)
-        outputs: list[RequestOutput | None] = [None] * len(many)
-        with (
-            tqdm(total=len(many), unit="req", disable=not use_tqdm) as bar,
-            closing(self._outputs(jobs, None)) as results,
-        ):
-            for index, output in results:
-                outputs[index] = output
-                bar.update()
-        return [output for output in outputs if output is not None]
+        return self._run_all(jobs, len(many), use_tqdm)
 
     @names_what_is_missing("LLM.chat", GENERATE)
     def chat(
@@ -104,6 +95,7 @@ class LLM(BaseLLM):
         those of `chat_prompt`, for every conversation. Raises as `generate` does, and ValueError where the model has no
         chat template, or the template refuses the messages or would leave some of them out.
         """
+        arrival = self._client.clock()
         options: ChatOptions = {
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
@@ -112,8 +104,9 @@ class LLM(BaseLLM):
         }
         many = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], list | tuple)
         conversations = messages if many else [messages]
-        prompts = [self.chat_prompt(one, tools, **options) for one in conversations]  # type: ignore[arg-type]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        texts = [self._chat_template.render(one, tools=tools, **options) for one in conversations]  # type: ignore[arg-type]
+        jobs = self._client.check_rendered(texts, _one_each(sampling_params, len(texts)), arrival)
+        return self._run_all(jobs, len(texts), use_tqdm)
 
     @names_what_is_missing("LLM.stream", GENERATE)
     def stream(self, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> RequestStream:
@@ -236,6 +229,18 @@ class LLM(BaseLLM):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _run_all(self, jobs: Iterable[Job], count: int, use_tqdm: bool) -> list[RequestOutput]:
+        """Run `count` jobs, and return their results in order."""
+        outputs: list[RequestOutput | None] = [None] * count
+        with (
+            tqdm(total=count, unit="req", disable=not use_tqdm) as bar,
+            closing(self._outputs(jobs, None)) as results,
+        ):
+            for index, output in results:
+                outputs[index] = output
+                bar.update()
+        return [output for output in outputs if output is not None]
 
     def _outputs(
         self, jobs: Iterable[Job | None], window: int | None

@@ -32,8 +32,11 @@ def own_settings() -> Iterator[None]:
             jax.disable_jit(False),
             jax.no_tracing(False),
             jax.transfer_guard("allow"),
-            # Where it is computed: a mesh that the process has set would have to be each of the engine's meshes.
-            jax.set_mesh(Mesh(np.empty((), object), ())),
         ):
             entered.enter_context(setting)
+        # Where it is computed: a mesh that the process has set would have to be each of the engine's meshes. One that
+        # names a kind of device that is not here stays: for that one programs are compiled in its absence.
+        named = jax.sharding.get_abstract_mesh().abstract_device
+        if named is None or named.platform == jax.devices()[0].platform:
+            entered.enter_context(jax.set_mesh(Mesh(np.empty((), object), ())))
         yield
