@@ -39,28 +39,8 @@ from ..threads import EngineThread
 from .dispatcher import Dispatcher
 from .inspection import Observer, Observers, Question
 from .running_request import RunningRequest
-<<<<<<< HEAD
-from .submission import Outlet, Submission
-
-
-class Compilations(Protocol):
-    """A counter of compilations in this process, which counts until it is closed, but not those of the engine's own
-    programs."""
-
-    count: int
-
-    @property
-    def coming(self) -> tuple[str, ...]:
-        """Name the sizes of steps whose programs are still being compiled."""
-        ...
-
-    def close(self) -> None:
-        """Stop counting."""
-        ...
-=======
 from .running_requests import RunningRequests
 from .submission import Submission
->>>>>>> main
 
 
 @dataclass(frozen=True)
