@@ -38,6 +38,7 @@ from ..scheduler.scheduler import Scheduler
 from ..threads import EngineThread
 from .dispatcher import Dispatcher
 from .inspection import Observer, Observers, Question
+from .integrity import IdleCheck
 from .running_request import RunningRequest
 from .running_requests import RunningRequests
 from .submission import Submission
@@ -90,6 +91,7 @@ class EngineCore:
         self._executor = make_executor(self._inbox.put)
         self._requests, self._observers, self._host = RunningRequests(), Observers(), HostTime()
         self._dispatcher = Dispatcher(scheduler, self._executor, self._requests, self._observers, clock, self._host)
+        self._check = IdleCheck(scheduler.check_integrity, time.thread_time)
         self._new_params: list[_NewParams] = []
         self._compilations = compilations
         self._entering: list[Submission] = []
@@ -231,7 +233,7 @@ class EngineCore:
             self._replace_params()
         self._host.seconds += time.thread_time() - start
         if not self._requests:
-            self._scheduler.check_integrity()
+            self._check.idle()
         return True
 
     def _take(self, message: tuple[Submission, ...] | _RequestEvent | Completion | _NewParams | Question) -> None:
