@@ -125,7 +125,7 @@ def compile_program(plan: MeshPlan, kind: str, *size: Any) -> Compiled:
     `kind` is the name of a field of `Programs`, and `size` that field's key: ("prefill", tokens) or
     ("sample", stage, rows), for instance; nothing where the field is one program.
     """
-    with own_settings():
+    with own_settings(), jax.sharding.use_abstract_mesh(plan.mesh.abstract_mesh):
         return _COMPILERS[kind](plan, *size)
 
 

@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from .kernels import KERNELS, Parameters
 from .levels import Level, level_named
@@ -25,8 +26,8 @@ def compile_kernel(name: str, level: Level, parameters: Parameters = ()) -> byte
 
     from .kernel import PROCESS, entries
 
-    module_name, function = KERNELS[name]
-    make = getattr(importlib.import_module(f".{module_name}", __package__), function)
+    place, maker = KERNELS[name]
+    make = getattr(importlib.import_module(f".{place}", __package__), maker)
     machine = _target_machine(level)
     module = binding.parse_assembly("")
     for entry, function in entries(make(level, *parameters)).items():
@@ -43,7 +44,7 @@ def compile_kernel(name: str, level: Level, parameters: Parameters = ()) -> byte
     return bytes(machine.emit_object(module))
 
 
-def _llvm(entry: str, function: object) -> str:
+def _llvm(entry: str, function: Any) -> str:
     """Return a function of numba's in LLVM's form, and a C function `entry` that calls it with one word."""
     from numba import types
 
@@ -62,7 +63,7 @@ define i64 @{entry}(i64 %word) {{
 """
 
 
-def _target_machine(level: Level) -> object:
+def _target_machine(level: Level) -> Any:
     from llvmlite import binding
 
     binding.initialize_all_targets()
