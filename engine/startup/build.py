@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from ...kernels_pallas.cpu import calls, loader
 from ...models.checkpoints.catalog import cache_directory, resolve_model
 from ...models.checkpoints.open import open_checkpoint
 from ...models.config import ModelConfig
@@ -119,6 +120,8 @@ def _start_core(
     check_share(share, device.platform)
     config, defaults = _configure(options, model, stored, device)
     dtype = jnp.dtype(config.dtype)
+    if device.platform == "cpu":
+        loader.compile_ahead(*calls.kernels_of(dtype, model.head_dim))  # while weights are read
     weights = load(dtype, meshes)
     config, pools = _size_pools(config, options, defaults, share, model, meshes)
     plans = _mesh_plans(model, config, dtype, meshes, pools)
@@ -163,6 +166,8 @@ def _configure(
 ) -> tuple[EngineConfig, Defaults]:
     """Fill the gaps that the options leave as suits this kind of device, and choose the dtype."""
     defaults = defaults_for(device.platform, device.device_kind)
+    if device.platform == "cpu":
+        defaults = replace(defaults, has_kernels=loader.toolchain() is not None)
     dtype = choose_dtype(
         options.dtype,
         model,
