@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from ...kernels_pallas.cpu import calls, loader
 from ...models.checkpoints.base import Checkpoint
 from ...models.checkpoints.catalog import cache_directory, resolve_model
 from ...models.checkpoints.open import open_checkpoint
@@ -133,6 +134,8 @@ def _start_core(
         config = request.narrow(config)
     dtype = jnp.dtype(config.dtype)
     is_cpu = device.platform == "cpu"
+    if is_cpu:
+        loader.compile_ahead(*calls.kernels_of(dtype, model.head_dim))  # while weights are read
     # A CPU's memory is that of its host, of which the weights' part is known: programs compile while they are loaded.
     weights = None if is_cpu else load(dtype, meshes)
     to_load = _weight_bytes(model, dtype, meshes) if is_cpu else 0
@@ -214,6 +217,8 @@ def _configure(
 ) -> tuple[EngineConfig, Defaults]:
     """Fill the gaps that the options leave as suits this kind of device, and choose the dtype."""
     defaults = defaults_for(device.platform, device.device_kind)
+    if device.platform == "cpu":
+        defaults = replace(defaults, has_kernels=loader.toolchain() is not None)
     dtype = choose_dtype(
         options.dtype,
         model,

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from ...kernels_pallas.cpu import loader
 from ..topology import Topology
 from ..worker.jax_settings import own_settings
 from ..worker.mesh_plan import MeshPlan
@@ -54,6 +55,7 @@ def surroundings() -> str | None:
         "devices": [(device.id, device.device_kind, device.process_index) for device in jax.devices()],
         "cpu": (platform.machine(), read_cpu()),
         "cores": len(os.sched_getaffinity(0)),
+        "kernels": None if (tools := loader.toolchain()) is None else tools.identity,
         "variables": sorted(item for item in os.environ.items() if item[0].startswith(_VARIABLES)),
         "settings": sorted((name, repr(value)) for name, value in settings.items()),
     }
