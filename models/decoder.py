@@ -10,7 +10,9 @@ as a plain tuple of arrays in that order (an `nnx.State` costs 0.8 ms per call, 
 `Decoder` at trace time. No KV cache, no sampling, no sharding decisions here.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import jax
@@ -178,12 +180,17 @@ class AbstractParams(NamedTuple):
 
 def abstract_params(config: ModelConfig, dtype: DTypeLike) -> AbstractParams:
     """Describe the parameters of `Decoder(config, dtype=dtype)` without allocating them; those of norms are float32."""
+    return _abstract_params(config, jnp.dtype(dtype))
+
+
+@functools.lru_cache(32)
+def _abstract_params(config: ModelConfig, dtype: jnp.dtype) -> AbstractParams:
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype)))
     specs = {
         ".".join(map(str, path)): ParamSpec(variable.get_value(), variable.get_metadata("axes"))
         for path, variable in nnx.to_flat_state(state)
     }
-    return AbstractParams(graphdef, specs)
+    return AbstractParams(graphdef, MappingProxyType(specs))
 
 
 def bind(graphdef: nnx.GraphDef[Decoder], params: Sequence[jax.Array]) -> Decoder:
