@@ -14,7 +14,7 @@ import stat
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -89,9 +89,9 @@ def _head(name: str, content: bytes) -> bytes:
     return _MAGIC + hashlib.sha256(name.encode() + b"\n" + content).digest()
 
 
-def _check_owner(info: os.stat_result, is_kind: object) -> None:
+def _check_owner(info: os.stat_result, is_kind: Callable[[int], bool]) -> None:
     """Raise OSError unless this is of the right kind, the user's, and writable by nobody else."""
-    if not callable(is_kind) or not is_kind(info.st_mode):
+    if not is_kind(info.st_mode):
         raise OSError("it is no plain file or folder")
     if info.st_uid != os.geteuid():
         raise OSError("it belongs to another user")
