@@ -52,6 +52,7 @@ from .gpu_memory import Share, backend_has_started, check_share, request_share
 from .kept_programs import kept_or_compiled
 from .links import time_links, warn_if_staged
 from .memory import (
+    give_back_freed,
     longest_that_fits,
     memory_for_kv,
     page_bytes,
@@ -203,6 +204,7 @@ def _run(
     maps: FileMaps | None,
 ) -> EngineCore:
     """Open the decision log, overwriting an earlier one, and start the threads; after a failure nothing stays open."""
+    give_back_freed()
     with ExitStack() as opened:
 
         def make_executor(post: Callable[[Completion], None]) -> LocalExecutor:
