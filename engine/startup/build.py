@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 from ...kernels_pallas.cpu import calls, loader
 from ...models.checkpoints.base import Checkpoint
 from ...models.checkpoints.catalog import cache_directory, resolve_model
+from ...models.checkpoints.host_memory import FileMaps
 from ...models.checkpoints.open import open_checkpoint
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
@@ -31,13 +32,14 @@ from ...models.text.tokenizer import Tokenizer
 from ..config import EngineConfig, PoolSize
 from ..core.engine_core import EngineCore
 from ..options import EngineOptions
+from ..progress import say
 from ..protocol.results import Completion
 from ..scheduler.decision_log import RecordingScheduler
 from ..scheduler.policy import Policy, check_policy, policy_named
 from ..scheduler.scheduler import Scheduler
 from ..sharding.mesh import build_meshes
 from ..sharding.tensor_parallel import check_tp, model_on
-from ..sharding.weights import Params, load_weights
+from ..sharding.weights import Params, held, load_weights
 from ..worker.jax_settings import own_settings
 from ..worker.kv_cache import abstract_state
 from ..worker.local_executor import LocalExecutor
@@ -51,6 +53,7 @@ from .gpu_memory import Share, backend_has_started, check_share, request_share
 from .kept_programs import kept_or_compiled
 from .links import time_links, warn_if_staged
 from .memory import (
+    give_back_freed,
     longest_that_fits,
     memory_for_kv,
     page_bytes,
@@ -88,13 +91,17 @@ def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest
     checkpoint = open_checkpoint(resolve_model(options.model))
     tokenizer, chat_template = checkpoint.tokenizer(), checkpoint.chat_template()
     request = None if only is None else only(checkpoint)
+    maps = FileMaps() if options.mmap else None
 
     def load(dtype: jnp.dtype, meshes: Sequence[Mesh]) -> list[Params]:
-        return load_weights(
-            checkpoint, dtype, meshes, progress=options.progress, allow_nonfinite=options.allow_nonfinite
+        weights = load_weights(
+            checkpoint, dtype, meshes, progress=options.progress, allow_nonfinite=options.allow_nonfinite, maps=maps
         )
+        if options.progress and meshes[0].devices.flat[0].platform == "cpu":
+            say(f"weights in {dtype.name}: {held(weights, maps)}")
+        return weights
 
-    core, config = start_core(checkpoint.config, checkpoint.dtype, load, options, request)
+    core, config = start_core(checkpoint.config, checkpoint.dtype, load, options, maps, request)
     return Engine(core, config, tokenizer, chat_template)
 
 
@@ -103,13 +110,16 @@ def start_core(
     stored: DTypeLike,
     load: Callable[[jnp.dtype, Sequence[Mesh]], list[Params]],
     options: EngineOptions,
+    maps: FileMaps | None = None,
     request: OneRequest | None = None,
 ) -> tuple[EngineCore, EngineConfig]:
     """Start an engine without files: `stored` is the checkpoint's own dtype, and `load` gives the parameters for each
-    mesh in the dtype that was chosen. `options.model` is not read. With `request` the engine is for this one alone.
-    Raises as `start_engine` does."""
+    mesh in the dtype that was chosen. `options.model` is not read. Raises as `start_engine` does.
+
+    `maps`: files that parameters lie in after `load`. With `request` the engine is for this one alone.
+    """
     with own_settings():
-        return _start_core(model, stored, load, options, request)
+        return _start_core(model, stored, load, options, maps, request)
 
 
 def _start_core(
@@ -117,6 +127,7 @@ def _start_core(
     stored: DTypeLike,
     load: Callable[[jnp.dtype, Sequence[Mesh]], list[Params]],
     options: EngineOptions,
+    maps: FileMaps | None,
     request: OneRequest | None,
 ) -> tuple[EngineCore, EngineConfig]:
     for spec in dict.fromkeys(options.parsed_topology.meshes):
@@ -147,14 +158,15 @@ def _start_core(
         compilation = _compile(plans, options, config, request)
         opened.callback(compilation.close)
         workers = _workers(plans, load(dtype, meshes) if weights is None else weights, compilation, options.progress)
-        core = _run(config, pools, workers, policy, compilation, options.decision_log)
+        core = _run(config, pools, workers, policy, compilation, options.decision_log, maps)
         opened.pop_all()  # the engine closes it from here on
         return core, config
 
 
 def _weight_bytes(model: ModelConfig, dtype: jnp.dtype, meshes: Sequence[Mesh]) -> int:
-    """Return the bytes of the weights of all meshes together."""
-    shapes = [abstract_params(model_on(model, mesh.size), dtype).specs.values() for mesh in meshes]
+    """Return the bytes of the weights of all CPU meshes together; those of one device hold them once."""
+    sizes = [mesh.size for mesh in meshes if mesh.size > 1] + [1] * any(mesh.size == 1 for mesh in meshes)
+    shapes = [abstract_params(model_on(model, size), dtype).specs.values() for size in sizes]
     return sum(math.prod(spec.value.shape) * spec.value.dtype.itemsize for specs in shapes for spec in specs)
 
 
@@ -192,12 +204,14 @@ def _run(
     policy: Policy,
     compilation: Compilation,
     path: str | Path | None,
+    maps: FileMaps | None,
 ) -> EngineCore:
     """Open the decision log, overwriting an earlier one, and start the threads; after a failure nothing stays open."""
+    give_back_freed()
     with ExitStack() as opened:
 
         def make_executor(post: Callable[[Completion], None]) -> LocalExecutor:
-            made = LocalExecutor(workers, post, time.monotonic)
+            made = LocalExecutor(workers, post, time.monotonic, maps)
             opened.callback(made.close)
             return made
 

@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 
 import jax.monitoring
 from jax.stages import Compiled
-from tqdm import tqdm
 
+from ..progress import Progress
 from ..protocol.results import describe
 from ..threads import EngineThread
 from ..worker.compile_program import compile_program
@@ -56,6 +56,11 @@ class _Task(NamedTuple):
     pending: _Pending
     job: Job
 
+    @property
+    def name(self) -> str:
+        """Name the program as the line of progress does."""
+        return " ".join(map(str, (self.job.kind, *self.job.size)))
+
 
 class Compilation:
     """The programs of an engine's meshes while they are being compiled, `threads` at a time.
@@ -85,22 +90,25 @@ class Compilation:
         self._queue = deque(_Task(pending, job) for pending in self._all for job in pending.bundle.jobs)
         self._changed = threading.Condition()
         self._error: Exception | None = None
+        self._making = list[str]()  # programs that threads are at
         self.threads = [EngineThread(target=self._work, name="twinmesh-compile", daemon=True) for _ in range(threads)]
         for thread in self.threads:
             thread.start()
 
     def wait(self, *, progress: bool = False) -> list[Programs]:
-        """Wait until every mesh can serve, and return their programs; `progress` shows a bar on stderr.
+        """Wait until every mesh can serve, and return their programs; `progress` names them on stderr.
 
         Raises:
             Exception: what a compilation raised. Nothing is compiled any more then.
         """
         total = self._left
         try:
-            with tqdm(total=total, desc="compiling", disable=not progress) as bar, self._changed:
+            with Progress("compiling", total, "programs", shown=progress) as line, self._changed:
+                done = 0
                 while self._error is None and self._left:
                     self._changed.wait()
-                    bar.update(total - self._left - bar.n)
+                    line.advance(total - self._left - done, ", ".join(self._making))
+                    done = total - self._left
         except BaseException:  # Ctrl-C
             self.close()
             raise
@@ -136,6 +144,9 @@ class Compilation:
             else:
                 with self._changed:
                     task.pending.take(task.job, made)
+            finally:
+                with self._changed:
+                    self._making.remove(task.name)
                     self._changed.notify_all()
 
     def _next(self) -> _Task | None:
@@ -143,6 +154,8 @@ class Compilation:
             while self._queue:
                 task = self._queue.popleft()
                 if not task.pending.has_failed:
+                    self._making.append(task.name)
+                    self._changed.notify_all()
                     return task
         return None
 

@@ -22,6 +22,7 @@ from jax.stages import Compiled
 from ...kernels_pallas.cpu import loader
 from ..worker.compile_program import compile_program
 from ..worker.mesh_plan import MeshPlan
+from ..worker.unwritten import register
 from .compilation import Make
 from .program_folder import ProgramFolder
 from .program_key import describe_plan, program_name, surroundings
@@ -43,6 +44,7 @@ def kept_or_compiled(directory: Path, platform: str) -> Make:
         has_cache = jax.config.jax_compilation_cache_dir is not None
         found = None if has_cache or platform != "cpu" else surroundings()
         if found is not None:
+            register()  # programs that are read may call it
             return KeptPrograms(ProgramFolder(directory / f"executables-{os.geteuid()}"), found)
         use_cache(directory)
     return compile_program

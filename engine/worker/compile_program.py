@@ -25,7 +25,7 @@ from ..sampling.sampler import draw
 from ..sharding.mesh import param_sharding, replicate_logits, replicated
 from ..sharding.weights import Params
 from .jax_settings import own_settings
-from .kv_cache import DeviceState, copy_page
+from .kv_cache import DeviceState, copy_page, fresh
 from .kv_transfer import Staging, abstract_staging, gather, scatter, staged_pages
 from .kv_transfer import plan as plan_route
 from .mesh_plan import MeshPlan
@@ -55,8 +55,7 @@ def _compile_allocate(plan: MeshPlan) -> Compiled:
     described = plan.state, plan.dense
 
     def allocate() -> tuple[DeviceState, DenseRows]:
-        state: tuple[DeviceState, DenseRows] = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), described)
-        return state
+        return fresh(*described)
 
     return jax.jit(allocate, out_shardings=_shardings(described)).lower().compile()
 

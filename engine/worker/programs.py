@@ -26,7 +26,7 @@ Phase = Literal["prefill", "decode"]
 class Programs:
     """One mesh's compiled programs."""
 
-    allocate: Compiled | None = None  # makes a zeroed state, and dense rows
+    allocate: Compiled | None = None  # makes an empty state, and dense rows
     prefill: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
     fused: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
     score: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
