@@ -198,8 +198,9 @@ def compile_in_child(level: Level, *kernels: str) -> list[bytes]:
         UnusableKernel: they cannot be compiled.
     """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
-    clean |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", f"{__package__}.build", level.name, *kernels]
+    # The child finds modules where this process does, and puts no folder before them.
+    clean |= {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable or "python", "-P", "-m", f"{__package__}.build", level.name, *kernels]
     try:
         done = subprocess.run(command, env=clean, capture_output=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
