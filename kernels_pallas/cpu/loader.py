@@ -118,14 +118,18 @@ def toolchain() -> Toolchain | None:
 
 
 def _why_no_numba() -> str | None:
+    absent = "numba is not installed: `pip install numba` gives fast CPU kernels."
     try:
         found = importlib.metadata.version("numba")
-        importlib.import_module("llvmlite.binding")
-    except ImportError:
-        return "numba is not installed: `pip install numba` gives fast CPU kernels."
+    except importlib.metadata.PackageNotFoundError:
+        return absent
     version = re.match(r"(\d+)\.(\d+)", found)
     if version is None or tuple(map(int, version.groups())) < _NUMBA:
         return f"numba {found} is too old: `pip install 'numba>={'.'.join(map(str, _NUMBA))}'` gives fast CPU kernels."
+    try:
+        importlib.import_module("llvmlite.binding")
+    except ImportError:
+        return absent
     return None
 
 
