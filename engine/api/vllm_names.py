@@ -62,7 +62,6 @@ ENGINE: Mapping[str, str] = {
     "disable_custom_all_reduce": _KERNELS,
     "attention_backend": _KERNELS,
     "disable_cascade_attn": _KERNELS,
-    "quantization": _CHECKPOINT,
     "load_format": _CHECKPOINT,
     "config_format": _CHECKPOINT,
     "hf_config_path": _CHECKPOINT,

@@ -8,8 +8,9 @@ that its allocator holds, and the compilation cache.
 """
 
 import os
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from ..protocol.results import Completion
 from ..scheduler.decision_log import RecordingScheduler
 from ..scheduler.policy import Policy, check_policy, policy_named
 from ..scheduler.scheduler import Scheduler
-from ..sharding.mesh import build_meshes
+from ..sharding.mesh import build_meshes, devices_of
 from ..sharding.tensor_parallel import check_tp, model_on
 from ..sharding.weights import Params, load_weights
 from ..worker.jax_settings import own_settings
@@ -55,8 +56,12 @@ from .memory import (
     state_bytes,
     temporary_bytes,
 )
+from .quantization import choose, start_line
 
 _TRANSFERS_WITH_STATE = 8
+
+# Gives each mesh the parameters, those with a format quantised and all others in the dtype.
+type Load = Callable[[jnp.dtype, Sequence[Mesh], Mapping[str, str]], list[Params]]
 
 
 @dataclass(frozen=True)
@@ -80,32 +85,37 @@ def start_engine(options: EngineOptions) -> Engine:
     checkpoint = open_checkpoint(resolve_model(options.model))
     tokenizer, chat_template = checkpoint.tokenizer(), checkpoint.chat_template()
 
-    def load(dtype: jnp.dtype, meshes: Sequence[Mesh]) -> list[Params]:
+    def load(dtype: jnp.dtype, meshes: Sequence[Mesh], formats: Mapping[str, str]) -> list[Params]:
         return load_weights(
-            checkpoint, dtype, meshes, progress=options.progress, allow_nonfinite=options.allow_nonfinite
+            checkpoint, dtype, meshes, formats, progress=options.progress, allow_nonfinite=options.allow_nonfinite
         )
 
-    core, config = start_core(checkpoint.config, checkpoint.dtype, load, options)
+    core, config = start_core(checkpoint.config, checkpoint.dtype, load, options, checkpoint.formats)
     return Engine(core, config, tokenizer, chat_template)
 
 
 def start_core(
     model: ModelConfig,
     stored: DTypeLike,
-    load: Callable[[jnp.dtype, Sequence[Mesh]], list[Params]],
+    load: Load,
     options: EngineOptions,
+    formats: Mapping[str, str] | None = None,
 ) -> tuple[EngineCore, EngineConfig]:
-    """Start an engine without files: `stored` is the checkpoint's own dtype, and `load` gives the parameters for each
-    mesh in the dtype that was chosen. `options.model` is not read. Raises as `start_engine` does."""
+    """Start an engine without files.
+
+    `stored` is the checkpoint's own dtype, and `formats` its quantised parameters; `load` gives the parameters for each
+    mesh as was chosen. `options.model` is not read. Raises as `start_engine` does.
+    """
     with own_settings():
-        return _start_core(model, stored, load, options)
+        return _start_core(model, stored, load, options, formats or {})
 
 
 def _start_core(
     model: ModelConfig,
     stored: DTypeLike,
-    load: Callable[[jnp.dtype, Sequence[Mesh]], list[Params]],
+    load: Load,
     options: EngineOptions,
+    formats: Mapping[str, str],
 ) -> tuple[EngineCore, EngineConfig]:
     for spec in dict.fromkeys(options.parsed_topology.meshes):
         check_tp(model, spec)
@@ -118,10 +128,13 @@ def _start_core(
     device = meshes[0].devices.flat[0]
     check_share(share, device.platform)
     config, defaults = _configure(options, model, stored, device)
-    dtype = jnp.dtype(config.dtype)
-    weights = load(dtype, meshes)
+    dtype, quantized = jnp.dtype(config.dtype), choose(options.quantization, formats, model, meshes)
+    config = replace(config, formats=quantized.formats)
+    if options.progress:
+        print(start_line(quantized, dtype.name), file=sys.stderr)
+    weights = load(dtype, meshes, quantized.kept)
     config, pools = _size_pools(config, options, defaults, share, model, meshes)
-    plans = _mesh_plans(model, config, dtype, meshes, pools)
+    plans = _mesh_plans(model, config, quantized.kept, meshes, pools)
     use_cache(cache_directory() / "compiled")
     threads = compile_threads(len(os.sched_getaffinity(0)))
     programs = compile_programs(plans, threads, progress=options.progress)
@@ -209,11 +222,16 @@ def _size_pools(
 
 
 def _mesh_plans(
-    model: ModelConfig, config: EngineConfig, dtype: jnp.dtype, meshes: Sequence[Mesh], pools: Sequence[PoolSize]
+    model: ModelConfig,
+    config: EngineConfig,
+    formats: Mapping[str, str],
+    meshes: Sequence[Mesh],
+    pools: Sequence[PoolSize],
 ) -> list[MeshPlan]:
-    plans = []
+    plans, dtype = [], jnp.dtype(config.dtype)
     for mesh, spec, pool in zip(meshes, config.topology.meshes, pools, strict=True):
         on_mesh = model_on(model, mesh.size)
         state = abstract_state(on_mesh, config, pool.pages, dtype, mesh)
-        plans.append(MeshPlan(mesh, spec, model, abstract_params(on_mesh, dtype), config, state))
+        params = abstract_params(on_mesh, dtype, formats, devices_of(mesh))
+        plans.append(MeshPlan(mesh, spec, model, params, config, state))
     return plans

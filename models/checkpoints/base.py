@@ -4,15 +4,15 @@ A checkpoint gives facts, parameters and a tokenizer. The caller decides on whic
 `open.py` turns a path into a checkpoint.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-import jax
 import jax.numpy as jnp
 
 from ..config import ModelConfig
+from ..quantized import Weight
 from ..text.chat import ChatTemplate
 from ..text.chat_files import chat_template_from_directory
 from ..text.tokenizer import Tokenizer
@@ -41,12 +41,18 @@ class Checkpoint(Protocol):
         """Return the type that most of the weights are stored as; float32 if they are quantised."""
         ...
 
-    def load(self, wanted: Wanted, *, allow_nonfinite: bool = False) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+    @property
+    def formats(self) -> Mapping[str, str]:
+        """Return the parameters that can be loaded as they are quantised, by path, and each one's format."""
+        ...
+
+    def load(self, wanted: Wanted, *, allow_nonfinite: bool = False) -> Iterator[tuple[str, tuple[Weight, ...]]]:
         """Load parameters straight onto devices, one after another.
 
         Args:
-            wanted: parameter path -> for each mesh a `ShapeDtypeStruct` with its sharding. Shapes are those of
-                `abstract_params(self.config, dtype)`; a parameter's entries differ in their shardings only.
+            wanted: parameter path -> for each mesh a `ShapeDtypeStruct` with its sharding, or a `QuantizedArray` of
+                such where the parameter is among `formats` and is to stay quantised. Shapes are those of
+                `abstract_params(self.config, dtype, formats)`; a parameter's entries differ in their shardings only.
             allow_nonfinite: load weights that are NaN or infinite, or become so in the wanted dtype.
 
         Yields:

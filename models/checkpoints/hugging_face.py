@@ -8,6 +8,7 @@ is checked that exactly the expected ones exist.
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from ..families.raw_config import Settings
 from ..families.tensor_source import Source
 from ..json_file import read_json
 from .base import TextFiles
+from .quantized_streaming import divide
 from .safetensors import INDEX, SafetensorsFiles, open_sharded
 from .streaming import Wanted, stream
 from .tensor_check import check_tensors
@@ -34,6 +36,8 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 class HuggingFaceCheckpoint(TextFiles):
     """A directory of a supported family, checked to hold exactly the tensors that the family needs."""
+
+    formats: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, directory: Path) -> None:
         """Open `directory`; see `open_checkpoint` for what it raises."""
@@ -67,7 +71,7 @@ class HuggingFaceCheckpoint(TextFiles):
 
     def load(self, wanted: Wanted, *, allow_nonfinite: bool = False) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
         """Load parameters straight onto devices; see `Checkpoint.load`."""
-        return stream(self._file, self._sources, wanted, allow_nonfinite=allow_nonfinite)
+        return stream(self._file, self._sources, divide(wanted)[0], allow_nonfinite=allow_nonfinite)
 
 
 def _as_stored(config: ModelConfig, file: SafetensorsFiles) -> ModelConfig:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from ..families.tensor_source import Source
+from ..quantized import Described
 from .finite import is_finite, refusal
 
 # Bytes of a block in the float32 that dequantisation gives. As much as a core's cache holds, because most blocks are
@@ -41,12 +42,17 @@ class TensorFile(Protocol):
         ...
 
 
-type Wanted = Mapping[str, Sequence[jax.ShapeDtypeStruct]]
-"""Parameter path -> a description per mesh: the shape in the checkpoint's model, the wanted dtype, and a sharding."""
+type Wanted = Mapping[str, Sequence[Described]]
+"""Parameter path -> a description per mesh: the shape in the checkpoint's model, the wanted dtype, and a sharding; or
+those of the arrays of a parameter that is to stay quantised, on every mesh alike."""
 
 
 def stream(
-    file: TensorFile, sources: Mapping[str, Source], wanted: Wanted, *, allow_nonfinite: bool
+    file: TensorFile,
+    sources: Mapping[str, Source],
+    wanted: Mapping[str, Sequence[jax.ShapeDtypeStruct]],
+    *,
+    allow_nonfinite: bool,
 ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
     """Yield each wanted path with its arrays, one per mesh, in the order of `wanted`; see `Checkpoint.load`."""
     for path, places in wanted.items():
@@ -61,7 +67,7 @@ def read(file: TensorFile, source: Source, like: jax.ShapeDtypeStruct, *, allow_
     Raises:
         CheckpointError: as `TensorFile.read_rows` does; or a value that is not finite, unless `allow_nonfinite`.
     """
-    out = _aligned(like.shape, like.dtype)
+    out = aligned(like.shape, like.dtype)
     rows = source.shape[0] if source.rows is None else source.rows
     matrix = out.reshape(-1, rows).T if source.transposed else out.reshape(rows, -1)  # [rows, columns]
     unit = source.rotary_pairs or 1
@@ -74,17 +80,17 @@ def read(file: TensorFile, source: Source, like: jax.ShapeDtypeStruct, *, allow_
             cast = np.ascontiguousarray(moved, out.dtype)  # before it is transposed: that is faster, too
         if not allow_nonfinite and not is_finite(cast):
             raise refusal(file.path_of(source.tensor), source.tensor, source.first_row + start, block, out.dtype)
-        matrix[start:stop] = _halves(cast, source.rotary_pairs) if source.rotary_pairs else cast
+        matrix[start:stop] = halves(cast, source.rotary_pairs) if source.rotary_pairs else cast
     return out
 
 
-def _halves(rows: np.ndarray, head_dim: int) -> np.ndarray:
+def halves(rows: np.ndarray, head_dim: int) -> np.ndarray:
     """Reorder rows of whole heads: rotary pairs that are neighbours become halves of the head."""
     pairs = rows.reshape(-1, head_dim // 2, 2, rows.shape[1])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Allocate an uninitialised array whose memory XLA can use without a copy."""
     dtype = np.dtype(dtype)
     size = int(np.prod(shape)) * dtype.itemsize

@@ -6,6 +6,7 @@ from importlib import import_module
 
 BENCHMARKS = {
     "before": "speed beside an earlier checkout, in alternating processes",
+    "accuracy": "what quantised weights cost in perplexity and greedy tokens, against float32 and llama.cpp",
     "admission": "what the scheduler spends while many requests wait for one prefix, beside an earlier checkout",
     "attention": "attention, append and products alone, a layer at a time",
     "cache": "programs that a start finds compiled after starts with other topologies",

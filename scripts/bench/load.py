@@ -90,7 +90,7 @@ def measure(model: str, topology: str, dtype: str) -> dict[str, Any]:
     before, start = _memory("VmRSS"), time.perf_counter()
     params = load_weights(checkpoint, jnp.dtype(dtype), meshes, progress=False)
     seconds = time.perf_counter() - start
-    arrays = [array for mesh in params for array in mesh]
+    arrays = jax.tree.leaves(params)
     shards = sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)
     largest = max(array.nbytes for array in arrays)
     peak = _memory("VmHWM") - before
