@@ -39,7 +39,7 @@ def _new_directory(text: str) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Convert the model, print the new directory and return the exit code."""
-    from tqdm import tqdm
+    from twinmesh.engine.progress import Progress
     from twinmesh.engine.sharding.mesh import find_devices
     from twinmesh.models.checkpoints.open import open_checkpoint
     from twinmesh.models.checkpoints.orbax_writer import write, written_bytes
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(resolve_model(args.source))
     find_devices()  # refuses a platform that is not there before a directory is made
     total = written_bytes(checkpoint, args.dtype)
-    with tqdm(total=total, desc="parameters", unit="B", unit_scale=True) as bar:
-        write(checkpoint, args.destination, args.dtype, bar.update, allow_nonfinite=args.allow_nonfinite)
+    with Progress("parameters", total, "B") as line:
+        write(checkpoint, args.destination, args.dtype, line.advance, allow_nonfinite=args.allow_nonfinite)
     print(args.destination)
     return 0
 

@@ -6,13 +6,12 @@ failed gives back is not a result, and is not written. Not here: comparing the r
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
-
-from tqdm import tqdm
 
 from ..api.outputs import RequestOutput
 from ..api.sampling_params import SamplingParams
+from ..progress import Progress
 from .journal import Journal, Kept
 from .line_fields import Line
 from .order import LOOK_AHEAD, Prepared, arrange
@@ -59,8 +58,9 @@ class BatchRun:
         self._model, self._defaults, self._variables, self._keep = model, defaults, variables, keep
         self._in_engine: dict[int, BatchRequest] = {}
         self._names: set[int] = set()
+        self._shown = self.result.finished  # as far as the progress line has come
 
-    def run(self, window: int, bar: "tqdm[NoReturn]") -> None:
+    def run(self, window: int, progress: Progress) -> None:
         """Run the requests that have no output line yet, with at most `window` of them in the engine.
 
         Raises:
@@ -75,11 +75,11 @@ class BatchRun:
             for index, output in results:
                 self._finish(self._in_engine.pop(index), output)
                 self.result.seconds = time.monotonic() - start
-                self._show(bar)
+                self._show(progress)
         finally:
             results.close()
             self.result.seconds = time.monotonic() - start
-            self._show(bar)
+            self._show(progress)
 
     def _jobs(self) -> Iterator["Job | None"]:
         """Yield what goes into the engine; None where stdin has nothing yet and results come first."""
@@ -160,8 +160,7 @@ class BatchRun:
     def _write(self, fields: dict[str, Any]) -> None:
         self._journal.append(encode_line(fields))
 
-    def _show(self, bar: "tqdm[NoReturn]") -> None:
-        bar.set_postfix_str(
-            f"{self.result.tokens_per_second:.0f} tokens/s, errors: {self.result.failed}", refresh=False
-        )
-        bar.update(self.result.finished - bar.n)
+    def _show(self, progress: Progress) -> None:
+        said = f"{self.result.tokens_per_second:.0f} tokens/s, {self.result.failed:,} with an error"
+        progress.advance(self.result.finished - self._shown, said)
+        self._shown = self.result.finished

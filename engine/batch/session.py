@@ -8,19 +8,17 @@ in the order in which requests finish, Parquet rows in that of the input. It doe
 """
 
 import errno
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from ...models.checkpoints.catalog import resolve_model
 from ...models.text.chat_messages import plain
 from ..api.sampling_params import SamplingParams
 from ..errors import BatchStopped, EngineError
+from ..progress import Progress
 from . import parquet
 from .files import replacing
 from .identity import Identity
@@ -146,7 +144,7 @@ class Batch:
             window: requests that may be in the engine at once; None: four times its slots, so that slots do not run
                 empty.
             keep: how many of the first results to return whole, in `BatchResult.kept`.
-            progress: show a progress bar on stderr.
+            progress: show on stderr how many lines are done.
 
         Raises:
             ValueError: the batch was closed or run before; or stdin was empty.
@@ -164,8 +162,8 @@ class Batch:
         self._result = start.result
         window = window or 4 * llm.config.max_num_seqs * len(llm.config.topology.meshes)
         try:
-            with self._progress_bar(progress) as bar:
-                start.run(window, bar)
+            with Progress("batch", self.total, "lines", shown=progress, done=self._kept.lines) as line:
+                start.run(window, line)
             if self._survey is None and not start.result.finished:
                 raise ValueError("The input '-' is empty: write one JSON request on each line.")
             self._conclude()
@@ -250,15 +248,6 @@ class Batch:
                 f"{self._output} holds results of another run ({', '.join(differences)}): go on with the same as then, "
                 "give another output, or start over with --restart."
             )
-
-    def _progress_bar(self, is_shown: bool) -> "tqdm[NoReturn]":
-        return tqdm(
-            total=self.total,
-            initial=self._kept.lines,
-            unit="req",
-            disable=not is_shown or sys.stderr is None,
-            mininterval=0.1 if sys.stderr is not None and sys.stderr.isatty() else 10,
-        )
 
     def _conclude(self) -> None:
         """Put the written results on disk, and make the Parquet file of them if the output is one."""

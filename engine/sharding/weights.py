@@ -3,23 +3,28 @@
 A parameter is named by its dotted path (`AbstractParams.specs`) and has, to callers, the shape of the checkpoint's
 model. Only this file knows the layout on a mesh, with key/value heads repeated where there are more devices than heads.
 A parameter that is quantised stays so for good, in its format: programs are compiled for it.
+
+CPU devices have one memory. Invariants there: meshes of one device hold the same bytes of every parameter, whatever
+kind of checkpoint they come from and after `Placer.put` of new ones; no parameter lies in memory that a caller of the
+engine can write to or donate. Steps never have parameters donated, which would write over what others hold.
 """
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import ArrayLike
-from tqdm import tqdm
 
 from ...kernels_pallas.quantized import QuantizedArray
 from ...models.checkpoints.base import Checkpoint
+from ...models.checkpoints.host_memory import FileMaps, aligned_empty
 from ...models.config import ModelConfig
 from ...models.decoder import ParamSpec, abstract_params
 from ...models.quantized import Described, Weight, placed
+from ..progress import Progress
 from .mesh import param_on, param_sharding
 from .tensor_parallel import expand, model_on
 
@@ -37,23 +42,34 @@ def load_weights(
     *,
     progress: bool,
     allow_nonfinite: bool = False,
+    maps: FileMaps | None = None,
 ) -> list[Params]:
-    """Load a tuple of parameters per mesh, reading each tensor once; `progress` shows a bar on stderr.
+    """Load a tuple of parameters per mesh, reading each tensor once; `progress` shows on stderr how much is read.
 
-    `formats` are those that stay quantised, of `checkpoint.formats`; all others become arrays of `dtype`. Raises as
-    `Checkpoint.load` does.
+    `formats` are those that stay quantised, of `checkpoint.formats`; all others become arrays of `dtype`. `maps` takes
+    the files of which CPUs use parts where they are; None: everything is read. Raises as `Checkpoint.load` does.
     """
     placers = [Placer(checkpoint.config, dtype, mesh, formats) for mesh in meshes]
-    wanted = {path: tuple(placer.wanted(path) for placer in placers) for path in placers[0].specs}
+    lenders = _lenders(meshes)
+    asked = sorted(set(lenders))
+    wanted = {path: tuple(placers[index].wanted(path) for index in asked) for path in placers[0].specs}
     loaded: list[dict[str, Weight]] = [{} for _ in meshes]
-    arrays = jax.tree.leaves(list(wanted.values()))
-    total = sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
-    with tqdm(total=total, desc="weights", unit="B", unit_scale=True, disable=not progress) as bar:
-        for path, parameters in checkpoint.load(wanted, allow_nonfinite=allow_nonfinite):
-            for placer, params, parameter in zip(placers, loaded, parameters, strict=True):
-                params[path] = placer.put(path, parameter)
-                bar.update(parameter.nbytes)
+    with Progress("weights", checkpoint.stored_bytes, "B", shown=progress) as line:
+        for path, arrays in checkpoint.load(wanted, allow_nonfinite=allow_nonfinite, maps=maps, report=line.advance):
+            by_mesh = dict(zip(asked, arrays, strict=True))
+            for placer, params, lender in zip(placers, loaded, lenders, strict=True):
+                params[path] = placer.put(path, by_mesh[lender])
     return [tuple(params[path] for path in wanted) for params in loaded]
+
+
+def _lenders(meshes: Sequence[Mesh]) -> list[int]:
+    """Return for each mesh the index of the one whose arrays it shares: the first CPU mesh of one device, or itself."""
+    first = next((index for index, mesh in enumerate(meshes) if _is_one_cpu(mesh)), None)
+    return [first if first is not None and _is_one_cpu(mesh) else index for index, mesh in enumerate(meshes)]
+
+
+def _is_one_cpu(mesh: Mesh) -> bool:
+    return mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
 
 class Placer:
@@ -76,14 +92,18 @@ class Placer:
             return placed(self.specs[path].value, lambda _: first)
         return param_on(self._mesh, self.specs[path])
 
-    def put(self, path: str, parameter: NewParam) -> Weight:
-        """Put it on the mesh in the mesh's layout; it may be on the host, this mesh or another one."""
+    def put(self, path: str, parameter: NewParam, *, is_shared: bool = True) -> Weight:
+        """Put it on the mesh in the mesh's layout; its arrays may be on the host, this mesh or another one.
+
+        A CPU mesh of one device takes an array where it is, if it is aligned and on the host or on any one CPU device;
+        so does any mesh that it is on already. Such an array must not be written to or donated later. `is_shared`:
+        False for one that may be, on GPUs; CPUs take a `private_copy`.
+        """
         if isinstance(parameter, QuantizedArray):
-            return self._put_quantized(path, parameter)
+            return self._put_quantized(path, parameter, is_shared=is_shared)
         target = param_sharding(self._mesh, self._layout[path])
         if not self._is_repeated(path):
-            put: jax.Array = jax.device_put(parameter, target)
-            return put
+            return self._put(parameter, target, is_shared=is_shared)
         host, axes = np.asarray(parameter), self.specs[path].axes
 
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -91,7 +111,7 @@ class Placer:
 
         return jax.make_array_from_callback(self._layout[path].value.shape, target, shard)
 
-    def _put_quantized(self, path: str, parameter: QuantizedArray) -> QuantizedArray:
+    def _put_quantized(self, path: str, parameter: QuantizedArray, *, is_shared: bool) -> QuantizedArray:
         repeated, like = self._is_repeated(path), param_on(self._mesh, self._layout[path])
 
         def put(array: ArrayLike, like: jax.ShapeDtypeStruct) -> jax.Array:
@@ -99,21 +119,35 @@ class Placer:
                 heads = np.asarray(array).reshape(self._model.num_kv_heads, -1)  # whole tiles each
                 expanded = expand(heads, ("kv_heads", "rest"), self._model, self._mesh.size)
                 array = expanded.reshape(like.shape)
-            placed: jax.Array = jax.device_put(array, like.sharding)
-            return placed
+            return self._put(array, like.sharding, is_shared=is_shared)
 
         assert isinstance(like, QuantizedArray)
         places = dict(like.parts())
         return like.with_parts({name: put(array, places[name]) for name, array in parameter.parts()})
 
+    def _put(self, array: ArrayLike, sharding: Any, *, is_shared: bool) -> jax.Array:
+        source = _on_host(array) if _is_one_cpu(self._mesh) else array
+        placed: jax.Array = jax.device_put(source, sharding, may_alias=None if is_shared else False)
+        return placed
+
+    @property
+    def is_on_cpus(self) -> bool:
+        """Whether the mesh's devices are CPUs, which all have one memory."""
+        return bool(self._mesh.devices.flat[0].platform == "cpu")
+
+    def private_copy(self, path: str, parameter: NewParam) -> NewParam:
+        """Copy a caller's parameter, which may be written to or donated later, for `put` on every CPU mesh."""
+
+        def copy(array: ArrayLike, like: jax.ShapeDtypeStruct) -> np.ndarray:
+            host = aligned_empty(like.shape, like.dtype)
+            host[...] = np.asarray(array)
+            return host
+
+        copied: NewParam = jax.tree.map(copy, parameter, self.specs[path].value)
+        return copied
+
     def _is_repeated(self, path: str) -> bool:
         return tuple(self._layout[path].value.shape) != tuple(self.specs[path].value.shape)
-
-    def replace(self, params: list[Weight], new: Mapping[str, NewParam]) -> None:
-        """Replace the parameters named in `new` one by one, so that each old array can be freed before the next."""
-        for index, path in enumerate(self.specs):
-            if path in new:
-                params[index] = self.put(path, new[path])
 
     def check(self, new: Mapping[str, NewParam]) -> None:
         """Refuse names that are no parameters, and arrays of another shape, dtype or format.
@@ -143,6 +177,8 @@ def _difference(name: str, given: NewParam, wanted: Described) -> str | None:
         return f"{name} is {_described(given)}: it must be {_described(wanted)}, as before"
     if not isinstance(given, QuantizedArray) or not isinstance(wanted, QuantizedArray):
         return None
+    if given.inputs != wanted.inputs:
+        return f"{name} has {given.inputs} axes of inputs: it must have {wanted.inputs}, as before"
     parts = dict(given.parts())
     found = (_difference(f"{name}.{part}", parts.get(part, 0), like) for part, like in wanted.parts())
     return next((difference for difference in found if difference is not None), None)
@@ -154,3 +190,54 @@ def _described(parameter: NewParam | Described) -> str:
         return f"{parameter.format}{list(parameter.shape)}"
     dtype = parameter.dtype if isinstance(parameter, jax.ShapeDtypeStruct) else jnp.result_type(parameter)
     return f"{dtype}{list(np.shape(parameter))}"
+
+
+def _on_host(array: ArrayLike) -> ArrayLike:
+    """Return an array of one CPU device as the host sees it, which is the same memory; anything else as it is."""
+    if isinstance(array, jax.Array) and array.sharding.num_devices == 1:
+        devices: list[Any] = list(array.sharding.device_set)
+        return np.asarray(array) if devices[0].platform == "cpu" else array
+    return array
+
+
+def replace(placers: Sequence[Placer], params: Sequence[list[Weight]], new: Mapping[str, NewParam]) -> None:
+    """Replace the parameters named in `new`, of each mesh in `params`.
+
+    One after the other, and on all meshes before the next, so that each old array can be freed first.
+    """
+    for index, path in enumerate(placers[0].specs):
+        if path not in new:
+            continue
+        is_copied = placers[0].is_on_cpus
+        array = placers[0].private_copy(path, new[path]) if is_copied else new[path]
+        for placer, mesh in zip(placers, params, strict=True):
+            mesh[index] = placer.put(path, array, is_shared=is_copied)
+
+
+class Held(NamedTuple):
+    """The host memory that weights on CPU devices take, in bytes."""
+
+    mapped: int  # pages of files
+    copied: int  # the process's own
+    spared: int  # what meshes would take besides if each had its own
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        mapped, copied, spared = (f"{size / 1e6:,.0f} MB" for size in self)
+        shared = f", shared between meshes, which spares {spared}" if self.spared else ""
+        return f"{mapped} mapped from the file and {copied} copied{shared}"
+
+
+def held(params: Sequence[Params], maps: FileMaps | None) -> Held:
+    """Count what the weights on CPU devices take, by the addresses at which they lie."""
+    seen, mapped, copied, spared = set[int](), 0, 0, 0
+    for shard in (shard for array in jax.tree.leaves(list(params)) for shard in array.addressable_shards):
+        address, size = shard.data.unsafe_buffer_pointer(), shard.data.nbytes
+        if address in seen:
+            spared += size
+        elif maps is not None and maps.holds(address):
+            mapped += size
+        else:
+            copied += size
+        seen.add(address)
+    return Held(mapped, copied, spared)

@@ -17,8 +17,9 @@ from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_gguf import tokenizer_from_gguf
 from .base import TextFiles
 from .gguf_file import GGUFFile
+from .host_memory import FileMaps
 from .quantized_streaming import divide, stream_quantized
-from .streaming import Wanted, stream
+from .streaming import Report, Wanted, ignore, stored_bytes, stream
 
 
 class GGUFCheckpoint(TextFiles):
@@ -84,11 +85,24 @@ class GGUFCheckpoint(TextFiles):
         """Return whether a tensor only says how activations may be quantised, which are not, here or in llama.cpp."""
         return name.endswith(".input_scale")
 
-    def load(self, wanted: Wanted, *, allow_nonfinite: bool = False) -> Iterator[tuple[str, tuple[Weight, ...]]]:
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes that the parameters take in the files."""
+        return stored_bytes(self._file, self._sources)
+
+    def load(
+        self,
+        wanted: Wanted,
+        *,
+        allow_nonfinite: bool = False,
+        maps: FileMaps | None = None,
+        report: Report = ignore,
+    ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
         """Load parameters straight onto devices; see `Checkpoint.load`."""
         floats, quantized = divide(wanted)
-        yield from stream(self._file, self._sources, floats, allow_nonfinite=allow_nonfinite)
-        yield from stream_quantized(self._file, self._sources, quantized, allow_nonfinite=allow_nonfinite)
+        file, sources = self._file, self._sources
+        yield from stream(file, sources, floats, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
+        yield from stream_quantized(file, sources, quantized, allow_nonfinite=allow_nonfinite, report=report)
 
     def _read_tokenizer(self) -> Tokenizer:
         try:

@@ -17,9 +17,10 @@ from ..decoder import abstract_params
 from ..quantized import Described, Weight, nbytes, placed
 from .base import TextFiles
 from .finite import check_array
+from .host_memory import FileMaps
 from .orbax_format import PARAMS, one_sentence, read_description, stored
 from .quantized_streaming import as_floats, divide
-from .streaming import Wanted
+from .streaming import Report, Wanted, ignore
 from .tensor_check import check_tensors
 
 
@@ -39,14 +40,32 @@ class OrbaxCheckpoint(TextFiles):
         self.formats: Mapping[str, str] = description.formats
         self._params = directory.absolute() / PARAMS
 
-    def load(self, wanted: Wanted, *, allow_nonfinite: bool = False) -> Iterator[tuple[str, tuple[Weight, ...]]]:
-        """Load parameters straight onto devices; see `Checkpoint.load`."""
-        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        described = self._check_params(checkpointer)
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes that the parameters take in the files, which are not compressed."""
+        return sum(map(nbytes, self._described().values()))
+
+    def _described(self) -> dict[str, Described]:
+        specs = abstract_params(self.config, self.dtype, self.formats).specs
+        return {path: spec.value for path, spec in specs.items()}
+
+    def load(
+        self,
+        wanted: Wanted,
+        *,
+        allow_nonfinite: bool = False,
+        maps: FileMaps | None = None,
+        report: Report = ignore,
+    ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
+        """Load parameters straight onto devices; see `Checkpoint.load`. Nothing is mapped: arrays lie in chunks."""
+        checkpointer, described = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()), self._described()
+        self._check_params(checkpointer, described)
         floats, _ = divide(wanted)
         loose = {path: places for path, places in floats.items() if path in self.formats}
         rest = {path: places for path, places in wanted.items() if path not in loose}
-        yield from self._load_as_stored(checkpointer, rest, allow_nonfinite)
+        for path, parameters in self._load_as_stored(checkpointer, rest, allow_nonfinite):
+            report(nbytes(described[path]))
+            yield path, parameters
         host = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
         for path, places in loose.items():
             whole = {path: (placed(described[path], lambda _: host),)}
@@ -55,6 +74,7 @@ class OrbaxCheckpoint(TextFiles):
                 arrays = tuple(jax.device_put(host_floats, place.sharding) for place in places)
                 if not allow_nonfinite:
                     check_array(self._params, path, arrays[0])
+                report(nbytes(described[path]))
                 yield path, jax.block_until_ready(arrays)
 
     def _load_as_stored(
@@ -69,14 +89,12 @@ class OrbaxCheckpoint(TextFiles):
                         check_array(self._params, name, array)
                 yield path, tuple(parameters.pop(path) for parameters in restored)
 
-    def _check_params(self, checkpointer: ocp.Checkpointer) -> dict[str, Described]:
-        """Check that exactly the model's parameters are stored; return their descriptions."""
+    def _check_params(self, checkpointer: ocp.Checkpointer, described: Mapping[str, Described]) -> None:
+        """Check that exactly the arrays of these parameters are stored."""
         with one_sentence(f"{self._params} cannot be read"):
             found = checkpointer.metadata(self._params).item_metadata.tree
-        specs = abstract_params(self.config, self.dtype, self.formats).specs
-        expected = {name: x.shape for path, spec in specs.items() for name, x in stored(path, spec.value).items()}
+        expected = {name: x.shape for path, like in described.items() for name, x in stored(path, like).items()}
         check_tensors(self._params, {name: tuple(array.shape) for name, array in found.items()}, expected)
-        return {path: spec.value for path, spec in specs.items()}
 
     def _restore(self, checkpointer: ocp.Checkpointer, places: Mapping[str, Described]) -> dict[str, Weight]:
         item = {name: like for path, place in places.items() for name, like in stored(path, place).items()}

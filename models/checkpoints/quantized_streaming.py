@@ -17,7 +17,8 @@ from ...kernels_pallas.quantized import QuantizedArray, dequantize
 from ..families.tensor_source import Source
 from ..quantized import Weight
 from .finite import is_finite, refusal
-from .streaming import BLOCK_BYTES, TensorFile, Wanted, aligned, halves
+from .host_memory import aligned_empty, check_unchanged
+from .streaming import BLOCK_BYTES, Report, TensorFile, Wanted, bytes_before, halves
 
 type WantedFloats = Mapping[str, Sequence[jax.ShapeDtypeStruct]]
 type WantedQuantized = Mapping[str, Sequence[QuantizedArray]]
@@ -49,12 +50,14 @@ def divide(wanted: Wanted) -> tuple[WantedFloats, WantedQuantized]:
 
 
 def stream_quantized(
-    file: BlockFile, sources: Mapping[str, Source], wanted: WantedQuantized, *, allow_nonfinite: bool
+    file: BlockFile, sources: Mapping[str, Source], wanted: WantedQuantized, *, allow_nonfinite: bool, report: Report
 ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
     """Yield each wanted path with its parameter on every mesh, in the order of `wanted`; see `Checkpoint.load`."""
     for path, places in wanted.items():
-        host = _read(file, sources[path], places[0], allow_nonfinite=allow_nonfinite)
+        host = _read(file, sources[path], places[0], allow_nonfinite=allow_nonfinite, report=report)
         yield path, jax.block_until_ready(tuple(put(host, place) for place in places))
+    for part in {file.path_of(sources[path].tensor) for path in wanted}:
+        check_unchanged(part, file.stamps[part])
 
 
 def put(host: QuantizedArray, place: QuantizedArray) -> QuantizedArray:
@@ -63,13 +66,15 @@ def put(host: QuantizedArray, place: QuantizedArray) -> QuantizedArray:
     return placed
 
 
-def _read(file: BlockFile, source: Source, like: QuantizedArray, *, allow_nonfinite: bool) -> QuantizedArray:
+def _read(
+    file: BlockFile, source: Source, like: QuantizedArray, *, allow_nonfinite: bool, report: Report
+) -> QuantizedArray:
     """Read one parameter into host arrays as `like` describes them.
 
     Raises:
         CheckpointError: as `BlockFile.read_blocks` does; or a scale that is not finite, unless `allow_nonfinite`.
     """
-    out: QuantizedArray = jax.tree.map(lambda array: aligned(array.shape, array.dtype), like)
+    out: QuantizedArray = jax.tree.map(lambda array: aligned_empty(array.shape, array.dtype), like)
     (rows, columns), unit = like.matrix, math.lcm(OUTPUTS, source.rotary_pairs or 1)
     step = max(1, BLOCK_BYTES // (4 * columns * unit)) * unit
     for start in range(0, rows, step):
@@ -83,13 +88,14 @@ def _read(file: BlockFile, source: Source, like: QuantizedArray, *, allow_nonfin
         tiles = slice(start // OUTPUTS, start // OUTPUTS + packed.values.shape[0])
         for (_, array), part in zip(out.parts(), packed, strict=False):
             array[tiles] = part
+        report(bytes_before(file, source, last) - bytes_before(file, source, first))
     return out
 
 
 def as_floats(w: QuantizedArray, dtype: np.dtype) -> np.ndarray:
     """Dequantise a parameter on the host, `BLOCK_BYTES` of float32 at a time: [*shape] of `dtype`."""
     n, k = w.matrix
-    out = aligned(w.shape, dtype)
+    out = aligned_empty(w.shape, dtype)
     matrix = out.reshape(k, n).T if w.inputs else out.reshape(n, k)
     step = max(1, BLOCK_BYTES // (4 * k * OUTPUTS))
     for start in range(0, w.values.shape[0], step):

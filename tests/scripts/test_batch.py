@@ -5,6 +5,7 @@ import json
 
 import pytest
 from helpers.fake_llm import FakeLLM
+from twinmesh.engine import progress
 from twinmesh.scripts import arguments
 from twinmesh.scripts.cli import main
 
@@ -39,10 +40,17 @@ def test_results_are_written_and_counted(llm, batch):
     assert llm.is_closed
 
 
-def test_progress_goes_to_stderr(llm, batch):
+def test_progress_goes_to_a_terminal_on_stderr(llm, batch, monkeypatch):
+    monkeypatch.setattr(progress, "is_terminal", lambda stream: True)
+    _, out, err, _ = batch([{"prompt": "a"}, {"prompt": "b", "n": 0}])
+    assert out == ""
+    assert "batch: 2 of 2 lines, " in err
+    assert "tokens/s, 1 with an error" in err
+
+
+def test_without_a_terminal_a_short_run_shows_no_progress(llm, batch):
     _, _, err, _ = batch([{"prompt": "a"}, {"prompt": "b"}])
-    assert "2/2" in err
-    assert "tokens/s, errors: 0" in err
+    assert "lines, " not in err
 
 
 def test_lines_that_failed_are_counted_and_make_the_exit_code_1(llm, batch):

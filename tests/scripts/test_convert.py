@@ -9,7 +9,7 @@ def test_it_converts_and_prints_the_directory(tiny_path, tmp_path, capsys):
     assert main(["convert", str(tiny_path), str(target), "--dtype", "bfloat16"]) == 0
     out = capsys.readouterr()
     assert out.out == f"{target}\n"
-    assert "parameters: 100%" in out.err
+    assert out.err == ""  # no terminal, and no ten seconds
     assert open_checkpoint(target).dtype == "bfloat16"
 
 

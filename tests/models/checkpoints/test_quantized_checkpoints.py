@@ -157,7 +157,7 @@ def test_a_file_that_is_cut_short_meanwhile_is_one_sentence(tmp_path):
     path = write_quantized(tmp_path / "tiny.gguf")
     checkpoint = open_checkpoint(path)
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(CheckpointError, match=r"tensor .* cannot be read: "):
+    with pytest.raises(CheckpointError, match=r"was changed while it was loaded"):
         load(checkpoint)
 
 
