@@ -2,10 +2,14 @@
 
 Weights are an array of the activations' dtype, or a `QuantizedArray`, which is made floats of a bounded part at a time
 while it is multiplied: no second copy of the weights ever exists. A product is right on every device; a faster kernel
-takes its place where there is one.
+takes its place where there is one. On CPUs a product of up to 64 rows with an array runs in a kernel of `cpu/`, which
+reads the weights once for all rows and gives a row the same bits whatever the other rows are; what the kernels do not
+take, more rows included, and all other devices run XLA's product. So does a program whose arrays are split over several
+CPUs, where XLA would gather the weights in front of a kernel: its compiler has to say so by
+`jax.sharding.use_abstract_mesh`.
 
 Invariants: products are summed in float32 at least. A row's result does not depend on the rows beside it, for a number
-of rows. With several devices weights are read where they are: what is gathered or summed is activations.
+of rows. With several devices quantised weights are read where they are: what is gathered or summed is activations.
 """
 
 from collections.abc import Sequence
@@ -16,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
-from jax.typing import DTypeLike
 
 from .block_tiles import BLOCK, OUTPUTS
+from .cpu import calls
+from .dispatch import runs_on_cpu
 from .quantized import QuantizedArray, dequantize, is_column
 
 # The most bytes of quantised weights that are floats at a time.
@@ -67,43 +72,52 @@ def kernel_for(platform: str, format_name: str) -> str | None:
     return None
 
 
-def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
-    """Choose full precision for float32: a GPU would otherwise multiply in TF32, which keeps 10 bits of mantissa."""
-    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
-
-
-def matmul(
-    x: Array,
-    w: Array | QuantizedArray,
-    *,
-    is_table: bool = False,
-    dtype: DTypeLike | None = None,
-    split: Split | None = None,
-    devices: Devices | None = None,
-) -> Array:
+def matmul(x: Array, w: Array | QuantizedArray, *, split: Split | None = None, devices: Devices | None = None) -> Array:
     """Multiply activations by a weight.
 
     Args:
         x: [T, k].
-        w: [k, n], or [n, k] of a table; or a quantised parameter, whichever way its matrix lies.
-        is_table: whether `w` is [n, k].
-        dtype: of the result; None: that of x.
-        split: how `w` is divided over `devices`; None: it is whole on each.
+        w: [k, n]; or a quantised projection.
+        split: how a quantised weight is divided over `devices`; None: it is whole on each.
         devices: the program's; None: it has one.
 
     Returns:
-        [T, n].
+        [T, n] of x's dtype.
     """
-    dtype = x.dtype if dtype is None else jnp.dtype(dtype)
+    return _multiply(x, w, x.dtype, split, devices, is_table=False)
+
+
+def score(x: Array, w: Array | QuantizedArray, *, split: Split | None = None, devices: Devices | None = None) -> Array:
+    """Multiply activations [T, k] by a table [n, k], a head over an embedding: [T, n] float32; else as `matmul`."""
+    return _multiply(x, w, jnp.dtype(jnp.float32), split, devices, is_table=True)
+
+
+def _multiply(
+    x: Array,
+    w: Array | QuantizedArray,
+    dtype: jnp.dtype,
+    split: Split | None,
+    devices: Devices | None,
+    *,
+    is_table: bool,
+) -> Array:
     if not isinstance(w, QuantizedArray):
-        return _plain(x, w, is_table, dtype)
+        product = calls.product(x, w, by_output=is_table) if _is_on_one_cpu() else None
+        return _by_xla(x, w, is_table, dtype) if product is None else product.astype(dtype)
     if split is None or devices is None:
         return _quantized(x, w, w.matrix[0], dtype)
     return _on_each(x, w, dtype, split, devices)
 
 
-def _plain(x: Array, w: Array, is_table: bool, dtype: jnp.dtype) -> Array:
-    precision, result = matmul_precision(w.dtype), None if dtype == x.dtype else dtype
+def _is_on_one_cpu() -> bool:
+    """Whether what is traced runs on one CPU device, or on each of several by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    is_manual = all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
+    return runs_on_cpu() and (mesh.size <= 1 or is_manual)
+
+
+def _by_xla(x: Array, w: Array, is_table: bool, dtype: jnp.dtype) -> Array:
+    precision, result = calls.precision(w.dtype), None if dtype == x.dtype else dtype
     if is_table:
         # An einsum: `x @ w.T` takes XLA's CPU backend 10 times as long.
         product: Array = jnp.einsum("tk,nk->tn", x, w, precision=precision, preferred_element_type=result)
@@ -155,4 +169,4 @@ def _quantized(x: Array, w: QuantizedArray, outputs: int, dtype: jnp.dtype) -> A
 
 
 def _by_tiles(x: Array, w: QuantizedArray, dtype: jnp.dtype) -> Array:
-    return _plain(x, dequantize(w).astype(x.dtype), True, dtype)
+    return _by_xla(x, dequantize(w).astype(x.dtype), True, dtype)

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ..kernels_pallas.matmul import Devices, matmul
+from ..kernels_pallas.matmul import Devices, matmul, score
 from ..kernels_pallas.quantized import QuantizedArray, take_rows
 from ..kernels_pallas.rotary import Rotation, rms_norm
 from .config import Activation, ModelConfig, Rope
@@ -45,20 +45,19 @@ def value(parameter: nnx.Param[Weight]) -> jax.Array:
     return array
 
 
-def multiply(
-    x: jax.Array, weight: nnx.Param[Weight], devices: Devices | None, dtype: DTypeLike | None = None
-) -> jax.Array:
-    """Multiply x [T, *inputs] by a weight [*inputs, *outputs], or by a table [outputs, inputs]: [T, *outputs].
+def multiply(x: jax.Array, weight: nnx.Param[Weight], devices: Devices | None) -> jax.Array:
+    """Multiply x [T, *inputs] by a weight [*inputs, *outputs] -> [T, *outputs]; or score it by a table, in float32.
 
     This is one matrix product over reshaped operands: in an einsum over heads and head_dim XLA CPU transposes the
     weights on every call (SmolLM2, 30 layers, one row: 21 ms instead of 12).
     """
     w, inputs, rows = weight.get_value(), weight.get_metadata("inputs"), x.reshape(x.shape[0], -1)
+    product = matmul if inputs else score
     if isinstance(w, QuantizedArray):
         split = None if devices is None else devices.split(weight.get_metadata("axes"), w)
-        out = matmul(rows, w, dtype=dtype, split=split, devices=devices)
+        out = product(rows, w, split=split, devices=devices)
     else:
-        out = matmul(rows, w.reshape(rows.shape[1], -1) if inputs else w, is_table=not inputs, dtype=dtype)
+        out = product(rows, w.reshape(rows.shape[1], -1) if inputs else w)
     return out.reshape(x.shape[0], *(w.shape[inputs:] if inputs else w.shape[:1]))
 
 
@@ -176,4 +175,4 @@ class Embedding(nnx.Module):
 
     def score(self, hidden: jax.Array) -> jax.Array:
         """Score every token against hidden states [R, E] -> [R, V] float32 logits."""
-        return multiply(hidden, self.weight, self.devices, jnp.float32)
+        return multiply(hidden, self.weight, self.devices)

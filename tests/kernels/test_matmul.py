@@ -8,7 +8,7 @@ from helpers.quantized import FORMATS, random_blocks
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from twinmesh.kernels_pallas import matmul as module
 from twinmesh.kernels_pallas.block_tiles import pack
-from twinmesh.kernels_pallas.matmul import Devices, matmul
+from twinmesh.kernels_pallas.matmul import Devices, matmul, score
 from twinmesh.kernels_pallas.quantized import abstract, dequantize, take_rows
 
 N, K = 128, 512
@@ -39,7 +39,7 @@ def test_activations_of_16_bits_meet_weights_of_16_bits():
     assert found.dtype == jnp.bfloat16
     expected = np.asarray(x, np.float64) @ floats.astype(jnp.bfloat16).astype(np.float64)
     np.testing.assert_allclose(found.astype(np.float32), expected, rtol=0.01, atol=0.01 * np.abs(expected).max())
-    assert jax.jit(lambda x, w: matmul(x, w, dtype=jnp.float32))(x, w).dtype == np.float32
+    assert jax.jit(score)(x, w).dtype == np.float32
 
 
 @pytest.mark.parametrize("n", [128, 129, 150])
