@@ -1,13 +1,13 @@
 """The layout of quantised weights: tiles of 16 outputs by blocks of 32 inputs, for kernels that multiply by them.
 
-A weight is a matrix W [n, k] of n outputs and k inputs, in one of GGUF's formats: `u` of a few bits, and a scale, in some
-formats a smallest value too, for each group of inputs of an output: w = scale * (u - zero) + min. Here
+A weight is a matrix W [n, k] of n outputs and k inputs, in one of GGUF's formats: `u` of a few bits, and a scale, in
+some formats a smallest value too, for each group of inputs of an output: w = scale * (u - zero) + min. Here
 
     values [T, B, 64 * bits] uint8    T = ceil(n / 16) tiles, B = k / 32 blocks
-    scales [T, G, 16], mins alike     G = k / group; float16 as in the file, float32 where the file multiplies two numbers
+    scales [T, G, 16], mins alike     G = k / group; float16 as in the file, float32 where it multiplies two numbers
 
-so that arrays can be cut along outputs at tiles (first axis) and along inputs at blocks (second axis), and a kernel reads
-each of them from one end to the other. The last tile is padded with outputs that are zero.
+so that arrays can be cut along outputs at tiles (first axis) and along inputs at blocks (second axis), and a kernel
+reads each of them from one end to the other. The last tile is padded with outputs that are zero.
 
 The 512 values of a tile and block lie as vectors of 64 want them, 4 neighbouring inputs (a quad) of each output in 32
 bits, the operand of instructions for products of bytes on CPUs and GPUs. With j the quad of the block, c the output of
