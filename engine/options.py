@@ -12,6 +12,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Concatenate, ForwardRef, get_args
 
@@ -186,6 +187,7 @@ class EngineOptions:
     progress: Annotated[bool, Option("show bars on stderr while weights load and programs compile", flag=None)] = False
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         if isinstance(self.topology, str):
             Topology.parse(self.topology)
         if isinstance(self.policy, str):
@@ -196,6 +198,20 @@ class EngineOptions:
                 check_whole_number(name, getattr(self, name), documentation()[name].least)
         if self.memory_fraction is not None:
             check_fraction("memory_fraction", self.memory_fraction)
+
+    def _check_kinds(self) -> None:
+        """Refuse values of a type that would be taken for something else, or found to be unusable much later."""
+        switches = [field.name for field in fields(self) if get_args(field.type)[0] is bool]
+        for name, kind, wanted in (
+            ("model", str | PathLike, "a name or a path"),
+            ("topology", str | Topology, "a text such as 'both=1', or a Topology"),
+            ("decision_log", str | PathLike | None, "a path, or None for no log"),
+            ("devices", Sequence | None, "a list of devices, or None for JAX's"),
+            *((name, bool, "True or False") for name in switches),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (name == "devices" and isinstance(value, str)):
+                raise ValueError(f"{name}={value!r} is not usable: it must be {wanted}.")
 
     @property
     def parsed_topology(self) -> Topology:
@@ -231,15 +247,20 @@ def with_options[Engine, **Options](
     """
 
     def decorate(start: Callable[[Engine, EngineOptions], None]) -> Callable[Concatenate[Engine, Options], None]:
+        shape = signature()
+
         @functools.wraps(start)
         def init(self: Engine, /, *args: Options.args, **kwargs: Options.kwargs) -> None:
             for name in kwargs:
                 if name not in documentation():
                     raise TypeError(unknown(type(self), name))
+            try:
+                shape.bind(*args, **kwargs)
+            except TypeError as error:  # which would name `options`, not the class
+                raise TypeError(f"{type(self).__name__}: {error}; give the model, and options by name.") from None
             start(self, options(*args, **kwargs))
 
         this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-        shape = signature()
         init.__dict__["__signature__"] = shape.replace(
             parameters=[this, *shape.parameters.values()], return_annotation=None
         )

@@ -38,13 +38,9 @@ class MeshSpec:
 
 
 _GROUP = re.compile(r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>\d{1,6})(xtp(?P<tp>\d{1,6}))?")
-
 _MODES = ("alternate", "fused")
-
 _MODES_TEXT = " and ".join(_MODES)
-
 _MOST_DEVICES = 1024
-
 _EXAMPLES = "'both=1', 'both(mode=fused)=2', 'prefill=1,decode=1' or 'prefill=2xtp2,decode=1xtp4'"
 
 

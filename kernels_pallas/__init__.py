@@ -22,7 +22,9 @@ from jax import Array
 from . import dispatch, xla
 from .arguments import (
     AttentionOptions,
+    NewTokens,
     PagedKV,
+    Pools,
     as_first_page,
     check_append,
     check_attention,
@@ -174,4 +176,5 @@ def prepare_heads(
     """
     check_append(k_pages, v_pages, k, v, slot)
     check_rotation(q, rotation, k_pages)
-    return dispatch.prepare_heads(q, k, v, rotation, k_pages, v_pages, slot, as_first_page(first_page))
+    pools = Pools(k_pages, v_pages, as_first_page(first_page))
+    return dispatch.prepare_heads(NewTokens(q, k, v, rotation, slot), pools)

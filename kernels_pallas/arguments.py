@@ -1,4 +1,4 @@
-"""Bundles the arguments of both attentions, and checks them while a program is traced.
+"""Bundles the arguments of both attentions and of what comes before, and checks them while a program is traced.
 
 Not here: limits of single implementations (`mosaic.why_unsupported`), and checks of arrays' contents.
 """
@@ -29,6 +29,24 @@ class PagedKV(NamedTuple):
     def capacity(self) -> int:
         """Return the most tokens that a request can hold."""
         return int(self.page_table.shape[1] * self.k_pages.shape[1])
+
+
+class NewTokens(NamedTuple):
+    """T tokens of a layer as projected, and where their keys and values go."""
+
+    q: Array  # [T, Hq, D]
+    k: Array  # [T, Hk, D]
+    v: Array  # [T, Hk, D]
+    rotation: Rotation
+    slot: Array  # [T], page * P + offset; past the pool: written nowhere
+
+
+class Pools(NamedTuple):
+    """The pools that they go to."""
+
+    k_pages: Array  # [N, P, Hk, D]
+    v_pages: Array  # [N, P, Hk, D]
+    first_page: Array  # [1], added to the page of every slot
 
 
 @functools.partial(

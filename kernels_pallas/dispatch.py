@@ -1,9 +1,10 @@
 """Chooses the implementation of attention and of what comes before it that a program gets, while it is traced.
 
-Hopper GPUs run the Mosaic kernels, all other devices run `xla.py`. The GPU is that of the abstract mesh in whose
-context the trace runs (inside `shard_map`, or when compiling for an absent GPU), else JAX's first device.
-In the second case the program may still be meant for the CPU of a machine that has a GPU, so both are traced and
-lowering picks one. Shapes that the kernels do not support run in `xla.py` too, with one warning.
+Hopper GPUs run the Mosaic kernels, CPUs decode attention in those of `cpu/` where there are any; all else runs in
+`xla.py`. The GPU is that of the abstract mesh in whose context the trace runs (inside `shard_map`, or when compiling
+for an absent GPU), else JAX's first device. In the second case the program may still be meant for the CPU of a machine
+that has a GPU, so both are traced and lowering picks one. Shapes that the Mosaic kernels do not support run in
+`xla.py` too, with one warning.
 """
 
 import functools
@@ -16,9 +17,9 @@ import jax
 from jax import Array
 
 from . import decode, prefill, prepare, xla
-from .arguments import AttentionOptions, PagedKV
+from .arguments import AttentionOptions, NewTokens, PagedKV, Pools
+from .cpu import calls
 from .mosaic import why_unsupported
-from .rotary import Rotation
 from .tiles import decode_tiles, prefill_tiles
 
 _log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
         return functools.partial(prefill.paged_prefill_attention, options=options, tiles=tiles, cores=cores)
 
     plain = functools.partial(xla.paged_prefill_attention, options=options)
-    return _choose(kernel, plain, (q, kv, q_start), kv.k_pages)
+    return _choose(kernel, plain, (q, kv, q_start), q, kv.k_pages)
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
@@ -46,33 +47,28 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
         tiles = decode_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(decode.paged_decode_attention, options=options, tiles=tiles, cores=cores)
 
-    return _choose(kernel, functools.partial(xla.paged_decode_attention, options=options), (q, kv), kv.k_pages)
+    attended = calls.paged_decode_attention(q, kv, options) if runs_on_cpu() else None
+    if attended is not None:
+        return attended
+    return _choose(kernel, functools.partial(xla.paged_decode_attention, options=options), (q, kv), q, kv.k_pages)
 
 
-def prepare_heads(
-    q: Array,
-    k: Array,
-    v: Array,
-    rotation: Rotation,
-    k_pages: Array,
-    v_pages: Array,
-    slot: Array,
-    first_page: Array,
-) -> tuple[Array, Array, Array]:
-    """See `kernels_pallas.prepare_heads`; arguments are checked already, and `first_page` is [1]."""
-    arrays = (q, k, v, rotation, k_pages, v_pages, slot, first_page)
-    if q.shape[1] % _ROWS or k.shape[1] % _ROWS:
-        return xla.prepare_heads(*arrays)
-    prepared: tuple[Array, Array, Array] = _choose(
-        lambda cores: prepare.prepare_heads, xla.prepare_heads, arrays, k_pages
-    )  # fmt: skip
-    return prepared
+def prepare_heads(new: NewTokens, pools: Pools) -> tuple[Array, Array, Array]:
+    """Compute `kernels_pallas.prepare_heads` by the implementation that fits; arguments are checked."""
+    if new.q.shape[1] % _ROWS or new.k.shape[1] % _ROWS:
+        return xla.prepare_heads(new, pools)
+
+    def kernel(cores: int) -> Callable[..., tuple[Array, Array, Array]]:
+        return prepare.prepare_heads
+
+    return _choose(kernel, xla.prepare_heads, (new, pools), new.q, pools.k_pages)
 
 
 def _choose[Result](
     kernel: Callable[[int], Callable[..., Result]],  # from the number of multiprocessors
     plain: Callable[..., Result],
-    arrays: tuple[Any, ...],  # q [.., Hq, D] first
+    arrays: tuple[Any, ...],
+    q: Array,  # among them
     k_pages: Array,
 ) -> Result:
     kind, cores, is_certain = gpu_to_trace_for()
@@ -81,7 +77,7 @@ def _choose[Result](
     if not _HOPPER.search(kind):
         warn_once(f"{kind} is not a Hopper GPU: paged attention runs in plain XLA.")
         return plain(*arrays)
-    reason = why_unsupported(arrays[0], k_pages)
+    reason = why_unsupported(q, k_pages)
     if reason is not None:
         warn_once(f"{reason} Paged attention runs in plain XLA.")
         return plain(*arrays)
@@ -103,6 +99,12 @@ def gpu_to_trace_for() -> tuple[str | None, int, bool]:
     if device.platform != "gpu":
         return None, 0, True
     return device.device_kind, device.core_count, False
+
+
+def runs_on_cpu() -> bool:
+    """Whether the program that is being traced surely runs on a CPU."""
+    kind, _, is_certain = gpu_to_trace_for()
+    return kind is None and is_certain and jax.devices()[0].platform == "cpu"
 
 
 @functools.cache

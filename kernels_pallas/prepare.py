@@ -16,8 +16,8 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from .arguments import NewTokens, Pools
 from .mosaic import WARPGROUP_ROWS, Ref, compiler_params, iota, per_row, refuse
-from .rotary import Rotation
 from .work import ceil_div
 
 _COLUMNS = 32  # of a half of the heads at a time: more take registers from the blocks that could run beside this one
@@ -25,30 +25,20 @@ _COLUMNS = 32  # of a half of the heads at a time: more take registers from the 
 
 # Jitted, so that the layers of a model share one trace and one lowering of the kernel.
 @functools.partial(jax.jit, static_argnames=("interpret",))
-def prepare_heads(
-    q: Array,
-    k: Array,
-    v: Array,
-    rotation: Rotation,
-    k_pages: Array,
-    v_pages: Array,
-    slot: Array,
-    first_page: Array,
-    *,
-    interpret: Any = None,
-) -> tuple[Array, Array, Array]:
-    """See `kernels_pallas.prepare_heads`; `first_page` is [1].
+def prepare_heads(new: NewTokens, pools: Pools, *, interpret: Any = None) -> tuple[Array, Array, Array]:
+    """See `kernels_pallas.prepare_heads`.
 
     Raises:
         ValueError: a dtype, head_dim, page size or number of heads that the kernel does not support; names it.
     """
-    refuse(q, k_pages)
+    q, k, v, rotation, slot = new
+    refuse(q, pools.k_pages)
     with jax.named_scope("prepare_heads"):
         # Three slices of one product, which XLA then does not cut.
         heads = jnp.concatenate([x.reshape(x.shape[0], -1) for x in (q, k, v)], axis=1)
         heads = heads.reshape(q.shape[0], -1, q.shape[2])
         norms = () if rotation.q_norm is None else (rotation.q_norm, rotation.k_norm)
-        k_ref, v_ref = jax.new_ref(k_pages), jax.new_ref(v_pages)
+        k_ref, v_ref = jax.new_ref(pools.k_pages), jax.new_ref(pools.v_pages)
         rows = ceil_div(q.shape[1] + k.shape[1], WARPGROUP_ROWS) * WARPGROUP_ROWS
         kernel = plgpu.kernel(
             functools.partial(_kernel, rotation.eps, bool(norms)),
@@ -60,7 +50,7 @@ def prepare_heads(
             kernel_name="prepare_heads",
             interpret=interpret,
         )
-        prepared = kernel(heads, rotation.cos, rotation.sin, *norms, slot, first_page, k_ref, v_ref)
+        prepared = kernel(heads, rotation.cos, rotation.sin, *norms, slot, pools.first_page, k_ref, v_ref)
         return prepared, jax.freeze(k_ref), jax.freeze(v_ref)
 
 

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from .arguments import AttentionOptions, PagedKV
-from .rotary import Rotation
+from .arguments import AttentionOptions, NewTokens, PagedKV, Pools
 from .scatter import write_rows
 from .work import Splits, ceil_div, split_work
 
@@ -53,19 +52,10 @@ def append_kv(
         return write_rows(k_pages, at, k), write_rows(v_pages, at, v)
 
 
-def prepare_heads(
-    q: Array,
-    k: Array,
-    v: Array,
-    rotation: Rotation,
-    k_pages: Array,
-    v_pages: Array,
-    slot: Array,
-    first_page: Array,
-) -> tuple[Array, Array, Array]:
-    """See `kernels_pallas.prepare_heads`; `first_page` is [1]."""
-    q, k = rotation.apply(q, k)
-    return q, *append_kv(k_pages, v_pages, k, v, slot, first_page)
+def prepare_heads(new: NewTokens, pools: Pools) -> tuple[Array, Array, Array]:
+    """See `kernels_pallas.prepare_heads`."""
+    q, k = new.rotation.apply(new.q, new.k)
+    return q, *append_kv(pools.k_pages, pools.v_pages, k, new.v, new.slot, pools.first_page)
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:

@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ..kernels_pallas.matmul import matmul, score
 from ..kernels_pallas.rotary import Rotation, rms_norm
 from .config import Activation, ModelConfig, Rope
 
@@ -37,11 +38,6 @@ def value(parameter: nnx.Param[jax.Array]) -> jax.Array:
     return parameter.get_value()
 
 
-def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
-    """Choose full precision for float32: a GPU would otherwise multiply in TF32, which keeps 10 bits of mantissa."""
-    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
-
-
 def project(x: jax.Array, weight: nnx.Param[jax.Array], inputs: int = 1) -> jax.Array:
     """Multiply x [T, *in] by weight [*in, *out] -> [T, *out]; the first `inputs` axes of the weight are `in`.
 
@@ -50,7 +46,7 @@ def project(x: jax.Array, weight: nnx.Param[jax.Array], inputs: int = 1) -> jax.
     """
     w = value(weight)
     flat = w.reshape(math.prod(w.shape[:inputs]), -1)
-    out = jnp.matmul(x.reshape(x.shape[0], -1), flat, precision=matmul_precision(w.dtype))
+    out = matmul(x.reshape(x.shape[0], -1), flat)
     return out.reshape(x.shape[0], *w.shape[inputs:])
 
 
@@ -163,7 +159,4 @@ class Embedding(nnx.Module):
 
     def score(self, hidden: jax.Array) -> jax.Array:
         """Score every token against hidden states [R, E] -> [R, V] float32 logits."""
-        w = value(self.weight)
-        return jnp.einsum(
-            "re,ve->rv", hidden, w, precision=matmul_precision(w.dtype), preferred_element_type=jnp.float32
-        )
+        return score(hidden, value(self.weight))

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 import twinmesh
-from twinmesh.engine.api.vllm_names import ENGINE
+from twinmesh.engine.api.vllm_tables import ENGINE
 from twinmesh.engine.errors import BatchStopped, EngineError
 from twinmesh.engine.options import nearest
 from twinmesh.scripts import batch, convert, fetch, generate, replay

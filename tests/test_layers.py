@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 import twinmesh
 
 ROOT = Path(twinmesh.__file__).parent
+# Rooms of the engine on neither side of the protocol: they start both, or are there for callers.
+AROUND = {"batch", "api", "startup", "options"}
 FOLDERS = ("engine", "kernels_pallas", "models", "scripts")
 PLANTED = {
     "package": ("models/layers.py", "from ..engine.config import EngineConfig"),
@@ -83,3 +86,15 @@ def test_every_rule_is_tried_and_none_has_exceptions():
     config, rules = contracts()
     assert rules == set(PLANTED)
     assert not any("ignore_imports" in section for section in config.values())
+
+
+def test_every_room_of_the_engine_decides_or_does_or_is_around_both():
+    config, _ = contracts()
+    rooms = {*re.findall(r"\w+", config["importlinter:contract:engine"]["layers"])}
+    decides, does = (
+        {name.split(".")[2] for name in config[f"importlinter:contract:{plane}"]["source_modules"].split()
+         if name.count(".") == 2}
+        for plane in ("control-plane", "device-plane")
+    )  # fmt: skip
+    assert decides | does | AROUND == rooms
+    assert len(decides) + len(does) + len(AROUND) == len(rooms)

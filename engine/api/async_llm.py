@@ -18,7 +18,8 @@ from .loop_outlet import Consumer, LoopOutlet
 from .outputs import RequestOutput
 from .prompts import PromptLike
 from .sampling_params import RequestOutputKind, SamplingParams
-from .vllm_names import GENERATE, names_what_is_missing
+from .vllm_names import names_what_is_missing
+from .vllm_tables import GENERATE
 
 
 class AsyncLLM(BaseLLM):
@@ -59,7 +60,7 @@ class AsyncLLM(BaseLLM):
         """
         arrival = self._client.clock()
         # A long text takes a while to tokenise; the tokenizer releases the GIL.
-        job = await asyncio.to_thread(self._client.check, prompt, sampling_params or SamplingParams(), arrival)
+        job = await asyncio.to_thread(self._client.check, prompt, sampling_params, arrival)
         loop, only_final = asyncio.get_running_loop(), job.params.output_kind is RequestOutputKind.FINAL_ONLY
         outlet = self._outlet(loop)
         consumer: Consumer

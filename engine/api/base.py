@@ -19,7 +19,8 @@ from .job import Job
 from .prompts import Prompt, PromptLike, check_prompt
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
-from .vllm_names import ENGINE, unknown
+from .vllm_names import unknown
+from .vllm_tables import ENGINE
 
 
 def _unknown_option(engine: type, name: str) -> str:

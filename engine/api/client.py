@@ -8,7 +8,7 @@ Every method may be called from any thread.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,13 +56,16 @@ class EngineClient:
         """Return the time on the engine's clock, in seconds."""
         return self._core.clock()
 
-    def check(self, prompt: PromptLike, params: SamplingParams, arrival: float | None = None) -> Job:
-        """Check a request that is to be started and that arrived at this time; None: now.
+    def check(self, prompt: PromptLike, params: SamplingParams | None, arrival: float | None = None) -> Job:
+        """Check a request that is to be started and that arrived at this time.
+
+        None: now, and the default parameters.
 
         Raises:
             ValueError: a prompt or parameters that this model cannot run.
         """
         arrival = self.clock() if arrival is None else arrival
+        params = SamplingParams() if params is None else params
         checked = check_prompt(prompt, self.tokenizer, self.config.max_model_len)
         return Job(checked, params, resolve(params, self.tokenizer, seed=0), arrival)
 
@@ -75,27 +78,20 @@ class EngineClient:
         Raises:
             ValueError: as `check`; of a text's length when its job is due.
         """
-        plans: dict[int, SamplingPlan] = {}
-        for one in params:
-            if id(one) not in plans:
-                plans[id(one)] = resolve(one, self.tokenizer, seed=0)
+        plans = self._plans(params)
         given = [check_ids_or_text(prompt, self.tokenizer, self.config.max_model_len) for prompt in prompts]
-        return self._tokenise(given, params, plans, arrival)
+        blocks = (check_texts(block, self.tokenizer, self.config.max_model_len) for block in _blocks(given))
+        return _jobs(blocks, params, plans, arrival)
 
-    def _tokenise(
-        self,
-        given: Sequence[str | Prompt],
-        params: Sequence[SamplingParams],
-        plans: dict[int, SamplingPlan],
-        arrival: float,
-    ) -> Iterator[Job]:
-        start, size = 0, _FIRST_BLOCK
-        while start < len(given):
-            stop = start + size
-            block = check_texts(given[start:stop], self.tokenizer, self.config.max_model_len)
-            for prompt, one in zip(block, params[start:stop], strict=True):
-                yield Job(prompt, one, plans[id(one)], arrival)
-            start, size = stop, min(2 * size, _LAST_BLOCK)
+    def check_rendered(self, texts: Sequence[str], params: Sequence[SamplingParams], arrival: float) -> Iterator[Job]:
+        """Check conversations, in the words of the chat template, as `check_all` does prompts."""
+        plans, most = self._plans(params), self.config.max_model_len
+        blocks = (check_texts(block, self.tokenizer, most, is_rendered=True) for block in _blocks(texts))
+        return _jobs(blocks, params, plans, arrival)
+
+    def _plans(self, params: Sequence[SamplingParams]) -> dict[int, SamplingPlan]:
+        """Resolve parameters, each once, by their Python id: many requests share them."""
+        return {id_: resolve(one, self.tokenizer, seed=0) for id_, one in {id(one): one for one in params}.items()}
 
     def ticket(self, job: Job, post: Post, request_id: str | None = None) -> Ticket:
         """Give a request its name, ids, seeds and sink; `post` gets its updates once it starts.
@@ -196,6 +192,24 @@ class EngineClient:
             skip_special=job.params.skip_special_tokens,
             after=job.prompt.token_ids,
         )
+
+
+def _blocks[T](items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Cut a list into blocks, few items at first and then more."""
+    start, size = 0, _FIRST_BLOCK
+    while start < len(items):
+        yield items[start : start + size]
+        start, size = start + size, min(2 * size, _LAST_BLOCK)
+
+
+def _jobs(
+    blocks: Iterable[Sequence[Prompt]],
+    params: Sequence[SamplingParams],
+    plans: Mapping[int, SamplingPlan],
+    arrival: float,
+) -> Iterator[Job]:
+    for prompt, one in zip(itertools.chain.from_iterable(blocks), params, strict=True):
+        yield Job(prompt, one, plans[id(one)], arrival)
 
 
 def check_name(request_id: object) -> str:

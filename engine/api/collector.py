@@ -3,6 +3,7 @@
 Runs on callers' threads; a collector belongs to one of them at a time. It knows neither queues nor the engine.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
@@ -30,7 +31,7 @@ class CompletionCollector:
         self.error: str | None = None
         self._index, self._params, self._tokenizer = index, params, tokenizer
         self._timeline = Timeline(arrival)
-        self._token_ids: list[int] = []
+        self._token_ids = array("i")  # as an array it costs the garbage collector nothing, however long it is
         self._text = GrowingText()
         self._given = 0, 0  # tokens, and pieces of text, that `new` has given
         self._whole: CompletionOutput | None = None
@@ -52,7 +53,7 @@ class CompletionCollector:
             self._timeline = update.timeline
         if self._params.logprobs is not None:
             self._take_scores(update, self._params.logprobs)
-        self._token_ids += update.token_ids
+        self._token_ids.extend(update.token_ids)
         text = ""
         if update.finish_reason is not None:
             self.finish_reason, self.error, self._stop_reason = update.finish_reason, update.error, update.stop_reason
@@ -93,7 +94,7 @@ class CompletionCollector:
         fields = {
             "index": self._index,
             "text": self._text.between(piece, pieces),
-            "token_ids": self._token_ids[token:],
+            "token_ids": self._token_ids[token:].tolist(),
             "cumulative_logprob": self._cumulative if has_logprobs else None,
             "logprobs": self._logprobs[token:] if has_logprobs else None,
             "finish_reason": self.finish_reason,
@@ -110,7 +111,7 @@ class CompletionCollector:
         return CompletionOutput(
             index=self._index,
             text=self._text.until(self._text.count),
-            token_ids=self._token_ids,
+            token_ids=self._token_ids.tolist(),
             cumulative_logprob=self._cumulative if has_logprobs else None,
             logprobs=self._logprobs if has_logprobs else None,
             finish_reason=self.finish_reason,

@@ -29,7 +29,8 @@ from .prompts import PromptLike, as_list, check_continuation, check_ids_or_text,
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
 from .streams import HandDriven, RequestStream
-from .vllm_names import GENERATE, names_what_is_missing
+from .vllm_names import names_what_is_missing
+from .vllm_tables import GENERATE
 
 # Of a score: one token has to be sampled, and only the prompt's log-probabilities are looked at.
 _SCORING = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -71,18 +72,9 @@ class LLM(BaseLLM):
             EngineError: the engine is closed or has failed.
             KeyboardInterrupt: Ctrl-C; this call's requests are aborted, and the engine goes on.
         """
-        arrival = self._client.clock()
-        many = as_list(prompts)
+        arrival, many = self._client.clock(), as_list(prompts)
         jobs = self._client.check_all(many, _one_each(sampling_params, len(many)), arrival)
-        outputs: list[RequestOutput | None] = [None] * len(many)
-        with (
-            tqdm(total=len(many), unit="req", disable=not use_tqdm) as bar,
-            closing(self._outputs(jobs, None)) as results,
-        ):
-            for index, output in results:
-                outputs[index] = output
-                bar.update()
-        return [output for output in outputs if output is not None]
+        return self._run_all(jobs, len(many), use_tqdm)
 
     @names_what_is_missing("LLM.chat", GENERATE)
     def chat(
@@ -103,6 +95,7 @@ class LLM(BaseLLM):
         those of `chat_prompt`, for every conversation. Raises as `generate` does, and ValueError where the model has no
         chat template, or the template refuses the messages or would leave some of them out.
         """
+        arrival = self._client.clock()
         options: ChatOptions = {
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
@@ -111,13 +104,15 @@ class LLM(BaseLLM):
         }
         many = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], list | tuple)
         conversations = messages if many else [messages]
-        prompts = [self.chat_prompt(one, tools, **options) for one in conversations]  # type: ignore[arg-type]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        texts = [self._chat_template.render(one, tools=tools, **options) for one in conversations]  # type: ignore[arg-type]
+        jobs = self._client.check_rendered(texts, _one_each(sampling_params, len(texts)), arrival)
+        return self._run_all(jobs, len(texts), use_tqdm)
 
+    @names_what_is_missing("LLM.stream", GENERATE)
     def stream(self, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> RequestStream:
         """Start one request; iterate over the result for its text as it comes. Raises as `generate` does."""
         updates: SimpleQueue[Update] = SimpleQueue()
-        job = self._client.check(prompt, sampling_params or SamplingParams())
+        job = self._client.check(prompt, sampling_params)
         ticket = self._client.ticket(job, lambda _, update: updates.put(update))
         stream = RequestStream(ticket.collector, updates, self._client.withdraw)
         try:
@@ -178,12 +173,13 @@ class LLM(BaseLLM):
             scores = {index: _score(collector, starts[index]) for index, collector in results}
         return [scores[index] for index in range(len(jobs))]
 
+    @names_what_is_missing("LLM.add_request", GENERATE)
     def add_request(self, request_id: str, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> None:
         """Start a request to be followed with `step`, as vLLM's `LLMEngine` does.
 
         Raises as `generate` does, and ValueError where the name is in use.
         """
-        self._hand_driven.add(request_id, self._client.check(prompt, sampling_params or SamplingParams()))
+        self._hand_driven.add(request_id, self._client.check(prompt, sampling_params))
 
     def step(self) -> list[RequestOutput]:
         """Wait for the next update of requests from `add_request`, and return what the updated ones made so far.
@@ -233,6 +229,18 @@ class LLM(BaseLLM):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _run_all(self, jobs: Iterable[Job], count: int, use_tqdm: bool) -> list[RequestOutput]:
+        """Run `count` jobs, and return their results in order."""
+        outputs: list[RequestOutput | None] = [None] * count
+        with (
+            tqdm(total=count, unit="req", disable=not use_tqdm) as bar,
+            closing(self._outputs(jobs, None)) as results,
+        ):
+            for index, output in results:
+                outputs[index] = output
+                bar.update()
+        return [output for output in outputs if output is not None]
 
     def _outputs(
         self, jobs: Iterable[Job | None], window: int | None

@@ -1,6 +1,7 @@
 """Results of requests, shaped as vLLM's outputs are. No JAX here."""
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,33 +48,38 @@ class CompletionOutput:
 
 
 class GrowingText:
-    """Text that comes in pieces, and what it was after each of them; `count` pieces so far."""
+    """Text that comes in pieces, and what it was after each of them; `count` pieces so far.
 
-    __slots__ = ("_joined", "_pieces")
+    It stands in buffers, not in a list: the garbage collector would walk that, a million pieces for 256 long answers.
+    """
+
+    __slots__ = ("_ends", "_joined", "_utf8")
 
     def __init__(self) -> None:
-        self._pieces: list[str] = []
+        self._utf8 = bytearray()
+        self._ends = array("q", [0])  # where each piece ends, in bytes, behind the start of the first
         self._joined = 0, ""  # the last that was asked for: pieces, and those joined
 
     @property
     def count(self) -> int:
         """Pieces so far."""
-        return len(self._pieces)
+        return len(self._ends) - 1
 
     def add(self, piece: str) -> None:
         """Take the next piece."""
-        self._pieces.append(piece)
+        self._utf8 += piece.encode()
+        self._ends.append(len(self._utf8))
 
     def between(self, start: int, stop: int) -> str:
         """Join the pieces `start` to `stop` - 1."""
-        return self._pieces[start] if stop - start == 1 else "".join(self._pieces[start:stop])
+        return self._utf8[self._ends[start] : self._ends[stop]].decode()
 
     def until(self, count: int) -> str:
         """Join the first `count` pieces: what was joined before is not looked at again."""
         known, text = self._joined
         if count < known:
-            return "".join(self._pieces[:count])
-        text += "".join(self._pieces[known:count])
+            return self.between(0, count)
+        text += self.between(known, count)
         self._joined = count, text
         return text
 

@@ -24,7 +24,7 @@ def split_prompts(prompts: object) -> list[Any]:
     Raises:
         ValueError: it has no order, or is none of these.
     """
-    if isinstance(prompts, str | bytes | Mapping):
+    if isinstance(prompts, str | bytes | bytearray | Mapping):
         return [prompts]
     plain = as_plain(prompts)
     if isinstance(plain, np.ndarray):
@@ -42,7 +42,7 @@ def as_plain(values: object) -> Sequence[Any] | np.ndarray:
         # One look: what is behind the first number is checked by `prompts.py`, for thousands of ids at once.
         is_scalars = bool(values) and not isinstance(values[0], Integral) and _is_number(values[0])
         return [_item(value) for value in values] if is_scalars else values
-    if isinstance(values, str | bytes | Mapping | set | frozenset):
+    if isinstance(values, str | bytes | bytearray | Mapping | set | frozenset):
         raise ValueError(REFUSAL)
     if hasattr(values, "__array__"):
         return _from_array(values)
@@ -52,9 +52,13 @@ def as_plain(values: object) -> Sequence[Any] | np.ndarray:
 
 
 def _from_array(values: Any) -> Sequence[Any] | np.ndarray:
+    if isinstance(values, np.ma.MaskedArray):
+        return list(values.tolist())  # with None for what is masked
     try:
         array = np.asarray(values)
     except (TypeError, RuntimeError):  # torch, of what is on a GPU
+        if not hasattr(values, "tolist"):  # as JAX's random keys
+            raise ValueError(REFUSAL) from None
         array = np.array(values.tolist())
     if array.ndim == 0:
         raise ValueError(REFUSAL)
@@ -69,4 +73,7 @@ def _is_number(value: object) -> bool:
 
 
 def _item(value: Any) -> Any:
-    return value.item() if getattr(value, "ndim", None) == 0 else value
+    try:
+        return value.item() if getattr(value, "ndim", None) == 0 else value
+    except NotImplementedError:  # as JAX's random keys
+        raise ValueError(REFUSAL) from None

@@ -90,13 +90,17 @@ def check_ids_or_text(prompt: PromptLike, tokenizer: Tokenizer, max_model_len: i
     return given if isinstance(given, str) else check_tokens(None, given, tokenizer, max_model_len)
 
 
-def check_texts(texts: Sequence[str | Prompt], tokenizer: Tokenizer, max_model_len: int) -> list[Prompt]:
+def check_texts(
+    texts: Sequence[str | Prompt], tokenizer: Tokenizer, max_model_len: int, *, is_rendered: bool = False
+) -> list[Prompt]:
     """Check texts as `check_prompt` does, and raise as it does; they are tokenised together, on every core. What was
-    checked before passes."""
+    checked before passes. `is_rendered`: they are conversations in the words of a chat template, which has written
+    special tokens out, and whose words are not what the caller gave.
+    """
     new = [text for text in texts if isinstance(text, str)]
-    encoded = iter(tokenizer.encode_batch(new, at_most=max_model_len))
+    encoded = iter(tokenizer.encode_batch(new, add_special=not is_rendered, at_most=max_model_len))
     return [
-        check_tokens(text, np.array(next(encoded), np.int64), tokenizer, max_model_len)
+        check_tokens(None if is_rendered else text, np.array(next(encoded), np.int64), tokenizer, max_model_len)
         if isinstance(text, str)
         else text
         for text in texts

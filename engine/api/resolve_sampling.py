@@ -18,9 +18,11 @@ def resolve(params: SamplingParams, tokenizer: Tokenizer, seed: int) -> Sampling
     """Make the plan of one completion that draws with `seed`.
 
     Raises:
-        ValueError: token ids outside the vocabulary, bad words that are too many or too long, or nothing left to
-            choose from.
+        ValueError: no `SamplingParams`, token ids outside the vocabulary, bad words that are too many or too long, or
+            nothing left to choose from.
     """
+    if not isinstance(params, SamplingParams):
+        raise ValueError(f"sampling_params of type {type(params).__name__} are not usable: give SamplingParams.")
     for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
         _check_ids(name, getattr(params, name) or (), tokenizer.vocab_size)
     is_greedy = params.temperature < _LEAST_TEMPERATURE
@@ -38,8 +40,8 @@ def resolve(params: SamplingParams, tokenizer: Tokenizer, seed: int) -> Sampling
         bad_words=_spell(params.bad_words or (), tokenizer),
         stop_ids=frozenset(params.stop_token_ids or ()) | eos_ids(params, tokenizer),
         min_tokens=int(params.min_tokens),
-        logprobs=params.logprobs,
-        prompt_logprobs=params.prompt_logprobs,
+        logprobs=_whole(params.logprobs),
+        prompt_logprobs=_whole(params.prompt_logprobs),
     )
     _check_choice(plan, tokenizer.vocab_size)
     return plan
@@ -48,6 +50,11 @@ def resolve(params: SamplingParams, tokenizer: Tokenizer, seed: int) -> Sampling
 def eos_ids(params: SamplingParams, tokenizer: Tokenizer) -> frozenset[int]:
     """Return the tokens that end a completion as the model's own end."""
     return frozenset() if params.ignore_eos else frozenset(tokenizer.eos_token_ids)
+
+
+def _whole(number: int | None) -> int | None:
+    """Return numpy's whole numbers, which parameters may be, as Python's: plans go into messages."""
+    return None if number is None else int(number)
 
 
 def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:

@@ -11,7 +11,8 @@ from numbers import Integral, Real
 from typing import cast
 
 from ..protocol.sampling_plan import MAX_LOGPROBS
-from .vllm_names import SAMPLING, names_missing_fields
+from .vllm_names import names_missing_fields
+from .vllm_tables import SAMPLING
 
 # As vLLM's default limit.
 MAX_N = 16384

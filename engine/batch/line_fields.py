@@ -12,6 +12,7 @@ from typing import Any
 # A request as it is read: a line of JSON, or fields that come from elsewhere.
 type Line = bytes | Mapping[str, Any]
 
+TOO_DEEP = "this JSON is nested too deeply: put one flat request on each line."
 _BOM = "\ufeff"
 
 
@@ -69,7 +70,7 @@ def load_json(text: str) -> Any:
     try:
         return _DECODER.decode(text)
     except RecursionError:
-        raise ValueError("this JSON is nested too deeply: put one flat request on each line.") from None
+        raise ValueError(TOO_DEEP) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

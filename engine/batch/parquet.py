@@ -9,6 +9,7 @@ ways stream; pyarrow is imported when it is needed.
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import batched
@@ -138,7 +139,12 @@ def _open(path: Path) -> "ParquetFile":
 
     with _refused(path):
         # A buffer: column chunks are read piece by piece, however large a row group is.
-        return ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
+        file = ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
+    name, count = Counter(file.schema_arrow.names).most_common(1)[0] if file.schema_arrow.names else ("", 0)
+    if count > 1:
+        file.close()
+        raise ValueError(f"{path} has {count} columns named {name!r}, of which a row can have one: rename the others.")
+    return file
 
 
 def _batches(path: Path, file: "ParquetFile", columns: list[str]) -> Iterator["RecordBatch"]:

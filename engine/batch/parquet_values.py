@@ -82,8 +82,8 @@ def _fraction(given: Decimal) -> float:
 
 
 def _number(given: float) -> float | None:
-    """Return None for NaN, which pandas writes where a number is missing."""
-    return None if math.isnan(given) else given
+    """Return None for NaN, which pandas writes where a number is missing; half floats become Python's."""
+    return None if math.isnan(given) else float(given)
 
 
 def _text(given: bytes) -> str | bytes:

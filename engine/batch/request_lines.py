@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import Any, Literal, TypedDict, cast
 
 from ..api.sampling_params import SamplingParams
-from .line_fields import Line, check_readable, kind_of, line_fields
+from .line_fields import TOO_DEEP, Line, check_readable, kind_of, line_fields
 from .plain_fields import plain_fields
 
 type Message = dict[str, Any]
@@ -22,6 +22,7 @@ Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT: Endpoint = "/v1/chat/completions"
 COMPLETIONS: Endpoint = "/v1/completions"
 
+_LONGEST_MESSAGE = 1000  # characters
 _ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
 _NOT_OF_LINES = {"logprobs", "prompt_logprobs", "detokenize", "output_kind"}
 _SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - _NOT_OF_LINES
@@ -73,10 +74,16 @@ class BatchLineError(ValueError):
     """A line that cannot be run. `code` is for programs; the message, one sentence, begins with the line number."""
 
     def __init__(self, code: str, line: int, custom_id: str | None, message: str) -> None:
-        super().__init__(f"line {line}: {message}")
+        super().__init__(f"line {line}: {_shortened(message)}")
         self.code = code
         self.line = line
         self.custom_id = custom_id if custom_id is not None else default_id(line)
+
+
+def _shortened(message: str) -> str:
+    """Cut the middle out of a message that shows a value of any length: each error is written to the output."""
+    half = _LONGEST_MESSAGE // 2
+    return message if len(message) <= _LONGEST_MESSAGE else f"{message[:half]} ... {message[-half:]}"
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,8 @@ def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
         raise BatchLineError("invalid_json_line", line, custom_id, message) from None
     except ValueError as error:
         raise BatchLineError("invalid_request", line, custom_id, str(error)) from None
+    except RecursionError:  # JSON is read to a greater depth than Python's own functions reach
+        raise BatchLineError("invalid_request", line, custom_id, TOO_DEEP) from None
     name = custom_id or default_id(line)
     return BatchRequest(line, name, messages, prompt, body.get("model"), params, tools, rendering)
 

@@ -3,7 +3,8 @@
 Invariants: only this thread touches scheduler and executor, so an interrupt in a caller's thread can never tear a
 dispatch; every accepted request gets exactly one final `Update`; a mesh that raises, or whose messages cannot be read,
 is reset and its requests start over, a bounded number of times. It does not tokenise: callers turn tokens into text on
-their own threads. It knows executors by their contract only (`protocol/executor.py`).
+their own threads. It knows executors by their contract only (`protocol/executor.py`). What a turn does is elsewhere:
+actions in `dispatcher.py`, tokens and updates in `running_requests.py`.
 """
 
 import itertools
@@ -13,33 +14,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Protocol
 
 from ..errors import EngineError
-from ..metrics.counters import HostTime
-from ..metrics.metrics import Metrics, RequestLog
-from ..protocol.actions import (
-    Action,
-    Chunk,
-    CopyPage,
-    Decode,
-    DecodeRow,
-    DropTransfer,
-    Finish,
-    FinishReason,
-    Fused,
-    Prefill,
-    ResetMesh,
-    Scatter,
-    StartTransfer,
-)
+from ..metrics.counters import Compilations, HostTime
+from ..metrics.metrics import Metrics
+from ..protocol.actions import FinishReason
 from ..protocol.events import (
     AbortRequested,
     Arrived,
     Hold,
-    MeshFailed,
     MigrateRequested,
-    Outcome,
     PreemptRequested,
     Resume,
     StepDone,
@@ -52,19 +36,12 @@ from ..scheduler.decision_log import DecisionLog
 from ..scheduler.request import Request
 from ..scheduler.scheduler import Scheduler
 from ..threads import EngineThread
-from .inspection import Observer, Question
+from .dispatcher import Dispatcher
+from .inspection import Observer, Observers, Question
+from .integrity import IdleCheck
 from .running_request import RunningRequest
-from .submission import Outlet, Submission
-
-
-class Compilations(Protocol):
-    """A counter of compilations in this process, which counts until it is closed."""
-
-    count: int
-
-    def close(self) -> None:
-        """Stop counting."""
-        ...
+from .running_requests import RunningRequests
+from .submission import Submission
 
 
 @dataclass(frozen=True)
@@ -112,17 +89,14 @@ class EngineCore:
         self._scheduler, self._decision_log, self._settings = scheduler, log, settings
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._executor = make_executor(self._inbox.put)
-        self._running: dict[int, RunningRequest] = {}
-        self._dense: set[int] = set()  # ids of those with a dense row
-        self._with_update: list[RunningRequest] = []
-        self._outlets: dict[Outlet, None] = {}  # to be flushed: an ordered set
+        self._requests, self._observers, self._host = RunningRequests(), Observers(), HostTime()
+        self._dispatcher = Dispatcher(scheduler, self._executor, self._requests, self._observers, clock, self._host)
+        self._check = IdleCheck(scheduler.check_integrity, time.thread_time)
         self._new_params: list[_NewParams] = []
-        self._log, self._lock = RequestLog(), threading.Lock()
-        self._host = HostTime()
         self._compilations = compilations
         self._entering: list[Submission] = []
+        self._lock = threading.Lock()  # against the loop's end
         self._stopped: str | None = None
-        self._observers: tuple[Observer, ...] = ()
         self._thread = EngineThread(target=self._run, name="twinmesh-dispatch", daemon=True)
         self._thread.start()
 
@@ -167,8 +141,7 @@ class EngineCore:
 
     def metrics(self) -> Metrics:
         """Return the figures so far."""
-        with self._lock:  # the dispatching thread needs it: percentiles come after
-            log, running = self._log.snapshot(), len(self._running)
+        log, running = self._requests.figures()
         counters, traffic = self._scheduler.counters, self._executor.traffic
         return log.metrics(running, self._compilations.count, counters, traffic, self._host)
 
@@ -194,12 +167,12 @@ class EngineCore:
     @contextmanager
     def observe(self, observer: Observer) -> Iterator[None]:
         """Let an observer see what the engine takes in and decides, until the `with` block ends."""
-        self.inspect(lambda *_: self._add_observer(observer))
+        self.inspect(lambda *_: self._observers.add(observer))
         try:
             yield
         finally:
             with suppress(EngineError):  # closed meanwhile: it sees nothing any more
-                self.inspect(lambda *_: self._remove_observer(observer))
+                self.inspect(lambda *_: self._observers.remove(observer))
 
     def close(self) -> None:
         """Abort running requests, wait for what is in flight, join the threads and free the arrays.
@@ -221,7 +194,7 @@ class EngineCore:
             raise EngineError(self._stopped)
 
     def _put(self, message: tuple[Submission, ...] | _NewParams | Question) -> None:
-        with self._lock:  # against the loop's end: what is accepted gets its answer
+        with self._lock:  # what is accepted gets its answer
             self.check_health()
             self._inbox.put(message)
 
@@ -233,7 +206,7 @@ class EngineCore:
                 while self._turn():
                     pass
             self._stop("abort", "the engine is closed: make a new LLM.")
-        except Exception as error:
+        except BaseException as error:  # whatever it is, callers wait for their answers
             self._stop("error", f"the engine stopped after an internal failure ({describe(error)}): make a new LLM.")
         finally:
             self._executor.close()
@@ -253,20 +226,14 @@ class EngineCore:
                 message = self._inbox.get_nowait()
             except Empty:
                 break
-        self._dispatch()
-        self._flush()
+        self._dispatcher.dispatch()
+        self._requests.flush()
         if self._new_params and self._scheduler.is_drained:
             self._replace_params()
         self._host.seconds += time.thread_time() - start
-        if not self._running:
-            self._scheduler.check_integrity()
+        if not self._requests:
+            self._check.idle()
         return True
-
-    def _add_observer(self, observer: Observer) -> None:
-        self._observers += (observer,)
-
-    def _remove_observer(self, observer: Observer) -> None:
-        self._observers = tuple(other for other in self._observers if other is not observer)
 
     def _take(self, message: tuple[Submission, ...] | _RequestEvent | Completion | _NewParams | Question) -> None:
         if isinstance(message, Question):
@@ -282,58 +249,28 @@ class EngineCore:
                 self._take_step(message)
             case StepFailed(t=t, mesh=mesh, step=step, reason=reason):
                 if self._scheduler.is_in_flight(mesh, step):  # not already lost with an earlier step
-                    self._lose_mesh(t, mesh, reason)
+                    self._dispatcher.lose_mesh(t, mesh, reason)
             case MeshLost(t=t, mesh=mesh, reason=reason):
                 # Word of what it was sending may have been lost as well.
                 for transfer in self._scheduler.transfers_from(mesh):
                     self._scheduler.on(TransferFailed(t, transfer, reason))
-                self._lose_mesh(t, mesh, reason)
+                self._dispatcher.lose_mesh(t, mesh, reason)
             case _NewParams():
                 self._new_params.append(message)
                 self._scheduler.on(Hold(self.clock()))
             case _:
                 self._scheduler.on(message)
-        for observer in self._observers:  # after it is in, so that a request is answered even if this raises
-            observer.received(message)
+        self._observers.received(message)  # after it is in, so that a request is answered even if this raises
 
     def _accept(self, submission: Submission) -> None:
-        id_ = submission.facts.id
         self._scheduler.on(Arrived(submission.arrival, submission.facts))
-        with self._lock:
-            self._running[id_] = RunningRequest(submission, self._scheduler.requests[id_], self._scheduler.config)
-        if submission.plan.is_dense:
-            self._dense.add(id_)
+        request = self._scheduler.requests[submission.facts.id]
+        self._requests.add(RunningRequest(submission, request, self._scheduler.config))
 
     def _take_step(self, result: StepResult) -> None:
-        """Take in a step's result: its tokens into their requests, and what they mean into the scheduler.
-
-        The loop runs once for every row of every step, so it calls nothing that it does not need.
-        """
-        if not self._scheduler.is_in_flight(result.mesh, result.step):
-            return
-        outcomes: list[Outcome] = []
-        for index, (row, sampled) in enumerate(zip(result.rows, result.tokens.T.tolist(), strict=True)):
-            request = self._scheduler.owner(row)
-            if request is None:  # it came too late
-                continue
-            running = self._running[request.id]
-            if isinstance(row, Chunk):
-                running.take_prompt_scores(row, result.prompt_scores.get(index))
-                if not row.is_last:
-                    continue
-            if running.update is None:
-                self._with_update.append(running)
-            for step, token in enumerate(sampled):
-                # A token that the request has already was generated again after a preemption.
-                if row.kv_len + step < running.length:
-                    continue
-                if running.wants_scores:
-                    running.take_scores(result, step, index)
-                outcome = running.take_token(token)
-                outcomes.append(outcome)
-                if outcome.stopped:
-                    break
-        self._scheduler.on(StepDone(result.t, result.mesh, result.step, tuple(outcomes)))
+        if self._scheduler.is_in_flight(result.mesh, result.step):
+            outcomes = self._requests.take(result, self._scheduler.owner)
+            self._scheduler.on(StepDone(result.t, result.mesh, result.step, outcomes))
 
     def _replace_params(self) -> None:
         for message in self._new_params:
@@ -341,132 +278,14 @@ class EngineCore:
             message.done.set()
         self._new_params.clear()
         self._scheduler.on(Resume(self.clock()))
-        self._dispatch()
-        self._flush()
-
-    def _dispatch(self) -> None:
-        """Perform all that the scheduler decides.
-
-        After a failure the remaining actions on that mesh are void; the scheduler then knows of it, and decides again.
-        """
-        has_failed = True
-        while has_failed:
-            has_failed, lost = False, set[int]()
-            for action in self._decide():
-                if not lost.isdisjoint(_meshes(action)):
-                    self._skip(action)
-                    continue
-                failure = self._try(action)
-                if failure is not None:
-                    has_failed = True
-                    lost |= self._on_dispatch_error(action, failure)
-
-    def _decide(self) -> list[Action]:
-        for observer in self._observers:
-            observer.deciding(self._scheduler)
-        actions = self._scheduler.actions()
-        for observer in self._observers:
-            observer.decided(self._scheduler, actions)
-        return actions
-
-    def _skip(self, action: Action) -> None:
-        """Leave out an action on a mesh that was lost, and let go of what it would have moved."""
-        if isinstance(action, Scatter):
-            self._executor.perform(DropTransfer(action.transfer))
-        elif isinstance(action, StartTransfer):
-            self._scheduler.on(TransferFailed(self.clock(), action.transfer, "its mesh was lost."))
-
-    def _try(self, action: Action) -> str | None:
-        """Perform an action; return what went wrong, None if nothing did.
-
-        It returns text, so that the exception is gone by then, and with it the arrays that it refers to.
-        """
-        try:
-            self._perform(action)
-        except Exception as error:
-            if not _meshes(action):  # no device had a part in it: a bug, which stops the engine
-                raise
-            return describe(error)
-        return None
-
-    def _perform(self, action: Action) -> None:
-        if isinstance(action, Prefill | Fused):
-            self._accept_runs(action.chunks)
-        if self._dense and isinstance(action, Decode | Fused):
-            self._accept_arrivals(action.rows)
-        self._executor.perform(action)
-        if isinstance(action, Prefill | Decode | Fused):
-            self._host.steps += 1
-        elif isinstance(action, Finish):
-            running = self._running[action.request_id]
-            self._dense.discard(action.request_id)
-            with self._lock:
-                del self._running[action.request_id]
-                self._log.add(running.request.timeline, running.request.confirmed, action.reason)
-            update = running.update or running.new_update()
-            update.finish_reason, update.error = action.reason, action.error
-            self._send(running)
-
-    def _accept_runs(self, chunks: Sequence[Chunk]) -> None:
-        """Give the executor a request's tokens, all that are known, before the first chunk of each of its runs."""
-        for chunk in chunks:
-            running = self._running[chunk.request_id]
-            if running.accepted_run != chunk.run:
-                self._executor.perform(running.accept(chunk.run))
-
-    def _accept_arrivals(self, rows: Sequence[DecodeRow]) -> None:
-        """Before a request's first step where a hand-off has brought it, give the executor its tokens, if it needs them
-        for a dense row, which hand-offs leave behind. By then all tokens of earlier steps are here."""
-        for row in rows:
-            if row.request_id in self._dense:
-                running = self._running[row.request_id]
-                if running.accepted_at is not running.request.placement:
-                    self._executor.perform(running.accept(row.run))
-
-    def _on_dispatch_error(self, action: Action, reason: str) -> set[int]:
-        """Report an action that failed to the scheduler; return the meshes that are lost with it.
-
-        A transfer fails alone. A step or scatter had the pool donated, so its mesh is lost.
-        """
-        if isinstance(action, StartTransfer):
-            self._scheduler.on(TransferFailed(self.clock(), action.transfer, reason))
-            return set()
-        lost = _meshes(action)
-        for mesh in lost:
-            self._lose_mesh(self.clock(), mesh, reason)
-        return lost
-
-    def _lose_mesh(self, t: float, mesh: int, reason: str) -> None:
-        self._executor.perform(ResetMesh(mesh))
-        self._scheduler.on(MeshFailed(t, mesh, reason))
-
-    # ---- updates
-
-    def _send(self, running: RunningRequest) -> None:
-        update, running.update = running.update, None
-        if update is not None:
-            update.timeline, update.cached_tokens = running.request.timeline, running.request.cached
-            outlet = running.submission.sink.put(update)
-            if outlet is not None:
-                self._outlets[outlet] = None
-
-    def _flush(self) -> None:
-        """Send tokens to their callers: once a turn, after the devices have their work."""
-        for running in self._with_update:
-            self._send(running)
-        self._with_update.clear()
-        self._flush_outlets()
-
-    def _flush_outlets(self) -> None:
-        for outlet in self._outlets:
-            outlet.flush()
-        self._outlets.clear()
+        self._dispatcher.dispatch()
+        self._requests.flush()
 
     def _stop(self, reason: FinishReason, why: str) -> None:
         """Refuse new requests and end those that are here: every accepted request gets a final update."""
         with self._lock:
             self._stopped = why
-        left = [submission for submission in self._entering if submission.facts.id not in self._running]
+        left = [submission for submission in self._entering if submission.facts.id not in self._requests]
         while not self._inbox.empty():
             message = self._inbox.get()
             if isinstance(message, tuple):
@@ -480,27 +299,5 @@ class EngineCore:
             waiting.done.set()
         for submission in left:
             request = Request(submission.facts, -1, Timeline(submission.arrival))
-            self._running[request.id] = RunningRequest(submission, request, self._scheduler.config)
-        with self._lock:
-            for running in self._running.values():
-                request = running.request
-                request.timeline.finish = self.clock()
-                self._log.add(request.timeline, request.confirmed, reason)
-                update = running.update or running.new_update()
-                update.finish_reason, update.error = reason, why if reason == "error" else None
-                self._send(running)
-            self._running.clear()
-        self._flush_outlets()
-
-
-def _meshes(action: Action) -> set[int]:
-    """Return the meshes whose devices take part in the action; none for one that only the host performs."""
-    match action:
-        case Prefill(mesh=mesh) | Decode(mesh=mesh) | Fused(mesh=mesh) | CopyPage(mesh=mesh):
-            return {mesh}
-        case Scatter(destination=mesh):
-            return {mesh}
-        case StartTransfer(source=source, destination=destination):
-            return {source, destination}
-        case _:
-            return set()
+            self._requests.add(RunningRequest(submission, request, self._scheduler.config))
+        self._requests.end_all(reason, why if reason == "error" else None, self.clock())

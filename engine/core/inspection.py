@@ -50,3 +50,33 @@ class Observer:
 
     def decided(self, scheduler: Scheduler, actions: Sequence[Action]) -> None:
         """See what the scheduler decided, before any of it is performed."""
+
+
+class Observers(Observer):
+    """All that observe one engine, as one; each sees what is seen here, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self._each: tuple[Observer, ...] = ()
+
+    def add(self, observer: Observer) -> None:
+        """Let an observer see what comes from here on."""
+        self._each += (observer,)
+
+    def remove(self, observer: Observer) -> None:
+        """Let it see nothing any more."""
+        self._each = tuple(other for other in self._each if other is not observer)
+
+    def received(self, message: object) -> None:
+        """Show a message to all."""
+        for observer in self._each:
+            observer.received(message)
+
+    def deciding(self, scheduler: Scheduler) -> None:
+        """Show the scheduler to all."""
+        for observer in self._each:
+            observer.deciding(scheduler)
+
+    def decided(self, scheduler: Scheduler, actions: Sequence[Action]) -> None:
+        """Show to all what was decided."""
+        for observer in self._each:
+            observer.decided(scheduler, actions)

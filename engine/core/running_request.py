@@ -1,8 +1,10 @@
 """A running request on the dispatching thread: its tokens as they are read, whether one ends it, and its next update.
 
 `take_token` runs once a row of every step, so what it needs of other objects is kept here. Which results belong to the
-request is decided in `engine_core.py`, what follows from them in the scheduler.
+request is decided in `running_requests.py`, what follows from them in the scheduler.
 """
+
+from array import array
 
 import numpy as np
 
@@ -27,8 +29,8 @@ class RunningRequest:
         self.wants_scores = plan.logprobs is not None or plan.prompt_logprobs is not None
         self.update: Update | None = None  # not sent yet; None: nothing is new
         self.accepted_run: int | None = None  # the run for which the executor has the request's tokens
-        self.accepted_at: Placement | None = None  # where the request was when it got them
-        self._id, self._outputs, self._page_size = facts.id, list[int](), config.page_size
+        self._accepted_at: Placement | None = None  # where the request was when it got them; None: on its way
+        self._id, self._outputs, self._page_size = facts.id, array("i"), config.page_size
         self._stop, self._stop_ids = submission.stop, plan.stop_ids
         self._prompt_scores: list[HostScores] = []
         self._last_hash = facts.block_hashes[-1] if facts.block_hashes else b""
@@ -42,9 +44,15 @@ class RunningRequest:
 
     def accept(self, run: int) -> Accept:
         """What the executor needs of the request for this run, where the request is now: all tokens so far."""
-        self.accepted_run, self.accepted_at = run, self.request.placement
+        self.accepted_run, self._accepted_at = run, self.request.placement
         submission = self.submission
         return Accept(self._id, submission.prompt, submission.plan, np.array(self._outputs, np.int32))
+
+    @property
+    def is_accepted_here(self) -> bool:
+        """Whether the executor got the tokens since the request came to where it is. One that has left again, by
+        decisions that are still being performed, is nowhere, and counts as not accepted."""
+        return self._accepted_at is not None and self._accepted_at is self.request.placement
 
     def take_prompt_scores(self, row: Chunk, scores: HostScores | None) -> None:
         """Keep the scores of a chunk of the prompt; they are sent with the first token."""

@@ -1,6 +1,7 @@
-"""What scheduler and core count for the metrics."""
+"""What is counted for the metrics: by scheduler and core, and by what counts compilations."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass
@@ -20,3 +21,13 @@ class HostTime:
 
     seconds: float = 0.0  # of its CPU time
     steps: int = 0  # dispatched
+
+
+class Compilations(Protocol):
+    """A counter of compilations in this process, which counts until it is closed."""
+
+    count: int
+
+    def close(self) -> None:
+        """Stop counting."""
+        ...

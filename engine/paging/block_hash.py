@@ -13,16 +13,13 @@ import numpy as np
 _BYTES_PER_TOKEN = 4
 
 
-def block_hashes(token_ids: Sequence[int] | np.ndarray, page_size: int, parent: bytes = b"") -> tuple[bytes, ...]:
-    """Hash the full pages of `token_ids` [n]: 16 bytes for each page, first page first.
+def block_hashes(token_ids: Sequence[int] | np.ndarray, page_size: int) -> tuple[bytes, ...]:
+    """Hash the full pages of a sequence, `token_ids` [n], of `page_size` tokens each: 16 bytes for each, first to last.
 
-    Args:
-        token_ids: from a page's start on; what does not fill a page at the end has no hash.
-        page_size: tokens per page.
-        parent: the hash of the page before the first; empty at the start of a sequence.
+    What does not fill a page at the end has no hash.
     """
     data = memoryview(_encode(token_ids))
-    size, hashes = page_size * _BYTES_PER_TOKEN, []
+    size, hashes, parent = page_size * _BYTES_PER_TOKEN, list[bytes](), b""
     for start in range(0, len(data) - size + 1, size):
         parent = _chain(parent, data[start : start + size])
         hashes.append(parent)

@@ -14,7 +14,7 @@ class ListView[T](Sequence[T]):
     __slots__ = ("_count", "_items")
     __hash__ = None  # type: ignore[assignment]  # as of a list
 
-    def __init__(self, items: list[T], count: int) -> None:
+    def __init__(self, items: Sequence[T], count: int) -> None:
         """`count`: of the items that are there."""
         self._items, self._count = items, count
 

@@ -83,7 +83,7 @@ class Traffic:
     seconds: float = 0.0  # from the dispatch of each to its arrival, added up
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """Describe an error in one line: its kind and what it says."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,5 +1,6 @@
 """When a request arrived, ran and ended."""
 
+from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
@@ -20,15 +21,15 @@ class Timeline(msgspec.Struct):
     prefill_end: float | None = None  # the first token was read
     kv_ready: float | None = None  # the KV was in place on the decode mesh; never set where nothing moved
     finish: float | None = None
-    tokens: Sequence[float] = msgspec.field(default_factory=list)  # one stamp a token, as the host read it
+    tokens: Sequence[float] = msgspec.field(default_factory=lambda: array("d"))  # a stamp a token, as it was read
 
     def stamp_token(self, now: float) -> None:
         """Stamp the next token."""
-        cast(list[float], self.tokens).append(now)
+        cast("array[float]", self.tokens).append(now)
 
     def so_far(self, tokens: int) -> "Timeline":
         """Return the stamps of a request that goes on, up to this many tokens: the same, whenever it is asked."""
-        stamps = cast(list[float], self.tokens)
+        stamps = cast("array[float]", self.tokens)
         count = min(tokens, len(stamps))
         last = stamps[count - 1] if count else self.arrival
         kv_ready = self.kv_ready if self.kv_ready is not None and self.kv_ready <= last else None

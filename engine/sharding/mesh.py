@@ -29,14 +29,16 @@ def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None
             several meshes on one GPU. None: all of JAX's devices, of which as many as needed are created on a CPU.
 
     Raises:
-        TopologyError: JAX has no devices, or too few; a list of another length, or one that puts a device into one mesh
-            twice.
+        TopologyError: JAX has no devices, or too few; a list of something else or of another length, or one that puts a
+            device into one mesh twice.
     """
     if devices is None:
         _request_cpu_devices(topology.num_devices)
         devices = find_devices()
         if len(devices) < topology.num_devices:
             raise TopologyError(_too_few(topology, devices))
+    elif not all(hasattr(device, "platform") for device in devices):
+        raise TopologyError(f"devices={list(devices)!r} are not JAX's: give some of jax.devices().")
     elif len(devices) != topology.num_devices:
         raise TopologyError(f"topology {topology} needs {topology.num_devices} devices: devices= lists {len(devices)}.")
     meshes, first = [], 0

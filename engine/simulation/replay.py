@@ -16,12 +16,8 @@ from ..scheduler.policy import POLICIES, Policy, policy_named
 from ..scheduler.request import Request
 from ..scheduler.scheduler import Scheduler
 
-# Where a list is shorter than the other.
-_NOTHING = object()
-
-
-# Of a value in a message.
-_WIDTH = 200
+_NOTHING = object()  # where a list is shorter than the other
+_WIDTH = 200  # of a value in a message
 
 
 class DivergedError(Exception):

@@ -25,7 +25,7 @@ def check_log(path: str | Path | None) -> None:
             place.unlink()
         elif place.is_file() or place.is_dir():  # a pipe is opened once: its reader would take this for the end
             place.open("ab").close()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise _refusal(path, error) from None
 
 
@@ -41,5 +41,6 @@ def _place(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def _refusal(path: str | Path, error: OSError) -> ValueError:
-    return ValueError(f"decision_log={str(path)!r} cannot be written: {error.strerror}.")
+def _refusal(path: str | Path, error: OSError | ValueError) -> ValueError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return ValueError(f"decision_log={str(path)!r} cannot be written: {reason}.")

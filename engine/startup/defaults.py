@@ -41,9 +41,8 @@ _GPU = Defaults("other GPUs", 128, (256, 512, 1024, 2048), 2048, _GPU_ROWS, 16)
 _CPU = Defaults("CPUs", 32, (64, 256, 512), 512, (1, 8, 32, 128), 8)
 TABLE = (_CPU, _LARGE, _GPU)
 
-_LARGE_KINDS = re.compile(
-    r"\bG?[HB]\d{2,3}\b"
-)  # Hopper and Blackwell in data centres; cards for desktops have no letter
+# Hopper and Blackwell in data centres; cards for desktops have no letter.
+_LARGE_KINDS = re.compile(r"\bG?[HB]\d{2,3}\b")
 
 
 def defaults_for(platform: str, kind: str) -> Defaults:

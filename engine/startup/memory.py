@@ -50,15 +50,15 @@ def temporary_bytes(model: ModelConfig, config: EngineConfig, tp: int) -> int:
     parameter, the largest, which exists twice while it is replaced. `tests/h100` compares with what XLA plans; a CPU
     takes them from the memory that its KV leaves.
     """
-    size = jnp.dtype(config.dtype).itemsize
-    layer = size * (
-        2 * model.intermediate_size // tp + 4 * model.hidden_size
-    )  # gate and up, and rows of the hidden state
-    sampled = max(config.max_num_seqs, config.prefill_rows) * model.vocab_size * _SAMPLER_BYTES
+    size, rows = jnp.dtype(config.dtype).itemsize, config.decode_buckets[-1]
+    layer = size * (2 * model.intermediate_size // tp + 4 * model.hidden_size)  # gate and up; rows of the hidden state
+    # A fused step has the rows of both phases at once.
+    fused = rows if any(spec.fused for spec in config.topology.meshes) else 0
+    sampled = max(rows, config.prefill_rows + fused) * model.vocab_size * _SAMPLER_BYTES
     heads = -(-model.num_heads // (4 * tp)) * 4
-    sums = 4 * 2 * config.max_num_seqs * _MOST_SPLITS * heads * model.head_dim
+    sums = 4 * 2 * rows * _MOST_SPLITS * heads * model.head_dim
     largest = model.vocab_size * model.hidden_size * size // tp
-    return config.chunk_size * layer + sampled + sums + largest
+    return (config.chunk_size + fused) * layer + sampled + sums + largest
 
 
 def memory_for_kv(meshes: Sequence[Mesh], most: int | None, reserved: Sequence[int], share: Share) -> list[int]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 
 @contextmanager
@@ -32,4 +34,9 @@ def own_settings() -> Iterator[None]:
             jax.transfer_guard("allow"),
         ):
             entered.enter_context(setting)
+        # Where it is computed: a mesh that the process has set would have to be each of the engine's meshes. One that
+        # names a kind of device that is not here stays: for that one programs are compiled in its absence.
+        named = jax.sharding.get_abstract_mesh().abstract_device
+        if named is None or named.platform == jax.devices()[0].platform:
+            entered.enter_context(jax.set_mesh(Mesh(np.empty((), object), ())))
         yield

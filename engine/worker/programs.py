@@ -9,6 +9,7 @@ mesh's state has it donated, with the same sharding in and out: with another one
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -125,7 +126,10 @@ def compile_program(plan: MeshPlan, kind: str, *size: Any) -> Compiled:
     `kind` is the name of a field of `Programs`, and `size` that field's key: ("prefill", tokens) or
     ("sample", stage, rows), for instance; nothing where the field is one program.
     """
-    with own_settings():
+    is_split_on_cpu = plan.mesh.size > 1 and plan.mesh.devices.flat[0].platform == "cpu"
+    # Where a product is split between devices, `kernels_pallas/matmul.py` has to know.
+    known = jax.sharding.use_abstract_mesh(plan.mesh.abstract_mesh) if is_split_on_cpu else nullcontext()
+    with own_settings(), known:
         return _COMPILERS[kind](plan, *size)
 
 

@@ -67,18 +67,18 @@ class _Cursor:
         start = self.advance(struct.calcsize(f"<{code}"))
         return struct.unpack_from(f"<{code}", self.buffer, start)[0]
 
-    def string(self) -> str:
-        """Read a length and that many bytes of UTF-8."""
+    def string(self, errors: str = "strict") -> str:
+        """Read a length and that many bytes of UTF-8; `errors` is as for `bytes.decode`."""
         count = self.scalar("Q")
         start = self.advance(count)
-        return self.buffer[start : start + count].decode("utf-8")
+        return self.buffer[start : start + count].decode("utf-8", errors)
 
     def value(self, kind: int) -> Any:
         """Read one metadata value of GGUF type `kind`; arrays become lists."""
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind == _STRING:
-            return self.string()
+            return self.string("replace")  # a name or a description, in any encoding
         if kind == _ARRAY:
             return self.array(self.scalar("I"), self.scalar("Q"))
         raise ValueError(f"value type {kind} is unknown")
@@ -177,6 +177,8 @@ class GGUFFile:
         if dimensions > _MAX_DIMENSIONS:
             raise ValueError(f"tensor {name!r} has {dimensions} dimensions")
         shape = tuple(cursor.scalar("Q") for _ in range(dimensions))[::-1]
+        while len(shape) > 1 and shape[0] == 1:  # to ggml every tensor has four dimensions, and those left out are 1
+            shape = shape[1:]
         return name, shape, cursor.scalar("I"), cursor.scalar("Q")
 
     def _add_tensor(self, path: Path, name: str, shape: tuple[int, ...], kind: int, offset: int, size: int) -> None:

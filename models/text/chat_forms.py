@@ -105,8 +105,10 @@ class FormFinder:
         Raises:
             ChatTemplateError: none; names the first message that is left out.
         """
-        if "content" not in self._program.names:  # it was not written for what is said, so nothing is expected of it
-            return Form()
+        if "content" not in self._program.names:
+            # It was not written for what is said, so nothing is expected of it; one that writes whole messages, as
+            # `m | tojson`, has no list to write.
+            return _without_parts(chat)
         shape = _shape(chat, variables)
         form = self._found.get(shape)
         if form is None:
@@ -137,7 +139,7 @@ class FormFinder:
         if lost is not None and refusal is None:
             raise self._left_out(origins[lost], chat[lost])
         # The template says what is wrong when it is given the texts themselves.
-        return refusal or Form("text" if any(isinstance(message.get("content"), list) for message in chat) else "given")
+        return refusal or _without_parts(chat)
 
     def _left_out(self, index: int, message: dict[str, Any]) -> ChatTemplateError:
         if "tool_calls" in message:
@@ -149,6 +151,10 @@ class FormFinder:
             f"{self._label} leaves out message {index} (role {message['role']!r}): it has no place for it there. Give "
             "it another role, or remove it."
         )
+
+
+def _without_parts(chat: Sequence[dict[str, Any]]) -> Form:
+    return Form("text" if any(isinstance(message.get("content"), list) for message in chat) else "given")
 
 
 def _forms(chat: Sequence[dict[str, Any]]) -> Iterator[Form]:
@@ -223,10 +229,21 @@ def _shape(chat: Sequence[dict[str, Any]], variables: dict[str, Any]) -> object:
 
 
 def _message_shape(message: dict[str, Any]) -> tuple[object, ...]:
-    content = message.get("content")
-    texts = tuple(not part["text"].strip() for part in content) if isinstance(content, list) else None
-    is_empty = isinstance(content, str) and not content.strip()
-    return message["role"], tuple(message), texts, is_empty, len(message.get("tool_calls", ()))
+    return message["role"], _outline({name: value for name, value in message.items() if name != "role"})
+
+
+def _outline(value: Any) -> object:
+    """What of a value a template may ask for without writing it: which fields there are, and which of them are empty.
+
+    Arguments of calls are the user's, and a template writes them whatever they are.
+    """
+    if isinstance(value, dict):
+        return tuple((name, None if name == "arguments" else _outline(held)) for name, held in value.items())
+    if isinstance(value, list):
+        return tuple(map(_outline, value))
+    if isinstance(value, str):
+        return not value.strip()
+    return value if isinstance(value, bool) else type(value)
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ custom tool, arguments that are not JSON) is refused by name. The template is no
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import ChatTemplateError
@@ -21,6 +21,10 @@ type Tool = Mapping[str, Any]
 REASONING = ("reasoning", "reasoning_content", "thinking")
 # Types of a part whose text is under "text"; the last two are those of OpenAI's Responses API.
 _TEXT = frozenset({"text", "input_text", "output_text"})
+# Levels of what is given; JSON's writer, and Python's own copies, end at several times as many.
+_DEEPEST = 100
+# How a value of a subclass becomes one of the type itself: `str` of an enumeration's member is the member's name.
+_SCALARS: Mapping[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__}
 
 
 def read_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -56,23 +60,31 @@ def read_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
 def plain(value: Any, where: str) -> Any:
     """Rebuild `value` from JSON's types, so that a template can call no other type's methods.
 
-    Objects of pydantic, which OpenAI's client returns, become what they hold.
+    Objects of pydantic, which OpenAI's client returns, become what they hold, and members of an enumeration of texts
+    or numbers what they stand for.
 
     Raises:
-        ChatTemplateError: it holds a value of another type; `where` says what it is.
+        ChatTemplateError: it holds a value of another type, or is nested too deeply; `where` says what it is.
     """
+    return _plain(value, where, _DEEPEST)
+
+
+def _plain(value: Any, where: str, depth: int) -> Any:
+    """Rebuild `value`, in which there may be `depth` levels."""
     if value is None or type(value) in (str, int, float, bool):
         return value
+    if depth == 0:
+        raise ChatTemplateError(f"{where} is nested too deeply: {_DEEPEST} levels are the most.")
     if isinstance(value, Mapping):
-        return {plain(key, where): plain(item, where) for key, item in value.items()}
+        return {_plain(key, where, depth - 1): _plain(item, where, depth - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, where) for item in value]
-    for kind in (str, int, float):
+        return [_plain(item, where, depth - 1) for item in value]
+    for kind, as_kind in _SCALARS.items():
         if isinstance(value, kind):
-            return kind(value)
+            return as_kind(value)
     dump = getattr(value, "model_dump", None)
     if callable(dump) and not isinstance(value, type):
-        return plain(dump(), where)
+        return _plain(dump(), where, depth - 1)
     raise ChatTemplateError(f"{where} holds a value of type {type(value).__name__}, which JSON does not have.")
 
 
@@ -129,6 +141,7 @@ def _read_arguments(where: str, arguments: Any) -> dict[str, Any]:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:
             raise ChatTemplateError(f"{where} has 'arguments' that are not JSON ({error}): correct them.") from None
+        arguments = plain(arguments, f"{where} under 'arguments',")
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
         return {}
     if not isinstance(arguments, dict):

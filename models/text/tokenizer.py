@@ -133,11 +133,13 @@ class Tokenizer:
         ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
         return ids
 
-    def encode_batch(self, texts: Sequence[str], *, at_most: int | None = None) -> list[list[int]]:
+    def encode_batch(
+        self, texts: Sequence[str], *, add_special: bool = True, at_most: int | None = None
+    ) -> list[list[int]]:
         """Convert texts to token ids as `encode` does, and raise as it does; they share the machine's cores."""
         for text in texts:
             self._check_text(text, at_most)
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=True)]
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=add_special)]
 
     def _check_text(self, text: str, at_most: int | None) -> None:
         try:

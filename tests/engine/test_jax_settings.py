@@ -52,6 +52,31 @@ def test_a_setting_of_the_process_changes_nothing(name, value, expected):
         jax.config.update(name, before)
 
 
+def mesh_of(*shape, kind=jax.sharding.AxisType.Auto):
+    return jax.make_mesh(shape, ("x", "tp")[: len(shape)], axis_types=(kind,) * len(shape))
+
+
+EXPLICIT = jax.sharding.AxisType.Explicit
+CONTEXTS = {
+    "a mesh": lambda: jax.set_mesh(mesh_of(2)),
+    "a mesh of one device": lambda: jax.set_mesh(mesh_of(1)),
+    "a mesh with the engine's axis": lambda: jax.set_mesh(mesh_of(2, 2)),
+    "a mesh of all devices": lambda: jax.set_mesh(mesh_of(8)),
+    "an explicit mesh": lambda: jax.set_mesh(mesh_of(2, kind=EXPLICIT)),
+    "an abstract mesh": lambda: jax.sharding.use_abstract_mesh(mesh_of(2, kind=EXPLICIT).abstract_mesh),
+    "another device": lambda: jax.default_device(jax.devices()[3]),
+    "checks of leaks": jax.checking_leaks,
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_context_of_the_calling_thread_changes_nothing(context, expected):
+    with CONTEXTS[context]():
+        before = jax.sharding.get_abstract_mesh()
+        assert answers() == expected
+        assert jax.sharding.get_abstract_mesh() == before
+
+
 def test_the_settings_of_the_calling_thread_are_its_own_again():
     def drawn():
         return np.asarray(jax.random.uniform(jax.random.key(3), (3,))).tolist()

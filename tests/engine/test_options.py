@@ -96,6 +96,26 @@ def test_options_are_checked_when_made_and_frozen():
         EngineOptions("m").seed = 1
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "wanted"),
+    [
+        ("model", [None, 5, b"m", [], True, object()], "a name or a path"),
+        ("topology", [None, 5, b"both=1", [], {"both": 1}, ("both=1",)], "a text such as 'both=1', or a Topology"),
+        ("decision_log", [5, b"x", True, ["x"], object()], "a path, or None for no log"),
+        ("devices", [5, "cpu", {}, object(), {5}], "a list of devices, or None for JAX's"),
+        ("enable_prefix_caching", ["no", "False", 0, 1, None], "True or False"),
+        ("deterministic", ["yes", 1, None, [], 0.0], "True or False"),
+        ("allow_nonfinite", ["yes", 1, None, [], 0.0], "True or False"),
+        ("progress", ["yes", 1, None, [], 0.0], "True or False"),
+    ],
+)
+def test_values_of_another_type_are_refused_by_name(name, values, wanted):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{name}=") as refused:
+            LLM(**{"model": "m", name: value})
+        assert str(refused.value) == f"{name}={value!r} is not usable: it must be {wanted}."
+
+
 def test_options_need_no_jax(tmp_path):
     code = "import sys, twinmesh.engine.options as o; o.as_table(); print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

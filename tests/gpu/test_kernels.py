@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers.oracle import spelled_out
 from twinmesh.kernels_pallas import Rotation, paged_decode_attention, paged_prefill_attention, prepare_heads, xla
+from twinmesh.kernels_pallas.arguments import NewTokens, Pools
 from twinmesh.scripts.gpu.checks import LIMITS, distance
 from twinmesh.scripts.gpu.timing import Heads, cached, queries
 
@@ -55,7 +56,8 @@ def test_heads_on_the_gpu_are_prepared_as_by_plain_xla(heads, has_norms):
     arrays, first = (q, k, v, rotation, pool, pool, jnp.asarray(slot)), 2
     run = jax.jit(lambda *arrays: prepare_heads(*arrays, first_page=first))
     run(*arrays)
-    got, want = run(*arrays), jax.jit(xla.prepare_heads)(*arrays, jnp.full(1, first, jnp.int32))
+    new, pools = NewTokens(q, k, v, rotation, arrays[-1]), Pools(pool, pool, jnp.full(1, first, jnp.int32))
+    got, want = run(*arrays), jax.jit(xla.prepare_heads)(new, pools)
     for mine, plain in zip(got, want, strict=True):
         mine, plain = (np.asarray(x, np.float32) for x in (mine, plain))
         np.testing.assert_array_equal(np.isnan(mine), np.isnan(plain))

@@ -1,11 +1,14 @@
 """What heads pass before attention: the formula against float64, and the interpreted Hopper kernel against it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from twinmesh.kernels_pallas import Rotation, prepare, prepare_heads
+from twinmesh.kernels_pallas.arguments import NewTokens, Pools
 
 INTERPRET = plgpu.InterpretGPUParams(detect_races=True)
 PAGES = 6
@@ -65,8 +68,9 @@ VARIANTS = [
 @pytest.mark.parametrize(("heads", "head_dim", "page_size", "dtype", "has_norms"), VARIANTS)
 def test_the_kernel_does_what_the_formula_does(heads, head_dim, page_size, dtype, has_norms):
     arrays = draw(heads, head_dim, page_size, jnp.dtype(dtype), has_norms)
-    first = np.full(1, FIRST_PAGE, np.int32)
-    got = jax.jit(lambda *a: prepare.prepare_heads(*a, interpret=INTERPRET))(*arrays, first)
+    *projected, k_pages, v_pages, slot = arrays
+    new, pools = NewTokens(*projected, slot), Pools(k_pages, v_pages, np.full(1, FIRST_PAGE, np.int32))
+    got = jax.jit(functools.partial(prepare.prepare_heads, interpret=INTERPRET))(new, pools)
     want = jax.jit(prepare_heads)(*arrays, first_page=FIRST_PAGE)
     for mine, other in zip(got, want, strict=True):
         mine, other = (np.asarray(x, np.float32) for x in (mine, other))

@@ -11,6 +11,7 @@ from twinmesh.models.text.chat import ChatTemplate
 from twinmesh.models.text.tokenizer_gguf import tokenizer_from_gguf
 
 PARAMS = SamplingParams(max_tokens=2)
+TURN = [{"role": "user", "content": "sea"}]
 
 
 class Slow:
@@ -64,6 +65,13 @@ def test_all_prompts_of_generate_arrive_as_it_is_entered(core):
     assert core.arrivals == [7.0] * 100
 
 
+@pytest.mark.parametrize(("conversations", "count"), [(TURN, 1), (TURN * 2, 1), ([TURN], 1), ([TURN] * 40, 40)])
+def test_all_conversations_of_chat_arrive_as_it_is_entered(core, conversations, count):
+    make(LLM, core).chat(conversations, PARAMS)
+    assert core.now > 3600
+    assert core.arrivals == [7.0] * count
+
+
 @pytest.mark.parametrize("how", ["stream", "add_request"])
 def test_one_request_arrives_as_its_method_is_entered(core, how):
     llm = make(LLM, core)
@@ -106,6 +114,14 @@ def test_a_coroutines_request_arrives_with_its_first_iteration(core):
 def test_devices_work_while_a_long_list_is_tokenised(core):
     llm = make(LLM, core)
     llm.generate(["sea"] * 200, PARAMS)
+    blocks = llm.tokenizer.blocks
+    assert [before for before, _ in blocks] == [sum(size for _, size in blocks[:i]) for i in range(len(blocks))]
+    assert len(blocks) > 2
+
+
+def test_devices_work_while_many_conversations_are_tokenised(core):
+    llm = make(LLM, core)
+    llm.chat([TURN] * 200, PARAMS)
     blocks = llm.tokenizer.blocks
     assert [before for before, _ in blocks] == [sum(size for _, size in blocks[:i]) for i in range(len(blocks))]
     assert len(blocks) > 2

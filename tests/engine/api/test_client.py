@@ -9,6 +9,8 @@ import pytest
 from helpers.fake_core import CONFIG, FakeCore, make_fake, scores
 from twinmesh import LLM, AsyncLLM, EngineError, Logprob, SamplingParams
 from twinmesh.engine.paging.block_hash import block_hashes
+from twinmesh.engine.protocol.actions import Accept
+from twinmesh.engine.protocol.wire import decode_command, encode
 from twinmesh.models.text.tokenizer_gguf import tokenizer_from_gguf
 
 THREE = SamplingParams(n=3, seed=10, max_tokens=8)
@@ -58,12 +60,12 @@ def test_tools_reach_the_chat_template(kind, core):
     )
 
 
-def test_chat_gives_the_same_tools_to_every_conversation(core, monkeypatch):
-    llm, seen = make_fake(LLM, core, template="{{ tools[0].name }}{{ messages | length }}"), []
-    monkeypatch.setattr(llm, "generate", lambda prompts, params, *, use_tqdm: seen.extend(prompts))
+def test_chat_gives_the_same_tools_to_every_conversation():
+    llm = make_fake(LLM, FakeCore(answers=True), template="{{ tools[0].name }}{{ messages | length }}")
     chat = [{"role": "user", "content": "hi"}]
-    llm.chat([chat, chat * 2], tools=[{"name": "sea"}])
-    assert seen == [ids(llm, "sea1"), ids(llm, "sea2")]
+    outputs = llm.chat([chat, chat * 2], tools=[{"name": "sea"}])
+    assert [output.prompt_token_ids for output in outputs] == [ids(llm, "sea1"), ids(llm, "sea2")]
+    assert [output.prompt for output in outputs] == [None, None]
 
 
 QUIET = "{{ '<' if add_generation_prompt }}{{ 'quiet ' if not think | default(true) }}{{ messages[0].content }}"
@@ -83,23 +85,31 @@ def test_options_of_a_chat_reach_the_template(kind, core):
     assert open_end == ids(owner, "sea")
 
 
-def test_chat_gives_the_same_options_to_every_conversation(core, monkeypatch):
-    llm, seen = make_fake(LLM, core, template=QUIET), []
-    monkeypatch.setattr(llm, "generate", lambda prompts, params, *, use_tqdm: seen.append(prompts))
+def test_chat_gives_the_same_options_to_every_conversation():
+    llm, seen = make_fake(LLM, FakeCore(answers=True), template=QUIET), []
     chat = [{"role": "user", "content": "sea"}]
     for messages in (chat, [chat, tuple(chat)]):
-        llm.chat(messages, chat_template_kwargs={"think": False}, add_generation_prompt=False)
-        llm.chat(
-            messages,
-            chat_template="{{ messages[0].content }}!",
-            add_generation_prompt=False,
-            continue_final_message=True,
-        )
+        for options in (
+            {"chat_template_kwargs": {"think": False}},
+            {"chat_template": "{{ messages[0].content }}!", "continue_final_message": True},
+        ):
+            outputs = llm.chat(messages, add_generation_prompt=False, **options)
+            seen.append([output.prompt_token_ids for output in outputs])
     quiet, plain = ids(llm, "quiet sea"), ids(llm, "sea")
     assert seen == [[quiet], [plain], [quiet] * 2, [plain] * 2]
     for messages in ([], "hi", {"role": "user", "content": "x"}, [[]], ["hi"]):
         with pytest.raises(ValueError, match=r"non-empty list|expected a dict"):
             llm.chat(messages)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8, np.uint16, int])
+def test_a_plan_of_numpys_numbers_goes_into_messages(llm, core, kind):
+    names = ("max_tokens", "logprobs", "prompt_logprobs", "top_k", "min_tokens", "seed")
+    llm.stream([3, 4], SamplingParams(**{name: kind(2) for name in names}, stop_token_ids=[kind(5)]))
+    (submission,) = core.running.values()
+    sent = Accept(0, submission.prompt, submission.plan, submission.prompt[:0])
+    assert decode_command(encode(sent)).plan == submission.plan
+    assert submission.plan.logprobs == submission.plan.prompt_logprobs == 2
 
 
 def test_max_tokens_none_goes_to_the_end_of_the_context(llm, core):

@@ -3,6 +3,7 @@
 from collections import deque
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -68,6 +69,7 @@ def read(prompts):
         list(jnp.array([5, 6])),
         Series([5, 6]),
         GpuTensor([5, 6]),
+        np.ma.array([5, 6]),
         memoryview(np.array([5, 6])),
     ],
     ids=lambda value: type(value).__name__,
@@ -117,9 +119,13 @@ def test_texts_in_anything_with_an_order_are_prompts(prompts):
 @pytest.mark.parametrize(
     "prompts",
     [
-        None, 5, 5.5, True, b"ab", {"ab", "c"}, frozenset({5}), object(), np.int64(5), np.array(5), jnp.int32(5),
+        None, 5, 5.5, True, b"ab", bytearray(b"ab"), [bytearray(b"ab")], {"ab", "c"}, frozenset({5}), object(),
+        np.int64(5), np.array(5), jnp.int32(5),
         [5.0, 6.0], np.array([5.0, 6.0]), jnp.array([True, False]), [[True]], [5, None], [5, "a"], ["a", 5], [None],
         np.zeros((2, 2, 2), np.int32), [np.zeros((2, 2), np.int32)], Series([float("nan"), "a"], object), [[[5]]],
+        np.ma.array([5, 6, 7], mask=[0, 1, 0]), [np.ma.array([5, 6], mask=True)],
+        jax.random.key(0), [jax.random.key(0)], jax.random.split(jax.random.key(0)),
+        {"prompt_token_ids": jax.random.key(0)},
         {"prompt_token_ids": "ab"}, {"prompt_token_ids": None}, {"prompt_token_ids": {5: 6}}, lambda: [5],
     ],
 )  # fmt: skip
@@ -155,7 +161,20 @@ def test_parameters_come_in_anything_with_an_order(many):
         llm.generate([[5]], many(params))
 
 
-@pytest.mark.parametrize("bad", ["greedy", 3, {"temperature": 0}])
-def test_parameters_that_are_none_are_refused(bad):
+STARTS = {
+    "generate": lambda llm, bad: llm.generate([[5]], bad),
+    "generate, one each": lambda llm, bad: llm.generate([[5], [6]], [SamplingParams(), bad]),
+    "chat": lambda llm, bad: llm.chat([{"role": "user", "content": "a"}], bad),
+    "stream": lambda llm, bad: llm.stream([5], bad),
+    "add_request": lambda llm, bad: llm.add_request("x", [5], bad),
+    "as_completed": lambda llm, bad: list(llm.as_completed([([5], bad)])),
+    "check_request": lambda llm, bad: llm.check_request([5], bad),
+    "check_sampling_params": lambda llm, bad: llm.check_sampling_params(bad),
+}
+
+
+@pytest.mark.parametrize("bad", ["greedy", 3, {"temperature": 0}, SamplingParams, SimpleNamespace(temperature=0)])
+@pytest.mark.parametrize("start", STARTS)
+def test_parameters_that_are_none_are_refused(start, bad):
     with pytest.raises(ValueError, match=r"sampling_params of type \w+ are not usable: give SamplingParams\."):
-        make_fake(LLM, FakeCore()).generate([[5]], bad)
+        STARTS[start](make_fake(LLM, FakeCore()), bad)

@@ -1,6 +1,7 @@
 """What vLLM has and Twinmesh lacks is named, with what to use instead."""
 
 import inspect
+import json
 import re
 from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
@@ -9,11 +10,30 @@ import pytest
 import twinmesh
 from helpers.fake_core import FakeCore, make_fake
 from twinmesh import LLM, AsyncLLM, SamplingParams
-from twinmesh.engine.api.vllm_names import ENGINE, GENERATE, SAMPLING, as_table
+from twinmesh.engine.api.vllm_names import as_table
+from twinmesh.engine.api.vllm_tables import ENGINE, GENERATE, SAMPLING
 from twinmesh.engine.options import documentation
 from twinmesh.scripts.cli import main
 
+# What vLLM takes, by what takes it (make_vllm_names.py); what takes it here, and the names that it lacks.
+NAMES = json.loads((Path(__file__).parents[2] / "fixtures" / "vllm_names.json").read_text(encoding="utf-8"))
+TAKEN_BY = {
+    "EngineArgs": (LLM, ENGINE),
+    "LLM": (AsyncLLM, ENGINE),
+    "SamplingParams": (SamplingParams, SAMPLING),
+    "LLM.generate": (LLM.generate, GENERATE),
+    "LLM.chat": (LLM.chat, GENERATE),
+    "AsyncLLM.generate": (AsyncLLM.generate, GENERATE),
+    "LLM.add_request": (LLM.add_request, GENERATE),
+}
 PRIVATE = re.compile(r"__\w+__|EngineOptions|BaseLLM")
+
+
+@pytest.mark.parametrize("who", TAKEN_BY)
+def test_every_name_that_vllm_takes_is_taken_or_in_a_table(who):
+    taken, instead = TAKEN_BY[who]
+    own = inspect.signature(taken).parameters
+    assert [name for name in NAMES[who] if (name in own) is (name in instead)] == []
 
 
 @pytest.mark.parametrize("engine", [LLM, AsyncLLM])
@@ -33,11 +53,12 @@ def test_a_sampling_parameter_of_vllm_is_named_with_what_to_use_instead(name):
     assert str(refused.value) == f"SamplingParams has no argument {name}, which vLLM has: {SAMPLING[name]}."
 
 
+METHODS = [(LLM, "generate"), (LLM, "chat"), (AsyncLLM, "generate"), (LLM, "stream"), (LLM, "add_request")]
+
+
+@pytest.mark.parametrize("call", METHODS, ids=lambda call: f"{call[0].__name__}.{call[1]}")
 @pytest.mark.parametrize(
-    "call", [(LLM, "generate"), (LLM, "chat"), (AsyncLLM, "generate")], ids=lambda call: f"{call[0].__name__}.{call[1]}"
-)
-@pytest.mark.parametrize(
-    "name", ["lora_request", "priority", "tokenization_kwargs", "prompt_token_ids", "trace_headers"]
+    "name", ["lora_request", "priority", "tokenization_kwargs", "prompt_token_ids", "trace_headers", "params"]
 )
 def test_an_argument_of_vllm_is_named_with_what_to_use_instead(call, name):
     engine, method = call
@@ -69,10 +90,44 @@ def test_a_name_that_is_nearly_right_is_refused_with_the_right_one(make, says):
     assert says in str(refused.value)
 
 
+@pytest.mark.parametrize("engine", [LLM, AsyncLLM])
+@pytest.mark.parametrize(
+    ("args", "options", "says"),
+    [
+        ((), {}, "missing a required argument: 'model'"),
+        ((), {"topology": "both=1"}, "missing a required argument: 'model'"),
+        (("m", "tokenizer"), {}, "too many positional arguments"),
+        (("m", "both=1", "float32"), {}, "too many positional arguments"),
+        (("m",), {"model": "m"}, "multiple values for argument 'model'"),
+    ],
+)
+def test_an_engine_that_is_called_amiss_names_itself(engine, args, options, says):
+    with pytest.raises(TypeError) as refused:
+        engine(*args, **options)
+    assert str(refused.value) == f"{engine.__name__}: {says}; give the model, and options by name."
+
+
+@pytest.mark.parametrize(
+    ("call", "args"),
+    [
+        (METHODS[0], ("a", None, True)),
+        (METHODS[1], ("a", None, False)),
+        (METHODS[1], ("a", None, False, None, 0)),
+        (METHODS[2], ("a", None, "x", None)),
+        (METHODS[3], ("a", None, True)),
+        (METHODS[4], ("x", "a", None, 0.0)),
+    ],
+)
+def test_arguments_that_vllm_takes_by_position_are_to_be_named(call, args):
+    engine, method = call
+    with pytest.raises(TypeError, match=rf"^{engine.__name__}\.{method} takes \w+, .* by position: give other arg"):
+        getattr(make_fake(engine, FakeCore()), method)(*args)
+
+
 def test_what_there_is_is_in_no_table():
     assert not ENGINE.keys() & documentation().keys()
     assert not SAMPLING.keys() & {field.name for field in fields(SamplingParams)}
-    for method in (LLM.generate, LLM.chat, AsyncLLM.generate):
+    for method in (getattr(engine, name) for engine, name in METHODS):
         assert not GENERATE.keys() & inspect.signature(method).parameters.keys()
 
 

@@ -3,6 +3,7 @@
 import decimal
 import json
 
+import numpy as np
 import pytest
 from helpers.batch_files import DEFAULTS
 from twinmesh.engine.api.sampling_params import SamplingParams
@@ -50,6 +51,11 @@ USER = {"role": "user", "content": "a"}
         ("seed", ([decimal.Decimal(4294967295)], pa.decimal128(20, 0)), 4294967295),
         ("min_p", ([NAN], pa.float32()), 0.0),
         ("min_tokens", ([2.0], pa.float32()), 2),
+        ("temperature", ([np.float16(0.5)], pa.float16()), 0.5),
+        ("max_tokens", ([np.float16(12)], pa.float16()), 12),
+        ("top_p", ([np.float16("nan")], pa.float16()), 1.0),
+        ("stop_token_ids", ([[np.float16(3)]], pa.list_(pa.float16())), (3,)),
+        ("logit_bias", ([[("5", np.float16(1))]], map_of(pa.float16())), {5: 1.0}),
         ("stop", ([["x", "y"]], pa.large_list(pa.dictionary(pa.int8(), TEXT))), ("x", "y")),
         ("stop", ([[b"x"]], pa.list_(pa.binary())), ("x",)),
         ("stop_token_ids", ([[3.0, 4.0]], pa.list_(REAL)), (3, 4)),
@@ -151,3 +157,23 @@ def test_a_name_is_read_alike_in_the_survey_and_in_the_run(tmp_path, kind):
     parquet.write_table(pa.table({"prompt": ["a"], "custom_id": pa.array([name], kind)}), path)
     surveyed = [read_custom_id(row, 1) for row in survey_rows(path)]
     assert surveyed == ["me"] == [parse_line(row, 1, DEFAULTS).custom_id for row in read_rows(path)]
+
+
+@pytest.mark.parametrize(
+    ("names", "twice"),
+    [
+        (["prompt", "prompt"], "prompt"),
+        (["custom_id", "prompt", "custom_id"], "custom_id"),
+        (["prompt", "temperature", "temperature"], "temperature"),
+        (["whatever", "prompt", "whatever"], "whatever"),
+        (["prompt", "model", "user", "model", "model"], "model"),
+    ],
+)
+def test_columns_of_one_name_are_refused(tmp_path, names, twice):
+    path = tmp_path / "in.parquet"
+    parquet.write_table(pa.Table.from_arrays([pa.array(["a"])] * len(names), names), path)
+    for read in (read_rows, survey_rows):
+        with pytest.raises(
+            ValueError, match=rf"in\.parquet has \d columns named '{twice}', of which a row can have one"
+        ):
+            list(read(path))

@@ -3,9 +3,11 @@
 import json
 
 import pytest
-from helpers.batch_files import DEFAULTS, chat_line
+from helpers.batch_files import DEFAULTS, BatchFiles, chat_line
 from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.request_lines import BatchLineError, line_seed, parse_line, read_custom_id
+from twinmesh.models.errors import ChatTemplateError
+from twinmesh.models.text.chat import ChatTemplate
 
 
 def parsed(fields, line=1, defaults=DEFAULTS):
@@ -212,3 +214,78 @@ def test_the_sign_of_a_byte_order_mark_in_a_text_is_a_character_like_others():
 def test_what_is_not_json_is_refused(text):
     with pytest.raises(BatchLineError, match=r"^line 2: "):
         parse_line(text, 2, DEFAULTS)
+
+
+def nested(depth, is_list=False):
+    """JSON of so many levels, as text: there are depths that Python's reader reaches and other functions do not."""
+    start, end = ("[", "]") if is_list else ('{"a":', "}")
+    return start * depth + "1" + end * depth
+
+
+DEEP = {
+    "content": '"messages": [{"role": "user", "content": VALUE}]',
+    "arguments": '"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": VALUE}}]}]',
+    "tools": '"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function", "function": VALUE}]',
+    "variables": '"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": VALUE',
+    "prompt": '"prompt": VALUE',
+    "stop": '"prompt": "a", "stop": VALUE',
+    "logit_bias": '"prompt": "a", "logit_bias": VALUE',
+    "metadata": '"prompt": "a", "metadata": VALUE',
+    "body": '"method": "POST", "url": "/v1/completions", "body": VALUE',
+    "an unknown field": '"prompt": "a", "whatever": VALUE',
+}
+
+
+@pytest.mark.parametrize("place", DEEP)
+@pytest.mark.parametrize("is_list", [False, True])
+@pytest.mark.parametrize("depth", [150, 600, 1000, 2500, 9000, 200_000])
+def test_a_line_that_is_nested_too_deeply_is_refused_here_or_where_its_place_is_read(place, is_list, depth):
+    line = '{"custom_id": "deep", ' + DEEP[place].replace("VALUE", nested(depth, is_list)) + "}"
+    request = refused = None
+    try:
+        request = parse_line(line.encode(), 1, DEFAULTS)
+    except BatchLineError as error:
+        refused = error
+    if refused is not None:
+        assert str(refused).startswith("line 1: ")
+        assert refused.custom_id in ("deep", "line-1")  # whether JSON itself could be read
+        return
+    if request.messages is None:
+        assert place == "metadata"  # which is not looked at
+        return
+    with pytest.raises(ChatTemplateError, match=r"nested too deeply|needs a string under 'content'|not an object"):
+        ChatTemplate("{{ messages[0].content }}{{ tools }}{{ a }}", None, name="T").render(
+            request.messages, tools=request.tools, **request.rendering
+        )
+
+
+@pytest.mark.parametrize("place", ["prompt", "stop", "logit_bias", "body", "an unknown field"])
+def test_such_a_line_is_an_error_of_its_own(tmp_path, place):
+    line = '{"custom_id": "deep", ' + DEEP[place].replace("VALUE", nested(1000)) + "}"
+    files = BatchFiles(tmp_path)
+    files.run([line, {"prompt": "b", "custom_id": "b"}])
+    found = {each["custom_id"]: each for each in files.read()}
+    assert found["b"]["response"]["body"]["choices"][0]["text"] == "b"
+    assert found["deep"]["error"]["message"].startswith("line 1: ")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "a", "temperature": "x" * 100_000},
+        {"prompt": "a", "stop": [5] * 100_000},
+        {"prompt": "a", "x" * 100_000: 1},
+        {"prompt": "a", "tool_choice": "x" * 100_000},
+        {"prompt": "a", "logit_bias": {"x" * 100_000: 1}},
+        {"prompt": "a", "model": [0] * 100_000},
+        {"custom_id": ["x" * 100_000], "prompt": "a"},
+        {"url": "x" * 100_000, "body": {"prompt": "a"}},
+    ],
+    ids=lambda fields: ",".join(name[:20] for name in fields),
+)
+def test_a_value_of_any_length_makes_no_long_message(fields):
+    with pytest.raises(BatchLineError) as refused:
+        parsed(fields)
+    assert len(str(refused.value)) < 1100
+    assert str(refused.value).startswith("line 1: ")
+    assert str(refused.value).endswith(".")

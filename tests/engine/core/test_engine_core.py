@@ -1,5 +1,6 @@
 """What the engine promises about devices: overlap, order, no copies through the host, no compilation, failures."""
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -396,13 +397,20 @@ def test_an_observer_sees_messages_and_decisions_until_its_block_ends(make_llm):
         assert ends(seen) == [ids(seen)[output.request_id]]
 
 
-def test_an_observer_that_raises_stops_the_engine_with_its_cause(make_llm):
-    class Burning(Observer):
-        def received(self, message):
-            raising()
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError])
+@pytest.mark.parametrize("when", ["received", "deciding", "decided"])
+def test_an_observer_that_raises_stops_the_engine_with_its_cause(make_llm, kind, when):
+    def burn(seen, *_):
+        if getattr(seen, "requests", True):  # once a request is there
+            raise kind("the device is on fire")
 
-    with make_llm("both=1") as llm, llm.engine.core.observe(Burning()):
-        assert "on fire" in llm.generate(PROMPTS[0], GREEDY)[0].error
+    burning = Observer()
+    setattr(burning, when, burn)
+    with make_llm("both=1") as llm:
+        with llm.engine.core.observe(burning):
+            output = llm.generate(PROMPTS[0], GREEDY)[0]
+        assert output.outputs[0].finish_reason == "error"
+        assert "on fire" in output.error
 
 
 def test_requests_that_a_failing_policy_meets_are_answered_with_the_engines_end(make_llm):

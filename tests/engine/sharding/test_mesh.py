@@ -62,3 +62,9 @@ def test_logits_become_whole_and_keep_their_values(vocabulary):
     whole = jax.jit(lambda x: replicate_logits(x, mesh))(values)
     assert whole.sharding.is_equivalent_to(replicated(mesh), 2)
     np.testing.assert_array_equal(whole, values.astype(np.float32))
+
+
+@pytest.mark.parametrize("devices", [[None], ["cpu"], [0], [jax.devices()[0].id], ["cpu:0"]])
+def test_what_is_no_device_is_refused(devices):
+    with pytest.raises(TopologyError, match=r"^devices=\[.*\] are not JAX's: give some of jax\.devices\(\)\.$"):
+        build_meshes(Topology.parse("both=1"), devices)

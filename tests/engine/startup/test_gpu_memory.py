@@ -10,6 +10,7 @@ from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.startup.defaults import defaults_for, engine_config
 from twinmesh.engine.startup.gpu_memory import FRACTION, Reported, Share, check_share, free_bytes, request_share
 from twinmesh.engine.startup.memory import page_bytes, pool_that_fits, request_bytes, temporary_bytes
+from twinmesh.engine.topology import Topology
 from twinmesh.models.decoder import abstract_params
 from twinmesh.scripts.gpu.steps import LLAMA_3_1_8B, QWEN3_8B, weight_bytes
 
@@ -143,3 +144,16 @@ def test_temporaries_grow_with_chunk_and_rows_and_shrink_with_the_mesh():
     assert temporaries() < temporaries(prefill_buckets=(8192,)) < 2e9 + temporaries()
     assert temporaries() < temporaries(max_num_seqs=256, decode_buckets=(256,))
     assert temporaries(tp=4) < temporaries(tp=2) < temporaries()
+
+
+def test_a_fused_step_has_the_rows_of_both_phases():
+    def temporaries(topology, **changes):
+        settings = dict(prefill_buckets=(2048,), dtype="bfloat16", max_num_seqs=32, decode_buckets=(32,)) | changes
+        config = EngineConfig(Topology.parse(topology), 8192, prefill_rows=16, **settings)
+        return temporary_bytes(QWEN3_8B, config, 1)
+
+    logit = 32 * QWEN3_8B.vocab_size
+    apart, fused = temporaries("both=1"), temporaries("both(mode=fused)=1")
+    assert 16 * logit < fused - apart < 17 * logit
+    padded = temporaries("both=1", decode_buckets=(32, 64))
+    assert padded - apart > 32 * logit  # a step is as large as its bucket, whatever the requests

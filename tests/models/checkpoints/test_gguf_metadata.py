@@ -3,7 +3,10 @@
 llama.cpp b11739 opens each of these files and gives the logits, bit for bit, and the token ids of the plain one.
 """
 
+import gguf
+import numpy as np
 import pytest
+from helpers.loading import load_on_one_device
 from helpers.tiny_gguf import MERGES, TOKEN_TYPES, TOKENS, write_tiny_gguf
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.errors import CheckpointError
@@ -66,3 +69,40 @@ def test_layers_that_differ_and_other_numbers_are_refused(tmp_path, metadata, wo
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(write_tiny_gguf(tmp_path / "tiny.gguf", metadata=metadata))
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+WORDS = "M\u00fcller"
+
+
+@pytest.mark.parametrize(
+    "key", ["general.name", "general.author", "general.description", "general.license", "llama.comment", "x.y"]
+)
+def test_texts_in_another_encoding_do_not_matter(tmp_path, tiny, key):
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", metadata={key: WORDS})
+    path.write_bytes(path.read_bytes().replace(WORDS.encode(), b"M\xfcller "))  # Latin 1, of the same length
+    assert b"M\xfcller" in path.read_bytes()
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.config == tiny.config
+    assert checkpoint.tokenizer().encode(TEXTS[0]) == tiny.tokenizer().encode(TEXTS[0])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["output_norm.weight"],
+        ["blk.0.attn_norm.weight"],
+        ["blk.1.ffn_norm.weight"],
+        ["output_norm.weight", "blk.0.ffn_norm.weight", "blk.1.attn_norm.weight"],
+        ["token_embd.weight"],
+        ["blk.0.attn_q.weight", "blk.1.ffn_down.weight"],
+    ],
+)
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_dimensions_of_1_may_be_written_or_left_out(tmp_path, tiny, names, dimensions):
+    plain = write_tiny_gguf(tmp_path / "plain.gguf")
+    arrays = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(plain).tensors}
+    tensors = {name: arrays[name].reshape((1,) * dimensions + arrays[name].shape) for name in names}
+    found = open_checkpoint(write_tiny_gguf(tmp_path / "tiny.gguf", tensors=tensors))
+    assert found.config == tiny.config
+    for path, leaf in load_on_one_device(found, np.float32).items():
+        np.testing.assert_array_equal(leaf, load_on_one_device(tiny, np.float32)[path])

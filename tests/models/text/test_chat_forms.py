@@ -359,6 +359,55 @@ def test_objects_of_openai_s_client_are_taken(chat):
         chat(TO_JSON).render([SimpleNamespace(model_dump=lambda: "x")])
 
 
+def test_what_a_template_asks_of_fields_is_found_out_anew_for_other_fields(chat):
+    """One conversation in which a template writes everything says nothing of the next one."""
+    nested = called({"n": 1}, content="")
+    bare = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"n": 1}}]}
+    untyped = called({"n": 1}, content="", tool_calls=[{"function": {"name": "f", "arguments": {"n": 1}}}])
+    for body, shown, lost in (
+        (CALLS.replace("CALL", "{{ (c.function or {}).name }}"), nested, bare),
+        (CALLS.replace("CALL", "{{ c.name }}"), bare, nested),
+        (CALLS.replace("[CALL]", "{% if c.type == 'function' %}{{ c.function.name }}{% endif %}"), nested, untyped),
+        (
+            "{% if m.thinking %}{{ m.thinking }}{% else %}{{ m.content }}{% endif %}",
+            {"role": "assistant", "content": "4", "thinking": ""},
+            {"role": "assistant", "content": "4", "thinking": "2 and 2"},
+        ),
+        (
+            "{% if not m.name %}{{ m.content }}{% endif %}",
+            {"role": "user", "content": "a", "name": " "[:0]},
+            {"role": "user", "content": "a", "name": "Ann"},
+        ),
+        (
+            "{% if m.prefix is not true %}{{ m.content }}{% endif %}",
+            {"role": "assistant", "content": "a", "prefix": False},
+            {"role": "assistant", "content": "a", "prefix": True},
+        ),
+    ):
+        template = chat(body)
+        template.render([ASK, shown])
+        for _ in range(2):
+            with pytest.raises(ChatTemplateError, match=r"leaves out (the tool calls of )?message 1"):
+                template.render([ASK, lost])
+        template.render([ASK, shown])
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("{{ m | tojson }}", '{"role": "user", "content": "one\\ntwo"}'),
+        ("{{ m.values() | join(': ') }}", "user: one\ntwo"),
+        ("{% for key, value in m.items() %}{{ key }}={{ value }};{% endfor %}", "role=user;content=one\ntwo;"),
+        ("{{ m }}", "{'role': 'user', 'content': 'one\\ntwo'}"),
+        ("{{ m | dictsort | map('last') | join('|') }}", "one\ntwo|user"),
+        ("{{ m | string | upper }}", "{'ROLE': 'USER', 'CONTENT': 'ONE\\NTWO'}"),
+        ("{% set k = m | list | last %}{{ m[k] }}", "one\ntwo"),
+    ],
+)
+def test_templates_that_write_whole_messages_get_texts(chat, body, text):
+    assert chat(body).render([{"role": "user", "content": PARTS}]) == text
+
+
 def test_a_template_that_reads_no_content_is_left_alone(chat):
     assert chat("{{ m.role }};").render([ASK, {"role": "critic", "content": PARTS}]) == "user;critic;"
 
