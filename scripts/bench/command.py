@@ -20,6 +20,7 @@ BENCHMARKS = {
     "memory": "peak memory from the start to the end of 32 requests, beside an earlier checkout",
     "offline": "throughput of a whole workload, against transformers and vLLM",
     "policies": "time to first token by policy, over a recorded trace in virtual time",
+    "products": "the products of a model's layers alone, with quantised weights and with floats",
     "sampler": "the sampler alone, beside an earlier checkout's",
     "start": "seconds to start an engine that compiles everything, beside an earlier checkout",
     "streaming": "what streams cost the host, beside an earlier checkout",
