@@ -79,6 +79,13 @@ class EngineOptions:
             "memory and without a kernel more time; none: they become dtype"
         ),
     ] = "auto"
+    float_activations: Annotated[
+        bool,
+        Option(
+            "multiply weights that stay quantised by activations as they are. By default kernels round activations to "
+            "8 bits with a scale for every 32, which is faster and less exact"
+        ),
+    ] = False
     allow_nonfinite: Annotated[
         bool,
         Option(

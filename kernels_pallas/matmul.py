@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from .block_tiles import BLOCK, OUTPUTS
-from .cpu import calls
+from .block_tiles import BLOCK, OUTPUTS, Tiles
+from .cpu import blocks, calls, loader
+from .cpu.blocks import Activations
 from .dispatch import runs_on_cpu
 from .quantized import QuantizedArray, dequantize, is_column
 
@@ -34,12 +35,13 @@ type Split = Literal["outputs", "inputs"]
 
 
 @dataclass(frozen=True)
-class Devices:
-    """The devices that a program's weights are divided over, along one axis of their mesh."""
+class Products:
+    """How a program multiplies by quantised weights, and the devices that these are divided over."""
 
-    mesh: Mesh
-    axis: str
-    split_axes: frozenset[str]  # logical axes that are divided, where their length allows it
+    activations: Activations = "int8"  # what kernels multiply by, where there are any
+    mesh: Mesh | None = None  # None: one device
+    axis: str = ""  # of the mesh
+    split_axes: frozenset[str] = frozenset()  # logical axes that are divided over it, where their length allows it
 
     def split(self, axes: Sequence[str], w: QuantizedArray) -> Split | None:
         """Find how a parameter with these logical axes is divided; None: it is whole on every device.
@@ -48,14 +50,14 @@ class Devices:
         cannot be kept quantised: `cut` tells.
         """
         for index, (name, size) in enumerate(zip(axes, w.shape, strict=True)):
-            if name in self.split_axes and size % self.mesh.size == 0:
+            if self.mesh is not None and name in self.split_axes and size % self.mesh.size == 0:
                 split: Split = "inputs" if is_column(index, w.inputs) else "outputs"
                 return None if w.inputs == 0 and self.cut(split, w) else split
         return None
 
     def cut(self, split: Split | None, w: QuantizedArray) -> str | None:
         """Say what a split would cut in two, and how; None: it cuts nothing."""
-        if split is None:
+        if split is None or self.mesh is None:
             return None
         what, unit, size = ("blocks", BLOCK, w.matrix[1]) if split == "inputs" else ("tiles", OUTPUTS, w.matrix[0])
         share = size // self.mesh.size
@@ -64,32 +66,38 @@ class Devices:
         return f"{share} {split} on each of {self.mesh.size} devices are no multiple of {unit}, which {what} have"
 
 
-def kernel_for(platform: str, format_name: str) -> str | None:
-    """Name the kernel that multiplies by weights of a format on this machine's devices of a platform.
+PLAIN = Products()
+
+
+def kernel_for(platform: str, format_name: str, activations: Activations) -> str | None:
+    """Name the level of the kernel that multiplies by weights of a format on this machine's devices of a platform.
 
     None: there is none, and XLA makes floats of a part of the weights at a time.
     """
-    return None
+    if platform != "cpu" or blocks.target(format_name, activations) is None:
+        return None
+    tools = loader.toolchain()
+    return None if tools is None else tools.level.name
 
 
-def matmul(x: Array, w: Array | QuantizedArray, *, split: Split | None = None, devices: Devices | None = None) -> Array:
+def matmul(x: Array, w: Array | QuantizedArray, *, split: Split | None = None, products: Products = PLAIN) -> Array:
     """Multiply activations by a weight.
 
     Args:
         x: [T, k].
         w: [k, n]; or a quantised projection.
-        split: how a quantised weight is divided over `devices`; None: it is whole on each.
-        devices: the program's; None: it has one.
+        split: how a quantised weight is divided over devices; None: it is whole on each.
+        products: the program's.
 
     Returns:
         [T, n] of x's dtype.
     """
-    return _multiply(x, w, x.dtype, split, devices, is_table=False)
+    return _multiply(x, w, x.dtype, split, products, is_table=False)
 
 
-def score(x: Array, w: Array | QuantizedArray, *, split: Split | None = None, devices: Devices | None = None) -> Array:
+def score(x: Array, w: Array | QuantizedArray, *, split: Split | None = None, products: Products = PLAIN) -> Array:
     """Multiply activations [T, k] by a table [n, k], a head over an embedding: [T, n] float32; else as `matmul`."""
-    return _multiply(x, w, jnp.dtype(jnp.float32), split, devices, is_table=True)
+    return _multiply(x, w, jnp.dtype(jnp.float32), split, products, is_table=True)
 
 
 def _multiply(
@@ -97,16 +105,16 @@ def _multiply(
     w: Array | QuantizedArray,
     dtype: jnp.dtype,
     split: Split | None,
-    devices: Devices | None,
+    products: Products,
     *,
     is_table: bool,
 ) -> Array:
     if not isinstance(w, QuantizedArray):
         product = calls.product(x, w, by_output=is_table) if _is_on_one_cpu() else None
         return _by_xla(x, w, is_table, dtype) if product is None else product.astype(dtype)
-    if split is None or devices is None:
-        return _quantized(x, w, w.matrix[0], dtype)
-    return _on_each(x, w, dtype, split, devices)
+    if split is None or products.mesh is None:
+        return _quantized(x, w, w.matrix[0], dtype, products)
+    return _on_each(x, w, dtype, split, products, products.mesh)
 
 
 def _is_on_one_cpu() -> bool:
@@ -125,31 +133,41 @@ def _by_xla(x: Array, w: Array, is_table: bool, dtype: jnp.dtype) -> Array:
     return jnp.matmul(x, w, precision=precision, preferred_element_type=result)
 
 
-def _on_each(x: Array, w: QuantizedArray, dtype: jnp.dtype, split: Split, devices: Devices) -> Array:
+def _on_each(x: Array, w: QuantizedArray, dtype: jnp.dtype, split: Split, products: Products, mesh: Mesh) -> Array:
     """Multiply on every device by the part of the weight that it has."""
-    whole, axis = PartitionSpec(), devices.axis
+    whole, axis = PartitionSpec(), products.axis
     if split == "outputs":
         weights, activations, out = PartitionSpec(axis), whole, PartitionSpec(None, axis)
     else:
         weights, activations, out = PartitionSpec(None, axis), PartitionSpec(None, axis), whole
 
-    outputs = w.matrix[0] // (devices.mesh.size if split == "outputs" else 1)
+    outputs = w.matrix[0] // (mesh.size if split == "outputs" else 1)
 
     def part(x: Array, w: QuantizedArray) -> Array:
         if split == "outputs":
-            return _quantized(x, w, outputs, dtype)
-        total: Array = jax.lax.psum(_quantized(x, w, outputs, jnp.dtype(jnp.float32)), axis)
+            return _quantized(x, w, outputs, dtype, products)
+        total: Array = jax.lax.psum(_quantized(x, w, outputs, jnp.dtype(jnp.float32), products), axis)
         return total.astype(dtype)
 
     on_each = jax.shard_map(
-        part, mesh=devices.mesh, in_specs=(activations, weights), out_specs=out, check_vma=False
+        part, mesh=mesh, in_specs=(activations, weights), out_specs=out, check_vma=False
     )  # fmt: skip
     result: Array = on_each(x, w)
     return result
 
 
-def _quantized(x: Array, w: QuantizedArray, outputs: int, dtype: jnp.dtype) -> Array:
-    """Multiply by as many tiles at a time as `BUFFER_BYTES` hold as floats; `outputs` may end inside the last one."""
+def _quantized(x: Array, w: QuantizedArray, outputs: int, dtype: jnp.dtype, products: Products) -> Array:
+    """Multiply by a matrix on one device; `outputs` may end inside its last tile."""
+    if _is_on_one_cpu():
+        tiles = Tiles(w.values, w.scales, w.mins)
+        product = blocks.product(x, tiles, w.format, outputs, dtype=dtype, activations=products.activations)
+        if product is not None:
+            return product
+    return _in_parts(x, w, outputs, dtype)
+
+
+def _in_parts(x: Array, w: QuantizedArray, outputs: int, dtype: jnp.dtype) -> Array:
+    """Multiply by as many tiles at a time as `BUFFER_BYTES` hold as floats."""
     # Ties the weights to the activations: XLA would otherwise make floats of them early, or once for all steps of a
     # loop, and keep them.
     x, w = jax.lax.optimization_barrier((x, w))

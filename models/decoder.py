@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ..kernels_pallas.matmul import Devices
+from ..kernels_pallas.matmul import PLAIN, Products
 from ..kernels_pallas.quantized import QuantizedArray, abstract
 from ..kernels_pallas.rotary import Rotation
 from .config import ModelConfig
@@ -55,11 +55,11 @@ class Block(nnx.Module):
     With sandwich norms (Gemma 2 and 3) the outputs of attention and MLP pass a norm of their own before they are added.
     """
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, devices: Devices | None = None) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, products: Products = PLAIN) -> None:
         hidden, eps = config.hidden_size, config.rms_norm_eps
         self.is_sandwich = config.sandwich_norms
-        self.attention_norm, self.attention = RMSNorm(hidden, eps), Attention(config, dtype=dtype, devices=devices)
-        self.mlp_norm, self.mlp = RMSNorm(hidden, eps), MLP(config, dtype=dtype, devices=devices)
+        self.attention_norm, self.attention = RMSNorm(hidden, eps), Attention(config, dtype=dtype, products=products)
+        self.mlp_norm, self.mlp = RMSNorm(hidden, eps), MLP(config, dtype=dtype, products=products)
         if config.sandwich_norms:
             self.attention_output_norm, self.mlp_output_norm = RMSNorm(hidden, eps), RMSNorm(hidden, eps)
 
@@ -87,16 +87,16 @@ class Decoder(nnx.Module):
     """A decoder-only transformer. Parameters are zero until they are bound: see `bind`.
 
     `dtype` is that of the weights, those of norms and quantised ones excepted, and of the activations between norms.
-    `devices` are those that the weights are divided over; None: there is one.
+    `products` says how quantised weights are multiplied by, and over which devices they are divided.
     """
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, devices: Devices | None = None) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, products: Products = PLAIN) -> None:
         self.config = config
-        self.embedding = Embedding(config, dtype=dtype, devices=devices)
-        self.layers = nnx.List([Block(config, dtype=dtype, devices=devices) for _ in config.layers])
+        self.embedding = Embedding(config, dtype=dtype, products=products)
+        self.layers = nnx.List([Block(config, dtype=dtype, products=products) for _ in config.layers])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_embeddings:
-            self.head = Embedding(config, dtype=dtype, devices=devices)
+            self.head = Embedding(config, dtype=dtype, products=products)
 
     def hidden[KV, Rows](
         self, tokens: jax.Array, positions: jax.Array, attend: Attend[KV, Rows], kv: KV, rows: Rows
@@ -190,13 +190,13 @@ def abstract_params(
     config: ModelConfig,
     dtype: DTypeLike,
     formats: Mapping[str, str] | None = None,
-    devices: Devices | None = None,
+    products: Products = PLAIN,
 ) -> AbstractParams:
-    """Describe the parameters of `Decoder(config, dtype=dtype, devices=devices)` without allocating them.
+    """Describe the parameters of `Decoder(config, dtype=dtype, products=products)` without allocating them.
 
     Those of norms are float32. `formats` names the parameters that are quantised, by path, and each one's format.
     """
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype, devices=devices)))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype, products=products)))
     specs = {}
     for steps, variable in nnx.to_flat_state(state):
         path, described, inputs = ".".join(map(str, steps)), variable.get_value(), variable.get_metadata("inputs")

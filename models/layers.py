@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ..kernels_pallas.matmul import Devices, matmul, score
+from ..kernels_pallas.matmul import PLAIN, Products, matmul, score
 from ..kernels_pallas.quantized import QuantizedArray, take_rows
 from ..kernels_pallas.rotary import Rotation, rms_norm
 from .config import Activation, ModelConfig, Rope
@@ -45,7 +45,7 @@ def value(parameter: nnx.Param[Weight]) -> jax.Array:
     return array
 
 
-def multiply(x: jax.Array, weight: nnx.Param[Weight], devices: Devices | None) -> jax.Array:
+def multiply(x: jax.Array, weight: nnx.Param[Weight], products: Products) -> jax.Array:
     """Multiply x [T, *inputs] by a weight [*inputs, *outputs] -> [T, *outputs]; or score it by a table, in float32.
 
     This is one matrix product over reshaped operands: in an einsum over heads and head_dim XLA CPU transposes the
@@ -54,8 +54,8 @@ def multiply(x: jax.Array, weight: nnx.Param[Weight], devices: Devices | None) -
     w, inputs, rows = weight.get_value(), weight.get_metadata("inputs"), x.reshape(x.shape[0], -1)
     product = matmul if inputs else score
     if isinstance(w, QuantizedArray):
-        split = None if devices is None else devices.split(weight.get_metadata("axes"), w)
-        out = product(rows, w, split=split, devices=devices)
+        split = products.split(weight.get_metadata("axes"), w)
+        out = product(rows, w, split=split, products=products)
     else:
         out = product(rows, w.reshape(rows.shape[1], -1) if inputs else w)
     return out.reshape(x.shape[0], *(w.shape[inputs:] if inputs else w.shape[:1]))
@@ -98,9 +98,9 @@ class RMSNorm(nnx.Module):
 class Attention(nnx.Module):
     """The four projections of (grouped-query) attention. The caller supplies attention itself: see `decoder.Attend`."""
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, devices: Devices | None = None) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, products: Products = PLAIN) -> None:
         hidden, dim, eps = config.hidden_size, config.head_dim, config.rms_norm_eps
-        self.devices = devices
+        self.products = products
         queries, keys = (config.num_heads, dim), (config.num_kv_heads, dim)
         of_queries, of_keys = ("q_heads", "head_dim"), ("kv_heads", "head_dim")
         self.q_proj = param((hidden, *queries), ("embed", *of_queries), dtype, inputs=1)
@@ -116,7 +116,7 @@ class Attention(nnx.Module):
 
     def qkv(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Project [T, E] to q [T, Hq, D] and k, v [T, Hk, D]; q and k are still to be normed and rotated."""
-        q, k, v = (multiply(x, w, self.devices) for w in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (multiply(x, w, self.products) for w in (self.q_proj, self.k_proj, self.v_proj))
         if self.has_bias:
             q, k, v = q + value(self.q_bias), k + value(self.k_bias), v + value(self.v_bias)
         return q, k, v
@@ -129,7 +129,7 @@ class Attention(nnx.Module):
 
     def output(self, attended: jax.Array) -> jax.Array:
         """Project the attended values [T, Hq, D] -> [T, E]."""
-        return multiply(attended, self.o_proj, self.devices)
+        return multiply(attended, self.o_proj, self.products)
 
 
 def activate(x: jax.Array, activation: Activation) -> jax.Array:
@@ -140,24 +140,24 @@ def activate(x: jax.Array, activation: Activation) -> jax.Array:
 class MLP(nnx.Module):
     """A gated unit: down(activation(gate(x)) * up(x)); SwiGLU with SiLU (Shazeer 2020)."""
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, devices: Devices | None = None) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, products: Products = PLAIN) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.activation, self.devices = config.activation, devices
+        self.activation, self.products = config.activation, products
         self.gate_proj = param((hidden, inner), ("embed", "mlp"), dtype, inputs=1)
         self.up_proj = param((hidden, inner), ("embed", "mlp"), dtype, inputs=1)
         self.down_proj = param((inner, hidden), ("mlp", "embed"), dtype, inputs=1)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Transform hidden states [T, E] -> [T, E]."""
-        gate, up = (multiply(x, w, self.devices) for w in (self.gate_proj, self.up_proj))
-        return multiply(activate(gate, self.activation) * up, self.down_proj, self.devices)
+        gate, up = (multiply(x, w, self.products) for w in (self.gate_proj, self.up_proj))
+        return multiply(activate(gate, self.activation) * up, self.down_proj, self.products)
 
 
 class Embedding(nnx.Module):
     """A [vocab, embed] table: token lookup, and the head that scores every token against a hidden state."""
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, devices: Devices | None = None) -> None:
-        self.scale, self.dtype, self.devices = config.embedding_scale, jnp.dtype(dtype), devices
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, products: Products = PLAIN) -> None:
+        self.scale, self.dtype, self.products = config.embedding_scale, jnp.dtype(dtype), products
         self.weight = param((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype, inputs=0)
 
     def lookup(self, tokens: jax.Array) -> jax.Array:
@@ -175,4 +175,4 @@ class Embedding(nnx.Module):
 
     def score(self, hidden: jax.Array) -> jax.Array:
         """Score every token against hidden states [R, E] -> [R, V] float32 logits."""
-        return multiply(hidden, self.weight, self.devices)
+        return multiply(hidden, self.weight, self.products)

@@ -102,7 +102,12 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         model=args.model,
         defaults=defaults,
-        engine={"dtype": args.dtype, "quantization": args.quantization, "deterministic": args.deterministic},
+        engine={
+            "dtype": args.dtype,
+            "quantization": args.quantization,
+            "float_activations": args.float_activations,
+            "deterministic": args.deterministic,
+        },
         restart=args.restart,
         retry_errors=args.retry_errors,
         chat_template_kwargs=args.chat_template_kwargs,

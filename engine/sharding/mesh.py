@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ...kernels_pallas.matmul import Devices
+from ...kernels_pallas.cpu.blocks import Activations
+from ...kernels_pallas.matmul import Products
 from ...kernels_pallas.quantized import QuantizedArray
 from ...models.decoder import ParamSpec
 from ...models.quantized import Described, placed
@@ -129,9 +130,9 @@ def param_sharding(mesh: Mesh, spec: ParamSpec) -> NamedSharding:
     return sharding(mesh, [axis if ok else None for axis, ok in zip(spec.axes, divides, strict=True)])
 
 
-def devices_of(mesh: Mesh) -> Devices | None:
-    """Describe the devices that a program's weights are divided over; None: there is one."""
-    return None if mesh.size == 1 else Devices(mesh, AXIS, _SPLIT)
+def products_on(mesh: Mesh, activations: Activations = "int8") -> Products:
+    """Describe how a mesh's programs multiply by quantised weights."""
+    return Products(activations) if mesh.size == 1 else Products(activations, mesh, AXIS, _SPLIT)
 
 
 def param_on(mesh: Mesh, spec: ParamSpec) -> Described:
@@ -139,8 +140,7 @@ def param_on(mesh: Mesh, spec: ParamSpec) -> Described:
     value = spec.value
     if not isinstance(value, QuantizedArray):
         return placed(value, lambda _: param_sharding(mesh, spec))
-    devices = devices_of(mesh)
-    split = None if devices is None else devices.split(spec.axes, value)
+    split = products_on(mesh).split(spec.axes, value)
     axes = PartitionSpec(*(AXIS if split == side else None for side in ("outputs", "inputs")))
     return placed(value, lambda _: NamedSharding(mesh, axes))
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from ...kernels_pallas.cpu.blocks import Activations
 from ...models.checkpoints.catalog import cache_directory, resolve_model
 from ...models.checkpoints.host_memory import FileMaps
 from ...models.checkpoints.open import open_checkpoint
@@ -34,7 +35,7 @@ from ..protocol.results import Completion
 from ..scheduler.decision_log import RecordingScheduler
 from ..scheduler.policy import Policy, check_policy, policy_named
 from ..scheduler.scheduler import Scheduler
-from ..sharding.mesh import build_meshes, devices_of
+from ..sharding.mesh import build_meshes, products_on
 from ..sharding.tensor_parallel import check_tp, model_on
 from ..sharding.weights import Params, held, load_weights
 from ..worker.jax_settings import own_settings
@@ -57,7 +58,7 @@ from .memory import (
     state_bytes,
     temporary_bytes,
 )
-from .quantization import choose, start_line
+from .quantization import Quantized, choose, start_line
 
 _TRANSFERS_WITH_STATE = 8
 
@@ -137,13 +138,13 @@ def _start_core(
     device = meshes[0].devices.flat[0]
     check_share(share, device.platform)
     config, defaults = _configure(options, model, stored, device)
-    dtype, quantized = jnp.dtype(config.dtype), choose(options.quantization, formats, model, meshes)
+    dtype, quantized = jnp.dtype(config.dtype), _quantization(options, formats, model, meshes)
     config = replace(config, formats=quantized.formats)
     if options.progress:
         say(start_line(quantized, dtype.name))
     weights = load(dtype, meshes, quantized.kept)
     config, pools = _size_pools(config, options, defaults, share, model, meshes)
-    plans = _mesh_plans(model, config, quantized.kept, meshes, pools)
+    plans = _mesh_plans(model, config, quantized, meshes, pools)
     use_cache(cache_directory() / "compiled")
     threads = compile_threads(len(os.sched_getaffinity(0)))
     programs = compile_programs(plans, threads, progress=options.progress)
@@ -231,10 +232,17 @@ def _size_pools(
     ]
 
 
+def _quantization(
+    options: EngineOptions, formats: Mapping[str, str], model: ModelConfig, meshes: Sequence[Mesh]
+) -> Quantized:
+    activations: Activations = "float" if options.float_activations else "int8"
+    return choose(options.quantization, formats, model, meshes, activations)
+
+
 def _mesh_plans(
     model: ModelConfig,
     config: EngineConfig,
-    formats: Mapping[str, str],
+    quantized: Quantized,
     meshes: Sequence[Mesh],
     pools: Sequence[PoolSize],
 ) -> list[MeshPlan]:
@@ -242,6 +250,6 @@ def _mesh_plans(
     for mesh, spec, pool in zip(meshes, config.topology.meshes, pools, strict=True):
         on_mesh = model_on(model, mesh.size)
         state = abstract_state(on_mesh, config, pool.pages, dtype, mesh)
-        params = abstract_params(on_mesh, dtype, formats, devices_of(mesh))
+        params = abstract_params(on_mesh, dtype, quantized.kept, products_on(mesh, quantized.activations))
         plans.append(MeshPlan(mesh, spec, model, params, config, state))
     return plans

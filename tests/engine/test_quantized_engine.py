@@ -10,6 +10,7 @@ from helpers.core_engine import greedy, token_ids
 from helpers.loading import load_on_one_device
 from helpers.quantized import write_quantized
 from twinmesh import LLM, SamplingParams
+from twinmesh.kernels_pallas.matmul import Products
 from twinmesh.kernels_pallas.quantized import QuantizedArray, parameter
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.checkpoints.orbax_writer import write
@@ -19,7 +20,7 @@ from twinmesh.scripts.cli import main
 
 OPTIONS = dict(
     max_model_len=96, page_size=16, max_num_seqs=4, prefill_buckets=(16, 64), decode_buckets=(4,),
-    kv_cache_bytes=4 << 20, dtype="float32", quantization="keep",
+    kv_cache_bytes=4 << 20, dtype="float32", quantization="keep", float_activations=True,
 )  # fmt: skip
 PROMPTS = ["the rain and the land", "in the end of an era, the other one", "a"]
 UP = "layers.0.mlp.up_proj"
@@ -43,7 +44,7 @@ def floats(params):
 
 @functools.cache
 def _forward(config):
-    graphdef = abstract_params(config, jnp.float32).graphdef
+    graphdef = abstract_params(config, jnp.float32, products=Products("float")).graphdef
 
     @jax.jit
     def run(params, ids):
@@ -146,3 +147,14 @@ def test_none_runs_them_as_floats_and_takes_floats(path):
         assert llm.config.formats == ()
         llm.update_params({UP: np.zeros((256, 512), np.float32)})
         assert llm.generate("a", SamplingParams(max_tokens=2, temperature=0))[0].outputs[0].token_ids
+
+
+def test_activations_of_8_bits_stay_near_the_floats(path, model):
+    """Kernels round activations where there are any; XLA does not."""
+    checkpoint, params = model
+    ids = checkpoint.tokenizer().encode(PROMPTS[1])
+    with LLM(path, **(OPTIONS | {"float_activations": False})) as llm:
+        (output,) = llm.generate([ids], SamplingParams(prompt_logprobs=0, max_tokens=1))
+    found = [at[token].logprob for token, at in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
+    expected = jax.nn.log_softmax(forward(checkpoint, floats(params), ids))[np.arange(len(ids) - 1), ids[1:]]
+    assert np.abs(np.array(found) - expected).mean() < 0.1

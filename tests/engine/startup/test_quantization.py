@@ -16,8 +16,8 @@ def checkpoint(tmp_path_factory):
 
 
 def chosen(checkpoint, asked, kernels, monkeypatch, topology="both=1"):
-    monkeypatch.setattr(quantization, "kernel_for", lambda platform, name: kernels.get(name))
-    return choose(asked, checkpoint.formats, checkpoint.config, build_meshes(Topology.parse(topology)))
+    monkeypatch.setattr(quantization, "kernel_for", lambda platform, name, activations: kernels.get(name))
+    return choose(asked, checkpoint.formats, checkpoint.config, build_meshes(Topology.parse(topology)), "int8")
 
 
 BOTH = {"Q8_0": "AVX", "Q4_1": "AVX"}
@@ -26,7 +26,12 @@ BOTH = {"Q8_0": "AVX", "Q4_1": "AVX"}
 @pytest.mark.parametrize(
     ("asked", "kernels", "kept", "line"),
     [
-        ("auto", BOTH, ("Q8_0", "Q4_1"), "weights: 3 Q8_0 (AVX), 2 Q4_1 (AVX), all else bfloat16"),
+        (
+            "auto",
+            BOTH,
+            ("Q8_0", "Q4_1"),
+            "weights: 3 Q8_0 (AVX, int8 activations), 2 Q4_1 (AVX, int8 activations), all else",
+        ),
         ("auto", {"Q8_0": "AVX"}, ("Q8_0",), "2 Q4_1 dequantised to bfloat16: no kernel multiplies by Q4_1 here"),
         ("auto", {}, (), "3 Q8_0 and 2 Q4_1 dequantised to bfloat16: no kernel multiplies by Q4_1 and Q8_0 here"),
         ("keep", {}, ("Q8_0", "Q4_1"), "3 Q8_0 (XLA, a part at a time as floats), 2 Q4_1 (XLA"),
