@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from ...kernels_pallas.cpu import calls, loader
 from ...kernels_pallas.cpu.blocks import Activations
 from ...models.checkpoints.catalog import cache_directory, resolve_model
 from ...models.checkpoints.host_memory import FileMaps
@@ -138,7 +139,10 @@ def _start_core(
     device = meshes[0].devices.flat[0]
     check_share(share, device.platform)
     config, defaults = _configure(options, model, stored, device)
-    dtype, quantized = jnp.dtype(config.dtype), _quantization(options, formats, model, meshes)
+    dtype = jnp.dtype(config.dtype)
+    if device.platform == "cpu":
+        loader.compile_ahead(*calls.kernels_of(dtype, model.head_dim))  # while weights are read
+    quantized = _quantization(options, formats, model, meshes)
     config = replace(config, formats=quantized.formats)
     if options.progress:
         say(start_line(quantized, dtype.name))
@@ -187,6 +191,8 @@ def _configure(
 ) -> tuple[EngineConfig, Defaults]:
     """Fill the gaps that the options leave as suits this kind of device, and choose the dtype."""
     defaults = defaults_for(device.platform, device.device_kind)
+    if device.platform == "cpu":
+        defaults = replace(defaults, has_kernels=loader.toolchain() is not None)
     dtype = choose_dtype(
         options.dtype,
         model,

@@ -58,6 +58,12 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
+def kernels_of(dtype: DTypeLike, head_dim: int) -> list[str]:
+    """Name the kernels that decode steps of a model may call, as `loader.compile_ahead` takes them."""
+    name = jnp.dtype(dtype).name
+    return [f"product_{name}", f"score_{name}", f"decode_{name}:{head_dim}"] if name in DTYPES else []
+
+
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array | None:
     """Compute `kernels_pallas.paged_decode_attention`; None where XLA has to."""
     rows, query_heads, head_dim = q.shape

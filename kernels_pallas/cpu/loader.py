@@ -59,6 +59,29 @@ def target(name: str, *parameters: int) -> str | None:
         return None if tools is None else _load(tools, name, parameters)
 
 
+def compile_ahead(*kernels: str) -> None:
+    """Begin to compile those kernels that are not on disk, in one child process, and return at once.
+
+    Args:
+        kernels: their names, each with its parameters behind colons.
+    """
+    threading.Thread(target=_compile_missing, args=kernels, daemon=True).start()
+
+
+def _compile_missing(*kernels: str) -> None:
+    with _lock:
+        tools = toolchain()
+        missing = [] if tools is None else [name for name in kernels if objects.read(_path(tools, name)) is None]
+        if tools is None or not missing:
+            return
+        try:
+            compiled = compile_in_child(tools.level, *missing)
+        except UnusableKernel:
+            return  # whoever asks for one of them is told
+        for name, code in zip(missing, compiled, strict=True):
+            _keep(tools, name, code)
+
+
 def forget() -> None:
     """Look at everything anew when the next kernel is asked for; programs that have one keep it."""
     for known in (toolchain, _load, _warn_once):
@@ -69,6 +92,9 @@ def takes_bfloat16() -> bool:
     """Whether the kernels over bfloat16 weights take bfloat16 activations, and not float32."""
     tools = toolchain()
     return tools is not None and tools.level.has_bf16
+
+
+_unkept: dict[tuple[Toolchain, str], bytes] = {}  # what could not be kept on disk
 
 
 @functools.cache
@@ -135,16 +161,26 @@ class UnusableKernel(Exception):
 
 def _object(tools: Toolchain, full: str) -> bytes:
     """Read a kernel's object file from the cache, or compile it and keep it there."""
-    path = objects.default_folder() / f"{full.replace(':', '-')}-{tools.identity}.o"
-    code = objects.read(path)
+    code = objects.read(_path(tools, full)) or _unkept.get((tools, full))
     if code is None:
         (code,) = compile_in_child(tools.level, full)
-        try:
-            objects.write(path, code)
-        except OSError as error:
-            where = f"they cannot be kept in {path.parent}: {error}"
-            _warn_once(f"CPU kernels are compiled at every start, because {where}.")
+        _keep(tools, full, code)
     return code
+
+
+def _path(tools: Toolchain, full: str) -> Path:
+    return objects.default_folder() / f"{full.replace(':', '-')}-{tools.identity}.o"
+
+
+def _keep(tools: Toolchain, full: str, code: bytes) -> None:
+    """Keep an object file on disk, or where that cannot be, for as long as the process lives."""
+    path = _path(tools, full)
+    try:
+        objects.write(path, code)
+    except OSError as error:
+        _unkept[tools, full] = code
+        where = f"they cannot be kept in {path.parent}: {error}"
+        _warn_once(f"CPU kernels are compiled at every start, because {where}.")
 
 
 @functools.cache
@@ -163,8 +199,9 @@ def compile_in_child(level: Level, *kernels: str) -> list[bytes]:
         UnusableKernel: they cannot be compiled.
     """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
-    clean |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", f"{__package__}.build", level.name, *kernels]
+    # The child finds modules where this process does, and puts no folder before them.
+    clean |= {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable or "python", "-P", "-m", f"{__package__}.build", level.name, *kernels]
     try:
         done = subprocess.run(command, env=clean, capture_output=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

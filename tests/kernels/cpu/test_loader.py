@@ -191,3 +191,22 @@ def test_a_call_returns_before_its_kernels_end():
         returned_early.append(not out.is_ready())
         jax.block_until_ready(out)
     assert any(returned_early)
+
+
+@needs_kernels
+def test_kernels_are_compiled_ahead_in_one_process(fresh, monkeypatch):
+    """Also where they cannot be kept; who asks for one waits for it."""
+    asked = []
+    inner = loader.compile_in_child
+    monkeypatch.setattr(loader, "compile_in_child", lambda level, *names: asked.append(names) or inner(level, *names))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loader.objects, "write", full)
+    names = ("product_float32", "score_float32")
+    loader.compile_ahead(*names)
+    while not asked:
+        pass
+    assert all(loader.target(name) for name in names)
+    assert asked == [names]
