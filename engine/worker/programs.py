@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
-from tqdm import tqdm
 
 from ...models.config import ModelConfig
 from ...models.decoder import AbstractParams, Decoder, bind
 from ..config import EngineConfig
+from ..progress import Progress
 from ..protocol.results import TokenScores
 from ..sampling.cuts import top_k, top_p
 from ..sampling.logits_processors import adjust, empty_dense, load_dense
@@ -33,7 +33,7 @@ from ..sharding.mesh import param_sharding, replicate_logits, replicated
 from ..sharding.weights import Params
 from ..topology import MeshSpec
 from .jax_settings import own_settings
-from .kv_cache import DeviceState, abstract_dense, copy_page
+from .kv_cache import DeviceState, abstract_dense, copy_page, fresh
 from .kv_transfer import Staging, abstract_staging, gather, scatter, staged_pages
 from .kv_transfer import plan as plan_route
 from .step_layout import PrefillInputs, decode_columns, prefill_columns
@@ -49,7 +49,7 @@ _MERGED: dict[str, str | bool | int] = {"xla_gpu_dot_merger_threshold_mb": 1024}
 class Programs:
     """One mesh's compiled programs."""
 
-    allocate: Compiled  # makes a zeroed state, and dense rows
+    allocate: Compiled  # makes an empty state, and dense rows
     prefill: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
     fused: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
     score: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
@@ -110,12 +110,19 @@ class MeshPlan:
 
 
 def compile_programs(plans: list[MeshPlan], threads: int, *, progress: bool) -> list[Programs]:
-    """Compile all programs of all meshes, `threads` at a time, without the GIL; `progress` shows a bar on stderr."""
+    """Compile all programs of all meshes, `threads` at a time, without the GIL; `progress` names them on stderr."""
     programs = [Programs(compile_program(plan, "allocate")) for plan in plans]
     jobs = [(plan, made, kind, size) for plan, made in zip(plans, programs, strict=True) for kind, *size in _jobs(plan)]
-    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(jobs), desc="compiling", disable=not progress) as bar:
-        for _ in pool.map(lambda job: _add(*job), jobs):
-            bar.update()
+
+    def add(plan: MeshPlan, made: Programs, kind: str, size: Sequence[Any]) -> None:
+        with line.doing(" ".join(map(str, [kind, *size]))):
+            _add(plan, made, kind, size)
+
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        Progress("compiling", len(jobs), "programs", shown=progress) as line,
+    ):
+        list(pool.map(lambda job: add(*job), jobs))
     return programs
 
 
@@ -141,8 +148,7 @@ def _compile_allocate(plan: MeshPlan) -> Compiled:
     described = plan.state, plan.dense
 
     def allocate() -> tuple[DeviceState, DenseRows]:
-        state: tuple[DeviceState, DenseRows] = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), described)
-        return state
+        return fresh(*described)
 
     return jax.jit(allocate, out_shardings=_shardings(described)).lower().compile()
 

@@ -1,5 +1,7 @@
 """Cache groups, what a page costs, and how a budget is divided between pools and staging."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.startup.gpu_memory import Share
 from twinmesh.engine.startup.memory import longest_that_fits, memory_for_kv, page_bytes, pool_that_fits, request_bytes
 from twinmesh.engine.topology import Topology
-from twinmesh.engine.worker.kv_cache import Group, abstract_dense, abstract_state, groups
+from twinmesh.engine.worker.kv_cache import Group, abstract_dense, abstract_state, fresh, groups
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 
 
@@ -136,3 +138,53 @@ def test_a_cap_is_the_budget_where_devices_do_not_report_their_memory():
     meshes = build_meshes(Topology.parse("prefill=1,decode=1"))
     assert memory_for_kv(meshes, 1 << 20, [500, 500], Share(0.75)) == [1 << 20, 1 << 20]
     assert all(0 < budget <= 2 << 30 for budget in memory_for_kv(meshes, None, [0, 0], Share(0.75)))
+
+
+# ---- what a pool takes
+
+
+def made(topology, pages):
+    """Make a fresh state of the first mesh and its dense rows by a compiled program."""
+    settings, described = config(topology), model(None)
+    mesh = build_meshes(settings.topology)[0]
+    state = abstract_state(described, settings, (pages,), jnp.dtype("float32"), mesh)
+    dense = abstract_dense(described, settings, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, (state, dense))
+    return jax.jit(lambda: fresh(state, dense), out_shardings=shardings).lower().compile()()
+
+
+def test_all_but_the_pools_is_zero():
+    state, dense = made("both=1", 4)
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves((state.tables, state.scalars, dense)))
+
+
+@pytest.mark.parametrize("topology", ["both=1", "both=1xtp2"])
+def test_a_small_pool_and_a_split_one_are_zero(topology):
+    state, _ = made(topology, 4)
+    assert not np.asarray(state.kv[0].k).any()
+
+
+def anonymous_bytes():
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what a process holds")
+def test_a_pool_takes_memory_as_it_is_used():
+    before = anonymous_bytes()
+    state, _ = made("both=1", 65536)  # K and V of 134 MB each
+    jax.block_until_ready(state)
+    assert state.kv[0].k.nbytes == 1 << 27
+    assert anonymous_bytes() - before < 1 << 26
+    write = jax.jit(lambda pool: pool.at[:, 7].set(3.0), donate_argnums=0)
+    address = state.kv[0].k.unsafe_buffer_pointer()
+    pool = write(state.kv[0].k)
+    assert pool.unsafe_buffer_pointer() == address  # in place
+    assert anonymous_bytes() - before < 1 << 26
+    assert np.asarray(pool[0, 7, 0, 0, 0]) == 3
+
+
+def test_making_pools_again_and_again_gives_each_its_own_memory():
+    states = [made("both=1", 20_000)[0] for _ in range(3)]
+    places = {x.unsafe_buffer_pointer() for state in states for x in jax.tree.leaves(state.kv)}
+    assert len(places) == 6

@@ -327,6 +327,24 @@ def test_new_parameters_serve_the_steps_that_follow(start):
     assert run.prefill("a").tokens[0, 0] == before
 
 
+@pytest.mark.parametrize("topology", ["both(mode=fused)=1", "prefill=1,decode=1", "both=2"])
+def test_no_program_has_parameters_donated(start, topology):
+    """They are shared between meshes and may lie in a read-only mapping: a program would write over them."""
+    seen = 0
+    for mesh in start(topology).executor.meshes:
+        programs = mesh.programs
+        compiled = [
+            *programs.prefill.values(), *programs.fused.values(), *programs.score.values(), *programs.decode.values(),
+            *programs.decode_steps.values(),
+        ]  # fmt: skip
+        for program in compiled:
+            params = program.args_info[0][0]
+            assert len(params) == len(mesh.params)
+            assert not any(info.donated for info in params)
+            seen += 1
+    assert seen >= 3
+
+
 class Burning:
     """Stands for an array that a device failed to compute."""
 
