@@ -77,6 +77,16 @@ class EngineOptions:
             "tensor and row"
         ),
     ] = False
+    mmap: Annotated[
+        bool,
+        Option(
+            "on CPUs, use large weights that lie in their file as they are needed where they are, mapped read-only, "
+            "instead of reading them. The file must then stay as it is while the engine runs; an engine whose file "
+            "has changed stops",
+            flag="--no-mmap",
+            flag_doc="read all weights, so that the model's files may change while the engine runs",
+        ),
+    ] = True
     max_model_len: Annotated[
         int | None,
         Option(
@@ -184,7 +194,7 @@ class EngineOptions:
             flag=None,
         ),
     ] = None
-    progress: Annotated[bool, Option("show bars on stderr while weights load and programs compile", flag=None)] = False
+    progress: Annotated[bool, Option("show on stderr how far loading and compiling have come", flag=None)] = False
 
     def __post_init__(self) -> None:
         self._check_kinds()

@@ -2,11 +2,13 @@
 
 Invariants: before an executor needs a request's tokens it has them (`Accept`); an action that raises costs the meshes
 whose devices took part in it, or the one transfer that it is, and the scheduler learns of it before it decides again;
-one in which no device took part is a bug, and stops the engine. For the dispatching thread alone.
+one in which no device took part is a bug, and stops the engine, as an `EngineError` does. For the dispatching thread
+alone.
 """
 
 from collections.abc import Callable, Sequence
 
+from ..errors import EngineError
 from ..metrics.counters import HostTime
 from ..protocol.actions import (
     Action,
@@ -110,6 +112,8 @@ class Dispatcher:
         """
         try:
             self._perform(action)
+        except EngineError:
+            raise
         except Exception as error:
             if not _meshes(action):  # no device had a part in it: a bug, which stops the engine
                 raise

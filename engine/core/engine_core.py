@@ -206,6 +206,8 @@ class EngineCore:
                 while self._turn():
                     pass
             self._stop("abort", "the engine is closed: make a new LLM.")
+        except EngineError as error:
+            self._stop("error", str(error))
         except BaseException as error:  # whatever it is, callers wait for their answers
             self._stop("error", f"the engine stopped after an internal failure ({describe(error)}): make a new LLM.")
         finally:

@@ -23,12 +23,15 @@ class Executor(Protocol):
         """Start one command, without waiting for a device.
 
         An error that a step, copy or scatter raises costs its mesh, and one that a transfer raises costs the transfer;
-        an error of any other command stops the engine.
+        an error of any other command stops the engine, and so does an `EngineError` of any command.
         """
         ...
 
     def check_params(self, new: Mapping[str, object]) -> None:
-        """Raise ValueError for parameters, by name, that cannot stand in for the present ones."""
+        """Raise ValueError for parameters, by name, that cannot stand in for the present ones.
+
+        Raises EngineError where the engine can no longer tell what those that stay are.
+        """
         ...
 
     def replace_params(self, new: Mapping[str, object]) -> None:

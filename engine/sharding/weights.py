@@ -2,21 +2,26 @@
 
 A parameter is named by its dotted path (`AbstractParams.specs`) and has, to callers, the shape of the checkpoint's
 model. Only this file knows the layout on a mesh, with key/value heads repeated where there are more devices than heads.
+
+CPU devices have one memory. Invariants there: meshes of one device hold the same bytes of every parameter, whatever
+kind of checkpoint they come from and after `Placer.put` of new ones; no parameter lies in memory that a caller of the
+engine can write to or donate. Steps never have parameters donated, which would write over what others hold.
 """
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import ArrayLike
-from tqdm import tqdm
 
 from ...models.checkpoints.base import Checkpoint
+from ...models.checkpoints.host_memory import FileMaps, aligned_empty
 from ...models.config import ModelConfig
 from ...models.decoder import ParamSpec, abstract_params
+from ..progress import Progress
 from .mesh import param_sharding
 from .tensor_parallel import expand, model_on
 
@@ -25,22 +30,40 @@ type Params = tuple[jax.Array, ...]
 
 
 def load_weights(
-    checkpoint: Checkpoint, dtype: jnp.dtype, meshes: Sequence[Mesh], *, progress: bool, allow_nonfinite: bool = False
+    checkpoint: Checkpoint,
+    dtype: jnp.dtype,
+    meshes: Sequence[Mesh],
+    *,
+    progress: bool,
+    allow_nonfinite: bool = False,
+    maps: FileMaps | None = None,
 ) -> list[Params]:
-    """Load a tuple of arrays per mesh, reading and dequantising each tensor once; `progress` shows a bar on stderr.
+    """Load a tuple of arrays per mesh, reading and dequantising each tensor once.
 
-    Raises as `Checkpoint.load` does.
+    `progress` shows on stderr how much is read. `maps` takes the files of which CPUs use parts where they are; None:
+    everything is read. Raises as `Checkpoint.load` does.
     """
     placers = [Placer(checkpoint.config, dtype, mesh) for mesh in meshes]
-    wanted = {path: tuple(placer.wanted(path) for placer in placers) for path in placers[0].specs}
+    lenders = _lenders(meshes)
+    asked = sorted(set(lenders))
+    wanted = {path: tuple(placers[index].wanted(path) for index in asked) for path in placers[0].specs}
     loaded: list[dict[str, jax.Array]] = [{} for _ in meshes]
-    total = sum(math.prod(place.shape) * place.dtype.itemsize for places in wanted.values() for place in places)
-    with tqdm(total=total, desc="weights", unit="B", unit_scale=True, disable=not progress) as bar:
-        for path, arrays in checkpoint.load(wanted, allow_nonfinite=allow_nonfinite):
-            for placer, params, array in zip(placers, loaded, arrays, strict=True):
-                params[path] = placer.put(path, array)
-                bar.update(array.nbytes)
+    with Progress("weights", checkpoint.stored_bytes, "B", shown=progress) as line:
+        for path, arrays in checkpoint.load(wanted, allow_nonfinite=allow_nonfinite, maps=maps, report=line.advance):
+            by_mesh = dict(zip(asked, arrays, strict=True))
+            for placer, params, lender in zip(placers, loaded, lenders, strict=True):
+                params[path] = placer.put(path, by_mesh[lender])
     return [tuple(params[path] for path in wanted) for params in loaded]
+
+
+def _lenders(meshes: Sequence[Mesh]) -> list[int]:
+    """Return for each mesh the index of the one whose arrays it shares: the first CPU mesh of one device, or itself."""
+    first = next((index for index, mesh in enumerate(meshes) if _is_one_cpu(mesh)), None)
+    return [first if first is not None and _is_one_cpu(mesh) else index for index, mesh in enumerate(meshes)]
+
+
+def _is_one_cpu(mesh: Mesh) -> bool:
+    return mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
 
 class Placer:
@@ -63,11 +86,17 @@ class Placer:
             )
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
 
-    def put(self, path: str, array: ArrayLike) -> jax.Array:
-        """Put the parameter on the mesh in the mesh's layout; `array` may be on the host, this mesh or another one."""
+    def put(self, path: str, array: ArrayLike, *, is_shared: bool = True) -> jax.Array:
+        """Put the parameter on the mesh in the mesh's layout; `array` may be on the host, this mesh or another one.
+
+        A CPU mesh of one device takes it where it is, if it is aligned and on the host or on any one CPU device; so
+        does any mesh that it is on already. Such an array must not be written to or donated later. `is_shared`: False
+        for one that may be, on GPUs; CPUs take a `private_copy`.
+        """
         target = param_sharding(self._mesh, self._layout[path])
         if not self._is_repeated(path):
-            placed: jax.Array = jax.device_put(array, target)
+            source = _on_host(array) if _is_one_cpu(self._mesh) else array
+            placed: jax.Array = jax.device_put(source, target, may_alias=None if is_shared else False)
             return placed
         host, axes = np.asarray(array), self.specs[path].axes
 
@@ -76,14 +105,20 @@ class Placer:
 
         return jax.make_array_from_callback(self._layout[path].value.shape, target, shard)
 
+    @property
+    def is_on_cpus(self) -> bool:
+        """Whether the mesh's devices are CPUs, which all have one memory."""
+        return bool(self._mesh.devices.flat[0].platform == "cpu")
+
+    def private_copy(self, path: str, array: ArrayLike) -> np.ndarray:
+        """Copy a caller's parameter, which may be written to or donated later, for `put` on every CPU mesh."""
+        value = self.specs[path].value
+        host = aligned_empty(value.shape, value.dtype)
+        host[...] = np.asarray(array)
+        return host
+
     def _is_repeated(self, path: str) -> bool:
         return tuple(self._layout[path].value.shape) != tuple(self.specs[path].value.shape)
-
-    def replace(self, params: list[jax.Array], new: Mapping[str, ArrayLike]) -> None:
-        """Replace the parameters named in `new` one by one, so that each old array can be freed before the next."""
-        for index, path in enumerate(self.specs):
-            if path in new:
-                params[index] = self.put(path, new[path])
 
     def check(self, new: Mapping[str, ArrayLike]) -> None:
         """Refuse names that are no parameters, and arrays of another shape or dtype.
@@ -100,3 +135,54 @@ class Placer:
                 raise ValueError(
                     f"params[{path!r}] is {dtype}{list(shape)}: it must be {value.dtype}{list(value.shape)}, as before."
                 )
+
+
+def _on_host(array: ArrayLike) -> ArrayLike:
+    """Return an array of one CPU device as the host sees it, which is the same memory; anything else as it is."""
+    if isinstance(array, jax.Array) and array.sharding.num_devices == 1:
+        devices: list[Any] = list(array.sharding.device_set)
+        return np.asarray(array) if devices[0].platform == "cpu" else array
+    return array
+
+
+def replace(placers: Sequence[Placer], params: Sequence[list[jax.Array]], new: Mapping[str, ArrayLike]) -> None:
+    """Replace the parameters named in `new`, of each mesh in `params`.
+
+    One after the other, and on all meshes before the next, so that each old array can be freed first.
+    """
+    for index, path in enumerate(placers[0].specs):
+        if path not in new:
+            continue
+        is_copied = placers[0].is_on_cpus
+        array = placers[0].private_copy(path, new[path]) if is_copied else new[path]
+        for placer, mesh in zip(placers, params, strict=True):
+            mesh[index] = placer.put(path, array, is_shared=is_copied)
+
+
+class Held(NamedTuple):
+    """The host memory that weights on CPU devices take, in bytes."""
+
+    mapped: int  # pages of files
+    copied: int  # the process's own
+    spared: int  # what meshes would take besides if each had its own
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        mapped, copied, spared = (f"{size / 1e6:,.0f} MB" for size in self)
+        shared = f", shared between meshes, which spares {spared}" if self.spared else ""
+        return f"{mapped} mapped from the file and {copied} copied{shared}"
+
+
+def held(params: Sequence[Params], maps: FileMaps | None) -> Held:
+    """Count what the weights on CPU devices take, by the addresses at which they lie."""
+    seen, mapped, copied, spared = set[int](), 0, 0, 0
+    for shard in (shard for mesh in params for array in mesh for shard in array.addressable_shards):
+        address, size = shard.data.unsafe_buffer_pointer(), shard.data.nbytes
+        if address in seen:
+            spared += size
+        elif maps is not None and maps.holds(address):
+            mapped += size
+        else:
+            copied += size
+        seen.add(address)
+    return Held(mapped, copied, spared)

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from ...models.checkpoints.catalog import cache_directory, resolve_model
+from ...models.checkpoints.host_memory import FileMaps
 from ...models.checkpoints.open import open_checkpoint
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
@@ -28,13 +29,14 @@ from ...models.text.tokenizer import Tokenizer
 from ..config import EngineConfig, PoolSize
 from ..core.engine_core import EngineCore
 from ..options import EngineOptions
+from ..progress import say
 from ..protocol.results import Completion
 from ..scheduler.decision_log import RecordingScheduler
 from ..scheduler.policy import Policy, check_policy, policy_named
 from ..scheduler.scheduler import Scheduler
 from ..sharding.mesh import build_meshes
 from ..sharding.tensor_parallel import check_tp, model_on
-from ..sharding.weights import Params, load_weights
+from ..sharding.weights import Params, held, load_weights
 from ..worker.jax_settings import own_settings
 from ..worker.kv_cache import abstract_state
 from ..worker.local_executor import LocalExecutor
@@ -79,13 +81,17 @@ def start_engine(options: EngineOptions) -> Engine:
     parse_dtype(options.dtype)
     checkpoint = open_checkpoint(resolve_model(options.model))
     tokenizer, chat_template = checkpoint.tokenizer(), checkpoint.chat_template()
+    maps = FileMaps() if options.mmap else None
 
     def load(dtype: jnp.dtype, meshes: Sequence[Mesh]) -> list[Params]:
-        return load_weights(
-            checkpoint, dtype, meshes, progress=options.progress, allow_nonfinite=options.allow_nonfinite
+        weights = load_weights(
+            checkpoint, dtype, meshes, progress=options.progress, allow_nonfinite=options.allow_nonfinite, maps=maps
         )
+        if options.progress and meshes[0].devices.flat[0].platform == "cpu":
+            say(f"weights in {dtype.name}: {held(weights, maps)}")
+        return weights
 
-    core, config = start_core(checkpoint.config, checkpoint.dtype, load, options)
+    core, config = start_core(checkpoint.config, checkpoint.dtype, load, options, maps)
     return Engine(core, config, tokenizer, chat_template)
 
 
@@ -94,11 +100,14 @@ def start_core(
     stored: DTypeLike,
     load: Callable[[jnp.dtype, Sequence[Mesh]], list[Params]],
     options: EngineOptions,
+    maps: FileMaps | None = None,
 ) -> tuple[EngineCore, EngineConfig]:
     """Start an engine without files: `stored` is the checkpoint's own dtype, and `load` gives the parameters for each
-    mesh in the dtype that was chosen. `options.model` is not read. Raises as `start_engine` does."""
+    mesh in the dtype that was chosen. `options.model` is not read. Raises as `start_engine` does.
+
+    `maps`: files that parameters lie in after `load`."""
     with own_settings():
-        return _start_core(model, stored, load, options)
+        return _start_core(model, stored, load, options, maps)
 
 
 def _start_core(
@@ -106,6 +115,7 @@ def _start_core(
     stored: DTypeLike,
     load: Callable[[jnp.dtype, Sequence[Mesh]], list[Params]],
     options: EngineOptions,
+    maps: FileMaps | None,
 ) -> tuple[EngineCore, EngineConfig]:
     for spec in dict.fromkeys(options.parsed_topology.meshes):
         check_tp(model, spec)
@@ -129,7 +139,7 @@ def _start_core(
     if device.platform != "cpu":  # there the host's memory is the device's
         for link in time_links(workers, time.monotonic):
             warn_if_staged(link)
-    return _run(config, pools, workers, policy, options.decision_log), config
+    return _run(config, pools, workers, policy, options.decision_log, maps), config
 
 
 def _run(
@@ -138,12 +148,13 @@ def _run(
     workers: Sequence[MeshWorker],
     policy: Policy,
     path: str | Path | None,
+    maps: FileMaps | None,
 ) -> EngineCore:
     """Open the decision log, overwriting an earlier one, and start the threads; after a failure nothing stays open."""
     with ExitStack() as opened:
 
         def make_executor(post: Callable[[Completion], None]) -> LocalExecutor:
-            made = LocalExecutor(workers, post, time.monotonic)
+            made = LocalExecutor(workers, post, time.monotonic, maps)
             opened.callback(made.close)
             return made
 

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ...models.checkpoints.host_memory import FileMaps
+from ...models.errors import CheckpointError
+from ..errors import EngineError
 from ..protocol.actions import (
     Accept,
     AssignPages,
@@ -29,6 +32,7 @@ from ..protocol.actions import (
 )
 from ..protocol.events import TransferFailed, TransferReady
 from ..protocol.results import Completion, StepFailed, StepResult, Traffic, describe
+from ..sharding.weights import replace
 from .kv_transfer import Staging, plan, send
 from .mesh_worker import Dispatched, MeshWorker
 from .request_records import RequestRecords
@@ -48,10 +52,21 @@ class LocalExecutor:
     """The meshes of this process; an `Executor` (`protocol/executor.py`)."""
 
     def __init__(
-        self, meshes: Sequence[MeshWorker], post: Callable[[Completion], None], clock: Callable[[], float]
+        self,
+        meshes: Sequence[MeshWorker],
+        post: Callable[[Completion], None],
+        clock: Callable[[], float],
+        maps: FileMaps | None = None,
     ) -> None:
-        """Start the waiter threads. `post` takes completions from any thread; `clock` gives their times in seconds."""
-        self.meshes = list(meshes)
+        """Start the waiter threads.
+
+        Args:
+            meshes: the topology's, in order.
+            post: takes completions from any thread.
+            clock: gives their times in seconds.
+            maps: the files that weights lie in, if any do.
+        """
+        self.meshes, self._maps = list(meshes), maps
         self._placer = meshes[0].placer  # to check with, also once the meshes are gone
         self.records = RequestRecords()
         self.traffic, self._traffic_lock = Traffic(), threading.Lock()
@@ -76,7 +91,13 @@ class LocalExecutor:
         return [waiter.thread for waiter in (*self._step_waiters, *self._transfer_waiters.values())]
 
     def perform(self, command: Command) -> None:
-        """Dispatch one command without waiting for the device."""
+        """Dispatch one command without waiting for the device.
+
+        Raises:
+            EngineError: a step, and a file that weights lie in has changed.
+        """
+        if isinstance(command, Prefill | Decode | Fused):
+            self._check_files()
         match command:
             case Accept():
                 self.records.accept(command)
@@ -104,15 +125,22 @@ class LocalExecutor:
                 self._reset(mesh)
 
     def check_params(self, new: Mapping[str, Any]) -> None:
-        """Refuse parameters that cannot stand in for those of the same names; see `Placer.check`."""
+        """Refuse parameters that cannot stand in for those of the same names; see `Placer.check`.
+
+        Raises:
+            EngineError: a file that weights lie in has changed: those that stay would be others than before.
+        """
+        self._check_files()
         self._placer.check(new)
 
     def replace_params(self, new: Mapping[str, Any]) -> None:
         """Use new parameters, by name, for every step from here on; steps in flight keep theirs."""
+        params = [list(mesh.params) for mesh in self.meshes]
         for mesh in self.meshes:
-            params, mesh.params = list(mesh.params), ()
-            mesh.placer.replace(params, new)
-            mesh.params = tuple(params)
+            mesh.params = ()  # so that what is replaced can be freed
+        replace([mesh.placer for mesh in self.meshes], params, new)
+        for mesh, replaced in zip(self.meshes, params, strict=True):
+            mesh.params = tuple(replaced)
 
     def close(self) -> None:
         """Wait for what is in flight, join the threads and let go of every array."""
@@ -121,6 +149,15 @@ class LocalExecutor:
         self.meshes.clear()
         self._staged.clear()
         self.records.clear()
+
+    def _check_files(self) -> None:
+        """Look whether the files that weights lie in are as they were; one system call for each, under 1 us."""
+        if self._maps is None:
+            return
+        try:
+            self._maps.check()
+        except CheckpointError as error:
+            raise EngineError(str(error)) from None
 
     def _reset(self, mesh: int) -> None:
         """Drop what is staged for the mesh and make its pool anew."""
@@ -134,6 +171,7 @@ class LocalExecutor:
 
         def ready(_: object) -> None:
             t = self._clock()
+            self._check_files()  # if it raises, the waiter calls `failed`: nobody gets tokens of changed weights
             self._post(StepResult(t, mesh, step, rows, *dispatched.to_host()))
 
         def failed(error: Exception) -> None:

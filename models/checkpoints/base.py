@@ -17,7 +17,8 @@ from ..text.chat import ChatTemplate
 from ..text.chat_files import chat_template_from_directory
 from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_files import tokenizer_from_directory
-from .streaming import Wanted
+from .host_memory import FileMaps
+from .streaming import Report, Wanted, ignore
 
 # The file that marks a directory as written by `orbax_writer.py`.
 DESCRIPTION = "twinmesh.json"
@@ -41,19 +42,34 @@ class Checkpoint(Protocol):
         """Return the type that most of the weights are stored as; float32 if they are quantised."""
         ...
 
-    def load(self, wanted: Wanted, *, allow_nonfinite: bool = False) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes that the parameters take in the files."""
+        ...
+
+    def load(
+        self,
+        wanted: Wanted,
+        *,
+        allow_nonfinite: bool = False,
+        maps: FileMaps | None = None,
+        report: Report = ignore,
+    ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
         """Load parameters straight onto devices, one after another.
 
         Args:
             wanted: parameter path -> for each mesh a `ShapeDtypeStruct` with its sharding. Shapes are those of
                 `abstract_params(self.config, dtype)`; a parameter's entries differ in their shardings only.
             allow_nonfinite: load weights that are NaN or infinite, or become so in the wanted dtype.
+            maps: takes the files of which CPU devices use parts where they are; None: everything is read.
+            report: called with the bytes that were read, which add up to `stored_bytes` if all parameters are wanted.
 
         Yields:
             (path, arrays): one array per entry, for every path of `wanted` once, in any order.
 
         Raises:
-            CheckpointError: a file that can no longer be read or is damaged, or a weight that is not finite.
+            CheckpointError: a file that can no longer be read, is damaged or was changed meanwhile, or a weight that
+                is not finite.
         """
         ...
 

@@ -16,7 +16,8 @@ from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_gguf import tokenizer_from_gguf
 from .base import TextFiles
 from .gguf_file import GGUFFile
-from .streaming import Wanted, stream
+from .host_memory import FileMaps
+from .streaming import Report, Wanted, ignore, stored_bytes, stream
 
 
 class GGUFCheckpoint(TextFiles):
@@ -71,9 +72,21 @@ class GGUFCheckpoint(TextFiles):
         """Return whether a tensor only says how activations may be quantised, which are not, here or in llama.cpp."""
         return name.endswith(".input_scale")
 
-    def load(self, wanted: Wanted, *, allow_nonfinite: bool = False) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes that the parameters take in the files."""
+        return stored_bytes(self._file, self._sources)
+
+    def load(
+        self,
+        wanted: Wanted,
+        *,
+        allow_nonfinite: bool = False,
+        maps: FileMaps | None = None,
+        report: Report = ignore,
+    ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
         """Load parameters straight onto devices; see `Checkpoint.load`."""
-        return stream(self._file, self._sources, wanted, allow_nonfinite=allow_nonfinite)
+        return stream(self._file, self._sources, wanted, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
 
     def _read_tokenizer(self) -> Tokenizer:
         try:

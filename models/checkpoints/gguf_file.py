@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from ..errors import CheckpointError
 from .gguf_parts import gguf_parts
+from .host_memory import Stamp
+from .streaming import Plain
 from .tensor_check import check_tensors
 
 type Metadata = Mapping[str, Any]
@@ -31,6 +34,11 @@ _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _MAX_DIMENSIONS = 4
 _NAN_SCALE = 255
+_PLAIN: Mapping[GGMLQuantizationType, np.dtype[Any]] = {
+    GGMLQuantizationType.F32: np.dtype("<f4"),
+    GGMLQuantizationType.F16: np.dtype("<f2"),
+    GGMLQuantizationType.BF16: np.dtype(ml_dtypes.bfloat16),
+}
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ class GGUFFile:
         """
         self.path = path
         self.tensors: dict[str, TensorInfo] = {}  # by name
+        self.stamps: dict[Path, Stamp] = {}  # of each part when its header was read
         self._scales: dict[str, np.float32] = {}  # by name, as far as they have been needed
         self.metadata = self._read_header(path)  # by key
         for part in self._other_parts():
@@ -135,6 +144,7 @@ class GGUFFile:
         """Read the metadata of one file, and add its tensors to `tensors`."""
         try:
             with path.open("rb") as file:
+                self.stamps[path] = Stamp.of(file.fileno())
                 if file.read(4) != _MAGIC:
                     raise CheckpointError(f"{path} is not a GGUF file: it does not begin with 'GGUF'.")
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
@@ -233,6 +243,18 @@ class GGUFFile:
     def path_of(self, name: str) -> Path:
         """Return the file that holds tensor `name`."""
         return self.tensors[name].path
+
+    def nbytes(self, name: str) -> int:
+        """Return the bytes that tensor `name` takes in its file."""
+        return self.tensors[name].nbytes
+
+    def plain(self, name: str) -> Plain | None:
+        """Return where tensor `name` lies; None for a quantised one, and one with a second scale."""
+        info = self.tensors[name]
+        is_scaled = f"{name.removesuffix('.weight')}.scale" in self.tensors
+        if info.kind not in _PLAIN or (is_scaled and len(info.shape) > 1):
+            return None
+        return Plain(info.path, info.offset, _PLAIN[info.kind])
 
     def _scale(self, name: str) -> np.float32:
         if name not in self._scales:

@@ -21,8 +21,9 @@ from ..families.raw_config import Settings
 from ..families.tensor_source import Source
 from ..json_file import read_json
 from .base import TextFiles
+from .host_memory import FileMaps
 from .safetensors import INDEX, SafetensorsFiles, open_sharded
-from .streaming import Wanted, stream
+from .streaming import Report, Wanted, ignore, stored_bytes, stream
 from .tensor_check import check_tensors
 
 CONFIG = "config.json"
@@ -65,9 +66,21 @@ class HuggingFaceCheckpoint(TextFiles):
         is_copy = self.config.tie_embeddings and name == _HEAD
         return is_copy or name.endswith(".rotary_emb.inv_freq")
 
-    def load(self, wanted: Wanted, *, allow_nonfinite: bool = False) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes that the parameters take in the files."""
+        return stored_bytes(self._file, self._sources)
+
+    def load(
+        self,
+        wanted: Wanted,
+        *,
+        allow_nonfinite: bool = False,
+        maps: FileMaps | None = None,
+        report: Report = ignore,
+    ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
         """Load parameters straight onto devices; see `Checkpoint.load`."""
-        return stream(self._file, self._sources, wanted, allow_nonfinite=allow_nonfinite)
+        return stream(self._file, self._sources, wanted, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
 
 
 def _as_stored(config: ModelConfig, file: SafetensorsFiles) -> ModelConfig:

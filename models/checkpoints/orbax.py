@@ -14,8 +14,9 @@ import orbax.checkpoint as ocp
 from ..decoder import abstract_params
 from .base import TextFiles
 from .finite import check_array
+from .host_memory import FileMaps
 from .orbax_format import PARAMS, nbytes, one_sentence, read_description
-from .streaming import Wanted
+from .streaming import Report, Wanted, ignore
 from .tensor_check import check_tensors
 
 
@@ -34,8 +35,25 @@ class OrbaxCheckpoint(TextFiles):
         self.name, self.config, self.dtype = description.name, description.config, jnp.dtype(description.dtype)
         self._params = directory.absolute() / PARAMS
 
-    def load(self, wanted: Wanted, *, allow_nonfinite: bool = False) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
-        """Load parameters straight onto devices; see `Checkpoint.load`."""
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes that the parameters take in the files, which are not compressed."""
+        return sum(self._stored().values())
+
+    def _stored(self) -> dict[str, int]:
+        specs = abstract_params(self.config, self.dtype).specs
+        return {path: nbytes(spec.value) for path, spec in specs.items()}
+
+    def load(
+        self,
+        wanted: Wanted,
+        *,
+        allow_nonfinite: bool = False,
+        maps: FileMaps | None = None,
+        report: Report = ignore,
+    ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+        """Load parameters straight onto devices; see `Checkpoint.load`. Nothing is mapped: arrays lie in chunks."""
+        stored = self._stored()
         checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         self._check_params(checkpointer)
         for paths in _batches({path: nbytes(places[0]) for path, places in wanted.items()}):
@@ -44,6 +62,7 @@ class OrbaxCheckpoint(TextFiles):
             for path in paths:
                 if not allow_nonfinite:
                     check_array(self._params, path, restored[0][path])  # those of the other meshes are the same
+                report(stored[path])
                 yield path, tuple(arrays.pop(path) for arrays in restored)
 
     def _check_params(self, checkpointer: ocp.Checkpointer) -> None:

@@ -1,10 +1,9 @@
 """Reads tensors from one or several safetensors files, by rows at their offsets. It never writes them.
 
-The `safetensors` package maps a file, and mapped pages count as the process's memory: after loading, the process would
-seem to hold the model twice. The package also gives neither a tensor's offset nor, for a damaged file, the name of the
-damaged tensor. So the header, 8 bytes of length and that much JSON, is read here. Layout and rules: the format's own
-description, https://github.com/huggingface/safetensors#format. Everything is checked against the file's size before any
-tensor is read.
+The `safetensors` package gives neither a tensor's offset nor, for a damaged file, the name of the damaged tensor, and
+maps whole files, which would hold most of the model twice. So the header, 8 bytes of length and that much JSON, is read
+here. Layout and rules: the format's own description, https://github.com/huggingface/safetensors#format. Everything is
+checked against the file's size before any tensor is read.
 """
 
 import json
@@ -20,6 +19,8 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..json_file import read_json
+from .host_memory import Stamp
+from .streaming import Plain
 
 INDEX = "model.safetensors.index.json"
 # The format's own limit.
@@ -57,8 +58,10 @@ class SafetensorsFiles:
             CheckpointError: a file that is missing, unreadable, truncated or damaged, or a tensor that is in two files.
         """
         self.tensors: dict[str, Tensor] = {}
+        self.stamps: dict[Path, Stamp] = {}  # of each file when its header was read
         for path in paths:
-            for name, tensor in read_header(path).items():
+            tensors, self.stamps[path] = read_header(path)
+            for name, tensor in tensors.items():
                 if name in self.tensors:
                     raise CheckpointError(f"Tensor {name!r} is in {self.tensors[name].path} and again in {path}.")
                 self.tensors[name] = tensor
@@ -111,6 +114,16 @@ class SafetensorsFiles:
         """Return the file that holds tensor `name`."""
         return self.tensors[name].path
 
+    def nbytes(self, name: str) -> int:
+        """Return the bytes that tensor `name` takes in its file."""
+        return self.tensors[name].nbytes
+
+    def plain(self, name: str) -> Plain | None:
+        """Return where tensor `name` lies; None if its type cannot be read."""
+        tensor = self.tensors[name]
+        dtype = _READABLE.get(tensor.kind)
+        return None if dtype is None else Plain(tensor.path, tensor.offset, dtype)
+
 
 def read_index(path: Path) -> dict[str, Path]:
     """Read a `model.safetensors.index.json`: tensor name -> the file that holds it.
@@ -147,15 +160,19 @@ def open_sharded(index: Path) -> SafetensorsFiles:
     return files
 
 
-def read_header(path: Path) -> dict[str, Tensor]:
+def read_header(path: Path) -> tuple[dict[str, Tensor], Stamp]:
     """Read the tensors of one file's header, and check that they fill the file without gap or overlap.
+
+    Returns:
+        the tensors by name, and what the file looked like.
 
     Raises:
         CheckpointError: no such file, or it cannot be read, is truncated or damaged.
     """
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            stamp = Stamp.of(file.fileno())
+            size = stamp.size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER):
                 raise CheckpointError(
@@ -173,7 +190,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged: its header is not valid: {str(error).rstrip('.')}.") from None
     tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in entries.items()}
     _check_layout(path, tensors, 8 + length, size)
-    return tensors
+    return tensors, stamp
 
 
 def _parse(header: bytes) -> dict[str, Any]:

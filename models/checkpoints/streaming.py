@@ -2,29 +2,42 @@
 
 One parameter at a time gets a host buffer of its final shape and dtype; rows are read, dequantised, checked to be
 finite and copied into it a block at a time; then every mesh takes its shards from it. Besides the parameters on the
-devices (on CPU: in the same memory) there is never more than one such buffer and a few blocks. Files are read, not
-mapped: mapped pages count as the process's memory as well.
+devices (on CPUs: in the same memory) there is never more than one such buffer and a few blocks. On CPUs a large
+parameter that lies in its file as it is needed can be mapped instead (`host_memory.py`), and is only checked.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from ..families.tensor_source import Source
 from .finite import is_finite, refusal
+from .host_memory import ALIGNMENT, FEWEST_MAPPED_BYTES, FileMaps, Stamp, aligned_empty, check_unchanged
 
 # Bytes of a block in the float32 that dequantisation gives. As much as a core's cache holds, because most blocks are
 # transposed: with 16 MiB a model in bfloat16 took twice as long to load.
 BLOCK_BYTES = 1 << 20
-# XLA CPU uses a host buffer that is aligned like this without copying it.
-_ALIGNMENT = 64
+
+
+class Plain(NamedTuple):
+    """The place of a tensor whose bytes are its values."""
+
+    path: Path
+    offset: int  # bytes from the start of the file
+    dtype: np.dtype[Any]
 
 
 class TensorFile(Protocol):
     """A file, or several, of tensors by name: a GGUF file, or the safetensors files of a directory."""
+
+    @property
+    def stamps(self) -> Mapping[Path, Stamp]:
+        """Return what each file looked like when its header was read."""
+        ...
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Read rows `start` to `stop - 1` of tensor `name` as [stop - start, columns], dequantised.
@@ -40,54 +53,127 @@ class TensorFile(Protocol):
         """Return the file that holds tensor `name`, for messages."""
         ...
 
+    def nbytes(self, name: str) -> int:
+        """Return the bytes that tensor `name` takes in its file."""
+        ...
+
+    def plain(self, name: str) -> Plain | None:
+        """Return where tensor `name` lies; None where its values have to be computed, as those of quantised ones."""
+        ...
+
 
 type Wanted = Mapping[str, Sequence[jax.ShapeDtypeStruct]]
 """Parameter path -> a description per mesh: the shape in the checkpoint's model, the wanted dtype, and a sharding."""
 
+type Report = Callable[[int], object]
+"""Called with a number of bytes of the files, as they are read."""
+
+
+def ignore(nbytes: int) -> None:
+    """Report nothing."""
+
 
 def stream(
-    file: TensorFile, sources: Mapping[str, Source], wanted: Wanted, *, allow_nonfinite: bool
+    file: TensorFile,
+    sources: Mapping[str, Source],
+    wanted: Wanted,
+    *,
+    allow_nonfinite: bool,
+    maps: FileMaps | None,
+    report: Report,
 ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
     """Yield each wanted path with its arrays, one per mesh, in the order of `wanted`; see `Checkpoint.load`."""
     for path, places in wanted.items():
-        host = read(file, sources[path], places[0], allow_nonfinite=allow_nonfinite)
+        source, host = sources[path], None
+        if maps is not None and all(_is_on_cpus(place) for place in places):
+            host = mapped(file, source, places[0], maps)
+        if host is None:
+            host = read(file, source, places[0], allow_nonfinite=allow_nonfinite, report=report)
+        else:
+            _check_finite(file, source, host, allow_nonfinite=allow_nonfinite)
+            report(host.nbytes)
         # Wait, so that the host buffer is freed before the next one is allocated.
         yield path, jax.block_until_ready(tuple(jax.device_put(host, place.sharding) for place in places))
+    for part in {file.path_of(sources[path].tensor) for path in wanted}:
+        check_unchanged(part, file.stamps[part])
 
 
-def read(file: TensorFile, source: Source, like: jax.ShapeDtypeStruct, *, allow_nonfinite: bool) -> np.ndarray:
+def stored_bytes(file: TensorFile, sources: Mapping[str, Source]) -> int:
+    """Return the bytes that the parameters' tensors take in their files."""
+    return sum(file.nbytes(name) for name in {source.tensor for source in sources.values()})
+
+
+def read(
+    file: TensorFile, source: Source, like: jax.ShapeDtypeStruct, *, allow_nonfinite: bool, report: Report = ignore
+) -> np.ndarray:
     """Read one parameter into a host array of the shape and dtype of `like`.
 
     Raises:
         CheckpointError: as `TensorFile.read_rows` does; or a value that is not finite, unless `allow_nonfinite`.
     """
-    out = _aligned(like.shape, like.dtype)
-    rows = source.shape[0] if source.rows is None else source.rows
+    out = aligned_empty(like.shape, like.dtype)
+    rows, first = _rows(source), source.first_row
     matrix = out.reshape(-1, rows).T if source.transposed else out.reshape(rows, -1)  # [rows, columns]
     unit = source.rotary_pairs or 1
     step = max(1, BLOCK_BYTES // (4 * matrix.shape[1] * unit)) * unit
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         with np.errstate(over="ignore", invalid="ignore"):  # found below
-            block = file.read_rows(source.tensor, source.first_row + start, source.first_row + stop)
+            block = file.read_rows(source.tensor, first + start, first + stop)
             moved = block + np.float32(source.offset) if source.offset else block
             cast = np.ascontiguousarray(moved, out.dtype)  # before it is transposed: that is faster, too
         if not allow_nonfinite and not is_finite(cast):
-            raise refusal(file.path_of(source.tensor), source.tensor, source.first_row + start, block, out.dtype)
+            raise refusal(file.path_of(source.tensor), source.tensor, first + start, block, out.dtype)
         matrix[start:stop] = _halves(cast, source.rotary_pairs) if source.rotary_pairs else cast
+        report(_bytes_before(file, source, first + stop) - _bytes_before(file, source, first + start))
     return out
+
+
+def mapped(file: TensorFile, source: Source, like: jax.ShapeDtypeStruct, maps: FileMaps) -> np.ndarray | None:
+    """Map one parameter; None where it does not lie in its file in the order, dtype and alignment that are needed.
+
+    Raises:
+        CheckpointError: the file has changed since its header was read.
+    """
+    is_moved = source.transposed or source.rotary_pairs is not None or source.offset
+    nbytes = math.prod(like.shape) * np.dtype(like.dtype).itemsize
+    plain = None if is_moved or nbytes < FEWEST_MAPPED_BYTES else file.plain(source.tensor)
+    if plain is None or plain.dtype != like.dtype:
+        return None
+    offset = plain.offset + source.first_row * (nbytes // _rows(source))
+    if offset % ALIGNMENT:
+        return None
+    try:
+        return maps.array(plain.path, file.stamps[plain.path], offset, like.shape, plain.dtype)
+    except OSError:  # a file system without mappings, or no room for one: then it is read
+        return None
+
+
+def _check_finite(file: TensorFile, source: Source, host: np.ndarray, *, allow_nonfinite: bool) -> None:
+    """Refuse a mapped parameter, a block at a time."""
+    if allow_nonfinite:
+        return
+    matrix = host.reshape(_rows(source), -1)
+    step = max(1, BLOCK_BYTES // max(1, matrix[0].nbytes))
+    for start in range(0, len(matrix), step):
+        if not is_finite(block := matrix[start : start + step]):
+            raise refusal(file.path_of(source.tensor), source.tensor, source.first_row + start, block, block.dtype)
+
+
+def _rows(source: Source) -> int:
+    return source.shape[0] if source.rows is None else source.rows
+
+
+def _bytes_before(file: TensorFile, source: Source, row: int) -> int:
+    """Return the bytes of a tensor before a row, rounded: over all rows they add up."""
+    return file.nbytes(source.tensor) * row // source.shape[0]
+
+
+def _is_on_cpus(place: jax.ShapeDtypeStruct) -> bool:
+    return all(device.platform == "cpu" for device in place.sharding.device_set)
 
 
 def _halves(rows: np.ndarray, head_dim: int) -> np.ndarray:
     """Reorder rows of whole heads: rotary pairs that are neighbours become halves of the head."""
     pairs = rows.reshape(-1, head_dim // 2, 2, rows.shape[1])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Allocate an uninitialised array whose memory XLA can use without a copy."""
-    dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + size].view(dtype).reshape(shape)

@@ -5,8 +5,9 @@
     python scripts/bench/load.py --models smollm2 --dtype float32 --check-cost 9
 
 Each load is a process of its own. Its peak is the growth of its resident memory, from just before the weights are read;
-the bound is the sum of all shards (on a CPU they are in the host's memory) and 1.5 times the largest parameter. The
-disk's rate is that of reading the same files from first to last byte, without and with the page cache. Linux only.
+the bound is the sum of all shards (on a CPU they are in the host's memory; those that meshes share count once) and 1.5
+times the largest parameter. Nothing is mapped. The disk's rate is that of reading the same files from first to last
+byte, without and with the page cache. Linux only.
 
 `--synthetic GB` writes a bfloat16 llama of that size to a temporary directory, loads it and deletes it.
 `--check-cost N` measures something else: what it costs to look for weights that are not finite. One process loads the
@@ -72,7 +73,7 @@ def measure(model: str, topology: str, dtype: str) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
     from twinmesh.engine.sharding.mesh import build_meshes
-    from twinmesh.engine.sharding.weights import load_weights
+    from twinmesh.engine.sharding.weights import held, load_weights
     from twinmesh.engine.topology import Topology
     from twinmesh.models.checkpoints.catalog import resolve_model
     from twinmesh.models.checkpoints.open import open_checkpoint
@@ -90,9 +91,8 @@ def measure(model: str, topology: str, dtype: str) -> dict[str, Any]:
     before, start = _memory("VmRSS"), time.perf_counter()
     params = load_weights(checkpoint, jnp.dtype(dtype), meshes, progress=False)
     seconds = time.perf_counter() - start
-    arrays = [array for mesh in params for array in mesh]
-    shards = sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)
-    largest = max(array.nbytes for array in arrays)
+    shards = held(params, None).copied
+    largest = max(array.nbytes for mesh in params for array in mesh)
     peak = _memory("VmHWM") - before
     return {
         "model": model,

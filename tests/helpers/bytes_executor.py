@@ -50,9 +50,9 @@ def bytes_executor(relay, damage=lambda message, data: data):
     """Make a class that stands in for `LocalExecutor`."""
 
     class BytesExecutor(LocalExecutor):
-        def __init__(self, meshes, post, clock):
+        def __init__(self, meshes, post, clock, maps=None):
             self._posted, self._now = post, clock
-            super().__init__(meshes, self._send_back, clock)
+            super().__init__(meshes, self._send_back, clock, maps)
 
         def perform(self, command):
             data = damage(command, relay.send(b"c", command))

@@ -159,6 +159,17 @@ def write_tiny_gguf(path, model=None, *, metadata=None, tensors=None):
     return write_gguf(path, "llama", model.metadata() | TOKENIZER | (metadata or {}), tensors)
 
 
+def write_aligned_gguf(path, model=None, *, beyond=0, tensors=None):
+    """Write `model` so that its embedding begins `beyond` bytes (0 or 32) after a multiple of 64; return the path."""
+    for length in range(64):
+        write_tiny_gguf(path, model, metadata={"general.name": "x" * (1 + length)}, tensors=tensors)
+        reader = gguf.GGUFReader(path)
+        (offset,) = (tensor.data_offset for tensor in reader.tensors if tensor.name == "token_embd.weight")
+        if offset % 64 == beyond:
+            return path
+    raise AssertionError(f"no name puts the embedding there: {beyond}")
+
+
 def write_gguf(path, architecture, metadata, tensors):
     """Write a GGUF file and return its path; keys of `metadata` whose value is None are left out.
 

@@ -20,7 +20,13 @@ def directory(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("topology", "dtype"),
-    [("both=1", "bfloat16"), ("both=1", "float32"), ("both=1xtp2", "bfloat16"), ("both=1xtp4", "float32")],
+    [
+        ("both=1", "bfloat16"),
+        ("both=1", "float32"),
+        ("both=1xtp2", "bfloat16"),
+        ("both=1xtp4", "float32"),
+        ("prefill=1,decode=2", "bfloat16"),  # one copy for the three
+    ],
 )
 def test_the_peak_is_the_shards_and_at_most_one_and_a_half_times_the_largest_parameter(directory, topology, dtype):
     command = [sys.executable, bench_load.__file__, "--worker", str(directory), topology, dtype]
