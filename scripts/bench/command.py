@@ -16,6 +16,7 @@ BENCHMARKS = {
     "isolation": "inter-token latency while long prompts arrive, colocated against disaggregated",
     "load": "what loading a model costs: seconds and host memory",
     "machine": "the machine's own limits: arithmetic and memory",
+    "memory": "peak memory from the start to the end of 32 requests, beside an earlier checkout",
     "offline": "throughput of a whole workload, against transformers and vLLM",
     "policies": "time to first token by policy, over a recorded trace in virtual time",
     "sampler": "the sampler alone, beside an earlier checkout's",
