@@ -51,6 +51,7 @@ from .dtype import choose_dtype, parse_dtype, read_cpu_flags
 from .gpu_memory import Share, backend_has_started, check_share, request_share
 from .links import time_links, warn_if_staged
 from .memory import (
+    give_back_freed,
     longest_that_fits,
     memory_for_kv,
     page_bytes,
@@ -168,6 +169,7 @@ def _run(
     maps: FileMaps | None,
 ) -> EngineCore:
     """Open the decision log, overwriting an earlier one, and start the threads; after a failure nothing stays open."""
+    give_back_freed()
     with ExitStack() as opened:
 
         def make_executor(post: Callable[[Completion], None]) -> LocalExecutor:

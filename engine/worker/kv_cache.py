@@ -11,6 +11,7 @@ Page tables are kept on the device as well, so that a decode step is sent only t
 Every `ModelConfig` here is the model as the mesh runs it: its KV heads are those on the mesh (`tensor_parallel.py`).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from ..config import EngineConfig
 from ..sampling.logits_processors import empty_dense
 from ..sampling.request_state import DenseRows, Float, Int, Scalars
 from ..sharding.mesh import replicated, sharding
-from .unwritten import unwritten
+from .unwritten import FEWEST_BYTES, unwritten
 
 KV_AXES = (None, None, None, "kv_heads", None)
 
@@ -53,13 +54,14 @@ class DeviceState(NamedTuple):
 def fresh(state: DeviceState, dense: DenseRows) -> tuple[DeviceState, DenseRows]:
     """Make a state and dense rows as described by shapes and shardings, while tracing; all zero but the pools.
 
-    A pool on one CPU device takes memory as its pages are written (`unwritten.py`): it is sized for full slots.
+    A large pool on one CPU device takes memory as its pages are written (`unwritten.py`): it is sized for full slots.
     """
 
-    def pool(x: jax.Array) -> jax.Array:
+    def pool(x: Any) -> jax.Array:
         devices: list[Any] = list(x.sharding.device_set)
-        is_one_cpu = len(devices) == 1 and devices[0].platform == "cpu"
-        return unwritten(x.shape, x.dtype) if is_one_cpu else jnp.zeros(x.shape, x.dtype)
+        is_large = math.prod(x.shape) * x.dtype.itemsize >= FEWEST_BYTES
+        is_lazy = is_large and len(devices) == 1 and devices[0].platform == "cpu"
+        return unwritten(x.shape, x.dtype) if is_lazy else jnp.zeros(x.shape, x.dtype)
 
     def zeros(tree: Any) -> Any:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)

@@ -17,6 +17,8 @@ import jax
 from jax.typing import DTypeLike
 
 TARGET = "twinmesh_unwritten"
+# glibc gives an allocation of this size pages of its own, always; a smaller one may have been used before.
+FEWEST_BYTES = 32 << 20
 # XLA_FFI_CallFrame: its extensions. XLA_FFI_Metadata_Extension: type, and what is to be filled in, of which the version
 # of the interface is the fourth word, as major | minor << 32.
 _EXTENSIONS, _TYPE, _METADATA, _VERSION = 1, 1, 3, 3

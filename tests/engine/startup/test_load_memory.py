@@ -36,3 +36,21 @@ def test_the_peak_is_the_shards_and_at_most_one_and_a_half_times_the_largest_par
     assert row["peak_bytes"] > row["shard_bytes"] / 2  # it was counted at all
     assert row["largest_above_shards"] <= 1.5
     assert row["file_bytes"] > sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
+
+
+def test_what_was_freed_goes_back_to_the_system():
+    """Many small pieces stay in the heap when they are freed, unless it is trimmed."""
+    code = (
+        "from pathlib import Path\n"
+        "from twinmesh.engine.startup.memory import give_back_freed\n"
+        "def held(): return int(Path('/proc/self/status').read_text().split('RssAnon:')[1].split()[0]) // 1024\n"
+        "import ctypes; libc = ctypes.CDLL(None)\n"
+        "libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]\n"
+        "pieces = [libc.malloc(60_000) for _ in range(3000)]\n"
+        "for piece in pieces: ctypes.memset(ctypes.c_void_p(piece), 1, 60_000)\n"
+        "last = libc.malloc(60_000)  # the heap's end is in use\n"
+        "for piece in pieces: libc.free(piece)\n"
+        "before = held(); give_back_freed(); print(before - held())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 100

@@ -158,8 +158,9 @@ def test_all_but_the_pools_is_zero():
     assert not any(np.asarray(x).any() for x in jax.tree.leaves((state.tables, state.scalars, dense)))
 
 
-def test_a_split_pool_is_zero():
-    state, _ = made("both=1xtp2", 4)
+@pytest.mark.parametrize("topology", ["both=1", "both=1xtp2"])
+def test_a_small_pool_and_a_split_one_are_zero(topology):
+    state, _ = made(topology, 4)
     assert not np.asarray(state.kv[0].k).any()
 
 
@@ -184,6 +185,6 @@ def test_a_pool_takes_memory_as_it_is_used():
 
 
 def test_making_pools_again_and_again_gives_each_its_own_memory():
-    states = [made("both=1", 300)[0] for _ in range(3)]
+    states = [made("both=1", 20_000)[0] for _ in range(3)]
     places = {x.unsafe_buffer_pointer() for state in states for x in jax.tree.leaves(state.kv)}
     assert len(places) == 6
