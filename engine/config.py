@@ -34,17 +34,19 @@ class EngineConfig:
     decode_buckets: tuple[int, ...] = (1, 8, 32)  # row counts of decode steps
     dtype: str = "float32"  # of activations, KV and weights that are not quantised: one of `DTYPES`
     formats: tuple[str, ...] = ()  # that weights are kept quantised in, as GGUF names them
+    float_activations: bool = False  # whether kernels multiply quantised weights by activations as they are
     windows: tuple[int | None, ...] = (None,)  # of each cache group, its attention window; None: all tokens are seen
     decode_steps: int = 1  # the most that one dispatch runs
     prefix_cache: bool = True  # prompts reuse the pages of earlier ones
     deterministic: bool = False  # the same tokens, whatever else runs
     max_retries: int = 2  # how often a request that lost its mesh starts again before it fails
+    handoff_factor: int = 4  # each size of a transfer is so many times the one before
 
     def __post_init__(self) -> None:
         # A prompt and one more token is the least that can be served.
         for name, least in (
             ("max_model_len", 2), ("page_size", 1), ("max_num_seqs", 1), ("prefill_rows", 1), ("decode_steps", 1),
-            ("max_retries", 0),
+            ("max_retries", 0), ("handoff_factor", 2),
         ):  # fmt: skip
             check_whole_number(name, getattr(self, name), least)
         for name in ("prefill_buckets", "decode_buckets"):
@@ -79,9 +81,12 @@ class EngineConfig:
 
     @property
     def handoff_buckets(self) -> tuple[int, ...]:
-        """Return the page counts that transfers are padded to: powers of two, then a whole request's."""
-        powers = [1 << i for i in range(self.max_pages.bit_length()) if 1 << i < self.max_pages]
-        return (*powers, self.max_pages)
+        """Return the page counts that transfers are padded to: powers of `handoff_factor`, then a whole request's."""
+        sizes, size = [], 1
+        while size < self.max_pages:
+            sizes.append(size)
+            size *= self.handoff_factor
+        return (*sizes, self.max_pages)
 
     @property
     def has_handoffs(self) -> bool:

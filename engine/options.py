@@ -190,6 +190,13 @@ class EngineOptions:
             metavar="NAME",
         ),
     ] = "fcfs"
+    serve_early: Annotated[
+        bool,
+        Option(
+            "serve as soon as the largest size of each kind of step is compiled, while the smaller ones compile: their "
+            "steps are padded to a larger size until then. Deterministic engines wait for all"
+        ),
+    ] = False
     decision_log: Annotated[
         str | Path | None,
         Option(

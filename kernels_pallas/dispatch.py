@@ -5,6 +5,8 @@ Hopper GPUs run the Mosaic kernels, CPUs decode attention in those of `cpu/` whe
 for an absent GPU), else JAX's first device. In the second case the program may still be meant for the CPU of a machine
 that has a GPU, so both are traced and lowering picks one. Shapes that the Mosaic kernels do not support run in
 `xla.py` too, with one warning.
+
+The Mosaic kernels are imported when a program is traced for a GPU: their imports take longer than JAX's own.
 """
 
 import functools
@@ -16,10 +18,9 @@ from typing import Any
 import jax
 from jax import Array
 
-from . import decode, prefill, prepare, xla
+from . import xla
 from .arguments import AttentionOptions, NewTokens, PagedKV, Pools
 from .cpu import calls
-from .mosaic import why_unsupported
 from .tiles import decode_tiles, prefill_tiles
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
     """Compute `kernels_pallas.paged_prefill_attention` by the implementation that fits; arguments are checked."""
 
     def kernel(cores: int) -> Callable[..., Array]:
+        from . import prefill
+
         tiles = prefill_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(prefill.paged_prefill_attention, options=options, tiles=tiles, cores=cores)
 
@@ -44,6 +47,8 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
     """Compute `kernels_pallas.paged_decode_attention` by the implementation that fits; arguments are checked."""
 
     def kernel(cores: int) -> Callable[..., Array]:
+        from . import decode
+
         tiles = decode_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(decode.paged_decode_attention, options=options, tiles=tiles, cores=cores)
 
@@ -59,6 +64,8 @@ def prepare_heads(new: NewTokens, pools: Pools) -> tuple[Array, Array, Array]:
         return xla.prepare_heads(new, pools)
 
     def kernel(cores: int) -> Callable[..., tuple[Array, Array, Array]]:
+        from . import prepare
+
         return prepare.prepare_heads
 
     return _choose(kernel, xla.prepare_heads, (new, pools), new.q, pools.k_pages)
@@ -77,6 +84,8 @@ def _choose[Result](
     if not _HOPPER.search(kind):
         warn_once(f"{kind} is not a Hopper GPU: paged attention runs in plain XLA.")
         return plain(*arrays)
+    from .mosaic import why_unsupported
+
     reason = why_unsupported(q, k_pages)
     if reason is not None:
         warn_once(f"{reason} Paged attention runs in plain XLA.")

@@ -10,7 +10,9 @@ as a plain tuple of arrays in that order (an `nnx.State` costs 0.8 ms per call, 
 `Decoder` at trace time. No KV cache, no sampling, no sharding decisions here.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import jax
@@ -196,14 +198,21 @@ def abstract_params(
 
     Those of norms are float32. `formats` names the parameters that are quantised, by path, and each one's format.
     """
+    return _abstract_params(config, jnp.dtype(dtype), tuple((formats or {}).items()), products)
+
+
+@functools.lru_cache(32)
+def _abstract_params(
+    config: ModelConfig, dtype: jnp.dtype, formats: tuple[tuple[str, str], ...], products: Products
+) -> AbstractParams:
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype, products=products)))
-    specs = {}
+    specs, quantized = {}, dict(formats)
     for steps, variable in nnx.to_flat_state(state):
         path, described, inputs = ".".join(map(str, steps)), variable.get_value(), variable.get_metadata("inputs")
-        if formats and path in formats and inputs is not None:
-            described = abstract(formats[path], described.shape, inputs)
+        if path in quantized and inputs is not None:
+            described = abstract(quantized[path], described.shape, inputs)
         specs[path] = ParamSpec(described, variable.get_metadata("axes"))
-    return AbstractParams(graphdef, specs)
+    return AbstractParams(graphdef, MappingProxyType(specs))
 
 
 def bind(graphdef: nnx.GraphDef[Decoder], params: Sequence[Weight]) -> Decoder:

@@ -1,6 +1,7 @@
 """The arguments that several commands share, and what they turn into. No JAX until `load_llm` is called."""
 
 import argparse
+import gc
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
 from twinmesh.engine.config import DTYPES, QUANTIZATIONS
-from twinmesh.engine.options import Option, documentation, signature
+from twinmesh.engine.options import EngineOptions, Option, documentation, signature
 from twinmesh.engine.scheduler.policy import policy_named
 from twinmesh.engine.topology import Topology, TopologyError
 from twinmesh.models.checkpoints.catalog import CATALOG, cache_directory
 
 if TYPE_CHECKING:
     from twinmesh.engine.api.llm import LLM
+    from twinmesh.engine.startup.one_request import OneRequest
+    from twinmesh.models.checkpoints.base import Checkpoint
 
 
 # The values that an option may have, where they are few.
@@ -222,12 +225,18 @@ def _model_path(name: str) -> Path:
     return Path(os.path.expanduser(name)) if known is None else known.cached(cache_directory())
 
 
-def load_llm(args: argparse.Namespace) -> "LLM":
-    """Start the engine that was asked for, with loading and compiling shown on stderr."""
-    from twinmesh.engine.api.llm import LLM
-
+def load_llm(args: argparse.Namespace, only: "Callable[[Checkpoint], OneRequest] | None" = None) -> "LLM":
+    """Start the engine that was asked for, with loading and compiling shown on stderr; with `only` for one request."""
     given = {name: getattr(args, name) for name, option in documentation().items() if option.flag is not None}
-    return LLM(**given, progress=True)
+    options = EngineOptions(**given, progress=True)
+    gc.disable()  # a tenth of the time: imports and programs are millions of objects, of which few ever go
+    try:
+        from twinmesh.engine.api.llm import LLM
+        from twinmesh.engine.startup.build import start_engine
+
+        return LLM.from_engine(start_engine(options, only), seed=options.seed)
+    finally:
+        gc.enable()
 
 
 def not_empty(text: str) -> str:

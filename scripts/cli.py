@@ -11,10 +11,11 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import twinmesh
 from twinmesh.engine.api.vllm_tables import ENGINE
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     args = build_parser().parse_args(argv)
     try:
-        with _sigterm_raises():
+        with _sigterm_raises(), _warnings_in_a_line():
             code: int = args.run(args)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -171,6 +172,31 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Show what Twinmesh warns of in one line, as errors are, without the line of source that Python adds."""
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning and file is None:
+            print(f"twinmesh: {message}", file=sys.stderr)
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _sentence(error: Exception) -> str:

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinmesh.models.checkpoints.catalog import resolve_model
 from twinmesh.scripts import arguments, report
 
 if TYPE_CHECKING:
+    from twinmesh.engine.api.sampling_params import SamplingParams
+    from twinmesh.engine.startup.one_request import OneRequest
+    from twinmesh.models.checkpoints.base import Checkpoint
     from twinmesh.models.text.chat import ChatOptions
 
 SUMMARY = "complete one prompt, streaming the answer to stdout"
@@ -21,9 +23,6 @@ Complete one prompt. The answer streams to stdout as it is generated; progress a
   twinmesh generate --model smollm2 --chat --prompt "What is the capital of France?"
   echo "Once upon a time" | twinmesh generate --model smollm2 --max-tokens 40
 """
-
-# A context that every model has, in tokens.
-_SHORT = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +45,7 @@ def run(args: argparse.Namespace) -> int:
     arguments.check_written(args, ("decision_log",))
     options = _chat_options(args)
     prompt = _read_prompt(args.prompt)
-    _check_length(args, prompt, options)
-    with arguments.load_llm(args) as llm:
+    with arguments.load_llm(args, lambda checkpoint: _request(args, checkpoint, prompt, options, params)) as llm:
         stream = llm.stream(llm.chat_prompt(_messages(prompt), **options) if args.chat else prompt, params)
         for delta in stream:
             sys.stdout.write(delta.text)
@@ -80,23 +78,22 @@ def _chat_options(args: argparse.Namespace) -> "ChatOptions":
     return options
 
 
-def _check_length(args: argparse.Namespace, prompt: str, options: "ChatOptions") -> None:
-    """Refuse a prompt that is too long before weights are loaded and programs compiled; the engine checks it again.
+def _request(
+    args: argparse.Namespace, checkpoint: "Checkpoint", prompt: str, options: "ChatOptions", params: "SamplingParams"
+) -> "OneRequest":
+    """Describe the request, for an engine that is started for it alone; the weights are not loaded yet.
 
     Raises:
-        ValueError: the prompt is too long, or the model's files cannot be used.
+        ValueError: the prompt is too long, or parameters do not go with the model.
     """
-    asked = args.max_model_len
-    # Of what is most likely short enough, most tokens being several bytes, the files are not opened twice.
-    if len(prompt.encode()) < (_SHORT if asked is None else min(asked, _SHORT)):
-        return
     from twinmesh.engine.api.prompts import check_prompt
-    from twinmesh.models.checkpoints.open import open_checkpoint
+    from twinmesh.engine.api.resolve_sampling import resolve
+    from twinmesh.engine.startup.one_request import OneRequest
 
-    checkpoint = open_checkpoint(resolve_model(args.model))
-    longest = checkpoint.config.max_position
+    asked, longest, tokenizer = args.max_model_len, checkpoint.config.max_position, checkpoint.tokenizer()
     ids = checkpoint.chat_template().encode(_messages(prompt), **options) if args.chat else prompt
-    check_prompt(ids, checkpoint.tokenizer(), longest if asked is None else min(asked, longest))
+    checked = check_prompt(ids, tokenizer, longest if asked is None else min(asked, longest))
+    return OneRequest(len(checked.ids), params.max_tokens or longest, resolve(params, tokenizer, seed=0))
 
 
 def _messages(prompt: str) -> list[dict[str, str]]:

@@ -1,5 +1,5 @@
 """What holds for every test: eight CPU devices, set before anything can initialise a JAX backend, and Ctrl-C as it is
-in the foreground; and the tiny model on disk.
+in the foreground; no programs that another process has kept; and the tiny model on disk.
 
 `pytest --executor=bytes` runs every engine that a test starts behind bytes (`helpers/bytes_executor.py`).
 """
@@ -14,6 +14,9 @@ import pytest
 from helpers.bytes_executor import Relay, bytes_executor
 from helpers.tiny_gguf import write_tiny_gguf
 from twinmesh.engine.startup import build
+from twinmesh.engine.startup.kept_programs import use_cache
+from twinmesh.engine.worker.compile_program import compile_program
+from twinmesh.models.checkpoints.catalog import cache_directory
 
 jax.config.update("jax_num_cpu_devices", 8)
 # A shell has what it runs in the background ignore Ctrl-C, children included; some tests send it.
@@ -35,6 +38,18 @@ def _executor(request):
         patch.setattr(build, "LocalExecutor", bytes_executor(relay))
         yield
     relay.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_kept_programs():
+    """Programs are compiled, since tests change what they are traced from, and must not leave any for others.
+
+    JAX's cache, which finds them by what they were lowered to, takes most of the time out of that.
+    """
+    use_cache(cache_directory() / "compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "kept_or_compiled", lambda directory, platform: compile_program)
+        yield
 
 
 @pytest.fixture(scope="session")

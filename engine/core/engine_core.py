@@ -143,7 +143,8 @@ class EngineCore:
         """Return the figures so far."""
         log, running = self._requests.figures()
         counters, traffic = self._scheduler.counters, self._executor.traffic
-        return log.metrics(running, self._compilations.count, counters, traffic, self._host)
+        made = self._compilations
+        return log.metrics(running, made.count, counters, traffic, self._host, made.coming)
 
     @property
     def backlog(self) -> int:

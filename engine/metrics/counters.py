@@ -24,9 +24,15 @@ class HostTime:
 
 
 class Compilations(Protocol):
-    """A counter of compilations in this process, which counts until it is closed."""
+    """A counter of compilations in this process, which counts until it is closed, but not those of the engine's own
+    programs."""
 
     count: int
+
+    @property
+    def coming(self) -> tuple[str, ...]:
+        """Name the sizes of steps whose programs are still being compiled."""
+        ...
 
     def close(self) -> None:
         """Stop counting."""

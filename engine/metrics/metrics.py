@@ -71,7 +71,8 @@ class Metrics:
     cached_tokens: int  # those of them that the prefix cache spared
     generated_tokens: int  # of ended requests
     tokens_per_second: float  # generated tokens over the time from first arrival to last finish
-    compiles: int  # traces and XLA compilations in this process since the engine was ready: it adds none itself
+    compiles: int  # traces and XLA compilations in this process since all programs were there: the engine adds none
+    coming: tuple[str, ...]  # sizes of steps that are still being compiled: steps of these sizes run in larger ones
     preemptions: int  # requests that gave up their KV while they ran
     migrations: int  # requests that moved their KV while they decoded
     retries: int  # starts after a lost mesh or transfer
@@ -120,8 +121,17 @@ class RequestLog:
         twin.reasons, twin.recent = self.reasons.copy(), self.recent.copy()
         return twin
 
-    def metrics(self, running: int, compiles: int, counters: Counters, traffic: Traffic, host: HostTime) -> Metrics:
-        """Return the figures now. `running`: requests that have not ended; `compiles`: since the engine was ready."""
+    def metrics(
+        self,
+        running: int,
+        compiles: int,
+        counters: Counters,
+        traffic: Traffic,
+        host: HostTime,
+        coming: tuple[str, ...] = (),
+    ) -> Metrics:
+        """Return the figures now. `running`: requests that have not ended; `compiles`: since the engine was ready;
+        `coming`: sizes of steps that are still being compiled."""
         seconds = self._last_finish - self._first_arrival if self._first_arrival is not None else 0.0
         return Metrics(
             requests=dict(self.reasons),
@@ -131,6 +141,7 @@ class RequestLog:
             generated_tokens=self.generated_tokens,
             tokens_per_second=self.generated_tokens / seconds if seconds > 0 else 0.0,
             compiles=compiles,
+            coming=coming,
             preemptions=counters.preemptions,
             migrations=counters.migrations,
             retries=counters.retries,

@@ -24,7 +24,7 @@ from ..protocol.events import Event
 from .policy import FCFS, Policy
 from .scheduler import Scheduler
 
-VERSION = 2
+VERSION = 3
 _FORMAT = "twinmesh decision log"
 
 

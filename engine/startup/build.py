@@ -1,10 +1,10 @@
 """From `EngineOptions` to a running engine: everything that happens once, at start-up.
 
 In this order, so that mistakes show before work is done and before the process is changed: the model's files, lengths
-and buckets, whether the decision log can be written, devices and dtype, weights, the size of the KV pools, compilation,
-the links between meshes, and last the log and the threads. Invariant: what fails leaves nothing open, no thread and no
-emptied log. Three settings of JAX are the process's and stay: the number of CPU devices, the part of a GPU's memory
-that its allocator holds, and the compilation cache.
+and buckets, whether the decision log can be written, devices and dtype, weights, the size of the KV pools, compilation
+(on CPUs while the weights are loaded), the links between meshes, and last the log and the threads. Invariant: what
+fails leaves nothing open, no thread and no emptied log. Three settings of JAX are the process's and stay: the number of
+CPU devices, the part of a GPU's memory that its allocator holds, and the compilation cache.
 """
 
 import os
@@ -21,11 +21,13 @@ from jax.typing import DTypeLike
 
 from ...kernels_pallas.cpu import calls, loader
 from ...kernels_pallas.cpu.blocks import Activations
+from ...models.checkpoints.base import Checkpoint
 from ...models.checkpoints.catalog import cache_directory, resolve_model
 from ...models.checkpoints.host_memory import FileMaps
 from ...models.checkpoints.open import open_checkpoint
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
+from ...models.quantized import nbytes
 from ...models.text.chat import ChatTemplate
 from ...models.text.tokenizer import Tokenizer
 from ..config import EngineConfig, PoolSize
@@ -42,13 +44,14 @@ from ..sharding.weights import Params, held, load_weights
 from ..worker.jax_settings import own_settings
 from ..worker.kv_cache import abstract_state
 from ..worker.local_executor import LocalExecutor
+from ..worker.mesh_plan import MeshPlan
 from ..worker.mesh_worker import MeshWorker
-from ..worker.programs import MeshPlan, compile_programs
-from .compilation import CompileCounter, use_cache
+from .compilation import Compilation, CompileCounter
 from .decision_file import check_log, open_log
 from .defaults import Defaults, compile_threads, defaults_for, engine_config
 from .dtype import choose_dtype, parse_dtype, read_cpu_flags
 from .gpu_memory import Share, backend_has_started, check_share, request_share
+from .kept_programs import kept_or_compiled
 from .links import time_links, warn_if_staged
 from .memory import (
     give_back_freed,
@@ -60,6 +63,7 @@ from .memory import (
     state_bytes,
     temporary_bytes,
 )
+from .one_request import OneRequest
 from .quantization import Quantized, choose, start_line
 
 _TRANSFERS_WITH_STATE = 8
@@ -78,8 +82,11 @@ class Engine:
     chat_template: ChatTemplate
 
 
-def start_engine(options: EngineOptions) -> Engine:
+def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest] | None = None) -> Engine:
     """Start an engine: load the model, size the KV pools, compile, and run.
+
+    With `only` the engine is for one request, which `only` describes once the model's files are open: it has what that
+    request needs, and starts sooner.
 
     Raises:
         ValueError: anything wrong with the options, the model's files, the devices or the memory, in one sentence.
@@ -88,6 +95,7 @@ def start_engine(options: EngineOptions) -> Engine:
     parse_dtype(options.dtype)
     checkpoint = open_checkpoint(resolve_model(options.model))
     tokenizer, chat_template = checkpoint.tokenizer(), checkpoint.chat_template()
+    request = None if only is None else only(checkpoint)
     maps = FileMaps() if options.mmap else None
 
     def load(dtype: jnp.dtype, meshes: Sequence[Mesh], formats: Mapping[str, str]) -> list[Params]:
@@ -99,7 +107,7 @@ def start_engine(options: EngineOptions) -> Engine:
             say(f"memory of weights: {held(weights, maps)}")
         return weights
 
-    core, config = start_core(checkpoint.config, checkpoint.dtype, load, options, checkpoint.formats, maps)
+    core, config = start_core(checkpoint.config, checkpoint.dtype, load, options, checkpoint.formats, maps, request)
     return Engine(core, config, tokenizer, chat_template)
 
 
@@ -110,15 +118,16 @@ def start_core(
     options: EngineOptions,
     formats: Mapping[str, str] | None = None,
     maps: FileMaps | None = None,
+    request: OneRequest | None = None,
 ) -> tuple[EngineCore, EngineConfig]:
     """Start an engine without files.
 
     `stored` is the checkpoint's own dtype, and `formats` its quantised parameters; `load` gives the parameters for each
-    mesh as was chosen, which then lie in the files of `maps`. `options.model` is not read. Raises as `start_engine`
-    does.
+    mesh as was chosen, which then lie in the files of `maps`. `options.model` is not read. With `request` the engine is
+    for this one alone. Raises as `start_engine` does.
     """
     with own_settings():
-        return _start_core(model, stored, load, options, formats or {}, maps)
+        return _start_core(model, stored, load, options, formats or {}, maps, request)
 
 
 def _start_core(
@@ -128,6 +137,7 @@ def _start_core(
     options: EngineOptions,
     formats: Mapping[str, str],
     maps: FileMaps | None,
+    request: OneRequest | None,
 ) -> tuple[EngineCore, EngineConfig]:
     for spec in dict.fromkeys(options.parsed_topology.meshes):
         check_tp(model, spec)
@@ -140,24 +150,66 @@ def _start_core(
     device = meshes[0].devices.flat[0]
     check_share(share, device.platform)
     config, defaults = _configure(options, model, stored, device)
+    if request is not None:
+        config = request.narrow(config)
     dtype = jnp.dtype(config.dtype)
-    if device.platform == "cpu":
+    is_cpu = device.platform == "cpu"
+    if is_cpu:
         loader.compile_ahead(*calls.kernels_of(dtype, model.head_dim))  # while weights are read
     quantized = _quantization(options, formats, model, meshes)
-    config = replace(config, formats=quantized.formats)
+    config = replace(config, formats=quantized.formats, float_activations=options.float_activations)
     if options.progress:
         say(start_line(quantized, dtype.name))
-    weights = load(dtype, meshes, quantized.kept)
-    config, pools = _size_pools(config, options, defaults, share, model, meshes)
+    # A CPU's memory is that of its host, of which the weights' part is known: programs compile while they are loaded.
+    weights = None if is_cpu else load(dtype, meshes, quantized.kept)
+    to_load = _weight_bytes(model, dtype, quantized.kept, meshes) if is_cpu else 0
+    config, pools = _size_pools(config, options, defaults, share, model, meshes, to_load)
+    if request is not None:
+        config = request.narrow_prefill(config)
     plans = _mesh_plans(model, config, quantized, meshes, pools)
-    use_cache(cache_directory() / "compiled")
-    threads = compile_threads(len(os.sched_getaffinity(0)))
-    programs = compile_programs(plans, threads, progress=options.progress)
+    with ExitStack() as opened:
+        compilation = _compile(plans, options, config, request)
+        opened.callback(compilation.close)
+        workers = _workers(
+            plans, load(dtype, meshes, quantized.kept) if weights is None else weights, compilation, options.progress
+        )
+        core = _run(config, pools, workers, policy, compilation, options.decision_log, maps)
+        opened.pop_all()  # the engine closes it from here on
+        return core, config
+
+
+def _weight_bytes(model: ModelConfig, dtype: jnp.dtype, formats: Mapping[str, str], meshes: Sequence[Mesh]) -> int:
+    """Return the bytes of the weights of all CPU meshes together; those of one device hold them once."""
+    sizes = [mesh.size for mesh in meshes if mesh.size > 1] + [1] * any(mesh.size == 1 for mesh in meshes)
+    shapes = [abstract_params(model_on(model, size), dtype, formats).specs.values() for size in sizes]
+    return sum(nbytes(spec.value) for specs in shapes for spec in specs)
+
+
+def _compile(
+    plans: Sequence[MeshPlan], options: EngineOptions, config: EngineConfig, request: OneRequest | None
+) -> Compilation:
+    """Begin to compile, or to read what is kept."""
+    platform = plans[0].mesh.devices.flat[0].platform
+    return Compilation(
+        plans,
+        compile_threads(len(os.sched_getaffinity(0))),
+        make=kept_or_compiled(cache_directory() / "compiled", platform),
+        needs=lambda job: request is None or request.needs(config, job),
+        # Which size a step ran in could show in its bits.
+        serve_early=options.serve_early and not config.deterministic,
+    )
+
+
+def _workers(
+    plans: Sequence[MeshPlan], weights: Sequence[Params], compilation: Compilation, progress: bool
+) -> list[MeshWorker]:
+    """Wait for the programs, allocate each mesh's pools, and time the links between meshes."""
+    programs = compilation.wait(progress=progress)
     workers = [MeshWorker(*parts) for parts in zip(plans, programs, weights, strict=True)]
-    if device.platform != "cpu":  # there the host's memory is the device's
+    if plans[0].mesh.devices.flat[0].platform != "cpu":  # there the host's memory is the device's
         for link in time_links(workers, time.monotonic):
             warn_if_staged(link)
-    return _run(config, pools, workers, policy, options.decision_log, maps), config
+    return workers
 
 
 def _run(
@@ -165,6 +217,7 @@ def _run(
     pools: Sequence[PoolSize],
     workers: Sequence[MeshWorker],
     policy: Policy,
+    compilation: Compilation,
     path: str | Path | None,
     maps: FileMaps | None,
 ) -> EngineCore:
@@ -181,7 +234,7 @@ def _run(
         if log is not None:
             opened.callback(log.close)
         scheduler = Scheduler(config, pools, policy) if log is None else RecordingScheduler(config, pools, log, policy)
-        compilations = CompileCounter()
+        compilations = CompileCounter(compilation)
         opened.callback(compilations.close)
         core = EngineCore(scheduler, make_executor, time.monotonic, compilations, log, own_settings)
         opened.pop_all()  # the engine closes them from here on
@@ -214,8 +267,12 @@ def _size_pools(
     share: Share,
     model: ModelConfig,
     meshes: Sequence[Mesh],
+    to_load: int,
 ) -> tuple[EngineConfig, list[PoolSize]]:
-    """Size each mesh's pools. A max_model_len that was asked for must fit; one that was not shrinks until it does."""
+    """Size each mesh's pools. A max_model_len that was asked for must fit; one that was not shrinks until it does.
+
+    `to_load`: bytes of weights that are not loaded yet.
+    """
     models, dtype = [model_on(model, mesh.size) for mesh in meshes], jnp.dtype(config.dtype)
     # Staging is for KV pages; the state that goes along with as many transfers comes on top.
     in_transit = _TRANSFERS_WITH_STATE * state_bytes() if config.has_handoffs else 0
@@ -223,7 +280,7 @@ def _size_pools(
         request_bytes(on_mesh, config) + in_transit + temporary_bytes(on_mesh, config, mesh.size)
         for on_mesh, mesh in zip(models, meshes, strict=True)
     ]
-    budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved, share)
+    budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved, share, to_load)
     sizes = [(budget, page_bytes(m, config.page_size, dtype)) for budget, m in zip(budgets, models, strict=True)]
     if options.max_model_len is None:
         fits = min(longest_that_fits(budget, per_page, config, defaults.staging_part) for budget, per_page in sizes)

@@ -16,8 +16,8 @@ import jax
 
 from ..protocol.actions import StartTransfer
 from ..worker.kv_transfer import Staging, abstract_staging, plan, send, staged_pages
+from ..worker.mesh_plan import MeshPlan
 from ..worker.mesh_worker import MeshWorker
-from ..worker.programs import MeshPlan
 
 # A blocked call is felt from here on: about one decode step of a small model on a GPU.
 _SLOW_SECONDS = 0.010

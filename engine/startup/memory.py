@@ -63,8 +63,11 @@ def temporary_bytes(model: ModelConfig, config: EngineConfig, tp: int) -> int:
     return (config.chunk_size + fused) * layer + sampled + sums + largest
 
 
-def memory_for_kv(meshes: Sequence[Mesh], most: int | None, reserved: Sequence[int], share: Share) -> list[int]:
-    """Return bytes that KV pages and staging may take on each mesh, weights already loaded; meshes may share devices.
+def memory_for_kv(
+    meshes: Sequence[Mesh], most: int | None, reserved: Sequence[int], share: Share, to_load: int = 0
+) -> list[int]:
+    """Return bytes that KV pages and staging may take on each mesh, but for `to_load` bytes of weights already loaded;
+    meshes may share devices.
 
     Devices that report their memory give what `share` leaves free on them, less each mesh's `reserved` bytes. CPUs do
     not report: there it is a quarter of the machine's available memory for all meshes together, and at most 2 GiB each.
@@ -85,13 +88,20 @@ def memory_for_kv(meshes: Sequence[Mesh], most: int | None, reserved: Sequence[i
         elif most is not None:
             budgets.append(most)
         elif device.platform == "cpu":
-            budgets.append(min(_available_memory() // (4 * len(meshes)), 2 << 30))
+            left = max(0, _available_memory() - to_load)
+            budgets.append(min(in_steps(left // (4 * len(meshes))), 2 << 30))
         else:
             raise ValueError(
                 f"{device.device_kind} does not report its memory, as with XLA_PYTHON_CLIENT_ALLOCATOR=platform: "
                 "remove that variable, or give kv_cache_bytes."
             )
     return budgets
+
+
+def in_steps(size: int) -> int:
+    """Round down to four binary digits: programs depend on the pools' sizes, and a start on a machine that is a little
+    fuller than last time is to find them compiled."""
+    return size - size % (1 << max(0, size.bit_length() - 4))
 
 
 def _available_memory() -> int:

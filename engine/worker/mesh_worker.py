@@ -18,7 +18,8 @@ from ..sampling.request_state import DenseRows
 from ..sharding.weights import Params, Placer
 from .kv_cache import DeviceState
 from .kv_transfer import Staging, padded, staged_pages
-from .programs import MeshPlan, Programs
+from .mesh_plan import MeshPlan
+from .programs import Programs
 from .request_records import RequestRecords, tokens_of
 from .step_inputs import StepInputs, filled, last_of, later, scored_pieces
 from .steps import Passed
@@ -79,7 +80,8 @@ class MeshWorker:
     def _allocate(self) -> None:
         self.state: DeviceState
         self.dense: DenseRows
-        self.state, self.dense = self.programs.allocate()
+        allocate: Any = self.programs.allocate
+        self.state, self.dense = allocate()
         self._dense_of: dict[int, tuple[int, int]] = {}  # by slot, the request and run whose dense row is loaded
 
     # ---- actions
@@ -92,15 +94,16 @@ class MeshWorker:
 
     def prefill(self, action: Prefill, records: RequestRecords) -> Dispatched:
         """Dispatch a packed prefill step."""
-        inputs = self.inputs.prefill(action.bucket, action.chunks, records)
-        self.state, passed, hidden = self.programs.prefill[action.bucket](self.params, self.state, inputs)
+        bucket = self.programs.size_for("prefill", action.bucket)
+        inputs = self.inputs.prefill(bucket, action.chunks, records)
+        self.state, passed, hidden = self.programs.prefill[bucket](self.params, self.state, inputs)
         tokens, scores = self._sample(passed, last_of(action.chunks), records)
         rows = np.arange(len(action.chunks))
         return Dispatched((tokens,), rows, scores, *self._score_prompts(hidden, action.chunks, records))
 
     def decode(self, action: Decode, records: RequestRecords) -> Dispatched:
         """Dispatch one or several decode steps."""
-        index, bucket = np.arange(len(action.rows)), action.bucket
+        index, bucket = np.arange(len(action.rows)), self.programs.size_for("decode", action.bucket)
         if action.steps > 1 and not records.stages([row.request_id for row in action.rows]):
             rows = self.inputs.decode(bucket, action.steps, action.rows, records)
             program = self.programs.decode_steps[bucket, action.steps]
@@ -111,10 +114,10 @@ class MeshWorker:
 
     def fused(self, action: Fused, records: RequestRecords) -> Dispatched:
         """Dispatch a step of prompt chunks and decode rows."""
-        config = self.plan.config
-        inputs = self.inputs.prefill(action.bucket, action.chunks, records)
+        config, bucket = self.plan.config, self.programs.size_for("prefill", action.bucket)
+        inputs = self.inputs.prefill(bucket, action.chunks, records)
         rows = self.inputs.decode(config.decode_buckets[-1], 1, action.rows, records)
-        self.state, passed, hidden = self.programs.fused[action.bucket](self.params, self.state, inputs, rows)
+        self.state, passed, hidden = self.programs.fused[bucket](self.params, self.state, inputs, rows)
         tokens, scores = self._sample(passed, (*last_of(action.chunks), *action.rows), records)
         index = np.concatenate([np.arange(len(action.chunks)), config.prefill_rows + np.arange(len(action.rows))])
         return Dispatched((tokens,), index, scores, *self._score_prompts(hidden, action.chunks, records))

@@ -1,56 +1,32 @@
-"""Compiles every program a mesh runs at start-up, one per (step, bucket). Nothing compiles afterwards.
+"""The programs of a mesh: which it needs, what is compiled first, and which sizes of steps can run already.
 
-How requests sample makes no difference to a step, which is compiled once per bucket; the stages of sampling behind it
-are programs of their own, by rows of logits. They are small: steps take nearly all of the time.
+How requests sample makes no difference to a step, which is compiled once per size; the stages of sampling behind it are
+programs of their own, by rows of logits. They are small: steps take nearly all of the time.
 
-Compiled objects are called directly, so an unforeseen shape raises instead of compiling. Every program that changes a
-mesh's state has it donated, with the same sharding in and out: with another one, donation would copy the pools.
+Compiled objects are called directly, so an unforeseen shape raises instead of compiling. A step whose size is still
+being compiled runs in a larger size that is there: `Programs.size_for` says in which. Invariant: a size is ready once
+everything that a step of that size may call is there, and the largest of each phase is ready before a mesh serves.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
-from jax.stages import Compiled, Lowered
+from jax.stages import Compiled
 
-from ...models.config import ModelConfig
-from ...models.decoder import AbstractParams, Decoder, bind
-from ..config import EngineConfig
-from ..progress import Progress
-from ..protocol.results import TokenScores
-from ..sampling.cuts import top_k, top_p
-from ..sampling.logits_processors import adjust, empty_dense, load_dense
-from ..sampling.logprobs import score, score_tokens
+from ..config import bucket_for
 from ..sampling.request_rows import Stage
-from ..sampling.request_state import DenseRows, DrawColumn, Float
-from ..sampling.sampler import draw
-from ..sharding.mesh import param_on, replicate_logits, replicated
-from ..sharding.weights import Params
-from ..topology import MeshSpec
-from .jax_settings import own_settings
-from .kv_cache import DeviceState, abstract_dense, copy_page, fresh
-from .kv_transfer import Staging, abstract_staging, gather, scatter, staged_pages
-from .kv_transfer import plan as plan_route
-from .step_layout import PrefillInputs, decode_columns, prefill_columns
-from .steps import Passed, decode_step, decode_steps, fused_step, prefill_step
+from .mesh_plan import MeshPlan
 
-# XLA's options for GPUs that make all programs compute alike; not yet tried on a GPU.
-_FIXED: dict[str, str | bool | int] = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": "0"}
-# Gate and up of a decode step are one product, which reads both weights where they are. In MB of weights.
-_MERGED: dict[str, str | bool | int] = {"xla_gpu_dot_merger_threshold_mb": 1024}
+# What is compiled for several sizes: "prefill" in tokens, fused steps included, and "decode" in rows.
+Phase = Literal["prefill", "decode"]
 
 
 @dataclass
 class Programs:
     """One mesh's compiled programs."""
 
-    allocate: Compiled  # makes an empty state, and dense rows
+    allocate: Compiled | None = None  # makes an empty state, and dense rows
     prefill: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
     fused: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
     score: dict[int, Compiled] = field(default_factory=dict)  # by bucket in tokens
@@ -61,271 +37,87 @@ class Programs:
     scatter: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by source's tp, and bucket in pages
     copy_page: dict[int, Compiled] = field(default_factory=dict)  # by cache group
     load_dense: Compiled | None = None
+    ready: dict[Phase, tuple[int, ...]] = field(default_factory=dict)  # sizes of steps that can run, ascending
+
+    def add(self, job: "Job", made: Compiled) -> None:
+        """Take a compiled program in."""
+        if not job.size:
+            setattr(self, job.kind, made)
+        else:
+            getattr(self, job.kind)[job.size[0] if len(job.size) == 1 else job.size] = made
+
+    def size_for(self, phase: Phase, size: int) -> int:
+        """Return the size in which a step of this size runs: its own, or a larger one until that is ready."""
+        return bucket_for(size, self.ready[phase])
 
 
-@dataclass(frozen=True)
-class MeshPlan:
-    """Everything that the shapes and shardings of one mesh's programs depend on."""
+class Job(NamedTuple):
+    """A program to be compiled: the name of a field of `Programs`, and that field's key."""
 
-    mesh: Mesh
-    spec: MeshSpec
-    model: ModelConfig  # the checkpoint's
-    params: AbstractParams  # of the model as the mesh runs it (`tensor_parallel.model_on`)
-    config: EngineConfig
-    state: DeviceState  # abstract, of the model as the mesh runs it
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """Return the dtype of activations, KV and weights that are not quantised."""
-        return jnp.dtype(self.state.kv[0].k.dtype)
-
-    @property
-    def dense(self) -> DenseRows:
-        """The dense rows of the mesh's slots, abstract."""
-        return abstract_dense(self.model, self.config, self.mesh)
-
-    @property
-    def sampled_rows(self) -> set[int]:
-        """How many rows of logits a step may return."""
-        config, spec = self.config, self.spec
-        prefilled = {config.prefill_rows} if spec.prefills else set()
-        decoded = set(config.decode_buckets) if spec.decodes else set()
-        fused = {config.prefill_rows + config.decode_buckets[-1]} if spec.fused else set()
-        return prefilled | decoded | fused
-
-    @property
-    def destinations(self) -> set[int]:
-        """Return the tensor-parallel degrees of the meshes that this one may send KV to."""
-        return {spec.tp for spec in self._others if spec.decodes}
-
-    @property
-    def sources(self) -> set[int]:
-        """Return the tensor-parallel degrees of the meshes that this one may receive KV from."""
-        return {spec.tp for spec in self._others} if self.spec.decodes else set()
-
-    @property
-    def _others(self) -> list[MeshSpec]:
-        others = list(self.config.topology.meshes)
-        others.remove(self.spec)
-        return others
+    kind: str
+    size: tuple[Any, ...] = ()
 
 
-def compile_programs(plans: list[MeshPlan], threads: int, *, progress: bool) -> list[Programs]:
-    """Compile all programs of all meshes, `threads` at a time, without the GIL; `progress` names them on stderr."""
-    programs = [Programs(compile_program(plan, "allocate")) for plan in plans]
-    jobs = [(plan, made, kind, size) for plan, made in zip(plans, programs, strict=True) for kind, *size in _jobs(plan)]
+class Bundle(NamedTuple):
+    """Programs that are of use only together: those of a step's size, or (no phase) those that all sizes need."""
 
-    def add(plan: MeshPlan, made: Programs, kind: str, size: Sequence[Any]) -> None:
-        with line.doing(" ".join(map(str, [kind, *size]))):
-            _add(plan, made, kind, size)
-
-    with (
-        ThreadPoolExecutor(threads) as pool,
-        Progress("compiling", len(jobs), "programs", shown=progress) as line,
-    ):
-        list(pool.map(lambda job: add(*job), jobs))
-    return programs
+    phase: Phase | None
+    size: int
+    jobs: tuple[Job, ...]
 
 
-def compile_program(plan: MeshPlan, kind: str, *size: Any) -> Compiled:
-    """Compile one program for a mesh, as an engine would have it.
+def bundles(plan: MeshPlan, needs: Callable[[Job], bool] = lambda job: True) -> tuple[list[Bundle], list[Bundle]]:
+    """List what a mesh needs: the bundles that it cannot serve without, and the rest. `needs` may leave programs out.
 
-    `kind` is the name of a field of `Programs`, and `size` that field's key: ("prefill", tokens) or
-    ("sample", stage, rows), for instance; nothing where the field is one program.
+    Of each phase the largest size comes first, because it can serve every step; the others follow from the smallest
+    on, where a larger one costs most.
     """
-    is_split_on_cpu = plan.mesh.size > 1 and plan.mesh.devices.flat[0].platform == "cpu"
-    # Where a product is split between devices, `kernels_pallas/matmul.py` has to know.
-    known = jax.sharding.use_abstract_mesh(plan.mesh.abstract_mesh) if is_split_on_cpu else nullcontext()
-    with own_settings(), known:
-        return _COMPILERS[kind](plan, *size)
+    first, rest = [], []
+    for phase, sizes, list_jobs in _phases(plan):
+        of_phase = [Bundle(phase, size, tuple(filter(needs, list_jobs(plan, size)))) for size in sizes]
+        first += of_phase[-1:]
+        rest += of_phase[:-1]
+    return [*first, Bundle(None, 0, tuple(filter(needs, _of_all(plan))))], rest
 
 
-def _add(plan: MeshPlan, programs: Programs, kind: str, size: Sequence[Any]) -> None:
-    made = compile_program(plan, kind, *size)
-    if not size:
-        setattr(programs, kind, made)
-    else:
-        getattr(programs, kind)[size[0] if len(size) == 1 else tuple(size)] = made
-
-
-def _compile_allocate(plan: MeshPlan) -> Compiled:
-    described = plan.state, plan.dense
-
-    def allocate() -> tuple[DeviceState, DenseRows]:
-        return fresh(*described)
-
-    return jax.jit(allocate, out_shardings=_shardings(described)).lower().compile()
-
-
-def _jobs(plan: MeshPlan) -> Iterator[tuple[Any, ...]]:
-    """List kind and size of each program that a mesh needs besides `allocate`."""
-    config = plan.config
+def _phases(plan: MeshPlan) -> Iterator[tuple[Phase, tuple[int, ...], Callable[[MeshPlan, int], Iterator[Job]]]]:
+    """List the mesh's phases, their sizes, and what lists the programs of one."""
     if plan.spec.prefills:
-        for kind in ("prefill", "score"):
-            yield from ((kind, tokens) for tokens in config.prefill_buckets)
-    if plan.spec.fused:
-        yield from (("fused", tokens) for tokens in config.prefill_buckets)
+        yield "prefill", plan.config.prefill_buckets, _of_prefill
     if plan.spec.decodes:
-        yield from (("decode", rows) for rows in config.decode_buckets)
-        if config.decode_steps > 1:
-            yield from (("decode_steps", rows, config.decode_steps) for rows in config.decode_buckets)
-    yield ("load_dense",)
-    yield from (("sample", stage, rows) for rows in sorted(plan.sampled_rows) for stage in Stage)
-    for tp in sorted(plan.destinations):
-        yield from (("gather", tp, pages) for pages in config.handoff_buckets)
-    for tp in sorted(plan.sources):
-        yield from (("scatter", tp, pages) for pages in config.handoff_buckets)
-    yield from (("copy_page", group) for group in range(len(config.windows)))
+        yield "decode", plan.config.decode_buckets, _of_decode
 
 
-def _compile_prefill(plan: MeshPlan, tokens: int) -> Compiled:
-    def prefill(params: Params, state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceState, Passed, jax.Array]:
-        return prefill_step(_decoder(plan, params), plan.mesh, state, inputs)
-
-    return _compile_step(plan, prefill, _prefill_inputs(plan, tokens))
-
-
-def _compile_fused(plan: MeshPlan, tokens: int) -> Compiled:
-    def fused(
-        params: Params, state: DeviceState, inputs: PrefillInputs, rows: jax.Array
-    ) -> tuple[DeviceState, Passed, jax.Array]:
-        return fused_step(_decoder(plan, params), plan.mesh, state, inputs, rows)
-
-    rows = _decode_rows(plan, plan.config.decode_buckets[-1], 1)
-    return _compile_step(plan, fused, _prefill_inputs(plan, tokens), rows)
+def _of_prefill(plan: MeshPlan, tokens: int) -> Iterator[Job]:
+    yield Job("prefill", (tokens,))
+    if plan.spec.fused:
+        yield Job("fused", (tokens,))
+    yield Job("score", (tokens,))
 
 
-def _compile_decode(plan: MeshPlan, rows: int) -> Compiled:
-    def decode(params: Params, state: DeviceState, rows: jax.Array) -> tuple[DeviceState, Passed]:
-        return decode_step(_decoder(plan, params), plan.mesh, state, rows)
-
-    return _compile_step(plan, decode, _decode_rows(plan, rows, 1), options=_MERGED)
-
-
-def _compile_decode_steps(plan: MeshPlan, rows: int, steps: int) -> Compiled:
-    def decode(params: Params, state: DeviceState, rows: jax.Array) -> tuple[DeviceState, jax.Array]:
-        return decode_steps(_decoder(plan, params), plan.mesh, state, rows, steps)
-
-    return _compile_step(plan, decode, _decode_rows(plan, rows, steps), options=_MERGED)
+def _of_decode(plan: MeshPlan, rows: int) -> Iterator[Job]:
+    yield Job("decode", (rows,))
+    if plan.config.decode_steps > 1:
+        yield Job("decode_steps", (rows, plan.config.decode_steps))
+    if rows not in _rows_of_prefill(plan):
+        yield from (Job("sample", (stage, rows)) for stage in Stage)
 
 
-def _compile_sample(plan: MeshPlan, stage: Stage, rows: int) -> Compiled:
-    arg, scalars = partial(_argument, plan.mesh), plan.state.scalars
-    logits, drawn = arg((rows, plan.model.vocab_size), jnp.float32), arg((rows, len(DrawColumn)))
-    stages: dict[Stage, tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]] = {  # arguments; those donated
-        Stage.ADJUST: (adjust, (plan.dense, scalars, drawn, logits), (0,)),
-        Stage.TOP_K: (top_k, (scalars, drawn, logits), ()),
-        Stage.TOP_P: (top_p, (scalars, drawn, logits), ()),
-        Stage.DRAW: (draw, (scalars, drawn, logits), (0,)),
-        Stage.SCORE: (score, (logits, arg((rows,))), ()),
-    }
-    function, arguments, donated = stages[stage]
-    jitted = jax.jit(function, donate_argnums=donated, out_shardings=replicated(plan.mesh))
-    return _compile(plan, jitted.lower(*arguments), {})
-
-
-def _decoder(plan: MeshPlan, params: Params) -> Decoder:
-    return bind(plan.params.graphdef, params)
-
-
-def _prefill_inputs(plan: MeshPlan, tokens: int) -> PrefillInputs:
-    rows, config, arg = plan.config.prefill_rows, plan.config, partial(_argument, plan.mesh)
-    columns = prefill_columns(len(config.windows), config.max_pages)
-    return PrefillInputs(arg((tokens,)), arg((rows, columns)), arg((rows, len(Float)), jnp.float32))
-
-
-def _decode_rows(plan: MeshPlan, rows: int, steps: int) -> Any:
+def _of_all(plan: MeshPlan) -> Iterator[Job]:
+    """List what serves steps of every size. Hand-offs are here, as their staging is counted in their own sizes."""
     config = plan.config
-    return _argument(plan.mesh, (rows, decode_columns(len(config.windows), steps, config.page_size)))
+    yield Job("allocate")
+    yield from (Job("sample", (stage, rows)) for rows in sorted(_rows_of_prefill(plan)) for stage in Stage)
+    yield Job("load_dense")
+    for tp in sorted(plan.destinations):
+        yield from (Job("gather", (tp, pages)) for pages in config.handoff_buckets)
+    for tp in sorted(plan.sources):
+        yield from (Job("scatter", (tp, pages)) for pages in config.handoff_buckets)
+    yield from (Job("copy_page", (group,)) for group in range(len(config.windows)))
 
 
-def _compile_step(
-    plan: MeshPlan, step: Callable[..., Any], *inputs: Any, options: dict[str, str | bool | int] | None = None
-) -> Compiled:
-    """Compile a step that takes parameters, state and inputs, and returns the new state first; `options` of a GPU."""
-    whole = replicated(plan.mesh)
-    outputs = jax.eval_shape(step, _params(plan), plan.state, *inputs)
-    out = (_shardings(plan.state), *(whole for _ in outputs[1:]))
-    lowered = jax.jit(step, donate_argnums=1, out_shardings=out).lower(_params(plan), plan.state, *inputs)
-    return _compile(plan, lowered, options or {})
-
-
-def _compile(plan: MeshPlan, lowered: Lowered, options: Mapping[str, str | bool | int]) -> Compiled:
-    """Compile for the mesh's devices; `options` are XLA's, for GPUs alone."""
-    # Each mesh's programs are compiled separately, so autotuning could choose different kernels for two meshes.
-    fixed = _FIXED if plan.config.deterministic else {}
-    is_gpu = plan.mesh.devices.flat[0].platform == "gpu"
-    return lowered.compile(compiler_options={**fixed, **options} if is_gpu else None)
-
-
-def _params(plan: MeshPlan) -> Any:
-    return tuple(param_on(plan.mesh, spec) for spec in plan.params.specs.values())
-
-
-def _compile_score(plan: MeshPlan, tokens: int) -> Compiled:
-    def score(params: Params, hidden: jax.Array, targets: jax.Array) -> TokenScores[jax.Array]:
-        decoder = _decoder(plan, params)
-        return score_tokens(lambda rows: replicate_logits(decoder.logits(rows), plan.mesh), hidden, targets)
-
-    arg = partial(_argument, plan.mesh)
-    hidden = arg((tokens, plan.model.hidden_size), plan.dtype)
-    jitted = jax.jit(score, out_shardings=replicated(plan.mesh))
-    return jitted.lower(_params(plan), hidden, arg((tokens,))).compile()
-
-
-def _compile_load_dense(plan: MeshPlan) -> Compiled:
-    dense, arg = plan.dense, partial(_argument, plan.mesh)
-    row: DenseRows = jax.tree.map(lambda x: arg(x.shape[1:], x.dtype), empty_dense(1, plan.model.vocab_size))
-    jitted = jax.jit(load_dense, donate_argnums=0, out_shardings=_shardings(dense))
-    return jitted.lower(dense, arg(()), row).compile()
-
-
-def _compile_gather(plan: MeshPlan, tp: int, bucket: int) -> Compiled:
-    arg, state, mesh = partial(_argument, plan.mesh), plan.state, plan.mesh
-    route = plan_route(plan.model.num_kv_heads, mesh.size, tp)
-    pages = staged_pages(plan.config, bucket)
-    out = _shardings(abstract_staging(state, mesh, route, pages))
-    jitted = jax.jit(partial(gather, mesh=mesh, route=route), out_shardings=out)
-    return jitted.lower(state, tuple(arg((count,)) for count in pages), arg(())).compile()
-
-
-def _compile_scatter(plan: MeshPlan, tp: int, bucket: int) -> Compiled:
-    arg, state, mesh = partial(_argument, plan.mesh), plan.state, plan.mesh
-    pages = staged_pages(plan.config, bucket)
-    staging: Staging = abstract_staging(state, mesh, plan_route(plan.model.num_kv_heads, tp, mesh.size), pages)
-    jitted = jax.jit(partial(scatter, mesh=mesh), donate_argnums=0, out_shardings=_shardings(state))
-    ids, tables = (
-        tuple(arg((count,)) for count in counts) for counts in (pages, [table.shape[1] for table in state.tables])
-    )
-    return jitted.lower(state, staging, ids, arg(()), tables).compile()
-
-
-def _compile_copy_page(plan: MeshPlan, group: int) -> Compiled:
-    kv, arg = plan.state.kv[group], partial(_argument, plan.mesh)
-    jitted = jax.jit(copy_page, donate_argnums=0, out_shardings=_shardings(kv))
-    return jitted.lower(kv, arg(()), arg(())).compile()
-
-
-def _argument(mesh: Mesh, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.int32) -> Any:
-    """Describe a replicated argument by shape and dtype; typed `Any`, because it is passed in place of an array."""
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
-
-
-def _shardings[T](tree: T) -> T:
-    shardings: T = jax.tree.map(lambda x: x.sharding, tree)
-    return shardings
-
-
-_COMPILERS: dict[str, Callable[..., Compiled]] = {
-    "allocate": _compile_allocate,
-    "prefill": _compile_prefill,
-    "fused": _compile_fused,
-    "score": _compile_score,
-    "decode": _compile_decode,
-    "decode_steps": _compile_decode_steps,
-    "sample": _compile_sample,
-    "gather": _compile_gather,
-    "scatter": _compile_scatter,
-    "copy_page": _compile_copy_page,
-    "load_dense": _compile_load_dense,
-}
+def _rows_of_prefill(plan: MeshPlan) -> set[int]:
+    """Return how many rows of logits a prefill or fused step of any size returns."""
+    config, spec = plan.config, plan.spec
+    fused = {config.prefill_rows + config.decode_buckets[-1]} if spec.fused else set()
+    return ({config.prefill_rows} if spec.prefills else set()) | fused

@@ -4,7 +4,7 @@
     python scripts/bench/cache.py --package ../before ...
 
 Starts engines one after the other, each in a process of its own, over one compilation cache that is empty at first, and
-counts what JAX finds in it and what it compiles. `--package` starts those of another checkout.
+counts what is found in it and what is compiled. `--package` starts those of another checkout.
 """
 
 import argparse
@@ -19,7 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_EVENTS = {"/jax/compilation_cache/cache_hits": "found", "/jax/compilation_cache/cache_misses": "compiled"}
+# Of JAX's own cache, and of kept executables.
+_EVENTS = {
+    "/jax/compilation_cache/cache_hits": "found",
+    "/jax/compilation_cache/cache_misses": "compiled",
+    "/twinmesh/kept_programs/read": "found",
+    "/twinmesh/kept_programs/compiled": "compiled",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "attention": "attention, append and products alone, a layer at a time",
     "cache": "programs that a start finds compiled after starts with other topologies",
     "dtype": 'products in float32 and bfloat16, which the choice of dtype="auto" rests on',
+    "first_token": "seconds from the command to its first token, cold and warm, beside an earlier checkout",
     "generate": "tokens per second of whole batches, by topology and number of requests",
     "handoff": "what handing KV over costs, by prompt length, against a plain copy",
     "host": "what the dispatching thread spends on a step",

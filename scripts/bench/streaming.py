@@ -109,6 +109,7 @@ class Compilations:
     """None are made."""
 
     count = 0
+    coming = ()
 
     def close(self) -> None:
         """Nothing to close."""

@@ -15,8 +15,10 @@ from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.sampling.request_state import Float, Int
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.topology import Topology
+from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.engine.worker.kv_cache import DeviceState, abstract_state
-from twinmesh.engine.worker.programs import MeshPlan, Programs, compile_program
+from twinmesh.engine.worker.mesh_plan import MeshPlan
+from twinmesh.engine.worker.programs import Programs
 from twinmesh.engine.worker.step_layout import ChunkColumn, DecodeColumn, PrefillInputs, decode_columns, prefill_columns
 from twinmesh.kernels_pallas.tiles import length_class
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
@@ -147,8 +149,9 @@ def _tables(plan: MeshPlan, context: int) -> np.ndarray:
 
 def _filled(plan: MeshPlan, made: Programs, tables: np.ndarray) -> DeviceState:
     """Make a state with random KV, filled in place, and these page tables."""
+    allocate: Any = made.allocate
     state: DeviceState
-    state, _ = made.allocate()
+    state, _ = allocate()
 
     def fill(kv: Any) -> Any:
         def draw(x: Array) -> Array:

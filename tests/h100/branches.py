@@ -15,8 +15,9 @@ from twinmesh.engine.sampling.request_rows import Stage
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.topology import Topology
-from twinmesh.engine.worker import programs
+from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.engine.worker.kv_cache import abstract_state
+from twinmesh.engine.worker.mesh_plan import MeshPlan
 from twinmesh.models.decoder import abstract_params
 
 ROWS, TOKENS = 32, 2048
@@ -30,14 +31,12 @@ def plan(name, tp):
     )  # fmt: skip
     (mesh,) = build_meshes(config.topology, DEVICES[:tp])
     state = abstract_state(model, config, (2048,), jnp.dtype("bfloat16"), mesh)
-    return programs.MeshPlan(
-        mesh, config.topology.meshes[0], model, abstract_params(model, jnp.bfloat16), config, state
-    )
+    return MeshPlan(mesh, config.topology.meshes[0], model, abstract_params(model, jnp.bfloat16), config, state)
 
 
 def facts(name, tp, kind, *size):
     with on_h100s(tp, "tp"):
-        text = programs.compile_program(plan(name, tp), kind, *size).as_text()
+        text = compile_program(plan(name, tp), kind, *size).as_text()
     loops = [line for line in text.splitlines() if re.search(r" while\(", line)]
     trips = [re.search(r'"known_trip_count":\s*\{"n":"(\d+)"', line) for line in loops]
     return {

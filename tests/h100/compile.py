@@ -33,8 +33,9 @@ from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.startup.memory import temporary_bytes
 from twinmesh.engine.topology import Topology
-from twinmesh.engine.worker import programs
+from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.engine.worker.kv_cache import abstract_state
+from twinmesh.engine.worker.mesh_plan import MeshPlan
 from twinmesh.models.decoder import abstract_params
 from twinmesh.scripts.gpu.gemm import skinny_matmul
 from twinmesh.scripts.gpu.steps import LLAMA_3_1_8B, QWEN3_8B
@@ -164,9 +165,9 @@ def step(name, tp, kind, pages=2048, tokens=2048, rows=32, layers=None, split_k=
     (mesh,) = build_meshes(config.topology, DEVICES[:tp])
     state = abstract_state(model, config, (pages,), jnp.dtype("bfloat16"), mesh)
     params = abstract_params(model, jnp.bfloat16)
-    plan = programs.MeshPlan(mesh, config.topology.meshes[0], model, params, config, state)
+    plan = MeshPlan(mesh, config.topology.meshes[0], model, params, config, state)
     with on_h100s(tp, "tp"), without_split_k(not split_k):
-        program = programs.compile_program(plan, kind, tokens if kind == "prefill" else rows)
+        program = compile_program(plan, kind, tokens if kind == "prefill" else rows)
     memory, text = program.memory_analysis(), program.as_text()
     facts = {field: getattr(memory, f"{field}_size_in_bytes") for field in ("argument", "output", "alias", "temp")}
     pool = 2 * np.prod(state.kv[0].k.shape, dtype=int) * 2 // tp

@@ -12,13 +12,12 @@ from twinmesh.engine.protocol.sampling_plan import SamplingPlan
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.sharding.weights import Placer
-from twinmesh.engine.startup.compilation import use_cache
+from twinmesh.engine.startup.compilation import Compilation
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.kv_cache import abstract_state, groups
+from twinmesh.engine.worker.mesh_plan import MeshPlan
 from twinmesh.engine.worker.mesh_worker import MeshWorker
-from twinmesh.engine.worker.programs import MeshPlan, compile_programs
 from twinmesh.engine.worker.request_records import RequestRecords
-from twinmesh.models.checkpoints.catalog import cache_directory
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 
@@ -67,9 +66,8 @@ def tiny_machines(config, model=None, pages=None, meshes=None):
 
     Return a function, of which each call makes a fresh `TinyMesh` of each.
     """
-    use_cache(cache_directory() / "compiled")
     plans, params = (x[:meshes] for x in tiny_plans(config, model, pages))
-    programs = compile_programs(plans, 2, progress=False)
+    programs = Compilation(plans, 2).wait()
     return lambda: [TinyMesh(*parts) for parts in zip(plans, programs, params, strict=True)]
 
 

@@ -99,7 +99,7 @@ def test_a_machine_on_which_jax_finds_nothing_by_itself_is_told_what_to_set(monk
 
 
 def test_a_bug_on_a_machine_that_has_its_backend_is_still_called_one(monkeypatch, capsys):
-    def fail(args):
+    def fail(args, only=None):
         raise RuntimeError("surprise")
 
     monkeypatch.setattr(arguments, "load_llm", fail)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import twinmesh
-from twinmesh.engine.api import llm
 from twinmesh.engine.errors import BatchStopped, EngineError
 from twinmesh.engine.options import EngineOptions
+from twinmesh.engine.startup import build
 from twinmesh.engine.topology import Topology
 from twinmesh.scripts import arguments
 from twinmesh.scripts.bench.command import BENCHMARKS
@@ -126,7 +126,7 @@ def test_bad_arguments_are_one_line(args, says, capsys):
     ],
 )
 def test_sampling_values_out_of_range_are_refused_before_the_model_is_loaded(name, value, capsys, monkeypatch):
-    monkeypatch.setattr(arguments, "load_llm", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(arguments, "load_llm", lambda args, only=None: pytest.fail("the model was loaded"))
     assert main(["generate", "--model", "m", "--prompt", "x", name, value]) == 2
     err = capsys.readouterr().err
     assert "is not usable: it must be" in err
@@ -140,26 +140,26 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
 
     given = {}
 
-    def record(model, **options):
-        given.update(options, model=model)
+    def record(options, only=None):
+        given.update(vars(options))
         raise Stop
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(llm, "LLM", record)
+    monkeypatch.setattr(build, "start_engine", record)
     (tmp_path / "i").write_text(LINE)
     (tmp_path / "m.gguf").write_text("a model")
     start = [*command, "--model", "m.gguf"]
     assert main(start) == 1
-    no_flag = {"seed": 0, "devices": None}
     defaults = {field.name: field.default for field in fields(EngineOptions)}
-    assert given | no_flag == defaults | {"model": "m.gguf", "topology": Topology.parse("both=1"), "progress": True}
+    assert given == defaults | {"model": "m.gguf", "topology": Topology.parse("both=1"), "progress": True}
     given.clear()
     main([*start, "--topology", "both=2", "--dtype", "bfloat16", "--max-model-len", "64", "--deterministic",
           "--decode-steps", "4", "--no-prefix-caching", "--decision-log", "run.log", "--page-size", "16",
           "--max-num-seqs", "8", "--prefill-buckets", "16,32", "--decode-buckets", "8", "--kv-cache-bytes", "4096",
           "--memory-fraction", "0.25",
-          "--max-retries", "0", "--policy", "spf", "--allow-nonfinite", "--no-mmap"])  # fmt: skip
+          "--max-retries", "0", "--policy", "spf", "--allow-nonfinite", "--no-mmap", "--serve-early"])  # fmt: skip
     assert given == {
+        "seed": 0, "devices": None, "serve_early": True,
         "model": "m.gguf", "topology": Topology.parse("both=2"), "dtype": "bfloat16", "max_model_len": 64,
         "deterministic": True, "decode_steps": 4, "enable_prefix_caching": False, "decision_log": "run.log",
         "page_size": 16, "max_num_seqs": 8, "prefill_buckets": (16, 32), "decode_buckets": (8,), "kv_cache_bytes": 4096,
@@ -171,7 +171,7 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("log", "role"), [("i", "input"), ("./o", "output"), ("m.gguf", "model")])
 def test_a_decision_log_overwrites_nothing_else(log, role, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(arguments, "load_llm", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(arguments, "load_llm", lambda args, only=None: pytest.fail("the model was loaded"))
     (tmp_path / "i").write_text(LINE)
     files = ["--model", "m.gguf", "--input", "i", "--output", "o"]
     assert main(["batch", *files, "--decision-log", log]) == 2
@@ -191,7 +191,7 @@ def test_a_decision_log_overwrites_nothing_else(log, role, tmp_path, monkeypatch
     ],
 )
 def test_announced_errors_become_a_sentence_and_an_exit_code(error, code, says, capsys, monkeypatch):
-    def fail(args):
+    def fail(args, only=None):
         raise error
 
     monkeypatch.setattr(arguments, "load_llm", fail)
@@ -200,7 +200,7 @@ def test_announced_errors_become_a_sentence_and_an_exit_code(error, code, says, 
 
 
 def test_a_bug_is_called_one_in_a_sentence_without_a_traceback(monkeypatch, capsys):
-    def fail(args):
+    def fail(args, only=None):
         raise RuntimeError("surprise")
 
     monkeypatch.setattr(arguments, "load_llm", fail)

@@ -8,6 +8,7 @@ import pytest
 from helpers.fake_llm import FakeLLM
 from helpers.tiny_gguf import write_tiny_gguf
 from twinmesh.engine.api.sampling_params import SamplingParams
+from twinmesh.engine.startup import build
 from twinmesh.scripts import arguments
 from twinmesh.scripts.cli import main
 
@@ -15,7 +16,7 @@ from twinmesh.scripts.cli import main
 @pytest.fixture
 def llm(monkeypatch):
     llm = FakeLLM()
-    monkeypatch.setattr(arguments, "load_llm", lambda args: llm)
+    monkeypatch.setattr(arguments, "load_llm", lambda args, only=None: llm)
     return llm
 
 
@@ -103,7 +104,7 @@ def test_an_empty_prompt_is_refused(llm, capsys, monkeypatch, stdin):
 def test_a_prompt_that_is_too_long_is_refused_before_the_weights_are_loaded(
     capsys, monkeypatch, tmp_path, chat, limit, said
 ):
-    monkeypatch.setattr(arguments, "load_llm", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(build, "load_weights", lambda *args, **kwargs: pytest.fail("the weights were loaded"))
     model = write_tiny_gguf(tmp_path / "tiny.gguf")
     prompt = "hello " * 200
     assert main(["generate", "--model", str(model), "--prompt", prompt, *chat, *limit]) == 2

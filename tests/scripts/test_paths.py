@@ -32,7 +32,7 @@ def home(tmp_path, monkeypatch):
 
 
 def test_a_batch_run_reads_and_writes_at_home(home, monkeypatch, capsys):
-    monkeypatch.setattr(arguments, "load_llm", lambda args: FakeLLM())
+    monkeypatch.setattr(arguments, "load_llm", lambda args, only=None: FakeLLM())
     BatchFiles(home).write(prompts(2))
     (home / "m.gguf").write_bytes(b"a model")
     files = ["--model=~/m.gguf", "--input=~/in.jsonl", "--output=~/out.jsonl", "--summary=~/summary.json"]

@@ -31,7 +31,7 @@ def log(tmp_path):
 
 
 # In the order of start-up: memory is looked at when the weights are loaded.
-@pytest.mark.parametrize("step", ["build_meshes", "memory_for_kv", "compile_programs", "MeshWorker"])
+@pytest.mark.parametrize("step", ["build_meshes", "memory_for_kv", "Compilation", "MeshWorker"])
 def test_a_start_that_fails_leaves_an_earlier_log_as_it_was(step, log, monkeypatch):
     monkeypatch.setattr(build, step, fail)
     with pytest.raises(Failure):
@@ -40,7 +40,7 @@ def test_a_start_that_fails_leaves_an_earlier_log_as_it_was(step, log, monkeypat
 
 
 def test_a_start_that_fails_leaves_no_new_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "compile_programs", fail)
+    monkeypatch.setattr(build, "Compilation", fail)
     with pytest.raises(Failure):
         make_engine(MODEL, decision_log=tmp_path / "run.log")
     assert list(tmp_path.iterdir()) == []
@@ -89,14 +89,14 @@ def test_a_log_that_cannot_be_written_is_refused_before_any_device_is_asked_for(
     ],
 )
 def test_options_are_checked_before_the_process_is_changed(bad, monkeypatch):
-    for step in ("build_meshes", "use_cache"):
+    for step in ("build_meshes", "kept_or_compiled"):
         monkeypatch.setattr(build, step, refuse)
     with pytest.raises(ValueError, match=next(iter(bad))):
         make_engine(MODEL, kv_cache_bytes=1 << 20, **bad)
 
 
-def test_the_compilation_cache_is_set_once_weights_are_loaded_and_fit(monkeypatch):
-    monkeypatch.setattr(build, "use_cache", refuse)
+def test_programs_are_compiled_once_it_is_known_that_the_weights_fit(monkeypatch):
+    monkeypatch.setattr(build, "kept_or_compiled", refuse)
     with pytest.raises(ValueError, match="lower max_model_len, or raise kv_cache_bytes"):
         make_engine(MODEL, kv_cache_bytes=1)
 

@@ -6,10 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.startup.gpu_memory import Share
-from twinmesh.engine.startup.memory import longest_that_fits, memory_for_kv, page_bytes, pool_that_fits, request_bytes
+from twinmesh.engine.startup.memory import (
+    in_steps,
+    longest_that_fits,
+    memory_for_kv,
+    page_bytes,
+    pool_that_fits,
+    request_bytes,
+)
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.kv_cache import Group, abstract_dense, abstract_state, fresh, groups
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
@@ -138,6 +147,14 @@ def test_a_cap_is_the_budget_where_devices_do_not_report_their_memory():
     meshes = build_meshes(Topology.parse("prefill=1,decode=1"))
     assert memory_for_kv(meshes, 1 << 20, [500, 500], Share(0.75)) == [1 << 20, 1 << 20]
     assert all(0 < budget <= 2 << 30 for budget in memory_for_kv(meshes, None, [0, 0], Share(0.75)))
+
+
+@given(st.integers(0, 1 << 40))
+def test_a_cpus_budget_is_rounded_down_by_an_eighth_at_most(size):
+    rounded = in_steps(size)
+    assert 0.875 * size <= rounded <= size
+    assert in_steps(rounded) == rounded
+    assert {in_steps(size + more) for more in (0, size // 1000)} <= {rounded, in_steps(size + size // 1000)}
 
 
 # ---- what a pool takes

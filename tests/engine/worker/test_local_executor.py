@@ -36,7 +36,7 @@ from twinmesh.engine.protocol.results import StepFailed, StepResult
 from twinmesh.engine.protocol.sampling_plan import SamplingPlan
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.local_executor import LocalExecutor
-from twinmesh.engine.worker.programs import MeshPlan
+from twinmesh.engine.worker.mesh_plan import MeshPlan
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
 
@@ -285,7 +285,7 @@ def test_a_dropped_transfer_leaves_nothing_staged(start):
 def test_a_mesh_has_the_programs_that_its_topology_needs(start):
     def programs(topology):
         kinds = [vars(mesh.programs) for mesh in start(topology).executor.meshes]
-        return [{name for name, programs in kind.items() if programs} - {"allocate"} for kind in kinds]
+        return [{name for name, programs in kind.items() if programs} - {"allocate", "ready"} for kind in kinds]
 
     always = {"sample", "load_dense", "copy_page"}
     prefilling = always | {"prefill", "score"}

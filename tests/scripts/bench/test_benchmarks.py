@@ -1,6 +1,10 @@
 """What benchmarks make of their figures; what they measure is not for tests."""
 
+import os
+import sys
+
 import pytest
+from twinmesh.scripts.bench import first_token as bench_first_token
 from twinmesh.scripts.bench import handoff as bench_handoff
 from twinmesh.scripts.bench import isolation as bench_isolation
 from twinmesh.scripts.bench import offline as bench_offline
@@ -55,3 +59,30 @@ def test_ratios_are_null_where_a_peer_is_absent():
     assert result["vllm"] is None
     assert result["transformers"] == {"seconds": 3.0, "version": "x", "tokens_per_second": 10.0, "agreement": 0.5}
     assert result["twinmesh"]["agreement"] == 1.0
+
+
+def test_ratios_of_first_tokens_are_of_the_same_pair_and_kind_of_start():
+    pairs = [
+        {"after": {"cold": 1.0, "warm": 0.5}, "before": {"cold": 10.0, "warm": 1.0}},
+        {"after": {"cold": 3.0, "warm": 0.7}, "before": {"cold": 10.0, "warm": 2.0}},
+        {"after": {"cold": 2.0, "warm": 0.6}, "before": {"cold": 40.0, "warm": 3.0}},
+    ]
+    cold, warm = bench_first_token.summarise(pairs)
+    assert (cold["start"], warm["start"]) == ("cold", "warm")
+    assert cold["ratio to before"] == pytest.approx(0.1)
+    assert warm["ratio to before"] == pytest.approx(0.35)
+    assert cold["after"] == {"median": 2.0, "range": [1.0, 3.0]}
+
+
+def test_a_first_token_is_the_first_byte_or_what_follows_a_marker():
+    slow = "import sys, time; print('x', flush=True); time.sleep(0.2); print('@@ y', flush=True)"
+    command = [sys.executable, "-c", slow]
+    first, marked = (bench_first_token.first_byte(command, os.environ, marker) for marker in (b"", b"@@"))
+    assert first > 0
+    assert marked > 0.2
+
+
+@pytest.mark.parametrize("script", ["raise SystemExit(3)", "print('x'); raise SystemExit(1)", "print()"])
+def test_a_command_that_fails_or_never_says_it_is_no_figure(script):
+    with pytest.raises(SystemExit, match="failed"):
+        bench_first_token.first_byte([sys.executable, "-c", script], os.environ, b"x" if "x" not in script else b"")
