@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import ml_dtypes
 import numpy as np
 
+from .blocks_check import check_blocks
 from .levels import Level
 
 # (arguments, results, attributes): calls the kernel, which fills the results
@@ -78,3 +79,4 @@ CHECKS: dict[str, Callable[..., bool]] = {
     for kind in ("product", "score")
     for dtype in ("float32", "bfloat16")
 } | {f"decode_{dtype}": _decode(dtype) for dtype in ("float32", "bfloat16")}
+CHECKS["blocks"] = check_blocks

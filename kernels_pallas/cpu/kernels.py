@@ -10,4 +10,5 @@ KERNELS = {
     "score_bfloat16": ("scores", "score_bfloat16"),
     "decode_float32": ("attention", "decode_float32"),
     "decode_bfloat16": ("attention", "decode_bfloat16"),
+    "blocks": ("blocks_kernel", "product"),
 }

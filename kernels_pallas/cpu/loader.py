@@ -135,7 +135,8 @@ def _why_no_numba() -> str | None:
 
 def _identity(level: Level) -> str:
     known = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    folder = Path(__file__).parent
+    for source in [*sorted(folder.glob("*.py")), folder.parent / "block_tiles.py"]:
         known.update(source.read_bytes())
     versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
     known.update(repr((level.name, versions, sys.version_info[:2])).encode())

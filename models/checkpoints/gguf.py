@@ -1,15 +1,16 @@
 """Opens a GGUF file as a checkpoint: it holds configuration, weights, tokenizer and chat template."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 
+from ...kernels_pallas.block_tiles import LAYOUTS
 from ..errors import CheckpointError
 from ..families import GGUF, format_named
 from ..families.from_gguf import NAMES, ROPE_FACTORS, GGUFHeader
 from ..families.raw_config import Settings
+from ..quantized import Weight
 from ..text.chat import ChatTemplate
 from ..text.chat_files import templates_from_gguf
 from ..text.tokenizer import Tokenizer
@@ -17,6 +18,7 @@ from ..text.tokenizer_gguf import tokenizer_from_gguf
 from .base import TextFiles
 from .gguf_file import GGUFFile
 from .host_memory import FileMaps
+from .quantized_streaming import divide, stream_quantized
 from .streaming import Report, Wanted, ignore, stored_bytes, stream
 
 
@@ -40,6 +42,7 @@ class GGUFCheckpoint(TextFiles):
         factors = {ROPE_FACTORS: (self.config.head_dim // 2,)} if ROPE_FACTORS in self._file.tensors else {}
         expected = {source.tensor: source.shape for source in self._sources.values()} | factors
         self._file.check(expected | self._scales(), self._is_input_scale)
+        self.formats: Mapping[str, str] = self._formats()
 
     def _header(self, prefix: str) -> GGUFHeader:
         """Describe the file to its family.
@@ -67,6 +70,16 @@ class GGUFCheckpoint(TextFiles):
         names = (f"{tensor.removesuffix('.weight')}.scale" for tensor in matrices)
         return {name: (1,) for name in names if name in self._file.tensors}
 
+    def _formats(self) -> dict[str, str]:
+        """Find the parameters whose tensors are of a format that need not be dequantised, and have no second scale."""
+        scales = self._scales()
+        kinds = {
+            path: self._file.tensors[source.tensor].kind.name
+            for path, source in self._sources.items()
+            if len(source.shape) == 2 and f"{source.tensor.removesuffix('.weight')}.scale" not in scales
+        }
+        return {path: kind for path, kind in kinds.items() if kind in LAYOUTS}
+
     @staticmethod
     def _is_input_scale(name: str) -> bool:
         """Return whether a tensor only says how activations may be quantised, which are not, here or in llama.cpp."""
@@ -84,9 +97,12 @@ class GGUFCheckpoint(TextFiles):
         allow_nonfinite: bool = False,
         maps: FileMaps | None = None,
         report: Report = ignore,
-    ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+    ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
         """Load parameters straight onto devices; see `Checkpoint.load`."""
-        return stream(self._file, self._sources, wanted, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
+        floats, quantized = divide(wanted)
+        file, sources = self._file, self._sources
+        yield from stream(file, sources, floats, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
+        yield from stream_quantized(file, sources, quantized, allow_nonfinite=allow_nonfinite, report=report)
 
     def _read_tokenizer(self) -> Tokenizer:
         try:

@@ -8,6 +8,7 @@ is checked that exactly the expected ones exist.
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from ..families.tensor_source import Source
 from ..json_file import read_json
 from .base import TextFiles
 from .host_memory import FileMaps
+from .quantized_streaming import divide
 from .safetensors import INDEX, SafetensorsFiles, open_sharded
 from .streaming import Report, Wanted, ignore, stored_bytes, stream
 from .tensor_check import check_tensors
@@ -35,6 +37,8 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 class HuggingFaceCheckpoint(TextFiles):
     """A directory of a supported family, checked to hold exactly the tensors that the family needs."""
+
+    formats: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, directory: Path) -> None:
         """Open `directory`; see `open_checkpoint` for what it raises."""
@@ -80,7 +84,8 @@ class HuggingFaceCheckpoint(TextFiles):
         report: Report = ignore,
     ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
         """Load parameters straight onto devices; see `Checkpoint.load`."""
-        return stream(self._file, self._sources, wanted, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
+        floats, _ = divide(wanted)
+        return stream(self._file, self._sources, floats, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
 
 
 def _as_stored(config: ModelConfig, file: SafetensorsFiles) -> ModelConfig:
