@@ -1,9 +1,7 @@
 """Opens a GGUF file as a checkpoint: it holds configuration, weights, tokenizer and chat template."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 
 from ..errors import CheckpointError
@@ -16,11 +14,10 @@ from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_gguf import tokenizer_from_gguf
 from .base import TextFiles
 from .gguf_file import GGUFFile
-from .host_memory import FileMaps
-from .streaming import Report, Wanted, ignore, stored_bytes, stream
+from .streaming import StreamedTensors
 
 
-class GGUFCheckpoint(TextFiles):
+class GGUFCheckpoint(TextFiles, StreamedTensors[GGUFFile]):
     """A GGUF file of a supported architecture, checked to hold exactly the tensors that the architecture needs."""
 
     dtype = jnp.dtype(jnp.float32)
@@ -71,22 +68,6 @@ class GGUFCheckpoint(TextFiles):
     def _is_input_scale(name: str) -> bool:
         """Return whether a tensor only says how activations may be quantised, which are not, here or in llama.cpp."""
         return name.endswith(".input_scale")
-
-    @property
-    def stored_bytes(self) -> int:
-        """Return the bytes that the parameters take in the files."""
-        return stored_bytes(self._file, self._sources)
-
-    def load(
-        self,
-        wanted: Wanted,
-        *,
-        allow_nonfinite: bool = False,
-        maps: FileMaps | None = None,
-        report: Report = ignore,
-    ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
-        """Load parameters straight onto devices; see `Checkpoint.load`."""
-        return stream(self._file, self._sources, wanted, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
 
     def _read_tokenizer(self) -> Tokenizer:
         try:
