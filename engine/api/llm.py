@@ -14,13 +14,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from ...models.text.chat import ChatOptions
 from ...models.text.chat_messages import Message, Tool
 from ..config import check_whole_number
 from ..core.submission import Update
 from ..errors import EngineError
+from ..progress import Progress
 from .base import BaseLLM
 from .collector import RequestCollector
 from .job import Job
@@ -64,7 +64,7 @@ class LLM(BaseLLM):
                 generator or a series. Token ids are a list or an array of one dimension: numpy's, JAX's, torch's; an
                 array of two dimensions is a prompt a row.
             sampling_params: one for all prompts, or one for each; None: the defaults.
-            use_tqdm: show a progress bar on stderr.
+            use_tqdm: say on stderr how many are answered.
 
         Raises:
             ValueError: a prompt is empty, too long or unreadable, or parameters do not go with the model. What was
@@ -234,12 +234,12 @@ class LLM(BaseLLM):
         """Run `count` jobs, and return their results in order."""
         outputs: list[RequestOutput | None] = [None] * count
         with (
-            tqdm(total=count, unit="req", disable=not use_tqdm) as bar,
+            Progress("answered", count, "requests", shown=use_tqdm) as line,
             closing(self._outputs(jobs, None)) as results,
         ):
             for index, output in results:
                 outputs[index] = output
-                bar.update()
+                line.advance(1)
         return [output for output in outputs if output is not None]
 
     def _outputs(

@@ -18,11 +18,11 @@ from ..text.tokenizer_gguf import tokenizer_from_gguf
 from .base import TextFiles
 from .gguf_file import GGUFFile
 from .host_memory import FileMaps
-from .quantized_streaming import divide, stream_quantized
-from .streaming import Report, Wanted, ignore, stored_bytes, stream
+from .quantized_streaming import stream_quantized
+from .streaming import Report, StreamedTensors, Wanted, divide, ignore
 
 
-class GGUFCheckpoint(TextFiles):
+class GGUFCheckpoint(TextFiles, StreamedTensors[GGUFFile]):
     """A GGUF file of a supported architecture, checked to hold exactly the tensors that the architecture needs."""
 
     dtype = jnp.dtype(jnp.float32)
@@ -85,11 +85,6 @@ class GGUFCheckpoint(TextFiles):
         """Return whether a tensor only says how activations may be quantised, which are not, here or in llama.cpp."""
         return name.endswith(".input_scale")
 
-    @property
-    def stored_bytes(self) -> int:
-        """Return the bytes that the parameters take in the files."""
-        return stored_bytes(self._file, self._sources)
-
     def load(
         self,
         wanted: Wanted,
@@ -98,10 +93,10 @@ class GGUFCheckpoint(TextFiles):
         maps: FileMaps | None = None,
         report: Report = ignore,
     ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
-        """Load parameters straight onto devices; see `Checkpoint.load`."""
-        floats, quantized = divide(wanted)
+        """Load parameters straight onto devices, those of floats first; see `Checkpoint.load`."""
+        yield from super().load(wanted, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
+        _, quantized = divide(wanted)
         file, sources = self._file, self._sources
-        yield from stream(file, sources, floats, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
         yield from stream_quantized(file, sources, quantized, allow_nonfinite=allow_nonfinite, report=report)
 
     def _read_tokenizer(self) -> Tokenizer:

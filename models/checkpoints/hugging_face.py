@@ -5,12 +5,11 @@ Weights are in `model.safetensors`, or in the files that `model.safetensors.inde
 is checked that exactly the expected ones exist.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,10 +21,8 @@ from ..families.raw_config import Settings
 from ..families.tensor_source import Source
 from ..json_file import read_json
 from .base import TextFiles
-from .host_memory import FileMaps
-from .quantized_streaming import divide
 from .safetensors import INDEX, SafetensorsFiles, open_sharded
-from .streaming import Report, Wanted, ignore, stored_bytes, stream
+from .streaming import StreamedTensors
 from .tensor_check import check_tensors
 
 CONFIG = "config.json"
@@ -35,7 +32,7 @@ _ROWS_COMPARED = 4096  # at a time
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-class HuggingFaceCheckpoint(TextFiles):
+class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
     """A directory of a supported family, checked to hold exactly the tensors that the family needs."""
 
     formats: Mapping[str, str] = MappingProxyType({})
@@ -69,23 +66,6 @@ class HuggingFaceCheckpoint(TextFiles):
         """
         is_copy = self.config.tie_embeddings and name == _HEAD
         return is_copy or name.endswith(".rotary_emb.inv_freq")
-
-    @property
-    def stored_bytes(self) -> int:
-        """Return the bytes that the parameters take in the files."""
-        return stored_bytes(self._file, self._sources)
-
-    def load(
-        self,
-        wanted: Wanted,
-        *,
-        allow_nonfinite: bool = False,
-        maps: FileMaps | None = None,
-        report: Report = ignore,
-    ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
-        """Load parameters straight onto devices; see `Checkpoint.load`."""
-        floats, _ = divide(wanted)
-        return stream(self._file, self._sources, floats, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
 
 
 def _as_stored(config: ModelConfig, file: SafetensorsFiles) -> ModelConfig:

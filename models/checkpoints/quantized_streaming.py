@@ -6,7 +6,7 @@ becomes floats here, for devices that are to have those.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import jax
@@ -18,10 +18,7 @@ from ..families.tensor_source import Source
 from ..quantized import Weight
 from .finite import is_finite, refusal
 from .host_memory import aligned_empty, check_unchanged
-from .streaming import BLOCK_BYTES, Report, TensorFile, Wanted, bytes_before, halves
-
-type WantedFloats = Mapping[str, Sequence[jax.ShapeDtypeStruct]]
-type WantedQuantized = Mapping[str, Sequence[QuantizedArray]]
+from .streaming import BLOCK_BYTES, Report, TensorFile, WantedQuantized, bytes_before, halves
 
 
 class BlockFile(TensorFile, Protocol):
@@ -34,19 +31,6 @@ class BlockFile(TensorFile, Protocol):
             CheckpointError: the file can no longer be read.
         """
         ...
-
-
-def divide(wanted: Wanted) -> tuple[WantedFloats, WantedQuantized]:
-    """Divide what is wanted into parameters of floats and quantised ones. All meshes want a parameter alike."""
-    floats: dict[str, Sequence[jax.ShapeDtypeStruct]] = {}
-    quantized: dict[str, Sequence[QuantizedArray]] = {}
-    for path, places in wanted.items():
-        these = [place for place in places if isinstance(place, QuantizedArray)]
-        if these:
-            quantized[path] = these
-        else:
-            floats[path] = [place for place in places if not isinstance(place, QuantizedArray)]
-    return floats, quantized
 
 
 def stream_quantized(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from ...kernels_pallas.quantized import QuantizedArray
 from ..families.tensor_source import Source
 from ..quantized import Described
 from .finite import is_finite, refusal
@@ -67,6 +68,9 @@ type Wanted = Mapping[str, Sequence[Described]]
 """Parameter path -> a description per mesh: the shape in the checkpoint's model, the wanted dtype, and a sharding; or
 those of the arrays of a parameter that is to stay quantised, on every mesh alike."""
 
+type WantedFloats = Mapping[str, Sequence[jax.ShapeDtypeStruct]]
+type WantedQuantized = Mapping[str, Sequence[QuantizedArray]]
+
 type Report = Callable[[int], object]
 """Called with a number of bytes of the files, as they are read."""
 
@@ -75,34 +79,53 @@ def ignore(nbytes: int) -> None:
     """Report nothing."""
 
 
-def stream(
-    file: TensorFile,
-    sources: Mapping[str, Source],
-    wanted: Mapping[str, Sequence[jax.ShapeDtypeStruct]],
-    *,
-    allow_nonfinite: bool,
-    maps: FileMaps | None,
-    report: Report,
-) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
-    """Yield each wanted path with its arrays, one per mesh, in the order of `wanted`; see `Checkpoint.load`."""
+def divide(wanted: Wanted) -> tuple[WantedFloats, WantedQuantized]:
+    """Divide what is wanted into parameters of floats and quantised ones. All meshes want a parameter alike."""
+    floats: dict[str, Sequence[jax.ShapeDtypeStruct]] = {}
+    quantized: dict[str, Sequence[QuantizedArray]] = {}
     for path, places in wanted.items():
-        source, host = sources[path], None
-        if maps is not None and all(_is_on_cpus(place) for place in places):
-            host = mapped(file, source, places[0], maps)
-        if host is None:
-            host = read(file, source, places[0], allow_nonfinite=allow_nonfinite, report=report)
+        these = [place for place in places if isinstance(place, QuantizedArray)]
+        if these:
+            quantized[path] = these
         else:
-            _check_finite(file, source, host, allow_nonfinite=allow_nonfinite)
-            report(host.nbytes)
-        # Wait, so that the host buffer is freed before the next one is allocated.
-        yield path, jax.block_until_ready(tuple(jax.device_put(host, place.sharding) for place in places))
-    for part in {file.path_of(sources[path].tensor) for path in wanted}:
-        check_unchanged(part, file.stamps[part])
+            floats[path] = [place for place in places if not isinstance(place, QuantizedArray)]
+    return floats, quantized
 
 
-def stored_bytes(file: TensorFile, sources: Mapping[str, Source]) -> int:
-    """Return the bytes that the parameters' tensors take in their files."""
-    return sum(file.nbytes(name) for name in {source.tensor for source in sources.values()})
+class StreamedTensors[File: TensorFile]:
+    """A checkpoint's parameters, each made of a tensor of its files. A subclass says which files and tensors."""
+
+    _file: File
+    _sources: Mapping[str, Source]  # by path of the parameter
+
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes that the parameters take in the files."""
+        return sum(self._file.nbytes(name) for name in {source.tensor for source in self._sources.values()})
+
+    def load(
+        self,
+        wanted: Wanted,
+        *,
+        allow_nonfinite: bool = False,
+        maps: FileMaps | None = None,
+        report: Report = ignore,
+    ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+        """Load parameters straight onto devices, in the order of `wanted`; see `Checkpoint.load`."""
+        file, (floats, _) = self._file, divide(wanted)
+        for path, places in floats.items():
+            source, host = self._sources[path], None
+            if maps is not None and all(_is_on_cpus(place) for place in places):
+                host = mapped(file, source, places[0], maps)
+            if host is None:
+                host = read(file, source, places[0], allow_nonfinite=allow_nonfinite, report=report)
+            else:
+                _check_finite(file, source, host, allow_nonfinite=allow_nonfinite)
+                report(host.nbytes)
+            # Wait, so that the host buffer is freed before the next one is allocated.
+            yield path, jax.block_until_ready(tuple(jax.device_put(host, place.sharding) for place in places))
+        for part in {file.path_of(self._sources[path].tensor) for path in floats}:
+            check_unchanged(part, file.stamps[part])
 
 
 def read(

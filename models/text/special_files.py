@@ -159,15 +159,18 @@ def _from_added(path: Path, found: _Found) -> dict[int, AddedToken]:
     for text, index in _optional(path).items():
         if not isinstance(index, int) or isinstance(index, bool) or index < 0:
             raise CheckpointError(f"{path}: the id of token {text[:80]!r} is {str(index)[:80]}.")
-        added[index] = AddedToken(text, special=text in special, normalized=text not in special)
+        try:
+            added[index] = AddedToken(text, special=text in special, normalized=text not in special)
+        except UnicodeEncodeError:  # half of a surrogate pair
+            raise CheckpointError(f"{path}: token {text[:80]!r} is no text.") from None
     return added
 
 
 def _token(path: Path, name: str, value: object) -> AddedToken:
     """Read a special token, which is a text or an object of AddedToken's fields."""
-    if isinstance(value, str):
-        return AddedToken(value, special=True, normalized=False)
     try:
+        if isinstance(value, str):
+            return AddedToken(value, special=True, normalized=False)
         if isinstance(value, Mapping):
             return _added(value, special=True, normalized=value.get("normalized", False))
     except (KeyError, TypeError, ValueError):

@@ -213,7 +213,7 @@ def test_several_meshes_of_a_role_share_the_work(topology):
 
 @pytest.mark.parametrize(("topology", "meshes"), [("both=2", 2), ("prefill=2,decode=1", 2)])
 def test_a_prompt_goes_where_none_is_being_prefilled_or_else_where_fewer_requests_are(topology, meshes):
-    scheduler, device = make(topology, pages=32)
+    scheduler, device = make(topology, pages=32, handoff_factor=2)
     first = arrive(scheduler, device, "a", prompt_len=8)
     step(scheduler, device)  # all of it is dispatched, none is answered
     second = arrive(scheduler, device, "b", prompt_len=4)
@@ -478,7 +478,7 @@ def test_a_full_decode_mesh_moves_its_latest_arrival_to_one_with_room():
 
 
 def test_long_prompts_leave_in_parts_while_they_are_prefilled():
-    scheduler, device = make(length=64, pages=32, prefill_buckets=(8,))
+    scheduler, device = make(length=64, pages=32, prefill_buckets=(8,), handoff_factor=2)
     request = arrive(scheduler, device, "a", prompt_len=37)
     actions = []
     for t in range(10):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from helpers.special_cases import ABC, CASES, TEXTS, TOKENS, SpecialCase, write_special_case
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twinmesh.models.errors import CheckpointError
 from twinmesh.models.text.chat import ChatTemplate
@@ -156,8 +156,14 @@ FILES = ["tokenizer_config", "special_tokens_map", "added_tokens", "generation_c
 
 @settings(deadline=None, max_examples=300)
 @given(files=st.dictionaries(st.sampled_from(FILES), CONFIGS, max_size=3))
+@example({"tokenizer_config": {"additional_special_tokens": ["\ud800"]}})
+@example({"tokenizer_config": {"eos_token": "a\udfff"}})
+@example({"tokenizer_config": {"extra_special_tokens": {"image_token": "\ud800b"}}})
+@example({"tokenizer_config": {"added_tokens_decoder": {"7": {"content": "\ud83d"}}}})
+@example({"special_tokens_map": {"sep_token": {"content": "\udc00"}}})
+@example({"added_tokens": {"\ud800": 7}})
 def test_any_json_gives_a_tokenizer_or_one_sentence(tmp_path_factory, files):
-    path, said = tmp_path_factory.mktemp("any"), None
+    path, said, files = tmp_path_factory.mktemp("any"), None, dict(files)
     write_special_case(path, SpecialCase(files.pop("tokenizer_config", {}), {f"{k}.json": v for k, v in files.items()}))
     try:
         assert tokenizer_from_directory(path).decode([ABC]) in ("abc", "")
