@@ -19,8 +19,8 @@ from .base import TextFiles
 from .finite import check_array
 from .host_memory import FileMaps
 from .orbax_format import PARAMS, one_sentence, read_description, stored
-from .quantized_streaming import as_floats, divide
-from .streaming import Report, Wanted, ignore
+from .quantized_streaming import as_floats
+from .streaming import Report, Wanted, divide, ignore
 from .tensor_check import check_tensors
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...kernels_pallas.quantized import QuantizedArray
 from ..families.tensor_source import Source
-from ..quantized import Described
+from ..quantized import Described, Weight
 from .finite import is_finite, refusal
 from .host_memory import ALIGNMENT, FEWEST_MAPPED_BYTES, FileMaps, Stamp, aligned_empty, check_unchanged
 
@@ -110,7 +110,7 @@ class StreamedTensors[File: TensorFile]:
         allow_nonfinite: bool = False,
         maps: FileMaps | None = None,
         report: Report = ignore,
-    ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+    ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
         """Load parameters straight onto devices, in the order of `wanted`; see `Checkpoint.load`."""
         file, (floats, _) = self._file, divide(wanted)
         for path, places in floats.items():
