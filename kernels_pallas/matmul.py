@@ -13,7 +13,7 @@ of rows. With several devices quantised weights are read where they are: what is
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -42,6 +42,11 @@ class Products:
     mesh: Mesh | None = None  # None: one device
     axis: str = ""  # of the mesh
     split_axes: frozenset[str] = frozenset()  # logical axes that are divided over it, where their length allows it
+
+    @property
+    def unrounded(self) -> "Products":
+        """Return the same with activations as they are, for products in which rounding costs the most accuracy."""
+        return replace(self, activations="float")
 
     def split(self, axes: Sequence[str], w: QuantizedArray) -> Split | None:
         """Find how a parameter with these logical axes is divided; None: it is whole on every device.

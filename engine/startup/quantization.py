@@ -80,17 +80,18 @@ def _cut(formats: Mapping[str, str], model: ModelConfig, mesh: Mesh) -> dict[str
 
 def start_line(weights: Quantized, dtype: str) -> str:
     """Say what weights are stored as, what multiplies them, and what activations are."""
-    parts = []
+    parts, rounds = [], False
     for name, count in Counter(weights.kept.values()).most_common():
         level = kernel_for(weights.platform, name, weights.activations)
-        how = "XLA, a part at a time as floats" if level is None else f"{level}, {weights.activations} activations"
-        parts.append(f"{count} {name} ({how})")
+        parts.append(f"{count} {name} ({level or 'XLA, a part at a time as floats'})")
+        rounds |= level is not None and weights.activations == "int8"
     lost = Counter(weights.stored.values()) - Counter(weights.kept.values())
     if lost:
         shown = _listed(f"{count} {name}" for name, count in lost.most_common())
         parts.append(f"{shown} dequantised to {dtype}: {'; '.join(weights.reasons)}")
     parts.append(f"all else {dtype}" if parts else f"all {dtype}")
-    return f"weights: {', '.join(parts)}; activations and KV: {dtype}"
+    rounded = ", rounded to int8 for products with quantised weights but for down_proj and the head" if rounds else ""
+    return f"weights: {', '.join(parts)}; activations and KV: {dtype}{rounded}"
 
 
 def _listed(names: Iterable[str]) -> str:
