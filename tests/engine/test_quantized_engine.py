@@ -133,7 +133,7 @@ def test_the_command_says_what_stays_quantised(path, capsys):
     assert main(["generate", *arguments, "--dtype", "float32", "--quantization", "keep"]) == 0
     line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("weights: "))
     assert "5 Q8_0" in line or "3 Q8_0" in line
-    assert line.endswith("; activations and KV: float32")
+    assert "; activations and KV: float32" in line
 
 
 @pytest.mark.parametrize("name", ["q4_0", "", "None", None, True])
