@@ -23,7 +23,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from .block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
 from .cpu import blocks, calls, loader
-from .cpu.blocks import Activations
+from .cpu.blocks_records import Activations
 from .dispatch import runs_on_cpu
 from .quantized import QuantizedArray, dequantize, is_column
 
@@ -44,9 +44,9 @@ class Products:
     split_axes: frozenset[str] = frozenset()  # logical axes that are divided over it, where their length allows it
 
     @property
-    def unrounded(self) -> "Products":
-        """Return the same with activations as they are, for products in which rounding costs the most accuracy."""
-        return replace(self, activations="float")
+    def precise(self) -> "Products":
+        """Return the same with activations of 16 bits, for products in which rounding to 8 costs the most accuracy."""
+        return self if self.activations == "float" else replace(self, activations="int16")
 
     def split(self, axes: Sequence[str], w: QuantizedArray) -> Split | None:
         """Find how a parameter with these logical axes is divided; None: it is whole on every device.

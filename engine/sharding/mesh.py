@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ...kernels_pallas.cpu.blocks import Activations
+from ...kernels_pallas.cpu.blocks_records import Activations
 from ...kernels_pallas.matmul import Products
 from ...kernels_pallas.quantized import QuantizedArray
 from ...models.decoder import ParamSpec

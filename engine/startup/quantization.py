@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from ...kernels_pallas.block_tiles import OUTPUTS
 from ...kernels_pallas.cpu import blocks, calls
-from ...kernels_pallas.cpu.blocks import Activations
+from ...kernels_pallas.cpu.blocks_records import Activations
 from ...kernels_pallas.matmul import kernel_for
 from ...kernels_pallas.quantized import QuantizedArray
 from ...models.config import ModelConfig

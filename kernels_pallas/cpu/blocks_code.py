@@ -6,7 +6,7 @@ layout of the weights; numbers of the layout stand here once more where code is 
 
 Integer sums are exact, in whatever order and by whatever instructions. Floating point sums are made by the same fused
 multiply-adds in the same order for any number of rows, so a row's bits depend on the row alone; and with activations in
-int8, on nothing about the CPU.
+integers, on nothing about the CPU.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from ..block_tiles import BLOCK, OUTPUTS, QUAD, Layout
-from .blocks_records import PER_ROW, record_bytes
+from .blocks_records import ACTIVATIONS, LOW, PER_ROW, Activations, record_bytes
 from .levels import Level
 from .vectors import F32, I8, I16, I32, Writer
 
@@ -29,7 +29,17 @@ class Form(NamedTuple):
 
     layout: Layout
     level: Level
-    is_float: bool  # activations stay float32
+    activations: Activations
+
+    @property
+    def is_float(self) -> bool:
+        """Whether activations stay float32."""
+        return self.activations == "float"
+
+    @property
+    def has_low(self) -> bool:
+        """Whether activations are rounded to 16 bits, in a high and a low part."""
+        return self.activations == "int16"
 
     @property
     def groups(self) -> int:
@@ -49,7 +59,7 @@ class Form(NamedTuple):
     @property
     def record_bytes(self) -> int:
         """Bytes of a record of activations."""
-        return record_bytes(self.layout, self.is_float)
+        return record_bytes(self.layout, self.activations)
 
     @property
     def is_plain(self) -> bool:
@@ -236,7 +246,7 @@ def _dot_by_widening(code: Code, total: Any, weights: Sequence[Any], x: Sequence
     return total
 
 
-def block_of_int8(
+def block_of_integers(
     code: Code, values: Values, scales: Any, mins: Any, x: Any, of_rows: Any, totals: list[Any]
 ) -> list[Any]:
     """Add a block's products to the totals of some rows.
@@ -250,16 +260,21 @@ def block_of_int8(
         of_rows: the address of the first row's scale there.
         totals: a vector for each row.
     """
-    form, builder = code.form, code.builder
-    rows = [code.plus(x, BLOCK * row) for row in range(len(totals))]
+    form, builder, count = code.form, code.builder, len(totals)
+    rows = [code.plus(x, BLOCK * row) for row in range(count)]
+    if form.has_low:
+        rows += [code.plus(row, ACTIVATIONS) for row in rows]
     for group in range(form.groups):
         every = _QUADS // form.groups
         # Quads of one byte's halves one after the other.
         quads = range(every * group, every * (group + 1)) if form.groups > 1 else (0, 4, 1, 5, 2, 6, 3, 7)
-        own = [code.plus(of_rows, PER_ROW * (1 + group) + 4 * row) for row in range(len(totals))]
+        own = [code.plus(of_rows, PER_ROW * (1 + group) + 4 * row) for row in range(count)]
         has_zero = form.layout.zero != 0 and not form.is_signed
         starts = [code.broadcast(place, I32) if has_zero else code.same(0) for place in own]
-        sums = integer_sums(code, values, quads, rows, starts)
+        highs = [code.same(0)] * count if form.has_low else []
+        sums = integer_sums(code, values, quads, rows, highs + starts)
+        if form.has_low:
+            sums = [_joined(code, *parts) for parts in zip(sums[:count], sums[count:], strict=True)]
         offset = group * OUTPUTS * form.scale_bytes
         scale = code.scales(code.plus(scales, offset))
         least = code.scales(code.plus(mins, offset)) if form.layout.has_mins else None
@@ -269,6 +284,11 @@ def block_of_int8(
             if least is not None:
                 totals[row] = code.fma(least, code.broadcast(own[row], F32), totals[row])
     return totals
+
+
+def _joined(code: Code, high: Any, low: Any) -> Any:
+    """Make one sum of those of high and low parts; exact, as it is below 2**29."""
+    return code.builder.add(code.builder.mul(high, code.same(LOW)), low)
 
 
 def block_of_floats(
