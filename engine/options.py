@@ -83,7 +83,7 @@ class EngineOptions:
         bool,
         Option(
             "multiply weights that stay quantised by activations as they are. By default kernels round activations to "
-            "8 bits with a scale for every 32, but not those into down_proj and the head; it is faster and less exact"
+            "8 bits with a scale for every 32, those into down_proj and the head to 16; it is faster and less exact"
         ),
     ] = False
     allow_nonfinite: Annotated[

@@ -99,8 +99,8 @@ def start_line(weights: Quantized, dtype: str) -> str:
         shown = _listed(f"{count} {name}" for name, count in lost.most_common())
         parts.append(f"{shown} dequantised to {dtype}: {'; '.join(weights.reasons)}")
     parts.append(f"all else {dtype}" if parts else f"all {dtype}")
-    rounded = ", rounded to int8 for products with quantised weights but for down_proj and the head" if rounds else ""
-    return f"weights: {', '.join(parts)}; activations and KV: {dtype}{rounded}"
+    how = ", rounded to 8 bits for products with quantised weights, to 16 for down_proj and the head"
+    return f"weights: {', '.join(parts)}; activations and KV: {dtype}{how if rounds else ''}"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -20,7 +20,8 @@ try:
 except ImportError:
     HERE = None
 needs_kernels = pytest.mark.skipif(HERE is None, reason="no CPU kernels here")
-KERNELS = [*(name for name in CHECKS if not name.startswith("decode")), "decode_float32:64", "decode_bfloat16:64"]
+_OF_HEADS = ("decode", "prefill")
+KERNELS = [name if not name.startswith(_OF_HEADS) else f"{name}:64" for name in CHECKS]
 PROGRAM = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
