@@ -33,7 +33,7 @@ _WITHOUT_INFLUENCE = (
     "jax_explain", "jax_dump",
 )  # fmt: skip
 _ANY = Topology.parse("both=1")
-_VARIABLES = ("XLA_", "TF_XLA_", "LIBTPU_", "NPROC", "OMP_", "JAX_PLATFORM", "TWINMESH_CPU_LEVEL")
+_VARIABLES = ("XLA_", "TF_XLA_", "LIBTPU_", "NPROC", "OMP_", "JAX_PLATFORM")
 
 
 def surroundings() -> str | None:
@@ -49,7 +49,6 @@ def surroundings() -> str | None:
         settings = {name: value for name, value in jax.config.values.items() if not name.startswith(_WITHOUT_INFLUENCE)}
     facts: dict[str, Any] = {
         "sources": sources,
-        "cpu_kernels": None if (tools := loader.toolchain()) is None else tools.level.name,
         "versions": [metadata.version(name) for name in _VERSIONS],
         "python": sys.version,
         "platform": (client.platform, client.platform_version),
