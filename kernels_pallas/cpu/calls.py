@@ -77,7 +77,7 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
     reach = min(window, kv.capacity) or kv.capacity
     split = ceil_div(reach, _BLOCK * _SPLITS) * _BLOCK
     most = ceil_div(reach, split) + (window > 0)
-    sink = jnp.full(query_heads, _LOWEST) if options.sink is None else options.sink.astype(jnp.float32)
+    sink = jnp.full(query_heads, _LOWEST, jnp.float32) if options.sink is None else options.sink.astype(jnp.float32)
     results = [
         jax.ShapeDtypeStruct(q.shape, jnp.float32),
         jax.ShapeDtypeStruct((rows, most, query_heads, head_dim + 2), jnp.float32),
