@@ -60,8 +60,11 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision:
 
 def kernels_of(dtype: DTypeLike, head_dim: int) -> list[str]:
     """Name the kernels that decode steps of a model may call, as `loader.compile_ahead` takes them."""
-    name = jnp.dtype(dtype).name
-    return [f"product_{name}", f"score_{name}", f"decode_{name}:{head_dim}"] if name in DTYPES else []
+    name, tools = jnp.dtype(dtype).name, loader.toolchain()
+    if name not in DTYPES or tools is None:
+        return []
+    attention = [] if head_dim % tools.level.lanes else [f"decode_{name}:{head_dim}"]
+    return [f"product_{name}", f"score_{name}", *attention]
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array | None:
