@@ -10,8 +10,10 @@ from itertools import pairwise
 
 from .topology import Topology
 
-# Of weights, activations and KV.
+# Of activations, KV and weights that are not quantised.
 DTYPES = ("float32", "bfloat16", "float16")
+# What becomes of quantised weights.
+QUANTIZATIONS = ("auto", "keep", "none")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class EngineConfig:
     prefill_buckets: tuple[int, ...] = (64, 256, 512)  # token counts of prefill steps; the largest is the chunk size
     prefill_rows: int = 8  # requests packed into one prefill step
     decode_buckets: tuple[int, ...] = (1, 8, 32)  # row counts of decode steps
-    dtype: str = "float32"  # of weights, activations and KV: one of `DTYPES`
+    dtype: str = "float32"  # of activations, KV and weights that are not quantised: one of `DTYPES`
+    formats: tuple[str, ...] = ()  # that weights are kept quantised in, as GGUF names them
+    float_activations: bool = False  # whether kernels multiply quantised weights by activations as they are
     windows: tuple[int | None, ...] = (None,)  # of each cache group, its attention window; None: all tokens are seen
     decode_steps: int = 1  # the most that one dispatch runs
     prefix_cache: bool = True  # prompts reuse the pages of earlier ones

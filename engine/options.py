@@ -16,7 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Concatenate, ForwardRef, get_args
 
-from .config import check_fraction, check_whole_number
+from .config import QUANTIZATIONS, check_fraction, check_whole_number
 from .scheduler.policy import Policy, policy_named
 from .topology import Topology
 
@@ -65,11 +65,27 @@ class EngineOptions:
     dtype: Annotated[
         "DTypeLike",
         Option(
-            "of weights, activations and KV: float32, bfloat16 or float16. auto: on a GPU the checkpoint's own if that "
+            "of activations, KV and weights that are not quantised: float32, bfloat16 or float16. auto: on a GPU the "
+            "checkpoint's own if that "
             "has 16 bits, else bfloat16; on a CPU float32, or bfloat16 where its instruction set makes that faster, "
             "max_num_seqs is at least 8 and deterministic is off"
         ),
     ] = "auto"
+    quantization: Annotated[
+        str,
+        Option(
+            "what becomes of weights that the files hold quantised. auto: they stay as they are where this machine has "
+            "a kernel for their format, and become dtype elsewhere; keep: they stay in any case, which takes less "
+            "memory and without a kernel more time; none: they become dtype"
+        ),
+    ] = "auto"
+    float_activations: Annotated[
+        bool,
+        Option(
+            "multiply weights that stay quantised by activations as they are. By default kernels round activations to "
+            "8 bits with a scale for every 32, but not those into down_proj and the head; it is faster and less exact"
+        ),
+    ] = False
     allow_nonfinite: Annotated[
         bool,
         Option(
@@ -209,6 +225,11 @@ class EngineOptions:
             Topology.parse(self.topology)
         if isinstance(self.policy, str):
             policy_named(self.policy)
+        if self.quantization not in QUANTIZATIONS:
+            raise ValueError(
+                f"quantization={self.quantization!r} is not usable: use one of {', '.join(QUANTIZATIONS)}; a format is "
+                "the file's own, and no weights are quantised here."
+            )
         check_whole_number("seed", self.seed, documentation()["seed"].least)
         for name in ("max_num_seqs", "kv_cache_bytes"):
             if getattr(self, name) is not None:

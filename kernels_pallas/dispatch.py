@@ -1,9 +1,10 @@
 """Chooses the implementation of attention and of what comes before it that a program gets, while it is traced.
 
-Hopper GPUs run the Mosaic kernels, all other devices run `xla.py`. The GPU is that of the abstract mesh in whose
-context the trace runs (inside `shard_map`, or when compiling for an absent GPU), else JAX's first device.
-In the second case the program may still be meant for the CPU of a machine that has a GPU, so both are traced and
-lowering picks one. Shapes that the kernels do not support run in `xla.py` too, with one warning.
+Hopper GPUs run the Mosaic kernels, CPUs decode attention in those of `cpu/` where there are any; all else runs in
+`xla.py`. The GPU is that of the abstract mesh in whose context the trace runs (inside `shard_map`, or when compiling
+for an absent GPU), else JAX's first device. In the second case the program may still be meant for the CPU of a machine
+that has a GPU, so both are traced and lowering picks one. Shapes that the Mosaic kernels do not support run in
+`xla.py` too, with one warning.
 
 The Mosaic kernels are imported when a program is traced for a GPU: their imports take longer than JAX's own.
 """
@@ -19,6 +20,7 @@ from jax import Array
 
 from . import xla
 from .arguments import AttentionOptions, NewTokens, PagedKV, Pools
+from .cpu import calls
 from .tiles import decode_tiles, prefill_tiles
 
 _log = logging.getLogger(__name__)
@@ -50,6 +52,9 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
         tiles = decode_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(decode.paged_decode_attention, options=options, tiles=tiles, cores=cores)
 
+    attended = calls.paged_decode_attention(q, kv, options) if runs_on_cpu() else None
+    if attended is not None:
+        return attended
     return _choose(kernel, functools.partial(xla.paged_decode_attention, options=options), (q, kv), q, kv.k_pages)
 
 
@@ -103,6 +108,12 @@ def gpu_to_trace_for() -> tuple[str | None, int, bool]:
     if device.platform != "gpu":
         return None, 0, True
     return device.device_kind, device.core_count, False
+
+
+def runs_on_cpu() -> bool:
+    """Whether the program that is being traced surely runs on a CPU."""
+    kind, _, is_certain = gpu_to_trace_for()
+    return kind is None and is_certain and jax.devices()[0].platform == "cpu"
 
 
 @functools.cache

@@ -20,9 +20,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ..kernels_pallas.matmul import PLAIN, Products
+from ..kernels_pallas.quantized import QuantizedArray, abstract
 from ..kernels_pallas.rotary import Rotation
 from .config import ModelConfig
 from .layers import MLP, Attention, Embedding, RMSNorm, rotary_tables
+from .quantized import Described, Weight
 
 
 class Attend[KV, Rows](Protocol):
@@ -54,11 +57,11 @@ class Block(nnx.Module):
     With sandwich norms (Gemma 2 and 3) the outputs of attention and MLP pass a norm of their own before they are added.
     """
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, products: Products = PLAIN) -> None:
         hidden, eps = config.hidden_size, config.rms_norm_eps
         self.is_sandwich = config.sandwich_norms
-        self.attention_norm, self.attention = RMSNorm(hidden, eps), Attention(config, dtype=dtype)
-        self.mlp_norm, self.mlp = RMSNorm(hidden, eps), MLP(config, dtype=dtype)
+        self.attention_norm, self.attention = RMSNorm(hidden, eps), Attention(config, dtype=dtype, products=products)
+        self.mlp_norm, self.mlp = RMSNorm(hidden, eps), MLP(config, dtype=dtype, products=products)
         if config.sandwich_norms:
             self.attention_output_norm, self.mlp_output_norm = RMSNorm(hidden, eps), RMSNorm(hidden, eps)
 
@@ -85,16 +88,17 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """A decoder-only transformer. Parameters are zero until they are bound: see `bind`.
 
-    `dtype` is that of the weights, those of norms excepted, and of the activations between norms.
+    `dtype` is that of the weights, those of norms and quantised ones excepted, and of the activations between norms.
+    `products` says how quantised weights are multiplied by, and over which devices they are divided.
     """
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, products: Products = PLAIN) -> None:
         self.config = config
-        self.embedding = Embedding(config, dtype=dtype)
-        self.layers = nnx.List([Block(config, dtype=dtype) for _ in config.layers])
+        self.embedding = Embedding(config, dtype=dtype, products=products)
+        self.layers = nnx.List([Block(config, dtype=dtype, products=products) for _ in config.layers])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_embeddings:
-            self.head = Embedding(config, dtype=dtype)
+            self.head = Embedding(config, dtype=dtype, products=products)
 
     def hidden[KV, Rows](
         self, tokens: jax.Array, positions: jax.Array, attend: Attend[KV, Rows], kv: KV, rows: Rows
@@ -166,7 +170,7 @@ def dense_causal(config: ModelConfig) -> Attend[None, None]:
 class ParamSpec(NamedTuple):
     """The description of one parameter."""
 
-    value: jax.ShapeDtypeStruct  # shape and dtype
+    value: Described  # shape and dtype; of a quantised parameter, those of its arrays
     axes: tuple[str, ...]  # one logical axis name per dimension
 
 
@@ -177,22 +181,40 @@ class AbstractParams(NamedTuple):
     # By dotted path, such as "layers.0.attention.q_proj", in the order of the arrays at run time.
     specs: Mapping[str, ParamSpec]
 
+    @property
+    def formats(self) -> dict[str, str]:
+        """Return the format of each quantised parameter, by path."""
+        values = {path: spec.value for path, spec in self.specs.items()}
+        return {path: value.format for path, value in values.items() if isinstance(value, QuantizedArray)}
 
-def abstract_params(config: ModelConfig, dtype: DTypeLike) -> AbstractParams:
-    """Describe the parameters of `Decoder(config, dtype=dtype)` without allocating them; those of norms are float32."""
-    return _abstract_params(config, jnp.dtype(dtype))
+
+def abstract_params(
+    config: ModelConfig,
+    dtype: DTypeLike,
+    formats: Mapping[str, str] | None = None,
+    products: Products = PLAIN,
+) -> AbstractParams:
+    """Describe the parameters of `Decoder(config, dtype=dtype, products=products)` without allocating them.
+
+    Those of norms are float32. `formats` names the parameters that are quantised, by path, and each one's format.
+    """
+    return _abstract_params(config, jnp.dtype(dtype), tuple((formats or {}).items()), products)
 
 
 @functools.lru_cache(32)
-def _abstract_params(config: ModelConfig, dtype: jnp.dtype) -> AbstractParams:
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype)))
-    specs = {
-        ".".join(map(str, path)): ParamSpec(variable.get_value(), variable.get_metadata("axes"))
-        for path, variable in nnx.to_flat_state(state)
-    }
+def _abstract_params(
+    config: ModelConfig, dtype: jnp.dtype, formats: tuple[tuple[str, str], ...], products: Products
+) -> AbstractParams:
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=dtype, products=products)))
+    specs, quantized = {}, dict(formats)
+    for steps, variable in nnx.to_flat_state(state):
+        path, described, inputs = ".".join(map(str, steps)), variable.get_value(), variable.get_metadata("inputs")
+        if path in quantized and inputs is not None:
+            described = abstract(quantized[path], described.shape, inputs)
+        specs[path] = ParamSpec(described, variable.get_metadata("axes"))
     return AbstractParams(graphdef, MappingProxyType(specs))
 
 
-def bind(graphdef: nnx.GraphDef[Decoder], params: Sequence[jax.Array]) -> Decoder:
+def bind(graphdef: nnx.GraphDef[Decoder], params: Sequence[Weight]) -> Decoder:
     """Build a decoder over `params`, in the order of `AbstractParams.specs`; to be called while a step is traced."""
     return nnx.merge(graphdef, list(params))

@@ -13,45 +13,52 @@ SmolLM2's 30 layers (ms at 1 / 8 / 64 / 512 rows, best of two runs):
 The embedding is [vocab, embed] for the lookup; this does not slow the head (2.1 ms for one row in either order).
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ..kernels_pallas.matmul import PLAIN, Products, matmul, score
+from ..kernels_pallas.quantized import QuantizedArray, take_rows
 from ..kernels_pallas.rotary import Rotation, rms_norm
 from .config import Activation, ModelConfig, Rope
+from .quantized import Weight
 
 
-def param(shape: tuple[int, ...], axes: tuple[str, ...], dtype: DTypeLike) -> nnx.Param[jax.Array]:
-    """Make a zero parameter of `shape` with one logical axis name per dimension. Values come from a checkpoint."""
+def param(
+    shape: tuple[int, ...], axes: tuple[str, ...], dtype: DTypeLike, inputs: int | None = None
+) -> nnx.Param[Weight]:
+    """Make a zero parameter of `shape` with one logical axis name per dimension. Values come from a checkpoint.
+
+    `inputs` says that it may be quantised, and how its matrix lies: as in `QuantizedArray`.
+    """
     if len(shape) != len(axes):
         raise ValueError(f"A parameter of shape {shape} needs {len(shape)} axis names, not {axes}.")
-    return nnx.Param(jnp.zeros(shape, dtype), axes=axes)
+    return nnx.Param(jnp.zeros(shape, dtype), axes=axes, inputs=inputs)
 
 
-def value(parameter: nnx.Param[jax.Array]) -> jax.Array:
-    """Return the array inside a parameter."""
-    return parameter.get_value()
+def value(parameter: nnx.Param[Weight]) -> jax.Array:
+    """Return the array inside a parameter that is never quantised."""
+    array = parameter.get_value()
+    assert not isinstance(array, QuantizedArray)
+    return array
 
 
-def matmul_precision(dtype: DTypeLike) -> jax.lax.Precision:
-    """Choose full precision for float32: a GPU would otherwise multiply in TF32, which keeps 10 bits of mantissa."""
-    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
-
-
-def project(x: jax.Array, weight: nnx.Param[jax.Array], inputs: int = 1) -> jax.Array:
-    """Multiply x [T, *in] by weight [*in, *out] -> [T, *out]; the first `inputs` axes of the weight are `in`.
+def multiply(x: jax.Array, weight: nnx.Param[Weight], products: Products) -> jax.Array:
+    """Multiply x [T, *inputs] by a weight [*inputs, *outputs] -> [T, *outputs]; or score it by a table, in float32.
 
     This is one matrix product over reshaped operands: in an einsum over heads and head_dim XLA CPU transposes the
     weights on every call (SmolLM2, 30 layers, one row: 21 ms instead of 12).
     """
-    w = value(weight)
-    flat = w.reshape(math.prod(w.shape[:inputs]), -1)
-    out = jnp.matmul(x.reshape(x.shape[0], -1), flat, precision=matmul_precision(w.dtype))
-    return out.reshape(x.shape[0], *w.shape[inputs:])
+    w, inputs, rows = weight.get_value(), weight.get_metadata("inputs"), x.reshape(x.shape[0], -1)
+    product = matmul if inputs else score
+    if isinstance(w, QuantizedArray):
+        split = products.split(weight.get_metadata("axes"), w)
+        out = product(rows, w, split=split, products=products)
+    else:
+        out = product(rows, w.reshape(rows.shape[1], -1) if inputs else w)
+    return out.reshape(x.shape[0], *(w.shape[inputs:] if inputs else w.shape[:1]))
 
 
 def rotary_tables(positions: jax.Array, head_dim: int, rope: Rope) -> tuple[jax.Array, jax.Array]:
@@ -91,14 +98,15 @@ class RMSNorm(nnx.Module):
 class Attention(nnx.Module):
     """The four projections of (grouped-query) attention. The caller supplies attention itself: see `decoder.Attend`."""
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, products: Products = PLAIN) -> None:
         hidden, dim, eps = config.hidden_size, config.head_dim, config.rms_norm_eps
+        self.products = products
         queries, keys = (config.num_heads, dim), (config.num_kv_heads, dim)
         of_queries, of_keys = ("q_heads", "head_dim"), ("kv_heads", "head_dim")
-        self.q_proj = param((hidden, *queries), ("embed", *of_queries), dtype)
-        self.k_proj = param((hidden, *keys), ("embed", *of_keys), dtype)
-        self.v_proj = param((hidden, *keys), ("embed", *of_keys), dtype)
-        self.o_proj = param((*queries, hidden), (*of_queries, "embed"), dtype)
+        self.q_proj = param((hidden, *queries), ("embed", *of_queries), dtype, inputs=1)
+        self.k_proj = param((hidden, *keys), ("embed", *of_keys), dtype, inputs=1)
+        self.v_proj = param((hidden, *keys), ("embed", *of_keys), dtype, inputs=1)
+        self.o_proj = param((*queries, hidden), (*of_queries, "embed"), dtype, inputs=2)
         self.has_bias, self.has_norms = config.qkv_bias, config.qk_norm
         if config.qkv_bias:
             self.q_bias = param(queries, of_queries, dtype)
@@ -108,7 +116,7 @@ class Attention(nnx.Module):
 
     def qkv(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Project [T, E] to q [T, Hq, D] and k, v [T, Hk, D]; q and k are still to be normed and rotated."""
-        q, k, v = (project(x, w) for w in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (multiply(x, w, self.products) for w in (self.q_proj, self.k_proj, self.v_proj))
         if self.has_bias:
             q, k, v = q + value(self.q_bias), k + value(self.k_bias), v + value(self.v_bias)
         return q, k, v
@@ -121,7 +129,7 @@ class Attention(nnx.Module):
 
     def output(self, attended: jax.Array) -> jax.Array:
         """Project the attended values [T, Hq, D] -> [T, E]."""
-        return project(attended, self.o_proj, inputs=2)
+        return multiply(attended, self.o_proj, self.products)
 
 
 def activate(x: jax.Array, activation: Activation) -> jax.Array:
@@ -132,38 +140,40 @@ def activate(x: jax.Array, activation: Activation) -> jax.Array:
 class MLP(nnx.Module):
     """A gated unit: down(activation(gate(x)) * up(x)); SwiGLU with SiLU (Shazeer 2020)."""
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, products: Products = PLAIN) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.activation = config.activation
-        self.gate_proj = param((hidden, inner), ("embed", "mlp"), dtype)
-        self.up_proj = param((hidden, inner), ("embed", "mlp"), dtype)
-        self.down_proj = param((inner, hidden), ("mlp", "embed"), dtype)
+        self.activation, self.products = config.activation, products
+        self.gate_proj = param((hidden, inner), ("embed", "mlp"), dtype, inputs=1)
+        self.up_proj = param((hidden, inner), ("embed", "mlp"), dtype, inputs=1)
+        self.down_proj = param((inner, hidden), ("mlp", "embed"), dtype, inputs=1)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Transform hidden states [T, E] -> [T, E]."""
-        gate, up = project(x, self.gate_proj), project(x, self.up_proj)
-        return project(activate(gate, self.activation) * up, self.down_proj)
+        gate, up = (multiply(x, w, self.products) for w in (self.gate_proj, self.up_proj))
+        # Of a layer's products this one has the activations of the widest range: see docs/decisions/0108.
+        return multiply(activate(gate, self.activation) * up, self.down_proj, self.products.unrounded)
 
 
 class Embedding(nnx.Module):
     """A [vocab, embed] table: token lookup, and the head that scores every token against a hidden state."""
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike) -> None:
-        self.scale = config.embedding_scale
-        self.weight = param((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype)
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, products: Products = PLAIN) -> None:
+        self.scale, self.dtype, self.products = config.embedding_scale, jnp.dtype(dtype), products
+        self.weight = param((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype, inputs=0)
 
     def lookup(self, tokens: jax.Array) -> jax.Array:
         """Look up token ids [T] -> [T, E], scaled by the model's factor.
 
         Ids past the table are clipped: JAX's default would fill their rows with NaN.
         """
-        rows = value(self.weight).at[tokens].get(mode="clip")
+        w = self.weight.get_value()
+        if isinstance(w, QuantizedArray):
+            rows = take_rows(w, tokens).astype(self.dtype)
+        else:
+            rows = w.at[tokens].get(mode="clip")
         # The factor is rounded to the weights' dtype, as in Gemma's own code.
         return rows if self.scale == 1 else rows * jnp.asarray(self.scale, rows.dtype)
 
     def score(self, hidden: jax.Array) -> jax.Array:
         """Score every token against hidden states [R, E] -> [R, V] float32 logits."""
-        w = value(self.weight)
-        return jnp.einsum(
-            "re,ve->rv", hidden, w, precision=matmul_precision(w.dtype), preferred_element_type=jnp.float32
-        )
+        return multiply(hidden, self.weight, self.products.unrounded)

@@ -4,13 +4,13 @@ import argparse
 import gc
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
-from twinmesh.engine.config import DTYPES
+from twinmesh.engine.config import DTYPES, QUANTIZATIONS
 from twinmesh.engine.options import EngineOptions, Option, documentation, signature
 from twinmesh.engine.scheduler.policy import policy_named
 from twinmesh.engine.topology import Topology, TopologyError
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from twinmesh.engine.api.llm import LLM
     from twinmesh.engine.startup.one_request import OneRequest
     from twinmesh.models.checkpoints.base import Checkpoint
+
+
+# The values that an option may have, where they are few.
+_CHOICES: Mapping[str, Sequence[str]] = {"dtype": ("auto", *DTYPES), "quantization": QUANTIZATIONS}
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +52,7 @@ def _add_option(group: argparse._ArgumentGroup, name: str, option: Option) -> No
         required=is_required,
         default=None if is_required else parameter.default,
         type=_type_of(name, option),
-        choices=("auto", *DTYPES) if name == "dtype" else None,
+        choices=_CHOICES.get(name),
         metavar=option.metavar or None,
         help=option.doc + (" (default: %(default)s)" if shows_default else ""),
     )

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "destination", metavar="DST", type=_new_directory, help="a directory that does not exist, or is empty"
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="of the parameters written (default: what SRC has; float32 where quantised)"
+        "--dtype",
+        choices=DTYPES,
+        help="of the parameters written (default: what SRC has; quantised ones stay so where they can)",
     )
     parser.add_argument(
         "--allow-nonfinite", action="store_true", help="write weights that are NaN or infinite; otherwise refused"
@@ -40,13 +42,11 @@ def run(args: argparse.Namespace) -> int:
     from twinmesh.engine.progress import Progress
     from twinmesh.engine.sharding.mesh import find_devices
     from twinmesh.models.checkpoints.open import open_checkpoint
-    from twinmesh.models.checkpoints.orbax_writer import write
-    from twinmesh.models.decoder import abstract_params
+    from twinmesh.models.checkpoints.orbax_writer import write, written_bytes
 
     checkpoint = open_checkpoint(resolve_model(args.source))
     find_devices()  # refuses a platform that is not there before a directory is made
-    specs = abstract_params(checkpoint.config, args.dtype or checkpoint.dtype).specs
-    total = sum(spec.value.size * spec.value.dtype.itemsize for spec in specs.values())
+    total = written_bytes(checkpoint, args.dtype)
     with Progress("parameters", total, "B") as line:
         write(checkpoint, args.destination, args.dtype, line.advance, allow_nonfinite=args.allow_nonfinite)
     print(args.destination)

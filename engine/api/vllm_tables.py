@@ -96,7 +96,7 @@ ENGINE: Mapping[str, str] = _by_name(
         ),
         # The model's files.
         "leave it out: a checkpoint's own files say how its weights are stored": (
-            "quantization quantization_config allow_deprecated_quantization load_format config_format hf_config_path "
+            "quantization_config allow_deprecated_quantization load_format config_format hf_config_path "
             "safetensors_load_strategy safetensors_prefetch_num_threads safetensors_prefetch_block_size "
             "model_loader_extra_config ignore_patterns pt_load_map_location"
         ),

@@ -17,6 +17,7 @@ from ..api.sampling_params import SamplingParams
 from .files import write_atomically
 
 _FORMAT = 1
+_ENGINE_LEFT_ALONE: Mapping[str, Any] = {"quantization": "auto", "float_activations": False}
 _HEAD_BYTES = 1 << 20
 _SAMPLES, _SAMPLE_BYTES = 256, 4096
 
@@ -71,7 +72,7 @@ class Identity:
         plain = json.loads(json.dumps(asdict(SamplingParams())))
         found = [f"another {name}" for name in ("model", "input") if then.get(name) != now[name]]
         for group in ("sampling", "engine"):
-            left_alone = plain if group == "sampling" else {}
+            left_alone = plain if group == "sampling" else _ENGINE_LEFT_ALONE
             old, new = {**left_alone, **then.get(group, {})}, {**left_alone, **now[group]}
             names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
             found += [f"{name}={old.get(name)!r} instead of {new.get(name)!r}" for name in names]

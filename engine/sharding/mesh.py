@@ -11,7 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ...kernels_pallas.cpu.blocks import Activations
+from ...kernels_pallas.matmul import Products
+from ...kernels_pallas.quantized import QuantizedArray
 from ...models.decoder import ParamSpec
+from ...models.quantized import Described, placed
 from ..topology import Topology, TopologyError
 
 AXIS = "tp"
@@ -121,9 +125,24 @@ def sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
 
 
 def param_sharding(mesh: Mesh, spec: ParamSpec) -> NamedSharding:
-    """Make the sharding of a parameter on `mesh`. A vocabulary that does not divide is whole on every device."""
+    """Make the sharding of a parameter of floats. A vocabulary that does not divide is whole on every device."""
     divides = (size % mesh.size == 0 for size in spec.value.shape)
     return sharding(mesh, [axis if ok else None for axis, ok in zip(spec.axes, divides, strict=True)])
+
+
+def products_on(mesh: Mesh, activations: Activations = "int8") -> Products:
+    """Describe how a mesh's programs multiply by quantised weights."""
+    return Products(activations) if mesh.size == 1 else Products(activations, mesh, AXIS, _SPLIT)
+
+
+def param_on(mesh: Mesh, spec: ParamSpec) -> Described:
+    """Describe a parameter as it lies on `mesh`: arrays of a quantised one are divided along one axis, all the same."""
+    value = spec.value
+    if not isinstance(value, QuantizedArray):
+        return placed(value, lambda _: param_sharding(mesh, spec))
+    split = products_on(mesh).split(spec.axes, value)
+    axes = PartitionSpec(*(AXIS if split == side else None for side in ("outputs", "inputs")))
+    return placed(value, lambda _: NamedSharding(mesh, axes))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

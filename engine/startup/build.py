@@ -7,10 +7,9 @@ fails leaves nothing open, no thread and no emptied log. Three settings of JAX a
 CPU devices, the part of a GPU's memory that its allocator holds, and the compilation cache.
 """
 
-import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +19,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from ...kernels_pallas.cpu import calls, loader
+from ...kernels_pallas.cpu.blocks import Activations
 from ...models.checkpoints.base import Checkpoint
 from ...models.checkpoints.catalog import cache_directory, resolve_model
 from ...models.checkpoints.host_memory import FileMaps
 from ...models.checkpoints.open import open_checkpoint
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
+from ...models.quantized import nbytes
 from ...models.text.chat import ChatTemplate
 from ...models.text.tokenizer import Tokenizer
 from ..config import EngineConfig, PoolSize
@@ -36,7 +38,7 @@ from ..protocol.results import Completion
 from ..scheduler.decision_log import RecordingScheduler
 from ..scheduler.policy import Policy, check_policy, policy_named
 from ..scheduler.scheduler import Scheduler
-from ..sharding.mesh import build_meshes
+from ..sharding.mesh import build_meshes, products_on
 from ..sharding.tensor_parallel import check_tp, model_on
 from ..sharding.weights import Params, held, load_weights
 from ..worker.jax_settings import own_settings
@@ -62,8 +64,12 @@ from .memory import (
     temporary_bytes,
 )
 from .one_request import OneRequest
+from .quantization import Quantized, choose, start_line
 
 _TRANSFERS_WITH_STATE = 8
+
+# Gives each mesh the parameters, those with a format quantised and all others in the dtype.
+type Load = Callable[[jnp.dtype, Sequence[Mesh], Mapping[str, str]], list[Params]]
 
 
 @dataclass(frozen=True)
@@ -92,40 +98,44 @@ def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest
     request = None if only is None else only(checkpoint)
     maps = FileMaps() if options.mmap else None
 
-    def load(dtype: jnp.dtype, meshes: Sequence[Mesh]) -> list[Params]:
+    def load(dtype: jnp.dtype, meshes: Sequence[Mesh], formats: Mapping[str, str]) -> list[Params]:
+        allowed = options.allow_nonfinite
         weights = load_weights(
-            checkpoint, dtype, meshes, progress=options.progress, allow_nonfinite=options.allow_nonfinite, maps=maps
+            checkpoint, dtype, meshes, formats, progress=options.progress, allow_nonfinite=allowed, maps=maps
         )
         if options.progress and meshes[0].devices.flat[0].platform == "cpu":
-            say(f"weights in {dtype.name}: {held(weights, maps)}")
+            say(f"memory of weights: {held(weights, maps)}")
         return weights
 
-    core, config = start_core(checkpoint.config, checkpoint.dtype, load, options, maps, request)
+    core, config = start_core(checkpoint.config, checkpoint.dtype, load, options, checkpoint.formats, maps, request)
     return Engine(core, config, tokenizer, chat_template)
 
 
 def start_core(
     model: ModelConfig,
     stored: DTypeLike,
-    load: Callable[[jnp.dtype, Sequence[Mesh]], list[Params]],
+    load: Load,
     options: EngineOptions,
+    formats: Mapping[str, str] | None = None,
     maps: FileMaps | None = None,
     request: OneRequest | None = None,
 ) -> tuple[EngineCore, EngineConfig]:
-    """Start an engine without files: `stored` is the checkpoint's own dtype, and `load` gives the parameters for each
-    mesh in the dtype that was chosen. `options.model` is not read. Raises as `start_engine` does.
+    """Start an engine without files.
 
-    `maps`: files that parameters lie in after `load`. With `request` the engine is for this one alone.
+    `stored` is the checkpoint's own dtype, and `formats` its quantised parameters; `load` gives the parameters for each
+    mesh as was chosen, which then lie in the files of `maps`. `options.model` is not read. With `request` the engine is
+    for this one alone. Raises as `start_engine` does.
     """
     with own_settings():
-        return _start_core(model, stored, load, options, maps, request)
+        return _start_core(model, stored, load, options, formats or {}, maps, request)
 
 
 def _start_core(
     model: ModelConfig,
     stored: DTypeLike,
-    load: Callable[[jnp.dtype, Sequence[Mesh]], list[Params]],
+    load: Load,
     options: EngineOptions,
+    formats: Mapping[str, str],
     maps: FileMaps | None,
     request: OneRequest | None,
 ) -> tuple[EngineCore, EngineConfig]:
@@ -144,27 +154,35 @@ def _start_core(
         config = request.narrow(config)
     dtype = jnp.dtype(config.dtype)
     is_cpu = device.platform == "cpu"
+    if is_cpu:
+        loader.compile_ahead(*calls.kernels_of(dtype, model.head_dim))  # while weights are read
+    quantized = _quantization(options, formats, model, meshes)
+    config = replace(config, formats=quantized.formats, float_activations=options.float_activations)
+    if options.progress:
+        say(start_line(quantized, dtype.name))
     # A CPU's memory is that of its host, of which the weights' part is known: programs compile while they are loaded.
-    weights = None if is_cpu else load(dtype, meshes)
-    to_load = _weight_bytes(model, dtype, meshes) if is_cpu else 0
+    weights = None if is_cpu else load(dtype, meshes, quantized.kept)
+    to_load = _weight_bytes(model, dtype, quantized.kept, meshes) if is_cpu else 0
     config, pools = _size_pools(config, options, defaults, share, model, meshes, to_load)
     if request is not None:
         config = request.narrow_prefill(config)
-    plans = _mesh_plans(model, config, dtype, meshes, pools)
+    plans = _mesh_plans(model, config, quantized, meshes, pools)
     with ExitStack() as opened:
         compilation = _compile(plans, options, config, request)
         opened.callback(compilation.close)
-        workers = _workers(plans, load(dtype, meshes) if weights is None else weights, compilation, options.progress)
+        workers = _workers(
+            plans, load(dtype, meshes, quantized.kept) if weights is None else weights, compilation, options.progress
+        )
         core = _run(config, pools, workers, policy, compilation, options.decision_log, maps)
         opened.pop_all()  # the engine closes it from here on
         return core, config
 
 
-def _weight_bytes(model: ModelConfig, dtype: jnp.dtype, meshes: Sequence[Mesh]) -> int:
+def _weight_bytes(model: ModelConfig, dtype: jnp.dtype, formats: Mapping[str, str], meshes: Sequence[Mesh]) -> int:
     """Return the bytes of the weights of all CPU meshes together; those of one device hold them once."""
     sizes = [mesh.size for mesh in meshes if mesh.size > 1] + [1] * any(mesh.size == 1 for mesh in meshes)
-    shapes = [abstract_params(model_on(model, size), dtype).specs.values() for size in sizes]
-    return sum(math.prod(spec.value.shape) * spec.value.dtype.itemsize for specs in shapes for spec in specs)
+    shapes = [abstract_params(model_on(model, size), dtype, formats).specs.values() for size in sizes]
+    return sum(nbytes(spec.value) for specs in shapes for spec in specs)
 
 
 def _compile(
@@ -228,6 +246,8 @@ def _configure(
 ) -> tuple[EngineConfig, Defaults]:
     """Fill the gaps that the options leave as suits this kind of device, and choose the dtype."""
     defaults = defaults_for(device.platform, device.device_kind)
+    if device.platform == "cpu":
+        defaults = replace(defaults, has_kernels=loader.toolchain() is not None)
     dtype = choose_dtype(
         options.dtype,
         model,
@@ -277,12 +297,24 @@ def _size_pools(
     ]
 
 
+def _quantization(
+    options: EngineOptions, formats: Mapping[str, str], model: ModelConfig, meshes: Sequence[Mesh]
+) -> Quantized:
+    activations: Activations = "float" if options.float_activations else "int8"
+    return choose(options.quantization, formats, model, meshes, activations)
+
+
 def _mesh_plans(
-    model: ModelConfig, config: EngineConfig, dtype: jnp.dtype, meshes: Sequence[Mesh], pools: Sequence[PoolSize]
+    model: ModelConfig,
+    config: EngineConfig,
+    quantized: Quantized,
+    meshes: Sequence[Mesh],
+    pools: Sequence[PoolSize],
 ) -> list[MeshPlan]:
-    plans = []
+    plans, dtype = [], jnp.dtype(config.dtype)
     for mesh, spec, pool in zip(meshes, config.topology.meshes, pools, strict=True):
         on_mesh = model_on(model, mesh.size)
         state = abstract_state(on_mesh, config, pool.pages, dtype, mesh)
-        plans.append(MeshPlan(mesh, spec, model, abstract_params(on_mesh, dtype), config, state))
+        params = abstract_params(on_mesh, dtype, quantized.kept, products_on(mesh, quantized.activations))
+        plans.append(MeshPlan(mesh, spec, model, params, config, state))
     return plans

@@ -31,6 +31,7 @@ class Defaults:
     deterministic_chunk: int  # the only prefill bucket there, to which a prompt of any length is padded
     decode_buckets: tuple[int, ...]  # below max_num_seqs
     staging_part: int  # hand-offs on their way get this part of the KV memory: 8 is an eighth
+    has_kernels: bool = False  # whether products of one 16-bit row are as fast as they should be
 
 
 # While a step costs what reading the weights costs, up to some 256 tokens and 32 rows cost what one does; above, each
@@ -120,7 +121,8 @@ def _decode_buckets(options: EngineOptions, defaults: Defaults, slots: int, dtyp
     if options.deterministic:
         return (slots,)
     # XLA CPU multiplies one 16-bit row 9 times slower than 8 rows.
-    rows = (size for size in defaults.decode_buckets if size > 1 or dtype == jnp.float32)
+    is_one_fast = dtype == jnp.float32 or (dtype == jnp.bfloat16 and defaults.has_kernels)
+    rows = (size for size in defaults.decode_buckets if size > 1 or is_one_fast)
     return (*(size for size in rows if size < slots), slots)
 
 

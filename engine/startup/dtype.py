@@ -16,7 +16,7 @@ from ...models.config import ModelConfig
 from ..config import DTYPES
 
 AUTO = "auto"
-# XLA CPU multiplies one 16-bit row many times slower than eight, and decode steps are padded to eight (`build.py`).
+# XLA CPU multiplies one 16-bit row many times slower than eight; without kernels steps are padded (`build.py`).
 FEWEST_ROWS_FOR_16_BITS = 8
 # By instruction set: flags that a CPU has, flags that it lacks, and the dtype that is faster there for batches. The
 # first row that fits counts; the table with its measurements is in docs/guides/reproducibility.md.

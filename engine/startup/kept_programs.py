@@ -10,6 +10,7 @@ and then fails when it runs ("Function ... not found", seen on CPUs with jax 0.1
 
 import os
 import pickle
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import jax.monitoring
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 from jax.stages import Compiled
 
+from ...kernels_pallas.cpu import loader
 from ..worker.compile_program import compile_program
 from ..worker.mesh_plan import MeshPlan
 from ..worker.unwritten import register
@@ -25,6 +27,9 @@ from .compilation import Make
 from .program_folder import ProgramFolder
 from .program_key import describe_plan, program_name, surroundings
 
+# Names of the kernels that a serialised program calls, as `kernels_pallas/cpu/loader.py` makes them: a kernel, numbers
+# that it was compiled for, and the hash of its code.
+_KERNEL = re.compile(rb"(twinmesh\.([a-z][a-z0-9_]*)((?::\d+)*)\.[0-9a-f]{16})")
 # Recorded with `jax.monitoring` for each program.
 READ_EVENT, COMPILED_EVENT = "/twinmesh/kept_programs/read", "/twinmesh/kept_programs/compiled"
 
@@ -92,9 +97,19 @@ def dump(program: Compiled) -> bytes:
 
 
 def load(data: bytes, plan: MeshPlan) -> Compiled:
-    """Load a program onto the devices of the mesh that it was serialised from; `data` must be trusted."""
+    """Load a program onto the devices of the mesh that it was serialised from; `data` must be trusted.
+
+    Kernels that it calls are made known to XLA first, which tracing would have done.
+
+    Raises:
+        LookupError: it calls a kernel of another version, or one that this process cannot have.
+    """
     devices = list(plan.mesh.devices.flat)
     program, arguments, results = pickle.loads(data)
+    for name, kernel, parameters in set(_KERNEL.findall(program)):
+        own = loader.target(kernel.decode(), *map(int, parameters.split(b":")[1:]))
+        if own != name.decode():
+            raise LookupError(f"the program calls {name!r}, and this process has {own}")
     loaded: Compiled = deserialize_and_load(
         program, arguments, results, backend=devices[0].client, execution_devices=devices
     )

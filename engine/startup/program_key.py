@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from ...kernels_pallas.cpu import loader
 from ..topology import Topology
 from ..worker.jax_settings import own_settings
 from ..worker.mesh_plan import MeshPlan
@@ -32,7 +33,7 @@ _WITHOUT_INFLUENCE = (
     "jax_explain", "jax_dump",
 )  # fmt: skip
 _ANY = Topology.parse("both=1")
-_VARIABLES = ("XLA_", "TF_XLA_", "LIBTPU_", "NPROC", "OMP_", "JAX_PLATFORM")
+_VARIABLES = ("XLA_", "TF_XLA_", "LIBTPU_", "NPROC", "OMP_", "JAX_PLATFORM", "TWINMESH_CPU_LEVEL")
 
 
 def surroundings() -> str | None:
@@ -48,12 +49,14 @@ def surroundings() -> str | None:
         settings = {name: value for name, value in jax.config.values.items() if not name.startswith(_WITHOUT_INFLUENCE)}
     facts: dict[str, Any] = {
         "sources": sources,
+        "cpu_kernels": None if (tools := loader.toolchain()) is None else tools.level.name,
         "versions": [metadata.version(name) for name in _VERSIONS],
         "python": sys.version,
         "platform": (client.platform, client.platform_version),
         "devices": [(device.id, device.device_kind, device.process_index) for device in jax.devices()],
         "cpu": (platform.machine(), read_cpu()),
         "cores": len(os.sched_getaffinity(0)),
+        "kernels": None if (tools := loader.toolchain()) is None else tools.identity,
         "variables": sorted(item for item in os.environ.items() if item[0].startswith(_VARIABLES)),
         "settings": sorted((name, repr(value)) for name, value in settings.items()),
     }

@@ -5,6 +5,7 @@ would copy the pools. Which programs a mesh needs is `programs.py`'s business.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..sampling.logprobs import score, score_tokens
 from ..sampling.request_rows import Stage
 from ..sampling.request_state import DenseRows, DrawColumn, Float
 from ..sampling.sampler import draw
-from ..sharding.mesh import param_sharding, replicate_logits, replicated
+from ..sharding.mesh import param_on, replicate_logits, replicated
 from ..sharding.weights import Params
 from .jax_settings import own_settings
 from .kv_cache import DeviceState, copy_page, fresh
@@ -43,7 +44,10 @@ def compile_program(plan: MeshPlan, kind: str, *size: Any) -> Compiled:
     `kind` is the name of a field of `Programs`, and `size` that field's key: ("prefill", tokens) or
     ("sample", stage, rows), for instance; nothing where the field is one program.
     """
-    with own_settings():
+    is_split_on_cpu = plan.mesh.size > 1 and plan.mesh.devices.flat[0].platform == "cpu"
+    # Where a product is split between devices, `kernels_pallas/matmul.py` has to know.
+    known = jax.sharding.use_abstract_mesh(plan.mesh.abstract_mesh) if is_split_on_cpu else nullcontext()
+    with own_settings(), known:
         return _COMPILERS[kind](plan, *size)
 
 
@@ -137,10 +141,7 @@ def _compile(plan: MeshPlan, lowered: Lowered, options: Mapping[str, str | bool 
 
 
 def _params(plan: MeshPlan) -> Any:
-    return tuple(
-        jax.ShapeDtypeStruct(spec.value.shape, spec.value.dtype, sharding=param_sharding(plan.mesh, spec))
-        for spec in plan.params.specs.values()
-    )
+    return tuple(param_on(plan.mesh, spec) for spec in plan.params.specs.values())
 
 
 def _compile_score(plan: MeshPlan, tokens: int) -> Compiled:
@@ -149,8 +150,7 @@ def _compile_score(plan: MeshPlan, tokens: int) -> Compiled:
         return score_tokens(lambda rows: replicate_logits(decoder.logits(rows), plan.mesh), hidden, targets)
 
     arg = partial(_argument, plan.mesh)
-    embedding = next(iter(plan.params.specs.values())).value
-    hidden = arg((tokens, plan.model.hidden_size), embedding.dtype)
+    hidden = arg((tokens, plan.model.hidden_size), plan.dtype)
     jitted = jax.jit(score, out_shardings=replicated(plan.mesh))
     return jitted.lower(_params(plan), hidden, arg((tokens,))).compile()
 

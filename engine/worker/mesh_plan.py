@@ -26,7 +26,7 @@ class MeshPlan:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Return the dtype of weights, activations and KV."""
+        """Return the dtype of activations, KV and weights that are not quantised."""
         return jnp.dtype(self.state.kv[0].k.dtype)
 
     @property

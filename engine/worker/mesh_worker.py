@@ -67,7 +67,7 @@ class MeshWorker:
     def __init__(self, plan: MeshPlan, programs: Programs, params: Params) -> None:
         """Allocate the KV pools."""
         self.plan, self.programs, self.params = plan, programs, params
-        self.placer = Placer(plan.model, plan.dtype, plan.mesh)
+        self.placer = Placer(plan.model, plan.dtype, plan.mesh, plan.params.formats)
         self._padding = [kv.k.shape[1] for kv in plan.state.kv]  # in each group a page id that no request has
         self.inputs = StepInputs(plan.config, self._padding)
         self._allocate()

@@ -4,15 +4,15 @@ A checkpoint gives facts, parameters and a tokenizer. The caller decides on whic
 `open.py` turns a path into a checkpoint.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-import jax
 import jax.numpy as jnp
 
 from ..config import ModelConfig
+from ..quantized import Weight
 from ..text.chat import ChatTemplate
 from ..text.chat_files import chat_template_from_directory
 from ..text.tokenizer import Tokenizer
@@ -43,6 +43,11 @@ class Checkpoint(Protocol):
         ...
 
     @property
+    def formats(self) -> Mapping[str, str]:
+        """Return the parameters that can be loaded as they are quantised, by path, and each one's format."""
+        ...
+
+    @property
     def stored_bytes(self) -> int:
         """Return the bytes that the parameters take in the files."""
         ...
@@ -54,12 +59,13 @@ class Checkpoint(Protocol):
         allow_nonfinite: bool = False,
         maps: FileMaps | None = None,
         report: Report = ignore,
-    ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+    ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
         """Load parameters straight onto devices, one after another.
 
         Args:
-            wanted: parameter path -> for each mesh a `ShapeDtypeStruct` with its sharding. Shapes are those of
-                `abstract_params(self.config, dtype)`; a parameter's entries differ in their shardings only.
+            wanted: parameter path -> for each mesh a `ShapeDtypeStruct` with its sharding, or a `QuantizedArray` of
+                such where the parameter is among `formats` and is to stay quantised. Shapes are those of
+                `abstract_params(self.config, dtype, formats)`; a parameter's entries differ in their shardings only.
             allow_nonfinite: load weights that are NaN or infinite, or become so in the wanted dtype.
             maps: takes the files of which CPU devices use parts where they are; None: everything is read.
             report: called with the bytes that were read, which add up to `stored_bytes` if all parameters are wanted.

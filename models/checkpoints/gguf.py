@@ -1,20 +1,25 @@
 """Opens a GGUF file as a checkpoint: it holds configuration, weights, tokenizer and chat template."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 
+from ...kernels_pallas.block_tiles import LAYOUTS
 from ..errors import CheckpointError
 from ..families import GGUF, format_named
 from ..families.from_gguf import NAMES, ROPE_FACTORS, GGUFHeader
 from ..families.raw_config import Settings
+from ..quantized import Weight
 from ..text.chat import ChatTemplate
 from ..text.chat_files import templates_from_gguf
 from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_gguf import tokenizer_from_gguf
 from .base import TextFiles
 from .gguf_file import GGUFFile
-from .streaming import StreamedTensors
+from .host_memory import FileMaps
+from .quantized_streaming import stream_quantized
+from .streaming import Report, StreamedTensors, Wanted, divide, ignore
 
 
 class GGUFCheckpoint(TextFiles, StreamedTensors[GGUFFile]):
@@ -37,6 +42,7 @@ class GGUFCheckpoint(TextFiles, StreamedTensors[GGUFFile]):
         factors = {ROPE_FACTORS: (self.config.head_dim // 2,)} if ROPE_FACTORS in self._file.tensors else {}
         expected = {source.tensor: source.shape for source in self._sources.values()} | factors
         self._file.check(expected | self._scales(), self._is_input_scale)
+        self.formats: Mapping[str, str] = self._formats()
 
     def _header(self, prefix: str) -> GGUFHeader:
         """Describe the file to its family.
@@ -64,10 +70,34 @@ class GGUFCheckpoint(TextFiles, StreamedTensors[GGUFFile]):
         names = (f"{tensor.removesuffix('.weight')}.scale" for tensor in matrices)
         return {name: (1,) for name in names if name in self._file.tensors}
 
+    def _formats(self) -> dict[str, str]:
+        """Find the parameters whose tensors are of a format that need not be dequantised, and have no second scale."""
+        scales = self._scales()
+        kinds = {
+            path: self._file.tensors[source.tensor].kind.name
+            for path, source in self._sources.items()
+            if len(source.shape) == 2 and f"{source.tensor.removesuffix('.weight')}.scale" not in scales
+        }
+        return {path: kind for path, kind in kinds.items() if kind in LAYOUTS}
+
     @staticmethod
     def _is_input_scale(name: str) -> bool:
         """Return whether a tensor only says how activations may be quantised, which are not, here or in llama.cpp."""
         return name.endswith(".input_scale")
+
+    def load(
+        self,
+        wanted: Wanted,
+        *,
+        allow_nonfinite: bool = False,
+        maps: FileMaps | None = None,
+        report: Report = ignore,
+    ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
+        """Load parameters straight onto devices, those of floats first; see `Checkpoint.load`."""
+        yield from super().load(wanted, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
+        _, quantized = divide(wanted)
+        file, sources = self._file, self._sources
+        yield from stream_quantized(file, sources, quantized, allow_nonfinite=allow_nonfinite, report=report)
 
     def _read_tokenizer(self) -> Tokenizer:
         try:

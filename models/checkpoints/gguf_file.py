@@ -261,16 +261,26 @@ class GGUFFile:
             self._scales[name] = self._read(name, self.tensors[name], 0, 1).reshape(-1)[0]
         return self._scales[name]
 
-    @staticmethod
-    def _read(name: str, info: TensorInfo, start: int, stop: int) -> np.ndarray:
-        """Read rows of the tensor, seen as a matrix whose rows are its last axis; each holds whole blocks."""
+    def read_blocks(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read rows `start` to `stop - 1` of matrix `name` as they are in the file: uint8 [rows, bytes], whole blocks.
+
+        Raises:
+            CheckpointError: a file that can no longer be read.
+        """
+        info = self.tensors[name]
         block, block_bytes = GGML_QUANT_SIZES[info.kind]
         row = info.shape[-1] // block * block_bytes
         try:
             raw = np.fromfile(info.path, np.uint8, (stop - start) * row, offset=info.offset + start * row)
-            values = np.asarray(dequantize(raw.reshape(stop - start, row), info.kind), np.float32)
+            return raw.reshape(stop - start, row)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{info.path}: tensor {name!r} cannot be read: {error}.") from None
+
+    def _read(self, name: str, info: TensorInfo, start: int, stop: int) -> np.ndarray:
+        """Read rows of the tensor, seen as a matrix whose rows are its last axis; each holds whole blocks."""
+        raw = self.read_blocks(name, start, stop)
+        values = np.asarray(dequantize(raw, info.kind), np.float32)
+        block, block_bytes = GGML_QUANT_SIZES[info.kind]
         if info.kind is GGMLQuantizationType.MXFP4:
             # By the format (OCP microscaling formats 1.0) a scale of 255 is NaN; the library takes it for 2 ** 127.
             values.reshape(-1, block)[raw.reshape(-1, block_bytes)[:, 0] == _NAN_SCALE] = np.nan

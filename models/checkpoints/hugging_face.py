@@ -8,6 +8,7 @@ is checked that exactly the expected ones exist.
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +34,8 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
     """A directory of a supported family, checked to hold exactly the tensors that the family needs."""
+
+    formats: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, directory: Path) -> None:
         """Open `directory`; see `open_checkpoint` for what it raises."""

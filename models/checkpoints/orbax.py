@@ -9,14 +9,18 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
+from ...kernels_pallas.quantized import QuantizedArray
 from ..decoder import abstract_params
+from ..quantized import Described, Weight, nbytes, placed
 from .base import TextFiles
 from .finite import check_array
 from .host_memory import FileMaps
-from .orbax_format import PARAMS, nbytes, one_sentence, read_description
-from .streaming import Report, Wanted, ignore
+from .orbax_format import PARAMS, one_sentence, read_description, stored
+from .quantized_streaming import as_floats
+from .streaming import Report, Wanted, divide, ignore
 from .tensor_check import check_tensors
 
 
@@ -33,16 +37,17 @@ class OrbaxCheckpoint(TextFiles):
         self.path = directory
         description = read_description(directory)
         self.name, self.config, self.dtype = description.name, description.config, jnp.dtype(description.dtype)
+        self.formats: Mapping[str, str] = description.formats
         self._params = directory.absolute() / PARAMS
 
     @property
     def stored_bytes(self) -> int:
         """Return the bytes that the parameters take in the files, which are not compressed."""
-        return sum(self._stored().values())
+        return sum(map(nbytes, self._described().values()))
 
-    def _stored(self) -> dict[str, int]:
-        specs = abstract_params(self.config, self.dtype).specs
-        return {path: nbytes(spec.value) for path, spec in specs.items()}
+    def _described(self) -> dict[str, Described]:
+        specs = abstract_params(self.config, self.dtype, self.formats).specs
+        return {path: spec.value for path, spec in specs.items()}
 
     def load(
         self,
@@ -51,42 +56,64 @@ class OrbaxCheckpoint(TextFiles):
         allow_nonfinite: bool = False,
         maps: FileMaps | None = None,
         report: Report = ignore,
-    ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+    ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
         """Load parameters straight onto devices; see `Checkpoint.load`. Nothing is mapped: arrays lie in chunks."""
-        stored = self._stored()
-        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        self._check_params(checkpointer)
+        checkpointer, described = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()), self._described()
+        self._check_params(checkpointer, described)
+        floats, _ = divide(wanted)
+        loose = {path: places for path, places in floats.items() if path in self.formats}
+        rest = {path: places for path, places in wanted.items() if path not in loose}
+        for path, parameters in self._load_as_stored(checkpointer, rest, allow_nonfinite):
+            report(nbytes(described[path]))
+            yield path, parameters
+        host = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+        for path, places in loose.items():
+            whole = {path: (placed(described[path], lambda _: host),)}
+            for _, (quantized,) in self._load_as_stored(checkpointer, whole, allow_nonfinite):
+                host_floats = as_floats(jax.tree.map(np.asarray, quantized), places[0].dtype)
+                arrays = tuple(jax.device_put(host_floats, place.sharding) for place in places)
+                if not allow_nonfinite:
+                    check_array(self._params, path, arrays[0])
+                report(nbytes(described[path]))
+                yield path, jax.block_until_ready(arrays)
+
+    def _load_as_stored(
+        self, checkpointer: ocp.Checkpointer, wanted: Wanted, allow_nonfinite: bool
+    ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
         for paths in _batches({path: nbytes(places[0]) for path, places in wanted.items()}):
-            meshes = zip(*(wanted[path] for path in paths), strict=True)
+            meshes = list(zip(*(wanted[path] for path in paths), strict=True))
             restored = [self._restore(checkpointer, dict(zip(paths, places, strict=True))) for places in meshes]
             for path in paths:
-                if not allow_nonfinite:
-                    check_array(self._params, path, restored[0][path])  # those of the other meshes are the same
-                report(stored[path])
-                yield path, tuple(arrays.pop(path) for arrays in restored)
+                if not allow_nonfinite:  # those of the other meshes are the same
+                    for name, array in stored(path, restored[0][path]).items():
+                        check_array(self._params, name, array)
+                yield path, tuple(parameters.pop(path) for parameters in restored)
 
-    def _check_params(self, checkpointer: ocp.Checkpointer) -> None:
+    def _check_params(self, checkpointer: ocp.Checkpointer, described: Mapping[str, Described]) -> None:
+        """Check that exactly the arrays of these parameters are stored."""
         with one_sentence(f"{self._params} cannot be read"):
             found = checkpointer.metadata(self._params).item_metadata.tree
-        specs = abstract_params(self.config, self.dtype).specs
-        check_tensors(
-            self._params,
-            {path: tuple(array.shape) for path, array in found.items()},
-            {path: spec.value.shape for path, spec in specs.items()},
-        )
+        expected = {name: x.shape for path, like in described.items() for name, x in stored(path, like).items()}
+        check_tensors(self._params, {name: tuple(array.shape) for name, array in found.items()}, expected)
 
-    def _restore(
-        self, checkpointer: ocp.Checkpointer, places: Mapping[str, jax.ShapeDtypeStruct]
-    ) -> dict[str, jax.Array]:
+    def _restore(self, checkpointer: ocp.Checkpointer, places: Mapping[str, Described]) -> dict[str, Weight]:
+        item = {name: like for path, place in places.items() for name, like in stored(path, place).items()}
         args = {
-            path: ocp.ArrayRestoreArgs(sharding=place.sharding, dtype=place.dtype, global_shape=place.shape)
-            for path, place in places.items()
+            name: ocp.ArrayRestoreArgs(sharding=like.sharding, dtype=like.dtype, global_shape=like.shape)
+            for name, like in item.items()
         }
-        request = ocp.args.PyTreeRestore(item=dict(places), restore_args=args, partial_restore=True)
+        request = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
         with one_sentence(f"{self._params}: {', '.join(places)[:80]} cannot be restored"):
             arrays: dict[str, jax.Array] = checkpointer.restore(self._params, args=request)
             jax.block_until_ready(arrays)
-        return arrays
+        return {path: _gathered(arrays, path, place) for path, place in places.items()}
+
+
+def _gathered(arrays: Mapping[str, jax.Array], path: str, place: Described) -> Weight:
+    """Take a parameter's arrays out of those that were restored."""
+    if not isinstance(place, QuantizedArray):
+        return arrays[path]
+    return place.with_parts({name: arrays[f"{path}.{name}"] for name, _ in place.parts()})
 
 
 def _batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:

@@ -1,19 +1,18 @@
 """The format of an Orbax checkpoint: shared by its reader (`orbax.py`) and its writer (`orbax_writer.py`).
 
 A directory holds `twinmesh.json` (what the model is, and the length of every file), `params/` (Orbax: a flat dict,
-dotted path -> array, in the shapes of `abstract_params`) and the tokenizer's files. Arrays are stored in chunks of a
-few megabytes, uncompressed, so that a device reads little more than its own shard and a mesh may have any degree of
-tensor parallelism.
+dotted path -> array, in the shapes of `abstract_params`; of a quantised parameter PATH.values, PATH.scales and, where
+its format has them, PATH.mins) and the tokenizer's files. Arrays are stored in chunks of a few megabytes, uncompressed,
+so that a device reads little more than its own shard and a mesh may have any degree of tensor parallelism.
 """
 
 import json
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -21,13 +20,16 @@ import jax.numpy as jnp
 from cattrs.errors import BaseValidationError
 from cattrs.preconf.json import make_converter
 
+from ...kernels_pallas.block_tiles import LAYOUTS
+from ...kernels_pallas.quantized import QuantizedArray
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..json_file import read_json
 from .base import DESCRIPTION
 
 PARAMS = "params"  # the folder of the arrays
-FORMAT = 1
+FORMAT = 2
+_READ = (1, FORMAT)  # 1 had no quantised parameters
 _CONVERTER = make_converter(forbid_extra_keys=True)
 
 
@@ -37,9 +39,10 @@ class Description:
 
     format: int  # `FORMAT` of the version that wrote it
     name: str  # the model's
-    dtype: str  # of the stored parameters, norms apart
+    dtype: str  # of the stored parameters, norms and quantised ones apart
     config: ModelConfig
     files: dict[str, int]  # path of every other file in the directory -> its length in bytes
+    formats: dict[str, str] = field(default_factory=dict)  # path of every quantised parameter -> its format
 
     def write(self, directory: Path) -> None:
         """Write `twinmesh.json` into `directory`."""
@@ -54,16 +57,19 @@ def read_description(directory: Path) -> Description:
     """
     path = directory / DESCRIPTION
     content = read_json(path)
-    if content.get("format") != FORMAT:
+    if content.get("format") not in _READ:
         raise CheckpointError(
-            f"{path} is of format {str(content.get('format'))[:40]}, and this version reads {FORMAT}: convert the "
-            "model again."
+            f"{path} is of format {str(content.get('format'))[:40]}, and this version reads up to {FORMAT}: convert "
+            "the model again."
         )
     try:
         description = _CONVERTER.structure(content, Description)
         jnp.dtype(description.dtype)
+        unknown = description.formats.values() - LAYOUTS.keys()
     except (BaseValidationError, ValueError, TypeError):
         raise CheckpointError(f"{path} is damaged: it does not describe a model; convert the model again.") from None
+    if unknown:
+        raise CheckpointError(f"{path} names the format {min(unknown)[:40]!r}, which this version does not know.")
     for name, size in description.files.items():
         file = directory / name
         found = file.stat().st_size if file.is_file() else None
@@ -95,7 +101,8 @@ def one_sentence(what: str) -> Iterator[None]:
         log.setLevel(level)
 
 
-def nbytes(array: jax.ShapeDtypeStruct) -> int:
-    """Return the size of an array of this shape and dtype."""
-    total: int = math.prod(array.shape) * array.dtype.itemsize
-    return total
+def stored[Array](path: str, parameter: Array | QuantizedArray) -> dict[str, Array]:
+    """Return the arrays of a parameter, or their descriptions, by the names that they are stored under."""
+    if not isinstance(parameter, QuantizedArray):
+        return {path: parameter}
+    return {f"{path}.{name}": array for name, array in parameter.parts()}

@@ -6,7 +6,7 @@ half-made. `orbax_format.py` documents the format.
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from orbax.checkpoint import type_handlers
 
 from ..decoder import abstract_params
 from ..errors import CheckpointError
+from ..quantized import Described, nbytes, placed
 from ..text.tokenizer_files import save_tokenizer
 from .base import Checkpoint
-from .orbax_format import FORMAT, PARAMS, Description, nbytes, one_sentence
+from .orbax_format import FORMAT, PARAMS, Description, one_sentence, stored
 
 # Called after each parameter that was written, with its length in bytes.
 type Progress = Callable[[int], object]
@@ -42,7 +43,7 @@ def write(
     Args:
         checkpoint: any source.
         directory: the new directory; it must not exist, or be empty.
-        dtype: of the stored parameters; the checkpoint's own by default.
+        dtype: of the stored parameters. By default the checkpoint's own, and what can be kept quantised is kept.
         progress: called with the length in bytes of each parameter as it is written.
         chunk_bytes: the most that is stored together, and so read together by a device that needs part of it.
         allow_nonfinite: write weights that are NaN or infinite.
@@ -54,7 +55,7 @@ def write(
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise CheckpointError(f"{directory} exists and is not an empty directory: give another name.")
-    dtype = checkpoint.dtype if dtype is None else jnp.dtype(dtype)
+    described = _described(checkpoint, dtype)
     parent = directory.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix=".convert-") as scratch:
@@ -62,48 +63,64 @@ def write(
         out.mkdir()
         save_tokenizer(checkpoint.tokenizer(), checkpoint.chat_template(), out)
         with one_sentence(f"{directory} cannot be written"):
-            _write_params(checkpoint, out / PARAMS, dtype, progress, chunk_bytes, allow_nonfinite)
+            _write_params(checkpoint, out / PARAMS, described, progress, chunk_bytes, allow_nonfinite)
         files = {path.relative_to(out).as_posix(): path.stat().st_size for path in out.rglob("*") if path.is_file()}
-        Description(FORMAT, checkpoint.name, dtype.name, checkpoint.config, files).write(out)
+        stored_dtype = jnp.dtype(checkpoint.dtype if dtype is None else dtype).name
+        formats = dict(checkpoint.formats) if dtype is None else {}
+        Description(FORMAT, checkpoint.name, stored_dtype, checkpoint.config, files, formats).write(out)
         out.replace(directory)
+
+
+def written_bytes(checkpoint: Checkpoint, dtype: DTypeLike | None) -> int:
+    """Return the bytes of all parameters as `write` stores them."""
+    return sum(map(nbytes, _described(checkpoint, dtype).values()))
+
+
+def _described(checkpoint: Checkpoint, dtype: DTypeLike | None) -> dict[str, Described]:
+    """Describe the parameters as they are to be stored, by path."""
+    formats = checkpoint.formats if dtype is None else None
+    specs = abstract_params(checkpoint.config, checkpoint.dtype if dtype is None else dtype, formats).specs
+    return {path: spec.value for path, spec in specs.items()}
 
 
 def _write_params(
     checkpoint: Checkpoint,
     directory: Path,
-    dtype: jnp.dtype,
+    described: Mapping[str, Described],
     progress: Progress,
     chunk_bytes: int,
     allow_nonfinite: bool,
 ) -> None:
-    """Write all parameters, holding one at a time.
+    """Write the parameters of this description, holding one at a time.
 
     Orbax asks for the values of all parameters at once, so it gets stand-ins, and each array when its turn comes. It
     writes from a thread of its own, which an interruption must wait for: otherwise files would appear in a directory
     that is being removed.
     """
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    wanted = {
-        path: (jax.ShapeDtypeStruct(spec.value.shape, spec.value.dtype, sharding=place),)
-        for path, spec in abstract_params(checkpoint.config, dtype).specs.items()
-    }
+    wanted = {path: (placed(like, lambda _: place),) for path, like in described.items()}
+    pending = {
+        name: _Pending(path, name, like)
+        for path, (one,) in wanted.items()
+        for name, like in stored(path, one).items()
+    }  # fmt: skip
     stopping = threading.Event()
 
     def load(paths: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
         some = {path: wanted[path] for path in paths}
-        for path, (array,) in checkpoint.load(some, allow_nonfinite=allow_nonfinite):
-            if stopping.is_set():
-                return
-            yield path, np.asarray(array)
-            progress(array.nbytes)
+        for path, (parameter,) in checkpoint.load(some, allow_nonfinite=allow_nonfinite):
+            for name, array in stored(path, parameter).items():
+                if stopping.is_set():
+                    return
+                yield name, np.asarray(array)
+            progress(parameter.nbytes)
 
     handlers = type_handlers.create_type_handler_registry(
         (_Pending, _StreamingHandler(load)), (jax.Array, type_handlers.ArrayHandler())
     )
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers, use_compression=False)
     request = ocp.args.PyTreeSave(
-        {path: _Pending(path, like) for path, (like,) in wanted.items()},
-        save_args={path: ocp.SaveArgs(chunk_byte_size=chunk_bytes) for path in wanted},
+        pending, save_args={name: ocp.SaveArgs(chunk_byte_size=chunk_bytes) for name in pending}
     )
     thread = ThreadPoolExecutor(1)
     try:
@@ -124,10 +141,10 @@ def _end(thread: ThreadPoolExecutor, stopping: threading.Event) -> None:
 
 
 class _Pending:
-    """Stands in for a parameter that has not been read yet."""
+    """Stands in for an array of a parameter that has not been read yet."""
 
-    def __init__(self, path: str, like: jax.ShapeDtypeStruct) -> None:
-        self.path, self.shape, self.dtype = path, like.shape, like.dtype
+    def __init__(self, path: str, name: str, like: jax.ShapeDtypeStruct) -> None:
+        self.path, self.name, self.shape, self.dtype = path, name, like.shape, like.dtype
         self.ndim, self.size, self.nbytes = len(like.shape), like.size, nbytes(like)
 
 
@@ -143,9 +160,9 @@ class _StreamingHandler(type_handlers.NumpyHandler):  # type: ignore[misc]
     ) -> list[Any]:
         """Write `values`; the futures that are returned are done."""
         done: list[Any] = []
-        options = dict(zip((value.path for value in values), zip(infos, args or (), strict=True), strict=True))
-        for path, array in self._load(options):
-            info, arg = options[path]
+        options = dict(zip((value.name for value in values), zip(infos, args or (), strict=True), strict=True))
+        for name, array in self._load(dict.fromkeys(value.path for value in values)):
+            info, arg = options[name]
             for future in await super().serialize([array], [info], [arg]):
                 future.result()
                 done.append(future)

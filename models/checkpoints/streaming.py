@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from ...kernels_pallas.quantized import QuantizedArray
 from ..families.tensor_source import Source
+from ..quantized import Described, Weight
 from .finite import is_finite, refusal
 from .host_memory import ALIGNMENT, FEWEST_MAPPED_BYTES, FileMaps, Stamp, aligned_empty, check_unchanged
 
@@ -62,8 +64,12 @@ class TensorFile(Protocol):
         ...
 
 
-type Wanted = Mapping[str, Sequence[jax.ShapeDtypeStruct]]
-"""Parameter path -> a description per mesh: the shape in the checkpoint's model, the wanted dtype, and a sharding."""
+type Wanted = Mapping[str, Sequence[Described]]
+"""Parameter path -> a description per mesh: the shape in the checkpoint's model, the wanted dtype, and a sharding; or
+those of the arrays of a parameter that is to stay quantised, on every mesh alike."""
+
+type WantedFloats = Mapping[str, Sequence[jax.ShapeDtypeStruct]]
+type WantedQuantized = Mapping[str, Sequence[QuantizedArray]]
 
 type Report = Callable[[int], object]
 """Called with a number of bytes of the files, as they are read."""
@@ -71,6 +77,19 @@ type Report = Callable[[int], object]
 
 def ignore(nbytes: int) -> None:
     """Report nothing."""
+
+
+def divide(wanted: Wanted) -> tuple[WantedFloats, WantedQuantized]:
+    """Divide what is wanted into parameters of floats and quantised ones. All meshes want a parameter alike."""
+    floats: dict[str, Sequence[jax.ShapeDtypeStruct]] = {}
+    quantized: dict[str, Sequence[QuantizedArray]] = {}
+    for path, places in wanted.items():
+        these = [place for place in places if isinstance(place, QuantizedArray)]
+        if these:
+            quantized[path] = these
+        else:
+            floats[path] = [place for place in places if not isinstance(place, QuantizedArray)]
+    return floats, quantized
 
 
 class StreamedTensors[File: TensorFile]:
@@ -91,10 +110,10 @@ class StreamedTensors[File: TensorFile]:
         allow_nonfinite: bool = False,
         maps: FileMaps | None = None,
         report: Report = ignore,
-    ) -> Iterator[tuple[str, tuple[jax.Array, ...]]]:
+    ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
         """Load parameters straight onto devices, in the order of `wanted`; see `Checkpoint.load`."""
-        file = self._file
-        for path, places in wanted.items():
+        file, (floats, _) = self._file, divide(wanted)
+        for path, places in floats.items():
             source, host = self._sources[path], None
             if maps is not None and all(_is_on_cpus(place) for place in places):
                 host = mapped(file, source, places[0], maps)
@@ -105,7 +124,7 @@ class StreamedTensors[File: TensorFile]:
                 report(host.nbytes)
             # Wait, so that the host buffer is freed before the next one is allocated.
             yield path, jax.block_until_ready(tuple(jax.device_put(host, place.sharding) for place in places))
-        for part in {file.path_of(self._sources[path].tensor) for path in wanted}:
+        for part in {file.path_of(self._sources[path].tensor) for path in floats}:
             check_unchanged(part, file.stamps[part])
 
 
@@ -118,7 +137,7 @@ def read(
         CheckpointError: as `TensorFile.read_rows` does; or a value that is not finite, unless `allow_nonfinite`.
     """
     out = aligned_empty(like.shape, like.dtype)
-    rows, first = _rows(source), source.first_row
+    rows, first = rows_of(source), source.first_row
     matrix = out.reshape(-1, rows).T if source.transposed else out.reshape(rows, -1)  # [rows, columns]
     unit = source.rotary_pairs or 1
     step = max(1, BLOCK_BYTES // (4 * matrix.shape[1] * unit)) * unit
@@ -130,8 +149,8 @@ def read(
             cast = np.ascontiguousarray(moved, out.dtype)  # before it is transposed: that is faster, too
         if not allow_nonfinite and not is_finite(cast):
             raise refusal(file.path_of(source.tensor), source.tensor, first + start, block, out.dtype)
-        matrix[start:stop] = _halves(cast, source.rotary_pairs) if source.rotary_pairs else cast
-        report(_bytes_before(file, source, first + stop) - _bytes_before(file, source, first + start))
+        matrix[start:stop] = halves(cast, source.rotary_pairs) if source.rotary_pairs else cast
+        report(bytes_before(file, source, first + stop) - bytes_before(file, source, first + start))
     return out
 
 
@@ -146,7 +165,7 @@ def mapped(file: TensorFile, source: Source, like: jax.ShapeDtypeStruct, maps: F
     plain = None if is_moved or nbytes < FEWEST_MAPPED_BYTES else file.plain(source.tensor)
     if plain is None or plain.dtype != like.dtype:
         return None
-    offset = plain.offset + source.first_row * (nbytes // _rows(source))
+    offset = plain.offset + source.first_row * (nbytes // rows_of(source))
     if offset % ALIGNMENT:
         return None
     try:
@@ -159,18 +178,19 @@ def _check_finite(file: TensorFile, source: Source, host: np.ndarray, *, allow_n
     """Refuse a mapped parameter, a block at a time."""
     if allow_nonfinite:
         return
-    matrix = host.reshape(_rows(source), -1)
+    matrix = host.reshape(rows_of(source), -1)
     step = max(1, BLOCK_BYTES // max(1, matrix[0].nbytes))
     for start in range(0, len(matrix), step):
         if not is_finite(block := matrix[start : start + step]):
             raise refusal(file.path_of(source.tensor), source.tensor, source.first_row + start, block, block.dtype)
 
 
-def _rows(source: Source) -> int:
+def rows_of(source: Source) -> int:
+    """Return the number of a parameter's rows in its tensor."""
     return source.shape[0] if source.rows is None else source.rows
 
 
-def _bytes_before(file: TensorFile, source: Source, row: int) -> int:
+def bytes_before(file: TensorFile, source: Source, row: int) -> int:
     """Return the bytes of a tensor before a row, rounded: over all rows they add up."""
     return file.nbytes(source.tensor) * row // source.shape[0]
 
@@ -179,7 +199,7 @@ def _is_on_cpus(place: jax.ShapeDtypeStruct) -> bool:
     return all(device.platform == "cpu" for device in place.sharding.device_set)
 
 
-def _halves(rows: np.ndarray, head_dim: int) -> np.ndarray:
+def halves(rows: np.ndarray, head_dim: int) -> np.ndarray:
     """Reorder rows of whole heads: rotary pairs that are neighbours become halves of the head."""
     pairs = rows.reshape(-1, head_dim // 2, 2, rows.shape[1])
     return pairs.swapaxes(1, 2).reshape(rows.shape)

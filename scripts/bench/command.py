@@ -6,6 +6,7 @@ from importlib import import_module
 
 BENCHMARKS = {
     "before": "speed beside an earlier checkout, in alternating processes",
+    "accuracy": "what quantised weights cost in perplexity and greedy tokens, against float32 and llama.cpp",
     "admission": "what the scheduler spends while many requests wait for one prefix, beside an earlier checkout",
     "attention": "attention, append and products alone, a layer at a time",
     "cache": "programs that a start finds compiled after starts with other topologies",
@@ -20,6 +21,7 @@ BENCHMARKS = {
     "memory": "peak memory from the start to the end of 32 requests, beside an earlier checkout",
     "offline": "throughput of a whole workload, against transformers and vLLM",
     "policies": "time to first token by policy, over a recorded trace in virtual time",
+    "products": "the products of a model's layers alone, with quantised weights and with floats",
     "sampler": "the sampler alone, beside an earlier checkout's",
     "start": "seconds to start an engine that compiles everything, beside an earlier checkout",
     "streaming": "what streams cost the host, beside an earlier checkout",

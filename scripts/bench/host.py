@@ -31,7 +31,7 @@ from twinmesh.engine.protocol.events import RequestFacts
 from twinmesh.engine.protocol.executor import Executor
 from twinmesh.engine.protocol.sampling_plan import SamplingPlan
 from twinmesh.engine.scheduler.scheduler import Scheduler
-from twinmesh.engine.sharding.mesh import param_sharding
+from twinmesh.engine.sharding.mesh import param_on
 from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.sharding.weights import Params
 from twinmesh.engine.startup.build import start_core
@@ -40,7 +40,7 @@ from twinmesh.engine.worker.kv_cache import DeviceState
 from twinmesh.engine.worker.local_executor import LocalExecutor
 from twinmesh.engine.worker.mesh_worker import MeshWorker
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
-from twinmesh.models.decoder import ParamSpec, abstract_params
+from twinmesh.models.decoder import abstract_params
 
 _PROMPT, _TOKENS = 8, 200
 ROUNDS = 7
@@ -56,8 +56,11 @@ def random_params(dtype: jnp.dtype, meshes: Sequence[Mesh], model: ModelConfig) 
     random = np.random.default_rng(0)
     return [
         tuple(
-            jax.device_put(random.standard_normal(x.shape).astype(x.dtype), param_sharding(mesh, ParamSpec(x, axes)))
-            for x, axes in abstract_params(model_on(model, mesh.size), dtype).specs.values()
+            jax.tree.map(
+                lambda like: jax.device_put(random.standard_normal(like.shape).astype(like.dtype), like.sharding),
+                param_on(mesh, spec),
+            )
+            for spec in abstract_params(model_on(model, mesh.size), dtype).specs.values()
         )
         for mesh in meshes
     ]

@@ -92,7 +92,7 @@ def measure(model: str, topology: str, dtype: str) -> dict[str, Any]:
     params = load_weights(checkpoint, jnp.dtype(dtype), meshes, progress=False)
     seconds = time.perf_counter() - start
     shards = held(params, None).copied
-    largest = max(array.nbytes for mesh in params for array in mesh)
+    largest = max(array.nbytes for array in jax.tree.leaves(params))
     peak = _memory("VmHWM") - before
     return {
         "model": model,

@@ -127,11 +127,12 @@ def against_the_floor(model: str, dtype: str, rate: float) -> dict[str, float]:
     from twinmesh.models.checkpoints.catalog import resolve_model
     from twinmesh.models.checkpoints.open import open_checkpoint
     from twinmesh.models.decoder import abstract_params
+    from twinmesh.models.quantized import nbytes
     from twinmesh.scripts.bench.machine import read_rate
 
     specs = abstract_params(open_checkpoint(resolve_model(model)).config, jnp.dtype(dtype)).specs
     is_tied = "head.weight" not in specs  # otherwise the embedding is looked up, not read
-    sizes = {path: spec.value.size * spec.value.dtype.itemsize for path, spec in specs.items()}
+    sizes = {path: nbytes(spec.value) for path, spec in specs.items()}
     weights = sum(size for path, size in sizes.items() if is_tied or path != "embedding.weight")
     memory = read_rate()
     return {

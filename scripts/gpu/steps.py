@@ -1,7 +1,6 @@
 """Measures whole steps on one GPU, for `gpu_suite.py`: a model's shapes, random weights, no engine."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from twinmesh.engine.worker.step_layout import ChunkColumn, DecodeColumn, Prefil
 from twinmesh.kernels_pallas.tiles import length_class
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import AbstractParams, abstract_params
+from twinmesh.models.quantized import nbytes
 from twinmesh.scripts.gpu.budget import measure_budget
 from twinmesh.scripts.gpu.facts import Facts
 from twinmesh.scripts.gpu.timing import copy_bandwidth, matmul_rate, noise, seconds
@@ -92,14 +92,14 @@ def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
 
 def weight_bytes(params: AbstractParams) -> tuple[int, int]:
     """Count the bytes of weights that a decode step reads whole, all but the embedding; with and without the head."""
-    sizes = {name: math.prod(spec.value.shape) * spec.value.dtype.itemsize for name, spec in params.specs.items()}
+    sizes = {name: nbytes(spec.value) for name, spec in params.specs.items()}
     read = sum(sizes.values()) - sizes["embedding.weight"]
     return read, read - sizes["head.weight"]
 
 
 def random_params(plan: MeshPlan) -> tuple[Array, ...]:
     """Make small random weights, and ones for norms."""
-    specs = [spec.value for spec in plan.params.specs.values()]
+    specs = jax.tree.leaves([spec.value for spec in plan.params.specs.values()])
     return tuple(
         jnp.ones(spec.shape, spec.dtype) if len(spec.shape) < 2 else (0.02 * noise(spec.shape, i)).astype(spec.dtype)
         for i, spec in enumerate(specs)

@@ -59,7 +59,7 @@ def make_engine(model, topology="both=1", *, weights=None, room=1.25, **changes)
     memory = {"kv_cache_bytes": _bytes_for(model, topology, room, changes)}
     options = EngineOptions("", topology=topology, **({"dtype": "float32"} | OPTIONS | memory | changes))
 
-    def load(dtype, meshes):
+    def load(dtype, meshes, formats):
         arrays = weights or random_weights(model, dtype=dtype)
         placers = [Placer(model, dtype, mesh) for mesh in meshes]
         return [tuple(placer.put(path, arrays[path]) for path in placer.specs) for placer in placers]

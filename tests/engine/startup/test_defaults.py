@@ -1,5 +1,6 @@
 """The defaults by platform: what each kind of device gets where the options do not say, and what options change."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import jax.numpy as jnp
@@ -16,6 +17,12 @@ H100, H200, A100, CPU = (
 
 def config(device, dtype="bfloat16", **options):
     return engine_config(EngineOptions("", **options), MODEL, defaults_for(*device), jnp.dtype(dtype))
+
+
+@pytest.mark.parametrize(("dtype", "fewest"), [("float32", 1), ("bfloat16", 1), ("float16", 8)])
+def test_with_kernels_for_them_one_16_bit_row_has_a_bucket(dtype, fewest):
+    defaults = replace(defaults_for(*CPU), has_kernels=True)
+    assert engine_config(EngineOptions(""), MODEL, defaults, jnp.dtype(dtype)).decode_buckets[0] == fewest
 
 
 @pytest.mark.parametrize("device", [H100, H200])

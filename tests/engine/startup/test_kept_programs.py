@@ -2,11 +2,13 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -15,10 +17,11 @@ from helpers.tiny_mesh import tiny_config, tiny_plans
 from jax.experimental.compilation_cache import compilation_cache
 from twinmesh import SamplingParams
 from twinmesh.engine.startup import build, kept_programs, program_key
-from twinmesh.engine.startup.kept_programs import KeptPrograms, kept_or_compiled
+from twinmesh.engine.startup.kept_programs import KeptPrograms, kept_or_compiled, load
 from twinmesh.engine.startup.program_folder import ProgramFolder
 from twinmesh.engine.startup.program_key import surroundings
 from twinmesh.engine.worker.compile_program import compile_program
+from twinmesh.kernels_pallas.cpu import loader
 
 MODEL = model_with_windows(None, 6)
 PROMPTS = prompts_of(5, 20, 3)
@@ -148,6 +151,26 @@ def test_another_cpu_compiles_its_own(folder, monkeypatch):
     monkeypatch.setattr(program_key, "read_cpu", lambda: "a CPU without AVX-512")
     with pytest.raises(Compiled):
         start(folder, compile_with=refuse)
+
+
+@pytest.mark.parametrize(
+    "own", [None, "twinmesh.decode_float32:64.fedcba9876543210"], ids=["absent", "another version"]
+)
+def test_a_program_that_calls_a_kernel_which_is_not_here_is_a_miss(monkeypatch, own):
+    asked = []
+    monkeypatch.setattr(loader, "target", lambda name, *parameters: (asked.append((name, *parameters)), own)[1])
+    data = pickle.dumps((b"\n\x01twinmesh.decode_float32:64.0123456789abcdef\x12", None, None))
+    with pytest.raises(LookupError, match=r"decode_float32:64\.0123456789abcdef"):
+        load(data, one_plan())
+    assert asked == [("decode_float32", 64)]
+
+
+@pytest.mark.parametrize("tools", [None, SimpleNamespace(identity="another")], ids=["no kernels", "others"])
+def test_kernels_of_another_version_are_other_surroundings(monkeypatch, tools):
+    monkeypatch.setattr(loader, "toolchain", lambda: SimpleNamespace(identity="one"))
+    before = surroundings()
+    monkeypatch.setattr(loader, "toolchain", lambda: tools)
+    assert surroundings() != before
 
 
 def test_a_folder_that_takes_nothing_costs_one_line(tmp_path):

@@ -93,7 +93,7 @@ def test_a_file_that_changes_after_it_was_opened_is_refused_at_the_start(path, m
 
 def test_the_start_says_what_is_mapped_copied_and_shared(path, capsys):
     start(path, "prefill=1,decode=1", progress=True).close()
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("weights in float32: "))
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("memory of weights: "))
     assert "MB mapped from the file and " in line
     assert "shared between meshes" in line
 

@@ -1,0 +1,99 @@
+"""Which weights stay quantised, and the line that says so when an engine starts.
+
+Invariant: the choice is a pure function of the option, the files, the meshes and what kernels there are for this kind
+of device, so that every start on a machine makes the same one, and the same for all meshes.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ...kernels_pallas.block_tiles import OUTPUTS
+from ...kernels_pallas.cpu.blocks import Activations
+from ...kernels_pallas.matmul import kernel_for
+from ...kernels_pallas.quantized import QuantizedArray
+from ...models.config import ModelConfig
+from ...models.decoder import abstract_params
+from ..sharding.mesh import products_on
+from ..sharding.tensor_parallel import model_on
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What the files hold quantised, what stays so, and why the rest does not."""
+
+    stored: Mapping[str, str]  # path of every such parameter -> its format
+    kept: Mapping[str, str]  # those that stay
+    platform: str  # of the devices
+    activations: Activations
+    reasons: tuple[str, ...] = ()  # why others do not
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Return the formats that stay, the most frequent first."""
+        return tuple(name for name, _ in Counter(self.kept.values()).most_common())
+
+
+def choose(
+    asked: str, stored: Mapping[str, str], model: ModelConfig, meshes: Sequence[Mesh], activations: Activations
+) -> Quantized:
+    """Choose the parameters that stay quantised.
+
+    Args:
+        asked: one of `QUANTIZATIONS`.
+        stored: path -> format, of what the files hold quantised (`Checkpoint.formats`).
+        model: the checkpoint's.
+        meshes: those of the engine, all of one platform.
+        activations: what kernels are to multiply by.
+    """
+    platform = meshes[0].devices.flat[0].platform
+    if asked == "none":
+        return Quantized(stored, {}, platform, activations, ("quantization='none'",) if stored else ())
+    lacking = {name for name in set(stored.values()) if kernel_for(platform, name, activations) is None}
+    fast = stored if asked == "keep" else {path: name for path, name in stored.items() if name not in lacking}
+    why_slow = (f"no kernel multiplies by {_listed(sorted(lacking))} here",) if len(fast) < len(stored) else ()
+    cut = {path: reason for mesh in meshes for path, reason in _cut(fast, model, mesh).items()}
+    kept = {path: name for path, name in fast.items() if path not in cut}
+    return Quantized(stored, kept, platform, activations, (*why_slow, *dict.fromkeys(cut.values())))
+
+
+def _cut(formats: Mapping[str, str], model: ModelConfig, mesh: Mesh) -> dict[str, str]:
+    """Find the parameters that cannot be divided over a mesh, by path, each with a reason."""
+    products, found = products_on(mesh), dict[str, str]()
+    if mesh.size == 1:
+        return found
+    specs = abstract_params(model_on(model, mesh.size), jnp.float32, formats).specs
+    for path in formats:
+        value, name = specs[path].value, path.rpartition(".")[2]
+        assert isinstance(value, QuantizedArray)
+        reason = products.cut(products.split(specs[path].axes, value), value)
+        repeats_heads = "kv_heads" in specs[path].axes and model.num_kv_heads < mesh.size
+        if repeats_heads and model.head_dim % OUTPUTS:
+            reason = f"heads of {model.head_dim} that are repeated are no multiple of {OUTPUTS}, which tiles have"
+        if reason is not None:
+            found[path] = f"of {name}, {reason}"
+    return found
+
+
+def start_line(weights: Quantized, dtype: str) -> str:
+    """Say what weights are stored as, what multiplies them, and what activations are."""
+    parts, rounds = [], False
+    for name, count in Counter(weights.kept.values()).most_common():
+        level = kernel_for(weights.platform, name, weights.activations)
+        parts.append(f"{count} {name} ({level or 'XLA, a part at a time as floats'})")
+        rounds |= level is not None and weights.activations == "int8"
+    lost = Counter(weights.stored.values()) - Counter(weights.kept.values())
+    if lost:
+        shown = _listed(f"{count} {name}" for name, count in lost.most_common())
+        parts.append(f"{shown} dequantised to {dtype}: {'; '.join(weights.reasons)}")
+    parts.append(f"all else {dtype}" if parts else f"all {dtype}")
+    rounded = ", rounded to int8 for products with quantised weights but for down_proj and the head" if rounds else ""
+    return f"weights: {', '.join(parts)}; activations and KV: {dtype}{rounded}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

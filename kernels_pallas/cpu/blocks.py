@@ -1,0 +1,72 @@
+"""Products with quantised weights from programs: what the kernel takes, and the shapes that it gives. Traced; no numba.
+
+Activations are rounded to int8, 32 inputs at a time, unless they are to stay floats. For any number of rows, so that a
+row's bits are the same whatever the step that it is in.
+"""
+
+from typing import Literal
+
+import jax
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+
+from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
+from . import loader
+from .blocks_records import room_bytes
+
+type Activations = Literal["int8", "float"]
+"""What a product with quantised weights multiplies: activations rounded to int8 by blocks, or as they are."""
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def target(format_name: str, activations: Activations) -> str | None:
+    """Return the name under which XLA knows the kernel for a format, loaded on its first use; None: XLA has to do."""
+    return loader.target("blocks", list(LAYOUTS).index(format_name), int(activations == "float"))
+
+
+def product(
+    x: Array, w: Tiles, format_name: str, outputs: int, *, dtype: DTypeLike, activations: Activations
+) -> Array | None:
+    """Multiply activations [T, k] by a matrix [n, k] in tiles; None where XLA has to.
+
+    Args:
+        x: [T, k] float32 or bfloat16.
+        w: the matrix.
+        format_name: of `LAYOUTS`.
+        outputs: n; the last tile may have fewer than 16.
+        dtype: of the result, float32 or bfloat16.
+        activations: whether x is rounded to int8.
+
+    Returns:
+        [T, n].
+    """
+    dtype = np.dtype(dtype)
+    if x.dtype.name not in _BYTES or dtype.name not in _BYTES or 0 in (*x.shape, outputs):
+        return None
+    name = target(format_name, activations)
+    if name is None:
+        return None
+    _check(x, w, outputs)
+    results = [jax.ShapeDtypeStruct((x.shape[0], outputs), dtype), _room(x, format_name, activations)]
+    arrays = [array for array in (x, *w) if array is not None]
+    sizes = {"out_bytes": np.int64(dtype.itemsize), "x_bytes": np.int64(x.dtype.itemsize)}
+    called = jax.ffi.ffi_call(name, results, vmap_method="sequential")(*arrays, **sizes)
+    result: Array = called[0]
+    return result
+
+
+def _check(x: Array, w: Tiles, outputs: int) -> None:
+    """The kernel reads what shapes say and can refuse nothing, so they are looked at here, while tracing."""
+    tiles, blocks = w.values.shape[:2]
+    if x.shape[1] != blocks * BLOCK or -(-outputs // OUTPUTS) != tiles:
+        raise ValueError(
+            f"x has shape {x.shape} and there are {outputs} outputs: the weights have {tiles} tiles of {OUTPUTS} "
+            f"outputs and {blocks} blocks of {BLOCK} inputs."
+        )
+
+
+def _room(x: Array, format_name: str, activations: Activations) -> jax.ShapeDtypeStruct:
+    size = room_bytes(x.shape[0], x.shape[1], LAYOUTS[format_name], activations == "float")
+    return jax.ShapeDtypeStruct((size,), np.uint8)

@@ -1,0 +1,49 @@
+"""Tries the product with quantised weights before its first use; see `checks.py`. Without numba."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS, Layout, Tiles, dequantize, pack_scales, pack_values
+from .blocks_records import room_bytes
+from .levels import Level
+
+# (arguments, results, attributes): calls the kernel, which fills the results
+type Call = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]], None]
+
+_ROWS, _BLOCKS, _OUTPUTS = 15, 3, 2 * OUTPUTS + 3
+_TOLERANCE = 1e-5  # of the largest sum
+_LARGEST = 127
+
+
+def check_blocks(call: Call, level: Level, layout: int, is_float: int) -> bool:
+    """Say whether a product of 15 rows is right, and each row's bits the same when it is alone.
+
+    Activations are integers of which each block has one of 127, so that rounding them to int8 changes nothing.
+    """
+    name, form = list(LAYOUTS.items())[layout]
+    random = np.random.default_rng(0)
+    x = random.integers(-_LARGEST, _LARGEST + 1, (_ROWS, _BLOCKS * BLOCK)).astype(np.float32)
+    x[:, ::BLOCK] = _LARGEST
+    w = _random_tiles(random, form)
+    exact = dequantize(name, w)[:_OUTPUTS].astype(np.float64)
+    expected = x.astype(np.float64) @ exact.T
+
+    def multiply(rows: np.ndarray) -> np.ndarray:
+        out = np.full((len(rows), _OUTPUTS), np.nan, np.float32)
+        room = np.zeros(room_bytes(rows.shape[0], rows.shape[1], form, bool(is_float)), np.uint8)
+        call([rows, *(array for array in w if array is not None)], [out, room], [4, 4])
+        return out
+
+    found, alone = multiply(x), multiply(x[-1:])
+    is_right = np.abs(found - expected).max() <= _TOLERANCE * np.abs(expected).max()
+    return bool(is_right and np.array_equal(alone[0], found[-1]))
+
+
+def _random_tiles(random: np.random.Generator, form: Layout) -> Tiles:
+    u = random.integers(0, 2**form.bits, (_OUTPUTS, _BLOCKS * BLOCK)).astype(np.uint8)
+    scales, mins = (
+        (random.random((_OUTPUTS, _BLOCKS * BLOCK // form.group)) - 0.5).astype(form.scale_dtype) for _ in range(2)
+    )
+    packed = pack_scales(mins) if form.has_mins else None
+    return Tiles(pack_values(u, form.bits), pack_scales(scales), packed)

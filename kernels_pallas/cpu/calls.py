@@ -1,0 +1,90 @@
+"""Calls of the kernels from programs: what they take, and the shapes that they give. Traced; without numba."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+
+from ..arguments import AttentionOptions, PagedKV
+from ..work import ceil_div
+from . import loader
+
+DTYPES = ("float32", "bfloat16")
+MOST_ROWS = 64  # of a product
+_BLOCK = 128  # tokens: `attention.MOST_TOKENS`
+_SPLITS = 32  # the most of a request, which bounds the room for their parts
+_LOWEST = -1e30  # a sink that is none
+
+
+def product(x: Array, w: Array, *, by_output: bool) -> Array | None:
+    """Multiply x [T, K] by w [K, N], or [N, K] if `by_output`: [T, N] float32. None where XLA has to.
+
+    A row's result depends on that row alone. Derivatives are XLA's products.
+    """
+    if x.shape[0] > MOST_ROWS or x.dtype != w.dtype or w.dtype.name not in DTYPES or 0 in (*x.shape, *w.shape):
+        return None
+    target = loader.target(f"{'score' if by_output else 'product'}_{w.dtype.name}")
+    return None if target is None else _product(target, by_output, x, w)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _product(target: str, by_output: bool, x: Array, w: Array) -> Array:
+    result = jax.ShapeDtypeStruct((x.shape[0], w.shape[0 if by_output else 1]), jnp.float32)
+    taken = x if loader.takes_bfloat16() else x.astype(jnp.float32)
+    called: Array = jax.ffi.ffi_call(target, result, vmap_method="sequential")(taken, w)
+    return called
+
+
+@_product.defjvp
+def _product_jvp(
+    target: str, by_output: bool, primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (x, w), (x_tangent, w_tangent) = primals, tangents
+    tangent = plain_product(x_tangent, w, by_output=by_output) + plain_product(x, w_tangent, by_output=by_output)
+    return _product(target, by_output, x, w), tangent
+
+
+def plain_product(x: Array, w: Array, *, by_output: bool) -> Array:
+    """Compute what `product` does, in XLA."""
+    spelling = "tk,nk->tn" if by_output else "tk,kn->tn"
+    return jnp.einsum(spelling, x, w, precision=precision(w.dtype), preferred_element_type=jnp.float32)
+
+
+def precision(dtype: DTypeLike) -> jax.lax.Precision:
+    """Choose full precision for float32: a GPU would otherwise multiply in TF32, which keeps 10 bits of mantissa."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+def kernels_of(dtype: DTypeLike, head_dim: int) -> list[str]:
+    """Name the kernels that decode steps of a model may call, as `loader.compile_ahead` takes them."""
+    name = jnp.dtype(dtype).name
+    return [f"product_{name}", f"score_{name}", f"decode_{name}:{head_dim}"] if name in DTYPES else []
+
+
+def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array | None:
+    """Compute `kernels_pallas.paged_decode_attention`; None where XLA has to."""
+    rows, query_heads, head_dim = q.shape
+    tools = loader.toolchain()
+    if tools is None or q.dtype.name not in DTYPES or head_dim % tools.level.lanes or options.softcap is not None:
+        return None
+    target = loader.target(f"decode_{q.dtype.name}", head_dim)
+    if target is None:
+        return None
+    window = options.window or 0
+    reach = min(window, kv.capacity) or kv.capacity
+    split = ceil_div(reach, _BLOCK * _SPLITS) * _BLOCK
+    most = ceil_div(reach, split) + (window > 0)
+    sink = jnp.full(query_heads, _LOWEST) if options.sink is None else options.sink.astype(jnp.float32)
+    results = [
+        jax.ShapeDtypeStruct(q.shape, jnp.float32),
+        jax.ShapeDtypeStruct((rows, most, query_heads, head_dim + 2), jnp.float32),
+    ]
+    arrays = (q.astype(jnp.float32) * options.scale, *kv[:2], kv.page_table, kv.kv_len, kv.first_page, sink)
+    with jax.named_scope("paged_decode_attention"):
+        called = jax.ffi.ffi_call(target, results, vmap_method="sequential")(
+            *arrays, split=np.int64(split), window=np.int64(window)
+        )
+    return called[0].astype(q.dtype)

@@ -1,0 +1,195 @@
+"""Products of activations and weights: the one function that every linear layer and the head call.
+
+Weights are an array of the activations' dtype, or a `QuantizedArray`, which is made floats of a bounded part at a time
+while it is multiplied: no second copy of the weights ever exists. A product is right on every device; a faster kernel
+takes its place where there is one. On CPUs a product of up to 64 rows with an array runs in a kernel of `cpu/`, which
+reads the weights once for all rows and gives a row the same bits whatever the other rows are; what the kernels do not
+take, more rows included, and all other devices run XLA's product. So does a program whose arrays are split over several
+CPUs, where XLA would gather the weights in front of a kernel: its compiler has to say so by
+`jax.sharding.use_abstract_mesh`.
+
+Invariants: products are summed in float32 at least. A row's result does not depend on the rows beside it, for a number
+of rows. With several devices quantised weights are read where they are: what is gathered or summed is activations.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, PartitionSpec
+
+from .block_tiles import BLOCK, OUTPUTS, Tiles
+from .cpu import blocks, calls, loader
+from .cpu.blocks import Activations
+from .dispatch import runs_on_cpu
+from .quantized import QuantizedArray, dequantize, is_column
+
+# The most bytes of quantised weights that are floats at a time.
+BUFFER_BYTES = 16 << 20
+
+type Split = Literal["outputs", "inputs"]
+"""Which axis of a matrix is divided over the devices of a mesh: its outputs, or the inputs that a product sums over."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """How a program multiplies by quantised weights, and the devices that these are divided over."""
+
+    activations: Activations = "int8"  # what kernels multiply by, where there are any
+    mesh: Mesh | None = None  # None: one device
+    axis: str = ""  # of the mesh
+    split_axes: frozenset[str] = frozenset()  # logical axes that are divided over it, where their length allows it
+
+    @property
+    def unrounded(self) -> "Products":
+        """Return the same with activations as they are, for products in which rounding costs the most accuracy."""
+        return replace(self, activations="float")
+
+    def split(self, axes: Sequence[str], w: QuantizedArray) -> Split | None:
+        """Find how a parameter with these logical axes is divided; None: it is whole on every device.
+
+        A table is whole if its rows do not divide into tiles. A projection that does not divide into tiles and blocks
+        cannot be kept quantised: `cut` tells.
+        """
+        for index, (name, size) in enumerate(zip(axes, w.shape, strict=True)):
+            if self.mesh is not None and name in self.split_axes and size % self.mesh.size == 0:
+                split: Split = "inputs" if is_column(index, w.inputs) else "outputs"
+                return None if w.inputs == 0 and self.cut(split, w) else split
+        return None
+
+    def cut(self, split: Split | None, w: QuantizedArray) -> str | None:
+        """Say what a split would cut in two, and how; None: it cuts nothing."""
+        if split is None or self.mesh is None:
+            return None
+        what, unit, size = ("blocks", BLOCK, w.matrix[1]) if split == "inputs" else ("tiles", OUTPUTS, w.matrix[0])
+        share = size // self.mesh.size
+        if share % unit == 0:
+            return None
+        return f"{share} {split} on each of {self.mesh.size} devices are no multiple of {unit}, which {what} have"
+
+
+PLAIN = Products()
+
+
+def kernel_for(platform: str, format_name: str, activations: Activations) -> str | None:
+    """Name the level of the kernel that multiplies by weights of a format on this machine's devices of a platform.
+
+    None: there is none, and XLA makes floats of a part of the weights at a time.
+    """
+    if platform != "cpu" or blocks.target(format_name, activations) is None:
+        return None
+    tools = loader.toolchain()
+    return None if tools is None else tools.level.name
+
+
+def matmul(x: Array, w: Array | QuantizedArray, *, split: Split | None = None, products: Products = PLAIN) -> Array:
+    """Multiply activations by a weight.
+
+    Args:
+        x: [T, k].
+        w: [k, n]; or a quantised projection.
+        split: how a quantised weight is divided over devices; None: it is whole on each.
+        products: the program's.
+
+    Returns:
+        [T, n] of x's dtype.
+    """
+    return _multiply(x, w, x.dtype, split, products, is_table=False)
+
+
+def score(x: Array, w: Array | QuantizedArray, *, split: Split | None = None, products: Products = PLAIN) -> Array:
+    """Multiply activations [T, k] by a table [n, k], a head over an embedding: [T, n] float32; else as `matmul`."""
+    return _multiply(x, w, jnp.dtype(jnp.float32), split, products, is_table=True)
+
+
+def _multiply(
+    x: Array,
+    w: Array | QuantizedArray,
+    dtype: jnp.dtype,
+    split: Split | None,
+    products: Products,
+    *,
+    is_table: bool,
+) -> Array:
+    if not isinstance(w, QuantizedArray):
+        product = calls.product(x, w, by_output=is_table) if _is_on_one_cpu() else None
+        return _by_xla(x, w, is_table, dtype) if product is None else product.astype(dtype)
+    if split is None or products.mesh is None:
+        return _quantized(x, w, w.matrix[0], dtype, products)
+    return _on_each(x, w, dtype, split, products, products.mesh)
+
+
+def _is_on_one_cpu() -> bool:
+    """Whether what is traced runs on one CPU device, or on each of several by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    is_manual = all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
+    return runs_on_cpu() and (mesh.size <= 1 or is_manual)
+
+
+def _by_xla(x: Array, w: Array, is_table: bool, dtype: jnp.dtype) -> Array:
+    precision, result = calls.precision(w.dtype), None if dtype == x.dtype else dtype
+    if is_table:
+        # An einsum: `x @ w.T` takes XLA's CPU backend 10 times as long.
+        product: Array = jnp.einsum("tk,nk->tn", x, w, precision=precision, preferred_element_type=result)
+        return product
+    return jnp.matmul(x, w, precision=precision, preferred_element_type=result)
+
+
+def _on_each(x: Array, w: QuantizedArray, dtype: jnp.dtype, split: Split, products: Products, mesh: Mesh) -> Array:
+    """Multiply on every device by the part of the weight that it has."""
+    whole, axis = PartitionSpec(), products.axis
+    if split == "outputs":
+        weights, activations, out = PartitionSpec(axis), whole, PartitionSpec(None, axis)
+    else:
+        weights, activations, out = PartitionSpec(None, axis), PartitionSpec(None, axis), whole
+
+    outputs = w.matrix[0] // (mesh.size if split == "outputs" else 1)
+
+    def part(x: Array, w: QuantizedArray) -> Array:
+        if split == "outputs":
+            return _quantized(x, w, outputs, dtype, products)
+        total: Array = jax.lax.psum(_quantized(x, w, outputs, jnp.dtype(jnp.float32), products), axis)
+        return total.astype(dtype)
+
+    on_each = jax.shard_map(
+        part, mesh=mesh, in_specs=(activations, weights), out_specs=out, check_vma=False
+    )  # fmt: skip
+    result: Array = on_each(x, w)
+    return result
+
+
+def _quantized(x: Array, w: QuantizedArray, outputs: int, dtype: jnp.dtype, products: Products) -> Array:
+    """Multiply by a matrix on one device; `outputs` may end inside its last tile."""
+    if _is_on_one_cpu():
+        tiles = Tiles(w.values, w.scales, w.mins)
+        product = blocks.product(x, tiles, w.format, outputs, dtype=dtype, activations=products.activations)
+        if product is not None:
+            return product
+    return _in_parts(x, w, outputs, dtype)
+
+
+def _in_parts(x: Array, w: QuantizedArray, outputs: int, dtype: jnp.dtype) -> Array:
+    """Multiply by as many tiles at a time as `BUFFER_BYTES` hold as floats."""
+    # Ties the weights to the activations: XLA would otherwise make floats of them early, or once for all steps of a
+    # loop, and keep them.
+    x, w = jax.lax.optimization_barrier((x, w))
+    tiles = w.values.shape[0]
+    parts = -(-tiles * OUTPUTS * x.shape[1] * 4 // BUFFER_BYTES)
+    if parts == 1:
+        return _by_tiles(x, w, dtype)[:, :outputs]
+    size = -(-tiles // parts)
+
+    def step(index: Array, out: Array) -> Array:
+        first = jnp.minimum(index * size, tiles - size)  # the last part begins where it is whole: some come twice
+        some = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), w)
+        return jax.lax.dynamic_update_slice_in_dim(out, _by_tiles(x, some, dtype), first * OUTPUTS, axis=1)
+
+    result: Array = jax.lax.fori_loop(0, parts, step, jnp.zeros((x.shape[0], tiles * OUTPUTS), dtype))
+    return result[:, :outputs]
+
+
+def _by_tiles(x: Array, w: QuantizedArray, dtype: jnp.dtype) -> Array:
+    return _by_xla(x, dequantize(w).astype(x.dtype), True, dtype)

@@ -1,0 +1,90 @@
+"""Loads parameters that stay quantised from a GGUF file onto devices, in bounded memory, as `streaming.py` does floats.
+
+The arrays of one parameter at a time get host buffers of their final shape; rows of blocks are read, packed into
+tiles, checked to have finite scales and copied into them; then every mesh takes its shards. A loaded parameter also
+becomes floats here, for devices that are to have those.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from ...kernels_pallas.block_tiles import OUTPUTS, pack
+from ...kernels_pallas.quantized import QuantizedArray, dequantize
+from ..families.tensor_source import Source
+from ..quantized import Weight
+from .finite import is_finite, refusal
+from .host_memory import aligned_empty, check_unchanged
+from .streaming import BLOCK_BYTES, Report, TensorFile, WantedQuantized, bytes_before, halves
+
+
+class BlockFile(TensorFile, Protocol):
+    """A file whose tensors can also be read as they are stored."""
+
+    def read_blocks(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Read rows `start` to `stop - 1` of matrix `name` as uint8 [rows, bytes], whole blocks.
+
+        Raises:
+            CheckpointError: the file can no longer be read.
+        """
+        ...
+
+
+def stream_quantized(
+    file: BlockFile, sources: Mapping[str, Source], wanted: WantedQuantized, *, allow_nonfinite: bool, report: Report
+) -> Iterator[tuple[str, tuple[Weight, ...]]]:
+    """Yield each wanted path with its parameter on every mesh, in the order of `wanted`; see `Checkpoint.load`."""
+    for path, places in wanted.items():
+        host = _read(file, sources[path], places[0], allow_nonfinite=allow_nonfinite, report=report)
+        yield path, jax.block_until_ready(tuple(put(host, place) for place in places))
+    for part in {file.path_of(sources[path].tensor) for path in wanted}:
+        check_unchanged(part, file.stamps[part])
+
+
+def put(host: QuantizedArray, place: QuantizedArray) -> QuantizedArray:
+    """Put a parameter's arrays where `place` describes them."""
+    placed: QuantizedArray = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), host, place)
+    return placed
+
+
+def _read(
+    file: BlockFile, source: Source, like: QuantizedArray, *, allow_nonfinite: bool, report: Report
+) -> QuantizedArray:
+    """Read one parameter into host arrays as `like` describes them.
+
+    Raises:
+        CheckpointError: as `BlockFile.read_blocks` does; or a scale that is not finite, unless `allow_nonfinite`.
+    """
+    out: QuantizedArray = jax.tree.map(lambda array: aligned_empty(array.shape, array.dtype), like)
+    (rows, columns), unit = like.matrix, math.lcm(OUTPUTS, source.rotary_pairs or 1)
+    step = max(1, BLOCK_BYTES // (4 * columns * unit)) * unit
+    for start in range(0, rows, step):
+        first, last = source.first_row + start, source.first_row + min(start + step, rows)
+        raw = file.read_blocks(source.tensor, first, last)
+        with np.errstate(over="ignore", invalid="ignore"):  # found below
+            packed = pack(like.format, halves(raw, source.rotary_pairs) if source.rotary_pairs else raw)
+        if not allow_nonfinite and not all(is_finite(x) for x in (packed.scales, packed.mins) if x is not None):
+            floats = file.read_rows(source.tensor, first, last)
+            raise refusal(file.path_of(source.tensor), source.tensor, first, floats, np.dtype(np.float32))
+        tiles = slice(start // OUTPUTS, start // OUTPUTS + packed.values.shape[0])
+        for (_, array), part in zip(out.parts(), packed, strict=False):
+            array[tiles] = part
+        report(bytes_before(file, source, last) - bytes_before(file, source, first))
+    return out
+
+
+def as_floats(w: QuantizedArray, dtype: np.dtype) -> np.ndarray:
+    """Dequantise a parameter on the host, `BLOCK_BYTES` of float32 at a time: [*shape] of `dtype`."""
+    n, k = w.matrix
+    out = aligned_empty(w.shape, dtype)
+    matrix = out.reshape(k, n).T if w.inputs else out.reshape(n, k)
+    step = max(1, BLOCK_BYTES // (4 * k * OUTPUTS))
+    for start in range(0, w.values.shape[0], step):
+        tiles, first = slice(start, start + step), start * OUTPUTS
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = dequantize(jax.tree.map(lambda array, tiles=tiles: array[tiles], w)).astype(dtype)
+        matrix[first : first + len(rows)] = rows[: n - first]
+    return out

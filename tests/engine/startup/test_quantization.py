@@ -1,0 +1,51 @@
+"""Which weights stay quantised, and the line that says so."""
+
+import pytest
+from helpers.quantized import write_quantized
+from twinmesh.engine.sharding.mesh import build_meshes
+from twinmesh.engine.startup import quantization
+from twinmesh.engine.startup.quantization import choose, start_line
+from twinmesh.engine.topology import Topology
+from twinmesh.models.checkpoints.open import open_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    formats = {"ffn_up": "Q4_1", "ffn_down": "Q8_0", "token_embd": "Q8_0"}
+    return open_checkpoint(write_quantized(tmp_path_factory.mktemp("tiny") / "tiny.gguf", formats=formats))
+
+
+def chosen(checkpoint, asked, kernels, monkeypatch, topology="both=1"):
+    monkeypatch.setattr(quantization, "kernel_for", lambda platform, name, activations: kernels.get(name))
+    return choose(asked, checkpoint.formats, checkpoint.config, build_meshes(Topology.parse(topology)), "int8")
+
+
+BOTH = {"Q8_0": "AVX", "Q4_1": "AVX"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "kernels", "kept", "line"),
+    [
+        (
+            "auto",
+            BOTH,
+            ("Q8_0", "Q4_1"),
+            "weights: 3 Q8_0 (AVX), 2 Q4_1 (AVX), all else",
+        ),
+        ("auto", {"Q8_0": "AVX"}, ("Q8_0",), "2 Q4_1 dequantised to bfloat16: no kernel multiplies by Q4_1 here"),
+        ("auto", {}, (), "3 Q8_0 and 2 Q4_1 dequantised to bfloat16: no kernel multiplies by Q4_1 and Q8_0 here"),
+        ("keep", {}, ("Q8_0", "Q4_1"), "3 Q8_0 (XLA, a part at a time as floats), 2 Q4_1 (XLA"),
+        ("none", BOTH, (), "3 Q8_0 and 2 Q4_1 dequantised to bfloat16: quantization='none'"),
+    ],
+)
+def test_what_stays_and_what_the_line_says(checkpoint, monkeypatch, asked, kernels, kept, line):
+    found = chosen(checkpoint, asked, kernels, monkeypatch)
+    assert found.formats == kept
+    assert line in start_line(found, "bfloat16")
+    _, activations = start_line(found, "bfloat16").split("; activations and KV: ")
+    assert activations.startswith("bfloat16, rounded to int8 for") == bool(kernels and asked != "none")
+
+
+def test_a_model_of_floats_has_a_line_too(tiny_path, monkeypatch):
+    found = chosen(open_checkpoint(tiny_path), "auto", {}, monkeypatch)
+    assert start_line(found, "float32") == "weights: all float32; activations and KV: float32"

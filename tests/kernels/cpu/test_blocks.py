@@ -1,0 +1,199 @@
+"""Products with quantised weights against float64: formats, awkward sizes, drawn contents, bits, other CPUs."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.quantized_blocks import FORMATS, draw_raw, reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
+from twinmesh.kernels_pallas import block_tiles
+from twinmesh.kernels_pallas.block_tiles import LAYOUTS, Tiles
+from twinmesh.kernels_pallas.cpu import blocks, frames, loader
+from twinmesh.kernels_pallas.cpu.blocks_check import check_blocks
+from twinmesh.kernels_pallas.cpu.blocks_records import room_bytes
+from twinmesh.kernels_pallas.cpu.levels import LEVELS, Level
+
+pytestmark = pytest.mark.skipif(loader.toolchain() is None, reason="no CPU kernels here")
+# With activations that stay floats, formats that go each way through the code.
+WAYS = [(name, "int8") for name in FORMATS] + [(name, "float") for name in ("Q5_0", "Q4_1", "Q6_K")]
+BITS_ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 33, 64)
+
+
+@functools.partial(jax.jit, static_argnames=("name", "outputs", "dtype", "activations"))
+def multiply(x, w, name, outputs, dtype="float32", activations="int8"):
+    product = blocks.product(x, w, name, outputs, dtype=dtype, activations=activations)
+    assert product is not None
+    return product
+
+
+def weights(name, outputs, inputs, seed=0):
+    raw = draw_raw(name, outputs, inputs, np.random.default_rng(seed))
+    packed = block_tiles.pack(name, raw)
+    return Tiles(*(None if part is None else jnp.asarray(part) for part in packed)), reference(name, raw)
+
+
+def rows(count, inputs, dtype="float32", seed=1):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal((count, inputs)), dtype)
+
+
+def rounded(x):
+    """Round activations as the kernel does: int8 by blocks of 32, and a scale."""
+    by_block = np.asarray(x, np.float32).reshape(x.shape[0], -1, 32)
+    largest = np.abs(by_block).max(-1, keepdims=True)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    q = np.rint(by_block * inverse).astype(np.float64)
+    return (q * (largest * np.float32(1 / 127))).reshape(x.shape)
+
+
+def check(found, x, w, activations="int8"):
+    """Compare with float64. Both factors are those that the kernel multiplies, so only its sums in float32 differ."""
+    x = rounded(x) if activations == "int8" else np.asarray(x, np.float64)
+    size = np.abs(x) @ np.abs(w.T.astype(np.float64))
+    # Min and value of a weight may cancel, and are summed apart.
+    bound = 2.0**-23 * x.shape[1] ** 0.5 * (8 * size + 8 * np.abs(x).sum(1, keepdims=True) * np.abs(w).max())
+    assert (np.abs(np.asarray(found, np.float64) - x @ w.T.astype(np.float64)) <= bound + 1e-30).all()
+
+
+@pytest.mark.parametrize(("name", "activations"), WAYS)
+@pytest.mark.parametrize(("count", "outputs"), [(1, 576), (3, 1), (7, 15), (8, 16), (13, 83), (70, 33)])
+def test_any_size_is_right(name, activations, count, outputs):
+    w, exact = weights(name, outputs, 512)
+    for dtype in ("float32", "bfloat16"):
+        x = rows(count, 512, dtype)
+        check(multiply(x, w, name, outputs, activations=activations), x, exact, activations)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_any_contents_are_right(name, data):
+    """Any bytes are blocks of some weights, and inputs may be of very different sizes, zeros among them."""
+    w, exact = weights(name, 35, 256, seed=data.draw(st.integers(0, 2**31)))
+    sizes = st.sampled_from([0.0, -0.0, 1e-12, 1.0, -3.0, 1e12])
+    x = rows(5, 256) * np.array(data.draw(st.lists(sizes, min_size=256, max_size=256)), np.float32)
+    check(multiply(x, w, name, 35), x, exact)
+
+
+@pytest.mark.parametrize(("name", "activations"), WAYS)
+def test_a_rows_bits_are_its_own(name, activations):
+    w, _ = weights(name, 83, 512)
+    x = rows(130, 512)
+    every = np.asarray(multiply(x, w, name, 83, activations=activations))
+    for count in BITS_ROWS:
+        for first in (0, 130 - count):
+            found = multiply(x[first : first + count], w, name, 83, activations=activations)
+            np.testing.assert_array_equal(found, every[first : first + count])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("name", "activations"), [("Q8_0", "int8"), ("Q4_1", "int8"), ("Q5_0", "float")])
+def test_a_row_that_is_not_finite_stays_alone(name, value, activations):
+    w, _ = weights(name, 40, 256)
+    x = rows(9, 256)
+    every = np.asarray(multiply(x, w, name, 40, activations=activations))
+    found = np.asarray(multiply(x.at[4, 3].set(value), w, name, 40, activations=activations))
+    assert not np.isfinite(found[4]).any()
+    np.testing.assert_array_equal(np.delete(found, 4, 0), np.delete(every, 4, 0))
+
+
+def test_a_bfloat16_result_is_the_float32_one_rounded():
+    w, _ = weights("Q5_0", 83, 512)
+    x = rows(11, 512)
+    np.testing.assert_array_equal(
+        multiply(x, w, "Q5_0", 83, dtype="bfloat16"), multiply(x, w, "Q5_0", 83).astype("bfloat16")
+    )
+
+
+def test_zeros_give_zeros():
+    w, _ = weights("Q4_1", 20, 256)
+    assert not np.asarray(multiply(jnp.zeros((2, 256)), w, "Q4_1", 20)).any()
+
+
+def test_parts_of_the_inputs_and_of_the_outputs_add_up_to_the_whole():
+    """Weights are divided over two devices either way."""
+    w, _ = weights("Q4_K", 64, 512)
+    x = rows(3, 512)
+    want = np.asarray(multiply(x, w, "Q4_K", 64))
+    mesh = jax.make_mesh((2,), ("tp",), axis_types=(jax.sharding.AxisType.Auto,))
+    by_outputs = jax.shard_map(
+        lambda x, w: multiply(x, w, "Q4_K", 32), mesh=mesh, check_vma=False,
+        in_specs=(PartitionSpec(), PartitionSpec("tp")), out_specs=PartitionSpec(None, "tp"),
+    )  # fmt: skip
+    np.testing.assert_array_equal(jax.jit(by_outputs)(x, w), want)
+    by_inputs = jax.shard_map(
+        lambda x, w: jax.lax.psum(multiply(x, w, "Q4_K", 64), "tp"), mesh=mesh, check_vma=False,
+        in_specs=(PartitionSpec(None, "tp"), PartitionSpec(None, "tp")), out_specs=PartitionSpec(),
+    )  # fmt: skip
+    np.testing.assert_allclose(jax.jit(by_inputs)(x, w), want, atol=1e-4 * np.abs(want).max())
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    w, _ = weights("Q4_0", 40, 256)
+    with pytest.raises(ValueError, match="3 tiles of 16 outputs and 8 blocks of 32 inputs"):
+        multiply(rows(2, 128), w, "Q4_0", 40)
+    with pytest.raises(ValueError, match="there are 49 outputs"):
+        multiply(rows(2, 256), w, "Q4_0", 49)
+
+
+def test_what_the_kernel_does_not_take_is_xlas():
+    w, _ = weights("Q4_0", 40, 256)
+    for x, dtype in ((rows(2, 256, "float16"), "float32"), (rows(2, 256), "float16"), (rows(0, 256), "float32")):
+        assert blocks.product(x, w, "Q4_0", 40, dtype=dtype, activations="int8") is None
+
+
+# Four lanes, as NEON has them, in code that any machine can run.
+_PLAIN = Level("neon", "x86_64", "x86-64-v3", "", frozenset(), 4, 16)
+
+
+def _cases():
+    """List levels below this CPU's with formats that go each way through their code, and the plain code."""
+    tools = loader.toolchain()
+    if tools is None:
+        return []
+    formats = {"avx512": ["Q8_0"], "avx2": ["Q8_0", "Q5_0", "Q6_K"]}
+    below = [level for level in LEVELS if level.machine == tools.level.machine and level.needs < tools.level.needs]
+    cases = [(level, formats[level.name]) for level in below if level.name in formats] + [(_PLAIN, ["Q8_0", "Q4_1"])]
+    return [pytest.param(level, names, id=f"{level.name}-{level.lanes}") for level, names in cases]
+
+
+@pytest.mark.parametrize(("level", "names"), _cases())
+def test_lesser_cpus_compute_the_same_bits(level, names):
+    """Integer sums are exact, and the rest is the same arithmetic: only the instructions differ."""
+    for name, code in zip(names, compiled(level, names), strict=True):
+        number = list(LAYOUTS).index(name)
+        call = functools.partial(frames.call, loader.load_object(code))
+        assert check_blocks(call, level, number, 0)
+        w, _ = weights(name, 37, 512)
+        x = np.asarray(rows(13, 512))
+        found = np.full((13, 37), np.nan, np.float32)
+        room = np.zeros(room_bytes(13, 512, LAYOUTS[name], False), np.uint8)
+        call([x, *(np.asarray(part) for part in w if part is not None)], [found, room], [4, 4])
+        np.testing.assert_array_equal(found, multiply(jnp.asarray(x), w, name, 37))
+
+
+def compiled(level, names):
+    numbers = [list(LAYOUTS).index(name) for name in names]
+    if level is not _PLAIN:
+        return loader.compile_in_child(level, *(f"blocks:{number}:0" for number in numbers))
+    from twinmesh.kernels_pallas.cpu.build import compile_kernel
+
+    return [compile_kernel("blocks", level, (number, 0)) for number in numbers]
+
+
+def test_code_for_neon_is_assembled():
+    level = next(level for level in LEVELS if level.name == "neon")
+    for code in compiled(level, ["Q4_1", "Q6_K"]):
+        assert code[:4] == b"\x7fELF"
+        assert int.from_bytes(code[18:20], "little") == 183  # EM_AARCH64
+
+
+def test_a_self_test_finds_a_kernel_that_is_wrong():
+    def call(arguments, results, attributes):
+        results[0][...] = 0
+
+    assert not check_blocks(call, dataclasses.replace(_PLAIN), 0, 0)

@@ -1,0 +1,212 @@
+"""How kernels get into a process: the cache across processes, every level, and each reason to do without."""
+
+import functools
+import importlib.metadata
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from twinmesh.kernels_pallas.cpu import frames, loader
+from twinmesh.kernels_pallas.cpu.checks import CHECKS
+from twinmesh.kernels_pallas.cpu.levels import LEVELS, MASK, level_named, read_level
+from twinmesh.kernels_pallas.matmul import matmul
+
+try:
+    HERE = read_level()
+except ImportError:
+    HERE = None
+needs_kernels = pytest.mark.skipif(HERE is None, reason="no CPU kernels here")
+KERNELS = [*(name for name in CHECKS if not name.startswith("decode")), "decode_float32:64", "decode_bfloat16:64"]
+PROGRAM = """
+import sys, logging
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+import jax, jax.numpy as jnp, numpy as np
+from twinmesh.kernels_pallas.cpu import loader
+from twinmesh.kernels_pallas.matmul import matmul
+compiled = []
+inner = loader.compile_in_child
+loader.compile_in_child = lambda *arguments: compiled.append(1) or inner(*arguments)
+x, w = (np.random.default_rng(0).random(shape, np.float32) for shape in ((3, 50), (50, 70)))
+out = jax.jit(matmul)(jnp.asarray(x), jnp.asarray(w))
+print(len(compiled), np.asarray(out).tobytes().hex())
+"""
+
+
+def start(cache, program=PROGRAM, **environment):
+    env = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)} | environment
+    return subprocess.Popen(
+        [sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+
+
+def run(cache, program=PROGRAM, **environment):
+    """How many kernels a process compiled, what the product was, and what it logged."""
+    out, log = start(cache, program, **environment).communicate()
+    compiled, product = out.split()
+    return int(compiled), product, log
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """A loader that has not looked at anything yet, over an empty cache; as it was, afterwards."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(MASK, raising=False)
+    loader.forget()
+    yield
+    loader.forget()
+
+
+@needs_kernels
+def test_a_second_process_compiles_nothing_and_computes_the_same(tmp_path):
+    first, again = run(tmp_path), run(tmp_path)
+    assert (first[0], again[0]) == (1, 0)
+    assert first[1:] == again[1:]
+    (file,) = (tmp_path / "twinmesh" / "kernels").iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert run(tmp_path) == first
+    assert run(tmp_path) == again
+
+
+@needs_kernels
+def test_two_processes_may_start_on_one_cache_at_once(tmp_path):
+    both = [start(tmp_path) for _ in range(2)]
+    found = [process.communicate()[0].split()[1] for process in both]
+    assert found[0] == found[1]
+    assert len(list((tmp_path / "twinmesh" / "kernels").iterdir())) == 1
+
+
+@needs_kernels
+def test_a_cache_that_is_a_file_costs_one_line(tmp_path):
+    (tmp_path / "twinmesh").write_text("")
+    compiled, _, log = run(tmp_path)
+    assert compiled == 1
+    assert log.count("\n") == 1
+    assert "CPU kernels are compiled at every start, because they cannot be kept in" in log
+
+
+@needs_kernels
+def test_the_callers_settings_of_numba_do_not_count(tmp_path):
+    assert run(tmp_path, NUMBA_CPU_NAME="generic", NUMBA_DISABLE_JIT="1")[1] == run(tmp_path)[1]
+
+
+@needs_kernels
+@pytest.mark.parametrize("level", ["avx512_bf16", "avx512", "avx2", "neon"])
+def test_every_level_is_compiled_and_right_where_this_cpu_has_it(level):
+    """In processes of their own: what the CPU lacks is compiled too."""
+    level = level_named(level)
+    for kernel, code in zip(KERNELS, loader.compile_in_child(level, *KERNELS), strict=True):
+        name, *parameters = kernel.split(":")
+        assert code[:4] == b"\x7fELF"
+        assert int.from_bytes(code[18:20], "little") == {"x86_64": 62, "aarch64": 183}[level.machine]
+        if HERE in LEVELS[: LEVELS.index(level) + 1] and level.machine == HERE.machine:
+            call = functools.partial(frames.call, loader.load_object(code))
+            assert CHECKS[name](call, level, *map(int, parameters))
+
+
+@needs_kernels
+def test_compiling_twice_gives_the_same_code():
+    """No address of a process is in it."""
+    assert loader.compile_in_child(HERE, "product_float32") == loader.compile_in_child(HERE, "product_float32")
+
+
+@needs_kernels
+@pytest.mark.parametrize("level", ["avx2"])
+def test_a_masked_level_computes_nearly_the_same(tmp_path, level):
+    if level_named(level).machine != HERE.machine:
+        pytest.skip("not a level of this machine")
+    found, want = (np.frombuffer(bytes.fromhex(run(tmp_path, **env)[1]), np.float32) for env in ({MASK: level}, {}))
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
+def without(monkeypatch, caplog, expected):
+    """No kernel, one line in the log, and XLA's product."""
+    x = jnp.ones((2, 4))
+    assert loader.target("product_float32") is None
+    for _ in range(2):
+        np.testing.assert_array_equal(jax.jit(lambda x: matmul(x, jnp.ones((4, 3))))(x), np.full((2, 3), 4.0))
+    (line,) = caplog.messages
+    assert expected in line
+    assert "run in plain XLA, which is up to several times slower for few requests." in line
+
+
+def test_without_numba_xla_computes_and_the_reason_is_said_once(fresh, monkeypatch, caplog):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    without(monkeypatch, caplog, "numba is not installed: `pip install numba`")
+
+
+@pytest.mark.parametrize("version", ["0.67.2", "0.9", "unknown"])
+def test_with_an_old_numba_too(fresh, monkeypatch, caplog, version):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    without(monkeypatch, caplog, f"numba {version} is too old: `pip install 'numba>=0.68'`")
+
+
+@needs_kernels
+def test_a_kernel_that_fails_its_self_test_is_not_used(fresh, monkeypatch, caplog):
+    monkeypatch.setitem(CHECKS, "product_float32", lambda *_: False)
+    without(monkeypatch, caplog, "The CPU kernel product_float32 computes wrong results in its self-test.")
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("python", "reason"),
+    [("/nonexistent", "it cannot be compiled"), ("/bin/false", "its compilation failed with exit code 1: no message")],
+)
+def test_a_compilation_that_fails_is_a_reason(fresh, monkeypatch, caplog, python, reason):
+    monkeypatch.setattr(sys, "executable", python)
+    without(monkeypatch, caplog, f"The CPU kernel product_float32 cannot be used: {reason}")
+
+
+@needs_kernels
+def test_a_mask_of_none_is_quiet(fresh, monkeypatch, caplog):
+    monkeypatch.setenv(MASK, "none")
+    assert loader.target("product_float32") is None
+    assert caplog.messages == []
+
+
+@needs_kernels
+def test_a_call_returns_before_its_kernels_end():
+    """A program that is nothing but calls would run on the calling thread; norms between them are as in a decoder."""
+    x, w = jnp.ones((64, 2048)) / 2048, jnp.ones((2048, 2048))
+
+    @jax.jit
+    def program(x):
+        for _ in range(30):
+            x = matmul(x, w)
+            x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True))
+        return x
+
+    jax.block_until_ready(program(x))
+    returned_early = []
+    for _ in range(5):
+        out = program(x)
+        returned_early.append(not out.is_ready())
+        jax.block_until_ready(out)
+    assert any(returned_early)
+
+
+@needs_kernels
+def test_kernels_are_compiled_ahead_in_one_process(fresh, monkeypatch):
+    """Also where they cannot be kept; who asks for one waits for it."""
+    asked = []
+    inner = loader.compile_in_child
+    monkeypatch.setattr(loader, "compile_in_child", lambda level, *names: asked.append(names) or inner(level, *names))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loader.objects, "write", full)
+    names = ("product_float32", "score_float32")
+    loader.compile_ahead(*names)
+    while not asked:
+        pass
+    assert all(loader.target(name) for name in names)
+    assert asked == [names]
