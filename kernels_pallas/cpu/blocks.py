@@ -1,10 +1,10 @@
 """Products with quantised weights from programs: what the kernel takes, and the shapes that it gives. Traced; no numba.
 
-Activations are rounded to int8, 32 inputs at a time, unless they are to stay floats. For any number of rows, so that a
-row's bits are the same whatever the step that it is in.
+Activations are rounded to 8 or 16 bits, 32 inputs at a time, unless they are to stay floats. For any number of rows, so
+that a row's bits are the same whatever the step that it is in.
 """
 
-from typing import Literal
+from collections.abc import Iterable
 
 import jax
 import ml_dtypes
@@ -14,18 +14,24 @@ from jax.typing import DTypeLike
 
 from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
 from . import loader
-from .blocks_records import room_bytes
-
-type Activations = Literal["int8", "float"]
-"""What a product with quantised weights multiplies: activations rounded to int8 by blocks, or as they are."""
+from .blocks_records import NUMBER_BYTES, Activations, room_bytes
 
 # What the kernel reads and writes; float16 is widened in front of it, and rounded behind it.
 _TAKEN = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float32)}
 
 
-def target(format_name: str, activations: Activations) -> str | None:
+def kernels_of(formats: Iterable[str], activations: Activations) -> list[str]:
+    """Name the kernels for formats, as `loader.compile_ahead` takes them."""
+    return [":".join(["blocks", *map(str, _parameters(name, activations))]) for name in formats]
+
+
+def _target(format_name: str, activations: Activations) -> str | None:
     """Return the name under which XLA knows the kernel for a format, loaded on its first use; None: XLA has to do."""
-    return loader.target("blocks", list(LAYOUTS).index(format_name), int(activations == "float"))
+    return loader.target("blocks", *_parameters(format_name, activations))
+
+
+def _parameters(format_name: str, activations: Activations) -> tuple[int, int]:
+    return list(LAYOUTS).index(format_name), list(NUMBER_BYTES).index(activations)
 
 
 def product(
@@ -39,7 +45,7 @@ def product(
         format_name: of `LAYOUTS`.
         outputs: n; the last tile may have fewer than 16.
         dtype: of the result, one of those of x.
-        activations: whether x is rounded to int8.
+        activations: what x is rounded to.
 
     Returns:
         [T, n].
@@ -47,7 +53,7 @@ def product(
     dtype = np.dtype(dtype)
     if x.dtype.name not in _TAKEN or dtype.name not in _TAKEN or 0 in (*x.shape, outputs):
         return None
-    name = target(format_name, activations)
+    name = _target(format_name, activations)
     if name is None:
         return None
     _check(x, w, outputs)
@@ -71,5 +77,5 @@ def _check(x: Array, w: Tiles, outputs: int) -> None:
 
 
 def _room(x: Array, format_name: str, activations: Activations) -> jax.ShapeDtypeStruct:
-    size = room_bytes(x.shape[0], x.shape[1], LAYOUTS[format_name], activations == "float")
+    size = room_bytes(x.shape[0], x.shape[1], LAYOUTS[format_name], activations)
     return jax.ShapeDtypeStruct((size,), np.uint8)

@@ -58,13 +58,17 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def kernels_of(dtype: DTypeLike, head_dim: int) -> list[str]:
-    """Name the kernels that decode steps of a model may call, as `loader.compile_ahead` takes them."""
+def kernels_of(dtype: DTypeLike, head_dim: int, *, has_matrices: bool) -> list[str]:
+    """Name the kernels that decode steps of a model may call, as `loader.compile_ahead` takes them.
+
+    `has_matrices` says whether any weights are matrices of `dtype`; otherwise all of them are quantised.
+    """
     name, tools = jnp.dtype(dtype).name, loader.toolchain()
     if name not in DTYPES or tools is None:
         return []
+    products = [f"product_{name}", f"score_{name}"] if has_matrices else []
     attention = [] if head_dim % tools.level.lanes else [f"decode_{name}:{head_dim}"]
-    return [f"product_{name}", f"score_{name}", *attention]
+    return [*products, *attention]
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array | None:

@@ -151,11 +151,10 @@ def test_a_program_over_two_devices_computes_the_same():
         np.testing.assert_allclose(by_kernel(matmul, x, split), want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "head_dim", "attends"), [("float32", 64, True), ("bfloat16", 64, True), ("float32", 10, False)]
-)
-def test_kernels_that_are_compiled_ahead_are_those_that_a_model_calls(dtype, head_dim, attends):
-    names = calls.kernels_of(dtype, head_dim)
-    assert names[:2] == [f"product_{dtype}", f"score_{dtype}"]
-    assert names[2:] == [f"decode_{dtype}:{head_dim}"] * attends
-    assert calls.kernels_of("float16", head_dim) == []
+@pytest.mark.parametrize("has_matrices", [True, False])
+@pytest.mark.parametrize(("head_dim", "attends"), [(64, True), (10, False)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernels_that_are_compiled_ahead_are_those_that_a_model_calls(dtype, head_dim, attends, has_matrices):
+    products, attention = [f"product_{dtype}", f"score_{dtype}"], [f"decode_{dtype}:{head_dim}"]
+    assert calls.kernels_of(dtype, head_dim, has_matrices=has_matrices) == products * has_matrices + attention * attends
+    assert calls.kernels_of("float16", head_dim, has_matrices=has_matrices) == []
