@@ -16,7 +16,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from .frame import NUMBA, argument, data, load, result, room, set_word, size, store, word
-from .kernel import THREADS, Kernel, process
+from .jobs import THREADS
+from .kernel import Kernel, process
 from .levels import Level
 from .vectors import F32, I16, I32, I64, Writer
 

@@ -111,6 +111,14 @@ def test_a_bfloat16_result_is_the_float32_one_rounded():
     )
 
 
+def test_float16_is_widened_and_rounded():
+    w, _ = weights("Q4_1", 83, 512)
+    x = rows(11, 512, "float16")
+    want = multiply(x.astype("float32"), w, "Q4_1", 83)
+    np.testing.assert_array_equal(multiply(x, w, "Q4_1", 83), want)
+    np.testing.assert_array_equal(multiply(x, w, "Q4_1", 83, dtype="float16"), want.astype("float16"))
+
+
 def test_zeros_give_zeros():
     w, _ = weights("Q4_1", 20, 256)
     assert not np.asarray(multiply(jnp.zeros((2, 256)), w, "Q4_1", 20)).any()
@@ -144,7 +152,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_what_the_kernel_does_not_take_is_xlas():
     w, _ = weights("Q4_0", 40, 256)
-    for x, dtype in ((rows(2, 256, "float16"), "float32"), (rows(2, 256), "float16"), (rows(0, 256), "float32")):
+    for x, dtype in ((jnp.zeros((2, 256), int), "float32"), (rows(2, 256), "int8"), (rows(0, 256), "float32")):
         assert blocks.product(x, w, "Q4_0", 40, dtype=dtype, activations="int8") is None
 
 
