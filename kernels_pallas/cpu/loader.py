@@ -30,6 +30,7 @@ from . import frames, objects
 from .checks import CHECKS
 from .kernels import Parameters
 from .levels import MASK, NONE, Level, read_level
+from .threads import process_cores
 
 _log = logging.getLogger(__name__)
 _NUMBA = (0, 68)  # the oldest that is known to work
@@ -231,7 +232,9 @@ def load_object(code: bytes) -> int:
     handler, task = (engine.get_function_address(name) for name in ("handler", "task"))
     words = (ctypes.c_int64 * _WORDS).from_address(engine.get_global_value_address("twinmesh_process"))
     ring, turn = _ring()
-    words[:] = [ring, _JOBS, turn, task, len(os.sched_getaffinity(0))]
+    cores = process_cores()
+    _keep_for_ever(cores)
+    words[:] = [ring, _JOBS, turn, task, cores.address]
     return int(handler)
 
 
