@@ -86,6 +86,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             rows.append(row)
             print(_line(row), flush=True)
 
+    print(f"a prefill step alone: {1e3 * np.median(times(prefill, args.seconds)):.0f} ms", flush=True)
     take("alone", None)
     with shared(cores):
         if cores.threads < cores.count:
