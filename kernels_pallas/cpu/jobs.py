@@ -4,5 +4,5 @@ JOB_BYTES = 48 * 8  # of a job, in words of 8 bytes: see `kernel.py`
 
 # What belongs to the process, by word; the loader writes it once the code is in memory.
 PROCESS = "twinmesh_process"
-RING, JOBS, TURN, TASK, THREADS = range(5)  # address of the jobs, their number, address of the turn, of `task`; threads
+RING, JOBS, TURN, TASK, THREADS = range(5)  # addresses, but for the number of jobs
 PROCESS_WORDS = 5

@@ -1,10 +1,10 @@
 """A kernel's three functions, and the two that XLA and its threads call made of them.
 
 A call is cut into pieces. The calling thread works on them, and so does each thread of XLA's pool that has time: a
-task is put there for every core of the process but one, and takes pieces until none is left. A call never waits
-for a task that has not begun, because the pool may be busy with another mesh for long; a task that comes too late
-finds the job closed and leaves. So the job, in which both look, outlives the call: jobs stand in a ring of the process,
-and one is used again when the last task that knows it has left.
+task is put there for every thread but one of the mesh's share (`threads.py`), and takes pieces until none is left. A
+call never waits for a task that has not begun, because the pool may be busy with another mesh for long; a task that
+comes too late finds the job closed and leaves. So the job, in which both look, outlives the call: jobs stand in a ring
+of the process, and one is used again when the last task that knows it has left.
 
 Invariants: which thread does a piece changes no bit, because pieces write to places of their own; nothing is allocated.
 """
@@ -73,6 +73,12 @@ def process(typing: Any) -> Any:
 
 
 _job_on_stack = room(JOB_BYTES)
+
+
+@njit(**NUMBA)
+def threads() -> int:
+    """Return how many threads a call may use now; another number may be there the next time."""
+    return load(word(process(), THREADS), types.int64)
 
 
 @njit(**NUMBA)
@@ -153,7 +159,7 @@ def entries(kernel: Kernel) -> dict[str, Callable[[int], int]]:
         set_word(job, _NEXT, 0)
         set_word(job, _ENTERED, 0)
         if is_shared:
-            _ask_for_help(frame, job, min(word(process(), THREADS), pieces) - 1)
+            _ask_for_help(frame, job, min(threads(), pieces) - 1)
         run(job)
         if is_shared:
             add_at(job + _ENTERED * 8, _CLOSED)

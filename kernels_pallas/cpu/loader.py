@@ -31,6 +31,7 @@ from .checks import CHECKS
 from .jobs import JOB_BYTES, JOBS, PROCESS, PROCESS_WORDS, RING, TASK, THREADS, TURN
 from .kernels import Parameters
 from .levels import MASK, NONE, Level, read_level
+from .threads import process_cores
 
 _log = logging.getLogger(__name__)
 _NUMBA = (0, 68)  # the oldest that is known to work
@@ -268,8 +269,10 @@ def load_object(code: bytes) -> int:
     handler, task = (engine.get_function_address(name) for name in ("handler", "task"))
     words = (ctypes.c_int64 * PROCESS_WORDS).from_address(engine.get_global_value_address(PROCESS))
     ring, turn = _ring()
+    cores = process_cores()
+    _keep_for_ever(cores)
     words[RING], words[JOBS], words[TURN], words[TASK] = ring, _AT_ONCE, turn, task
-    words[THREADS] = len(os.sched_getaffinity(0))
+    words[THREADS] = cores.address
     return int(handler)
 
 
