@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from .block_tiles import BLOCK, OUTPUTS, Tiles
+from .block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
 from .cpu import blocks, calls, loader
 from .cpu.blocks import Activations
 from .dispatch import runs_on_cpu
@@ -74,14 +74,13 @@ class Products:
 PLAIN = Products()
 
 
-def kernel_for(platform: str, format_name: str, activations: Activations) -> str | None:
+def kernel_for(platform: str, format_name: str) -> str | None:
     """Name the level of the kernel that multiplies by weights of a format on this machine's devices of a platform.
 
-    None: there is none, and XLA makes floats of a part of the weights at a time.
+    Compiles nothing. None: there is none, and XLA makes floats of a part of the weights at a time, which it also does
+    should the kernel turn out to be unusable.
     """
-    if platform != "cpu" or blocks.target(format_name, activations) is None:
-        return None
-    tools = loader.toolchain()
+    tools = loader.toolchain() if platform == "cpu" and format_name in LAYOUTS else None
     return None if tools is None else tools.level.name
 
 

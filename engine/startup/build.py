@@ -19,8 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from ...kernels_pallas.cpu import calls, loader
-from ...kernels_pallas.cpu.blocks import Activations
+from ...kernels_pallas.cpu import loader
 from ...models.checkpoints.base import Checkpoint
 from ...models.checkpoints.catalog import cache_directory, resolve_model
 from ...models.checkpoints.host_memory import FileMaps
@@ -64,7 +63,7 @@ from .memory import (
     temporary_bytes,
 )
 from .one_request import OneRequest
-from .quantization import Quantized, choose, start_line
+from .quantization import Quantized, choose, cpu_kernels, start_line
 
 _TRANSFERS_WITH_STATE = 8
 
@@ -154,10 +153,10 @@ def _start_core(
         config = request.narrow(config)
     dtype = jnp.dtype(config.dtype)
     is_cpu = device.platform == "cpu"
-    if is_cpu:
-        loader.compile_ahead(*calls.kernels_of(dtype, model.head_dim))  # while weights are read
-    quantized = _quantization(options, formats, model, meshes)
+    quantized = choose(options.quantization, formats, model, meshes, "float" if options.float_activations else "int8")
     config = replace(config, formats=quantized.formats, float_activations=options.float_activations)
+    if is_cpu:  # while weights are read
+        loader.compile_ahead(*cpu_kernels(model, dtype, quantized))
     if options.progress:
         say(start_line(quantized, dtype.name))
     # A CPU's memory is that of its host, of which the weights' part is known: programs compile while they are loaded.
@@ -295,13 +294,6 @@ def _size_pools(
         replace(pool, staging_bytes=pool.staging_bytes + in_transit * mesh.size, state_bytes=state_bytes() * mesh.size)
         for pool, mesh in zip(pools, meshes, strict=True)
     ]
-
-
-def _quantization(
-    options: EngineOptions, formats: Mapping[str, str], model: ModelConfig, meshes: Sequence[Mesh]
-) -> Quantized:
-    activations: Activations = "float" if options.float_activations else "int8"
-    return choose(options.quantization, formats, model, meshes, activations)
 
 
 def _mesh_plans(

@@ -49,7 +49,6 @@ def surroundings() -> str | None:
         settings = {name: value for name, value in jax.config.values.items() if not name.startswith(_WITHOUT_INFLUENCE)}
     facts: dict[str, Any] = {
         "sources": sources,
-        "cpu_kernels": None if (tools := loader.toolchain()) is None else tools.level.name,
         "versions": [metadata.version(name) for name in _VERSIONS],
         "python": sys.version,
         "platform": (client.platform, client.platform_version),

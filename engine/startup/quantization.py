@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ...kernels_pallas.block_tiles import OUTPUTS
+from ...kernels_pallas.cpu import blocks, calls
 from ...kernels_pallas.cpu.blocks import Activations
 from ...kernels_pallas.matmul import kernel_for
 from ...kernels_pallas.quantized import QuantizedArray
@@ -52,7 +53,7 @@ def choose(
     platform = meshes[0].devices.flat[0].platform
     if asked == "none":
         return Quantized(stored, {}, platform, activations, ("quantization='none'",) if stored else ())
-    lacking = {name for name in set(stored.values()) if kernel_for(platform, name, activations) is None}
+    lacking = {name for name in set(stored.values()) if kernel_for(platform, name) is None}
     fast = stored if asked == "keep" else {path: name for path, name in stored.items() if name not in lacking}
     why_slow = (f"no kernel multiplies by {_listed(sorted(lacking))} here",) if len(fast) < len(stored) else ()
     cut = {path: reason for mesh in meshes for path, reason in _cut(fast, model, mesh).items()}
@@ -78,11 +79,19 @@ def _cut(formats: Mapping[str, str], model: ModelConfig, mesh: Mesh) -> dict[str
     return found
 
 
+def cpu_kernels(model: ModelConfig, dtype: jnp.dtype, quantized: Quantized) -> list[str]:
+    """Name the CPU kernels that the model's steps may call."""
+    specs = abstract_params(model, dtype, quantized.kept).specs.values()
+    has_matrices = any(not isinstance(spec.value, QuantizedArray) and len(spec.value.shape) > 1 for spec in specs)
+    own = calls.kernels_of(dtype, model.head_dim, has_matrices=has_matrices)
+    return own + blocks.kernels_of(quantized.formats, quantized.activations)
+
+
 def start_line(weights: Quantized, dtype: str) -> str:
     """Say what weights are stored as, what multiplies them, and what activations are."""
     parts, rounds = [], False
     for name, count in Counter(weights.kept.values()).most_common():
-        level = kernel_for(weights.platform, name, weights.activations)
+        level = kernel_for(weights.platform, name)
         parts.append(f"{count} {name} ({level or 'XLA, a part at a time as floats'})")
         rounds |= level is not None and weights.activations == "int8"
     lost = Counter(weights.stored.values()) - Counter(weights.kept.values())

@@ -4,6 +4,7 @@ Activations are rounded to int8, 32 inputs at a time, unless they are to stay fl
 row's bits are the same whatever the step that it is in.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import jax
@@ -21,9 +22,19 @@ type Activations = Literal["int8", "float"]
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
-def target(format_name: str, activations: Activations) -> str | None:
+def kernels_of(formats: Iterable[str], activations: Activations) -> list[str]:
+    """Name the kernels for formats, as `loader.compile_ahead` takes them; some products take floats in any case."""
+    kinds: tuple[Activations, ...] = ("float",) if activations == "float" else ("int8", "float")
+    return [":".join(["blocks", *map(str, _parameters(name, kind))]) for name in formats for kind in kinds]
+
+
+def _target(format_name: str, activations: Activations) -> str | None:
     """Return the name under which XLA knows the kernel for a format, loaded on its first use; None: XLA has to do."""
-    return loader.target("blocks", list(LAYOUTS).index(format_name), int(activations == "float"))
+    return loader.target("blocks", *_parameters(format_name, activations))
+
+
+def _parameters(format_name: str, activations: Activations) -> tuple[int, int]:
+    return list(LAYOUTS).index(format_name), int(activations == "float")
 
 
 def product(
@@ -45,7 +56,7 @@ def product(
     dtype = np.dtype(dtype)
     if x.dtype.name not in _BYTES or dtype.name not in _BYTES or 0 in (*x.shape, outputs):
         return None
-    name = target(format_name, activations)
+    name = _target(format_name, activations)
     if name is None:
         return None
     _check(x, w, outputs)

@@ -58,10 +58,14 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def kernels_of(dtype: DTypeLike, head_dim: int) -> list[str]:
-    """Name the kernels that decode steps of a model may call, as `loader.compile_ahead` takes them."""
+def kernels_of(dtype: DTypeLike, head_dim: int, *, has_matrices: bool) -> list[str]:
+    """Name the kernels that decode steps of a model may call, as `loader.compile_ahead` takes them.
+
+    `has_matrices` says whether any weights are matrices of `dtype`; otherwise all of them are quantised.
+    """
     name = jnp.dtype(dtype).name
-    return [f"product_{name}", f"score_{name}", f"decode_{name}:{head_dim}"] if name in DTYPES else []
+    products = [f"product_{name}", f"score_{name}"] if has_matrices else []
+    return [*products, f"decode_{name}:{head_dim}"] if name in DTYPES else []
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array | None:

@@ -29,7 +29,7 @@ def kernels(request, monkeypatch):
     """With the CPU's kernels, on activations as they are, and as it is where there are none."""
     if request.param == "xla":
         monkeypatch.setattr(module.blocks, "product", lambda *args, **options: None)
-    elif module.kernel_for("cpu", "Q4_1", "float") is None:
+    elif module.kernel_for("cpu", "Q4_1") is None:
         pytest.skip("no kernels here")
 
 

@@ -16,7 +16,7 @@ def checkpoint(tmp_path_factory):
 
 
 def chosen(checkpoint, asked, kernels, monkeypatch, topology="both=1"):
-    monkeypatch.setattr(quantization, "kernel_for", lambda platform, name, activations: kernels.get(name))
+    monkeypatch.setattr(quantization, "kernel_for", lambda platform, name: kernels.get(name))
     return choose(asked, checkpoint.formats, checkpoint.config, build_meshes(Topology.parse(topology)), "int8")
 
 
