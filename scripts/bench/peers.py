@@ -8,7 +8,8 @@ Each turn of each way is a process of its own (`peer_steps.py`, in the Python of
 turn starts the engine, warms it with two prompts, and measures tokens per second of 8 prompts of 512 tokens from their
 start until all have a first token; then, after 512 tokens of prompt each, 128 decode steps of 1, 8 and 32 requests that
 all decode; then the peak of its processes (VmHWM, with pages of mapped files and libraries). Greedy, no prefix cache.
-Time is that of the whole window of steps, and the median of its steps is reported beside it.
+Time is that of the whole window of steps, and the median of its steps is reported beside it. A turn also says how many
+cores were busy elsewhere on average: the machine should be idle otherwise. Linux only.
 
 Ways are called ENGINE-FORMAT. "twinmesh-file-DTYPE" has the file's weights as they are, and "twinmesh-DTYPE"
 quantization="none"; topology both=1, room for 32 requests of 768 tokens, all else by default unless
@@ -140,15 +141,25 @@ def bandwidth() -> float:
 
 def take(name: str, command: Sequence[str], checkout: Path) -> Turn | None:
     """Run one turn; None where it failed, of which its stderr says why."""
+    before = _busy()
     with environment_of(checkout) as environment:
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    (wall, all_cpu, own_cpu) = (b - a for a, b in zip(before, _busy(), strict=True))
     found = [line for line in done.stdout.splitlines() if line.startswith('{"version"')]  # vLLM logs to stdout as well
     if done.returncode or not found:
         print(f"peers: {name} failed with exit code {done.returncode}.", file=sys.stderr)
         return None
-    turn = {"way": name, **json.loads(found[-1])}
+    turn = {"way": name, **json.loads(found[-1]), "cores_busy_elsewhere": max(0.0, all_cpu - own_cpu) / wall}
     print(json.dumps(turn), file=sys.stderr, flush=True)
     return turn
+
+
+def _busy() -> tuple[float, float, float]:
+    """Return seconds: the clock, those that all cores were busy or stolen, and those of ended children. Linux."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    own = os.times()
+    ticks = user + nice + system + irq + softirq + steal
+    return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), own.children_user + own.children_system
 
 
 def sizes(model: str) -> dict[str, int]:
