@@ -8,7 +8,8 @@ Each turn of each way is a process of its own (`peer_steps.py`, in the Python of
 turn starts the engine, warms it with two prompts, and measures tokens per second of 8 prompts of 512 tokens from their
 start until all have a first token; then, after 512 tokens of prompt each, 128 decode steps of 1, 8 and 32 requests that
 all decode; then the peak of its processes (VmHWM, with pages of mapped files and libraries). Greedy, no prefix cache.
-Time is that of the whole window of steps, and the median of its steps is reported beside it. A turn also says how many
+Time is that of the whole window of steps; "by median" are the rates that the median of its steps gives, which a short
+disturbance does not change. A turn also says how many
 cores were busy elsewhere on average: the machine should be idle otherwise. Linux only.
 
 Ways are called ENGINE-FORMAT. "twinmesh-file-DTYPE" has the file's weights as they are, and "twinmesh-DTYPE"
@@ -210,6 +211,7 @@ def _figures(turn: Turn, rate: float, size: Mapping[str, int], prompt: int) -> d
         context = prompt + SKIPPED + figures["steps"] / 2
         floor = 1e3 * step_bytes(turn["way"], int(count), context, size) / rate
         flat[f"decode {count} tokens/s"] = figures["tokens_per_second"]
+        flat[f"decode {count} by median tokens/s"] = 1e3 * int(count) / figures["median_step_ms"]
         flat[f"decode {count} ms"] = figures["step_ms"]
         flat[f"decode {count} median step ms"] = figures["median_step_ms"]
         flat[f"decode {count} of floor"] = floor / figures["step_ms"]
