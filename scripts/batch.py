@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         engine={
             "dtype": args.dtype,
             "quantization": args.quantization,
-            "float_activations": args.float_activations,
+            "activations": args.activations,
             "deterministic": args.deterministic,
         },
         restart=args.restart,

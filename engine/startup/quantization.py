@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from ...kernels_pallas.block_tiles import OUTPUTS
 from ...kernels_pallas.cpu import blocks, calls
-from ...kernels_pallas.cpu.blocks import Activations
+from ...kernels_pallas.cpu.blocks_records import Activations
 from ...kernels_pallas.matmul import kernel_for
 from ...kernels_pallas.quantized import QuantizedArray
 from ...models.config import ModelConfig
@@ -93,13 +93,13 @@ def start_line(weights: Quantized, dtype: str) -> str:
     for name, count in Counter(weights.kept.values()).most_common():
         level = kernel_for(weights.platform, name)
         parts.append(f"{count} {name} ({level or 'XLA, a part at a time as floats'})")
-        rounds |= level is not None and weights.activations == "int8"
+        rounds |= level is not None and weights.activations != "float"
     lost = Counter(weights.stored.values()) - Counter(weights.kept.values())
     if lost:
         shown = _listed(f"{count} {name}" for name, count in lost.most_common())
         parts.append(f"{shown} dequantised to {dtype}: {'; '.join(weights.reasons)}")
     parts.append(f"all else {dtype}" if parts else f"all {dtype}")
-    rounded = ", rounded to int8 for products with quantised weights but for down_proj and the head" if rounds else ""
+    rounded = f", rounded to {weights.activations} where quantised weights multiply them" if rounds else ""
     return f"weights: {', '.join(parts)}; activations and KV: {dtype}{rounded}"
 
 

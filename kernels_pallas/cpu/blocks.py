@@ -1,11 +1,10 @@
 """Products with quantised weights from programs: what the kernel takes, and the shapes that it gives. Traced; no numba.
 
-Activations are rounded to int8, 32 inputs at a time, unless they are to stay floats. For any number of rows, so that a
-row's bits are the same whatever the step that it is in.
+Activations are rounded to 8 or 16 bits, 32 inputs at a time, unless they are to stay floats. For any number of rows, so
+that a row's bits are the same whatever the step that it is in.
 """
 
 from collections.abc import Iterable
-from typing import Literal
 
 import jax
 import numpy as np
@@ -14,18 +13,14 @@ from jax.typing import DTypeLike
 
 from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
 from . import loader
-from .blocks_records import room_bytes
-
-type Activations = Literal["int8", "float"]
-"""What a product with quantised weights multiplies: activations rounded to int8 by blocks, or as they are."""
+from .blocks_records import NUMBER_BYTES, Activations, room_bytes
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def kernels_of(formats: Iterable[str], activations: Activations) -> list[str]:
-    """Name the kernels for formats, as `loader.compile_ahead` takes them; some products take floats in any case."""
-    kinds: tuple[Activations, ...] = ("float",) if activations == "float" else ("int8", "float")
-    return [":".join(["blocks", *map(str, _parameters(name, kind))]) for name in formats for kind in kinds]
+    """Name the kernels for formats, as `loader.compile_ahead` takes them."""
+    return [":".join(["blocks", *map(str, _parameters(name, activations))]) for name in formats]
 
 
 def _target(format_name: str, activations: Activations) -> str | None:
@@ -34,7 +29,7 @@ def _target(format_name: str, activations: Activations) -> str | None:
 
 
 def _parameters(format_name: str, activations: Activations) -> tuple[int, int]:
-    return list(LAYOUTS).index(format_name), int(activations == "float")
+    return list(LAYOUTS).index(format_name), list(NUMBER_BYTES).index(activations)
 
 
 def product(
@@ -48,7 +43,7 @@ def product(
         format_name: of `LAYOUTS`.
         outputs: n; the last tile may have fewer than 16.
         dtype: of the result, float32 or bfloat16.
-        activations: whether x is rounded to int8.
+        activations: what x is rounded to.
 
     Returns:
         [T, n].
@@ -79,5 +74,5 @@ def _check(x: Array, w: Tiles, outputs: int) -> None:
 
 
 def _room(x: Array, format_name: str, activations: Activations) -> jax.ShapeDtypeStruct:
-    size = room_bytes(x.shape[0], x.shape[1], LAYOUTS[format_name], activations == "float")
+    size = room_bytes(x.shape[0], x.shape[1], LAYOUTS[format_name], activations)
     return jax.ShapeDtypeStruct((size,), np.uint8)

@@ -43,7 +43,7 @@ def test_what_stays_and_what_the_line_says(checkpoint, monkeypatch, asked, kerne
     assert found.formats == kept
     assert line in start_line(found, "bfloat16")
     _, activations = start_line(found, "bfloat16").split("; activations and KV: ")
-    assert activations.startswith("bfloat16, rounded to int8 for") == bool(kernels and asked != "none")
+    assert activations.startswith("bfloat16, rounded to int8 where") == bool(kernels and asked != "none")
 
 
 def test_a_model_of_floats_has_a_line_too(tiny_path, monkeypatch):

@@ -20,7 +20,9 @@ from twinmesh.kernels_pallas.cpu.levels import LEVELS, Level
 
 pytestmark = pytest.mark.skipif(loader.toolchain() is None, reason="no CPU kernels here")
 # With activations that stay floats, formats that go each way through the code.
-WAYS = [(name, "int8") for name in FORMATS] + [(name, "float") for name in ("Q5_0", "Q4_1", "Q6_K")]
+WAYS = [(name, kind) for kind in ("int8", "int16") for name in FORMATS]
+WAYS += [(name, "float") for name in ("Q5_0", "Q4_1", "Q6_K")]
+LARGEST = {"int8": 127, "int16": 127 * 256}
 BITS_ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 33, 64)
 
 
@@ -41,18 +43,18 @@ def rows(count, inputs, dtype="float32", seed=1):
     return jnp.asarray(np.random.default_rng(seed).standard_normal((count, inputs)), dtype)
 
 
-def rounded(x):
-    """Round activations as the kernel does: int8 by blocks of 32, and a scale."""
+def rounded(x, most):
+    """Round activations as the kernel does: integers up to `most` by blocks of 32, and a scale."""
     by_block = np.asarray(x, np.float32).reshape(x.shape[0], -1, 32)
     largest = np.abs(by_block).max(-1, keepdims=True)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    inverse = np.divide(np.float32(most), largest, out=np.zeros_like(largest), where=largest > 0)
     q = np.rint(by_block * inverse).astype(np.float64)
-    return (q * (largest * np.float32(1 / 127))).reshape(x.shape)
+    return (q * (largest * np.float32(1 / most))).reshape(x.shape)
 
 
 def check(found, x, w, activations="int8"):
     """Compare with float64. Both factors are those that the kernel multiplies, so only its sums in float32 differ."""
-    x = rounded(x) if activations == "int8" else np.asarray(x, np.float64)
+    x = rounded(x, LARGEST[activations]) if activations in LARGEST else np.asarray(x, np.float64)
     size = np.abs(x) @ np.abs(w.T.astype(np.float64))
     # Min and value of a weight may cancel, and are summed apart.
     bound = 2.0**-23 * x.shape[1] ** 0.5 * (8 * size + 8 * np.abs(x).sum(1, keepdims=True) * np.abs(w).max())
@@ -171,7 +173,7 @@ def test_lesser_cpus_compute_the_same_bits(level, names):
         w, _ = weights(name, 37, 512)
         x = np.asarray(rows(13, 512))
         found = np.full((13, 37), np.nan, np.float32)
-        room = np.zeros(room_bytes(13, 512, LAYOUTS[name], False), np.uint8)
+        room = np.zeros(room_bytes(13, 512, LAYOUTS[name], "int8"), np.uint8)
         call([x, *(np.asarray(part) for part in w if part is not None)], [found, room], [4, 4])
         np.testing.assert_array_equal(found, multiply(jnp.asarray(x), w, name, 37))
 
