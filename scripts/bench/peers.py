@@ -9,8 +9,8 @@ turn starts the engine, warms it with two prompts, and measures tokens per secon
 start until all have a first token; then, after 512 tokens of prompt each, 128 decode steps of 1, 8 and 32 requests that
 all decode; then the peak of its processes (VmHWM, with pages of mapped files and libraries). Greedy, no prefix cache.
 Time is that of the whole window of steps; "by median" are the rates that the median of its steps gives, which a short
-disturbance does not change. A turn also says how many
-cores were busy elsewhere on average: the machine should be idle otherwise. Linux only.
+disturbance does not change. A turn also says how many cores were busy elsewhere on average: the machine should be idle
+otherwise. Linux only.
 
 Ways are called ENGINE-FORMAT. "twinmesh-file-DTYPE" has the file's weights as they are, and "twinmesh-DTYPE"
 quantization="none"; topology both=1, room for 32 requests of 768 tokens, all else by default unless
