@@ -71,15 +71,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise SystemExit(f"peers: --only {' '.join(sorted(missing))}: no such way, or no Python given for it.")
         prepare(ways, folder, args)
         report["bandwidths"].append(bandwidth())
-        for _ in range(args.repeats):
-            report["turns"] += [turn for name, way in ways.items() if (turn := take(name, *way))]
+        for name, way in [*ways.items()] * args.repeats:
+            turn = take(name, *way)
+            if turn is not None:
+                report["turns"].append(turn)
+                save(report, args)
+    if report["turns"]:
+        print(as_table(report))
+    return 0
+
+
+def save(report: dict[str, Any], args: argparse.Namespace) -> None:
+    """Summarise the turns so far, and write them, so that a run that is ended early is not lost."""
     report |= {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "cores": os.cpu_count()}
     report |= {"args": vars(args)}
     report |= summarise(report["turns"], max(report["bandwidths"]), sizes(args.model), args.prompt)
-    print(as_table(report))
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
-    return 0
 
 
 def commands(args: argparse.Namespace, folder: Path) -> dict[str, Command]:
