@@ -13,7 +13,7 @@ of rows. With several devices quantised weights are read where they are: what is
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import jax
@@ -38,15 +38,10 @@ type Split = Literal["outputs", "inputs"]
 class Products:
     """How a program multiplies by quantised weights, and the devices that these are divided over."""
 
-    activations: Activations = "int8"  # what kernels multiply by, where there are any
+    activations: Activations = "int16"  # what kernels multiply by, where there are any
     mesh: Mesh | None = None  # None: one device
     axis: str = ""  # of the mesh
     split_axes: frozenset[str] = frozenset()  # logical axes that are divided over it, where their length allows it
-
-    @property
-    def precise(self) -> "Products":
-        """Return the same with activations of 16 bits, for products in which rounding to 8 costs the most accuracy."""
-        return self if self.activations == "float" else replace(self, activations="int16")
 
     def split(self, axes: Sequence[str], w: QuantizedArray) -> Split | None:
         """Find how a parameter with these logical axes is divided; None: it is whole on every device.

@@ -130,7 +130,7 @@ def param_sharding(mesh: Mesh, spec: ParamSpec) -> NamedSharding:
     return sharding(mesh, [axis if ok else None for axis, ok in zip(spec.axes, divides, strict=True)])
 
 
-def products_on(mesh: Mesh, activations: Activations = "int8") -> Products:
+def products_on(mesh: Mesh, activations: Activations = "int16") -> Products:
     """Describe how a mesh's programs multiply by quantised weights."""
     return Products(activations) if mesh.size == 1 else Products(activations, mesh, AXIS, _SPLIT)
 

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from ...kernels_pallas.cpu import loader
+from ...kernels_pallas.cpu.threads import lower_pool_priority
 from ...models.checkpoints.base import Checkpoint
 from ...models.checkpoints.catalog import cache_directory, resolve_model
 from ...models.checkpoints.host_memory import FileMaps
@@ -153,8 +154,8 @@ def _start_core(
         config = request.narrow(config)
     dtype = jnp.dtype(config.dtype)
     is_cpu = device.platform == "cpu"
-    quantized = choose(options.quantization, formats, model, meshes, "float" if options.float_activations else "int8")
-    config = replace(config, formats=quantized.formats, float_activations=options.float_activations)
+    quantized = choose(options.quantization, formats, model, meshes, options.activations)
+    config = replace(config, formats=quantized.formats, activations=options.activations)
     if is_cpu:  # while weights are read
         loader.compile_ahead(*cpu_kernels(model, dtype, quantized))
     if options.progress:
@@ -222,6 +223,8 @@ def _run(
 ) -> EngineCore:
     """Open the decision log, overwriting an earlier one, and start the threads; after a failure nothing stays open."""
     give_back_freed()
+    if config.has_handoffs and workers[0].plan.mesh.devices.flat[0].platform == "cpu":
+        lower_pool_priority()  # prompts of one mesh may not stop the tokens of another
     with ExitStack() as opened:
 
         def make_executor(post: Callable[[Completion], None]) -> LocalExecutor:

@@ -82,7 +82,8 @@ def _cut(formats: Mapping[str, str], model: ModelConfig, mesh: Mesh) -> dict[str
 def cpu_kernels(model: ModelConfig, dtype: jnp.dtype, quantized: Quantized) -> list[str]:
     """Name the CPU kernels that the model's steps may call."""
     specs = abstract_params(model, dtype, quantized.kept).specs.values()
-    has_matrices = any(not isinstance(spec.value, QuantizedArray) and len(spec.value.shape) > 1 for spec in specs)
+    matrices = (spec.value for spec in specs if len(spec.axes) > 1 and "embed" in spec.axes)  # neither norms nor biases
+    has_matrices = any(not isinstance(value, QuantizedArray) for value in matrices)
     own = calls.kernels_of(dtype, model.head_dim, has_matrices=has_matrices)
     return own + blocks.kernels_of(quantized.formats, quantized.activations)
 
@@ -93,14 +94,14 @@ def start_line(weights: Quantized, dtype: str) -> str:
     for name, count in Counter(weights.kept.values()).most_common():
         level = kernel_for(weights.platform, name)
         parts.append(f"{count} {name} ({level or 'XLA, a part at a time as floats'})")
-        rounds |= level is not None and weights.activations == "int8"
+        rounds |= level is not None and weights.activations != "float"
     lost = Counter(weights.stored.values()) - Counter(weights.kept.values())
     if lost:
         shown = _listed(f"{count} {name}" for name, count in lost.most_common())
         parts.append(f"{shown} dequantised to {dtype}: {'; '.join(weights.reasons)}")
     parts.append(f"all else {dtype}" if parts else f"all {dtype}")
-    how = ", rounded to 8 bits for products with quantised weights, to 16 for down_proj and the head"
-    return f"weights: {', '.join(parts)}; activations and KV: {dtype}{how if rounds else ''}"
+    rounded = f", rounded to {weights.activations} where quantised weights multiply them" if rounds else ""
+    return f"weights: {', '.join(parts)}; activations and KV: {dtype}{rounded}"
 
 
 def _listed(names: Iterable[str]) -> str:

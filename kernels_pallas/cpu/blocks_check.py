@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS, Layout, Tiles, dequantize, pack_scales, pack_values
-from .blocks_records import KINDS, LARGEST, room_bytes
+from .blocks_records import NUMBER_BYTES, room_bytes
 from .levels import Level
 
 # (arguments, results, attributes): calls the kernel, which fills the results
@@ -13,24 +13,26 @@ type Call = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]]
 
 _ROWS, _BLOCKS, _OUTPUTS = 15, 3, 2 * OUTPUTS + 3
 _TOLERANCE = 1e-5  # of the largest sum
+_LARGEST = 127
 
 
-def check_blocks(call: Call, level: Level, layout: int, kind: int) -> bool:
+def check_blocks(call: Call, level: Level, layout: int, activations: int) -> bool:
     """Say whether a product of 15 rows is right, and each row's bits the same when it is alone.
 
-    Activations are integers of which each block has the largest, so that rounding them changes nothing.
+    Activations are integers of which each block has one of 127, so that rounding them changes nothing.
     """
+    kind = list(NUMBER_BYTES)[activations]
     name, form = list(LAYOUTS.items())[layout]
-    random, largest = np.random.default_rng(0), LARGEST.get(KINDS[kind], 127)
-    x = random.integers(-largest, largest + 1, (_ROWS, _BLOCKS * BLOCK)).astype(np.float32)
-    x[:, ::BLOCK] = largest
+    random = np.random.default_rng(0)
+    x = random.integers(-_LARGEST, _LARGEST + 1, (_ROWS, _BLOCKS * BLOCK)).astype(np.float32)
+    x[:, ::BLOCK] = _LARGEST
     w = _random_tiles(random, form)
     exact = dequantize(name, w)[:_OUTPUTS].astype(np.float64)
     expected = x.astype(np.float64) @ exact.T
 
     def multiply(rows: np.ndarray) -> np.ndarray:
         out = np.full((len(rows), _OUTPUTS), np.nan, np.float32)
-        room = np.zeros(room_bytes(rows.shape[0], rows.shape[1], form, KINDS[kind]), np.uint8)
+        room = np.zeros(room_bytes(rows.shape[0], rows.shape[1], form, kind), np.uint8)
         call([rows, *(array for array in w if array is not None)], [out, room], [4, 4])
         return out
 

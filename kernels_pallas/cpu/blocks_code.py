@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from ..block_tiles import BLOCK, OUTPUTS, QUAD, Layout
-from .blocks_records import ACTIVATIONS, LOW, PER_ROW, Activations, record_bytes
+from .blocks_records import NUMBER_BYTES, PER_ROW, Activations, record_bytes
 from .levels import Level
 from .vectors import F32, I8, I16, I32, Writer
 
+HIGH = 255  # what a high byte of a number of 16 bits is worth: odd, so that neither byte is ever -128
 _QUADS = BLOCK // QUAD
 # Values that may be summed in 16 bits before they are widened: 127 * (2 ** bits - 1) * 2 of each quad's pair.
 _QUADS_IN_16_BITS = {4: 8, 5: 4, 6: 2, 8: 1}
@@ -37,9 +38,9 @@ class Form(NamedTuple):
         return self.activations == "float"
 
     @property
-    def has_low(self) -> bool:
-        """Whether activations are rounded to 16 bits, in a high and a low part."""
-        return self.activations == "int16"
+    def row_bytes(self) -> int:
+        """Bytes of a row's numbers of a block."""
+        return BLOCK * NUMBER_BYTES[self.activations]
 
     @property
     def groups(self) -> int:
@@ -174,7 +175,7 @@ class Values:
 def integer_sums(
     code: Code, values: Values, quads: Sequence[int], rows: Sequence[Any], starts: Sequence[Any]
 ) -> list[Any]:
-    """Add the products of quads with rows of int8 activations.
+    """Add the products of quads with rows of activations of 8 bits.
 
     Args:
         code: where to write.
@@ -260,21 +261,20 @@ def block_of_integers(
         of_rows: the address of the first row's scale there.
         totals: a vector for each row.
     """
-    form, builder, count = code.form, code.builder, len(totals)
-    rows = [code.plus(x, BLOCK * row) for row in range(count)]
-    if form.has_low:
-        rows += [code.plus(row, ACTIVATIONS) for row in rows]
+    form, builder = code.form, code.builder
+    rows = [code.plus(x, form.row_bytes * row) for row in range(len(totals))]
     for group in range(form.groups):
         every = _QUADS // form.groups
         # Quads of one byte's halves one after the other.
         quads = range(every * group, every * (group + 1)) if form.groups > 1 else (0, 4, 1, 5, 2, 6, 3, 7)
-        own = [code.plus(of_rows, PER_ROW * (1 + group) + 4 * row) for row in range(count)]
+        own = [code.plus(of_rows, PER_ROW * (1 + group) + 4 * row) for row in range(len(totals))]
         has_zero = form.layout.zero != 0 and not form.is_signed
         starts = [code.broadcast(place, I32) if has_zero else code.same(0) for place in own]
-        highs = [code.same(0)] * count if form.has_low else []
-        sums = integer_sums(code, values, quads, rows, highs + starts)
-        if form.has_low:
-            sums = [_joined(code, *parts) for parts in zip(sums[:count], sums[count:], strict=True)]
+        if form.activations == "int16":
+            starts = _times_high(code, integer_sums(code, values, quads, rows, [code.same(0)] * len(rows)), starts)
+            sums = integer_sums(code, values, quads, [code.plus(row, BLOCK) for row in rows], starts)
+        else:
+            sums = integer_sums(code, values, quads, rows, starts)
         offset = group * OUTPUTS * form.scale_bytes
         scale = code.scales(code.plus(scales, offset))
         least = code.scales(code.plus(mins, offset)) if form.layout.has_mins else None
@@ -286,9 +286,10 @@ def block_of_integers(
     return totals
 
 
-def _joined(code: Code, high: Any, low: Any) -> Any:
-    """Make one sum of those of high and low parts; exact, as it is below 2**29."""
-    return code.builder.add(code.builder.mul(high, code.same(LOW)), low)
+def _times_high(code: Code, sums: Sequence[Any], starts: Sequence[Any]) -> list[Any]:
+    """Return what sums over the high bytes of activations add to sums over the low ones."""
+    builder, by = code.builder, code.same(HIGH)
+    return [builder.add(start, builder.mul(total, by)) for total, start in zip(sums, starts, strict=True)]
 
 
 def block_of_floats(

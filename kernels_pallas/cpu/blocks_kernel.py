@@ -2,9 +2,9 @@
 
 x [rows, k] times W [n, k], for any number of rows. The calling thread rounds the activations into a buffer of the
 call's, groups of 8 rows of which a block's are one record; a piece of work is a few tiles of outputs, each of which
-stays in the first-level cache while all rows pass by. A block of a row is rounded as llama.cpp does it, to
-`amax / 127` in 8 bits, and its sum is kept for the value that stands for 0 and for the mins, so that sums of products
-are of integers, exact. In 16 bits a number is a high and a low part of 8 each, which the same instructions multiply.
+stays in the first-level cache while all rows pass by. A block of a row is rounded as llama.cpp does it, by `amax / 127`
+to 8 bits, or likewise to 16, and its sum is kept for the value that stands for 0 and for the mins, so that sums of
+products are of integers, exact.
 
 A row with a value that is not finite gives results that are not finite.
 """
@@ -17,8 +17,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS
-from .blocks_code import Code, Form, Values, block_of_floats, block_of_integers
-from .blocks_records import ACTIVATIONS, KINDS, LARGEST, LOW, PER_ROW, ROWS, numbers_bytes
+from .blocks_code import HIGH, Code, Form, Values, block_of_floats, block_of_integers
+from .blocks_records import NUMBER_BYTES, PER_ROW, ROWS
 from .frame import NUMBA, argument, attribute, data, result, set_word, size, word
 from .kernel import Kernel
 from .levels import Level
@@ -27,18 +27,19 @@ from .vectors import F32, I8, I16, I32
 _PIECES = 32  # of a call, at most
 _ALONE = 1024  # blocks of tiles, once more for each row, that take less time (5 us) than another thread to come
 _X, _BLOCKS, _ROWS, _COLUMNS, _VALUES, _SCALES, _MINS, _OUT, _OUT_BYTES, _TILES = range(10)
+_LARGEST = {"int8": 127.0, "int16": 127.0 * (HIGH + 1)}  # that a number may become
 _SIGN_LESS = 0x7FFFFFFF
 
 
-def product(level: Level, layout: int, kind: int) -> Kernel:
+def product(level: Level, layout: int, activations: int) -> Kernel:
     """Make the product.
 
     Args:
         level: of the CPU.
         layout: which of `LAYOUTS` the weights have, by number.
-        kind: which of `KINDS` the activations become, by number.
+        activations: which of `NUMBER_BYTES` they become, by number.
     """
-    form = Form(list(LAYOUTS.values())[layout], level, KINDS[kind])
+    form = Form(list(LAYOUTS.values())[layout], level, list(NUMBER_BYTES)[activations])
     block_bytes, scales_bytes = form.block_bytes, form.groups * OUTPUTS * form.scale_bytes
     has_mins, parts = form.layout.has_mins, OUTPUTS // level.lanes
     prepare, multiply = _prepare(form), _row_groups(form)
@@ -86,8 +87,7 @@ def _row_groups(form: Form) -> Callable[..., None]:
     """Make a function that multiplies a part of a tile, a register's outputs, with all rows: 8, 4, 2 or 1 at a time."""
     tile8, tile4, tile2, tile1 = (_tile(form, rows) for rows in (8, 4, 2, 1))
     record, lanes, scale_bytes = form.record_bytes, form.level.lanes, form.scale_bytes
-    row_bytes, is_tall = BLOCK * (4 if form.is_float else 1), form.level.registers >= 32
-    numbers = numbers_bytes(form.activations)
+    row_bytes, is_tall = form.row_bytes, form.level.registers >= 32
 
     @njit(**NUMBA)
     def multiply(job: int, values: int, scales: int, mins: int, part: int, column: int) -> None:
@@ -105,7 +105,7 @@ def _row_groups(form: Form) -> Callable[..., None]:
         out_row = columns * out_bytes
         for group in range((rows + ROWS - 1) // ROWS):
             x = word(job, _X) + group * blocks * record
-            of_rows = x + numbers
+            of_rows = x + ROWS * row_bytes
             out = word(job, _OUT) + group * ROWS * out_row + column * out_bytes
             left = min(rows - group * ROWS, ROWS)
             if is_tall and left == 8:
@@ -187,15 +187,15 @@ def _to_bfloat16(code: Code, values: Any) -> Any:
 
 def _prepare(form: Form) -> Callable[..., None]:
     """Make a function that writes the records of all rows."""
-    record, row_bytes, per_row = form.record_bytes, BLOCK * (4 if form.is_float else 1), 0 if form.is_float else 4
-    wide, half, numbers = _record(form, 4), _record(form, 2), numbers_bytes(form.activations)
+    record, row_bytes, per_row = form.record_bytes, form.row_bytes, 0 if form.is_float else 4
+    wide, half = _record(form, 4), _record(form, 2)
 
     @njit(**NUMBA)
     def prepare(x: int, x_bytes: int, rows: int, blocks: int, records: int) -> None:
         for row in range(rows):
             group, place = row // ROWS, row % ROWS
             at = records + group * blocks * record + place * row_bytes
-            of_row = records + group * blocks * record + numbers + place * per_row
+            of_row = records + group * blocks * record + ROWS * row_bytes + place * per_row
             if x_bytes == 4:
                 wide(x + row * blocks * BLOCK * 4, blocks, at, of_row)
             else:
@@ -242,8 +242,8 @@ def _floats(code: Code, address: Any, x_bytes: int) -> Any:
 
 
 def _round(code: Code, floats: list[Any], at: Any, of_row: Any) -> None:
-    """Round a block of a row to integers, and write its scale and what its sum is needed for."""
-    form, builder, largest = code.form, code.builder, float(LARGEST[code.form.activations])
+    """Round a block of a row, and write its scale and what its sum is needed for."""
+    form, builder, largest = code.form, code.builder, _LARGEST[code.form.activations]
     # As integers, so that NaN is the largest and shows in the scale.
     sizes = [builder.and_(code.words_of(vector), code.same(_SIGN_LESS)) for vector in floats]
     amax = builder.bitcast(_reduce(code, "umax", sizes), F32)
@@ -255,9 +255,14 @@ def _round(code: Code, floats: list[Any], at: Any, of_row: Any) -> None:
     whole = []
     for index, vector in enumerate(floats):
         scaled = builder.fmul(vector, code.splat(inverse))
-        nearest = code.intrinsic(f"llvm.rint.v{code.lanes}f32", code.vector, scaled)
+        nearest = _nearest(code, scaled)
         whole.append(builder.fptosi(nearest, code.words))
-        _store_integers(code, nearest, whole[-1], code.plus(at, code.lanes * index))
+        place, low = code.plus(at, code.lanes * index), whole[-1]
+        if form.activations == "int16":
+            high = builder.fptosi(_nearest(code, builder.fmul(nearest, _same(code, 1 / HIGH))), code.words)
+            _store_bytes(code, high, place)
+            place, low = code.plus(place, BLOCK), builder.sub(low, builder.mul(high, code.same(HIGH)))
+        _store_bytes(code, low, place)
     for group in range(form.groups):
         some = whole[len(whole) * group // form.groups : len(whole) * (group + 1) // form.groups]
         place = code.plus(of_row, PER_ROW * (1 + group))
@@ -268,17 +273,16 @@ def _round(code: Code, floats: list[Any], at: Any, of_row: Any) -> None:
             code.store(builder.mul(total, ir.Constant(I32, -form.layout.zero)), place)
 
 
-def _store_integers(code: Code, nearest: Any, whole: Any, at: Any) -> None:
-    """Store numbers, given as floats and as words, in 8 bits; or their high and low parts."""
-    builder, narrow = code.builder, ir.VectorType(I8, code.lanes)
-    if not code.form.has_low:
-        code.store(builder.trunc(whole, narrow), at, 1)
-        return
-    parts = builder.fmul(nearest, ir.Constant(code.vector, [1 / LOW] * code.lanes))
-    high = builder.fptosi(code.intrinsic(f"llvm.rint.v{code.lanes}f32", code.vector, parts), code.words)
-    low = builder.sub(whole, builder.mul(high, code.same(LOW)))
-    code.store(builder.trunc(high, narrow), at, 1)
-    code.store(builder.trunc(low, narrow), code.plus(at, ACTIVATIONS), 1)
+def _nearest(code: Code, values: Any) -> Any:
+    return code.intrinsic(f"llvm.rint.v{code.lanes}f32", code.vector, values)
+
+
+def _same(code: Code, value: float) -> Any:
+    return ir.Constant(code.vector, [value] * code.lanes)
+
+
+def _store_bytes(code: Code, words: Any, place: Any) -> None:
+    code.store(code.builder.trunc(words, ir.VectorType(I8, code.lanes)), place, 1)
 
 
 def _reduce(code: Code, name: str, vectors: list[Any]) -> Any:

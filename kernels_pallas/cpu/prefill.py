@@ -16,13 +16,11 @@ from llvmlite import ir
 from numba import float32, njit, types
 from numba.extending import intrinsic
 
-from .attention import _LOWEST as LOWEST
-from .attention import _load as load_widened
+from .attention import LOWEST, load_widened
 from .frame import NUMBA, argument, attribute, data, load, result, room, set_word, size, store, word
 from .kernel import Kernel
 from .levels import Level
-from .products import _by_float32 as by_float32
-from .products import _tile as tile_of_product
+from .products import by_float32, make_tile
 from .vectors import Writer
 
 _BLOCK = 128  # tokens of a block; a multiple of all levels' lanes
@@ -140,7 +138,7 @@ def _blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]:
     """Make a function that takes a piece's rows through all blocks that they see."""
     rows = 8 if level.registers == 32 else 4
     vectors = 1 if head_dim % (2 * level.lanes) else 2  # of columns in a tile
-    tile = tile_of_product(level, rows, vectors, False, by_float32)
+    tile = make_tile(level, rows, vectors, False, by_float32)
     lay, scale, soften, row = _lay(level, head_dim, item), _scale(level, head_dim), _soften(level), head_dim * 4
     keys, values, scores = room(head_dim * _BLOCK * 4), room(_BLOCK * row), room(rows * _BLOCK * 4)
     lanes, strip, line = level.lanes, level.lanes * vectors, _BLOCK * 4

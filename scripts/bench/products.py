@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from twinmesh.kernels_pallas.block_tiles import LAYOUTS, Tiles, shapes
 from twinmesh.kernels_pallas.cpu import blocks, loader
-from twinmesh.kernels_pallas.cpu.blocks_records import KINDS, Activations
+from twinmesh.kernels_pallas.cpu.blocks_records import Activations
 
 type Product = Callable[[jax.Array, Any, int], jax.Array]  # (x [rows, k], weights, n) -> [rows, n]
 type Way = tuple[Callable[[jax.Array, Any], jax.Array], Any, str]  # program, weights, dtype of activations
@@ -151,7 +151,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="1,8,32", help="numbers of rows, one after the other")
     parser.add_argument("--formats", default=",".join(LAYOUTS), help=f"of {', '.join(LAYOUTS)}; '' for none")
-    parser.add_argument("--activations", default="int8", help=f"of {', '.join(KINDS)}, with commas between")
+    parser.add_argument("--activations", default="int8", help="of int8, int16 and float, with commas between")
     parser.add_argument("--floats", default="float32,bfloat16", help="dtypes of XLA's products; '' for none")
     parser.add_argument("--layers", type=int, default=30, help="layers of the model")
     parser.add_argument("--hidden", type=int, default=576, help="its hidden size")

@@ -15,13 +15,14 @@ from twinmesh.kernels_pallas import block_tiles
 from twinmesh.kernels_pallas.block_tiles import LAYOUTS, Tiles
 from twinmesh.kernels_pallas.cpu import blocks, frames, loader
 from twinmesh.kernels_pallas.cpu.blocks_check import check_blocks
-from twinmesh.kernels_pallas.cpu.blocks_records import KINDS, LARGEST, room_bytes
+from twinmesh.kernels_pallas.cpu.blocks_records import NUMBER_BYTES, room_bytes
 from twinmesh.kernels_pallas.cpu.levels import LEVELS, Level
 
 pytestmark = pytest.mark.skipif(loader.toolchain() is None, reason="no CPU kernels here")
 # With activations that stay floats, formats that go each way through the code.
 WAYS = [(name, kind) for kind in ("int8", "int16") for name in FORMATS]
 WAYS += [(name, "float") for name in ("Q5_0", "Q4_1", "Q6_K")]
+LARGEST = {"int8": 127, "int16": 127 * 256}
 BITS_ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 33, 64)
 
 
@@ -42,19 +43,18 @@ def rows(count, inputs, dtype="float32", seed=1):
     return jnp.asarray(np.random.default_rng(seed).standard_normal((count, inputs)), dtype)
 
 
-def rounded(x, activations="int8"):
-    """Round activations as the kernel does: integers by blocks of 32, and a scale."""
-    most = np.float32(LARGEST[activations])
+def rounded(x, most):
+    """Round activations as the kernel does: integers up to `most` by blocks of 32, and a scale."""
     by_block = np.asarray(x, np.float32).reshape(x.shape[0], -1, 32)
     largest = np.abs(by_block).max(-1, keepdims=True)
-    inverse = np.divide(most, largest, out=np.zeros_like(largest), where=largest > 0)
+    inverse = np.divide(np.float32(most), largest, out=np.zeros_like(largest), where=largest > 0)
     q = np.rint(by_block * inverse).astype(np.float64)
-    return (q * (largest * np.float32(1 / LARGEST[activations]))).reshape(x.shape)
+    return (q * (largest * np.float32(1 / most))).reshape(x.shape)
 
 
 def check(found, x, w, activations="int8"):
     """Compare with float64. Both factors are those that the kernel multiplies, so only its sums in float32 differ."""
-    x = rounded(x, activations) if activations != "float" else np.asarray(x, np.float64)
+    x = rounded(x, LARGEST[activations]) if activations in LARGEST else np.asarray(x, np.float64)
     size = np.abs(x) @ np.abs(w.T.astype(np.float64))
     # Min and value of a weight may cancel, and are summed apart.
     bound = 2.0**-23 * x.shape[1] ** 0.5 * (8 * size + 8 * np.abs(x).sum(1, keepdims=True) * np.abs(w).max())
@@ -78,7 +78,7 @@ def test_any_contents_are_right(name, data):
     w, exact = weights(name, 35, 256, seed=data.draw(st.integers(0, 2**31)))
     sizes = st.sampled_from([0.0, -0.0, 1e-12, 1.0, -3.0, 1e12])
     x = rows(5, 256) * np.array(data.draw(st.lists(sizes, min_size=256, max_size=256)), np.float32)
-    for activations in ("int8", "int16"):
+    for activations in LARGEST:
         check(multiply(x, w, name, 35, activations=activations), x, exact, activations)
 
 
@@ -94,9 +94,7 @@ def test_a_rows_bits_are_its_own(name, activations):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize(
-    ("name", "activations"), [("Q8_0", "int8"), ("Q4_1", "int8"), ("Q6_K", "int16"), ("Q5_0", "float")]
-)
+@pytest.mark.parametrize(("name", "activations"), [("Q8_0", "int8"), ("Q6_K", "int16"), ("Q5_0", "float")])
 def test_a_row_that_is_not_finite_stays_alone(name, value, activations):
     w, _ = weights(name, 40, 256)
     x = rows(9, 256)
@@ -112,6 +110,14 @@ def test_a_bfloat16_result_is_the_float32_one_rounded():
     np.testing.assert_array_equal(
         multiply(x, w, "Q5_0", 83, dtype="bfloat16"), multiply(x, w, "Q5_0", 83).astype("bfloat16")
     )
+
+
+def test_float16_is_widened_and_rounded():
+    w, _ = weights("Q4_1", 83, 512)
+    x = rows(11, 512, "float16")
+    want = multiply(x.astype("float32"), w, "Q4_1", 83)
+    np.testing.assert_array_equal(multiply(x, w, "Q4_1", 83), want)
+    np.testing.assert_array_equal(multiply(x, w, "Q4_1", 83, dtype="float16"), want.astype("float16"))
 
 
 def test_zeros_give_zeros():
@@ -147,7 +153,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_what_the_kernel_does_not_take_is_xlas():
     w, _ = weights("Q4_0", 40, 256)
-    for x, dtype in ((rows(2, 256, "float16"), "float32"), (rows(2, 256), "float16"), (rows(0, 256), "float32")):
+    for x, dtype in ((jnp.zeros((2, 256), int), "float32"), (rows(2, 256), "int8"), (rows(0, 256), "float32")):
         assert blocks.product(x, w, "Q4_0", 40, dtype=dtype, activations="int8") is None
 
 
@@ -167,10 +173,10 @@ def _cases():
 
 
 @pytest.mark.parametrize(("level", "names"), _cases())
-@pytest.mark.parametrize("activations", ["int8", "int16"])
+@pytest.mark.parametrize("activations", LARGEST)
 def test_lesser_cpus_compute_the_same_bits(level, names, activations):
     """Integer sums are exact, and the rest is the same arithmetic: only the instructions differ."""
-    kind = KINDS.index(activations)
+    kind = list(NUMBER_BYTES).index(activations)
     for name, code in zip(names, compiled(level, names, kind), strict=True):
         number = list(LAYOUTS).index(name)
         call = functools.partial(frames.call, loader.load_object(code))
@@ -183,7 +189,7 @@ def test_lesser_cpus_compute_the_same_bits(level, names, activations):
         np.testing.assert_array_equal(found, multiply(jnp.asarray(x), w, name, 37, activations=activations))
 
 
-def compiled(level, names, kind=0):
+def compiled(level, names, kind=1):
     numbers = [list(LAYOUTS).index(name) for name in names]
     if level is not _PLAIN:
         return loader.compile_in_child(level, *(f"blocks:{number}:{kind}" for number in numbers))
