@@ -17,7 +17,8 @@ MOST_ROWS = 64  # of a product
 _BLOCK = 128  # tokens: `attention.MOST_TOKENS`
 _SPLITS = 32  # the most of a request, which bounds the room for their parts
 _LOWEST = -1e30  # a sink that is none
-_MOST_GROUP = 192  # query heads of a key/value head: `prefill._ROWS`
+# Query heads of a key/value head, and their length, of which a thread's stack holds enough for prompts.
+_MOST_GROUP, _MOST_DIM = 32, 256
 
 
 def product(x: Array, w: Array, *, by_output: bool) -> Array | None:
@@ -104,7 +105,7 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
     tools = loader.toolchain()
     if tools is None or q.dtype.name not in DTYPES or options.softcap is not None or 0 in q.shape:
         return None
-    if head_dim % tools.level.lanes or query_heads // kv.k_pages.shape[2] > _MOST_GROUP:
+    if head_dim % tools.level.lanes or head_dim > _MOST_DIM or query_heads // kv.k_pages.shape[2] > _MOST_GROUP:
         return None
     target = loader.target(f"prefill_{q.dtype.name}", head_dim)
     if target is None:

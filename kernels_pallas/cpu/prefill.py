@@ -24,7 +24,7 @@ from .products import by_float32, make_tile
 from .vectors import Writer
 
 _BLOCK = 128  # tokens of a block; a multiple of all levels' lanes
-_ROWS = 192  # at most, of a piece: tokens times query heads of a key/value head
+_NUMBERS = 12_288  # of a piece's queries: tokens times query heads of a key/value head, times head_dim
 _STATE = 4  # numbers of a row: the largest score, the sum of weights, and what sums so far are to be multiplied by
 
 (
@@ -44,8 +44,8 @@ def prefill_bfloat16(level: Level, head_dim: int) -> Kernel:
 
 
 def _kernel(level: Level, head_dim: int, item: int) -> Kernel:
-    attend, row = _blocks(level, head_dim, item), head_dim * 4
-    queries, sums, states = room(_ROWS * row), room(_ROWS * row), room(_ROWS * _STATE * 4)
+    attend, row, most = _blocks(level, head_dim, item), head_dim * 4, _NUMBERS // head_dim // 8 * 8
+    queries, sums, states = room(most * row), room(most * row), room(most * _STATE * 4)
 
     @njit(**NUMBA)
     def setup(frame: int, job: int) -> int:
@@ -61,7 +61,7 @@ def _kernel(level: Level, head_dim: int, item: int) -> Kernel:
         set_word(job, _PAGE, size(k, 1))
         set_word(job, _KV_HEADS, size(k, 2))
         set_word(job, _WINDOW, attribute(frame, 0))
-        set_word(job, _TOKENS, max(1, min(_ROWS // (size(q, 1) // size(k, 2)), 64)))
+        set_word(job, _TOKENS, max(1, min(most // (size(q, 1) // size(k, 2)), 64)))
         pieces = 0
         for request in range(word(job, _REQUESTS)):
             pieces += _tiles(job, request)

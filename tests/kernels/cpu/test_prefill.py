@@ -79,3 +79,11 @@ def test_lesser_cpus_compute_the_same():
         pytest.skip("this CPU's own level is tested above")
     (code,) = loader.compile_in_child(level, "prefill_bfloat16:32")
     assert check_prefill(functools.partial(frames.call, loader.load_object(code)), level, 32, "bfloat16")
+
+
+@pytest.mark.parametrize(("head_dim", "heads", "takes"), [(256, 32, True), (256, 33, False), (512, 1, False)])
+def test_heads_that_a_threads_stack_would_not_hold_are_xlas(head_dim, heads, takes):
+    q = jax.ShapeDtypeStruct((40, heads, head_dim), jnp.float32)
+    pages = jax.ShapeDtypeStruct((3, PAGE, 1, head_dim), jnp.float32)
+    text = attend.lower(q, pages, pages, jax.ShapeDtypeStruct((3,), jnp.int32), 40).as_text()
+    assert ("twinmesh.prefill" in text) == takes
