@@ -29,10 +29,12 @@ from .frame import (
     SCHEDULE,
     VERSION,
     add_at,
+    argument,
     call,
     load,
     room,
     set_word,
+    size,
     store,
     swap_at,
     word,
@@ -52,6 +54,8 @@ _CLOSED = 1 << 32
 PROCESS = "twinmesh_process"
 RING, JOBS, TURN, TASK, THREADS = range(5)  # of TURN and THREADS the addresses
 PROCESS_WORDS = 5
+
+MOST_ROWS = 64  # of a call that somebody's next token waits for; with more, it is a prompt's
 
 
 class Kernel(NamedTuple):
@@ -81,9 +85,14 @@ _job_on_stack = room(JOB_WORDS * 8)
 
 
 @njit(**NUMBA)
-def threads() -> int:
-    """Return how many threads a call may use now; another number may be there the next time."""
-    return load(word(process(), THREADS), types.int64)
+def threads(frame: int) -> int:
+    """Return how many threads a call may use now; another number may be there the next time.
+
+    A call over few rows, decode's, keeps to the share of its mesh. One over many may use all cores: it only takes the
+    time that is left of them, as the threads of XLA's pool let others go first.
+    """
+    words = word(process(), THREADS)
+    return load(words + 8 if size(argument(frame, 0), 0) > MOST_ROWS else words, types.int64)
 
 
 @njit(**NUMBA)
@@ -164,7 +173,7 @@ def entries(kernel: Kernel) -> dict[str, Callable[[int], int]]:
         set_word(job, _NEXT, 0)
         set_word(job, _ENTERED, 0)
         if is_shared:
-            _ask_for_help(frame, job, min(threads(), pieces) - 1)
+            _ask_for_help(frame, job, min(threads(frame), pieces) - 1)
         run(job)
         if is_shared:
             add_at(job + _ENTERED * 8, _CLOSED)
