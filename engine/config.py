@@ -7,13 +7,18 @@ message says what to change. Nothing here looks at devices or memory: `sharding/
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from .topology import Topology
 
+if TYPE_CHECKING:
+    from ..kernels_pallas.cpu.blocks_records import Activations
+
 # Of activations, KV and weights that are not quantised.
 DTYPES = ("float32", "bfloat16", "float16")
-# What becomes of quantised weights.
+# What becomes of quantised weights, and of the activations that they multiply.
 QUANTIZATIONS = ("auto", "keep", "none")
+ACTIVATIONS: tuple["Activations", ...] = ("int16", "int8", "float")
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class EngineConfig:
     decode_buckets: tuple[int, ...] = (1, 8, 32)  # row counts of decode steps
     dtype: str = "float32"  # of activations, KV and weights that are not quantised: one of `DTYPES`
     formats: tuple[str, ...] = ()  # that weights are kept quantised in, as GGUF names them
-    float_activations: bool = False  # whether kernels multiply quantised weights by activations as they are
+    activations: "Activations" = "int16"  # what kernels round them to where quantised weights multiply them
     windows: tuple[int | None, ...] = (None,)  # of each cache group, its attention window; None: all tokens are seen
     decode_steps: int = 1  # the most that one dispatch runs
     prefix_cache: bool = True  # prompts reuse the pages of earlier ones

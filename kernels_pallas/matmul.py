@@ -13,7 +13,7 @@ of rows. With several devices quantised weights are read where they are: what is
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import jax
@@ -23,7 +23,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from .block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
 from .cpu import blocks, calls, loader
-from .cpu.blocks import Activations
+from .cpu.blocks_records import Activations
 from .dispatch import runs_on_cpu
 from .quantized import QuantizedArray, dequantize, is_column
 
@@ -38,15 +38,10 @@ type Split = Literal["outputs", "inputs"]
 class Products:
     """How a program multiplies by quantised weights, and the devices that these are divided over."""
 
-    activations: Activations = "int8"  # what kernels multiply by, where there are any
+    activations: Activations = "int16"  # what kernels multiply by, where there are any
     mesh: Mesh | None = None  # None: one device
     axis: str = ""  # of the mesh
     split_axes: frozenset[str] = frozenset()  # logical axes that are divided over it, where their length allows it
-
-    @property
-    def unrounded(self) -> "Products":
-        """Return the same with activations as they are, for products in which rounding costs the most accuracy."""
-        return replace(self, activations="float")
 
     def split(self, axes: Sequence[str], w: QuantizedArray) -> Split | None:
         """Find how a parameter with these logical axes is divided; None: it is whole on every device.

@@ -150,8 +150,7 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Transform hidden states [T, E] -> [T, E]."""
         gate, up = (multiply(x, w, self.products) for w in (self.gate_proj, self.up_proj))
-        # Of a layer's products this one has the activations of the widest range: see docs/decisions/0108.
-        return multiply(activate(gate, self.activation) * up, self.down_proj, self.products.unrounded)
+        return multiply(activate(gate, self.activation) * up, self.down_proj, self.products)
 
 
 class Embedding(nnx.Module):
@@ -176,4 +175,4 @@ class Embedding(nnx.Module):
 
     def score(self, hidden: jax.Array) -> jax.Array:
         """Score every token against hidden states [R, E] -> [R, V] float32 logits."""
-        return multiply(hidden, self.weight, self.products.unrounded)
+        return multiply(hidden, self.weight, self.products)

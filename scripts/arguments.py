@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
-from twinmesh.engine.config import DTYPES, QUANTIZATIONS
+from twinmesh.engine.config import ACTIVATIONS, DTYPES, QUANTIZATIONS
 from twinmesh.engine.options import EngineOptions, Option, documentation, signature
 from twinmesh.engine.scheduler.policy import policy_named
 from twinmesh.engine.topology import Topology, TopologyError
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 # The values that an option may have, where they are few.
-_CHOICES: Mapping[str, Sequence[str]] = {"dtype": ("auto", *DTYPES), "quantization": QUANTIZATIONS}
+_CHOICES: Mapping[str, Sequence[str]] = {
+    "dtype": ("auto", *DTYPES),
+    "quantization": QUANTIZATIONS,
+    "activations": ACTIVATIONS,
+}
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:

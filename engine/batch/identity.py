@@ -17,7 +17,7 @@ from ..api.sampling_params import SamplingParams
 from .files import write_atomically
 
 _FORMAT = 1
-_ENGINE_LEFT_ALONE: Mapping[str, Any] = {"quantization": "auto", "float_activations": False}
+_ENGINE_LEFT_ALONE: Mapping[str, Any] = {"quantization": "auto", "activations": "int16"}
 _HEAD_BYTES = 1 << 20
 _SAMPLES, _SAMPLE_BYTES = 256, 4096
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ...kernels_pallas.cpu.blocks import Activations
+from ...kernels_pallas.cpu.blocks_records import Activations
 from ...kernels_pallas.matmul import Products
 from ...kernels_pallas.quantized import QuantizedArray
 from ...models.decoder import ParamSpec
@@ -130,7 +130,7 @@ def param_sharding(mesh: Mesh, spec: ParamSpec) -> NamedSharding:
     return sharding(mesh, [axis if ok else None for axis, ok in zip(spec.axes, divides, strict=True)])
 
 
-def products_on(mesh: Mesh, activations: Activations = "int8") -> Products:
+def products_on(mesh: Mesh, activations: Activations = "int16") -> Products:
     """Describe how a mesh's programs multiply by quantised weights."""
     return Products(activations) if mesh.size == 1 else Products(activations, mesh, AXIS, _SPLIT)
 

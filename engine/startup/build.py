@@ -154,8 +154,8 @@ def _start_core(
         config = request.narrow(config)
     dtype = jnp.dtype(config.dtype)
     is_cpu = device.platform == "cpu"
-    quantized = choose(options.quantization, formats, model, meshes, "float" if options.float_activations else "int8")
-    config = replace(config, formats=quantized.formats, float_activations=options.float_activations)
+    quantized = choose(options.quantization, formats, model, meshes, options.activations)
+    config = replace(config, formats=quantized.formats, activations=options.activations)
     if is_cpu:  # while weights are read
         loader.compile_ahead(*cpu_kernels(model, dtype, quantized))
     if options.progress:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from ...kernels_pallas.block_tiles import OUTPUTS
 from ...kernels_pallas.cpu import blocks, calls
-from ...kernels_pallas.cpu.blocks import Activations
+from ...kernels_pallas.cpu.blocks_records import Activations
 from ...kernels_pallas.matmul import kernel_for
 from ...kernels_pallas.quantized import QuantizedArray
 from ...models.config import ModelConfig
@@ -82,7 +82,8 @@ def _cut(formats: Mapping[str, str], model: ModelConfig, mesh: Mesh) -> dict[str
 def cpu_kernels(model: ModelConfig, dtype: jnp.dtype, quantized: Quantized) -> list[str]:
     """Name the CPU kernels that the model's steps may call."""
     specs = abstract_params(model, dtype, quantized.kept).specs.values()
-    has_matrices = any(not isinstance(spec.value, QuantizedArray) and len(spec.value.shape) > 1 for spec in specs)
+    matrices = (spec.value for spec in specs if len(spec.axes) > 1 and "embed" in spec.axes)  # neither norms nor biases
+    has_matrices = any(not isinstance(value, QuantizedArray) for value in matrices)
     own = calls.kernels_of(dtype, model.head_dim, has_matrices=has_matrices)
     return own + blocks.kernels_of(quantized.formats, quantized.activations)
 
@@ -93,13 +94,13 @@ def start_line(weights: Quantized, dtype: str) -> str:
     for name, count in Counter(weights.kept.values()).most_common():
         level = kernel_for(weights.platform, name)
         parts.append(f"{count} {name} ({level or 'XLA, a part at a time as floats'})")
-        rounds |= level is not None and weights.activations == "int8"
+        rounds |= level is not None and weights.activations != "float"
     lost = Counter(weights.stored.values()) - Counter(weights.kept.values())
     if lost:
         shown = _listed(f"{count} {name}" for name, count in lost.most_common())
         parts.append(f"{shown} dequantised to {dtype}: {'; '.join(weights.reasons)}")
     parts.append(f"all else {dtype}" if parts else f"all {dtype}")
-    rounded = ", rounded to int8 for products with quantised weights but for down_proj and the head" if rounds else ""
+    rounded = f", rounded to {weights.activations} where quantised weights multiply them" if rounds else ""
     return f"weights: {', '.join(parts)}; activations and KV: {dtype}{rounded}"
 
 

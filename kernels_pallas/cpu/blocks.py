@@ -1,31 +1,28 @@
 """Products with quantised weights from programs: what the kernel takes, and the shapes that it gives. Traced; no numba.
 
-Activations are rounded to int8, 32 inputs at a time, unless they are to stay floats. For any number of rows, so that a
-row's bits are the same whatever the step that it is in.
+Activations are rounded to 8 or 16 bits, 32 inputs at a time, unless they are to stay floats. For any number of rows, so
+that a row's bits are the same whatever the step that it is in.
 """
 
 from collections.abc import Iterable
-from typing import Literal
 
 import jax
+import ml_dtypes
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
 from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
 from . import loader
-from .blocks_records import room_bytes
+from .blocks_records import NUMBER_BYTES, Activations, room_bytes
 
-type Activations = Literal["int8", "float"]
-"""What a product with quantised weights multiplies: activations rounded to int8 by blocks, or as they are."""
-
-_BYTES = {"float32": 4, "bfloat16": 2}
+# What the kernel reads and writes; float16 is widened in front of it, and rounded behind it.
+_TAKEN = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float32)}
 
 
 def kernels_of(formats: Iterable[str], activations: Activations) -> list[str]:
-    """Name the kernels for formats, as `loader.compile_ahead` takes them; some products take floats in any case."""
-    kinds: tuple[Activations, ...] = ("float",) if activations == "float" else ("int8", "float")
-    return [":".join(["blocks", *map(str, _parameters(name, kind))]) for name in formats for kind in kinds]
+    """Name the kernels for formats, as `loader.compile_ahead` takes them."""
+    return [":".join(["blocks", *map(str, _parameters(name, activations))]) for name in formats]
 
 
 def _target(format_name: str, activations: Activations) -> str | None:
@@ -34,7 +31,7 @@ def _target(format_name: str, activations: Activations) -> str | None:
 
 
 def _parameters(format_name: str, activations: Activations) -> tuple[int, int]:
-    return list(LAYOUTS).index(format_name), int(activations == "float")
+    return list(LAYOUTS).index(format_name), list(NUMBER_BYTES).index(activations)
 
 
 def product(
@@ -43,29 +40,30 @@ def product(
     """Multiply activations [T, k] by a matrix [n, k] in tiles; None where XLA has to.
 
     Args:
-        x: [T, k] float32 or bfloat16.
+        x: [T, k] float32, bfloat16 or float16.
         w: the matrix.
         format_name: of `LAYOUTS`.
         outputs: n; the last tile may have fewer than 16.
-        dtype: of the result, float32 or bfloat16.
-        activations: whether x is rounded to int8.
+        dtype: of the result, one of those of x.
+        activations: what x is rounded to.
 
     Returns:
         [T, n].
     """
     dtype = np.dtype(dtype)
-    if x.dtype.name not in _BYTES or dtype.name not in _BYTES or 0 in (*x.shape, outputs):
+    if x.dtype.name not in _TAKEN or dtype.name not in _TAKEN or 0 in (*x.shape, outputs):
         return None
     name = _target(format_name, activations)
     if name is None:
         return None
     _check(x, w, outputs)
-    results = [jax.ShapeDtypeStruct((x.shape[0], outputs), dtype), _room(x, format_name, activations)]
+    x, made = x.astype(_TAKEN[x.dtype.name]), _TAKEN[dtype.name]
+    results = [jax.ShapeDtypeStruct((x.shape[0], outputs), made), _room(x, format_name, activations)]
     arrays = [array for array in (x, *w) if array is not None]
-    sizes = {"out_bytes": np.int64(dtype.itemsize), "x_bytes": np.int64(x.dtype.itemsize)}
+    sizes = {"out_bytes": np.int64(made.itemsize), "x_bytes": np.int64(x.dtype.itemsize)}
     called = jax.ffi.ffi_call(name, results, vmap_method="sequential")(*arrays, **sizes)
     result: Array = called[0]
-    return result
+    return result.astype(dtype)
 
 
 def _check(x: Array, w: Tiles, outputs: int) -> None:
@@ -79,5 +77,5 @@ def _check(x: Array, w: Tiles, outputs: int) -> None:
 
 
 def _room(x: Array, format_name: str, activations: Activations) -> jax.ShapeDtypeStruct:
-    size = room_bytes(x.shape[0], x.shape[1], LAYOUTS[format_name], activations == "float")
+    size = room_bytes(x.shape[0], x.shape[1], LAYOUTS[format_name], activations)
     return jax.ShapeDtypeStruct((size,), np.uint8)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS, Layout, Tiles, dequantize, pack_scales, pack_values
-from .blocks_records import room_bytes
+from .blocks_records import NUMBER_BYTES, room_bytes
 from .levels import Level
 
 # (arguments, results, attributes): calls the kernel, which fills the results
@@ -16,11 +16,12 @@ _TOLERANCE = 1e-5  # of the largest sum
 _LARGEST = 127
 
 
-def check_blocks(call: Call, level: Level, layout: int, is_float: int) -> bool:
+def check_blocks(call: Call, level: Level, layout: int, activations: int) -> bool:
     """Say whether a product of 15 rows is right, and each row's bits the same when it is alone.
 
-    Activations are integers of which each block has one of 127, so that rounding them to int8 changes nothing.
+    Activations are integers of which each block has one of 127, so that rounding them changes nothing.
     """
+    kind = list(NUMBER_BYTES)[activations]
     name, form = list(LAYOUTS.items())[layout]
     random = np.random.default_rng(0)
     x = random.integers(-_LARGEST, _LARGEST + 1, (_ROWS, _BLOCKS * BLOCK)).astype(np.float32)
@@ -31,7 +32,7 @@ def check_blocks(call: Call, level: Level, layout: int, is_float: int) -> bool:
 
     def multiply(rows: np.ndarray) -> np.ndarray:
         out = np.full((len(rows), _OUTPUTS), np.nan, np.float32)
-        room = np.zeros(room_bytes(rows.shape[0], rows.shape[1], form, bool(is_float)), np.uint8)
+        room = np.zeros(room_bytes(rows.shape[0], rows.shape[1], form, kind), np.uint8)
         call([rows, *(array for array in w if array is not None)], [out, room], [4, 4])
         return out
 

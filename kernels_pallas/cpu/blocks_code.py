@@ -6,7 +6,7 @@ layout of the weights; numbers of the layout stand here once more where code is 
 
 Integer sums are exact, in whatever order and by whatever instructions. Floating point sums are made by the same fused
 multiply-adds in the same order for any number of rows, so a row's bits depend on the row alone; and with activations in
-int8, on nothing about the CPU.
+integers, on nothing about the CPU.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from ..block_tiles import BLOCK, OUTPUTS, QUAD, Layout
-from .blocks_records import PER_ROW, record_bytes
+from .blocks_records import NUMBER_BYTES, PER_ROW, Activations, record_bytes
 from .levels import Level
 from .vectors import F32, I8, I16, I32, Writer
 
+HIGH = 255  # what a high byte of a number of 16 bits is worth: odd, so that neither byte is ever -128
 _QUADS = BLOCK // QUAD
 # Values that may be summed in 16 bits before they are widened: 127 * (2 ** bits - 1) * 2 of each quad's pair.
 _QUADS_IN_16_BITS = {4: 8, 5: 4, 6: 2, 8: 1}
@@ -29,7 +30,17 @@ class Form(NamedTuple):
 
     layout: Layout
     level: Level
-    is_float: bool  # activations stay float32
+    activations: Activations
+
+    @property
+    def is_float(self) -> bool:
+        """Whether activations stay float32."""
+        return self.activations == "float"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's numbers of a block."""
+        return BLOCK * NUMBER_BYTES[self.activations]
 
     @property
     def groups(self) -> int:
@@ -49,7 +60,7 @@ class Form(NamedTuple):
     @property
     def record_bytes(self) -> int:
         """Bytes of a record of activations."""
-        return record_bytes(self.layout, self.is_float)
+        return record_bytes(self.layout, self.activations)
 
     @property
     def is_plain(self) -> bool:
@@ -164,7 +175,7 @@ class Values:
 def integer_sums(
     code: Code, values: Values, quads: Sequence[int], rows: Sequence[Any], starts: Sequence[Any]
 ) -> list[Any]:
-    """Add the products of quads with rows of int8 activations.
+    """Add the products of quads with rows of activations of 8 bits.
 
     Args:
         code: where to write.
@@ -236,7 +247,7 @@ def _dot_by_widening(code: Code, total: Any, weights: Sequence[Any], x: Sequence
     return total
 
 
-def block_of_int8(
+def block_of_integers(
     code: Code, values: Values, scales: Any, mins: Any, x: Any, of_rows: Any, totals: list[Any]
 ) -> list[Any]:
     """Add a block's products to the totals of some rows.
@@ -251,7 +262,7 @@ def block_of_int8(
         totals: a vector for each row.
     """
     form, builder = code.form, code.builder
-    rows = [code.plus(x, BLOCK * row) for row in range(len(totals))]
+    rows = [code.plus(x, form.row_bytes * row) for row in range(len(totals))]
     for group in range(form.groups):
         every = _QUADS // form.groups
         # Quads of one byte's halves one after the other.
@@ -259,7 +270,11 @@ def block_of_int8(
         own = [code.plus(of_rows, PER_ROW * (1 + group) + 4 * row) for row in range(len(totals))]
         has_zero = form.layout.zero != 0 and not form.is_signed
         starts = [code.broadcast(place, I32) if has_zero else code.same(0) for place in own]
-        sums = integer_sums(code, values, quads, rows, starts)
+        if form.activations == "int16":
+            starts = _times_high(code, integer_sums(code, values, quads, rows, [code.same(0)] * len(rows)), starts)
+            sums = integer_sums(code, values, quads, [code.plus(row, BLOCK) for row in rows], starts)
+        else:
+            sums = integer_sums(code, values, quads, rows, starts)
         offset = group * OUTPUTS * form.scale_bytes
         scale = code.scales(code.plus(scales, offset))
         least = code.scales(code.plus(mins, offset)) if form.layout.has_mins else None
@@ -269,6 +284,12 @@ def block_of_int8(
             if least is not None:
                 totals[row] = code.fma(least, code.broadcast(own[row], F32), totals[row])
     return totals
+
+
+def _times_high(code: Code, sums: Sequence[Any], starts: Sequence[Any]) -> list[Any]:
+    """Return what sums over the high bytes of activations add to sums over the low ones."""
+    builder, by = code.builder, code.same(HIGH)
+    return [builder.add(start, builder.mul(total, by)) for total, start in zip(sums, starts, strict=True)]
 
 
 def block_of_floats(

@@ -1,10 +1,10 @@
-"""The kernel of products with quantised weights: activations are rounded to int8 by blocks, then come the tiles.
+"""The kernel of products with quantised weights: activations are rounded by blocks, then come the tiles.
 
 x [rows, k] times W [n, k], for any number of rows. The calling thread rounds the activations into a buffer of the
 call's, groups of 8 rows of which a block's are one record; a piece of work is a few tiles of outputs, each of which
-stays in the first-level cache while all rows pass by. A block of a row is rounded as llama.cpp does it, to
-`amax / 127`, and its sum is kept for the value that stands for 0 and for the mins, so that sums of products are of
-integers, exact.
+stays in the first-level cache while all rows pass by. A block of a row is rounded as llama.cpp does it, by `amax / 127`
+to 8 bits, or likewise to 16, and its sum is kept for the value that stands for 0 and for the mins, so that sums of
+products are of integers, exact.
 
 A row with a value that is not finite gives results that are not finite.
 """
@@ -17,8 +17,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS
-from .blocks_code import Code, Form, Values, block_of_floats, block_of_int8
-from .blocks_records import PER_ROW, ROWS
+from .blocks_code import HIGH, Code, Form, Values, block_of_floats, block_of_integers
+from .blocks_records import NUMBER_BYTES, PER_ROW, ROWS
 from .frame import NUMBA, argument, attribute, data, result, set_word, size, word
 from .kernel import Kernel
 from .levels import Level
@@ -27,19 +27,19 @@ from .vectors import F32, I8, I16, I32
 _PIECES = 32  # of a call, at most
 _ALONE = 1024  # blocks of tiles, once more for each row, that take less time (5 us) than another thread to come
 _X, _BLOCKS, _ROWS, _COLUMNS, _VALUES, _SCALES, _MINS, _OUT, _OUT_BYTES, _TILES = range(10)
-_AMAX = 127.0
+_LARGEST = {"int8": 127.0, "int16": 127.0 * (HIGH + 1)}  # that a number may become
 _SIGN_LESS = 0x7FFFFFFF
 
 
-def product(level: Level, layout: int, is_float: int) -> Kernel:
+def product(level: Level, layout: int, activations: int) -> Kernel:
     """Make the product.
 
     Args:
         level: of the CPU.
         layout: which of `LAYOUTS` the weights have, by number.
-        is_float: 1 if activations stay float32, 0 if they are rounded to int8.
+        activations: which of `NUMBER_BYTES` they become, by number.
     """
-    form = Form(list(LAYOUTS.values())[layout], level, bool(is_float))
+    form = Form(list(LAYOUTS.values())[layout], level, list(NUMBER_BYTES)[activations])
     block_bytes, scales_bytes = form.block_bytes, form.groups * OUTPUTS * form.scale_bytes
     has_mins, parts = form.layout.has_mins, OUTPUTS // level.lanes
     prepare, multiply = _prepare(form), _row_groups(form)
@@ -87,7 +87,7 @@ def _row_groups(form: Form) -> Callable[..., None]:
     """Make a function that multiplies a part of a tile, a register's outputs, with all rows: 8, 4, 2 or 1 at a time."""
     tile8, tile4, tile2, tile1 = (_tile(form, rows) for rows in (8, 4, 2, 1))
     record, lanes, scale_bytes = form.record_bytes, form.level.lanes, form.scale_bytes
-    row_bytes, is_tall = BLOCK * (4 if form.is_float else 1), form.level.registers >= 32
+    row_bytes, is_tall = form.row_bytes, form.level.registers >= 32
 
     @njit(**NUMBA)
     def multiply(job: int, values: int, scales: int, mins: int, part: int, column: int) -> None:
@@ -126,7 +126,7 @@ def _row_groups(form: Form) -> Callable[..., None]:
 
 def _tile(form: Form, rows: int) -> Any:
     """Make the product of `rows` rows of a group with one register's outputs of a tile."""
-    add_block = block_of_floats if form.is_float else block_of_int8
+    add_block = block_of_floats if form.is_float else block_of_integers
     scales_bytes = form.groups * OUTPUTS * form.scale_bytes
 
     @intrinsic
@@ -187,7 +187,7 @@ def _to_bfloat16(code: Code, values: Any) -> Any:
 
 def _prepare(form: Form) -> Callable[..., None]:
     """Make a function that writes the records of all rows."""
-    record, row_bytes, per_row = form.record_bytes, BLOCK * (4 if form.is_float else 1), 0 if form.is_float else 4
+    record, row_bytes, per_row = form.record_bytes, form.row_bytes, 0 if form.is_float else 4
     wide, half = _record(form, 4), _record(form, 2)
 
     @njit(**NUMBA)
@@ -242,22 +242,27 @@ def _floats(code: Code, address: Any, x_bytes: int) -> Any:
 
 
 def _round(code: Code, floats: list[Any], at: Any, of_row: Any) -> None:
-    """Round a block of a row to int8, and write its scale and what its sum is needed for."""
-    form, builder = code.form, code.builder
+    """Round a block of a row, and write its scale and what its sum is needed for."""
+    form, builder, largest = code.form, code.builder, _LARGEST[code.form.activations]
     # As integers, so that NaN is the largest and shows in the scale.
     sizes = [builder.and_(code.words_of(vector), code.same(_SIGN_LESS)) for vector in floats]
     amax = builder.bitcast(_reduce(code, "umax", sizes), F32)
-    inverse = builder.fdiv(ir.Constant(F32, _AMAX), amax)
+    inverse = builder.fdiv(ir.Constant(F32, largest), amax)
     is_zero = builder.fcmp_ordered("oeq", amax, ir.Constant(F32, 0.0))
     inverse = builder.select(is_zero, ir.Constant(F32, 0.0), inverse)
-    scale = builder.fmul(amax, ir.Constant(F32, 1 / _AMAX))
+    scale = builder.fmul(amax, ir.Constant(F32, 1 / largest))
     code.store(scale, of_row)
     whole = []
     for index, vector in enumerate(floats):
         scaled = builder.fmul(vector, code.splat(inverse))
-        nearest = code.intrinsic(f"llvm.rint.v{code.lanes}f32", code.vector, scaled)
+        nearest = _nearest(code, scaled)
         whole.append(builder.fptosi(nearest, code.words))
-        code.store(builder.trunc(whole[-1], ir.VectorType(I8, code.lanes)), code.plus(at, code.lanes * index), 1)
+        place, low = code.plus(at, code.lanes * index), whole[-1]
+        if form.activations == "int16":
+            high = builder.fptosi(_nearest(code, builder.fmul(nearest, _same(code, 1 / HIGH))), code.words)
+            _store_bytes(code, high, place)
+            place, low = code.plus(place, BLOCK), builder.sub(low, builder.mul(high, code.same(HIGH)))
+        _store_bytes(code, low, place)
     for group in range(form.groups):
         some = whole[len(whole) * group // form.groups : len(whole) * (group + 1) // form.groups]
         place = code.plus(of_row, PER_ROW * (1 + group))
@@ -266,6 +271,18 @@ def _round(code: Code, floats: list[Any], at: Any, of_row: Any) -> None:
             code.store(builder.fmul(scale, builder.sitofp(total, F32)), place)
         elif form.layout.zero and not form.is_signed:
             code.store(builder.mul(total, ir.Constant(I32, -form.layout.zero)), place)
+
+
+def _nearest(code: Code, values: Any) -> Any:
+    return code.intrinsic(f"llvm.rint.v{code.lanes}f32", code.vector, values)
+
+
+def _same(code: Code, value: float) -> Any:
+    return ir.Constant(code.vector, [value] * code.lanes)
+
+
+def _store_bytes(code: Code, words: Any, place: Any) -> None:
+    code.store(code.builder.trunc(words, ir.VectorType(I8, code.lanes)), place, 1)
 
 
 def _reduce(code: Code, name: str, vectors: list[Any]) -> Any:

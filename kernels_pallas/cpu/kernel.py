@@ -39,21 +39,16 @@ from .frame import (
     swap_at,
     word,
 )
+from .jobs import JOB_BYTES, JOBS, PROCESS, PROCESS_WORDS, RING, TASK, THREADS, TURN
 
-# A job, in words. What is written often stands in cache lines of its own.
+# A job's words, of `JOB_BYTES`. What is written often stands in cache lines of its own.
 PAYLOAD = 24  # words at its start that a kernel's `setup` may use
 _REQUEST = 24  # XLA_FFI_ThreadPool_Schedule_Args: size, extensions, context, task, its argument
 _PIECES = 31
 _NEXT = 32  # the next piece that nobody has taken
 _ENTERED = 40  # tasks at work; and _CLOSED once nobody may enter any more
 _KNOWN = 41  # the call, and tasks that have not left: 0 is a job that is free
-JOB_WORDS = 48
 _CLOSED = 1 << 32
-
-# What belongs to the process, by word; the loader writes it once the code is in memory.
-PROCESS = "twinmesh_process"
-RING, JOBS, TURN, TASK, THREADS = range(5)  # of TURN and THREADS the addresses
-PROCESS_WORDS = 5
 
 MOST_ROWS = 64  # of a call that somebody's next token waits for; with more, it is a prompt's
 
@@ -81,7 +76,7 @@ def process(typing: Any) -> Any:
     return types.int64(), code
 
 
-_job_on_stack = room(JOB_WORDS * 8)
+_job_on_stack = room(JOB_BYTES)
 
 
 @njit(**NUMBA)
@@ -101,7 +96,7 @@ def _claim() -> int:
     ring, jobs = word(process(), RING), word(process(), JOBS)
     for _ in range(jobs):
         turn = add_at(word(process(), TURN), 1)
-        job = ring + (turn % jobs) * (JOB_WORDS * 8)
+        job = ring + (turn % jobs) * JOB_BYTES
         if swap_at(job + _KNOWN * 8, 0, 1):
             return job
     return types.int64(0)

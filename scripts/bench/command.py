@@ -20,6 +20,7 @@ BENCHMARKS = {
     "machine": "the machine's own limits: arithmetic and memory",
     "memory": "peak memory from the start to the end of 32 requests, beside an earlier checkout",
     "offline": "throughput of a whole workload, against transformers and vLLM",
+    "peers": "decode steps, prefill and memory, against llama.cpp, vLLM, transformers and an earlier checkout",
     "policies": "time to first token by policy, over a recorded trace in virtual time",
     "products": "the products of a model's layers alone, with quantised weights and with floats",
     "sampler": "the sampler alone, beside an earlier checkout's",

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from twinmesh.kernels_pallas.block_tiles import LAYOUTS, Tiles, shapes
 from twinmesh.kernels_pallas.cpu import blocks, loader
+from twinmesh.kernels_pallas.cpu.blocks_records import Activations
 
 type Product = Callable[[jax.Array, Any, int], jax.Array]  # (x [rows, k], weights, n) -> [rows, n]
 type Way = tuple[Callable[[jax.Array, Any], jax.Array], Any, str]  # program, weights, dtype of activations
@@ -121,10 +122,9 @@ def _model(multiply: Product, outputs: Sequence[int]) -> Callable[[jax.Array, An
     return run
 
 
-def _by_blocks(name: str, activations: str) -> Product:
+def _by_blocks(name: str, activations: Activations) -> Product:
     def multiply(x: jax.Array, w: Tiles, n: int) -> jax.Array:
-        kind: blocks.Activations = "float" if activations == "float" else "int8"
-        product = blocks.product(x, w, name, n, dtype=x.dtype, activations=kind)
+        product = blocks.product(x, w, name, n, dtype=x.dtype, activations=activations)
         if product is None:
             raise ValueError("this process has no CPU kernels: the log says why.")
         return product
@@ -151,7 +151,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="1,8,32", help="numbers of rows, one after the other")
     parser.add_argument("--formats", default=",".join(LAYOUTS), help=f"of {', '.join(LAYOUTS)}; '' for none")
-    parser.add_argument("--activations", default="int8", help="int8, float, or both with a comma between")
+    parser.add_argument("--activations", default="int8", help="of int8, int16 and float, with commas between")
     parser.add_argument("--floats", default="float32,bfloat16", help="dtypes of XLA's products; '' for none")
     parser.add_argument("--layers", type=int, default=30, help="layers of the model")
     parser.add_argument("--hidden", type=int, default=576, help="its hidden size")

@@ -61,12 +61,12 @@ def test_a_start_that_fails_at_last_closes_the_log_and_joins_every_thread(step, 
         raise Failure
 
     build_open_log = build.open_log
-    monkeypatch.setattr(build.loader, "compile_ahead", lambda *kernels: None)  # its thread ends by itself
+    monkeypatch.setattr(build.loader, "compile_ahead", lambda *kernels: None)  # whose thread ends by itself
     monkeypatch.setattr(build, "open_log", open_log)
     monkeypatch.setattr(build, step, fail if step == "LocalExecutor" else half_made_core)
     with pytest.raises(Failure):
         make_engine(MODEL, decision_log=log)
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
     with pytest.raises(ValueError, match="closed file"):
         opened[0].actions([])
 
