@@ -29,10 +29,12 @@ from .frame import (
     SCHEDULE,
     VERSION,
     add_at,
+    argument,
     call,
     load,
     room,
     set_word,
+    size,
     store,
     swap_at,
     word,
@@ -47,6 +49,8 @@ _NEXT = 32  # the next piece that nobody has taken
 _ENTERED = 40  # tasks at work; and _CLOSED once nobody may enter any more
 _KNOWN = 41  # the call, and tasks that have not left: 0 is a job that is free
 _CLOSED = 1 << 32
+
+MOST_ROWS = 64  # of a call that somebody's next token waits for; with more, it is a prompt's
 
 
 class Kernel(NamedTuple):
@@ -76,9 +80,14 @@ _job_on_stack = room(JOB_BYTES)
 
 
 @njit(**NUMBA)
-def threads() -> int:
-    """Return how many threads a call may use now; another number may be there the next time."""
-    return load(word(process(), THREADS), types.int64)
+def threads(frame: int) -> int:
+    """Return how many threads a call may use now; another number may be there the next time.
+
+    A call over few rows, decode's, keeps to the share of its mesh. One over many may use all cores: it only takes the
+    time that is left of them, as the threads of XLA's pool let others go first.
+    """
+    words = word(process(), THREADS)
+    return load(words + 8 if size(argument(frame, 0), 0) > MOST_ROWS else words, types.int64)
 
 
 @njit(**NUMBA)
@@ -159,7 +168,7 @@ def entries(kernel: Kernel) -> dict[str, Callable[[int], int]]:
         set_word(job, _NEXT, 0)
         set_word(job, _ENTERED, 0)
         if is_shared:
-            _ask_for_help(frame, job, min(threads(), pieces) - 1)
+            _ask_for_help(frame, job, min(threads(frame), pieces) - 1)
         run(job)
         if is_shared:
             add_at(job + _ENTERED * 8, _CLOSED)
