@@ -9,11 +9,12 @@ PROMPT = "The capital of France is"
 def main() -> None:
     """Generate, switch the first layer's MLP off, and generate again, without compiling anything."""
     params = SamplingParams(temperature=0, max_tokens=12)
-    # float32, because a new parameter must have the dtype of the engine.
+    # float32 and not quantised, because a new parameter must be as the engine holds it.
     with LLM(
         "smollm2",
         topology="prefill=1,decode=1",
         dtype="float32",
+        quantization="none",
         max_model_len=128,
         max_num_seqs=8,
         prefill_buckets=(64,),

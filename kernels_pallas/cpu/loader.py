@@ -94,6 +94,7 @@ def takes_bfloat16() -> bool:
     return tools is not None and tools.level.has_bf16
 
 
+_registered: set[str] = set()  # XLA takes a name once in a process
 _unkept: dict[tuple[Toolchain, str], bytes] = {}  # what could not be kept on disk
 
 
@@ -155,7 +156,9 @@ def _load(tools: Toolchain, name: str, parameters: Parameters) -> str | None:
         _log.warning("The CPU kernel %s computes wrong results in its self-test. %s", full, _COST)
         return None
     registered = f"twinmesh.{full}.{tools.identity}"
-    jax.ffi.register_ffi_target(registered, jax.ffi.pycapsule(handler), platform="cpu")
+    if registered not in _registered:
+        jax.ffi.register_ffi_target(registered, jax.ffi.pycapsule(handler), platform="cpu")
+        _registered.add(registered)
     return registered
 
 

@@ -20,7 +20,8 @@ try:
 except ImportError:
     HERE = None
 needs_kernels = pytest.mark.skipif(HERE is None, reason="no CPU kernels here")
-KERNELS = [*(name for name in CHECKS if not name.startswith("decode")), "decode_float32:64", "decode_bfloat16:64"]
+PARAMETERS = {"decode_float32": ":64", "decode_bfloat16": ":64", "blocks": ":2:1"}
+KERNELS = [name + PARAMETERS.get(name, "") for name in CHECKS]
 PROGRAM = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
