@@ -179,8 +179,10 @@ def _difference(name: str, given: NewParam, wanted: Described) -> str | None:
         return None
     if given.inputs != wanted.inputs:
         return f"{name} has {given.inputs} axes of inputs: it must have {wanted.inputs}, as before"
-    parts = dict(given.parts())
-    found = (_difference(f"{name}.{part}", parts.get(part, 0), like) for part, like in wanted.parts())
+    parts, expected = dict(given.parts()), dict(wanted.parts())
+    if parts.keys() != expected.keys():
+        return f"{name} has {' and '.join(parts)}: it must have {' and '.join(expected)}, as before"
+    found = (_difference(f"{name}.{part}", parts[part], like) for part, like in expected.items())
     return next((difference for difference in found if difference is not None), None)
 
 

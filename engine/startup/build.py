@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from ...kernels_pallas.cpu import loader
+from ...kernels_pallas.cpu.threads import lower_pool_priority
 from ...models.checkpoints.base import Checkpoint
 from ...models.checkpoints.catalog import cache_directory, resolve_model
 from ...models.checkpoints.host_memory import FileMaps
@@ -222,6 +223,8 @@ def _run(
 ) -> EngineCore:
     """Open the decision log, overwriting an earlier one, and start the threads; after a failure nothing stays open."""
     give_back_freed()
+    if config.has_handoffs and workers[0].plan.mesh.devices.flat[0].platform == "cpu":
+        lower_pool_priority()  # prompts of one mesh may not stop the tokens of another
     with ExitStack() as opened:
 
         def make_executor(post: Callable[[Completion], None]) -> LocalExecutor:

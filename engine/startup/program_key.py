@@ -33,7 +33,7 @@ _WITHOUT_INFLUENCE = (
     "jax_explain", "jax_dump",
 )  # fmt: skip
 _ANY = Topology.parse("both=1")
-_VARIABLES = ("XLA_", "TF_XLA_", "LIBTPU_", "NPROC", "OMP_", "JAX_PLATFORM", "TWINMESH_CPU_LEVEL")
+_VARIABLES = ("XLA_", "TF_XLA_", "LIBTPU_", "NPROC", "OMP_", "JAX_PLATFORM")
 
 
 def surroundings() -> str | None:

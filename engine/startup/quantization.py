@@ -82,7 +82,8 @@ def _cut(formats: Mapping[str, str], model: ModelConfig, mesh: Mesh) -> dict[str
 def cpu_kernels(model: ModelConfig, dtype: jnp.dtype, quantized: Quantized) -> list[str]:
     """Name the CPU kernels that the model's steps may call."""
     specs = abstract_params(model, dtype, quantized.kept).specs.values()
-    has_matrices = any(not isinstance(spec.value, QuantizedArray) and len(spec.value.shape) > 1 for spec in specs)
+    matrices = (spec.value for spec in specs if len(spec.axes) > 1 and "embed" in spec.axes)  # neither norms nor biases
+    has_matrices = any(not isinstance(value, QuantizedArray) for value in matrices)
     own = calls.kernels_of(dtype, model.head_dim, has_matrices=has_matrices)
     return own + blocks.kernels_of(quantized.formats, quantized.activations)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ...kernels_pallas.cpu.threads import StepsUnderWay, process_cores
 from ...models.checkpoints.host_memory import FileMaps
 from ...models.errors import CheckpointError
 from ..errors import EngineError
@@ -72,6 +73,8 @@ class LocalExecutor:
         self.traffic, self._traffic_lock = Traffic(), threading.Lock()
         self._staged: dict[int, _Staged] = {}
         self._post, self._clock = post, clock
+        # How many cores kernels on CPUs may use hangs on which meshes have steps under way.
+        self._under_way = [StepsUnderWay(_cpu_devices(mesh), process_cores()) for mesh in self.meshes]
         self._step_waiters = [Waiter(f"twinmesh-steps-{index}") for index in range(len(self.meshes))]
         # Per source, because what leaves one source leaves in order; two sources must not wait for each other.
         self._transfer_waiters = {
@@ -167,16 +170,20 @@ class LocalExecutor:
     def _report(
         self, action: Prefill | Decode | Fused, rows: tuple[Chunk | DecodeRow, ...], dispatched: Dispatched
     ) -> None:
-        mesh, step = action.mesh, action.step
+        mesh, step, under_way = action.mesh, action.step, self._under_way[action.mesh]
 
         def ready(_: object) -> None:
             t = self._clock()
             self._check_files()  # if it raises, the waiter calls `failed`: nobody gets tokens of changed weights
-            self._post(StepResult(t, mesh, step, rows, *dispatched.to_host()))
+            result = StepResult(t, mesh, step, rows, *dispatched.to_host())
+            under_way.end()
+            self._post(result)
 
         def failed(error: Exception) -> None:
+            under_way.end()
             self._post(StepFailed(self._clock(), mesh, step, describe(error)))
 
+        under_way.begin()
         self._step_waiters[mesh].watch(dispatched.arrays, ready, failed)
 
     def _start_transfer(self, action: StartTransfer) -> None:
@@ -202,3 +209,7 @@ class LocalExecutor:
             self.traffic.transfers += 1
             self.traffic.bytes += size
             self.traffic.seconds += seconds
+
+
+def _cpu_devices(mesh: MeshWorker) -> int:
+    return sum(device.platform == "cpu" for device in mesh.plan.mesh.devices.flat)

@@ -7,6 +7,7 @@ that a row's bits are the same whatever the step that it is in.
 from collections.abc import Iterable
 
 import jax
+import ml_dtypes
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
@@ -15,7 +16,8 @@ from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
 from . import loader
 from .blocks_records import NUMBER_BYTES, Activations, room_bytes
 
-_BYTES = {"float32": 4, "bfloat16": 2}
+# What the kernel reads and writes; float16 is widened in front of it, and rounded behind it.
+_TAKEN = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float32)}
 
 
 def kernels_of(formats: Iterable[str], activations: Activations) -> list[str]:
@@ -38,29 +40,30 @@ def product(
     """Multiply activations [T, k] by a matrix [n, k] in tiles; None where XLA has to.
 
     Args:
-        x: [T, k] float32 or bfloat16.
+        x: [T, k] float32, bfloat16 or float16.
         w: the matrix.
         format_name: of `LAYOUTS`.
         outputs: n; the last tile may have fewer than 16.
-        dtype: of the result, float32 or bfloat16.
+        dtype: of the result, one of those of x.
         activations: what x is rounded to.
 
     Returns:
         [T, n].
     """
     dtype = np.dtype(dtype)
-    if x.dtype.name not in _BYTES or dtype.name not in _BYTES or 0 in (*x.shape, outputs):
+    if x.dtype.name not in _TAKEN or dtype.name not in _TAKEN or 0 in (*x.shape, outputs):
         return None
     name = _target(format_name, activations)
     if name is None:
         return None
     _check(x, w, outputs)
-    results = [jax.ShapeDtypeStruct((x.shape[0], outputs), dtype), _room(x, format_name, activations)]
+    x, made = x.astype(_TAKEN[x.dtype.name]), _TAKEN[dtype.name]
+    results = [jax.ShapeDtypeStruct((x.shape[0], outputs), made), _room(x, format_name, activations)]
     arrays = [array for array in (x, *w) if array is not None]
-    sizes = {"out_bytes": np.int64(dtype.itemsize), "x_bytes": np.int64(x.dtype.itemsize)}
+    sizes = {"out_bytes": np.int64(made.itemsize), "x_bytes": np.int64(x.dtype.itemsize)}
     called = jax.ffi.ffi_call(name, results, vmap_method="sequential")(*arrays, **sizes)
     result: Array = called[0]
-    return result
+    return result.astype(dtype)
 
 
 def _check(x: Array, w: Tiles, outputs: int) -> None:

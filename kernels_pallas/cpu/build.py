@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from .jobs import PROCESS
 from .kernels import KERNELS, Parameters
 from .levels import Level, level_named
 
@@ -21,10 +22,10 @@ _EXPORTED = ("handler", "task")
 
 
 def compile_kernel(name: str, level: Level, parameters: Parameters = ()) -> bytes:
-    """Compile a kernel: an object file with the functions `handler` and `task` and the words `kernel.PROCESS`."""
+    """Compile a kernel: an object file with the functions `handler` and `task` and the words `jobs.PROCESS`."""
     from llvmlite import binding
 
-    from .kernel import PROCESS, entries
+    from .kernel import entries
 
     place, maker = KERNELS[name]
     make = getattr(importlib.import_module(f".{place}", __package__), maker)

@@ -63,9 +63,12 @@ def kernels_of(dtype: DTypeLike, head_dim: int, *, has_matrices: bool) -> list[s
 
     `has_matrices` says whether any weights are matrices of `dtype`; otherwise all of them are quantised.
     """
-    name = jnp.dtype(dtype).name
+    name, tools = jnp.dtype(dtype).name, loader.toolchain()
+    if name not in DTYPES or tools is None:
+        return []
     products = [f"product_{name}", f"score_{name}"] if has_matrices else []
-    return [*products, f"decode_{name}:{head_dim}"] if name in DTYPES else []
+    attention = [] if head_dim % tools.level.lanes else [f"decode_{name}:{head_dim}"]
+    return [*products, *attention]
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array | None:
@@ -81,7 +84,7 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
     reach = min(window, kv.capacity) or kv.capacity
     split = ceil_div(reach, _BLOCK * _SPLITS) * _BLOCK
     most = ceil_div(reach, split) + (window > 0)
-    sink = jnp.full(query_heads, _LOWEST) if options.sink is None else options.sink.astype(jnp.float32)
+    sink = jnp.full(query_heads, _LOWEST, jnp.float32) if options.sink is None else options.sink.astype(jnp.float32)
     results = [
         jax.ShapeDtypeStruct(q.shape, jnp.float32),
         jax.ShapeDtypeStruct((rows, most, query_heads, head_dim + 2), jnp.float32),

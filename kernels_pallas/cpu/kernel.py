@@ -1,10 +1,10 @@
 """A kernel's three functions, and the two that XLA and its threads call made of them.
 
 A call is cut into pieces. The calling thread works on them, and so does each thread of XLA's pool that has time: a
-task is put there for every thread but one of the mesh's share, and takes pieces until none is left. A call never waits
-for a task that has not begun, because the pool may be busy with another mesh for long; a task that comes too late
-finds the job closed and leaves. So the job, in which both look, outlives the call: jobs stand in a ring of the process,
-and one is used again when the last task that knows it has left.
+task is put there for every thread but one of the mesh's share (`threads.py`), and takes pieces until none is left. A
+call never waits for a task that has not begun, because the pool may be busy with another mesh for long; a task that
+comes too late finds the job closed and leaves. So the job, in which both look, outlives the call: jobs stand in a ring
+of the process, and one is used again when the last task that knows it has left.
 
 Invariants: which thread does a piece changes no bit, because pieces write to places of their own; nothing is allocated.
 """
@@ -37,21 +37,16 @@ from .frame import (
     swap_at,
     word,
 )
+from .jobs import JOB_BYTES, JOBS, PROCESS, PROCESS_WORDS, RING, TASK, THREADS, TURN
 
-# A job, in words. What is written often stands in cache lines of its own.
+# A job's words, of `JOB_BYTES`. What is written often stands in cache lines of its own.
 PAYLOAD = 24  # words at its start that a kernel's `setup` may use
 _REQUEST = 24  # XLA_FFI_ThreadPool_Schedule_Args: size, extensions, context, task, its argument
 _PIECES = 31
 _NEXT = 32  # the next piece that nobody has taken
 _ENTERED = 40  # tasks at work; and _CLOSED once nobody may enter any more
 _KNOWN = 41  # the call, and tasks that have not left: 0 is a job that is free
-JOB_WORDS = 48
 _CLOSED = 1 << 32
-
-# What belongs to the process, by word; the loader writes it once the code is in memory.
-PROCESS = "twinmesh_process"
-RING, JOBS, TURN, TASK, THREADS = range(5)
-PROCESS_WORDS = 5
 
 
 class Kernel(NamedTuple):
@@ -77,7 +72,13 @@ def process(typing: Any) -> Any:
     return types.int64(), code
 
 
-_job_on_stack = room(JOB_WORDS * 8)
+_job_on_stack = room(JOB_BYTES)
+
+
+@njit(**NUMBA)
+def threads() -> int:
+    """Return how many threads a call may use now; another number may be there the next time."""
+    return load(word(process(), THREADS), types.int64)
 
 
 @njit(**NUMBA)
@@ -86,7 +87,7 @@ def _claim() -> int:
     ring, jobs = word(process(), RING), word(process(), JOBS)
     for _ in range(jobs):
         turn = add_at(word(process(), TURN), 1)
-        job = ring + (turn % jobs) * (JOB_WORDS * 8)
+        job = ring + (turn % jobs) * JOB_BYTES
         if swap_at(job + _KNOWN * 8, 0, 1):
             return job
     return types.int64(0)
@@ -158,7 +159,7 @@ def entries(kernel: Kernel) -> dict[str, Callable[[int], int]]:
         set_word(job, _NEXT, 0)
         set_word(job, _ENTERED, 0)
         if is_shared:
-            _ask_for_help(frame, job, min(word(process(), THREADS), pieces) - 1)
+            _ask_for_help(frame, job, min(threads(), pieces) - 1)
         run(job)
         if is_shared:
             add_at(job + _ENTERED * 8, _CLOSED)

@@ -3,7 +3,7 @@
 The name under which XLA knows a kernel holds a hash of all that its code depends on: the sources of this folder, the
 versions of numba, llvmlite and Python, and the CPU's level. Programs that XLA keeps on disk name their kernels, so one
 of another version is never run. No address, size or thread count of a process is in the code: they stand in words of
-the loaded object (`kernel.PROCESS`), which are written here.
+the loaded object (`jobs.PROCESS`), which are written here.
 
 Where a kernel cannot be had, the reason is logged once, and XLA computes what it would have: numba absent or too old,
 a CPU without the instructions, a compilation that fails, a self-test that does. A warm start needs llvmlite alone.
@@ -28,15 +28,18 @@ import numpy as np
 
 from . import frames, objects
 from .checks import CHECKS
+from .jobs import JOB_BYTES, JOBS, PROCESS, PROCESS_WORDS, RING, TASK, THREADS, TURN
 from .kernels import Parameters
 from .levels import MASK, NONE, Level, read_level
+from .threads import process_cores
 
 _log = logging.getLogger(__name__)
 _NUMBA = (0, 68)  # the oldest that is known to work
 _SECONDS = 300  # that a compilation may take
 _COST = "Products and attention on the CPU run in plain XLA, which is up to several times slower for few requests."
 _lock = threading.RLock()  # programs are traced by several threads
-_JOBS, _JOB_BYTES, _WORDS = 256, 384, 5  # as in kernel.py, which cannot be imported without numba
+_ELF = b"\x7fELF"  # what an object file begins with
+_AT_ONCE = 256  # jobs; a call that finds none of them free works alone
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,24 @@ def target(name: str, *parameters: int) -> str | None:
         return None if tools is None else _load(tools, name, parameters)
 
 
-def compile_ahead(*kernels: str) -> None:
+def compile_ahead(*kernels: str) -> threading.Thread:
     """Begin to compile those kernels that are not on disk, in one child process, and return at once.
 
     Args:
         kernels: their names, each with its parameters behind colons.
+
+    Returns:
+        The thread that waits for the child. A kernel that is asked for meanwhile waits for it too.
     """
-    threading.Thread(target=_compile_missing, args=kernels, daemon=True).start()
+    thread = threading.Thread(target=_compile_missing, args=kernels, daemon=True)
+    thread.start()
+    return thread
 
 
 def _compile_missing(*kernels: str) -> None:
     with _lock:
         tools = toolchain()
-        missing = [] if tools is None else [name for name in kernels if objects.read(_path(tools, name)) is None]
+        missing = [] if tools is None else [name for name in kernels if _kept(tools, name) is None]
         if tools is None or not missing:
             return
         try:
@@ -149,16 +157,16 @@ def _load(tools: Toolchain, name: str, parameters: Parameters) -> str | None:
     full = ":".join([name, *map(str, parameters)])
     try:
         handler = load_object(_object(tools, full))
-    except UnusableKernel as error:
+        if not CHECKS[name](functools.partial(frames.call, handler), tools.level, *parameters):
+            _log.warning("The CPU kernel %s computes wrong results in its self-test. %s", full, _COST)
+            return None
+        registered = f"twinmesh.{full}.{tools.identity}"
+        if registered not in _registered:
+            jax.ffi.register_ffi_target(registered, jax.ffi.pycapsule(handler), platform="cpu")
+            _registered.add(registered)
+    except (UnusableKernel, RuntimeError) as error:  # the latter are LLVM's and XLA's
         _log.warning("The CPU kernel %s cannot be used: %s. %s", full, error, _COST)
         return None
-    if not CHECKS[name](functools.partial(frames.call, handler), tools.level, *parameters):
-        _log.warning("The CPU kernel %s computes wrong results in its self-test. %s", full, _COST)
-        return None
-    registered = f"twinmesh.{full}.{tools.identity}"
-    if registered not in _registered:
-        jax.ffi.register_ffi_target(registered, jax.ffi.pycapsule(handler), platform="cpu")
-        _registered.add(registered)
     return registered
 
 
@@ -168,11 +176,16 @@ class UnusableKernel(Exception):
 
 def _object(tools: Toolchain, full: str) -> bytes:
     """Read a kernel's object file from the cache, or compile it and keep it there."""
-    code = objects.read(_path(tools, full)) or _unkept.get((tools, full))
+    code = _kept(tools, full)
     if code is None:
         (code,) = compile_in_child(tools.level, full)
         _keep(tools, full, code)
     return code
+
+
+def _kept(tools: Toolchain, full: str) -> bytes | None:
+    """Return a kernel's object file if it is on disk, or was compiled by this process and could not be kept there."""
+    return objects.read(_path(tools, full)) or _unkept.get((tools, full))
 
 
 def _path(tools: Toolchain, full: str) -> Path:
@@ -205,23 +218,45 @@ def compile_in_child(level: Level, *kernels: str) -> list[bytes]:
     Raises:
         UnusableKernel: they cannot be compiled.
     """
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
-    # The child finds modules where this process does, and puts no folder before them.
-    clean |= {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable or "python", "-P", "-m", f"{__package__}.build", level.name, *kernels]
     try:
-        done = subprocess.run(command, env=clean, capture_output=True, timeout=_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = subprocess.run(
+            command, env=_childs_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS,
+            check=False,
+        )  # fmt: skip
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise UnusableKernel(f"it cannot be compiled ({error})") from error
-    compiled, rest = [], done.stdout
-    while rest:
-        length, rest = int.from_bytes(rest[:8], "little"), rest[8:]
-        compiled.append(rest[:length])
-        rest = rest[length:]
-    if done.returncode or len(compiled) != len(kernels):
+    compiled = _divide(done.stdout)
+    if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise UnusableKernel(f"its compilation failed with exit code {done.returncode}: {said[-1]}")
+    if compiled is None or len(compiled) != len(kernels):
+        raise UnusableKernel(f"its compilation wrote something else than object files, beginning {done.stdout[:40]!r}")
     return compiled
+
+
+def _childs_environment() -> dict[str, str]:
+    """Return the environment of a child: this process's, without what it has set for its own use of Python and numba.
+
+    The child finds modules where this process does, and puts no folder before them.
+    """
+    own = ("NUMBA_", "PYTHONWARNINGS", "PYTHONINSPECT")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    # Python looks into no entry that is not a string.
+    folders = (path or os.getcwd() for path in sys.path if isinstance(path, str))
+    return clean | {"PYTHONPATH": os.pathsep.join(folders), "JAX_PLATFORMS": "cpu"}
+
+
+def _divide(written: bytes) -> list[bytes] | None:
+    """Divide what a child has written into object files; None if it is anything else, such as a greeting."""
+    found = []
+    while written:
+        end = 8 + int.from_bytes(written[:8], "little")
+        if end > len(written) or written[8:12] != _ELF:
+            return None
+        found.append(written[8:end])
+        written = written[end:]
+    return found
 
 
 def load_object(code: bytes) -> int:
@@ -232,9 +267,12 @@ def load_object(code: bytes) -> int:
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
     handler, task = (engine.get_function_address(name) for name in ("handler", "task"))
-    words = (ctypes.c_int64 * _WORDS).from_address(engine.get_global_value_address("twinmesh_process"))
+    words = (ctypes.c_int64 * PROCESS_WORDS).from_address(engine.get_global_value_address(PROCESS))
     ring, turn = _ring()
-    words[:] = [ring, _JOBS, turn, task, len(os.sched_getaffinity(0))]
+    cores = process_cores()
+    _keep_for_ever(cores)
+    words[RING], words[JOBS], words[TURN], words[TASK] = ring, _AT_ONCE, turn, task
+    words[THREADS] = cores.address
     return int(handler)
 
 
@@ -252,10 +290,10 @@ def _new_engine() -> Any:
 @functools.cache
 def _ring() -> tuple[int, int]:
     """Allocate the jobs that calls share with XLA's threads, and the word that counts turns."""
-    room = np.zeros(_JOBS * _JOB_BYTES + 128, np.uint8)
+    room = np.zeros(_AT_ONCE * JOB_BYTES + 128, np.uint8)
     _keep_for_ever(room)
     start = (int(room.ctypes.data) + 63) // 64 * 64
-    return start, start + _JOBS * _JOB_BYTES
+    return start, start + _AT_ONCE * JOB_BYTES
 
 
 def _keep_for_ever(thing: object) -> None:

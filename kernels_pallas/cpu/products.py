@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from .frame import NUMBA, argument, data, load, result, room, set_word, size, store, word
-from .kernel import THREADS, Kernel, process
+from .kernel import Kernel, threads
 from .levels import Level
 from .vectors import F32, I16, I32, I64, Writer
 
@@ -69,7 +69,7 @@ def _kernel(level: Level, multiply: "_Multiply", x_bytes: int) -> Kernel:
         set_word(job, _STREAM, 0)
         if is_float32 and size(x, 0) == 1 and columns % lanes == 0 and size(x, 1) % _GROUP == 0:
             vectors = columns // lanes
-            pieces = max((vectors + _RUN - 1) // _RUN, min(word(process(), THREADS), vectors // 4))
+            pieces = max((vectors + _RUN - 1) // _RUN, min(threads(), vectors // 4))
             run = (vectors + pieces - 1) // pieces
             set_word(job, _STREAM, run)
             return (vectors + run - 1) // run

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from ...kernels_pallas.quantized import QuantizedArray
 from ..decoder import abstract_params
+from ..errors import CheckpointError
 from ..quantized import Described, Weight, nbytes, placed
 from .base import TextFiles
 from .finite import check_array
@@ -38,6 +39,11 @@ class OrbaxCheckpoint(TextFiles):
         description = read_description(directory)
         self.name, self.config, self.dtype = description.name, description.config, jnp.dtype(description.dtype)
         self.formats: Mapping[str, str] = description.formats
+        known = abstract_params(self.config, self.dtype, self.formats).formats if self.formats else {}
+        for path in self.formats.keys() - known.keys():
+            raise CheckpointError(
+                f"{directory} names a format of {path[:80]!r}, which no matrix of the model is called."
+            )
         self._params = directory.absolute() / PARAMS
 
     @property

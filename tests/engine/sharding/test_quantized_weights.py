@@ -96,12 +96,18 @@ def with_wide_scales(like):
     return like.with_parts({"values": values, "scales": scales.astype(np.float32)})
 
 
+def with_mins(like):
+    values, scales = (np.zeros(x.shape, x.dtype) for x in (like.values, like.scales))
+    return like.with_parts({"values": values, "scales": scales, "mins": scales})
+
+
 @pytest.mark.parametrize(
     ("path", "make", "words"),
     [
         (QUERY, lambda like: np.zeros(like.shape, np.float32), ["must be Q5_0[256, 8, 32]", "quantization='none'"]),
         (QUERY, lambda like: zeros("Q4_1"), ["is Q4_1[256, 512]", "must be Q5_0"]),
         (QUERY, with_wide_scales, [".scales is float32[16, 8, 16]", "must be float16[16, 8, 16]"]),
+        (QUERY, with_mins, ["has values and scales and mins: it must have values and scales, as before"]),
         ("norm.weight", lambda like: zeros("Q8_0"), ["is Q8_0[256, 512]", "must be float32[256]"]),
     ],
 )

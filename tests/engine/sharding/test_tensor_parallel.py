@@ -43,9 +43,13 @@ def dense_logits(model):
     return np.asarray(forward(tuple(params[path] for path in specs)))
 
 
+def mesh_of(tp):
+    return Mesh(np.array(jax.devices()[:tp]), (AXIS,))
+
+
 def prefill(model, tp):
-    """One prompt through pages on `tp` devices: the compiled step, and its arguments."""
-    mesh, own = Mesh(np.array(jax.devices()[:tp]), (AXIS,)), model_on(model, tp)
+    """One prompt through pages on `tp` devices: the jitted step, and its arguments."""
+    mesh, own = mesh_of(tp), model_on(model, tp)
     graphdef, specs = abstract_params(own, jnp.float32)
     params = weights(model)
     placed = tuple(
@@ -69,23 +73,28 @@ def prefill(model, tp):
 
     kv, whole = tuple(map(pool, groups(model))), replicated(mesh)
     out = (jax.tree.map(lambda x: x.sharding, kv), whole)
-    arguments = placed, kv, jax.device_put(IDS, whole)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # as the engine compiles: products split over devices
-        return jax.jit(step, donate_argnums=1, out_shardings=out).lower(*arguments).compile(), arguments
+    return jax.jit(step, donate_argnums=1, out_shardings=out), (placed, kv, jax.device_put(IDS, whole))
+
+
+def compiled(model, tp):
+    """The same compiled as the engine does it, which says that products are split over devices."""
+    step, arguments = prefill(model, tp)
+    with jax.sharding.use_abstract_mesh(mesh_of(tp).abstract_mesh):
+        return step.lower(*arguments).compile(), arguments
 
 
 @pytest.mark.parametrize(("tp", "vocabulary"), [(1, 64), (2, 64), (4, 64), (4, 61)])
 def test_logits_equal_those_of_one_device_and_plain_attention(tp, vocabulary):
     """Two key/value heads: on four devices each is there twice. A vocabulary of 61 is not split."""
     model = replace(MODEL, vocab_size=vocabulary, tie_embeddings=vocabulary == 61)
-    step, arguments = prefill(model, tp)
+    step, arguments = compiled(model, tp)
     np.testing.assert_allclose(step(*arguments)[1], dense_logits(model), atol=3e-6)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_devices_exchange_two_sums_a_layer_one_for_the_lookup_and_the_logits(tied):
     model = replace(MODEL, tie_embeddings=tied)
-    step, _ = prefill(model, 2)
+    step, _ = compiled(model, 2)
     text = step.as_text()
     exchanges = re.findall(r"= (\S+) (all-[a-z]+|reduce-scatter|collective-[a-z]+)(?:-start)?\(", text)
     assert Counter(name for _, name in exchanges) == {"all-reduce": 2 * len(LAYERS) + 1, "all-gather": 1}
@@ -96,7 +105,7 @@ def test_devices_exchange_two_sums_a_layer_one_for_the_lookup_and_the_logits(tie
 @pytest.mark.parametrize("tp", [1, 2])
 def test_pools_are_written_in_place(tp):
     """Even where a device has a single head: XLA CPU likes to copy those."""
-    step, arguments = prefill(MODEL, tp)
+    step, arguments = compiled(MODEL, tp)
     held = sum(x.nbytes for x in jax.tree.leaves(arguments[1])) // tp
     memory = step.memory_analysis()
     assert memory.alias_size_in_bytes == held

@@ -1,11 +1,14 @@
 """Which weights stay quantised, and the line that says so."""
 
+from dataclasses import replace
+
 import pytest
-from helpers.quantized import write_quantized
+from helpers.quantized import MIXED, write_quantized
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.startup import quantization
-from twinmesh.engine.startup.quantization import choose, start_line
+from twinmesh.engine.startup.quantization import choose, cpu_kernels, start_line
 from twinmesh.engine.topology import Topology
+from twinmesh.kernels_pallas.cpu import calls
 from twinmesh.models.checkpoints.open import open_checkpoint
 
 
@@ -44,6 +47,16 @@ def test_what_stays_and_what_the_line_says(checkpoint, monkeypatch, asked, kerne
     assert line in start_line(found, "bfloat16")
     _, activations = start_line(found, "bfloat16").split("; activations and KV: ")
     assert activations.startswith("bfloat16, rounded to int8 where") == bool(kernels and asked != "none")
+
+
+def test_products_of_floats_are_compiled_ahead_where_a_matrix_is_of_floats(tmp_path, monkeypatch):
+    path = write_quantized(tmp_path / "tiny.gguf", formats=dict.fromkeys(MIXED, "Q8_0"))
+    checkpoint = open_checkpoint(path)
+    model = replace(checkpoint.config, qkv_bias=True)
+    monkeypatch.setattr(calls, "kernels_of", lambda dtype, head_dim, *, has_matrices: [has_matrices])
+    for asked, names in (("auto", [False, "blocks:0:1"]), ("none", [True])):
+        found = chosen(checkpoint, asked, {"Q8_0": "AVX"}, monkeypatch)
+        assert cpu_kernels(model, "float32", replace(found, activations="int16")) == names
 
 
 def test_a_model_of_floats_has_a_line_too(tiny_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The executor on tiny models: what its actions do on real devices, and what comes back. No scheduler."""
 
+import threading
 from queue import SimpleQueue
 
 import jax
@@ -37,6 +38,7 @@ from twinmesh.engine.protocol.sampling_plan import SamplingPlan
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.local_executor import LocalExecutor
 from twinmesh.engine.worker.mesh_plan import MeshPlan
+from twinmesh.kernels_pallas.cpu.threads import process_cores
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
 
@@ -377,8 +379,34 @@ def test_a_step_that_raises_on_the_device_is_reported_and_the_mesh_starts_anew(s
         programs[16] = program
     assert (failure.mesh, failure.step) == (0, 7)
     assert failure.reason == "RuntimeError: the device is on fire"
+    assert process_cores().threads == process_cores().count
     run.do(ResetMesh(0))
     np.testing.assert_array_equal(run.prefill("a").tokens, expected)
+
+
+def test_meshes_share_the_cores_while_their_steps_are_under_way(start, monkeypatch):
+    """The clock, which a waiter reads when a step is done, holds each step under way until the test lets go."""
+    run, cores, let_go = start("prefill=1,decode=1"), process_cores(), threading.Event()
+    monkeypatch.setattr(cores, "count", 8)
+    try:
+        cores.add(0)
+        monkeypatch.setattr(run.executor, "_clock", lambda: let_go.wait(60) and 1.0)
+        shares = []
+        for mesh in (0, 0, 1):
+            run.submit(f"r{len(shares)}")
+            step = Prefill if mesh == 0 else Decode
+            chunk = Chunk(f"r{len(shares)}", 1, len(shares), 0, 9, write_from=0, is_last=True)
+            rows = (DecodeRow(f"r{len(shares)}", 1, len(shares), 10),)
+            run.do(step(mesh, len(shares), 16, (chunk,)) if mesh == 0 else step(mesh, len(shares), 4, 1, rows))
+            shares.append(cores.threads)
+        let_go.set()
+        for _ in shares:
+            run.wait()
+        assert (shares, cores.threads) == ([8, 8, 4], 8)
+    finally:
+        let_go.set()
+        monkeypatch.undo()
+        cores.add(0)
 
 
 def test_a_transfer_that_raises_is_reported(start, monkeypatch):

@@ -15,7 +15,7 @@ from twinmesh.kernels_pallas import block_tiles
 from twinmesh.kernels_pallas.block_tiles import LAYOUTS, Tiles
 from twinmesh.kernels_pallas.cpu import blocks, frames, loader
 from twinmesh.kernels_pallas.cpu.blocks_check import check_blocks
-from twinmesh.kernels_pallas.cpu.blocks_records import room_bytes
+from twinmesh.kernels_pallas.cpu.blocks_records import NUMBER_BYTES, room_bytes
 from twinmesh.kernels_pallas.cpu.levels import LEVELS, Level
 
 pytestmark = pytest.mark.skipif(loader.toolchain() is None, reason="no CPU kernels here")
@@ -78,7 +78,8 @@ def test_any_contents_are_right(name, data):
     w, exact = weights(name, 35, 256, seed=data.draw(st.integers(0, 2**31)))
     sizes = st.sampled_from([0.0, -0.0, 1e-12, 1.0, -3.0, 1e12])
     x = rows(5, 256) * np.array(data.draw(st.lists(sizes, min_size=256, max_size=256)), np.float32)
-    check(multiply(x, w, name, 35), x, exact)
+    for activations in LARGEST:
+        check(multiply(x, w, name, 35, activations=activations), x, exact, activations)
 
 
 @pytest.mark.parametrize(("name", "activations"), WAYS)
@@ -93,7 +94,7 @@ def test_a_rows_bits_are_its_own(name, activations):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize(("name", "activations"), [("Q8_0", "int8"), ("Q4_1", "int8"), ("Q5_0", "float")])
+@pytest.mark.parametrize(("name", "activations"), [("Q8_0", "int8"), ("Q6_K", "int16"), ("Q5_0", "float")])
 def test_a_row_that_is_not_finite_stays_alone(name, value, activations):
     w, _ = weights(name, 40, 256)
     x = rows(9, 256)
@@ -109,6 +110,14 @@ def test_a_bfloat16_result_is_the_float32_one_rounded():
     np.testing.assert_array_equal(
         multiply(x, w, "Q5_0", 83, dtype="bfloat16"), multiply(x, w, "Q5_0", 83).astype("bfloat16")
     )
+
+
+def test_float16_is_widened_and_rounded():
+    w, _ = weights("Q4_1", 83, 512)
+    x = rows(11, 512, "float16")
+    want = multiply(x.astype("float32"), w, "Q4_1", 83)
+    np.testing.assert_array_equal(multiply(x, w, "Q4_1", 83), want)
+    np.testing.assert_array_equal(multiply(x, w, "Q4_1", 83, dtype="float16"), want.astype("float16"))
 
 
 def test_zeros_give_zeros():
@@ -144,7 +153,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_what_the_kernel_does_not_take_is_xlas():
     w, _ = weights("Q4_0", 40, 256)
-    for x, dtype in ((rows(2, 256, "float16"), "float32"), (rows(2, 256), "float16"), (rows(0, 256), "float32")):
+    for x, dtype in ((jnp.zeros((2, 256), int), "float32"), (rows(2, 256), "int8"), (rows(0, 256), "float32")):
         assert blocks.product(x, w, "Q4_0", 40, dtype=dtype, activations="int8") is None
 
 
@@ -164,27 +173,29 @@ def _cases():
 
 
 @pytest.mark.parametrize(("level", "names"), _cases())
-def test_lesser_cpus_compute_the_same_bits(level, names):
+@pytest.mark.parametrize("activations", LARGEST)
+def test_lesser_cpus_compute_the_same_bits(level, names, activations):
     """Integer sums are exact, and the rest is the same arithmetic: only the instructions differ."""
-    for name, code in zip(names, compiled(level, names), strict=True):
+    kind = list(NUMBER_BYTES).index(activations)
+    for name, code in zip(names, compiled(level, names, kind), strict=True):
         number = list(LAYOUTS).index(name)
         call = functools.partial(frames.call, loader.load_object(code))
-        assert check_blocks(call, level, number, 0)
+        assert check_blocks(call, level, number, kind)
         w, _ = weights(name, 37, 512)
         x = np.asarray(rows(13, 512))
         found = np.full((13, 37), np.nan, np.float32)
-        room = np.zeros(room_bytes(13, 512, LAYOUTS[name], "int8"), np.uint8)
+        room = np.zeros(room_bytes(13, 512, LAYOUTS[name], activations), np.uint8)
         call([x, *(np.asarray(part) for part in w if part is not None)], [found, room], [4, 4])
-        np.testing.assert_array_equal(found, multiply(jnp.asarray(x), w, name, 37))
+        np.testing.assert_array_equal(found, multiply(jnp.asarray(x), w, name, 37, activations=activations))
 
 
-def compiled(level, names):
+def compiled(level, names, kind=1):
     numbers = [list(LAYOUTS).index(name) for name in names]
     if level is not _PLAIN:
-        return loader.compile_in_child(level, *(f"blocks:{number}:0" for number in numbers))
+        return loader.compile_in_child(level, *(f"blocks:{number}:{kind}" for number in numbers))
     from twinmesh.kernels_pallas.cpu.build import compile_kernel
 
-    return [compile_kernel("blocks", level, (number, 0)) for number in numbers]
+    return [compile_kernel("blocks", level, (number, kind)) for number in numbers]
 
 
 def test_code_for_neon_is_assembled():
@@ -199,3 +210,27 @@ def test_a_self_test_finds_a_kernel_that_is_wrong():
         results[0][...] = 0
 
     assert not check_blocks(call, dataclasses.replace(_PLAIN), 0, 0)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_16_bits_are_nearly_as_exact_as_floats(name):
+    """Products are off by 2**-16 of a block's largest activation at most, and the largest values overflow nothing."""
+    w, exact = weights(name, 33, 1024)
+    for x in (rows(9, 1024), jnp.ones((2, 1024)), -jnp.ones((2, 1024))):
+        found = np.asarray(multiply(x, w, name, 33, activations="int16"), np.float64)
+        error = np.abs(found - np.asarray(x, np.float64) @ exact.T.astype(np.float64))
+        assert error.max() <= 1e-4 * (np.abs(np.asarray(x)) @ np.abs(exact.T)).max()
+
+
+def test_16_bits_overflow_nothing():
+    """All values and all activations of a block are the largest, of one sign or of both by turns."""
+    for name in FORMATS:
+        form = LAYOUTS[name]
+        for u in (0, 2**form.bits - 1):
+            scales = np.ones((16, 64 // form.group), form.scale_dtype)
+            mins = block_tiles.pack_scales(0 * scales) if form.has_mins else None
+            values = block_tiles.pack_values(np.full((16, 64), u, np.uint8), form.bits)
+            w = Tiles(values, block_tiles.pack_scales(scales), mins)
+            for sign in (1.0, -1.0):
+                found = multiply(jnp.full((8, 64), sign), w, name, 16, activations="int16")
+                np.testing.assert_allclose(found, np.full((8, 16), 64 * sign * (u - form.zero)), rtol=1e-6)

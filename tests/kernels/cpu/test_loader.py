@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -111,9 +112,12 @@ def test_every_level_is_compiled_and_right_where_this_cpu_has_it(level):
 
 
 @needs_kernels
-def test_compiling_twice_gives_the_same_code():
-    """No address of a process is in it."""
-    assert loader.compile_in_child(HERE, "product_float32") == loader.compile_in_child(HERE, "product_float32")
+def test_compiling_twice_gives_the_same_code(monkeypatch):
+    """No address of a process is in it, and nothing that this process has set for its own use of Python."""
+    before = loader.compile_in_child(HERE, "product_float32")
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("no string"), ""])
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    assert loader.compile_in_child(HERE, "product_float32") == before
 
 
 @needs_kernels
@@ -167,6 +171,31 @@ def test_a_compilation_that_fails_is_a_reason(fresh, monkeypatch, caplog, python
 
 
 @needs_kernels
+@pytest.mark.parametrize(
+    "written",
+    ["Welcome to this host", r"\4\0\0\0\0\0\0\0Hi..", r"\100\0\0\0\0\0\0\0\177ELF and no end"],
+    ids=["greeting", "no object", "cut short"],
+)
+def test_what_a_child_writes_besides_is_never_taken_for_code(fresh, monkeypatch, caplog, tmp_path, written):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nprintf '{written}'\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    without(monkeypatch, caplog, "its compilation wrote something else than object files, beginning b'")
+    assert not (tmp_path / "twinmesh").exists()
+
+
+@needs_kernels
+def test_a_kernel_that_xla_refuses_is_not_used(fresh, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise RuntimeError("API version 0.1 is not supported")
+
+    monkeypatch.setattr(loader, "_registered", set())
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", refuse)
+    without(monkeypatch, caplog, "The CPU kernel product_float32 cannot be used: API version 0.1 is not supported. ")
+
+
+@needs_kernels
 def test_a_mask_of_none_is_quiet(fresh, monkeypatch, caplog):
     monkeypatch.setenv(MASK, "none")
     assert loader.target("product_float32") is None
@@ -210,4 +239,5 @@ def test_kernels_are_compiled_ahead_in_one_process(fresh, monkeypatch):
     while not asked:
         pass
     assert all(loader.target(name) for name in names)
+    loader.compile_ahead(*names).join()
     assert asked == [names]

@@ -46,6 +46,19 @@ def test_a_longer_file_is_not_read(path):
     assert objects.read(path) is None
 
 
+def test_a_file_under_anothers_name_is_not_read(path):
+    objects.write(path, CODE)
+    path.rename(path.with_name("other.o"))
+    assert objects.read(path.with_name("other.o")) is None
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_may_write_to_is_not_read(path, mode):
+    objects.write(path, CODE)
+    path.chmod(mode)
+    assert objects.read(path) is None
+
+
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777])
 def test_a_folder_that_others_may_write_to_is_neither_read_nor_written(path, mode):
     objects.write(path, CODE)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
-from twinmesh.kernels_pallas.cpu import loader
+from twinmesh.kernels_pallas.cpu import calls, loader
 from twinmesh.kernels_pallas.matmul import matmul, score
 
 pytestmark = pytest.mark.skipif(loader.toolchain() is None, reason="no CPU kernels here")
@@ -149,3 +149,12 @@ def test_a_program_over_two_devices_computes_the_same():
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # as the engine compiles: XLA splits its own product
         assert not is_by_kernel(matmul, x, split)
         np.testing.assert_allclose(by_kernel(matmul, x, split), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("has_matrices", [True, False])
+@pytest.mark.parametrize(("head_dim", "attends"), [(64, True), (10, False)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernels_that_are_compiled_ahead_are_those_that_a_model_calls(dtype, head_dim, attends, has_matrices):
+    products, attention = [f"product_{dtype}", f"score_{dtype}"], [f"decode_{dtype}:{head_dim}"]
+    assert calls.kernels_of(dtype, head_dim, has_matrices=has_matrices) == products * has_matrices + attention * attends
+    assert calls.kernels_of("float16", head_dim, has_matrices=has_matrices) == []

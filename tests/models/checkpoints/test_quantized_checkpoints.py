@@ -126,6 +126,19 @@ def test_a_format_that_is_unknown_is_named(converted, tmp_path):
         open_checkpoint(tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["layers.9.attention.o_proj", "norm.weight", "", "layers.0.mlp", "head.bias"])
+def test_a_format_of_what_is_no_matrix_is_named(converted, tmp_path, name):
+    write(converted, tmp_path / "out")
+    file = tmp_path / "out" / "twinmesh.json"
+    content = json.loads(file.read_text())
+    content["formats"][name] = "Q8_0"
+    file.write_text(json.dumps(content))
+    with pytest.raises(
+        CheckpointError, match=rf"names a format of '{name}', which no matrix of the model is called\.$"
+    ):
+        open_checkpoint(tmp_path / "out")
+
+
 def test_a_format_that_does_not_fit_the_stored_arrays_is_named(converted, tmp_path):
     write(converted, tmp_path / "out")
     file = tmp_path / "out" / "twinmesh.json"
