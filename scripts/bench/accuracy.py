@@ -4,9 +4,10 @@
 
 A prompt's tokens are scored by engines, in windows: `--tokens` of the prose in this checkout's docs, or of `--text`.
 The reference runs with quantization="none" in float32, the others as `--ways` says: QUANTIZATION:DTYPE, and what
-activations are rounded to behind another colon (auto:float32:int8). Chunks are short, so that every product has the few rows for which CPUs have kernels of their own. With `--llama-cpp`, a Python
-that has llama-cpp-python, llama.cpp scores the same tokens with the file as it is. Reported for each: the perplexity
-over the reference's, and at how many positions the most likely next token is the reference's.
+activations are rounded to behind another colon (auto:float32:int8). Chunks are short, so that every product has the
+few rows for which CPUs have kernels of their own. With `--llama-cpp`, a Python that has llama-cpp-python, llama.cpp
+scores the same tokens with the file as it is. Reported for each: the perplexity over the reference's, and at how many
+positions the most likely next token is the reference's.
 """
 
 import argparse
