@@ -39,7 +39,7 @@ class EngineConfig:
     decode_buckets: tuple[int, ...] = (1, 8, 32)  # row counts of decode steps
     dtype: str = "float32"  # of activations, KV and weights that are not quantised: one of `DTYPES`
     formats: tuple[str, ...] = ()  # that weights are kept quantised in, as GGUF names them
-    activations: "Activations" = "int16"  # what kernels round them to where quantised weights multiply them
+    activations: str = "int16"  # one of `ACTIVATIONS`: what kernels round them to where quantised weights multiply them
     windows: tuple[int | None, ...] = (None,)  # of each cache group, its attention window; None: all tokens are seen
     decode_steps: int = 1  # the most that one dispatch runs
     prefix_cache: bool = True  # prompts reuse the pages of earlier ones
