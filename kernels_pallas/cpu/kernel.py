@@ -39,7 +39,7 @@ from .frame import (
     swap_at,
     word,
 )
-from .jobs import JOB_BYTES, JOBS, PROCESS, PROCESS_WORDS, RING, TASK, THREADS, TURN
+from .jobs import JOB_BYTES, JOBS, MOST_ROWS, PROCESS, PROCESS_WORDS, RING, TASK, THREADS, TURN
 
 # A job's words, of `JOB_BYTES`. What is written often stands in cache lines of its own.
 PAYLOAD = 24  # words at its start that a kernel's `setup` may use
@@ -49,8 +49,6 @@ _NEXT = 32  # the next piece that nobody has taken
 _ENTERED = 40  # tasks at work; and _CLOSED once nobody may enter any more
 _KNOWN = 41  # the call, and tasks that have not left: 0 is a job that is free
 _CLOSED = 1 << 32
-
-MOST_ROWS = 64  # of a call that somebody's next token waits for; with more, it is a prompt's
 
 
 class Kernel(NamedTuple):
