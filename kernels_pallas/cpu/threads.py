@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 POOL = "tf_XLAEigen"  # what XLA calls the threads of the pool that operations share their work on
-_NICENESS = 10  # of 19; a thread of the usual priority beside it gets nine tenths of a core
+_NICENESS = 5  # of 19; a thread of the usual priority beside it gets three quarters of a core
 _LINE = 64
 
 

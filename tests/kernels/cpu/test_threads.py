@@ -35,7 +35,7 @@ before = os.getpriority(os.PRIO_PROCESS, 0)
 found = lower_pool_priority()
 assert lower_pool_priority() == found
 at = [os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir("/proc/self/task")]
-print(found, at.count(10), os.getpriority(os.PRIO_PROCESS, 0) == before)
+print(found, at.count(5), os.getpriority(os.PRIO_PROCESS, 0) == before)
 """
 
 
@@ -172,9 +172,9 @@ def test_the_pools_threads_let_all_others_go_first():
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", PRIORITIES], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found, at_ten, is_usual = done.stdout.split()
+    found, at_five, is_usual = done.stdout.split()
     assert int(found) >= 2
-    assert (at_ten, is_usual) == (found, "True")
+    assert (at_five, is_usual) == (found, "True")
 
 
 def test_no_pool_is_no_matter(tmp_path):
