@@ -7,18 +7,15 @@ message says what to change. Nothing here looks at devices or memory: `sharding/
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from .topology import Topology
 
-if TYPE_CHECKING:
-    from ..kernels_pallas.cpu.blocks_records import Activations
-
 # Of activations, KV and weights that are not quantised.
 DTYPES = ("float32", "bfloat16", "float16")
-# What becomes of quantised weights, and of the activations that they multiply.
+# What becomes of quantised weights, and what the activations that they multiply are rounded to.
 QUANTIZATIONS = ("auto", "keep", "none")
-ACTIVATIONS: tuple["Activations", ...] = ("int16", "int8", "float")
+ACTIVATIONS: tuple[Literal["int16", "int8", "float"], ...] = ("int16", "int8", "float")
 
 
 @dataclass(frozen=True)
