@@ -7,18 +7,15 @@ message says what to change. Nothing here looks at devices or memory: `sharding/
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from .topology import Topology
 
-if TYPE_CHECKING:
-    from ..kernels_pallas.cpu.blocks_records import Activations
-
 # Of activations, KV and weights that are not quantised.
 DTYPES = ("float32", "bfloat16", "float16")
-# What becomes of quantised weights, and of the activations that they multiply.
+# What becomes of quantised weights, and what the activations that they multiply are rounded to.
 QUANTIZATIONS = ("auto", "keep", "none")
-ACTIVATIONS: tuple["Activations", ...] = ("int16", "int8", "float")
+ACTIVATIONS: tuple[Literal["int16", "int8", "float"], ...] = ("int16", "int8", "float")
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class EngineConfig:
     decode_buckets: tuple[int, ...] = (1, 8, 32)  # row counts of decode steps
     dtype: str = "float32"  # of activations, KV and weights that are not quantised: one of `DTYPES`
     formats: tuple[str, ...] = ()  # that weights are kept quantised in, as GGUF names them
-    activations: "Activations" = "int16"  # what kernels round them to where quantised weights multiply them
+    activations: str = "int16"  # one of `ACTIVATIONS`: what kernels round them to where quantised weights multiply them
     windows: tuple[int | None, ...] = (None,)  # of each cache group, its attention window; None: all tokens are seen
     decode_steps: int = 1  # the most that one dispatch runs
     prefix_cache: bool = True  # prompts reuse the pages of earlier ones

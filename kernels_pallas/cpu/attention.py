@@ -48,27 +48,6 @@ def _kernel(level: Level, head_dim: int, item: int) -> Kernel:
     part_on_stack = room(part)
 
     @njit(**NUMBA)
-    def setup(frame: int, job: int) -> int:
-        q, k, table = argument(frame, 0), argument(frame, 1), argument(frame, 3)
-        for index in range(7):
-            set_word(job, _Q + index, data(argument(frame, index)))
-        set_word(job, _OUT, data(result(frame, 0)))
-        set_word(job, _PARTS, data(result(frame, 1)))
-        set_word(job, _REQUESTS, size(q, 0))
-        set_word(job, _QUERY_HEADS, size(q, 1))
-        set_word(job, _PAGES, size(table, 1))
-        set_word(job, _POOL, size(k, 0))
-        set_word(job, _PAGE, size(k, 1))
-        set_word(job, _KV_HEADS, size(k, 2))
-        set_word(job, _MOST, size(result(frame, 1), 1))
-        set_word(job, _SPLIT, attribute(frame, 0))
-        set_word(job, _WINDOW, attribute(frame, 1))
-        pieces = 0
-        for request in range(size(q, 0)):
-            pieces += _splits(job, request)
-        return pieces
-
-    @njit(**NUMBA)
     def work(job: int, piece: int) -> None:
         request, index = 0, piece
         while index >= _splits(job, request):
@@ -106,7 +85,30 @@ def _kernel(level: Level, head_dim: int, item: int) -> Kernel:
                 place = word(job, _PARTS) + (request * word(job, _MOST) * query_heads + head) * part
                 put_together(place, query_heads * part, _splits(job, request), sink, out)
 
-    return Kernel(setup, work, finish)
+    return Kernel(_setup, work, finish)
+
+
+@njit(**NUMBA)
+def _setup(frame: int, job: int) -> int:
+    """Write the job's words; returns the number of pieces, a split of a request each."""
+    q, k, table = argument(frame, 0), argument(frame, 1), argument(frame, 3)
+    for index in range(7):
+        set_word(job, _Q + index, data(argument(frame, index)))
+    set_word(job, _OUT, data(result(frame, 0)))
+    set_word(job, _PARTS, data(result(frame, 1)))
+    set_word(job, _REQUESTS, size(q, 0))
+    set_word(job, _QUERY_HEADS, size(q, 1))
+    set_word(job, _PAGES, size(table, 1))
+    set_word(job, _POOL, size(k, 0))
+    set_word(job, _PAGE, size(k, 1))
+    set_word(job, _KV_HEADS, size(k, 2))
+    set_word(job, _MOST, size(result(frame, 1), 1))
+    set_word(job, _SPLIT, attribute(frame, 0))
+    set_word(job, _WINDOW, attribute(frame, 1))
+    pieces = 0
+    for request in range(size(q, 0)):
+        pieces += _splits(job, request)
+    return pieces
 
 
 @njit(**NUMBA)
@@ -146,7 +148,7 @@ def _query_blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]
     most = max(1, min(_MOST_QUERIES, (level.registers * 2 // 3) // vectors))
     made = {n: (_dots(level, head_dim, item, n), _weighted_sum(level, head_dim, item, n)) for n in range(1, most + 1)}
     kinds = [made[min(n, most)] for n in range(1, _MOST_QUERIES + 1)]
-    (dots1, sum1), (dots2, sum2), (dots3, sum3), (dots4, sum4) = kinds
+    dots, add_values = (_by_count(*functions) for functions in zip(*kinds, strict=True))
     soften, part, lanes = _softmax(level), (head_dim + 2) * 4, level.lanes
     scores_of_block = room(_MOST_QUERIES * MOST_TOKENS * 4)
     row = MOST_TOKENS * 4
@@ -165,14 +167,7 @@ def _query_blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]
                 tokens = min(page - token % page, end - token)
                 at_k = k + _token_row(job, request, token) * token_bytes
                 to = scores + (token - begin) * 4
-                if count == 1:
-                    dots1(at_q, at_k, token_bytes, tokens, to)
-                elif count == 2:
-                    dots2(at_q, at_k, token_bytes, tokens, to)
-                elif count == 3:
-                    dots3(at_q, at_k, token_bytes, tokens, to)
-                else:
-                    dots4(at_q, at_k, token_bytes, tokens, to)
+                dots(count, at_q, at_k, token_bytes, tokens, to)
                 token += tokens
             for query in range(count):
                 for extra in range(end - begin, (end - begin + lanes - 1) // lanes * lanes):
@@ -186,18 +181,29 @@ def _query_blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]
                 tokens = min(page - token % page, end - token)
                 at_v = v + _token_row(job, request, token) * token_bytes
                 weights = scores + (token - begin) * 4
-                if count == 1:
-                    sum1(weights, at_v, token_bytes, tokens, at)
-                elif count == 2:
-                    sum2(weights, at_v, token_bytes, tokens, at)
-                elif count == 3:
-                    sum3(weights, at_v, token_bytes, tokens, at)
-                else:
-                    sum4(weights, at_v, token_bytes, tokens, at)
+                add_values(count, weights, at_v, token_bytes, tokens, at)
                 token += tokens
             done += count
 
     return attend
+
+
+def _by_count(one: Any, two: Any, three: Any, four: Any) -> Callable[..., None]:
+    """Make a function that calls the one of these that is made for so many queries."""
+
+    @njit(**NUMBA)
+    def run(count: int, source: int, rows: int, row_bytes: int, tokens: int, to: int) -> None:
+        if count == 1:
+            one(source, rows, row_bytes, tokens, to)
+        elif count == 2:
+            two(source, rows, row_bytes, tokens, to)
+        elif count == 3:
+            three(source, rows, row_bytes, tokens, to)
+        else:
+            four(source, rows, row_bytes, tokens, to)
+
+    made: Callable[..., None] = run
+    return made
 
 
 def _dots(level: Level, head_dim: int, item: int, queries: int) -> Any:

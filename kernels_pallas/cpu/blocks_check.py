@@ -1,15 +1,11 @@
 """Tries the product with quantised weights before its first use; see `checks.py`. Without numba."""
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 
 from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS, Layout, Tiles, dequantize, pack_scales, pack_values
 from .blocks_records import NUMBER_BYTES, room_bytes
+from .frames import Call
 from .levels import Level
-
-# (arguments, results, attributes): calls the kernel, which fills the results
-type Call = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]], None]
 
 _ROWS, _BLOCKS, _OUTPUTS = 15, 3, 2 * OUTPUTS + 3
 _TOLERANCE = 1e-5  # of the largest sum

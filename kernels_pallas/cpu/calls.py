@@ -11,9 +11,9 @@ from jax.typing import DTypeLike
 from ..arguments import AttentionOptions, PagedKV
 from ..work import ceil_div
 from . import loader
+from .jobs import MOST_ROWS
 
 DTYPES = ("float32", "bfloat16")
-MOST_ROWS = 64  # of a product
 _BLOCK = 128  # tokens: `attention.MOST_TOKENS`
 _SPLITS = 32  # the most of a request, which bounds the room for their parts
 _LOWEST = -1e30  # a sink that is none

@@ -3,16 +3,14 @@
 A check calls the kernel with awkward sizes, so that each way through its code runs once, and compares with NumPy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
 
 from .blocks_check import check_blocks
+from .frames import Call
 from .levels import Level
-
-# (arguments, results, attributes): calls the kernel, which fills the results
-type Call = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]], None]
 
 _ROWS, _DEPTH = 15, 99
 _TOLERANCE = 1e-4  # of sums of 99 products of numbers below 1

@@ -4,9 +4,12 @@ There is no thread pool behind such a call, so it works on the calling thread al
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+# (arguments, results, attributes): calls a kernel, which fills the results
+type Call = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[int]], None]
 
 
 def call(

@@ -29,15 +29,17 @@ from .frame import (
     SCHEDULE,
     VERSION,
     add_at,
+    argument,
     call,
     load,
     room,
     set_word,
+    size,
     store,
     swap_at,
     word,
 )
-from .jobs import JOB_BYTES, JOBS, PROCESS, PROCESS_WORDS, RING, TASK, THREADS, TURN
+from .jobs import JOB_BYTES, JOBS, MOST_ROWS, PROCESS, PROCESS_WORDS, RING, TASK, THREADS, TURN
 
 # A job's words, of `JOB_BYTES`. What is written often stands in cache lines of its own.
 PAYLOAD = 24  # words at its start that a kernel's `setup` may use
@@ -76,9 +78,14 @@ _job_on_stack = room(JOB_BYTES)
 
 
 @njit(**NUMBA)
-def threads() -> int:
-    """Return how many threads a call may use now; another number may be there the next time."""
-    return load(word(process(), THREADS), types.int64)
+def threads(frame: int) -> int:
+    """Return how many threads a call may use now; another number may be there the next time.
+
+    A call over few rows, decode's, keeps to the share of its mesh. One over many may use all cores: it only takes the
+    time that is left of them, as the threads of XLA's pool let others go first.
+    """
+    words = word(process(), THREADS)
+    return load(words + 8 if size(argument(frame, 0), 0) > MOST_ROWS else words, types.int64)
 
 
 @njit(**NUMBA)
@@ -159,7 +166,7 @@ def entries(kernel: Kernel) -> dict[str, Callable[[int], int]]:
         set_word(job, _NEXT, 0)
         set_word(job, _ENTERED, 0)
         if is_shared:
-            _ask_for_help(frame, job, min(threads(), pieces) - 1)
+            _ask_for_help(frame, job, min(threads(frame), pieces) - 1)
         run(job)
         if is_shared:
             add_at(job + _ENTERED * 8, _CLOSED)

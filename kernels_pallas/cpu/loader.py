@@ -102,7 +102,7 @@ def takes_bfloat16() -> bool:
     return tools is not None and tools.level.has_bf16
 
 
-_registered: set[str] = set()  # XLA takes a name once in a process
+registered_names: set[str] = set()  # XLA takes a name once in a process
 _unkept: dict[tuple[Toolchain, str], bytes] = {}  # what could not be kept on disk
 
 
@@ -161,9 +161,9 @@ def _load(tools: Toolchain, name: str, parameters: Parameters) -> str | None:
             _log.warning("The CPU kernel %s computes wrong results in its self-test. %s", full, _COST)
             return None
         registered = f"twinmesh.{full}.{tools.identity}"
-        if registered not in _registered:
+        if registered not in registered_names:
             jax.ffi.register_ffi_target(registered, jax.ffi.pycapsule(handler), platform="cpu")
-            _registered.add(registered)
+            registered_names.add(registered)
     except (UnusableKernel, RuntimeError) as error:  # the latter are LLVM's and XLA's
         _log.warning("The CPU kernel %s cannot be used: %s. %s", full, error, _COST)
         return None

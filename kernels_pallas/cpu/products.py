@@ -69,7 +69,7 @@ def _kernel(level: Level, multiply: "_Multiply", x_bytes: int) -> Kernel:
         set_word(job, _STREAM, 0)
         if is_float32 and size(x, 0) == 1 and columns % lanes == 0 and size(x, 1) % _GROUP == 0:
             vectors = columns // lanes
-            pieces = max((vectors + _RUN - 1) // _RUN, min(threads(), vectors // 4))
+            pieces = max((vectors + _RUN - 1) // _RUN, min(threads(frame), vectors // 4))
             run = (vectors + pieces - 1) // pieces
             set_word(job, _STREAM, run)
             return (vectors + run - 1) // run

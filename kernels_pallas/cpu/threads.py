@@ -3,8 +3,9 @@
 Meshes of one process share its cores. A mesh is at work from the dispatch of a step until its result is there; the
 devices of all meshes at work have equal shares, of at least one thread. So a decode mesh has all cores for its kernels
 while nobody prefills, and with a prefill beside it no more than its part: a thread too many would only stand where
-another mesh's runs, and a call waits for every thread that has begun a piece of it. The number stands in one word of
-the process, which kernels read at each call; it changes no bit of a result.
+another mesh's runs, and a call waits for every thread that has begun a piece of it. A prompt's calls, of many rows, may
+use all cores in any case: nobody's next token waits for them. The two numbers stand in words of the process, which
+kernels read at each call; they change no bit of a result.
 
 XLA's own pool knows no meshes: a prefill's products take all of its threads, as many as there are cores, so that a
 thread of decode's runs beside more of them than there are cores. `lower_pool_priority` makes the kernel prefer
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 POOL = "tf_XLAEigen"  # what XLA calls the threads of the pool that operations share their work on
-_NICENESS = 10  # of 19; a thread of the usual priority beside it gets nine tenths of a core
+_NICENESS = 5  # of 19; a thread of the usual priority beside it gets three quarters of a core
 _LINE = 64
 
 
@@ -66,24 +67,24 @@ class Cores:
         self._lock = threading.Lock()
         self._room = np.zeros(3 * _LINE, np.uint8)
         start = -int(self._room.ctypes.data) % _LINE
-        self._word = self._room[start : start + 8].view(np.int64)
+        self._words = self._room[start : start + 16].view(np.int64)
         self.add(0)
 
     @property
     def address(self) -> int:
-        """The address of the word that holds the number of threads a call may use."""
-        return int(self._word.ctypes.data)
+        """The address of two words: the number of threads that a call may use, and that one over many rows may."""
+        return int(self._words.ctypes.data)
 
     @property
     def threads(self) -> int:
-        """The number of threads, the caller's included, that a call may use now."""
-        return int(self._word[0])
+        """The number of threads, the caller's included, that a call over few rows may use now."""
+        return int(self._words[0])
 
     def add(self, devices: int) -> None:
         """Count devices as at work, or with a negative number no longer."""
         with self._lock:
             self._devices += devices
-            self._word[0] = max(1, self.count // max(1, self._devices))
+            self._words[:] = max(1, self.count // max(1, self._devices)), self.count
 
 
 class StepsUnderWay:

@@ -3,10 +3,11 @@
     python scripts/bench/accuracy.py --model smollm2 --llama-cpp PYTHON --json accuracy.json
 
 A prompt's tokens are scored by engines, in windows: `--tokens` of the prose in this checkout's docs, or of `--text`.
-The reference runs with quantization="none" in float32, the others as `--ways` says: QUANTIZATION:DTYPE. Chunks are
-short, so that every product has the few rows for which CPUs have kernels of their own. With `--llama-cpp`, a Python
-that has llama-cpp-python, llama.cpp scores the same tokens with the file as it is. Reported for each: the perplexity
-over the reference's, and at how many positions the most likely next token is the reference's.
+The reference runs with quantization="none" in float32, the others as `--ways` says: QUANTIZATION:DTYPE, and what
+activations are rounded to behind another colon (auto:float32:int8). Chunks are short, so that every product has the
+few rows for which CPUs have kernels of their own. With `--llama-cpp`, a Python that has llama-cpp-python, llama.cpp
+scores the same tokens with the file as it is. Reported for each: the perplexity over the reference's, and at how many
+positions the most likely next token is the reference's.
 """
 
 import argparse
@@ -62,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", metavar="FILE", help="prose to score (default: this checkout's guides)")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--window", type=int, default=512, help="tokens that see each other")
-    parser.add_argument("--ways", nargs="+", default=["auto:float32", "auto:bfloat16"], metavar="QUANTIZATION:DTYPE")
+    parser.add_argument(
+        "--ways", nargs="+", default=["auto:float32", "auto:bfloat16"], metavar="QUANTIZATION:DTYPE[:ACTIVATIONS]"
+    )
     parser.add_argument("--rows", type=int, default=32, help="tokens of a step")
     parser.add_argument("--llama-cpp", metavar="PYTHON", help="a Python with llama-cpp-python")
     parser.add_argument("--json", metavar="FILE")
@@ -116,9 +119,11 @@ def score(model: str, way: str, windows: list[list[int]], rows: int) -> Scores:
     """Score the windows by an engine."""
     from twinmesh import LLM, SamplingParams
 
-    quantization, _, dtype = way.partition(":")
+    quantization, dtype, *rounded = way.split(":")
     longest = max(map(len, windows)) + 1
     options: dict[str, Any] = dict(max_model_len=longest, prefill_buckets=(rows,), max_num_seqs=1, decode_buckets=(1,))
+    if rounded:
+        options["activations"] = rounded[0]
     with LLM(model, quantization=quantization, dtype=dtype, progress=True, **options) as llm:
         asked = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=1)
         outputs = llm.generate(windows, asked)

@@ -255,9 +255,9 @@ def as_table(report: Mapping[str, Any]) -> str:
     rows = report["rows"]
     columns = [name for name in next(iter(rows.values()), {}) if name.endswith(("/s", " ms", "of floor", "peak MB"))]
     columns = [name for name in columns if "median" not in name]
-    lines = [f"{'best of turns':24}" + "".join(f"{name.replace('decode ', ''):>14}" for name in columns)]
+    lines = [f"{'best of turns':24}" + "".join(f"{name.replace('decode ', ''):>17}" for name in columns)]
     for way, row in rows.items():
-        lines.append(f"{way:24}" + "".join(f"{row[name]['best']:14.2f}" for name in columns))
+        lines.append(f"{way:24}" + "".join(f"{row[name]['best']:17.2f}" for name in columns))
     lines.append(f"sum of 1 GiB: {report['read_bytes_per_second'] / 1e9:.1f} GB/s")
     for ours, others in report["ratios"].items():
         for other, figures in others.items():

@@ -35,6 +35,18 @@ def with_scales_of(name, raw, factors=np.ones):
     return blocks.reshape(len(raw), -1)
 
 
+def draw_raw(name, outputs, inputs, random):
+    """Draw the bytes [outputs, bytes] of a matrix: any values, and scales of both signs below 0.02, some subnormal."""
+    inputs_of_block, size = GGML_QUANT_SIZES[kind_of(name)]
+    raw = random.integers(0, 256, (outputs, inputs // inputs_of_block, size), dtype=np.uint8)
+    for at in _SCALES[name]:
+        scales = ((random.random(raw.shape[:2]) - 0.5) * 0.04 * random.choice([1, 1e-4], raw.shape[:2])).astype(
+            np.float16
+        )
+        raw[..., at : at + 2] = scales[..., None].view(np.uint8)
+    return raw.reshape(outputs, -1)
+
+
 def dequantized(name, raw):
     """What the gguf library makes of rows of blocks, float32."""
     return np.asarray(gguf.quants.dequantize(raw, kind_of(name)), np.float32)

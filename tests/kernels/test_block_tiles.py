@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.quantized_blocks import FORMATS, draw_raw, reference
+from helpers.quantized import FORMATS, dequantized, draw_raw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twinmesh.kernels_pallas import block_tiles
@@ -22,7 +22,7 @@ def test_dequantised_tiles_are_the_references_weights(name, seed, outputs, block
     raw = draw_raw(name, outputs, 256 * blocks, np.random.default_rng(seed))
     found = block_tiles.dequantize(name, block_tiles.pack(name, raw))
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found[:outputs], reference(name, raw))
+    np.testing.assert_array_equal(found[:outputs], dequantized(name, raw))
     assert not found[outputs:].any()
 
 
@@ -30,7 +30,7 @@ def test_dequantised_tiles_are_the_references_weights(name, seed, outputs, block
 def test_jax_unpacks_what_numpy_packed(name):
     raw = draw_raw(name, 37, 512, np.random.default_rng(0))
     tiles = on_device(block_tiles.pack(name, raw))
-    np.testing.assert_array_equal(block_tiles.dequantize(name, tiles)[:37], reference(name, raw))
+    np.testing.assert_array_equal(block_tiles.dequantize(name, tiles)[:37], dequantized(name, raw))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -44,7 +44,7 @@ def test_shapes_are_those_of_packed_arrays(name):
 def test_tiles_and_blocks_can_be_cut(name):
     """As devices divide them: outputs along the first axis of every array, inputs along the second."""
     raw = draw_raw(name, 64, 512, np.random.default_rng(0))
-    tiles, exact = block_tiles.pack(name, raw), reference(name, raw)
+    tiles, exact = block_tiles.pack(name, raw), dequantized(name, raw)
     lower = jax.tree.map(lambda part: part[2:], tiles)
     np.testing.assert_array_equal(block_tiles.dequantize(name, lower), exact[32:])
     right = jax.tree.map(lambda part: part[:, part.shape[1] // 2 :], tiles)

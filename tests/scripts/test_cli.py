@@ -165,6 +165,7 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
         "page_size": 16, "max_num_seqs": 8, "prefill_buckets": (16, 32), "decode_buckets": (8,), "kv_cache_bytes": 4096,
         "memory_fraction": 0.25,
         "max_retries": 0, "policy": "spf", "allow_nonfinite": True, "mmap": False, "progress": True,
+        "quantization": "auto", "activations": "int16",
     }  # fmt: skip
 
 

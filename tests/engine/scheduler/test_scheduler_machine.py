@@ -88,10 +88,17 @@ class Machine(RuleBasedStateMachine):
     def _act(self):
         Machine.steps += 1
         self.scheduler.check_integrity()  # what others wait for ends with notice, before anything is decided
+        looked_at = self._looked_at()
         self.device.perform(self.scheduler.actions())
-        self._check_that_what_is_awaited_is_under_way()
+        # Those that a pass places let others move up, which only the next pass looks at.
+        self._check_that_what_is_awaited_is_under_way(looked_at & self._looked_at())
 
-    def _check_that_what_is_awaited_is_under_way(self):
+    def _looked_at(self):
+        """The waiting requests that stand as far ahead as the scheduler looks."""
+        waiting = sorted((r for r in self.scheduler.requests.values() if r.state is State.WAITING), key=in_order)
+        return set(waiting[: 2 * self.scheduler.config.max_num_seqs])
+
+    def _check_that_what_is_awaited_is_under_way(self, looked_at):
         """What a request sleeps for is under way, or it stands in line behind one that found no room, or further back
         than the scheduler looks."""
         computing = [block for mesh in self.scheduler.meshes for block in mesh.computing]
@@ -99,9 +106,7 @@ class Machine(RuleBasedStateMachine):
         assert all(
             id(placement) in placed for mesh in self.scheduler.meshes for placement in mesh.computing.values()
         ), "a block is being computed by a placement that is gone"
-        waiting = sorted((r for r in self.scheduler.requests.values() if r.state is State.WAITING), key=in_order)
-        looked_at = waiting[: 2 * self.scheduler.config.max_num_seqs]
-        awake = [request for request in waiting if request.sleeps_for is None]
+        awake = [r for r in self.scheduler.requests.values() if r.state is State.WAITING and r.sleeps_for is None]
         first = min((request.order for request in awake if request.restarts or not self.is_held), default=None)
         for request in self.scheduler.requests.values():
             if request.sleeps_for is None:

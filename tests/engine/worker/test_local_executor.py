@@ -390,7 +390,7 @@ def test_meshes_share_the_cores_while_their_steps_are_under_way(start, monkeypat
     monkeypatch.setattr(cores, "count", 8)
     try:
         cores.add(0)
-        monkeypatch.setattr(run.executor, "_clock", lambda: let_go.wait(60) and 1.0)
+        vars(run.executor).update(_clock=lambda: let_go.wait(60) and 1.0)
         shares = []
         for mesh in (0, 0, 1):
             run.submit(f"r{len(shares)}")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.quantized_blocks import FORMATS, draw_raw, reference
+from helpers.quantized import FORMATS, dequantized, draw_raw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
@@ -36,7 +36,7 @@ def multiply(x, w, name, outputs, dtype="float32", activations="int8"):
 def weights(name, outputs, inputs, seed=0):
     raw = draw_raw(name, outputs, inputs, np.random.default_rng(seed))
     packed = block_tiles.pack(name, raw)
-    return Tiles(*(None if part is None else jnp.asarray(part) for part in packed)), reference(name, raw)
+    return Tiles(*(None if part is None else jnp.asarray(part) for part in packed)), dequantized(name, raw)
 
 
 def rows(count, inputs, dtype="float32", seed=1):

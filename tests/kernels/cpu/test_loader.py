@@ -190,7 +190,7 @@ def test_a_kernel_that_xla_refuses_is_not_used(fresh, monkeypatch, caplog):
     def refuse(*_, **__):
         raise RuntimeError("API version 0.1 is not supported")
 
-    monkeypatch.setattr(loader, "_registered", set())
+    monkeypatch.setattr(loader, "registered_names", set())
     monkeypatch.setattr(jax.ffi, "register_ffi_target", refuse)
     without(monkeypatch, caplog, "The CPU kernel product_float32 cannot be used: API version 0.1 is not supported. ")
 

@@ -116,37 +116,35 @@ def test_a_checkpoint_of_the_format_before_is_read(tmp_path):
     load(open_checkpoint(tmp_path / "out"))
 
 
-def test_a_format_that_is_unknown_is_named(converted, tmp_path):
+def claimed(converted, tmp_path, name, format_):
+    """A copy of the checkpoint whose description gives a parameter another format."""
     write(converted, tmp_path / "out")
     file = tmp_path / "out" / "twinmesh.json"
     content = json.loads(file.read_text())
-    content["formats"][OUT] = "Q3_K"
+    content["formats"][name] = format_
     file.write_text(json.dumps(content))
+    return tmp_path / "out"
+
+
+def test_a_format_that_is_unknown_is_named(converted, tmp_path):
+    directory = claimed(converted, tmp_path, OUT, "Q3_K")
     with pytest.raises(CheckpointError, match=r"names the format 'Q3_K', which this version does not know\.$"):
-        open_checkpoint(tmp_path / "out")
+        open_checkpoint(directory)
 
 
 @pytest.mark.parametrize("name", ["layers.9.attention.o_proj", "norm.weight", "", "layers.0.mlp", "head.bias"])
 def test_a_format_of_what_is_no_matrix_is_named(converted, tmp_path, name):
-    write(converted, tmp_path / "out")
-    file = tmp_path / "out" / "twinmesh.json"
-    content = json.loads(file.read_text())
-    content["formats"][name] = "Q8_0"
-    file.write_text(json.dumps(content))
+    directory = claimed(converted, tmp_path, name, "Q8_0")
     with pytest.raises(
         CheckpointError, match=rf"names a format of '{name}', which no matrix of the model is called\.$"
     ):
-        open_checkpoint(tmp_path / "out")
+        open_checkpoint(directory)
 
 
 def test_a_format_that_does_not_fit_the_stored_arrays_is_named(converted, tmp_path):
-    write(converted, tmp_path / "out")
-    file = tmp_path / "out" / "twinmesh.json"
-    content = json.loads(file.read_text())
-    content["formats"][OUT] = "Q6_K"
-    file.write_text(json.dumps(content))
+    directory = claimed(converted, tmp_path, OUT, "Q6_K")
     with pytest.raises(CheckpointError, match=rf"{OUT}"):
-        load(open_checkpoint(tmp_path / "out"))
+        load(open_checkpoint(directory))
 
 
 def test_a_scale_that_is_not_finite_is_named_with_its_row(tmp_path):
