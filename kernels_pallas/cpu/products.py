@@ -34,7 +34,7 @@ _TILE_ARGUMENTS = 9
 
 def product_float32(level: Level) -> Kernel:
     """Make the product of float32 x with float32 weights."""
-    return _kernel(level, _by_float32, x_bytes=4)
+    return _kernel(level, by_float32, x_bytes=4)
 
 
 def product_bfloat16(level: Level) -> Kernel:
@@ -53,7 +53,7 @@ def _kernel(level: Level, multiply: "_Multiply", x_bytes: int) -> Kernel:
     narrow = _row_blocks(level, top, 1, False, multiply, x_bytes)
     last = _row_blocks(level, top, 1, True, multiply, x_bytes)
 
-    is_float32, stream = multiply is _by_float32, _stream(level)
+    is_float32, stream = multiply is by_float32, _stream(level)
 
     @njit(**NUMBA)
     def setup(frame: int, job: int) -> int:
@@ -106,8 +106,8 @@ def _row_blocks(
     level: Level, top: int, vectors: int, is_partial: bool, multiply: "_Multiply", x_bytes: int
 ) -> Callable[..., None]:
     """Make a function that computes a strip for all rows: `top` at a time, then 4, 2 and 1."""
-    tile, tile4, tile2, tile1 = (_tile(level, rows, vectors, is_partial, multiply) for rows in (top, 4, 2, 1))
-    weight_bytes = 4 if multiply is _by_float32 else 2
+    tile, tile4, tile2, tile1 = (make_tile(level, rows, vectors, is_partial, multiply) for rows in (top, 4, 2, 1))
+    weight_bytes = 4 if multiply is by_float32 else 2
     is_eight = top == 8
 
     @njit(**NUMBA)
@@ -135,7 +135,7 @@ def _row_blocks(
     return compute
 
 
-def _tile(level: Level, rows: int, vectors: int, is_partial: bool, multiply: "_Multiply") -> Any:
+def make_tile(level: Level, rows: int, vectors: int, is_partial: bool, multiply: "_Multiply") -> Any:
     """Make the product of `rows` rows of x with a chunk of w, `vectors` vectors of columns or a part of one."""
 
     @intrinsic
@@ -223,7 +223,8 @@ def _add_rows(level: Level) -> Any:
 type _Multiply = Callable[[Writer, list[Any], Any, Any, Any, int, Any], list[Any]]
 
 
-def _by_float32(write: Writer, x_rows: list[Any], w: Any, w_row: Any, depth: Any, vectors: int, mask: Any) -> list[Any]:
+def by_float32(write: Writer, x_rows: list[Any], w: Any, w_row: Any, depth: Any, vectors: int, mask: Any) -> list[Any]:
+    """Multiply one row of w at a time, all of float32: the sums of each row of x, in vectors of columns."""
     return _by_rows(write, x_rows, w, w_row, depth, vectors, mask, F32)
 
 

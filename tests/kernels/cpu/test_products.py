@@ -155,6 +155,9 @@ def test_a_program_over_two_devices_computes_the_same():
 @pytest.mark.parametrize(("head_dim", "attends"), [(64, True), (10, False)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernels_that_are_compiled_ahead_are_those_that_a_model_calls(dtype, head_dim, attends, has_matrices):
-    products, attention = [f"product_{dtype}", f"score_{dtype}"], [f"decode_{dtype}:{head_dim}"]
+    products, attention = (
+        [f"product_{dtype}", f"score_{dtype}"],
+        [f"{kind}_{dtype}:{head_dim}" for kind in ("decode", "prefill")],
+    )
     assert calls.kernels_of(dtype, head_dim, has_matrices=has_matrices) == products * has_matrices + attention * attends
     assert calls.kernels_of("float16", head_dim, has_matrices=has_matrices) == []
