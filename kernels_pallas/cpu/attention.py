@@ -22,6 +22,8 @@ from .vectors import F32, I16, Writer
 
 MOST_TOKENS = 128  # that are looked at at a time; a multiple of all levels' lanes
 _MOST_QUERIES = 4  # that share a pass over a head's keys
+_AHEAD = 8  # tokens whose keys or values are asked for before they are needed
+_LINE = 64
 LOWEST = -1e30  # below all scores, and finite
 
 (
@@ -221,6 +223,7 @@ def _dots(level: Level, head_dim: int, item: int, queries: int) -> Any:
             ]
 
             def step(index: Any, _: list[Any]) -> list[Any]:
+                _prefetch(write, write.plus(k, write.times(k_row, index)), k_row, head_dim * item)
                 keys = [
                     load_widened(write, write.plus(write.plus(k, write.times(k_row, index)), at * item), item)
                     for at in places
@@ -254,6 +257,7 @@ def _weighted_sum(level: Level, head_dim: int, item: int, queries: int) -> Any:
             places = [write.plus(sums, head * part + at * 4) for head in range(queries) for at in vectors]
 
             def step(index: Any, totals: list[Any]) -> list[Any]:
+                _prefetch(write, write.plus(v, write.times(v_row, index)), v_row, head_dim * item)
                 values = [
                     load_widened(write, write.plus(write.plus(v, write.times(v_row, index)), at * item), item)
                     for at in vectors
@@ -355,6 +359,13 @@ def _combinations(level: Level, head_dim: int) -> tuple[Any, Any]:
                 store(out + index * 4, load(out + index * 4, types.float32) / total)
 
     return fold, put_together
+
+
+def _prefetch(write: Writer, token: Any, row: Any, size: int) -> None:
+    """Ask for the head of a token that comes later; behind a page's end for memory that nobody needs."""
+    ahead = write.plus(token, write.times(row, _AHEAD))
+    for line in range(0, size, _LINE):
+        write.prefetch(write.plus(ahead, line))
 
 
 def load_widened(write: Writer, place: Any, item: int) -> Any:

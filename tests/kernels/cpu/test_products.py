@@ -72,9 +72,10 @@ def test_any_contents_are_right(function, dtype, data):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_rows_bits_are_its_own(function, dtype):
-    """Beside any number of other rows; 65 rows are more than the kernel takes."""
-    x, w = operands(function, 65, 200, 150, dtype)
+@pytest.mark.parametrize("outputs", [150, 16, 160, 592])
+def test_a_rows_bits_are_its_own(function, dtype, outputs):
+    """Beside any number of other rows, also where a few rows pass by in long runs; 65 are more than a kernel takes."""
+    x, w = operands(function, 65, 200, outputs, dtype)
     assert not is_by_kernel(function, x, w)
     want = by_kernel(function, x[:64], w)
     for rows in (1, 2, 3, 4, 7, 8, 15, 31, 32, 33):
