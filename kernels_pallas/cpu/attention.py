@@ -22,7 +22,6 @@ from .vectors import F32, I16, Writer
 
 MOST_TOKENS = 128  # that are looked at at a time; a multiple of all levels' lanes
 _MOST_QUERIES = 4  # that share a pass over a head's keys
-_AHEAD = 8  # tokens whose keys or values are asked for before they are needed
 _LINE = 64
 LOWEST = -1e30  # below all scores, and finite
 
@@ -151,7 +150,7 @@ def _query_blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]
     made = {n: (_dots(level, head_dim, item, n), _weighted_sum(level, head_dim, item, n)) for n in range(1, most + 1)}
     kinds = [made[min(n, most)] for n in range(1, _MOST_QUERIES + 1)]
     dots, add_values = (_by_count(*functions) for functions in zip(*kinds, strict=True))
-    soften, part, lanes = _softmax(level), (head_dim + 2) * 4, level.lanes
+    soften, ask_for, part, lanes = _softmax(level), _ask_for(level), (head_dim + 2) * 4, level.lanes
     scores_of_block = room(_MOST_QUERIES * MOST_TOKENS * 4)
     row = MOST_TOKENS * 4
 
@@ -168,6 +167,8 @@ def _query_blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]
             while token < end:
                 tokens = min(page - token % page, end - token)
                 at_k = k + _token_row(job, request, token) * token_bytes
+                if head == 0 and done == 0:  # for all heads: they lie beside each other
+                    ask_for(at_k, v + (at_k - k), tokens * token_bytes // _LINE)
                 to = scores + (token - begin) * 4
                 dots(count, at_q, at_k, token_bytes, tokens, to)
                 token += tokens
@@ -223,7 +224,6 @@ def _dots(level: Level, head_dim: int, item: int, queries: int) -> Any:
             ]
 
             def step(index: Any, _: list[Any]) -> list[Any]:
-                _prefetch(write, write.plus(k, write.times(k_row, index)), k_row, head_dim * item)
                 keys = [
                     load_widened(write, write.plus(write.plus(k, write.times(k_row, index)), at * item), item)
                     for at in places
@@ -257,7 +257,6 @@ def _weighted_sum(level: Level, head_dim: int, item: int, queries: int) -> Any:
             places = [write.plus(sums, head * part + at * 4) for head in range(queries) for at in vectors]
 
             def step(index: Any, totals: list[Any]) -> list[Any]:
-                _prefetch(write, write.plus(v, write.times(v_row, index)), v_row, head_dim * item)
                 values = [
                     load_widened(write, write.plus(write.plus(v, write.times(v_row, index)), at * item), item)
                     for at in vectors
@@ -361,11 +360,26 @@ def _combinations(level: Level, head_dim: int) -> tuple[Any, Any]:
     return fold, put_together
 
 
-def _prefetch(write: Writer, token: Any, row: Any, size: int) -> None:
-    """Ask for the head of a token that comes later; behind a page's end for memory that nobody needs."""
-    ahead = write.plus(token, write.times(row, _AHEAD))
-    for line in range(0, size, _LINE):
-        write.prefetch(write.plus(ahead, line))
+def _ask_for(level: Level) -> Any:
+    """Ask for the cache lines that begin at two places."""
+
+    @intrinsic
+    def ask(typing: Any, keys: Any, values: Any, lines: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            *places, lines = arguments
+            write = Writer(builder, level.lanes)
+
+            def step(index: Any, _: list[Any]) -> list[Any]:
+                for place in places:
+                    write.prefetch(write.plus(place, write.times(index, _LINE)), 2)
+                return []
+
+            write.loop(lines, [], step)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 3), code
+
+    return ask
 
 
 def load_widened(write: Writer, place: Any, item: int) -> Any:
