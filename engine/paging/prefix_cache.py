@@ -4,13 +4,16 @@ A block's hash stands for its whole chain, so equal hashes have equal ancestors.
 all requests at once which blocks are cached with all that come before them: how far a chain is cached is then found by
 bisection, however long it is, and only what was cached since is walked. Invariant: a block in `_parents` is cached, and
 so are all before it; when one of them is evicted the memory is void, unless nothing in it comes after that one.
+What is entered and struck out goes to the index of all meshes too.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from .prefix_index import Listing
 
 
 class Run(NamedTuple):
@@ -26,7 +29,9 @@ _NO_PAGES = Run([], np.zeros(0, np.intp))
 class PrefixCache:
     """Cached pages and their hashes, one to one."""
 
-    def __init__(self) -> None:
+    def __init__(self, listing: Listing | None = None) -> None:
+        """Begin empty; `listing` is told of every block, None: nobody is."""
+        self._listing = listing
         self.changes = 0  # how often a page was entered or struck out
         self._page_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
@@ -38,6 +43,11 @@ class PrefixCache:
     def __contains__(self, page: int) -> bool:
         return page in self._hash_of
 
+    @property
+    def blocks(self) -> Collection[bytes]:
+        """Return the hashes of all cached pages."""
+        return self._page_of.keys()
+
     def find(self, block_hash: bytes) -> int | None:
         """Find the cached page with these tokens."""
         return self._page_of.get(block_hash)
@@ -48,26 +58,38 @@ class PrefixCache:
             self._page_of[block_hash] = page
             self._hash_of[page] = block_hash
             self.changes += 1
+            if self._listing is not None:
+                self._listing.enter(block_hash)
 
-    def evict(self, page: int) -> None:
-        """Strike a page out."""
+    def evict(self, pages: Collection[int]) -> None:
+        """Strike pages out."""
         self.changes += 1
-        block_hash = self._hash_of.pop(page)
-        del self._page_of[block_hash]
         self._last_run = 0, b"", _NO_PAGES
-        if block_hash not in self._parents:
-            return
-        if block_hash in self._children:
+        hashes = [self._hash_of.pop(page) for page in pages]
+        for block_hash in hashes:
+            del self._page_of[block_hash]
+            if block_hash in self._parents:
+                self._forget_last(block_hash)
+        if self._listing is not None:
+            self._listing.strike(hashes)
+
+    def _forget_last(self, block_hash: bytes) -> None:
+        """Forget a block that was evicted: alone if none comes after it."""
+        children = self._children
+        if block_hash in children:
             self._forget()
             return
         parent = self._parents.pop(block_hash)
-        self._children[parent] -= 1
-        if not self._children[parent]:
-            del self._children[parent]
+        if children[parent] > 1:
+            children[parent] -= 1
+        else:
+            del children[parent]
 
     def clear(self) -> None:
         """Strike all pages out."""
         self.changes += 1
+        if self._listing is not None:
+            self._listing.strike(self._page_of)
         self._page_of.clear()
         self._hash_of.clear()
         self._forget()

@@ -128,9 +128,8 @@ class Batching:
         mesh.pages.remember(placement, request.hashes, request.prefilled)
         size = self._config.page_size
         computed = request.hashes[write_from // size : request.prefilled // size]
-        for key in computed:
-            mesh.computing.pop(key, None)
-        self._admission.wake(computed)
+        mesh.computing.end(computed)
+        self._admission.computed(write_from // size, computed)
         if is_last:
             self._end_prefill(request, mesh)
         return Chunk(request.id, request.run, placement.slot, start, length, write_from, is_last)

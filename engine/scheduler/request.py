@@ -35,6 +35,17 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 } | dict.fromkeys(FINAL, frozenset())
 
 
+# A block that is being computed or is on its way to a mesh, or the id of a request that is to be forked.
+type Awaited = bytes | int
+
+
+@dataclass(eq=False)
+class Wait:
+    """What requests sleep for; those that sleep for the same share one."""
+
+    key: Awaited
+
+
 @dataclass(eq=False)
 class Transfer:
     """Pages of one request on their way from one mesh to another."""
@@ -79,8 +90,7 @@ class Request:
     unanswered: int = 0  # prompt tokens that count in its mesh's `prefill_load` until the run's first token is read
     prefilled_on: int = 0  # the mesh that `unanswered` counts on
     cached: int | None = None  # prompt tokens that the prefix cache spared its first run; None until that begins
-    awaits: bytes | None = None  # the block that another request was computing for it when this was last asked
-    sleeps_for: bytes | int | None = None  # such a block, or the id of the request that it forks; None: it is awake
+    wait: "Wait | None" = None  # what it sleeps for; None: it is awake
     lost_on: int | None = None  # the mesh whose failure it has survived last
     suspects: int | None = None  # a mesh from which a transfer failed, so that it may be lost
     hashes: list[bytes] = field(default_factory=list)  # of its full pages, as far as their tokens are known
@@ -91,6 +101,11 @@ class Request:
     def __post_init__(self) -> None:
         """Copy the facts that every step reads."""
         self.id, self.prompt_len, self.max_tokens = self.facts.id, self.facts.prompt_len, self.facts.max_tokens
+
+    @property
+    def sleeps_for(self) -> Awaited | None:
+        """Return what the request sleeps for; None: it is awake."""
+        return None if self.wait is None else self.wait.key
 
     @property
     def can_decode(self) -> bool:

@@ -29,7 +29,7 @@ def test_a_chain_is_cached_as_far_as_a_walk_over_it_finds(steps):
                 cache.add(page, block)
                 page_of.setdefault(block, page)
         elif what == "evict" and hashes[-1] in page_of:
-            cache.evict(page_of.pop(hashes[-1]))
+            cache.evict([page_of.pop(hashes[-1])])
         elif what == "clear":
             cache.clear()
             page_of.clear()
@@ -66,7 +66,7 @@ def test_an_evicted_block_ends_the_chain_there(evicted):
     for page, block in enumerate(hashes):
         cache.add(page, block)
     assert cache.run_length(hashes, 4) == 4
-    cache.evict(len(evicted) - 1)
+    cache.evict([len(evicted) - 1])
     assert cache.run_length(hashes, 4) == len(evicted) - 1
     cache.add(9, evicted.encode())
     assert cache.run_length(hashes, 4) == 4
