@@ -1,7 +1,7 @@
 """What the scheduler keeps about one mesh. Facts and bookkeeping only: `policy.py` ranks, `batching.py` decides.
 
 Invariants: `placed` is the one list of requests here. Those with chunks left and those that decode follow from it;
-`add` and `remove` alone change it. A mesh that could run another step is in `due`, so that nobody has to ask the others.
+`add` and `remove` alone change it. A mesh that could run another step is in `due`, so nobody has to ask the others.
 """
 
 from collections.abc import Callable, Sequence

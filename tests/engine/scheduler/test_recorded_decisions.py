@@ -8,12 +8,14 @@ import json
 import lzma
 from pathlib import Path
 from typing import get_args
+from unittest.mock import patch
 
 import pytest
 from helpers.plain import field_names, plain
 from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.protocol.actions import Action, Chunk, DecodeRow
 from twinmesh.engine.protocol.events import Event, Outcome, RequestFacts
+from twinmesh.engine.scheduler.admission import Admission
 from twinmesh.engine.scheduler.mesh_state import sorted_requests
 from twinmesh.engine.scheduler.policy import FirstComeFirstServed
 from twinmesh.engine.scheduler.scheduler import Scheduler
@@ -77,12 +79,21 @@ class QueueOfThen(WaitingRequests):
         return None if request is None or (self._last is not None and request.order > self._last) else request
 
 
+class AdmissionOfThen(Admission):
+    """Its queue is that of then."""
+
+    def __init__(self, config, *others):
+        super().__init__(config, *others)
+        self._waiting = QueueOfThen(2 * config.max_num_seqs)
+
+    def admit(self):
+        self._waiting.begin()
+        super().admit()
+
+
 def make_scheduler(config, pools):
-    scheduler = Scheduler(config, pools, RanksOfThen())
-    admission = scheduler._admission
-    admission._waiting, admit = QueueOfThen(2 * config.max_num_seqs), admission.admit
-    admission.admit = lambda: (admission._waiting.begin(), admit())
-    return scheduler
+    with patch("twinmesh.engine.scheduler.scheduler.Admission", AdmissionOfThen):
+        return Scheduler(config, pools, RanksOfThen())
 
 
 # ---- reading
