@@ -130,6 +130,7 @@ class MeshPages:
                 table.pages += table.spare
                 table.spare = []
             self._assign(placement, group, table.first)
+        placement.remembered = cached // self._config.page_size
         return placement, cached
 
     def reserve(
@@ -158,6 +159,7 @@ class MeshPages:
             table.pages += table.spare
             table.spare = []
             self._assign(placement, group, table.first)
+        placement.remembered = min(there)
         return placement, there
 
     def _place(
@@ -186,7 +188,7 @@ class MeshPages:
         for pages, table in zip(self.groups, tables, strict=True):
             pages.hold(np.array(table.pages, np.intp))
         self._changes.less(self._mesh)
-        twin = Placement(self._mesh, self.slots.allocate(request_id), tables)
+        twin = Placement(self._mesh, self.slots.allocate(request_id), tables, remembered=placement.remembered)
         for group, table in enumerate(tables):
             self._assign(twin, group, table.first)
         return twin
@@ -201,11 +203,13 @@ class MeshPages:
 
     def remember(self, placement: Placement, hashes: Sequence[bytes], tokens: int) -> None:
         """Cache the full pages of the first `tokens` tokens, whose KV is in the placement's pages in device order."""
-        stop = min(len(hashes), tokens // self._config.page_size)
+        stop, known = min(len(hashes), tokens // self._config.page_size), placement.remembered
+        placement.remembered = max(known, stop)
         for pages, table in zip(self.groups, placement.tables, strict=True):
-            start = max(table.first, pages.cached.run_length(hashes, stop))  # those before are there already
-            for i in range(start, min(stop, table.end)):
-                pages.cached.add(table.pages[i - table.first], hashes[i])
+            # With windows a block may have been here in another page, which has been evicted since.
+            start = max(table.first, pages.cached.run_length(hashes, stop)) if self._windowed else known
+            if start < stop:
+                pages.cached.add(table.pages[start - table.first : stop - table.first], hashes[start:stop])
 
     def flush(self) -> None:
         """Empty the prefix cache."""

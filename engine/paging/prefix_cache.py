@@ -52,14 +52,16 @@ class PrefixCache:
         """Find the cached page with these tokens."""
         return self._page_of.get(block_hash)
 
-    def add(self, page: int, block_hash: bytes) -> None:
-        """Enter a full page; the first page with a hash stays."""
-        if block_hash not in self._page_of and page not in self._hash_of:
-            self._page_of[block_hash] = page
-            self._hash_of[page] = block_hash
-            self.changes += 1
-            if self._listing is not None:
-                self._listing.enter(block_hash)
+    def add(self, pages: Sequence[int], hashes: Sequence[bytes]) -> None:
+        """Enter full pages by the hashes of their blocks; the first page with a hash stays."""
+        page_of, hash_of, listing = self._page_of, self._hash_of, self._listing
+        for page, block_hash in zip(pages, hashes, strict=True):
+            if block_hash not in page_of and page not in hash_of:
+                page_of[block_hash] = page
+                hash_of[page] = block_hash
+                self.changes += 1
+                if listing is not None:
+                    listing.enter(block_hash)
 
     def evict(self, pages: Collection[int]) -> None:
         """Strike pages out."""

@@ -90,12 +90,14 @@ class MeshState:
             and request.placement.mesh == self.index
         ]
 
-    def decoding(self) -> list[Request]:
-        """List the requests in DECODE, in the policy's order."""
+    def ready(self) -> list[Request]:
+        """List the requests of which another decode step may be dispatched, in the policy's order."""
         if not self.decodes:
             return []
         state = State.DECODE
-        return [request for request in self.placed if request.state is state]
+        return [
+            request for request in self.placed if request.state is state and request.dispatched < request.max_tokens
+        ]
 
     def give_way(self, request: Request) -> Sequence[Request]:
         """List the requests that may be preempted for this one: itself, and those after it in the policy's order.
@@ -136,7 +138,7 @@ class MeshState:
 
     def check(self) -> None:
         """Raise unless this mesh is in `due` if it could run another step, and is listed with the blocks it expects."""
-        has_work = self.prefilling() or any(request.can_decode for request in self.decoding())
+        has_work = self.prefilling() or self.ready()
         if has_work and len(self.in_flight) < MAX_STEPS_IN_FLIGHT and self.index not in self.shared.due:
             raise RuntimeError(f"mesh {self.index} could run another step and would not be asked to")
         self.computing.check()

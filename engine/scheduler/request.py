@@ -39,14 +39,14 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 type Awaited = bytes | int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Wait:
     """What requests sleep for; those that sleep for the same share one."""
 
     key: Awaited
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Transfer:
     """Pages of one request on their way from one mesh to another."""
 
@@ -60,7 +60,7 @@ class Transfer:
     is_ready: bool = False  # it has arrived in the destination's staging
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Handoff:
     """A request's way to another mesh."""
 
@@ -69,7 +69,7 @@ class Handoff:
     transfers: deque[Transfer] = field(default_factory=deque)  # those under way, in the order in which they were sent
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     """One request as the scheduler sees it. A run is one start of it: each time it starts over, another begins."""
 
@@ -97,6 +97,9 @@ class Request:
     siblings: list["Request"] = field(default_factory=list)  # those that fork it, in order of arrival
     placement: Placement | None = None  # where its KV is
     handoff: Handoff | None = None  # where its KV is going
+    id: int = field(init=False)
+    prompt_len: int = field(init=False)
+    max_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         """Copy the facts that every step reads."""
@@ -106,11 +109,6 @@ class Request:
     def sleeps_for(self) -> Awaited | None:
         """Return what the request sleeps for; None: it is awake."""
         return None if self.wait is None else self.wait.key
-
-    @property
-    def can_decode(self) -> bool:
-        """Return whether another decode step may be dispatched: in DECODE, with tokens left to generate."""
-        return self.state is State.DECODE and self.dispatched < self.max_tokens
 
     @property
     def kv_len(self) -> int:

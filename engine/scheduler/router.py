@@ -10,6 +10,7 @@ Invariant: for every mesh that is not in `RoomChanges.changed`, what is kept her
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 
 from sortedcontainers import SortedList
 
@@ -21,6 +22,7 @@ from .request import Request
 
 MOST = 8
 _WITH_PREFIX = MOST // 2  # of these, those taken for the blocks that they have
+_MESH = itemgetter(1)  # of an entry by load
 
 
 class Router:
@@ -62,25 +64,21 @@ class Router:
 
     def _short_list(self, by_load: "ByLoad", request: Request, tokens: int) -> list[MeshState]:
         """List, in their own order, the meshes to be ranked for a sequence of so many tokens."""
-        if len(by_load) <= MOST:
-            found = list(members(by_load.meshes))
-        else:
-            pages = self._config.pages_for(tokens)
-            near = self._with_prefix(by_load, request.hashes, tokens, pages)
-            fitting = (mesh for mesh in by_load if self._longest[mesh] >= pages and mesh not in near)
-            found = sorted([*near, *islice(fitting, MOST - len(near))])
+        found = members(by_load.meshes)
+        if len(by_load) > MOST:
+            found = iter(sorted(self._least_loaded(by_load, request.hashes, tokens)))
         return [self._meshes[mesh] for mesh in found]
 
-    def _with_prefix(self, by_load: "ByLoad", hashes: Sequence[bytes], tokens: int, pages: int) -> list[int]:
-        """List the least loaded of the meshes with the most of these blocks, if the other pages may fit there."""
-        index, stop = self._shared.index, min(len(hashes), tokens // self._config.page_size)
-        depth = index.depth(hashes, stop, by_load.meshes)
-        if not depth:
-            return []
-        holders, longest = index.meshes(hashes[depth - 1]) & by_load.meshes, self._longest
-        few = holders.bit_count() <= _WITH_PREFIX
-        found = members(holders) if few else (mesh for mesh in by_load if holders >> mesh & 1)
-        return list(islice((mesh for mesh in found if longest[mesh] >= pages - depth), _WITH_PREFIX))
+    def _least_loaded(self, by_load: "ByLoad", hashes: Sequence[bytes], tokens: int) -> list[int]:
+        """List the least loaded of those that have the most of these blocks and may hold the rest, and of those that
+        surely hold all."""
+        index, size, longest = self._shared.index, self._config.page_size, self._longest
+        depth = index.depth(hashes, min(len(hashes), tokens // size), by_load.meshes)
+        holders, pages = index.meshes(hashes[depth - 1]) if depth else 0, self._config.pages_for(tokens)
+        roomy = [mesh for mesh in by_load if longest[mesh] >= pages - depth]
+        near = list(islice((mesh for mesh in roomy if holders >> mesh & 1), _WITH_PREFIX))
+        others = (mesh for mesh in roomy if longest[mesh] >= pages and mesh not in near)
+        return [*near, *islice(others, MOST - len(near))]
 
     def _refresh(self) -> None:
         """Look again at the meshes that have changed."""
@@ -126,7 +124,7 @@ class ByLoad:
         return mesh in self._loads
 
     def __iter__(self) -> Iterator[int]:
-        return (mesh for _, mesh in self._sorted)
+        return map(_MESH, self._sorted)
 
     def load(self, mesh: int) -> float | None:
         """Return the load of a mesh; None: it is not here."""

@@ -135,25 +135,31 @@ class Scheduler:
             return
         mesh.in_flight.remove(step)
         mesh.wake()
+        now, requests = self._now, self.requests
         for outcome in outcomes:
-            self._confirm_token(self.requests[outcome.request_id], outcome)
+            request = requests[outcome.request_id]
+            request.confirmed += 1
+            request.timeline.stamp_token(now)
+            if request.unanswered:
+                self._answer(request)
+            if outcome.block_hash is not None:
+                self._know_block(request, outcome.block_hash)
+            if outcome.stopped:
+                self._lifecycle.finish(request, State.FINISHED, "stop", now)
+            elif request.confirmed == request.max_tokens:
+                self._lifecycle.finish(request, State.FINISHED, "length", now)
+            elif request.handoff is not None:
+                self._handoffs.complete(request, now)
 
-    def _confirm_token(self, request: Request, outcome: Outcome) -> None:
-        request.confirmed += 1
-        if request.unanswered:
-            self._lifecycle.answer(request)
-        line = request.timeline
-        line.stamp_token(self._now)
-        if line.prefill_end is None:
-            line.prefill_end = self._now
-        if outcome.block_hash is not None and self.config.prefix_cache and not self.config.deterministic:
-            request.hashes.append(outcome.block_hash)
-        if outcome.stopped:
-            self._lifecycle.finish(request, State.FINISHED, "stop", self._now)
-        elif request.confirmed == request.max_tokens:
-            self._lifecycle.finish(request, State.FINISHED, "length", self._now)
-        elif request.handoff is not None:
-            self._handoffs.complete(request, self._now)
+    def _answer(self, request: Request) -> None:
+        """Take in that the first token of a run was read."""
+        self._lifecycle.answer(request)
+        if request.timeline.prefill_end is None:
+            request.timeline.prefill_end = self._now
+
+    def _know_block(self, request: Request, block_hash: bytes) -> None:
+        if self.config.prefix_cache and not self.config.deterministic:
+            request.hashes.append(block_hash)
 
     def _on_resume(self) -> None:
         self._admission.is_held = False
