@@ -36,7 +36,7 @@ class PrefixCache:
         self._page_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
         self._parents: dict[bytes, bytes] = {}  # block -> the one before it; b"": it is a first one
-        self._children = Counter[bytes]()  # block -> how many of `_parents` come right after it
+        self._children: dict[bytes, int] = {}  # block -> how many of `_parents` come right after it
         self._last_count = 0  # what `run_length` found last: prompts that begin alike are asked for one after the other
         self._last_run: tuple[int, bytes, Run] = 0, b"", _NO_PAGES  # likewise of `run`: blocks, the last of them, pages
 
@@ -68,24 +68,19 @@ class PrefixCache:
         self.changes += 1
         self._last_run = 0, b"", _NO_PAGES
         hashes = [self._hash_of.pop(page) for page in pages]
+        page_of, parents, children = self._page_of, self._parents, self._children
         for block_hash in hashes:
-            del self._page_of[block_hash]
-            if block_hash in self._parents:
-                self._forget_last(block_hash)
+            del page_of[block_hash]
+            if block_hash in children:
+                self._forget()
+            elif block_hash in parents:
+                parent = parents.pop(block_hash)
+                if children[parent] > 1:
+                    children[parent] -= 1
+                else:
+                    del children[parent]
         if self._listing is not None:
             self._listing.strike(hashes)
-
-    def _forget_last(self, block_hash: bytes) -> None:
-        """Forget a block that was evicted: alone if none comes after it."""
-        children = self._children
-        if block_hash in children:
-            self._forget()
-            return
-        parent = self._parents.pop(block_hash)
-        if children[parent] > 1:
-            children[parent] -= 1
-        else:
-            del children[parent]
 
     def clear(self) -> None:
         """Strike all pages out."""
@@ -102,7 +97,7 @@ class PrefixCache:
         while count < stop and hashes[count] in self._page_of:
             parent = hashes[count - 1] if count else b""
             known[hashes[count]] = parent
-            self._children[parent] += 1
+            self._children[parent] = self._children.get(parent, 0) + 1
             count += 1
         self._last_count = count
         return count

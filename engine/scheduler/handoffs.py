@@ -277,9 +277,14 @@ class Handoffs:
     def _arrive(self, request: Request, placement: Placement, now: float) -> None:
         request.placement, request.handoff = placement, None
         mesh = self._meshes[placement.mesh]
+        first = placement.remembered
         mesh.pages.remember(placement, request.hashes, request.kv_len)
         self._wake(mesh.end_wait(placement))
-        self._shared.room.more(placement.mesh)  # what is cached here now others need not bring
+        if (
+            self._refused is not None
+            and self._refused[0].hashes[first : first + 1] == request.hashes[first : first + 1]
+        ):
+            self._refused = None  # what is cached here now it need not bring
         mesh.wake()
         if request.timeline.kv_ready is None:
             request.timeline.kv_ready = now
