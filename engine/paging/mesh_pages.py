@@ -48,6 +48,7 @@ class MeshPages:
         # What `hit` was asked last, for a request that is ranked, and then placed: it changes with the caches alone.
         self._last_hit: tuple[Sequence[bytes] | None, int, int, int] = None, 0, 0, 0
         self._windows = list(zip(config.windows, self.groups, strict=True))
+        self._most_pages = [(config.most_pages(window), group) for window, group in self._windows]
         self._windowed = [(window, group) for window, group in self._windows if window is not None]
 
     @property
@@ -57,12 +58,12 @@ class MeshPages:
 
     def longest(self, watermark: int) -> int:
         """Count the pages of the longest sequence that fits with nothing cached and `watermark` of each group left."""
-        most = self._config.max_pages
-        for window, pages in self._windows:
+        longest = self._config.max_pages
+        for most, pages in self._most_pages:
             left = pages.num_free - watermark
-            if left < self._config.most_pages(window):
-                most = min(most, left)
-        return most
+            if left < most:
+                longest = min(longest, left)
+        return longest
 
     # ---- what is cached
 

@@ -54,14 +54,15 @@ class PrefixCache:
 
     def add(self, pages: Sequence[int], hashes: Sequence[bytes]) -> None:
         """Enter full pages by the hashes of their blocks; the first page with a hash stays."""
-        page_of, hash_of, listing = self._page_of, self._hash_of, self._listing
+        page_of, hash_of, entered = self._page_of, self._hash_of, list[bytes]()
         for page, block_hash in zip(pages, hashes, strict=True):
             if block_hash not in page_of and page not in hash_of:
                 page_of[block_hash] = page
                 hash_of[page] = block_hash
-                self.changes += 1
-                if listing is not None:
-                    listing.enter(block_hash)
+                entered.append(block_hash)
+        self.changes += len(entered)
+        if self._listing is not None:
+            self._listing.enter(entered)
 
     def evict(self, pages: Collection[int]) -> None:
         """Strike pages out."""

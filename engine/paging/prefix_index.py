@@ -56,18 +56,21 @@ class Listing:
     def __init__(self, meshes: dict[bytes, int], bit: int):
         self._meshes, self._bit = meshes, bit
 
-    def enter(self, block: bytes) -> None:
-        """List a block that was cached."""
-        self._meshes[block] = self._meshes.get(block, 0) | self._bit
+    def enter(self, blocks: Iterable[bytes]) -> None:
+        """List blocks that were cached."""
+        meshes, bit = self._meshes, self._bit
+        for block in blocks:
+            others = meshes.get(block)
+            meshes[block] = bit if others is None else others | bit
 
     def strike(self, blocks: Iterable[bytes]) -> None:
         """Strike out blocks that are not cached any more."""
         meshes, bit = self._meshes, self._bit
         for block in blocks:
-            if left := meshes[block] ^ bit:
-                meshes[block] = left
-            else:
+            if meshes[block] == bit:
                 del meshes[block]
+            else:
+                meshes[block] ^= bit
 
 
 def members(meshes: int) -> Iterator[int]:

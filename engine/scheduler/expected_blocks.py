@@ -19,31 +19,32 @@ class ExpectedBlocks(dict[bytes, Placement]):
 
     def expect(self, blocks: Iterable[bytes], placement: Placement) -> None:
         """Expect blocks from this placement, unless another is to bring them first."""
-        for block in blocks:
-            if block not in self:
-                self[block] = placement
-                placement.underway.append(block)
-                self._anywhere[block] = self._anywhere.get(block, 0) | self._bit
+        new = [block for block in blocks if block not in self]
+        self.update(dict.fromkeys(new, placement))
+        placement.underway += new
+        anywhere, bit = self._anywhere, self._bit
+        for block in new:
+            others = anywhere.get(block)
+            anywhere[block] = bit if others is None else others | bit
 
     def end(self, blocks: Iterable[bytes]) -> None:
         """Expect these blocks no more: they are here."""
-        for block in blocks:
-            if self.pop(block, None) is not None:
-                self._strike(block)
+        self._strike([block for block in blocks if self.pop(block, None) is not None])
 
     def give_up(self, placement: Placement, blocks: Iterable[bytes]) -> None:
         """Expect these blocks no more, as far as they were to come from this placement."""
-        for block in blocks:
-            if self.get(block) is placement:
-                del self[block]
-                self._strike(block)
+        gone = [block for block in blocks if self.get(block) is placement] if self else []
+        for block in gone:
+            del self[block]
+        self._strike(gone)
 
-    def _strike(self, block: bytes) -> None:
-        left = self._anywhere[block] ^ self._bit
-        if left:
-            self._anywhere[block] = left
-        else:
-            del self._anywhere[block]
+    def _strike(self, blocks: Iterable[bytes]) -> None:
+        anywhere, bit = self._anywhere, self._bit
+        for block in blocks:
+            if anywhere[block] == bit:
+                del anywhere[block]
+            else:
+                anywhere[block] ^= bit
 
     def check(self) -> None:
         """Raise unless exactly the blocks that are expected here are known everywhere to be."""

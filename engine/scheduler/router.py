@@ -31,6 +31,7 @@ class Router:
     def __init__(self, config: EngineConfig, meshes: Sequence[MeshState], policy: Policy, shared: SharedState):
         self._config, self._meshes, self._policy, self._shared = config, meshes, policy, shared
         self._prompts, self._decodes = ByLoad(), ByLoad()
+        self._changed: set[int] = set()  # meshes that have changed since decoding was asked for
         self._longest = [0] * len(meshes)  # pages of the longest sequence that surely fits on each
         self._prefilling = 0  # the set of meshes that prefill, whether or not they have room
 
@@ -42,7 +43,7 @@ class Router:
 
     def for_decoding(self, request: Request, tokens: int, source: int, destination: int | None) -> list[MeshState]:
         """List the meshes other than `source` for decoding, the best first; only `destination` unless it is None."""
-        self._refresh()
+        self._refresh_decodes()
         if destination is not None:
             found = [self._meshes[destination]] if destination in self._decodes and destination != source else []
         else:
@@ -81,32 +82,40 @@ class Router:
         return [*near, *islice(others, MOST - len(near))]
 
     def _refresh(self) -> None:
-        """Look again at the meshes that have changed."""
+        """Look again at the meshes that have changed, as far as prompts are concerned."""
         changed = self._shared.room.changed
         for index in changed:
             mesh = self._meshes[index]
-            for_prompts, for_decoding = _loads(mesh)
-            self._prompts.put(index, for_prompts)
-            self._decodes.put(index, for_decoding)
+            self._prompts.put(index, _load_for_prompts(mesh))
             self._longest[index] = mesh.pages.longest(mesh.watermark)
             self._prefilling = self._prefilling & ~(1 << index) | mesh.prefills << index
+        self._changed |= changed
         changed.clear()
+
+    def _refresh_decodes(self) -> None:
+        """Look again at all that have changed, as far as decoding is concerned: it is asked for less often."""
+        self._refresh()
+        for index in self._changed:
+            self._decodes.put(index, _load_for_decoding(self._meshes[index]))
+        self._changed.clear()
 
     def check(self) -> None:
         """Raise unless what is kept of every mesh is so."""
-        self._refresh()
+        self._refresh_decodes()
         for mesh in self._meshes:
             found = self._prompts.load(mesh.index), self._decodes.load(mesh.index), self._longest[mesh.index]
-            if found != (*_loads(mesh), mesh.pages.longest(mesh.watermark)):
+            if found != (_load_for_prompts(mesh), _load_for_decoding(mesh), mesh.pages.longest(mesh.watermark)):
                 raise RuntimeError(f"mesh {mesh.index} has changed since loads and room were found to be {found}")
 
 
-def _loads(mesh: MeshState) -> tuple[int | None, float | None]:
-    """Return a mesh's load for prompts and for decoding, the lower the better; None: it takes none now."""
-    if not mesh.pages.slots.num_free:
-        return None, None
-    takes_prompts = mesh.prefills and not mesh.is_backed_up
-    return mesh.load if takes_prompts else None, -mesh.pages.room if mesh.decodes else None
+def _load_for_prompts(mesh: MeshState) -> int | None:
+    """Return a mesh's load for prompts, the lower the better; None: it takes none now."""
+    return mesh.load if mesh.prefills and mesh.pages.slots.num_free and not mesh.is_backed_up else None
+
+
+def _load_for_decoding(mesh: MeshState) -> float | None:
+    """Return likewise a mesh's load for decoding."""
+    return -mesh.pages.room if mesh.decodes and mesh.pages.slots.num_free else None
 
 
 class ByLoad:

@@ -38,8 +38,7 @@ def test_a_block_is_listed_for_the_meshes_that_have_it(steps):
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 9, 31, 64, 100])
 def test_how_much_of_a_prompt_is_cached_is_found_in_few_steps(length):
     index, looked_up = PrefixIndex(), []
-    for block in chain("a" * length):
-        index.listing(5).enter(block)
+    index.listing(5).enter(chain("a" * length))
 
     class Counted(bytes):
         def __hash__(self):
@@ -62,7 +61,7 @@ def test_a_set_of_meshes_is_listed_in_order():
 
 def test_a_block_that_is_listed_and_not_cached_is_found():
     index = PrefixIndex()
-    index.listing(1).enter(b"a")
+    index.listing(1).enter([b"a"])
     index.check(1, [b"a"])
     index.check(0, [])
     with pytest.raises(RuntimeError, match="mesh 1: 1 blocks are listed and not cached, or reverse"):
