@@ -37,7 +37,10 @@ class Policy(Protocol):
         ...
 
     def prefill_rank(self, request: Request, mesh: MeshState) -> Any:
-        """Rank a mesh that could prefill the request now; the lowest rank with room is taken."""
+        """Rank a mesh that could prefill the request now; the lowest rank with room is taken.
+
+        Of many meshes only a few are ranked (`router.py`), here and in `decode_rank`.
+        """
         ...
 
     def decode_rank(self, request: Request, mesh: MeshState) -> Any:

@@ -7,12 +7,11 @@ first in both: of many meshes that have a block, as where all prompts share one,
 Invariant: for every mesh that is not in `RoomChanges.changed`, what is kept here of its load and room is so.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from operator import itemgetter
-
-from sortedcontainers import SortedList
 
 from ..config import EngineConfig
 from ..paging.prefix_index import members
@@ -124,7 +123,7 @@ class ByLoad:
     def __init__(self) -> None:
         self.meshes = 0  # the set of them, a bit each
         self._loads: dict[int, float] = {}
-        self._sorted: SortedList[tuple[float, int]] = SortedList()
+        self._sorted: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
         return len(self._loads)
@@ -145,11 +144,11 @@ class ByLoad:
         if load == before:
             return
         if before is not None:
-            self._sorted.remove((before, mesh))
+            del self._sorted[bisect_left(self._sorted, (before, mesh))]
         if load is None:
             del self._loads[mesh]
             self.meshes ^= 1 << mesh
             return
-        self._sorted.add((load, mesh))
+        insort(self._sorted, (load, mesh))
         self._loads[mesh] = load
         self.meshes |= 1 << mesh

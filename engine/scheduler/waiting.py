@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count, takewhile
 from typing import Any
 
 from .mesh_state import SortedRequests, sorted_requests
@@ -26,14 +26,14 @@ class Group(Wait):
     blocks: Sequence[bytes] = ()  # hashes of one of them
     common: int = 0  # how many of these blocks all of them have, at least
 
-    def add(self, requests: Sequence[Request], blocks: Sequence[bytes], common: int) -> None:
-        """Take in requests that have the first `common` of these blocks in common."""
-        self.common = _common(self.blocks, blocks, min(self.common, common)) if self.requests else common
+    def add(self, requests: Sequence[Request]) -> None:
+        """Take in requests."""
         if not self.requests:
-            self.blocks = blocks
-        self.requests.update(requests)
+            self.blocks, self.common = requests[0].hashes, len(requests[0].hashes)
         for request in requests:
+            self.common = _common(self.blocks, request.hashes, self.common)
             request.wait = self
+        self.requests.update(requests)
 
 
 class WaitingRequests:
@@ -93,17 +93,33 @@ class WaitingRequests:
         if isinstance(group, Group) and blocks <= group.common:
             self._forget(group)
             group.key = key
+            self._groups[key] = self._merge(group, self._groups.get(key))
         else:
             self._take(request)
-            group = Group(key)
-            group.add([request], request.hashes, len(request.hashes))
-        other = self._groups.get(key)
-        if other is not None:
-            if len(other.requests) > len(group.requests):
-                group, other = other, group
-            group.add(other.requests, other.blocks, other.common)
-        self._groups[key] = group
+            if key not in self._groups:
+                self._groups[key] = Group(key)
+            self._groups[key].add([request, *self._take_followers(key, blocks)])
         self._done.pop(key, None)
+
+    @staticmethod
+    def _merge(group: Group, other: Group | None) -> Group:
+        """Merge the smaller of two groups that sleep for the same into the larger."""
+        if other is None:
+            return group
+        small, large = sorted((group, other), key=lambda g: len(g.requests))
+        large.add(small.requests)
+        return large
+
+    def _take_followers(self, key: Awaited, blocks: int) -> list[Request]:
+        """Take out those awake that come next and would be found to sleep for the same block."""
+        if not isinstance(key, bytes):
+            return []
+        last = blocks - 1
+        followers = list(
+            takewhile(lambda r: last < len(r.hashes) and r.hashes[last] == key and r.facts.fork_of is None, self._awake)
+        )
+        del self._awake[: len(followers)]
+        return followers
 
     def rouse(self, request: Request) -> None:
         """Have a request awake that may be asleep: it waits for nothing but room."""
@@ -115,7 +131,10 @@ class WaitingRequests:
         """Take a request out of its group, or from those awake."""
         group, request.wait = request.wait, None
         if not isinstance(group, Group):
-            self._awake.remove(request)
+            if self._awake[0] is request:
+                del self._awake[0]
+            else:
+                self._awake.remove(request)
             return
         group.requests.remove(request)
         if not group.requests:
@@ -147,4 +166,7 @@ class WaitingRequests:
 
 def _common(blocks: Sequence[bytes], others: Sequence[bytes], most: int) -> int:
     """Count the first blocks, at most so many, that two prompts have in common: a hash stands for all before it too."""
-    return bisect_left(range(min(len(blocks), len(others), most)), True, key=lambda i: blocks[i] != others[i])
+    most = min(len(blocks), len(others), most)
+    if not most or blocks[most - 1] == others[most - 1]:
+        return most
+    return bisect_left(range(most), True, key=lambda i: blocks[i] != others[i])

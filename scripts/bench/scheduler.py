@@ -113,13 +113,18 @@ class Engine:
             for _ in range(min(len(self._free), len(self._events))):
                 self._scheduler.on(self._next_event()[1])
             self._perform(self._scheduler.actions())
-        for _ in range(waiting - self._count_waiting()):
+        for _ in range(waiting - self.count_waiting()):
             self._scheduler.on(self._arrival(self._now))
         while actions := self._scheduler.actions():
             self._perform(actions)
 
-    def _count_waiting(self) -> int:
+    def count_waiting(self) -> int:
+        """Count the requests that have no place on a mesh."""
         return sum(request.state.value == "waiting" for request in self._scheduler.requests.values())
+
+    def count_running(self) -> int:
+        """Count the requests that have one."""
+        return len(self._scheduler.requests) - self.count_waiting()
 
     def _arrival(self, t: float, output: int = _OUTPUT) -> Any:
         number = next(self._numbers)
