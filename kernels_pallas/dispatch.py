@@ -1,6 +1,6 @@
 """Chooses the implementation of attention and of what comes before it that a program gets, while it is traced.
 
-Hopper GPUs run the Mosaic kernels, CPUs decode attention in those of `cpu/` where there are any; all else runs in
+Hopper GPUs run the Mosaic kernels, CPUs attention in those of `cpu/` where there are any; all else runs in
 `xla.py`. The GPU is that of the abstract mesh in whose context the trace runs (inside `shard_map`, or when compiling
 for an absent GPU), else JAX's first device. In the second case the program may still be meant for the CPU of a machine
 that has a GPU, so both are traced and lowering picks one. Shapes that the Mosaic kernels do not support run in
@@ -39,6 +39,9 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
         tiles = prefill_tiles(*_shape(q, kv), _capacity(kv, options))
         return functools.partial(prefill.paged_prefill_attention, options=options, tiles=tiles, cores=cores)
 
+    attended = calls.paged_prefill_attention(q, kv, q_start, options) if runs_on_cpu() else None
+    if attended is not None:
+        return attended
     plain = functools.partial(xla.paged_prefill_attention, options=options)
     return _choose(kernel, plain, (q, kv, q_start), q, kv.k_pages)
 

@@ -22,7 +22,9 @@ from .vectors import F32, I16, Writer
 
 MOST_TOKENS = 128  # that are looked at at a time; a multiple of all levels' lanes
 _MOST_QUERIES = 4  # that share a pass over a head's keys
-_LOWEST = -1e30  # below all scores, and finite
+_AHEAD = 8  # tokens whose keys or values are asked for before they are needed
+_LINE = 64
+LOWEST = -1e30  # below all scores, and finite
 
 (
     _Q, _K, _V, _TABLE, _LENGTHS, _FIRST, _SINK, _OUT, _PARTS, _REQUESTS, _QUERY_HEADS, _PAGES, _PAGE, _KV_HEADS, _MOST,
@@ -171,7 +173,7 @@ def _query_blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]
                 token += tokens
             for query in range(count):
                 for extra in range(end - begin, (end - begin + lanes - 1) // lanes * lanes):
-                    store(scores + query * row + extra * 4, float32(_LOWEST))
+                    store(scores + query * row + extra * 4, float32(LOWEST))
                 softened = at + query * part + head_dim * 4
                 soften(scores + query * row, (end - begin + lanes - 1) // lanes, softened)
                 for index in range(head_dim):
@@ -221,8 +223,10 @@ def _dots(level: Level, head_dim: int, item: int, queries: int) -> Any:
             ]
 
             def step(index: Any, _: list[Any]) -> list[Any]:
+                _prefetch(write, write.plus(k, write.times(k_row, index)), k_row, head_dim * item)
                 keys = [
-                    _load(write, write.plus(write.plus(k, write.times(k_row, index)), at * item), item) for at in places
+                    load_widened(write, write.plus(write.plus(k, write.times(k_row, index)), at * item), item)
+                    for at in places
                 ]
                 for head, values in enumerate(heads):
                     total = builder.fmul(keys[0], values[0])
@@ -253,8 +257,9 @@ def _weighted_sum(level: Level, head_dim: int, item: int, queries: int) -> Any:
             places = [write.plus(sums, head * part + at * 4) for head in range(queries) for at in vectors]
 
             def step(index: Any, totals: list[Any]) -> list[Any]:
+                _prefetch(write, write.plus(v, write.times(v_row, index)), v_row, head_dim * item)
                 values = [
-                    _load(write, write.plus(write.plus(v, write.times(v_row, index)), at * item), item)
+                    load_widened(write, write.plus(write.plus(v, write.times(v_row, index)), at * item), item)
                     for at in vectors
                 ]
                 added = []
@@ -291,7 +296,7 @@ def _softmax(level: Level) -> Any:
             def higher(index: Any, peaks: list[Any]) -> list[Any]:
                 return [write.largest(write.load(at(index), write.vector, 4), peaks[0])]
 
-            (peaks,) = write.loop(count, [write.constant(_LOWEST)], higher)
+            (peaks,) = write.loop(count, [write.constant(LOWEST)], higher)
             peak = write.peak(peaks)
             of_all = write.splat(peak)
 
@@ -336,7 +341,7 @@ def _combinations(level: Level, head_dim: int) -> tuple[Any, Any]:
     @njit(**NUMBA)
     def put_together(place: int, stride: int, count: int, sink: float, out: int) -> None:
         """Add up a head's parts in their order, the sink's weight first; zeros where there is none."""
-        peak = max(sink, float32(_LOWEST))
+        peak = max(sink, float32(LOWEST))
         for index in range(count):
             peak = max(peak, load(place + index * stride + head_dim * 4, types.float32))
         total = power(sink - peak)
@@ -356,7 +361,14 @@ def _combinations(level: Level, head_dim: int) -> tuple[Any, Any]:
     return fold, put_together
 
 
-def _load(write: Writer, place: Any, item: int) -> Any:
+def _prefetch(write: Writer, token: Any, row: Any, size: int) -> None:
+    """Ask for the head of a token that comes later; behind a page's end for memory that nobody needs."""
+    ahead = write.plus(token, write.times(row, _AHEAD))
+    for line in range(0, size, _LINE):
+        write.prefetch(write.plus(ahead, line))
+
+
+def load_widened(write: Writer, place: Any, item: int) -> Any:
     """Load a vector of float32, or of bfloat16 that is widened."""
     if item == 4:
         return write.load(place, write.vector, 4)

@@ -20,11 +20,13 @@ from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS
 from .blocks_code import HIGH, Code, Form, Values, block_of_floats, block_of_integers
 from .blocks_records import NUMBER_BYTES, PER_ROW, ROWS
 from .frame import NUMBA, argument, attribute, data, result, set_word, size, word
-from .kernel import Kernel
+from .jobs import MOST_ROWS
+from .kernel import Kernel, threads
 from .levels import Level
 from .vectors import F32, I8, I16, I32
 
-_PIECES = 32  # of a call, at most
+_PIECES = 2  # of a call, for each thread: a thread reads the longer without a jump the fewer there are
+_PROMPT_PIECES = 16  # likewise of a call over many rows, which computes more than it reads
 _ALONE = 1024  # blocks of tiles, once more for each row, that take less time (5 us) than another thread to come
 _X, _BLOCKS, _ROWS, _COLUMNS, _VALUES, _SCALES, _MINS, _OUT, _OUT_BYTES, _TILES = range(10)
 _LARGEST = {"int8": 127.0, "int16": 127.0 * (HIGH + 1)}  # that a number may become
@@ -58,7 +60,8 @@ def product(level: Level, layout: int, activations: int) -> Kernel:
             set_word(job, _MINS, data(argument(frame, 3)))
         set_word(job, _OUT, data(result(frame, 0)))
         set_word(job, _OUT_BYTES, attribute(frame, 0))
-        each = tiles if tiles * blocks * (rows + 1) < _ALONE else (tiles + _PIECES - 1) // _PIECES
+        most = threads(frame) * (_PIECES if rows <= MOST_ROWS else _PROMPT_PIECES)
+        each = tiles if tiles * blocks * (rows + 1) < _ALONE else (tiles + most - 1) // most
         set_word(job, _TILES, each)
         prepare(data(x), attribute(frame, 1), rows, blocks, at)
         pieces: int = (tiles + each - 1) // each

@@ -17,6 +17,8 @@ DTYPES = ("float32", "bfloat16")
 _BLOCK = 128  # tokens: `attention.MOST_TOKENS`
 _SPLITS = 32  # the most of a request, which bounds the room for their parts
 _LOWEST = -1e30  # a sink that is none
+# Query heads of a key/value head, and their length, of which a thread's stack holds enough for prompts.
+_MOST_GROUP, _MOST_DIM = 32, 256
 
 
 def product(x: Array, w: Array, *, by_output: bool) -> Array | None:
@@ -59,7 +61,7 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision:
 
 
 def kernels_of(dtype: DTypeLike, head_dim: int, *, has_matrices: bool) -> list[str]:
-    """Name the kernels that decode steps of a model may call, as `loader.compile_ahead` takes them.
+    """Name the kernels that steps of a model may call, as `loader.compile_ahead` takes them.
 
     `has_matrices` says whether any weights are matrices of `dtype`; otherwise all of them are quantised.
     """
@@ -67,7 +69,7 @@ def kernels_of(dtype: DTypeLike, head_dim: int, *, has_matrices: bool) -> list[s
     if name not in DTYPES or tools is None:
         return []
     products = [f"product_{name}", f"score_{name}"] if has_matrices else []
-    attention = [] if head_dim % tools.level.lanes else [f"decode_{name}:{head_dim}"]
+    attention = [] if head_dim % tools.level.lanes else [f"{kind}_{name}:{head_dim}" for kind in ("decode", "prefill")]
     return [*products, *attention]
 
 
@@ -95,3 +97,23 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
             *arrays, split=np.int64(split), window=np.int64(window)
         )
     return called[0].astype(q.dtype)
+
+
+def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array | None:
+    """Compute `kernels_pallas.paged_prefill_attention`; None where XLA has to."""
+    query_heads, head_dim = q.shape[1:]
+    tools = loader.toolchain()
+    if tools is None or q.dtype.name not in DTYPES or options.softcap is not None or 0 in q.shape:
+        return None
+    if head_dim % tools.level.lanes or head_dim > _MOST_DIM or query_heads // kv.k_pages.shape[2] > _MOST_GROUP:
+        return None
+    target = loader.target(f"prefill_{q.dtype.name}", head_dim)
+    if target is None:
+        return None
+    sink = jnp.full(query_heads, _LOWEST) if options.sink is None else options.sink.astype(jnp.float32)
+    arrays = (q.astype(jnp.float32) * options.scale, *kv[:2], kv.page_table, kv.kv_len, kv.first_page, sink, q_start)
+    with jax.named_scope("paged_prefill_attention"):
+        called: Array = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(q.shape, jnp.float32), vmap_method="sequential")(
+            *arrays, window=np.int64(options.window or 0)
+        )
+    return called.astype(q.dtype)

@@ -55,6 +55,30 @@ def check_decode(call: Call, level: Level, head_dim: int, dtype: str) -> bool:
     return bool(np.allclose(out, expected, atol=_TOLERANCE))
 
 
+def check_prefill(call: Call, level: Level, head_dim: int, dtype: str) -> bool:
+    """Say whether attention of two chunks is right, with a window, a sink, and NaN where no token is."""
+    random = np.random.default_rng(0)
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
+    kv_heads, group, page, window, start = 2, 5, 48, 200, np.array([0, 3, 80], np.int32)
+    lengths, table = np.array([3, 330], np.int32), np.arange(14, dtype=np.int32).reshape(2, 7)[::-1].copy()
+    q = random.standard_normal((83, kv_heads * group, head_dim), np.float32) / head_dim**0.5
+    k, v = (np.full((16, page, kv_heads, head_dim), np.nan, kind) for _ in range(2))
+    sink, first = np.linspace(-1, 1, kv_heads * group, dtype=np.float32), np.array([2], np.int32)
+    expected = np.zeros_like(q)
+    for request, length in enumerate(lengths):
+        keys, values = (random.standard_normal((length, kv_heads, head_dim), np.float32).astype(kind) for _ in range(2))
+        for token in range(length):
+            at = table[request, token // page] + 2, token % page
+            k[at], v[at] = keys[token], values[token]
+        for row in range(start[request], start[request + 1]):
+            position = length - start[request + 1] + row
+            seen = slice(max(position - window + 1, 0), position + 1)
+            expected[row] = _attend(q[row], keys[seen].astype(np.float32), values[seen].astype(np.float32), sink)
+    out = np.full_like(q, np.nan)
+    call([q, k, v, table, lengths, first, sink, start], [out], [window])
+    return bool(np.allclose(out, expected, atol=_TOLERANCE))
+
+
 def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, sink: np.ndarray) -> np.ndarray:
     k, v = (np.repeat(x, q.shape[0] // x.shape[1], axis=1) for x in (k, v))
     scores = np.concatenate([np.einsum("hd,thd->ht", q, k), sink[:, None]], axis=1).astype(np.float64)
@@ -67,6 +91,10 @@ def _decode(dtype: str) -> Callable[..., bool]:
     return lambda call, level, head_dim: check_decode(call, level, head_dim, dtype)
 
 
+def _prefill(dtype: str) -> Callable[..., bool]:
+    return lambda call, level, head_dim: check_prefill(call, level, head_dim, dtype)
+
+
 def _product(dtype: str, by_output: bool) -> Callable[..., bool]:
     return lambda call, level: check_product(call, level, dtype, by_output=by_output)
 
@@ -77,4 +105,5 @@ CHECKS: dict[str, Callable[..., bool]] = {
     for kind in ("product", "score")
     for dtype in ("float32", "bfloat16")
 } | {f"decode_{dtype}": _decode(dtype) for dtype in ("float32", "bfloat16")}
+CHECKS |= {f"prefill_{dtype}": _prefill(dtype) for dtype in ("float32", "bfloat16")}
 CHECKS["blocks"] = check_blocks

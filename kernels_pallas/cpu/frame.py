@@ -12,7 +12,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 # How every function of a kernel is compiled: without Python's errors, which could not be raised in XLA's threads.
@@ -95,7 +94,9 @@ def room(size: int) -> Any:
     def allocate(typing: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             kind = ir.ArrayType(ir.IntType(8), size)
-            place = cgutils.alloca_once(builder, kind)
+            # Not by numba's own helper, which writes zeros there as one value: minutes to compile for some kilobytes.
+            with builder.goto_entry_block():
+                place = builder.alloca(kind)
             place.align = 64
             return builder.ptrtoint(place, _I64)
 

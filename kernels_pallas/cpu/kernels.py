@@ -10,5 +10,7 @@ KERNELS = {
     "score_bfloat16": ("scores", "score_bfloat16"),
     "decode_float32": ("attention", "decode_float32"),
     "decode_bfloat16": ("attention", "decode_bfloat16"),
+    "prefill_float32": ("prefill", "prefill_float32"),
+    "prefill_bfloat16": ("prefill", "prefill_bfloat16"),
     "blocks": ("blocks_kernel", "product"),
 }

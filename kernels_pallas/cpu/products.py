@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .frame import NUMBA, argument, data, load, result, room, set_word, size, store, word
+from .frame import NUMBA, argument, data, result, room, set_word, size, word
 from .kernel import Kernel, threads
 from .levels import Level
 from .vectors import F32, I16, I32, I64, Writer
@@ -34,7 +34,7 @@ _TILE_ARGUMENTS = 9
 
 def product_float32(level: Level) -> Kernel:
     """Make the product of float32 x with float32 weights."""
-    return _kernel(level, _by_float32, x_bytes=4)
+    return _kernel(level, by_float32, x_bytes=4)
 
 
 def product_bfloat16(level: Level) -> Kernel:
@@ -53,7 +53,8 @@ def _kernel(level: Level, multiply: "_Multiply", x_bytes: int) -> Kernel:
     narrow = _row_blocks(level, top, 1, False, multiply, x_bytes)
     last = _row_blocks(level, top, 1, True, multiply, x_bytes)
 
-    is_float32, stream = multiply is _by_float32, _stream(level)
+    is_float32 = multiply is by_float32
+    stream1, stream2, stream4, stream8 = (_stream(level, rows) for rows in (1, 2, 4, 8))
 
     @njit(**NUMBA)
     def setup(frame: int, job: int) -> int:
@@ -67,7 +68,7 @@ def _kernel(level: Level, multiply: "_Multiply", x_bytes: int) -> Kernel:
         set_word(job, _COLUMNS, columns)
         set_word(job, _STRIPS, columns // strip)
         set_word(job, _STREAM, 0)
-        if is_float32 and size(x, 0) == 1 and columns % lanes == 0 and size(x, 1) % _GROUP == 0:
+        if is_float32 and size(x, 0) <= 8 and columns % lanes == 0 and size(x, 1) % _GROUP == 0:
             vectors = columns // lanes
             pieces = max((vectors + _RUN - 1) // _RUN, min(threads(frame), vectors // 4))
             run = (vectors + pieces - 1) // pieces
@@ -81,8 +82,15 @@ def _kernel(level: Level, multiply: "_Multiply", x_bytes: int) -> Kernel:
         rows, depth, columns = word(job, _ROWS), word(job, _DEPTH), word(job, _COLUMNS)
         run = word(job, _STREAM)
         if is_float32 and run > 0:
-            vectors = min(run, columns // lanes - piece * run)
-            stream(x, w + piece * run * lanes * 4, out + piece * run * lanes * 4, depth, columns, vectors)
+            vectors, first = min(run, columns // lanes - piece * run), piece * run * lanes * 4
+            if rows == 1:
+                stream1(x, rows, w + first, out + first, depth, columns, vectors)
+            elif rows == 2:
+                stream2(x, rows, w + first, out + first, depth, columns, vectors)
+            elif rows <= 4:
+                stream4(x, rows, w + first, out + first, depth, columns, vectors)
+            else:
+                stream8(x, rows, w + first, out + first, depth, columns, vectors)
             return
         column = piece * strip
         end = min(column + strip, columns)
@@ -106,8 +114,8 @@ def _row_blocks(
     level: Level, top: int, vectors: int, is_partial: bool, multiply: "_Multiply", x_bytes: int
 ) -> Callable[..., None]:
     """Make a function that computes a strip for all rows: `top` at a time, then 4, 2 and 1."""
-    tile, tile4, tile2, tile1 = (_tile(level, rows, vectors, is_partial, multiply) for rows in (top, 4, 2, 1))
-    weight_bytes = 4 if multiply is _by_float32 else 2
+    tile, tile4, tile2, tile1 = (make_tile(level, rows, vectors, is_partial, multiply) for rows in (top, 4, 2, 1))
+    weight_bytes = 4 if multiply is by_float32 else 2
     is_eight = top == 8
 
     @njit(**NUMBA)
@@ -135,7 +143,7 @@ def _row_blocks(
     return compute
 
 
-def _tile(level: Level, rows: int, vectors: int, is_partial: bool, multiply: "_Multiply") -> Any:
+def make_tile(level: Level, rows: int, vectors: int, is_partial: bool, multiply: "_Multiply") -> Any:
     """Make the product of `rows` rows of x with a chunk of w, `vectors` vectors of columns or a part of one."""
 
     @intrinsic
@@ -166,55 +174,88 @@ def _tile(level: Level, rows: int, vectors: int, is_partial: bool, multiply: "_M
     return tile
 
 
-def _stream(level: Level) -> Callable[..., None]:
-    """Make a function that computes a run of columns for one row of float32.
+def _stream(level: Level, rows: int) -> Callable[..., None]:
+    """Make a function that computes a run of columns for up to `rows` rows of x, all of float32.
 
-    Eight rows of w pass by at a time, as far as the run goes, and the sums lie in the nearest cache: memory is read in
-    long runs, which is what counts where each weight is used once.
+    `_GROUP` rows of w pass by at a time, as far as the run goes, and the sums lie in the nearest cache: memory is read
+    in long runs, which is what counts where each weight is used a few times.
     """
-    add, lanes = _add_rows(level), level.lanes
-    sums = room(_RUN * level.lanes * 4)
+    add, add_up, run_bytes = _add_rows(level, rows), _add_up(level), _RUN * level.lanes * 4
+    sums = room(rows * run_bytes)
 
     @njit(**NUMBA)
-    def stream(x: int, w: int, out: int, depth: int, columns: int, vectors: int) -> None:
-        fresh = sums()
+    def stream(x: int, count: int, w: int, out: int, depth: int, columns: int, vectors: int) -> None:
+        fresh, row_bytes = sums(), columns * 4
         for begin in range(0, depth, CHUNK):
             for k in range(begin, min(begin + CHUNK, depth), _GROUP):
-                add(x + k * 4, w + k * columns * 4, columns * 4, fresh, types.int64(k == begin), vectors)
-            for offset in range(0, vectors * lanes * 4, 4):
-                total = load(fresh + offset, types.float32)
-                if begin > 0:
-                    total += load(out + offset, types.float32)
-                store(out + offset, total)
+                is_first = types.int64(k == begin)
+                add(x + k * 4, depth * 4, count, w + k * row_bytes, row_bytes, fresh, is_first, vectors)
+            for row in range(count):
+                add_up(fresh + row * run_bytes, out + row * row_bytes, types.int64(begin == 0), vectors)
 
-    return stream
+    made: Callable[..., None] = stream
+    return made
 
 
-def _add_rows(level: Level) -> Any:
-    """Add `_GROUP` rows of w, each times its value of x, to sums in memory."""
+def _add_up(level: Level) -> Any:
+    """Write sums of a chunk to `out`, or add them to what is there if they are not the first."""
 
     @intrinsic
-    def add(typing: Any, x: Any, w: Any, w_row: Any, sums: Any, is_first: Any, vectors: Any) -> Any:
+    def add_up(typing: Any, sums: Any, out: Any, is_first: Any, vectors: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            x, w, w_row, sums, is_first, vectors = arguments
+            sums, out, is_first, vectors = arguments
             write = Writer(builder, level.lanes)
             starts = builder.icmp_signed("!=", is_first, write.number(0))
-            rows = [write.plus(w, write.times(w_row, row)) for row in range(_GROUP)]
-            scalars = [write.splat(write.load(write.plus(x, row * 4), F32, 4)) for row in range(_GROUP)]
 
             def step(index: Any, _: list[Any]) -> list[Any]:
                 offset = write.times(index, level.lanes * 4)
-                place = write.plus(sums, offset)
-                total = builder.select(starts, *write.zeros(1), write.load(place, write.vector, 4))
-                for scalar, row in zip(scalars, rows, strict=True):
-                    total = write.fma(scalar, write.load(write.plus(row, offset), write.vector, 4), total)
-                write.store(total, place)
+                total, place = write.floats(write.plus(sums, offset)), write.plus(out, offset)
+                write.store(builder.select(starts, total, builder.fadd(write.floats(place), total)), place)
                 return []
 
             write.loop(vectors, [], step)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), code
+        return types.void(*[types.int64] * 4), code
+
+    return add_up
+
+
+def _add_rows(level: Level, rows: int) -> Any:
+    """Add `_GROUP` rows of w, each times its values of x, to sums in memory; a row of x too many is the last again."""
+
+    @intrinsic
+    def add(
+        typing: Any, x: Any, x_row: Any, count: Any, w: Any, w_row: Any, sums: Any, is_first: Any, vectors: Any
+    ) -> Any:
+        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            x, x_row, count, w, w_row, sums, is_first, vectors = arguments
+            write = Writer(builder, level.lanes)
+            starts = builder.icmp_signed("!=", is_first, write.number(0))
+            of_w = [write.plus(w, write.times(w_row, k)) for k in range(_GROUP)]
+            last, factors = builder.sub(count, write.number(1)), []
+            for row in range(rows):
+                is_there = builder.icmp_signed(">", count, write.number(row))
+                of_x = write.plus(x, builder.mul(x_row, builder.select(is_there, write.number(row), last)))
+                factors.append([write.splat(write.load(write.plus(of_x, k * 4), F32, 4)) for k in range(_GROUP)])
+
+            def step(index: Any, _: list[Any]) -> list[Any]:
+                offset = write.times(index, level.lanes * 4)
+                weights = [write.floats(write.plus(place, offset)) for place in of_w]
+                for place in of_w:
+                    write.prefetch(write.plus(write.plus(place, offset), write.times(w_row, _AHEAD)))
+                for row in range(rows):
+                    place = write.plus(sums, write.plus(offset, row * _RUN * level.lanes * 4))
+                    total = builder.select(starts, *write.zeros(1), write.floats(place))
+                    for factor, weight in zip(factors[row], weights, strict=True):
+                        total = write.fma(factor, weight, total)
+                    write.store(total, place)
+                return []
+
+            write.loop(vectors, [], step)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), code
 
     return add
 
@@ -223,7 +264,8 @@ def _add_rows(level: Level) -> Any:
 type _Multiply = Callable[[Writer, list[Any], Any, Any, Any, int, Any], list[Any]]
 
 
-def _by_float32(write: Writer, x_rows: list[Any], w: Any, w_row: Any, depth: Any, vectors: int, mask: Any) -> list[Any]:
+def by_float32(write: Writer, x_rows: list[Any], w: Any, w_row: Any, depth: Any, vectors: int, mask: Any) -> list[Any]:
+    """Multiply one row of w at a time, all of float32: the sums of each row of x, in vectors of columns."""
     return _by_rows(write, x_rows, w, w_row, depth, vectors, mask, F32)
 
 

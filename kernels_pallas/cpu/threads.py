@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 POOL = "tf_XLAEigen"  # what XLA calls the threads of the pool that operations share their work on
-_NICENESS = 5  # of 19; a thread of the usual priority beside it gets three quarters of a core
+_NICENESS = 5  # of 19, more than the caller's; a thread with that one beside it gets three quarters of a core
 _LINE = 64
 
 
@@ -118,15 +118,16 @@ def process_cores() -> Cores:
 def lower_pool_priority(task: Path = Path("/proc/self/task")) -> int:
     """Let all other threads of the process go before those of XLA's pool; returns how many there are now.
 
-    For a process that prefills on one CPU device and decodes on another. JAX must have found its devices. It lasts as
-    long as the process, which without privileges may not raise it again. Elsewhere than on Linux it does nothing.
+    For a process, of whatever priority, that prefills on one CPU device and decodes on another. JAX must have found its
+    devices. It lasts as long as the process, which without privileges may not raise it again. Elsewhere than on Linux
+    it does nothing.
     """
-    lowered = 0
+    lowered, niceness = 0, min(os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS, 19)
     for thread in sorted(task.iterdir()) if task.is_dir() else ():
         with contextlib.suppress(OSError):  # it has ended
             if (thread / "comm").read_text().strip() == POOL:
                 number = int(thread.name)
-                if os.getpriority(os.PRIO_PROCESS, number) < _NICENESS:
-                    os.setpriority(os.PRIO_PROCESS, number, _NICENESS)
+                if os.getpriority(os.PRIO_PROCESS, number) < niceness:
+                    os.setpriority(os.PRIO_PROCESS, number, niceness)
                 lowered += 1
     return lowered

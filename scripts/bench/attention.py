@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention
+from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention, xla
+from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.kernels_pallas.work import ceil_div
 
 PAGE_SIZE = 64
@@ -46,7 +47,7 @@ def page_tables(rows: int, length: int) -> Array:
 
 
 def bench_attention(query_heads: int, kv_heads: int, head_dim: int, dtype: str) -> None:
-    """Time decode at 1, 8 and 64 rows of 512 tokens, prefill of chunks after cached tokens, and the append."""
+    """Time decode at 1, 8 and 64 rows of 512 tokens, prefill, and the append."""
     pool = jnp.ones((POOL_PAGES, PAGE_SIZE, kv_heads, head_dim), dtype)
     pools = (pool, pool + 1)
     scale = head_dim**-0.5
@@ -55,13 +56,7 @@ def bench_attention(query_heads: int, kv_heads: int, head_dim: int, dtype: str) 
         q = jnp.ones((rows, query_heads, head_dim), dtype)
         arrays = (q, *pools, page_tables(rows, 512), jnp.full(rows, 512, jnp.int32))
         report(f"decode {rows} x 512", partial(decode, *arrays))
-    prefill = jax.jit(lambda *a: paged_prefill_attention(*a, scale=scale))
-    for chunk, cached in ((512, 0), (512, 1536), (2048, 0)):
-        q = jnp.ones((chunk, query_heads, head_dim), dtype)
-        length = chunk + cached
-        lengths = (jnp.array([length], jnp.int32), jnp.array([0, chunk], jnp.int32))
-        chunk_arrays = (q, *pools, page_tables(1, length), *lengths)
-        report(f"prefill {chunk} after {cached}", partial(prefill, *chunk_arrays))
+    bench_prefill(query_heads, pools)
     append = jax.jit(append_kv, donate_argnums=(0, 1))
     held = [pools]
     for tokens in (64, 512):
@@ -73,6 +68,22 @@ def bench_attention(query_heads: int, kv_heads: int, head_dim: int, dtype: str) 
             return held[0]
 
         report(f"append {tokens}", call)
+
+
+def bench_prefill(query_heads: int, pools: tuple[Array, Array]) -> None:
+    """Time chunks of prompts after cached tokens, by the kernel that programs get here and by XLA."""
+    options = AttentionOptions(pools[0].shape[-1] ** -0.5)
+
+    def by_xla(q: Array, k: Array, v: Array, table: Array, lengths: Array, starts: Array) -> Array:
+        return xla.paged_prefill_attention(q, PagedKV(k, v, table, lengths), starts, options)
+
+    ways = {"": jax.jit(partial(paged_prefill_attention, scale=options.scale)), " by XLA": jax.jit(by_xla)}
+    for rows, chunk, cached in ((1, 64, 0), (8, 64, 0), (1, 512, 0), (4, 128, 384), (1, 512, 1536), (1, 2048, 0)):
+        q = jnp.ones((rows * chunk, query_heads, pools[0].shape[-1]), pools[0].dtype)
+        length, starts = chunk + cached, chunk * jnp.arange(rows + 1, dtype=jnp.int32)
+        arrays = (q, *pools, page_tables(rows, length), jnp.full(rows, length, jnp.int32), starts)
+        for name, way in ways.items():
+            report(f"prefill {rows} x {chunk} after {cached}{name}", partial(way, *arrays))
 
 
 def bench_products(dtype: str) -> None:

@@ -21,7 +21,7 @@ try:
 except ImportError:
     HERE = None
 needs_kernels = pytest.mark.skipif(HERE is None, reason="no CPU kernels here")
-PARAMETERS = {"decode_float32": ":64", "decode_bfloat16": ":64", "blocks": ":2:1"}
+PARAMETERS = {name: ":64" for name in CHECKS if name.startswith(("decode", "prefill"))} | {"blocks": ":2:1"}
 KERNELS = [name + PARAMETERS.get(name, "") for name in CHECKS]
 PROGRAM = """
 import sys, logging

@@ -72,9 +72,10 @@ def test_any_contents_are_right(function, dtype, data):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_rows_bits_are_its_own(function, dtype):
-    """Beside any number of other rows; 65 rows are more than the kernel takes."""
-    x, w = operands(function, 65, 200, 150, dtype)
+@pytest.mark.parametrize("outputs", [150, 16, 160, 592])
+def test_a_rows_bits_are_its_own(function, dtype, outputs):
+    """Beside any number of other rows, also where a few rows pass by in long runs; 65 are more than a kernel takes."""
+    x, w = operands(function, 65, 200, outputs, dtype)
     assert not is_by_kernel(function, x, w)
     want = by_kernel(function, x[:64], w)
     for rows in (1, 2, 3, 4, 7, 8, 15, 31, 32, 33):
@@ -155,6 +156,9 @@ def test_a_program_over_two_devices_computes_the_same():
 @pytest.mark.parametrize(("head_dim", "attends"), [(64, True), (10, False)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernels_that_are_compiled_ahead_are_those_that_a_model_calls(dtype, head_dim, attends, has_matrices):
-    products, attention = [f"product_{dtype}", f"score_{dtype}"], [f"decode_{dtype}:{head_dim}"]
+    products, attention = (
+        [f"product_{dtype}", f"score_{dtype}"],
+        [f"{kind}_{dtype}:{head_dim}" for kind in ("decode", "prefill")],
+    )
     assert calls.kernels_of(dtype, head_dim, has_matrices=has_matrices) == products * has_matrices + attention * attends
     assert calls.kernels_of("float16", head_dim, has_matrices=has_matrices) == []
