@@ -10,15 +10,16 @@ over. Long prompts are sent in parts while they are still being prefilled. A req
 decode mesh already sleeps until they are there or will not come. It moves no bytes: the executor does.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..config import EngineConfig, PoolSize
 from ..metrics.counters import Counters
 from ..paging.block_table import Placement
 from ..paging.prefix_index import members
 from ..protocol.actions import Action, DropTransfer, Scatter, StartTransfer
-from .mesh_state import MeshState, SharedState, sorted_requests
-from .request import Handoff, Request, State, Transfer, Wait
+from .credit_queue import CreditQueue
+from .mesh_state import MeshState, SharedState
+from .request import Handoff, Request, State, Transfer
 from .router import Router
 
 # A prompt of more chunks than this is sent in parts; for shorter ones a single transfer is better.
@@ -43,10 +44,7 @@ class Handoffs:
         self._config, self._pools, self._meshes, self._requests = config, pools, meshes, requests
         self._router, self._shared, self._counters, self._emit = router, shared, counters, emit
         self._caps = [config.pages_to_send(window) for window in config.windows]
-        # Those in HANDOFF that are not all sent: they ask for credit, sleep, or hold credit and wait for staging.
-        self._asking, self._credited = sorted_requests(), sorted_requests()
-        self._asleep: dict[bytes, dict[Request, None]] = {}
-        self._refused: tuple[Request, int] | None = None  # the one that got no credit, and how often room had come then
+        self._waiting = CreditQueue(shared.room, shared.arriving)  # in HANDOFF, and not all sent
         self._transfers: dict[int, Transfer] = {}
         self._next = 0
 
@@ -56,7 +54,7 @@ class Handoffs:
         """Begin the hand-off of a request whose prompt is dispatched: it is sent as soon as it has credit."""
         assert request.placement is not None
         request.move_to(State.HANDOFF)
-        (self._asking if request.handoff is None else self._credited).add(request)
+        self._waiting.add(request)
         self._meshes[request.placement.mesh].kept.add(request.placement)
         self._shared.room.less(request.placement.mesh)
 
@@ -81,58 +79,33 @@ class Handoffs:
         former hold. A request whose blocks are on their way to the decode mesh already, for another request, waits for
         those blocks and holds back no other request.
         """
-        while (request := self._first()) is not None:
+        while (request := self._waiting.first()) is not None:
             if (request.handoff is not None or self._ask(request)) and not self._send(request, is_last=True):
                 return
-
-    def _first(self) -> Request | None:
-        """Find the first request that holds credit or may ask for it."""
-        credited = self._credited[0] if self._credited else None
-        asking = self._asking[0] if self._asking else None
-        if asking is None or self._refused == (asking, self._shared.room.freed):
-            return credited
-        return asking if credited is None or asking.order < credited.order else credited
 
     def _ask(self, request: Request) -> bool:
         """Ask for credit; False: the request got none, or sleeps."""
         block = self._coming(request)
         if block is not None:
-            self._asking.remove(request)
-            request.wait = Wait(block)
-            self._asleep.setdefault(block, {})[request] = None
+            self._waiting.sleep(request, block)
         elif self._has_credit(request):
-            self._asking.remove(request)
-            self._credited.add(request)
+            self._waiting.grant(request)
             return True
         else:
-            self._refused = request, self._shared.room.freed
+            self._waiting.refuse(request)
         return False
 
-    def _wake(self, blocks: Iterable[bytes]) -> None:
-        """Let those ask that sleep for one of these blocks."""
-        for block in blocks if self._asleep else ():
-            for request in self._asleep.pop(block, ()):
-                request.wait = None
-                self._asking.add(request)
-
     def _end_waiting(self, request: Request, mesh: MeshState) -> None:
-        """Take out a request that is sent, or will not be."""
+        """Take a request out of those that wait, which is sent or will not be."""
         assert request.placement is not None
         mesh.kept.remove(request.placement)
-        wait, request.wait = request.wait, None
-        if isinstance(wait, Wait) and isinstance(wait.key, bytes):
-            sleepers = self._asleep[wait.key]
-            del sleepers[request]
-            if not sleepers:
-                del self._asleep[wait.key]
-        else:
-            (self._asking if request.handoff is None else self._credited).remove(request)
+        self._waiting.remove(request)
 
     def pipeline(self, request: Request) -> None:
         """Send the full pages of a long prompt early, after a chunk that is not its last was dispatched."""
         assert request.placement is not None
         is_long = request.to_prefill > _CHUNKS_IN_ONE_TRANSFER * self._config.chunk_size
-        can_go = not (self._meshes[request.placement.mesh].decodes or self._asking or self._credited or self._asleep)
+        can_go = not self._meshes[request.placement.mesh].decodes and not self._waiting
         if is_long and can_go and self._has_credit(request):
             self._send(request, is_last=False)
 
@@ -279,12 +252,8 @@ class Handoffs:
         mesh = self._meshes[placement.mesh]
         first = placement.remembered
         mesh.pages.remember(placement, request.hashes, request.kv_len)
-        self._wake(mesh.end_wait(placement))
-        if (
-            self._refused is not None
-            and self._refused[0].hashes[first : first + 1] == request.hashes[first : first + 1]
-        ):
-            self._refused = None  # what is cached here now it need not bring
+        self._waiting.wake(mesh.end_wait(placement))
+        self._waiting.cached(request, first)
         mesh.wake()
         if request.timeline.kv_ready is None:
             request.timeline.kv_ready = now
@@ -302,8 +271,7 @@ class Handoffs:
     def release_credit(self, request: Request) -> None:
         """Free the placement that is reserved for a request and drop what is on its way there; it asks again."""
         if request.state is State.HANDOFF:
-            self._credited.remove(request)
-            self._asking.add(request)
+            self._waiting.withdraw(request)
         self._drop(request)
 
     def _drop(self, request: Request) -> None:
@@ -314,7 +282,7 @@ class Handoffs:
             transfer.request_id = None
             if transfer.is_ready:
                 self._forget(transfer)
-        self._wake(self._meshes[handoff.placement.mesh].remove(request, handoff.placement))
+        self._waiting.wake(self._meshes[handoff.placement.mesh].remove(request, handoff.placement))
 
     # ---- staging
 
@@ -346,11 +314,4 @@ class Handoffs:
             )
             if mesh.staging != pool.staging_bytes - taken:
                 raise RuntimeError(f"mesh {mesh.index}: {mesh.staging} bytes of staging left, {taken} taken")
-        asleep = [request for sleepers in self._asleep.values() for request in sleepers]
-        for request in (*self._asking, *self._credited, *asleep):
-            if request.state is not State.HANDOFF or request.placement is None:
-                raise RuntimeError(f"request {request.id} is {request.state} and waits for credit")
-            if request.sleeps_for is not None and request.sleeps_for not in self._shared.arriving:
-                raise RuntimeError(f"request {request.id} waits for a block that is not on its way")
-        if any(request.handoff is not None for request in (*self._asking, *asleep)):
-            raise RuntimeError("a request that holds credit asks for it")
+        self._waiting.check()

@@ -1,6 +1,5 @@
 """The pages of a prefill mesh whose KV waits for credit elsewhere. Pages that several requests share count once."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 from ..paging.allocator import PageAllocator
@@ -8,40 +7,39 @@ from ..paging.block_table import Placement
 
 
 class KeptPages:
-    """Counts for one mesh."""
+    """The placements that wait on one mesh, whose pages do not change meanwhile."""
 
     def __init__(self, groups: Sequence[PageAllocator]):
         """Begin without any; `groups` are the mesh's pages of each cache group."""
-        self._groups, self._waiting = groups, 0
-        self._holders = [Counter[int]() for _ in groups]
+        self._groups = groups
+        self._placements: dict[Placement, None] = {}
+        self._counts = [0] * len(groups)  # of their pages, shared ones as often as they are shared
 
     def add(self, placement: Placement) -> None:
         """Count the pages of a request that begins to wait."""
-        self._waiting += 1
-        for holders, table in zip(self._holders, placement.tables, strict=True):
-            holders.update(table.pages)
+        self._placements[placement] = None
+        for group, table in enumerate(placement.tables):
+            self._counts[group] += len(table.pages)
 
     def remove(self, placement: Placement) -> None:
-        """Count no more the pages of a request that waits no longer; they are those that it began with."""
-        self._waiting -= 1
-        for holders, table in zip(self._holders, placement.tables, strict=True):
-            for page in table.pages:
-                if holders[page] > 1:
-                    holders[page] -= 1
-                else:
-                    del holders[page]
+        """Count no more the pages of a request that waits no longer."""
+        del self._placements[placement]
+        for group, table in enumerate(placement.tables):
+            self._counts[group] -= len(table.pages)
 
     @property
     def fill_half(self) -> bool:
-        """Return whether they are over half of a group."""
-        return self._waiting > 0 and any(
-            2 * len(holders) > pages.num_pages for holders, pages in zip(self._holders, self._groups, strict=True)
+        """Return whether they are over half of a group. Which are shared is asked only where it may matter."""
+        return bool(self._placements) and any(
+            2 * count > pages.num_pages and 2 * self._distinct(group) > pages.num_pages
+            for group, (count, pages) in enumerate(zip(self._counts, self._groups, strict=True))
         )
+
+    def _distinct(self, group: int) -> int:
+        return len(set().union(*(placement.tables[group].pages for placement in self._placements)))
 
     def check(self, placements: Sequence[Placement]) -> None:
         """Raise unless these are the placements that wait."""
-        for group, holders in enumerate(self._holders):
-            if self._waiting != len(placements) or holders != Counter(
-                page for placement in placements for page in placement.tables[group].pages
-            ):
-                raise RuntimeError(f"{len(placements)} requests wait for credit, and their pages are miscounted")
+        counts = [sum(len(x.tables[group].pages) for x in placements) for group in range(len(self._groups))]
+        if self._counts != counts or self._placements.keys() != set(placements):
+            raise RuntimeError(f"{len(placements)} requests wait for credit, {self._counts} pages are counted")

@@ -61,11 +61,10 @@ class WaitingRequests:
 
     def done(self, keys: Iterable[Awaited]) -> None:
         """Note that something of this that requests sleep for is done, or will not be."""
-        if self._groups:
-            for key in keys:
-                if key in self._groups:
-                    self._done[key] = None
-                    self._push(key)
+        for key in keys if self._groups else ():
+            if key in self._groups and key not in self._done:
+                self._done[key] = None
+                self._push(key)
 
     # ---- a pass over those that may be placed
 
@@ -131,12 +130,9 @@ class WaitingRequests:
         """Take a request out of its group, or from those awake."""
         group, request.wait = request.wait, None
         if not isinstance(group, Group):
-            if self._awake[0] is request:
-                del self._awake[0]
-            else:
-                self._awake.remove(request)
+            _remove(self._awake, request)
             return
-        group.requests.remove(request)
+        _remove(group.requests, request)
         if not group.requests:
             self._forget(group)
         elif group.key in self._done:
@@ -162,6 +158,14 @@ class WaitingRequests:
                 raise RuntimeError(f"{len(group.requests)} requests that sleep for {key!r} would not be asked again")
         if not self._done.keys() <= self._groups.keys() or any(request.wait is not None for request in self._awake):
             raise RuntimeError("something is done that no request sleeps for, or a request sleeps and is awake")
+
+
+def _remove(requests: SortedRequests, request: Request) -> None:
+    """Take a request out, most often the first."""
+    if requests[0] is request:
+        del requests[0]
+    else:
+        requests.remove(request)
 
 
 def _common(blocks: Sequence[bytes], others: Sequence[bytes], most: int) -> int:
