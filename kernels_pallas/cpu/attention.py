@@ -22,7 +22,6 @@ from .vectors import F32, I16, Writer
 
 MOST_TOKENS = 128  # that are looked at at a time; a multiple of all levels' lanes
 _MOST_QUERIES = 4  # that share a pass over a head's keys
-_AHEAD = 8  # tokens whose keys or values are asked for before they are needed
 _LINE = 64
 LOWEST = -1e30  # below all scores, and finite
 
@@ -169,7 +168,7 @@ def _query_blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]
                 tokens = min(page - token % page, end - token)
                 at_k = k + _token_row(job, request, token) * token_bytes
                 to = scores + (token - begin) * 4
-                dots(count, at_q, at_k, token_bytes, tokens, to)
+                dots(count, at_q, at_k, token_bytes, tokens, to, v + (at_k - k))
                 token += tokens
             for query in range(count):
                 for extra in range(end - begin, (end - begin + lanes - 1) // lanes * lanes):
@@ -183,7 +182,7 @@ def _query_blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]
                 tokens = min(page - token % page, end - token)
                 at_v = v + _token_row(job, request, token) * token_bytes
                 weights = scores + (token - begin) * 4
-                add_values(count, weights, at_v, token_bytes, tokens, at)
+                add_values(count, weights, at_v, token_bytes, tokens, at, k + (at_v - v) + head_dim * item)
                 token += tokens
             done += count
 
@@ -194,15 +193,15 @@ def _by_count(one: Any, two: Any, three: Any, four: Any) -> Callable[..., None]:
     """Make a function that calls the one of these that is made for so many queries."""
 
     @njit(**NUMBA)
-    def run(count: int, source: int, rows: int, row_bytes: int, tokens: int, to: int) -> None:
+    def run(count: int, source: int, rows: int, row_bytes: int, tokens: int, to: int, asked: int) -> None:
         if count == 1:
-            one(source, rows, row_bytes, tokens, to)
+            one(source, rows, row_bytes, tokens, to, asked)
         elif count == 2:
-            two(source, rows, row_bytes, tokens, to)
+            two(source, rows, row_bytes, tokens, to, asked)
         elif count == 3:
-            three(source, rows, row_bytes, tokens, to)
+            three(source, rows, row_bytes, tokens, to, asked)
         else:
-            four(source, rows, row_bytes, tokens, to)
+            four(source, rows, row_bytes, tokens, to, asked)
 
     made: Callable[..., None] = run
     return made
@@ -212,9 +211,9 @@ def _dots(level: Level, head_dim: int, item: int, queries: int) -> Any:
     """Make the scores of a run of tokens: `queries` heads of q times each token's key."""
 
     @intrinsic
-    def dots(typing: Any, q: Any, k: Any, k_row: Any, tokens: Any, scores: Any) -> Any:
+    def dots(typing: Any, q: Any, k: Any, k_row: Any, tokens: Any, scores: Any, asked: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            q, k, k_row, tokens, scores = arguments
+            q, k, k_row, tokens, scores, asked = arguments
             write = Writer(builder, level.lanes)
             places = range(0, head_dim, level.lanes)
             heads = [
@@ -223,7 +222,7 @@ def _dots(level: Level, head_dim: int, item: int, queries: int) -> Any:
             ]
 
             def step(index: Any, _: list[Any]) -> list[Any]:
-                _prefetch(write, write.plus(k, write.times(k_row, index)), k_row, head_dim * item)
+                _ask_for(write, write.plus(asked, write.times(k_row, index)), head_dim * item)
                 keys = [
                     load_widened(write, write.plus(write.plus(k, write.times(k_row, index)), at * item), item)
                     for at in places
@@ -239,7 +238,7 @@ def _dots(level: Level, head_dim: int, item: int, queries: int) -> Any:
             write.loop(tokens, [], step)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 5), code
+        return types.void(*[types.int64] * 6), code
 
     return dots
 
@@ -249,15 +248,15 @@ def _weighted_sum(level: Level, head_dim: int, item: int, queries: int) -> Any:
     part = (head_dim + 2) * 4
 
     @intrinsic
-    def weighted_sum(typing: Any, weights: Any, v: Any, v_row: Any, tokens: Any, sums: Any) -> Any:
+    def weighted_sum(typing: Any, weights: Any, v: Any, v_row: Any, tokens: Any, sums: Any, asked: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            weights, v, v_row, tokens, sums = arguments
+            weights, v, v_row, tokens, sums, asked = arguments
             write = Writer(builder, level.lanes)
             vectors = range(0, head_dim, level.lanes)
             places = [write.plus(sums, head * part + at * 4) for head in range(queries) for at in vectors]
 
             def step(index: Any, totals: list[Any]) -> list[Any]:
-                _prefetch(write, write.plus(v, write.times(v_row, index)), v_row, head_dim * item)
+                _ask_for(write, write.plus(asked, write.times(v_row, index)), head_dim * item)
                 values = [
                     load_widened(write, write.plus(write.plus(v, write.times(v_row, index)), at * item), item)
                     for at in vectors
@@ -276,7 +275,7 @@ def _weighted_sum(level: Level, head_dim: int, item: int, queries: int) -> Any:
                 write.store(total, place)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 5), code
+        return types.void(*[types.int64] * 6), code
 
     return weighted_sum
 
@@ -361,11 +360,10 @@ def _combinations(level: Level, head_dim: int) -> tuple[Any, Any]:
     return fold, put_together
 
 
-def _prefetch(write: Writer, token: Any, row: Any, size: int) -> None:
-    """Ask for the head of a token that comes later; behind a page's end for memory that nobody needs."""
-    ahead = write.plus(token, write.times(row, _AHEAD))
+def _ask_for(write: Writer, token: Any, size: int) -> None:
+    """Ask for a token's key or value, of one head, so that it comes while others are computed with."""
     for line in range(0, size, _LINE):
-        write.prefetch(write.plus(ahead, line))
+        write.prefetch(write.plus(token, line))
 
 
 def load_widened(write: Writer, place: Any, item: int) -> Any:
