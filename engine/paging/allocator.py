@@ -13,17 +13,19 @@ from collections.abc import Iterable
 import numpy as np
 
 from .prefix_cache import PrefixCache
+from .prefix_index import Listing
 
 
 class PageAllocator:
     """Pages 0 to num_pages - 1 of one cache group."""
 
-    def __init__(self, num_pages: int):
+    def __init__(self, num_pages: int, listing: Listing | None = None):
+        """Begin with all pages free; `listing` is told of every block that is cached."""
         self.num_pages = num_pages
         self._free = deque(range(num_pages))
         self._holders = array("i", bytes(4 * num_pages))
         self._counts = np.frombuffer(self._holders, np.int32)  # the same memory, for many pages at once
-        self.cached = PrefixCache()
+        self.cached = PrefixCache(listing)
         self._idle: OrderedDict[int, None] = OrderedDict()
 
     @property
@@ -35,7 +37,9 @@ class PageAllocator:
         """Allocate `count` pages to one holder; the caller has checked `num_free`."""
         if count > self.num_free:
             raise RuntimeError(f"{count} pages cannot be allocated: {self.num_free} of {self.num_pages} are free.")
-        pages = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
+        pages = [self._free.popleft() for _ in range(min(count, len(self._free)))]
+        if len(pages) < count:
+            pages += self._evict(count - len(pages))
         for page in pages:
             self._holders[page] = 1
         return pages
@@ -77,10 +81,10 @@ class PageAllocator:
         self._idle.clear()
         self.cached.clear()
 
-    def _evict(self) -> int:
-        page, _ = self._idle.popitem(last=False)
-        self.cached.evict(page)
-        return page
+    def _evict(self, count: int) -> list[int]:
+        pages = [self._idle.popitem(last=False)[0] for _ in range(count)]
+        self.cached.evict(pages)
+        return pages
 
     def check(self, held: Counter[int]) -> None:
         """Raise unless `held`, page -> requests that hold it, is what is counted here, and all else is free or idle."""

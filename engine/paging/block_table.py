@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class BlockTable:
     """One request's pages of one cache group."""
 
@@ -21,7 +21,7 @@ class BlockTable:
         return tuple(self.pages[max(0, start - self.first) : max(0, stop - self.first)])
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Placement:
     """One request's place on one mesh, from when it is reserved until its pages are freed."""
 
@@ -29,4 +29,5 @@ class Placement:
     slot: int
     tables: list[BlockTable]  # one per cache group
     writable: int = 0  # tokens before this one may be written, if not cached yet: no other request holds their pages
+    remembered: int = 0  # first blocks that were found in the prefix cache or entered into it
     underway: list[bytes] = field(default_factory=list)  # blocks first expected here: to be computed, or to arrive

@@ -17,26 +17,53 @@ from ..protocol.actions import Action, AssignPages, CopyPage
 from .allocator import PageAllocator, SlotTable
 from .block_table import BlockTable, Placement
 from .prefix_cache import Run
+from .prefix_index import PrefixIndex
+from .room import RoomChanges
 
 
 class MeshPages:
     """The slots and pages of one mesh."""
 
-    def __init__(self, mesh: int, config: EngineConfig, pages: Sequence[int], emit: Callable[[Action], None]):
-        """Make empty pools of `pages` pages, one per cache group; `emit` takes the actions that change page tables."""
-        self._mesh, self._config, self._emit = mesh, config, emit
+    def __init__(
+        self,
+        mesh: int,
+        config: EngineConfig,
+        pages: Sequence[int],
+        emit: Callable[[Action], None],
+        index: PrefixIndex,
+        room: RoomChanges,
+    ):
+        """Make empty pools of `pages` pages, one per cache group; `emit` takes the actions that change page tables.
+
+        `index` and `room` are told of what is cached, and of what is taken and freed.
+        """
+        self._mesh, self._config, self._emit, self._changes = mesh, config, emit, room
         self.slots = SlotTable(config.max_num_seqs)
-        self.groups = [PageAllocator(count) for count in pages]
-        self._size = config.page_size
+        listed = config.windows.index(None) if None in config.windows else 0
+        self.groups = [
+            PageAllocator(count, index.listing(mesh) if group == listed else None) for group, count in enumerate(pages)
+        ]
+        self._index, self._listed = index, self.groups[listed].cached
+        self.page_size = config.page_size
         # What `hit` was asked last, for a request that is ranked, and then placed: it changes with the caches alone.
         self._last_hit: tuple[Sequence[bytes] | None, int, int, int] = None, 0, 0, 0
         self._windows = list(zip(config.windows, self.groups, strict=True))
+        self._most_pages = [(config.most_pages(window), group) for window, group in self._windows]
         self._windowed = [(window, group) for window, group in self._windows if window is not None]
 
     @property
     def room(self) -> float:
         """Return the share of pages that are free, 0 to 1, in the group with the smallest share."""
         return min(pages.num_free / pages.num_pages for pages in self.groups)
+
+    def longest(self, watermark: int) -> int:
+        """Count the pages of the longest sequence that fits with nothing cached and `watermark` of each group left."""
+        longest = self._config.max_pages
+        for most, pages in self._most_pages:
+            left = pages.num_free - watermark
+            if left < most:
+                longest = min(longest, left)
+        return longest
 
     # ---- what is cached
 
@@ -51,12 +78,12 @@ class MeshPages:
         if asked is hashes and asked_tokens == tokens and asked_at == changes:
             return cached
         cached = self._find_hit(hashes, tokens)
-        if len(hashes) >= tokens // self._size:  # no more will come that matter here
+        if len(hashes) >= tokens // self.page_size:  # no more will come that matter here
             self._last_hit = hashes, tokens, changes, cached
         return cached
 
     def _find_hit(self, hashes: Sequence[bytes], tokens: int) -> int:
-        size = self._size
+        size = self.page_size
         count = min(len(hashes), tokens // size)
         for window, pages in self._windows:
             if window is None:
@@ -104,6 +131,7 @@ class MeshPages:
                 table.pages += table.spare
                 table.spare = []
             self._assign(placement, group, table.first)
+        placement.remembered = cached // self._config.page_size
         return placement, cached
 
     def reserve(
@@ -132,6 +160,7 @@ class MeshPages:
             table.pages += table.spare
             table.spare = []
             self._assign(placement, group, table.first)
+        placement.remembered = min(there)
         return placement, there
 
     def _place(
@@ -148,6 +177,7 @@ class MeshPages:
         for pages, (first, run), count in zip(self.groups, shared, fresh, strict=True):
             pages.hold(run.array)
             tables.append(BlockTable(first, run.pages.copy(), pages.allocate(count)))
+        self._changes.less(self._mesh)
         return Placement(self._mesh, self.slots.allocate(request_id), tables)
 
     def fork(self, request_id: int, placement: Placement) -> Placement | None:
@@ -158,7 +188,8 @@ class MeshPages:
         tables = [BlockTable(table.first, list(table.pages)) for table in placement.tables]
         for pages, table in zip(self.groups, tables, strict=True):
             pages.hold(np.array(table.pages, np.intp))
-        twin = Placement(self._mesh, self.slots.allocate(request_id), tables)
+        self._changes.less(self._mesh)
+        twin = Placement(self._mesh, self.slots.allocate(request_id), tables, remembered=placement.remembered)
         for group, table in enumerate(tables):
             self._assign(twin, group, table.first)
         return twin
@@ -169,14 +200,17 @@ class MeshPages:
             pages.release(table.spare)
             pages.release(reversed(table.pages))
         self.slots.release(placement.slot)
+        self._changes.more(self._mesh)
 
     def remember(self, placement: Placement, hashes: Sequence[bytes], tokens: int) -> None:
         """Cache the full pages of the first `tokens` tokens, whose KV is in the placement's pages in device order."""
-        stop = min(len(hashes), tokens // self._config.page_size)
+        stop, known = min(len(hashes), tokens // self._config.page_size), placement.remembered
+        placement.remembered = max(known, stop)
         for pages, table in zip(self.groups, placement.tables, strict=True):
-            start = max(table.first, pages.cached.run_length(hashes, stop))  # those before are there already
-            for i in range(start, min(stop, table.end)):
-                pages.cached.add(table.pages[i - table.first], hashes[i])
+            # With windows a block may have been here in another page, which has been evicted since.
+            start = max(table.first, pages.cached.run_length(hashes, stop)) if self._windowed else known
+            if start < stop:
+                pages.cached.add(table.pages[start - table.first : stop - table.first], hashes[start:stop])
 
     def flush(self) -> None:
         """Empty the prefix cache."""
@@ -194,7 +228,10 @@ class MeshPages:
             if window is None:
                 continue
             table = placement.tables[group]
-            for page in self._slide(table, window, start):
+            gone = self._slide(table, window, start)
+            if gone:
+                self._changes.more(self._mesh)
+            for page in gone:
                 only_holder = pages.holders(page) == 1
                 pages.release((page,))
                 if only_holder:
@@ -209,6 +246,8 @@ class MeshPages:
 
     def end_prompt(self, placement: Placement) -> None:
         """Free what was reserved for the prompt and not needed."""
+        if any(table.spare for table in placement.tables):
+            self._changes.more(self._mesh)
         for pages, table in zip(self.groups, placement.tables, strict=True):
             pages.release(table.spare)
             table.spare = []
@@ -220,12 +259,16 @@ class MeshPages:
         """
         if stop <= placement.writable:
             return True
+        self._changes.less(self._mesh)
         size = self._config.page_size
         plans = []
         for group, (window, pages) in enumerate(self._windows):
             table = placement.tables[group]
             if window is not None:
-                pages.release(self._slide(table, window, start))
+                gone = self._slide(table, window, start)
+                if gone:
+                    self._changes.more(self._mesh)
+                    pages.release(gone)
             written = range(start // size, min(table.end, self._config.pages_for(stop)))
             copies = [i for i in written if not pages.is_writable(table.pages[i - table.first])]
             more = self._config.pages_for(stop) - table.end
@@ -276,6 +319,7 @@ class MeshPages:
         for group, pages in enumerate(self.groups):
             tables = [placement.tables[group] for placement in placements.values()]
             pages.check(Counter(page for table in tables for page in [*table.pages, *table.spare]))
+        self._index.check(self._mesh, self._listed.blocks)
 
 
 def _count_cached(pages: PageAllocator, hashes: Sequence[bytes]) -> int:

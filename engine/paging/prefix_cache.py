@@ -4,13 +4,16 @@ A block's hash stands for its whole chain, so equal hashes have equal ancestors.
 all requests at once which blocks are cached with all that come before them: how far a chain is cached is then found by
 bisection, however long it is, and only what was cached since is walked. Invariant: a block in `_parents` is cached, and
 so are all before it; when one of them is evicted the memory is void, unless nothing in it comes after that one.
+What is entered and struck out goes to the index of all meshes too.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from .prefix_index import Listing
 
 
 class Run(NamedTuple):
@@ -26,48 +29,65 @@ _NO_PAGES = Run([], np.zeros(0, np.intp))
 class PrefixCache:
     """Cached pages and their hashes, one to one."""
 
-    def __init__(self) -> None:
+    def __init__(self, listing: Listing | None = None) -> None:
+        """Begin empty; `listing` is told of every block, None: nobody is."""
+        self._listing = listing
         self.changes = 0  # how often a page was entered or struck out
         self._page_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
         self._parents: dict[bytes, bytes] = {}  # block -> the one before it; b"": it is a first one
-        self._children = Counter[bytes]()  # block -> how many of `_parents` come right after it
+        self._children: dict[bytes, int] = {}  # block -> how many of `_parents` come right after it
         self._last_count = 0  # what `run_length` found last: prompts that begin alike are asked for one after the other
         self._last_run: tuple[int, bytes, Run] = 0, b"", _NO_PAGES  # likewise of `run`: blocks, the last of them, pages
 
     def __contains__(self, page: int) -> bool:
         return page in self._hash_of
 
+    @property
+    def blocks(self) -> Collection[bytes]:
+        """Return the hashes of all cached pages."""
+        return self._page_of.keys()
+
     def find(self, block_hash: bytes) -> int | None:
         """Find the cached page with these tokens."""
         return self._page_of.get(block_hash)
 
-    def add(self, page: int, block_hash: bytes) -> None:
-        """Enter a full page; the first page with a hash stays."""
-        if block_hash not in self._page_of and page not in self._hash_of:
-            self._page_of[block_hash] = page
-            self._hash_of[page] = block_hash
-            self.changes += 1
+    def add(self, pages: Sequence[int], hashes: Sequence[bytes]) -> None:
+        """Enter full pages by the hashes of their blocks; the first page with a hash stays."""
+        page_of, hash_of, entered = self._page_of, self._hash_of, list[bytes]()
+        for page, block_hash in zip(pages, hashes, strict=True):
+            if block_hash not in page_of and page not in hash_of:
+                page_of[block_hash] = page
+                hash_of[page] = block_hash
+                entered.append(block_hash)
+        self.changes += len(entered)
+        if self._listing is not None:
+            self._listing.enter(entered)
 
-    def evict(self, page: int) -> None:
-        """Strike a page out."""
+    def evict(self, pages: Collection[int]) -> None:
+        """Strike pages out."""
         self.changes += 1
-        block_hash = self._hash_of.pop(page)
-        del self._page_of[block_hash]
         self._last_run = 0, b"", _NO_PAGES
-        if block_hash not in self._parents:
-            return
-        if block_hash in self._children:
-            self._forget()
-            return
-        parent = self._parents.pop(block_hash)
-        self._children[parent] -= 1
-        if not self._children[parent]:
-            del self._children[parent]
+        hashes = [self._hash_of.pop(page) for page in pages]
+        page_of, parents, children = self._page_of, self._parents, self._children
+        for block_hash in hashes:
+            del page_of[block_hash]
+            if block_hash in children:
+                self._forget()
+            elif block_hash in parents:
+                parent = parents.pop(block_hash)
+                if children[parent] > 1:
+                    children[parent] -= 1
+                else:
+                    del children[parent]
+        if self._listing is not None:
+            self._listing.strike(hashes)
 
     def clear(self) -> None:
         """Strike all pages out."""
         self.changes += 1
+        if self._listing is not None:
+            self._listing.strike(self._page_of)
         self._page_of.clear()
         self._hash_of.clear()
         self._forget()
@@ -78,7 +98,7 @@ class PrefixCache:
         while count < stop and hashes[count] in self._page_of:
             parent = hashes[count - 1] if count else b""
             known[hashes[count]] = parent
-            self._children[parent] += 1
+            self._children[parent] = self._children.get(parent, 0) + 1
             count += 1
         self._last_count = count
         return count

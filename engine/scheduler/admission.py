@@ -8,18 +8,14 @@ Invariant: a request sleeps only as long as what it sleeps for is under way: the
 by a placement that is there, or the request that it forks waits or is being prefilled. What ends that wakes it.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..config import EngineConfig
 from ..metrics.counters import Counters
-from .mesh_state import MeshState, in_order
-from .policy import Policy
-from .request import Request, State
-from .waiting import Awaited, Group, WaitingRequests
-
-# The next block that a chain lacks, where it stands, and that it is being computed, by the chain's first block.
-type _Found = dict[bytes, tuple[int, bytes]]
+from .mesh_state import MeshState, SharedState, in_order
+from .request import Awaited, Request, State
+from .router import Router
+from .waiting import WaitingRequests
 
 
 class Admission:
@@ -28,14 +24,16 @@ class Admission:
     def __init__(
         self,
         config: EngineConfig,
-        meshes: Sequence[MeshState],
         requests: Mapping[int, Request],
-        policy: Policy,
+        router: Router,
+        shared: SharedState,
         counters: Counters,
     ):
-        self._config, self._meshes, self._requests = config, meshes, requests
-        self._policy, self._counters = policy, counters
+        self._config, self._requests, self._router = config, requests, router
+        self._shared, self._counters = shared, counters
         self._waiting = WaitingRequests()
+        self._refused: tuple[Request, int] | None = None  # the one that found no room, and how often some had come then
+        self._found = 0, b""  # the last block found to be computed for another, and how many come before it
         self.is_held = False  # only those that start over are admitted
 
     def add(self, request: Request) -> None:
@@ -50,60 +48,46 @@ class Admission:
         self._waiting.remove(request)
 
     def wake(self, done: Iterable[Awaited]) -> None:
-        """Have the requests asked again that sleep for one of these: blocks that a placement was computing and has
-        computed or never will, or ids of requests that can be forked now or never will be."""
+        """Have the requests asked again that sleep for one of these: blocks that a placement was computing and never
+        will, or ids of requests that can be forked now or never will be."""
         self._waiting.done(done)
+
+    def computed(self, first: int, blocks: Sequence[bytes]) -> None:
+        """Take in that blocks from the `first` of a prompt on are computed: wake those that sleep for them, and ask the
+        refused one again if it has them, since it may need less room now."""
+        self._waiting.done(blocks)
+        if blocks and self._refused is not None and self._refused[0].hashes[first : first + 1] == [blocks[0]]:
+            self._refused = None
 
     def admit(self) -> None:
         """Place prompts in order; a prompt that does not fit yet holds back those behind it.
 
         One whose next block is being computed for another is passed over, and sleeps until that is done.
         """
-        groups = self._waiting.groups_done(self._is_under_way)
-        if self._all_sleep_on(groups):
+        if self.is_held:
+            self._admit_restarted()
             return
-        placed: dict[Request, None] = {}
-        asleep: dict[Request, Awaited] = {}
-        refused: Request | None = None
-        found: _Found = {}
-        able: list[MeshState] | None = None  # asked once: placing a prompt does not change it
-        for request in self._able(groups.values()):
-            awaited = self._find_awaited(request, found)
-            if awaited is not None:
-                asleep[request] = awaited
-                continue
-            if able is None:
-                able = [mesh for mesh in self._meshes if mesh.prefills and not mesh.is_backed_up]
-            if not self._place(request, able):
-                refused = request
-                break
-            placed[request] = None
-            found.clear()
-        self._waiting.apply(placed, asleep, refused)
+        while (request := self._waiting.first(self._is_under_way)) is not None:
+            if self._refused == (request, self._shared.room.freed) or not self._admit(request):
+                return
 
-    def _able(self, groups: Collection[Group]) -> list[Request]:
-        """List those of the first that may be admitted and do not sleep."""
-        most = 2 * self._config.max_num_seqs
-        return self._waiting.first_restarted(most, groups) if self.is_held else self._waiting.first(most, groups)
+    def _admit_restarted(self) -> None:
+        for request in self._waiting.restarted():
+            is_asleep = request.sleeps_for is not None and self._is_under_way(request.sleeps_for)
+            if not is_asleep and not self._admit(request):
+                return
 
-    def _all_sleep_on(self, groups: Mapping[Awaited, Group]) -> bool:
-        """Where only groups are to be asked, let each sleep for its next block, if it is the same for all in it and
-        being computed. What takes a pass over thousands of requests to find is found for a few."""
-        if not groups or self.is_held or not self._waiting.only(groups.values(), 2 * self._config.max_num_seqs):
-            return not groups and not self._waiting.has_awake
-        found: _Found = {}
-        nexts: dict[Awaited, bytes] = {}
-        for key, group in groups.items():
-            first = next(iter(group))
-            block = self._next_computed(first, found) if isinstance(key, bytes) else None
-            if block is None:
-                return False
-            index, _ = found[first.hashes[0]]
-            if not all([index < len(other.hashes) and other.hashes[index] == block for other in group]):
-                return False
-            nexts[key] = block
-        for key, block in nexts.items():
-            self._waiting.sleep_on(key, block)
+    def _admit(self, request: Request) -> bool:
+        """Place a prompt, or let it sleep; False: it finds no room."""
+        fork_of = request.facts.fork_of
+        if fork_of is not None and not request.restarts and self._is_under_way(fork_of):
+            self._waiting.sleep(request, fork_of, len(request.hashes))
+        elif (blocks := self._blocks_before_one_computed(request)) is not None:
+            self._waiting.sleep(request, request.hashes[blocks], blocks + 1)
+        elif not self._place(request):
+            self._waiting.rouse(request)
+            self._refused = request, self._shared.room.freed
+            return False
         return True
 
     def place_siblings(self, leader: Request, mesh: MeshState) -> None:
@@ -126,53 +110,32 @@ class Admission:
         fork_of = request.facts.fork_of
         return None if fork_of is None or request.restarts else self._requests.get(fork_of)
 
-    def _find_awaited(self, request: Request, found: _Found) -> Awaited | None:
-        """Find what another request is computing that this one lacks wherever it could go: the block that it awaited
-        before, the first one of its prompt that no mesh has, or the id of the request that it forks."""
-        fork_of = request.facts.fork_of
-        if fork_of is not None and not request.restarts and self._is_under_way(fork_of):
-            return fork_of
-        if request.awaits is None or not self._is_computed(request.awaits):
-            request.awaits = self._next_computed(request, found)
-        return request.awaits
-
-    def _next_computed(self, request: Request, found: _Found) -> bytes | None:
-        """Find the first block of the prompt that no mesh has, if it is being computed.
-
-        Prompts that have this block in common have all before it in common too: one is looked up for all of them.
-        """
-        hashes = request.hashes
-        if not hashes:
+    def _blocks_before_one_computed(self, request: Request) -> int | None:
+        """Count the first blocks of the prompt that are cached, if the next one is being computed for another."""
+        computing, hashes = self._shared.computing, request.hashes
+        if not computing or not hashes:
             return None
-        index, block = found.get(hashes[0], (0, b""))
-        if index < len(hashes) and hashes[index] == block:
-            return block
-        if not any([mesh.computing for mesh in self._meshes]):
+        blocks, block = self._found  # prompts that begin alike are asked for one after the other
+        if blocks < len(hashes) and hashes[blocks] == block in computing and not self._shared.index.meshes(block):
+            return blocks
+        blocks = self._router.blocks_cached(request)
+        if blocks >= len(hashes) or hashes[blocks] not in computing:
             return None
-        cached = max([mesh.pages.hit(hashes, request.to_prefill) for mesh in self._meshes if mesh.prefills])
-        index = cached // self._config.page_size
-        if index >= len(hashes) or not self._is_computed(hashes[index]):
-            return None
-        found[hashes[0]] = index, hashes[index]
-        return hashes[index]
+        self._found = blocks, hashes[blocks]
+        return blocks
 
     def _is_under_way(self, awaited: Awaited) -> bool:
         if isinstance(awaited, bytes):
-            return self._is_computed(awaited)
+            return awaited in self._shared.computing
         leader = self._requests.get(awaited)
         return leader is not None and leader.state in (State.WAITING, State.PREFILL)
 
-    def _is_computed(self, block_hash: bytes) -> bool:
-        return any([block_hash in mesh.computing for mesh in self._meshes])
-
-    def _place(self, request: Request, meshes: Sequence[MeshState]) -> bool:
-        """Place a prompt on the best of these meshes that has room; False: none has."""
-        able = [mesh for mesh in meshes if mesh.pages.slots.num_free]
-        if len(able) > 1:
-            able.sort(key=partial(self._policy.prefill_rank, request))
-        for mesh in able:
+    def _place(self, request: Request) -> bool:
+        """Place a prompt on the best mesh that has room; False: none has."""
+        for mesh in self._router.for_prompt(request):
             placed = mesh.pages.place_prompt(request.id, request.hashes, request.to_prefill, mesh.watermark)
             if placed is not None:
+                self._waiting.remove(request)
                 request.placement, cached = placed
                 self._begin_prefill(request, mesh, cached)
                 return True
@@ -183,14 +146,14 @@ class Admission:
         request.move_to(State.PREFILL)
         request.prefilled, request.prefilled_on = cached, mesh.index
         request.unanswered = max(1, request.to_prefill - cached)
-        mesh.prefill_load += request.unanswered
+        mesh.change_load(request.unanswered)
         if request.cached is None:
             request.cached = request.prompt_len - request.unanswered
             self._counters.prompt_tokens += request.prompt_len
             self._counters.cached_tokens += request.cached
-        mesh.placed.add(request)
+        mesh.add(request)
         size = self._config.page_size
-        mesh.expect(mesh.computing, request.hashes[cached // size : request.to_prefill // size], request.placement)
+        mesh.computing.expect(request.hashes[cached // size : request.to_prefill // size], request.placement)
 
     def check(self) -> None:
         """Raise if a request sleeps for something that is not under way, and will not be asked again."""

@@ -39,11 +39,10 @@ class Batching:
         """
         if len(mesh.in_flight) >= MAX_STEPS_IN_FLIGHT:
             return False
-        decoding, prefilling = mesh.decoding(), mesh.prefilling()
-        ready = [request for request in decoding if request.dispatched < request.max_tokens]
+        ready, prefilling = mesh.ready(), mesh.prefilling()
         prefills = bool(prefilling) and (mesh.spec.fused or not (ready and mesh.last_was_prefill))
         mesh.last_was_prefill = prefills
-        steps = 1 if prefills else self._steps_at_once(mesh, len(decoding))
+        steps = 1 if prefills else self._steps_at_once(mesh)
         rows = self._decode_rows(mesh, ready, steps) if mesh.spec.fused or not prefills else ()
         if rows and prefills:  # making rows may have preempted some of them
             prefilling = mesh.prefilling()
@@ -60,7 +59,7 @@ class Batching:
 
         A prompt, an arriving request or an end by length changes a batch. Pages are not considered.
         """
-        left = [request.max_tokens - request.dispatched for request in mesh.decoding() if request.can_decode]
+        left = [request.max_tokens - request.dispatched for request in mesh.ready()]
         if not left or mesh.prefilling() or any(request.handoff is not None for request in mesh.placed):
             return min(1, len(left))
         return min(left)
@@ -128,9 +127,8 @@ class Batching:
         mesh.pages.remember(placement, request.hashes, request.prefilled)
         size = self._config.page_size
         computed = request.hashes[write_from // size : request.prefilled // size]
-        for key in computed:
-            mesh.computing.pop(key, None)
-        self._admission.wake(computed)
+        mesh.computing.end(computed)
+        self._admission.computed(write_from // size, computed)
         if is_last:
             self._end_prefill(request, mesh)
         return Chunk(request.id, request.run, placement.slot, start, length, write_from, is_last)
@@ -151,7 +149,7 @@ class Batching:
 
     # ---- decode rows
 
-    def _steps_at_once(self, mesh: MeshState, decoding: int) -> int:
+    def _steps_at_once(self, mesh: MeshState) -> int:
         """Return how many decode steps to dispatch at once.
 
         It is `decode_steps` where nothing can interfere and the pages for all of them are free, else 1.
@@ -159,7 +157,8 @@ class Batching:
         steps = self._config.decode_steps
         if steps == 1:
             return 1
-        pages = decoding * (self._config.pages_for(steps) + 1)
+        decoding = [request for request in mesh.placed if request.state is State.DECODE]
+        pages = len(decoding) * (self._config.pages_for(steps) + 1)
         has_pages = all(group.num_free >= pages for group in mesh.pages.groups)
         return steps if has_pages and self._horizon(mesh) >= steps else 1
 
@@ -167,16 +166,15 @@ class Batching:
         """Make a row for every request of `ready`, which is in order, that has or gets the pages for `steps` steps."""
         rows = []
         for request in ready:
-            position, placement = request.kv_len, request.placement
+            placement, dispatched = request.placement, request.dispatched
+            kv_len = request.prompt_len + dispatched  # with the token that is fed
             # Most often the pages are there, and nothing has to be asked.
             if placement is None or (
-                position + steps > placement.writable and not self._make_room(request, mesh, steps)
+                kv_len + steps > placement.writable + 1 and not self._make_room(request, mesh, steps)
             ):
                 continue
-            is_forced = request.dispatched <= request.forced
-            rows.append(DecodeRow(request.id, request.run, placement.slot, position + 1, is_forced))
-        for row in rows:
-            self._requests[row.request_id].dispatched += steps
+            rows.append(DecodeRow(request.id, request.run, placement.slot, kv_len, dispatched <= request.forced))
+            request.dispatched = dispatched + steps
         return tuple(rows)
 
     def _make_room(self, request: Request, mesh: MeshState, steps: int) -> bool:

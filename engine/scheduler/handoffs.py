@@ -6,19 +6,21 @@ KV, `complete` moves it to DECODE at its destination; `cancel` ends it early.
 Invariants: nothing is sent before a slot and all pages for it are reserved at the destination; transfers of a hand-off
 are scattered in the order in which they were sent, and the one that brings the request's state comes last; staging
 stays charged, on both meshes, from the gather to the scatter or, if the KV is no longer needed, until the transfer is
-over. Long prompts are sent in parts while they are still being prefilled. It moves no bytes: the executor does.
+over. Long prompts are sent in parts while they are still being prefilled. A request whose blocks are on their way to a
+decode mesh already sleeps until they are there or will not come. It moves no bytes: the executor does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 from ..config import EngineConfig, PoolSize
 from ..metrics.counters import Counters
 from ..paging.block_table import Placement
+from ..paging.prefix_index import members
 from ..protocol.actions import Action, DropTransfer, Scatter, StartTransfer
-from .mesh_state import MeshState, sorted_requests
-from .policy import Policy
+from .credit_queue import CreditQueue
+from .mesh_state import MeshState, SharedState
 from .request import Handoff, Request, State, Transfer
+from .router import Router
 
 # A prompt of more chunks than this is sent in parts; for shorter ones a single transfer is better.
 _CHUNKS_IN_ONE_TRANSFER = 2
@@ -33,15 +35,16 @@ class Handoffs:
         pools: Sequence[PoolSize],
         meshes: Sequence[MeshState],
         requests: Mapping[int, Request],
-        policy: Policy,
+        router: Router,
+        shared: SharedState,
         counters: Counters,
         emit: Callable[[Action], None],
     ):
         """Begin without hand-offs; `emit` takes the actions."""
         self._config, self._pools, self._meshes, self._requests = config, pools, meshes, requests
-        self._policy, self._counters, self._emit = policy, counters, emit
+        self._router, self._shared, self._counters, self._emit = router, shared, counters, emit
         self._caps = [config.pages_to_send(window) for window in config.windows]
-        self._waiting = sorted_requests()  # in HANDOFF, and not all sent
+        self._waiting = CreditQueue(shared.room, shared.arriving)  # in HANDOFF, and not all sent
         self._transfers: dict[int, Transfer] = {}
         self._next = 0
 
@@ -49,8 +52,11 @@ class Handoffs:
 
     def begin(self, request: Request) -> None:
         """Begin the hand-off of a request whose prompt is dispatched: it is sent as soon as it has credit."""
+        assert request.placement is not None
         request.move_to(State.HANDOFF)
         self._waiting.add(request)
+        self._meshes[request.placement.mesh].kept.add(request.placement)
+        self._shared.room.less(request.placement.mesh)
 
     def migrate(self, request: Request, destination: int | None) -> bool:
         """Send a decoding request to another decoding mesh, `destination` or any (None).
@@ -73,19 +79,27 @@ class Handoffs:
         former hold. A request whose blocks are on their way to the decode mesh already, for another request, waits for
         those blocks and holds back no other request.
         """
-        if not self._waiting:
-            return
-        may_ask = True
-        for request in list(self._waiting):
-            if request.handoff is None:
-                if self._is_coming(request):
-                    continue
-                may_ask = may_ask and self._has_credit(request)
-                if not may_ask:
-                    continue
-            if not self._send(request, is_last=True):
+        while (request := self._waiting.first()) is not None:
+            if (request.handoff is not None or self._ask(request)) and not self._send(request, is_last=True):
                 return
-            self._waiting.remove(request)
+
+    def _ask(self, request: Request) -> bool:
+        """Ask for credit; False: the request got none, or sleeps."""
+        block = self._coming(request)
+        if block is not None:
+            self._waiting.sleep(request, block)
+        elif self._has_credit(request):
+            self._waiting.grant(request)
+            return True
+        else:
+            self._waiting.refuse(request)
+        return False
+
+    def _end_waiting(self, request: Request, mesh: MeshState) -> None:
+        """Take a request out of those that wait, which is sent or will not be."""
+        assert request.placement is not None
+        mesh.kept.remove(request.placement)
+        self._waiting.remove(request)
 
     def pipeline(self, request: Request) -> None:
         """Send the full pages of a long prompt early, after a chunk that is not its last was dispatched."""
@@ -95,14 +109,16 @@ class Handoffs:
         if is_long and can_go and self._has_credit(request):
             self._send(request, is_last=False)
 
-    def _is_coming(self, request: Request) -> bool:
-        """Return whether the first block of the request that a decode mesh lacks is on its way there for another."""
-        for mesh in self._meshes:
-            if mesh.arriving:
-                done = mesh.pages.hit(request.hashes, request.kv_len) // self._config.page_size
-                if any(key in mesh.arriving for key in request.hashes[done : done + 1]):
-                    return True
-        return False
+    def _coming(self, request: Request) -> bytes | None:
+        """Find the first block of the request that a decode mesh lacks, if it is on its way there for another."""
+        arriving, hashes = self._shared.arriving, request.hashes
+        if not arriving or arriving.keys().isdisjoint(hashes):
+            return None
+        for index, block in enumerate(hashes[: request.kv_len // self._config.page_size + 1]):
+            for mesh in members(arriving.get(block, 0)):
+                if self._meshes[mesh].pages.hit(hashes, request.kv_len) == index * self._config.page_size:
+                    return block
+        return None
 
     def _has_credit(self, request: Request, destination: int | None = None) -> bool:
         """Reserve a placement where the request will decode, unless it has one; return whether it has one now."""
@@ -110,17 +126,13 @@ class Handoffs:
             return True
         assert request.placement is not None
         source, tokens = request.placement.mesh, max(request.to_prefill, request.kv_len)
-        able = [
-            mesh for mesh in self._meshes if mesh.decodes and mesh.index != source and destination in (None, mesh.index)
-        ]
-        for mesh in sorted(able, key=partial(self._policy.decode_rank, request)):
+        for mesh in self._router.for_decoding(request, tokens, source, destination):
             reserved = mesh.pages.reserve(request.id, request.hashes, tokens, mesh.watermark)
             if reserved is not None:
                 placement, unsent = reserved
                 request.handoff = Handoff(placement, unsent)
-                mesh.placed.add(request)
-                coming = request.hashes[min(unsent) : tokens // self._config.page_size]
-                mesh.expect(mesh.arriving, coming, placement)
+                mesh.add(request)
+                mesh.arriving.expect(request.hashes[min(unsent) : tokens // self._config.page_size], placement)
                 return True
         return False
 
@@ -146,8 +158,10 @@ class Handoffs:
             return False
         self._start(request, placement, handoff, bucket, staged, stops, is_last)
         if is_last:
-            request.placement = None
             source = self._meshes[placement.mesh]
+            if request.state is State.HANDOFF:
+                self._end_waiting(request, source)
+            request.placement = None
             source.pages.remember(placement, request.hashes, min(tokens, request.prompt_len + request.confirmed))
             source.remove(request, placement)
         return True
@@ -187,6 +201,11 @@ class Handoffs:
         )
 
     # ---- reaching the destination
+
+    def leaving(self, mesh: int) -> list[Request]:
+        """List the requests whose KV is on its way from this mesh."""
+        transfers = [transfer for transfer in self._transfers.values() if transfer.source == mesh]
+        return [self._requests[x.request_id] for x in transfers if x.request_id is not None]
 
     def under_way_from(self, mesh: int) -> list[int]:
         """List the transfers from this mesh that have not arrived, those that are not needed any more included."""
@@ -231,27 +250,31 @@ class Handoffs:
     def _arrive(self, request: Request, placement: Placement, now: float) -> None:
         request.placement, request.handoff = placement, None
         mesh = self._meshes[placement.mesh]
+        first = placement.remembered
         mesh.pages.remember(placement, request.hashes, request.kv_len)
-        mesh.end_wait(placement)
+        self._waiting.wake(mesh.end_wait(placement))
+        self._waiting.cached(request, first)
+        mesh.wake()
         if request.timeline.kv_ready is None:
             request.timeline.kv_ready = now
         request.move_to(State.DECODE)
 
     # ---- giving up
 
-    def leaves_from(self, request: Request, mesh: int) -> bool:
-        """Return whether KV of this request is on its way from this mesh."""
-        return request.handoff is not None and any(t.source == mesh for t in request.handoff.transfers)
-
     def cancel(self, request: Request) -> None:
         """End a request's hand-off, if there is one: free its credit and drop its transfers."""
         if request.state is State.HANDOFF and request.placement is not None:
-            self._waiting.remove(request)
+            self._end_waiting(request, self._meshes[request.placement.mesh])
         if request.handoff is not None:
-            self.release_credit(request)
+            self._drop(request)
 
     def release_credit(self, request: Request) -> None:
-        """Free the placement that is reserved for a request and drop what is on its way there."""
+        """Free the placement that is reserved for a request and drop what is on its way there; it asks again."""
+        if request.state is State.HANDOFF:
+            self._waiting.withdraw(request)
+        self._drop(request)
+
+    def _drop(self, request: Request) -> None:
         handoff, request.handoff = request.handoff, None
         assert handoff is not None
         for transfer in handoff.transfers:
@@ -259,7 +282,7 @@ class Handoffs:
             transfer.request_id = None
             if transfer.is_ready:
                 self._forget(transfer)
-        self._meshes[handoff.placement.mesh].remove(request, handoff.placement)
+        self._waiting.wake(self._meshes[handoff.placement.mesh].remove(request, handoff.placement))
 
     # ---- staging
 
@@ -291,6 +314,4 @@ class Handoffs:
             )
             if mesh.staging != pool.staging_bytes - taken:
                 raise RuntimeError(f"mesh {mesh.index}: {mesh.staging} bytes of staging left, {taken} taken")
-        for request in self._waiting:
-            if request.state is not State.HANDOFF or request.placement is None:
-                raise RuntimeError(f"request {request.id} is {request.state} and waits for credit")
+        self._waiting.check()

@@ -76,7 +76,7 @@ class Lifecycle:
 
     def answer(self, request: Request) -> None:
         """Subtract the request from the load of its prefill mesh: its first token is read, or will not come."""
-        self._meshes[request.prefilled_on].prefill_load -= request.unanswered
+        self._meshes[request.prefilled_on].change_load(-request.unanswered)
         request.unanswered = 0
 
     # ---- new beginnings
@@ -136,10 +136,13 @@ class Lifecycle:
     def lose_mesh(self, mesh: MeshState, reason: str, now: float) -> None:
         """Start all requests over whose KV was on a lost mesh, or on its way from it, or only on its way to it."""
         mesh.in_flight.clear()
-        for request in sorted(self._requests.values(), key=in_order):
+        mesh.wake()
+        leaving = {request.id: request for request in self._handoffs.leaving(mesh.index)}
+        here = {request.id: request for request in mesh.placed} | leaving
+        for request in sorted(here.values(), key=in_order):
             is_here = request.placement is not None and request.placement.mesh == mesh.index
             goes_here = request.handoff is not None and request.handoff.placement.mesh == mesh.index
-            if is_here or self._handoffs.leaves_from(request, mesh.index) or (goes_here and request.placement is None):
+            if is_here or request.id in leaving or (goes_here and request.placement is None):
                 self._lose(request, mesh.index, reason, now)
             elif goes_here:
                 self._handoffs.release_credit(request)

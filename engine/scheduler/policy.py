@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, Protocol
 
-from ..config import EngineConfig
-from ..paging.mesh_pages import MeshPages
+from ..config import EngineConfig, PoolSize
 from ..protocol.events import RequestFacts
 from ..protocol.timeline import Timeline
-from .mesh_state import MeshState
+from .mesh_state import MeshState, SharedState, new_mesh
 from .request import Request
 
 
@@ -38,7 +37,10 @@ class Policy(Protocol):
         ...
 
     def prefill_rank(self, request: Request, mesh: MeshState) -> Any:
-        """Rank a mesh that could prefill the request now; the lowest rank with room is taken."""
+        """Rank a mesh that could prefill the request now; the lowest rank with room is taken.
+
+        Of many meshes only a few are ranked (`router.py`), here and in `decode_rank`.
+        """
         ...
 
     def decode_rank(self, request: Request, mesh: MeshState) -> Any:
@@ -55,8 +57,8 @@ class Policy(Protocol):
 
 
 class FirstComeFirstServed:
-    """Requests in order of arrival; prompts go where the least is left to compute, decoding where most pages are free;
-    the latest arrival gives way."""
+    """Requests in order of arrival; prompts go where the least is left to do, decoding where most pages are free; the
+    latest arrival gives way."""
 
     name = "fcfs"
 
@@ -65,9 +67,9 @@ class FirstComeFirstServed:
         return request.number
 
     def prefill_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
-        """Prefer the least to compute before the request's first token: outstanding prompts less what is cached."""
+        """Prefer the least to do before the request's first token: the mesh's load less what is cached."""
         cached = mesh.pages.hit(request.hashes, request.to_prefill)
-        return mesh.index == request.lost_on, mesh.prefill_load - cached, -mesh.pages.slots.num_free
+        return mesh.index == request.lost_on, mesh.load - cached, -mesh.pages.slots.num_free
 
     def decode_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
         """Prefer the mesh with the most free pages."""
@@ -119,9 +121,9 @@ def check_policy(policy: Policy, config: EngineConfig) -> None:
     Raises:
         ValueError: a method is missing or fails, or what it gives cannot be compared.
     """
+    pool, shared = PoolSize((1,) * len(config.windows), (), 0), SharedState()
     meshes = [
-        MeshState(i, spec, MeshPages(i, config, (1,) * len(config.windows), lambda action: None), 0)
-        for i, spec in enumerate(config.topology.meshes)
+        new_mesh(i, config, spec, pool, shared, lambda action: None) for i, spec in enumerate(config.topology.meshes)
     ]
     name = getattr(policy, "name", None)
     if not isinstance(name, str):

@@ -35,7 +35,18 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 } | dict.fromkeys(FINAL, frozenset())
 
 
-@dataclass(eq=False)
+# A block that is being computed or is on its way to a mesh, or the id of a request that is to be forked.
+type Awaited = bytes | int
+
+
+@dataclass(eq=False, slots=True)
+class Wait:
+    """What requests sleep for; those that sleep for the same share one."""
+
+    key: Awaited
+
+
+@dataclass(eq=False, slots=True)
 class Transfer:
     """Pages of one request on their way from one mesh to another."""
 
@@ -49,7 +60,7 @@ class Transfer:
     is_ready: bool = False  # it has arrived in the destination's staging
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Handoff:
     """A request's way to another mesh."""
 
@@ -58,7 +69,7 @@ class Handoff:
     transfers: deque[Transfer] = field(default_factory=deque)  # those under way, in the order in which they were sent
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     """One request as the scheduler sees it. A run is one start of it: each time it starts over, another begins."""
 
@@ -79,23 +90,25 @@ class Request:
     unanswered: int = 0  # prompt tokens that count in its mesh's `prefill_load` until the run's first token is read
     prefilled_on: int = 0  # the mesh that `unanswered` counts on
     cached: int | None = None  # prompt tokens that the prefix cache spared its first run; None until that begins
-    awaits: bytes | None = None  # the block that another request was computing for it when this was last asked
-    sleeps_for: bytes | int | None = None  # such a block, or the id of the request that it forks; None: it is awake
+    wait: "Wait | None" = None  # what it sleeps for; None: it is awake
     lost_on: int | None = None  # the mesh whose failure it has survived last
     suspects: int | None = None  # a mesh from which a transfer failed, so that it may be lost
     hashes: list[bytes] = field(default_factory=list)  # of its full pages, as far as their tokens are known
     siblings: list["Request"] = field(default_factory=list)  # those that fork it, in order of arrival
     placement: Placement | None = None  # where its KV is
     handoff: Handoff | None = None  # where its KV is going
+    id: int = field(init=False)
+    prompt_len: int = field(init=False)
+    max_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         """Copy the facts that every step reads."""
         self.id, self.prompt_len, self.max_tokens = self.facts.id, self.facts.prompt_len, self.facts.max_tokens
 
     @property
-    def can_decode(self) -> bool:
-        """Return whether another decode step may be dispatched: in DECODE, with tokens left to generate."""
-        return self.state is State.DECODE and self.dispatched < self.max_tokens
+    def sleeps_for(self) -> Awaited | None:
+        """Return what the request sleeps for; None: it is awake."""
+        return None if self.wait is None else self.wait.key
 
     @property
     def kv_len(self) -> int:

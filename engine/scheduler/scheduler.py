@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from ..config import EngineConfig, PoolSize
 from ..metrics.counters import Counters
-from ..paging.mesh_pages import MeshPages
 from ..protocol.actions import Action, Chunk, DecodeRow
 from ..protocol.events import (
     AbortRequested,
@@ -34,9 +33,10 @@ from .admission import Admission
 from .batching import Batching
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
-from .mesh_state import MeshState
+from .mesh_state import MeshState, SharedState, new_mesh
 from .policy import FCFS, Policy, check_policy
 from .request import Request, State
+from .router import Router
 
 
 class Scheduler:
@@ -50,15 +50,19 @@ class Scheduler:
         """Begin without requests; `pools[i]` is the size of mesh i's KV memory."""
         self.config, self.policy, self.counters = config, policy, Counters()
         self._out: list[Action] = []
+        self._shared = SharedState()
         emit = self._out.append
         self.meshes = [
-            MeshState(i, spec, MeshPages(i, config, pool.pages, emit), pool.staging_bytes)
+            new_mesh(i, config, spec, pool, self._shared, emit)
             for i, (spec, pool) in enumerate(zip(config.topology.meshes, pools, strict=True))
         ]
         check_policy(policy, config)
         self.requests: dict[int, Request] = {}
-        self._handoffs = Handoffs(config, pools, self.meshes, self.requests, policy, self.counters, emit)
-        self._admission = Admission(config, self.meshes, self.requests, policy, self.counters)
+        self._router = Router(config, self.meshes, policy, self._shared)
+        self._handoffs = Handoffs(
+            config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, emit
+        )
+        self._admission = Admission(config, self.requests, self._router, self._shared, self.counters)
         self._lifecycle = Lifecycle(
             config, self.meshes, self.requests, policy, self._admission, self._handoffs, self.counters, emit
         )
@@ -130,25 +134,32 @@ class Scheduler:
         if step not in mesh.in_flight:  # dispatched before the mesh failed
             return
         mesh.in_flight.remove(step)
+        mesh.wake()
+        now, requests = self._now, self.requests
         for outcome in outcomes:
-            self._confirm_token(self.requests[outcome.request_id], outcome)
+            request = requests[outcome.request_id]
+            request.confirmed += 1
+            request.timeline.stamp_token(now)
+            if request.unanswered:
+                self._answer(request)
+            if outcome.block_hash is not None:
+                self._know_block(request, outcome.block_hash)
+            if outcome.stopped:
+                self._lifecycle.finish(request, State.FINISHED, "stop", now)
+            elif request.confirmed == request.max_tokens:
+                self._lifecycle.finish(request, State.FINISHED, "length", now)
+            elif request.handoff is not None:
+                self._handoffs.complete(request, now)
 
-    def _confirm_token(self, request: Request, outcome: Outcome) -> None:
-        request.confirmed += 1
-        if request.unanswered:
-            self._lifecycle.answer(request)
-        line = request.timeline
-        line.stamp_token(self._now)
-        if line.prefill_end is None:
-            line.prefill_end = self._now
-        if outcome.block_hash is not None and self.config.prefix_cache and not self.config.deterministic:
-            request.hashes.append(outcome.block_hash)
-        if outcome.stopped:
-            self._lifecycle.finish(request, State.FINISHED, "stop", self._now)
-        elif request.confirmed == request.max_tokens:
-            self._lifecycle.finish(request, State.FINISHED, "length", self._now)
-        elif request.handoff is not None:
-            self._handoffs.complete(request, self._now)
+    def _answer(self, request: Request) -> None:
+        """Take in that the first token of a run was read."""
+        self._lifecycle.answer(request)
+        if request.timeline.prefill_end is None:
+            request.timeline.prefill_end = self._now
+
+    def _know_block(self, request: Request, block_hash: bytes) -> None:
+        if self.config.prefix_cache and not self.config.deterministic:
+            request.hashes.append(block_hash)
 
     def _on_resume(self) -> None:
         self._admission.is_held = False
@@ -160,11 +171,13 @@ class Scheduler:
     def actions(self) -> list[Action]:
         """Return everything that can be dispatched now, in order. Freed pages may let more in, hence the loop."""
         before = (-1, -1)
-        while before != (len(self._out), self.counters.preemptions):
+        while self._shared.due or before != (len(self._out), self.counters.preemptions):
             before = len(self._out), self.counters.preemptions
             self._admission.admit()
-            for mesh in self.meshes:
-                while self._batching.dispatch_step(mesh, self._now):
+            due = sorted(self._shared.due)
+            self._shared.due.clear()
+            for index in due:
+                while self._batching.dispatch_step(self.meshes[index], self._now):
                     self._handoffs.dispatch()  # at once: behind the mesh's next step, a gather would wait for that too
             self._handoffs.dispatch()
         out = list(self._out)
@@ -188,5 +201,7 @@ class Scheduler:
             load = sum(request.unanswered for request in self.requests.values() if request.prefilled_on == mesh.index)
             if mesh.prefill_load != load:
                 raise RuntimeError(f"mesh {mesh.index}: a load of {mesh.prefill_load} tokens, {load} to be answered")
+            mesh.check()
+        self._router.check()
         self._admission.check()
         self._handoffs.check()

@@ -1,136 +1,176 @@
 """The requests in WAITING, in the policy's order: those awake, and those that sleep until something is done for them.
 
 Invariant: every request here is awake or asleep, never both. Those that sleep for the same are one group and cost
-nothing, however many they are, until `done` names what they sleep for: from then on they are asked again with those
-awake, and sleep on or not as `apply` says. What there is to sleep for is decided in `admission.py`.
+nothing, however many they are, until `done` names what they sleep for: from then on the first of them is looked at in
+its turn with those awake, and sleeps on, it alone or with its whole group, or not. What there is to sleep for is
+decided in `admission.py`. Nothing here takes longer than the logarithm of how many wait, except that of two groups that
+come to sleep for the same the smaller is merged into the larger.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from itertools import islice
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count, takewhile
+from typing import Any
 
-from .mesh_state import SortedRequests, in_order, sorted_requests
-from .request import Request
+from .mesh_state import SortedRequests, sorted_requests
+from .request import Awaited, Request, Wait
 
-# A block that is being computed, or the id of a request that is to be forked.
-type Awaited = bytes | int
-type Group = dict[Request, None]  # an ordered set
+
+@dataclass(eq=False)
+class Group(Wait):
+    """Requests that sleep for the same."""
+
+    requests: SortedRequests = field(default_factory=sorted_requests)
+    blocks: Sequence[bytes] = ()  # hashes of one of them
+    common: int = 0  # how many of these blocks all of them have, at least
+
+    def add(self, requests: Sequence[Request]) -> None:
+        """Take in requests."""
+        if not self.requests:
+            self.blocks, self.common = requests[0].hashes, len(requests[0].hashes)
+        for request in requests:
+            self.common = _common(self.blocks, request.hashes, self.common)
+            request.wait = self
+        self.requests.update(requests)
 
 
 class WaitingRequests:
     """A queue whose requests may sleep."""
 
     def __init__(self) -> None:
-        self._all, self._awake = sorted_requests(), sorted_requests()
-        self._asleep: dict[Awaited, Group] = {}
-        self._done: dict[Awaited, None] = {}  # of the keys of `_asleep`, those whose requests have to be asked again
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self._all)
+        self._awake, self._restarted = sorted_requests(), sorted_requests()
+        self._groups: dict[Awaited, Group] = {}
+        self._done: dict[Awaited, None] = {}  # of the keys of `_groups`, those whose requests have to be asked again
+        # The first request's order of every group in `_done`, and of some that were: those are passed over.
+        self._heap: list[tuple[Any, int, Awaited]] = []
+        self._entries = count()
 
     def add(self, request: Request) -> None:
         """Take a request in, awake."""
-        self._all.add(request)
         self._awake.add(request)
+        if request.restarts:
+            self._restarted.add(request)
 
     def remove(self, request: Request) -> None:
         """Take a request out."""
-        self._all.remove(request)
-        if request.sleeps_for is None:
-            self._awake.remove(request)
-        else:
-            self._rouse(request, request.sleeps_for)
-
-    # ---- a pass over those that may be placed
+        if request.restarts:
+            self._restarted.remove(request)
+        self._take(request)
 
     def done(self, keys: Iterable[Awaited]) -> None:
         """Note that something of this that requests sleep for is done, or will not be."""
-        for key in self._asleep.keys() & keys:
-            self._done[key] = None
+        for key in keys if self._groups else ():
+            if key in self._groups and key not in self._done:
+                self._done[key] = None
+                self._push(key)
 
-    def groups_done(self, is_under_way: Callable[[Awaited], bool]) -> dict[Awaited, Group]:
-        """List the groups that have to be asked again, by what they sleep for, unless that is under way elsewhere."""
-        self._done = {key: None for key in self._done if not is_under_way(key)}
-        return {key: self._asleep[key] for key in self._done}
+    # ---- a pass over those that may be placed
 
-    @property
-    def has_awake(self) -> bool:
-        """Whether any request is awake."""
-        return bool(self._awake)
+    def first(self, is_under_way: Callable[[Awaited], bool]) -> Request | None:
+        """Find the first request that is awake or has to be asked again: what it sleeps for is done, and not under way
+        anew."""
+        awake = self._awake[0] if self._awake else None
+        while self._heap:
+            order, _, key = self._heap[0]
+            if key in self._done and is_under_way(key):
+                del self._done[key]
+            if key in self._done and (sleeper := self._groups[key].requests[0]).order == order:
+                return sleeper if awake is None or order < awake.order else awake
+            heappop(self._heap)
+        return awake
 
-    def only(self, groups: Collection[Group], most: int) -> bool:
-        """Whether none is awake, and all of these groups are among the first `most` of all."""
-        return not self._awake and (len(self._all) <= most or len(self.first(most, groups)) == sum(map(len, groups)))
+    def restarted(self) -> list[Request]:
+        """List those that started over, in order, awake or not."""
+        return list(self._restarted)
 
-    def first(self, most: int, groups: Collection[Group]) -> list[Request]:
-        """List those awake, and those of the groups that have to be asked again, among the first `most` of all."""
-        last = self._all[most - 1].order if len(self._all) > most else None
-        able = list(self._awake if last is None else self._awake.irange_key(max_key=last))
-        if groups:
-            roused = [request for group in groups for request in group]
-            able += roused if last is None else [request for request in roused if request.order <= last]
-            able.sort(key=in_order)
-        return able
+    def sleep(self, request: Request, key: Awaited, blocks: int) -> None:
+        """Let a request sleep for `key`, which concerns its first `blocks` blocks: with its whole group, if all in it
+        have those in common."""
+        group = request.wait
+        if isinstance(group, Group) and blocks <= group.common:
+            self._forget(group)
+            group.key = key
+            self._groups[key] = self._merge(group, self._groups.get(key))
+        else:
+            self._take(request)
+            if key not in self._groups:
+                self._groups[key] = Group(key)
+            self._groups[key].add([request, *self._take_followers(key, blocks)])
+        self._done.pop(key, None)
 
-    def first_restarted(self, most: int, groups: Collection[Group]) -> list[Request]:
-        """List likewise among the first `most` of those that started over."""
-        first = islice((request for request in self._all if request.restarts), most)
-        return [r for r in first if r.sleeps_for is None or any(r in group for group in groups)]
+    @staticmethod
+    def _merge(group: Group, other: Group | None) -> Group:
+        """Merge the smaller of two groups that sleep for the same into the larger."""
+        if other is None:
+            return group
+        small, large = sorted((group, other), key=lambda g: len(g.requests))
+        large.add(small.requests)
+        return large
 
-    def apply(self, placed: Collection[Request], asleep: Mapping[Request, Awaited], refused: Request | None) -> None:
-        """Take requests out, let others sleep, and keep awake the one that found no room."""
-        _take_out(self._all, placed)
-        _take_out(self._awake, {r: None for r in (*placed, *asleep) if r.sleeps_for is None})
-        for request in placed:
-            if request.sleeps_for is not None:
-                self._rouse(request, request.sleeps_for)
-        for request, awaited in asleep.items():
-            if request.sleeps_for is not None:
-                self._rouse(request, request.sleeps_for)
-            request.sleeps_for = awaited
-            if awaited in self._asleep:
-                self._asleep[awaited][request] = None
-            else:
-                self._asleep[awaited] = {request: None}
-        if refused is not None and refused.sleeps_for is not None:
-            self._rouse(refused, refused.sleeps_for)
-            self._awake.add(refused)
+    def _take_followers(self, key: Awaited, blocks: int) -> list[Request]:
+        """Take out those awake that come next and would be found to sleep for the same block."""
+        if not isinstance(key, bytes):
+            return []
+        last = blocks - 1
+        followers = list(
+            takewhile(lambda r: last < len(r.hashes) and r.hashes[last] == key and r.facts.fork_of is None, self._awake)
+        )
+        del self._awake[: len(followers)]
+        return followers
 
-    def sleep_on(self, key: Awaited, block: bytes) -> None:
-        """Let a whole group sleep for this block instead."""
-        group = self._asleep.pop(key)
-        del self._done[key]
-        for request in group:
-            request.sleeps_for = request.awaits = block
-        self._asleep[block] = self._asleep.get(block, {}) | group
+    def rouse(self, request: Request) -> None:
+        """Have a request awake that may be asleep: it waits for nothing but room."""
+        if request.wait is not None:
+            self._take(request)
+            self._awake.add(request)
 
-    def _rouse(self, request: Request, key: Awaited) -> None:
-        request.sleeps_for = None
-        group = self._asleep[key]
-        del group[request]
-        if not group:
-            del self._asleep[key]
-            self._done.pop(key, None)
+    def _take(self, request: Request) -> None:
+        """Take a request out of its group, or from those awake."""
+        group, request.wait = request.wait, None
+        if not isinstance(group, Group):
+            _remove(self._awake, request)
+            return
+        _remove(group.requests, request)
+        if not group.requests:
+            self._forget(group)
+        elif group.key in self._done:
+            self._push(group.key)
+
+    def _forget(self, group: Group) -> None:
+        del self._groups[group.key]
+        self._done.pop(group.key, None)
+
+    def _push(self, key: Awaited) -> None:
+        heappush(self._heap, (self._groups[key].requests[0].order, next(self._entries), key))
 
     def check(self, is_under_way: Callable[[Awaited], bool]) -> None:
-        """Raise unless every request is awake, or sleeps for what is under way, or else is to be asked again."""
-        asleep = [request for group in self._asleep.values() for request in group]
-        if {*self._awake, *asleep} != {*self._all} or len(self._awake) + len(asleep) != len(self._all):
-            raise RuntimeError(f"{len(self._all)} requests wait, {len(self._awake)} awake and {len(asleep)} asleep")
-        for key, group in self._asleep.items():
-            if any(request.sleeps_for != key for request in group) or not group:
+        """Raise unless every request that sleeps does so for what is under way, or else is to be asked again."""
+        for key, group in self._groups.items():
+            if group.key != key or any(request.wait is not group for request in group.requests) or not group.requests:
                 raise RuntimeError(f"requests sleep for {key!r} and do not say so")
+            if any(request.hashes[: group.common] != list(group.blocks[: group.common]) for request in group.requests):
+                raise RuntimeError(f"{len(group.requests)} requests have fewer than {group.common} blocks in common")
             if key not in self._done and not is_under_way(key):
-                raise RuntimeError(f"{len(group)} requests sleep for {key!r}, which is not under way")
-        if not self._done.keys() <= self._asleep.keys():
-            raise RuntimeError("something is done that no request sleeps for")
+                raise RuntimeError(f"{len(group.requests)} requests sleep for {key!r}, which is not under way")
+            if key in self._done and (group.requests[0].order, key) not in [(order, k) for order, _, k in self._heap]:
+                raise RuntimeError(f"{len(group.requests)} requests that sleep for {key!r} would not be asked again")
+        if not self._done.keys() <= self._groups.keys() or any(request.wait is not None for request in self._awake):
+            raise RuntimeError("something is done that no request sleeps for, or a request sleeps and is awake")
 
 
-def _take_out(requests: SortedRequests, leaving: Collection[Request]) -> None:
-    """Many at once cost as little as going through all: one by one each would be looked for."""
-    if 8 * len(leaving) < len(requests):
-        for request in leaving:
-            requests.remove(request)
-    elif leaving:
-        rest = [request for request in requests if request not in leaving]
-        requests.clear()
-        requests.update(rest)
+def _remove(requests: SortedRequests, request: Request) -> None:
+    """Take a request out, most often the first."""
+    if requests[0] is request:
+        del requests[0]
+    else:
+        requests.remove(request)
+
+
+def _common(blocks: Sequence[bytes], others: Sequence[bytes], most: int) -> int:
+    """Count the first blocks, at most so many, that two prompts have in common: a hash stands for all before it too."""
+    most = min(len(blocks), len(others), most)
+    if not most or blocks[most - 1] == others[most - 1]:
+        return most
+    return bisect_left(range(most), True, key=lambda i: blocks[i] != others[i])

@@ -24,6 +24,7 @@ BENCHMARKS = {
     "policies": "time to first token by policy, over a recorded trace in virtual time",
     "products": "the products of a model's layers alone, with quantised weights and with floats",
     "sampler": "the sampler alone, beside an earlier checkout's",
+    "scheduler": "what a decision costs, by kind of event, meshes and waiting requests, beside an earlier checkout",
     "start": "seconds to start an engine that compiles everything, beside an earlier checkout",
     "streaming": "what streams cost the host, beside an earlier checkout",
     "threads": "kernels of decode alone, and beside a prefill on another CPU device of the process",

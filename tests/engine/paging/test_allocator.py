@@ -13,7 +13,7 @@ def test_the_page_used_least_recently_is_given_out_first():
     pages = PageAllocator(3)
     held = pages.allocate(3)
     for page in held:
-        pages.cached.add(page, bytes([page]))
+        pages.cached.add([page], [bytes([page])])
     for page in (held[1], held[0], held[2]):
         pages.release([page])
     assert pages.allocate(2) == [held[1], held[0]]
@@ -24,7 +24,7 @@ def test_the_page_used_least_recently_is_given_out_first():
 def test_a_cached_page_counts_as_free_until_it_is_held_again():
     pages = PageAllocator(2)
     (page,) = pages.allocate(1)
-    pages.cached.add(page, b"a")
+    pages.cached.add([page], [b"a"])
     pages.release([page])
     assert pages.num_free == 2
     pages.hold(np.array([page]))
@@ -38,15 +38,15 @@ def test_a_page_may_be_written_by_its_only_holder_unless_it_is_cached():
     assert pages.is_writable(page)
     pages.hold(np.array([page]))
     assert not pages.is_writable(page)
-    pages.cached.add(other, b"a")
+    pages.cached.add([other], [b"a"])
     assert not pages.is_writable(other)
 
 
 def test_the_first_page_with_a_hash_stays_the_cached_one():
     pages = PageAllocator(2)
     first, second = pages.allocate(2)
-    pages.cached.add(first, b"a")
-    pages.cached.add(second, b"a")
+    pages.cached.add([first], [b"a"])
+    pages.cached.add([second], [b"a"])
     assert pages.cached.find(b"a") == first
     assert pages.is_writable(second)
 
@@ -54,8 +54,8 @@ def test_the_first_page_with_a_hash_stays_the_cached_one():
 def test_flushing_forgets_every_hash_and_frees_what_nobody_holds():
     pages = PageAllocator(2)
     first, second = pages.allocate(2)
-    pages.cached.add(first, b"a")
-    pages.cached.add(second, b"b")
+    pages.cached.add([first], [b"a"])
+    pages.cached.add([second], [b"b"])
     pages.release([second])
     pages.flush()
     assert (pages.cached.find(b"a"), pages.cached.find(b"b"), pages.num_free) == (None, None, 1)
@@ -96,7 +96,7 @@ def test_whatever_is_done_every_page_is_accounted_for(steps):
             pages.release([page])
             held -= Counter([page])
         elif kind == "c" and known:
-            pages.cached.add(known[pick % len(known)], bytes([pick]))
+            pages.cached.add([known[pick % len(known)]], [bytes([pick])])
         elif kind == "f" and pick == 0:
             pages.flush()
         pages.check(held)

@@ -26,10 +26,10 @@ def test_a_chain_is_cached_as_far_as_a_walk_over_it_finds(steps):
         if what in ("add", "add all"):
             for block in hashes if what == "add all" else hashes[-1:]:
                 page = next(pages)
-                cache.add(page, block)
+                cache.add([page], [block])
                 page_of.setdefault(block, page)
         elif what == "evict" and hashes[-1] in page_of:
-            cache.evict(page_of.pop(hashes[-1]))
+            cache.evict([page_of.pop(hashes[-1])])
         elif what == "clear":
             cache.clear()
             page_of.clear()
@@ -52,7 +52,7 @@ def test_what_is_found_is_remembered_for_every_prompt_that_begins_alike(monkeypa
         __eq__ = bytes.__eq__
 
     for page, block in enumerate(hashes):
-        cache.add(page, block)
+        cache.add([page], [block])
     assert cache.run_length(hashes, 500) == 500
     others = [Counted(block) for block in [*hashes[:400], *chain("a" * 400 + "b" * 100)[400:]]]
     for _ in range(3):
@@ -64,11 +64,11 @@ def test_what_is_found_is_remembered_for_every_prompt_that_begins_alike(monkeypa
 def test_an_evicted_block_ends_the_chain_there(evicted):
     cache, hashes = PrefixCache(), chain("abab")
     for page, block in enumerate(hashes):
-        cache.add(page, block)
+        cache.add([page], [block])
     assert cache.run_length(hashes, 4) == 4
-    cache.evict(len(evicted) - 1)
+    cache.evict([len(evicted) - 1])
     assert cache.run_length(hashes, 4) == len(evicted) - 1
-    cache.add(9, evicted.encode())
+    cache.add([9], [evicted.encode()])
     assert cache.run_length(hashes, 4) == 4
 
 
@@ -76,7 +76,7 @@ def test_pages_held_together_are_counted_one_by_one():
     pages = PageAllocator(4)
     held = pages.allocate(3)
     for page in held:
-        pages.cached.add(page, bytes([page]))
+        pages.cached.add([page], [bytes([page])])
     pages.release(held[:2])
     index = np.array(held)
     assert pages.count_idle(index) == 2

@@ -8,13 +8,18 @@ import json
 import lzma
 from pathlib import Path
 from typing import get_args
+from unittest.mock import patch
 
 import pytest
 from helpers.plain import field_names, plain
 from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.protocol.actions import Action, Chunk, DecodeRow
 from twinmesh.engine.protocol.events import Event, Outcome, RequestFacts
+from twinmesh.engine.scheduler.admission import Admission
+from twinmesh.engine.scheduler.mesh_state import sorted_requests
+from twinmesh.engine.scheduler.policy import FirstComeFirstServed
 from twinmesh.engine.scheduler.scheduler import Scheduler
+from twinmesh.engine.scheduler.waiting import WaitingRequests
 from twinmesh.engine.topology import Topology
 
 RUNS = sorted((Path(__file__).parents[2] / "fixtures" / "decisions").glob("*.json.xz"))
@@ -43,8 +48,52 @@ def id_now(name, ids):
     return ids.setdefault(name, len(ids))
 
 
+class RanksOfThen(FirstComeFirstServed):
+    """Meshes were ranked for prompts by the tokens to compute alone; requests that run there counted for nothing."""
+
+    def prefill_rank(self, request, mesh):
+        cached = mesh.pages.hit(request.hashes, request.to_prefill)
+        return mesh.index == request.lost_on, mesh.prefill_load - cached, -mesh.pages.slots.num_free
+
+
+class QueueOfThen(WaitingRequests):
+    """A pass looked at those only that stood among the first `most` of all when it began."""
+
+    def __init__(self, most):
+        super().__init__()
+        self._most, self._all, self._last = most, sorted_requests(), None
+
+    def add(self, request):
+        super().add(request)
+        self._all.add(request)
+
+    def remove(self, request):
+        super().remove(request)
+        self._all.remove(request)
+
+    def begin(self):
+        self._last = self._all[self._most - 1].order if len(self._all) > self._most else None
+
+    def first(self, is_under_way):
+        request = super().first(is_under_way)
+        return None if request is None or (self._last is not None and request.order > self._last) else request
+
+
+class AdmissionOfThen(Admission):
+    """Its queue is that of then."""
+
+    def __init__(self, config, *others):
+        super().__init__(config, *others)
+        self._waiting = QueueOfThen(2 * config.max_num_seqs)
+
+    def admit(self):
+        self._waiting.begin()
+        super().admit()
+
+
 def make_scheduler(config, pools):
-    return Scheduler(config, pools)
+    with patch("twinmesh.engine.scheduler.scheduler.Admission", AdmissionOfThen):
+        return Scheduler(config, pools, RanksOfThen())
 
 
 # ---- reading

@@ -1,0 +1,103 @@
+"""The requests whose KV waits to be handed over, in the policy's order: those that ask for credit, those that hold it
+and wait for staging, and those that sleep because their blocks are on their way already, for another request.
+
+Invariants: each is one of the three; one that sleeps does so for a block that is on its way. It gives no credit and
+sends nothing: `handoffs.py` does.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+
+from ..paging.room import RoomChanges
+from .mesh_state import sorted_requests
+from .request import Request, State, Wait
+
+
+class CreditQueue:
+    """The queue of one engine."""
+
+    def __init__(self, room: RoomChanges, arriving: Mapping[bytes, int]):
+        """Begin empty; `room` says when meshes have room again, `arriving` which blocks are on their way."""
+        self._room, self._arriving = room, arriving
+        self._asking, self._credited = sorted_requests(), sorted_requests()
+        self._asleep: dict[bytes, dict[Request, None]] = {}
+        self._refused: tuple[Request, int] | None = None  # the one that got no credit, and how often room had come then
+
+    def __bool__(self) -> bool:
+        return bool(self._asking or self._credited or self._asleep)
+
+    def __iter__(self) -> Iterator[Request]:
+        return chain(self._asking, self._credited, *self._asleep.values())
+
+    def first(self) -> Request | None:
+        """Find the first that holds credit or may ask for it: the one that got none, only when there may be room."""
+        credited = self._credited[0] if self._credited else None
+        asking = self._asking[0] if self._asking else None
+        if asking is None or self._refused == (asking, self._room.freed):
+            return credited
+        return asking if credited is None or asking.order < credited.order else credited
+
+    def add(self, request: Request) -> None:
+        """Take a request in, with credit or without."""
+        (self._asking if request.handoff is None else self._credited).add(request)
+
+    def remove(self, request: Request) -> None:
+        """Take a request out."""
+        if request.wait is None:
+            (self._asking if request.handoff is None else self._credited).remove(request)
+        else:
+            self._rouse(request, request.wait)
+
+    def grant(self, request: Request) -> None:
+        """Note that a request that asked holds credit now."""
+        self._asking.remove(request)
+        self._credited.add(request)
+
+    def withdraw(self, request: Request) -> None:
+        """Note that a request that held credit has to ask again."""
+        self._credited.remove(request)
+        self._asking.add(request)
+
+    def refuse(self, request: Request) -> None:
+        """Note that there is no room for a request; those behind it wait too."""
+        self._refused = request, self._room.freed
+
+    def cached(self, request: Request, first: int) -> None:
+        """Take in that a request's blocks from `first` on are cached somewhere: the refused one needs less if it has
+        them."""
+        if (
+            self._refused is not None
+            and self._refused[0].hashes[first : first + 1] == request.hashes[first : first + 1]
+        ):
+            self._refused = None
+
+    def sleep(self, request: Request, block: bytes) -> None:
+        """Let a request that asks sleep until this block is there or will not come."""
+        self._asking.remove(request)
+        request.wait = Wait(block)
+        self._asleep.setdefault(block, {})[request] = None
+
+    def wake(self, blocks: Iterable[bytes]) -> None:
+        """Let those ask that sleep for one of these blocks."""
+        for block in blocks if self._asleep else ():
+            for request in self._asleep.pop(block, ()):
+                request.wait = None
+                self._asking.add(request)
+
+    def _rouse(self, request: Request, wait: Wait) -> None:
+        assert isinstance(wait.key, bytes)
+        request.wait = None
+        sleepers = self._asleep[wait.key]
+        del sleepers[request]
+        if not sleepers:
+            del self._asleep[wait.key]
+
+    def check(self) -> None:
+        """Raise unless all are here whom this queue is for, each where it belongs."""
+        for request in self:
+            if request.state is not State.HANDOFF or request.placement is None:
+                raise RuntimeError(f"request {request.id} is {request.state} and waits for credit")
+            if request.sleeps_for is not None and request.sleeps_for not in self._arriving:
+                raise RuntimeError(f"request {request.id} waits for a block that is not on its way")
+        if any(request.handoff is not None for request in chain(self._asking, *self._asleep.values())):
+            raise RuntimeError("a request that holds credit asks for it")

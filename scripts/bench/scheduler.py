@@ -1,0 +1,299 @@
+"""What the scheduler spends on a decision, by kind of event, number of meshes and of waiting requests.
+
+    git worktree add /tmp/before COMMIT
+    python scripts/bench/scheduler.py --before /tmp/before --json scheduler.json
+
+A decision is one event taken in, and actions asked for until there are none. There are no devices and no JAX: steps
+and transfers take virtual time. Prompts have 2,000 tokens and begin with one block that all share; one in five is one
+of a few that come again and again. Answers have 300 tokens. A mesh has 32 slots and 4,096 pages of 64, or as many as
+`:PAGES` after the topology says. Every slot, or page, is in use and so many requests wait as `--waiting` says; where a
+request ends, another arrives. One decision in fifty is an abort, by turns of a request that waits and of one that runs.
+
+Kinds are those of events, and "end" for a step's result that ends requests; "+route" is added where the decision chose
+a mesh for a prompt or for decoding. Reported are median and p99 in microseconds of the thread's own time, and `share`,
+the median of the time spent as a share of what is allowed: 300 for an arrival and for each choice of a mesh, 50 for a
+transfer, an abort and each end, 20 for a step's result and 1.2 for each of its rows. The checkouts take turns, each
+round in a process of its own, and the best round counts.
+"""
+
+import argparse
+import gc
+import heapq
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any
+
+HERE = Path(__file__).resolve().parents[2]
+TOPOLOGIES = ("both=4", "both=64", "both=256", "prefill=32,decode=32", "both=64:512")
+_PROMPT, _OUTPUT, _PAGE, _PAGES, _SLOTS = 2000, 300, 64, 4096, 32
+_FAMILIES = 64  # prompts that come again and again
+_ABORT_EVERY = 50
+# Seconds of a step, and more for each prompt token and each row; of a transfer. They only say in what order things end.
+_STEP, _TOKEN, _ROW, _TRANSFER = 5e-3, 5e-5, 2e-5, 2e-3
+_FILL = 6.0  # seconds in which meshes fill, or come as far as their pages and the prefill meshes let them
+_HOMES = ("config", "topology", "protocol.events", "scheduler.scheduler", "protocol", "request", "scheduler")
+
+
+def _name(name: str) -> Any:
+    """Find a class of the checkout that this process runs, which may be an earlier one with other modules."""
+    for home in _HOMES:
+        try:
+            module = import_module(f"twinmesh.engine.{home}")
+        except ModuleNotFoundError:
+            continue
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise ImportError(f"this checkout has no {name} where it was looked for")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One event and what was decided."""
+
+    kind: str
+    seconds: float
+    rows: int  # of the step's result
+    ends: int
+    routes: int  # meshes chosen
+
+    @property
+    def name(self) -> str:
+        """Return the kind under which the decision is reported."""
+        kind = "end" if self.kind == "step" and self.ends else self.kind
+        return kind + "+route" if self.routes else kind
+
+    @property
+    def allowed(self) -> float:
+        """Return the seconds that it may take, at the median."""
+        event = {"arrival": 0 if self.routes else 300, "step": 20 + 1.2 * self.rows}.get(self.kind, 50)
+        return 1e-6 * (event + 300 * self.routes + (50 * self.ends if self.kind == "step" else 0))
+
+
+def _transfer_ready(number: int, t: float) -> Any:
+    return _name("TransferReady")(t, number)
+
+
+class Engine:
+    """A scheduler, devices in virtual time, and callers who keep it busy."""
+
+    def __init__(self, topology: str, waiting: int, seed: int = 0) -> None:
+        """Fill the meshes, and let `waiting` requests wait."""
+        text, _, pages = topology.partition(":")
+        config = _name("EngineConfig")(topology=_name("Topology").parse(text), max_model_len=4096, page_size=_PAGE)
+        pool = _name("PoolSize")((int(pages or _PAGES),), (1,), 8 * config.max_pages)
+        self._scheduler = _name("Scheduler")(config, [pool] * len(config.topology.meshes))
+        self._free = [0.0] * len(config.topology.meshes)  # when each device has done all that was dispatched
+        self._events: list[tuple[float, int, Callable[[float], Any]]] = []
+        self._random, self._order, self._numbers, self._now = Random(seed), count(), count(), 0.0
+        self._has_texts = "str" in str(_name("RequestFacts").__annotations__["id"])
+        self._rows: Sequence[Any] = ()  # of the step that ended last
+        self._arrived: list[Any] = []  # ids, of which some have ended
+        self._fill(waiting)
+
+    # ---- callers
+
+    def _fill(self, waiting: int) -> None:
+        """Let requests arrive until all meshes are busy, and those that wait besides; outputs end one by one."""
+        for _ in range(len(self._free) * _SLOTS + _SLOTS):
+            self._scheduler.on(self._arrival(self._now, self._random.randint(1, _OUTPUT)))
+        self._perform(self._scheduler.actions())
+        while self._now < _FILL:
+            for _ in range(min(len(self._free), len(self._events))):
+                self._scheduler.on(self._next_event()[1])
+            self._perform(self._scheduler.actions())
+        for _ in range(waiting - self.count_waiting()):
+            self._scheduler.on(self._arrival(self._now))
+        while actions := self._scheduler.actions():
+            self._perform(actions)
+
+    def count_waiting(self) -> int:
+        """Count the requests that have no place on a mesh."""
+        return sum(request.state.value == "waiting" for request in self._scheduler.requests.values())
+
+    def count_running(self) -> int:
+        """Count the requests that have one."""
+        return len(self._scheduler.requests) - self.count_waiting()
+
+    def _arrival(self, t: float, output: int = _OUTPUT) -> Any:
+        number = next(self._numbers)
+        family = self._random.randrange(_FAMILIES) if self._random.random() < 0.2 else _FAMILIES + number
+        own = [b"%8d%8d" % (family, block) for block in range(1, _PROMPT // _PAGE)]
+        id_ = str(number) if self._has_texts else number
+        self._arrived.append(id_)
+        return _name("Arrived")(t, _name("RequestFacts")(id_, _PROMPT, output, (b"the same for all", *own)))
+
+    def _abort(self, t: float) -> Any:
+        """Abort one of the last step's requests, or one that arrived lately and most likely waits."""
+        rows = [row for row in self._rows if self._scheduler.owner(row)]
+        if rows and self._random.random() < 0.5:
+            return _name("AbortRequested")(t, self._random.choice(rows).request_id)
+        del self._arrived[:-1000]
+        alive = [id_ for id_ in self._arrived if id_ in self._scheduler.requests]
+        return _name("AbortRequested")(t, self._random.choice(alive))
+
+    # ---- devices
+
+    def _perform(self, actions: Sequence[Any]) -> None:
+        for action in actions:
+            match type(action).__name__:
+                case "Prefill" | "Decode" | "Fused":
+                    self._dispatch(action)
+                case "StartTransfer":
+                    t = max(self._now, self._free[action.source]) + _TRANSFER
+                    self._push(t, partial(_transfer_ready, action.transfer))
+                case "Finish":
+                    self._push(self._now, self._arrival)
+
+    def _dispatch(self, step: Any) -> None:
+        chunks, rows = getattr(step, "chunks", ()), getattr(step, "rows", ())
+        seconds = _STEP + _TOKEN * sum(chunk.length for chunk in chunks) + _ROW * len(rows)
+        self._free[step.mesh] = max(self._now, self._free[step.mesh]) + seconds
+        self._push(self._free[step.mesh], partial(self._done, step))
+
+    def _push(self, t: float, make: Callable[[float], Any]) -> None:
+        heapq.heappush(self._events, (t, next(self._order), make))
+
+    def _done(self, step: Any, t: float) -> Any:
+        self._rows = [*(chunk for chunk in getattr(step, "chunks", ()) if chunk.is_last), *getattr(step, "rows", ())]
+        outcomes = [self._outcome(row) for row in self._rows if self._scheduler.owner(row)]
+        return _name("StepDone")(t, step.mesh, step.step, tuple(outcomes))
+
+    @staticmethod
+    def _outcome(row: Any) -> Any:
+        """A token, which fills a page or not."""
+        length = row.kv_len + 1
+        block = None if length % _PAGE else b"%8d%8d" % (int(row.request_id), length)
+        return _name("Outcome")(row.request_id, False, block)
+
+    # ---- decisions
+
+    def _next_event(self) -> tuple[str, Any]:
+        self._now, _, make = heapq.heappop(self._events)
+        event = make(self._now)
+        kinds = {"Arrived": "arrival", "StepDone": "step", "TransferReady": "transfer"}
+        return kinds[type(event).__name__], event
+
+    def decisions(self, events: int) -> Iterator[Decision]:
+        """Take in so many events, and yield each with what it cost."""
+        for number in range(1, 1 + events):
+            is_abort = number % _ABORT_EVERY == 0
+            kind, event = ("abort", self._abort(self._now)) if is_abort else self._next_event()
+            yield self._decide(kind, event)
+
+    def _decide(self, kind: str, event: Any) -> Decision:
+        scheduler, out = self._scheduler, []
+        start = time.thread_time()
+        scheduler.on(event)
+        while actions := scheduler.actions():
+            out += actions
+        seconds = time.thread_time() - start
+        self._perform(out)
+        names = [type(action).__name__ for action in out]
+        # A new page table: where a prompt is placed, and where a hand-off has credit.
+        routes = sum(action.first == 0 for action in out if type(action).__name__ == "AssignPages")
+        return Decision(kind, seconds, len(getattr(event, "outcomes", ())), names.count("Finish"), routes)
+
+
+def measure(topology: str, waiting: int, events: int) -> list[dict[str, Any]]:
+    """Measure one engine; one row for each kind of decision, and one for all."""
+    engine = Engine(topology, waiting)
+    gc.collect()
+    gc.freeze()  # what is there is not looked at again, as in a process that runs for long
+    by_kind: dict[str, list[Decision]] = defaultdict(list)
+    for decision in engine.decisions(events):
+        by_kind["any"].append(decision)
+        by_kind[decision.name].append(decision)
+    return [{"topology": topology, "waiting": waiting} | _figures(kind, by_kind[kind]) for kind in sorted(by_kind)]
+
+
+def _figures(kind: str, decisions: Sequence[Decision]) -> dict[str, Any]:
+    micros = sorted(1e6 * decision.seconds for decision in decisions)
+    return {
+        "kind": kind,
+        "count": len(micros),
+        "rows": statistics.median(decision.rows for decision in decisions),
+        "median": statistics.median(micros),
+        "p99": micros[int(0.99 * (len(micros) - 1))],
+        "share": statistics.median(decision.seconds / decision.allowed for decision in decisions),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the checkouts in turn and print a line for each kind of decision; returns the exit code."""
+    args = _arguments(argv)
+    sizes = [(text, waiting) for text in args.topologies for waiting in args.waiting]
+    if args.one:
+        print(json.dumps([row for size in sizes for row in measure(*size, args.events)]))
+        return 0
+    checkouts = {"after": HERE}
+    if args.before:
+        checkouts["before"] = Path(args.before).resolve()
+        if not (checkouts["before"] / "engine").is_dir():
+            print(f"scheduler: --before {args.before} is no checkout of Twinmesh: it has no engine/.", file=sys.stderr)
+            return 2
+    rows = [row for size in sizes for row in _compare(checkouts, *size, args)]
+    if args.json:
+        about = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "cores": os.cpu_count()}
+        Path(args.json).write_text(json.dumps(about | {"args": vars(args), "rows": rows}, indent=1))
+    return 0
+
+
+def _compare(checkouts: dict[str, Path], text: str, waiting: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure all checkouts in turn; print and return the best figures of each kind of decision."""
+    from twinmesh.scripts.bench.checkouts import report_of  # earlier checkouts, which run this file too, lack it
+
+    options = ["--topologies", text, "--waiting", str(waiting), "--events", str(args.events), "--one"]
+    found: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in checkouts}
+    for index in range(args.rounds):
+        for name in sorted(checkouts, reverse=index % 2 == 0):
+            found[name].append(report_of(checkouts[name], __file__, options))
+    best = {name: _best(rounds) for name, rounds in found.items()}
+    rows = []
+    for kind, after in best["after"].items():
+        before = best.get("before", {}).get(kind)
+        rows.append({"after": after, "before": before})
+        print(f"{text:22} {waiting:6} {kind:15}", _line(after), _line(before) if before else "", flush=True)
+    return rows
+
+
+def _line(row: dict[str, Any]) -> str:
+    return "{count:6} rows {rows:4.0f}  median {median:8.1f}  p99 {p99:8.1f}  share {share:6.2f} ".format(**row)
+
+
+def _best(rounds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Take the least of each figure of several rounds, by kind."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in (row for rows in rounds for row in rows):
+        least = best.setdefault(row["kind"], dict(row))
+        least |= {figure: min(least[figure], row[figure]) for figure in ("median", "p99", "share")}
+    return best
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--before", metavar="FOLDER", help="a checkout of the earlier commit (none)")
+    parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES, help=f"default: {' '.join(TOPOLOGIES)}")
+    parser.add_argument("--waiting", type=int, nargs="+", default=[1000, 10_000], help="requests (1000 10000)")
+    parser.add_argument("--events", type=int, default=20_000, help="decisions of each (default: 20000)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each checkout (default: 3)")
+    parser.add_argument("--one", action="store_true", help="print the figures of the checkout on the path, once")
+    parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
