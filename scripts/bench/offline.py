@@ -5,7 +5,7 @@
 
 64 prompts of 16 to 512 tokens ask for 16 to 128 tokens each, all at once; greedy, to the last token asked for, no
 prefix cache. Engines take turns, `--repeats` times; the best of each counts. Generated tokens per second are over the
-whole workload, loading and compiling apart. Peers, where `--peer-python` names a Python that has them: transformers
+whole workload, loading and compiling apart. All engines have the weights as floats of the dtype. Peers, where `--peer-python` names a Python that has them: transformers
 `generate` in padded batches sorted by length (the best of `--batch-sizes`), and vLLM; of a GGUF file transformers makes
 the directory that both read, which takes gguf and accelerate. `ratio_vs_transformers` and
 `ratio_vs_vllm` are this engine's tokens per second over theirs, null where a peer is absent or failed. `agreement` is
@@ -107,7 +107,7 @@ def measure(work: dict[str, Any]) -> dict[str, Any]:
     options = {name: work[name] for name in ("topology", "dtype", "max_num_seqs", "max_model_len")}
     prompts = [request["prompt"] for request in work["requests"]]
     params = [SamplingParams(temperature=0, max_tokens=r["tokens"], ignore_eos=True) for r in work["requests"]]
-    with LLM(work["model"], enable_prefix_caching=False, **options) as llm:
+    with LLM(work["model"], quantization="none", enable_prefix_caching=False, **options) as llm:
         llm.generate(prompts[:2], params[:2])  # warm
         start = time.perf_counter()
         outputs = llm.generate(prompts, params)
