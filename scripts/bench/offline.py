@@ -4,12 +4,12 @@
     python scripts/bench/offline.py --dtypes float32 bfloat16 --peer-python ~/peers/bin/python --json offline.json
 
 64 prompts of 16 to 512 tokens ask for 16 to 128 tokens each, all at once; greedy, to the last token asked for, no
-prefix cache. Engines take turns, `--repeats` times; the best of each counts. Generated tokens per second are over the
-whole workload, loading and compiling apart. All engines have the weights as floats of the dtype. Peers, where `--peer-python` names a Python that has them: transformers
-`generate` in padded batches sorted by length (the best of `--batch-sizes`), and vLLM; of a GGUF file transformers makes
-the directory that both read, which takes gguf and accelerate. `ratio_vs_transformers` and
-`ratio_vs_vllm` are this engine's tokens per second over theirs, null where a peer is absent or failed. `agreement` is
-the share of requests with the very same tokens: 16-bit arithmetic differs.
+prefix cache. All engines have the weights as floats of the dtype. They take turns, `--repeats` times; the best of each
+counts. Generated tokens per second are over the whole workload, loading and compiling apart. Peers, where
+`--peer-python` names a Python that has them: transformers `generate` in padded batches sorted by length (the best of
+`--batch-sizes`), and vLLM; of a GGUF file transformers makes the directory that both read, which takes gguf and
+accelerate. `ratio_vs_transformers` and `ratio_vs_vllm` are this engine's tokens per second over theirs, null where a
+peer is absent or failed. `agreement` is the share of requests with the very same tokens: 16-bit arithmetic differs.
 
 Besides: one request alone (a prompt of 512 tokens), as tokens per second over the floor that reading the weights sets,
 at the bandwidth that `machine.py` finds in the same process.
