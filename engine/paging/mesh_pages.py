@@ -207,8 +207,10 @@ class MeshPages:
         stop, known = min(len(hashes), tokens // self._config.page_size), placement.remembered
         placement.remembered = max(known, stop)
         for pages, table in zip(self.groups, placement.tables, strict=True):
-            # With windows a block may have been here in another page, which has been evicted since.
-            start = max(table.first, pages.cached.run_length(hashes, stop)) if self._windowed else known
+            start = known
+            # A block may have been here in another page, which has been evicted since: the last ones go first.
+            if self._windowed or (known and pages.cached.find(hashes[known - 1]) is None):
+                start = max(table.first, pages.cached.run_length(hashes, stop))
             if start < stop:
                 pages.cached.add(table.pages[start - table.first : stop - table.first], hashes[start:stop])
 

@@ -315,6 +315,18 @@ def test_pages_filled_by_decoding_are_reused_unless_deterministic():
         assert sum(chunk.length for chunk in action.chunks) == computed
 
 
+def test_a_second_copy_of_a_block_is_found_when_the_first_was_evicted():
+    pages, hashes = make("both=1", pages=6)[0].meshes[0].pages, block_hashes("p", 8, PAGE)
+    (first, _), (second, _) = (pages.place_prompt(name, hashes, 8, 0) for name in "ab")  # both compute it
+    pages.remember(first, hashes, 8)
+    pages.remember(second, hashes, 8)
+    pages.release(first)
+    pages.place_prompt("c", block_hashes("q", 12, PAGE), 12, 0)  # evicts the first one's last page
+    assert pages.hit(hashes, 9) == 4
+    pages.remember(second, hashes, 8)
+    assert pages.hit(hashes, 9) == 8
+
+
 def test_without_the_prefix_cache_everything_is_computed():
     scheduler, device = make("both=1", prefix_cache=False)
     for name in "ab":
