@@ -213,6 +213,7 @@ class MeshPages:
                 start = max(table.first, pages.cached.run_length(hashes, stop))
             if start < stop:
                 pages.cached.add(table.pages[start - table.first : stop - table.first], hashes[start:stop])
+                self._changes.cached(hashes, start)
 
     def flush(self) -> None:
         """Empty the prefix cache."""
