@@ -358,6 +358,25 @@ def test_a_prompt_without_room_sleeps_when_an_earlier_one_begins_to_compute_its_
     assert waiting.sleeps_for == waiting.hashes[0]
 
 
+def test_one_without_credit_sleeps_when_an_earlier_one_begins_to_send_its_next_block():
+    scheduler, device = make(pages=6, policy=ShortestPromptFirst())
+    arrive(scheduler, device, "runs", prompt_len=12, max_tokens=8)
+    step(scheduler, device)
+    device.complete_step(0, 1.0)
+    step(scheduler, device)
+    device.complete_transfer(0, 2.0)
+    waiting = arrive(scheduler, device, "waits", prompt_len=12, prompt="p")
+    while not waiting.confirmed:
+        step(scheduler, device)
+        device.complete_step(0, 3.0)
+    assert waiting.state is State.HANDOFF
+    assert waiting.handoff is waiting.sleeps_for is None
+    sent = arrive(scheduler, device, "is sent", prompt_len=4, prompt="p")
+    step(scheduler, device)
+    assert sent.handoff is not None
+    assert waiting.sleeps_for == waiting.hashes[0]
+
+
 def test_without_the_prefix_cache_everything_is_computed():
     scheduler, device = make("both=1", prefix_cache=False)
     for name in "ab":
