@@ -16,8 +16,8 @@ class RoomChanges:
         self.freed = 0  # how often slots or pages became free, on any mesh
         self._refusals: list[Refusal] = []
 
-    def less(self, mesh: int) -> None:
-        """Note that this mesh has less room, or other work."""
+    def touch(self, mesh: int) -> None:
+        """Note that the room or the work of this mesh has changed, and that there is no more room than before."""
         self.changed.add(mesh)
 
     def more(self, mesh: int) -> None:

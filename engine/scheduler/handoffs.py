@@ -56,7 +56,7 @@ class Handoffs:
         request.move_to(State.HANDOFF)
         self._waiting.add(request)
         self._meshes[request.placement.mesh].kept.add(request.placement)
-        self._shared.room.less(request.placement.mesh)
+        self._shared.room.touch(request.placement.mesh)
 
     def migrate(self, request: Request, destination: int | None) -> bool:
         """Send a decoding request to another decoding mesh, `destination` or any (None).

@@ -10,7 +10,7 @@ HASHES = block_hashes("a", 12, 4)
 @pytest.mark.parametrize(
     ("change", "holds"),
     [
-        (lambda room: room.less(0), True),
+        (lambda room: room.touch(0), True),
         (lambda room: room.more(0), False),
         (lambda room: room.cached(HASHES, 0), False),
         (lambda room: room.cached(HASHES, 2), False),
