@@ -177,7 +177,7 @@ class MeshPages:
         for pages, (first, run), count in zip(self.groups, shared, fresh, strict=True):
             pages.hold(run.array)
             tables.append(BlockTable(first, run.pages.copy(), pages.allocate(count)))
-        self._changes.less(self._mesh)
+        self._changes.touch(self._mesh)
         return Placement(self._mesh, self.slots.allocate(request_id), tables)
 
     def fork(self, request_id: int, placement: Placement) -> Placement | None:
@@ -188,7 +188,7 @@ class MeshPages:
         tables = [BlockTable(table.first, list(table.pages)) for table in placement.tables]
         for pages, table in zip(self.groups, tables, strict=True):
             pages.hold(np.array(table.pages, np.intp))
-        self._changes.less(self._mesh)
+        self._changes.touch(self._mesh)
         twin = Placement(self._mesh, self.slots.allocate(request_id), tables, remembered=placement.remembered)
         for group, table in enumerate(tables):
             self._assign(twin, group, table.first)
@@ -207,10 +207,13 @@ class MeshPages:
         stop, known = min(len(hashes), tokens // self._config.page_size), placement.remembered
         placement.remembered = max(known, stop)
         for pages, table in zip(self.groups, placement.tables, strict=True):
-            # With windows a block may have been here in another page, which has been evicted since.
-            start = max(table.first, pages.cached.run_length(hashes, stop)) if self._windowed else known
+            start = known
+            # A block may have been here in another page, which has been evicted since: the last ones go first.
+            if self._windowed or (known and pages.cached.find(hashes[known - 1]) is None):
+                start = max(table.first, pages.cached.run_length(hashes, stop))
             if start < stop:
                 pages.cached.add(table.pages[start - table.first : stop - table.first], hashes[start:stop])
+                self._changes.cached(hashes, start)
 
     def flush(self) -> None:
         """Empty the prefix cache."""
@@ -259,7 +262,7 @@ class MeshPages:
         """
         if stop <= placement.writable:
             return True
-        self._changes.less(self._mesh)
+        self._changes.touch(self._mesh)
         size = self._config.page_size
         plans = []
         for group, (window, pages) in enumerate(self._windows):

@@ -8,7 +8,7 @@ Invariant: a request sleeps only as long as what it sleeps for is under way: the
 by a placement that is there, or the request that it forks waits or is being prefilled. What ends that wakes it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from ..config import EngineConfig
 from ..metrics.counters import Counters
@@ -32,7 +32,7 @@ class Admission:
         self._config, self._requests, self._router = config, requests, router
         self._shared, self._counters = shared, counters
         self._waiting = WaitingRequests()
-        self._refused: tuple[Request, int] | None = None  # the one that found no room, and how often some had come then
+        self._refusal = shared.room.refusal()  # of the first that found no room
         self._found = 0, b""  # the last block found to be computed for another, and how many come before it
         self.is_held = False  # only those that start over are admitted
 
@@ -48,16 +48,9 @@ class Admission:
         self._waiting.remove(request)
 
     def wake(self, done: Iterable[Awaited]) -> None:
-        """Have the requests asked again that sleep for one of these: blocks that a placement was computing and never
+        """Have the requests asked again that sleep for one of these: blocks that a placement has computed or never
         will, or ids of requests that can be forked now or never will be."""
         self._waiting.done(done)
-
-    def computed(self, first: int, blocks: Sequence[bytes]) -> None:
-        """Take in that blocks from the `first` of a prompt on are computed: wake those that sleep for them, and ask the
-        refused one again if it has them, since it may need less room now."""
-        self._waiting.done(blocks)
-        if blocks and self._refused is not None and self._refused[0].hashes[first : first + 1] == [blocks[0]]:
-            self._refused = None
 
     def admit(self) -> None:
         """Place prompts in order; a prompt that does not fit yet holds back those behind it.
@@ -68,7 +61,7 @@ class Admission:
             self._admit_restarted()
             return
         while (request := self._waiting.first(self._is_under_way)) is not None:
-            if self._refused == (request, self._shared.room.freed) or not self._admit(request):
+            if self._refusal.holds(request) or not self._admit(request):
                 return
 
     def _admit_restarted(self) -> None:
@@ -86,7 +79,7 @@ class Admission:
             self._waiting.sleep(request, request.hashes[blocks], blocks + 1)
         elif not self._place(request):
             self._waiting.rouse(request)
-            self._refused = request, self._shared.room.freed
+            self._refusal.note(request, request.hashes)
             return False
         return True
 
@@ -154,6 +147,7 @@ class Admission:
         mesh.add(request)
         size = self._config.page_size
         mesh.computing.expect(request.hashes[cached // size : request.to_prefill // size], request.placement)
+        self._refusal.has_news(request.hashes, cached // size)  # it may sleep for these, and hold back nobody
 
     def check(self) -> None:
         """Raise if a request sleeps for something that is not under way, and will not be asked again."""

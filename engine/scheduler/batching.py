@@ -128,7 +128,7 @@ class Batching:
         size = self._config.page_size
         computed = request.hashes[write_from // size : request.prefilled // size]
         mesh.computing.end(computed)
-        self._admission.computed(write_from // size, computed)
+        self._admission.wake(computed)
         if is_last:
             self._end_prefill(request, mesh)
         return Chunk(request.id, request.run, placement.slot, start, length, write_from, is_last)

@@ -18,10 +18,10 @@ class CreditQueue:
 
     def __init__(self, room: RoomChanges, arriving: Mapping[bytes, int]):
         """Begin empty; `room` says when meshes have room again, `arriving` which blocks are on their way."""
-        self._room, self._arriving = room, arriving
+        self._arriving = arriving
         self._asking, self._credited = sorted_requests(), sorted_requests()
         self._asleep: dict[bytes, dict[Request, None]] = {}
-        self._refused: tuple[Request, int] | None = None  # the one that got no credit, and how often room had come then
+        self.refusal = room.refusal()  # of the first that asked and got no credit; those behind it wait too
 
     def __bool__(self) -> bool:
         return bool(self._asking or self._credited or self._asleep)
@@ -33,7 +33,7 @@ class CreditQueue:
         """Find the first that holds credit or may ask for it: the one that got none, only when there may be room."""
         credited = self._credited[0] if self._credited else None
         asking = self._asking[0] if self._asking else None
-        if asking is None or self._refused == (asking, self._room.freed):
+        if asking is None or self.refusal.holds(asking):
             return credited
         return asking if credited is None or asking.order < credited.order else credited
 
@@ -46,7 +46,7 @@ class CreditQueue:
         if request.wait is None:
             (self._asking if request.handoff is None else self._credited).remove(request)
         else:
-            self._rouse(request, request.wait)
+            self._take_sleeper(request, request.wait)
 
     def grant(self, request: Request) -> None:
         """Note that a request that asked holds credit now."""
@@ -57,19 +57,6 @@ class CreditQueue:
         """Note that a request that held credit has to ask again."""
         self._credited.remove(request)
         self._asking.add(request)
-
-    def refuse(self, request: Request) -> None:
-        """Note that there is no room for a request; those behind it wait too."""
-        self._refused = request, self._room.freed
-
-    def cached(self, request: Request, first: int) -> None:
-        """Take in that a request's blocks from `first` on are cached somewhere: the refused one needs less if it has
-        them."""
-        if (
-            self._refused is not None
-            and self._refused[0].hashes[first : first + 1] == request.hashes[first : first + 1]
-        ):
-            self._refused = None
 
     def sleep(self, request: Request, block: bytes) -> None:
         """Let a request that asks sleep until this block is there or will not come."""
@@ -84,7 +71,7 @@ class CreditQueue:
                 request.wait = None
                 self._asking.add(request)
 
-    def _rouse(self, request: Request, wait: Wait) -> None:
+    def _take_sleeper(self, request: Request, wait: Wait) -> None:
         assert isinstance(wait.key, bytes)
         request.wait = None
         sleepers = self._asleep[wait.key]

@@ -56,7 +56,7 @@ class Handoffs:
         request.move_to(State.HANDOFF)
         self._waiting.add(request)
         self._meshes[request.placement.mesh].kept.add(request.placement)
-        self._shared.room.less(request.placement.mesh)
+        self._shared.room.touch(request.placement.mesh)
 
     def migrate(self, request: Request, destination: int | None) -> bool:
         """Send a decoding request to another decoding mesh, `destination` or any (None).
@@ -92,7 +92,7 @@ class Handoffs:
             self._waiting.grant(request)
             return True
         else:
-            self._waiting.refuse(request)
+            self._waiting.refusal.note(request, request.hashes)
         return False
 
     def _end_waiting(self, request: Request, mesh: MeshState) -> None:
@@ -133,6 +133,7 @@ class Handoffs:
                 request.handoff = Handoff(placement, unsent)
                 mesh.add(request)
                 mesh.arriving.expect(request.hashes[min(unsent) : tokens // self._config.page_size], placement)
+                self._waiting.refusal.has_news(request.hashes, min(unsent))  # it may sleep for these
                 return True
         return False
 
@@ -250,10 +251,8 @@ class Handoffs:
     def _arrive(self, request: Request, placement: Placement, now: float) -> None:
         request.placement, request.handoff = placement, None
         mesh = self._meshes[placement.mesh]
-        first = placement.remembered
         mesh.pages.remember(placement, request.hashes, request.kv_len)
         self._waiting.wake(mesh.end_wait(placement))
-        self._waiting.cached(request, first)
         mesh.wake()
         if request.timeline.kv_ready is None:
             request.timeline.kv_ready = now

@@ -56,7 +56,7 @@ class MeshState:
         self.computing = ExpectedBlocks(self.index, self.shared.computing)
         self.arriving = ExpectedBlocks(self.index, self.shared.arriving)
         self.kept = KeptPages(self.pages.groups)
-        self.shared.room.less(self.index)
+        self.shared.room.touch(self.index)
 
     @property
     def watermark(self) -> int:
@@ -118,7 +118,7 @@ class MeshState:
     def change_load(self, tokens: int) -> None:
         """Add prompt tokens to compute, or take them off."""
         self.prefill_load += tokens
-        self.shared.room.less(self.index)
+        self.shared.room.touch(self.index)
 
     def end_wait(self, placement: Placement) -> list[bytes]:
         """Strike out blocks that the placement was to bring and that are here, or will not come; return those."""

@@ -86,10 +86,10 @@ class WaitingRequests:
         return list(self._restarted)
 
     def sleep(self, request: Request, key: Awaited, blocks: int) -> None:
-        """Let a request sleep for `key`, which concerns its first `blocks` blocks: with its whole group, if all in it
-        have those in common."""
+        """Let a request sleep for `key`, which concerns its first `blocks` blocks: with its whole group, if `key` is a
+        block that all in it have in common."""
         group = request.wait
-        if isinstance(group, Group) and blocks <= group.common:
+        if isinstance(group, Group) and isinstance(key, bytes) and blocks <= group.common:
             self._forget(group)
             group.key = key
             self._groups[key] = self._merge(group, self._groups.get(key))

@@ -16,7 +16,7 @@ from twinmesh.engine.protocol.events import (
     TransferFailed,
 )
 from twinmesh.engine.scheduler.mesh_state import MAX_STEPS_IN_FLIGHT
-from twinmesh.engine.scheduler.policy import FCFS
+from twinmesh.engine.scheduler.policy import FCFS, ShortestPromptFirst
 from twinmesh.engine.scheduler.request import State
 from twinmesh.engine.scheduler.scheduler import Scheduler
 from twinmesh.engine.topology import Topology
@@ -313,6 +313,68 @@ def test_pages_filled_by_decoding_are_reused_unless_deterministic():
         scheduler.on(Arrived(2.0, RequestFacts("b", 12, 1, tuple(hashes))))
         action = only(scheduler.actions(), Prefill)[0]
         assert sum(chunk.length for chunk in action.chunks) == computed
+
+
+def test_a_second_copy_of_a_block_is_found_when_the_first_was_evicted():
+    pages, hashes = make("both=1", pages=6)[0].meshes[0].pages, block_hashes("p", 8, PAGE)
+    (first, _), (second, _) = (pages.place_prompt(name, hashes, 8, 0) for name in "ab")  # both compute it
+    pages.remember(first, hashes, 8)
+    pages.remember(second, hashes, 8)
+    pages.release(first)
+    pages.place_prompt("c", block_hashes("q", 12, PAGE), 12, 0)  # evicts the first one's last page
+    assert pages.hit(hashes, 9) == 4
+    pages.remember(second, hashes, 8)
+    assert pages.hit(hashes, 9) == 8
+
+
+def test_a_prompt_without_room_is_asked_again_when_its_blocks_arrive_with_another():
+    scheduler, device = make("both=2", pages=8)
+    arrive(scheduler, device, "moves", prompt_len=12, max_tokens=8, prompt="p")
+    step(scheduler, device)
+    device.complete_step(0, 1.0)
+    step(scheduler, device)
+    scheduler.on(MigrateRequested(2.0, "moves", 1))
+    arrive(scheduler, device, "fills mesh 0", prompt_len=28, prompt="q")
+    waiting = arrive(scheduler, device, "waits", prompt_len=13, prompt="p")
+    step(scheduler, device)
+    assert waiting.state is State.WAITING
+    while device.steps[0]:
+        device.complete_step(0, 3.0)
+    device.complete_transfer(0, 4.0)
+    step(scheduler, device)
+    assert waiting.placement is not None
+    assert waiting.placement.mesh == 1
+    assert waiting.cached == 12
+
+
+def test_a_prompt_without_room_sleeps_when_an_earlier_one_begins_to_compute_its_next_block():
+    scheduler, device = make("both=1", pages=6, policy=ShortestPromptFirst())
+    arrive(scheduler, device, "runs", prompt_len=12, max_tokens=8)
+    waiting = arrive(scheduler, device, "waits", prompt_len=16, prompt="p")
+    step(scheduler, device)
+    assert waiting.sleeps_for is None
+    arrive(scheduler, device, "computes", prompt_len=8, prompt="p")
+    step(scheduler, device)
+    assert waiting.sleeps_for == waiting.hashes[0]
+
+
+def test_one_without_credit_sleeps_when_an_earlier_one_begins_to_send_its_next_block():
+    scheduler, device = make(pages=6, policy=ShortestPromptFirst())
+    arrive(scheduler, device, "runs", prompt_len=12, max_tokens=8)
+    step(scheduler, device)
+    device.complete_step(0, 1.0)
+    step(scheduler, device)
+    device.complete_transfer(0, 2.0)
+    waiting = arrive(scheduler, device, "waits", prompt_len=12, prompt="p")
+    while not waiting.confirmed:
+        step(scheduler, device)
+        device.complete_step(0, 3.0)
+    assert waiting.state is State.HANDOFF
+    assert waiting.handoff is waiting.sleeps_for is None
+    sent = arrive(scheduler, device, "is sent", prompt_len=4, prompt="p")
+    step(scheduler, device)
+    assert sent.handoff is not None
+    assert waiting.sleeps_for == waiting.hashes[0]
 
 
 def test_without_the_prefix_cache_everything_is_computed():

@@ -91,6 +91,14 @@ class Machine(RuleBasedStateMachine):
         self.scheduler.check_integrity()  # what others wait for ends with notice, before anything is decided
         self.device.perform(self.scheduler.actions())
         self._check_that_what_is_awaited_is_under_way()
+        self._check_that_nobody_was_forgotten()
+
+    def _check_that_nobody_was_forgotten(self):
+        """Nothing more can be done even if all are asked again, those included for which nothing has changed."""
+        self.scheduler.meshes[0].shared.room.freed += 1
+        for mesh in self.scheduler.meshes:
+            mesh.wake()
+        assert not self.scheduler.actions()
 
     def _check_that_what_is_awaited_is_under_way(self):
         """What a request sleeps for is under way, or it stands in line behind one that found no room."""

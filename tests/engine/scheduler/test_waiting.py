@@ -65,3 +65,14 @@ def test_a_group_goes_on_to_the_block_that_all_in_it_have_and_no_further():
     waiting.sleep(requests[0], b"aab", 3)
     assert [one.sleeps_for for one in requests] == [b"aab", b"aa", b"aa"]
     assert waiting.first(lambda key: key == b"aab") is requests[1]
+
+
+def test_a_group_does_not_follow_one_that_waits_for_the_request_that_it_forks():
+    waiting, requests = WaitingRequests(), [request(0, "aa"), request(1, "aa"), request(2, "aa")]
+    for one in requests:
+        waiting.add(one)
+    waiting.sleep(requests[0], b"a", 1)
+    waiting.done([b"a"])
+    waiting.sleep(requests[0], 7, 2)
+    assert [one.sleeps_for for one in requests] == [7, b"a", b"a"]
+    assert waiting.first(lambda key: key == 7) is requests[1]
