@@ -7,7 +7,7 @@ half-made. `orbax_format.py` documents the format.
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -123,18 +123,23 @@ def _write_params(
         pending, save_args={name: ocp.SaveArgs(chunk_byte_size=chunk_bytes) for name in pending}
     )
     thread = ThreadPoolExecutor(1)
+    saved = thread.submit(ocp.Checkpointer(handler).save, directory, args=request)
     try:
-        thread.submit(ocp.Checkpointer(handler).save, directory, args=request).result()
+        saved.result()
     finally:
-        _end(thread, stopping)
+        _end(saved, stopping)
+        thread.shutdown(wait=False)
 
 
-def _end(thread: ThreadPoolExecutor, stopping: threading.Event) -> None:
-    """Wait for the thread's current parameter and end it, however often Ctrl-C is pressed meanwhile."""
+def _end(saved: "Future[None]", stopping: threading.Event) -> None:
+    """Wait for the current parameter, and that no more is written, however often Ctrl-C is pressed meanwhile.
+
+    Not by joining the thread: Python 3.12 takes a thread for ended once a join was interrupted.
+    """
     while True:
         try:
             stopping.set()
-            thread.shutdown()
+            wait([saved])
             return
         except KeyboardInterrupt:
             continue

@@ -153,12 +153,13 @@ def test_a_disk_that_fails_is_one_sentence(source, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_waits_for_the_write_and_leaves_nothing(tmp_path):
+    """Also when it is pressed again while it waits."""
     path = write_tiny_llama_directory(tmp_path / "tiny")
     program = (
         "import os, signal, sys; from pathlib import Path\n"
         "from twinmesh.models.checkpoints.open import open_checkpoint\n"
         "from twinmesh.models.checkpoints.orbax_writer import write\n"
-        "stop = lambda nbytes: os.kill(os.getpid(), signal.SIGINT)\n"
+        "stop = lambda nbytes: [os.kill(os.getpid(), signal.SIGINT) for _ in range(1000)]\n"
         f"write(open_checkpoint({str(path)!r}), Path({str(tmp_path / 'out')!r}), None, stop)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
