@@ -51,20 +51,20 @@ class PrefixIndex:
 
 
 class Listing:
-    """One mesh's part of an index."""
+    """One mesh's part of an index: of what is cached, or of what else meshes have blocks for."""
 
     def __init__(self, meshes: dict[bytes, int], bit: int):
         self._meshes, self._bit = meshes, bit
 
     def enter(self, blocks: Iterable[bytes]) -> None:
-        """List blocks that were cached."""
+        """List blocks that the mesh has now."""
         meshes, bit = self._meshes, self._bit
         for block in blocks:
             others = meshes.get(block)
             meshes[block] = bit if others is None else others | bit
 
     def strike(self, blocks: Iterable[bytes]) -> None:
-        """Strike out blocks that are not cached any more."""
+        """Strike out blocks that it has no more."""
         meshes, bit = self._meshes, self._bit
         for block in blocks:
             if meshes[block] == bit:

@@ -7,6 +7,7 @@ expects, the set of those meshes as an int (bit m is mesh m), so that nobody has
 from collections.abc import Iterable
 
 from ..paging.block_table import Placement
+from ..paging.prefix_index import Listing
 
 
 class ExpectedBlocks(dict[bytes, Placement]):
@@ -16,35 +17,25 @@ class ExpectedBlocks(dict[bytes, Placement]):
         """Begin without any; `anywhere` is the same for all meshes of an engine."""
         super().__init__()
         self._bit, self._anywhere = 1 << mesh, anywhere
+        self._listing = Listing(anywhere, self._bit)
 
     def expect(self, blocks: Iterable[bytes], placement: Placement) -> None:
         """Expect blocks from this placement, unless another is to bring them first."""
         new = [block for block in blocks if block not in self]
         self.update(dict.fromkeys(new, placement))
         placement.underway += new
-        anywhere, bit = self._anywhere, self._bit
-        for block in new:
-            others = anywhere.get(block)
-            anywhere[block] = bit if others is None else others | bit
+        self._listing.enter(new)
 
     def end(self, blocks: Iterable[bytes]) -> None:
         """Expect these blocks no more: they are here."""
-        self._strike([block for block in blocks if self.pop(block, None) is not None])
+        self._listing.strike([block for block in blocks if self.pop(block, None) is not None])
 
     def give_up(self, placement: Placement, blocks: Iterable[bytes]) -> None:
         """Expect these blocks no more, as far as they were to come from this placement."""
         gone = [block for block in blocks if self.get(block) is placement] if self else []
         for block in gone:
             del self[block]
-        self._strike(gone)
-
-    def _strike(self, blocks: Iterable[bytes]) -> None:
-        anywhere, bit = self._anywhere, self._bit
-        for block in blocks:
-            if anywhere[block] == bit:
-                del anywhere[block]
-            else:
-                anywhere[block] ^= bit
+        self._listing.strike(gone)
 
     def check(self) -> None:
         """Raise unless exactly the blocks that are expected here are known everywhere to be."""

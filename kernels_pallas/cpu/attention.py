@@ -135,7 +135,7 @@ def _splits(job: int, request: int) -> int:
 
 
 @njit(**NUMBA)
-def _token_row(job: int, request: int, token: int) -> int:
+def token_row(job: int, request: int, token: int) -> int:
     """Return where a token's keys lie, in rows of all heads; a page id out of range reads some page."""
     page_size = word(job, _PAGE)
     entry = word(job, _TABLE) + (request * word(job, _PAGES) + token // page_size) * 4
@@ -166,7 +166,7 @@ def _query_blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]
             token = begin
             while token < end:
                 tokens = min(page - token % page, end - token)
-                at_k = k + _token_row(job, request, token) * token_bytes
+                at_k = k + token_row(job, request, token) * token_bytes
                 to = scores + (token - begin) * 4
                 dots(count, at_q, at_k, token_bytes, tokens, to, v + (at_k - k))
                 token += tokens
@@ -180,7 +180,7 @@ def _query_blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]
             token = begin
             while token < end:
                 tokens = min(page - token % page, end - token)
-                at_v = v + _token_row(job, request, token) * token_bytes
+                at_v = v + token_row(job, request, token) * token_bytes
                 weights = scores + (token - begin) * 4
                 add_values(count, weights, at_v, token_bytes, tokens, at, k + (at_v - v) + head_dim * item)
                 token += tokens

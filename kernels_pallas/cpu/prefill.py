@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import float32, njit, types
 from numba.extending import intrinsic
 
-from .attention import LOWEST, load_widened
+from .attention import LOWEST, load_widened, token_row
 from .frame import NUMBA, argument, attribute, data, load, result, room, set_word, size, store, word
 from .kernel import Kernel
 from .levels import Level
@@ -27,10 +27,11 @@ _BLOCK = 128  # tokens of a block; a multiple of all levels' lanes
 _NUMBERS = 12_288  # of a piece's queries: tokens times query heads of a key/value head, times head_dim
 _STATE = 4  # numbers of a row: the largest score, the sum of weights, and what sums so far are to be multiplied by
 
+# The words that `attention.token_row` reads are where decode's calls have them.
 (
     _Q, _K, _V, _TABLE, _LENGTHS, _FIRST, _SINK, _START, _OUT, _REQUESTS, _QUERY_HEADS, _PAGES, _PAGE, _KV_HEADS,
-    _WINDOW, _POOL, _TOKENS,
-) = range(17)  # fmt: skip
+    _TOKENS, _WINDOW, _UNUSED, _POOL,
+) = range(18)  # fmt: skip
 
 
 def prefill_float32(level: Level, head_dim: int) -> Kernel:
@@ -46,6 +47,7 @@ def prefill_bfloat16(level: Level, head_dim: int) -> Kernel:
 def _kernel(level: Level, head_dim: int, item: int) -> Kernel:
     attend, row, most = _blocks(level, head_dim, item), head_dim * 4, _NUMBERS // head_dim // 8 * 8
     queries, sums, states = room(most * row), room(most * row), room(most * _STATE * 4)
+    take, begin_rows, give = _take(row), _begin_rows(row), _give(row)
 
     @njit(**NUMBA)
     def setup(frame: int, job: int) -> int:
@@ -82,34 +84,64 @@ def _kernel(level: Level, head_dim: int, item: int) -> Kernel:
         length = types.int64(load(word(job, _LENGTHS) + request * 4, types.int32))
         position = length - _begin(job, request + 1) + begin
         q, out, state = queries(), sums(), states()
-        for token in range(count):
-            for member in range(group):
-                at = token * group + member
-                place = word(job, _Q) + ((begin + token) * query_heads + head * group + member) * row
-                for offset in range(0, row, 4):
-                    store(q + at * row + offset, load(place + offset, types.float32))
-                    store(out + at * row + offset, float32(0))
-                sink = load(word(job, _SINK) + (head * group + member) * 4, types.float32)
-                store(state + at * _STATE * 4, max(sink, float32(LOWEST)))
-                store(state + at * _STATE * 4 + 4, float32(1 if sink > LOWEST else 0))
-        for extra in range(count * group * row, (count * group + 7) // 8 * 8 * row, 4):
-            store(q + extra, float32(0))
-            store(out + extra, float32(0))
+        first = (begin * query_heads + head * group) * row  # of the piece's rows, in q and in the result
+        take(word(job, _Q) + first, query_heads * row, count, group, q)
+        begin_rows(word(job, _SINK) + head * group * 4, count, group, out, state)
         attend(job, request, head, position, count, group, q, out, state)
-        for token in range(count):
-            for member in range(group):
-                at = token * group + member
-                place = word(job, _OUT) + ((begin + token) * query_heads + head * group + member) * row
-                total = load(state + at * _STATE * 4 + 4, types.float32)
-                inverse = float32(1) / total if total != 0 else float32(0)
-                for offset in range(0, row, 4):
-                    store(place + offset, load(out + at * row + offset, types.float32) * inverse)
+        give(word(job, _OUT) + first, query_heads * row, count, group, out, state)
 
     @njit(**NUMBA)
     def finish(job: int) -> None:
         return
 
     return Kernel(setup, work, finish)
+
+
+def _take(row: int) -> Callable[..., None]:
+    """Make a function that lays a piece's queries beside each other, and zeros up to a multiple of 8 rows."""
+
+    @njit(**NUMBA)
+    def take(place: int, token_bytes: int, tokens: int, group: int, to: int) -> None:
+        for token in range(tokens):
+            for offset in range(0, group * row, 4):
+                store(to + token * group * row + offset, load(place + token * token_bytes + offset, types.float32))
+        for extra in range(tokens * group * row, (tokens * group + 7) // 8 * 8 * row, 4):
+            store(to + extra, float32(0))
+
+    made: Callable[..., None] = take
+    return made
+
+
+def _begin_rows(row: int) -> Callable[..., None]:
+    """Make a function that begins a piece's sums, and its rows' states with their heads' sinks."""
+
+    @njit(**NUMBA)
+    def begin_rows(sinks: int, tokens: int, group: int, out: int, state: int) -> None:
+        for offset in range(0, (tokens * group + 7) // 8 * 8 * row, 4):
+            store(out + offset, float32(0))
+        for at in range(tokens * group):
+            sink = load(sinks + at % group * 4, types.float32)
+            store(state + at * _STATE * 4, max(sink, float32(LOWEST)))
+            store(state + at * _STATE * 4 + 4, float32(1 if sink > LOWEST else 0))
+
+    made: Callable[..., None] = begin_rows
+    return made
+
+
+def _give(row: int) -> Callable[..., None]:
+    """Make a function that writes a piece's sums, each over its sum of weights, where they belong."""
+
+    @njit(**NUMBA)
+    def give(place: int, token_bytes: int, tokens: int, group: int, out: int, state: int) -> None:
+        for at in range(tokens * group):
+            total = load(state + at * _STATE * 4 + 4, types.float32)
+            inverse = float32(1) / total if total != 0 else float32(0)
+            to = place + at // group * token_bytes + at % group * row
+            for offset in range(0, row, 4):
+                store(to + offset, load(out + at * row + offset, types.float32) * inverse)
+
+    made: Callable[..., None] = give
+    return made
 
 
 @njit(**NUMBA)
@@ -123,15 +155,6 @@ def _tiles(job: int, request: int) -> int:
     """Count the pieces of a chunk for each key/value head."""
     tokens = word(job, _TOKENS)
     return (_begin(job, request + 1) - _begin(job, request) + tokens - 1) // tokens
-
-
-@njit(**NUMBA)
-def _token_row(job: int, request: int, token: int) -> int:
-    """Return where a token's keys lie, in rows of all heads; a page id out of range reads some page."""
-    page_size = word(job, _PAGE)
-    entry = word(job, _TABLE) + (request * word(job, _PAGES) + token // page_size) * 4
-    page = types.int64(load(entry, types.int32)) + types.int64(load(word(job, _FIRST), types.int32))
-    return min(max(page, 0), word(job, _POOL) - 1) * page_size + token % page_size
 
 
 def _blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]:
@@ -156,7 +179,7 @@ def _blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]:
             end = min(begin + _BLOCK, stop)
             for token in range(begin, begin + _BLOCK):
                 is_seen = types.int64(first <= token < end)
-                at = _token_row(job, request, token) * token_bytes if is_seen else types.int64(0)
+                at = token_row(job, request, token) * token_bytes if is_seen else types.int64(0)
                 lay(k + at, v + at, across + (token - begin) * 4, wide + (token - begin) * row, is_seen)
             for base in range(0, tokens * group, rows):
                 last = min(base + rows, tokens * group) - 1

@@ -54,7 +54,7 @@ def _kernel(level: Level, multiply: "_Multiply", x_bytes: int) -> Kernel:
     last = _row_blocks(level, top, 1, True, multiply, x_bytes)
 
     is_float32 = multiply is by_float32
-    stream1, stream2, stream4, stream8 = (_stream(level, rows) for rows in (1, 2, 4, 8))
+    stream = _streams(level)
 
     @njit(**NUMBA)
     def setup(frame: int, job: int) -> int:
@@ -83,14 +83,7 @@ def _kernel(level: Level, multiply: "_Multiply", x_bytes: int) -> Kernel:
         run = word(job, _STREAM)
         if is_float32 and run > 0:
             vectors, first = min(run, columns // lanes - piece * run), piece * run * lanes * 4
-            if rows == 1:
-                stream1(x, rows, w + first, out + first, depth, columns, vectors)
-            elif rows == 2:
-                stream2(x, rows, w + first, out + first, depth, columns, vectors)
-            elif rows <= 4:
-                stream4(x, rows, w + first, out + first, depth, columns, vectors)
-            else:
-                stream8(x, rows, w + first, out + first, depth, columns, vectors)
+            stream(x, rows, w + first, out + first, depth, columns, vectors)
             return
         column = piece * strip
         end = min(column + strip, columns)
@@ -172,6 +165,25 @@ def make_tile(level: Level, rows: int, vectors: int, is_partial: bool, multiply:
         return types.void(*[types.int64] * _TILE_ARGUMENTS), code
 
     return tile
+
+
+def _streams(level: Level) -> Callable[..., None]:
+    """Make a function that computes a run of columns for up to 8 rows of x, all of float32."""
+    one, two, four, eight = (_stream(level, rows) for rows in (1, 2, 4, 8))
+
+    @njit(**NUMBA)
+    def stream(x: int, rows: int, w: int, out: int, depth: int, columns: int, vectors: int) -> None:
+        if rows == 1:
+            one(x, rows, w, out, depth, columns, vectors)
+        elif rows == 2:
+            two(x, rows, w, out, depth, columns, vectors)
+        elif rows <= 4:
+            four(x, rows, w, out, depth, columns, vectors)
+        else:
+            eight(x, rows, w, out, depth, columns, vectors)
+
+    made: Callable[..., None] = stream
+    return made
 
 
 def _stream(level: Level, rows: int) -> Callable[..., None]:
