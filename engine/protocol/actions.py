@@ -14,7 +14,7 @@ import numpy as np
 from .message import Message, Row
 from .sampling_plan import SamplingPlan
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "error", "deadline"]
 PagesPerGroup = tuple[tuple[int, ...], ...]
 
 # ---- the scheduler's actions

@@ -1,6 +1,7 @@
 """The events that the scheduler takes in, each with its time `t` in seconds on the engine's clock."""
 
 from .message import Message, Row
+from .service import DEFAULT, Service
 
 
 class RequestFacts(Message, frozen=True):
@@ -14,6 +15,7 @@ class RequestFacts(Message, frozen=True):
     max_tokens: int
     block_hashes: tuple[bytes, ...] = ()  # of the prompt's full pages; empty: it neither reads nor feeds the cache
     fork_of: int | None = None  # an earlier request with the very same prompt, for n > 1
+    service: Service = DEFAULT
 
 
 class Arrived(Message, frozen=True):
@@ -85,6 +87,12 @@ class MeshFailed(Message, frozen=True):
     reason: str
 
 
+class Tick(Message, frozen=True):
+    """Nothing has happened but that time has passed: an instant that `Scheduler.next_due` named has come."""
+
+    t: float
+
+
 class Hold(Message, frozen=True):
     """Admit nothing from here on; what runs goes on to its end."""
 
@@ -106,6 +114,7 @@ Event = (
     | TransferReady
     | TransferFailed
     | MeshFailed
+    | Tick
     | Hold
     | Resume
 )

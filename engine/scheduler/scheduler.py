@@ -30,6 +30,7 @@ from ..protocol.events import (
 )
 from ..protocol.timeline import Timeline
 from .admission import Admission
+from .agenda import Agenda
 from .batching import Batching
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
@@ -67,6 +68,7 @@ class Scheduler:
             config, self.meshes, self.requests, policy, self._admission, self._handoffs, self.counters, emit
         )
         self._batching = Batching(config, self.requests, self._admission, self._handoffs, self._lifecycle, emit)
+        self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
         self._now = 0.0
         self._arrivals = self._tokens_arrived = 0
 
@@ -96,6 +98,14 @@ class Scheduler:
                 self._admission.is_held = True
             case Resume():
                 self._on_resume()
+        # Afterwards: tokens that came with the event count. `Tick` does nothing else.
+        for kind, id_ in self._agenda.pop_due(self._now):
+            self._on_due(kind, id_)
+
+    def next_due(self) -> float | None:
+        """Return the next instant that matters, in seconds; None: there is none. An event of that time, a `Tick` if
+        there is no other, lets happen what is due then."""
+        return self._agenda.next_due()
 
     def owner(self, row: Chunk | DecodeRow) -> Request | None:
         """Find the running request that a result for this row belongs to; None when it came too late."""
@@ -160,6 +170,10 @@ class Scheduler:
     def _know_block(self, request: Request, block_hash: bytes) -> None:
         if self.config.prefix_cache and not self.config.deterministic:
             request.hashes.append(block_hash)
+
+    def _on_due(self, kind: str, id_: int) -> None:
+        """Let happen what is due of this kind for this request or call."""
+        raise NotImplementedError(kind, id_)
 
     def _on_resume(self) -> None:
         self._admission.is_held = False
