@@ -19,25 +19,25 @@ def test_what_is_said_is_taken():
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, 2**31, -(2**31) - 1])
 def test_a_priority_is_a_whole_number_of_32_bits(value):
-    with pytest.raises(ValueError, match="priority=.* whole number from"):
+    with pytest.raises(ValueError, match=r"priority=.* whole number from"):
         service_of({"priority": value})
 
 
 @pytest.mark.parametrize("name", ["deadline", "first_token_deadline"])
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, -math.inf, "1", True])
 def test_a_deadline_is_a_time_to_come(name, value):
-    with pytest.raises(ValueError, match=f"{name}=.* above 0"):
+    with pytest.raises(ValueError, match=rf"{name}=.* above 0"):
         service_of({name: value})
 
 
 @pytest.mark.parametrize("value", ["", 7, b"s"])
 def test_a_session_is_a_text(value):
-    with pytest.raises(ValueError, match="session=.* a text"):
+    with pytest.raises(ValueError, match=r"session=.* a text"):
         service_of({"session": value})
 
 
 def test_an_slo_is_an_slo():
-    with pytest.raises(ValueError, match="slo=.* must be an SLO"):
+    with pytest.raises(ValueError, match=r"slo=.* must be an SLO"):
         service_of({"slo": {"ttft_ms": 100}})
 
 
