@@ -32,6 +32,7 @@ from ..protocol.timeline import Timeline
 from .admission import Admission
 from .agenda import Agenda
 from .batching import Batching
+from .cost import PRIORS, Costs, Priors
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
 from .mesh_state import MeshState, SharedState, new_mesh
@@ -47,8 +48,9 @@ class Scheduler:
         ValueError: a policy that cannot be used.
     """
 
-    def __init__(self, config: EngineConfig, pools: Sequence[PoolSize], policy: Policy = FCFS):
-        """Begin without requests; `pools[i]` is the size of mesh i's KV memory."""
+    def __init__(self, config: EngineConfig, pools: Sequence[PoolSize], policy: Policy = FCFS, priors: Priors = PRIORS):
+        """Begin without requests; `pools[i]` is the size of mesh i's KV memory, `priors` what work costs before any was
+        measured."""
         self.config, self.policy, self.counters = config, policy, Counters()
         self._out: list[Action] = []
         self._shared = SharedState()
@@ -59,15 +61,18 @@ class Scheduler:
         ]
         check_policy(policy, config)
         self.requests: dict[int, Request] = {}
+        self.costs = Costs(config, priors)
         self._router = Router(config, self.meshes, policy, self._shared)
         self._handoffs = Handoffs(
-            config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, emit
+            config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, self.costs, emit
         )
         self._admission = Admission(config, self.requests, self._router, self._shared, self.counters)
         self._lifecycle = Lifecycle(
             config, self.meshes, self.requests, policy, self._admission, self._handoffs, self.counters, emit
         )
-        self._batching = Batching(config, self.requests, self._admission, self._handoffs, self._lifecycle, emit)
+        self._batching = Batching(
+            config, self.requests, self._admission, self._handoffs, self._lifecycle, self.costs, emit
+        )
         self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
         self._now = 0.0
         self._arrivals = self._tokens_arrived = 0
@@ -76,7 +81,7 @@ class Scheduler:
 
     def on(self, event: Event) -> None:
         """Take in an event; decisions wait for `actions`."""
-        self._now = max(self._now, event.t)  # stamps of several threads may arrive out of order
+        self._now = self.costs.now = max(self._now, event.t)  # stamps of several threads may arrive out of order
         match event:
             case Arrived(t=t, facts=facts):
                 self._on_arrival(t, facts)
@@ -86,13 +91,16 @@ class Scheduler:
                 self._lifecycle.preempt(self.requests[id_])
             case MigrateRequested(request_id=id_, destination=destination) if id_ in self.requests:
                 self._handoffs.migrate(self.requests[id_], destination)
-            case StepDone(mesh=mesh, step=step, outcomes=outcomes):
-                self._on_step_done(self.meshes[mesh], step, outcomes)
-            case TransferReady(transfer=number):
+            case StepDone(t=t, mesh=mesh, step=step, outcomes=outcomes):
+                self._on_step_done(self.meshes[mesh], step, t, outcomes)
+            case TransferReady(t=t, transfer=number):
+                self.costs.end_transfer(number, t)
                 self._handoffs.transfer_ready(number, self._now)
             case TransferFailed(transfer=number, reason=reason):
+                self.costs.end_transfer(number, None)
                 self._lifecycle.lose_transfer(number, reason, self._now)
             case MeshFailed(mesh=mesh, reason=reason):
+                self.costs.lose_mesh(mesh)
                 self._lifecycle.lose_mesh(self.meshes[mesh], reason, self._now)
             case Hold():
                 self._admission.is_held = True
@@ -140,10 +148,11 @@ class Scheduler:
         leader = None if request.facts.fork_of is None else self.requests.get(request.facts.fork_of)
         return order if leader is None else max(order, (leader.order[0], request.number))
 
-    def _on_step_done(self, mesh: MeshState, step: int, outcomes: Sequence[Outcome]) -> None:
+    def _on_step_done(self, mesh: MeshState, step: int, t: float, outcomes: Sequence[Outcome]) -> None:
         if step not in mesh.in_flight:  # dispatched before the mesh failed
             return
         mesh.in_flight.remove(step)
+        self.costs.end_step(mesh.index, step, t)
         mesh.wake()
         now, requests = self._now, self.requests
         for outcome in outcomes:
@@ -216,6 +225,7 @@ class Scheduler:
             if mesh.prefill_load != load:
                 raise RuntimeError(f"mesh {mesh.index}: a load of {mesh.prefill_load} tokens, {load} to be answered")
             mesh.check()
+        self.costs.check([mesh.in_flight for mesh in self.meshes])
         self._router.check()
         self._admission.check()
         self._handoffs.check()
