@@ -112,8 +112,8 @@ def _read_counts(text: str, meshes: int) -> tuple[dict[Role, int], bool]:
         role, count = _role(match["role"], f"roles {text!r}"), int(match["count"])
         if role in counts or count < 1:
             raise TopologyError(
-                f"roles {text!r} do not give one count of 1 or more for each role, at {part!r}: leave out roles that no "
-                "mesh has."
+                f"roles {text!r} do not give one count of 1 or more for each role, at {part!r}: leave out roles that "
+                "no mesh has."
             )
         if match["mode"] not in (None, "alternate", "fused") or (match["mode"] and role is not Role.BOTH):
             raise TopologyError(

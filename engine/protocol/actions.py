@@ -15,8 +15,8 @@ from .message import Message, Row
 from .sampling_plan import SamplingPlan
 
 FinishReason = Literal["stop", "length", "abort", "error", "deadline"]
-# How a call for roles ends: every mesh has its role and nothing else to do; a later call took its place; the roles would
-# leave a phase without a mesh; or a mesh had work left when the time was over.
+# How a call for roles ends: every mesh has its role and nothing else to do; a later call took its place; the roles
+# would leave a phase without a mesh; or a mesh had work left when the time was over.
 RolesOutcome = Literal["reached", "superseded", "refused", "late"]
 PagesPerGroup = tuple[tuple[int, ...], ...]
 

@@ -24,6 +24,7 @@ from ..protocol.events import (
     PreemptRequested,
     RequestFacts,
     Resume,
+    SetRoles,
     StepDone,
     TransferFailed,
     TransferReady,
@@ -33,11 +34,14 @@ from .admission import Admission
 from .agenda import Agenda
 from .batching import Batching
 from .cost import PRIORS, Costs, Priors
+from .drains import Drains
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
 from .mesh_state import MeshState, SharedState, new_mesh
+from .output_lengths import OutputLengths
 from .policy import FCFS, Policy, check_policy
 from .request import Request, State
+from .roles import Roles
 from .router import Router
 
 
@@ -74,6 +78,12 @@ class Scheduler:
             config, self.requests, self._admission, self._handoffs, self._lifecycle, self.costs, emit
         )
         self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
+        self._lengths = OutputLengths()
+        drains = Drains(
+            self.meshes, self.requests, self._router, self._handoffs, self._lifecycle, self.costs, self._lengths,
+            self._shared,
+        )  # fmt: skip
+        self._roles = Roles(self.meshes, drains, self._agenda, self.counters, emit)
         self._now = 0.0
         self._arrivals = self._tokens_arrived = 0
 
@@ -102,6 +112,8 @@ class Scheduler:
             case MeshFailed(mesh=mesh, reason=reason):
                 self.costs.lose_mesh(mesh)
                 self._lifecycle.lose_mesh(self.meshes[mesh], reason, self._now)
+            case SetRoles():
+                self._roles.set_roles(event)
             case Hold():
                 self._admission.is_held = True
             case Resume():
@@ -127,6 +139,10 @@ class Scheduler:
     def transfers_from(self, mesh: int) -> list[int]:
         """List the transfers that leave this mesh and have not arrived."""
         return self._handoffs.under_way_from(mesh)
+
+    def roles(self) -> list[str]:
+        """Return the role of each mesh, with what is left of the one before, as in "decode (draining prefill)"."""
+        return self._roles.shown()
 
     @property
     def is_drained(self) -> bool:
@@ -163,10 +179,9 @@ class Scheduler:
                 self._answer(request)
             if outcome.block_hash is not None:
                 self._know_block(request, outcome.block_hash)
-            if outcome.stopped:
-                self._lifecycle.finish(request, State.FINISHED, "stop", now)
-            elif request.confirmed == request.max_tokens:
-                self._lifecycle.finish(request, State.FINISHED, "length", now)
+            if outcome.stopped or request.confirmed == request.max_tokens:
+                self._lengths.add(request.confirmed)
+                self._lifecycle.finish(request, State.FINISHED, "stop" if outcome.stopped else "length", now)
             elif request.handoff is not None:
                 self._handoffs.complete(request, now)
 
@@ -182,7 +197,11 @@ class Scheduler:
 
     def _on_due(self, kind: str, id_: int) -> None:
         """Let happen what is due of this kind for this request or call."""
-        raise NotImplementedError(kind, id_)
+        match kind:
+            case "roles":
+                self._roles.end_time(id_)
+            case _:
+                raise NotImplementedError(kind, id_)
 
     def _on_resume(self) -> None:
         self._admission.is_held = False
@@ -203,6 +222,7 @@ class Scheduler:
                 while self._batching.dispatch_step(self.meshes[index], self._now):
                     self._handoffs.dispatch()  # at once: behind the mesh's next step, a gather would wait for that too
             self._handoffs.dispatch()
+            self._roles.look(due)
         out = list(self._out)
         self._out.clear()
         return out
@@ -229,3 +249,4 @@ class Scheduler:
         self._router.check()
         self._admission.check()
         self._handoffs.check()
+        self._roles.check()
