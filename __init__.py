@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from .engine.api.outputs import CompletionOutput, Logprob, RequestOutput, Score, TextDelta
     from .engine.api.sampling_params import RequestOutputKind, SamplingParams
     from .engine.errors import EngineError
+    from .engine.protocol.service import SLO
     from .engine.topology import Topology
 
     __version__: str
 
 __all__ = [
     "LLM",
+    "SLO",
     "AsyncLLM",
     "CompletionOutput",
     "EngineError",
@@ -38,6 +40,7 @@ _MODULES = {
     "Logprob": "api.outputs",
     "RequestOutput": "api.outputs",
     "RequestOutputKind": "api.sampling_params",
+    "SLO": "protocol.service",
     "SamplingParams": "api.sampling_params",
     "Score": "api.outputs",
     "TextDelta": "api.outputs",

@@ -8,6 +8,7 @@ loop starts, or in `asyncio.to_thread`.
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
+from typing import Unpack
 from weakref import WeakValueDictionary
 
 import jax
@@ -18,6 +19,7 @@ from .loop_outlet import Consumer, LoopOutlet
 from .outputs import RequestOutput
 from .prompts import PromptLike
 from .sampling_params import RequestOutputKind, SamplingParams
+from .service_options import ServiceOptions, service_of
 from .vllm_names import names_what_is_missing
 from .vllm_tables import GENERATE
 
@@ -35,12 +37,13 @@ class AsyncLLM(BaseLLM):
     def _prepare(self) -> None:
         self._outlets = WeakValueDictionary[int, LoopOutlet]()
 
-    @names_what_is_missing("AsyncLLM.generate", GENERATE)
+    @names_what_is_missing("AsyncLLM.generate", GENERATE, ServiceOptions)
     async def generate(
         self,
         prompt: PromptLike,
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
+        **service: Unpack[ServiceOptions],
     ) -> AsyncGenerator[RequestOutput, None]:
         """Complete one prompt; yield the result so far, whenever it has grown, until `finished` is set; or what
         `output_kind` of the sampling parameters says. A slow consumer misses nothing: it gets more at once.
@@ -53,14 +56,15 @@ class AsyncLLM(BaseLLM):
             prompt: text, token ids, {"prompt": text} or {"prompt_token_ids": ids}.
             sampling_params: None: the defaults.
             request_id: a name for `abort`; None: the engine's choice.
+            service: how it is to be served, see `ServiceOptions`.
 
         Raises:
             ValueError: a prompt or parameters that the engine cannot run, or a name in use.
             EngineError: the engine is closed or has failed.
         """
-        arrival = self._client.clock()
+        arrival, served = self._client.clock(), service_of(service)
         # A long text takes a while to tokenise; the tokenizer releases the GIL.
-        job = await asyncio.to_thread(self._client.check, prompt, sampling_params, arrival)
+        job = await asyncio.to_thread(self._client.check, prompt, sampling_params, arrival, served)
         loop, only_final = asyncio.get_running_loop(), job.params.output_kind is RequestOutputKind.FINAL_ONLY
         outlet = self._outlet(loop)
         consumer: Consumer

@@ -6,7 +6,7 @@ The options are described in `options.py`, once; they are in the signature and t
 import inspect
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from ...models.text.chat_messages import Message, Tool
 from ...models.text.tokenizer import Tokenizer
@@ -19,6 +19,7 @@ from .job import Job
 from .prompts import Prompt, PromptLike, check_prompt
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
+from .service_options import ServiceOptions, service_of
 from .vllm_names import unknown
 from .vllm_tables import ENGINE
 
@@ -114,15 +115,21 @@ class BaseLLM:
         """
         return check_prompt(prompt, self.tokenizer, self.config.max_model_len)
 
-    def check_request(self, prompt: PromptLike, sampling_params: SamplingParams, arrival: float | None = None) -> Job:
+    def check_request(
+        self,
+        prompt: PromptLike,
+        sampling_params: SamplingParams,
+        arrival: float | None = None,
+        **service: Unpack[ServiceOptions],
+    ) -> Job:
         """Do all that can be done for a request before it starts, once: `as_completed` takes what this returns.
 
-        `arrival`: when it arrived, by `clock`; None: now.
+        `arrival`: when it arrived, by `clock`; None: now. `service`: how it is to be served, see `ServiceOptions`.
 
         Raises:
             ValueError: as `check_prompt` and `check_sampling_params`.
         """
-        return self._client.check(prompt, sampling_params, arrival)
+        return self._client.check(prompt, sampling_params, arrival, service_of(service))
 
     def clock(self) -> float:
         """Return the time on the engine's clock, which stamps the timelines, in seconds."""

@@ -18,6 +18,7 @@ from ..core.submission import Submission
 from ..paging.block_hash import block_hashes
 from ..protocol.events import RequestFacts
 from ..protocol.sampling_plan import SamplingPlan
+from ..protocol.service import DEFAULT, Service
 from ..startup.build import Engine
 from .active_requests import ActiveRequest, ActiveRequests, Post
 from .collector import RequestCollector
@@ -56,8 +57,14 @@ class EngineClient:
         """Return the time on the engine's clock, in seconds."""
         return self._core.clock()
 
-    def check(self, prompt: PromptLike, params: SamplingParams | None, arrival: float | None = None) -> Job:
-        """Check a request that is to be started and that arrived at this time.
+    def check(
+        self,
+        prompt: PromptLike,
+        params: SamplingParams | None,
+        arrival: float | None = None,
+        service: Service = DEFAULT,
+    ) -> Job:
+        """Check a request that is to be started, served in this way, and that arrived at this time.
 
         None: now, and the default parameters.
 
@@ -67,10 +74,14 @@ class EngineClient:
         arrival = self.clock() if arrival is None else arrival
         params = SamplingParams() if params is None else params
         checked = check_prompt(prompt, self.tokenizer, self.config.max_model_len)
-        return Job(checked, params, resolve(params, self.tokenizer, seed=0), arrival)
+        return Job(checked, params, resolve(params, self.tokenizer, seed=0), arrival, service)
 
     def check_all(
-        self, prompts: Sequence[PromptLike], params: Sequence[SamplingParams], arrival: float
+        self,
+        prompts: Sequence[PromptLike],
+        params: Sequence[SamplingParams],
+        arrival: float,
+        services: Sequence[Service],
     ) -> Iterator[Job]:
         """Check requests that arrived together. All is checked at once but the lengths of texts, which are tokenised in
         blocks as the jobs are taken, so that devices work on the first meanwhile.
@@ -81,13 +92,15 @@ class EngineClient:
         plans = self._plans(params)
         given = [check_ids_or_text(prompt, self.tokenizer, self.config.max_model_len) for prompt in prompts]
         blocks = (check_texts(block, self.tokenizer, self.config.max_model_len) for block in _blocks(given))
-        return _jobs(blocks, params, plans, arrival)
+        return _jobs(blocks, params, plans, arrival, services)
 
-    def check_rendered(self, texts: Sequence[str], params: Sequence[SamplingParams], arrival: float) -> Iterator[Job]:
+    def check_rendered(
+        self, texts: Sequence[str], params: Sequence[SamplingParams], arrival: float, services: Sequence[Service]
+    ) -> Iterator[Job]:
         """Check conversations, in the words of the chat template, as `check_all` does prompts."""
         plans, most = self._plans(params), self.config.max_model_len
         blocks = (check_texts(block, self.tokenizer, most, is_rendered=True) for block in _blocks(texts))
-        return _jobs(blocks, params, plans, arrival)
+        return _jobs(blocks, params, plans, arrival, services)
 
     def _plans(self, params: Sequence[SamplingParams]) -> dict[int, SamplingPlan]:
         """Resolve parameters, each once, by their Python id: many requests share them."""
@@ -165,7 +178,8 @@ class EngineClient:
         length = len(job.prompt.ids)
         room = self.config.max_model_len - length
         asked = job.params.max_tokens
-        return RequestFacts(id_, length, room if asked is None else min(int(asked), room), hashes, leader)
+        most = room if asked is None else min(int(asked), room)
+        return RequestFacts(id_, length, most, hashes, leader, job.service)
 
     def _block_hashes(self, job: Job) -> tuple[bytes, ...]:
         """Hash the prompt's pages; none where the prefix cache is off or every prompt token has to be computed."""
@@ -207,9 +221,10 @@ def _jobs(
     params: Sequence[SamplingParams],
     plans: Mapping[int, SamplingPlan],
     arrival: float,
+    services: Sequence[Service],
 ) -> Iterator[Job]:
-    for prompt, one in zip(itertools.chain.from_iterable(blocks), params, strict=True):
-        yield Job(prompt, one, plans[id(one)], arrival)
+    for prompt, one, service in zip(itertools.chain.from_iterable(blocks), params, services, strict=True):
+        yield Job(prompt, one, plans[id(one)], arrival, service)
 
 
 def check_name(request_id: object) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..protocol.sampling_plan import SamplingPlan
+from ..protocol.service import DEFAULT, Service
 from .prompts import Prompt
 from .sampling_params import SamplingParams
 
@@ -15,3 +16,4 @@ class Job:
     params: SamplingParams
     plan: SamplingPlan
     arrival: float  # when it reached us, before it was tokenised; in seconds on the engine's clock
+    service: Service = DEFAULT

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from .outputs import RequestOutput, Score
 from .prompts import PromptLike, as_list, check_continuation, check_ids_or_text, check_texts
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
+from .service_options import ServiceOptions, ServicesOptions, service_of, services_of
 from .streams import HandDriven, RequestStream
 from .vllm_names import names_what_is_missing
 from .vllm_tables import GENERATE
@@ -49,13 +50,14 @@ class LLM(BaseLLM):
     def _prepare(self) -> None:
         self._hand_driven = HandDriven(self._client)
 
-    @names_what_is_missing("LLM.generate", GENERATE)
+    @names_what_is_missing("LLM.generate", GENERATE, ServicesOptions)
     def generate(
         self,
         prompts: PromptLike | Iterable[PromptLike],
         sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
         *,
         use_tqdm: bool = False,
+        **service: Unpack[ServicesOptions],
     ) -> list[RequestOutput]:
         """Complete prompts and return the results in their order.
 
@@ -65,6 +67,7 @@ class LLM(BaseLLM):
                 array of two dimensions is a prompt a row.
             sampling_params: one for all prompts, or one for each; None: the defaults.
             use_tqdm: say on stderr how many are answered.
+            service: how they are to be served, see `ServicesOptions`.
 
         Raises:
             ValueError: a prompt is empty, too long or unreadable, or parameters do not go with the model. What was
@@ -73,10 +76,11 @@ class LLM(BaseLLM):
             KeyboardInterrupt: Ctrl-C; this call's requests are aborted, and the engine goes on.
         """
         arrival, many = self._client.clock(), as_list(prompts)
-        jobs = self._client.check_all(many, _one_each(sampling_params, len(many)), arrival)
+        services = services_of(service, len(many))
+        jobs = self._client.check_all(many, _one_each(sampling_params, len(many)), arrival, services)
         return self._run_all(jobs, len(many), use_tqdm)
 
-    @names_what_is_missing("LLM.chat", GENERATE)
+    @names_what_is_missing("LLM.chat", GENERATE, ServicesOptions)
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
@@ -88,12 +92,14 @@ class LLM(BaseLLM):
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         use_tqdm: bool = False,
+        **service: Unpack[ServicesOptions],
     ) -> list[RequestOutput]:
         """Answer one conversation, or a list of them, each a list of {"role": ..., "content": ...}.
 
         What a function is called with is in the text of the answer, in the model's own form. The other arguments are
-        those of `chat_prompt`, for every conversation. Raises as `generate` does, and ValueError where the model has no
-        chat template, or the template refuses the messages or would leave some of them out.
+        those of `chat_prompt`, for every conversation, and of `ServicesOptions`. Raises as `generate` does, and
+        ValueError where the model has no chat template, or the template refuses the messages or would leave some of
+        them out.
         """
         arrival = self._client.clock()
         options: ChatOptions = {
@@ -104,15 +110,24 @@ class LLM(BaseLLM):
         }
         many = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], list | tuple)
         conversations = messages if many else [messages]
+        services = services_of(service, len(conversations))
         texts = [self._chat_template.render(one, tools=tools, **options) for one in conversations]  # type: ignore[arg-type]
-        jobs = self._client.check_rendered(texts, _one_each(sampling_params, len(texts)), arrival)
+        jobs = self._client.check_rendered(texts, _one_each(sampling_params, len(texts)), arrival, services)
         return self._run_all(jobs, len(texts), use_tqdm)
 
-    @names_what_is_missing("LLM.stream", GENERATE)
-    def stream(self, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> RequestStream:
-        """Start one request; iterate over the result for its text as it comes. Raises as `generate` does."""
+    @names_what_is_missing("LLM.stream", GENERATE, ServiceOptions)
+    def stream(
+        self,
+        prompt: PromptLike,
+        sampling_params: SamplingParams | None = None,
+        **service: Unpack[ServiceOptions],
+    ) -> RequestStream:
+        """Start one request, served as `ServiceOptions` say; iterate over the result for its text as it comes.
+
+        Raises as `generate` does.
+        """
         updates: SimpleQueue[Update] = SimpleQueue()
-        job = self._client.check(prompt, sampling_params)
+        job = self._client.check(prompt, sampling_params, service=service_of(service))
         ticket = self._client.ticket(job, lambda _, update: updates.put(update))
         stream = RequestStream(ticket.collector, updates, self._client.withdraw)
         try:
@@ -173,13 +188,19 @@ class LLM(BaseLLM):
             scores = {index: _score(collector, starts[index]) for index, collector in results}
         return [scores[index] for index in range(len(jobs))]
 
-    @names_what_is_missing("LLM.add_request", GENERATE)
-    def add_request(self, request_id: str, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> None:
-        """Start a request to be followed with `step`, as vLLM's `LLMEngine` does.
+    @names_what_is_missing("LLM.add_request", GENERATE, ServiceOptions)
+    def add_request(
+        self,
+        request_id: str,
+        prompt: PromptLike,
+        sampling_params: SamplingParams | None = None,
+        **service: Unpack[ServiceOptions],
+    ) -> None:
+        """Start a request to be followed with `step`, as vLLM's `LLMEngine` does, served as `ServiceOptions` say.
 
         Raises as `generate` does, and ValueError where the name is in use.
         """
-        self._hand_driven.add(request_id, self._client.check(prompt, sampling_params))
+        self._hand_driven.add(request_id, self._client.check(prompt, sampling_params, service=service_of(service)))
 
     def step(self) -> list[RequestOutput]:
         """Wait for the next update of requests from `add_request`, and return what the updated ones made so far.

@@ -20,16 +20,19 @@ def unknown(what: str, kind: str, name: str, instead: Mapping[str, str], known: 
     return f"{what} has no {kind} {name}: {what_to_do}."
 
 
-def names_what_is_missing[**P, R](what: str, instead: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def names_what_is_missing[**P, R](
+    what: str, instead: Mapping[str, str], more: type | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a method that is called with an argument that it lacks say what to use instead, in its TypeError.
 
-    `what` is what callers call it.
+    `what` is what callers call it, `more` the TypedDict of its `**` parameter, if it has one.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         parameters = list(inspect.signature(function).parameters.values())[1:]  # without self
-        known = [parameter.name for parameter in parameters]
-        positional = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        known = [parameter.name for parameter in named] + list(inspect.get_annotations(more) if more else ())
+        positional = [p.name for p in named if p.kind is not inspect.Parameter.KEYWORD_ONLY]
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:

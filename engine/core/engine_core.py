@@ -27,6 +27,7 @@ from ..protocol.events import (
     PreemptRequested,
     Resume,
     StepDone,
+    Tick,
     TransferFailed,
 )
 from ..protocol.executor import Executor
@@ -59,7 +60,7 @@ class _NewParams:
 
 
 type _RequestEvent = PreemptRequested | MigrateRequested | AbortRequested
-type _Message = tuple[Submission, ...] | _RequestEvent | Completion | _NewParams | Question | _Close
+type _Message = tuple[Submission, ...] | _RequestEvent | Completion | Tick | _NewParams | Question | _Close
 
 
 class EngineCore:
@@ -219,7 +220,7 @@ class EngineCore:
 
     def _turn(self) -> bool:
         """Wait for a message, take in all there are, and dispatch what they allow; return False to close."""
-        message = self._inbox.get()
+        message = self._next_message()
         start = time.thread_time()
         while True:
             if isinstance(message, _Close):
@@ -238,7 +239,19 @@ class EngineCore:
             self._check.idle()
         return True
 
-    def _take(self, message: tuple[Submission, ...] | _RequestEvent | Completion | _NewParams | Question) -> None:
+    def _next_message(self) -> _Message:
+        """Wait for a message, no longer than until something is due."""
+        due = self._scheduler.next_due()
+        if due is None:
+            return self._inbox.get()
+        try:
+            return self._inbox.get(timeout=max(0.0, due - self.clock()))
+        except Empty:
+            return Tick(max(due, self.clock()))  # rounding may have ended the wait a little early
+
+    def _take(
+        self, message: tuple[Submission, ...] | _RequestEvent | Completion | Tick | _NewParams | Question
+    ) -> None:
         if isinstance(message, Question):
             message.answer(self._scheduler, self._executor)
             return

@@ -24,18 +24,24 @@ from ..protocol.events import (
     PreemptRequested,
     RequestFacts,
     Resume,
+    SetRoles,
     StepDone,
     TransferFailed,
     TransferReady,
 )
 from ..protocol.timeline import Timeline
 from .admission import Admission
+from .agenda import Agenda
 from .batching import Batching
+from .cost import PRIORS, Costs, Priors
+from .drains import Drains
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
 from .mesh_state import MeshState, SharedState, new_mesh
+from .output_lengths import OutputLengths
 from .policy import FCFS, Policy, check_policy
 from .request import Request, State
+from .roles import Roles
 from .router import Router
 
 
@@ -46,8 +52,9 @@ class Scheduler:
         ValueError: a policy that cannot be used.
     """
 
-    def __init__(self, config: EngineConfig, pools: Sequence[PoolSize], policy: Policy = FCFS):
-        """Begin without requests; `pools[i]` is the size of mesh i's KV memory."""
+    def __init__(self, config: EngineConfig, pools: Sequence[PoolSize], policy: Policy = FCFS, priors: Priors = PRIORS):
+        """Begin without requests; `pools[i]` is the size of mesh i's KV memory, `priors` what work costs before any was
+        measured."""
         self.config, self.policy, self.counters = config, policy, Counters()
         self._out: list[Action] = []
         self._shared = SharedState()
@@ -58,15 +65,25 @@ class Scheduler:
         ]
         check_policy(policy, config)
         self.requests: dict[int, Request] = {}
+        self.costs = Costs(config, priors)
         self._router = Router(config, self.meshes, policy, self._shared)
         self._handoffs = Handoffs(
-            config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, emit
+            config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, self.costs, emit
         )
         self._admission = Admission(config, self.requests, self._router, self._shared, self.counters)
         self._lifecycle = Lifecycle(
             config, self.meshes, self.requests, policy, self._admission, self._handoffs, self.counters, emit
         )
-        self._batching = Batching(config, self.requests, self._admission, self._handoffs, self._lifecycle, emit)
+        self._batching = Batching(
+            config, self.requests, self._admission, self._handoffs, self._lifecycle, self.costs, emit
+        )
+        self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
+        self._lengths = OutputLengths()
+        drains = Drains(
+            self.meshes, self.requests, self._router, self._handoffs, self._lifecycle, self.costs, self._lengths,
+            self._shared,
+        )  # fmt: skip
+        self._roles = Roles(self.meshes, drains, self._agenda, self.counters, emit)
         self._now = 0.0
         self._arrivals = self._tokens_arrived = 0
 
@@ -74,7 +91,7 @@ class Scheduler:
 
     def on(self, event: Event) -> None:
         """Take in an event; decisions wait for `actions`."""
-        self._now = max(self._now, event.t)  # stamps of several threads may arrive out of order
+        self._now = self.costs.now = max(self._now, event.t)  # stamps of several threads may arrive out of order
         match event:
             case Arrived(t=t, facts=facts):
                 self._on_arrival(t, facts)
@@ -84,18 +101,31 @@ class Scheduler:
                 self._lifecycle.preempt(self.requests[id_])
             case MigrateRequested(request_id=id_, destination=destination) if id_ in self.requests:
                 self._handoffs.migrate(self.requests[id_], destination)
-            case StepDone(mesh=mesh, step=step, outcomes=outcomes):
-                self._on_step_done(self.meshes[mesh], step, outcomes)
-            case TransferReady(transfer=number):
+            case StepDone(t=t, mesh=mesh, step=step, outcomes=outcomes):
+                self._on_step_done(self.meshes[mesh], step, t, outcomes)
+            case TransferReady(t=t, transfer=number):
+                self.costs.end_transfer(number, t)
                 self._handoffs.transfer_ready(number, self._now)
             case TransferFailed(transfer=number, reason=reason):
+                self.costs.end_transfer(number, None)
                 self._lifecycle.lose_transfer(number, reason, self._now)
             case MeshFailed(mesh=mesh, reason=reason):
+                self.costs.lose_mesh(mesh)
                 self._lifecycle.lose_mesh(self.meshes[mesh], reason, self._now)
+            case SetRoles():
+                self._roles.set_roles(event)
             case Hold():
                 self._admission.is_held = True
             case Resume():
                 self._on_resume()
+        # Afterwards: tokens that came with the event count. `Tick` does nothing else.
+        for kind, id_ in self._agenda.pop_due(self._now):
+            self._on_due(kind, id_)
+
+    def next_due(self) -> float | None:
+        """Return the next instant that matters, in seconds; None: there is none. An event of that time, a `Tick` if
+        there is no other, lets happen what is due then."""
+        return self._agenda.next_due()
 
     def owner(self, row: Chunk | DecodeRow) -> Request | None:
         """Find the running request that a result for this row belongs to; None when it came too late."""
@@ -109,6 +139,10 @@ class Scheduler:
     def transfers_from(self, mesh: int) -> list[int]:
         """List the transfers that leave this mesh and have not arrived."""
         return self._handoffs.under_way_from(mesh)
+
+    def roles(self) -> list[str]:
+        """Return the role of each mesh, with what is left of the one before, as in "decode (draining prefill)"."""
+        return self._roles.shown()
 
     @property
     def is_drained(self) -> bool:
@@ -130,10 +164,11 @@ class Scheduler:
         leader = None if request.facts.fork_of is None else self.requests.get(request.facts.fork_of)
         return order if leader is None else max(order, (leader.order[0], request.number))
 
-    def _on_step_done(self, mesh: MeshState, step: int, outcomes: Sequence[Outcome]) -> None:
+    def _on_step_done(self, mesh: MeshState, step: int, t: float, outcomes: Sequence[Outcome]) -> None:
         if step not in mesh.in_flight:  # dispatched before the mesh failed
             return
         mesh.in_flight.remove(step)
+        self.costs.end_step(mesh.index, step, t)
         mesh.wake()
         now, requests = self._now, self.requests
         for outcome in outcomes:
@@ -144,10 +179,9 @@ class Scheduler:
                 self._answer(request)
             if outcome.block_hash is not None:
                 self._know_block(request, outcome.block_hash)
-            if outcome.stopped:
-                self._lifecycle.finish(request, State.FINISHED, "stop", now)
-            elif request.confirmed == request.max_tokens:
-                self._lifecycle.finish(request, State.FINISHED, "length", now)
+            if outcome.stopped or request.confirmed == request.max_tokens:
+                self._lengths.add(request.confirmed)
+                self._lifecycle.finish(request, State.FINISHED, "stop" if outcome.stopped else "length", now)
             elif request.handoff is not None:
                 self._handoffs.complete(request, now)
 
@@ -160,6 +194,14 @@ class Scheduler:
     def _know_block(self, request: Request, block_hash: bytes) -> None:
         if self.config.prefix_cache and not self.config.deterministic:
             request.hashes.append(block_hash)
+
+    def _on_due(self, kind: str, id_: int) -> None:
+        """Let happen what is due of this kind for this request or call."""
+        match kind:
+            case "roles":
+                self._roles.end_time(id_)
+            case _:
+                raise NotImplementedError(kind, id_)
 
     def _on_resume(self) -> None:
         self._admission.is_held = False
@@ -180,6 +222,7 @@ class Scheduler:
                 while self._batching.dispatch_step(self.meshes[index], self._now):
                     self._handoffs.dispatch()  # at once: behind the mesh's next step, a gather would wait for that too
             self._handoffs.dispatch()
+            self._roles.look(due)
         out = list(self._out)
         self._out.clear()
         return out
@@ -202,6 +245,8 @@ class Scheduler:
             if mesh.prefill_load != load:
                 raise RuntimeError(f"mesh {mesh.index}: a load of {mesh.prefill_load} tokens, {load} to be answered")
             mesh.check()
+        self.costs.check([mesh.in_flight for mesh in self.meshes])
         self._router.check()
         self._admission.check()
         self._handoffs.check()
+        self._roles.check()

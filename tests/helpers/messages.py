@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 from hypothesis import strategies as st
 from twinmesh.engine.protocol.results import HostScores, StepResult, TokenScores
+from twinmesh.engine.protocol.service import SLO
 
 WHOLE = st.integers(-(2**63), 2**63 - 1)  # JSON and MessagePack go as far
 FINITE = st.floats(allow_nan=False, allow_infinity=False)  # what a clock gives, and all that JSON has
@@ -14,6 +15,7 @@ ARRAYS = st.builds(
     lambda values, kind, is_flat: np.array(values, kind).reshape(-1 if is_flat else (len(values), 1)),
     st.lists(st.integers(-(2**20), 2**20), max_size=5), st.sampled_from(["int32", "float32"]), st.booleans(),
 )  # fmt: skip
+POSITIVE = st.floats(1e-3, 1e6)
 PLAIN = {int: WHOLE, float: FINITE, bool: st.booleans(), str: st.text(), bytes: st.binary(), type(None): st.none()}
 
 
@@ -43,6 +45,8 @@ def values_of(kind):
         return PLAIN[kind]
     if kind is np.ndarray:
         return ARRAYS
+    if kind is SLO:
+        return st.builds(SLO, ttft_ms=POSITIVE, tpot_ms=st.none() | POSITIVE)
     if kind == HostScores:
         return st.builds(TokenScores, *[ARRAYS] * 4)
     if origin is typing.Literal:

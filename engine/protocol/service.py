@@ -1,0 +1,44 @@
+"""How a request is to be served: its class and priority, until when, for which conversation, how quickly."""
+
+import math
+
+from .message import Message
+
+
+class SLO(Message, frozen=True, kw_only=True):
+    """What an answer is to keep to, in milliseconds: a service level objective.
+
+    Raises:
+        ValueError: a time that is not a number above 0, or no time at all.
+    """
+
+    ttft_ms: float | None = None  # from arrival to the first token; None: any time will do
+    tpot_ms: float | None = None  # for each token after the first; None: likewise
+
+    def __post_init__(self) -> None:
+        """Check the times."""
+        if self.ttft_ms is None and self.tpot_ms is None:
+            raise ValueError("an SLO needs ttft_ms, tpot_ms or both: give one, or no SLO.")
+        for name in ("ttft_ms", "tpot_ms"):
+            value = getattr(self, name)
+            if value is not None and not is_positive(value):
+                raise ValueError(f"{name}={value!r} is not usable: it must be a number of milliseconds above 0.")
+
+
+class Service(Message, frozen=True, kw_only=True):
+    """How one request is to be served. Times are in seconds from its arrival."""
+
+    priority: int = 0  # the lower the sooner, as in vLLM
+    deadline: float | None = None  # for its last token; None: none
+    first_token_deadline: float | None = None  # for its first token; None: none
+    is_batch: bool = False  # it uses what interactive requests leave
+    session: str | None = None  # the conversation that it goes on with
+    slo: SLO | None = None  # None: the engine's, if that has one
+
+
+DEFAULT = Service()
+
+
+def is_positive(value: object) -> bool:
+    """Return whether this is a finite number above 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
