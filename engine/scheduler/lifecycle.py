@@ -10,11 +10,13 @@ from itertools import count
 from ..config import EngineConfig
 from ..metrics.counters import Counters
 from ..protocol.actions import Action, Finish, FinishReason
+from ..protocol.cache_report import MissReason
 from .admission import Admission
 from .handoffs import Handoffs
 from .mesh_state import MeshState, in_order
 from .policy import Policy
 from .request import Request, State
+from .sessions import Sessions
 
 
 class Lifecycle:
@@ -28,13 +30,14 @@ class Lifecycle:
         policy: Policy,
         admission: Admission,
         handoffs: Handoffs,
+        sessions: Sessions,
         counters: Counters,
         emit: Callable[[Action], None],
     ):
         """Begin without runs; `emit` takes the actions."""
         self._config, self._meshes, self._requests, self._policy = config, meshes, requests, policy
         self._admission, self._handoffs, self._counters, self._emit = admission, handoffs, counters, emit
-        self._runs = count()
+        self._sessions, self._runs = sessions, count()
 
     def enter(self, request: Request) -> None:
         """Add a new request to `requests` and to the queue."""
@@ -48,6 +51,8 @@ class Lifecycle:
         self, request: Request, state: State, reason: FinishReason, now: float, error: str | None = None
     ) -> None:
         """End a request; its full pages stay in the prefix cache."""
+        if state is not State.FAILED:  # then its KV is lost
+            self._sessions.end(request, self._config.page_size)
         self._leave(request, keeps_pages=True)
         request.move_to(state)
         request.timeline.finish = now
@@ -146,7 +151,7 @@ class Lifecycle:
                 self._lose(request, mesh.index, reason, now)
             elif goes_here:
                 self._handoffs.release_credit(request)
-        mesh.pages.flush()
+        mesh.pages.flush(MissReason.MESH_LOST)
 
     def _lose(self, request: Request, mesh: int, reason: str, now: float) -> None:
         if request.suspects == mesh:  # its transfer failed for the same reason, and has cost it a try already

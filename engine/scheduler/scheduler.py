@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from ..config import EngineConfig, PoolSize
 from ..metrics.counters import Counters
 from ..protocol.actions import Action, Chunk, DecodeRow
+from ..protocol.cache_report import MissReason
 from ..protocol.events import (
     AbortRequested,
     Arrived,
@@ -64,8 +65,9 @@ class Scheduler:
             config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, emit
         )
         self._admission = Admission(config, self.requests, self._router, self._shared, self.counters)
+        sessions = self._shared.sessions
         self._lifecycle = Lifecycle(
-            config, self.meshes, self.requests, policy, self._admission, self._handoffs, self.counters, emit
+            config, self.meshes, self.requests, policy, self._admission, self._handoffs, sessions, self.counters, emit
         )
         self._batching = Batching(config, self.requests, self._admission, self._handoffs, self._lifecycle, emit)
         self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
@@ -77,6 +79,7 @@ class Scheduler:
     def on(self, event: Event) -> None:
         """Take in an event; decisions wait for `actions`."""
         self._now = max(self._now, event.t)  # stamps of several threads may arrive out of order
+        self._shared.index.lost.now = self._now
         match event:
             case Arrived(t=t, facts=facts):
                 self._on_arrival(t, facts)
@@ -168,8 +171,8 @@ class Scheduler:
             request.timeline.prefill_end = self._now
 
     def _know_block(self, request: Request, block_hash: bytes) -> None:
-        if self.config.prefix_cache and not self.config.deterministic:
-            request.hashes.append(block_hash)
+        if self.config.prefix_cache:
+            (request.unshared if self.config.deterministic else request.hashes).append(block_hash)
 
     def _on_due(self, kind: str, id_: int) -> None:
         """Let happen what is due of this kind for this request or call."""
@@ -178,7 +181,8 @@ class Scheduler:
     def _on_resume(self) -> None:
         self._admission.is_held = False
         for mesh in self.meshes:
-            mesh.pages.flush()
+            mesh.pages.flush(MissReason.WEIGHTS_CHANGED)
+        self._shared.index.lost.void()
 
     # ---- decisions
 
@@ -217,5 +221,6 @@ class Scheduler:
                 raise RuntimeError(f"mesh {mesh.index}: a load of {mesh.prefill_load} tokens, {load} to be answered")
             mesh.check()
         self._router.check()
+        self._shared.sessions.check()
         self._admission.check()
         self._handoffs.check()
