@@ -6,9 +6,9 @@ the dispatching thread alone.
 """
 
 from collections import OrderedDict
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 
 from ..protocol.cache_report import Miss, MissReason
 from .running_request import RunningRequest

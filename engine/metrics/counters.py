@@ -27,10 +27,10 @@ class Counters:
         """Count a prompt of so many tokens that begins to be computed."""
         self.prompt_tokens += tokens
         self.cached_tokens += report.cached_tokens
-        for reason in {miss.reason for miss in report.missed}:
-            self.missed_requests[reason] += 1
         for miss in report.missed:
             self.missed_tokens[miss.reason] += miss.tokens
+        for reason in {miss.reason for miss in report.missed}:
+            self.missed_requests[reason] += 1
 
 
 @dataclass

@@ -39,7 +39,8 @@ class LostBlocks:
         loss = Loss(reason, self.now)
         if len(self._young) + len(blocks) > self._most and self._young:
             self._young, self._old = {}, self._young
-        self._young.update(dict.fromkeys(islice(blocks, self._most), loss))
+        known = blocks if len(blocks) <= self._most else islice(blocks, self._most)
+        self._young.update(dict.fromkeys(known, loss))
 
     def void(self) -> None:
         """Note that the weights change now: what any request has left behind so far is of no use."""

@@ -3,8 +3,9 @@
 Plain data. The reasons are found in `scheduler/misses.py`; what a caller reads is this.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 
 class MissReason(StrEnum):
@@ -20,8 +21,7 @@ class MissReason(StrEnum):
     LAST_PAGE = "last page"  # behind the last full page, or the last token of a prompt that is cached to its end
 
 
-@dataclass(frozen=True, slots=True)
-class Miss:
+class Miss(msgspec.Struct, frozen=True, gc=False):
     """Prompt tokens that follow each other and were computed, all for one reason. What a reason has not is None."""
 
     reason: MissReason
@@ -47,8 +47,7 @@ class Miss:
         return said if self.because is None else f"{said}: {self.because}"
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixCacheReport:
+class PrefixCacheReport(msgspec.Struct, frozen=True, gc=False):
     """What the prefix cache did for a prompt when it first ran.
 
     `cached_tokens` and the tokens of all misses are the prompt's tokens. The cached ones come first, and then the

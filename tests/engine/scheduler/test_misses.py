@@ -233,15 +233,15 @@ def test_a_report_reads_as_a_line():
 # ---- where it goes
 
 
-@pytest.mark.parametrize("topology", ["both=3", "both=12"])
-def test_a_second_turn_goes_to_its_mesh_where_load_is_equal(topology):
+@pytest.mark.parametrize(("topology", "mesh"), [("both=3", 1), ("both=12", 10), ("both=40", 39)])
+def test_a_second_turn_goes_to_its_mesh_where_load_is_equal(topology, mesh):
     chats = Chats(topology)
-    chats.arrive("x", "y", session=None, max_tokens=20)
-    chats.scheduler.actions()
+    for _ in range(mesh):
+        chats.arrive("x", session=None, max_tokens=20)
+        chats.scheduler.actions()
     first = chats.arrive("", session="chat", max_tokens=2)  # too short to be found again
     chats.scheduler.actions()
-    mesh = first.placement.mesh
-    assert mesh == 1
+    assert first.placement.mesh == mesh
     for request in list(chats.scheduler.requests):
         chats.scheduler.on(AbortRequested(chats.t, request))
     second = chats.arrive("", tail=2, session="chat", max_tokens=2)
@@ -259,7 +259,7 @@ def test_one_session_does_not_pile_everything_on_its_mesh():
         placed.append(chats.arrive("s", max_tokens=200))
         while not placed[-1].confirmed:
             chats.complete(chats.scheduler.actions())
-    assert max(Counter(request.placement.mesh for request in placed).values()) <= 4
+    assert max(Counter(request.placement.mesh for request in placed).values()) <= 3
 
 
 # ---- bounds
