@@ -11,6 +11,7 @@ from typing import Any
 from ...models.text.tokenizer import Tokenizer
 from ..core.submission import Update
 from ..protocol.actions import FinishReason
+from ..protocol.cache_report import PrefixCacheReport
 from ..protocol.list_view import ListView
 from ..protocol.results import HostScores
 from ..protocol.timeline import Timeline
@@ -160,7 +161,7 @@ class RequestCollector:
         }
         self._running = dict.fromkeys(sequence_ids)  # an ordered set
         self._has_ended = False  # one of them
-        self._cached_tokens: int | None = None
+        self._cache: PrefixCacheReport | None = None
         self._prompt_logprobs: list[LogprobsAt | None] | None = None
         # What is the same in every output, which is made for every token.
         self._fields = {
@@ -170,6 +171,7 @@ class RequestCollector:
             "prompt_logprobs": None,
             "finished": False,
             "num_cached_tokens": None,
+            "cache_report": None,
             "error": None,
         }
         self._has_given_prompt_logprobs = False
@@ -197,8 +199,8 @@ class RequestCollector:
             self._running.pop(sequence_id, None)  # first: an interrupt below must not make anyone wait for more
         if sequence_id == self.sequence_ids[0]:  # the others share its prompt
             self.prompt_scores += update.prompt_scores
-            if update.cached_tokens is not None:
-                self._cached_tokens = update.cached_tokens
+            if update.cache is not None:
+                self._cache = update.cache
         return self._completions[sequence_id].take(update)
 
     def output(self) -> RequestOutput:
@@ -226,7 +228,8 @@ class RequestCollector:
     ) -> RequestOutput:
         fields: dict[str, Any] = self._fields.copy()
         fields["outputs"] = outputs
-        fields["num_cached_tokens"] = self._cached_tokens
+        if self._cache is not None:
+            fields["num_cached_tokens"], fields["cache_report"] = self._cache.cached_tokens, self._cache
         if prompt_logprobs is not None:
             fields["prompt_logprobs"] = prompt_logprobs
         if self._has_ended:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..protocol.actions import FinishReason
+from ..protocol.cache_report import PrefixCacheReport
 from ..protocol.timeline import Timeline
 
 
@@ -123,6 +124,7 @@ class RequestOutput:
     finished: bool  # all completions have ended
     num_cached_tokens: int | None = None  # prompt tokens that the prefix cache spared; None until the prompt began
     error: str | None = None  # one sentence: why a completion with finish_reason "error" failed
+    cache_report: PrefixCacheReport | None = None  # what was cached, and why the rest was not; None: likewise
 
     @property
     def timeline(self) -> Timeline:

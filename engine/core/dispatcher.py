@@ -92,6 +92,7 @@ class Dispatcher:
         for chunk in chunks:
             running = self._requests[chunk.request_id]
             if running.accepted_run != chunk.run:
+                self._requests.conversations.name_token(running)
                 self._executor.perform(running.accept(chunk.run))
 
     def _accept_arrivals(self, rows: Sequence[DecodeRow]) -> None:

@@ -90,7 +90,11 @@ class EngineCore:
         self._scheduler, self._decision_log, self._settings = scheduler, log, settings
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._executor = make_executor(self._inbox.put)
-        self._requests, self._observers, self._host = RunningRequests(), Observers(), HostTime()
+        self._requests, self._observers, self._host = (
+            RunningRequests(scheduler.config.page_size),
+            Observers(),
+            HostTime(),
+        )
         self._dispatcher = Dispatcher(scheduler, self._executor, self._requests, self._observers, clock, self._host)
         self._check = IdleCheck(scheduler.check_integrity, time.thread_time)
         self._new_params: list[_NewParams] = []

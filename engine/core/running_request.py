@@ -35,7 +35,9 @@ class RunningRequest:
         self._prompt_scores: list[HostScores] = []
         self._last_hash = facts.block_hashes[-1] if facts.block_hashes else b""
         hashes_all = len(facts.block_hashes) == facts.prompt_len // config.page_size
-        self._feeds_cache = hashes_all and config.prefix_cache and not config.deterministic
+        # In deterministic mode an answer's pages do not feed the cache, and its conversation remembers their hashes.
+        is_kept = not config.deterministic or facts.service.session is not None
+        self._feeds_cache = hashes_all and config.prefix_cache and is_kept
 
     def new_update(self) -> Update:
         """Begin the next update."""
@@ -47,6 +49,11 @@ class RunningRequest:
         self.accepted_run, self._accepted_at = run, self.request.placement
         submission = self.submission
         return Accept(self._id, submission.prompt, submission.plan, np.array(self._outputs, np.int32))
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Return a copy of all tokens so far: [length] int32."""
+        return np.concatenate([self.submission.prompt, np.array(self._outputs, np.int32)])
 
     @property
     def is_accepted_here(self) -> bool:

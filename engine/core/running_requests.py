@@ -13,6 +13,7 @@ from ..protocol.actions import Chunk, DecodeRow, Finish, FinishReason
 from ..protocol.events import Outcome
 from ..protocol.results import StepResult
 from ..scheduler.request import Request
+from .conversations import Conversations
 from .running_request import RunningRequest
 from .submission import Outlet
 
@@ -20,8 +21,9 @@ from .submission import Outlet
 class RunningRequests(dict[int, RunningRequest]):
     """The requests that have not ended, and the log of those that have."""
 
-    def __init__(self) -> None:
+    def __init__(self, page_size: int) -> None:
         super().__init__()
+        self.conversations = Conversations(page_size)
         self.dense: set[int] = set()  # ids of those with a dense row
         self._with_update: list[RunningRequest] = []
         self._outlets: dict[Outlet, None] = {}  # to be flushed: an ordered set
@@ -79,6 +81,7 @@ class RunningRequests(dict[int, RunningRequest]):
         with self._lock:
             del self[action.request_id]
             self._log.add(running.request.timeline, running.request.confirmed, action.reason)
+        self.conversations.end(running)
         self._send_last(running, action.reason, action.error)
 
     def end_all(self, reason: FinishReason, error: str | None, now: float) -> None:
@@ -113,7 +116,7 @@ class RunningRequests(dict[int, RunningRequest]):
     def _send(self, running: RunningRequest) -> None:
         update, running.update = running.update, None
         if update is not None:
-            update.timeline, update.cached_tokens = running.request.timeline, running.request.cached
+            update.timeline, update.cache = running.request.timeline, running.request.cache
             outlet = running.submission.sink.put(update)
             if outlet is not None:
                 self._outlets[outlet] = None

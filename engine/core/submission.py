@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from ..protocol.actions import FinishReason
+from ..protocol.cache_report import PrefixCacheReport
 from ..protocol.events import RequestFacts
 from ..protocol.results import HostScores
 from ..protocol.sampling_plan import SamplingPlan
@@ -34,11 +35,11 @@ class Update(msgspec.Struct):
     finish_reason: FinishReason | None = None  # None: it goes on
     stop_reason: int | str | None = None  # the stop token or string that ended it; None: the model's own end
     error: str | None = None
-    cached_tokens: int | None = None  # prompt tokens that the prefix cache spared
+    cache: PrefixCacheReport | None = None  # what the prefix cache did for the prompt; None until that began
 
     def merge(self, later: "Update") -> None:
         """Take in the update that comes after this one, which nobody has seen yet."""
-        self.timeline, self.cached_tokens = later.timeline, later.cached_tokens
+        self.timeline, self.cache = later.timeline, later.cache
         self.token_ids += later.token_ids
         self.scores += later.scores
         self.prompt_scores += later.prompt_scores

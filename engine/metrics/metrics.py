@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..protocol.actions import FinishReason
+from ..protocol.cache_report import MissReason
 from ..protocol.results import Traffic
 from ..protocol.timeline import Timeline
 from .counters import Counters, HostTime
@@ -69,6 +70,8 @@ class Metrics:
     running: int  # requests that have not ended
     prompt_tokens: int  # of admitted requests
     cached_tokens: int  # those of them that the prefix cache spared
+    missed_tokens: dict[MissReason, int]  # those of them that it did not, by reason
+    missed_requests: dict[MissReason, int]  # admitted requests with tokens that were missed for this reason
     generated_tokens: int  # of ended requests
     tokens_per_second: float  # generated tokens over the time from first arrival to last finish
     compiles: int  # traces and XLA compilations in this process since all programs were there: the engine adds none
@@ -138,6 +141,8 @@ class RequestLog:
             running=running,
             prompt_tokens=counters.prompt_tokens,
             cached_tokens=counters.cached_tokens,
+            missed_tokens=dict(counters.missed_tokens),
+            missed_requests=dict(counters.missed_requests),
             generated_tokens=self.generated_tokens,
             tokens_per_second=self.generated_tokens / seconds if seconds > 0 else 0.0,
             compiles=compiles,

@@ -13,13 +13,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from .prefix_cache import PrefixCache
-from .prefix_index import Listing
+from .prefix_index import CacheListing
 
 
 class PageAllocator:
     """Pages 0 to num_pages - 1 of one cache group."""
 
-    def __init__(self, num_pages: int, listing: Listing | None = None):
+    def __init__(self, num_pages: int, listing: CacheListing | None = None):
         """Begin with all pages free; `listing` is told of every block that is cached."""
         self.num_pages = num_pages
         self._free = deque(range(num_pages))

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..config import EngineConfig
 from ..protocol.actions import Action, AssignPages, CopyPage
+from ..protocol.cache_report import MissReason
 from .allocator import PageAllocator, SlotTable
 from .block_table import BlockTable, Placement
 from .prefix_cache import Run
@@ -215,8 +216,9 @@ class MeshPages:
                 pages.cached.add(table.pages[start - table.first : stop - table.first], hashes[start:stop])
                 self._changes.cached(hashes, start)
 
-    def flush(self) -> None:
-        """Empty the prefix cache."""
+    def flush(self, reason: MissReason) -> None:
+        """Empty the prefix cache, for this reason."""
+        self._index.lost.note(self._listed.blocks, reason)
         for pages in self.groups:
             pages.flush()
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .prefix_index import Listing
+from .prefix_index import CacheListing
 
 
 class Run(NamedTuple):
@@ -29,7 +29,7 @@ _NO_PAGES = Run([], np.zeros(0, np.intp))
 class PrefixCache:
     """Cached pages and their hashes, one to one."""
 
-    def __init__(self, listing: Listing | None = None) -> None:
+    def __init__(self, listing: CacheListing | None = None) -> None:
         """Begin empty; `listing` is told of every block, None: nobody is."""
         self._listing = listing
         self.changes = 0  # how often a page was entered or struck out
@@ -81,7 +81,7 @@ class PrefixCache:
                 else:
                     del children[parent]
         if self._listing is not None:
-            self._listing.strike(hashes)
+            self._listing.evict(hashes)
 
     def clear(self) -> None:
         """Strike all pages out."""

@@ -5,10 +5,13 @@ they enter a block or strike one out. Invariant: a block is listed for exactly t
 mesh's cache groups the first that sees all tokens is listed or, where all have windows, the first.
 
 It says where to look, not what a prompt would find there: of a chain a mesh may have lost an earlier block, or the
-pages of a window. `MeshPages.hit` knows.
+pages of a window. `MeshPages.hit` knows. What blocks were struck out for is kept in `lost`.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from ..protocol.cache_report import MissReason
+from .lost_blocks import LostBlocks
 
 
 class PrefixIndex:
@@ -16,10 +19,11 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self._meshes: dict[bytes, int] = {}
+        self.lost = LostBlocks()
 
-    def listing(self, mesh: int) -> "Listing":
+    def listing(self, mesh: int) -> "CacheListing":
         """Return what the cache of this mesh reports to."""
-        return Listing(self._meshes, 1 << mesh)
+        return CacheListing(self._meshes, 1 << mesh, self.lost)
 
     def meshes(self, block: bytes) -> int:
         """Return the meshes that have this block."""
@@ -71,6 +75,19 @@ class Listing:
                 del meshes[block]
             else:
                 meshes[block] ^= bit
+
+
+class CacheListing(Listing):
+    """One prefix cache's part of the index."""
+
+    def __init__(self, meshes: dict[bytes, int], bit: int, lost: LostBlocks):
+        super().__init__(meshes, bit)
+        self._lost = lost
+
+    def evict(self, blocks: Collection[bytes]) -> None:
+        """Strike out blocks whose pages are given to others."""
+        self.strike(blocks)
+        self._lost.note(blocks, MissReason.EVICTED)
 
 
 def members(meshes: int) -> Iterator[int]:

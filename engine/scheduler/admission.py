@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from ..config import EngineConfig
 from ..metrics.counters import Counters
 from .mesh_state import MeshState, SharedState, in_order
+from .misses import Misses
 from .request import Awaited, Request, State
 from .router import Router
 from .waiting import WaitingRequests
@@ -31,7 +32,7 @@ class Admission:
     ):
         self._config, self._requests, self._router = config, requests, router
         self._shared, self._counters = shared, counters
-        self._waiting = WaitingRequests()
+        self._misses, self._waiting = Misses(config, shared), WaitingRequests()
         self._refusal = shared.room.refusal()  # of the first that found no room
         self._found = 0, b""  # the last block found to be computed for another, and how many come before it
         self.is_held = False  # only those that start over are admitted
@@ -140,10 +141,9 @@ class Admission:
         request.prefilled, request.prefilled_on = cached, mesh.index
         request.unanswered = max(1, request.to_prefill - cached)
         mesh.change_load(request.unanswered)
-        if request.cached is None:
-            request.cached = request.prompt_len - request.unanswered
-            self._counters.prompt_tokens += request.prompt_len
-            self._counters.cached_tokens += request.cached
+        if request.cache is None:
+            request.cache = self._misses.report(request, mesh.index)
+            self._counters.count_prompt(request.prompt_len, request.cache)
         mesh.add(request)
         size = self._config.page_size
         mesh.computing.expect(request.hashes[cached // size : request.to_prefill // size], request.placement)

@@ -10,12 +10,14 @@ from itertools import count
 from ..config import EngineConfig
 from ..metrics.counters import Counters
 from ..protocol.actions import Action, Finish, FinishReason
+from ..protocol.cache_report import MissReason
 from .admission import Admission
 from .deadlines import Deadlines
 from .handoffs import Handoffs
 from .mesh_state import MeshState, in_order
 from .policy import Policy
 from .request import Request, State
+from .sessions import Sessions
 
 
 class Lifecycle:
@@ -30,13 +32,14 @@ class Lifecycle:
         admission: Admission,
         handoffs: Handoffs,
         deadlines: Deadlines,
+        sessions: Sessions,
         counters: Counters,
         emit: Callable[[Action], None],
     ):
         """Begin without runs; `emit` takes the actions."""
         self._config, self._meshes, self._requests, self._policy = config, meshes, requests, policy
         self._admission, self._handoffs, self._deadlines = admission, handoffs, deadlines
-        self._counters, self._emit = counters, emit
+        self._sessions, self._counters, self._emit = sessions, counters, emit
         self._runs = count()
 
     def enter(self, request: Request) -> None:
@@ -51,6 +54,8 @@ class Lifecycle:
         self, request: Request, state: State, reason: FinishReason, now: float, error: str | None = None
     ) -> None:
         """End a request; its full pages stay in the prefix cache."""
+        if state is not State.FAILED:  # then its KV is lost
+            self._sessions.end(request, self._config.page_size)
         self._leave(request, keeps_pages=True)
         request.move_to(state)
         request.timeline.finish = now
@@ -154,7 +159,7 @@ class Lifecycle:
                 self._lose(request, mesh.index, reason, now)
             elif goes_here:
                 self._handoffs.release_credit(request)
-        mesh.pages.flush()
+        mesh.pages.flush(MissReason.MESH_LOST)
 
     def _lose(self, request: Request, mesh: int, reason: str, now: float) -> None:
         if request.suspects == mesh:  # its transfer failed for the same reason, and has cost it a try already

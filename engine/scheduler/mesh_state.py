@@ -21,6 +21,7 @@ from ..topology import MeshSpec, Role
 from .expected_blocks import ExpectedBlocks
 from .kept_pages import KeptPages
 from .request import Request, State
+from .sessions import Sessions
 
 # The host dispatches step n + 1 before it reads step n, and no further ahead: a deeper queue would delay arrivals.
 MAX_STEPS_IN_FLIGHT = 2
@@ -190,6 +191,11 @@ class SharedState:
     due: set[int] = field(default_factory=set)  # meshes that may have another step to run
     computing: dict[bytes, int] = field(default_factory=dict)  # block -> the meshes that are to compute it, a bit each
     arriving: dict[bytes, int] = field(default_factory=dict)  # likewise of blocks on their way to a mesh
+    sessions: Sessions = field(init=False)  # what conversations have left behind
+
+    def __post_init__(self) -> None:
+        """Begin without conversations."""
+        self.sessions = Sessions(self.index.lost)
 
 
 def new_mesh(

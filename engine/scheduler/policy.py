@@ -73,13 +73,14 @@ class FirstComeFirstServed:
         return request.accepted + request.delay
 
     def prefill_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
-        """Prefer the least to do before the request's first token: the mesh's load less what is cached."""
+        """Prefer the least to do before the request's first token: the mesh's load less what is cached. Of equal ones
+        prefer the conversation's own."""
         cached = mesh.pages.hit(request.hashes, request.to_prefill)
-        return mesh.index == request.lost_on, mesh.load - cached, -mesh.pages.slots.num_free
+        return mesh.index == request.lost_on, mesh.load - cached, mesh.index != request.home, -mesh.pages.slots.num_free
 
     def decode_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
         """Prefer the mesh with the most free pages."""
-        return mesh.index == request.lost_on, -mesh.pages.room
+        return mesh.index == request.lost_on, -mesh.pages.room, mesh.index != request.home
 
     def victim(self, candidates: Sequence[Request]) -> Request:
         """Choose the last candidate in the order."""

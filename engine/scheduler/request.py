@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from ..paging.block_table import Placement
+from ..protocol.cache_report import PrefixCacheReport
 from ..protocol.events import RequestFacts
 from ..protocol.timeline import Timeline
 
@@ -94,11 +95,14 @@ class Request:
     forced: int = 0  # output tokens that this run feeds as they were generated before
     unanswered: int = 0  # prompt tokens that count in its mesh's `prefill_load` until the run's first token is read
     prefilled_on: int = 0  # the mesh that `unanswered` counts on
-    cached: int | None = None  # prompt tokens that the prefix cache spared its first run; None until that begins
+    cache: PrefixCacheReport | None = None  # what the prefix cache did for its first run; None until that begins
+    home: int | None = None  # where its conversation's KV was left, of the meshes that it could go to when last asked
     wait: "Wait | None" = None  # what it sleeps for; None: it is awake
     lost_on: int | None = None  # the mesh whose failure it has survived last
     suspects: int | None = None  # a mesh from which a transfer failed, so that it may be lost
     hashes: list[bytes] = field(default_factory=list)  # of its full pages, as far as their tokens are known
+    unshared: list[bytes] = field(default_factory=list)  # in deterministic mode, of the pages that its answer fills
+    is_remembered: bool = False  # it has ended, and its conversation remembers what it has left behind
     siblings: list["Request"] = field(default_factory=list)  # those that fork it, in order of arrival
     placement: Placement | None = None  # where its KV is
     handoff: Handoff | None = None  # where its KV is going

@@ -2,7 +2,8 @@
 
 At most `MOST` meshes are ranked: some of those that have the most of the request's blocks, and those with the least
 load on which it surely fits. Where there are no more than `MOST` meshes with a free slot, all of them are. Load comes
-first in both: of many meshes that have a block, as where all prompts share one, the least loaded are taken.
+first in both: of many meshes that have a block, as where all prompts share one, the least loaded are taken. The mesh
+where a conversation has left its KV is ranked too, and taken where the policy has no better one.
 
 Invariant: for every mesh that is not in `RoomChanges.changed`, what is kept here of its load and room is so.
 """
@@ -37,12 +38,14 @@ class Router:
     def for_prompt(self, request: Request) -> list[MeshState]:
         """List the meshes for a prompt, the best first."""
         self._refresh()
+        request.home = self._home(request, self._prompts)
         found = self._short_list(self._prompts, request, request.to_prefill)
         return sorted(found, key=partial(self._policy.prefill_rank, request)) if len(found) > 1 else found
 
     def for_decoding(self, request: Request, tokens: int, source: int, destination: int | None) -> list[MeshState]:
         """List the meshes other than `source` for decoding, the best first; only `destination` unless it is None."""
         self._refresh_decodes()
+        request.home = self._home(request, self._decodes)
         if destination is not None:
             found = [self._meshes[destination]] if destination in self._decodes and destination != source else []
         else:
@@ -66,17 +69,25 @@ class Router:
         """List, in their own order, the meshes to be ranked for a sequence of so many tokens."""
         found = members(by_load.meshes)
         if len(by_load) > MOST:
-            found = iter(sorted(self._least_loaded(by_load, request.hashes, tokens)))
+            found = iter(sorted(self._least_loaded(by_load, request, tokens)))
         return [self._meshes[mesh] for mesh in found]
 
-    def _least_loaded(self, by_load: "ByLoad", hashes: Sequence[bytes], tokens: int) -> list[int]:
-        """List the least loaded of those that have the most of these blocks and may hold the rest, and of those that
-        surely hold all."""
+    def _home(self, request: Request, by_load: "ByLoad") -> int | None:
+        """Find the mesh, of these, where the conversation that the request goes on with has left its KV."""
+        session = self._shared.sessions.of(request)
+        return None if session is None else next((mesh for mesh in session.meshes if mesh in by_load), None)
+
+    def _least_loaded(self, by_load: "ByLoad", request: Request, tokens: int) -> list[int]:
+        """List the least loaded of those that have the most of the request's blocks and may hold the rest, the one
+        that its conversation knows, and the least loaded of those that surely hold all."""
+        hashes, home = request.hashes, request.home
         index, size, longest = self._shared.index, self._config.page_size, self._longest
         depth = index.depth(hashes, min(len(hashes), tokens // size), by_load.meshes)
         holders, pages = index.meshes(hashes[depth - 1]) if depth else 0, self._config.pages_for(tokens)
         roomy = [mesh for mesh in by_load if longest[mesh] >= pages - depth]
         near = list(islice((mesh for mesh in roomy if holders >> mesh & 1), _WITH_PREFIX))
+        if home is not None and home not in near:
+            near.append(home)
         others = (mesh for mesh in roomy if longest[mesh] >= pages and mesh not in near)
         return [*near, *islice(others, MOST - len(near))]
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from ..config import EngineConfig, PoolSize
 from ..metrics.counters import Counters
 from ..protocol.actions import Action, Chunk, DecodeRow
+from ..protocol.cache_report import MissReason
 from ..protocol.events import (
     AbortRequested,
     Arrived,
@@ -76,8 +77,8 @@ class Scheduler:
         self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
         self._deadlines = Deadlines(self._agenda)
         self._lifecycle = Lifecycle(
-            config, self.meshes, self.requests, policy, self._admission, self._handoffs, self._deadlines, self.counters,
-            emit,
+            config, self.meshes, self.requests, policy, self._admission, self._handoffs, self._deadlines,
+            self._shared.sessions, self.counters, emit,
         )  # fmt: skip
         self._batching = Batching(
             config, self.requests, self._admission, self._handoffs, self._lifecycle, self.costs, emit
@@ -96,6 +97,7 @@ class Scheduler:
     def on(self, event: Event) -> None:
         """Take in an event; decisions wait for `actions`."""
         self._now = self.costs.now = max(self._now, event.t)  # stamps of several threads may arrive out of order
+        self._shared.index.lost.now = self._now
         match event:
             case Arrived(t=t, facts=facts):
                 self._let_happen_what_is_due()  # before it: whoever sends a request finds it here
@@ -200,8 +202,8 @@ class Scheduler:
             request.timeline.prefill_end = self._now
 
     def _know_block(self, request: Request, block_hash: bytes) -> None:
-        if self.config.prefix_cache and not self.config.deterministic:
-            request.hashes.append(block_hash)
+        if self.config.prefix_cache:
+            (request.unshared if self.config.deterministic else request.hashes).append(block_hash)
 
     def _let_happen_what_is_due(self) -> None:
         for kind, id_ in self._agenda.pop_due(self._now):
@@ -221,7 +223,8 @@ class Scheduler:
     def _on_resume(self) -> None:
         self._admission.is_held = False
         for mesh in self.meshes:
-            mesh.pages.flush()
+            mesh.pages.flush(MissReason.WEIGHTS_CHANGED)
+        self._shared.index.lost.void()
 
     # ---- decisions
 
@@ -262,6 +265,7 @@ class Scheduler:
             mesh.check()
         self.costs.check([mesh.in_flight for mesh in self.meshes])
         self._router.check()
+        self._shared.sessions.check()
         self._admission.check()
         self._handoffs.check()
         self._roles.check()

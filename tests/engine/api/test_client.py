@@ -10,6 +10,7 @@ from helpers.fake_core import CONFIG, FakeCore, make_fake, scores
 from twinmesh import LLM, AsyncLLM, EngineError, Logprob, SamplingParams
 from twinmesh.engine.paging.block_hash import block_hashes
 from twinmesh.engine.protocol.actions import Accept
+from twinmesh.engine.protocol.cache_report import PrefixCacheReport
 from twinmesh.engine.protocol.wire import decode_command, encode
 from twinmesh.models.text.tokenizer_gguf import tokenizer_from_gguf
 
@@ -241,7 +242,9 @@ def test_no_logprobs_are_none_and_0_is_the_sampled_token_alone(llm, core):
 def test_prompt_logprobs_come_in_pieces_and_begin_with_none(llm, core):
     stream = llm.stream([5, 6, 7, 8], SamplingParams(prompt_logprobs=1))
     core.send(stream.request_id, prompt_scores=[scores((-1, 1, [6]), (-2, 3, [9]))])
-    core.send(stream.request_id, [5], prompt_scores=[scores((-3, 5, [9]))], cached_tokens=0, finish_reason="length")
+    core.send(
+        stream.request_id, [5], prompt_scores=[scores((-3, 5, [9]))], cache=PrefixCacheReport(0), finish_reason="length"
+    )
     output = stream.result()
     assert output.prompt_logprobs[0] is None
     assert [list(at) for at in output.prompt_logprobs[1:]] == [[6], [7, 9], [8, 9]]
@@ -251,8 +254,8 @@ def test_prompt_logprobs_come_in_pieces_and_begin_with_none(llm, core):
 def test_completions_of_a_request_come_back_as_one_in_order(llm, core):
     stream = llm.stream("a", THREE)
     first, second, third = core.running
-    core.send(third, ids(llm, "c"), finish_reason="length", cached_tokens=0)
-    core.send(first, ids(llm, "a"), finish_reason="length", cached_tokens=3)
+    core.send(third, ids(llm, "c"), finish_reason="length", cache=PrefixCacheReport(0))
+    core.send(first, ids(llm, "a"), finish_reason="length", cache=PrefixCacheReport(3))
     core.send(second, ids(llm, "b"), finish_reason="error", error="the mesh was lost.")
     assert [delta.index for delta in stream] == [2, 0, 1]
     output = stream.result()

@@ -69,7 +69,7 @@ class Setting:
     """A dispatcher over one request."""
 
     def __init__(self, plan=DENSE):
-        self.scheduler, self.executor, self.requests = Decided(), Recorder(), RunningRequests()
+        self.scheduler, self.executor, self.requests = Decided(), Recorder(), RunningRequests(4)
         self.request, self.sink = Request(RequestFacts(7, len(PROMPT), 20), 0, Timeline(0.0), run=1), Sink()
         submission = Submission(0.0, self.request.facts, PROMPT, plan, frozenset(), None, self.sink)
         self.running = RunningRequest(submission, self.request, CONFIG)

@@ -345,7 +345,7 @@ def test_a_prompt_without_room_is_asked_again_when_its_blocks_arrive_with_anothe
     step(scheduler, device)
     assert waiting.placement is not None
     assert waiting.placement.mesh == 1
-    assert waiting.cached == 12
+    assert waiting.cache.cached_tokens == 12
 
 
 def test_a_prompt_without_room_sleeps_when_an_earlier_one_begins_to_compute_its_next_block():

@@ -11,6 +11,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from twinmesh.engine.protocol.cache_report import MissReason
 from twinmesh.engine.protocol.events import (
     AbortRequested,
     Hold,
@@ -61,6 +62,7 @@ class Machine(RuleBasedStateMachine):
     """Arrivals, results in any order that devices allow, aborts, preemptions, migrations and lost meshes, at random."""
 
     steps = sleepers = handoffs_asleep = 0
+    reasons = frozenset()
 
     @initialize(
         topology=st.sampled_from(TOPOLOGIES),
@@ -148,6 +150,21 @@ class Machine(RuleBasedStateMachine):
             self.requests.append(
                 arrive(self.scheduler, self.device, name, prompt_len, max_tokens, self._advance(), prompt, fork_of)
             )
+        self._act()
+
+    @rule(
+        prompt=st.sampled_from("pqr"),
+        prompt_len=st.integers(1, 36),
+        max_tokens=st.integers(1, 12),
+        session=st.sampled_from("st"),
+    )
+    def a_turn_of_a_conversation_arrives(self, prompt, prompt_len, max_tokens, session):
+        name = f"r{len(self.requests)}"
+        self.requests.append(
+            arrive(
+                self.scheduler, self.device, name, prompt_len, max_tokens, self._advance(), prompt, session=session
+            )
+        )  # fmt: skip
         self._act()
 
     @precondition(lambda self: any(self.device.steps))
@@ -242,10 +259,22 @@ class Machine(RuleBasedStateMachine):
             assert not mesh.prefill_load
             assert not mesh.arriving
         assert not self.device.staged
+        self._check_reports()
+
+    def _check_reports(self):
+        """Of every prompt that began all tokens were cached or missed, and are counted."""
+        reports = [(request.prompt_len, request.cache) for request in self.requests if request.cache is not None]
+        for tokens, report in reports:
+            assert report.cached_tokens + sum(miss.tokens for miss in report.missed) == tokens
+        counters = self.scheduler.counters
+        assert counters.prompt_tokens == sum(tokens for tokens, _ in reports)
+        assert counters.prompt_tokens == counters.cached_tokens + sum(counters.missed_tokens.values())
+        Machine.reasons |= {miss.reason for _, report in reports for miss in report.missed}
 
 
 def test_whatever_happens_nothing_is_lost():
     Machine.steps = Machine.sleepers = Machine.handoffs_asleep = Watched.victims = 0
+    Machine.reasons = frozenset()
     run_state_machine_as_test(
         Machine,
         settings=settings(
@@ -256,3 +285,4 @@ def test_whatever_happens_nothing_is_lost():
     assert Watched.victims >= 100
     assert Machine.sleepers >= 1_000
     assert Machine.handoffs_asleep >= 10
+    assert Machine.reasons == set(MissReason)
