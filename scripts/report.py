@@ -56,11 +56,13 @@ def replayed(name: str | Path, replay: "Replay") -> str:
     """Return the summary of a replayed run: what it did, and the latencies that it had."""
     counters, ended = replay.scheduler.counters, replay.ended
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(ended.reasons.items()))
+    missed = ", ".join(f"{number:,} {reason}" for reason, number in counters.missed_tokens.items() if number)
     lines = [
         f"Replayed {name}: {count(replay.events, 'event')}, {count(replay.decisions, 'decision')}, all the same.",
         f"{count(ended.reasons.total(), 'request')} ended{f' ({reasons})' if reasons else ''}, "
         f"{len(replay.scheduler.requests):,} still running.",
-        f"{count(counters.prompt_tokens, 'prompt token')}, {counters.cached_tokens:,} of them cached; "
+        f"{count(counters.prompt_tokens, 'prompt token')}, {counters.cached_tokens:,} of them cached"
+        f"{f' ({missed})' if missed else ''}; "
         f"{ended.generated_tokens:,} generated.",
         f"{count(counters.preemptions, 'preemption')}, {count(counters.migrations, 'migration')}, "
         f"{counters.retries:,} retried after a failure.",

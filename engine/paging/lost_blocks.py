@@ -6,7 +6,7 @@ of a dict. It is told of losses, not of blocks that are cached again: who asks h
 """
 
 from collections.abc import Collection
-from itertools import islice
+from itertools import repeat
 from typing import NamedTuple
 
 from ..protocol.cache_report import MissReason
@@ -39,8 +39,7 @@ class LostBlocks:
         loss = Loss(reason, self.now)
         if len(self._young) + len(blocks) > self._most and self._young:
             self._young, self._old = {}, self._young
-        known = blocks if len(blocks) <= self._most else islice(blocks, self._most)
-        self._young.update(dict.fromkeys(known, loss))
+        self._young.update(zip(blocks, repeat(loss, self._most), strict=False))
 
     def void(self) -> None:
         """Note that the weights change now: what any request has left behind so far is of no use."""

@@ -69,11 +69,15 @@ class Misses:
 
     def _end_of_listed(self, hashes: Sequence[bytes], start: int) -> int:
         meshes = self._index.meshes
-        return end_of_run(start, len(hashes), lambda i: meshes(hashes[i]) != 0)
+        if not meshes(hashes[start]):  # as most often
+            return start
+        return end_of_run(start + 1, len(hashes), lambda i: meshes(hashes[i]) != 0)
 
     def _end_of_lost(self, hashes: Sequence[bytes], start: int) -> int:
         find = self._index.lost.find
-        return end_of_run(start, len(hashes), lambda i: find(hashes[i]) is not None)
+        if start == len(hashes) or find(hashes[start]) is None:  # as most often
+            return start
+        return end_of_run(start + 1, len(hashes), lambda i: find(hashes[i]) is not None)
 
     def _of_listed(self, block: bytes, mesh: int, tokens: int) -> Miss:
         """Say why a run of cached blocks, whose last is given, is not a hit on the mesh."""

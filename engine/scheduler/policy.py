@@ -41,7 +41,8 @@ class Policy(Protocol):
     def prefill_rank(self, request: Request, mesh: MeshState) -> Any:
         """Rank a mesh that could prefill the request now; the lowest rank with room is taken.
 
-        Of many meshes only a few are ranked (`router.py`), here and in `decode_rank`.
+        Of many meshes only a few are ranked (`router.py`), here and in `decode_rank`. `request.home` is the one where
+        its conversation has left its KV.
         """
         ...
 

@@ -62,7 +62,10 @@ def happen(scheduler, device, kind, t, random):
     busy = [mesh for mesh, steps in enumerate(device.steps) if steps]
     if kind == "arrive":
         length = random.randint(1, 20)
-        test_scheduler.arrive(scheduler, device, t, length, random.randint(1, 9), t, random.choice("pq"))
+        session = random.choice([None, "s", "t"])
+        test_scheduler.arrive(
+            scheduler, device, t, length, random.randint(1, 9), t, random.choice("pq"), session=session
+        )
     elif kind == "step" and busy:
         device.complete_step(random.choice(busy), t, stops=lambda request: random.random() < 0.05)
     elif kind == "transfer" and device.transfers:
@@ -107,6 +110,7 @@ def test_a_replay_makes_the_decisions_of_the_run(record, topology, options):
     scheduler, device, file = record(topology, pages=12, **options)
     a_busy_run(scheduler, device)
     result = replay_lines([file.getvalue()])
+    assert result.scheduler.counters == scheduler.counters  # reasons of misses included
     lines = [json.loads(line) for line in file.getvalue().splitlines()[1:]]
     assert result.finished == device.finished
     assert set(device.finished.values()) >= {"length", "abort"}
