@@ -202,7 +202,7 @@ class Scheduler:
         before = (-1, -1)
         while self._shared.due or before != (len(self._out), self.counters.preemptions):
             before = len(self._out), self.counters.preemptions
-            self._admission.admit()
+            self._admission.admit(self._now)
             due = sorted(self._shared.due)
             self._shared.due.clear()
             for index in due:
