@@ -43,6 +43,7 @@ from .mesh_state import MeshState, SharedState, new_mesh
 from .order import Order, place_in_order, weigh
 from .output_lengths import OutputLengths
 from .policy import FCFS, Policy, check_policy
+from .preemption import Preemption
 from .request import Request, State
 from .roles import Roles
 from .router import Router
@@ -80,6 +81,7 @@ class Scheduler:
             config, self.meshes, self.requests, policy, self._admission, self._handoffs, self._deadlines,
             self._shared.sessions, self.counters, emit,
         )  # fmt: skip
+        self._preemption = Preemption(config, self.meshes, self._shared, self._lifecycle)
         self._batching = Batching(
             config, self.requests, self._admission, self._handoffs, self._lifecycle, self.costs, emit
         )
@@ -231,15 +233,20 @@ class Scheduler:
     def actions(self) -> list[Action]:
         """Return everything that can be dispatched now, in order. Freed pages may let more in, hence the loop."""
         before = (-1, -1)
+        self._preemption.begin()
         while self._shared.due or before != (len(self._out), self.counters.preemptions):
             before = len(self._out), self.counters.preemptions
-            self._admission.admit()
+            self._admission.admit(self._now)
+            while self._preemption.for_prompt(self._admission.first_refused):
+                self._admission.admit(self._now)
             due = sorted(self._shared.due)
             self._shared.due.clear()
             for index in due:
                 while self._batching.dispatch_step(self.meshes[index], self._now):
                     self._handoffs.dispatch()  # at once: behind the mesh's next step, a gather would wait for that too
             self._handoffs.dispatch()
+            while self._preemption.for_credit(self._handoffs.first_refused):
+                self._handoffs.dispatch()
             self._roles.look(due)
         out = list(self._out)
         self._out.clear()
@@ -264,6 +271,7 @@ class Scheduler:
                 raise RuntimeError(f"mesh {mesh.index}: a load of {mesh.prefill_load} tokens, {load} to be answered")
             mesh.check()
         self.costs.check([mesh.in_flight for mesh in self.meshes])
+        self._shared.levels.check((request.level, mesh.index) for mesh in self.meshes for request in mesh.placed)
         self._router.check()
         self._shared.sessions.check()
         self._admission.check()
