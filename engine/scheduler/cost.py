@@ -17,7 +17,8 @@ import msgspec
 
 from ..config import EngineConfig
 from ..protocol.actions import Chunk, Decode, Fused, Prefill, StartTransfer
-from .fit import Fit, Terms
+from .fit import WINDOW, Fit, Terms
+from .notes import Measured, Notes, What
 
 # How much of a mean grows with the size where all sizes measured were alike: all of it where prompts are computed and
 # bytes moved, little of it where a step reads all weights for however many rows.
@@ -70,9 +71,9 @@ class _Mesh:
 class Costs:
     """The costs of one engine; `now` is the time of the newest event, which the scheduler sets."""
 
-    def __init__(self, config: EngineConfig, priors: Priors = PRIORS):
-        """Begin with nothing measured."""
-        self._config, self.priors, self.now = config, priors, 0.0
+    def __init__(self, config: EngineConfig, notes: Notes, priors: Priors = PRIORS):
+        """Begin with nothing measured; `notes` takes what is, now and then."""
+        self._config, self._notes, self.priors, self.now = config, notes, priors, 0.0
         self._meshes = [_Mesh(spec.tp) for spec in config.topology.meshes]
         self._links: dict[tuple[int, int], Fit] = {}
         self._transfers: dict[int, _Transfer] = {}
@@ -146,9 +147,13 @@ class Costs:
         if not done.tokens:
             of.decode.add(done.rows, seconds / done.steps)
             self._decode_of[of.tp] = of.decode
+            if self._notes.are_kept:
+                self._note("decode", of.decode, mesh)
         elif not done.rows:
             of.prefill.add(done.tokens, seconds)
             self._prefill_of[of.tp] = of.prefill
+            if self._notes.are_kept:
+                self._note("prefill", of.prefill, mesh)
         else:
             self._end_fused(mesh, of, done, seconds)
 
@@ -160,6 +165,14 @@ class Costs:
         of.prefill.add(done.tokens, share * seconds)
         of.decode.add(done.rows, (1 - share) * seconds)
         self._prefill_of[of.tp], self._decode_of[of.tp] = of.prefill, of.decode
+        if self._notes.are_kept:
+            self._note("prefill", of.prefill, mesh)
+            self._note("decode", of.decode, mesh)
+
+    def _note(self, what: What, fit: Fit, mesh: int, destination: int | None = None) -> None:
+        """Note what was measured, when it was measured for the 1st, 2nd, 4th, ... time, or for so many times again."""
+        if fit.count & (fit.count - 1) == 0 or fit.count % WINDOW == 0:
+            self._notes.add(Measured(what, mesh, destination, fit.count, *fit.terms()))
 
     def begin_transfer(self, action: StartTransfer, size: int) -> None:
         """Note that a transfer of `size` bytes is dispatched now; it begins when its source has done the steps
@@ -182,6 +195,8 @@ class Costs:
             fit = self._links[done.link] = Fit(_TRANSFER_SHARE)
         fit.add(max(1, done.size), max(0.0, t - done.start))
         self._last_link = fit
+        if self._notes.are_kept:
+            self._note("transfer", fit, *done.link)
 
     def lose_mesh(self, mesh: int) -> None:
         """Forget the steps that were running on a mesh that was lost; what was measured stays."""

@@ -20,6 +20,7 @@ from ..protocol.actions import Action
 from ..topology import MeshSpec
 from .expected_blocks import ExpectedBlocks
 from .kept_pages import KeptPages
+from .notes import Notes
 from .request import Request, State
 
 # The host dispatches step n + 1 before it reads step n, and no further ahead: a deeper queue would delay arrivals.
@@ -163,6 +164,7 @@ class SharedState:
     due: set[int] = field(default_factory=set)  # meshes that may have another step to run
     computing: dict[bytes, int] = field(default_factory=dict)  # block -> the meshes that are to compute it, a bit each
     arriving: dict[bytes, int] = field(default_factory=dict)  # likewise of blocks on their way to a mesh
+    notes: Notes = field(default_factory=Notes)  # why it was decided so, for the decision log
 
 
 def new_mesh(

@@ -36,6 +36,7 @@ from .cost import PRIORS, Costs, Priors
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
 from .mesh_state import MeshState, SharedState, new_mesh
+from .notes import Note
 from .policy import FCFS, Policy, check_policy
 from .request import Request, State
 from .router import Router
@@ -61,7 +62,7 @@ class Scheduler:
         ]
         check_policy(policy, config)
         self.requests: dict[int, Request] = {}
-        self.costs = Costs(config, priors)
+        self.costs = Costs(config, self._shared.notes, priors)
         self._router = Router(config, self.meshes, policy, self._shared)
         self._handoffs = Handoffs(
             config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, self.costs, emit
@@ -206,6 +207,14 @@ class Scheduler:
         out = list(self._out)
         self._out.clear()
         return out
+
+    def keep_notes(self) -> None:
+        """Have notes made of why it is decided so, for `take_notes`."""
+        self._shared.notes.keep()
+
+    def take_notes(self) -> list[Note]:
+        """Return the notes of what was taken in and decided since the last call, in order; empty unless kept."""
+        return self._shared.notes.take()
 
     def check_integrity(self) -> None:
         """Raise if a page or slot is lost or doubled, or held by anything but a request that is here, or if a request
