@@ -11,8 +11,9 @@ the events. Where no log is written none is made.
 
 from typing import Literal
 
-from ..protocol.message import Message
+from ..protocol.message import Message, Row
 
+Phase = Literal["prefill", "decode"]
 What = Literal["prefill", "decode", "transfer"]
 
 
@@ -28,7 +29,24 @@ class Measured(Message, frozen=True):
     each: float  # of a token, row or byte
 
 
-Note = Measured
+class Candidate(Row, frozen=True):
+    """A mesh that was ranked for a request."""
+
+    mesh: int
+    cached: int  # tokens of the request that its prefix cache has
+    terms: dict[str, float]  # seconds that it would cost to have the request there (`ranking.py`)
+
+
+class Routed(Message, frozen=True):
+    """A request was given a place on a mesh, the first of the ranked that had room. Only where there was a choice."""
+
+    request_id: int
+    phase: Phase
+    mesh: int
+    ranked: tuple[Candidate, ...]  # the short list, in the policy's order
+
+
+Note = Measured | Routed
 
 
 class Notes:

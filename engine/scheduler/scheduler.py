@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ..config import EngineConfig, PoolSize
 from ..metrics.counters import Counters
-from ..protocol.actions import Action, Chunk, DecodeRow
+from ..protocol.actions import Action, Chunk, DecodeRow, FinishReason
 from ..protocol.events import (
     AbortRequested,
     Arrived,
@@ -36,7 +36,7 @@ from .cost import PRIORS, Costs, Priors
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
 from .mesh_state import MeshState, SharedState, new_mesh
-from .notes import Note
+from .notes import Note, Notes
 from .policy import FCFS, Policy, check_policy
 from .request import Request, State
 from .router import Router
@@ -54,7 +54,9 @@ class Scheduler:
         measured."""
         self.config, self.policy, self.counters = config, policy, Counters()
         self._out: list[Action] = []
-        self._shared = SharedState()
+        notes = Notes()
+        self.costs = Costs(config, notes, priors)
+        self._shared = SharedState(self.costs, notes)
         emit = self._out.append
         self.meshes = [
             new_mesh(i, config, spec, pool, self._shared, emit)
@@ -62,7 +64,6 @@ class Scheduler:
         ]
         check_policy(policy, config)
         self.requests: dict[int, Request] = {}
-        self.costs = Costs(config, self._shared.notes, priors)
         self._router = Router(config, self.meshes, policy, self._shared)
         self._handoffs = Handoffs(
             config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, self.costs, emit
@@ -165,11 +166,15 @@ class Scheduler:
             if outcome.block_hash is not None:
                 self._know_block(request, outcome.block_hash)
             if outcome.stopped:
-                self._lifecycle.finish(request, State.FINISHED, "stop", now)
+                self._end(request, "stop")
             elif request.confirmed == request.max_tokens:
-                self._lifecycle.finish(request, State.FINISHED, "length", now)
+                self._end(request, "length")
             elif request.handoff is not None:
                 self._handoffs.complete(request, now)
+
+    def _end(self, request: Request, reason: FinishReason) -> None:
+        self.costs.end_request(request.confirmed)
+        self._lifecycle.finish(request, State.FINISHED, reason, self._now)
 
     def _answer(self, request: Request) -> None:
         """Take in that the first token of a run was read."""
@@ -231,8 +236,11 @@ class Scheduler:
             if placed != set(placements) or len(mesh.placed) != len(placed):
                 raise RuntimeError(f"mesh {mesh.index}: placements of {set(placements)}, listed {placed}")
             load = sum(request.unanswered for request in self.requests.values() if request.prefilled_on == mesh.index)
-            if mesh.prefill_load != load:
-                raise RuntimeError(f"mesh {mesh.index}: a load of {mesh.prefill_load} tokens, {load} to be answered")
+            begun = sum(request.begun for request in self.requests.values() if request.prefilled_on == mesh.index)
+            if (mesh.prefill_load, mesh.begun) != (load, begun) or mesh.to_compute < 0:
+                raise RuntimeError(
+                    f"mesh {mesh.index}: {mesh.begun} of {mesh.prefill_load} tokens begun, not {begun} of {load}"
+                )
             mesh.check()
         self.costs.check([mesh.in_flight for mesh in self.meshes])
         self._router.check()
