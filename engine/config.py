@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from .topology import Topology
+from .roles import check_roles
+from .topology import Role, Topology
 
 # Of activations, KV and weights that are not quantised.
 DTYPES = ("float32", "bfloat16", "float16")
@@ -42,6 +43,7 @@ class EngineConfig:
     prefix_cache: bool = True  # prompts reuse the pages of earlier ones
     deterministic: bool = False  # the same tokens, whatever else runs
     max_retries: int = 2  # how often a request that lost its mesh starts again before it fails
+    roles: tuple[Role, ...] = ()  # that the meshes of a pool begin with; empty: all do both, or there is no pool
     handoff_factor: int = 4  # each size of a transfer is so many times the one before
 
     def __post_init__(self) -> None:
@@ -58,6 +60,7 @@ class EngineConfig:
                 f"decode_buckets={self.decode_buckets} do not hold max_num_seqs={self.max_num_seqs} requests: "
                 "let the last bucket be at least max_num_seqs."
             )
+        check_roles(self.roles, self.topology)
         if self.deterministic:
             self._check_deterministic()
 
@@ -89,6 +92,12 @@ class EngineConfig:
             sizes.append(size)
             size *= self.handoff_factor
         return (*sizes, self.max_pages)
+
+    def starting_role(self, mesh: int) -> Role:
+        """Return the role that a mesh begins with, which outside of pools it keeps."""
+        if self.roles:
+            return self.roles[mesh]
+        return Role.BOTH if self.topology.is_pool else self.topology.meshes[mesh].role
 
     @property
     def has_handoffs(self) -> bool:

@@ -11,12 +11,13 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Concatenate, ForwardRef, get_args
 
 from .config import ACTIVATIONS, QUANTIZATIONS, check_fraction, check_whole_number
+from .roles import names_fused, starting_roles
 from .scheduler.policy import Policy, policy_named
 from .topology import Topology
 
@@ -60,10 +61,18 @@ class EngineOptions:
         str | Topology,
         Option(
             "device meshes and what each is for: both=1 shares one, prefill=1,decode=1 keeps prefill and decode apart, "
-            "both=1xtp2 is one mesh of two devices",
+            "both=1xtp2 is one mesh of two devices, pool=4 are four meshes whose roles can change while they run",
             metavar="ROLES",
         ),
     ] = "both=1"
+    roles: Annotated[
+        str | None,
+        Option(
+            "roles that the meshes of a pool begin with, such as prefill=1,decode=3, both=1,decode=3 or "
+            "both(mode=fused)=4; by default all do both. `set_roles` changes them",
+            metavar="ROLES",
+        ),
+    ] = None
     dtype: Annotated[
         "DTypeLike",
         Option(
@@ -224,8 +233,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         self._check_kinds()
-        if isinstance(self.topology, str):
-            Topology.parse(self.topology)
+        starting_roles(self.roles, self.parsed_topology)
         if isinstance(self.policy, str):
             policy_named(self.policy)
         if self.activations not in ACTIVATIONS:
@@ -248,6 +256,7 @@ class EngineOptions:
         for name, kind, wanted in (
             ("model", str | PathLike, "a name or a path"),
             ("topology", str | Topology, "a text such as 'both=1', or a Topology"),
+            ("roles", str | None, "a text such as 'prefill=1,decode=3', or None for the default"),
             ("decision_log", str | PathLike | None, "a path, or None for no log"),
             ("devices", Sequence | None, "a list of devices, or None for JAX's"),
             *((name, bool, "True or False") for name in switches),
@@ -258,8 +267,11 @@ class EngineOptions:
 
     @property
     def parsed_topology(self) -> Topology:
-        """Return the topology, read where it was given as text."""
-        return Topology.parse(self.topology) if isinstance(self.topology, str) else self.topology
+        """Return the topology, read where it was given as text; `roles` says whether a pool's is fused too."""
+        topology = Topology.parse(self.topology) if isinstance(self.topology, str) else self.topology
+        if topology.is_pool and names_fused(self.roles):
+            return Topology(tuple(replace(spec, fused=True) for spec in topology.meshes))
+        return topology
 
 
 @functools.cache

@@ -11,11 +11,25 @@ class TopologyError(ValueError):
 
 
 class Role(StrEnum):
-    """What a mesh is for. `BOTH` alternates a prefill chunk and a decode step, or packs them into one (`fused`)."""
+    """What a mesh is for. `BOTH` alternates a prefill chunk and a decode step, or packs them into one (`fused`).
+
+    `POOL` is of topologies alone: a mesh that can take each of the other roles, and changes it while it runs.
+    """
 
     PREFILL = "prefill"
     DECODE = "decode"
     BOTH = "both"
+    POOL = "pool"
+
+    @property
+    def prefills(self) -> bool:
+        """Return whether prompts are, or may be, prefilled by a mesh of this role."""
+        return self is not Role.DECODE
+
+    @property
+    def decodes(self) -> bool:
+        """Return whether tokens are, or may be, decoded by a mesh of this role."""
+        return self is not Role.PREFILL
 
 
 @dataclass(frozen=True)
@@ -24,32 +38,34 @@ class MeshSpec:
 
     role: Role
     tp: int = 1  # tensor-parallel degree, which is its number of devices
-    fused: bool = False  # BOTH: a step may hold prompt chunks and decode rows at once (Sarathi-Serve, Agrawal 2024)
+    # BOTH, and POOL while it does both: a step may hold prompt chunks and decode rows at once (Sarathi-Serve, Agrawal
+    # 2024).
+    fused: bool = False
 
     @property
     def prefills(self) -> bool:
-        """Return whether prompts are prefilled here."""
-        return self.role is not Role.DECODE
+        """Return whether prompts are prefilled here, or will be if its role says so."""
+        return self.role.prefills
 
     @property
     def decodes(self) -> bool:
-        """Return whether tokens are decoded here."""
-        return self.role is not Role.PREFILL
+        """Return whether tokens are decoded here, or will be if its role says so."""
+        return self.role.decodes
 
 
 _GROUP = re.compile(r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>\d{1,6})(xtp(?P<tp>\d{1,6}))?")
 _MODES = ("alternate", "fused")
 _MODES_TEXT = " and ".join(_MODES)
 _MOST_DEVICES = 1024
-_EXAMPLES = "'both=1', 'both(mode=fused)=2', 'prefill=1,decode=1' or 'prefill=2xtp2,decode=1xtp4'"
+_EXAMPLES = "'both=1', 'both(mode=fused)=2', 'prefill=1,decode=1', 'prefill=2xtp2,decode=1xtp4' or 'pool=4'"
 
 
 @dataclass(frozen=True)
 class Topology:
-    """The meshes of one engine, prefill meshes before decode meshes.
+    """The meshes of one engine, prefill meshes before decode meshes; or those of a pool.
 
     Raises:
-        TopologyError: a set of roles that cannot serve.
+        TopologyError: a set of roles that cannot serve, or meshes beside a pool that do not belong to it.
     """
 
     meshes: tuple[MeshSpec, ...]
@@ -57,12 +73,16 @@ class Topology:
     def __post_init__(self) -> None:
         """Refuse meshes that could prefill and not decode, or the other way round."""
         _check_roles({spec.role for spec in self.meshes}, str(self))
+        if self.is_pool and len(set(self.meshes)) > 1:
+            raise TopologyError(f"topology {self} is no pool: let all meshes of a pool have the same tp and mode.")
 
     @classmethod
     def parse(cls, text: str) -> "Topology":
         """Read `role=N` or `role=NxtpK`, joined by commas: N meshes of K devices each for that role.
 
         `both(mode=fused)=N` packs prompt chunks and decode rows into one step; `both(mode=alternate)=N` is `both=N`.
+        `pool=N` stands alone: its meshes change roles (`roles.py`); those of `pool(mode=fused)=N` that do both are
+        fused.
 
         Raises:
             TopologyError: unreadable text, a zero count, a role given twice, or a set of roles that cannot serve.
@@ -73,8 +93,13 @@ class Topology:
             if role in groups:
                 raise TopologyError(f"topology {text!r} names {role} twice: give one count for each role.")
             groups[role] = specs
-        ordered = [groups[role] for role in (Role.PREFILL, Role.DECODE, Role.BOTH) if role in groups]
+        ordered = [groups[role] for role in Role if role in groups]
         return cls(tuple(spec for specs in ordered for spec in specs))
+
+    @property
+    def is_pool(self) -> bool:
+        """Return whether the meshes change roles while they run."""
+        return any(spec.role is Role.POOL for spec in self.meshes)
 
     @property
     def num_devices(self) -> int:
@@ -103,14 +128,24 @@ def _parse_group(part: str, text: str) -> tuple[Role, tuple[MeshSpec, ...]]:
             f"topology {text!r} asks for {count * tp} devices at {part!r}: use at most {_MOST_DEVICES}."
         )
     role, mode = Role(match["role"]), match["mode"] or "alternate"
-    if mode not in _MODES or (role is not Role.BOTH and match["mode"]):
-        raise TopologyError(f"topology {text!r} has no mode {mode!r} at {part!r}: only both has modes, {_MODES_TEXT}.")
+    if mode not in _MODES or (role in (Role.PREFILL, Role.DECODE) and match["mode"]):
+        raise TopologyError(
+            f"topology {text!r} has no mode {mode!r} at {part!r}: only both and pool have modes, {_MODES_TEXT}."
+        )
     return role, (MeshSpec(role, tp, mode == "fused"),) * count
 
 
 def _check_roles(roles: set[Role], text: str) -> None:
+    if Role.POOL in roles:
+        if len(roles) > 1:
+            raise TopologyError(
+                f"topology {text!r} has a pool beside other meshes: write 'pool=N' alone, and its roles in roles=."
+            )
+        return
     if Role.BOTH in roles and len(roles) > 1:
-        raise TopologyError(f"topology {text!r} mixes 'both' with other roles: write for example {_EXAMPLES}.")
+        raise TopologyError(
+            f"topology {text!r} mixes 'both' with other roles, which only a pool does: write for example {_EXAMPLES}."
+        )
     if Role.BOTH not in roles and len(roles) < 2:
         missing = Role.DECODE if Role.PREFILL in roles else Role.PREFILL
         raise TopologyError(f"topology {text!r} has no {missing} mesh: write for example 'prefill=1,decode=1'.")

@@ -12,6 +12,7 @@ class Counters:
     cached_tokens: int = 0  # those of them that came from the prefix cache
     preemptions: int = 0  # requests that gave up their KV while they ran
     migrations: int = 0  # requests that moved their KV while they decoded
+    flips: int = 0  # changes of a mesh's role
     retries: int = 0  # starts after a lost mesh or transfer
 
 

@@ -15,6 +15,9 @@ from .message import Message, Row
 from .sampling_plan import SamplingPlan
 
 FinishReason = Literal["stop", "length", "abort", "error", "deadline"]
+# How a call for roles ends: every mesh has its role and nothing else to do; a later call took its place; the roles
+# would leave a phase without a mesh; or a mesh had work left when the time was over.
+RolesOutcome = Literal["reached", "superseded", "refused", "late"]
 PagesPerGroup = tuple[tuple[int, ...], ...]
 
 # ---- the scheduler's actions
@@ -135,7 +138,17 @@ class Finish(Message, frozen=True):
     error: str | None = None  # why it failed, for the reason "error"
 
 
-Action = AssignPages | CopyPage | Prefill | Decode | Fused | StartTransfer | Scatter | DropTransfer | Finish
+class RolesSettled(Message, frozen=True):
+    """Answer a `SetRoles`. It is for the core alone: no device has a part in it."""
+
+    call: int
+    outcome: RolesOutcome
+    why: str | None = None  # of those "refused" or "late", in one sentence
+
+
+Action = (
+    AssignPages | CopyPage | Prefill | Decode | Fused | StartTransfer | Scatter | DropTransfer | Finish | RolesSettled
+)
 
 # ---- what the core adds
 

@@ -1,7 +1,12 @@
 """The events that the scheduler takes in, each with its time `t` in seconds on the engine's clock."""
 
+from typing import Literal
+
 from .message import Message, Row
 from .service import DEFAULT, Service
+
+# The roles that a mesh of a pool may have (`topology.py`).
+RoleName = Literal["prefill", "decode", "both"]
 
 
 class RequestFacts(Message, frozen=True):
@@ -87,6 +92,19 @@ class MeshFailed(Message, frozen=True):
     reason: str
 
 
+class SetRoles(Message, frozen=True):
+    """Give so many meshes of a pool these roles (`counts`), or these meshes (`meshes`); the other is empty.
+
+    `RolesSettled` answers. A later call supersedes this one, and when `due` comes without the roles it has failed.
+    """
+
+    t: float
+    call: int  # its number
+    due: float  # in seconds on the engine's clock
+    counts: dict[RoleName, int]
+    meshes: dict[int, RoleName]
+
+
 class Tick(Message, frozen=True):
     """Nothing has happened but that time has passed: an instant that `Scheduler.next_due` named has come."""
 
@@ -114,6 +132,7 @@ Event = (
     | TransferReady
     | TransferFailed
     | MeshFailed
+    | SetRoles
     | Tick
     | Hold
     | Resume

@@ -147,7 +147,7 @@ class Batching:
         self._admission.place_siblings(request, mesh)
         if request.dispatched == request.max_tokens:
             return
-        if mesh.decodes:
+        if mesh.decodes and request.handoff is None:  # of a mesh that has gained decode, parts may be on their way
             request.move_to(State.DECODE)
         else:
             self._handoffs.begin(request)

@@ -19,11 +19,11 @@ from ..config import EngineConfig
 from ..protocol.actions import Chunk, Decode, Fused, Prefill, StartTransfer
 from .fit import WINDOW, Fit, Terms
 from .notes import Measured, Notes, What
+from .output_lengths import OutputLengths
 
 # How much of a mean grows with the size where all sizes measured were alike: all of it where prompts are computed and
 # bytes moved, little of it where a step reads all weights for however many rows.
 _PREFILL_SHARE, _DECODE_SHARE, _TRANSFER_SHARE = 1.0, 0.2, 0.5
-_ANSWERS = 1000  # of which the mean length is taken
 
 
 class Priors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +32,6 @@ class Priors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill: Terms = Terms(0.0, 1e-4)  # of a step, and of each prompt token
     decode: Terms = Terms(1e-2, 1e-4)  # of a step, and of each row
     transfer: Terms = Terms(1e-3, 1e-9)  # of a transfer, and of each byte
-    output: float = 256.0  # tokens of an answer
 
 
 PRIORS = Priors()
@@ -93,7 +92,7 @@ class Costs:
         self._links: dict[tuple[int, int], Fit] = {}
         self._all_links = Fit(_TRANSFER_SHARE)
         self._transfers: dict[int, _Transfer] = {}
-        self._outputs, self._output = 0, priors.output  # answers that have ended, and the mean of their tokens
+        self.outputs = OutputLengths()
 
     # ---- what work costs
 
@@ -138,10 +137,6 @@ class Costs:
         """Return whether prompts and decode steps were both measured, here or on another mesh of the same tp."""
         of = self._meshes[mesh].of_tp
         return bool(of.prefill.count and of.decode.count)
-
-    def expected_output(self, most: int) -> float:
-        """Return how many tokens an answer will have of which `most` are left: as the last answers had."""
-        return min(self._output, most)
 
     # ---- what is measured
 
@@ -197,11 +192,6 @@ class Costs:
         of.of_tp.decode.add(rows, seconds)
         if self._notes.are_kept:
             self._note("decode", of.own.decode, mesh)
-
-    def end_request(self, tokens: int) -> None:
-        """Take in that an answer has ended after so many tokens, by itself or at its length."""
-        self._outputs = min(self._outputs + 1, _ANSWERS)
-        self._output += (tokens - self._output) / self._outputs
 
     def begin_transfer(self, action: StartTransfer, size: int) -> None:
         """Note that a transfer of `size` bytes is dispatched now; it begins when its source has done the steps

@@ -12,7 +12,7 @@ decode mesh already sleeps until they are there or will not come. It moves no by
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ..config import EngineConfig, PoolSize
+from ..config import EngineConfig, PoolSize, bucket_for
 from ..metrics.counters import Counters
 from ..paging.block_table import Placement
 from ..paging.prefix_index import members
@@ -50,6 +50,7 @@ class Handoffs:
         self._waiting = CreditQueue(shared.room, shared.arriving)  # in HANDOFF, and not all sent
         self._transfers: dict[int, Transfer] = {}
         self._next = 0
+        self.ended = 0  # transfers whose staging was given back
 
     # ---- leaving the source
 
@@ -74,6 +75,22 @@ class Handoffs:
         self._counters.migrations += 1
         request.move_to(State.HANDOFF)
         return True
+
+    def settle_here(self, request: Request) -> None:
+        """Let a request that waits for credit, or holds it and has sent nothing, decode where its KV is."""
+        assert request.placement is not None
+        mesh = self._meshes[request.placement.mesh]
+        if request.state is State.HANDOFF:
+            self._end_waiting(request, mesh)
+            request.move_to(State.DECODE)
+            mesh.wake()
+        if request.handoff is not None:
+            self._drop(request)
+
+    def transfer_bytes(self, request: Request, mesh: int) -> int:
+        """Return the bytes of staging that all of a request's KV takes on this mesh."""
+        pages = self._config.pages_for(request.kv_len)
+        return self._bytes(mesh, bucket_for(pages, self._config.handoff_buckets))
 
     def dispatch(self) -> None:
         """Give credit in the policy's order, and send all requests that hold it, as far as pages and staging allow.
@@ -108,7 +125,8 @@ class Handoffs:
         """Send the full pages of a long prompt early, after a chunk that is not its last was dispatched."""
         assert request.placement is not None
         is_long = request.to_prefill > _CHUNKS_IN_ONE_TRANSFER * self._config.chunk_size
-        can_go = not self._meshes[request.placement.mesh].decodes and not self._waiting
+        stays = self._meshes[request.placement.mesh].decodes and request.handoff is None
+        can_go = not stays and not self._waiting
         if is_long and can_go and self._has_credit(request):
             self._send(request, is_last=False)
 
@@ -193,6 +211,7 @@ class Handoffs:
         self._charge(transfer, 1)
         self._transfers[transfer.number] = transfer
         handoff.transfers.append(transfer)
+        handoff.has_sent = True
         handoff.unsent = [max(limits) for limits in ranges]
         slot = placement.slot if is_last else None
         action = StartTransfer(transfer.number, bucket, source, slot, from_pages, destination)
@@ -303,6 +322,10 @@ class Handoffs:
     def _forget(self, transfer: Transfer) -> None:
         del self._transfers[transfer.number]
         self._charge(transfer, -1)
+        self.ended += 1
+        source = self._meshes[transfer.source]
+        if source.draining is not None:  # the next may leave
+            source.wake()
 
     def _charge(self, transfer: Transfer, sign: int) -> None:
         for mesh, staged in zip((transfer.source, transfer.destination), transfer.staged, strict=True):

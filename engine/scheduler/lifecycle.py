@@ -89,6 +89,10 @@ class Lifecycle:
             self._counters.preemptions += 1
             self._start_over(request, keeps_pages=True)
 
+    def route_again(self, request: Request) -> None:
+        """Return a request that was placed, and of which nothing was computed, to its place in the queue."""
+        self._start_over(request, keeps_pages=True)
+
     def make_way(self, request: Request, mesh: MeshState, *, may_move: bool) -> None:
         """Free pages for a request on a full mesh, at the expense of the policy's victim.
 

@@ -7,7 +7,7 @@ Invariants: `placed` is the one list of requests here. Those with chunks left an
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 from sortedcontainers import SortedKeyList
 
@@ -17,7 +17,7 @@ from ..paging.mesh_pages import MeshPages
 from ..paging.prefix_index import PrefixIndex
 from ..paging.room import RoomChanges
 from ..protocol.actions import Action
-from ..topology import MeshSpec
+from ..topology import MeshSpec, Role
 from .cost import Costs
 from .expected_blocks import ExpectedBlocks
 from .kept_pages import KeptPages
@@ -26,6 +26,9 @@ from .request import Request, State
 
 # The host dispatches step n + 1 before it reads step n, and no further ahead: a deeper queue would delay arrivals.
 MAX_STEPS_IN_FLIGHT = 2
+
+# What a mesh of a pool may have to do yet of a role that it has no more.
+Phase = Literal["prefill", "decode"]
 
 in_order = attrgetter("order")
 type SortedRequests = SortedKeyList[Request, Any]
@@ -42,6 +45,7 @@ class MeshState:
 
     index: int
     spec: MeshSpec
+    role: Role  # in a pool it changes, by `take_role` alone
     pages: MeshPages
     staging: int  # bytes left for transfers out or in
     shared: "SharedState"
@@ -51,21 +55,42 @@ class MeshState:
     begun: int = 0  # those of them whose step was dispatched
     in_flight: set[int] = field(default_factory=set)  # steps not read yet
     last_was_prefill: bool = False
-    prefills: bool = field(init=False)  # whether prompts may run here
-    decodes: bool = field(init=False)  # whether tokens may be decoded here
+    draining: Phase | None = None  # work of a phase that its role has no more; it takes none anew
+    prefills: bool = field(init=False)  # whether prompts may come here
+    decodes: bool = field(init=False)  # whether requests may come here to be decoded, and prompts stay to be
 
     def __post_init__(self) -> None:
-        """Take the role of the topology, and expect no blocks."""
-        self.prefills, self.decodes = self.spec.prefills, self.spec.decodes
+        """Begin in its role, and expect no blocks."""
+        self.prefills, self.decodes = self.role.prefills, self.role.decodes
         self.computing = ExpectedBlocks(self.index, self.shared.computing)
         self.arriving = ExpectedBlocks(self.index, self.shared.arriving)
         self.kept = KeptPages(self.pages.groups)
         self.shared.room.touch(self.index)
 
+    def take_role(self, role: Role) -> None:
+        """Change the role: what it adds is taken at once, what it has no more is left to `draining`."""
+        self.role, self.prefills, self.decodes = role, role.prefills, role.decodes
+        self.drain(None)
+
+    def drain(self, phase: Phase | None) -> None:
+        """Note what phase there is work left of that the role has no more."""
+        self.draining = phase
+        self.shared.room.more(self.index)
+        self.wake()
+
+    @property
+    def shown_role(self) -> str:
+        """Return the role as people read it, with what is left of the one before."""
+        return self.role if self.draining is None else f"{self.role} (draining {self.draining})"
+
+    @property
+    def _runs_decodes(self) -> bool:
+        return self.decodes or self.draining == "decode"
+
     @property
     def watermark(self) -> int:
         """Return how many pages of each group to leave to the requests that are here and grow: one for each."""
-        return len(self.placed) if self.decodes else 0
+        return len(self.placed) if self._runs_decodes else 0
 
     @property
     def load(self) -> int:
@@ -101,7 +126,7 @@ class MeshState:
 
     def ready(self) -> list[Request]:
         """List the requests of which another decode step may be dispatched, in the policy's order."""
-        if not self.decodes:
+        if not self._runs_decodes:
             return []
         state = State.DECODE
         return [
@@ -150,6 +175,8 @@ class MeshState:
         has_work = self.prefilling() or self.ready()
         if has_work and len(self.in_flight) < MAX_STEPS_IN_FLIGHT and self.index not in self.shared.due:
             raise RuntimeError(f"mesh {self.index} could run another step and would not be asked to")
+        if not self._runs_decodes and any(request.state is State.DECODE for request in self.placed):
+            raise RuntimeError(f"mesh {self.index} has requests to decode and the role {self.shown_role}")
         self.computing.check()
         self.arriving.check()
         self.kept.check(
@@ -186,4 +213,5 @@ def new_mesh(
 ) -> MeshState:
     """Make a mesh without requests; `emit` takes the actions that change its page tables."""
     pages = MeshPages(index, config, pool.pages, emit, shared.index, shared.room)
-    return MeshState(index, spec, pages, pool.staging_bytes, shared, sum(pool.page_bytes))
+    role, page_bytes = config.starting_role(index), sum(pool.page_bytes)
+    return MeshState(index, spec, role, pages, pool.staging_bytes, shared, page_bytes)

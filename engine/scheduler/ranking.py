@@ -69,12 +69,12 @@ def decode_terms(request: Request, mesh: MeshState) -> DecodeTerms:
 def _slower(request: Request, mesh: MeshState, rows: int) -> float:
     """Return the seconds by which its rows and those there slow each other down until its answer ends."""
     costs = mesh.shared.costs
-    return 2 * rows * costs.row_seconds(mesh.index) * costs.expected_output(request.max_tokens - request.confirmed)
+    return 2 * rows * costs.row_seconds(mesh.index) * costs.outputs.expected(request.max_tokens - request.confirmed)
 
 
 def _short(request: Request, mesh: MeshState, tokens: int, rows: int) -> float:
     """Count the tokens that will not fit: of these new ones, its answer and what the answers there still grow by."""
     if not mesh.decodes:
         return max(0, tokens - mesh.pages.free_tokens)
-    output = mesh.shared.costs.expected_output(request.max_tokens - request.confirmed)
+    output = mesh.shared.costs.outputs.expected(request.max_tokens - request.confirmed)
     return max(0.0, tokens + output * (1 + rows / 2) - mesh.pages.free_tokens)

@@ -67,6 +67,7 @@ class Handoff:
     placement: Placement  # what is reserved at the destination (credit)
     unsent: list[int]  # per cache group, the first page of the sequence that was not sent yet
     transfers: deque[Transfer] = field(default_factory=deque)  # those under way, in the order in which they were sent
+    has_sent: bool = False  # whether any was sent
 
 
 @dataclass(eq=False, slots=True)
@@ -115,6 +116,11 @@ class Request:
     def kv_len(self) -> int:
         """Return the number of tokens in the cache, dispatched steps included: all but the one sampled last."""
         return self.prompt_len + self.dispatched - 1 if self.dispatched else self.prefilled
+
+    @property
+    def has_begun(self) -> bool:
+        """Return whether a chunk of this run was dispatched; until then only what the cache spares is prefilled."""
+        return bool(self.dispatched) or max(1, self.to_prefill - self.prefilled) != self.unanswered
 
     def move_to(self, state: State) -> None:
         """Change the state; a transition that is not in the table is a bug in the scheduler, and raises."""

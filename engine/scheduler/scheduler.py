@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ..config import EngineConfig, PoolSize
 from ..metrics.counters import Counters
-from ..protocol.actions import Action, Chunk, DecodeRow, FinishReason
+from ..protocol.actions import Action, Chunk, DecodeRow
 from ..protocol.events import (
     AbortRequested,
     Arrived,
@@ -24,6 +24,7 @@ from ..protocol.events import (
     PreemptRequested,
     RequestFacts,
     Resume,
+    SetRoles,
     StepDone,
     TransferFailed,
     TransferReady,
@@ -33,12 +34,14 @@ from .admission import Admission
 from .agenda import Agenda
 from .batching import Batching
 from .cost import PRIORS, Costs, Priors
+from .drains import Drains
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
 from .mesh_state import MeshState, SharedState, new_mesh
 from .notes import Note, Notes
 from .policy import FCFS, Policy, check_policy
 from .request import Request, State
+from .roles import Roles
 from .router import Router
 
 
@@ -76,6 +79,11 @@ class Scheduler:
             config, self.requests, self._admission, self._handoffs, self._lifecycle, self.costs, emit
         )
         self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
+        drains = Drains(
+            self.meshes, self.requests, self._router, self._handoffs, self._lifecycle, self.costs, self.costs.outputs,
+            self._shared,
+        )  # fmt: skip
+        self._roles = Roles(self.meshes, drains, self._agenda, self.counters, emit)
         self._now = 0.0
         self._arrivals = self._tokens_arrived = 0
 
@@ -104,6 +112,8 @@ class Scheduler:
             case MeshFailed(mesh=mesh, reason=reason):
                 self.costs.lose_mesh(mesh)
                 self._lifecycle.lose_mesh(self.meshes[mesh], reason, self._now)
+            case SetRoles():
+                self._roles.set_roles(event)
             case Hold():
                 self._admission.is_held = True
             case Resume():
@@ -129,6 +139,10 @@ class Scheduler:
     def transfers_from(self, mesh: int) -> list[int]:
         """List the transfers that leave this mesh and have not arrived."""
         return self._handoffs.under_way_from(mesh)
+
+    def roles(self) -> list[str]:
+        """Return the role of each mesh, with what is left of the one before, as in "decode (draining prefill)"."""
+        return self._roles.shown()
 
     @property
     def is_drained(self) -> bool:
@@ -165,16 +179,11 @@ class Scheduler:
                 self._answer(request)
             if outcome.block_hash is not None:
                 self._know_block(request, outcome.block_hash)
-            if outcome.stopped:
-                self._end(request, "stop")
-            elif request.confirmed == request.max_tokens:
-                self._end(request, "length")
+            if outcome.stopped or request.confirmed == request.max_tokens:
+                self.costs.outputs.add(request.confirmed)
+                self._lifecycle.finish(request, State.FINISHED, "stop" if outcome.stopped else "length", now)
             elif request.handoff is not None:
                 self._handoffs.complete(request, now)
-
-    def _end(self, request: Request, reason: FinishReason) -> None:
-        self.costs.end_request(request.confirmed)
-        self._lifecycle.finish(request, State.FINISHED, reason, self._now)
 
     def _answer(self, request: Request) -> None:
         """Take in that the first token of a run was read."""
@@ -188,7 +197,11 @@ class Scheduler:
 
     def _on_due(self, kind: str, id_: int) -> None:
         """Let happen what is due of this kind for this request or call."""
-        raise NotImplementedError(kind, id_)
+        match kind:
+            case "roles":
+                self._roles.end_time(id_)
+            case _:
+                raise NotImplementedError(kind, id_)
 
     def _on_resume(self) -> None:
         self._admission.is_held = False
@@ -209,6 +222,7 @@ class Scheduler:
                 while self._batching.dispatch_step(self.meshes[index], self._now):
                     self._handoffs.dispatch()  # at once: behind the mesh's next step, a gather would wait for that too
             self._handoffs.dispatch()
+            self._roles.look(due)
         out = list(self._out)
         self._out.clear()
         return out
@@ -246,3 +260,4 @@ class Scheduler:
         self._router.check()
         self._admission.check()
         self._handoffs.check()
+        self._roles.check()

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ...models.config import ModelConfig
 from ..config import EngineConfig
 from ..options import EngineOptions
+from ..roles import starting_roles
 from ..worker.kv_cache import groups
 
 # Prompts that one prefill step packs: so many that they fill the chunk if each brings as many tokens as this.
@@ -85,6 +86,7 @@ def engine_config(options: EngineOptions, model: ModelConfig, defaults: Defaults
         prefix_cache=options.enable_prefix_caching,
         deterministic=options.deterministic,
         max_retries=options.max_retries,
+        roles=starting_roles(options.roles, options.parsed_topology),
     )
     if config.max_model_len > model.max_position:
         raise ValueError(
