@@ -46,7 +46,16 @@ class Routed(Message, frozen=True):
     ranked: tuple[Candidate, ...]  # the short list, in the policy's order
 
 
-Note = Measured | Routed
+class Conditional(Message, frozen=True):
+    """A decode mesh was given a prompt to prefill (`conditional.py`)."""
+
+    request_id: int
+    mesh: int
+    rows: int  # other requests there
+    gap: float  # seconds between two tokens of these, with the prompts there computed between
+
+
+Note = Measured | Routed | Conditional
 
 
 class Notes:

@@ -16,8 +16,9 @@ from typing import Any
 
 from ..config import EngineConfig
 from ..paging.prefix_index import members
+from .conditional import decode_meshes_for, gap
 from .mesh_state import MeshState, SharedState
-from .notes import Candidate, Phase, Routed
+from .notes import Candidate, Conditional, Phase, Routed
 from .policy import Policy
 from .ranking import DecodeTerms, PromptTerms, decode_terms, prompt_terms
 from .request import Request
@@ -46,11 +47,25 @@ class Router:
         """List the meshes for a prompt, the best first."""
         self._refresh()
         found = self._short_list(self._prompts, request, request.to_prefill)
-        return self._sorted(found, request, self._policy.prefill_rank, prompt_terms)
+        ranked = self._sorted(found, request, self._policy.prefill_rank, prompt_terms)
+        return [*self._decode_meshes_for(request, ranked), *ranked] if self._config.topology.is_pool else ranked
+
+    def _decode_meshes_for(self, request: Request, ranked: Sequence[MeshState]) -> list[MeshState]:
+        """List the decode meshes that had better prefill this prompt than the first of those ranked for it."""
+        self._refresh_decodes()
+        size, tokens, among = self._config.page_size, request.to_prefill, self._decodes.meshes
+        cached = size * self._shared.index.depth(request.hashes, min(len(request.hashes), tokens // size), among)
+        if tokens - cached > self._config.chunk_size:
+            return []
+        meshes = self._short_list(self._decodes, request, tokens)
+        return decode_meshes_for(request, meshes, ranked[0] if ranked else None)
 
     def chosen(self, request: Request, phase: Phase, mesh: MeshState) -> None:
         """Note which of the ranked meshes was taken."""
-        if self._ranked:
+        if phase == "prefill" and not mesh.prefills and self._shared.notes.are_kept:
+            rows = len(mesh.placed) - 1
+            self._shared.notes.add(Conditional(request.id, mesh.index, rows, gap(mesh, mesh.to_compute, rows + 1)))
+        elif self._ranked:
             self._shared.notes.add(Routed(request.id, phase, mesh.index, self._ranked))
 
     def for_decoding(self, request: Request, tokens: int, source: int, destination: int | None) -> list[MeshState]:
