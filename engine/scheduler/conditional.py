@@ -7,7 +7,7 @@ none is slowed down beyond its target. An answer without an SLO has no such time
 computed. Only in pools, whose meshes have the programs for it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .mesh_state import MeshState
 from .ranking import prompt_terms
@@ -20,17 +20,22 @@ def gap(mesh: MeshState, tokens: int, rows: int) -> float:
     return costs.prefill(mesh.index, tokens) + costs.decode(mesh.index, rows)
 
 
-def decode_meshes_for(request: Request, meshes: Iterable[MeshState], rival: MeshState | None) -> list[MeshState]:
-    """List those of `meshes` that could prefill the prompt without harm and would have its first token no later than
-    `rival`, the best of those that prefill, has handed it over; the soonest first. None: no such mesh takes it now."""
-    found = []
-    for mesh in meshes:
+def with_decode_meshes(
+    request: Request, ranked: Sequence[MeshState], decodes: Iterable[MeshState]
+) -> Sequence[MeshState]:
+    """Add to the meshes ranked for a prompt those of `decodes` that could prefill it without harm: first those that
+    would have its first token no later than the best of the ranked has handed it over, the soonest first; the others
+    last, for the case that no mesh that prefills has room."""
+    sooner, later = [], []
+    for mesh in decodes:
         if mesh.prefills or mesh.draining is not None or not _is_harmless(request, mesh):
             continue
         seconds = _first_token(request, mesh)
-        if rival is None or seconds <= _first_token(request, rival) + _link(request, rival, mesh):
-            found.append((seconds, -mesh.pages.room, mesh.index, mesh))
-    return [mesh for *_, mesh in sorted(found)]
+        is_later = ranked and seconds > _first_token(request, ranked[0]) + _link(request, ranked[0], mesh)
+        (later if is_later else sooner).append((seconds, -mesh.pages.room, mesh.index, mesh))
+    if not sooner and not later:
+        return ranked
+    return [*(mesh for *_, mesh in sorted(sooner)), *ranked, *(mesh for *_, mesh in sorted(later))]
 
 
 def _is_harmless(request: Request, mesh: MeshState) -> bool:

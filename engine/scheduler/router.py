@@ -16,7 +16,7 @@ from typing import Any
 
 from ..config import EngineConfig
 from ..paging.prefix_index import members
-from .conditional import decode_meshes_for, gap
+from .conditional import gap, with_decode_meshes
 from .mesh_state import MeshState, SharedState
 from .notes import Candidate, Conditional, Phase, Routed
 from .policy import Policy
@@ -43,22 +43,21 @@ class Router:
         self._ranked: tuple[Candidate, ...] = ()  # for the request that was asked for last, if notes are kept
         self._prefilling = 0  # the set of meshes that prefill, whether or not they have room
 
-    def for_prompt(self, request: Request) -> list[MeshState]:
+    def for_prompt(self, request: Request) -> Sequence[MeshState]:
         """List the meshes for a prompt, the best first."""
         self._refresh()
         found = self._short_list(self._prompts, request, request.to_prefill)
         ranked = self._sorted(found, request, self._policy.prefill_rank, prompt_terms)
-        return [*self._decode_meshes_for(request, ranked), *ranked] if self._config.topology.is_pool else ranked
+        return self._with_decode_meshes(request, ranked) if self._config.topology.is_pool else ranked
 
-    def _decode_meshes_for(self, request: Request, ranked: Sequence[MeshState]) -> list[MeshState]:
-        """List the decode meshes that had better prefill this prompt than the first of those ranked for it."""
+    def _with_decode_meshes(self, request: Request, ranked: Sequence[MeshState]) -> Sequence[MeshState]:
+        """Add the decode meshes that may prefill this prompt: what is not cached there has to fit into one step."""
         self._refresh_decodes()
         size, tokens, among = self._config.page_size, request.to_prefill, self._decodes.meshes
         cached = size * self._shared.index.depth(request.hashes, min(len(request.hashes), tokens // size), among)
         if tokens - cached > self._config.chunk_size:
-            return []
-        meshes = self._short_list(self._decodes, request, tokens)
-        return decode_meshes_for(request, meshes, ranked[0] if ranked else None)
+            return ranked
+        return with_decode_meshes(request, ranked, self._short_list(self._decodes, request, tokens))
 
     def chosen(self, request: Request, phase: Phase, mesh: MeshState) -> None:
         """Note which of the ranked meshes was taken."""

@@ -1,4 +1,4 @@
-"""Prompts on decode meshes: only without harm to the answers there, then decoded in place; the mesh stays what it is."""
+"""Prompts on decode meshes: only without harm to the answers there, and decoded in place; the mesh stays what it is."""
 
 from math import inf
 
