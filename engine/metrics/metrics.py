@@ -5,7 +5,7 @@ the raw gaps. Percentiles are linear between the two nearest ranks. It reads no 
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -75,12 +75,14 @@ class Metrics:
     coming: tuple[str, ...]  # sizes of steps that are still being compiled: steps of these sizes run in larger ones
     preemptions: int  # requests that gave up their KV while they ran
     migrations: int  # requests that moved their KV while they decoded
+    flips: int  # changes of the role of a pool's mesh
     retries: int  # starts after a lost mesh or transfer
     handoffs: int  # transfers between meshes that arrived; a long prompt takes several
     handoff_bytes: int  # KV and state moved
     handoff_seconds: float  # from dispatch to arrival, added up over transfers
     steps: int  # dispatched, on all meshes
     host_seconds: float  # CPU time of the dispatching thread
+    roles: tuple[str, ...]  # of each mesh now, with what it still drains
     latencies: Latencies  # of the latest 4096 requests that finished
 
     @property
@@ -129,9 +131,10 @@ class RequestLog:
         traffic: Traffic,
         host: HostTime,
         coming: tuple[str, ...] = (),
+        roles: Sequence[str] = (),
     ) -> Metrics:
         """Return the figures now. `running`: requests that have not ended; `compiles`: since the engine was ready;
-        `coming`: sizes of steps that are still being compiled."""
+        `coming`: sizes of steps that are still being compiled; `roles`: of each mesh."""
         seconds = self._last_finish - self._first_arrival if self._first_arrival is not None else 0.0
         return Metrics(
             requests=dict(self.reasons),
@@ -144,11 +147,13 @@ class RequestLog:
             coming=coming,
             preemptions=counters.preemptions,
             migrations=counters.migrations,
+            flips=counters.flips,
             retries=counters.retries,
             handoffs=traffic.transfers,
             handoff_bytes=traffic.bytes,
             handoff_seconds=traffic.seconds,
             steps=host.steps,
             host_seconds=host.seconds,
+            roles=tuple(roles),
             latencies=Latencies.of(self.recent),
         )

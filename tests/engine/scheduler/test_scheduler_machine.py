@@ -1,5 +1,7 @@
 """A state machine over scheduler, pages and hand-offs: nothing is lost, held twice or read wrongly, come what may."""
 
+from collections import Counter
+
 from helpers.fake_device import FakeDevice
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -18,8 +20,10 @@ from twinmesh.engine.protocol.events import (
     MigrateRequested,
     PreemptRequested,
     Resume,
+    SetRoles,
     TransferFailed,
 )
+from twinmesh.engine.roles import ROLES, uncovered
 from twinmesh.engine.scheduler.mesh_state import in_order
 from twinmesh.engine.scheduler.policy import FirstComeFirstServed, ShortestPromptFirst
 from twinmesh.engine.scheduler.request import State
@@ -30,6 +34,7 @@ from .test_scheduler import arrive, make
 TOPOLOGIES = [
     "both=1", "both=2", "both(mode=fused)=1", "prefill=1,decode=1", "prefill=2,decode=2", "prefill=1,decode=2",
     "both=9", "prefill=9,decode=9",
+    "pool=2", "pool=3", "pool=10",
 ]  # fmt: skip
 POLICIES = [FirstComeFirstServed(), ShortestPromptFirst(), *map(AtRandom, range(4))]
 MODES = [
@@ -57,6 +62,10 @@ class Watched:
         return self._policy.victim(candidates)
 
 
+FLIPS = Counter()  # calls for roles by what went on meanwhile, and by their answers
+ROLES_OF_MESHES = st.lists(st.sampled_from(ROLES), min_size=10, max_size=10)
+
+
 class Machine(RuleBasedStateMachine):
     """Arrivals, results in any order that devices allow, aborts, preemptions, migrations and lost meshes, at random."""
 
@@ -80,7 +89,7 @@ class Machine(RuleBasedStateMachine):
         )
         watched.requests = self.scheduler.requests
         assert isinstance(self.device, FakeDevice)
-        self.requests, self.t, self.is_held = [], 0.0, False
+        self.requests, self.t, self.is_held, self.calls = [], 0.0, False, 0
 
     def _advance(self):
         self.t += 1.0
@@ -176,6 +185,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.requests)
     @rule(pick=st.integers(0, 99))
     def preempt(self, pick):
+        FLIPS["preemptions during a drain"] += self._is_draining
         self.scheduler.on(PreemptRequested(self._advance(), self._some(pick)))
         self._act()
 
@@ -197,9 +207,38 @@ class Machine(RuleBasedStateMachine):
         self.scheduler.on(MigrateRequested(self._advance(), self._some(pick), destination))
         self._act()
 
+    @property
+    def _is_draining(self):
+        return any(mesh.draining for mesh in self.scheduler.meshes)
+
+    @precondition(lambda self: hasattr(self, "scheduler") and self.scheduler.config.topology.is_pool)
+    @rule(roles=ROLES_OF_MESHES, by_name=st.booleans(), time=st.integers(1, 40))
+    def set_roles(self, roles, by_name, time):
+        roles = roles[: len(self.scheduler.meshes)]
+        covered = uncovered(roles) is None
+        FLIPS["during a hand-off"] += bool(self.device.transfers)
+        FLIPS["during a drain"] += self._is_draining
+        self._set_roles({} if by_name else Counter(roles), dict(enumerate(roles)) if by_name else {}, time)
+        answer = self.device.settled.get(self.calls)
+        assert covered == (answer is None or answer.outcome != "refused")
+        if covered:
+            assert Counter(mesh.role for mesh in self.scheduler.meshes) == Counter(roles)
+
+    @precondition(lambda self: hasattr(self, "scheduler") and self.scheduler.config.topology.is_pool)
+    @rule(pick=st.integers(0, 99), role=st.sampled_from(ROLES), time=st.integers(1, 40))
+    def set_role_of_one(self, pick, role, time):
+        self._set_roles({}, {pick % len(self.scheduler.meshes): role}, time)
+
+    def _set_roles(self, counts, meshes, time):
+        self.calls += 1
+        t = self._advance()
+        self.scheduler.on(SetRoles(t, self.calls, t + time, dict(counts), meshes))
+        self._act()
+
     @rule(pick=st.integers(0, 99), dice=st.integers(0, 3))
     def lose_mesh(self, pick, dice):
         if dice == 0:
+            FLIPS["meshes lost during a drain"] += self._is_draining
             mesh = pick % len(self.scheduler.meshes)
             self.device.lose(mesh)
             self.scheduler.on(MeshFailed(self._advance(), mesh, "boom"))
@@ -241,11 +280,15 @@ class Machine(RuleBasedStateMachine):
             assert not mesh.computing
             assert not mesh.prefill_load
             assert not mesh.arriving
+            assert not mesh.draining
         assert not self.device.staged
+        assert self.device.settled.keys() == set(range(1, self.calls + 1))
+        FLIPS.update(answer.outcome for answer in self.device.settled.values())
 
 
 def test_whatever_happens_nothing_is_lost():
     Machine.steps = Machine.sleepers = Machine.handoffs_asleep = Watched.victims = 0
+    FLIPS.clear()
     run_state_machine_as_test(
         Machine,
         settings=settings(
@@ -256,3 +299,5 @@ def test_whatever_happens_nothing_is_lost():
     assert Watched.victims >= 100
     assert Machine.sleepers >= 1_000
     assert Machine.handoffs_asleep >= 10
+    expected = ("during a hand-off", "during a drain", "preemptions during a drain", "meshes lost during a drain")
+    assert all(FLIPS[what] > 0 for what in (*expected, "reached", "superseded", "refused", "late"))
