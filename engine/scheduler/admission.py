@@ -131,6 +131,7 @@ class Admission:
                 self._waiting.remove(request)
                 request.placement, cached = placed
                 self._begin_prefill(request, mesh, cached)
+                self._router.chosen(request, "prefill", mesh)
                 return True
         return False
 

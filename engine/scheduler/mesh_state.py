@@ -18,8 +18,10 @@ from ..paging.prefix_index import PrefixIndex
 from ..paging.room import RoomChanges
 from ..protocol.actions import Action
 from ..topology import MeshSpec, Role
+from .cost import Costs
 from .expected_blocks import ExpectedBlocks
 from .kept_pages import KeptPages
+from .notes import Notes
 from .request import Request, State
 
 # The host dispatches step n + 1 before it reads step n, and no further ahead: a deeper queue would delay arrivals.
@@ -47,8 +49,10 @@ class MeshState:
     pages: MeshPages
     staging: int  # bytes left for transfers out or in
     shared: "SharedState"
+    page_bytes: int = 0  # of a page in every cache group
     placed: SortedRequests = field(default_factory=sorted_requests)  # all with a placement here, or reserved
     prefill_load: int = 0  # prompt tokens to compute whose first output token was not read: what a new prompt waits for
+    begun: int = 0  # those of them whose step was dispatched
     in_flight: set[int] = field(default_factory=set)  # steps not read yet
     last_was_prefill: bool = False
     draining: Phase | None = None  # work of a phase that its role has no more; it takes none anew
@@ -95,6 +99,11 @@ class MeshState:
         A page is a rough price of the decode steps between chunks, and what a block that all prompts share may draw.
         """
         return self.prefill_load + self.pages.page_size * len(self.placed)
+
+    @property
+    def to_compute(self) -> int:
+        """Return the prompt tokens of requests here whose step was not dispatched yet."""
+        return self.prefill_load - self.begun
 
     @property
     def is_backed_up(self) -> bool:
@@ -185,6 +194,8 @@ class MeshState:
 class SharedState:
     """What all meshes of an engine write to, so that it is found in one place."""
 
+    costs: Costs
+    notes: Notes  # why it was decided so, for the decision log
     index: PrefixIndex = field(default_factory=PrefixIndex)  # where which blocks are cached
     room: RoomChanges = field(default_factory=RoomChanges)  # where slots, pages or work changed
     due: set[int] = field(default_factory=set)  # meshes that may have another step to run
@@ -202,4 +213,5 @@ def new_mesh(
 ) -> MeshState:
     """Make a mesh without requests; `emit` takes the actions that change its page tables."""
     pages = MeshPages(index, config, pool.pages, emit, shared.index, shared.room)
-    return MeshState(index, spec, config.starting_role(index), pages, pool.staging_bytes, shared)
+    role, page_bytes = config.starting_role(index), sum(pool.page_bytes)
+    return MeshState(index, spec, role, pages, pool.staging_bytes, shared, page_bytes)

@@ -89,6 +89,7 @@ class Request:
     confirmed: int = 0  # output tokens read back
     forced: int = 0  # output tokens that this run feeds as they were generated before
     unanswered: int = 0  # prompt tokens that count in its mesh's `prefill_load` until the run's first token is read
+    begun: int = 0  # those of them whose step was dispatched
     prefilled_on: int = 0  # the mesh that `unanswered` counts on
     cached: int | None = None  # prompt tokens that the prefix cache spared its first run; None until that begins
     wait: "Wait | None" = None  # what it sleeps for; None: it is awake

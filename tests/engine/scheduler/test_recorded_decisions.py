@@ -50,11 +50,15 @@ def id_now(name, ids):
 
 
 class RanksOfThen(FirstComeFirstServed):
-    """Meshes were ranked for prompts by the tokens to compute alone; requests that run there counted for nothing."""
+    """Meshes were ranked for prompts by tokens to compute alone, for decoding by free pages; requests that ran there
+    counted for nothing."""
 
     def prefill_rank(self, request, mesh):
         cached = mesh.pages.hit(request.hashes, request.to_prefill)
         return mesh.index == request.lost_on, mesh.prefill_load - cached, -mesh.pages.slots.num_free
+
+    def decode_rank(self, request, mesh):
+        return mesh.index == request.lost_on, -mesh.pages.room
 
 
 class QueueOfThen(WaitingRequests):
