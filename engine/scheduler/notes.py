@@ -46,7 +46,18 @@ class Routed(Message, frozen=True):
     ranked: tuple[Candidate, ...]  # the short list, in the policy's order
 
 
-Note = Measured | Routed
+class DrainChoice(Message, frozen=True):
+    """What is to become of a request on a mesh that stops decoding: it is finished there, or moves."""
+
+    request_id: int
+    mesh: int
+    moves: bool
+    destination: int  # where it would go
+    to_finish: float  # seconds until the mesh would be rid of it by its end
+    to_move: float  # and by a transfer
+
+
+Note = Measured | Routed | DrainChoice
 
 
 class Notes:

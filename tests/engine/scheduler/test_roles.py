@@ -188,7 +188,7 @@ def test_a_request_that_waits_for_credit_decodes_where_decoding_has_come():
 
 def test_credit_that_was_not_used_is_given_back_by_a_mesh_that_stops_decoding():
     pool = Pool("prefill=1,decode=2", staging=8)
-    first, second, third = (pool.arrive(name, prompt_len=8, max_tokens=20) for name in "abc")
+    _, _, third = (pool.arrive(name, prompt_len=8, max_tokens=20) for name in "abc")
     while third.state is not State.HANDOFF:
         pool.step()
         pool.run_once(transfers=False)
