@@ -5,7 +5,7 @@ the raw gaps. Percentiles are linear between the two nearest ranks. It reads no 
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -76,6 +76,7 @@ class Metrics:
     coming: tuple[str, ...]  # sizes of steps that are still being compiled: steps of these sizes run in larger ones
     preemptions: int  # requests that gave up their KV while they ran
     migrations: int  # requests that moved their KV while they decoded
+    flips: int  # changes of the role of a pool's mesh
     retries: int  # starts after a lost mesh or transfer
     conditional_prefills: int  # prompts given to a decode mesh to prefill
     handoffs: int  # transfers between meshes that arrived; a long prompt takes several
@@ -85,6 +86,7 @@ class Metrics:
     host_seconds: float  # CPU time of the dispatching thread
     with_slo: int  # requests with an SLO that have ended, other than by an abort
     met_slo: int  # those of them that have kept to it
+    roles: tuple[str, ...]  # of each mesh now, with what it still drains
     latencies: Latencies  # of the latest 4096 requests that finished
 
     @property
@@ -147,9 +149,10 @@ class RequestLog:
         traffic: Traffic,
         host: HostTime,
         coming: tuple[str, ...] = (),
+        roles: Sequence[str] = (),
     ) -> Metrics:
         """Return the figures now. `running`: requests that have not ended; `compiles`: since the engine was ready;
-        `coming`: sizes of steps that are still being compiled."""
+        `coming`: sizes of steps that are still being compiled; `roles`: of each mesh."""
         seconds = self._last_finish - self._first_arrival if self._first_arrival is not None else 0.0
         return Metrics(
             requests=dict(self.reasons),
@@ -162,6 +165,7 @@ class RequestLog:
             coming=coming,
             preemptions=counters.preemptions,
             migrations=counters.migrations,
+            flips=counters.flips,
             retries=counters.retries,
             conditional_prefills=counters.conditional_prefills,
             handoffs=traffic.transfers,
@@ -171,5 +175,6 @@ class RequestLog:
             host_seconds=host.seconds,
             with_slo=self.with_slo,
             met_slo=self.met_slo,
+            roles=tuple(roles),
             latencies=Latencies.of(self.recent),
         )

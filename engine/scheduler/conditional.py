@@ -26,7 +26,8 @@ def with_decode_meshes(
     """Add to the meshes ranked for a prompt those of `decodes` that could prefill it without harm: first those that
     would have its first token no later than the best of the ranked has handed it over, the soonest first; the others
     last, for the case that no mesh that prefills has room."""
-    sooner, later = [], []
+    sooner: list[tuple[float, float, int, MeshState]] = []
+    later: list[tuple[float, float, int, MeshState]] = []
     for mesh in decodes:
         if mesh.prefills or mesh.draining is not None or not _is_harmless(request, mesh):
             continue

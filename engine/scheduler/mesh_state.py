@@ -84,7 +84,7 @@ class MeshState:
     @property
     def shown_role(self) -> str:
         """Return the role as people read it, with what is left of the one before."""
-        return self.role if self.draining is None else f"{self.role} (draining {self.draining})"
+        return self.role.value if self.draining is None else f"{self.role} (draining {self.draining})"
 
     @property
     def _runs_decodes(self) -> bool:

@@ -55,7 +55,18 @@ class Conditional(Message, frozen=True):
     gap: float  # seconds between two tokens of these, with the prompts there computed between
 
 
-Note = Measured | Routed | Conditional
+class DrainChoice(Message, frozen=True):
+    """What is to become of a request on a mesh that stops decoding: it is finished there, or moves."""
+
+    request_id: int
+    mesh: int
+    moves: bool
+    destination: int  # where it would go
+    to_finish: float  # seconds until the mesh would be rid of it by its end
+    to_move: float  # and by a transfer
+
+
+Note = Measured | Routed | Conditional | DrainChoice
 
 
 class Notes:

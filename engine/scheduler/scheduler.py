@@ -79,10 +79,7 @@ class Scheduler:
             config, self.requests, self._admission, self._handoffs, self._lifecycle, self.costs, emit
         )
         self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
-        drains = Drains(
-            self.meshes, self.requests, self._router, self._handoffs, self._lifecycle, self.costs, self.costs.outputs,
-            self._shared,
-        )  # fmt: skip
+        drains = Drains(self.meshes, self.requests, self._router, self._handoffs, self._lifecycle, self._shared)
         self._roles = Roles(self.meshes, drains, self._agenda, self.counters, emit)
         self._now = 0.0
         self._arrivals = self._tokens_arrived = 0
