@@ -8,16 +8,12 @@ computed. Only in pools, whose meshes have the programs for it.
 """
 
 from collections.abc import Iterable, Sequence
+from math import inf
 
 from .mesh_state import MeshState
+from .notes import Conditional
 from .ranking import prompt_terms
 from .request import Request
-
-
-def gap(mesh: MeshState, tokens: int, rows: int) -> float:
-    """Return the seconds from one token of an answer there to the next, with so many prompt tokens computed between."""
-    costs = mesh.shared.costs
-    return costs.prefill(mesh.index, tokens) + costs.decode(mesh.index, rows)
 
 
 def with_decode_meshes(
@@ -48,7 +44,20 @@ def _is_harmless(request: Request, mesh: MeshState) -> bool:
     if not mesh.placed:
         return True
     target = mesh.targets.tightest
-    return bool(target) and costs.is_measured(mesh.index) and gap(mesh, tokens, len(mesh.placed) + 1) <= target
+    return bool(target) and costs.is_measured(mesh.index) and _gap(mesh, tokens, len(mesh.placed) + 1) <= target
+
+
+def note_on(request: Request, mesh: MeshState) -> Conditional:
+    """Say why a decode mesh was given this prompt, which it has by now."""
+    rows, target = len(mesh.placed) - 1, mesh.targets.besides(request.tpot_target)
+    seconds = _gap(mesh, mesh.to_compute, rows + 1)
+    return Conditional(request.id, mesh.index, rows, seconds, None if target == inf else target)
+
+
+def _gap(mesh: MeshState, tokens: int, rows: int) -> float:
+    """Return the seconds from one token of an answer there to the next, with so many prompt tokens computed between."""
+    costs = mesh.shared.costs
+    return costs.prefill(mesh.index, tokens) + costs.decode(mesh.index, rows)
 
 
 def _first_token(request: Request, mesh: MeshState) -> float:

@@ -53,6 +53,7 @@ class Conditional(Message, frozen=True):
     mesh: int
     rows: int  # other requests there
     gap: float  # seconds between two tokens of these, with the prompts there computed between
+    target: float | None  # the tightest target of these, in seconds; None: any time will do
 
 
 class DrainChoice(Message, frozen=True):

@@ -16,9 +16,9 @@ from typing import Any
 
 from ..config import EngineConfig
 from ..paging.prefix_index import members
-from .conditional import gap, with_decode_meshes
+from .conditional import note_on, with_decode_meshes
 from .mesh_state import MeshState, SharedState
-from .notes import Candidate, Conditional, Phase, Routed
+from .notes import Candidate, Phase, Routed
 from .policy import Policy
 from .ranking import DecodeTerms, PromptTerms, decode_terms, prompt_terms
 from .request import Request
@@ -62,8 +62,7 @@ class Router:
     def chosen(self, request: Request, phase: Phase, mesh: MeshState) -> None:
         """Note which of the ranked meshes was taken."""
         if phase == "prefill" and not mesh.prefills and self._shared.notes.are_kept:
-            rows = len(mesh.placed) - 1
-            self._shared.notes.add(Conditional(request.id, mesh.index, rows, gap(mesh, mesh.to_compute, rows + 1)))
+            self._shared.notes.add(note_on(request, mesh))
         elif self._ranked:
             self._shared.notes.add(Routed(request.id, phase, mesh.index, self._ranked))
 

@@ -35,6 +35,10 @@ class Targets:
         """Return the least target; infinite where nobody has any."""
         return min(self._counts, default=inf)
 
+    def besides(self, target: float) -> float:
+        """Return the tightest target of all but one request that has this one."""
+        return min((key for key, count in self._counts.items() if key != target or count > 1), default=inf)
+
     def check(self, targets: Counter[float]) -> None:
         """Raise unless these are the targets."""
         if self._counts != targets:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twinmesh.engine.protocol.actions import Chunk, Decode, DecodeRow, Prefill, StartTransfer
 from twinmesh.engine.protocol.events import Arrived, RequestFacts
 from twinmesh.engine.protocol.service import SLO, Service
-from twinmesh.engine.scheduler.conditional import gap
+from twinmesh.engine.scheduler.notes import Conditional
 from twinmesh.engine.scheduler.request import State
 from twinmesh.engine.scheduler.slo import Targets
 from twinmesh.engine.topology import Role
@@ -105,7 +105,8 @@ def test_the_tightest_target_counts():
     for target in (0.5, 0.1, 0.1, inf):
         targets.add(target)
     targets.remove(0.1)
-    assert targets.tightest == 0.1
+    assert targets.tightest == targets.besides(0.5) == 0.1
+    assert targets.besides(0.1) == 0.5
     targets.remove(0.1)
     assert targets.tightest == 0.5
 
@@ -173,7 +174,7 @@ works = st.lists(
 def test_no_answer_is_slowed_down_beyond_its_target(work):
     """By the costs at hand whenever a prompt is placed, and everything ends."""
     scheduler, device = pool((P, D, D))
-    seen = set()
+    scheduler.keep_notes()
     for t, (kind, length, slo, prompt, mesh) in enumerate(work):
         if kind == "arrive":
             arrive(scheduler, device, f"r{t}", length, slo, prompt, t=float(t))
@@ -181,19 +182,10 @@ def test_no_answer_is_slowed_down_beyond_its_target(work):
             device.complete_step(mesh, float(t))
         elif kind == "transfer" and device.transfers:
             device.complete_transfer(0, float(t))
-        scheduler_before = {m.index: set(m.placed) for m in scheduler.meshes}
-        targets = {m.index: m.targets.tightest for m in scheduler.meshes}
-        actions = scheduler.actions()
-        for action in only(actions, Prefill):
-            for chunk in action.chunks:
-                if action.mesh != 0 and (chunk.request_id, chunk.run) not in seen:
-                    seen.add((chunk.request_id, chunk.run))
-                    rows = len(scheduler_before[action.mesh])
-                    assert chunk.is_last
-                    assert not rows or targets[action.mesh] > 0
-                    if targets[action.mesh] < inf:
-                        assert gap(scheduler.meshes[action.mesh], chunk.length, rows + 1) <= targets[action.mesh]
-        device.perform(actions)
+        step(scheduler, device)
         scheduler.check_integrity()
+    notes = [note for note in scheduler.take_notes() if isinstance(note, Conditional)]
+    assert len(notes) == scheduler.counters.conditional_prefills
+    assert all(not note.rows or note.target is None or note.gap <= note.target for note in notes)
     device.drain(1000.0)
     assert not scheduler.requests
