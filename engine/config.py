@@ -10,6 +10,7 @@ from itertools import pairwise
 from math import inf
 from typing import Literal
 
+from .protocol.service import SLO
 from .roles import check_roles
 from .topology import Role, Topology
 
@@ -45,6 +46,7 @@ class EngineConfig:
     deterministic: bool = False  # the same tokens, whatever else runs
     max_retries: int = 2  # how often a request that lost its mesh starts again before it fails
     roles: tuple[Role, ...] = ()  # that the meshes of a pool begin with; empty: all do both, or there is no pool
+    slo: SLO | None = None  # what answers are to keep to that have no SLO of their own
     handoff_factor: int = 4  # each size of a transfer is so many times the one before
     # What a level of priority is worth in seconds of waiting, and how long a prompt that does not fit may be passed
     # over. 0: priorities count for nothing where the order is of arrival, and nothing is passed over.
@@ -66,6 +68,7 @@ class EngineConfig:
                 "let the last bucket be at least max_num_seqs."
             )
         check_roles(self.roles, self.topology)
+        check_slo(self.slo)
         if self.deterministic:
             self._check_deterministic()
 
@@ -148,6 +151,12 @@ def check_whole_number(name: str, value: object, least: int) -> None:
     """Raise ValueError, naming the option, unless `value` is an int of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r} is not usable: it must be a whole number, {least} or more.")
+
+
+def check_slo(value: object) -> None:
+    """Raise ValueError unless `value` is an SLO or None."""
+    if value is not None and not isinstance(value, SLO):
+        raise ValueError(f"slo={value!r} is not usable: it must be an SLO, such as SLO(ttft_ms=500, tpot_ms=50).")
 
 
 def check_fraction(name: str, value: object) -> None:

@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from .protocol.events import RoleName
 from .topology import Role, Topology, TopologyError
 
 ROLES = (Role.PREFILL, Role.DECODE, Role.BOTH)
+NAMES: dict[Role, RoleName] = {Role.PREFILL: "prefill", Role.DECODE: "decode", Role.BOTH: "both"}  # in events
 _PART = re.compile(r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>\d{1,6})")
 _EXAMPLE = "'prefill=1,decode=3' or 'both=1,decode=3'"
 

@@ -8,13 +8,13 @@ loop starts, or in `asyncio.to_thread`.
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
-from typing import Unpack
+from typing import Literal, Unpack
 from weakref import WeakValueDictionary
 
 import jax
 import numpy as np
 
-from .base import BaseLLM
+from .base import DRAIN_TIMEOUT, BaseLLM
 from .loop_outlet import Consumer, LoopOutlet
 from .outputs import RequestOutput
 from .prompts import PromptLike
@@ -101,6 +101,12 @@ class AsyncLLM(BaseLLM):
     async def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
         """Replace parameters of the model as `LLM.update_params` does, without holding up the event loop."""
         await asyncio.to_thread(self.engine.core.update_params, params)
+
+    async def set_roles(
+        self, roles: str | Mapping[int, str], *, drain_timeout: float = DRAIN_TIMEOUT
+    ) -> Literal["reached", "superseded"]:
+        """Change what the meshes of a pool are for as `LLM.set_roles` does, without holding up the event loop."""
+        return await asyncio.to_thread(self.engine.core.set_roles, roles, drain_timeout)
 
     async def close(self) -> None:
         """Abort running requests, join the threads and free the device memory. Calling it again does nothing."""

@@ -23,6 +23,8 @@ from .service_options import ServiceOptions, service_of
 from .vllm_names import unknown
 from .vllm_tables import ENGINE
 
+DRAIN_TIMEOUT = 30.0  # seconds that a change of roles may take
+
 
 def _unknown_option(engine: type, name: str) -> str:
     return unknown(engine.__name__, "option", name, ENGINE, documentation())
@@ -154,6 +156,11 @@ class BaseLLM:
     def metrics(self) -> Metrics:
         """Return counts and latencies so far."""
         return self.engine.core.metrics()
+
+    def roles(self) -> dict[int, str]:
+        """Return each mesh's role now, by its number: "prefill", "decode" or "both"; of a pool's mesh that has work
+        left of another, for example "decode (draining prefill)"."""
+        return dict(enumerate(self.engine.core.roles()))
 
     def preempt(self, request_id: str) -> None:
         """Give up a request's KV and compute it again later, with the tokens it has; it may wait for its turn.

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from ..config import check_whole_number
 from ..core.submission import Update
 from ..errors import EngineError
 from ..progress import Progress
-from .base import BaseLLM
+from .base import DRAIN_TIMEOUT, BaseLLM
 from .collector import RequestCollector
 from .job import Job
 from .outputs import RequestOutput, Score
@@ -238,6 +238,31 @@ class LLM(BaseLLM):
             EngineError: the engine is closed or has failed.
         """
         self.engine.core.update_params(params)
+
+    def set_roles(
+        self, roles: str | Mapping[int, str], *, drain_timeout: float = DRAIN_TIMEOUT
+    ) -> Literal["reached", "superseded"]:
+        """Change what the meshes of a pool are for, while they run; return when each has its role and nothing else.
+
+        Meshes take their new roles at once. What runs in a role that a mesh has no more is finished there, or moves to
+        another mesh if that takes less; nothing is lost, compiled or loaded. A later call takes the place of one that
+        has not returned, which then returns "superseded", as does this one if there is a later one; else "reached".
+        `update_params` that runs ends first.
+
+        Args:
+            roles: so many meshes of each role, such as "prefill=2,decode=2" or "both=1,decode=3", of which those
+                change that have least to finish; or roles by mesh, such as {0: "prefill"}, and the others keep theirs.
+            drain_timeout: the seconds that all of it may take.
+
+        Raises:
+            ValueError: the topology is no pool, there is no such role or mesh, the counts do not add up, or nobody
+                would be left to prefill or to decode. Nothing has changed.
+            TimeoutError: meshes had work left when the time was over. It says what held them, and which roles there are
+                now: meshes that had changed keep their new roles as far as both phases have one, the others take work
+                in their old roles again.
+            EngineError: the engine is closed or has failed.
+        """
+        return self.engine.core.set_roles(roles, drain_timeout)
 
     def close(self) -> None:
         """Abort running requests, join the threads and free the device memory. Calling it again does nothing."""

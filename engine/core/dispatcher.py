@@ -21,6 +21,7 @@ from ..protocol.actions import (
     Fused,
     Prefill,
     ResetMesh,
+    RolesSettled,
     Scatter,
     StartTransfer,
 )
@@ -43,10 +44,11 @@ class Dispatcher:
         observers: Observers,
         clock: Callable[[], float],
         host: HostTime,
+        settled: Callable[[RolesSettled], None],
     ) -> None:
-        """Dispatch nothing yet; `host` counts the steps."""
+        """Dispatch nothing yet; `host` counts the steps, `settled` takes answers to calls for roles."""
         self._scheduler, self._executor, self._requests = scheduler, executor, requests
-        self._observers, self._clock, self._host = observers, clock, host
+        self._observers, self._clock, self._host, self._settled = observers, clock, host, settled
 
     def dispatch(self) -> None:
         """Perform all that the scheduler decides.
@@ -77,6 +79,9 @@ class Dispatcher:
         return actions
 
     def _perform(self, action: Action) -> None:
+        if isinstance(action, RolesSettled):  # which concerns no device
+            self._settled(action)
+            return
         if isinstance(action, Prefill | Fused):
             self._accept_runs(action.chunks)
         if self._requests.dense and isinstance(action, Decode | Fused):

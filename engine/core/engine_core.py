@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import Literal
 
 from ..errors import EngineError
 from ..metrics.counters import Compilations, HostTime
@@ -22,21 +23,22 @@ from ..protocol.actions import FinishReason
 from ..protocol.events import (
     AbortRequested,
     Arrived,
-    Hold,
     MigrateRequested,
     PreemptRequested,
-    Resume,
     StepDone,
     Tick,
     TransferFailed,
 )
 from ..protocol.executor import Executor
 from ..protocol.results import Completion, MeshLost, StepFailed, StepResult, describe
+from ..protocol.service import is_positive
 from ..protocol.timeline import Timeline
+from ..roles import read_goal
 from ..scheduler.decision_log import DecisionLog
 from ..scheduler.request import Request
 from ..scheduler.scheduler import Scheduler
 from ..threads import EngineThread
+from .changes import Change, Changes, NewParams, NewRoles
 from .dispatcher import Dispatcher
 from .inspection import Observer, Observers, Question
 from .integrity import IdleCheck
@@ -50,17 +52,8 @@ class _Close:
     pass
 
 
-@dataclass(eq=False)
-class _NewParams:
-    """A call of `update_params` that waits for its turn; `done` is set once the parameters are in place."""
-
-    params: Mapping[str, object]
-    done: threading.Event = field(default_factory=threading.Event)
-    error: str | None = None
-
-
 type _RequestEvent = PreemptRequested | MigrateRequested | AbortRequested
-type _Message = tuple[Submission, ...] | _RequestEvent | Completion | Tick | _NewParams | Question | _Close
+type _Message = tuple[Submission, ...] | _RequestEvent | Completion | Tick | Change | Question | _Close
 
 
 class EngineCore:
@@ -90,14 +83,13 @@ class EngineCore:
         self._scheduler, self._decision_log, self._settings = scheduler, log, settings
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._executor = make_executor(self._inbox.put)
-        self._requests, self._observers, self._host = (
-            RunningRequests(scheduler.config.page_size),
-            Observers(),
-            HostTime(),
+        self._requests = RunningRequests(scheduler.config.page_size)
+        self._observers, self._host = Observers(), HostTime()
+        self._changes = Changes(scheduler, self._executor, clock)
+        self._dispatcher = Dispatcher(
+            scheduler, self._executor, self._requests, self._observers, clock, self._host, self._changes.settled
         )
-        self._dispatcher = Dispatcher(scheduler, self._executor, self._requests, self._observers, clock, self._host)
         self._check = IdleCheck(scheduler.check_integrity, time.thread_time)
-        self._new_params: list[_NewParams] = []
         self._compilations = compilations
         self._entering: list[Submission] = []
         self._lock = threading.Lock()  # against the loop's end
@@ -138,18 +130,46 @@ class EngineCore:
             EngineError: the engine is closed or has failed.
         """
         self._executor.check_params(params)
-        message = _NewParams(params)
-        self._put(message)
-        message.done.wait()
-        if message.error is not None:
-            raise EngineError(message.error)
+        self._wait_for(NewParams(params))
+
+    def set_roles(self, roles: str | Mapping[int, str], drain_timeout: float) -> Literal["reached", "superseded"]:
+        """Change the roles of a pool's meshes, and wait until each has its role and nothing else to do.
+
+        `roles` are counts as text, or meshes by number. Parameters that are being updated go first, within the
+        `drain_timeout`, which is in seconds from this call. "superseded": a later call has taken this one's place.
+
+        Raises:
+            ValueError: no pool, roles that cannot serve, or a time that is not above 0.
+            TimeoutError: meshes had work left when the time was over; says which, and the roles that are now.
+            EngineError: the engine is closed or has failed.
+        """
+        goal = read_goal(roles, self._scheduler.config.topology)
+        if not is_positive(drain_timeout):
+            raise ValueError(f"drain_timeout={drain_timeout!r} is not usable: it must be a number of seconds above 0.")
+        call = NewRoles(goal, self.clock() + drain_timeout)
+        self._wait_for(call)
+        if call.outcome == "refused":
+            raise ValueError(call.why)
+        if call.outcome == "late":
+            raise TimeoutError(call.why)
+        return "reached" if call.outcome == "reached" else "superseded"
+
+    def roles(self) -> list[str]:
+        """Return the role of each mesh, with what it still drains, as in "decode (draining prefill)"."""
+        return self._scheduler.roles()
+
+    def _wait_for(self, change: Change) -> None:
+        self._put(change)
+        change.done.wait()
+        if change.error is not None:
+            raise EngineError(change.error)
 
     def metrics(self) -> Metrics:
         """Return the figures so far."""
         log, running = self._requests.figures()
         counters, traffic = self._scheduler.counters, self._executor.traffic
         made = self._compilations
-        return log.metrics(running, made.count, counters, traffic, self._host, made.coming)
+        return log.metrics(running, made.count, counters, traffic, self._host, made.coming, self.roles())
 
     @property
     def backlog(self) -> int:
@@ -199,7 +219,7 @@ class EngineCore:
         if self._stopped is not None:
             raise EngineError(self._stopped)
 
-    def _put(self, message: tuple[Submission, ...] | _NewParams | Question) -> None:
+    def _put(self, message: tuple[Submission, ...] | Change | Question) -> None:
         with self._lock:  # what is accepted gets its answer
             self.check_health()
             self._inbox.put(message)
@@ -236,8 +256,9 @@ class EngineCore:
                 break
         self._dispatcher.dispatch()
         self._requests.flush()
-        if self._new_params and self._scheduler.is_drained:
-            self._replace_params()
+        while self._changes.go_on():
+            self._dispatcher.dispatch()
+            self._requests.flush()
         self._host.seconds += time.thread_time() - start
         if not self._requests:
             self._check.idle()
@@ -253,9 +274,7 @@ class EngineCore:
         except Empty:
             return Tick(max(due, self.clock()))  # rounding may have ended the wait a little early
 
-    def _take(
-        self, message: tuple[Submission, ...] | _RequestEvent | Completion | Tick | _NewParams | Question
-    ) -> None:
+    def _take(self, message: tuple[Submission, ...] | _RequestEvent | Completion | Tick | Change | Question) -> None:
         if isinstance(message, Question):
             message.answer(self._scheduler, self._executor)
             return
@@ -275,9 +294,8 @@ class EngineCore:
                 for transfer in self._scheduler.transfers_from(mesh):
                     self._scheduler.on(TransferFailed(t, transfer, reason))
                 self._dispatcher.lose_mesh(t, mesh, reason)
-            case _NewParams():
-                self._new_params.append(message)
-                self._scheduler.on(Hold(self.clock()))
+            case Change():
+                self._changes.ask(message)
             case _:
                 self._scheduler.on(message)
         self._observers.received(message)  # after it is in, so that a request is answered even if this raises
@@ -292,15 +310,6 @@ class EngineCore:
             outcomes = self._requests.take(result, self._scheduler.owner)
             self._scheduler.on(StepDone(result.t, result.mesh, result.step, outcomes))
 
-    def _replace_params(self) -> None:
-        for message in self._new_params:
-            self._executor.replace_params(message.params)
-            message.done.set()
-        self._new_params.clear()
-        self._scheduler.on(Resume(self.clock()))
-        self._dispatcher.dispatch()
-        self._requests.flush()
-
     def _stop(self, reason: FinishReason, why: str) -> None:
         """Refuse new requests and end those that are here: every accepted request gets a final update."""
         with self._lock:
@@ -310,13 +319,9 @@ class EngineCore:
             message = self._inbox.get()
             if isinstance(message, tuple):
                 left += message
-            elif isinstance(message, _NewParams):
-                self._new_params.append(message)
-            elif isinstance(message, Question):
+            elif isinstance(message, Change | Question):
                 message.refuse(why)
-        for waiting in self._new_params:
-            waiting.error = why
-            waiting.done.set()
+        self._changes.end(why)
         for submission in left:
             request = Request(submission.facts, -1, Timeline(submission.arrival))
             self._requests.add(RunningRequest(submission, request, self._scheduler.config))

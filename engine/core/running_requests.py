@@ -80,7 +80,7 @@ class RunningRequests(dict[int, RunningRequest]):
         self.dense.discard(action.request_id)
         with self._lock:
             del self[action.request_id]
-            self._log.add(running.request.timeline, running.request.confirmed, action.reason)
+            self._log.add(running.request.timeline, running.request.confirmed, action.reason, running.request.slo)
         self.conversations.end(running)
         self._send_last(running, action.reason, action.error)
 
@@ -89,7 +89,7 @@ class RunningRequests(dict[int, RunningRequest]):
         with self._lock:
             for running in self.values():
                 running.request.timeline.finish = now
-                self._log.add(running.request.timeline, running.request.confirmed, reason)
+                self._log.add(running.request.timeline, running.request.confirmed, reason, running.request.slo)
             ended = list(self.values())
             self.clear()
         self.dense.clear()

@@ -9,6 +9,7 @@ actions. It decides nothing: the scheduler chooses which requests are placed, an
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from math import inf
 
 import numpy as np
 
@@ -56,6 +57,11 @@ class MeshPages:
     def room(self) -> float:
         """Return the share of pages that are free, 0 to 1, in the group with the smallest share."""
         return min(pages.num_free / pages.num_pages for pages in self.groups)
+
+    @property
+    def free_tokens(self) -> float:
+        """Return how many tokens the free pages hold, those of windows apart."""
+        return self.page_size * min((pages.num_free for window, pages in self._windows if window is None), default=inf)
 
     def longest(self, watermark: int) -> int:
         """Count the pages of the longest sequence that fits with nothing cached and `watermark` of each group left."""

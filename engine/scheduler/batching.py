@@ -127,6 +127,8 @@ class Batching:
         if request.timeline.prefill_start is None:
             request.timeline.prefill_start = now
         write_from, request.prefilled = request.prefilled, start + length
+        request.begun += length
+        mesh.begun += length
         is_last = request.prefilled == request.to_prefill
         mesh.pages.remember(placement, request.hashes, request.prefilled)
         size = self._config.page_size

@@ -1,8 +1,8 @@
 """What work costs, in seconds, as measured while it ran: prompt tokens, decode steps and their rows, bytes on a link.
 
 Running means for each mesh, fed by the scheduler with what it dispatches and with the events that say when it was done;
-a pure function of these, so that a replay finds the same costs. A mesh that has measured nothing yet borrows from the
-one of its own tp that measured last, a link likewise from any; before the first measurement there are `Priors`.
+a pure function of these, so that a replay finds the same costs. A mesh that has measured nothing yet has the means of
+all meshes of its tp, a link those of all links; before the first measurement there are `Priors`.
 
 The first step of each size on a mesh does not count (its program and its caches are cold), and what takes far longer
 than expected counts only so much (`fit.py`). A step begins when it is dispatched or, if that is later, when the result
@@ -17,7 +17,9 @@ import msgspec
 
 from ..config import EngineConfig
 from ..protocol.actions import Chunk, Decode, Fused, Prefill, StartTransfer
-from .fit import Fit, Terms
+from .fit import WINDOW, Fit, Terms
+from .notes import Measured, Notes, What
+from .output_lengths import OutputLengths
 
 # How much of a mean grows with the size where all sizes measured were alike: all of it where prompts are computed and
 # bytes moved, little of it where a step reads all weights for however many rows.
@@ -38,10 +40,11 @@ PRIORS = Priors()
 class _Step:
     """A step that is running."""
 
-    __slots__ = ("behind", "dispatched", "rows", "size", "steps", "tokens")
+    __slots__ = ("behind", "dispatched", "expected", "rows", "size", "steps", "tokens")
 
     def __init__(self, dispatched: float, size: tuple[int, int], tokens: int, rows: int, steps: int):
         self.dispatched, self.size, self.tokens, self.rows, self.steps = dispatched, size, tokens, rows, steps
+        self.expected = 0.0  # seconds
         self.behind: list[_Transfer] | None = None  # transfers that begin when it is done
 
 
@@ -54,38 +57,49 @@ class _Transfer:
         self.link, self.size, self.start = link, size, start  # start None: a step before it is not done
 
 
+class _Means:
+    """What was measured on one mesh, or on all of one tp."""
+
+    __slots__ = ("decode", "prefill")
+
+    def __init__(self) -> None:
+        self.prefill, self.decode = Fit(_PREFILL_SHARE), Fit(_DECODE_SHARE)
+
+
 class _Mesh:
-    """What was measured on one mesh."""
+    """One mesh: its means, and what runs there."""
 
-    __slots__ = ("decode", "last", "prefill", "result", "seen", "steps", "tp")
+    __slots__ = ("last", "of_tp", "own", "result", "seen", "steps", "until")
 
-    def __init__(self, tp: int):
-        self.tp, self.prefill, self.decode = tp, Fit(_PREFILL_SHARE), Fit(_DECODE_SHARE)
+    def __init__(self, of_tp: _Means):
+        self.own, self.of_tp = _Means(), of_tp
         self.steps: dict[int, _Step] = {}  # running, by number
         self.seen: set[tuple[int, int]] = set()  # sizes of steps that have run
         self.result = 0.0  # when the last result came
+        self.until = 0.0  # when all that runs is expected to be done
         self.last = -1  # the step that was dispatched last
 
 
 class Costs:
     """The costs of one engine; `now` is the time of the newest event, which the scheduler sets."""
 
-    def __init__(self, config: EngineConfig, priors: Priors = PRIORS):
-        """Begin with nothing measured."""
-        self._config, self.priors, self.now = config, priors, 0.0
-        self._meshes = [_Mesh(spec.tp) for spec in config.topology.meshes]
+    def __init__(self, config: EngineConfig, notes: Notes, priors: Priors = PRIORS):
+        """Begin with nothing measured; `notes` takes what is, now and then."""
+        self._notes, self.priors, self.now = notes, priors, 0.0
+        self.chunk_size = config.chunk_size
+        of_tp = {spec.tp: _Means() for spec in config.topology.meshes}
+        self._meshes = [_Mesh(of_tp[spec.tp]) for spec in config.topology.meshes]
         self._links: dict[tuple[int, int], Fit] = {}
+        self._all_links = Fit(_TRANSFER_SHARE)
         self._transfers: dict[int, _Transfer] = {}
-        self._prefill_of: dict[int, Fit] = {}  # by tp, of the mesh that measured last
-        self._decode_of: dict[int, Fit] = {}
-        self._last_link: Fit | None = None
+        self.outputs = OutputLengths()
 
     # ---- what work costs
 
     def prefill(self, mesh: int, tokens: int) -> float:
         """Return the seconds to compute so many prompt tokens, in as many steps as they take."""
         fixed, each = self.prefill_terms(mesh)
-        return fixed * -(-tokens // self._config.chunk_size) + each * tokens
+        return fixed * -(-tokens // self.chunk_size) + each * tokens
 
     def decode(self, mesh: int, rows: int) -> float:
         """Return the seconds of one decode step of so many rows; 0 without rows."""
@@ -94,29 +108,35 @@ class Costs:
 
     def transfer(self, source: int, destination: int, size: int) -> float:
         """Return the seconds to move `size` bytes in one transfer."""
-        return self.transfer_terms(source, destination).at(size)
+        fit = self._links.get((source, destination), self._all_links)
+        return (fit.terms() if fit.count else self.priors.transfer).at(size)
 
     def prefill_terms(self, mesh: int) -> Terms:
         """Return the seconds of a prefill step: what each has, and each prompt token."""
         of = self._meshes[mesh]
-        fit = of.prefill if of.prefill.count else self._prefill_of.get(of.tp)
-        return self.priors.prefill if fit is None else fit.terms()
+        fit = of.own.prefill if of.own.prefill.count else of.of_tp.prefill
+        return fit.terms() if fit.count else self.priors.prefill
 
     def decode_terms(self, mesh: int) -> Terms:
         """Return the seconds of a decode step: what each has, and each row."""
         of = self._meshes[mesh]
-        fit = of.decode if of.decode.count else self._decode_of.get(of.tp)
-        return self.priors.decode if fit is None else fit.terms()
+        fit = of.own.decode if of.own.decode.count else of.of_tp.decode
+        return fit.terms() if fit.count else self.priors.decode
 
-    def transfer_terms(self, source: int, destination: int) -> Terms:
-        """Return the seconds of a transfer: what each has, and each byte."""
-        fit = self._links.get((source, destination), self._last_link)
-        return self.priors.transfer if fit is None else fit.terms()
+    def row_seconds(self, mesh: int) -> float:
+        """Return the seconds that a row adds to a decode step, as on all meshes of this one's tp: a slope is a rough
+        thing, and where it decides between meshes they should not differ by that."""
+        fit = self._meshes[mesh].of_tp.decode
+        return (fit.terms() if fit.count else self.priors.decode).each
+
+    def busy(self, mesh: int) -> float:
+        """Return the seconds until the steps that are dispatched should be done."""
+        return max(0.0, self._meshes[mesh].until - self.now)
 
     def is_measured(self, mesh: int) -> bool:
-        """Return whether prompts and decode steps were both measured here or on another mesh of the same tp."""
-        tp = self._meshes[mesh].tp
-        return tp in self._prefill_of and tp in self._decode_of
+        """Return whether prompts and decode steps were both measured, here or on another mesh of the same tp."""
+        of = self._meshes[mesh].of_tp
+        return bool(of.prefill.count and of.decode.count)
 
     # ---- what is measured
 
@@ -125,18 +145,26 @@ class Costs:
         of = self._meshes[step.mesh]
         of.last = step.step
         if isinstance(step, Decode):
-            begun = _Step(self.now, (0, step.bucket), 0, len(step.rows), step.steps)
+            rows = len(step.rows)
+            begun = _Step(self.now, (0, step.bucket), 0, rows, step.steps)
+            begun.expected = step.steps * self.decode(step.mesh, rows)
         elif isinstance(step, Prefill):
-            begun = _Step(self.now, (step.bucket, 0), _tokens(step.chunks), 0, 1)
+            tokens = _tokens(step.chunks)
+            begun = _Step(self.now, (step.bucket, 0), tokens, 0, 1)
+            begun.expected = self.prefill(step.mesh, tokens)
         else:
-            begun = _Step(self.now, (step.bucket, 1), _tokens(step.chunks), len(step.rows), 1)
+            tokens, rows = _tokens(step.chunks), len(step.rows)
+            begun = _Step(self.now, (step.bucket, 1), tokens, rows, 1)
+            begun.expected = self.prefill(step.mesh, tokens) + self.decode(step.mesh, rows)
         of.steps[step.step] = begun
+        of.until = (of.until if of.until > self.now else self.now) + begun.expected
 
     def end_step(self, mesh: int, step: int, t: float) -> None:
         """Take in that the result of a step came at `t`."""
         of = self._meshes[mesh]
         done = of.steps.pop(step)
         start, of.result = of.result if of.result > done.dispatched else done.dispatched, t
+        of.until = t + sum([left.expected for left in of.steps.values()]) if of.steps else t
         if done.behind is not None:
             _begin(done.behind, t)
         if done.size not in of.seen:
@@ -144,22 +172,26 @@ class Costs:
             return
         seconds = t - start if t > start else 0.0
         if not done.tokens:
-            of.decode.add(done.rows, seconds / done.steps)
-            self._decode_of[of.tp] = of.decode
+            self._add_decode(mesh, of, done.rows, seconds / done.steps)
         elif not done.rows:
-            of.prefill.add(done.tokens, seconds)
-            self._prefill_of[of.tp] = of.prefill
-        else:
-            self._end_fused(mesh, of, done, seconds)
+            self._add_prefill(mesh, of, done.tokens, seconds)
+        else:  # as its two parts are expected to take
+            prefill, decode = self.prefill(mesh, done.tokens), self.decode(mesh, done.rows)
+            share = prefill / (prefill + decode) if prefill + decode > 0 else 0.5
+            self._add_prefill(mesh, of, done.tokens, share * seconds)
+            self._add_decode(mesh, of, done.rows, (1 - share) * seconds)
 
-    def _end_fused(self, mesh: int, of: _Mesh, done: _Step, seconds: float) -> None:
-        """Share the seconds of a fused step out as its two parts are expected to take."""
-        prefill, decode = self.prefill(mesh, done.tokens), self.decode(mesh, done.rows)
-        both = prefill + decode
-        share = prefill / both if both > 0 else 0.5
-        of.prefill.add(done.tokens, share * seconds)
-        of.decode.add(done.rows, (1 - share) * seconds)
-        self._prefill_of[of.tp], self._decode_of[of.tp] = of.prefill, of.decode
+    def _add_prefill(self, mesh: int, of: _Mesh, tokens: int, seconds: float) -> None:
+        of.own.prefill.add(tokens, seconds)
+        of.of_tp.prefill.add(tokens, seconds)
+        if self._notes.are_kept:
+            self._note("prefill", of.own.prefill, mesh)
+
+    def _add_decode(self, mesh: int, of: _Mesh, rows: int, seconds: float) -> None:
+        of.own.decode.add(rows, seconds)
+        of.of_tp.decode.add(rows, seconds)
+        if self._notes.are_kept:
+            self._note("decode", of.own.decode, mesh)
 
     def begin_transfer(self, action: StartTransfer, size: int) -> None:
         """Note that a transfer of `size` bytes is dispatched now; it begins when its source has done the steps
@@ -180,12 +212,21 @@ class Costs:
         fit = self._links.get(done.link)
         if fit is None:
             fit = self._links[done.link] = Fit(_TRANSFER_SHARE)
-        fit.add(max(1, done.size), max(0.0, t - done.start))
-        self._last_link = fit
+        size, seconds = max(1, done.size), max(0.0, t - done.start)
+        fit.add(size, seconds)
+        self._all_links.add(size, seconds)
+        if self._notes.are_kept:
+            self._note("transfer", fit, *done.link)
+
+    def _note(self, what: What, fit: Fit, mesh: int, destination: int | None = None) -> None:
+        """Note what was measured, when it was measured for the 1st, 2nd, 4th, ... time, or for so many times again."""
+        if fit.count & (fit.count - 1) == 0 or fit.count % WINDOW == 0:
+            self._notes.add(Measured(what, mesh, destination, fit.count, *fit.terms()))
 
     def lose_mesh(self, mesh: int) -> None:
         """Forget the steps that were running on a mesh that was lost; what was measured stays."""
         self._meshes[mesh].steps.clear()
+        self._meshes[mesh].until = 0.0
 
     def check(self, in_flight: Sequence[Iterable[int]]) -> None:
         """Raise unless these steps are running, by mesh."""

@@ -3,7 +3,7 @@
 The log is text, one JSON value on each line, in the encoding of `protocol/message.py`. First an object with the version
 and what made the scheduler; then, in the order in which things happened, an object for each event and an array of
 actions for each call of `Scheduler.actions`. A call that gave nothing is recorded too, as `[]`: when it was made
-matters.
+matters. After what they belong to come notes, an object each: why it was decided so (`notes.py`).
 
 Invariants: a line is flushed as soon as it is written, so that a killed run leaves a log, at worst with a torn last
 line; an event is written before the scheduler sees it, so that one that makes it raise does so again in the replay.
@@ -21,10 +21,12 @@ import msgspec
 from ..config import EngineConfig, PoolSize
 from ..protocol.actions import Action
 from ..protocol.events import Event
+from .cost import PRIORS, Priors
+from .notes import Note
 from .policy import FCFS, Policy
 from .scheduler import Scheduler
 
-VERSION = 3
+VERSION = 4
 _FORMAT = "twinmesh decision log"
 
 
@@ -36,11 +38,12 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     config: EngineConfig
     pools: tuple[PoolSize, ...]
     policy: str  # its name
+    costs: Priors = PRIORS  # what work is taken to cost until it is measured
 
 
 _encode = msgspec.json.Encoder().encode
 # mypy has no type for a union that is a value.
-_EVENT: Any = msgspec.json.Decoder(Event)
+_EVENT_OR_NOTE: Any = msgspec.json.Decoder(Event | Note)
 _ACTIONS: Any = msgspec.json.Decoder(list[Action])
 
 
@@ -57,9 +60,9 @@ class DecisionLog:
         # It is open as long as the engine is, until `close`.
         self._file = open(target, "w", encoding="utf-8") if isinstance(target, str | PathLike) else target  # noqa: SIM115
 
-    def begin(self, config: EngineConfig, pools: Sequence[PoolSize], policy: str) -> None:
+    def begin(self, config: EngineConfig, pools: Sequence[PoolSize], policy: str, costs: Priors = PRIORS) -> None:
         """Write the header: once, before anything else."""
-        self._write(Header(_FORMAT, VERSION, config, tuple(pools), policy))
+        self._write(Header(_FORMAT, VERSION, config, tuple(pools), policy, costs))
 
     def event(self, event: Event) -> None:
         """Write an event, before the scheduler takes it in."""
@@ -68,6 +71,11 @@ class DecisionLog:
     def actions(self, actions: Sequence[Action]) -> None:
         """Write the actions of one call."""
         self._write(actions)
+
+    def notes(self, notes: Sequence[Note]) -> None:
+        """Write notes on what was written before."""
+        for note in notes:
+            self._write(note)
 
     def close(self) -> None:
         """Close the file, unless the caller opened it. Calling it again does nothing."""
@@ -82,32 +90,42 @@ class DecisionLog:
 class RecordingScheduler(Scheduler):
     """A scheduler that writes a log of its events and actions."""
 
-    def __init__(self, config: EngineConfig, pools: Sequence[PoolSize], log: DecisionLog, policy: Policy = FCFS):
-        """Begin the log with a header. `pools[i]` is the size of mesh i's KV memory; the caller closes the log."""
-        super().__init__(config, pools, policy)
+    def __init__(
+        self,
+        config: EngineConfig,
+        pools: Sequence[PoolSize],
+        log: DecisionLog,
+        policy: Policy = FCFS,
+        priors: Priors = PRIORS,
+    ):
+        """Begin the log with a header; the caller closes the log. The others are as for `Scheduler`."""
+        super().__init__(config, pools, policy, priors)
         self._log = log
-        log.begin(config, pools, policy.name)
+        log.begin(config, pools, policy.name, priors)
+        self.keep_notes()
 
     def on(self, event: Event) -> None:
         """Take in what happened, and record it."""
         self._log.event(event)
         super().on(event)
+        self._log.notes(self.take_notes())
 
     def actions(self) -> list[Action]:
         """Return everything that can be dispatched now, in order, and record it."""
         actions = super().actions()
         self._log.actions(actions)
+        self._log.notes(self.take_notes())
         return actions
 
 
-def read_line(line: str) -> Event | list[Action]:
-    """Read a line after the header: an event, or the actions of one call.
+def read_line(line: str) -> Event | Note | list[Action]:
+    """Read a line after the header: an event, the actions of one call, or a note on the one or the other.
 
     Raises:
         ValueError: the line is damaged.
     """
-    decoder = _ACTIONS if line.startswith("[") else _EVENT
-    entry: Event | list[Action] = decoder.decode(line)
+    decoder = _ACTIONS if line.startswith("[") else _EVENT_OR_NOTE
+    entry: Event | Note | list[Action] = decoder.decode(line)
     return entry
 
 

@@ -14,11 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..paging.block_table import Placement
-from .cost import Costs
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
 from .mesh_state import MeshState, SharedState
-from .output_lengths import OutputLengths
+from .notes import DrainChoice
 from .request import Request, State
 from .router import Router
 
@@ -31,7 +30,7 @@ _MOST_NAMED = 5  # requests, in a message
 class Drain:
     """What was decided of the requests that decode on one mesh."""
 
-    stay: set[int] = field(default_factory=set)  # ids of requests that finish there
+    moves: dict[int, bool] = field(default_factory=dict)  # id -> whether it is to move; the others finish there
     leaving: dict[int, int] = field(default_factory=dict)  # of those on their way: id -> run
     was_refused: bool = False  # the one that was to leave next found no room
 
@@ -46,14 +45,11 @@ class Drains:
         router: Router,
         handoffs: Handoffs,
         lifecycle: Lifecycle,
-        costs: Costs,
-        lengths: OutputLengths,
         shared: SharedState,
     ):
-        """Begin without drains; `lengths` says how long outputs are."""
+        """Begin without drains."""
         self._all, self._requests, self._shared = meshes, requests, shared
         self._router, self._handoffs, self._lifecycle = router, handoffs, lifecycle
-        self._costs, self._lengths = costs, lengths
         self.meshes: dict[int, Drain] = {}
         self._refused: dict[int, None] = {}  # meshes with a request that found no room, the longest refused first
         self._room = (0, 0)  # how often room had come when one was refused last
@@ -124,44 +120,46 @@ class Drains:
         """Send requests away that are better moved than finished, the longest first."""
         drain.leaving = {id_: run for id_, run in drain.leaving.items() if self._is_on_its_way(id_, run)}
         self._refused.pop(mesh.index, None)
-        undecided = [(self._remaining(r), r) for r in decoding if r.id not in drain.stay and r.id not in self._moved]
-        if not undecided or len(drain.leaving) >= MOST_LEAVING:
+        if len(drain.leaving) >= MOST_LEAVING:
             return
-        undecided.sort(key=lambda entry: (-entry[0], entry[1].order))
-        for remaining, request in undecided:
+        undecided = [r for r in decoding if r.id not in drain.moves and r.id not in self._moved]
+        has_room = not undecided or self._decide(mesh, drain, undecided, len(decoding))
+        to_leave = [r for r in decoding if drain.moves.get(r.id, False) and r.id not in self._moved]
+        to_leave.sort(key=lambda request: (-self._remaining(request), request.order))
+        for request in to_leave:
             if len(drain.leaving) >= MOST_LEAVING:
                 return
-            destinations = self._router.for_decoding(request, request.kv_len, mesh.index, None)
-            if not destinations:
-                self._refuse(mesh.index)
-                return
-            if not self._is_better_moved(request, remaining, len(decoding), mesh, destinations[0]):
-                drain.stay.add(request.id)
-            elif self._handoffs.migrate(request, None):
-                drain.leaving[request.id] = request.run
-                self._moved.add(request.id)
-            else:
-                self._refuse(mesh.index)
-                return
-
-    def _refuse(self, mesh: int) -> None:
-        self._refused[mesh] = None
-        self._room = self._room_now
+            has_room = has_room and self._handoffs.migrate(request, None)
+            if not has_room:
+                break
+            drain.leaving[request.id] = request.run
+            self._moved.add(request.id)
+        if not has_room:
+            self._refused[mesh.index] = None
+            self._room = self._room_now
 
     def _is_on_its_way(self, id_: int, run: int) -> bool:
         request = self._requests.get(id_)
         return request is not None and request.run == run and request.state is State.HANDOFF
 
     def _remaining(self, request: Request) -> float:
-        return self._lengths.expected(request.max_tokens - request.dispatched)
+        return self._shared.costs.outputs.expected(request.max_tokens - request.dispatched)
 
-    def _is_better_moved(
-        self, request: Request, remaining: float, rows: int, source: MeshState, destination: MeshState
-    ) -> bool:
-        """Return whether the source is rid of a request sooner by a transfer than by its end."""
-        to_finish = remaining * self._costs.decode(source.index, rows)
-        size = self._handoffs.transfer_bytes(request, source.index)
-        return self._costs.transfer(source.index, destination.index, size) < to_finish
+    def _decide(self, mesh: MeshState, drain: Drain, requests: Sequence[Request], rows: int) -> bool:
+        """Decide of requests whether the mesh, which decodes so many, is rid of each sooner by a transfer than by its
+        end; False: there is no mesh to move them to now, and they are asked about again."""
+        destinations = self._router.for_decoding(requests[0], requests[0].kv_len, mesh.index, None)
+        if not destinations:
+            return False
+        costs, there, notes = self._shared.costs, destinations[0].index, self._shared.notes
+        step = costs.decode(mesh.index, rows)
+        for request in requests:
+            to_finish = self._remaining(request) * step
+            to_move = costs.transfer(mesh.index, there, self._handoffs.transfer_bytes(request, mesh.index))
+            moves = drain.moves[request.id] = to_move < to_finish
+            if notes.are_kept:
+                notes.add(DrainChoice(request.id, mesh.index, moves, there, to_finish, to_move))
+        return True
 
     def _end(self, mesh: int) -> None:
         self.meshes.pop(mesh, None)

@@ -7,7 +7,7 @@ slope, of which they say nothing, is a given share of the mean. All is O(1), and
 
 from typing import NamedTuple
 
-_WINDOW = 64  # measurements after which one counts for 1/e of a new one
+WINDOW = 64  # measurements after which one counts for 1/e of a new one
 _RIDGE = 0.01  # how far sizes have to spread, as a variance in units of their squared mean, to say more than the share
 _OUTLIER = 4.0  # times the expected; what took longer (a cold cache, a stalled host) counts as so much
 
@@ -26,22 +26,23 @@ class Terms(NamedTuple):
 class Fit:
     """One fading line."""
 
-    __slots__ = ("_cov", "_share", "_size", "_value", "_var", "count")
+    __slots__ = ("_cov", "_share", "_size", "_terms", "_value", "_var", "count")
 
     def __init__(self, share: float):
         """Begin without measurements; `share`, 0 to 1, is how much of the mean grows with the size if nobody knows."""
         self._share = share
         self.count = 0  # of measurements
+        self._terms: Terms | None = None  # the line, once it was asked for
         self._size = self._value = self._var = self._cov = 0.0
 
     def add(self, size: float, value: float) -> None:
         """Take in that this size, above 0, has taken this value, 0 or more."""
-        self.count += 1
-        count = self.count
+        self._terms = None
+        self.count = count = self.count + 1
         if count == 1:
             self._size, self._value = size, value
             return
-        weight = 1 / count if count < _WINDOW else 1 / _WINDOW
+        weight = 1 / count if count < WINDOW else 1 / WINDOW
         off = size - self._size
         most = _OUTLIER * (self._value + self._each() * off)
         # An expectation of 0 would let nothing count any more.
@@ -65,5 +66,7 @@ class Fit:
 
     def terms(self) -> Terms:
         """Return the line; there must be a measurement."""
-        each = self._each()
-        return Terms(max(0.0, self._value - each * self._size), each)
+        if self._terms is None:
+            each = self._each()
+            self._terms = Terms(max(0.0, self._value - each * self._size), each)
+        return self._terms

@@ -160,6 +160,7 @@ class Handoffs:
                 mesh.add(request)
                 mesh.arriving.expect(request.hashes[min(unsent) : tokens // self._config.page_size], placement)
                 self._waiting.refusal.has_news(request.hashes, min(unsent))  # it may sleep for these
+                self._router.chosen(request, "decode", mesh)
                 return True
         return False
 

@@ -86,8 +86,10 @@ class Lifecycle:
 
     def answer(self, request: Request) -> None:
         """Subtract the request from the load of its prefill mesh: its first token is read, or will not come."""
-        self._meshes[request.prefilled_on].change_load(-request.unanswered)
-        request.unanswered = 0
+        mesh = self._meshes[request.prefilled_on]
+        mesh.begun -= request.begun
+        mesh.change_load(-request.unanswered)
+        request.unanswered = request.begun = 0
 
     # ---- new beginnings
 

@@ -4,6 +4,7 @@ Invariants: `placed` is the one list of requests here. Those with chunks left an
 `add` and `remove` alone change it. A mesh that could run another step is in `due`, so nobody has to ask the others.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -18,11 +19,14 @@ from ..paging.prefix_index import PrefixIndex
 from ..paging.room import RoomChanges
 from ..protocol.actions import Action
 from ..topology import MeshSpec, Role
+from .cost import Costs
 from .expected_blocks import ExpectedBlocks
 from .kept_pages import KeptPages
 from .levels import Levels
+from .notes import Notes
 from .request import Request, State
 from .sessions import Sessions
+from .slo import Targets
 
 # The host dispatches step n + 1 before it reads step n, and no further ahead: a deeper queue would delay arrivals.
 MAX_STEPS_IN_FLIGHT = 2
@@ -49,8 +53,11 @@ class MeshState:
     pages: MeshPages
     staging: int  # bytes left for transfers out or in
     shared: "SharedState"
+    page_bytes: int = 0  # of a page in every cache group
     placed: SortedRequests = field(default_factory=sorted_requests)  # all with a placement here, or reserved
     prefill_load: int = 0  # prompt tokens to compute whose first output token was not read: what a new prompt waits for
+    begun: int = 0  # those of them whose step was dispatched
+    targets: Targets = field(default_factory=Targets)  # of those in `placed`
     in_flight: set[int] = field(default_factory=set)  # steps not read yet
     last_was_prefill: bool = False
     draining: Phase | None = None  # work of a phase that its role has no more; it takes none anew
@@ -79,7 +86,7 @@ class MeshState:
     @property
     def shown_role(self) -> str:
         """Return the role as people read it, with what is left of the one before."""
-        return self.role if self.draining is None else f"{self.role} (draining {self.draining})"
+        return self.role.value if self.draining is None else f"{self.role} (draining {self.draining})"
 
     @property
     def _runs_decodes(self) -> bool:
@@ -97,6 +104,11 @@ class MeshState:
         A page is a rough price of the decode steps between chunks, and what a block that all prompts share may draw.
         """
         return self.prefill_load + self.pages.page_size * len(self.placed)
+
+    @property
+    def to_compute(self) -> int:
+        """Return the prompt tokens of requests here whose step was not dispatched yet."""
+        return self.prefill_load - self.begun
 
     @property
     def is_backed_up(self) -> bool:
@@ -141,6 +153,7 @@ class MeshState:
         """Add a request that was given a placement here."""
         self.placed.add(request)
         self.shared.levels.enter(request.level, self.index)
+        self.targets.add(request.tpot_target)
         self.wake()
 
     def change_load(self, tokens: int) -> None:
@@ -162,6 +175,7 @@ class MeshState:
         self.pages.release(placement)
         self.placed.remove(request)
         self.shared.levels.leave(request.level, self.index)
+        self.targets.remove(request.tpot_target)
         self.wake()
         return ended
 
@@ -172,6 +186,7 @@ class MeshState:
             raise RuntimeError(f"mesh {self.index} could run another step and would not be asked to")
         if not self._runs_decodes and any(request.state is State.DECODE for request in self.placed):
             raise RuntimeError(f"mesh {self.index} has requests to decode and the role {self.shown_role}")
+        self.targets.check(Counter(request.tpot_target for request in self.placed))
         self.computing.check()
         self.arriving.check()
         self.kept.check(
@@ -189,6 +204,8 @@ class MeshState:
 class SharedState:
     """What all meshes of an engine write to, so that it is found in one place."""
 
+    costs: Costs
+    notes: Notes  # why it was decided so, for the decision log
     index: PrefixIndex = field(default_factory=PrefixIndex)  # where which blocks are cached
     room: RoomChanges = field(default_factory=RoomChanges)  # where slots, pages or work changed
     levels: Levels = field(default_factory=Levels)  # which classes and priorities have requests where
@@ -212,4 +229,5 @@ def new_mesh(
 ) -> MeshState:
     """Make a mesh without requests; `emit` takes the actions that change its page tables."""
     pages = MeshPages(index, config, pool.pages, emit, shared.index, shared.room)
-    return MeshState(index, spec, config.starting_role(index), pages, pool.staging_bytes, shared)
+    role, page_bytes = config.starting_role(index), sum(pool.page_bytes)
+    return MeshState(index, spec, role, pages, pool.staging_bytes, shared, page_bytes)

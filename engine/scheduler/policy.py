@@ -11,7 +11,10 @@ from typing import Any, Protocol
 from ..config import EngineConfig, PoolSize
 from ..protocol.events import RequestFacts
 from ..protocol.timeline import Timeline
+from .cost import Costs
 from .mesh_state import MeshState, SharedState, new_mesh
+from .notes import Notes
+from .ranking import decode_terms, prompt_terms
 from .request import Request
 
 
@@ -74,14 +77,18 @@ class FirstComeFirstServed:
         return request.accepted + request.delay
 
     def prefill_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
-        """Prefer the least to do before the request's first token: the mesh's load less what is cached. Of equal ones
-        prefer the conversation's own."""
-        cached = mesh.pages.hit(request.hashes, request.to_prefill)
-        return mesh.index == request.lost_on, mesh.load - cached, mesh.index != request.home, -mesh.pages.slots.num_free
+        """Prefer where it costs the fewest seconds, of the request and of others (`ranking.py`); of equal ones the
+        conversation's own, then where the fewest tokens are to be computed."""
+        seconds = sum(prompt_terms(request, mesh))
+        left = mesh.load - mesh.pages.hit(request.hashes, request.to_prefill)
+        is_strange = mesh.index != request.home
+        return mesh.index == request.lost_on, seconds, is_strange, left, -mesh.pages.slots.num_free
 
     def decode_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
-        """Prefer the mesh with the most free pages."""
-        return mesh.index == request.lost_on, -mesh.pages.room, mesh.index != request.home
+        """Prefer where it costs the fewest seconds, the hand-off included; of equal ones the conversation's own, then
+        the mesh with the most free pages."""
+        seconds = sum(decode_terms(request, mesh))
+        return mesh.index == request.lost_on, seconds, mesh.index != request.home, -mesh.pages.room
 
     def victim(self, candidates: Sequence[Request]) -> Request:
         """Choose the last candidate in the order."""
@@ -133,7 +140,7 @@ def check_policy(policy: Policy, config: EngineConfig) -> None:
     Raises:
         ValueError: a method is missing or fails, or what it gives cannot be compared.
     """
-    pool, shared = PoolSize((1,) * len(config.windows), (), 0), SharedState()
+    pool, shared = PoolSize((1,) * len(config.windows), (), 0), SharedState(Costs(config, Notes()), Notes())
     meshes = [
         new_mesh(i, config, spec, pool, shared, lambda action: None) for i, spec in enumerate(config.topology.meshes)
     ]

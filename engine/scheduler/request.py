@@ -12,8 +12,10 @@ from typing import Any
 from ..paging.block_table import Placement
 from ..protocol.cache_report import PrefixCacheReport
 from ..protocol.events import RequestFacts
+from ..protocol.service import SLO
 from ..protocol.timeline import Timeline
 from .levels import Level
+from .slo import tpot_target
 
 
 class State(StrEnum):
@@ -81,6 +83,7 @@ class Request:
     number: int  # its place in the order of arrival
     timeline: Timeline
     tokens_before: int = 0  # prompt tokens of all requests that arrived before it
+    slo: SLO | None = None  # its own, or the engine's
     accepted: float = 0.0  # when it was, by the scheduler's time: never before one that was accepted earlier
     delay: float = 0.0  # seconds by which its priority puts it behind one of priority 0 that is accepted with it
     delay_tokens: int = 0  # likewise in prompt tokens, for orders that go by work
@@ -97,6 +100,7 @@ class Request:
     confirmed: int = 0  # output tokens read back
     forced: int = 0  # output tokens that this run feeds as they were generated before
     unanswered: int = 0  # prompt tokens that count in its mesh's `prefill_load` until the run's first token is read
+    begun: int = 0  # those of them whose step was dispatched
     prefilled_on: int = 0  # the mesh that `unanswered` counts on
     cache: PrefixCacheReport | None = None  # what the prefix cache did for its first run; None until that begins
     home: int | None = None  # where its conversation's KV was left, of the meshes that it could go to when last asked
@@ -112,9 +116,11 @@ class Request:
     id: int = field(init=False)
     prompt_len: int = field(init=False)
     max_tokens: int = field(init=False)
+    tpot_target: float = field(init=False)  # seconds, see `slo.py`
 
     def __post_init__(self) -> None:
         """Copy the facts that every step reads."""
+        self.tpot_target = tpot_target(self.slo)
         self.id, self.prompt_len, self.max_tokens = self.facts.id, self.facts.prompt_len, self.facts.max_tokens
 
     @property

@@ -40,8 +40,8 @@ from .drains import Drains
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
 from .mesh_state import MeshState, SharedState, new_mesh
+from .notes import Note, Notes
 from .order import Order, place_in_order, weigh
-from .output_lengths import OutputLengths
 from .policy import FCFS, Policy, check_policy
 from .preemption import Preemption
 from .request import Request, State
@@ -61,7 +61,9 @@ class Scheduler:
         measured."""
         self.config, self.policy, self.counters = config, policy, Counters()
         self._out: list[Action] = []
-        self._shared = SharedState()
+        notes = Notes()
+        self.costs = Costs(config, notes, priors)
+        self._shared = SharedState(self.costs, notes)
         emit = self._out.append
         self.meshes = [
             new_mesh(i, config, spec, pool, self._shared, emit)
@@ -69,7 +71,6 @@ class Scheduler:
         ]
         check_policy(policy, config)
         self.requests: dict[int, Request] = {}
-        self.costs = Costs(config, priors)
         self._router = Router(config, self.meshes, policy, self._shared)
         self._handoffs = Handoffs(
             config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, self.costs, emit
@@ -85,11 +86,7 @@ class Scheduler:
         self._batching = Batching(
             config, self.requests, self._admission, self._handoffs, self._lifecycle, self.costs, emit
         )
-        self._lengths = OutputLengths()
-        drains = Drains(
-            self.meshes, self.requests, self._router, self._handoffs, self._lifecycle, self.costs, self._lengths,
-            self._shared,
-        )  # fmt: skip
+        drains = Drains(self.meshes, self.requests, self._router, self._handoffs, self._lifecycle, self._shared)
         self._roles = Roles(self.meshes, drains, self._agenda, self.counters, emit)
         self._now = 0.0
         self._arrivals = self._tokens_arrived = 0
@@ -159,8 +156,9 @@ class Scheduler:
 
     def _on_arrival(self, t: float, facts: RequestFacts) -> None:
         request = Request(
-            facts, self._arrivals, Timeline(t), self._tokens_arrived, accepted=self._now, to_prefill=facts.prompt_len
-        )
+            facts, self._arrivals, Timeline(t), self._tokens_arrived, facts.service.slo or self.config.slo,
+            accepted=self._now, to_prefill=facts.prompt_len,
+        )  # fmt: skip
         self._arrivals += 1
         self._tokens_arrived += facts.prompt_len
         request.order = self._place_in_order(request)
@@ -191,7 +189,7 @@ class Scheduler:
             if outcome.block_hash is not None:
                 self._know_block(request, outcome.block_hash)
             if outcome.stopped or request.confirmed == request.max_tokens:
-                self._lengths.add(request.confirmed)
+                self.costs.outputs.add(request.confirmed)
                 self._lifecycle.finish(request, State.FINISHED, "stop" if outcome.stopped else "length", now)
             elif request.handoff is not None:
                 self._handoffs.complete(request, now)
@@ -252,6 +250,14 @@ class Scheduler:
         self._out.clear()
         return out
 
+    def keep_notes(self) -> None:
+        """Have notes made of why it is decided so, for `take_notes`."""
+        self._shared.notes.keep()
+
+    def take_notes(self) -> list[Note]:
+        """Return the notes of what was taken in and decided since the last call, in order; empty unless kept."""
+        return self._shared.notes.take()
+
     def check_integrity(self) -> None:
         """Raise if a page or slot is lost or doubled, or held by anything but a request that is here, or if a request
         sleeps for something that is not under way."""
@@ -267,8 +273,11 @@ class Scheduler:
             if placed != set(placements) or len(mesh.placed) != len(placed):
                 raise RuntimeError(f"mesh {mesh.index}: placements of {set(placements)}, listed {placed}")
             load = sum(request.unanswered for request in self.requests.values() if request.prefilled_on == mesh.index)
-            if mesh.prefill_load != load:
-                raise RuntimeError(f"mesh {mesh.index}: a load of {mesh.prefill_load} tokens, {load} to be answered")
+            begun = sum(request.begun for request in self.requests.values() if request.prefilled_on == mesh.index)
+            if (mesh.prefill_load, mesh.begun) != (load, begun) or mesh.to_compute < 0:
+                raise RuntimeError(
+                    f"mesh {mesh.index}: {mesh.begun} of {mesh.prefill_load} tokens begun, not {begun} of {load}"
+                )
             mesh.check()
         self.costs.check([mesh.in_flight for mesh in self.meshes])
         self._shared.levels.check((request.level, mesh.index) for mesh in self.meshes for request in mesh.placed)

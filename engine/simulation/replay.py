@@ -1,5 +1,6 @@
 """Replays a decision log: the recorded events through a fresh scheduler, decision by decision."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -12,6 +13,7 @@ from ..metrics.metrics import RequestLog
 from ..protocol.actions import Action, Finish, FinishReason
 from ..protocol.events import Arrived, Event
 from ..scheduler.decision_log import Header, opened, read_header, read_line
+from ..scheduler.notes import Note
 from ..scheduler.policy import POLICIES, Policy, policy_named
 from ..scheduler.request import Request
 from ..scheduler.scheduler import Scheduler
@@ -21,11 +23,14 @@ _WIDTH = 200  # of a value in a message
 
 
 class DivergedError(Exception):
-    """A replay decided otherwise than the log says; `line` counts from 1."""
+    """A replay decided otherwise than the log says, or for other reasons; `line` counts from 1."""
 
-    def __init__(self, name: str, line: int, expected: Sequence[Action], actual: Sequence[Action]) -> None:
-        """Name the first difference between `expected`, the actions of that line, and `actual`, those of the replay."""
-        where, was, now = _difference("actions", list(expected), list(actual))
+    def __init__(
+        self, name: str, line: int, what: str, expected: Sequence[Action | Note], actual: Sequence[Action | Note]
+    ) -> None:
+        """Name the first difference between `expected`, the actions or notes (`what`) of that line, and `actual`, those
+        of the replay."""
+        where, was, now = _difference(what, list(expected), list(actual))
         super().__init__(
             f"{name} diverges at line {line}: {where} was {was} when it was recorded and is {now} now; "
             "replay it with the version that wrote it."
@@ -43,24 +48,31 @@ class Replay:
     finished: dict[int, FinishReason] = field(default_factory=dict)  # requests that ended, and how
     ended: RequestLog = field(default_factory=RequestLog)  # their counts and timelines
     _running: dict[int, Request] = field(default_factory=dict)
+    _notes: deque[Note] = field(default_factory=deque)  # made, and not met in the log yet
 
     def take(self, event: Event) -> None:
         """Pass one more event to the scheduler."""
         self.events += 1
         self.scheduler.on(event)
+        self._notes += self.scheduler.take_notes()
         if isinstance(event, Arrived):
             self._running[event.facts.id] = self.scheduler.requests[event.facts.id]
 
     def decide(self) -> list[Action]:
         """Return the scheduler's decisions at this point, and count them."""
         actions = self.scheduler.actions()
+        self._notes += self.scheduler.take_notes()
         self.decisions += len(actions)
         for action in actions:
             if isinstance(action, Finish):
                 self.finished[action.request_id] = action.reason
                 request = self._running.pop(action.request_id)
-                self.ended.add(request.timeline, request.confirmed, action.reason)
+                self.ended.add(request.timeline, request.confirmed, action.reason, request.slo)
         return actions
+
+    def take_notes(self, most: int | None = None) -> list[Note]:
+        """Return the notes, at most so many, that the scheduler has made since they were last returned."""
+        return [self._notes.popleft() for _ in range(len(self._notes) if most is None else min(most, len(self._notes)))]
 
 
 def replay(source: str | PathLike[str] | IO[str], policy: Policy | None = None) -> Replay:
@@ -75,7 +87,9 @@ def replay(source: str | PathLike[str] | IO[str], policy: Policy | None = None) 
     """
     with opened(source) as (name, lines):
         header = read_header(name, next(lines, ""))
-        result = Replay(Scheduler(header.config, header.pools, policy or _policy_of(header, name)))
+        scheduler = Scheduler(header.config, header.pools, policy or _policy_of(header, name), header.costs)
+        scheduler.keep_notes()
+        result = Replay(scheduler)
         for number, line in enumerate(lines, 2):
             try:
                 entry = read_line(line)
@@ -83,11 +97,22 @@ def replay(source: str | PathLike[str] | IO[str], policy: Policy | None = None) 
                 if not line.endswith("\n"):
                     break
                 raise ValueError(f"{name} is damaged at line {number}: it cannot be replayed from there.") from error
-            if not isinstance(entry, list):
-                result.take(entry)
-            elif entry != (actual := result.decide()):
-                raise DivergedError(name, number, entry, actual)
+            _replay_line(result, name, number, entry)
     return result
+
+
+def _replay_line(result: Replay, name: str, number: int, entry: Event | Note | list[Action]) -> None:
+    """Take an event in, or compare actions or a note. Notes come behind what they belong to."""
+    if isinstance(entry, Note):
+        if (made := result.take_notes(1)) != [entry]:
+            raise DivergedError(name, number, "notes", [entry], made)
+        return
+    if left := result.take_notes():
+        raise DivergedError(name, number, "notes", [], left)
+    if not isinstance(entry, list):
+        result.take(entry)
+    elif entry != (actual := result.decide()):
+        raise DivergedError(name, number, "actions", entry, actual)
 
 
 def _policy_of(header: Header, name: str) -> Policy:

@@ -23,6 +23,7 @@ BENCHMARKS = {
     "peers": "decode steps, prefill and memory, against llama.cpp, vLLM, transformers and an earlier checkout",
     "policies": "time to first token by policy, over a recorded trace in virtual time",
     "products": "the products of a model's layers alone, with quantised weights and with floats",
+    "routing": "where requests go, against simpler routers, over recorded traces in virtual time",
     "sampler": "the sampler alone, beside an earlier checkout's",
     "scheduler": "what a decision costs, by kind of event, meshes and waiting requests, beside an earlier checkout",
     "start": "seconds to start an engine that compiles everything, beside an earlier checkout",

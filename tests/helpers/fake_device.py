@@ -14,6 +14,7 @@ from twinmesh.engine.protocol.actions import (
     Finish,
     Fused,
     Prefill,
+    RolesSettled,
     Scatter,
     StartTransfer,
 )
@@ -36,6 +37,7 @@ class FakeDevice:
         self.staged, self.transfers = {}, []  # transfers: those on their way
         self.outputs = {}  # request -> tokens read
         self.finished = {}
+        self.settled = {}  # calls for roles -> their answers
         self.computed, self.dispatched, self.most_copies = 0, 0, 0
 
     def content(self, name, position):
@@ -126,6 +128,10 @@ class FakeDevice:
     def _Finish(self, action: Finish):
         assert action.request_id not in self.finished, "finished twice"
         self.finished[action.request_id] = action.reason
+
+    def _RolesSettled(self, action: RolesSettled):
+        assert action.call not in self.settled, "answered twice"
+        self.settled[action.call] = action
 
     def _write(self, mesh, slot, name, position):
         for group in range(len(self.windows)):

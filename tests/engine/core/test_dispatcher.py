@@ -74,8 +74,9 @@ class Setting:
         submission = Submission(0.0, self.request.facts, PROMPT, plan, frozenset(), None, self.sink)
         self.running = RunningRequest(submission, self.request, CONFIG)
         self.requests.add(self.running)
+        self.settled = []
         self.dispatcher = Dispatcher(
-            self.scheduler, self.executor, self.requests, Observers(), lambda: 9.0, HostTime()
+            self.scheduler, self.executor, self.requests, Observers(), lambda: 9.0, HostTime(), self.settled.append
         )  # fmt: skip
 
     def dispatch(self, *actions):

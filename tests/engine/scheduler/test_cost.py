@@ -6,13 +6,15 @@ from hypothesis import strategies as st
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.protocol.actions import Chunk, Decode, DecodeRow, Fused, Prefill, StartTransfer
 from twinmesh.engine.scheduler.cost import Costs, Priors
+from twinmesh.engine.scheduler.notes import Notes
 from twinmesh.engine.topology import Topology
 
 from .test_scheduler import arrive, make, step
 
 
 def make_costs(topology="both=2"):
-    return Costs(EngineConfig(topology=Topology.parse(topology), max_model_len=4096, prefill_buckets=(64, 512)))
+    config = EngineConfig(topology=Topology.parse(topology), max_model_len=4096, prefill_buckets=(64, 512))
+    return Costs(config, Notes())
 
 
 def prefill(number, tokens, mesh=0, bucket=512):

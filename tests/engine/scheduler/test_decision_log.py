@@ -25,7 +25,10 @@ from twinmesh.engine.protocol.events import (
     Resume,
     TransferFailed,
 )
+from twinmesh.engine.scheduler.cost import Priors
 from twinmesh.engine.scheduler.decision_log import DecisionLog, RecordingScheduler, read_line
+from twinmesh.engine.scheduler.fit import Terms
+from twinmesh.engine.scheduler.notes import Note
 from twinmesh.engine.scheduler.policy import POLICIES
 from twinmesh.engine.scheduler.scheduler import Scheduler
 from twinmesh.engine.simulation.replay import DivergedError, replay
@@ -114,7 +117,8 @@ def test_a_replay_makes_the_decisions_of_the_run(record, topology, options):
     lines = [json.loads(line) for line in file.getvalue().splitlines()[1:]]
     assert result.finished == device.finished
     assert set(device.finished.values()) >= {"length", "abort"}
-    assert result.events == sum(isinstance(line, dict) for line in lines)
+    events = {kind.__name__ for kind in get_args(Event)}
+    assert result.events == sum(isinstance(line, dict) and line["type"] in events for line in lines)
     assert result.decisions == sum(len(line) for line in lines if isinstance(line, list))
     assert result.scheduler.config == scheduler.config
     assert result.scheduler.counters == scheduler.counters
@@ -185,11 +189,11 @@ def test_a_file_that_is_no_log_is_refused(tmp_path):
             replay(path)
 
 
-@pytest.mark.parametrize("version", [1, 2, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 5])
 def test_a_log_of_another_version_is_refused(record, version):
     lines = a_short_log(record)
-    lines[0] = lines[0].replace('"version":3', f'"version":{version}')
-    with pytest.raises(ValueError, match=f"of version {version}, and this Twinmesh reads version 3"):
+    lines[0] = lines[0].replace('"version":4', f'"version":{version}')
+    with pytest.raises(ValueError, match=f"of version {version}, and this Twinmesh reads version 4"):
         replay_lines(lines)
 
 
@@ -219,14 +223,20 @@ def test_a_header_that_no_engine_has_is_refused(record, change):
 def test_the_header_brings_configuration_and_pools_back(config, tmp_path, monkeypatch):
     pools = [PoolSize((i + 1,) * len(config.windows), (1 << 40, 3)[: len(config.windows)], 7) for i in range(4)]
     pools = pools[: len(config.topology.meshes)]
+    costs = Priors(prefill=Terms(0.5, 0.25))
     log = DecisionLog(tmp_path / "log")
-    RecordingScheduler(config, pools, log, POLICIES["spf"]())
+    RecordingScheduler(config, pools, log, POLICIES["spf"](), costs)
     log.close()
     made = []
-    monkeypatch.setattr("twinmesh.engine.simulation.replay.Scheduler", lambda *args: made.append(args))
+
+    def make(*args):
+        made.append(args)
+        return Scheduler(*args)
+
+    monkeypatch.setattr("twinmesh.engine.simulation.replay.Scheduler", make)
     replay(tmp_path / "log")
-    ((read_config, read_pools, policy),) = made
-    assert (read_config, read_pools, policy.name) == (config, tuple(pools), "spf")
+    ((read_config, read_pools, policy, read_costs),) = made
+    assert (read_config, read_pools, policy.name, read_costs) == (config, tuple(pools), "spf", costs)
 
 
 def written_by(write):
@@ -252,6 +262,51 @@ def test_every_action_survives_the_log(kind):
         assert written_by(lambda log: log.actions(actions)) == actions
 
     check()
+
+
+@pytest.mark.parametrize("kind", get_args(Note) or [Note])
+def test_every_note_survives_the_log(kind):
+    @given(messages(kind))
+    def check(note):
+        assert written_by(lambda log: log.notes([note])) == note
+
+    check()
+
+
+def test_a_note_that_a_replay_does_not_make_diverges(record):
+    scheduler, device, file = record("both=1")
+    test_scheduler.arrive(scheduler, device, 0, max_tokens=9)
+    device.drain(1.0)
+    lines = file.getvalue().splitlines(keepends=True)
+    line = next(i for i, text in enumerate(lines) if '"type":"Measured"' in text)
+    note = json.loads(lines[line])
+    changed = json.dumps(note | {"fixed": 77.0}) + "\n"
+    with pytest.raises(DivergedError, match=rf"line {line + 1}: notes\[0\].fixed was 77.0 .* is {note['fixed']} now"):
+        replay_lines([*lines[:line], changed, *lines[line + 1 :]])
+    with pytest.raises(DivergedError, match=rf"line {line + 1}: notes\[0\] was nothing .* is Measured\("):
+        replay_lines([*lines[:line], *lines[line + 1 :]])
+    with pytest.raises(DivergedError, match=rf"line {line + 2}: notes\[0\] was Measured\(.* is nothing now"):
+        replay_lines([*lines[: line + 1], *lines[line:]])
+
+
+def test_the_log_says_what_each_mesh_would_have_cost_and_which_was_taken(record):
+    scheduler, device, file = record("prefill=2,decode=2")
+    test_scheduler.arrive(scheduler, device, 0)
+    device.drain(1.0)
+    notes = [json.loads(line) for line in file.getvalue().splitlines() if '"type":"Routed"' in line]
+    assert [note["phase"] for note in notes] == ["prefill", "decode"]
+    for note in notes:
+        (_, first, _, terms), (_, second, _, others) = note["ranked"]
+        assert note["mesh"] == first != second
+        assert sum(terms.values()) <= sum(others.values())
+    assert terms.keys() == {"link", "wait", "decode", "room"}
+
+
+def test_no_note_is_made_where_no_log_is_written():
+    scheduler, device = test_scheduler.make("both=1")
+    test_scheduler.arrive(scheduler, device, 0, max_tokens=9)
+    device.drain(1.0)
+    assert scheduler.take_notes() == []
 
 
 def test_rows_take_little_room():

@@ -40,7 +40,7 @@ NEW_FIELDS: dict[tuple[str, str], object] = {
 # (name of the type now, field now): fields of actions that are no decisions and have nothing to compare with.
 NOT_COMPARED: frozenset[tuple[str, str]] = frozenset()
 # Names of types of events now that there were none of then, and likewise of actions.
-NEW_EVENTS = frozenset({"Tick", "SetRoles"})
+NEW_EVENTS = frozenset({"SetRoles", "Tick"})
 NEW_ACTIONS = frozenset({"RolesSettled"})
 # Fields, by their names then, that hold the id of a request; bytes, as hexadecimal.
 ID_FIELDS = frozenset({"id", "fork_of", "request_id"})
@@ -53,11 +53,15 @@ def id_now(name, ids):
 
 
 class RanksOfThen(FirstComeFirstServed):
-    """Meshes were ranked for prompts by the tokens to compute alone; requests that run there counted for nothing."""
+    """Meshes were ranked for prompts by tokens to compute alone, for decoding by free pages; requests that ran there
+    counted for nothing."""
 
     def prefill_rank(self, request, mesh):
         cached = mesh.pages.hit(request.hashes, request.to_prefill)
         return mesh.index == request.lost_on, mesh.prefill_load - cached, -mesh.pages.slots.num_free
+
+    def decode_rank(self, request, mesh):
+        return mesh.index == request.lost_on, -mesh.pages.room
 
 
 class QueueOfThen(WaitingRequests):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from typing import ClassVar
+from unittest.mock import patch
 
 from helpers.fake_device import FakeDevice
 from hypothesis import HealthCheck, settings
@@ -22,9 +23,12 @@ from twinmesh.engine.protocol.events import (
     MigrateRequested,
     PreemptRequested,
     Resume,
+    SetRoles,
     Tick,
     TransferFailed,
 )
+from twinmesh.engine.protocol.service import SLO
+from twinmesh.engine.roles import ROLES, uncovered
 from twinmesh.engine.scheduler.mesh_state import in_order
 from twinmesh.engine.scheduler.policy import FirstComeFirstServed, ShortestPromptFirst
 from twinmesh.engine.scheduler.request import FINAL, State
@@ -35,7 +39,9 @@ from .test_scheduler import arrive, make
 TOPOLOGIES = [
     "both=1", "both=2", "both(mode=fused)=1", "prefill=1,decode=1", "prefill=2,decode=2", "prefill=1,decode=2",
     "both=9", "prefill=9,decode=9",
+    "pool=2", "pool=3", "pool=10",
 ]  # fmt: skip
+SLOS = [None, SLO(tpot_ms=9000), SLO(ttft_ms=1)]
 POLICIES = [FirstComeFirstServed(), ShortestPromptFirst(), *map(AtRandom, range(4))]
 MODES = [
     {},
@@ -82,10 +88,14 @@ class Watched:
         return self._policy.victim(candidates)
 
 
+FLIPS = Counter()  # calls for roles by what went on meanwhile, and by their answers
+ROLES_OF_MESHES = st.lists(st.sampled_from(ROLES), min_size=10, max_size=10)
+
+
 class Machine(RuleBasedStateMachine):
     """Arrivals, results in any order that devices allow, aborts, preemptions, migrations and lost meshes, at random."""
 
-    steps = sleepers = handoffs_asleep = displaced = 0
+    steps = sleepers = handoffs_asleep = displaced = conditional_prefills = 0
     expired: ClassVar = Counter()
     reasons = frozenset()
 
@@ -97,17 +107,18 @@ class Machine(RuleBasedStateMachine):
         spare=st.integers(0, 3),
         slots=st.integers(1, 4),
         policy=st.sampled_from(POLICIES),
+        slo=st.sampled_from(SLOS),
     )
-    def start(self, topology, mode, windows, pages, spare, slots, policy):
+    def start(self, topology, mode, windows, pages, spare, slots, policy, slo):
         if mode.get("deterministic") and "fused" in topology:
             mode = {}
         watched = Watched(policy)
         self.scheduler, self.device = make(
-            topology, pages, slots, windows=windows, spare=spare, length=48, policy=watched, **mode
+            topology, pages, slots, windows=windows, spare=spare, length=48, policy=watched, slo=slo, **mode
         )
         watched.requests = self.scheduler.requests
         assert isinstance(self.device, FakeDevice)
-        self.requests, self.t, self.is_held = [], 0.0, False
+        self.requests, self.t, self.is_held, self.calls = [], 0.0, False, 0
 
     def _advance(self):
         self.t += 1.0
@@ -129,7 +140,9 @@ class Machine(RuleBasedStateMachine):
         self.scheduler.meshes[0].shared.room.freed += 1
         for mesh in self.scheduler.meshes:
             mesh.wake()
-        assert not self.scheduler.actions()
+        # But a decode mesh that may prefill a prompt as costs are now is no room that the prompt would wait for.
+        with patch("twinmesh.engine.scheduler.router.with_decode_meshes", lambda request, ranked, decodes: ranked):
+            assert not self.scheduler.actions()
 
     def _check_that_what_is_awaited_is_under_way(self):
         """What a request sleeps for is under way, or it stands in line behind one that found no room."""
@@ -245,6 +258,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.requests)
     @rule(pick=st.integers(0, 99))
     def preempt(self, pick):
+        FLIPS["preemptions during a drain"] += self._is_draining
         self.scheduler.on(PreemptRequested(self._advance(), self._some(pick)))
         self._act()
 
@@ -266,9 +280,38 @@ class Machine(RuleBasedStateMachine):
         self.scheduler.on(MigrateRequested(self._advance(), self._some(pick), destination))
         self._act()
 
+    @property
+    def _is_draining(self):
+        return any(mesh.draining for mesh in self.scheduler.meshes)
+
+    @precondition(lambda self: hasattr(self, "scheduler") and self.scheduler.config.topology.is_pool)
+    @rule(roles=ROLES_OF_MESHES, by_name=st.booleans(), time=st.integers(1, 40))
+    def set_roles(self, roles, by_name, time):
+        roles = roles[: len(self.scheduler.meshes)]
+        covered = uncovered(roles) is None
+        FLIPS["during a hand-off"] += bool(self.device.transfers)
+        FLIPS["during a drain"] += self._is_draining
+        self._set_roles({} if by_name else Counter(roles), dict(enumerate(roles)) if by_name else {}, time)
+        answer = self.device.settled.get(self.calls)
+        assert covered == (answer is None or answer.outcome != "refused")
+        if covered:
+            assert Counter(mesh.role for mesh in self.scheduler.meshes) == Counter(roles)
+
+    @precondition(lambda self: hasattr(self, "scheduler") and self.scheduler.config.topology.is_pool)
+    @rule(pick=st.integers(0, 99), role=st.sampled_from(ROLES), time=st.integers(1, 40))
+    def set_role_of_one(self, pick, role, time):
+        self._set_roles({}, {pick % len(self.scheduler.meshes): role}, time)
+
+    def _set_roles(self, counts, meshes, time):
+        self.calls += 1
+        t = self._advance()
+        self.scheduler.on(SetRoles(t, self.calls, t + time, dict(counts), meshes))
+        self._act()
+
     @rule(pick=st.integers(0, 99), dice=st.integers(0, 3))
     def lose_mesh(self, pick, dice):
         if dice == 0:
+            FLIPS["meshes lost during a drain"] += self._is_draining
             mesh = pick % len(self.scheduler.meshes)
             self.device.lose(mesh)
             self.scheduler.on(MeshFailed(self._advance(), mesh, "boom"))
@@ -311,7 +354,11 @@ class Machine(RuleBasedStateMachine):
             assert not mesh.computing
             assert not mesh.prefill_load
             assert not mesh.arriving
+            assert not mesh.draining
         assert not self.device.staged
+        assert self.device.settled.keys() == set(range(1, self.calls + 1))
+        Machine.conditional_prefills += self.scheduler.counters.conditional_prefills
+        FLIPS.update(answer.outcome for answer in self.device.settled.values())
         self._check_reports()
 
     def _check_reports(self):
@@ -327,8 +374,10 @@ class Machine(RuleBasedStateMachine):
 
 def test_whatever_happens_nothing_is_lost():
     Machine.steps = Machine.sleepers = Machine.handoffs_asleep = Machine.displaced = Watched.victims = 0
+    Machine.conditional_prefills = 0
     Machine.expired.clear()
     Machine.reasons = frozenset()
+    FLIPS.clear()
     run_state_machine_as_test(
         Machine,
         settings=settings(
@@ -343,3 +392,6 @@ def test_whatever_happens_nothing_is_lost():
     assert Machine.displaced >= 100
     for stand in ("waiting", "asleep", "prefill", "asking for credit", "on its way", "decode"):
         assert Machine.expired[stand] > 0, stand
+    assert Machine.conditional_prefills > 0
+    expected = ("during a hand-off", "during a drain", "preemptions during a drain", "meshes lost during a drain")
+    assert all(FLIPS[what] > 0 for what in (*expected, "reached", "superseded", "refused", "late"))

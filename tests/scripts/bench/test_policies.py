@@ -5,7 +5,9 @@ import json
 import pytest
 from twinmesh.engine.scheduler.policy import policy_named
 from twinmesh.scripts.bench import policies
-from twinmesh.scripts.bench.policies import Arrival, StepTime, at_load, figures, read_trace, simulate
+from twinmesh.scripts.bench.policies import at_load, figures, prefill_seconds, simulate
+from twinmesh.scripts.bench.traces import Arrival, read_trace
+from twinmesh.scripts.bench.virtual_engine import StepTime
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.5000000,2000,4
@@ -50,8 +52,8 @@ def test_what_the_command_cannot_run_is_one_sentence(tmp_path, capsys, trace, to
 def test_load_is_the_share_of_time_that_prefill_is_busy(load, meshes):
     arrivals = [Arrival(0.0, 512, 1), Arrival(1.0, 1024, 1), Arrival(4.0, 512, 1)]
     stretched = at_load(arrivals, load, TIMES, meshes)
-    assert TIMES.prefill(arrivals) == pytest.approx(4 * (1.0 + 0.512))
-    assert stretched[-1].t * load * meshes == pytest.approx(TIMES.prefill(arrivals))
+    assert prefill_seconds(arrivals, TIMES) == pytest.approx(4 * (1.0 + 0.512))
+    assert stretched[-1].t * load * meshes == pytest.approx(prefill_seconds(arrivals, TIMES))
     assert stretched[1].t / stretched[2].t == pytest.approx(0.25)
 
 
