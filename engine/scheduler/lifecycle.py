@@ -40,6 +40,8 @@ class Lifecycle:
         """Add a new request to `requests` and to the queue."""
         request.run = next(self._runs)
         self._requests[request.id] = request
+        if not request.is_batch:
+            self._meshes[0].shared.interactive.enter()
         self._admission.add(request)
 
     # ---- ends
@@ -52,6 +54,8 @@ class Lifecycle:
         request.move_to(state)
         request.timeline.finish = now
         del self._requests[request.id]
+        if not request.is_batch:
+            self._meshes[0].shared.interactive.end(now)
         self._emit(Finish(request.id, reason, error))
 
     def _leave(self, request: Request, *, keeps_pages: bool) -> None:
@@ -76,7 +80,7 @@ class Lifecycle:
 
     def answer(self, request: Request) -> None:
         """Subtract the request from the load of its prefill mesh: its first token is read, or will not come."""
-        self._meshes[request.prefilled_on].change_load(-request.unanswered)
+        self._meshes[request.prefilled_on].change_load(-request.unanswered, is_batch=request.is_batch)
         request.unanswered = 0
 
     # ---- new beginnings

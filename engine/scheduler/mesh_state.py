@@ -19,6 +19,7 @@ from ..paging.room import RoomChanges
 from ..protocol.actions import Action
 from ..topology import MeshSpec
 from .expected_blocks import ExpectedBlocks
+from .interactive import Interactive
 from .kept_pages import KeptPages
 from .request import Request, State
 
@@ -45,8 +46,11 @@ class MeshState:
     shared: "SharedState"
     placed: SortedRequests = field(default_factory=sorted_requests)  # all with a placement here, or reserved
     prefill_load: int = 0  # prompt tokens to compute whose first output token was not read: what a new prompt waits for
+    batch_load: int = 0  # what of it batch prompts make up, for which an interactive one does not wait
     in_flight: set[int] = field(default_factory=set)  # steps not read yet
     last_was_prefill: bool = False
+    batch: int = 0  # how many of `placed` use what interactive requests leave
+    holds_back: bool = False  # some of these, until a step that is in flight ends
     prefills: bool = field(init=False)  # whether prompts may run here
     decodes: bool = field(init=False)  # whether tokens may be decoded here
 
@@ -113,11 +117,18 @@ class MeshState:
     def add(self, request: Request) -> None:
         """Add a request that was given a placement here."""
         self.placed.add(request)
+        self.batch += request.is_batch
         self.wake()
 
-    def change_load(self, tokens: int) -> None:
+    def load_before(self, request: Request) -> int:
+        """Return what of the load this prompt would wait for: an interactive one waits for no batch work."""
+        return self.load if request.is_batch else self.load - self.batch_load - self.pages.page_size * self.batch
+
+    def change_load(self, tokens: int, *, is_batch: bool) -> None:
         """Add prompt tokens to compute, or take them off."""
         self.prefill_load += tokens
+        if is_batch:
+            self.batch_load += tokens
         self.shared.room.touch(self.index)
 
     def end_wait(self, placement: Placement) -> list[bytes]:
@@ -133,12 +144,15 @@ class MeshState:
         ended = self.end_wait(placement)
         self.pages.release(placement)
         self.placed.remove(request)
+        self.batch -= request.is_batch
         self.wake()
         return ended
 
     def check(self) -> None:
         """Raise unless this mesh is in `due` if it could run another step, and is listed with the blocks it expects."""
-        has_work = self.prefilling() or self.ready()
+        if self.batch != sum(request.is_batch for request in self.placed):
+            raise RuntimeError(f"mesh {self.index}: {self.batch} batch requests counted, not those that are here")
+        has_work = (self.prefilling() or self.ready()) and not (self.holds_back and self.in_flight)
         if has_work and len(self.in_flight) < MAX_STEPS_IN_FLIGHT and self.index not in self.shared.due:
             raise RuntimeError(f"mesh {self.index} could run another step and would not be asked to")
         self.computing.check()
@@ -163,6 +177,7 @@ class SharedState:
     due: set[int] = field(default_factory=set)  # meshes that may have another step to run
     computing: dict[bytes, int] = field(default_factory=dict)  # block -> the meshes that are to compute it, a bit each
     arriving: dict[bytes, int] = field(default_factory=dict)  # likewise of blocks on their way to a mesh
+    interactive: Interactive = field(default_factory=Interactive)  # whether some are about
 
 
 def new_mesh(

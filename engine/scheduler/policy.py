@@ -67,9 +67,9 @@ class FirstComeFirstServed:
         return request.number
 
     def prefill_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
-        """Prefer the least to do before the request's first token: the mesh's load less what is cached."""
+        """Prefer the least to do before the request's first token: the load before it less what is cached."""
         cached = mesh.pages.hit(request.hashes, request.to_prefill)
-        return mesh.index == request.lost_on, mesh.load - cached, -mesh.pages.slots.num_free
+        return mesh.index == request.lost_on, mesh.load_before(request) - cached, -mesh.pages.slots.num_free
 
     def decode_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
         """Prefer the mesh with the most free pages."""

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from msgspec.structs import replace
+
 from ..paging.block_table import Placement
 from ..protocol.events import RequestFacts
+from ..protocol.service import Service
 from ..protocol.timeline import Timeline
 
 
@@ -100,10 +103,17 @@ class Request:
     id: int = field(init=False)
     prompt_len: int = field(init=False)
     max_tokens: int = field(init=False)
+    is_batch: bool = field(init=False)  # it uses what interactive requests leave
 
     def __post_init__(self) -> None:
         """Copy the facts that every step reads."""
         self.id, self.prompt_len, self.max_tokens = self.facts.id, self.facts.prompt_len, self.facts.max_tokens
+        self.is_batch = self.facts.service.is_batch
+
+    def serve(self, service: Service) -> None:
+        """Take in how the request is to be served from here on."""
+        self.facts = replace(self.facts, service=service)
+        self.is_batch = service.is_batch
 
     @property
     def sleeps_for(self) -> Awaited | None:

@@ -24,10 +24,12 @@ from ..protocol.events import (
     PreemptRequested,
     RequestFacts,
     Resume,
+    ServiceChanged,
     StepDone,
     TransferFailed,
     TransferReady,
 )
+from ..protocol.service import Service
 from ..protocol.timeline import Timeline
 from .admission import Admission
 from .agenda import Agenda
@@ -86,6 +88,8 @@ class Scheduler:
                 self._lifecycle.preempt(self.requests[id_])
             case MigrateRequested(request_id=id_, destination=destination) if id_ in self.requests:
                 self._handoffs.migrate(self.requests[id_], destination)
+            case ServiceChanged(request_id=id_, service=service) if id_ in self.requests:
+                self._serve(self.requests[id_], service)
             case StepDone(mesh=mesh, step=step, outcomes=outcomes):
                 self._on_step_done(self.meshes[mesh], step, outcomes)
             case TransferReady(transfer=number):
@@ -93,6 +97,7 @@ class Scheduler:
             case TransferFailed(transfer=number, reason=reason):
                 self._lifecycle.lose_transfer(number, reason, self._now)
             case MeshFailed(mesh=mesh, reason=reason):
+                self._batching.forget(self.meshes[mesh])
                 self._lifecycle.lose_mesh(self.meshes[mesh], reason, self._now)
             case Hold():
                 self._admission.is_held = True
@@ -140,10 +145,21 @@ class Scheduler:
         leader = None if request.facts.fork_of is None else self.requests.get(request.facts.fork_of)
         return order if leader is None else max(order, (leader.order[0], request.number))
 
+    def _serve(self, request: Request, service: Service) -> None:
+        """Let a request start over, served in this way."""
+        self._lifecycle.preempt(request)
+        self._admission.remove(request)
+        before = request.is_batch
+        request.serve(service)
+        self._shared.interactive.change(before, request.is_batch, self._now)
+        request.order = self._place_in_order(request)
+        self._admission.put_back(request)
+
     def _on_step_done(self, mesh: MeshState, step: int, outcomes: Sequence[Outcome]) -> None:
         if step not in mesh.in_flight:  # dispatched before the mesh failed
             return
         mesh.in_flight.remove(step)
+        self._batching.ended(mesh, step, self._now)
         mesh.wake()
         now, requests = self._now, self.requests
         for outcome in outcomes:

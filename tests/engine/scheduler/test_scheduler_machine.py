@@ -18,8 +18,10 @@ from twinmesh.engine.protocol.events import (
     MigrateRequested,
     PreemptRequested,
     Resume,
+    ServiceChanged,
     TransferFailed,
 )
+from twinmesh.engine.protocol.service import Service
 from twinmesh.engine.scheduler.mesh_state import in_order
 from twinmesh.engine.scheduler.policy import FirstComeFirstServed, ShortestPromptFirst
 from twinmesh.engine.scheduler.request import State
@@ -60,7 +62,7 @@ class Watched:
 class Machine(RuleBasedStateMachine):
     """Arrivals, results in any order that devices allow, aborts, preemptions, migrations and lost meshes, at random."""
 
-    steps = sleepers = handoffs_asleep = 0
+    steps = sleepers = handoffs_asleep = held_back = 0
 
     @initialize(
         topology=st.sampled_from(TOPOLOGIES),
@@ -88,6 +90,7 @@ class Machine(RuleBasedStateMachine):
 
     def _act(self):
         Machine.steps += 1
+        Machine.held_back += any(mesh.holds_back for mesh in self.scheduler.meshes)
         self.scheduler.check_integrity()  # what others wait for ends with notice, before anything is decided
         self.device.perform(self.scheduler.actions())
         self._check_that_what_is_awaited_is_under_way()
@@ -148,6 +151,21 @@ class Machine(RuleBasedStateMachine):
             self.requests.append(
                 arrive(self.scheduler, self.device, name, prompt_len, max_tokens, self._advance(), prompt, fork_of)
             )
+        self._act()
+
+    @rule(prompt=st.sampled_from("pqr"), prompt_len=st.integers(1, 36), max_tokens=st.integers(1, 12))
+    def arrive_in_batch(self, prompt, prompt_len, max_tokens):
+        name, due = f"r{len(self.requests)}", (None, 5.0, 50.0)[prompt_len % 3]
+        service = Service(is_batch=True, due=due)
+        self.requests.append(
+            arrive(self.scheduler, self.device, name, prompt_len, max_tokens, self._advance(), prompt, service=service)
+        )
+        self._act()
+
+    @precondition(lambda self: self.requests)
+    @rule(pick=st.integers(0, 99), is_batch=st.booleans())
+    def serve_otherwise(self, pick, is_batch):
+        self.scheduler.on(ServiceChanged(self._advance(), self._some(pick), Service(is_batch=is_batch)))
         self._act()
 
     @precondition(lambda self: any(self.device.steps))
@@ -240,12 +258,15 @@ class Machine(RuleBasedStateMachine):
             assert not mesh.placed
             assert not mesh.computing
             assert not mesh.prefill_load
+            assert not mesh.batch_load
+            assert not mesh.batch
             assert not mesh.arriving
         assert not self.device.staged
+        assert not self.scheduler.meshes[0].shared.interactive.count
 
 
 def test_whatever_happens_nothing_is_lost():
-    Machine.steps = Machine.sleepers = Machine.handoffs_asleep = Watched.victims = 0
+    Machine.steps = Machine.sleepers = Machine.handoffs_asleep = Machine.held_back = Watched.victims = 0
     run_state_machine_as_test(
         Machine,
         settings=settings(
@@ -256,3 +277,4 @@ def test_whatever_happens_nothing_is_lost():
     assert Watched.victims >= 100
     assert Machine.sleepers >= 1_000
     assert Machine.handoffs_asleep >= 10
+    assert Machine.held_back >= 100
