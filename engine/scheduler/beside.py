@@ -2,7 +2,8 @@
 
 Interactive work goes first, and what batch work costs it is bounded:
 
-- a prompt: no batch chunk begins beside it, and at most one is in flight on a mesh, so that it waits for no more;
+- a prompt: none begins beside it but in the padding of its own step, and at most one batch chunk is in flight on a
+  mesh, so that it waits for no more;
 - answers: batch rows and chunks take at most `SHARE` of the time that the answers' own steps take. Those steps earn
   the mesh credit, in seconds; a step costs what it is expected to take longer for its batch work, set right when it has
   been measured. What the credit does not cover waits; where a large chunk would, a smaller one may go.
@@ -85,13 +86,19 @@ class Beside:
         if not answers:
             account.credit = 0.0  # what was earned from answers that have ended is not to fall on the next
         if prompts:
-            return Allowed(prompts, self._rows(account, answers, ready) if answers else (), tokens)
+            rows = self._rows(account, answers, ready) if answers else ()
+            return Allowed([*prompts, *(r for r in prefilling if r.is_batch)], rows, self._own_bucket(prompts))
         if prefilling and any(kinds.has_batch_chunk for kinds, _, _ in account.steps.values()):
             prefilling = ()
         if answers:
             tokens = self._tokens(account, len(answers) if mesh.spec.fused else 0) if prefilling else 0
             return Allowed(prefilling if tokens else (), self._rows(account, answers, ready), tokens)
         return Allowed(prefilling, ready, tokens)
+
+    def _own_bucket(self, prompts: Sequence[Request]) -> int:
+        """Return the tokens of a step of these prompts' chunks, with its padding."""
+        left = sum(max(1, request.to_prefill - request.prefilled) for request in prompts)
+        return bucket_for(min(left, self._config.chunk_size), self._config.prefill_buckets)
 
     def _rows(self, account: Account, answers: list[Request], ready: Sequence[Request]) -> list[Request]:
         """Take the answers and as many batch rows, in order, as the credit covers: bucket by bucket."""

@@ -1,28 +1,22 @@
 """Batch work beside interactive work: one chunk in flight, answers within their share, and else no change."""
 
 import pytest
-from helpers.fake_device import block_hashes
 from twinmesh.engine.protocol.actions import Decode, Fused, Prefill
-from twinmesh.engine.protocol.events import Arrived, RequestFacts, ServiceChanged
+from twinmesh.engine.protocol.events import ServiceChanged
 from twinmesh.engine.protocol.service import Service
 from twinmesh.engine.scheduler.beside import SHARE
 from twinmesh.engine.scheduler.interactive import EXPECTED
-from twinmesh.engine.scheduler.policy import FirstComeFirstServed
 from twinmesh.engine.scheduler.request import State
 
-from .test_scheduler import PAGE, make, only, step
+from .test_scheduler import arrive as arrive_as
+from .test_scheduler import make, only, step
 
-BATCH = Service(is_batch=True)
 CHUNK, ROW = 1.0, 0.1  # seconds of a full chunk and of a decode step
 
 
-def arrive(scheduler, device, name, prompt_len=8, max_tokens=4, t=0.0, service=None):
+def arrive(scheduler, device, name, prompt_len=8, max_tokens=4, t=0.0):
     """A request arrives, a batch one if its name begins with b."""
-    device.prompts[name] = name, prompt_len
-    service = service or (BATCH if name[0] == "b" else Service())
-    facts = RequestFacts(name, prompt_len, max_tokens, block_hashes(name, prompt_len, PAGE), None, service)
-    scheduler.on(Arrived(t, facts))
-    return scheduler.requests[name]
+    return arrive_as(scheduler, device, name, prompt_len, max_tokens, t, is_batch=name[0] == "b")
 
 
 def beside(topology="both=1", **changes):
@@ -96,6 +90,14 @@ def test_a_minute_after_the_last_interactive_request_batch_runs_ahead_again():
     assert len(only(step(scheduler, device), Prefill)) == 1
     device.complete_step(0, EXPECTED + 1.0)
     assert [ids(action) for action in only(step(scheduler, device), Prefill)] == [["b2"], ["b3"]]
+
+
+def test_batch_prompts_fill_the_padding_of_an_interactive_one_and_no_more():
+    scheduler, device = beside("both=1", prefill_buckets=(4, 8, 16), prefill_rows=3)
+    arrive(scheduler, device, "b1", prompt_len=20)
+    arrive(scheduler, device, "i", prompt_len=6)
+    (prefill, *_) = only(step(scheduler, device), Prefill)
+    assert [(chunk.request_id, chunk.length) for chunk in prefill.chunks] == [("i", 6), ("b1", 2)]
 
 
 def test_no_batch_chunk_or_row_enters_beside_an_interactive_prompt():
@@ -193,7 +195,7 @@ def test_batch_rows_have_all_steps_where_no_answer_is_given():
 
 
 def test_a_waiting_batch_request_that_becomes_interactive_goes_first():
-    scheduler, device = beside(slots=1, policy=ByClass())
+    scheduler, device = beside(slots=1)
     for name in ("b1", "b2", "b3"):
         arrive(scheduler, device, name)
     step(scheduler, device)
@@ -231,15 +233,6 @@ def test_the_load_of_batch_prompts_sends_no_interactive_prompt_elsewhere():
     other = arrive(scheduler, device, "i2", prompt_len=8)
     step(scheduler, device)
     assert other.placement.mesh != mine
-
-
-class ByClass(FirstComeFirstServed):
-    """Interactive requests first."""
-
-    name = "by-class"
-
-    def key(self, request):
-        return request.is_batch, request.number
 
 
 def test_steps_of_batch_work_alone_do_not_count_against_the_next_answer():

@@ -33,10 +33,13 @@ RENAMED_TYPES: dict[str, str] = {}
 # (name of the type then, field then) -> field now, or None: it has none.
 RENAMED_FIELDS: dict[tuple[str, str], str | None] = {}
 # (name of the type now, field now) -> what an event, a pool or a configuration has there that had no such field then.
-NEW_FIELDS: dict[tuple[str, str], object] = {("EngineConfig", "handoff_factor"): 2}
+NEW_FIELDS: dict[tuple[str, str], object] = {
+    ("EngineConfig", "handoff_factor"): 2,
+    ("EngineConfig", "age_seconds"): 0.0,
+}
 # (name of the type now, field now): fields of actions that are no decisions and have nothing to compare with.
 NOT_COMPARED: frozenset[tuple[str, str]] = frozenset()
-# Names of types of actions now that there were none of then.
+# Names of types of events now that there were none of then, and likewise of actions.
 NEW_ACTIONS: frozenset[str] = frozenset()
 NEW_EVENTS = frozenset({"ServiceChanged", "Tick"})
 # Fields, by their names then, that hold the id of a request; bytes, as hexadecimal.

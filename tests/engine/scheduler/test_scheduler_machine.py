@@ -156,10 +156,8 @@ class Machine(RuleBasedStateMachine):
     @rule(prompt=st.sampled_from("pqr"), prompt_len=st.integers(1, 36), max_tokens=st.integers(1, 12))
     def arrive_in_batch(self, prompt, prompt_len, max_tokens):
         name, due = f"r{len(self.requests)}", (None, 5.0, 50.0)[prompt_len % 3]
-        service = Service(is_batch=True, due=due)
-        self.requests.append(
-            arrive(self.scheduler, self.device, name, prompt_len, max_tokens, self._advance(), prompt, service=service)
-        )
+        facts = self.scheduler, self.device, name, prompt_len, max_tokens, self._advance(), prompt
+        self.requests.append(arrive(*facts, is_batch=True, due=due))
         self._act()
 
     @precondition(lambda self: self.requests)
