@@ -23,9 +23,7 @@ class BatchResult:
     cached_tokens: int = 0  # prompt tokens that the prefix cache spared
     completion_tokens: int = 0
     promoted: int = 0  # lines that ran as interactive requests, because the run was going to be late
-    predicted_late: float | None = (
-        None  # seconds, as was said; None: nothing was said
-    )
+    predicted_late: float | None = None  # seconds, as was said; None: nothing was said
     late: float = 0.0  # seconds after the deadline when this start ended; 0 without one
     seconds: float = 0.0  # wall time, without loading the model
     timelines: deque[Timeline] = field(default_factory=lambda: deque(maxlen=RECENT))  # of the latest 4096 successes
