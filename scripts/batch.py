@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from twinmesh.engine.batch.files import real_path, write_atomically
+from twinmesh.engine.batch.lateness import ON_LATE, check_late
 from twinmesh.engine.batch.paths import Output
 from twinmesh.engine.batch.session import Batch
 from twinmesh.engine.batch.source import STDIN
@@ -69,6 +70,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--restart", action="store_true", help="overwrite the output instead of going on with it")
     parser.add_argument("--retry-errors", action="store_true", help="run lines again that have an error in the output")
     parser.add_argument(
+        "--deadline",
+        type=_seconds,
+        metavar="SECONDS",
+        help="from the first line on, in which the last is wanted; a run that will be late says so once, and goes on",
+    )
+    parser.add_argument(
+        "--on-late",
+        choices=ON_LATE,
+        default="say",
+        help="what a run that will be late does besides: run the rest as interactive requests are, before other batch "
+        "work (promote), or nothing (say)",
+    )
+    parser.add_argument(
         "--summary",
         type=arguments.written_path,
         metavar="FILE",
@@ -96,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
     defaults = arguments.sampling_params(args)
+    check_late(args.deadline, args.on_late)
     arguments.check_written(args, ("decision_log", "summary"), _files(args))
     with Batch(
         args.input,
@@ -136,7 +151,7 @@ def _run(batch: Batch, args: argparse.Namespace) -> BatchResult:
     if batch.remaining == 0:
         return batch.finish()
     with arguments.load_llm(args) as llm:
-        return batch.run(llm, keep=args.show, progress=True)
+        return batch.run(llm, keep=args.show, progress=True, deadline=args.deadline, on_late=args.on_late)
 
 
 def _write_summary(path: Path, text: str) -> None:
@@ -145,6 +160,16 @@ def _write_summary(path: Path, text: str) -> None:
         path.write_text(text)
     else:
         write_atomically(real_path(path), text.encode())
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give a number of seconds above 0")
+    return seconds
 
 
 def _price(text: str) -> float:

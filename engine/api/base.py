@@ -5,21 +5,24 @@ The options are described in `options.py`, once; they are in the signature and t
 
 import inspect
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Self, Unpack
 
 from ...models.text.chat_messages import Message, Tool
 from ...models.text.tokenizer import Tokenizer
-from ..config import EngineConfig
+from ..config import EngineConfig, check_whole_number
 from ..metrics.metrics import Metrics
 from ..options import EngineOptions, as_text, documentation, with_options
 from ..startup.build import Engine, start_engine
 from .client import EngineClient
 from .job import Job
+from .job_run import JobRun
+from .outputs import RequestOutput
 from .prompts import Prompt, PromptLike, check_prompt
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
-from .service_options import ServiceOptions, service_of
+from .service_options import ServiceOptions, check_deadline, service_of
 from .vllm_names import unknown
 from .vllm_tables import ENGINE
 
@@ -133,6 +136,50 @@ class BaseLLM:
         """
         return self._client.check(prompt, sampling_params, arrival, service_of(service))
 
+    def as_completed(
+        self,
+        jobs: Iterable[Job | tuple[PromptLike, SamplingParams] | None],
+        *,
+        window: int | None = None,
+        deadline: float | None = None,
+    ) -> Generator[tuple[int, RequestOutput], None, None]:
+        """Run jobs, each a prompt and its sampling parameters, and yield (index, result) of each as it finishes.
+
+        They are batch work: they use what interactive requests, those of all other methods, leave of the engine, and
+        give way to them. Waiting for a result blocks: beside coroutines iterate in a thread of its own.
+
+        Args:
+            jobs: what `check_request` gave, or a prompt and parameters, which are checked now; read as they are needed.
+                One may be None while others run: no job is ready yet, results come first, and it is asked for again
+                whenever a request has an update. Where nothing runs, None ends the iteration.
+            window: how many may be in the engine at once, 1 or more; None: all of them.
+            deadline: seconds from now by which all are wanted; of several such calls the earliest goes first. None:
+                after those that have one. Nothing ends when it passes.
+
+        Leaving the iteration early aborts what is left. Raises as `generate` does; jobs before a bad one are aborted.
+        """
+        return _those_finished(self.run_jobs(jobs, window=window, deadline=deadline))
+
+    def run_jobs(
+        self,
+        jobs: Iterable[Job | tuple[PromptLike, SamplingParams] | None],
+        *,
+        window: int | None = None,
+        deadline: float | None = None,
+    ) -> JobRun:
+        """Make the run of `as_completed` without starting it, for callers that follow how far it has come.
+
+        Raises:
+            ValueError: a window or deadline out of range.
+        """
+        if window is not None:
+            check_whole_number("window", window, 1)
+        if deadline is not None:
+            check_deadline(deadline)
+        due = None if deadline is None else self._client.clock() + deadline
+        checked = (job if job is None or isinstance(job, Job) else self._client.check(*job) for job in jobs)
+        return JobRun(self._client, checked, window, is_batch=True, due=due)
+
     def clock(self) -> float:
         """Return the time on the engine's clock, which stamps the timelines, in seconds."""
         return self._client.clock()
@@ -176,3 +223,8 @@ class BaseLLM:
         Ignored where the request is not decoding, or where there is no room.
         """
         self._client.migrate(request_id, destination)
+
+
+def _those_finished(run: JobRun) -> Generator[tuple[int, RequestOutput], None, None]:
+    with closing(run.outputs()) as results:
+        yield from (result for result in results if result is not None)

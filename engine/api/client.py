@@ -158,6 +158,11 @@ class EngineClient:
         for sequence_id in collector.running:
             self._core.abort(sequence_id)
 
+    def serve(self, collector: RequestCollector, service: Service) -> None:
+        """Serve every completion of this very request in another way from here on."""
+        for sequence_id in collector.running:
+            self._core.serve(sequence_id, service)
+
     def preempt(self, request_id: str) -> None:
         """Give up the KV of every completion of a request; a name not in use is ignored."""
         for sequence_id in self._active.sequences(request_id):

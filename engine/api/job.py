@@ -1,6 +1,6 @@
 """A request that passed every check and is not in the engine yet. No JAX here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..protocol.sampling_plan import SamplingPlan
 from ..protocol.service import DEFAULT, Service
@@ -17,3 +17,7 @@ class Job:
     plan: SamplingPlan
     arrival: float  # when it reached us, before it was tokenised; in seconds on the engine's clock
     service: Service = DEFAULT
+
+    def served(self, service: Service) -> "Job":
+        """Return the same job, to be served in this way."""
+        return self if service is self.service else replace(self, service=service)

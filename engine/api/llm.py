@@ -5,8 +5,7 @@ Every method may be called from any thread; the requests of all callers run in t
 policy's order. `step` alone is for one thread at a time.
 """
 
-import itertools
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from queue import SimpleQueue
 from types import TracebackType
@@ -17,13 +16,13 @@ import numpy as np
 
 from ...models.text.chat import ChatOptions
 from ...models.text.chat_messages import Message, Tool
-from ..config import check_whole_number
 from ..core.submission import Update
 from ..errors import EngineError
 from ..progress import Progress
 from .base import DRAIN_TIMEOUT, BaseLLM
 from .collector import RequestCollector
 from .job import Job
+from .job_run import JobRun
 from .outputs import RequestOutput, Score
 from .prompts import PromptLike, as_list, check_continuation, check_ids_or_text, check_texts
 from .resolve_sampling import resolve
@@ -137,24 +136,6 @@ class LLM(BaseLLM):
             raise
         return stream
 
-    def as_completed(
-        self, jobs: Iterable[Job | tuple[PromptLike, SamplingParams] | None], *, window: int | None = None
-    ) -> Generator[tuple[int, RequestOutput], None, None]:
-        """Run jobs, each a prompt and its sampling parameters, and yield (index, result) of each as it finishes.
-
-        Args:
-            jobs: what `check_request` gave, or a prompt and parameters, which are checked now; read as they are needed.
-                One may be None while others run: no job is ready yet, results come first, and it is asked for again
-                whenever a request has an update. Where nothing runs, None ends the iteration.
-            window: how many may be in the engine at once, 1 or more; None: all of them.
-
-        Leaving the iteration early aborts what is left. Raises as `generate` does; jobs before a bad one are aborted.
-        """
-        if window is not None:
-            check_whole_number("window", window, 1)
-        checked = (job if job is None or isinstance(job, Job) else self._client.check(*job) for job in jobs)
-        return self._outputs(checked, window)
-
     def score(
         self, prompts: PromptLike | Iterable[PromptLike], continuations: PromptLike | Iterable[PromptLike]
     ) -> list[Score]:
@@ -184,8 +165,9 @@ class LLM(BaseLLM):
             whole = check_continuation(prompt, after, *bounds)
             jobs.append(Job(whole, _SCORING, plan, arrival))
             starts.append(len(prompt.ids))
-        with closing(self._run(jobs, None)) as results:
-            scores = {index: _score(collector, starts[index]) for index, collector in results}
+        with closing(JobRun(self._client, jobs, None).results()) as results:
+            found = [result for result in results if result is not None]
+        scores = {index: _score(collector, starts[index]) for index, collector in found}
         return [scores[index] for index in range(len(jobs))]
 
     @names_what_is_missing("LLM.add_request", GENERATE, ServiceOptions)
@@ -281,42 +263,13 @@ class LLM(BaseLLM):
         outputs: list[RequestOutput | None] = [None] * count
         with (
             Progress("answered", count, "requests", shown=use_tqdm) as line,
-            closing(self._outputs(jobs, None)) as results,
+            closing(JobRun(self._client, jobs, None).results()) as results,
         ):
-            for index, output in results:
-                outputs[index] = output
-                line.advance(1)
+            for result in results:
+                if result is not None:
+                    outputs[result[0]] = result[1].output()
+                    line.advance(1)
         return [output for output in outputs if output is not None]
-
-    def _outputs(
-        self, jobs: Iterable[Job | None], window: int | None
-    ) -> Generator[tuple[int, RequestOutput], None, None]:
-        with closing(self._run(jobs, window)) as results:
-            for index, collector in results:
-                yield index, collector.output()
-
-    def _run(
-        self, jobs: Iterable[Job | None], window: int | None
-    ) -> Generator[tuple[int, RequestCollector], None, None]:
-        """Yield index and collector of each job as it finishes; `window` jobs at most are in the engine."""
-        updates: SimpleQueue[tuple[RequestCollector, Update]] = SimpleQueue()
-        running: dict[RequestCollector, int] = {}
-        waiting, indices = iter(jobs), itertools.count()
-        try:
-            while True:
-                while (window is None or len(running) < window) and (job := next(waiting, None)) is not None:
-                    ticket = self._client.ticket(job, lambda collector, update: updates.put((collector, update)))
-                    running[ticket.collector] = next(indices)
-                    self._client.start(ticket)
-                if not running:
-                    return
-                collector, update = updates.get()
-                collector.take(update)
-                if collector.is_finished:
-                    yield running.pop(collector), collector
-        finally:
-            for collector in running:
-                self._client.withdraw(collector)
 
 
 def _one_each(params: SamplingParams | Iterable[SamplingParams] | None, count: int) -> list[SamplingParams]:

@@ -49,15 +49,19 @@ def service_of(options: ServiceOptions | Mapping[str, Any]) -> Service:
         raise ValueError(f"priority={priority!r} is not usable: it must be a whole number from -2**31 to 2**31 - 1.")
     for name in ("deadline", "first_token_deadline"):
         seconds = options.get(name)
-        if seconds is not None and not is_positive(seconds):
-            raise ValueError(
-                f"{name}={seconds!r} is not usable: it must be a number of seconds from arrival on, above 0."
-            )
+        if seconds is not None:
+            check_deadline(seconds, name, "arrival")
     session = options.get("session")
     if session is not None and (not isinstance(session, str) or not session):
         raise ValueError(f"session={session!r} is not usable: it must be a text that is not empty.")
     check_slo(options.get("slo"))
     return Service(**options)
+
+
+def check_deadline(seconds: object, name: str = "deadline", start: str = "now") -> None:
+    """Raise ValueError, naming the option, unless this is a finite number of seconds above 0."""
+    if not is_positive(seconds):
+        raise ValueError(f"{name}={seconds!r} is not usable: it must be a number of seconds from {start} on, above 0.")
 
 
 def services_of(options: ServicesOptions, count: int) -> list[Service]:

@@ -13,6 +13,7 @@ from ..api.outputs import RequestOutput
 from ..api.sampling_params import SamplingParams
 from ..progress import Progress
 from .journal import Journal, Kept
+from .lateness import EVERY, OnLate, Running, Watch
 from .line_fields import Line
 from .order import LOOK_AHEAD, Prepared, arrange
 from .request_lines import BatchLineError, BatchRequest, parse_line, with_variables
@@ -21,8 +22,8 @@ from .source import Source, Survey
 from .summary import BatchResult
 
 if TYPE_CHECKING:
+    from ..api.base import BaseLLM
     from ..api.job import Job
-    from ..api.llm import LLM
 
 
 class BatchRun:
@@ -30,7 +31,7 @@ class BatchRun:
 
     def __init__(
         self,
-        llm: "LLM",
+        llm: "BaseLLM",
         source: Source,
         survey: Survey | None,
         journal: Journal,
@@ -60,26 +61,37 @@ class BatchRun:
         self._names: set[int] = set()
         self._shown = self.result.finished  # as far as the progress line has come
 
-    def run(self, window: int, progress: Progress) -> None:
-        """Run the requests that have no output line yet, with at most `window` of them in the engine.
+    def run(self, window: int, progress: Progress, deadline: float | None, on_late: OnLate) -> None:
+        """Run the requests that have no output line yet, with at most `window` of them in the engine, by a deadline.
 
         Raises:
             OSError: a line could not be written.
             InputError: the input changed, or can no longer be read.
             EngineError: the engine is closed or has failed.
         """
-        start = time.monotonic()
-        jobs = self._jobs()
-        results = self._llm.as_completed(jobs, window=window)
+        start, clock = time.monotonic(), self._llm.clock
+        run = self._llm.run_jobs(self._jobs(), window=window, deadline=deadline)
+        watch = None if deadline is None else self._watch(run, clock(), deadline, on_late)
+        results = run.outputs(every=None if watch is None else EVERY)
         try:
-            for index, output in results:
-                self._finish(self._in_engine.pop(index), output)
+            for result in results:
+                if result is not None:
+                    index, output = result
+                    self._finish(self._in_engine.pop(index), output)
                 self.result.seconds = time.monotonic() - start
+                if watch is not None:
+                    watch.look(clock())
                 self._show(progress)
         finally:
             results.close()
             self.result.seconds = time.monotonic() - start
+            if watch is not None:
+                watch.end(clock())
             self._show(progress)
+
+    def _watch(self, run: Running, start: float, deadline: float, on_late: OnLate) -> Watch:
+        total = None if self._survey is None else self._survey.requests
+        return Watch(run, self.result, total, start + deadline, start, on_late)
 
     def _jobs(self) -> Iterator["Job | None"]:
         """Yield what goes into the engine; None where stdin has nothing yet and results come first."""
@@ -166,5 +178,9 @@ class BatchRun:
 
     def _show(self, progress: Progress) -> None:
         said = f"{self.result.tokens_per_second:.0f} tokens/s, {self.result.failed:,} with an error"
+        if self.result.predicted_late is not None:
+            said += ", late"
+        if self.result.promoted:
+            said += f", {self.result.promoted:,} promoted"
         progress.advance(self.result.finished - self._shown, said)
         self._shown = self.result.finished

@@ -23,19 +23,20 @@ from . import parquet
 from .files import replacing
 from .identity import Identity
 from .journal import Journal, Kept
+from .lateness import OnLate, check_late
 from .paths import Output
 from .runner import BatchRun
 from .source import InputError, Source, Survey
 from .summary import BatchResult
 
 if TYPE_CHECKING:
-    from ..api.llm import LLM
+    from ..api.base import BaseLLM
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(
-    llm: "LLM",
+    llm: "BaseLLM",
     source: str | Path,
     target: str | Path,
     *,
@@ -48,11 +49,14 @@ def run(
     window: int | None = None,
     keep: int = 0,
     progress: bool = False,
+    deadline: float | None = None,
+    on_late: OnLate = "say",
 ) -> BatchResult:
     """Run every line of `source` that has no line in `target` yet, and write one for each as it finishes.
 
     The arguments and exceptions are those of `Batch` and of `Batch.run`.
     """
+    check_late(deadline, on_late)
     with Batch(
         source,
         target,
@@ -63,7 +67,7 @@ def run(
         retry_errors=retry_errors,
         chat_template_kwargs=chat_template_kwargs,
     ) as batch:
-        return batch.run(llm, window=window, keep=keep, progress=progress)
+        return batch.run(llm, window=window, keep=keep, progress=progress, deadline=deadline, on_late=on_late)
 
 
 class Batch:
@@ -136,23 +140,38 @@ class Batch:
         """Return how many requests have no output line yet; None if unknown. If 0, `finish` needs no engine."""
         return None if self.total is None else self.total - self._kept.lines
 
-    def run(self, llm: "LLM", *, window: int | None = None, keep: int = 0, progress: bool = False) -> BatchResult:
-        """Run the requests that have no output line yet.
+    def run(
+        self,
+        llm: "BaseLLM",
+        *,
+        window: int | None = None,
+        keep: int = 0,
+        progress: bool = False,
+        deadline: float | None = None,
+        on_late: OnLate = "say",
+    ) -> BatchResult:
+        """Run the requests that have no output line yet. They use what interactive requests leave of the engine.
+
+        It blocks: beside coroutines, `await asyncio.to_thread(batch.run, llm)`.
 
         Args:
-            llm: the engine.
+            llm: the engine, an `LLM` or an `AsyncLLM`, which may serve others as well.
             window: requests that may be in the engine at once; None: four times its slots, so that slots do not run
                 empty.
             keep: how many of the first results to return whole, in `BatchResult.kept`.
             progress: show on stderr how many lines are done.
+            deadline: seconds from now by which the last line is wanted: of several files the earliest goes first. When
+                the run is predicted to miss it, it says so on stderr, once, and goes on.
+            on_late: what to do then besides: "say", nothing; "promote": run the rest as interactive requests.
 
         Raises:
-            ValueError: the batch was closed or run before; or stdin was empty.
+            ValueError: the batch was closed or run before; stdin was empty; or a deadline that is no number above 0.
             BatchStopped: the disk is full or fails, the input changed or the output was moved meanwhile, or the engine
                 is closed or has failed.
             KeyboardInterrupt: Ctrl-C. Any exception aborts the requests that are still in the engine, and keeps what is
                 written.
         """
+        check_late(deadline, on_late)
         if self._result is not None or not self._is_open:
             raise ValueError("This Batch was closed or run before: make a new one, which goes on from what is written.")
         if self.remaining == 0:
@@ -163,7 +182,7 @@ class Batch:
         window = window or 4 * llm.config.max_num_seqs * len(llm.config.topology.meshes)
         try:
             with Progress("batch", self.total, "lines", shown=progress, done=self._kept.lines) as line:
-                start.run(window, line)
+                start.run(window, line, deadline, on_late)
             if self._survey is None and not start.result.finished:
                 raise ValueError("The input '-' is empty: write one JSON request on each line.")
             self._conclude()

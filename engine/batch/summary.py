@@ -22,6 +22,9 @@ class BatchResult:
     prompt_tokens: int = 0
     cached_tokens: int = 0  # prompt tokens that the prefix cache spared
     completion_tokens: int = 0
+    promoted: int = 0  # lines that ran as interactive requests, because the run was going to be late
+    predicted_late: float | None = None  # seconds, as was said; None: nothing was said
+    late: float = 0.0  # seconds after the deadline when this start ended; 0 without one
     seconds: float = 0.0  # wall time, without loading the model
     timelines: deque[Timeline] = field(default_factory=lambda: deque(maxlen=RECENT))  # of the latest 4096 successes
     kept: list[tuple[BatchRequest, RequestOutput]] = field(default_factory=list)  # the first ones, in input order
@@ -69,6 +72,8 @@ class BatchResult:
             "cached_tokens": self.cached_tokens,
             "prefix_hit_rate": self.prefix_hit_rate,
             "completion_tokens": self.completion_tokens,
+            "promoted": self.promoted,
+            "seconds_late": self.late,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
             "devices": devices,

@@ -25,13 +25,14 @@ from ..protocol.events import (
     Arrived,
     MigrateRequested,
     PreemptRequested,
+    ServiceChanged,
     StepDone,
     Tick,
     TransferFailed,
 )
 from ..protocol.executor import Executor
 from ..protocol.results import Completion, MeshLost, StepFailed, StepResult, describe
-from ..protocol.service import is_positive
+from ..protocol.service import Service, is_positive
 from ..protocol.timeline import Timeline
 from ..roles import read_goal
 from ..scheduler.decision_log import DecisionLog
@@ -52,7 +53,7 @@ class _Close:
     pass
 
 
-type _RequestEvent = PreemptRequested | MigrateRequested | AbortRequested
+type _RequestEvent = PreemptRequested | MigrateRequested | AbortRequested | ServiceChanged
 type _Message = tuple[Submission, ...] | _RequestEvent | Completion | Tick | Change | Question | _Close
 
 
@@ -118,6 +119,10 @@ class EngineCore:
     def migrate(self, request_id: int, destination: int | None = None) -> None:
         """Move a decoding request to mesh number `destination` (None: any other); ignored where there is no room."""
         self._inbox.put(MigrateRequested(self.clock(), request_id, destination))
+
+    def serve(self, request_id: int, service: Service) -> None:
+        """Serve a request in another way from here on; unknown and finished ones are ignored."""
+        self._inbox.put(ServiceChanged(self.clock(), request_id, service))
 
     def update_params(self, params: Mapping[str, object]) -> None:
         """Let running requests finish, replace parameters on every mesh, void every cached page, and go on.

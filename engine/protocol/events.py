@@ -60,6 +60,15 @@ class Outcome(Row, frozen=True):
     block_hash: bytes | None = None  # of the page that this token fills; None: it fills none, or the page is not cached
 
 
+class ServiceChanged(Message, frozen=True):
+    """Serve this request in another way from here on: it starts over at its new place in the order, with the tokens it
+    has. Unknown or finished requests are ignored."""
+
+    t: float
+    request_id: int
+    service: Service
+
+
 class StepDone(Message, frozen=True):
     """A step was read back. Outcomes come in the order of the rows, and of the steps for several decode steps."""
 
@@ -128,6 +137,7 @@ Event = (
     | AbortRequested
     | PreemptRequested
     | MigrateRequested
+    | ServiceChanged
     | StepDone
     | TransferReady
     | TransferFailed

@@ -50,6 +50,10 @@ class Admission:
         """Remove a request from the queue."""
         self._waiting.remove(request)
 
+    def put_back(self, request: Request) -> None:
+        """Add a request that was removed, at what is now its place in the order."""
+        self._waiting.add(request)
+
     def wake(self, done: Iterable[Awaited]) -> None:
         """Have the requests asked again that sleep for one of these: blocks that a placement has computed or never
         will, or ids of requests that can be forked now or never will be."""
@@ -177,7 +181,7 @@ class Admission:
         request.move_to(State.PREFILL)
         request.prefilled, request.prefilled_on = cached, mesh.index
         request.unanswered = max(1, request.to_prefill - cached)
-        mesh.change_load(request.unanswered)
+        mesh.change_load(request.unanswered, is_batch=request.is_batch)
         if request.cache is None:
             request.cache = self._misses.report(request, mesh.index)
             self._counters.count_prompt(request.prompt_len, request.cache)

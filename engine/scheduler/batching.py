@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..config import EngineConfig, bucket_for
 from ..protocol.actions import Action, Chunk, Decode, DecodeRow, Fused, Prefill
 from .admission import Admission
+from .beside import Beside
 from .cost import Costs
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
@@ -32,6 +33,7 @@ class Batching:
         """Begin without steps; `emit` takes the actions."""
         self._config, self._requests, self._costs, self._emit = config, requests, costs, emit
         self._admission, self._handoffs, self._lifecycle = admission, handoffs, lifecycle
+        self._beside = Beside(config, requests, len(config.topology.meshes))
         self._next_step = 0
 
     def dispatch_step(self, mesh: MeshState, now: float) -> bool:
@@ -41,22 +43,38 @@ class Batching:
         """
         if len(mesh.in_flight) >= MAX_STEPS_IN_FLIGHT:
             return False
-        ready, prefilling = mesh.ready(), mesh.prefilling()
+        ready: Sequence[Request] = mesh.ready()
+        prefilling: Sequence[Request] = mesh.prefilling()
+        budget, mesh.holds_back = self._config.chunk_size, False
+        if mesh.batch and mesh.shared.interactive.is_about(now):
+            found = len(prefilling) + len(ready)
+            prefilling, ready, budget = self._beside.allowed(mesh, prefilling, ready)
+            mesh.holds_back = len(prefilling) + len(ready) < found
         prefills = bool(prefilling) and (mesh.spec.fused or not (ready and mesh.last_was_prefill))
         mesh.last_was_prefill = prefills
         steps = 1 if prefills else self._steps_at_once(mesh)
         rows = self._decode_rows(mesh, ready, steps) if mesh.spec.fused or not prefills else ()
         if rows and prefills:  # making rows may have preempted some of them
-            prefilling = mesh.prefilling()
-        chunks = self._take_chunks(mesh, prefilling, now, may_preempt=not rows) if prefills else ()
+            prefilling = [request for request in prefilling if request.state is State.PREFILL]
+        chunks = self._take_chunks(mesh, prefilling, budget, now, may_preempt=not rows) if prefills else ()
         if rows or chunks:
             step = self._step(mesh, chunks, rows, steps)
             self._costs.begin_step(step)
             self._emit(step)
+            if mesh.batch:
+                self._beside.began(mesh.index, step.step, chunks, rows, now)
             for chunk in chunks:
                 if not chunk.is_last:
                     self._handoffs.pipeline(self._requests[chunk.request_id])
         return bool(rows or chunks)
+
+    def ended(self, mesh: MeshState, step: int, now: float) -> None:
+        """Take in that a step was read."""
+        self._beside.ended(mesh.index, step, now)
+
+    def forget(self, mesh: MeshState) -> None:
+        """Take in that the steps in flight on a mesh are lost."""
+        self._beside.forget(mesh.index)
 
     def _horizon(self, mesh: MeshState) -> int:
         """Count the decode steps that a mesh may run in a row before its batch would change; 0: it decodes nothing.
@@ -81,11 +99,10 @@ class Batching:
     # ---- prompt chunks
 
     def _take_chunks(
-        self, mesh: MeshState, prefilling: Sequence[Request], now: float, *, may_preempt: bool
+        self, mesh: MeshState, prefilling: Sequence[Request], budget: int, now: float, *, may_preempt: bool
     ) -> tuple[Chunk, ...]:
-        """Take at most one chunk of each request, in order, as far as the step has room."""
+        """Take at most one chunk of each request, in order, as far as `budget` tokens go."""
         chunks: list[Chunk] = []
-        budget = self._config.chunk_size
         for request in prefilling[: self._config.prefill_rows]:
             stop = request.to_prefill
             start = min(request.prefilled, stop - 1)

@@ -47,6 +47,8 @@ class Lifecycle:
         """Add a new request to `requests` and to the queue."""
         request.run = next(self._runs)
         self._requests[request.id] = request
+        if not request.is_batch:
+            self._meshes[0].shared.interactive.enter()
         self._admission.add(request)
 
     # ---- ends
@@ -62,6 +64,8 @@ class Lifecycle:
         request.timeline.finish = now
         self._deadlines.ended(request)
         del self._requests[request.id]
+        if not request.is_batch:
+            self._meshes[0].shared.interactive.end(now)
         self._emit(Finish(request.id, reason, error))
 
     def _leave(self, request: Request, *, keeps_pages: bool) -> None:
@@ -88,7 +92,7 @@ class Lifecycle:
         """Subtract the request from the load of its prefill mesh: its first token is read, or will not come."""
         mesh = self._meshes[request.prefilled_on]
         mesh.begun -= request.begun
-        mesh.change_load(-request.unanswered)
+        mesh.change_load(-request.unanswered, is_batch=request.is_batch)
         request.unanswered = request.begun = 0
 
     # ---- new beginnings

@@ -21,6 +21,7 @@ from ..protocol.actions import Action
 from ..topology import MeshSpec, Role
 from .cost import Costs
 from .expected_blocks import ExpectedBlocks
+from .interactive import Interactive
 from .kept_pages import KeptPages
 from .levels import Levels
 from .notes import Notes
@@ -57,9 +58,12 @@ class MeshState:
     placed: SortedRequests = field(default_factory=sorted_requests)  # all with a placement here, or reserved
     prefill_load: int = 0  # prompt tokens to compute whose first output token was not read: what a new prompt waits for
     begun: int = 0  # those of them whose step was dispatched
+    batch_load: int = 0  # what of it batch prompts make up, for which an interactive one does not wait
     targets: Targets = field(default_factory=Targets)  # of those in `placed`
     in_flight: set[int] = field(default_factory=set)  # steps not read yet
     last_was_prefill: bool = False
+    batch: int = 0  # how many of `placed` use what interactive requests leave
+    holds_back: bool = False  # some of these, until a step that is in flight ends
     draining: Phase | None = None  # work of a phase that its role has no more; it takes none anew
     prefills: bool = field(init=False)  # whether prompts may come here
     decodes: bool = field(init=False)  # whether requests may come here to be decoded, and prompts stay to be
@@ -110,6 +114,10 @@ class MeshState:
         """Return the prompt tokens of requests here whose step was not dispatched yet."""
         return self.prefill_load - self.begun
 
+    def to_compute_before(self, request: Request) -> int:
+        """Return likewise those that this request would wait for: an interactive one waits for no batch work."""
+        return self.to_compute if request.is_batch else max(0, self.to_compute - self.batch_load)
+
     @property
     def is_backed_up(self) -> bool:
         """Return whether KV that waits for credit elsewhere fills over half of a group; no prompt is admitted then."""
@@ -154,11 +162,18 @@ class MeshState:
         self.placed.add(request)
         self.shared.levels.enter(request.level, self.index)
         self.targets.add(request.tpot_target)
+        self.batch += request.is_batch
         self.wake()
 
-    def change_load(self, tokens: int) -> None:
+    def load_before(self, request: Request) -> int:
+        """Return what of the load this prompt would wait for: an interactive one waits for no batch work."""
+        return self.load if request.is_batch else self.load - self.batch_load - self.pages.page_size * self.batch
+
+    def change_load(self, tokens: int, *, is_batch: bool) -> None:
         """Add prompt tokens to compute, or take them off."""
         self.prefill_load += tokens
+        if is_batch:
+            self.batch_load += tokens
         self.shared.room.touch(self.index)
 
     def end_wait(self, placement: Placement) -> list[bytes]:
@@ -176,12 +191,15 @@ class MeshState:
         self.placed.remove(request)
         self.shared.levels.leave(request.level, self.index)
         self.targets.remove(request.tpot_target)
+        self.batch -= request.is_batch
         self.wake()
         return ended
 
     def check(self) -> None:
         """Raise unless this mesh is in `due` if it could run another step, and is listed with the blocks it expects."""
-        has_work = self.prefilling() or self.ready()
+        if self.batch != sum(request.is_batch for request in self.placed):
+            raise RuntimeError(f"mesh {self.index}: {self.batch} batch requests counted, not those that are here")
+        has_work = (self.prefilling() or self.ready()) and not (self.holds_back and self.in_flight)
         if has_work and len(self.in_flight) < MAX_STEPS_IN_FLIGHT and self.index not in self.shared.due:
             raise RuntimeError(f"mesh {self.index} could run another step and would not be asked to")
         if not self._runs_decodes and any(request.state is State.DECODE for request in self.placed):
@@ -212,6 +230,7 @@ class SharedState:
     due: set[int] = field(default_factory=set)  # meshes that may have another step to run
     computing: dict[bytes, int] = field(default_factory=dict)  # block -> the meshes that are to compute it, a bit each
     arriving: dict[bytes, int] = field(default_factory=dict)  # likewise of blocks on their way to a mesh
+    interactive: Interactive = field(default_factory=Interactive)  # whether some are about
     sessions: Sessions = field(init=False)  # what conversations have left behind
 
     def __post_init__(self) -> None:

@@ -80,7 +80,7 @@ class FirstComeFirstServed:
         """Prefer where it costs the fewest seconds, of the request and of others (`ranking.py`); of equal ones the
         conversation's own, then where the fewest tokens are to be computed."""
         seconds = sum(prompt_terms(request, mesh))
-        left = mesh.load - mesh.pages.hit(request.hashes, request.to_prefill)
+        left = mesh.load_before(request) - mesh.pages.hit(request.hashes, request.to_prefill)
         is_strange = mesh.index != request.home
         return mesh.index == request.lost_on, seconds, is_strange, left, -mesh.pages.slots.num_free
 

@@ -33,7 +33,7 @@ class DecodeTerms(NamedTuple):
 
 def prompt_terms(request: Request, mesh: MeshState) -> PromptTerms:
     """Estimate what prefilling the request on a mesh costs, and decoding it where the mesh does that."""
-    costs, index, load = mesh.shared.costs, mesh.index, mesh.to_compute
+    costs, index, load = mesh.shared.costs, mesh.index, mesh.to_compute_before(request)
     tokens = request.to_prefill - mesh.pages.hit(request.hashes, request.to_prefill)
     fixed, each = costs.prefill_terms(index)
     busy, before, chunks = costs.busy(index), load / costs.chunk_size, -(-tokens // costs.chunk_size)

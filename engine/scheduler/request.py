@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from msgspec.structs import replace
+
 from ..paging.block_table import Placement
 from ..protocol.cache_report import PrefixCacheReport
 from ..protocol.events import RequestFacts
-from ..protocol.service import SLO
+from ..protocol.service import SLO, Service
 from ..protocol.timeline import Timeline
 from .levels import Level
 from .slo import tpot_target
@@ -117,11 +119,18 @@ class Request:
     prompt_len: int = field(init=False)
     max_tokens: int = field(init=False)
     tpot_target: float = field(init=False)  # seconds, see `slo.py`
+    is_batch: bool = field(init=False)  # it uses what interactive requests leave
 
     def __post_init__(self) -> None:
         """Copy the facts that every step reads."""
         self.tpot_target = tpot_target(self.slo)
         self.id, self.prompt_len, self.max_tokens = self.facts.id, self.facts.prompt_len, self.facts.max_tokens
+        self.is_batch = self.facts.service.is_batch
+
+    def serve(self, service: Service) -> None:
+        """Take in how the request is to be served from here on."""
+        self.facts = replace(self.facts, service=service)
+        self.is_batch = service.is_batch
 
     @property
     def sleeps_for(self) -> Awaited | None:

@@ -25,11 +25,13 @@ from ..protocol.events import (
     PreemptRequested,
     RequestFacts,
     Resume,
+    ServiceChanged,
     SetRoles,
     StepDone,
     TransferFailed,
     TransferReady,
 )
+from ..protocol.service import Service
 from ..protocol.timeline import Timeline
 from .admission import Admission
 from .agenda import Agenda
@@ -108,6 +110,8 @@ class Scheduler:
                 self._lifecycle.preempt(self.requests[id_])
             case MigrateRequested(request_id=id_, destination=destination) if id_ in self.requests:
                 self._handoffs.migrate(self.requests[id_], destination)
+            case ServiceChanged(request_id=id_, service=service) if id_ in self.requests:
+                self._serve(self.requests[id_], service)
             case StepDone(t=t, mesh=mesh, step=step, outcomes=outcomes):
                 self._on_step_done(self.meshes[mesh], step, t, outcomes)
             case TransferReady(t=t, transfer=number):
@@ -118,6 +122,7 @@ class Scheduler:
                 self._lifecycle.lose_transfer(number, reason, self._now)
             case MeshFailed(mesh=mesh, reason=reason):
                 self.costs.lose_mesh(mesh)
+                self._batching.forget(self.meshes[mesh])
                 self._lifecycle.lose_mesh(self.meshes[mesh], reason, self._now)
             case SetRoles():
                 self._roles.set_roles(event)
@@ -173,11 +178,24 @@ class Scheduler:
         fork_of = request.facts.fork_of
         return place_in_order(request, self.policy, None if fork_of is None else self.requests.get(fork_of))
 
+    def _serve(self, request: Request, service: Service) -> None:
+        """Let a request start over, served in this way."""
+        self._lifecycle.preempt(request)
+        self._admission.remove(request)
+        self._deadlines.ended(request)
+        before = request.is_batch
+        request.serve(service)
+        self._shared.interactive.change(before, request.is_batch, self._now)
+        self._deadlines.enter(request)
+        request.order = self._place_in_order(request)
+        self._admission.put_back(request)
+
     def _on_step_done(self, mesh: MeshState, step: int, t: float, outcomes: Sequence[Outcome]) -> None:
         if step not in mesh.in_flight:  # dispatched before the mesh failed
             return
         mesh.in_flight.remove(step)
         self.costs.end_step(mesh.index, step, t)
+        self._batching.ended(mesh, step, self._now)
         mesh.wake()
         now, requests = self._now, self.requests
         for outcome in outcomes:

@@ -9,6 +9,7 @@ BENCHMARKS = {
     "accuracy": "what quantised weights cost in perplexity and greedy tokens, against float32 and llama.cpp",
     "admission": "what the scheduler spends while many requests wait for one prefix, beside an earlier checkout",
     "attention": "attention, append and products alone, a layer at a time",
+    "beside": "interactive latency beside a batch job, and what the job keeps of its throughput",
     "cache": "programs that a start finds compiled after starts with other topologies",
     "dtype": 'products in float32 and bfloat16, which the choice of dtype="auto" rests on',
     "first_token": "seconds from the command to its first token, cold and warm, beside an earlier checkout",

@@ -85,6 +85,9 @@ class FakeCore:
     def migrate(self, id_, destination=None):
         self.said.append(("migrate", id_, destination))
 
+    def serve(self, id_, service):
+        self.said.append(("serve", id_, service))
+
     def update_params(self, params):
         self.said.append(("update_params", params))
 

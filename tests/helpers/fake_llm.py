@@ -24,6 +24,7 @@ class FakeLLM:
     was_left_with: int | None = None  # how many requests ran when the iteration was left
     is_closed: bool = False
     sampling: list[SamplingParams] = field(default_factory=list)
+    deadlines: list[float | None] = field(default_factory=list)
     chat_options: list[dict] = field(default_factory=list)
     config: SimpleNamespace = field(
         default_factory=lambda: SimpleNamespace(max_num_seqs=2, page_size=4, topology=Topology.parse("both=1"))
@@ -64,24 +65,13 @@ class FakeLLM:
         if sampling_params.stop_token_ids and max(sampling_params.stop_token_ids) > 1000:
             raise ValueError("stop_token_ids holds a token id that the model does not have.")
 
-    def as_completed(self, jobs, *, window=None):
-        waiting, running, finished, started = iter(jobs), [], 0, 0
-        try:
-            while True:
-                while len(running) < window and (job := next(waiting, None)):
-                    running.append((started, job))
-                    started += 1
-                self.most_in_flight = max(self.most_in_flight, len(running))
-                if not running:
-                    return
-                if finished == self.interrupt_after:
-                    raise KeyboardInterrupt
-                index, job = running.pop()
-                self.sampling.append(job.params)
-                yield index, self.output(index, job.prompt.token_ids, job.params.n)
-                finished += 1
-        finally:
-            self.was_left_with = len(running)
+    def run_jobs(self, jobs, *, window=None, deadline=None):
+        self.deadlines.append(deadline)
+        return FakeRun(self, iter(jobs), window)
+
+    def waits(self, run):
+        """Whether nothing finishes for a while."""
+        return False
 
     def stream(self, prompt, sampling_params):
         self.sampling.append(sampling_params)
@@ -95,6 +85,47 @@ class FakeLLM:
         reason = "error" if failed else "stop"
         completions = [CompletionOutput(i, text, ids, None, None, reason, None, stamps) for i in range(n)]
         return RequestOutput(f"request-{index}", None, ids, None, completions, True, 0, error)
+
+
+@dataclass
+class FakeRun:
+    """A run over jobs."""
+
+    llm: FakeLLM
+    jobs: object
+    window: int
+    tokens: int = 0
+    asked: int = 0
+    entered: int = 0
+    promoted: int = 0
+    every: float | None = None
+
+    def outputs(self, every=None):
+        llm, running, finished, self.every = self.llm, [], 0, every
+        try:
+            while True:
+                while len(running) < self.window and (job := next(self.jobs, None)):
+                    running.append((self.entered, job))
+                    self.entered += 1
+                    self.asked += len(job.prompt.ids) + job.params.max_tokens
+                llm.most_in_flight = max(llm.most_in_flight, len(running))
+                if not running:
+                    return
+                if finished == llm.interrupt_after:
+                    raise KeyboardInterrupt
+                if every is not None and llm.waits(self):
+                    yield None
+                    continue
+                index, job = running.pop()
+                llm.sampling.append(job.params)
+                self.tokens += 2 * len(job.prompt.ids)
+                yield index, llm.output(index, job.prompt.token_ids, job.params.n)
+                finished += 1
+        finally:
+            llm.was_left_with = len(running)
+
+    def promote(self):
+        self.promoted += self.window
 
 
 @dataclass

@@ -231,3 +231,26 @@ def test_files_are_checked_before_the_model_is_loaded(tmp_path, monkeypatch, cap
     err = capsys.readouterr().err
     assert err.startswith(f"twinmesh: The {missing}")
     assert err.count("\n") == 1
+
+
+def test_a_deadline_and_what_to_do_when_late_reach_the_run(llm, batch):
+    code, _, err, target = batch([{"prompt": "a"}], "--deadline", "90.5", "--on-late", "promote")
+    assert (code, llm.deadlines) == (0, [90.5])
+    assert "late" not in err.replace(str(target), "")
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_a_deadline_that_is_no_number_above_0_is_refused_in_a_line(llm, batch, seconds, capsys):
+    with pytest.raises(SystemExit) as stop:
+        batch([{"prompt": "a"}], f"--deadline={seconds}")
+    assert stop.value.code == 2
+    assert (
+        f"argument --deadline: {seconds!r} is not usable: give a number of seconds above 0" in capsys.readouterr().err
+    )
+
+
+def test_on_late_needs_a_deadline(llm, batch):
+    code, _, err, target = batch([{"prompt": "a"}], "--on-late", "promote")
+    assert code == 2
+    assert "on_late='promote' needs a deadline" in err
+    assert not target.exists()

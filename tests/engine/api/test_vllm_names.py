@@ -58,7 +58,7 @@ METHODS = [(LLM, "generate"), (LLM, "chat"), (AsyncLLM, "generate"), (LLM, "stre
 
 @pytest.mark.parametrize("call", METHODS, ids=lambda call: f"{call[0].__name__}.{call[1]}")
 @pytest.mark.parametrize(
-    "name", ["lora_request", "priority", "tokenization_kwargs", "prompt_token_ids", "trace_headers", "params"]
+    "name", ["lora_request", "data_parallel_rank", "tokenization_kwargs", "prompt_token_ids", "trace_headers", "params"]
 )
 def test_an_argument_of_vllm_is_named_with_what_to_use_instead(call, name):
     engine, method = call

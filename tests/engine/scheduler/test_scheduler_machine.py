@@ -23,11 +23,12 @@ from twinmesh.engine.protocol.events import (
     MigrateRequested,
     PreemptRequested,
     Resume,
+    ServiceChanged,
     SetRoles,
     Tick,
     TransferFailed,
 )
-from twinmesh.engine.protocol.service import SLO
+from twinmesh.engine.protocol.service import SLO, Service
 from twinmesh.engine.roles import ROLES, uncovered
 from twinmesh.engine.scheduler.mesh_state import in_order
 from twinmesh.engine.scheduler.policy import FirstComeFirstServed, ShortestPromptFirst
@@ -96,7 +97,7 @@ ROLES_OF_MESHES = st.lists(st.sampled_from(ROLES), min_size=10, max_size=10)
 class Machine(RuleBasedStateMachine):
     """Arrivals, results in any order that devices allow, aborts, preemptions, migrations and lost meshes, at random."""
 
-    steps = sleepers = handoffs_asleep = displaced = conditional_prefills = 0
+    steps = sleepers = handoffs_asleep = displaced = conditional_prefills = held_back = 0
     expired: ClassVar = Counter()
     reasons = frozenset()
 
@@ -127,6 +128,7 @@ class Machine(RuleBasedStateMachine):
 
     def _act(self):
         Machine.steps += 1
+        Machine.held_back += any(mesh.holds_back for mesh in self.scheduler.meshes)
         self.scheduler.check_integrity()  # what others wait for ends with notice, before anything is decided
         first = min(self.scheduler.requests.values(), key=in_order, default=None)
         before = {request: request.preempted for request in self.scheduler.requests.values()}
@@ -231,6 +233,19 @@ class Machine(RuleBasedStateMachine):
         self.t = max(self.t, self.scheduler.next_due())
         self.scheduler.on(Tick(self.t))
         Machine.expired.update(states[id_] for id_ in states.keys() - self.scheduler.requests.keys())
+        self._act()
+
+    @rule(prompt=st.sampled_from("pqr"), prompt_len=st.integers(1, 36), max_tokens=st.integers(1, 12))
+    def arrive_in_batch(self, prompt, prompt_len, max_tokens):
+        name, due = f"r{len(self.requests)}", (None, 5.0, 50.0)[prompt_len % 3]
+        facts = self.scheduler, self.device, name, prompt_len, max_tokens, self._advance(), prompt
+        self.requests.append(arrive(*facts, is_batch=True, due=due))
+        self._act()
+
+    @precondition(lambda self: self.requests)
+    @rule(pick=st.integers(0, 99), is_batch=st.booleans())
+    def serve_otherwise(self, pick, is_batch):
+        self.scheduler.on(ServiceChanged(self._advance(), self._some(pick), Service(is_batch=is_batch)))
         self._act()
 
     @precondition(lambda self: any(self.device.steps))
@@ -377,9 +392,12 @@ class Machine(RuleBasedStateMachine):
             assert not mesh.placed
             assert not mesh.computing
             assert not mesh.prefill_load
+            assert not mesh.batch_load
+            assert not mesh.batch
             assert not mesh.arriving
             assert not mesh.draining
         assert not self.device.staged
+        assert not self.scheduler.meshes[0].shared.interactive.count
         assert self.device.settled.keys() == set(range(1, self.calls + 1))
         Machine.conditional_prefills += self.scheduler.counters.conditional_prefills
         FLIPS.update(answer.outcome for answer in self.device.settled.values())
@@ -398,7 +416,7 @@ class Machine(RuleBasedStateMachine):
 
 def test_whatever_happens_nothing_is_lost():
     Machine.steps = Machine.sleepers = Machine.handoffs_asleep = Machine.displaced = Watched.victims = 0
-    Machine.conditional_prefills = 0
+    Machine.conditional_prefills = Machine.held_back = 0
     Machine.expired.clear()
     Machine.reasons = frozenset()
     FLIPS.clear()
@@ -419,3 +437,4 @@ def test_whatever_happens_nothing_is_lost():
     assert Machine.conditional_prefills > 0
     expected = ("during a hand-off", "during a drain", "preemptions during a drain", "meshes lost during a drain")
     assert all(FLIPS[what] > 0 for what in (*expected, "reached", "superseded", "refused", "late"))
+    assert Machine.held_back >= 100

@@ -5,6 +5,7 @@ import sys
 from concurrent.futures import Future
 
 import pytest
+from twinmesh.scripts.bench import beside as bench_beside
 from twinmesh.scripts.bench import first_token as bench_first_token
 from twinmesh.scripts.bench import handoff as bench_handoff
 from twinmesh.scripts.bench import isolation as bench_isolation
@@ -123,3 +124,23 @@ def test_a_first_token_is_the_first_byte_or_what_follows_a_marker():
 def test_a_command_that_fails_or_never_says_it_is_no_figure(script):
     with pytest.raises(SystemExit, match="failed"):
         bench_first_token.first_byte([sys.executable, "-c", script], os.environ, b"x" if "x" not in script else b"")
+
+
+def beside_round(ttft, tpot, alone_ttft, alone_tpot, kept):
+    def figures(ttft, tpot):
+        return {"ttft": {"p50": 0.0, "p99": ttft}, "tpot": {"p50": 0.0, "p99": tpot}}
+
+    both = {**figures(ttft, tpot), "tokens_per_second": 100 * kept}
+    return {"both": both, "interactive": figures(alone_ttft, alone_tpot), "batch": {"tokens_per_second": 100.0}}
+
+
+def test_beside_a_batch_job_medians_are_held_against_a_chunk_more_and_a_share():
+    rounds = [beside_round(*figures) for figures in ((1.0, 0.1, 0.5, 0.1, 0.8), (1.5, 0.11, 0.6, 0.1, 0.9))]
+    rounds.append(beside_round(1.1, 0.2, 0.5, 0.1, 0.1))
+    found = bench_beside.verdict(rounds, chunk=0.5)
+    assert found["is_met"]
+    assert found["ttft_p99_ratio"] == pytest.approx(2.2)
+    assert found["ttft_p99_of_target"] == pytest.approx(1.0)
+    assert found["tpot_p99_ratio"] == pytest.approx(1.1)
+    assert found["batch_share"] == pytest.approx(0.8)
+    assert not bench_beside.verdict(rounds, chunk=0.4)["is_met"]
