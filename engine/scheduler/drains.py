@@ -129,7 +129,7 @@ class Drains:
         for request in to_leave:
             if len(drain.leaving) >= MOST_LEAVING:
                 return
-            has_room = has_room and self._handoffs.migrate(request, None)
+            has_room = has_room and self._send_away(request, mesh)
             if not has_room:
                 break
             drain.leaving[request.id] = request.run
@@ -137,6 +137,15 @@ class Drains:
         if not has_room:
             self._refused[mesh.index] = None
             self._room = self._room_now
+
+    def _send_away(self, request: Request, mesh: MeshState) -> bool:
+        """Begin a migration to the best mesh that has room and staging; False: none has. Staging for all pages is
+        asked for, whatever is cached there, so that no place is reserved in vain."""
+        return any(
+            self._handoffs.has_staging(request, mesh.index, there.index)
+            and self._handoffs.migrate(request, there.index)
+            for there in self._router.for_decoding(request, request.kv_len, mesh.index, None)
+        )
 
     def _is_on_its_way(self, id_: int, run: int) -> bool:
         request = self._requests.get(id_)
