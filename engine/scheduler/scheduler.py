@@ -66,7 +66,9 @@ class Scheduler:
         self._handoffs = Handoffs(
             config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, emit
         )
-        self._admission = Admission(config, self.requests, self._router, self._shared, self.counters)
+        self._admission = Admission(
+            config, self.requests, self._router, self._shared, self.counters, self._handoffs.loans
+        )
         self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
         self._deadlines = Deadlines(self._agenda)
         self._lifecycle = Lifecycle(
