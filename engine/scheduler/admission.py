@@ -38,6 +38,7 @@ class Admission:
         self._passed = -1, -1  # how much had changed and been freed when nothing behind it was found to fit either
         self._now = 0.0
         self._found = 0, b""  # the last block found to be computed for another, and how many come before it
+        self.seated: list[int] = []  # those that were given their first seat in this decision
         self.is_held = False  # only those that start over are admitted
 
     def add(self, request: Request) -> None:
@@ -187,6 +188,8 @@ class Admission:
         request.prefilled, request.prefilled_on = cached, mesh.index
         request.unanswered = max(1, request.to_prefill - cached)
         mesh.change_load(request.unanswered)
+        if not request.restarts:
+            self.seated.append(request.id)
         if request.cached is None:
             request.cached = request.prompt_len - request.unanswered
             self._counters.prompt_tokens += request.prompt_len

@@ -120,6 +120,16 @@ class Scheduler:
         request = self.requests.get(row.request_id)
         return request if request is not None and request.run == row.run else None
 
+    @property
+    def seated(self) -> list[int]:
+        """List the requests that were given their first seat by the last `actions`."""
+        return self._admission.seated
+
+    def count_cached(self, request_id: int) -> int:
+        """Count the prompt tokens of a waiting request that some mesh has cached now."""
+        request = self.requests.get(request_id)
+        return 0 if request is None else self._router.blocks_cached(request) * self.config.page_size
+
     def is_in_flight(self, mesh: int, step: int) -> bool:
         """Return whether this step's result is still awaited."""
         return step in self.meshes[mesh].in_flight
@@ -205,6 +215,7 @@ class Scheduler:
         """Return everything that can be dispatched now, in order. Freed pages may let more in, hence the loop."""
         before = (-1, -1)
         self._preemption.begin()
+        self._admission.seated.clear()
         while self._shared.due or before != (len(self._out), self.counters.preemptions):
             before = len(self._out), self.counters.preemptions
             self._admission.admit(self._now)

@@ -85,6 +85,9 @@ def engine_config(options: EngineOptions, model: ModelConfig, defaults: Defaults
         prefix_cache=options.enable_prefix_caching,
         deterministic=options.deterministic,
         max_retries=options.max_retries,
+        age_seconds=options.age_seconds,
+        max_waiting=options.max_waiting,
+        max_waiting_tokens=options.max_waiting_tokens,
     )
     if config.max_model_len > model.max_position:
         raise ValueError(
