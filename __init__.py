@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .engine.api.llm import LLM
     from .engine.api.outputs import CompletionOutput, Logprob, RequestOutput, Score, TextDelta
     from .engine.api.sampling_params import RequestOutputKind, SamplingParams
-    from .engine.errors import EngineError
+    from .engine.errors import EngineError, Overloaded
     from .engine.protocol.service import SLO
     from .engine.topology import Topology
 
@@ -25,6 +25,7 @@ __all__ = [
     "CompletionOutput",
     "EngineError",
     "Logprob",
+    "Overloaded",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
@@ -38,6 +39,7 @@ _MODULES = {
     "CompletionOutput": "api.outputs",
     "EngineError": "errors",
     "Logprob": "api.outputs",
+    "Overloaded": "errors",
     "RequestOutput": "api.outputs",
     "RequestOutputKind": "api.sampling_params",
     "SLO": "protocol.service",

@@ -51,6 +51,8 @@ class EngineConfig:
     # What a level of priority is worth in seconds of waiting, and how long a prompt that does not fit may be passed
     # over. 0: priorities count for nothing where the order is of arrival, and nothing is passed over.
     age_seconds: float = 60.0
+    max_waiting: int | None = None  # interactive requests that wait and never began; None: any number
+    max_waiting_tokens: int | None = None  # their prompt tokens to compute; None: likewise
 
     def __post_init__(self) -> None:
         # A prompt and one more token is the least that can be served.
@@ -60,6 +62,9 @@ class EngineConfig:
         ):  # fmt: skip
             check_whole_number(name, getattr(self, name), least)
         check_seconds("age_seconds", self.age_seconds)
+        for name in ("max_waiting", "max_waiting_tokens"):
+            if getattr(self, name) is not None:
+                check_whole_number(name, getattr(self, name), 1)
         for name in ("prefill_buckets", "decode_buckets"):
             _check_buckets(name, getattr(self, name))
         if self.decode_buckets[-1] < self.max_num_seqs:

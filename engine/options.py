@@ -16,7 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Concatenate, ForwardRef, get_args
 
-from .config import ACTIVATIONS, QUANTIZATIONS, check_fraction, check_slo, check_whole_number
+from .config import ACTIVATIONS, QUANTIZATIONS, check_fraction, check_seconds, check_slo, check_whole_number
 from .protocol.service import SLO
 from .roles import names_fused, starting_roles
 from .scheduler.policy import Policy, policy_named
@@ -212,6 +212,27 @@ class EngineOptions:
             flag=None,
         ),
     ] = None
+    age_seconds: Annotated[
+        float,
+        Option(
+            "how many seconds of waiting a level of priority is worth, and for how long a prompt that does not fit yet "
+            "may be passed over by others that do",
+            metavar="X",
+        ),
+    ] = 60.0
+    max_waiting: Annotated[
+        int | None,
+        Option(
+            "requests that may wait, batch work and what has begun before apart; beyond it calls that submit one "
+            "request raise Overloaded, which says when to try again, and calls that submit many wait. By default any "
+            "number",
+            metavar="N",
+        ),
+    ] = None
+    max_waiting_tokens: Annotated[
+        int | None,
+        Option("likewise the prompt tokens of those that wait, without those that are cached", metavar="N"),
+    ] = None
     serve_early: Annotated[
         bool,
         Option(
@@ -255,7 +276,8 @@ class EngineOptions:
                 "the file's own, and no weights are quantised here."
             )
         check_whole_number("seed", self.seed, documentation()["seed"].least)
-        for name in ("max_num_seqs", "kv_cache_bytes"):
+        check_seconds("age_seconds", self.age_seconds)
+        for name in ("max_num_seqs", "kv_cache_bytes", "max_waiting", "max_waiting_tokens"):
             if getattr(self, name) is not None:
                 check_whole_number(name, getattr(self, name), documentation()[name].least)
         if self.memory_fraction is not None:

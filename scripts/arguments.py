@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
-from twinmesh.engine.config import ACTIVATIONS, DTYPES, QUANTIZATIONS
+from twinmesh.engine.config import ACTIVATIONS, DTYPES, QUANTIZATIONS, check_seconds
 from twinmesh.engine.options import EngineOptions, Option, documentation, signature
 from twinmesh.engine.scheduler.policy import policy_named
 from twinmesh.engine.topology import Topology, TopologyError
@@ -74,6 +74,7 @@ def _type_of(name: str, option: Option) -> Callable[[str], object]:
         int: whole_number(option.least),
         int | None: whole_number(option.least),
         float | None: _fraction,
+        float: _seconds,
         tuple[int, ...] | None: _whole_numbers,
     }
     return kinds.get(signature().parameters[name].annotation, not_empty)
@@ -260,6 +261,16 @@ def written_path(text: str) -> str:
     if text == "-":
         raise argparse.ArgumentTypeError("'-' is no file: give a name, /dev/stdout, or ./- for a file of that name")
     return read_path(text)
+
+
+def _seconds(text: str) -> float:
+    """Read a number of seconds, 0 or more."""
+    try:
+        number = float(text)
+        check_seconds("value", number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more") from None
+    return number
 
 
 def _fraction(text: str) -> float:

@@ -61,6 +61,7 @@ class AsyncLLM(BaseLLM):
         Raises:
             ValueError: a prompt or parameters that the engine cannot run, or a name in use.
             EngineError: the engine is closed or has failed.
+            Overloaded: as many requests wait as may; its `retry_after` says in how many seconds to try again.
         """
         arrival, served = self._client.clock(), service_of(service)
         # A long text takes a while to tokenise; the tokenizer releases the GIL.
@@ -71,7 +72,7 @@ class AsyncLLM(BaseLLM):
         ticket = self._client.ticket(job, lambda _, update: outlet.put(consumer, update), request_id)
         collector = ticket.collector
         consumer = Consumer(collector, loop, only_final=only_final)
-        self._client.start(ticket)
+        self._client.start(ticket, may_refuse=True)
         try:
             is_over = False
             while not is_over:

@@ -132,16 +132,18 @@ class EngineClient:
         ]
         return Ticket(request, tuple(submissions))
 
-    def start(self, ticket: Ticket) -> None:
-        """Start a request: submit all of its completions to the engine.
+    def start(self, ticket: Ticket, *, may_refuse: bool = False) -> None:
+        """Start a request: submit all of its completions to the engine. Where as many wait as may, wait for room, or
+        refuse it if it `may_refuse`.
 
         Raises:
             ValueError: its name is in use.
             EngineError: the engine is closed or has failed.
+            Overloaded: there is no room.
         """
         self._active.add(ticket.request)
         try:
-            self._core.submit(ticket.submissions)
+            self._core.submit(ticket.submissions, may_refuse=may_refuse)
         except BaseException:  # an interrupt may come after the engine has taken it
             for sequence_id in ticket.collector.sequence_ids:
                 self._core.abort(sequence_id)

@@ -123,14 +123,14 @@ class LLM(BaseLLM):
     ) -> RequestStream:
         """Start one request, served as `ServiceOptions` say; iterate over the result for its text as it comes.
 
-        Raises as `generate` does.
+        Raises as `generate` does, and Overloaded where as many requests wait as may.
         """
         updates: SimpleQueue[Update] = SimpleQueue()
         job = self._client.check(prompt, sampling_params, service=service_of(service))
         ticket = self._client.ticket(job, lambda _, update: updates.put(update))
         stream = RequestStream(ticket.collector, updates, self._client.withdraw)
         try:
-            self._client.start(ticket)
+            self._client.start(ticket, may_refuse=True)
         except BaseException:
             stream.close()
             raise
@@ -180,7 +180,8 @@ class LLM(BaseLLM):
     ) -> None:
         """Start a request to be followed with `step`, as vLLM's `LLMEngine` does, served as `ServiceOptions` say.
 
-        Raises as `generate` does, and ValueError where the name is in use.
+        Raises as `generate` does, ValueError where the name is in use, and Overloaded where as many requests wait as
+        may.
         """
         self._hand_driven.add(request_id, self._client.check(prompt, sampling_params, service=service_of(service)))
 

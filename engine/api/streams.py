@@ -72,6 +72,7 @@ class HandDriven:
         Raises:
             ValueError: the name is not a text, is empty, or is in use.
             EngineError: the engine is closed or has failed.
+            Overloaded: as many requests wait as may.
         """
         name = check_name(request_id)
         ticket = self._client.ticket(job, lambda collector, update: self._updates.put((collector, update)), name)
@@ -80,7 +81,7 @@ class HandDriven:
                 raise ValueError(f"request_id={request_id!r} is in use: step until that request has finished.")
             self._running.add(request_id)
         try:
-            self._client.start(ticket)
+            self._client.start(ticket, may_refuse=True)
         except BaseException:
             self._running.discard(request_id)
             self._updates.put(None)

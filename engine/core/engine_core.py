@@ -46,6 +46,7 @@ from .integrity import IdleCheck
 from .running_request import RunningRequest
 from .running_requests import RunningRequests
 from .submission import Submission
+from .waiting_room import RoomKeeper, WaitingRoom
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ class EngineCore:
         self._executor = make_executor(self._inbox.put)
         self._requests = RunningRequests(scheduler.config.page_size)
         self._observers, self._host = Observers(), HostTime()
+        self._room = WaitingRoom(scheduler.config.max_waiting, scheduler.config.max_waiting_tokens, clock)
+        if self._room.is_bounded:
+            self._observers.add(RoomKeeper(self._room, scheduler))
         self._changes = Changes(scheduler, self._executor, clock)
         self._dispatcher = Dispatcher(
             scheduler, self._executor, self._requests, self._observers, clock, self._host, self._changes.settled
@@ -100,13 +104,20 @@ class EngineCore:
 
     # ---- any thread
 
-    def submit(self, submissions: Sequence[Submission]) -> None:
-        """Accept requests, all or none; their updates come through their sinks.
+    def submit(self, submissions: Sequence[Submission], *, may_refuse: bool = False) -> None:
+        """Accept requests, all or none; their updates come through their sinks. Where the room for those that wait is
+        bounded and full, it waits for room, or refuses them if it `may_refuse`.
 
         Raises:
             EngineError: the engine is closed or has failed.
+            Overloaded: there is no room.
         """
-        self._put(tuple(submissions))
+        (self._room.enter_or_refuse if may_refuse else self._room.enter_when_there_is_room)(submissions)
+        try:
+            self._put(tuple(submissions))
+        except EngineError:
+            self._room.leave([submission.facts.id for submission in submissions])
+            raise
 
     def abort(self, request_id: int) -> None:
         """End a request early with finish_reason "abort"; unknown and finished ones are ignored."""
@@ -319,6 +330,7 @@ class EngineCore:
         """Refuse new requests and end those that are here: every accepted request gets a final update."""
         with self._lock:
             self._stopped = why
+        self._room.stop()
         left = [submission for submission in self._entering if submission.facts.id not in self._requests]
         while not self._inbox.empty():
             message = self._inbox.get()

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from ..config import EngineConfig
 from ..metrics.counters import Counters
+from .loans import Loans
 from .mesh_state import MeshState, SharedState, in_order
 from .misses import Misses
 from .request import Awaited, Request, State
@@ -29,14 +30,16 @@ class Admission:
         router: Router,
         shared: SharedState,
         counters: Counters,
+        loans: Loans,
     ):
         self._config, self._requests, self._router = config, requests, router
-        self._shared, self._counters = shared, counters
+        self._shared, self._counters, self._loans = shared, counters, loans
         self._misses, self._waiting = Misses(config, shared), WaitingRequests(config.page_size)
         self._refusal = shared.room.refusal()  # of the first that found no room
         self._passed = -1, -1  # how much had changed and been freed when nothing behind it was found to fit either
         self._now = 0.0
         self._found = 0, b""  # the last block found to be computed for another, and how many come before it
+        self.seated: list[int] = []  # those that were given their first seat in this decision
         self.is_held = False  # only those that start over are admitted
 
     def add(self, request: Request) -> None:
@@ -57,6 +60,8 @@ class Admission:
     def wake(self, done: Iterable[Awaited]) -> None:
         """Have the requests asked again that sleep for one of these: blocks that a placement has computed or never
         will, or ids of requests that can be forked now or never will be."""
+        done = list(done)
+        self._loans.repay("computing", done)
         self._waiting.done(done)
 
     def admit(self, now: float) -> None:
@@ -70,14 +75,14 @@ class Admission:
         if self.is_held:
             self._admit_restarted()
             return
-        while (request := self._waiting.first(self._is_under_way)) is not None:
+        while (request := self._waiting.first(self._sleeps_on)) is not None:
             if (self._refusal.holds(request) or not self._admit(request)) and not self._pass_over(request):
                 return
 
     @property
     def first_refused(self) -> Request | None:
         """Return the first of the queue, if it found no room the last time."""
-        first = None if self.is_held else self._waiting.first(self._is_under_way)
+        first = None if self.is_held else self._waiting.first(self._sleeps_on)
         return first if first is not None and self._refusal.holds(first) else None
 
     def _pass_over(self, first: Request) -> bool:
@@ -94,7 +99,7 @@ class Admission:
         """Find the next that surely fits somewhere; what has changed on the meshes is looked at only if one may."""
         for most in (self._router.most_pages, self._router.longest_prompt):
             pages = most()
-            request = self._waiting.first_that_fits(pages, self._is_kept_for, self._is_under_way) if pages else None
+            request = self._waiting.first_that_fits(pages, self._is_kept_for, self._sleeps_on) if pages else None
             if request is None:
                 return None
         return request
@@ -116,6 +121,7 @@ class Admission:
             self._waiting.sleep(request, fork_of, len(request.hashes))
         elif (blocks := self._blocks_before_one_computed(request)) is not None:
             self._waiting.sleep(request, request.hashes[blocks], blocks + 1)
+            self._loans.lend("computing", request.hashes[blocks], request.order)
         elif not self._place(request):
             self._waiting.rouse(request)
             if may_refuse:
@@ -157,6 +163,13 @@ class Admission:
         self._found = blocks, hashes[blocks]
         return blocks
 
+    def _sleeps_on(self, awaited: Awaited) -> bool:
+        """Return whether those that sleep for something go on to: another is to bring it, at their urgency."""
+        is_under_way = self._is_under_way(awaited)
+        if is_under_way and isinstance(awaited, bytes):
+            self._loans.lend("computing", awaited, self._waiting.urgency(awaited))
+        return is_under_way
+
     def _is_under_way(self, awaited: Awaited) -> bool:
         if isinstance(awaited, bytes):
             return awaited in self._shared.computing
@@ -182,6 +195,8 @@ class Admission:
         request.prefilled, request.prefilled_on = cached, mesh.index
         request.unanswered = max(1, request.to_prefill - cached)
         mesh.change_load(request.unanswered, is_batch=request.is_batch)
+        if not request.restarts:
+            self.seated.append(request.id)
         if request.cache is None:
             request.cache = self._misses.report(request, mesh.index)
             self._counters.count_prompt(request.prompt_len, request.cache)

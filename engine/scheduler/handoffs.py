@@ -19,6 +19,7 @@ from ..paging.prefix_index import members
 from ..protocol.actions import Action, DropTransfer, Scatter, StartTransfer
 from .cost import Costs
 from .credit_queue import CreditQueue
+from .loans import Loans
 from .mesh_state import MeshState, SharedState
 from .request import Handoff, Request, State, Transfer
 from .router import Router
@@ -48,6 +49,7 @@ class Handoffs:
         self._costs = costs
         self._caps = [config.pages_to_send(window) for window in config.windows]
         self._waiting = CreditQueue(shared.room, shared.arriving)  # in HANDOFF, and not all sent
+        self.loans = Loans(meshes, shared, self._waiting)
         self._transfers: dict[int, Transfer] = {}
         self._next = 0
         self.ended = 0  # transfers whose staging was given back
@@ -119,6 +121,7 @@ class Handoffs:
         block = self._coming(request)
         if block is not None:
             self._waiting.sleep(request, block)
+            self.loans.lend("arriving", block, request.order)
         elif self._has_credit(request):
             self._waiting.grant(request)
             return True
@@ -288,16 +291,17 @@ class Handoffs:
         request.placement, request.handoff = placement, None
         mesh = self._meshes[placement.mesh]
         mesh.pages.remember(placement, request.hashes, request.kv_len)
-        self._waiting.wake(mesh.end_wait(placement))
         mesh.wake()
         if request.timeline.kv_ready is None:
             request.timeline.kv_ready = now
         request.move_to(State.DECODE)
+        self._wake(mesh.end_wait(placement))
 
     # ---- giving up
 
     def cancel(self, request: Request) -> None:
         """End a request's hand-off, if there is one: free its credit and drop its transfers."""
+        self.loans.forget(request)
         if request.state is State.HANDOFF and request.placement is not None:
             self._end_waiting(request, self._meshes[request.placement.mesh])
         if request.handoff is not None:
@@ -317,7 +321,12 @@ class Handoffs:
             transfer.request_id = None
             if transfer.is_ready:
                 self._forget(transfer)
-        self._waiting.wake(self._meshes[handoff.placement.mesh].remove(request, handoff.placement))
+        self._wake(self._meshes[handoff.placement.mesh].remove(request, handoff.placement))
+
+    def _wake(self, blocks: Sequence[bytes]) -> None:
+        """Let those ask that sleep for blocks which have arrived or will not come."""
+        self.loans.repay("arriving", blocks)
+        self._waiting.wake(blocks)
 
     # ---- staging
 
@@ -354,3 +363,4 @@ class Handoffs:
             if mesh.staging != pool.staging_bytes - taken:
                 raise RuntimeError(f"mesh {mesh.index}: {mesh.staging} bytes of staging left, {taken} taken")
         self._waiting.check()
+        self.loans.check(self._requests.values())

@@ -77,7 +77,9 @@ class Scheduler:
         self._handoffs = Handoffs(
             config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, self.costs, emit
         )
-        self._admission = Admission(config, self.requests, self._router, self._shared, self.counters)
+        self._admission = Admission(
+            config, self.requests, self._router, self._shared, self.counters, self._handoffs.loans
+        )
         self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
         self._deadlines = Deadlines(self._agenda)
         self._lifecycle = Lifecycle(
@@ -141,6 +143,16 @@ class Scheduler:
         """Find the running request that a result for this row belongs to; None when it came too late."""
         request = self.requests.get(row.request_id)
         return request if request is not None and request.run == row.run else None
+
+    @property
+    def seated(self) -> list[int]:
+        """List the requests that were given their first seat by the last `actions`."""
+        return self._admission.seated
+
+    def count_cached(self, request_id: int) -> int:
+        """Count the prompt tokens of a waiting request that some mesh has cached now."""
+        request = self.requests.get(request_id)
+        return 0 if request is None else self._router.blocks_cached(request) * self.config.page_size
 
     def is_in_flight(self, mesh: int, step: int) -> bool:
         """Return whether this step's result is still awaited."""
@@ -250,6 +262,7 @@ class Scheduler:
         """Return everything that can be dispatched now, in order. Freed pages may let more in, hence the loop."""
         before = (-1, -1)
         self._preemption.begin()
+        self._admission.seated.clear()
         while self._shared.due or before != (len(self._out), self.counters.preemptions):
             before = len(self._out), self.counters.preemptions
             self._admission.admit(self._now)

@@ -16,6 +16,7 @@ from typing import Any
 
 from .by_size import BySize
 from .mesh_state import SortedRequests, sorted_requests
+from .order import Order
 from .request import Awaited, Request, Wait
 
 
@@ -101,6 +102,11 @@ class WaitingRequests:
         if sleeper is not None and (self._awake.pages(sleeper) <= pages or is_kept_for(sleeper)):
             found = sleeper if found is None or sleeper.order < found.order else found
         return found if found is not None and self._awake.pages(found) <= pages else None
+
+    def urgency(self, key: Awaited) -> Order:
+        """Return the order of the first of those that sleep for this."""
+        order: Order = self._groups[key].requests[0].order
+        return order
 
     def restarted(self) -> list[Request]:
         """List those that started over, in order, awake or not."""

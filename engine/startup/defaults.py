@@ -88,6 +88,9 @@ def engine_config(options: EngineOptions, model: ModelConfig, defaults: Defaults
         max_retries=options.max_retries,
         slo=options.slo,
         roles=starting_roles(options.roles, options.parsed_topology),
+        age_seconds=options.age_seconds,
+        max_waiting=options.max_waiting,
+        max_waiting_tokens=options.max_waiting_tokens,
     )
     if config.max_model_len > model.max_position:
         raise ValueError(

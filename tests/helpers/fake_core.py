@@ -42,7 +42,7 @@ class FakeCore:
         """List the callers' names of running requests, one for each completion."""
         return [submission.sink.collector.request_id for submission in self.running.values()]
 
-    def submit(self, submissions):
+    def submit(self, submissions, *, may_refuse=False):
         if self.is_closed:
             raise EngineError("the engine is closed: make a new LLM.")
         self.batches.append([submission.facts.id for submission in submissions])

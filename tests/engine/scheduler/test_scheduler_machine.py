@@ -1,6 +1,7 @@
 """A state machine over scheduler, pages and hand-offs: nothing is lost, held twice or read wrongly, come what may."""
 
 from collections import Counter
+from operator import attrgetter
 from typing import ClassVar
 from unittest.mock import patch
 
@@ -65,6 +66,15 @@ SERVICES = st.fixed_dictionaries(
 )
 
 
+STANDS = ("waiting", "asleep", "prefill", "asking for credit", "on its way", "decode")
+
+
+def _due(request):
+    """When the request's time is over at the latest."""
+    deadline = request.facts.service.deadline
+    return None if deadline is None else request.timeline.arrival + deadline
+
+
 def _stand(request):
     """Where a request stands, as deadlines meet it."""
     if request.state is State.WAITING and request.sleeps_for is not None:
@@ -97,7 +107,7 @@ ROLES_OF_MESHES = st.lists(st.sampled_from(ROLES), min_size=10, max_size=10)
 class Machine(RuleBasedStateMachine):
     """Arrivals, results in any order that devices allow, aborts, preemptions, migrations and lost meshes, at random."""
 
-    steps = sleepers = handoffs_asleep = displaced = conditional_prefills = held_back = 0
+    steps = sleepers = handoffs_asleep = displaced = lent = conditional_prefills = held_back = 0
     expired: ClassVar = Counter()
     reasons = frozenset()
 
@@ -136,7 +146,23 @@ class Machine(RuleBasedStateMachine):
         Machine.displaced += sum(request.preempted - count for request, count in before.items())
         assert first is None or first.preempted == before[first], "the first of all is never a victim"
         self._check_that_what_is_awaited_is_under_way()
+        self._check_that_nobody_is_held_up_by_one_less_urgent()
         self._check_that_nobody_was_forgotten()
+
+    def _check_that_nobody_is_held_up_by_one_less_urgent(self):
+        """Whoever is to bring a block runs at the urgency of the first that sleeps for it, or stands in line."""
+        requests = self.scheduler.requests.values()
+        awake = [r.order for r in requests if r.state is State.WAITING and r.sleeps_for is None]
+        for request in requests:
+            if request.state is State.WAITING and min(awake, default=request.order) < request.order:
+                continue
+            where = attrgetter("computing" if request.state is State.WAITING else "arriving")
+            for mesh in self.scheduler.meshes:
+                placement = where(mesh).get(request.sleeps_for)
+                bringers = [r for r in mesh.placed if placement in (r.placement, r.handoff and r.handoff.placement)]
+                if placement is not None and not self.is_held:
+                    assert bringers[0].order[:3] <= request.order
+                    Machine.lent += len(bringers[0].order) > 3
 
     def _check_that_nobody_was_forgotten(self):
         """Nothing more can be done even if all are asked again, those included for which nothing has changed."""
@@ -227,10 +253,12 @@ class Machine(RuleBasedStateMachine):
         self._act()
 
     @precondition(lambda self: hasattr(self, "scheduler") and self.scheduler.next_due() is not None)
-    @rule()
-    def let_time_come(self):
+    @rule(stand=st.sampled_from(STANDS))
+    def let_time_come(self, stand):
+        """The next that is due ends, or the next of those that stand somewhere."""
         states = {request.id: _stand(request) for request in self.scheduler.requests.values()}
-        self.t = max(self.t, self.scheduler.next_due())
+        due = [_due(request) for request in self.scheduler.requests.values() if states[request.id] == stand]
+        self.t = max(self.t, min(filter(None, due), default=self.scheduler.next_due()))
         self.scheduler.on(Tick(self.t))
         Machine.expired.update(states[id_] for id_ in states.keys() - self.scheduler.requests.keys())
         self._act()
@@ -415,7 +443,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_whatever_happens_nothing_is_lost():
-    Machine.steps = Machine.sleepers = Machine.handoffs_asleep = Machine.displaced = Watched.victims = 0
+    Machine.steps = Machine.sleepers = Machine.handoffs_asleep = Machine.displaced = Machine.lent = Watched.victims = 0
     Machine.conditional_prefills = Machine.held_back = 0
     Machine.expired.clear()
     Machine.reasons = frozenset()
@@ -431,8 +459,9 @@ def test_whatever_happens_nothing_is_lost():
     assert Machine.sleepers >= 1_000
     assert Machine.handoffs_asleep >= 10
     assert Machine.reasons == set(MissReason)
-    assert Machine.displaced >= 100
-    for stand in ("waiting", "asleep", "prefill", "asking for credit", "on its way", "decode"):
+    assert Machine.displaced >= 30
+    assert Machine.lent >= 100
+    for stand in STANDS:
         assert Machine.expired[stand] > 0, stand
     assert Machine.conditional_prefills > 0
     expected = ("during a hand-off", "during a drain", "preemptions during a drain", "meshes lost during a drain")
