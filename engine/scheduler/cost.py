@@ -41,11 +41,10 @@ PRIORS = Priors()
 class _Step:
     """A step that is running."""
 
-    __slots__ = ("behind", "dispatched", "expected", "rows", "size", "steps", "tokens")
+    __slots__ = ("behind", "dispatched", "rows", "size", "steps", "tokens")
 
     def __init__(self, dispatched: float, size: tuple[int, int], tokens: int, rows: int, steps: int):
         self.dispatched, self.size, self.tokens, self.rows, self.steps = dispatched, size, tokens, rows, steps
-        self.expected = 0.0  # seconds
         self.behind: list[_Transfer] | None = None  # transfers that begin when it is done
 
 
@@ -70,14 +69,13 @@ class _Means:
 class _Mesh:
     """One mesh: its means, those of its tp until it has measured some, and what runs there."""
 
-    __slots__ = ("decode", "last", "of_tp", "prefill", "result", "seen", "steps", "until")
+    __slots__ = ("decode", "last", "of_tp", "prefill", "result", "seen", "steps")
 
     def __init__(self, of_tp: _Means):
         self.of_tp, self.prefill, self.decode = of_tp, of_tp.prefill, of_tp.decode
         self.steps: dict[int, _Step] = {}  # running, by number
         self.seen: set[tuple[int, int]] = set()  # sizes of steps that have run
         self.result = 0.0  # when the last result came
-        self.until = 0.0  # when all that runs is expected to be done
         self.last = -1  # the step that was dispatched last
 
     def add_prefill(self, tokens: int, seconds: float) -> None:
@@ -140,7 +138,11 @@ class Costs:
 
     def busy(self, mesh: int) -> float:
         """Return the seconds until the steps that are dispatched should be done."""
-        return max(0.0, self._meshes[mesh].until - self.now)
+        of = self._meshes[mesh]
+        end = max(of.result, next(iter(of.steps.values())).dispatched) if of.steps else 0.0
+        for step in of.steps.values():
+            end += step.steps * self.decode(mesh, step.rows) + self.prefill(mesh, step.tokens)
+        return max(0.0, end - self.now)
 
     def is_measured(self, mesh: int) -> bool:
         """Return whether prompts and decode steps were both measured, here or on another mesh of the same tp."""
@@ -154,26 +156,17 @@ class Costs:
         of = self._meshes[step.mesh]
         of.last = step.step
         if isinstance(step, Decode):
-            rows = len(step.rows)
-            begun = _Step(self.now, (0, step.bucket), 0, rows, step.steps)
-            begun.expected = step.steps * (of.decode.fixed + of.decode.each * rows)
+            of.steps[step.step] = _Step(self.now, (0, step.bucket), 0, len(step.rows), step.steps)
         elif isinstance(step, Prefill):
-            tokens = _tokens(step.chunks)
-            begun = _Step(self.now, (step.bucket, 0), tokens, 0, 1)
-            begun.expected = self.prefill(step.mesh, tokens)
+            of.steps[step.step] = _Step(self.now, (step.bucket, 0), _tokens(step.chunks), 0, 1)
         else:
-            tokens, rows = _tokens(step.chunks), len(step.rows)
-            begun = _Step(self.now, (step.bucket, 1), tokens, rows, 1)
-            begun.expected = self.prefill(step.mesh, tokens) + self.decode(step.mesh, rows)
-        of.steps[step.step] = begun
-        of.until = (of.until if of.until > self.now else self.now) + begun.expected
+            of.steps[step.step] = _Step(self.now, (step.bucket, 1), _tokens(step.chunks), len(step.rows), 1)
 
     def end_step(self, mesh: int, step: int, t: float) -> None:
         """Take in that the result of a step came at `t`."""
         of = self._meshes[mesh]
         done = of.steps.pop(step)
         start, of.result = of.result if of.result > done.dispatched else done.dispatched, t
-        of.until = t + sum([left.expected for left in of.steps.values()]) if of.steps else t
         if done.behind is not None:
             _begin(done.behind, t)
         if done.size not in of.seen:
@@ -228,7 +221,6 @@ class Costs:
     def lose_mesh(self, mesh: int) -> None:
         """Forget the steps that were running on a mesh that was lost; what was measured stays."""
         self._meshes[mesh].steps.clear()
-        self._meshes[mesh].until = 0.0
 
     def check(self, in_flight: Sequence[Iterable[int]]) -> None:
         """Raise unless these steps are running, by mesh."""
