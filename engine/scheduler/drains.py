@@ -122,21 +122,31 @@ class Drains:
         self._refused.pop(mesh.index, None)
         if len(drain.leaving) >= MOST_LEAVING:
             return
-        undecided = [r for r in decoding if r.id not in drain.moves and r.id not in self._moved]
-        has_room = not undecided or self._decide(mesh, drain, undecided, len(decoding))
-        to_leave = [r for r in decoding if drain.moves.get(r.id, False) and r.id not in self._moved]
-        to_leave.sort(key=lambda request: (-self._remaining(request), request.order))
-        for request in to_leave:
-            if len(drain.leaving) >= MOST_LEAVING:
+        candidates = [r for r in decoding if drain.moves.get(r.id, True) and r.id not in self._moved]
+        if not candidates:
+            return
+        candidates.sort(key=lambda request: (-self._remaining(request), request.order))
+        there = self._router.for_decoding(candidates[0], candidates[0].kv_len, mesh.index, None)
+        for request in candidates:
+            if there and request.id not in drain.moves:
+                self._decide(mesh, drain, request, len(decoding), there[0].index)
+            if not there or (drain.moves[request.id] and not self._send_away(request, mesh, drain)):
+                self._refused[mesh.index] = None
+                self._room = self._room_now
                 return
-            has_room = has_room and self._handoffs.migrate(request, None)
-            if not has_room:
-                break
-            drain.leaving[request.id] = request.run
-            self._moved.add(request.id)
-        if not has_room:
-            self._refused[mesh.index] = None
-            self._room = self._room_now
+            if len(drain.leaving) == MOST_LEAVING:
+                return
+
+    def _send_away(self, request: Request, mesh: MeshState, drain: Drain) -> bool:
+        """Begin a migration to the best mesh that has room and staging; False: none has. Staging for all pages is
+        asked for, whatever is cached there, so that no place is reserved in vain."""
+        handoffs, source = self._handoffs, mesh.index
+        for there in self._router.for_decoding(request, request.kv_len, source, None):
+            if handoffs.has_staging(request, source, there.index) and handoffs.migrate(request, there.index):
+                drain.leaving[request.id] = request.run
+                self._moved.add(request.id)
+                return True
+        return False
 
     def _is_on_its_way(self, id_: int, run: int) -> bool:
         request = self._requests.get(id_)
@@ -145,21 +155,15 @@ class Drains:
     def _remaining(self, request: Request) -> float:
         return self._shared.costs.outputs.expected(request.max_tokens - request.dispatched)
 
-    def _decide(self, mesh: MeshState, drain: Drain, requests: Sequence[Request], rows: int) -> bool:
-        """Decide of requests whether the mesh, which decodes so many, is rid of each sooner by a transfer than by its
-        end; False: there is no mesh to move them to now, and they are asked about again."""
-        destinations = self._router.for_decoding(requests[0], requests[0].kv_len, mesh.index, None)
-        if not destinations:
-            return False
-        costs, there, notes = self._shared.costs, destinations[0].index, self._shared.notes
-        step = costs.decode(mesh.index, rows)
-        for request in requests:
-            to_finish = self._remaining(request) * step
-            to_move = costs.transfer(mesh.index, there, self._handoffs.transfer_bytes(request, mesh.index))
-            moves = drain.moves[request.id] = to_move < to_finish
-            if notes.are_kept:
-                notes.add(DrainChoice(request.id, mesh.index, moves, there, to_finish, to_move))
-        return True
+    def _decide(self, mesh: MeshState, drain: Drain, request: Request, rows: int, there: int) -> None:
+        """Decide whether a mesh that decodes so many is rid of a request sooner by a transfer to the mesh `there` than
+        by its end."""
+        costs, notes = self._shared.costs, self._shared.notes
+        to_finish = self._remaining(request) * costs.decode(mesh.index, rows)
+        to_move = costs.transfer(mesh.index, there, self._handoffs.transfer_bytes(request, mesh.index))
+        moves = drain.moves[request.id] = to_move < to_finish
+        if notes.are_kept:
+            notes.add(DrainChoice(request.id, mesh.index, moves, there, to_finish, to_move))
 
     def _end(self, mesh: int) -> None:
         self.meshes.pop(mesh, None)

@@ -89,8 +89,14 @@ class Handoffs:
 
     def transfer_bytes(self, request: Request, mesh: int) -> int:
         """Return the bytes of staging that all of a request's KV takes on this mesh."""
-        pages = self._config.pages_for(request.kv_len)
-        return self._bytes(mesh, bucket_for(pages, self._config.handoff_buckets))
+        return self._bytes(mesh, self._whole_bucket(request))
+
+    def has_staging(self, request: Request, source: int, destination: int) -> bool:
+        """Return whether all of a request's KV could be sent at once."""
+        return self._staging(source, destination, self._whole_bucket(request)) is not None
+
+    def _whole_bucket(self, request: Request) -> int:
+        return bucket_for(self._config.pages_for(request.kv_len), self._config.handoff_buckets)
 
     def dispatch(self) -> None:
         """Give credit in the policy's order, and send all requests that hold it, as far as pages and staging allow.

@@ -7,7 +7,6 @@ without a mesh. When the time is over, meshes that have drained keep their new r
 covered; those that have not take the role that they had.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ..metrics.counters import Counters
@@ -36,7 +35,9 @@ class Roles:
         """Begin in the meshes' roles; `emit` takes the answers."""
         self._meshes, self._drains, self._agenda = meshes, drains, agenda
         self._counters, self._emit = counters, emit
-        self._counts = Counter(mesh.role for mesh in meshes)
+        self._meshes_of: dict[Role, dict[int, None]] = {role: {} for role in ROLES}
+        for mesh in meshes:
+            self._meshes_of[mesh.role][mesh.index] = None
         self._call: SetRoles | None = None  # that was not answered
         self._before: dict[int, Role] = {}  # of meshes that have changed, their role when all was settled last
 
@@ -48,7 +49,7 @@ class Roles:
         """Begin a change of roles."""
         counts = {Role(name): count for name, count in call.counts.items()}
         changes = self._cheapest(counts) if counts else self._named(call.meshes)
-        missing = uncovered(self._counts_after(changes))
+        missing = uncovered(self._after(changes))
         if missing is not None:
             why = f"these roles leave no mesh to {missing}: the roles are {as_text(self._roles())}."
             self._emit(RolesSettled(call.call, "refused", why))
@@ -75,7 +76,7 @@ class Roles:
             return
         held = "; ".join(self._drains.held_by(self._meshes[index]) for index in self._drains.meshes)
         back = {index: self._before[index] for index in self._drains.meshes if index in self._before}
-        while (missing := uncovered(self._counts_after(back))) is not None:
+        while (missing := uncovered(self._after(back))) is not None:
             served_it = (index for index, role in self._before.items() if index not in back and _serves(role, missing))
             back |= {(index := min(served_it)): self._before[index]}
         self._change(back)
@@ -83,7 +84,7 @@ class Roles:
         self._settle("late", f"the roles were not reached in time: {held}; the roles are {as_text(self._roles())}.")
 
     def _roles(self) -> list[Role]:
-        return list(self._counts.elements())
+        return [mesh.role for mesh in self._meshes]
 
     def _settle(self, outcome: RolesOutcome, why: str | None = None) -> None:
         assert self._call is not None
@@ -99,38 +100,51 @@ class Roles:
     def _cheapest(self, wanted: Mapping[Role, int]) -> dict[int, Role]:
         """Choose the fewest changes that lead to these counts, of the meshes with least to drain and of equals the
         first."""
-        more = {role: wanted.get(role, 0) - self._counts[role] for role in ROLES}
-        gaining = [role for role in ROLES if more[role] > 0]
-        offers = [
-            (_to_drain(mesh, role), mesh.index, role)
-            for mesh in (self._meshes if gaining else ())
-            if more[mesh.role] < 0
-            for role in gaining
-        ]
+        more = {role: wanted.get(role, 0) - len(self._meshes_of[role]) for role in ROLES}
+        pairs = [(old, new) for old in ROLES if more[old] < 0 for new in ROLES if more[new] > 0]
         changes: dict[int, Role] = {}
-        for _, index, role in sorted(offers):
-            old = self._meshes[index].role
-            if index not in changes and more[role] > 0 and more[old] < 0:
-                changes[index] = role
-                more[role] -= 1
+        for _, index, old, new in sorted([offer for pair in pairs for offer in self._offers(*pair)]):
+            if index not in changes and more[new] > 0 and more[old] < 0:
+                changes[index] = new
+                more[new] -= 1
                 more[old] += 1
         return changes
 
-    def _counts_after(self, changes: Mapping[int, Role]) -> Counter[Role]:
-        counts = self._counts.copy()
-        counts.subtract(self._meshes[index].role for index in changes)
-        counts.update(changes.values())
-        return +counts
+    def _offers(self, old: Role, new: Role) -> list[tuple[int, int, Role, Role]]:
+        """List the meshes of a role that may take another: what each would have to drain, roughly and in tokens, its
+        number, and both roles. -1: it still drains what it would get back."""
+        meshes, size = [self._meshes[index] for index in self._meshes_of[old]], self._meshes[0].pages.page_size
+        if old.prefills and not new.prefills:
+            offers = [(mesh.prefill_load, mesh.index, old, new) for mesh in meshes]
+        elif old.decodes and not new.decodes:
+            offers = [(size * len(mesh.placed), mesh.index, old, new) for mesh in meshes]
+        else:
+            offers = [(0, mesh.index, old, new) for mesh in meshes]
+        draining = [self._meshes[index] for index in self._drains.meshes]
+        return offers + [
+            (-1, mesh.index, old, new)
+            for mesh in draining
+            if mesh.role is old and mesh.draining is not None and _serves(new, mesh.draining)
+        ]
+
+    def _after(self, changes: Mapping[int, Role]) -> list[Role]:
+        """List the roles that some mesh has after these changes."""
+        counts = {role: len(meshes) for role, meshes in self._meshes_of.items()}
+        for index, role in changes.items():
+            counts[self._meshes[index].role] -= 1
+            counts[role] += 1
+        return [role for role, count in counts.items() if count]
 
     # ---- the change
 
     def _change(self, changes: Mapping[int, Role]) -> None:
         """Give meshes other roles: all of them gain first."""
-        self._counts = self._counts_after(changes)
         for index, role in changes.items():
             mesh = self._meshes[index]
             if self._before.setdefault(index, mesh.role) is role:
                 del self._before[index]
+            del self._meshes_of[mesh.role][index]
+            self._meshes_of[role][index] = None
             mesh.take_role(role)
             self._counters.flips += 1
         for index in changes:
@@ -138,20 +152,12 @@ class Roles:
 
     def check(self) -> None:
         """Raise unless both phases are covered and every drain is known."""
-        roles = Counter(mesh.role for mesh in self._meshes)
-        if roles != self._counts or (self._meshes[0].spec.role is Role.POOL and uncovered(roles) is not None):
-            raise RuntimeError(f"the roles are {as_text(roles.elements())}, counted as {as_text(self._roles())}")
+        for role, meshes in self._meshes_of.items():
+            if meshes.keys() != {mesh.index for mesh in self._meshes if mesh.role is role}:
+                raise RuntimeError(f"the roles are {as_text(self._roles())}, and {list(meshes)} are listed as {role}")
+        if self._meshes[0].spec.role is Role.POOL and (missing := uncovered(self._roles())) is not None:
+            raise RuntimeError(f"the roles {as_text(self._roles())} leave no mesh to {missing}")
         self._drains.check()
-
-
-def _to_drain(mesh: MeshState, role: Role) -> int:
-    """Estimate roughly, in tokens, what a mesh would have to finish or move before it has this role alone; -1: it still
-    drains what the role would give it back."""
-    if mesh.draining is not None and _serves(role, mesh.draining):
-        return -1
-    prompts = mesh.prefill_load if mesh.prefills and not role.prefills else 0
-    decodes = mesh.pages.page_size * len(mesh.placed) if mesh.decodes and not role.decodes else 0
-    return prompts + decodes
 
 
 def _serves(role: Role, phase: str) -> bool:

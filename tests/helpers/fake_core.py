@@ -29,7 +29,7 @@ class FakeCore:
 
     def __init__(self, *, answers=False):
         self.running = {}  # submissions by id, in order of arrival
-        self.said = []  # calls of abort, preempt, migrate and update_params
+        self.said = []  # calls of abort, preempt, migrate, update_params and set_roles
         self.batches, self.is_closed = [], False
         self._answers, self._thread, self._ticks = answers, ThreadPoolExecutor(1), itertools.count()
         self.timelines, self._lock = {}, threading.Lock()
@@ -87,6 +87,13 @@ class FakeCore:
 
     def update_params(self, params):
         self.said.append(("update_params", params))
+
+    def set_roles(self, roles, drain_timeout):
+        self.said.append(("set_roles", roles, drain_timeout))
+        return "reached"
+
+    def roles(self):
+        return ["prefill", "decode (draining prefill)"]
 
     def metrics(self):
         return SimpleNamespace(running=len(self.running))

@@ -180,3 +180,10 @@ def test_news_for_a_loop_that_is_gone_is_dropped(llm, core):
 def test_new_parameters_are_awaited(llm, core):
     asyncio.run(llm.update_params({"norm.scale": 1}))
     assert core.said == [("update_params", {"norm.scale": 1})]
+
+
+def test_new_roles_are_awaited_and_shown(llm, core):
+    assert asyncio.run(llm.set_roles("prefill=1,decode=1")) == "reached"
+    assert asyncio.run(llm.set_roles({0: "both"}, drain_timeout=2.0)) == "reached"
+    assert core.said == [("set_roles", "prefill=1,decode=1", 30.0), ("set_roles", {0: "both"}, 2.0)]
+    assert llm.roles() == {0: "prefill", 1: "decode (draining prefill)"}

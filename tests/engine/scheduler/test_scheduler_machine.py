@@ -29,6 +29,7 @@ from twinmesh.engine.roles import ROLES, uncovered
 from twinmesh.engine.scheduler.mesh_state import in_order
 from twinmesh.engine.scheduler.policy import FirstComeFirstServed, ShortestPromptFirst
 from twinmesh.engine.scheduler.request import State
+from twinmesh.engine.topology import Role
 
 from .test_policy import AtRandom
 from .test_scheduler import arrive, make
@@ -222,20 +223,41 @@ class Machine(RuleBasedStateMachine):
     def set_roles(self, roles, by_name, time):
         roles = roles[: len(self.scheduler.meshes)]
         covered = uncovered(roles) is None
-        FLIPS["during a hand-off"] += bool(self.device.transfers)
-        FLIPS["during a drain"] += self._is_draining
         self._set_roles({} if by_name else Counter(roles), dict(enumerate(roles)) if by_name else {}, time)
         answer = self.device.settled.get(self.calls)
         assert covered == (answer is None or answer.outcome != "refused")
         if covered:
             assert Counter(mesh.role for mesh in self.scheduler.meshes) == Counter(roles)
 
-    @precondition(lambda self: hasattr(self, "scheduler") and self.scheduler.config.topology.is_pool)
-    @rule(pick=st.integers(0, 99), role=st.sampled_from(ROLES), time=st.integers(1, 40))
-    def set_role_of_one(self, pick, role, time):
-        self._set_roles({}, {pick % len(self.scheduler.meshes): role}, time)
+    @precondition(lambda self: hasattr(self, "scheduler") and self._busy_in_a_pool())
+    @rule(pick=st.integers(0, 99), time=st.integers(1, 40))
+    def take_a_role_from_a_busy_mesh(self, pick, time):
+        busy = self._busy_in_a_pool()
+        mesh = busy[pick % len(busy)]
+        decodes = any(request.state is State.DECODE for request in mesh.placed)
+        self._set_roles({}, {mesh.index: Role.PREFILL if decodes else Role.DECODE}, time)
+
+    @precondition(lambda self: hasattr(self, "scheduler") and self._is_draining)
+    @rule(pick=st.integers(0, 99), what=st.sampled_from(["preempt", "abort", "lose"]))
+    def end_what_drains(self, pick, what):
+        draining = [mesh for mesh in self.scheduler.meshes if mesh.draining]
+        mesh = draining[pick % len(draining)]
+        if what == "lose" or not mesh.placed:
+            self._lose(mesh.index)
+            return
+        FLIPS["preemptions during a drain"] += what == "preempt"
+        request = mesh.placed[pick % len(mesh.placed)]
+        self.scheduler.on((PreemptRequested if what == "preempt" else AbortRequested)(self._advance(), request.id))
+        self._act()
+
+    def _busy_in_a_pool(self):
+        """The meshes of a pool that have a role to lose, and requests."""
+        is_pool = self.scheduler.config.topology.is_pool
+        return [mesh for mesh in self.scheduler.meshes if mesh.placed and is_pool]
 
     def _set_roles(self, counts, meshes, time):
+        FLIPS["during a hand-off"] += bool(self.device.transfers)
+        FLIPS["during a drain"] += self._is_draining
         self.calls += 1
         t = self._advance()
         self.scheduler.on(SetRoles(t, self.calls, t + time, dict(counts), meshes))
@@ -244,11 +266,13 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 99), dice=st.integers(0, 3))
     def lose_mesh(self, pick, dice):
         if dice == 0:
-            FLIPS["meshes lost during a drain"] += self._is_draining
-            mesh = pick % len(self.scheduler.meshes)
-            self.device.lose(mesh)
-            self.scheduler.on(MeshFailed(self._advance(), mesh, "boom"))
-            self._act()
+            self._lose(pick % len(self.scheduler.meshes))
+
+    def _lose(self, mesh):
+        FLIPS["meshes lost during a drain"] += self._is_draining
+        self.device.lose(mesh)
+        self.scheduler.on(MeshFailed(self._advance(), mesh, "boom"))
+        self._act()
 
     @rule(dice=st.integers(0, 2))
     def hold_or_resume(self, dice):
