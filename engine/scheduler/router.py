@@ -42,6 +42,7 @@ class Router:
         self._changed: set[int] = set()  # meshes that have changed since decoding was asked for
         self._longest = [0] * len(meshes)  # pages of the longest sequence that surely fits on each
         self._ranked: tuple[Candidate, ...] = ()  # for the request that was asked for last, if notes are kept
+        self._is_pool = config.topology.is_pool
         self._prefilling = 0  # the set of meshes that prefill, whether or not they have room
 
     def for_prompt(self, request: Request) -> Sequence[MeshState]:
@@ -50,7 +51,7 @@ class Router:
         request.home = self._home(request, self._prompts)
         found = self._short_list(self._prompts, request, request.to_prefill)
         ranked = self._sorted(found, request, self._policy.prefill_rank, prompt_terms)
-        return self._with_decode_meshes(request, ranked) if self._config.topology.is_pool else ranked
+        return self._with_decode_meshes(request, ranked) if self._is_pool else ranked
 
     def _with_decode_meshes(self, request: Request, ranked: Sequence[MeshState]) -> Sequence[MeshState]:
         """Add the decode meshes that may prefill this prompt: what is not cached there has to fit into one step."""
