@@ -244,7 +244,9 @@ def test_a_deadline_that_is_no_number_above_0_is_refused_in_a_line(llm, batch, s
     with pytest.raises(SystemExit) as stop:
         batch([{"prompt": "a"}], f"--deadline={seconds}")
     assert stop.value.code == 2
-    assert f"argument --deadline: {seconds!r} is not usable: give a number of seconds above 0" in capsys.readouterr().err
+    assert (
+        f"argument --deadline: {seconds!r} is not usable: give a number of seconds above 0" in capsys.readouterr().err
+    )
 
 
 def test_on_late_needs_a_deadline(llm, batch):

@@ -63,8 +63,8 @@ class RanksOfThen(FirstComeFirstServed):
 class QueueOfThen(WaitingRequests):
     """A pass looked at those only that stood among the first `most` of all when it began."""
 
-    def __init__(self, most):
-        super().__init__()
+    def __init__(self, most, page_size):
+        super().__init__(page_size)
         self._most, self._all, self._last = most, sorted_requests(), None
 
     def add(self, request):
@@ -88,11 +88,11 @@ class AdmissionOfThen(Admission):
 
     def __init__(self, config, *others):
         super().__init__(config, *others)
-        self._waiting = QueueOfThen(2 * config.max_num_seqs)
+        self._waiting = QueueOfThen(2 * config.max_num_seqs, config.page_size)
 
-    def admit(self):
+    def admit(self, now):
         self._waiting.begin()
-        super().admit()
+        super().admit(now)
 
 
 def make_scheduler(config, pools):
