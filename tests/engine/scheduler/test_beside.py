@@ -194,7 +194,7 @@ def test_batch_rows_have_all_steps_where_no_answer_is_given():
 # ---- another service
 
 
-def test_a_waiting_batch_request_that_becomes_interactive_goes_first():
+def test_a_waiting_batch_request_that_becomes_interactive_takes_the_place_of_another():
     scheduler, device = beside(slots=1)
     for name in ("b1", "b2", "b3"):
         arrive(scheduler, device, name)
@@ -202,7 +202,7 @@ def test_a_waiting_batch_request_that_becomes_interactive_goes_first():
     scheduler.on(ServiceChanged(1.0, "b3", Service()))
     assert not scheduler.requests["b3"].is_batch
     device.drain(2.0)
-    assert list(device.finished) == ["b1", "b3", "b2"]
+    assert list(device.finished) == ["b3", "b1", "b2"]
     scheduler.check_integrity()
 
 
