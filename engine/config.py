@@ -7,6 +7,7 @@ message says what to change. Nothing here looks at devices or memory: `sharding/
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from typing import Literal
 
 from .topology import Topology
@@ -43,6 +44,9 @@ class EngineConfig:
     deterministic: bool = False  # the same tokens, whatever else runs
     max_retries: int = 2  # how often a request that lost its mesh starts again before it fails
     handoff_factor: int = 4  # each size of a transfer is so many times the one before
+    # What a level of priority is worth in seconds of waiting, and how long a prompt that does not fit may be passed
+    # over. 0: priorities count for nothing where the order is of arrival, and nothing is passed over.
+    age_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         # A prompt and one more token is the least that can be served.
@@ -51,6 +55,7 @@ class EngineConfig:
             ("max_retries", 0), ("handoff_factor", 2),
         ):  # fmt: skip
             check_whole_number(name, getattr(self, name), least)
+        check_seconds("age_seconds", self.age_seconds)
         for name in ("prefill_buckets", "decode_buckets"):
             _check_buckets(name, getattr(self, name))
         if self.decode_buckets[-1] < self.max_num_seqs:
@@ -140,6 +145,13 @@ def check_fraction(name: str, value: object) -> None:
     """Raise ValueError, naming the option, unless `value` is a number above 0 and at most 1."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
         raise ValueError(f"{name}={value!r} is not usable: it must be a number above 0 and at most 1.")
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Raise ValueError, naming the option, unless `value` is a finite number of seconds, 0 or more."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < inf:  # type: ignore[operator]
+        raise ValueError(f"{name}={value!r} is not usable: it must be a number of seconds, 0 or more.")
 
 
 def _check_buckets(name: str, buckets: object) -> None:

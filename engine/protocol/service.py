@@ -26,12 +26,15 @@ class SLO(Message, frozen=True, kw_only=True):
 
 
 class Service(Message, frozen=True, kw_only=True):
-    """How one request is to be served. Times are in seconds from its arrival."""
+    """How one request is to be served. Times are in seconds from its arrival, but for `due`."""
 
     priority: int = 0  # the lower the sooner, as in vLLM
     deadline: float | None = None  # for its last token; None: none
     first_token_deadline: float | None = None  # for its first token; None: none
     is_batch: bool = False  # it uses what interactive requests leave
+    # Of a batch request, the instant on the engine's clock by which its job is wanted, the earliest first; None: after
+    # those that have one. Unlike a deadline it ends nothing: what is late goes on.
+    due: float | None = None
     session: str | None = None  # the conversation that it goes on with
     slo: SLO | None = None  # None: the engine's, if that has one
 

@@ -2,12 +2,14 @@
 next is due, and looks whenever an event has brought the time."""
 
 from collections.abc import Hashable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
+
+_FEW = 64  # entries that are not worth clearing away
 
 
 class Agenda[Key: Hashable]:
-    """Keys and their instants, in seconds on the engine's clock. All takes O(log n)."""
+    """Keys and their instants, in seconds on the engine's clock. All takes O(log n), on the average."""
 
     def __init__(self) -> None:
         self._instants: dict[Key, float] = {}
@@ -18,6 +20,9 @@ class Agenda[Key: Hashable]:
         """Let a key be due at this instant, and no more at an earlier one that was set."""
         self._instants[key] = instant
         heappush(self._heap, (instant, next(self._entries), key))
+        if len(self._heap) > 2 * len(self._instants) + _FEW:  # most that were are far off, and would stay for long
+            self._heap = [entry for entry in self._heap if self._instants.get(entry[2]) == entry[0]]
+            heapify(self._heap)
 
     def drop(self, key: Key) -> None:
         """Take a key off; one that is not here is ignored."""

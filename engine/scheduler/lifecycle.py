@@ -11,6 +11,7 @@ from ..config import EngineConfig
 from ..metrics.counters import Counters
 from ..protocol.actions import Action, Finish, FinishReason
 from .admission import Admission
+from .deadlines import Deadlines
 from .handoffs import Handoffs
 from .mesh_state import MeshState, in_order
 from .policy import Policy
@@ -28,12 +29,14 @@ class Lifecycle:
         policy: Policy,
         admission: Admission,
         handoffs: Handoffs,
+        deadlines: Deadlines,
         counters: Counters,
         emit: Callable[[Action], None],
     ):
         """Begin without runs; `emit` takes the actions."""
         self._config, self._meshes, self._requests, self._policy = config, meshes, requests, policy
-        self._admission, self._handoffs, self._counters, self._emit = admission, handoffs, counters, emit
+        self._admission, self._handoffs, self._deadlines = admission, handoffs, deadlines
+        self._counters, self._emit = counters, emit
         self._runs = count()
 
     def enter(self, request: Request) -> None:
@@ -51,6 +54,7 @@ class Lifecycle:
         self._leave(request, keeps_pages=True)
         request.move_to(state)
         request.timeline.finish = now
+        self._deadlines.ended(request)
         del self._requests[request.id]
         self._emit(Finish(request.id, reason, error))
 

@@ -16,10 +16,11 @@ from .request import Request
 
 
 class Policy(Protocol):
-    """What decides between requests, and between meshes.
+    """What decides between interactive requests, and between meshes.
 
     Everything follows one order, the lowest `key` first and of equal keys the earlier arrival: the queue, credit at the
-    decode meshes, chunks and rows of a step, and backwards the choice of `victim`. `key` is asked once, when a request
+    decode meshes, chunks and rows of a step, and backwards the choice of `victim`. Batch requests come after all others
+    (`order.py`). `key` is asked once, when a request
     arrives, so the order of two requests never changes, also when one starts over. Completions of one prompt
     (`n > 1`) never come before the first of them, which computes the prompt.
     """
@@ -32,7 +33,8 @@ class Policy(Protocol):
     def key(self, request: Request) -> Any:
         """Return the request's place in the order: a value that `<` compares with every other request's key.
 
-        Of the request `facts`, `number`, `timeline.arrival` and `tokens_before` are known.
+        Of the request `facts`, `number`, `timeline.arrival`, `accepted`, `tokens_before` and, of its priority, `delay`
+        and `delay_tokens` are known. A policy that looks at none of the last two does not know priorities.
         """
         ...
 
@@ -57,14 +59,18 @@ class Policy(Protocol):
 
 
 class FirstComeFirstServed:
-    """Requests in order of arrival; prompts go where the least is left to do, decoding where most pages are free; the
-    latest arrival gives way."""
+    """Requests in order of arrival, as though those of a higher priority number had arrived later; prompts go where the
+    least is left to do, decoding where most pages are free; the last in the order gives way.
+
+    key = arrival + priority x `age_seconds`, so a request waits for one that comes after it only if that one's priority
+    number is lower, and came no later than the difference of the two x `age_seconds` after it.
+    """
 
     name = "fcfs"
 
     def key(self, request: Request) -> float:
-        """Order requests by arrival."""
-        return request.number
+        """Order requests by arrival and priority."""
+        return request.accepted + request.delay
 
     def prefill_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
         """Prefer the least to do before the request's first token: the mesh's load less what is cached."""
@@ -89,14 +95,18 @@ class ShortestPromptFirst(FirstComeFirstServed):
     none of L tokens or more. At P prefill tokens per second it waits less than 63 L / P seconds longer than behind
     those that arrived before it alone, what is computed again after a preemption apart. The bound knows no clock and
     no speed: it is the same on every machine.
+
+    A level of priority is as much as the longest prompt: of prompts that arrive together the lower priority number goes
+    first, however long, and a difference of d lets d x (1 / `AGEING`) x the longest prompt's tokens more overtake. So
+    priorities too are worth an amount of work here, where fcfs has `age_seconds` x d.
     """
 
     name = "spf"
     AGEING = 1 / 64
 
     def key(self, request: Request) -> float:
-        """Order requests by length, and by the prompt tokens that arrived before them."""
-        return request.prompt_len + self.AGEING * request.tokens_before
+        """Order requests by length, priority, and the prompt tokens that arrived before them."""
+        return request.prompt_len + request.delay_tokens + self.AGEING * request.tokens_before
 
 
 FCFS = FirstComeFirstServed()

@@ -24,11 +24,12 @@ class State(StrEnum):
     FINISHED = "finished"
     ABORTED = "aborted"
     FAILED = "failed"
+    EXPIRED = "expired"
 
 
-FINAL = frozenset({State.FINISHED, State.ABORTED, State.FAILED})
+FINAL = frozenset({State.FINISHED, State.ABORTED, State.FAILED, State.EXPIRED})
 TRANSITIONS: dict[State, frozenset[State]] = {
-    State.WAITING: frozenset({State.PREFILL, State.ABORTED, State.FAILED}),
+    State.WAITING: frozenset({State.PREFILL, State.ABORTED, State.FAILED, State.EXPIRED}),
     State.PREFILL: frozenset({State.HANDOFF, State.DECODE, State.WAITING}) | FINAL,
     State.HANDOFF: frozenset({State.DECODE, State.WAITING}) | FINAL,
     State.DECODE: frozenset({State.HANDOFF, State.WAITING}) | FINAL,
@@ -77,7 +78,10 @@ class Request:
     number: int  # its place in the order of arrival
     timeline: Timeline
     tokens_before: int = 0  # prompt tokens of all requests that arrived before it
-    order: tuple[Any, int] = (0, 0)  # its place in the policy's order, fixed when it arrives
+    accepted: float = 0.0  # when it was, by the scheduler's time: never before one that was accepted earlier
+    delay: float = 0.0  # seconds by which its priority puts it behind one of priority 0 that is accepted with it
+    delay_tokens: int = 0  # likewise in prompt tokens, for orders that go by work
+    order: tuple[Any, ...] = (0, 0, 0)  # its place in the one order (`order.py`), fixed when it arrives
     state: State = State.WAITING
     run: int = 0  # a number that no other run of any request has; results of earlier runs are void
     restarts: int = 0  # how often it started over

@@ -32,9 +32,11 @@ from ..protocol.timeline import Timeline
 from .admission import Admission
 from .agenda import Agenda
 from .batching import Batching
+from .deadlines import FIRST_TOKEN, LAST_TOKEN, Deadlines
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
 from .mesh_state import MeshState, SharedState, new_mesh
+from .order import Order, place_in_order, weigh
 from .policy import FCFS, Policy, check_policy
 from .request import Request, State
 from .router import Router
@@ -64,11 +66,13 @@ class Scheduler:
             config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, emit
         )
         self._admission = Admission(config, self.requests, self._router, self._shared, self.counters)
-        self._lifecycle = Lifecycle(
-            config, self.meshes, self.requests, policy, self._admission, self._handoffs, self.counters, emit
-        )
-        self._batching = Batching(config, self.requests, self._admission, self._handoffs, self._lifecycle, emit)
         self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
+        self._deadlines = Deadlines(self._agenda)
+        self._lifecycle = Lifecycle(
+            config, self.meshes, self.requests, policy, self._admission, self._handoffs, self._deadlines, self.counters,
+            emit,
+        )  # fmt: skip
+        self._batching = Batching(config, self.requests, self._admission, self._handoffs, self._lifecycle, emit)
         self._now = 0.0
         self._arrivals = self._tokens_arrived = 0
 
@@ -79,7 +83,9 @@ class Scheduler:
         self._now = max(self._now, event.t)  # stamps of several threads may arrive out of order
         match event:
             case Arrived(t=t, facts=facts):
+                self._let_happen_what_is_due()  # before it: whoever sends a request finds it here
                 self._on_arrival(t, facts)
+                return
             case AbortRequested(request_id=id_) if id_ in self.requests:
                 self._lifecycle.finish(self.requests[id_], State.ABORTED, "abort", self._now)
             case PreemptRequested(request_id=id_) if id_ in self.requests:
@@ -98,9 +104,7 @@ class Scheduler:
                 self._admission.is_held = True
             case Resume():
                 self._on_resume()
-        # Afterwards: tokens that came with the event count. `Tick` does nothing else.
-        for kind, id_ in self._agenda.pop_due(self._now):
-            self._on_due(kind, id_)
+        self._let_happen_what_is_due()  # afterwards: tokens that came with the event count; `Tick` does nothing else
 
     def next_due(self) -> float | None:
         """Return the next instant that matters, in seconds; None: there is none. An event of that time, a `Tick` if
@@ -126,19 +130,22 @@ class Scheduler:
         return all(request.restarts == 0 and request.state is State.WAITING for request in self.requests.values())
 
     def _on_arrival(self, t: float, facts: RequestFacts) -> None:
-        request = Request(facts, self._arrivals, Timeline(t), self._tokens_arrived, to_prefill=facts.prompt_len)
+        request = Request(
+            facts, self._arrivals, Timeline(t), self._tokens_arrived, accepted=self._now, to_prefill=facts.prompt_len
+        )
         self._arrivals += 1
         self._tokens_arrived += facts.prompt_len
         request.order = self._place_in_order(request)
         if self.config.prefix_cache:
             request.hashes = list(facts.block_hashes)
         self._lifecycle.enter(request)
+        self._deadlines.enter(request)
 
-    def _place_in_order(self, request: Request) -> tuple[object, int]:
-        """Ask the policy for the request's place in the order, which is never before the request that it forks."""
-        order = (self.policy.key(request), request.number)
-        leader = None if request.facts.fork_of is None else self.requests.get(request.facts.fork_of)
-        return order if leader is None else max(order, (leader.order[0], request.number))
+    def _place_in_order(self, request: Request) -> Order:
+        """Find the request's place in the order, which is never before the request that it forks."""
+        weigh(request, self.config)
+        fork_of = request.facts.fork_of
+        return place_in_order(request, self.policy, None if fork_of is None else self.requests.get(fork_of))
 
     def _on_step_done(self, mesh: MeshState, step: int, outcomes: Sequence[Outcome]) -> None:
         if step not in mesh.in_flight:  # dispatched before the mesh failed
@@ -164,6 +171,7 @@ class Scheduler:
     def _answer(self, request: Request) -> None:
         """Take in that the first token of a run was read."""
         self._lifecycle.answer(request)
+        self._deadlines.answered(request)
         if request.timeline.prefill_end is None:
             request.timeline.prefill_end = self._now
 
@@ -171,9 +179,16 @@ class Scheduler:
         if self.config.prefix_cache and not self.config.deterministic:
             request.hashes.append(block_hash)
 
+    def _let_happen_what_is_due(self) -> None:
+        for kind, id_ in self._agenda.pop_due(self._now):
+            self._on_due(kind, id_)
+
     def _on_due(self, kind: str, id_: int) -> None:
         """Let happen what is due of this kind for this request or call."""
-        raise NotImplementedError(kind, id_)
+        if kind not in (LAST_TOKEN, FIRST_TOKEN):
+            raise NotImplementedError(kind, id_)
+        if id_ in self.requests:  # of two deadlines that have come at once, the second finds it gone
+            self._lifecycle.finish(self.requests[id_], State.EXPIRED, "deadline", self._now)
 
     def _on_resume(self) -> None:
         self._admission.is_held = False
