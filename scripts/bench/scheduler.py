@@ -16,9 +16,9 @@ the same requests without.
 Kinds are those of events, and "end" for a step's result that ends requests; "+route" is added where the decision chose
 a mesh for a prompt or for decoding. Reported are median and p99 in microseconds of the thread's own time, and `share`,
 the median of the time spent as a share of what is allowed: 300 for an arrival and for each choice of a mesh, 50 for a
-transfer, an abort, a flip, a tick and each end, 20 for a step's result and 1.2 for each of its rows. The checkouts take
-turns, each round in a process of its own, and the best round counts. Earlier ones do not know every topology: what they
-cannot measure stays empty.
+transfer, an abort, a flip, a tick, each end and each prompt that a flip sends back to wait, 20 for a step's result and
+1.2 for each of its rows. The checkouts take turns, each round in a process of its own, and the best round counts.
+Earlier ones do not know every topology: what they cannot measure stays empty.
 """
 
 import argparse
@@ -72,7 +72,7 @@ class Decision:
     kind: str
     seconds: float
     rows: int  # of the step's result
-    ends: int
+    ends: int  # requests that end, or that a flip sends back to wait
     routes: int  # meshes chosen
 
     @property
@@ -85,7 +85,7 @@ class Decision:
     def allowed(self) -> float:
         """Return the seconds that it may take, at the median."""
         event = {"arrival": 0 if self.routes else 300, "step": 20 + 1.2 * self.rows}.get(self.kind, 50)
-        ends = {"step": self.ends, "tick": max(0, self.ends - 1)}.get(self.kind, 0)
+        ends = {"step": self.ends, "flip": self.ends, "tick": max(0, self.ends - 1)}.get(self.kind, 0)
         return 1e-6 * (event + 300 * self.routes + 50 * ends)
 
 
@@ -183,7 +183,7 @@ class Engine:
         call = next(self._calls)
         prefills = len(self._free) // 2 + (call + 1) % 2
         counts = {"prefill": prefills, "decode": len(self._free) - prefills}
-        return _name("SetRoles")(t, call, t + _DRAIN, counts)
+        return _name("SetRoles")(t, call, t + _DRAIN, counts, {})
 
     def _abort(self, t: float) -> Any:
         """Abort one of the last step's requests, or one that arrived lately and most likely waits."""
@@ -252,6 +252,7 @@ class Engine:
 
     def _decide(self, kind: str, event: Any) -> Decision:
         scheduler, out = self._scheduler, []
+        waiting = self.count_waiting() if kind == "flip" else 0
         start = time.thread_time()
         scheduler.on(event)
         while actions := scheduler.actions():
@@ -261,7 +262,8 @@ class Engine:
         names = [type(action).__name__ for action in out]
         # A new page table: where a prompt is placed, and where a hand-off has credit.
         routes = sum(action.first == 0 for action in out if type(action).__name__ == "AssignPages")
-        return Decision(kind, seconds, len(getattr(event, "outcomes", ())), names.count("Finish"), routes)
+        ends = max(0, self.count_waiting() - waiting) if kind == "flip" else names.count("Finish")
+        return Decision(kind, seconds, len(getattr(event, "outcomes", ())), ends, routes)
 
 
 def measure(topology: str, waiting: int, events: int, *, is_mixed: bool = False) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from twinmesh.scripts.bench.scheduler import Decision, Engine, measure
         (Decision("abort", 1.0, 0, 1, 1), "abort+route", 350),
         (Decision("transfer", 1.0, 0, 0, 0), "transfer", 50),
         (Decision("flip", 1.0, 0, 0, 0), "flip", 50),
+        (Decision("flip", 1.0, 0, 4, 2), "flip+route", 850),
         (Decision("tick", 1.0, 0, 0, 0), "tick", 50),
         (Decision("tick", 1.0, 0, 3, 0), "tick", 150),
         (Decision("step", 1.0, 10, 0, 0), "step", 32),
