@@ -148,6 +148,10 @@ class BatchRun:
             why = output.error or "the request was aborted."
             self._write_error(BatchLineError("request_failed", request.line, request.custom_id, why))
             return
+        if "deadline" in reasons:  # OpenAI's code for what its window has left undone
+            why = "the request did not end by its deadline."
+            self._write_error(BatchLineError("batch_expired", request.line, request.custom_id, why))
+            return
         # The engine's own names of requests begin anew with every engine.
         line = success_line(request, output, model=self._model, created=int(time.time()), unique=uuid4().hex)
         self._write(line)

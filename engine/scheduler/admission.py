@@ -31,8 +31,10 @@ class Admission:
     ):
         self._config, self._requests, self._router = config, requests, router
         self._shared, self._counters = shared, counters
-        self._waiting = WaitingRequests()
+        self._waiting = WaitingRequests(config.page_size)
         self._refusal = shared.room.refusal()  # of the first that found no room
+        self._passed = -1, -1  # how much had changed and been freed when nothing behind it was found to fit either
+        self._now = 0.0
         self._found = 0, b""  # the last block found to be computed for another, and how many come before it
         self.is_held = False  # only those that start over are admitted
 
@@ -52,17 +54,49 @@ class Admission:
         will, or ids of requests that can be forked now or never will be."""
         self._waiting.done(done)
 
-    def admit(self) -> None:
-        """Place prompts in order; a prompt that does not fit yet holds back those behind it.
+    def admit(self, now: float) -> None:
+        """Place prompts in order.
 
-        One whose next block is being computed for another is passed over, and sleeps until that is done.
+        One whose next block is being computed for another is passed over, and sleeps until that is done. A prompt that
+        does not fit yet is passed over by those that do until it has waited `age_seconds`; then it holds back those
+        behind it.
         """
+        self._now = now
         if self.is_held:
             self._admit_restarted()
             return
         while (request := self._waiting.first(self._is_under_way)) is not None:
-            if self._refusal.holds(request) or not self._admit(request):
+            if (self._refusal.holds(request) or not self._admit(request)) and not self._pass_over(request):
                 return
+
+    @property
+    def first_refused(self) -> Request | None:
+        """Return the first of the queue, if it found no room the last time."""
+        first = None if self.is_held else self._waiting.first(self._is_under_way)
+        return first if first is not None and self._refusal.holds(first) else None
+
+    def _pass_over(self, first: Request) -> bool:
+        """Place the next that surely fits in place of the first, which does not; False: none may, or fits."""
+        if self._is_kept_for(first) or self._passed == (self._waiting.changes, self._shared.room.freed):
+            return False
+        request = self._next_that_fits()
+        if request is None or request is first or not self._admit(request, may_refuse=False):
+            self._passed = self._waiting.changes, self._shared.room.freed
+            return False
+        return True
+
+    def _next_that_fits(self) -> Request | None:
+        """Find the next that surely fits somewhere; what has changed on the meshes is looked at only if one may."""
+        for most in (self._router.most_pages, self._router.longest_prompt):
+            pages = most()
+            request = self._waiting.first_that_fits(pages, self._is_kept_for, self._is_under_way) if pages else None
+            if request is None:
+                return None
+        return request
+
+    def _is_kept_for(self, request: Request) -> bool:
+        """Return whether freed pages are kept for a request, should it find no room."""
+        return self._now - request.accepted >= self._config.age_seconds
 
     def _admit_restarted(self) -> None:
         for request in self._waiting.restarted():
@@ -70,8 +104,8 @@ class Admission:
             if not is_asleep and not self._admit(request):
                 return
 
-    def _admit(self, request: Request) -> bool:
-        """Place a prompt, or let it sleep; False: it finds no room."""
+    def _admit(self, request: Request, *, may_refuse: bool = True) -> bool:
+        """Place a prompt, or let it sleep; False: it finds no room, which is noted if it `may_refuse`."""
         fork_of = request.facts.fork_of
         if fork_of is not None and not request.restarts and self._is_under_way(fork_of):
             self._waiting.sleep(request, fork_of, len(request.hashes))
@@ -79,7 +113,8 @@ class Admission:
             self._waiting.sleep(request, request.hashes[blocks], blocks + 1)
         elif not self._place(request):
             self._waiting.rouse(request)
-            self._refusal.note(request, request.hashes)
+            if may_refuse:
+                self._refusal.note(request, request.hashes)
             return False
         return True
 

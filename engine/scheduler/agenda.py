@@ -28,6 +28,11 @@ class Agenda[Key: Hashable]:
         """Take a key off; one that is not here is ignored."""
         self._instants.pop(key, None)
 
+    @property
+    def size(self) -> int:
+        """Return how many entries are kept, with those that were taken off and not cleared away yet."""
+        return len(self._heap)
+
     def next_due(self) -> float | None:
         """Return the next instant; None: nothing is to come."""
         while self._heap and self._instants.get(self._heap[0][2]) != self._heap[0][0]:

@@ -37,6 +37,12 @@ class CreditQueue:
             return credited
         return asking if credited is None or asking.order < credited.order else credited
 
+    @property
+    def first_refused(self) -> Request | None:
+        """Return the first that asks, if it got no credit the last time."""
+        asking = self._asking[0] if self._asking else None
+        return asking if asking is not None and self.refusal.holds(asking) else None
+
     def add(self, request: Request) -> None:
         """Take a request in, with credit or without."""
         (self._asking if request.handoff is None else self._credited).add(request)

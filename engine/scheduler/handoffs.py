@@ -83,6 +83,11 @@ class Handoffs:
             if (request.handoff is not None or self._ask(request)) and not self._send(request, is_last=True):
                 return
 
+    @property
+    def first_refused(self) -> Request | None:
+        """Return the first that asks for credit, if it got none the last time."""
+        return self._waiting.first_refused
+
     def _ask(self, request: Request) -> bool:
         """Ask for credit; False: the request got none, or sleeps."""
         block = self._coming(request)

@@ -1,6 +1,6 @@
 """The pages of a prefill mesh whose KV waits for credit elsewhere. Pages that several requests share count once."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from ..paging.allocator import PageAllocator
 from ..paging.block_table import Placement
@@ -35,8 +35,15 @@ class KeptPages:
             for group, (count, pages) in enumerate(zip(self._counts, self._groups, strict=True))
         )
 
-    def _distinct(self, group: int) -> int:
-        return len(set().union(*(placement.tables[group].pages for placement in self._placements)))
+    def would_fill_half(self, without: Set[Placement]) -> bool:
+        """Return whether they would be over half of a group if some of them went."""
+        return self.fill_half and any(
+            2 * self._distinct(group, without) > pages.num_pages for group, pages in enumerate(self._groups)
+        )
+
+    def _distinct(self, group: int, without: Set[Placement] = frozenset()) -> int:
+        left = [placement for placement in self._placements if placement not in without]
+        return len(set().union(*(placement.tables[group].pages for placement in left)))
 
     def check(self, placements: Sequence[Placement]) -> None:
         """Raise unless these are the placements that wait."""

@@ -14,6 +14,7 @@ from .admission import Admission
 from .deadlines import Deadlines
 from .handoffs import Handoffs
 from .mesh_state import MeshState, in_order
+from .order import candidates as may_give_way
 from .policy import Policy
 from .request import Request, State
 
@@ -91,6 +92,11 @@ class Lifecycle:
             self._counters.preemptions += 1
             self._start_over(request, keeps_pages=True)
 
+    def displace(self, request: Request) -> None:
+        """Preempt a request for another."""
+        request.preempted += 1
+        self.preempt(request)
+
     def make_way(self, request: Request, mesh: MeshState, *, may_move: bool) -> None:
         """Free pages for a request on a full mesh, at the expense of the policy's victim.
 
@@ -103,10 +109,10 @@ class Lifecycle:
         if may_move and victim.placement is not None and victim.placement.mesh != mesh.index:
             self._handoffs.release_credit(victim)
         else:
-            self.preempt(victim)
+            (self.preempt if victim is request else self.displace)(victim)
 
     def _choose(self, request: Request, mesh: MeshState) -> Request:
-        candidates = mesh.give_way(request)
+        candidates = may_give_way(request, mesh.give_way(request))
         victim = self._policy.victim(candidates)
         if victim not in candidates:
             raise RuntimeError(f"policy {self._policy.name!r} chose {victim!r}, which is no candidate for its victim")

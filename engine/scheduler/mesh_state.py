@@ -20,6 +20,7 @@ from ..protocol.actions import Action
 from ..topology import MeshSpec
 from .expected_blocks import ExpectedBlocks
 from .kept_pages import KeptPages
+from .levels import Levels
 from .request import Request, State
 
 # The host dispatches step n + 1 before it reads step n, and no further ahead: a deeper queue would delay arrivals.
@@ -113,6 +114,7 @@ class MeshState:
     def add(self, request: Request) -> None:
         """Add a request that was given a placement here."""
         self.placed.add(request)
+        self.shared.levels.enter(request.level, self.index)
         self.wake()
 
     def change_load(self, tokens: int) -> None:
@@ -133,6 +135,7 @@ class MeshState:
         ended = self.end_wait(placement)
         self.pages.release(placement)
         self.placed.remove(request)
+        self.shared.levels.leave(request.level, self.index)
         self.wake()
         return ended
 
@@ -160,6 +163,7 @@ class SharedState:
 
     index: PrefixIndex = field(default_factory=PrefixIndex)  # where which blocks are cached
     room: RoomChanges = field(default_factory=RoomChanges)  # where slots, pages or work changed
+    levels: Levels = field(default_factory=Levels)  # which classes and priorities have requests where
     due: set[int] = field(default_factory=set)  # meshes that may have another step to run
     computing: dict[bytes, int] = field(default_factory=dict)  # block -> the meshes that are to compute it, a bit each
     arriving: dict[bytes, int] = field(default_factory=dict)  # likewise of blocks on their way to a mesh

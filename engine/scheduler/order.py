@@ -6,6 +6,7 @@ earlier arrival. An order is fixed when a request is accepted, so that of two re
 ageing needs no clock: who waits is overtaken only by those whose keys say so.
 """
 
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 
@@ -17,10 +18,14 @@ type Order = tuple[Any, ...]  # (class, key, number); a longer one comes right a
 
 INTERACTIVE, BATCH = 0, 1
 
+# So often a request gives way to others of its own class.
+MOST_PREEMPTIONS = 3
+
 
 def weigh(request: Request, config: EngineConfig) -> None:
-    """Note what a request's priority is worth, in seconds and in tokens."""
+    """Note a request's class and priority, and what the latter is worth in seconds and in tokens."""
     priority = request.facts.service.priority
+    request.level = (BATCH, 0) if request.facts.service.is_batch else (INTERACTIVE, priority)
     request.delay, request.delay_tokens = priority * config.age_seconds, priority * config.max_model_len
 
 
@@ -34,7 +39,13 @@ def place_in_order(request: Request, policy: Policy, leader: Request | None) -> 
     return order if leader is None else max(order, (*leader.order[:2], request.number))
 
 
-def level(request: Request) -> tuple[int, int]:
-    """Return the class and priority of a request: one of a lower level may take the place of one of a higher."""
-    service = request.facts.service
-    return (BATCH, 0) if service.is_batch else (INTERACTIVE, service.priority)
+def candidates(request: Request, others: Sequence[Request]) -> Sequence[Request]:
+    """Narrow down, in order, who may give up pages for a request that grows: itself, or others behind it.
+
+    Batch requests where there are some and an interactive one grows; not those of its own class that have given way
+    often enough, unless there are no others: then the first on its mesh could not go on.
+    """
+    behind = [other for other in others if other.level[0] > request.level[0]]
+    if behind:
+        return behind
+    return [other for other in others if other is request or other.preempted < MOST_PREEMPTIONS] or others

@@ -12,6 +12,7 @@ from typing import Any
 from ..paging.block_table import Placement
 from ..protocol.events import RequestFacts
 from ..protocol.timeline import Timeline
+from .levels import Level
 
 
 class State(StrEnum):
@@ -81,11 +82,13 @@ class Request:
     accepted: float = 0.0  # when it was, by the scheduler's time: never before one that was accepted earlier
     delay: float = 0.0  # seconds by which its priority puts it behind one of priority 0 that is accepted with it
     delay_tokens: int = 0  # likewise in prompt tokens, for orders that go by work
+    level: Level = (0, 0)  # its class and priority
     order: tuple[Any, ...] = (0, 0, 0)  # its place in the one order (`order.py`), fixed when it arrives
     state: State = State.WAITING
     run: int = 0  # a number that no other run of any request has; results of earlier runs are void
     restarts: int = 0  # how often it started over
     retries: int = 0  # how many of these were for a failure
+    preempted: int = 0  # and how many to make way for others
     to_prefill: int = 0  # tokens that this run prefills: the prompt and, after a preemption, what it has generated
     prefilled: int = 0  # of these, in the cache or dispatched
     dispatched: int = 0  # output tokens whose step was dispatched; 0 until the last chunk is

@@ -30,6 +30,7 @@ class Router:
     def __init__(self, config: EngineConfig, meshes: Sequence[MeshState], policy: Policy, shared: SharedState):
         self._config, self._meshes, self._policy, self._shared = config, meshes, policy, shared
         self._prompts, self._decodes = ByLoad(), ByLoad()
+        self._roomiest = ByLoad()  # meshes that take prompts, those first on which the longest fits
         self._changed: set[int] = set()  # meshes that have changed since decoding was asked for
         self._longest = [0] * len(meshes)  # pages of the longest sequence that surely fits on each
         self._prefilling = 0  # the set of meshes that prefill, whether or not they have room
@@ -39,6 +40,15 @@ class Router:
         self._refresh()
         found = self._short_list(self._prompts, request, request.to_prefill)
         return sorted(found, key=partial(self._policy.prefill_rank, request)) if len(found) > 1 else found
+
+    def longest_prompt(self) -> int:
+        """Return the pages of the longest prompt that surely fits on some mesh now, with nothing cached."""
+        self._refresh()
+        return self.most_pages()
+
+    def most_pages(self) -> int:
+        """Return likewise, without a look at what has changed, what is no less as long as nothing was freed."""
+        return -int(self._roomiest.least) if self._roomiest else 0
 
     def for_decoding(self, request: Request, tokens: int, source: int, destination: int | None) -> list[MeshState]:
         """List the meshes other than `source` for decoding, the best first; only `destination` unless it is None."""
@@ -85,8 +95,10 @@ class Router:
         changed = self._shared.room.changed
         for index in changed:
             mesh = self._meshes[index]
-            self._prompts.put(index, _load_for_prompts(mesh))
+            load = _load_for_prompts(mesh)
+            self._prompts.put(index, load)
             self._longest[index] = mesh.pages.longest(mesh.watermark)
+            self._roomiest.put(index, None if load is None else -self._longest[index])
             self._prefilling = self._prefilling & ~(1 << index) | mesh.prefills << index
         self._changed |= changed
         changed.clear()
@@ -137,6 +149,11 @@ class ByLoad:
     def load(self, mesh: int) -> float | None:
         """Return the load of a mesh; None: it is not here."""
         return self._loads.get(mesh)
+
+    @property
+    def least(self) -> float:
+        """Return the least load of all, of which there is one."""
+        return self._sorted[0][0]
 
     def put(self, mesh: int, load: float | None) -> None:
         """Change the load of a mesh; None: take it out."""

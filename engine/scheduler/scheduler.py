@@ -38,6 +38,7 @@ from .lifecycle import Lifecycle
 from .mesh_state import MeshState, SharedState, new_mesh
 from .order import Order, place_in_order, weigh
 from .policy import FCFS, Policy, check_policy
+from .preemption import Preemption
 from .request import Request, State
 from .router import Router
 
@@ -72,6 +73,7 @@ class Scheduler:
             config, self.meshes, self.requests, policy, self._admission, self._handoffs, self._deadlines, self.counters,
             emit,
         )  # fmt: skip
+        self._preemption = Preemption(config, self.meshes, self._shared, self._lifecycle)
         self._batching = Batching(config, self.requests, self._admission, self._handoffs, self._lifecycle, emit)
         self._now = 0.0
         self._arrivals = self._tokens_arrived = 0
@@ -200,15 +202,20 @@ class Scheduler:
     def actions(self) -> list[Action]:
         """Return everything that can be dispatched now, in order. Freed pages may let more in, hence the loop."""
         before = (-1, -1)
+        self._preemption.begin()
         while self._shared.due or before != (len(self._out), self.counters.preemptions):
             before = len(self._out), self.counters.preemptions
-            self._admission.admit()
+            self._admission.admit(self._now)
+            while self._preemption.for_prompt(self._admission.first_refused):
+                self._admission.admit(self._now)
             due = sorted(self._shared.due)
             self._shared.due.clear()
             for index in due:
                 while self._batching.dispatch_step(self.meshes[index], self._now):
                     self._handoffs.dispatch()  # at once: behind the mesh's next step, a gather would wait for that too
             self._handoffs.dispatch()
+            while self._preemption.for_credit(self._handoffs.first_refused):
+                self._handoffs.dispatch()
         out = list(self._out)
         self._out.clear()
         return out
@@ -231,6 +238,7 @@ class Scheduler:
             if mesh.prefill_load != load:
                 raise RuntimeError(f"mesh {mesh.index}: a load of {mesh.prefill_load} tokens, {load} to be answered")
             mesh.check()
+        self._shared.levels.check((request.level, mesh.index) for mesh in self.meshes for request in mesh.placed)
         self._router.check()
         self._admission.check()
         self._handoffs.check()

@@ -11,9 +11,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import count, takewhile
+from itertools import count
 from typing import Any
 
+from .by_size import BySize
 from .mesh_state import SortedRequests, sorted_requests
 from .request import Awaited, Request, Wait
 
@@ -39,16 +40,19 @@ class Group(Wait):
 class WaitingRequests:
     """A queue whose requests may sleep."""
 
-    def __init__(self) -> None:
-        self._awake, self._restarted = sorted_requests(), sorted_requests()
+    def __init__(self, page_size: int) -> None:
+        """Begin empty; a page has `page_size` tokens."""
+        self._awake, self._restarted = BySize(page_size), sorted_requests()
         self._groups: dict[Awaited, Group] = {}
         self._done: dict[Awaited, None] = {}  # of the keys of `_groups`, those whose requests have to be asked again
         # The first request's order of every group in `_done`, and of some that were: those are passed over.
         self._heap: list[tuple[Any, int, Awaited]] = []
         self._entries = count()
+        self.changes = 0  # how often one has come, gone, fallen asleep or had to be asked again
 
     def add(self, request: Request) -> None:
         """Take a request in, awake."""
+        self.changes += 1
         self._awake.add(request)
         if request.restarts:
             self._restarted.add(request)
@@ -64,6 +68,7 @@ class WaitingRequests:
         for key in keys if self._groups else ():
             if key in self._groups and key not in self._done:
                 self._done[key] = None
+                self.changes += 1
                 self._push(key)
 
     # ---- a pass over those that may be placed
@@ -71,15 +76,31 @@ class WaitingRequests:
     def first(self, is_under_way: Callable[[Awaited], bool]) -> Request | None:
         """Find the first request that is awake or has to be asked again: what it sleeps for is done, and not under way
         anew."""
-        awake = self._awake[0] if self._awake else None
+        awake, sleeper = self._awake.first, self._first_sleeper(is_under_way)
+        return awake if sleeper is None or (awake is not None and awake.order < sleeper.order) else sleeper
+
+    def _first_sleeper(self, is_under_way: Callable[[Awaited], bool]) -> Request | None:
         while self._heap:
             order, _, key = self._heap[0]
             if key in self._done and is_under_way(key):
                 del self._done[key]
             if key in self._done and (sleeper := self._groups[key].requests[0]).order == order:
-                return sleeper if awake is None or order < awake.order else awake
+                return sleeper
             heappop(self._heap)
-        return awake
+        return None
+
+    def first_that_fits(
+        self, pages: int, is_kept_for: Callable[[Request], bool], is_under_way: Callable[[Awaited], bool]
+    ) -> Request | None:
+        """Find, in place of the first, the next whose prompt takes at most so many pages; None: there is none, or
+        before it comes one for which freed pages are kept.
+
+        Of those awake the first of each size is looked at, of those that have to be asked again the first of all.
+        """
+        found, sleeper = self._awake.first_to_seat(pages, is_kept_for), self._first_sleeper(is_under_way)
+        if sleeper is not None and (self._awake.pages(sleeper) <= pages or is_kept_for(sleeper)):
+            found = sleeper if found is None or sleeper.order < found.order else found
+        return found if found is not None and self._awake.pages(found) <= pages else None
 
     def restarted(self) -> list[Request]:
         """List those that started over, in order, awake or not."""
@@ -97,7 +118,7 @@ class WaitingRequests:
             self._take(request)
             if key not in self._groups:
                 self._groups[key] = Group(key)
-            self._groups[key].add([request, *self._take_followers(key, blocks)])
+            self._groups[key].add([request, *self._take_followers(request, key, blocks)])
         self._done.pop(key, None)
 
     @staticmethod
@@ -109,16 +130,14 @@ class WaitingRequests:
         large.add(small.requests)
         return large
 
-    def _take_followers(self, key: Awaited, blocks: int) -> list[Request]:
-        """Take out those awake that come next and would be found to sleep for the same block."""
+    def _take_followers(self, request: Request, key: Awaited, blocks: int) -> list[Request]:
+        """Take out those awake of its size that come next and would be found to sleep for the same block."""
         if not isinstance(key, bytes):
             return []
         last = blocks - 1
-        followers = list(
-            takewhile(lambda r: last < len(r.hashes) and r.hashes[last] == key and r.facts.fork_of is None, self._awake)
+        return self._awake.take_next(
+            request, lambda r: last < len(r.hashes) and r.hashes[last] == key and r.facts.fork_of is None
         )
-        del self._awake[: len(followers)]
-        return followers
 
     def rouse(self, request: Request) -> None:
         """Have a request awake that may be asleep: it waits for nothing but room."""
@@ -128,9 +147,10 @@ class WaitingRequests:
 
     def _take(self, request: Request) -> None:
         """Take a request out of its group, or from those awake."""
+        self.changes += 1
         group, request.wait = request.wait, None
         if not isinstance(group, Group):
-            _remove(self._awake, request)
+            self._awake.remove(request)
             return
         _remove(group.requests, request)
         if not group.requests:
@@ -158,6 +178,7 @@ class WaitingRequests:
                 raise RuntimeError(f"{len(group.requests)} requests that sleep for {key!r} would not be asked again")
         if not self._done.keys() <= self._groups.keys() or any(request.wait is not None for request in self._awake):
             raise RuntimeError("something is done that no request sleeps for, or a request sleeps and is awake")
+        self._awake.check()
 
 
 def _remove(requests: SortedRequests, request: Request) -> None:

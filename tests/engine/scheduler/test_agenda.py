@@ -23,3 +23,11 @@ def test_an_agenda_is_a_dict_whose_earliest_come_first(steps):
             found = [instants.pop(key) for key in due]
             assert found == sorted(found)
         assert agenda.next_due() == min(instants.values(), default=None)
+
+
+def test_instants_that_were_taken_off_are_cleared_away():
+    agenda = Agenda()
+    for key in range(10_000):
+        agenda.set(key, 1e9)
+        agenda.drop(key)
+    assert agenda.size < 200

@@ -33,7 +33,10 @@ RENAMED_TYPES: dict[str, str] = {}
 # (name of the type then, field then) -> field now, or None: it has none.
 RENAMED_FIELDS: dict[tuple[str, str], str | None] = {}
 # (name of the type now, field now) -> what an event, a pool or a configuration has there that had no such field then.
-NEW_FIELDS: dict[tuple[str, str], object] = {("EngineConfig", "handoff_factor"): 2, ("EngineConfig", "age_seconds"): 0.0}
+NEW_FIELDS: dict[tuple[str, str], object] = {
+    ("EngineConfig", "handoff_factor"): 2,
+    ("EngineConfig", "age_seconds"): 0.0,
+}
 # (name of the type now, field now): fields of actions that are no decisions and have nothing to compare with.
 NOT_COMPARED: frozenset[tuple[str, str]] = frozenset()
 # Names of types of events now that there were none of then, and likewise of actions.
@@ -60,8 +63,8 @@ class RanksOfThen(FirstComeFirstServed):
 class QueueOfThen(WaitingRequests):
     """A pass looked at those only that stood among the first `most` of all when it began."""
 
-    def __init__(self, most):
-        super().__init__()
+    def __init__(self, most, page_size):
+        super().__init__(page_size)
         self._most, self._all, self._last = most, sorted_requests(), None
 
     def add(self, request):
@@ -85,11 +88,11 @@ class AdmissionOfThen(Admission):
 
     def __init__(self, config, *others):
         super().__init__(config, *others)
-        self._waiting = QueueOfThen(2 * config.max_num_seqs)
+        self._waiting = QueueOfThen(2 * config.max_num_seqs, config.page_size)
 
-    def admit(self):
+    def admit(self, now):
         self._waiting.begin()
-        super().admit()
+        super().admit(now)
 
 
 def make_scheduler(config, pools):

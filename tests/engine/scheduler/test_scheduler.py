@@ -15,6 +15,7 @@ from twinmesh.engine.protocol.events import (
     Resume,
     TransferFailed,
 )
+from twinmesh.engine.protocol.service import Service
 from twinmesh.engine.scheduler.mesh_state import MAX_STEPS_IN_FLIGHT
 from twinmesh.engine.scheduler.policy import FCFS, ShortestPromptFirst
 from twinmesh.engine.scheduler.request import State
@@ -43,11 +44,11 @@ def make(
     return scheduler, FakeDevice(scheduler, {})
 
 
-def arrive(scheduler, device, name, prompt_len=6, max_tokens=4, t=0.0, prompt=None, fork_of=None):
-    """A request arrives; those with the same `prompt` share it as far as both go."""
+def arrive(scheduler, device, name, prompt_len=6, max_tokens=4, t=0.0, prompt=None, fork_of=None, **service):
+    """A request arrives, to be served in this way; those with the same `prompt` share it as far as both go."""
     device.prompts[name] = (prompt or name, prompt_len)
     hashes = block_hashes(prompt or name, prompt_len, PAGE)
-    scheduler.on(Arrived(t, RequestFacts(name, prompt_len, max_tokens, hashes, fork_of)))
+    scheduler.on(Arrived(t, RequestFacts(name, prompt_len, max_tokens, hashes, fork_of, Service(**service))))
     return scheduler.requests[name]
 
 

@@ -1,5 +1,8 @@
 """A state machine over scheduler, pages and hand-offs: nothing is lost, held twice or read wrongly, come what may."""
 
+from collections import Counter
+from typing import ClassVar
+
 from helpers.fake_device import FakeDevice
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -18,11 +21,12 @@ from twinmesh.engine.protocol.events import (
     MigrateRequested,
     PreemptRequested,
     Resume,
+    Tick,
     TransferFailed,
 )
 from twinmesh.engine.scheduler.mesh_state import in_order
 from twinmesh.engine.scheduler.policy import FirstComeFirstServed, ShortestPromptFirst
-from twinmesh.engine.scheduler.request import State
+from twinmesh.engine.scheduler.request import FINAL, State
 
 from .test_policy import AtRandom
 from .test_scheduler import arrive, make
@@ -39,6 +43,26 @@ MODES = [
     {"deterministic": True, "prefill_buckets": (8,)},
     {"prefix_cache": False},
 ]
+
+SERVICES = st.fixed_dictionaries(
+    {},
+    optional={
+        "priority": st.integers(-2, 2),
+        "deadline": st.integers(1, 60),
+        "first_token_deadline": st.integers(1, 30),
+        "is_batch": st.booleans(),
+        "due": st.integers(0, 90),
+    },
+)
+
+
+def _stand(request):
+    """Where a request stands, as deadlines meet it."""
+    if request.state is State.WAITING and request.sleeps_for is not None:
+        return "asleep"
+    if request.state is State.HANDOFF:
+        return "asking for credit" if request.handoff is None else "on its way"
+    return str(request.state)
 
 
 class Watched:
@@ -60,7 +84,8 @@ class Watched:
 class Machine(RuleBasedStateMachine):
     """Arrivals, results in any order that devices allow, aborts, preemptions, migrations and lost meshes, at random."""
 
-    steps = sleepers = handoffs_asleep = 0
+    steps = sleepers = handoffs_asleep = displaced = 0
+    expired: ClassVar = Counter()
 
     @initialize(
         topology=st.sampled_from(TOPOLOGIES),
@@ -89,7 +114,11 @@ class Machine(RuleBasedStateMachine):
     def _act(self):
         Machine.steps += 1
         self.scheduler.check_integrity()  # what others wait for ends with notice, before anything is decided
+        first = min(self.scheduler.requests.values(), key=in_order, default=None)
+        before = {request: request.preempted for request in self.scheduler.requests.values()}
         self.device.perform(self.scheduler.actions())
+        Machine.displaced += sum(request.preempted - count for request, count in before.items())
+        assert first is None or first.preempted == before[first], "the first of all is never a victim"
         self._check_that_what_is_awaited_is_under_way()
         self._check_that_nobody_was_forgotten()
 
@@ -142,12 +171,35 @@ class Machine(RuleBasedStateMachine):
         siblings=st.sampled_from([0, 0, 0, 1, 2]),
     )
     def arrive(self, prompt, prompt_len, max_tokens, siblings):
+        self._arrive(prompt, prompt_len, max_tokens, siblings)
+
+    @rule(
+        prompt=st.sampled_from("pqr"),
+        prompt_len=st.integers(1, 36),
+        max_tokens=st.integers(1, 12),
+        siblings=st.sampled_from([0, 0, 0, 1]),
+        service=SERVICES,
+    )
+    def arrive_to_be_served(self, prompt, prompt_len, max_tokens, siblings, service):
+        self._arrive(prompt, prompt_len, max_tokens, siblings, **service)
+
+    def _arrive(self, prompt, prompt_len, max_tokens, siblings, **service):
         first = f"r{len(self.requests)}"
         for index in range(1 + siblings):
             name, fork_of = f"r{len(self.requests)}", first if index else None
+            t = self._advance()
             self.requests.append(
-                arrive(self.scheduler, self.device, name, prompt_len, max_tokens, self._advance(), prompt, fork_of)
+                arrive(self.scheduler, self.device, name, prompt_len, max_tokens, t, prompt, fork_of, **service)
             )
+        self._act()
+
+    @precondition(lambda self: hasattr(self, "scheduler") and self.scheduler.next_due() is not None)
+    @rule()
+    def let_time_come(self):
+        states = {request.id: _stand(request) for request in self.scheduler.requests.values()}
+        self.t = max(self.t, self.scheduler.next_due())
+        self.scheduler.on(Tick(self.t))
+        Machine.expired.update(states[id_] for id_ in states.keys() - self.scheduler.requests.keys())
         self._act()
 
     @precondition(lambda self: any(self.device.steps))
@@ -231,9 +283,10 @@ class Machine(RuleBasedStateMachine):
             assert self.scheduler.is_drained
             self.scheduler.on(Resume(self._advance()))
             self.device.drain(self._advance())
+        assert self.scheduler.next_due() is None
         assert set(self.device.finished) == {request.id for request in self.requests}
         assert not self.scheduler.requests
-        assert all(request.state in (State.FINISHED, State.ABORTED, State.FAILED) for request in self.requests)
+        assert all(request.state in FINAL for request in self.requests)
         for mesh in self.scheduler.meshes:
             assert all(pages.num_free == pages.num_pages for pages in mesh.pages.groups)
             assert mesh.pages.slots.num_free == self.scheduler.config.max_num_seqs
@@ -245,7 +298,8 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_whatever_happens_nothing_is_lost():
-    Machine.steps = Machine.sleepers = Machine.handoffs_asleep = Watched.victims = 0
+    Machine.steps = Machine.sleepers = Machine.handoffs_asleep = Machine.displaced = Watched.victims = 0
+    Machine.expired.clear()
     run_state_machine_as_test(
         Machine,
         settings=settings(
@@ -256,3 +310,6 @@ def test_whatever_happens_nothing_is_lost():
     assert Watched.victims >= 100
     assert Machine.sleepers >= 1_000
     assert Machine.handoffs_asleep >= 10
+    assert Machine.displaced >= 100
+    for stand in ("waiting", "asleep", "prefill", "asking for credit", "on its way", "decode"):
+        assert Machine.expired[stand] > 0, stand

@@ -23,7 +23,7 @@ def may_be_placed(requests, under_way):
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("aasssdr"), st.integers(0, 20), TEXTS), max_size=50))
 def test_the_first_that_may_be_placed_is_found(steps):
-    waiting, requests, under_way = WaitingRequests(), [], set()
+    waiting, requests, under_way = WaitingRequests(4), [], set()
     for number, (what, pick, text) in enumerate(steps):
         first = waiting.first(under_way.__contains__)
         if what == "a":
@@ -53,7 +53,7 @@ def test_the_first_that_may_be_placed_is_found(steps):
 
 
 def test_a_group_goes_on_to_the_block_that_all_in_it_have_and_no_further():
-    waiting, requests = WaitingRequests(), [request(0, "aab"), request(1, "aab"), request(2, "aaa")]
+    waiting, requests = WaitingRequests(4), [request(0, "aab"), request(1, "aab"), request(2, "aaa")]
     for one in requests:
         waiting.add(one)
     waiting.sleep(requests[0], b"a", 1)
@@ -68,7 +68,7 @@ def test_a_group_goes_on_to_the_block_that_all_in_it_have_and_no_further():
 
 
 def test_a_group_does_not_follow_one_that_waits_for_the_request_that_it_forks():
-    waiting, requests = WaitingRequests(), [request(0, "aa"), request(1, "aa"), request(2, "aa")]
+    waiting, requests = WaitingRequests(4), [request(0, "aa"), request(1, "aa"), request(2, "aa")]
     for one in requests:
         waiting.add(one)
     waiting.sleep(requests[0], b"a", 1)
