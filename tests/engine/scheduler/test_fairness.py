@@ -33,12 +33,12 @@ LONGEST_STEP = TIMES.step + TIMES.chunk * TIMES.token + SLOTS * TIMES.row
 class Watched(Scheduler):
     """A scheduler that notes the work ahead of each request when it is accepted, and when it is seated."""
 
-    def __init__(self, topology):
+    def __init__(self, topology, pages=None, slots=SLOTS):
         config = EngineConfig(
-            Topology.parse(topology), LENGTH, page_size=PAGE, max_num_seqs=SLOTS, prefill_buckets=(TIMES.chunk,),
-            decode_buckets=(SLOTS,), prefix_cache=False, age_seconds=AGE,
+            Topology.parse(topology), LENGTH, page_size=PAGE, max_num_seqs=slots, prefill_buckets=(TIMES.chunk,),
+            decode_buckets=(slots,), prefix_cache=False, age_seconds=AGE,
         )  # fmt: skip
-        pool = PoolSize((4 * SLOTS * config.max_pages,), (1,), 64 * config.max_pages)
+        pool = PoolSize((pages or 4 * slots * config.max_pages,), (1,), 64 * config.max_pages)
         super().__init__(config, [pool] * len(config.topology.meshes))
         self.accepted, self.ahead, self.seated, self.waiting = {}, {}, {}, []
 
@@ -71,9 +71,9 @@ def left(request):
     return seconds(request.to_prefill - request.prefilled, request.max_tokens - request.confirmed)
 
 
-def run(topology, arrivals):
+def run(topology, arrivals, **size):
     """Serve requests (t, prompt, output, priority) to their end."""
-    scheduler = Watched(topology)
+    scheduler = Watched(topology, **size)
     engine = VirtualEngine(scheduler, TIMES)
     for number, (t, prompt, output, priority) in enumerate(arrivals):
         engine.post(Arrived(t, RequestFacts(number, prompt, output, service=Service(priority=priority))))
@@ -140,3 +140,16 @@ def test_requests_of_one_priority_are_seated_in_order_of_arrival():
     scheduler = run("both=1", stream(2, 2.0, 20.0))
     times = [scheduler.seated[number] for number in sorted(scheduler.seated)]
     assert times == sorted(times)
+
+
+def test_a_prompt_that_finds_no_room_is_passed_over_for_so_long_and_no_longer():
+    """Short ones keep the pages taken that a long one needs; from then on what they free is kept for it."""
+    whole = LENGTH // PAGE
+    arrivals = sorted([*stream(0, 2.0, 6 * AGE), (0.5, LENGTH - 20, 8, 0)])
+    scheduler = run("both=1", arrivals, pages=whole + 1, slots=4)
+    (long,) = [request for request in scheduler.accepted.values() if request.prompt_len > 64]
+    passed = [other for other in scheduler.accepted.values() if other.number > long.number]
+    before = [other for other in passed if scheduler.seated[other.id] < scheduler.seated[long.id]]
+    assert len(before) > 5
+    assert scheduler.waited(long) >= AGE
+    assert scheduler.waited(long) <= AGE + scheduler.ahead[long.id] + 4 * seconds(64, 8)
