@@ -47,6 +47,9 @@ class Watched(Scheduler):
         if isinstance(event, Arrived):
             new = self.requests[event.facts.id]
             self.accepted[new.id], self.ahead[new.id] = new, sum(map(left, self.before(new)))
+            for other in self.waiting:  # of one instant, those that come ahead of it are ahead of it
+                if other.accepted == new.accepted and other.order > new.order:
+                    self.ahead[other.id] += left(new)
             self.waiting.append(new)
 
     def before(self, new):
