@@ -13,6 +13,7 @@ BENCHMARKS = {
     "cache": "programs that a start finds compiled after starts with other topologies",
     "dtype": 'products in float32 and bfloat16, which the choice of dtype="auto" rests on',
     "first_token": "seconds from the command to its first token, cold and warm, beside an earlier checkout",
+    "flip": "gaps between tokens while meshes change their roles, in a spike of long prompts",
     "generate": "tokens per second of whole batches, by topology and number of requests",
     "handoff": "what handing KV over costs, by prompt length, against a plain copy",
     "host": "what the dispatching thread spends on a step",

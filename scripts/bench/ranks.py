@@ -44,24 +44,24 @@ def _after(turn: int, mesh: int, meshes: Sequence[int]) -> int:
 
 
 class LeastLoad(_Rank):
-    """Where the fewest prompt tokens are to be computed and, of those, the fewest requests run; caches do not count."""
+    """Where the fewest requests are, as load balancers count: those that run and those placed to run."""
 
     name = "least load"
 
     def prefill_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
-        """Prefer the mesh with the least load."""
-        return mesh.prefill_load + mesh.pages.page_size * len(mesh.placed), -mesh.pages.slots.num_free
+        """Prefer the mesh with the fewest requests."""
+        return (len(mesh.placed),)
 
 
 class LongestPrefixFirst(_Rank):
-    """Where most of the prompt is cached and, of those, the least load is."""
+    """Where most of the prompt is cached and, of those, the fewest requests are."""
 
     name = "longest prefix"
 
     def prefill_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
         """Prefer the mesh with the longest prefix."""
         cached = mesh.pages.hit(request.hashes, request.to_prefill)
-        return -cached, mesh.prefill_load + mesh.pages.page_size * len(mesh.placed), -mesh.pages.slots.num_free
+        return -cached, len(mesh.placed)
 
 
 class RankOfEfd1214(_Rank):

@@ -14,7 +14,8 @@ rivals (`ranks.py`): round robin, least load, longest prefix first, and the rank
 Reported: TTFT and TPOT, hits (prompt tokens found cached / prompt tokens), busy (the share of time in which meshes run
 steps, until the last arrival), and `most`: of all minutes until the last arrival, one beginning every second, the most
 that one mesh did as a multiple of the mean of the meshes with its role. What a mesh does is counted in seconds, the
-prompt tokens and rows of its steps at their price each, and in `most_busy` as seconds of its steps.
+prompt tokens and rows of its steps at their price each, and in `most_busy` as seconds of its steps. `alone` is the TTFT
+of the same prompts on a mesh of their own each that has nothing cached: what no choice of a mesh shortens but by hits.
 
 `ratios` are ours to the best rival in each figure: TTFT at P99 should be at most 0.8 and hits at least 0.9, and `most`
 at most 1.5.
@@ -167,6 +168,13 @@ def measure(arrivals: Sequence[Arrival], topology: Topology, policy: Policy) -> 
     }
 
 
+def alone(arrivals: Sequence[Arrival]) -> Percentiles | None:
+    """Return the times to first token of these prompts on empty meshes."""
+    return Percentiles.of(
+        TIMES.step * -(-arrival.prompt_len // TIMES.chunk) + TIMES.token * arrival.prompt_len for arrival in arrivals
+    )
+
+
 def _percentiles(values: Percentiles | None) -> dict[str, float]:
     return {} if values is None else {"p50": values.p50, "p99": values.p99}
 
@@ -227,10 +235,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure_all(trace: Sequence[Arrival], text: str, path: str, args: argparse.Namespace) -> dict[str, Any]:
     topology = Topology.parse(text)
     arrivals = at_load(trace, args.load, topology)
-    rate = len(arrivals) / arrivals[-1].t
-    print(f"{Path(path).name}, {text}: {len(arrivals)} requests, {rate:.2f}/s", flush=True)
+    rate, least = len(arrivals) / arrivals[-1].t, _percentiles(alone(arrivals))
+    print(f"{Path(path).name}, {text}: {len(arrivals)} requests, {rate:.2f}/s, alone {least['p99']:.3f} s at P99")
     rows = compare(arrivals, topology, args.ranks)
-    result: dict[str, Any] = {"requests": len(arrivals), "rate": rate, "rows": rows}
+    result: dict[str, Any] = {"requests": len(arrivals), "rate": rate, "alone": least, "rows": rows}
     if OURS in rows and len(rows) > 1:
         result["ratios"] = verdict(rows)
         print("  ours to the best: TTFT P99 {ttft_p99_ratio:.3f}, hits {hits_ratio:.3f}".format(**result["ratios"]))

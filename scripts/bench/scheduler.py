@@ -8,12 +8,17 @@ and transfers take virtual time. Prompts have 2,000 tokens and begin with one bl
 of a few that come again and again. Answers have 300 tokens. A mesh has 32 slots and 4,096 pages of 64, or as many as
 `:PAGES` after the topology says. Every slot, or page, is in use and so many requests wait as `--waiting` says; where a
 request ends, another arrives. One decision in fifty is an abort, by turns of a request that waits and of one that runs.
+In a pool, which begins with half of its meshes prefilling and half decoding, one in `_FLIP_EVERY` is a flip besides:
+one mesh more is to prefill, or one fewer. With `--mixed` requests have priorities and belong to conversations, one in
+five has a deadline that most often comes while it waits, and ticks bring these; checkouts that know no such things take
+the same requests without.
 
 Kinds are those of events, and "end" for a step's result that ends requests; "+route" is added where the decision chose
 a mesh for a prompt or for decoding. Reported are median and p99 in microseconds of the thread's own time, and `share`,
 the median of the time spent as a share of what is allowed: 300 for an arrival and for each choice of a mesh, 50 for a
-transfer, an abort and each end, 20 for a step's result and 1.2 for each of its rows. The checkouts take turns, each
-round in a process of its own, and the best round counts.
+transfer, an abort, a flip, a tick, each end and each prompt that a flip sends back to wait, 20 for a step's result and
+1.2 for each of its rows. The checkouts take turns, each round in a process of its own, and the best round counts.
+Earlier ones do not know every topology: what they cannot measure stays empty.
 """
 
 import argparse
@@ -39,7 +44,9 @@ HERE = Path(__file__).resolve().parents[2]
 TOPOLOGIES = ("both=4", "both=64", "both=256", "prefill=32,decode=32", "both=64:512")
 _PROMPT, _OUTPUT, _PAGE, _PAGES, _SLOTS = 2000, 300, 64, 4096, 32
 _FAMILIES = 64  # prompts that come again and again
-_ABORT_EVERY = 50
+_ABORT_EVERY, _FLIP_EVERY = 50, 201
+_SESSIONS = 1000  # conversations that go on
+_DRAIN = 30.0  # seconds in which a flip is to be done
 # Seconds of a step, and more for each prompt token and each row; of a transfer. They only say in what order things end.
 _STEP, _TOKEN, _ROW, _TRANSFER = 5e-3, 5e-5, 2e-5, 2e-3
 _FILL = 6.0  # seconds in which meshes fill, or come as far as their pages and the prefill meshes let them
@@ -65,7 +72,7 @@ class Decision:
     kind: str
     seconds: float
     rows: int  # of the step's result
-    ends: int
+    ends: int  # requests that end, or that a flip sends back to wait
     routes: int  # meshes chosen
 
     @property
@@ -78,7 +85,32 @@ class Decision:
     def allowed(self) -> float:
         """Return the seconds that it may take, at the median."""
         event = {"arrival": 0 if self.routes else 300, "step": 20 + 1.2 * self.rows}.get(self.kind, 50)
-        return 1e-6 * (event + 300 * self.routes + (50 * self.ends if self.kind == "step" else 0))
+        ends = {"step": self.ends, "flip": self.ends, "tick": max(0, self.ends - 1)}.get(self.kind, 0)
+        return 1e-6 * (event + 300 * self.routes + 50 * ends)
+
+
+def _fields(name: str) -> dict[str, Any]:
+    """Return the annotations of a class of the checkout, by field."""
+    found: dict[str, Any] = _name(name).__annotations__
+    return found
+
+
+def _config(topology: str) -> Any:
+    """Make the configuration of an engine; in a pool half of the meshes begin by prefilling, the others decode."""
+    options: dict[str, Any] = {"topology": _name("Topology").parse(topology), "max_model_len": 4096, "page_size": _PAGE}
+    if topology.startswith("pool="):
+        meshes = len(options["topology"].meshes)
+        options["roles"] = tuple(_name("Role")("prefill" if mesh < meshes // 2 else "decode") for mesh in range(meshes))
+    return _name("EngineConfig")(**options)
+
+
+def _refusal(topology: str) -> str | None:
+    """Say why this checkout cannot read a topology; None: it can."""
+    try:
+        _name("Topology").parse(topology.partition(":")[0])
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _transfer_ready(number: int, t: float) -> Any:
@@ -88,16 +120,18 @@ def _transfer_ready(number: int, t: float) -> Any:
 class Engine:
     """A scheduler, devices in virtual time, and callers who keep it busy."""
 
-    def __init__(self, topology: str, waiting: int, seed: int = 0) -> None:
-        """Fill the meshes, and let `waiting` requests wait."""
+    def __init__(self, topology: str, waiting: int, *, is_mixed: bool = False, seed: int = 0) -> None:
+        """Fill the meshes, and let `waiting` requests wait, which are served alike or, if `is_mixed`, are not."""
         text, _, pages = topology.partition(":")
-        config = _name("EngineConfig")(topology=_name("Topology").parse(text), max_model_len=4096, page_size=_PAGE)
+        config = _config(text)
+        self._is_mixed, self._is_pool = is_mixed and "service" in _fields("RequestFacts"), text.startswith("pool=")
+        self._calls = count()
         pool = _name("PoolSize")((int(pages or _PAGES),), (1,), 8 * config.max_pages)
         self._scheduler = _name("Scheduler")(config, [pool] * len(config.topology.meshes))
         self._free = [0.0] * len(config.topology.meshes)  # when each device has done all that was dispatched
         self._events: list[tuple[float, int, Callable[[float], Any]]] = []
         self._random, self._order, self._numbers, self._now = Random(seed), count(), count(), 0.0
-        self._has_texts = "str" in str(_name("RequestFacts").__annotations__["id"])
+        self._has_texts = "str" in str(_fields("RequestFacts")["id"])
         self._rows: Sequence[Any] = ()  # of the step that ended last
         self._arrived: list[Any] = []  # ids, of which some have ended
         self._fill(waiting)
@@ -132,7 +166,24 @@ class Engine:
         own = [b"%8d%8d" % (family, block) for block in range(1, _PROMPT // _PAGE)]
         id_ = str(number) if self._has_texts else number
         self._arrived.append(id_)
-        return _name("Arrived")(t, _name("RequestFacts")(id_, _PROMPT, output, (b"the same for all", *own)))
+        service = {"service": self._service()} if self._is_mixed else {}
+        return _name("Arrived")(t, _name("RequestFacts")(id_, _PROMPT, output, (b"the same for all", *own), **service))
+
+    def _service(self) -> Any:
+        """Make up how a request is to be served."""
+        deadline = self._random.uniform(0.5, 30.0) if self._random.random() < 0.2 else None
+        return _name("Service")(
+            priority=self._random.randint(-1, 1),
+            deadline=deadline,
+            session=f"s{self._random.randrange(_SESSIONS)}",
+        )
+
+    def _flip(self, t: float) -> Any:
+        """Let one mesh more prefill than half of them, or only half again."""
+        call = next(self._calls)
+        prefills = len(self._free) // 2 + (call + 1) % 2
+        counts = {"prefill": prefills, "decode": len(self._free) - prefills}
+        return _name("SetRoles")(t, call, t + _DRAIN, counts, {})
 
     def _abort(self, t: float) -> Any:
         """Abort one of the last step's requests, or one that arrived lately and most likely waits."""
@@ -180,6 +231,10 @@ class Engine:
     # ---- decisions
 
     def _next_event(self) -> tuple[str, Any]:
+        due = self._scheduler.next_due() if hasattr(self._scheduler, "next_due") else None
+        if due is not None and due <= self._events[0][0]:
+            self._now = max(self._now, due)
+            return "tick", _name("Tick")(self._now)
         self._now, _, make = heapq.heappop(self._events)
         event = make(self._now)
         kinds = {"Arrived": "arrival", "StepDone": "step", "TransferReady": "transfer"}
@@ -188,12 +243,16 @@ class Engine:
     def decisions(self, events: int) -> Iterator[Decision]:
         """Take in so many events, and yield each with what it cost."""
         for number in range(1, 1 + events):
-            is_abort = number % _ABORT_EVERY == 0
-            kind, event = ("abort", self._abort(self._now)) if is_abort else self._next_event()
-            yield self._decide(kind, event)
+            if self._is_pool and number % _FLIP_EVERY == 0:
+                yield self._decide("flip", self._flip(self._now))
+            elif number % _ABORT_EVERY == 0:
+                yield self._decide("abort", self._abort(self._now))
+            else:
+                yield self._decide(*self._next_event())
 
     def _decide(self, kind: str, event: Any) -> Decision:
         scheduler, out = self._scheduler, []
+        waiting = self.count_waiting() if kind == "flip" else 0
         start = time.thread_time()
         scheduler.on(event)
         while actions := scheduler.actions():
@@ -203,12 +262,13 @@ class Engine:
         names = [type(action).__name__ for action in out]
         # A new page table: where a prompt is placed, and where a hand-off has credit.
         routes = sum(action.first == 0 for action in out if type(action).__name__ == "AssignPages")
-        return Decision(kind, seconds, len(getattr(event, "outcomes", ())), names.count("Finish"), routes)
+        ends = max(0, self.count_waiting() - waiting) if kind == "flip" else names.count("Finish")
+        return Decision(kind, seconds, len(getattr(event, "outcomes", ())), ends, routes)
 
 
-def measure(topology: str, waiting: int, events: int) -> list[dict[str, Any]]:
+def measure(topology: str, waiting: int, events: int, *, is_mixed: bool = False) -> list[dict[str, Any]]:
     """Measure one engine; one row for each kind of decision, and one for all."""
-    engine = Engine(topology, waiting)
+    engine = Engine(topology, waiting, is_mixed=is_mixed)
     gc.collect()
     gc.freeze()  # what is there is not looked at again, as in a process that runs for long
     by_kind: dict[str, list[Decision]] = defaultdict(list)
@@ -235,8 +295,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     sizes = [(text, waiting) for text in args.topologies for waiting in args.waiting]
     if args.one:
-        print(json.dumps([row for size in sizes for row in measure(*size, args.events)]))
+        known = [size for size in sizes if _refusal(size[0]) is None]
+        print(json.dumps([row for size in known for row in measure(*size, args.events, is_mixed=args.mixed)]))
         return 0
+    for refusal in filter(None, map(_refusal, args.topologies)):
+        print(f"scheduler: {refusal}", file=sys.stderr)
+        return 2
     checkouts = {"after": HERE}
     if args.before:
         checkouts["before"] = Path(args.before).resolve()
@@ -255,6 +319,7 @@ def _compare(checkouts: dict[str, Path], text: str, waiting: int, args: argparse
     from twinmesh.scripts.bench.checkouts import report_of  # earlier checkouts, which run this file too, lack it
 
     options = ["--topologies", text, "--waiting", str(waiting), "--events", str(args.events), "--one"]
+    options += ["--mixed"] if args.mixed else []
     found: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in checkouts}
     for index in range(args.rounds):
         for name in sorted(checkouts, reverse=index % 2 == 0):
@@ -289,6 +354,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES, help=f"default: {' '.join(TOPOLOGIES)}")
     parser.add_argument("--waiting", type=int, nargs="+", default=[1000, 10_000], help="requests (1000 10000)")
     parser.add_argument("--events", type=int, default=20_000, help="decisions of each (default: 20000)")
+    parser.add_argument("--mixed", action="store_true", help="priorities, deadlines and conversations (none)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each checkout (default: 3)")
     parser.add_argument("--one", action="store_true", help="print the figures of the checkout on the path, once")
     parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")

@@ -1,6 +1,7 @@
 """The benchmark of the scheduler: its engines come to be as busy as it says, and each decision has its kind."""
 
 import pytest
+from twinmesh.scripts.bench import scheduler as bench_scheduler
 from twinmesh.scripts.bench.scheduler import Decision, Engine, measure
 
 
@@ -12,6 +13,10 @@ from twinmesh.scripts.bench.scheduler import Decision, Engine, measure
         (Decision("abort", 1.0, 0, 1, 0), "abort", 50),
         (Decision("abort", 1.0, 0, 1, 1), "abort+route", 350),
         (Decision("transfer", 1.0, 0, 0, 0), "transfer", 50),
+        (Decision("flip", 1.0, 0, 0, 0), "flip", 50),
+        (Decision("flip", 1.0, 0, 4, 2), "flip+route", 850),
+        (Decision("tick", 1.0, 0, 0, 0), "tick", 50),
+        (Decision("tick", 1.0, 0, 3, 0), "tick", 150),
         (Decision("step", 1.0, 10, 0, 0), "step", 32),
         (Decision("step", 1.0, 10, 2, 0), "end", 132),
         (Decision("step", 1.0, 10, 2, 1), "end+route", 432),
@@ -36,3 +41,8 @@ def test_every_kind_is_reported():
     rows = {row["kind"]: row for row in measure("prefill=2,decode=2", 20, 1500)}
     assert {"any", "abort", "arrival", "step", "step+route", "transfer"} <= rows.keys()
     assert sum(row["count"] for kind, row in rows.items() if kind != "any") == rows["any"]["count"] == 1500
+
+
+def test_a_topology_that_nobody_knows_is_one_sentence(capsys):
+    assert bench_scheduler.main(["--topologies", "neither=2", "--events", "10"]) == 2
+    assert capsys.readouterr().err.startswith("scheduler: ")
