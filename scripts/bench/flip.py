@@ -111,7 +111,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def _set_roles(llm: "LLM", roles: str) -> tuple[float, float]:
     """Set the roles; return when the call began and ended, on the engine's clock."""
     begin = time.monotonic()
-    llm.set_roles(roles)  # type: ignore[attr-defined]
+    llm.set_roles(roles)
     return begin, time.monotonic()
 
 
