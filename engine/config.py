@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from .protocol.service import SLO
 from .roles import check_roles
 from .topology import Role, Topology
 
@@ -44,6 +45,7 @@ class EngineConfig:
     deterministic: bool = False  # the same tokens, whatever else runs
     max_retries: int = 2  # how often a request that lost its mesh starts again before it fails
     roles: tuple[Role, ...] = ()  # that the meshes of a pool begin with; empty: all do both, or there is no pool
+    slo: SLO | None = None  # what answers are to keep to that have no SLO of their own
     handoff_factor: int = 4  # each size of a transfer is so many times the one before
 
     def __post_init__(self) -> None:
@@ -61,6 +63,7 @@ class EngineConfig:
                 "let the last bucket be at least max_num_seqs."
             )
         check_roles(self.roles, self.topology)
+        check_slo(self.slo)
         if self.deterministic:
             self._check_deterministic()
 
@@ -143,6 +146,12 @@ def check_whole_number(name: str, value: object, least: int) -> None:
     """Raise ValueError, naming the option, unless `value` is an int of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r} is not usable: it must be a whole number, {least} or more.")
+
+
+def check_slo(value: object) -> None:
+    """Raise ValueError unless `value` is an SLO or None."""
+    if value is not None and not isinstance(value, SLO):
+        raise ValueError(f"slo={value!r} is not usable: it must be an SLO, such as SLO(ttft_ms=500, tpot_ms=50).")
 
 
 def check_fraction(name: str, value: object) -> None:

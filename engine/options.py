@@ -16,7 +16,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Concatenate, ForwardRef, get_args
 
-from .config import ACTIVATIONS, QUANTIZATIONS, check_fraction, check_whole_number
+from .config import ACTIVATIONS, QUANTIZATIONS, check_fraction, check_slo, check_whole_number
+from .protocol.service import SLO
 from .roles import names_fused, starting_roles
 from .scheduler.policy import Policy, policy_named
 from .topology import Topology
@@ -202,6 +203,15 @@ class EngineOptions:
             metavar="NAME",
         ),
     ] = "fcfs"
+    slo: Annotated[
+        SLO | None,
+        Option(
+            "times that answers are to keep to: SLO(ttft_ms=500, tpot_ms=50), in milliseconds; either may be left out. "
+            "Requests may have one of their own. A decode mesh of a pool computes short prompts itself as long as its "
+            "answers keep to their tpot_ms; without an SLO, only while it has none. `metrics` says how many keep to it",
+            flag=None,
+        ),
+    ] = None
     serve_early: Annotated[
         bool,
         Option(
@@ -236,6 +246,7 @@ class EngineOptions:
         starting_roles(self.roles, self.parsed_topology)
         if isinstance(self.policy, str):
             policy_named(self.policy)
+        check_slo(self.slo)
         if self.activations not in ACTIVATIONS:
             raise ValueError(f"activations={self.activations!r} is not usable: use one of {', '.join(ACTIVATIONS)}.")
         if self.quantization not in QUANTIZATIONS:

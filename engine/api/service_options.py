@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from ..config import check_slo
 from ..protocol.service import SLO, Service, is_positive
 
 _MOST = 2**31 - 1  # priorities are ints of 32 bits
@@ -55,9 +56,7 @@ def service_of(options: ServiceOptions | Mapping[str, Any]) -> Service:
     session = options.get("session")
     if session is not None and (not isinstance(session, str) or not session):
         raise ValueError(f"session={session!r} is not usable: it must be a text that is not empty.")
-    slo = options.get("slo")
-    if slo is not None and not isinstance(slo, SLO):
-        raise ValueError(f"slo={slo!r} is not usable: it must be an SLO, such as SLO(ttft_ms=500, tpot_ms=50).")
+    check_slo(options.get("slo"))
     return Service(**options)
 
 

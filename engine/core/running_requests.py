@@ -78,7 +78,7 @@ class RunningRequests(dict[int, RunningRequest]):
         self.dense.discard(action.request_id)
         with self._lock:
             del self[action.request_id]
-            self._log.add(running.request.timeline, running.request.confirmed, action.reason)
+            self._log.add(running.request.timeline, running.request.confirmed, action.reason, running.request.slo)
         self._send_last(running, action.reason, action.error)
 
     def end_all(self, reason: FinishReason, error: str | None, now: float) -> None:
@@ -86,7 +86,7 @@ class RunningRequests(dict[int, RunningRequest]):
         with self._lock:
             for running in self.values():
                 running.request.timeline.finish = now
-                self._log.add(running.request.timeline, running.request.confirmed, reason)
+                self._log.add(running.request.timeline, running.request.confirmed, reason, running.request.slo)
             ended = list(self.values())
             self.clear()
         self.dense.clear()

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..protocol.actions import FinishReason
 from ..protocol.results import Traffic
+from ..protocol.service import SLO
 from ..protocol.timeline import Timeline
 from .counters import Counters, HostTime
 
@@ -77,11 +78,14 @@ class Metrics:
     migrations: int  # requests that moved their KV while they decoded
     flips: int  # changes of the role of a pool's mesh
     retries: int  # starts after a lost mesh or transfer
+    conditional_prefills: int  # prompts given to a decode mesh to prefill
     handoffs: int  # transfers between meshes that arrived; a long prompt takes several
     handoff_bytes: int  # KV and state moved
     handoff_seconds: float  # from dispatch to arrival, added up over transfers
     steps: int  # dispatched, on all meshes
     host_seconds: float  # CPU time of the dispatching thread
+    with_slo: int  # requests with an SLO that have ended, other than by an abort
+    met_slo: int  # those of them that have kept to it
     roles: tuple[str, ...]  # of each mesh now, with what it still drains
     latencies: Latencies  # of the latest 4096 requests that finished
 
@@ -91,9 +95,19 @@ class Metrics:
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
     @property
+    def slo_goodput(self) -> float | None:
+        """Return the share, 0 to 1, of ended requests with an SLO that have kept to it; None where none has one."""
+        return self.met_slo / self.with_slo if self.with_slo else None
+
+    @property
     def handoff_bandwidth(self) -> float | None:
         """Return bytes per second of a transfer, waiting for its KV included; None before the first."""
         return self.handoff_bytes / self.handoff_seconds if self.handoff_seconds > 0 else None
+
+
+def _is_met(slo: SLO, timeline: Timeline) -> bool:
+    pairs = (slo.ttft_ms, timeline.ttft), (slo.tpot_ms, timeline.tpot)
+    return all(most is None or value is None or 1000 * value <= most for most, value in pairs)
 
 
 class RequestLog:
@@ -102,12 +116,16 @@ class RequestLog:
     def __init__(self) -> None:
         self.reasons: Counter[FinishReason] = Counter()
         self.generated_tokens = 0
+        self.with_slo = self.met_slo = 0
         self.recent: deque[Timeline] = deque(maxlen=RECENT)
         self._first_arrival: float | None = None
         self._last_finish = 0.0
 
-    def add(self, timeline: Timeline, generated: int, reason: FinishReason) -> None:
+    def add(self, timeline: Timeline, generated: int, reason: FinishReason, slo: SLO | None = None) -> None:
         """Count one request that has ended after `generated` tokens."""
+        if slo is not None and reason != "abort":
+            self.with_slo += 1
+            self.met_slo += reason in ("stop", "length") and _is_met(slo, timeline)
         arrival, finish = timeline.arrival, timeline.finish
         assert finish is not None
         self.reasons[reason] += 1
@@ -149,11 +167,14 @@ class RequestLog:
             migrations=counters.migrations,
             flips=counters.flips,
             retries=counters.retries,
+            conditional_prefills=counters.conditional_prefills,
             handoffs=traffic.transfers,
             handoff_bytes=traffic.bytes,
             handoff_seconds=traffic.seconds,
             steps=host.steps,
             host_seconds=host.seconds,
+            with_slo=self.with_slo,
+            met_slo=self.met_slo,
             roles=tuple(roles),
             latencies=Latencies.of(self.recent),
         )

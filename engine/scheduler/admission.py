@@ -132,6 +132,7 @@ class Admission:
                 request.placement, cached = placed
                 self._begin_prefill(request, mesh, cached)
                 self._router.chosen(request, "prefill", mesh)
+                self._counters.conditional_prefills += not mesh.prefills
                 return True
         return False
 

@@ -24,6 +24,7 @@ from .output_lengths import OutputLengths
 # How much of a mean grows with the size where all sizes measured were alike: all of it where prompts are computed and
 # bytes moved, little of it where a step reads all weights for however many rows.
 _PREFILL_SHARE, _DECODE_SHARE, _TRANSFER_SHARE = 1.0, 0.2, 0.5
+_EACH_OF_TP = 8  # one in so many of a mesh's steps counts for the means of its tp, besides the first
 
 
 class Priors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,11 +41,10 @@ PRIORS = Priors()
 class _Step:
     """A step that is running."""
 
-    __slots__ = ("behind", "dispatched", "expected", "rows", "size", "steps", "tokens")
+    __slots__ = ("behind", "dispatched", "rows", "size", "steps", "tokens")
 
     def __init__(self, dispatched: float, size: tuple[int, int], tokens: int, rows: int, steps: int):
         self.dispatched, self.size, self.tokens, self.rows, self.steps = dispatched, size, tokens, rows, steps
-        self.expected = 0.0  # seconds
         self.behind: list[_Transfer] | None = None  # transfers that begin when it is done
 
 
@@ -58,26 +58,43 @@ class _Transfer:
 
 
 class _Means:
-    """What was measured on one mesh, or on all of one tp."""
+    """What was measured on all meshes of one tp, a sample of it."""
 
     __slots__ = ("decode", "prefill")
 
-    def __init__(self) -> None:
-        self.prefill, self.decode = Fit(_PREFILL_SHARE), Fit(_DECODE_SHARE)
+    def __init__(self, priors: Priors):
+        self.prefill, self.decode = Fit(_PREFILL_SHARE, priors.prefill), Fit(_DECODE_SHARE, priors.decode)
 
 
 class _Mesh:
-    """One mesh: its means, and what runs there."""
+    """One mesh: its means, those of its tp until it has measured some, and what runs there."""
 
-    __slots__ = ("last", "of_tp", "own", "result", "seen", "steps", "until")
+    __slots__ = ("decode", "last", "of_tp", "prefill", "result", "seen", "steps")
 
     def __init__(self, of_tp: _Means):
-        self.own, self.of_tp = _Means(), of_tp
+        self.of_tp, self.prefill, self.decode = of_tp, of_tp.prefill, of_tp.decode
         self.steps: dict[int, _Step] = {}  # running, by number
         self.seen: set[tuple[int, int]] = set()  # sizes of steps that have run
         self.result = 0.0  # when the last result came
-        self.until = 0.0  # when all that runs is expected to be done
         self.last = -1  # the step that was dispatched last
+
+    def add_prefill(self, tokens: int, seconds: float) -> None:
+        """Take in what prompt tokens took."""
+        if self.prefill is self.of_tp.prefill:
+            self.prefill = Fit(_PREFILL_SHARE)
+        _add(self.prefill, self.of_tp.prefill, tokens, seconds)
+
+    def add_decode(self, rows: int, seconds: float) -> None:
+        """Take in what a decode step took."""
+        if self.decode is self.of_tp.decode:
+            self.decode = Fit(_DECODE_SHARE)
+        _add(self.decode, self.of_tp.decode, rows, seconds)
+
+
+def _add(own: Fit, of_tp: Fit, size: int, seconds: float) -> None:
+    own.add(size, seconds)
+    if own.count < _EACH_OF_TP or not own.count % _EACH_OF_TP:
+        of_tp.add(size, seconds)
 
 
 class Costs:
@@ -87,10 +104,10 @@ class Costs:
         """Begin with nothing measured; `notes` takes what is, now and then."""
         self._notes, self.priors, self.now = notes, priors, 0.0
         self.chunk_size = config.chunk_size
-        of_tp = {spec.tp: _Means() for spec in config.topology.meshes}
+        of_tp = {spec.tp: _Means(priors) for spec in config.topology.meshes}
         self._meshes = [_Mesh(of_tp[spec.tp]) for spec in config.topology.meshes]
         self._links: dict[tuple[int, int], Fit] = {}
-        self._all_links = Fit(_TRANSFER_SHARE)
+        self._all_links = Fit(_TRANSFER_SHARE, priors.transfer)
         self._transfers: dict[int, _Transfer] = {}
         self.outputs = OutputLengths()
 
@@ -98,40 +115,34 @@ class Costs:
 
     def prefill(self, mesh: int, tokens: int) -> float:
         """Return the seconds to compute so many prompt tokens, in as many steps as they take."""
-        fixed, each = self.prefill_terms(mesh)
-        return fixed * -(-tokens // self.chunk_size) + each * tokens
+        fit = self._meshes[mesh].prefill
+        return fit.fixed * -(-tokens // self.chunk_size) + fit.each * tokens
 
     def decode(self, mesh: int, rows: int) -> float:
         """Return the seconds of one decode step of so many rows; 0 without rows."""
-        fixed, each = self.decode_terms(mesh)
-        return fixed + each * rows if rows else 0.0
+        fit = self._meshes[mesh].decode
+        return fit.fixed + fit.each * rows if rows else 0.0
 
     def transfer(self, source: int, destination: int, size: int) -> float:
         """Return the seconds to move `size` bytes in one transfer."""
-        fit = self._links.get((source, destination), self._all_links)
-        return (fit.terms() if fit.count else self.priors.transfer).at(size)
+        return self._links.get((source, destination), self._all_links).terms().at(size)
 
     def prefill_terms(self, mesh: int) -> Terms:
         """Return the seconds of a prefill step: what each has, and each prompt token."""
-        of = self._meshes[mesh]
-        fit = of.own.prefill if of.own.prefill.count else of.of_tp.prefill
-        return fit.terms() if fit.count else self.priors.prefill
-
-    def decode_terms(self, mesh: int) -> Terms:
-        """Return the seconds of a decode step: what each has, and each row."""
-        of = self._meshes[mesh]
-        fit = of.own.decode if of.own.decode.count else of.of_tp.decode
-        return fit.terms() if fit.count else self.priors.decode
+        return self._meshes[mesh].prefill.terms()
 
     def row_seconds(self, mesh: int) -> float:
         """Return the seconds that a row adds to a decode step, as on all meshes of this one's tp: a slope is a rough
         thing, and where it decides between meshes they should not differ by that."""
-        fit = self._meshes[mesh].of_tp.decode
-        return (fit.terms() if fit.count else self.priors.decode).each
+        return self._meshes[mesh].of_tp.decode.each
 
     def busy(self, mesh: int) -> float:
         """Return the seconds until the steps that are dispatched should be done."""
-        return max(0.0, self._meshes[mesh].until - self.now)
+        of = self._meshes[mesh]
+        end = max(of.result, next(iter(of.steps.values())).dispatched) if of.steps else 0.0
+        for step in of.steps.values():
+            end += step.steps * self.decode(mesh, step.rows) + self.prefill(mesh, step.tokens)
+        return max(0.0, end - self.now)
 
     def is_measured(self, mesh: int) -> bool:
         """Return whether prompts and decode steps were both measured, here or on another mesh of the same tp."""
@@ -145,26 +156,17 @@ class Costs:
         of = self._meshes[step.mesh]
         of.last = step.step
         if isinstance(step, Decode):
-            rows = len(step.rows)
-            begun = _Step(self.now, (0, step.bucket), 0, rows, step.steps)
-            begun.expected = step.steps * self.decode(step.mesh, rows)
+            of.steps[step.step] = _Step(self.now, (0, step.bucket), 0, len(step.rows), step.steps)
         elif isinstance(step, Prefill):
-            tokens = _tokens(step.chunks)
-            begun = _Step(self.now, (step.bucket, 0), tokens, 0, 1)
-            begun.expected = self.prefill(step.mesh, tokens)
+            of.steps[step.step] = _Step(self.now, (step.bucket, 0), _tokens(step.chunks), 0, 1)
         else:
-            tokens, rows = _tokens(step.chunks), len(step.rows)
-            begun = _Step(self.now, (step.bucket, 1), tokens, rows, 1)
-            begun.expected = self.prefill(step.mesh, tokens) + self.decode(step.mesh, rows)
-        of.steps[step.step] = begun
-        of.until = (of.until if of.until > self.now else self.now) + begun.expected
+            of.steps[step.step] = _Step(self.now, (step.bucket, 1), _tokens(step.chunks), len(step.rows), 1)
 
     def end_step(self, mesh: int, step: int, t: float) -> None:
         """Take in that the result of a step came at `t`."""
         of = self._meshes[mesh]
         done = of.steps.pop(step)
         start, of.result = of.result if of.result > done.dispatched else done.dispatched, t
-        of.until = t + sum([left.expected for left in of.steps.values()]) if of.steps else t
         if done.behind is not None:
             _begin(done.behind, t)
         if done.size not in of.seen:
@@ -172,26 +174,19 @@ class Costs:
             return
         seconds = t - start if t > start else 0.0
         if not done.tokens:
-            self._add_decode(mesh, of, done.rows, seconds / done.steps)
+            of.add_decode(done.rows, seconds / done.steps)
         elif not done.rows:
-            self._add_prefill(mesh, of, done.tokens, seconds)
+            of.add_prefill(done.tokens, seconds)
         else:  # as its two parts are expected to take
             prefill, decode = self.prefill(mesh, done.tokens), self.decode(mesh, done.rows)
             share = prefill / (prefill + decode) if prefill + decode > 0 else 0.5
-            self._add_prefill(mesh, of, done.tokens, share * seconds)
-            self._add_decode(mesh, of, done.rows, (1 - share) * seconds)
-
-    def _add_prefill(self, mesh: int, of: _Mesh, tokens: int, seconds: float) -> None:
-        of.own.prefill.add(tokens, seconds)
-        of.of_tp.prefill.add(tokens, seconds)
+            of.add_prefill(done.tokens, share * seconds)
+            of.add_decode(done.rows, (1 - share) * seconds)
         if self._notes.are_kept:
-            self._note("prefill", of.own.prefill, mesh)
-
-    def _add_decode(self, mesh: int, of: _Mesh, rows: int, seconds: float) -> None:
-        of.own.decode.add(rows, seconds)
-        of.of_tp.decode.add(rows, seconds)
-        if self._notes.are_kept:
-            self._note("decode", of.own.decode, mesh)
+            if done.tokens:
+                self._note("prefill", of.prefill, mesh)
+            if done.rows:
+                self._note("decode", of.decode, mesh)
 
     def begin_transfer(self, action: StartTransfer, size: int) -> None:
         """Note that a transfer of `size` bytes is dispatched now; it begins when its source has done the steps
@@ -226,7 +221,6 @@ class Costs:
     def lose_mesh(self, mesh: int) -> None:
         """Forget the steps that were running on a mesh that was lost; what was measured stays."""
         self._meshes[mesh].steps.clear()
-        self._meshes[mesh].until = 0.0
 
     def check(self, in_flight: Sequence[Iterable[int]]) -> None:
         """Raise unless these steps are running, by mesh."""

@@ -23,50 +23,42 @@ class Terms(NamedTuple):
         return self.fixed + self.each * size
 
 
+_NOTHING = Terms(0.0, 0.0)
+
+
 class Fit:
-    """One fading line."""
+    """One fading line: `fixed` + `each` x size."""
 
-    __slots__ = ("_cov", "_share", "_size", "_terms", "_value", "_var", "count")
+    __slots__ = ("_cov", "_share", "_value", "_var", "count", "each", "fixed", "mean_size")
 
-    def __init__(self, share: float):
-        """Begin without measurements; `share`, 0 to 1, is how much of the mean grows with the size if nobody knows."""
+    def __init__(self, share: float, prior: Terms = _NOTHING):
+        """Begin with `prior`, until something is measured; `share`, 0 to 1, is how much of the mean grows with the size
+        if nobody knows."""
         self._share = share
         self.count = 0  # of measurements
-        self._terms: Terms | None = None  # the line, once it was asked for
-        self._size = self._value = self._var = self._cov = 0.0
+        self.fixed, self.each = prior
+        self.mean_size = self._value = self._var = self._cov = 0.0  # the means of sizes and of what they took, fading
 
     def add(self, size: float, value: float) -> None:
-        """Take in that this size, above 0, has taken this value, 0 or more."""
-        self._terms = None
-        self.count = count = self.count + 1
-        if count == 1:
-            self._size, self._value = size, value
-            return
+        """Take in that this size, above 0, has taken this value, 0 or more. It runs once a step of every mesh, hence in
+        one piece."""
+        count = self.count = self.count + 1
+        if count > 1:
+            most = _OUTLIER * (self.fixed + self.each * size)
+            if value > most > 0:  # an expectation of 0 would let nothing count any more
+                value = most
         weight = 1 / count if count < WINDOW else 1 / WINDOW
-        off = size - self._size
-        most = _OUTLIER * (self._value + self._each() * off)
-        # An expectation of 0 would let nothing count any more.
-        change = (most if value > most > 0 else value) - self._value
-        self._size += weight * off
-        self._value += weight * change
-        self._var = (1 - weight) * (self._var + weight * off * off)
-        self._cov = (1 - weight) * (self._cov + weight * off * change)
-
-    @property
-    def mean_size(self) -> float:
-        """Return the mean of the sizes measured, the recent ones above all."""
-        return self._size
-
-    def _each(self) -> float:
-        """Return the slope, from 0, all is fixed, to value / size, nothing is."""
-        most = self._value / self._size
-        ridge = _RIDGE * self._size * self._size
-        each = (self._cov + ridge * self._share * most) / (self._var + ridge)
-        return 0.0 if each < 0 else min(each, most)
+        kept, off, change = 1 - weight, size - self.mean_size, value - self._value
+        mean_size = self.mean_size = self.mean_size + weight * off
+        mean = self._value = self._value + weight * change
+        var = self._var = kept * (self._var + weight * off * off)
+        cov = self._cov = kept * (self._cov + weight * off * change)
+        steepest, ridge = mean / mean_size, _RIDGE * mean_size * mean_size  # steepest: nothing is fixed
+        each = (cov + ridge * self._share * steepest) / (var + ridge)
+        self.each = each = 0.0 if each < 0 else min(each, steepest)
+        fixed = mean - each * mean_size
+        self.fixed = fixed if fixed > 0 else 0.0
 
     def terms(self) -> Terms:
-        """Return the line; there must be a measurement."""
-        if self._terms is None:
-            each = self._each()
-            self._terms = Terms(max(0.0, self._value - each * self._size), each)
-        return self._terms
+        """Return the line."""
+        return Terms(self.fixed, self.each)

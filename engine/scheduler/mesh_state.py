@@ -4,6 +4,7 @@ Invariants: `placed` is the one list of requests here. Those with chunks left an
 `add` and `remove` alone change it. A mesh that could run another step is in `due`, so nobody has to ask the others.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -23,6 +24,7 @@ from .expected_blocks import ExpectedBlocks
 from .kept_pages import KeptPages
 from .notes import Notes
 from .request import Request, State
+from .slo import Targets
 
 # The host dispatches step n + 1 before it reads step n, and no further ahead: a deeper queue would delay arrivals.
 MAX_STEPS_IN_FLIGHT = 2
@@ -53,6 +55,7 @@ class MeshState:
     placed: SortedRequests = field(default_factory=sorted_requests)  # all with a placement here, or reserved
     prefill_load: int = 0  # prompt tokens to compute whose first output token was not read: what a new prompt waits for
     begun: int = 0  # those of them whose step was dispatched
+    targets: Targets = field(default_factory=Targets)  # of those in `placed`
     in_flight: set[int] = field(default_factory=set)  # steps not read yet
     last_was_prefill: bool = False
     draining: Phase | None = None  # work of a phase that its role has no more; it takes none anew
@@ -147,6 +150,7 @@ class MeshState:
     def add(self, request: Request) -> None:
         """Add a request that was given a placement here."""
         self.placed.add(request)
+        self.targets.add(request.tpot_target)
         self.wake()
 
     def change_load(self, tokens: int) -> None:
@@ -167,6 +171,7 @@ class MeshState:
         ended = self.end_wait(placement)
         self.pages.release(placement)
         self.placed.remove(request)
+        self.targets.remove(request.tpot_target)
         self.wake()
         return ended
 
@@ -177,6 +182,7 @@ class MeshState:
             raise RuntimeError(f"mesh {self.index} could run another step and would not be asked to")
         if not self._runs_decodes and any(request.state is State.DECODE for request in self.placed):
             raise RuntimeError(f"mesh {self.index} has requests to decode and the role {self.shown_role}")
+        self.targets.check(Counter(request.tpot_target for request in self.placed))
         self.computing.check()
         self.arriving.check()
         self.kept.check(

@@ -46,6 +46,16 @@ class Routed(Message, frozen=True):
     ranked: tuple[Candidate, ...]  # the short list, in the policy's order
 
 
+class Conditional(Message, frozen=True):
+    """A decode mesh was given a prompt to prefill (`conditional.py`)."""
+
+    request_id: int
+    mesh: int
+    rows: int  # other requests there
+    gap: float  # seconds between two tokens of these, with the prompts there computed between
+    target: float | None  # the tightest target of these, in seconds; None: any time will do
+
+
 class DrainChoice(Message, frozen=True):
     """What is to become of a request on a mesh that stops decoding: it is finished there, or moves."""
 
@@ -57,7 +67,7 @@ class DrainChoice(Message, frozen=True):
     to_move: float  # and by a transfer
 
 
-Note = Measured | Routed | DrainChoice
+Note = Measured | Routed | Conditional | DrainChoice
 
 
 class Notes:

@@ -45,7 +45,7 @@ def prompt_terms(request: Request, mesh: MeshState) -> PromptTerms:
     step = costs.decode(index, rows)  # one comes between any two chunks
     return PromptTerms(
         busy + (fixed + step) * before + each * load,
-        own + step * chunks,
+        own + step * (chunks - 1),
         own,
         _slower(request, mesh, rows),
         each * _short(request, mesh, tokens, rows),

@@ -11,7 +11,9 @@ from typing import Any
 
 from ..paging.block_table import Placement
 from ..protocol.events import RequestFacts
+from ..protocol.service import SLO
 from ..protocol.timeline import Timeline
+from .slo import tpot_target
 
 
 class State(StrEnum):
@@ -78,6 +80,7 @@ class Request:
     number: int  # its place in the order of arrival
     timeline: Timeline
     tokens_before: int = 0  # prompt tokens of all requests that arrived before it
+    slo: SLO | None = None  # its own, or the engine's
     order: tuple[Any, int] = (0, 0)  # its place in the policy's order, fixed when it arrives
     state: State = State.WAITING
     run: int = 0  # a number that no other run of any request has; results of earlier runs are void
@@ -102,9 +105,11 @@ class Request:
     id: int = field(init=False)
     prompt_len: int = field(init=False)
     max_tokens: int = field(init=False)
+    tpot_target: float = field(init=False)  # seconds, see `slo.py`
 
     def __post_init__(self) -> None:
         """Copy the facts that every step reads."""
+        self.tpot_target = tpot_target(self.slo)
         self.id, self.prompt_len, self.max_tokens = self.facts.id, self.facts.prompt_len, self.facts.max_tokens
 
     @property

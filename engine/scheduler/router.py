@@ -16,6 +16,7 @@ from typing import Any
 
 from ..config import EngineConfig
 from ..paging.prefix_index import members
+from .conditional import note_on, with_decode_meshes
 from .mesh_state import MeshState, SharedState
 from .notes import Candidate, Phase, Routed
 from .policy import Policy
@@ -40,17 +41,30 @@ class Router:
         self._changed: set[int] = set()  # meshes that have changed since decoding was asked for
         self._longest = [0] * len(meshes)  # pages of the longest sequence that surely fits on each
         self._ranked: tuple[Candidate, ...] = ()  # for the request that was asked for last, if notes are kept
+        self._is_pool = config.topology.is_pool
         self._prefilling = 0  # the set of meshes that prefill, whether or not they have room
 
-    def for_prompt(self, request: Request) -> list[MeshState]:
+    def for_prompt(self, request: Request) -> Sequence[MeshState]:
         """List the meshes for a prompt, the best first."""
         self._refresh()
         found = self._short_list(self._prompts, request, request.to_prefill)
-        return self._sorted(found, request, self._policy.prefill_rank, prompt_terms)
+        ranked = self._sorted(found, request, self._policy.prefill_rank, prompt_terms)
+        return self._with_decode_meshes(request, ranked) if self._is_pool else ranked
+
+    def _with_decode_meshes(self, request: Request, ranked: Sequence[MeshState]) -> Sequence[MeshState]:
+        """Add the decode meshes that may prefill this prompt: what is not cached there has to fit into one step."""
+        self._refresh_decodes()
+        size, tokens, among = self._config.page_size, request.to_prefill, self._decodes.meshes
+        cached = size * self._shared.index.depth(request.hashes, min(len(request.hashes), tokens // size), among)
+        if tokens - cached > self._config.chunk_size:
+            return ranked
+        return with_decode_meshes(request, ranked, self._short_list(self._decodes, request, tokens))
 
     def chosen(self, request: Request, phase: Phase, mesh: MeshState) -> None:
         """Note which of the ranked meshes was taken."""
-        if self._ranked:
+        if phase == "prefill" and not mesh.prefills and self._shared.notes.are_kept:
+            self._shared.notes.add(note_on(request, mesh))
+        elif self._ranked:
             self._shared.notes.add(Routed(request.id, phase, mesh.index, self._ranked))
 
     def for_decoding(self, request: Request, tokens: int, source: int, destination: int | None) -> list[MeshState]:

@@ -147,7 +147,8 @@ class Scheduler:
         return all(request.restarts == 0 and request.state is State.WAITING for request in self.requests.values())
 
     def _on_arrival(self, t: float, facts: RequestFacts) -> None:
-        request = Request(facts, self._arrivals, Timeline(t), self._tokens_arrived, to_prefill=facts.prompt_len)
+        slo = facts.service.slo or self.config.slo
+        request = Request(facts, self._arrivals, Timeline(t), self._tokens_arrived, slo, to_prefill=facts.prompt_len)
         self._arrivals += 1
         self._tokens_arrived += facts.prompt_len
         request.order = self._place_in_order(request)

@@ -67,7 +67,7 @@ class Replay:
             if isinstance(action, Finish):
                 self.finished[action.request_id] = action.reason
                 request = self._running.pop(action.request_id)
-                self.ended.add(request.timeline, request.confirmed, action.reason)
+                self.ended.add(request.timeline, request.confirmed, action.reason, request.slo)
         return actions
 
     def take_notes(self, most: int | None = None) -> list[Note]:

@@ -86,6 +86,7 @@ def engine_config(options: EngineOptions, model: ModelConfig, defaults: Defaults
         prefix_cache=options.enable_prefix_caching,
         deterministic=options.deterministic,
         max_retries=options.max_retries,
+        slo=options.slo,
         roles=starting_roles(options.roles, options.parsed_topology),
     )
     if config.max_model_len > model.max_position:

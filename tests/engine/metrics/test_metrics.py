@@ -4,6 +4,7 @@ import pytest
 from twinmesh.engine.metrics.counters import Counters, HostTime
 from twinmesh.engine.metrics.metrics import RECENT, Latencies, Percentiles, RequestLog
 from twinmesh.engine.protocol.results import Traffic
+from twinmesh.engine.protocol.service import SLO
 from twinmesh.engine.protocol.timeline import Timeline
 
 
@@ -57,6 +58,26 @@ def test_only_requests_that_finished_are_timed_and_only_the_latest():
     metrics = log.metrics(0, 0, Counters(), Traffic(), HostTime())
     assert metrics.latencies.ttft.count == RECENT
     assert metrics.requests == {"error": 1, "stop": RECENT + 1}
+
+
+@pytest.mark.parametrize(
+    ("slo", "reason", "is_met"),
+    [
+        (SLO(ttft_ms=1000, tpot_ms=1500), "stop", True),
+        (SLO(ttft_ms=999), "stop", False),
+        (SLO(tpot_ms=1499), "length", False),
+        (SLO(ttft_ms=1e6), "error", False),
+        (SLO(ttft_ms=1e6), "deadline", False),
+    ],
+)
+def test_goodput_counts_the_requests_that_keep_to_their_slo(slo, reason, is_met):
+    log = RequestLog()
+    log.add(ended(), 3, reason, slo)
+    log.add(ended(), 3, "stop")
+    log.add(ended(), 3, "abort", slo)
+    metrics = log.metrics(0, 0, Counters(), Traffic(), HostTime())
+    assert (metrics.with_slo, metrics.met_slo, metrics.slo_goodput) == (1, is_met, float(is_met))
+    assert RequestLog().metrics(0, 0, Counters(), Traffic(), HostTime()).slo_goodput is None
 
 
 def test_a_snapshot_stays_as_it_is():

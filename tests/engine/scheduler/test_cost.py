@@ -179,3 +179,19 @@ def test_the_scheduler_measures_what_its_devices_do():
     assert scheduler.costs.prefill(0, 6) == pytest.approx(1.0)
     assert 0 < scheduler.costs.decode(1, 1) <= 1.0
     assert scheduler.costs.transfer(0, 1, 4) == pytest.approx(0.5)
+
+
+def test_what_is_dispatched_keeps_a_mesh_busy_until_it_should_be_done():
+    costs = make_costs()
+    warm(costs)
+    assert costs.busy(0) == 0.0
+    costs.now = 50.0
+    costs.begin_step(prefill(10, 100))
+    costs.begin_step(decode(11, 4))
+    assert costs.busy(0) == pytest.approx(0.51)
+    costs.now = 50.4
+    assert costs.busy(0) == pytest.approx(0.11)
+    costs.end_step(0, 10, 50.4)
+    assert costs.busy(0) == pytest.approx(0.01)
+    costs.now = 60.0
+    assert costs.busy(0) == 0.0

@@ -285,6 +285,19 @@ def test_a_note_that_a_replay_does_not_make_diverges(record):
         replay_lines([*lines[: line + 1], *lines[line:]])
 
 
+def test_the_log_says_what_each_mesh_would_have_cost_and_which_was_taken(record):
+    scheduler, device, file = record("prefill=2,decode=2")
+    test_scheduler.arrive(scheduler, device, 0)
+    device.drain(1.0)
+    notes = [json.loads(line) for line in file.getvalue().splitlines() if '"type":"Routed"' in line]
+    assert [note["phase"] for note in notes] == ["prefill", "decode"]
+    for note in notes:
+        (_, first, _, terms), (_, second, _, others) = note["ranked"]
+        assert note["mesh"] == first != second
+        assert sum(terms.values()) <= sum(others.values())
+    assert terms.keys() == {"link", "wait", "decode", "room"}
+
+
 def test_no_note_is_made_where_no_log_is_written():
     scheduler, device = test_scheduler.make("both=1")
     test_scheduler.arrive(scheduler, device, 0, max_tokens=9)

@@ -19,6 +19,12 @@ from .test_scheduler import PAGE, arrive, only, step
 QUICK, SLOW = 0.0, 1e6  # seconds of every transfer: moving a request is always better, or never
 
 
+@pytest.fixture(autouse=True)
+def prompts_go_to_meshes_that_prefill(monkeypatch):
+    """Decode meshes without answers would take short prompts (`test_conditional.py`), which is not what is tested."""
+    monkeypatch.setattr("twinmesh.engine.scheduler.router.with_decode_meshes", lambda request, ranked, decodes: ranked)
+
+
 class Pool:
     """A pool on a fake device; its calls for roles are numbered from 1."""
 

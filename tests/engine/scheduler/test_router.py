@@ -158,6 +158,39 @@ def test_a_decision_asks_as_much_however_many_meshes_there_are(role):
     assert few == many
 
 
+def test_a_mesh_is_chosen_by_asking_as_much_however_many_there_are():
+    costs = []
+    for meshes in (40, 160):
+        scheduler, device = make(f"both={meshes}", pages=64, length=64)
+        for number in range(20):
+            arrive(scheduler, device, f"r{number}", prompt_len=24, prompt="p")
+            step(scheduler, device)
+            device.complete_step(scheduler.requests[f"r{number}"].prefilled_on, 1.0)
+            step(scheduler, device)
+        costs.append(
+            calls(lambda: (arrive(scheduler, device, "new", prompt_len=24, prompt="p"), scheduler.actions()))  # noqa: B023
+        )
+    assert costs[0] == costs[1]
+
+
+def test_of_many_meshes_with_a_prefix_the_least_loaded_are_ranked():
+    policy = Asked()
+    scheduler, device = make("both=40", pages=64, length=64, policy=policy)
+    for number in range(40):
+        arrive(scheduler, device, f"r{number}", prompt_len=8, max_tokens=40, prompt=f"p{number}")
+    step(scheduler, device)
+    for mesh in scheduler.meshes:
+        mesh.pages.remember(next(iter(mesh.placed)).placement, block_hashes("all", 8, PAGE), 8)
+    for number in range(30):  # a second request on most
+        arrive(scheduler, device, f"s{number}", prompt_len=8, max_tokens=40)
+    step(scheduler, device)
+    idle = {mesh.index for mesh in scheduler.meshes if len(mesh.placed) == 1}
+    policy.prompts.clear()
+    arrive(scheduler, device, "new", prompt_len=12, prompt="all")
+    step(scheduler, device)
+    assert set(policy.prompts) <= idle
+
+
 def test_a_decision_asks_as_much_however_many_requests_wait():
     few, many = (cost_of_each_kind("both=2", waiting) for waiting in (20, 600))
     assert all(many[kind] <= few[kind] + 4 for kind in few)

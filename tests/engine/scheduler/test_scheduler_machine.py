@@ -1,6 +1,7 @@
 """A state machine over scheduler, pages and hand-offs: nothing is lost, held twice or read wrongly, come what may."""
 
 from collections import Counter
+from unittest.mock import patch
 
 from helpers.fake_device import FakeDevice
 from hypothesis import HealthCheck, settings
@@ -23,6 +24,7 @@ from twinmesh.engine.protocol.events import (
     SetRoles,
     TransferFailed,
 )
+from twinmesh.engine.protocol.service import SLO
 from twinmesh.engine.roles import ROLES, uncovered
 from twinmesh.engine.scheduler.mesh_state import in_order
 from twinmesh.engine.scheduler.policy import FirstComeFirstServed, ShortestPromptFirst
@@ -37,6 +39,7 @@ TOPOLOGIES = [
     "both=9", "prefill=9,decode=9",
     "pool=2", "pool=3", "pool=10",
 ]  # fmt: skip
+SLOS = [None, SLO(tpot_ms=9000), SLO(ttft_ms=1)]
 POLICIES = [FirstComeFirstServed(), ShortestPromptFirst(), *map(AtRandom, range(4))]
 MODES = [
     {},
@@ -70,7 +73,7 @@ ROLES_OF_MESHES = st.lists(st.sampled_from(ROLES), min_size=10, max_size=10)
 class Machine(RuleBasedStateMachine):
     """Arrivals, results in any order that devices allow, aborts, preemptions, migrations and lost meshes, at random."""
 
-    steps = sleepers = handoffs_asleep = 0
+    steps = sleepers = handoffs_asleep = conditional_prefills = 0
 
     @initialize(
         topology=st.sampled_from(TOPOLOGIES),
@@ -80,13 +83,14 @@ class Machine(RuleBasedStateMachine):
         spare=st.integers(0, 3),
         slots=st.integers(1, 4),
         policy=st.sampled_from(POLICIES),
+        slo=st.sampled_from(SLOS),
     )
-    def start(self, topology, mode, windows, pages, spare, slots, policy):
+    def start(self, topology, mode, windows, pages, spare, slots, policy, slo):
         if mode.get("deterministic") and "fused" in topology:
             mode = {}
         watched = Watched(policy)
         self.scheduler, self.device = make(
-            topology, pages, slots, windows=windows, spare=spare, length=48, policy=watched, **mode
+            topology, pages, slots, windows=windows, spare=spare, length=48, policy=watched, slo=slo, **mode
         )
         watched.requests = self.scheduler.requests
         assert isinstance(self.device, FakeDevice)
@@ -108,7 +112,9 @@ class Machine(RuleBasedStateMachine):
         self.scheduler.meshes[0].shared.room.freed += 1
         for mesh in self.scheduler.meshes:
             mesh.wake()
-        assert not self.scheduler.actions()
+        # But a decode mesh that may prefill a prompt as costs are now is no room that the prompt would wait for.
+        with patch("twinmesh.engine.scheduler.router.with_decode_meshes", lambda request, ranked, decodes: ranked):
+            assert not self.scheduler.actions()
 
     def _check_that_what_is_awaited_is_under_way(self):
         """What a request sleeps for is under way, or it stands in line behind one that found no room."""
@@ -307,11 +313,12 @@ class Machine(RuleBasedStateMachine):
             assert not mesh.draining
         assert not self.device.staged
         assert self.device.settled.keys() == set(range(1, self.calls + 1))
+        Machine.conditional_prefills += self.scheduler.counters.conditional_prefills
         FLIPS.update(answer.outcome for answer in self.device.settled.values())
 
 
 def test_whatever_happens_nothing_is_lost():
-    Machine.steps = Machine.sleepers = Machine.handoffs_asleep = Watched.victims = 0
+    Machine.steps = Machine.sleepers = Machine.handoffs_asleep = Machine.conditional_prefills = Watched.victims = 0
     FLIPS.clear()
     run_state_machine_as_test(
         Machine,
@@ -323,5 +330,6 @@ def test_whatever_happens_nothing_is_lost():
     assert Watched.victims >= 100
     assert Machine.sleepers >= 1_000
     assert Machine.handoffs_asleep >= 10
+    assert Machine.conditional_prefills > 0
     expected = ("during a hand-off", "during a drain", "preemptions during a drain", "meshes lost during a drain")
     assert all(FLIPS[what] > 0 for what in (*expected, "reached", "superseded", "refused", "late"))
