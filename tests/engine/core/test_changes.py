@@ -21,6 +21,12 @@ from twinmesh.engine.topology import Role, Topology
 FOREVER = 1e6  # seconds
 
 
+@pytest.fixture(autouse=True)
+def prompts_go_to_meshes_that_prefill(monkeypatch):
+    """The request begins on the mesh that does both, not on the decode mesh, which has no answers to keep waiting."""
+    monkeypatch.setattr("twinmesh.engine.scheduler.router.with_decode_meshes", lambda request, ranked, decodes: ranked)
+
+
 class Idle:
     """An executor that keeps what it is given, and never answers."""
 

@@ -1,13 +1,17 @@
 """Meshes of a pool change roles on the fake device: what becomes of their requests, in the middle of whatever."""
 
+from io import StringIO
+
 import pytest
 from helpers.fake_device import FakeDevice
 from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.protocol.actions import DropTransfer, StartTransfer
 from twinmesh.engine.protocol.events import AbortRequested, MeshFailed, MigrateRequested, SetRoles, Tick
 from twinmesh.engine.roles import starting_roles
+from twinmesh.engine.scheduler.decision_log import DecisionLog, RecordingScheduler
 from twinmesh.engine.scheduler.request import State
 from twinmesh.engine.scheduler.scheduler import Scheduler
+from twinmesh.engine.simulation.replay import replay
 from twinmesh.engine.topology import Topology
 
 from .test_scheduler import PAGE, arrive, only, step
@@ -15,18 +19,28 @@ from .test_scheduler import PAGE, arrive, only, step
 QUICK, SLOW = 0.0, 1e6  # seconds of every transfer: moving a request is always better, or never
 
 
+@pytest.fixture(autouse=True)
+def prompts_go_to_meshes_that_prefill(monkeypatch):
+    """Decode meshes without answers would take short prompts (`test_conditional.py`), which is not what is tested."""
+    monkeypatch.setattr("twinmesh.engine.scheduler.router.with_decode_meshes", lambda request, ranked, decodes: ranked)
+
+
 class Pool:
     """A pool on a fake device; its calls for roles are numbered from 1."""
 
-    def __init__(self, roles, pages=16, slots=4, length=32, links=QUICK, staging=16, **changes):
+    def __init__(self, roles, pages=16, slots=4, length=32, links=QUICK, staging=16, log=None, **changes):
         meshes = sum(int(part.split("=")[1]) for part in roles.split(","))
         topology = Topology.parse(f"pool={meshes}")
         config = EngineConfig(
             topology, length, PAGE, slots, roles=starting_roles(roles, topology),
             **{"prefill_buckets": (4, 8), "prefill_rows": 3, "decode_buckets": (slots,)} | changes,
         )  # fmt: skip
-        self.scheduler = Scheduler(config, [PoolSize((pages,), (1,), staging)] * meshes)
-        self.scheduler.costs.transfer = lambda source, destination, size: links
+        pools = [PoolSize((pages,), (1,), staging)] * meshes
+        if log is None:
+            self.scheduler = Scheduler(config, pools)
+            self.scheduler.costs.transfer = lambda source, destination, size: links
+        else:
+            self.scheduler = RecordingScheduler(config, pools, DecisionLog(log))
         self.device = FakeDevice(self.scheduler, {})
         self.calls, self.t = 0, 0.0
 
@@ -439,3 +453,18 @@ def test_every_request_finishes_whatever_the_roles_become(mode):
             pool.set_roles(calls[index // 2 % len(calls)])
     assert len(pool.finish()) == 30
     assert None not in [pool.answer(call) for call in range(1, pool.calls + 1)]
+
+
+def test_flips_and_drains_are_replayed_and_say_why():
+    log = StringIO()
+    pool = Pool("both=1,decode=2", pages=12, log=log)
+    swaps = [{0: "decode", 1: "both"}, "both=3", "prefill=1,decode=2", "both=1,decode=2", {2: "prefill"}]
+    for index in range(20):
+        pool.arrive(index, prompt_len=1 + index, max_tokens=9, prompt="pq"[index % 2])
+        pool.run_once(transfers=index % 3 > 0)
+        pool.set_roles(swaps[index % len(swaps)], time=0.002)
+    pool.finish()
+    found = replay(StringIO(log.getvalue()))
+    assert found.scheduler.roles() == pool.roles
+    assert found.scheduler.counters.flips == pool.scheduler.counters.flips > 20
+    assert '"type":"DrainChoice"' in log.getvalue()
