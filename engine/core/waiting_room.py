@@ -11,6 +11,7 @@ Thread-safe. It decides nothing about requests that are in.
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 from ..errors import Overloaded
 from ..protocol.actions import Action, Chunk, Finish
@@ -22,6 +23,8 @@ from .submission import Submission
 _WINDOW = 30.0  # seconds over which the rate of prefill is measured
 _LEAST, _MOST = 0.1, 600.0  # seconds that a caller is told to stay away
 _UNMEASURED = 1.0  # likewise before anything was measured
+_MARGIN = 1.25  # times as long as it should take, since some who were not told come in between
+_KEPT = 2.0  # seats are kept for those who are to come back in the time that so many seats take
 
 
 class WaitingRoom:
@@ -35,6 +38,7 @@ class WaitingRoom:
         self._tokens = 0
         self._rate = _Rate()
         self._promised: deque[tuple[float, int]] = deque()  # until when callers were sent away, and their tokens
+        self._last_seat = 0.0  # seconds in which one of those who were told to come back finds a seat, one by one
         self._stopped = False
 
     @property
@@ -51,7 +55,7 @@ class WaitingRoom:
             Overloaded: there is no room.
         """
         with self._changed:
-            if not self._has_room(submissions, 1.0):
+            if not self._has_room(submissions, 1.0, self._kept()):
                 raise Overloaded(self._retry_after(_tokens(submissions)))
             self._enter(submissions)
 
@@ -71,13 +75,26 @@ class WaitingRoom:
                 self._tokens_of[submission.facts.id] = tokens
                 self._tokens += tokens
 
-    def _has_room(self, submissions: Sequence[Submission], share: float) -> bool:
+    def _kept(self) -> tuple[int, int]:
+        """Return how many seats, with how many tokens, are kept for callers who were told to come back about now: else
+        new ones would take them all, and most of those told would come in vain."""
+        if not self._promised:
+            return 0, 0
+        now = self._clock()
+        while self._promised and self._promised[0][0] <= now:
+            self._promised.popleft()
+        soon = now + _KEPT * self._last_seat
+        kept = [tokens for _, tokens in takewhile(lambda promise: promise[0] <= soon, self._promised)]
+        return len(kept), sum(kept)
+
+    def _has_room(self, submissions: Sequence[Submission], share: float, kept: tuple[int, int] = (0, 0)) -> bool:
         """Return whether these fit in a share of the room; what would never fit does where nobody waits."""
         if not self.is_bounded or not self._tokens_of or submissions[0].facts.service.is_batch:
             return True
         most, most_tokens = self._most, self._most_tokens
-        return (most is None or len(self._tokens_of) + len(submissions) <= max(1, share * most)) and (
-            most_tokens is None or self._tokens + _tokens(submissions) <= share * most_tokens
+        count, tokens = len(self._tokens_of) + kept[0], self._tokens + kept[1]
+        return (most is None or count + len(submissions) <= max(1, share * most)) and (
+            most_tokens is None or tokens + _tokens(submissions) <= share * most_tokens
         )
 
     def _retry_after(self, tokens: int) -> float:
@@ -88,15 +105,15 @@ class WaitingRoom:
         as hold the caller's own tokens.
         """
         now = self._clock()
-        while self._promised and self._promised[0][0] <= now:
-            self._promised.popleft()
         mean = self._tokens / len(self._tokens_of)
         needed = max(mean, tokens if self._most_tokens is not None else 0)
         ahead = sum([promised for _, promised in self._promised])
         rate = self._rate.at(now)
-        seconds = _UNMEASURED if rate is None else _MOST if rate <= 0 else (ahead + needed) / rate
+        seconds = _UNMEASURED if rate is None else _MOST if rate <= 0 else _MARGIN * (ahead + needed) / rate
+        self._last_seat = 0.0 if not rate else needed / rate
         seconds = min(_MOST, max(_LEAST, seconds))
-        self._promised.append((now + seconds, int(needed)))
+        if seconds < _MOST:
+            self._promised.append((now + seconds, int(needed)))
         return seconds
 
     # ---- the dispatching thread

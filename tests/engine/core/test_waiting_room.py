@@ -123,14 +123,14 @@ def full_room(rate, waiting=10, tokens=100):
 
 def test_one_who_is_refused_is_told_when_the_next_prompt_will_have_been_computed():
     room, _ = full_room(rate=200)
-    assert refused(room, request(100)) == pytest.approx(0.5)
+    assert refused(room, request(100)) == pytest.approx(0.5 * 1.25)
 
 
 def test_those_refused_one_after_the_other_are_not_told_the_same():
     room, clock = full_room(rate=200)
-    assert [refused(room, request(id_)) for id_ in (100, 101, 102)] == pytest.approx([0.5, 1.0, 1.5])
-    clock.now += 1.2  # two of them have come back by now
-    assert refused(room, request(103)) < 1.2
+    assert [refused(room, request(id_)) for id_ in (100, 101, 102)] == pytest.approx([0.625, 1.25, 1.875])
+    clock.now += 1.3  # two of them have come back by now
+    assert refused(room, request(103)) < 1.5
 
 
 @pytest.mark.parametrize(("rate", "seconds"), [(10**9, 0.1), (0, 1.0)])
@@ -153,7 +153,7 @@ def test_time_in_which_nobody_waited_does_not_make_the_engine_look_slow():
         room.enter_or_refuse(request(id_, tokens=100))
     clock.now += 2.0
     room.computed(clock.now, 400)
-    assert refused(room, request(101)) == pytest.approx(0.5)
+    assert refused(room, request(101)) == pytest.approx(0.5 * 1.25)
 
 
 def test_in_a_spike_most_who_wait_as_long_as_they_are_told_are_let_in():
@@ -180,6 +180,5 @@ def test_in_a_spike_most_who_wait_as_long_as_they_are_told_are_let_in():
             told.append(retry_after)
             comings.append((t + retry_after, id_, tries + 1))
     assert len(again) > 20
-    print(sum(again) / len(again), np.median(told))
-    assert sum(again) / len(again) > 0.5
-    assert np.median(told) < 10.0
+    assert sum(again) / len(again) >= 0.8
+    assert np.median(told) <= 2 * (10.0 / 2)  # the last of all is computed ten seconds after the spike
