@@ -7,6 +7,7 @@ from helpers.fake_device import block_hashes
 from hypothesis import given
 from hypothesis import strategies as st
 from twinmesh.engine.protocol.actions import Chunk, Decode, DecodeRow, Prefill, StartTransfer
+from twinmesh.engine.protocol.cache_report import MissReason
 from twinmesh.engine.protocol.events import Arrived, RequestFacts
 from twinmesh.engine.protocol.service import SLO, Service
 from twinmesh.engine.scheduler.notes import Conditional
@@ -121,7 +122,7 @@ def test_a_long_prompt_goes_to_the_prefill_mesh_unless_its_prefix_lies_on_the_de
     scheduler, device = pool()
     assert prefilled_on(scheduler, device, arrive(scheduler, device, "long", prompt_len=30, prompt="p")) == 0
     device.drain(1.0)
-    scheduler.meshes[0].pages.flush()
+    scheduler.meshes[0].pages.flush(MissReason.MESH_LOST)
     assert prefilled_on(scheduler, device, arrive(scheduler, device, "again", prompt_len=30, prompt="p")) == 1
     assert prefilled_on(scheduler, device, arrive(scheduler, device, "other", prompt_len=30, prompt="q")) == 0
 

@@ -40,7 +40,7 @@ class Watched(Scheduler):
         )  # fmt: skip
         pool = PoolSize((pages or 4 * slots * config.max_pages,), (1,), 64 * config.max_pages)
         super().__init__(config, [pool] * len(config.topology.meshes))
-        self.accepted, self.ahead, self.seated, self.waiting = {}, {}, {}, []
+        self.accepted, self.ahead, self.seated_at, self.waiting = {}, {}, {}, []
 
     def on(self, event):
         super().on(event)
@@ -62,11 +62,11 @@ class Watched(Scheduler):
         out = super().actions()
         for request in [request for request in self.waiting if request.state is not State.WAITING]:
             self.waiting.remove(request)
-            self.seated[request.id] = self._now
+            self.seated_at[request.id] = self._now
         return out
 
     def waited(self, request):
-        return self.seated[request.id] - request.accepted
+        return self.seated_at[request.id] - request.accepted
 
 
 def left(request):
@@ -127,21 +127,21 @@ def test_a_stream_of_higher_priority_that_overloads_the_engine_starves_nobody(to
         assert max(other.accepted for other in came) <= request.accepted + levels * AGE
         after = [other for other in scheduler.accepted.values() if other.accepted > request.accepted + levels * AGE]
         assert len(after) > 20
-        assert all(scheduler.seated[other.id] >= scheduler.seated[request.id] for other in after)
+        assert all(scheduler.seated_at[other.id] >= scheduler.seated_at[request.id] for other in after)
         work = scheduler.ahead[request.id] + sum(seconds(r.prompt_len, r.max_tokens) for r in came)
         assert scheduler.waited(request) <= work + 4 * LONGEST_STEP
 
 
 def test_of_those_that_wait_the_lower_number_goes_first():
     scheduler = run("both=1", [*[(0.0, 64, 8, 0)] * 6, (0.1, 64, 8, -1), (0.1, 64, 8, 1)])
-    order = sorted(scheduler.seated, key=scheduler.seated.__getitem__)
+    order = sorted(scheduler.seated_at, key=scheduler.seated_at.__getitem__)
     assert order.index(6) == SLOTS
     assert order.index(7) == 7
 
 
 def test_requests_of_one_priority_are_seated_in_order_of_arrival():
     scheduler = run("both=1", stream(2, 2.0, 20.0))
-    times = [scheduler.seated[number] for number in sorted(scheduler.seated)]
+    times = [scheduler.seated_at[number] for number in sorted(scheduler.seated_at)]
     assert times == sorted(times)
 
 
@@ -152,7 +152,7 @@ def test_a_prompt_that_finds_no_room_is_passed_over_for_so_long_and_no_longer():
     scheduler = run("both=1", arrivals, pages=whole + 1, slots=4)
     (long,) = [request for request in scheduler.accepted.values() if request.prompt_len > 64]
     passed = [other for other in scheduler.accepted.values() if other.number > long.number]
-    before = [other for other in passed if scheduler.seated[other.id] < scheduler.seated[long.id]]
+    before = [other for other in passed if scheduler.seated_at[other.id] < scheduler.seated_at[long.id]]
     assert len(before) > 5
     assert scheduler.waited(long) >= AGE
     assert scheduler.waited(long) <= AGE + scheduler.ahead[long.id] + 4 * seconds(64, 8)
