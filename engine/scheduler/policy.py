@@ -77,18 +77,18 @@ class FirstComeFirstServed:
         return request.accepted + request.delay
 
     def prefill_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
-        """Prefer where it costs the fewest seconds, of the request and of others (`ranking.py`); of equal ones the
-        conversation's own, then where the fewest tokens are to be computed."""
+        """Prefer where it costs the fewest seconds, of the request and of others (`ranking.py`); then where the fewest
+        tokens are to be computed, and of equal ones the conversation's own."""
         seconds = sum(prompt_terms(request, mesh))
         left = mesh.load_before(request) - mesh.pages.hit(request.hashes, request.to_prefill)
         is_strange = mesh.index != request.home
-        return mesh.index == request.lost_on, seconds, is_strange, left, -mesh.pages.slots.num_free
+        return mesh.index == request.lost_on, seconds, left, is_strange, -mesh.pages.slots.num_free
 
     def decode_rank(self, request: Request, mesh: MeshState) -> tuple[float, ...]:
-        """Prefer where it costs the fewest seconds, the hand-off included; of equal ones the conversation's own, then
-        the mesh with the most free pages."""
+        """Prefer where it costs the fewest seconds, the hand-off included; then the mesh with the most free pages, and
+        of equal ones the conversation's own."""
         seconds = sum(decode_terms(request, mesh))
-        return mesh.index == request.lost_on, seconds, mesh.index != request.home, -mesh.pages.room
+        return mesh.index == request.lost_on, seconds, -mesh.pages.room, mesh.index != request.home
 
     def victim(self, candidates: Sequence[Request]) -> Request:
         """Choose the last candidate in the order."""

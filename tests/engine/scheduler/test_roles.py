@@ -178,7 +178,7 @@ def test_cached_pages_stay_usable_after_a_flip_and_back():
     pool.set_roles({0: "prefill", 1: "decode"})
     request = pool.arrive("b", prompt_len=12, max_tokens=2, prompt="p")
     pool.step()
-    assert request.cached >= 8
+    assert request.cache.cached_tokens >= 8
     pool.finish()
 
 
