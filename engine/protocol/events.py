@@ -61,8 +61,9 @@ class Outcome(Row, frozen=True):
 
 
 class ServiceChanged(Message, frozen=True):
-    """Serve this request in another way from here on: it starts over at its new place in the order, with the tokens it
-    has. Unknown or finished requests are ignored."""
+    """Serve this request, and those that fork it, in another way from here on: they start over at their new place in
+    the order, with the tokens they have. Unknown or finished requests are ignored, and those that fork one that is
+    here."""
 
     t: float
     request_id: int

@@ -191,7 +191,14 @@ class Scheduler:
         return place_in_order(request, self.policy, None if fork_of is None else self.requests.get(fork_of))
 
     def _serve(self, request: Request, service: Service) -> None:
-        """Let a request start over, served in this way."""
+        """Let a request start over, served in this way, with those that fork it: one that forks another which is here
+        is served as that one is, so that it never comes before it."""
+        if request.facts.fork_of is None or request.facts.fork_of not in self.requests:
+            for one in (request, *dict.fromkeys(request.siblings)):
+                if one.id in self.requests and one.facts.service != service:
+                    self._serve_otherwise(one, service)
+
+    def _serve_otherwise(self, request: Request, service: Service) -> None:
         self._lifecycle.preempt(request)
         self._admission.remove(request)
         self._deadlines.ended(request)

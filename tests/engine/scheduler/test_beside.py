@@ -223,6 +223,22 @@ def test_one_that_runs_starts_over_with_its_tokens_and_keeps_them(topology):
     assert scheduler.meshes[0].shared.interactive.count == 0
 
 
+@pytest.mark.parametrize("is_batch", [True, False])
+def test_completions_of_one_prompt_are_served_otherwise_together(is_batch):
+    scheduler, device = beside(slots=1)
+    for name, fork_of in (("x1", None), ("x2", "x1"), ("x3", "x1")):
+        arrive_as(scheduler, device, name, 8, 4, 0.0, "x", fork_of, is_batch=not is_batch)
+    step(scheduler, device)
+    scheduler.on(ServiceChanged(1.0, "x2", Service(is_batch=is_batch)))
+    assert [scheduler.requests[name].is_batch for name in ("x1", "x2", "x3")] == [not is_batch] * 3
+    scheduler.on(ServiceChanged(1.0, "x1", Service(is_batch=is_batch)))
+    assert [scheduler.requests[name].is_batch for name in ("x1", "x2", "x3")] == [is_batch] * 3
+    orders = [scheduler.requests[name].order for name in ("x1", "x2", "x3")]
+    assert orders == sorted(orders)
+    device.drain(2.0)
+    assert len(device.finished) == 3
+
+
 def test_the_load_of_batch_prompts_sends_no_interactive_prompt_elsewhere():
     scheduler, device = beside("both=2")
     arrive(scheduler, device, "i1", prompt_len=8)
