@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..config import EngineConfig, bucket_for
 from ..protocol.actions import Action, Chunk, Decode, DecodeRow, Fused, Prefill
 from .admission import Admission
+from .cost import Costs
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
 from .mesh_state import MAX_STEPS_IN_FLIGHT, MeshState
@@ -25,10 +26,11 @@ class Batching:
         admission: Admission,
         handoffs: Handoffs,
         lifecycle: Lifecycle,
+        costs: Costs,
         emit: Callable[[Action], None],
     ):
         """Begin without steps; `emit` takes the actions."""
-        self._config, self._requests, self._emit = config, requests, emit
+        self._config, self._requests, self._costs, self._emit = config, requests, costs, emit
         self._admission, self._handoffs, self._lifecycle = admission, handoffs, lifecycle
         self._next_step = 0
 
@@ -48,7 +50,9 @@ class Batching:
             prefilling = mesh.prefilling()
         chunks = self._take_chunks(mesh, prefilling, now, may_preempt=not rows) if prefills else ()
         if rows or chunks:
-            self._emit(self._step(mesh, chunks, rows, steps))
+            step = self._step(mesh, chunks, rows, steps)
+            self._costs.begin_step(step)
+            self._emit(step)
             for chunk in chunks:
                 if not chunk.is_last:
                     self._handoffs.pipeline(self._requests[chunk.request_id])

@@ -17,6 +17,7 @@ from ..metrics.counters import Counters
 from ..paging.block_table import Placement
 from ..paging.prefix_index import members
 from ..protocol.actions import Action, DropTransfer, Scatter, StartTransfer
+from .cost import Costs
 from .credit_queue import CreditQueue
 from .loans import Loans
 from .mesh_state import MeshState, SharedState
@@ -39,11 +40,13 @@ class Handoffs:
         router: Router,
         shared: SharedState,
         counters: Counters,
+        costs: Costs,
         emit: Callable[[Action], None],
     ):
         """Begin without hand-offs; `emit` takes the actions."""
         self._config, self._pools, self._meshes, self._requests = config, pools, meshes, requests
         self._router, self._shared, self._counters, self._emit = router, shared, counters, emit
+        self._costs = costs
         self._caps = [config.pages_to_send(window) for window in config.windows]
         self._waiting = CreditQueue(shared.room, shared.arriving)  # in HANDOFF, and not all sent
         self.loans = Loans(meshes, shared, self._waiting)
@@ -199,7 +202,9 @@ class Handoffs:
         handoff.transfers.append(transfer)
         handoff.unsent = [max(limits) for limits in ranges]
         slot = placement.slot if is_last else None
-        self._emit(StartTransfer(transfer.number, bucket, source, slot, from_pages, destination))
+        action = StartTransfer(transfer.number, bucket, source, slot, from_pages, destination)
+        self._costs.begin_transfer(action, staged[0])
+        self._emit(action)
 
     def _bucket(self, counts: Sequence[int]) -> int:
         """Find the smallest bucket in which every group finds room."""

@@ -32,6 +32,7 @@ from ..protocol.timeline import Timeline
 from .admission import Admission
 from .agenda import Agenda
 from .batching import Batching
+from .cost import PRIORS, Costs, Priors
 from .deadlines import FIRST_TOKEN, LAST_TOKEN, Deadlines
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
@@ -50,8 +51,9 @@ class Scheduler:
         ValueError: a policy that cannot be used.
     """
 
-    def __init__(self, config: EngineConfig, pools: Sequence[PoolSize], policy: Policy = FCFS):
-        """Begin without requests; `pools[i]` is the size of mesh i's KV memory."""
+    def __init__(self, config: EngineConfig, pools: Sequence[PoolSize], policy: Policy = FCFS, priors: Priors = PRIORS):
+        """Begin without requests; `pools[i]` is the size of mesh i's KV memory, `priors` what work costs before any was
+        measured."""
         self.config, self.policy, self.counters = config, policy, Counters()
         self._out: list[Action] = []
         self._shared = SharedState()
@@ -62,21 +64,24 @@ class Scheduler:
         ]
         check_policy(policy, config)
         self.requests: dict[int, Request] = {}
+        self.costs = Costs(config, priors)
         self._router = Router(config, self.meshes, policy, self._shared)
         self._handoffs = Handoffs(
-            config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, emit
+            config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, self.costs, emit
         )
         self._admission = Admission(
             config, self.requests, self._router, self._shared, self.counters, self._handoffs.loans
         )
         self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
-        self._deadlines = Deadlines(self._agenda)
+        self._deadlines = Deadlines(config, self._agenda, self._router, self.costs)
         self._lifecycle = Lifecycle(
             config, self.meshes, self.requests, policy, self._admission, self._handoffs, self._deadlines, self.counters,
             emit,
         )  # fmt: skip
         self._preemption = Preemption(config, self.meshes, self._shared, self._lifecycle)
-        self._batching = Batching(config, self.requests, self._admission, self._handoffs, self._lifecycle, emit)
+        self._batching = Batching(
+            config, self.requests, self._admission, self._handoffs, self._lifecycle, self.costs, emit
+        )
         self._now = 0.0
         self._arrivals = self._tokens_arrived = 0
 
@@ -84,7 +89,7 @@ class Scheduler:
 
     def on(self, event: Event) -> None:
         """Take in an event; decisions wait for `actions`."""
-        self._now = max(self._now, event.t)  # stamps of several threads may arrive out of order
+        self._now = self.costs.now = max(self._now, event.t)  # stamps of several threads may arrive out of order
         match event:
             case Arrived(t=t, facts=facts):
                 self._let_happen_what_is_due()  # before it: whoever sends a request finds it here
@@ -96,13 +101,16 @@ class Scheduler:
                 self._lifecycle.preempt(self.requests[id_])
             case MigrateRequested(request_id=id_, destination=destination) if id_ in self.requests:
                 self._handoffs.migrate(self.requests[id_], destination)
-            case StepDone(mesh=mesh, step=step, outcomes=outcomes):
-                self._on_step_done(self.meshes[mesh], step, outcomes)
-            case TransferReady(transfer=number):
+            case StepDone(t=t, mesh=mesh, step=step, outcomes=outcomes):
+                self._on_step_done(self.meshes[mesh], step, t, outcomes)
+            case TransferReady(t=t, transfer=number):
+                self.costs.end_transfer(number, t)
                 self._handoffs.transfer_ready(number, self._now)
             case TransferFailed(transfer=number, reason=reason):
+                self.costs.end_transfer(number, None)
                 self._lifecycle.lose_transfer(number, reason, self._now)
             case MeshFailed(mesh=mesh, reason=reason):
+                self.costs.lose_mesh(mesh)
                 self._lifecycle.lose_mesh(self.meshes[mesh], reason, self._now)
             case Hold():
                 self._admission.is_held = True
@@ -161,10 +169,11 @@ class Scheduler:
         fork_of = request.facts.fork_of
         return place_in_order(request, self.policy, None if fork_of is None else self.requests.get(fork_of))
 
-    def _on_step_done(self, mesh: MeshState, step: int, outcomes: Sequence[Outcome]) -> None:
+    def _on_step_done(self, mesh: MeshState, step: int, t: float, outcomes: Sequence[Outcome]) -> None:
         if step not in mesh.in_flight:  # dispatched before the mesh failed
             return
         mesh.in_flight.remove(step)
+        self.costs.end_step(mesh.index, step, t)
         mesh.wake()
         now, requests = self._now, self.requests
         for outcome in outcomes:
@@ -201,8 +210,9 @@ class Scheduler:
         """Let happen what is due of this kind for this request or call."""
         if kind not in (LAST_TOKEN, FIRST_TOKEN):
             raise NotImplementedError(kind, id_)
-        if id_ in self.requests:  # of two deadlines that have come at once, the second finds it gone
-            self._lifecycle.finish(self.requests[id_], State.EXPIRED, "deadline", self._now)
+        request = self.requests.get(id_)  # of two deadlines that have come at once, the second finds it gone
+        if request is not None and self._deadlines.is_missed(request, kind, self._now):
+            self._lifecycle.finish(request, State.EXPIRED, "deadline", self._now)
 
     def _on_resume(self) -> None:
         self._admission.is_held = False
@@ -252,6 +262,7 @@ class Scheduler:
                 raise RuntimeError(f"mesh {mesh.index}: a load of {mesh.prefill_load} tokens, {load} to be answered")
             mesh.check()
         self._shared.levels.check((request.level, mesh.index) for mesh in self.meshes for request in mesh.placed)
+        self.costs.check([mesh.in_flight for mesh in self.meshes])
         self._router.check()
         self._admission.check()
         self._handoffs.check()

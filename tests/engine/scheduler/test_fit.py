@@ -1,0 +1,59 @@
+"""A fading line: within what was measured, never negative, and not spoilt by what stalled."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twinmesh.engine.scheduler.fit import Fit, Terms
+
+sizes = st.integers(1, 4096)
+seconds = st.floats(0.0, 1e3, allow_nan=False)
+shares = st.floats(0.0, 1.0)
+
+
+def fitted(measured, share=0.5):
+    fit = Fit(share)
+    for size, value in measured:
+        fit.add(size, value)
+    return fit
+
+
+@given(st.lists(st.tuples(sizes, seconds), min_size=1), shares)
+def test_no_part_is_negative_and_the_mean_stays_within_what_was_measured(measured, share):
+    fit = fitted(measured, share)
+    terms = fit.terms()
+    assert terms.fixed >= 0
+    assert terms.each >= 0
+    values = [value for _, value in measured]
+    slack = 1e-9 * max(values)
+    assert min(values) - slack <= terms.at(fit.mean_size) <= max(values) + slack
+
+
+@given(sizes, st.lists(seconds, min_size=1), shares)
+def test_with_one_size_all_that_is_expected_of_it_was_measured(size, values, share):
+    slack = 1e-9 * max(values)
+    assert min(values) - slack <= fitted([(size, v) for v in values], share).terms().at(size) <= max(values) + slack
+
+
+@given(st.floats(1e-4, 1e-1), st.floats(1e-6, 1e-2), st.lists(sizes, min_size=30, max_size=60))
+def test_a_line_is_found_where_sizes_spread(fixed, each, measured):
+    line = Terms(fixed, each)
+    fit = fitted([(size, line.at(size)) for size in [*measured, 1, 4096, 1, 4096]], share=each * 2048 / line.at(2048))
+    for size in (1, 100, 4096):
+        assert fit.terms().at(size) == pytest.approx(line.at(size), rel=0.5)
+
+
+def test_the_share_decides_where_all_sizes_are_alike():
+    measured = [(100, 1.0)] * 10
+    assert fitted(measured, 1.0).terms() == Terms(0.0, pytest.approx(0.01))
+    assert fitted(measured, 0.0).terms() == Terms(1.0, 0.0)
+
+
+def test_one_that_stalled_moves_the_mean_by_little_and_is_forgotten():
+    usual = [(8, 0.01)] * 100
+    assert fitted([*usual, (8, 60.0)]).terms().at(8) < 0.011
+    assert fitted([*usual, (8, 60.0), *usual]).terms().at(8) == pytest.approx(0.01, rel=0.02)
+
+
+def test_what_has_really_become_slower_is_found_to_be_so():
+    assert fitted([(8, 0.01)] * 200 + [(8, 0.1)] * 300).terms().at(8) == pytest.approx(0.1, rel=0.05)
+    assert fitted([(8, 0.1)] * 200 + [(8, 0.01)] * 300).terms().at(8) == pytest.approx(0.01, rel=0.2)
