@@ -27,23 +27,14 @@ class KeptPages:
         for group, table in enumerate(placement.tables):
             self._counts[group] -= len(table.pages)
 
-    @property
-    def fill_half(self) -> bool:
-        """Return whether they are over half of a group. Which are shared is asked only where it may matter."""
-        return bool(self._placements) and any(
-            2 * count > pages.num_pages and 2 * self._distinct(group) > pages.num_pages
-            for group, (count, pages) in enumerate(zip(self._counts, self._groups, strict=True))
-        )
-
-    def would_fill_half(self, without: Set[Placement]) -> bool:
-        """Return whether they would be over half of a group if some of them went."""
-        return self.fill_half and any(
-            2 * self._distinct(group, without) > pages.num_pages for group, pages in enumerate(self._groups)
-        )
-
-    def _distinct(self, group: int, without: Set[Placement] = frozenset()) -> int:
-        left = [placement for placement in self._placements if placement not in without]
-        return len(set().union(*(placement.tables[group].pages for placement in left)))
+    def are_too_many(self, without: Set[Placement] = frozenset(), freed: Sequence[int] = ()) -> bool:
+        """Return whether pages wait, and those that wait and that will, of prompts being computed, are over half of a
+        group; `without` some placements, and the pages that those would free in each group."""
+        if not self._placements or not self._placements.keys() - without:
+            return False
+        held = [pages.num_pages - pages.num_free for pages in self._groups]
+        left = [count - less for count, less in zip(held, freed, strict=True)] if freed else held
+        return any(2 * count > pages.num_pages for count, pages in zip(left, self._groups, strict=True))
 
     def check(self, placements: Sequence[Placement]) -> None:
         """Raise unless these are the placements that wait."""

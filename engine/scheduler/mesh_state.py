@@ -120,8 +120,9 @@ class MeshState:
 
     @property
     def is_backed_up(self) -> bool:
-        """Return whether KV that waits for credit elsewhere fills over half of a group; no prompt is admitted then."""
-        return self.kept.fill_half
+        """Return whether KV waits for credit elsewhere, and with that of the prompts here, which will wait behind it,
+        takes over half of a group; no prompt is admitted then. So never more than half and one prompt wait."""
+        return self.kept.are_too_many()
 
     def prefilling(self) -> list[Request]:
         """List the requests with prompt chunks left, in the policy's order."""

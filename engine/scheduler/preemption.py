@@ -132,7 +132,7 @@ class _Room:
     def is_enough(self) -> bool:
         """Return whether the request surely finds room."""
         mesh, gone = self._mesh, self._gone
-        if self._checks_kept and mesh.kept.would_fill_half(gone):
+        if self._checks_kept and mesh.kept.are_too_many(gone, self._freed):
             return False
         watermark = mesh.watermark - len(gone) if mesh.decodes else 0
         return all(

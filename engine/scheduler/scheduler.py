@@ -81,7 +81,7 @@ class Scheduler:
             config, self.requests, self._router, self._shared, self.counters, self._handoffs.loans
         )
         self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
-        self._deadlines = Deadlines(self._agenda)
+        self._deadlines = Deadlines(config, self._agenda, self._router, self.costs)
         self._lifecycle = Lifecycle(
             config, self.meshes, self.requests, policy, self._admission, self._handoffs, self._deadlines,
             self._shared.sessions, self.counters, emit,
@@ -252,8 +252,9 @@ class Scheduler:
             case "roles":
                 self._roles.end_time(id_)
             case str() if kind in (LAST_TOKEN, FIRST_TOKEN):
-                if id_ in self.requests:  # of two deadlines that have come at once, the second finds it gone
-                    self._lifecycle.finish(self.requests[id_], State.EXPIRED, "deadline", self._now)
+                request = self.requests.get(id_)  # of two deadlines that have come at once, the second finds it gone
+                if request is not None and self._deadlines.is_missed(request, kind, self._now):
+                    self._lifecycle.finish(request, State.EXPIRED, "deadline", self._now)
             case _:
                 raise NotImplementedError(kind, id_)
 

@@ -17,20 +17,20 @@ from twinmesh.engine.topology import Topology
 
 PAGE, PROMPT, OUTPUT, PAGES, STAGING = 4, 16, 10, 64, 8
 CONFIG = EngineConfig(
-    Topology.parse("prefill=1,decode=1"), max_model_len=32, page_size=PAGE, max_num_seqs=8, prefill_buckets=(8,),
-    prefill_rows=1, decode_buckets=(8,), max_waiting=20,
+    Topology.parse("prefill=1,decode=1"), max_model_len=32, page_size=PAGE, max_num_seqs=16, prefill_buckets=(8,),
+    prefill_rows=1, decode_buckets=(16,), max_waiting=20,
 )  # fmt: skip
 ARRIVALS = 10.0  # a second
 CHUNK = 0.03  # seconds: prompts are computed at 16 a second
-FAST, SLOW = 0.05, 0.4  # of a decode step: answers end at 16 and at 2 a second
+FAST, SLOW = 0.1, 0.8  # of a decode step: answers end at 16 and at 2 a second
 
 
 class Spike:
     """Sixty seconds of arrivals."""
 
     def __init__(self, decode_step):
-        pool = PoolSize((PAGES,), (1,), STAGING)
-        self.scheduler = Scheduler(CONFIG, [pool, pool])
+        pools = [PoolSize((pages,), (1,), STAGING) for pages in (PAGES, 2 * PAGES)]
+        self.scheduler = Scheduler(CONFIG, pools)
         self.device = FakeDevice(self.scheduler, {})
         self.time = VirtualTime(
             self.scheduler, self.device, lambda step: decode_step if isinstance(step, Decode) else CHUNK
@@ -38,7 +38,7 @@ class Spike:
         self.room = WaitingRoom(CONFIG.max_waiting, None, lambda: self.time.now)
         self.keeper = RoomKeeper(self.room, self.scheduler)
         self.requests, self.seated, self.refused, self.most_kept, self.most_waiting = {}, {}, 0, 0, 0
-        self._was_backed_up, self._ended = False, 0
+        self._ended, self.times_backed_up = 0, 0
         for number in range(int(60 * ARRIVALS)):
             self.time.at(number / ARRIVALS, lambda number=number: self._submit(number))
         self.time.run(60.0, self._look)
@@ -67,8 +67,7 @@ class Spike:
         kept = [r for r in prefill.placed if r.state is State.HANDOFF and r.placement.mesh == 0]
         pages = sum(len(request.placement.tables[0].pages) for request in kept)
         self.most_kept = max(self.most_kept, pages)
-        assert not (self._was_backed_up and self.scheduler.seated), "a prompt is admitted although too much waits"
-        self._was_backed_up = prefill.is_backed_up
+        self.times_backed_up += prefill.is_backed_up
         assert 0 <= prefill.staging <= STAGING
         assert 0 <= decode.staging <= STAGING
         # At most the chunk that runs, and then all that is to be computed there.
@@ -92,8 +91,8 @@ def slow():
 
 
 def test_pages_that_wait_for_credit_stay_within_their_bound(slow):
-    # Half of the pages, and what is being computed when that is reached: with eight slots here less than half.
-    assert 0 < slow.most_kept <= PAGES // 2 + PROMPT // PAGE
+    assert slow.times_backed_up > 100
+    assert slow.most_kept <= PAGES // 2 + PROMPT // PAGE
 
 
 @pytest.mark.parametrize("speed", ["fast", "slow"])

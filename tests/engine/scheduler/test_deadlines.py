@@ -230,3 +230,54 @@ def test_deadlines_that_were_met_leave_nothing_on_the_agenda():
         arrive(scheduler, device, number, max_tokens=1, t=float(number), deadline=1e6, first_token_deadline=1e5)
         device.drain(float(number))
     assert scheduler.next_due() is None
+
+
+def measured(seconds, **changes):
+    """An engine that has measured so many seconds a chunk of eight tokens."""
+    scheduler, device = make("both=1", prefill_buckets=(8,), length=64, pages=64, age_seconds=0, **changes)
+    t = 0.0
+    for number in range(6):
+        arrive(scheduler, device, f"m{number}", prompt_len=8, max_tokens=3, t=t)
+        while f"m{number}" in scheduler.requests:
+            step(scheduler, device)
+            t += seconds
+            device.complete_step(0, t)
+        step(scheduler, device)
+    assert scheduler.costs.is_measured(0)
+    return scheduler, device, t
+
+
+def test_a_deadline_that_the_prompt_alone_would_miss_is_missed_at_once():
+    scheduler, device, t = measured(seconds=1.0)
+    left = scheduler.costs.prefill(0, 40)
+    assert left > 3.0
+    arrive(scheduler, device, "no", prompt_len=40, t=t, first_token_deadline=left - 0.5)
+    arrive(scheduler, device, "yes", prompt_len=40, t=t, first_token_deadline=left + 0.5)
+    assert expire(scheduler, device, t) == ["no"]
+    assert "yes" in scheduler.requests
+
+
+def test_what_is_left_is_looked_at_again_when_it_becomes_certain():
+    scheduler, device, t = measured(seconds=1.0)
+    left = scheduler.costs.prefill(0, 40)
+    request = arrive(scheduler, device, "x", prompt_len=40, max_tokens=2, t=t, deadline=left + 2.0)
+    assert scheduler.next_due() == pytest.approx(t + 2.0)
+    step(scheduler, device)
+    device.complete_step(0, t + 1.0)
+    step(scheduler, device)
+    assert expire(scheduler, device, scheduler.next_due()) == []
+    assert scheduler.next_due() > t + 3.0
+    while request.id in scheduler.requests and not request.dispatched:
+        t += 1.0
+        device.complete_step(0, t)
+        step(scheduler, device)
+    assert expire(scheduler, device, scheduler.next_due()) == []
+    assert scheduler.next_due() == pytest.approx(request.timeline.arrival + left + 2.0)
+
+
+def test_a_prompt_that_can_be_had_from_the_cache_is_not_given_up():
+    scheduler, device, t = measured(seconds=1.0)
+    arrive(scheduler, device, "before", prompt_len=40, prompt="p", max_tokens=1, t=t)
+    device.drain(t)
+    arrive(scheduler, device, "x", prompt_len=42, prompt="p", t=t, first_token_deadline=scheduler.costs.prefill(0, 9))
+    assert expire(scheduler, device, t) == []

@@ -16,8 +16,10 @@ from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.protocol.actions import Action, Chunk, DecodeRow
 from twinmesh.engine.protocol.events import Event, Outcome, RequestFacts
 from twinmesh.engine.scheduler.admission import Admission
-from twinmesh.engine.scheduler.mesh_state import sorted_requests
+from twinmesh.engine.scheduler.loans import Loans
+from twinmesh.engine.scheduler.mesh_state import MeshState, sorted_requests
 from twinmesh.engine.scheduler.policy import FirstComeFirstServed
+from twinmesh.engine.scheduler.request import State
 from twinmesh.engine.scheduler.scheduler import Scheduler
 from twinmesh.engine.scheduler.waiting import WaitingRequests
 from twinmesh.engine.topology import Topology
@@ -99,8 +101,30 @@ class AdmissionOfThen(Admission):
         super().admit(now)
 
 
+class LoansOfThen(Loans):
+    """Nobody ran at another's urgency."""
+
+    def lend(self, how, block, order):
+        pass
+
+
+class MeshOfThen(MeshState):
+    """A mesh was backed up when what waited filled over half of it; what was to wait soon did not count."""
+
+    @property
+    def is_backed_up(self):
+        waiting = [r.placement for r in self.placed if r.state is State.HANDOFF and r.placement is not None]
+        tables = zip(*(placement.tables for placement in waiting if placement.mesh == self.index), strict=True)
+        pages = [len(set().union(*(table.pages for table in group))) for group in tables]
+        return any(2 * count > group.num_pages for count, group in zip(pages, self.pages.groups, strict=False))
+
+
 def make_scheduler(config, pools):
-    with patch("twinmesh.engine.scheduler.scheduler.Admission", AdmissionOfThen):
+    with (
+        patch("twinmesh.engine.scheduler.scheduler.Admission", AdmissionOfThen),
+        patch("twinmesh.engine.scheduler.handoffs.Loans", LoansOfThen),
+        patch("twinmesh.engine.scheduler.mesh_state.MeshState", MeshOfThen),
+    ):
         return Scheduler(config, pools, RanksOfThen())
 
 
