@@ -25,14 +25,16 @@ def names_what_is_missing[**P, R](
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a method that is called with an argument that it lacks say what to use instead, in its TypeError.
 
-    `what` is what callers call it, `more` the TypedDict of its `**` parameter, if it has one.
+    `what` is what callers call it, `more` the TypedDict of its `**` parameter, if it has one: its signature shows them.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        parameters = list(inspect.signature(function).parameters.values())[1:]  # without self
-        named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        known = [parameter.name for parameter in named] + list(inspect.get_annotations(more) if more else ())
-        positional = [p.name for p in named if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        signature = inspect.signature(function)
+        named = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        for name, annotation in (inspect.get_annotations(more) if more else {}).items():
+            named.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=annotation))
+        known = [parameter.name for parameter in named[1:]]  # without self
+        positional = [p.name for p in named[1:] if p.kind is not inspect.Parameter.KEYWORD_ONLY]
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -43,6 +45,7 @@ def names_what_is_missing[**P, R](
                 raise TypeError(f"{what} takes {', '.join(positional)} by position: give other arguments by name.")
             return function(*args, **kwargs)
 
+        checked.__dict__["__signature__"] = signature.replace(parameters=named)
         return checked
 
     return decorate

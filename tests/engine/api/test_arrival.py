@@ -44,7 +44,7 @@ class StampedCore(FakeCore):
     def clock(self):
         return self.now
 
-    def submit(self, submissions):
+    def submit(self, submissions, *, may_refuse=False):
         self.arrivals += [submission.arrival for submission in submissions]
         super().submit(submissions)
 
