@@ -44,9 +44,9 @@ class StampedCore(FakeCore):
     def clock(self):
         return self.now
 
-    def submit(self, submissions, *, may_refuse=False):
+    def submit(self, submissions, **options):
         self.arrivals += [submission.arrival for submission in submissions]
-        super().submit(submissions)
+        super().submit(submissions, **options)
 
 
 @pytest.fixture

@@ -342,7 +342,7 @@ def test_what_ended_or_never_was_is_ignored(llm, core):
 
 
 def test_an_interrupt_while_a_request_enters_aborts_it(llm, core, monkeypatch):
-    def interrupted(submissions):
+    def interrupted(submissions, **options):
         FakeCore.submit(core, submissions)
         raise KeyboardInterrupt
 
@@ -390,7 +390,7 @@ def test_a_score_is_of_the_continuations_tokens(llm, core):
     prompt, after = ids(llm, "the sea"), ids(llm, " and")
     whole = [*prompt, *after]
 
-    def answer(submissions):
+    def answer(submissions, **options):
         FakeCore.submit(core, submissions)
         (submission,) = submissions
         assert submission.prompt.tolist() == whole
@@ -424,7 +424,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_starts(llm, core, prom
 
 
 def test_a_score_that_was_aborted_is_an_error(llm, core):
-    def aborting(submissions):
+    def aborting(submissions, **options):
         FakeCore.submit(core, submissions)
         core.abort(submissions[0].facts.id)
 

@@ -140,8 +140,8 @@ def test_an_interrupt_in_generate_aborts_its_requests_and_the_engine_goes_on(mak
         expected = tokens(llm.generate(PROMPTS, GREEDY))
         submit, seen = llm.engine.core.submit, []
 
-        def interrupting(submissions):
-            submit(submissions)
+        def interrupting(submissions, **options):
+            submit(submissions, **options)
             seen.extend(submissions)
             if len(seen) == 3:
                 _thread.interrupt_main()
