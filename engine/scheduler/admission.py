@@ -8,10 +8,8 @@ Invariant: a request sleeps only as long as what it sleeps for is under way: the
 by a placement that is there, or the request that it forks waits or is being prefilled. What ends that wakes it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from ..config import EngineConfig
-from ..metrics.counters import Counters
 from .loans import Loans
 from .mesh_state import MeshState, SharedState, in_order
 from .misses import Misses
@@ -23,18 +21,10 @@ from .waiting import WaitingRequests
 class Admission:
     """The queue of requests in WAITING; placing one moves it to PREFILL."""
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        requests: Mapping[int, Request],
-        router: Router,
-        shared: SharedState,
-        counters: Counters,
-        loans: Loans,
-    ):
-        self._config, self._requests, self._router = config, requests, router
-        self._shared, self._counters, self._loans = shared, counters, loans
-        self._misses, self._waiting = Misses(config, shared), WaitingRequests(config.page_size)
+    def __init__(self, shared: SharedState, router: Router, loans: Loans):
+        self._shared, self._router, self._loans = shared, router, loans
+        self._config, self._requests, self._counters = shared.config, shared.requests, shared.counters
+        self._misses, self._waiting = Misses(shared), WaitingRequests(self._config.page_size)
         self._refusal = shared.room.refusal()  # of the first that found no room
         self._passed = -1, -1  # how much had changed and been freed when nothing behind it was found to fit either
         self._now = 0.0

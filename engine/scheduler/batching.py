@@ -4,36 +4,27 @@ Invariants: requests take part in the policy's order; a row or chunk is given ou
 be those of requests further back; a victim never has a row in the step that is being put together.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
-from ..config import EngineConfig, bucket_for
-from ..protocol.actions import Action, Chunk, Decode, DecodeRow, Fused, Prefill
+from ..config import bucket_for
+from ..protocol.actions import Chunk, Decode, DecodeRow, Fused, Prefill
 from .admission import Admission
 from .beside import Beside
-from .cost import Costs
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
-from .mesh_state import MAX_STEPS_IN_FLIGHT, MeshState
+from .mesh_state import MAX_STEPS_IN_FLIGHT, MeshState, SharedState
 from .request import Request, State
 
 
 class Batching:
     """The choice of what the next step of each mesh holds."""
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        requests: Mapping[int, Request],
-        admission: Admission,
-        handoffs: Handoffs,
-        lifecycle: Lifecycle,
-        costs: Costs,
-        emit: Callable[[Action], None],
-    ):
-        """Begin without steps; `emit` takes the actions."""
-        self._config, self._requests, self._costs, self._emit = config, requests, costs, emit
+    def __init__(self, shared: SharedState, admission: Admission, handoffs: Handoffs, lifecycle: Lifecycle):
+        """Begin without steps."""
         self._admission, self._handoffs, self._lifecycle = admission, handoffs, lifecycle
-        self._beside = Beside(config, requests, len(config.topology.meshes))
+        self._config, self._requests = shared.config, shared.requests
+        self._costs, self._emit = shared.costs, shared.emit
+        self._beside = Beside(shared)
         self._next_step = 0
 
     def dispatch_step(self, mesh: MeshState, now: float) -> bool:

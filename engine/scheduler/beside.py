@@ -12,13 +12,13 @@ Invariants: interactive requests are never held back; while some batch work is, 
 notice, or nothing but interactive work is left to do first. Where no interactive requests are about, nothing changes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..config import EngineConfig, bucket_for
+from ..config import bucket_for
 from ..protocol.actions import Chunk, DecodeRow
-from .mesh_state import MeshState
+from .mesh_state import MeshState, SharedState
 from .request import Request
 from .step_seconds import StepKind, StepSeconds
 
@@ -73,10 +73,10 @@ class Account:
 class Beside:
     """The accounts of one engine's meshes."""
 
-    def __init__(self, config: EngineConfig, requests: Mapping[int, Request], meshes: int) -> None:
-        """Begin with nothing measured; `requests` are those of the engine, by id."""
-        self._config, self._requests = config, requests
-        self._accounts = [Account() for _ in range(meshes)]
+    def __init__(self, shared: SharedState):
+        """Begin with nothing measured."""
+        self._config, self._requests = shared.config, shared.requests
+        self._accounts = [Account() for _ in shared.meshes]
 
     def allowed(self, mesh: MeshState, prefilling: Sequence[Request], ready: Sequence[Request]) -> Allowed:
         """Return what may enter the next step of a mesh that has batch work, while interactive requests are about."""

@@ -10,10 +10,9 @@ late.
 
 from collections.abc import Iterator
 
-from ..config import EngineConfig
 from ..protocol.service import Service
 from .agenda import Agenda
-from .cost import Costs
+from .mesh_state import SharedState
 from .request import Request
 from .router import Router
 
@@ -23,10 +22,11 @@ LAST_TOKEN, FIRST_TOKEN = "deadline", "first token deadline"  # kinds of entries
 class Deadlines:
     """The deadlines of one engine's requests."""
 
-    def __init__(self, config: EngineConfig, agenda: Agenda[tuple[str, int]], router: Router, costs: Costs):
+    def __init__(self, shared: SharedState, agenda: Agenda[tuple[str, int]], router: Router):
         """Begin without any; `agenda` says when one is to be judged."""
-        self._page_size, self._agenda, self._router, self._costs = config.page_size, agenda, router, costs
-        tps = [spec.tp for spec in config.topology.meshes]
+        self._agenda, self._router, self._costs = agenda, router, shared.costs
+        self._page_size = shared.config.page_size
+        tps = [spec.tp for spec in shared.config.topology.meshes]
         self._meshes = [tps.index(tp) for tp in sorted(set(tps))]  # one of each kind
 
     def enter(self, request: Request) -> None:

@@ -10,7 +10,7 @@ way from it; a drain moves a request once in a flip. A request that found no roo
 Which meshes drain is decided in `roles.py`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..paging.block_table import Placement
@@ -38,17 +38,9 @@ class Drain:
 class Drains:
     """The drains of one engine."""
 
-    def __init__(
-        self,
-        meshes: Sequence[MeshState],
-        requests: Mapping[int, Request],
-        router: Router,
-        handoffs: Handoffs,
-        lifecycle: Lifecycle,
-        shared: SharedState,
-    ):
+    def __init__(self, shared: SharedState, router: Router, handoffs: Handoffs, lifecycle: Lifecycle):
         """Begin without drains."""
-        self._all, self._requests, self._shared = meshes, requests, shared
+        self._shared, self._all, self._requests = shared, shared.meshes, shared.requests
         self._router, self._handoffs, self._lifecycle = router, handoffs, lifecycle
         self.meshes: dict[int, Drain] = {}
         self._refused: dict[int, None] = {}  # meshes with a request that found no room, the longest refused first

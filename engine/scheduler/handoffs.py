@@ -10,14 +10,12 @@ over. Long prompts are sent in parts while they are still being prefilled. A req
 decode mesh already sleeps until they are there or will not come. It moves no bytes: the executor does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
-from ..config import EngineConfig, PoolSize, bucket_for
-from ..metrics.counters import Counters
+from ..config import PoolSize, bucket_for
 from ..paging.block_table import Placement
 from ..paging.prefix_index import members
-from ..protocol.actions import Action, DropTransfer, Scatter, StartTransfer
-from .cost import Costs
+from ..protocol.actions import DropTransfer, Scatter, StartTransfer
 from .credit_queue import CreditQueue
 from .loans import Loans
 from .mesh_state import MeshState, SharedState
@@ -31,25 +29,14 @@ _CHUNKS_IN_ONE_TRANSFER = 2
 class Handoffs:
     """All hand-offs of an engine."""
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        pools: Sequence[PoolSize],
-        meshes: Sequence[MeshState],
-        requests: Mapping[int, Request],
-        router: Router,
-        shared: SharedState,
-        counters: Counters,
-        costs: Costs,
-        emit: Callable[[Action], None],
-    ):
-        """Begin without hand-offs; `emit` takes the actions."""
-        self._config, self._pools, self._meshes, self._requests = config, pools, meshes, requests
-        self._router, self._shared, self._counters, self._emit = router, shared, counters, emit
-        self._costs = costs
-        self._caps = [config.pages_to_send(window) for window in config.windows]
+    def __init__(self, shared: SharedState, pools: Sequence[PoolSize], router: Router):
+        """Begin without hand-offs."""
+        self._shared, self._pools, self._router = shared, pools, router
+        self._config, self._meshes, self._requests = shared.config, shared.meshes, shared.requests
+        self._costs, self._counters, self._emit = shared.costs, shared.counters, shared.emit
+        self._caps = [self._config.pages_to_send(window) for window in self._config.windows]
         self._waiting = CreditQueue(shared.room, shared.arriving)  # in HANDOFF, and not all sent
-        self.loans = Loans(meshes, shared, self._waiting)
+        self.loans = Loans(shared, self._waiting)
         self._transfers: dict[int, Transfer] = {}
         self._next = 0
         self.ended = 0  # transfers whose staging was given back

@@ -4,43 +4,30 @@ Invariant: `_leave` is the only way out of the queue, of hand-offs and of the me
 holds; besides them only `requests` lists it, until it finishes.
 """
 
-from collections.abc import Callable, Sequence
 from itertools import count
 
-from ..config import EngineConfig
-from ..metrics.counters import Counters
-from ..protocol.actions import Action, Finish, FinishReason
+from ..protocol.actions import Finish, FinishReason
 from ..protocol.cache_report import MissReason
 from .admission import Admission
 from .deadlines import Deadlines
 from .handoffs import Handoffs
-from .mesh_state import MeshState, in_order
+from .mesh_state import MeshState, SharedState, in_order
 from .order import candidates as may_give_way
 from .policy import Policy
 from .request import Request, State
-from .sessions import Sessions
 
 
 class Lifecycle:
-    """How the requests in `requests`, by id, begin, end and start over."""
+    """How the requests of an engine begin, end and start over."""
 
     def __init__(
-        self,
-        config: EngineConfig,
-        meshes: Sequence[MeshState],
-        requests: dict[int, Request],
-        policy: Policy,
-        admission: Admission,
-        handoffs: Handoffs,
-        deadlines: Deadlines,
-        sessions: Sessions,
-        counters: Counters,
-        emit: Callable[[Action], None],
+        self, shared: SharedState, policy: Policy, admission: Admission, handoffs: Handoffs, deadlines: Deadlines
     ):
-        """Begin without runs; `emit` takes the actions."""
-        self._config, self._meshes, self._requests, self._policy = config, meshes, requests, policy
+        """Begin without runs."""
+        self._shared, self._policy = shared, policy
         self._admission, self._handoffs, self._deadlines = admission, handoffs, deadlines
-        self._sessions, self._counters, self._emit = sessions, counters, emit
+        self._config, self._meshes, self._requests = shared.config, shared.meshes, shared.requests
+        self._counters, self._emit = shared.counters, shared.emit
         self._runs = count()
 
     def enter(self, request: Request) -> None:
@@ -48,7 +35,7 @@ class Lifecycle:
         request.run = next(self._runs)
         self._requests[request.id] = request
         if not request.is_batch:
-            self._meshes[0].shared.interactive.enter()
+            self._shared.interactive.enter()
         self._admission.add(request)
 
     # ---- ends
@@ -58,14 +45,14 @@ class Lifecycle:
     ) -> None:
         """End a request; its full pages stay in the prefix cache."""
         if state is not State.FAILED:  # then its KV is lost
-            self._sessions.end(request, self._config.page_size)
+            self._shared.sessions.end(request, self._config.page_size)
         self._leave(request, keeps_pages=True)
         request.move_to(state)
         request.timeline.finish = now
         self._deadlines.ended(request)
         del self._requests[request.id]
         if not request.is_batch:
-            self._meshes[0].shared.interactive.end(now)
+            self._shared.interactive.end(now)
         self._emit(Finish(request.id, reason, error))
 
     def _leave(self, request: Request, *, keeps_pages: bool) -> None:

@@ -5,12 +5,12 @@ Invariants: an order that was lent is in place of the request's own in every lis
 nothing to bring any more has its own again. Requests in the queue never borrow: they bring nothing.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from ..paging.prefix_index import members
 from .credit_queue import CreditQueue
-from .mesh_state import MeshState, SharedState
+from .mesh_state import SharedState
 from .order import Order
 from .request import Awaited, Request, State
 
@@ -21,9 +21,9 @@ type _Loan = tuple[How, bytes]
 class Loans:
     """Who runs at whose urgency, in one engine."""
 
-    def __init__(self, meshes: Sequence[MeshState], shared: SharedState, asking: CreditQueue):
+    def __init__(self, shared: SharedState, asking: CreditQueue):
         """Begin without any; `asking` is the queue for credit, which keeps the order too."""
-        self._meshes, self._shared, self._asking = meshes, shared, asking
+        self._meshes, self._shared, self._asking = shared.meshes, shared, asking
         self._own: dict[Request, Order] = {}  # of those that borrow
         self._lent: dict[Request, dict[_Loan, Order]] = {}  # to them
         self._borrowers: dict[_Loan, list[Request]] = {}

@@ -5,7 +5,7 @@ Invariants: `placed` is the one list of requests here. Those with chunks left an
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Literal
@@ -13,13 +13,14 @@ from typing import Any, Literal
 from sortedcontainers import SortedKeyList
 
 from ..config import EngineConfig, PoolSize
+from ..metrics.counters import Counters
 from ..paging.block_table import Placement
 from ..paging.mesh_pages import MeshPages
 from ..paging.prefix_index import PrefixIndex
 from ..paging.room import RoomChanges
 from ..protocol.actions import Action
 from ..topology import MeshSpec, Role
-from .cost import Costs
+from .cost import PRIORS, Costs, Priors
 from .expected_blocks import ExpectedBlocks
 from .interactive import Interactive
 from .kept_pages import KeptPages
@@ -221,10 +222,16 @@ class MeshState:
 
 @dataclass
 class SharedState:
-    """What all meshes of an engine write to, so that it is found in one place."""
+    """What the parts of one engine's scheduler share: its requests and meshes, and what all of them write to."""
 
-    costs: Costs
-    notes: Notes  # why it was decided so, for the decision log
+    config: EngineConfig
+    emit: Callable[[Action], None]  # takes the actions
+    priors: Priors = PRIORS  # what work costs before any was measured
+    requests: dict[int, Request] = field(default_factory=dict)  # by id; those that have not ended
+    meshes: list["MeshState"] = field(init=False)
+    counters: Counters = field(default_factory=Counters)
+    notes: Notes = field(default_factory=Notes)  # why it was decided so, for the decision log
+    costs: Costs = field(init=False)
     index: PrefixIndex = field(default_factory=PrefixIndex)  # where which blocks are cached
     room: RoomChanges = field(default_factory=RoomChanges)  # where slots, pages or work changed
     levels: Levels = field(default_factory=Levels)  # which classes and priorities have requests where
@@ -235,19 +242,19 @@ class SharedState:
     sessions: Sessions = field(init=False)  # what conversations have left behind
 
     def __post_init__(self) -> None:
-        """Begin without conversations."""
+        """Begin with nothing measured, and without meshes."""
+        self.costs = Costs(self.config, self.notes, self.priors)
         self.sessions = Sessions(self.index.lost)
+        self.meshes = []
 
 
-def new_mesh(
-    index: int,
-    config: EngineConfig,
-    spec: MeshSpec,
-    pool: PoolSize,
-    shared: SharedState,
-    emit: Callable[[Action], None],
-) -> MeshState:
-    """Make a mesh without requests; `emit` takes the actions that change its page tables."""
-    pages = MeshPages(index, config, pool.pages, emit, shared.index, shared.room)
-    role, page_bytes = config.starting_role(index), sum(pool.page_bytes)
-    return MeshState(index, spec, role, pages, pool.staging_bytes, shared, page_bytes)
+def shared_state(
+    config: EngineConfig, pools: Iterable[PoolSize], emit: Callable[[Action], None], priors: Priors = PRIORS
+) -> SharedState:
+    """Make what an engine without requests begins with; `pools[i]` is the size of mesh i's KV memory."""
+    shared = SharedState(config, emit, priors)
+    for index, (spec, pool) in enumerate(zip(config.topology.meshes, pools, strict=True)):
+        pages = MeshPages(index, config, pool.pages, emit, shared.index, shared.room)
+        role, page_bytes = config.starting_role(index), sum(pool.page_bytes)
+        shared.meshes.append(MeshState(index, spec, role, pages, pool.staging_bytes, shared, page_bytes))
+    return shared

@@ -9,7 +9,6 @@ however long it is. The reason of a run is that of its first block. It decides n
 
 from collections.abc import Callable, Iterator, Sequence
 
-from ..config import EngineConfig
 from ..paging.prefix_index import members
 from ..protocol.cache_report import Miss, MissReason, PrefixCacheReport
 from .mesh_state import SharedState
@@ -24,9 +23,9 @@ _ANSWER = "deterministic=True computes an answer's tokens again"
 class Misses:
     """The reports of one engine."""
 
-    def __init__(self, config: EngineConfig, shared: SharedState):
+    def __init__(self, shared: SharedState):
         """Look for reasons in what all meshes share."""
-        self._has_cache, self._size = config.prefix_cache, config.page_size
+        self._has_cache, self._size = shared.config.prefix_cache, shared.config.page_size
         self._index, self._sessions = shared.index, shared.sessions
 
     def report(self, request: Request, mesh: int) -> PrefixCacheReport:

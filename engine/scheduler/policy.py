@@ -11,9 +11,7 @@ from typing import Any, Protocol
 from ..config import EngineConfig, PoolSize
 from ..protocol.events import RequestFacts
 from ..protocol.timeline import Timeline
-from .cost import Costs
-from .mesh_state import MeshState, SharedState, new_mesh
-from .notes import Notes
+from .mesh_state import MeshState, shared_state
 from .ranking import decode_terms, prompt_terms
 from .request import Request
 
@@ -140,10 +138,8 @@ def check_policy(policy: Policy, config: EngineConfig) -> None:
     Raises:
         ValueError: a method is missing or fails, or what it gives cannot be compared.
     """
-    pool, shared = PoolSize((1,) * len(config.windows), (), 0), SharedState(Costs(config, Notes()), Notes())
-    meshes = [
-        new_mesh(i, config, spec, pool, shared, lambda action: None) for i, spec in enumerate(config.topology.meshes)
-    ]
+    pools = [PoolSize((1,) * len(config.windows), (), 0)] * len(config.topology.meshes)
+    meshes = shared_state(config, pools, lambda action: None).meshes
     name = getattr(policy, "name", None)
     if not isinstance(name, str):
         raise ValueError(f"policy {policy!r} has no name: give it a `name`, a str that the decision log can record.")

@@ -28,10 +28,8 @@ _MOST_MESHES = 8  # that are looked at for one request
 class Preemption:
     """Preemption for requests that find no room on any mesh."""
 
-    def __init__(
-        self, config: EngineConfig, meshes: Sequence[MeshState], shared: SharedState, lifecycle: Lifecycle
-    ) -> None:
-        self._config, self._meshes, self._lifecycle = config, meshes, lifecycle
+    def __init__(self, shared: SharedState, lifecycle: Lifecycle):
+        self._config, self._meshes, self._lifecycle = shared.config, shared.meshes, lifecycle
         self._levels, self._room = shared.levels, shared.room
         self._vain: dict[str, tuple[int, int, int]] = {}  # by phase, for whom and when nothing was found
         self._helped: set[tuple[str, int]] = set()  # phase and run of those that were helped in this decision

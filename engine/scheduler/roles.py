@@ -7,16 +7,15 @@ without a mesh. When the time is over, meshes that have drained keep their new r
 covered; those that have not take the role that they had.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from ..metrics.counters import Counters
-from ..protocol.actions import Action, RolesOutcome, RolesSettled
+from ..protocol.actions import RolesOutcome, RolesSettled
 from ..protocol.events import SetRoles
 from ..roles import ROLES, as_text, uncovered
 from ..topology import Role
 from .agenda import Agenda
 from .drains import Drains
-from .mesh_state import MeshState
+from .mesh_state import SharedState
 
 DUE = "roles"  # the kind of what is due in the agenda, for a call
 
@@ -24,19 +23,12 @@ DUE = "roles"  # the kind of what is due in the agenda, for a call
 class Roles:
     """The roles of one engine."""
 
-    def __init__(
-        self,
-        meshes: Sequence[MeshState],
-        drains: Drains,
-        agenda: Agenda[tuple[str, int]],
-        counters: Counters,
-        emit: Callable[[Action], None],
-    ):
-        """Begin in the meshes' roles; `emit` takes the answers."""
-        self._meshes, self._drains, self._agenda = meshes, drains, agenda
-        self._counters, self._emit = counters, emit
+    def __init__(self, shared: SharedState, drains: Drains, agenda: Agenda[tuple[str, int]]):
+        """Begin in the meshes' roles."""
+        self._meshes, self._drains, self._agenda = shared.meshes, drains, agenda
+        self._counters, self._emit = shared.counters, shared.emit
         self._meshes_of: dict[Role, dict[int, None]] = {role: {} for role in ROLES}
-        for mesh in meshes:
+        for mesh in self._meshes:
             self._meshes_of[mesh.role][mesh.index] = None
         self._call: SetRoles | None = None  # that was not answered
         self._before: dict[int, Role] = {}  # of meshes that have changed, their role when all was settled last

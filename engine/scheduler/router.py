@@ -15,7 +15,6 @@ from itertools import chain, islice
 from operator import itemgetter
 from typing import Any
 
-from ..config import EngineConfig
 from ..paging.prefix_index import members
 from .conditional import note_on, with_decode_meshes
 from .mesh_state import MeshState, SharedState
@@ -36,13 +35,13 @@ _MESH = itemgetter(1)  # of an entry by load
 class Router:
     """The lists of one engine."""
 
-    def __init__(self, config: EngineConfig, meshes: Sequence[MeshState], policy: Policy, shared: SharedState):
-        self._config, self._meshes, self._policy, self._shared = config, meshes, policy, shared
+    def __init__(self, shared: SharedState, policy: Policy):
+        self._config, self._meshes, self._policy, self._shared = shared.config, shared.meshes, policy, shared
         self._prompts, self._decodes = ByLoad(), ByLoad()
         self._changed: set[int] = set()  # meshes that have changed since decoding was asked for
-        self._longest = [0] * len(meshes)  # pages of the longest sequence that surely fits on each
+        self._longest = [0] * len(shared.meshes)  # pages of the longest sequence that surely fits on each
         self._ranked: tuple[Candidate, ...] = ()  # for the request that was asked for last, if notes are kept
-        self._is_pool = config.topology.is_pool
+        self._is_pool = shared.config.topology.is_pool
         self._prefilling = 0  # the set of meshes that prefill, whether or not they have room
 
     def for_prompt(self, request: Request) -> Sequence[MeshState]:

@@ -11,7 +11,6 @@ No clock, randomness or I/O: a replay of the same events gives the same actions 
 from collections.abc import Sequence
 
 from ..config import EngineConfig, PoolSize
-from ..metrics.counters import Counters
 from ..protocol.actions import Action, Chunk, DecodeRow
 from ..protocol.cache_report import MissReason
 from ..protocol.events import (
@@ -36,13 +35,13 @@ from ..protocol.timeline import Timeline
 from .admission import Admission
 from .agenda import Agenda
 from .batching import Batching
-from .cost import PRIORS, Costs, Priors
+from .cost import PRIORS, Priors
 from .deadlines import FIRST_TOKEN, LAST_TOKEN, Deadlines
 from .drains import Drains
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
-from .mesh_state import MeshState, SharedState, new_mesh
-from .notes import Note, Notes
+from .mesh_state import MeshState, shared_state
+from .notes import Note
 from .order import Order, place_in_order, weigh
 from .policy import FCFS, Policy, check_policy
 from .preemption import Preemption
@@ -61,37 +60,21 @@ class Scheduler:
     def __init__(self, config: EngineConfig, pools: Sequence[PoolSize], policy: Policy = FCFS, priors: Priors = PRIORS):
         """Begin without requests; `pools[i]` is the size of mesh i's KV memory, `priors` what work costs before any was
         measured."""
-        self.config, self.policy, self.counters = config, policy, Counters()
-        self._out: list[Action] = []
-        notes = Notes()
-        self.costs = Costs(config, notes, priors)
-        self._shared = SharedState(self.costs, notes)
-        emit = self._out.append
-        self.meshes = [
-            new_mesh(i, config, spec, pool, self._shared, emit)
-            for i, (spec, pool) in enumerate(zip(config.topology.meshes, pools, strict=True))
-        ]
         check_policy(policy, config)
-        self.requests: dict[int, Request] = {}
-        self._router = Router(config, self.meshes, policy, self._shared)
-        self._handoffs = Handoffs(
-            config, pools, self.meshes, self.requests, self._router, self._shared, self.counters, self.costs, emit
-        )
-        self._admission = Admission(
-            config, self.requests, self._router, self._shared, self.counters, self._handoffs.loans
-        )
+        self._out: list[Action] = []
+        self._shared = shared = shared_state(config, pools, self._out.append, priors)
+        self.config, self.policy, self.counters = config, policy, shared.counters
+        self.costs, self.meshes, self.requests = shared.costs, shared.meshes, shared.requests
+        self._router = Router(shared, policy)
+        self._handoffs = Handoffs(shared, pools, self._router)
+        self._admission = Admission(shared, self._router, self._handoffs.loans)
         self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
-        self._deadlines = Deadlines(config, self._agenda, self._router, self.costs)
-        self._lifecycle = Lifecycle(
-            config, self.meshes, self.requests, policy, self._admission, self._handoffs, self._deadlines,
-            self._shared.sessions, self.counters, emit,
-        )  # fmt: skip
-        self._preemption = Preemption(config, self.meshes, self._shared, self._lifecycle)
-        self._batching = Batching(
-            config, self.requests, self._admission, self._handoffs, self._lifecycle, self.costs, emit
-        )
-        drains = Drains(self.meshes, self.requests, self._router, self._handoffs, self._lifecycle, self._shared)
-        self._roles = Roles(self.meshes, drains, self._agenda, self.counters, emit)
+        self._deadlines = Deadlines(shared, self._agenda, self._router)
+        self._lifecycle = Lifecycle(shared, policy, self._admission, self._handoffs, self._deadlines)
+        self._preemption = Preemption(shared, self._lifecycle)
+        self._batching = Batching(shared, self._admission, self._handoffs, self._lifecycle)
+        drains = Drains(shared, self._router, self._handoffs, self._lifecycle)
+        self._roles = Roles(shared, drains, self._agenda)
         self._now = 0.0
         self._arrivals = self._tokens_arrived = 0
 

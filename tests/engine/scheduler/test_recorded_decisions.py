@@ -92,9 +92,9 @@ class QueueOfThen(WaitingRequests):
 class AdmissionOfThen(Admission):
     """Its queue is that of then."""
 
-    def __init__(self, config, *others):
-        super().__init__(config, *others)
-        self._waiting = QueueOfThen(2 * config.max_num_seqs, config.page_size)
+    def __init__(self, shared, *others):
+        super().__init__(shared, *others)
+        self._waiting = QueueOfThen(2 * shared.config.max_num_seqs, shared.config.page_size)
 
     def admit(self, now):
         self._waiting.begin()
