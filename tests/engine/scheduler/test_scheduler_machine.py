@@ -157,12 +157,17 @@ class Machine(RuleBasedStateMachine):
             if request.state is State.WAITING and min(awake, default=request.order) < request.order:
                 continue
             where = attrgetter("computing" if request.state is State.WAITING else "arriving")
-            for mesh in self.scheduler.meshes:
-                placement = where(mesh).get(request.sleeps_for)
-                bringers = [r for r in mesh.placed if placement in (r.placement, r.handoff and r.handoff.placement)]
-                if placement is not None and not self.is_held:
-                    assert bringers[0].order[:3] <= request.order
-                    Machine.lent += len(bringers[0].order) > 3
+            bringers = [
+                one
+                for mesh in self.scheduler.meshes
+                if (placement := where(mesh).get(request.sleeps_for)) is not None
+                for one in mesh.placed
+                if placement in (one.placement, one.handoff and one.handoff.placement)
+            ]
+            if bringers and not self.is_held:  # another mesh may come to compute it too, and later
+                first = min(one.order for one in bringers)
+                assert first[:3] <= request.order
+                Machine.lent += len(first) > 3
 
     def _check_that_nobody_was_forgotten(self):
         """Nothing more can be done even if all are asked again, those included for which nothing has changed."""
