@@ -29,6 +29,7 @@ class Admission:
         self._passed = -1, -1  # how much had changed and been freed when nothing behind it was found to fit either
         self._now = 0.0
         self._found = 0, b""  # the last block found to be computed for another, and how many come before it
+        self.first_refused: Request | None = None  # the first of the queue, if it found no room
         self.seated: list[int] = []  # those that were given their first seat in this decision
         self.is_held = False  # only those that start over are admitted
 
@@ -61,19 +62,14 @@ class Admission:
         does not fit yet is passed over by those that do until it has waited `age_seconds`; then it holds back those
         behind it.
         """
-        self._now = now
+        self._now, self.first_refused = now, None
         if self.is_held:
             self._admit_restarted()
             return
         while (request := self._waiting.first(self._sleeps_on)) is not None:
             if (self._refusal.holds(request) or not self._admit(request)) and not self._pass_over(request):
+                self.first_refused = request
                 return
-
-    @property
-    def first_refused(self) -> Request | None:
-        """Return the first of the queue, if it found no room the last time."""
-        first = None if self.is_held else self._waiting.first(self._sleeps_on)
-        return first if first is not None and self._refusal.holds(first) else None
 
     def _pass_over(self, first: Request) -> bool:
         """Place the next that surely fits in place of the first, which does not; False: none may, or fits."""

@@ -9,10 +9,13 @@ class, in order.
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from itertools import takewhile
+from operator import itemgetter
 
 from .mesh_state import SortedRequests, sorted_requests
 from .order import Order
 from .request import Request
+
+_ORDER = itemgetter(0)
 
 
 class BySize:
@@ -22,7 +25,7 @@ class BySize:
         """Begin empty; a page has `page_size` tokens."""
         self._page_size = page_size
         self._classes: dict[int, SortedRequests] = {}
-        self._heads: list[tuple[Order, int]] = []  # the order of the first of each class, and the class
+        self._heads: list[tuple[Order, int, Request]] = []  # the order of the first of each class, the class, and it
 
     def __iter__(self) -> Iterator[Request]:
         for line in self._classes.values():
@@ -31,7 +34,7 @@ class BySize:
     @property
     def first(self) -> Request | None:
         """Return the first in the order."""
-        return self._classes[self._heads[0][1]][0] if self._heads else None
+        return self._heads[0][2] if self._heads else None
 
     def pages(self, request: Request) -> int:
         """Return how many pages the request's prompt takes, with nothing cached."""
@@ -48,7 +51,7 @@ class BySize:
         if head is None or request.order < head:
             if head is not None:
                 self._drop_head(head, size)
-            insort(self._heads, (request.order, size))
+            insort(self._heads, (request.order, size, request))
 
     def remove(self, request: Request) -> None:
         """Take a request out."""
@@ -73,8 +76,7 @@ class BySize:
     def first_to_seat(self, pages: int, is_kept_for: Callable[[Request], bool]) -> Request | None:
         """Find the first whose prompt takes at most so many pages or for which freed pages are kept, among those that
         come first of their size."""
-        for _, size in self._heads:
-            request = self._classes[size][0]
+        for _, _, request in self._heads:
             if self.pages(request) <= pages or is_kept_for(request):
                 return request
         return None
@@ -89,16 +91,16 @@ class BySize:
         self._drop_head(order, size)
         line = self._classes[size]
         if line:
-            insort(self._heads, (line[0].order, size))
+            insort(self._heads, (line[0].order, size, line[0]))
         else:
             del self._classes[size]
 
     def _drop_head(self, order: Order, size: int) -> None:
-        del self._heads[bisect_left(self._heads, (order, size))]
+        del self._heads[bisect_left(self._heads, order, key=_ORDER)]
 
     def check(self) -> None:
         """Raise unless the first of every size is known."""
-        if self._heads != sorted((line[0].order, size) for size, line in self._classes.items()):
+        if self._heads != sorted(((line[0].order, size, line[0]) for size, line in self._classes.items()), key=_ORDER):
             raise RuntimeError(f"of {len(self._classes)} sizes of prompts {len(self._heads)} are known to have a first")
         for size, line in self._classes.items():
             if any(self._size_class(request) != size for request in line):

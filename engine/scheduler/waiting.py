@@ -77,7 +77,7 @@ class WaitingRequests:
     def first(self, is_under_way: Callable[[Awaited], bool]) -> Request | None:
         """Find the first request that is awake or has to be asked again: what it sleeps for is done, and not under way
         anew."""
-        awake, sleeper = self._awake.first, self._first_sleeper(is_under_way)
+        awake, sleeper = self._awake.first, self._first_sleeper(is_under_way) if self._heap else None
         return awake if sleeper is None or (awake is not None and awake.order < sleeper.order) else sleeper
 
     def _first_sleeper(self, is_under_way: Callable[[Awaited], bool]) -> Request | None:

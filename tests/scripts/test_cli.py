@@ -157,14 +157,16 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
           "--decode-steps", "4", "--no-prefix-caching", "--decision-log", "run.log", "--page-size", "16",
           "--max-num-seqs", "8", "--prefill-buckets", "16,32", "--decode-buckets", "8", "--kv-cache-bytes", "4096",
           "--memory-fraction", "0.25",
-          "--max-retries", "0", "--policy", "spf", "--allow-nonfinite", "--no-mmap", "--serve-early"])  # fmt: skip
+          "--max-retries", "0", "--age-seconds", "5", "--max-waiting", "9", "--max-waiting-tokens", "999",
+          "--policy", "spf", "--allow-nonfinite", "--no-mmap", "--serve-early"])  # fmt: skip
     assert given == {
         "seed": 0, "devices": None, "serve_early": True,
         "model": "m.gguf", "topology": Topology.parse("both=2"), "dtype": "bfloat16", "max_model_len": 64,
         "deterministic": True, "decode_steps": 4, "enable_prefix_caching": False, "decision_log": "run.log",
         "page_size": 16, "max_num_seqs": 8, "prefill_buckets": (16, 32), "decode_buckets": (8,), "kv_cache_bytes": 4096,
         "memory_fraction": 0.25,
-        "max_retries": 0, "policy": "spf", "allow_nonfinite": True, "mmap": False, "progress": True,
+        "max_retries": 0, "age_seconds": 5.0, "max_waiting": 9, "max_waiting_tokens": 999,
+        "policy": "spf", "allow_nonfinite": True, "mmap": False, "progress": True,
         "quantization": "auto", "activations": "int16",
     }  # fmt: skip
 
