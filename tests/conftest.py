@@ -13,6 +13,7 @@ import jax
 import pytest
 from helpers.bytes_executor import Relay, bytes_executor
 from helpers.tiny_gguf import write_tiny_gguf
+from hypothesis import settings
 from twinmesh.engine.startup import build
 from twinmesh.engine.startup.kept_programs import use_cache
 from twinmesh.engine.worker.compile_program import compile_program
@@ -21,6 +22,9 @@ from twinmesh.models.checkpoints.catalog import cache_directory
 jax.config.update("jax_num_cpu_devices", 8)
 # A shell has what it runs in the background ignore Ctrl-C, children included; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long an example takes depends on what else the machine does.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 def pytest_addoption(parser):

@@ -53,15 +53,15 @@ class Batching:
             self._costs.begin_step(step)
             self._emit(step)
             if mesh.batch:
-                self._beside.began(mesh.index, step.step, chunks, rows, now)
+                self._beside.began(mesh.index, step.step, chunks, rows)
             for chunk in chunks:
                 if not chunk.is_last:
                     self._handoffs.pipeline(self._requests[chunk.request_id])
         return bool(rows or chunks)
 
-    def ended(self, mesh: MeshState, step: int, now: float) -> None:
-        """Take in that a step was read."""
-        self._beside.ended(mesh.index, step, now)
+    def ended(self, mesh: MeshState, step: int, seconds: float) -> None:
+        """Take in that a step was read, which took so long."""
+        self._beside.ended(mesh.index, step, seconds)
 
     def forget(self, mesh: MeshState) -> None:
         """Take in that the steps in flight on a mesh are lost."""

@@ -52,9 +52,8 @@ class Account:
     """One mesh: what its steps take, those in flight, and the credit of batch work."""
 
     seconds: StepSeconds = field(default_factory=StepSeconds)
-    steps: dict[int, tuple[Kinds, float, float]] = field(default_factory=dict)  # -> kinds, when it began, what it cost
+    steps: dict[int, tuple[Kinds, float]] = field(default_factory=dict)  # -> kinds, and what it cost
     credit: float = 0.0  # in seconds
-    last_end: float = 0.0  # of a step
 
     def extra(self, kinds: Kinds) -> float | None:
         """Return how much longer a step is expected to take for its batch work; None: nothing is known."""
@@ -88,7 +87,7 @@ class Beside:
         if prompts:
             rows = self._rows(account, answers, ready) if answers else ()
             return Allowed([*prompts, *(r for r in prefilling if r.is_batch)], rows, self._own_bucket(prompts))
-        if prefilling and any(kinds.has_batch_chunk for kinds, _, _ in account.steps.values()):
+        if prefilling and any(kinds.has_batch_chunk for kinds, _ in account.steps.values()):
             prefilling = ()
         if answers:
             tokens = self._tokens(account, len(answers) if mesh.spec.fused else 0) if prefilling else 0
@@ -124,12 +123,12 @@ class Beside:
 
     # ---- what steps take
 
-    def began(self, mesh: int, step: int, chunks: Sequence[Chunk], rows: Sequence[DecodeRow], now: float) -> None:
+    def began(self, mesh: int, step: int, chunks: Sequence[Chunk], rows: Sequence[DecodeRow]) -> None:
         """Note that a step was dispatched."""
         account, kinds = self._accounts[mesh], self._kinds(chunks, rows)
         cost = account.extra(kinds) or 0.0
         account.credit -= cost
-        account.steps[step] = kinds, now, cost
+        account.steps[step] = kinds, cost
 
     def _kinds(self, chunks: Sequence[Chunk], rows: Sequence[DecodeRow]) -> Kinds:
         requests = self._requests
@@ -146,15 +145,13 @@ class Beside:
     def _decode(self, rows: int) -> int:
         return bucket_for(rows, self._config.decode_buckets) if rows else 0
 
-    def ended(self, mesh: int, step: int, now: float) -> None:
-        """Take in how long a step took: from its dispatch, or from the end of the one before it."""
+    def ended(self, mesh: int, step: int, seconds: float) -> None:
+        """Take in how long a step took."""
         account = self._accounts[mesh]
-        kinds, began, cost = account.steps.pop(step, (None, 0.0, 0.0))
-        if kinds is not None:
-            seconds = now - max(began, account.last_end)
+        if step in account.steps:
+            kinds, cost = account.steps.pop(step)
             account.seconds.add(kinds.whole, seconds)
             self._settle(account, kinds, seconds, cost)
-        account.last_end = now
 
     def _settle(self, account: Account, kinds: Kinds, seconds: float, cost: float) -> None:
         alone = account.seconds.expect(kinds.alone) or 0.0

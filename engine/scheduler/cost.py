@@ -162,17 +162,17 @@ class Costs:
         else:
             of.steps[step.step] = _Step(self.now, (step.bucket, 1), _tokens(step.chunks), len(step.rows), 1)
 
-    def end_step(self, mesh: int, step: int, t: float) -> None:
-        """Take in that the result of a step came at `t`."""
+    def end_step(self, mesh: int, step: int, t: float) -> float:
+        """Take in that the result of a step came at `t`; return the seconds that it took."""
         of = self._meshes[mesh]
         done = of.steps.pop(step)
         start, of.result = of.result if of.result > done.dispatched else done.dispatched, t
         if done.behind is not None:
             _begin(done.behind, t)
+        seconds = t - start if t > start else 0.0
         if done.size not in of.seen:
             of.seen.add(done.size)
-            return
-        seconds = t - start if t > start else 0.0
+            return seconds
         if not done.tokens:
             of.add_decode(done.rows, seconds / done.steps)
         elif not done.rows:
@@ -187,6 +187,7 @@ class Costs:
                 self._note("prefill", of.prefill, mesh)
             if done.rows:
                 self._note("decode", of.decode, mesh)
+        return seconds
 
     def begin_transfer(self, action: StartTransfer, size: int) -> None:
         """Note that a transfer of `size` bytes is dispatched now; it begins when its source has done the steps

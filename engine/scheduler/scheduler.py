@@ -196,8 +196,7 @@ class Scheduler:
         if step not in mesh.in_flight:  # dispatched before the mesh failed
             return
         mesh.in_flight.remove(step)
-        self.costs.end_step(mesh.index, step, t)
-        self._batching.ended(mesh, step, self._now)
+        self._batching.ended(mesh, step, self.costs.end_step(mesh.index, step, t))
         mesh.wake()
         now, requests = self._now, self.requests
         for outcome in outcomes:

@@ -1,4 +1,8 @@
-"""How long a mesh's steps take, by their kind, as running means of what was measured. No clock: callers say when."""
+"""What a mesh's steps take, by their kind, as running means of what `Costs` has measured.
+
+`Costs` has one line over all sizes, which says what work costs on the whole. This knows each bucket by itself: what a
+step costs more than another of the same bucket, which is nothing for rows in its padding, no line can say.
+"""
 
 from typing import NamedTuple
 
