@@ -74,7 +74,7 @@ class Drains:
 
     @property
     def _room_now(self) -> tuple[int, int]:
-        return self._shared.room.freed, self._handoffs.ended
+        return self._shared.room.freed, self._handoffs.staging.given_back
 
     # ---- at once
 
@@ -134,7 +134,7 @@ class Drains:
         asked for, whatever is cached there, so that no place is reserved in vain."""
         handoffs, source = self._handoffs, mesh.index
         for there in self._router.for_decoding(request, request.kv_len, source, None):
-            if handoffs.has_staging(request, source, there.index) and handoffs.migrate(request, there.index):
+            if handoffs.staging.has_room(request, source, there.index) and handoffs.migrate(request, there.index):
                 drain.leaving[request.id] = request.run
                 self._moved.add(request.id)
                 return True
@@ -152,7 +152,7 @@ class Drains:
         by its end."""
         costs, notes = self._shared.costs, self._shared.notes
         to_finish = self._remaining(request) * costs.decode(mesh.index, rows)
-        to_move = costs.transfer(mesh.index, there, self._handoffs.transfer_bytes(request, mesh.index))
+        to_move = costs.transfer(mesh.index, there, self._handoffs.staging.bytes_for(request, mesh.index))
         moves = drain.moves[request.id] = to_move < to_finish
         if notes.are_kept:
             notes.add(DrainChoice(request.id, mesh.index, moves, there, to_finish, to_move))

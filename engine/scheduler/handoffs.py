@@ -12,7 +12,6 @@ decode mesh already sleeps until they are there or will not come. It moves no by
 
 from collections.abc import Sequence
 
-from ..config import PoolSize, bucket_for
 from ..paging.block_table import Placement
 from ..paging.prefix_index import members
 from ..protocol.actions import DropTransfer, Scatter, StartTransfer
@@ -21,6 +20,7 @@ from .loans import Loans
 from .mesh_state import MeshState, SharedState
 from .request import Handoff, Request, State, Transfer
 from .router import Router
+from .staging import Staging
 
 # A prompt of more chunks than this is sent in parts; for shorter ones a single transfer is better.
 _CHUNKS_IN_ONE_TRANSFER = 2
@@ -29,17 +29,15 @@ _CHUNKS_IN_ONE_TRANSFER = 2
 class Handoffs:
     """All hand-offs of an engine."""
 
-    def __init__(self, shared: SharedState, pools: Sequence[PoolSize], router: Router):
+    def __init__(self, shared: SharedState, router: Router, staging: Staging):
         """Begin without hand-offs."""
-        self._shared, self._pools, self._router = shared, pools, router
+        self._shared, self._router, self.staging = shared, router, staging
         self._config, self._meshes, self._requests = shared.config, shared.meshes, shared.requests
         self._costs, self._counters, self._emit = shared.costs, shared.counters, shared.emit
-        self._caps = [self._config.pages_to_send(window) for window in self._config.windows]
         self._waiting = CreditQueue(shared.room, shared.arriving)  # in HANDOFF, and not all sent
         self.loans = Loans(shared, self._waiting)
         self._transfers: dict[int, Transfer] = {}
         self._next = 0
-        self.ended = 0  # transfers whose staging was given back
 
     # ---- leaving the source
 
@@ -75,17 +73,6 @@ class Handoffs:
             mesh.wake()
         if request.handoff is not None:
             self._drop(request)
-
-    def transfer_bytes(self, request: Request, mesh: int) -> int:
-        """Return the bytes of staging that all of a request's KV takes on this mesh."""
-        return self._bytes(mesh, self._whole_bucket(request))
-
-    def has_staging(self, request: Request, source: int, destination: int) -> bool:
-        """Return whether all of a request's KV could be sent at once."""
-        return self._staging(source, destination, self._whole_bucket(request)) is not None
-
-    def _whole_bucket(self, request: Request) -> int:
-        return bucket_for(self._config.pages_for(request.kv_len), self._config.handoff_buckets)
 
     def dispatch(self) -> None:
         """Give credit in the policy's order, and send all requests that hold it, as far as pages and staging allow.
@@ -176,8 +163,8 @@ class Handoffs:
         counts = [max(0, stop - start) for stop, start in zip(stops, handoff.unsent, strict=True)]
         if not is_last and not any(counts):
             return True
-        bucket = self._bucket(counts)
-        staged = self._staging(placement.mesh, handoff.placement.mesh, bucket)
+        bucket = self.staging.bucket(counts)
+        staged = self.staging.ask(placement.mesh, handoff.placement.mesh, bucket)
         if staged is None:
             return False
         self._start(request, placement, handoff, bucket, staged, stops, is_last)
@@ -209,7 +196,7 @@ class Handoffs:
         source, destination = placement.mesh, handoff.placement.mesh
         transfer = Transfer(self._next, source, destination, staged, to_pages, is_last, request.id)
         self._next += 1
-        self._charge(transfer, 1)
+        self.staging.take(transfer)
         self._transfers[transfer.number] = transfer
         handoff.transfers.append(transfer)
         handoff.has_sent = True
@@ -218,14 +205,6 @@ class Handoffs:
         action = StartTransfer(transfer.number, bucket, source, slot, from_pages, destination)
         self._costs.begin_transfer(action, staged[0])
         self._emit(action)
-
-    def _bucket(self, counts: Sequence[int]) -> int:
-        """Find the smallest bucket in which every group finds room."""
-        return next(
-            bucket
-            for bucket in self._config.handoff_buckets
-            if all(count <= min(bucket, cap) for count, cap in zip(counts, self._caps, strict=True))
-        )
 
     # ---- reaching the destination
 
@@ -315,39 +294,16 @@ class Handoffs:
         self.loans.repay("arriving", blocks)
         self._waiting.wake(blocks)
 
-    # ---- staging
-
-    def _staging(self, source: int, destination: int, bucket: int) -> tuple[int, int] | None:
-        """Return the bytes that a transfer takes on source and destination; None: one of them has too few left."""
-        staged = self._bytes(source, bucket), self._bytes(destination, bucket)
-        has_room = self._meshes[source].staging >= staged[0] and self._meshes[destination].staging >= staged[1]
-        return staged if has_room else None
-
-    def _bytes(self, mesh: int, bucket: int) -> int:
-        return self._pools[mesh].transfer_bytes(bucket, self._caps)
-
     def _forget(self, transfer: Transfer) -> None:
+        """Give back what a transfer that is over has taken."""
         del self._transfers[transfer.number]
-        self._charge(transfer, -1)
-        self.ended += 1
+        self.staging.give_back(transfer)
         source = self._meshes[transfer.source]
         if source.draining is not None:  # the next may leave
             source.wake()
 
-    def _charge(self, transfer: Transfer, sign: int) -> None:
-        for mesh, staged in zip((transfer.source, transfer.destination), transfer.staged, strict=True):
-            self._meshes[mesh].staging -= sign * staged
-
     def check(self) -> None:
-        """Raise unless the staging taken on every mesh is what the transfers take."""
-        for mesh, pool in zip(self._meshes, self._pools, strict=True):
-            taken = sum(
-                staged
-                for transfer in self._transfers.values()
-                for end, staged in zip((transfer.source, transfer.destination), transfer.staged, strict=True)
-                if end == mesh.index
-            )
-            if mesh.staging != pool.staging_bytes - taken:
-                raise RuntimeError(f"mesh {mesh.index}: {mesh.staging} bytes of staging left, {taken} taken")
+        """Raise unless staging and queue are as the hand-offs are."""
+        self.staging.check(self._transfers.values())
         self._waiting.check()
         self.loans.check(self._requests.values())

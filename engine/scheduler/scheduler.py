@@ -48,6 +48,7 @@ from .preemption import Preemption
 from .request import Request, State
 from .roles import Roles
 from .router import Router
+from .staging import Staging
 
 
 class Scheduler:
@@ -66,7 +67,7 @@ class Scheduler:
         self.config, self.policy, self.counters = config, policy, shared.counters
         self.costs, self.meshes, self.requests = shared.costs, shared.meshes, shared.requests
         self._router = Router(shared, policy)
-        self._handoffs = Handoffs(shared, pools, self._router)
+        self._handoffs = Handoffs(shared, self._router, Staging(shared, pools))
         self._admission = Admission(shared, self._router, self._handoffs.loans)
         self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
         self._deadlines = Deadlines(shared, self._agenda, self._router)
