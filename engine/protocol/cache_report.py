@@ -1,6 +1,6 @@
 """What the prefix cache did for a prompt: how much of it was cached and, for what was not, why.
 
-Plain data. The reasons are found in `scheduler/misses.py`; what a caller reads is this.
+Plain data. The reasons are found in `scheduler/cache_reports.py`; what a caller reads is this.
 """
 
 from enum import StrEnum

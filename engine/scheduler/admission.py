@@ -10,9 +10,9 @@ by a placement that is there, or the request that it forks waits or is being pre
 
 from collections.abc import Iterable
 
-from .loans import Loans
+from .cache_reports import CacheReports
 from .mesh_state import MeshState, SharedState, in_order
-from .misses import Misses
+from .priority_inheritance import PriorityInheritance
 from .request import Awaited, Request, State
 from .router import Router
 from .waiting import WaitingRequests
@@ -21,10 +21,10 @@ from .waiting import WaitingRequests
 class Admission:
     """The queue of requests in WAITING; placing one moves it to PREFILL."""
 
-    def __init__(self, shared: SharedState, router: Router, loans: Loans):
-        self._shared, self._router, self._loans = shared, router, loans
+    def __init__(self, shared: SharedState, router: Router, inheritance: PriorityInheritance):
+        self._shared, self._router, self._inheritance = shared, router, inheritance
         self._config, self._requests, self._counters = shared.config, shared.requests, shared.counters
-        self._misses, self._waiting = Misses(shared), WaitingRequests(self._config.page_size)
+        self._reports, self._waiting = CacheReports(shared), WaitingRequests(self._config.page_size)
         self._refusal = shared.room.refusal()  # of the first that found no room
         self._passed = -1, -1  # how much had changed and been freed when nothing behind it was found to fit either
         self._now = 0.0
@@ -52,7 +52,7 @@ class Admission:
         """Have the requests asked again that sleep for one of these: blocks that a placement has computed or never
         will, or ids of requests that can be forked now or never will be."""
         done = list(done)
-        self._loans.repay("computing", done)
+        self._inheritance.repay("computing", done)
         self._waiting.done(done)
 
     def admit(self, now: float) -> None:
@@ -107,7 +107,7 @@ class Admission:
             self._waiting.sleep(request, fork_of, len(request.hashes))
         elif (blocks := self._blocks_before_one_computed(request)) is not None:
             self._waiting.sleep(request, request.hashes[blocks], blocks + 1)
-            self._loans.lend("computing", request.hashes[blocks], request.order)
+            self._inheritance.lend("computing", request.hashes[blocks], request.order)
         elif not self._place(request):
             self._waiting.rouse(request)
             if may_refuse:
@@ -153,7 +153,7 @@ class Admission:
         """Return whether those that sleep for something go on to: another is to bring it, at their urgency."""
         is_under_way = self._is_under_way(awaited)
         if is_under_way and isinstance(awaited, bytes):
-            self._loans.lend("computing", awaited, self._waiting.urgency(awaited))
+            self._inheritance.lend("computing", awaited, self._waiting.urgency(awaited))
         return is_under_way
 
     def _is_under_way(self, awaited: Awaited) -> bool:
@@ -184,7 +184,7 @@ class Admission:
         if not request.restarts:
             self.seated.append(request.id)
         if request.cache is None:
-            request.cache = self._misses.report(request, mesh.index)
+            request.cache = self._reports.report(request, mesh.index)
             self._counters.count_prompt(request.prompt_len, request.cache)
         mesh.add(request)
         size = self._config.page_size

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ..config import bucket_for
 from ..protocol.actions import Chunk, Decode, DecodeRow, Fused, Prefill
 from .admission import Admission
-from .beside import Beside
+from .batch_allowance import BatchAllowance
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
 from .mesh_state import MAX_STEPS_IN_FLIGHT, MeshState, SharedState
@@ -24,7 +24,7 @@ class Batching:
         self._admission, self._handoffs, self._lifecycle = admission, handoffs, lifecycle
         self._config, self._requests = shared.config, shared.requests
         self._costs, self._emit = shared.costs, shared.emit
-        self._beside = Beside(shared)
+        self._allowance = BatchAllowance(shared)
         self._next_step = 0
 
     def dispatch_step(self, mesh: MeshState, now: float) -> bool:
@@ -39,7 +39,7 @@ class Batching:
         budget, mesh.holds_back = self._config.chunk_size, False
         if mesh.batch and mesh.shared.interactive.is_about(now):
             found = len(prefilling) + len(ready)
-            prefilling, ready, budget = self._beside.allowed(mesh, prefilling, ready)
+            prefilling, ready, budget = self._allowance.allowed(mesh, prefilling, ready)
             mesh.holds_back = len(prefilling) + len(ready) < found
         prefills = bool(prefilling) and (mesh.spec.fused or not (ready and mesh.last_was_prefill))
         mesh.last_was_prefill = prefills
@@ -53,7 +53,7 @@ class Batching:
             self._costs.begin_step(step)
             self._emit(step)
             if mesh.batch:
-                self._beside.began(mesh.index, step.step, chunks, rows)
+                self._allowance.began(mesh.index, step.step, chunks, rows)
             for chunk in chunks:
                 if not chunk.is_last:
                     self._handoffs.pipeline(self._requests[chunk.request_id])
@@ -61,11 +61,11 @@ class Batching:
 
     def ended(self, mesh: MeshState, step: int, seconds: float) -> None:
         """Take in that a step was read, which took so long."""
-        self._beside.ended(mesh.index, step, seconds)
+        self._allowance.ended(mesh.index, step, seconds)
 
     def forget(self, mesh: MeshState) -> None:
         """Take in that the steps in flight on a mesh are lost."""
-        self._beside.forget(mesh.index)
+        self._allowance.forget(mesh.index)
 
     def _horizon(self, mesh: MeshState) -> int:
         """Count the decode steps that a mesh may run in a row before its batch would change; 0: it decodes nothing.

@@ -5,8 +5,8 @@ a pure function of these, so that a replay finds the same costs. A mesh that has
 all meshes of its tp, a link those of all links; before the first measurement there are `Priors`.
 
 The first step of each size on a mesh does not count (its program and its caches are cold), and what takes far longer
-than expected counts only so much (`fit.py`). A step begins when it is dispatched or, if that is later, when the result
-of the one before it is there; a transfer when the last step before it on its source is done. Everything is O(1).
+than expected counts only so much (`line_fit.py`). A step begins when it is dispatched or, if that is later, when the
+result of the one before it is there; a transfer when the last step before it on its source is done. All is O(1).
 
 Rough on purpose: the cost model of the planner takes the place behind `prefill`, `decode` and `transfer`.
 """
@@ -17,7 +17,7 @@ import msgspec
 
 from ..config import EngineConfig
 from ..protocol.actions import Chunk, Decode, Fused, Prefill, StartTransfer
-from .fit import WINDOW, Fit, Terms
+from .line_fit import WINDOW, LineFit, Terms
 from .notes import Measured, Notes, What
 from .output_lengths import OutputLengths
 
@@ -63,7 +63,7 @@ class _Means:
     __slots__ = ("decode", "prefill")
 
     def __init__(self, priors: Priors):
-        self.prefill, self.decode = Fit(_PREFILL_SHARE, priors.prefill), Fit(_DECODE_SHARE, priors.decode)
+        self.prefill, self.decode = LineFit(_PREFILL_SHARE, priors.prefill), LineFit(_DECODE_SHARE, priors.decode)
 
 
 class _Mesh:
@@ -81,17 +81,17 @@ class _Mesh:
     def add_prefill(self, tokens: int, seconds: float) -> None:
         """Take in what prompt tokens took."""
         if self.prefill is self.of_tp.prefill:
-            self.prefill = Fit(_PREFILL_SHARE)
+            self.prefill = LineFit(_PREFILL_SHARE)
         _add(self.prefill, self.of_tp.prefill, tokens, seconds)
 
     def add_decode(self, rows: int, seconds: float) -> None:
         """Take in what a decode step took."""
         if self.decode is self.of_tp.decode:
-            self.decode = Fit(_DECODE_SHARE)
+            self.decode = LineFit(_DECODE_SHARE)
         _add(self.decode, self.of_tp.decode, rows, seconds)
 
 
-def _add(own: Fit, of_tp: Fit, size: int, seconds: float) -> None:
+def _add(own: LineFit, of_tp: LineFit, size: int, seconds: float) -> None:
     own.add(size, seconds)
     if own.count < _EACH_OF_TP or not own.count % _EACH_OF_TP:
         of_tp.add(size, seconds)
@@ -106,8 +106,8 @@ class Costs:
         self.chunk_size = config.chunk_size
         of_tp = {spec.tp: _Means(priors) for spec in config.topology.meshes}
         self._meshes = [_Mesh(of_tp[spec.tp]) for spec in config.topology.meshes]
-        self._links: dict[tuple[int, int], Fit] = {}
-        self._all_links = Fit(_TRANSFER_SHARE, priors.transfer)
+        self._links: dict[tuple[int, int], LineFit] = {}
+        self._all_links = LineFit(_TRANSFER_SHARE, priors.transfer)
         self._transfers: dict[int, _Transfer] = {}
         self.outputs = OutputLengths()
 
@@ -207,14 +207,14 @@ class Costs:
             return
         fit = self._links.get(done.link)
         if fit is None:
-            fit = self._links[done.link] = Fit(_TRANSFER_SHARE)
+            fit = self._links[done.link] = LineFit(_TRANSFER_SHARE)
         size, seconds = max(1, done.size), max(0.0, t - done.start)
         fit.add(size, seconds)
         self._all_links.add(size, seconds)
         if self._notes.are_kept:
             self._note("transfer", fit, *done.link)
 
-    def _note(self, what: What, fit: Fit, mesh: int, destination: int | None = None) -> None:
+    def _note(self, what: What, fit: LineFit, mesh: int, destination: int | None = None) -> None:
         """Note what was measured, when it was measured for the 1st, 2nd, 4th, ... time, or for so many times again."""
         if fit.count & (fit.count - 1) == 0 or fit.count % WINDOW == 0:
             self._notes.add(Measured(what, mesh, destination, fit.count, *fit.terms()))

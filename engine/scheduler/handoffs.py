@@ -16,8 +16,8 @@ from ..paging.block_table import Placement
 from ..paging.prefix_index import members
 from ..protocol.actions import DropTransfer, Scatter, StartTransfer
 from .credit_queue import CreditQueue
-from .loans import Loans
 from .mesh_state import MeshState, SharedState
+from .priority_inheritance import PriorityInheritance
 from .request import Handoff, Request, State, Transfer
 from .router import Router
 from .staging import Staging
@@ -35,7 +35,7 @@ class Handoffs:
         self._config, self._meshes, self._requests = shared.config, shared.meshes, shared.requests
         self._costs, self._counters, self._emit = shared.costs, shared.counters, shared.emit
         self._waiting = CreditQueue(shared.room, shared.arriving)  # in HANDOFF, and not all sent
-        self.loans = Loans(shared, self._waiting)
+        self.inheritance = PriorityInheritance(shared, self._waiting)
         self._transfers: dict[int, Transfer] = {}
         self._next = 0
 
@@ -95,7 +95,7 @@ class Handoffs:
         block = self._coming(request)
         if block is not None:
             self._waiting.sleep(request, block)
-            self.loans.lend("arriving", block, request.order)
+            self.inheritance.lend("arriving", block, request.order)
         elif self._has_credit(request):
             self._waiting.grant(request)
             return True
@@ -267,7 +267,7 @@ class Handoffs:
 
     def cancel(self, request: Request) -> None:
         """End a request's hand-off, if there is one: free its credit and drop its transfers."""
-        self.loans.forget(request)
+        self.inheritance.forget(request)
         if request.state is State.HANDOFF and request.placement is not None:
             self._end_waiting(request, self._meshes[request.placement.mesh])
         if request.handoff is not None:
@@ -291,7 +291,7 @@ class Handoffs:
 
     def _wake(self, blocks: Sequence[bytes]) -> None:
         """Let those ask that sleep for blocks which have arrived or will not come."""
-        self.loans.repay("arriving", blocks)
+        self.inheritance.repay("arriving", blocks)
         self._waiting.wake(blocks)
 
     def _forget(self, transfer: Transfer) -> None:
@@ -306,4 +306,4 @@ class Handoffs:
         """Raise unless staging and queue are as the hand-offs are."""
         self.staging.check(self._transfers.values())
         self._waiting.check()
-        self.loans.check(self._requests.values())
+        self.inheritance.check(self._requests.values())

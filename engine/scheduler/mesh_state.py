@@ -24,8 +24,8 @@ from .cost import PRIORS, Costs, Priors
 from .expected_blocks import ExpectedBlocks
 from .interactive import Interactive
 from .kept_pages import KeptPages
-from .levels import Levels
 from .notes import Notes
+from .priority_levels import PriorityLevels
 from .request import Request, State
 from .sessions import Sessions
 from .slo import Targets
@@ -234,7 +234,7 @@ class SharedState:
     costs: Costs = field(init=False)
     index: PrefixIndex = field(default_factory=PrefixIndex)  # where which blocks are cached
     room: RoomChanges = field(default_factory=RoomChanges)  # where slots, pages or work changed
-    levels: Levels = field(default_factory=Levels)  # which classes and priorities have requests where
+    levels: PriorityLevels = field(default_factory=PriorityLevels)  # which classes and priorities have requests where
     due: set[int] = field(default_factory=set)  # meshes that may have another step to run
     computing: dict[bytes, int] = field(default_factory=dict)  # block -> the meshes that are to compute it, a bit each
     arriving: dict[bytes, int] = field(default_factory=dict)  # likewise of blocks on their way to a mesh

@@ -47,7 +47,7 @@ class Routed(Message, frozen=True):
 
 
 class Conditional(Message, frozen=True):
-    """A decode mesh was given a prompt to prefill (`conditional.py`)."""
+    """A decode mesh was given a prompt to prefill (`conditional_prefill.py`)."""
 
     request_id: int
     mesh: int

@@ -16,7 +16,7 @@ from ..protocol.cache_report import PrefixCacheReport
 from ..protocol.events import RequestFacts
 from ..protocol.service import SLO, Service
 from ..protocol.timeline import Timeline
-from .levels import Level
+from .priority_levels import Level
 from .slo import tpot_target
 
 

@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import Any
 
 from ..paging.prefix_index import members
-from .conditional import note_on, with_decode_meshes
+from .conditional_prefill import note_on, with_decode_meshes
 from .mesh_state import MeshState, SharedState
 from .notes import Candidate, Phase, Routed
 from .policy import Policy

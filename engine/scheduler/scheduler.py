@@ -68,7 +68,7 @@ class Scheduler:
         self.costs, self.meshes, self.requests = shared.costs, shared.meshes, shared.requests
         self._router = Router(shared, policy)
         self._handoffs = Handoffs(shared, self._router, Staging(shared, pools))
-        self._admission = Admission(shared, self._router, self._handoffs.loans)
+        self._admission = Admission(shared, self._router, self._handoffs.inheritance)
         self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
         self._deadlines = Deadlines(shared, self._agenda, self._router)
         self._lifecycle = Lifecycle(shared, policy, self._admission, self._handoffs, self._deadlines)

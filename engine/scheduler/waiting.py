@@ -14,10 +14,10 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
-from .by_size import BySize
 from .mesh_state import SortedRequests, sorted_requests
 from .order import Order
 from .request import Awaited, Request, Wait
+from .size_classes import SizeClasses
 
 
 @dataclass(eq=False)
@@ -43,7 +43,7 @@ class WaitingRequests:
 
     def __init__(self, page_size: int) -> None:
         """Begin empty; a page has `page_size` tokens."""
-        self._awake, self._restarted = BySize(page_size), sorted_requests()
+        self._awake, self._restarted = SizeClasses(page_size), sorted_requests()
         self._groups: dict[Awaited, Group] = {}
         self._done: dict[Awaited, None] = {}  # of the keys of `_groups`, those whose requests have to be asked again
         # The first request's order of every group in `_done`, and of some that were: those are passed over.

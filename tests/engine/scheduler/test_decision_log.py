@@ -27,7 +27,7 @@ from twinmesh.engine.protocol.events import (
 )
 from twinmesh.engine.scheduler.cost import Priors
 from twinmesh.engine.scheduler.decision_log import DecisionLog, RecordingScheduler, read_line
-from twinmesh.engine.scheduler.fit import Terms
+from twinmesh.engine.scheduler.line_fit import Terms
 from twinmesh.engine.scheduler.notes import Note
 from twinmesh.engine.scheduler.policy import POLICIES
 from twinmesh.engine.scheduler.scheduler import Scheduler

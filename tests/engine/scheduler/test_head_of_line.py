@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twinmesh.engine.protocol.events import AbortRequested, RequestFacts, Tick
 from twinmesh.engine.protocol.timeline import Timeline
-from twinmesh.engine.scheduler.by_size import BySize
 from twinmesh.engine.scheduler.request import Request, State
+from twinmesh.engine.scheduler.size_classes import SizeClasses
 
 from .test_scheduler import arrive, make, step
 
@@ -116,7 +116,7 @@ def request(number, order, tokens):
     )
 )
 def test_the_first_of_each_size_is_found(steps):
-    waiting, requests = BySize(4), []
+    waiting, requests = SizeClasses(4), []
     for number, (what, pick, tokens, pages) in enumerate(steps):
         if what == "a":
             requests.append(request(number, pick, tokens))
@@ -135,7 +135,7 @@ def test_the_first_of_each_size_is_found(steps):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_one_that_pages_are_kept_for_holds_back_those_behind_it(kept):
-    waiting = BySize(4)
+    waiting = SizeClasses(4)
     big, small = request(0, 0, 100), request(1, 1, 4)
     waiting.add(big)
     waiting.add(small)

@@ -16,9 +16,9 @@ from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.protocol.actions import Action, Chunk, DecodeRow
 from twinmesh.engine.protocol.events import Event, Outcome, RequestFacts
 from twinmesh.engine.scheduler.admission import Admission
-from twinmesh.engine.scheduler.loans import Loans
 from twinmesh.engine.scheduler.mesh_state import MeshState, sorted_requests
 from twinmesh.engine.scheduler.policy import FirstComeFirstServed
+from twinmesh.engine.scheduler.priority_inheritance import PriorityInheritance
 from twinmesh.engine.scheduler.request import State
 from twinmesh.engine.scheduler.scheduler import Scheduler
 from twinmesh.engine.scheduler.waiting import WaitingRequests
@@ -101,7 +101,7 @@ class AdmissionOfThen(Admission):
         super().admit(now)
 
 
-class LoansOfThen(Loans):
+class InheritanceOfThen(PriorityInheritance):
     """Nobody ran at another's urgency."""
 
     def lend(self, how, block, order):
@@ -122,7 +122,7 @@ class MeshOfThen(MeshState):
 def make_scheduler(config, pools):
     with (
         patch("twinmesh.engine.scheduler.scheduler.Admission", AdmissionOfThen),
-        patch("twinmesh.engine.scheduler.handoffs.Loans", LoansOfThen),
+        patch("twinmesh.engine.scheduler.handoffs.PriorityInheritance", InheritanceOfThen),
         patch("twinmesh.engine.scheduler.mesh_state.MeshState", MeshOfThen),
     ):
         return Scheduler(config, pools, RanksOfThen())

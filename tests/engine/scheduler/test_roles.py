@@ -21,7 +21,7 @@ QUICK, SLOW = 0.0, 1e6  # seconds of every transfer: moving a request is always 
 
 @pytest.fixture(autouse=True)
 def prompts_go_to_meshes_that_prefill(monkeypatch):
-    """Decode meshes without answers would take short prompts (`test_conditional.py`), which is not what is tested."""
+    """Decode meshes without answers would take short prompts (`test_conditional_prefill.py`), which is not tested."""
     monkeypatch.setattr("twinmesh.engine.scheduler.router.with_decode_meshes", lambda request, ranked, decodes: ranked)
 
 

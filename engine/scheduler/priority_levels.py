@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 type Level = tuple[int, int]  # the class, and in the interactive class the priority; the lowest comes first
 
 
-class Levels:
+class PriorityLevels:
     """Counts of the requests that are placed on meshes, those included whose place there is reserved."""
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ import pytest
 from twinmesh.engine.protocol.actions import Decode, Fused, Prefill
 from twinmesh.engine.protocol.events import ServiceChanged
 from twinmesh.engine.protocol.service import Service
-from twinmesh.engine.scheduler.beside import SHARE
+from twinmesh.engine.scheduler.batch_allowance import SHARE
 from twinmesh.engine.scheduler.interactive import EXPECTED
 from twinmesh.engine.scheduler.request import State
 

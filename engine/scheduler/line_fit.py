@@ -26,7 +26,7 @@ class Terms(NamedTuple):
 _NOTHING = Terms(0.0, 0.0)
 
 
-class Fit:
+class LineFit:
     """One fading line: `fixed` + `each` x size."""
 
     __slots__ = ("_cov", "_share", "_value", "_var", "count", "each", "fixed", "mean_size")

@@ -1,5 +1,5 @@
-"""No inversion: whoever is to bring a block that a more urgent request waits for runs at that one's urgency, right
-behind it in the order, until the block is there or will not come from it.
+"""Priority inheritance: whoever is to bring a block that a more urgent request waits for runs at that one's urgency,
+right behind it in the order, until the block is there or will not come from it. So there is no inversion.
 
 Invariants: an order that was lent is in place of the request's own in every list that keeps the order; whoever has
 nothing to bring any more has its own again. Requests in the queue never borrow: they bring nothing.
@@ -18,7 +18,7 @@ type How = Literal["computing", "arriving"]  # what is done to a block: it is co
 type _Loan = tuple[How, bytes]
 
 
-class Loans:
+class PriorityInheritance:
     """Who runs at whose urgency, in one engine."""
 
     def __init__(self, shared: SharedState, asking: CreditQueue):

@@ -22,7 +22,7 @@ from twinmesh.engine.protocol.events import (
     TransferReady,
 )
 from twinmesh.engine.protocol.service import Service
-from twinmesh.engine.scheduler.misses import common, end_of_run
+from twinmesh.engine.scheduler.cache_reports import common, end_of_run
 from twinmesh.engine.scheduler.request import Request
 from twinmesh.engine.scheduler.sessions import Sessions
 

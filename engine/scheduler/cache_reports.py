@@ -20,7 +20,7 @@ _NO_HASHES = "prompt_logprobs computes every token of its prompt"
 _ANSWER = "deterministic=True computes an answer's tokens again"
 
 
-class Misses:
+class CacheReports:
     """The reports of one engine."""
 
     def __init__(self, shared: SharedState):

@@ -5,8 +5,8 @@ Interactive work goes first, and what batch work costs it is bounded:
 - a prompt: none begins beside it but in the padding of its own step, and at most one batch chunk is in flight on a
   mesh, so that it waits for no more;
 - answers: batch rows and chunks take at most `SHARE` of the time that the answers' own steps take. Those steps earn
-  the mesh credit, in seconds; a step costs what it is expected to take longer for its batch work, set right when it has
-  been measured. What the credit does not cover waits; where a large chunk would, a smaller one may go.
+  an allowance for the mesh, in seconds; a step costs what it is expected to take longer for its batch work, set right
+  when it has been measured. What the allowance does not cover waits; where a large chunk would, a smaller one may go.
 
 Invariants: interactive requests are never held back; while some batch work is, a step is in flight that ends with
 notice, or nothing but interactive work is left to do first. Where no interactive requests are about, nothing changes.
@@ -49,11 +49,11 @@ class Kinds(NamedTuple):
 
 @dataclass
 class Account:
-    """One mesh: what its steps take, those in flight, and the credit of batch work."""
+    """One mesh: what its steps take, those in flight, and the allowance of batch work."""
 
     seconds: StepSeconds = field(default_factory=StepSeconds)
     steps: dict[int, tuple[Kinds, float]] = field(default_factory=dict)  # -> kinds, and what it cost
-    credit: float = 0.0  # in seconds
+    allowance: float = 0.0  # in seconds
 
     def extra(self, kinds: Kinds) -> float | None:
         """Return how much longer a step is expected to take for its batch work; None: nothing is known."""
@@ -61,15 +61,15 @@ class Account:
         return None if whole is None or alone is None else max(0.0, whole - alone)
 
     def affords(self, kinds: Kinds) -> bool:
-        """Return whether the credit covers a step's batch work; what was never measured is tried, the answers alone
+        """Return whether the allowance covers a step's batch work; what was never measured is tried, the answers alone
         first."""
         if self.seconds.expect(kinds.alone) is None:
             return False
         extra = self.extra(kinds)
-        return self.credit >= (0.0 if extra is None else extra)
+        return self.allowance >= (0.0 if extra is None else extra)
 
 
-class Beside:
+class BatchAllowance:
     """The accounts of one engine's meshes."""
 
     def __init__(self, shared: SharedState):
@@ -83,7 +83,7 @@ class Beside:
         prompts = [request for request in prefilling if not request.is_batch]
         answers = [request for request in ready if not request.is_batch]
         if not answers:
-            account.credit = 0.0  # what was earned from answers that have ended is not to fall on the next
+            account.allowance = 0.0  # what was earned from answers that have ended is not to fall on the next
         if prompts:
             rows = self._rows(account, answers, ready) if answers else ()
             return Allowed([*prompts, *(r for r in prefilling if r.is_batch)], rows, self._own_bucket(prompts))
@@ -100,7 +100,7 @@ class Beside:
         return bucket_for(min(left, self._config.chunk_size), self._config.prefill_buckets)
 
     def _rows(self, account: Account, answers: list[Request], ready: Sequence[Request]) -> list[Request]:
-        """Take the answers and as many batch rows, in order, as the credit covers: bucket by bucket."""
+        """Take the answers and as many batch rows, in order, as the allowance covers: bucket by bucket."""
         most, alone = len(answers), StepKind(0, self._decode(len(answers)))
         for bucket in self._config.decode_buckets:
             if bucket <= most:
@@ -111,7 +111,7 @@ class Beside:
         return [*answers, *[request for request in ready if request.is_batch][: most - len(answers)]]
 
     def _tokens(self, account: Account, rows: int) -> int:
-        """Return the tokens of the largest chunk that the credit covers, beside so many answers' rows; 0: of none."""
+        """Return the tokens of the largest chunk that is covered, beside so many answers' rows; 0: of none."""
         rows = self._decode(rows)
         most = 0
         for size in self._config.prefill_buckets:
@@ -127,7 +127,7 @@ class Beside:
         """Note that a step was dispatched."""
         account, kinds = self._accounts[mesh], self._kinds(chunks, rows)
         cost = account.extra(kinds) or 0.0
-        account.credit -= cost
+        account.allowance -= cost
         account.steps[step] = kinds, cost
 
     def _kinds(self, chunks: Sequence[Chunk], rows: Sequence[DecodeRow]) -> Kinds:
@@ -156,12 +156,12 @@ class Beside:
     def _settle(self, account: Account, kinds: Kinds, seconds: float, cost: float) -> None:
         alone = account.seconds.expect(kinds.alone) or 0.0
         if kinds.whole != kinds.alone:
-            account.credit += cost - max(0.0, seconds - alone)
+            account.allowance += cost - max(0.0, seconds - alone)
         if kinds.alone.rows:
-            account.credit += SHARE * alone
+            account.allowance += SHARE * alone
         # One small chunk, or one decode step, is kept at most: no answer is to meet what many others have earned.
         most = account.seconds.longest(self._config.prefill_buckets[0])
-        account.credit = min(most, max(-most, account.credit))
+        account.allowance = min(most, max(-most, account.allowance))
 
     def forget(self, mesh: int) -> None:
         """Note that the steps in flight on a mesh are lost."""

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twinmesh.engine.scheduler.fit import Fit, Terms
+from twinmesh.engine.scheduler.line_fit import LineFit, Terms
 
 sizes = st.integers(1, 4096)
 seconds = st.floats(0.0, 1e3, allow_nan=False)
@@ -11,7 +11,7 @@ shares = st.floats(0.0, 1.0)
 
 
 def fitted(measured, share=0.5):
-    fit = Fit(share)
+    fit = LineFit(share)
     for size, value in measured:
         fit.add(size, value)
     return fit

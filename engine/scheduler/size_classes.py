@@ -18,7 +18,7 @@ from .request import Request
 _ORDER = itemgetter(0)
 
 
-class BySize:
+class SizeClasses:
     """Requests in order, by the size of their prompts, which does not change while they are here."""
 
     def __init__(self, page_size: int):
