@@ -1,8 +1,8 @@
 """The tokens of each conversation's latest request that has ended: a miss can then name the first token that differs.
 
 The scheduler knows blocks alone, and says which is the first that differs (`scheduler/cache_reports.py`); only that one
-is compared here. Bounded: the conversations used least recently are forgotten, and then a miss names the block alone. For
-the dispatching thread alone.
+is compared here. Bounded: the conversations used least recently are forgotten, and then a miss names the block alone.
+For the dispatching thread alone.
 """
 
 from collections import OrderedDict
