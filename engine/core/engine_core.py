@@ -48,7 +48,6 @@ from .running_requests import RunningRequests
 from .submission import Submission
 from .waiting_room import RoomKeeper, WaitingRoom
 
-
 _LONGEST_WAIT = 3600.0  # seconds at a time: what is due in centuries is more than a queue can be told to wait
 
 
