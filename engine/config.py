@@ -4,10 +4,10 @@ A `Topology` says which meshes exist and what each is for; an `EngineConfig` add
 message says what to change. Nothing here looks at devices or memory: `sharding/mesh.py` and `startup/memory.py` do.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf
 from typing import Literal
 
 from .protocol.service import SLO
@@ -173,7 +173,7 @@ def check_fraction(name: str, value: object) -> None:
 def check_seconds(name: str, value: object) -> None:
     """Raise ValueError, naming the option, unless `value` is a finite number of seconds, 0 or more."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < inf:  # type: ignore[operator]
+    if not is_number or not 0 <= value <= sys.float_info.max:  # type: ignore[operator]
         raise ValueError(f"{name}={value!r} is not usable: it must be a number of seconds, 0 or more.")
 
 

@@ -54,8 +54,18 @@ def service_of(options: ServiceOptions | Mapping[str, Any]) -> Service:
     session = options.get("session")
     if session is not None and (not isinstance(session, str) or not session):
         raise ValueError(f"session={session!r} is not usable: it must be a text that is not empty.")
+    if session is not None and not _is_unicode(session):
+        raise ValueError(f"session={session!r} is not usable: half a surrogate pair is no text.")
     check_slo(options.get("slo"))
     return Service(**options)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_deadline(seconds: object, name: str = "deadline", start: str = "now") -> None:

@@ -14,7 +14,7 @@ from itertools import count
 from ..protocol.actions import RolesOutcome, RolesSettled
 from ..protocol.events import Hold, Resume, SetRoles
 from ..protocol.executor import Executor
-from ..roles import NAMES, Goal
+from ..roles import NAMES, Goal, as_text
 from ..scheduler.scheduler import Scheduler
 
 
@@ -72,6 +72,7 @@ class Changes:
 
     def go_on(self) -> bool:
         """Do what has become possible; return whether the scheduler has something new to decide."""
+        self._end_late_calls()
         if self._params and self._scheduler.is_drained:
             for change in self._params:
                 self._executor.replace_params(change.params)
@@ -82,10 +83,26 @@ class Changes:
             return True
         return self._begin()
 
+    def next_due(self) -> float | None:
+        """Return when the time of a call for roles that could not begin yet is over; None: there is none."""
+        return min([change.due for change in self._asked if isinstance(change, NewRoles)], default=None)
+
     def end(self, why: str) -> None:
         """Answer all that have not been, since the engine has ended."""
         for change in (*self._asked, *self._params, *self._roles.values()):
             change.refuse(why)
+
+    def _end_late_calls(self) -> None:
+        """Answer calls for roles whose time is over before they could begin."""
+        late = [change for change in self._asked if isinstance(change, NewRoles) and change.due <= self._clock()]
+        for change in late:
+            self._asked.remove(change)
+            roles = as_text(mesh.role for mesh in self._scheduler.meshes)
+            change.outcome, change.why = "late", (
+                "the roles were not reached in time: new parameters go first, and wait for requests that run; "
+                f"the roles are {roles}."
+            )  # fmt: skip
+            change.done.set()
 
     def _begin(self) -> bool:
         """Begin those whose turn it is; return whether there were any."""

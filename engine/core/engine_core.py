@@ -48,6 +48,8 @@ from .running_requests import RunningRequests
 from .submission import Submission
 from .waiting_room import RoomKeeper, WaitingRoom
 
+_LONGEST_WAIT = 3600.0  # seconds at a time: what is due in centuries is more than a queue can be told to wait
+
 
 @dataclass(frozen=True)
 class _Close:
@@ -282,11 +284,14 @@ class EngineCore:
 
     def _next_message(self) -> _Message:
         """Wait for a message, no longer than until something is due."""
-        due = self._scheduler.next_due()
+        due = min([t for t in (self._scheduler.next_due(), self._changes.next_due()) if t is not None], default=None)
         if due is None:
             return self._inbox.get()
+        while (wait := due - self.clock()) > _LONGEST_WAIT:
+            with suppress(Empty):
+                return self._inbox.get(timeout=_LONGEST_WAIT)
         try:
-            return self._inbox.get(timeout=max(0.0, due - self.clock()))
+            return self._inbox.get(timeout=max(0.0, wait))
         except Empty:
             return Tick(max(due, self.clock()))  # rounding may have ended the wait a little early
 

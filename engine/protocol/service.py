@@ -1,6 +1,6 @@
 """How a request is to be served: its class and priority, until when, for which conversation, how quickly."""
 
-import math
+import sys
 
 from .message import Message
 
@@ -44,4 +44,5 @@ DEFAULT = Service()
 
 def is_positive(value: object) -> bool:
     """Return whether this is a finite number above 0."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    # An int may be too large for a float, and compares with one all the same.
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max

@@ -26,7 +26,7 @@ def weigh(request: Request, config: EngineConfig) -> None:
     """Note a request's class and priority, and what the latter is worth in seconds and in tokens."""
     priority = request.facts.service.priority
     request.level = (BATCH, 0) if request.facts.service.is_batch else (INTERACTIVE, priority)
-    request.delay, request.delay_tokens = priority * config.age_seconds, priority * config.max_model_len
+    request.delay, request.delay_tokens = priority * float(config.age_seconds), priority * config.max_model_len
 
 
 def place_in_order(request: Request, policy: Policy, leader: Request | None) -> Order:

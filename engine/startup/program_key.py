@@ -71,6 +71,7 @@ def describe_plan(plan: MeshPlan) -> str:
     config = replace(
         plan.config, topology=_ANY, prefill_buckets=(1,), decode_buckets=plan.config.decode_buckets[-1:],
         handoff_factor=2, prefix_cache=False, max_retries=0,
+        roles=(), slo=None, age_seconds=1.0, max_waiting=None, max_waiting_tokens=None,
     )  # fmt: skip
     return "\n".join(
         [

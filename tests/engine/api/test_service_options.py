@@ -24,15 +24,15 @@ def test_a_priority_is_a_whole_number_of_32_bits(value):
 
 
 @pytest.mark.parametrize("name", ["deadline", "first_token_deadline"])
-@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, -math.inf, "1", True])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, -math.inf, "1", True, 10**400])
 def test_a_deadline_is_a_time_to_come(name, value):
     with pytest.raises(ValueError, match=rf"{name}=.* above 0"):
         service_of({name: value})
 
 
-@pytest.mark.parametrize("value", ["", 7, b"s"])
+@pytest.mark.parametrize("value", ["", 7, b"s", "\ud800"])
 def test_a_session_is_a_text(value):
-    with pytest.raises(ValueError, match=r"session=.* a text"):
+    with pytest.raises(ValueError, match=r"session=.* text"):
         service_of({"session": value})
 
 

@@ -169,6 +169,20 @@ def test_roles_wait_for_parameters_and_begin_after_them():
         assert engine.core.roles() == ["both", "both"]
 
 
+def test_roles_wait_for_parameters_no_longer_than_their_own_time():
+    with Engine() as engine:
+        params = engine.call("update_params", {"a": 1})
+        late, other = engine.call("set_roles", {0: "prefill"}, 5.0), engine.call("set_roles", "both=2", FOREVER)
+        engine.times = 5.0
+        engine.core.inspect(lambda *_: None)  # the loop looks at the clock again
+        with pytest.raises(TimeoutError, match=r"new parameters go first.*the roles are decode=1,both=1"):
+            late.result(60)
+        assert not params.done()
+        engine.core.abort(1)
+        params.result(60)
+        assert other.result(60) == "reached"
+
+
 def test_changes_begin_in_order():
     """A call for roles does not overtake parameters that wait for an earlier one."""
     with Engine() as engine:

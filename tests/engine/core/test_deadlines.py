@@ -104,3 +104,20 @@ def test_requests_that_missed_their_deadline_are_counted_apart_from_errors(core_
     metrics = core.metrics()
     assert metrics.requests == {"deadline": 1}
     assert metrics.latencies.ttft is None
+
+
+def test_what_is_due_in_years_is_waited_for_piece_by_piece(core_and_waits):
+    core, waits = core_and_waits
+    request = submission(0, deadline=9000.0)
+    core.submit([request])
+    assert request.sink.updates.get(timeout=60).timeline.finish == 9000.0
+    assert waits == [3600.0, 3600.0, 1800.0]
+
+
+def test_no_deadline_is_too_far_off_to_be_waited_for():
+    compilations = SimpleNamespace(count=0, coming=(), close=lambda: None)
+    core = EngineCore(Scheduler(CONFIG, [POOL]), lambda post: Stuck(), lambda: 0.0, compilations)
+    core.submit([submission(0, deadline=1e300), submission(1, first_token_deadline=1e10)])
+    core.inspect(lambda *_: None)
+    core.inspect(lambda *_: None)  # it has waited meanwhile
+    core.close()

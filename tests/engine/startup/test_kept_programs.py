@@ -108,6 +108,12 @@ def test_programs_of_several_devices_and_hand_offs_are_kept_as_well(tmp_path):
     assert start(tmp_path / "own", "prefill=1xtp2,decode=1", compile_with=refuse) == (answers, [])
 
 
+def test_a_pool_takes_the_programs_of_meshes_that_kept_their_roles(tmp_path):
+    answers, _ = start(tmp_path / "own", "prefill=1,decode=1")
+    assert start(tmp_path / "own", "pool=2", roles="prefill=1,decode=1")[0] == answers
+    assert start(tmp_path / "own", "pool=2", roles="both=2", compile_with=refuse) == (answers, [])
+
+
 @pytest.mark.parametrize(
     "changes", [{"max_num_seqs": 3}, {"page_size": 8}, {"topology": "both=1xtp2"}, {"dtype": "bfloat16"}]
 )

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers.tiny_mesh import tiny_config, tiny_model
+from twinmesh.engine.protocol.service import SLO
 from twinmesh.engine.sampling.request_rows import Stage
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.startup import program_key
 from twinmesh.engine.startup.program_key import describe_plan, hash_sources, program_name, read_cpu, surroundings
+from twinmesh.engine.topology import Role
 from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.engine.worker.kv_cache import abstract_state
 from twinmesh.engine.worker.mesh_plan import MeshPlan
@@ -203,6 +205,11 @@ SAME = {
     "sizes of transfers": dict(handoff_factor=2),
     "prefix cache": dict(prefix_cache=False),
     "retries": dict(max_retries=7),
+    "pool": dict(topology="pool=2"),
+    "roles of a pool": dict(topology="pool=2", roles=(Role.PREFILL, Role.DECODE)),
+    "SLO": dict(slo=SLO(ttft_ms=100)),
+    "ageing": dict(age_seconds=5.0),
+    "bounds of the queue": dict(max_waiting=3, max_waiting_tokens=99),
 }
 PROGRAMS = (
     ("prefill", 16), ("score", 16), ("decode", 4), ("decode_steps", 4, 2), ("fused", 16), ("sample", Stage.DRAW, 4),
