@@ -19,6 +19,7 @@ PRINTS = {
         "second run: 2 succeeded, 1 failed, 3 resumed",
         "invalid_request",
     ],
+    "unpredictable_load": ["set_roles: reached", "{0: 'both', 1: 'decode'}", "answers: 12 lines of the job: 8"],
     "log_probabilities": ["' Paris' -"],
     "swapping_weights": ["as trained: ' Paris", "2 hand-offs moved", "0 compilations"],
 }

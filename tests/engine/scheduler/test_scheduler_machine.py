@@ -66,7 +66,8 @@ SERVICES = st.fixed_dictionaries(
 )
 
 
-STANDS = ("waiting", "asleep", "prefill", "asking for credit", "on its way", "decode")
+HANDOFF_STANDS = ("asking for credit", "on its way")
+STANDS = ("waiting", "asleep", "prefill", *HANDOFF_STANDS, "decode")
 
 
 def _due(request):
@@ -261,9 +262,21 @@ class Machine(RuleBasedStateMachine):
     @rule(stand=st.sampled_from(STANDS))
     def let_time_come(self, stand):
         """The next that is due ends, or the next of those that stand somewhere."""
+        self._let_time_come(min(self._due_of_those({stand}), default=self.scheduler.next_due()))
+
+    @precondition(lambda self: hasattr(self, "scheduler") and self._due_of_those(HANDOFF_STANDS))
+    @rule()
+    def let_time_come_during_a_handoff(self):
+        self._let_time_come(min(self._due_of_those(HANDOFF_STANDS)))
+
+    def _due_of_those(self, stands):
+        """When those are due that stand in one of these places and have a deadline."""
+        requests = self.scheduler.requests.values()
+        return [due for request in requests if _stand(request) in stands and (due := _due(request)) is not None]
+
+    def _let_time_come(self, t):
         states = {request.id: _stand(request) for request in self.scheduler.requests.values()}
-        due = [_due(request) for request in self.scheduler.requests.values() if states[request.id] == stand]
-        self.t = max(self.t, min(filter(None, due), default=self.scheduler.next_due()))
+        self.t = max(self.t, t)
         self.scheduler.on(Tick(self.t))
         Machine.expired.update(states[id_] for id_ in states.keys() - self.scheduler.requests.keys())
         self._act()
@@ -456,10 +469,10 @@ def test_whatever_happens_nothing_is_lost():
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=320, stateful_step_count=70, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=450, stateful_step_count=70, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
-    assert Machine.steps >= 10_000
+    assert Machine.steps >= 20_000
     assert Watched.victims >= 100
     assert Machine.sleepers >= 1_000
     assert Machine.handoffs_asleep >= 10
