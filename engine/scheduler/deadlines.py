@@ -11,18 +11,16 @@ late.
 from collections.abc import Iterator
 
 from ..protocol.service import Service
-from .agenda import Agenda
+from .agenda import FIRST_TOKEN, LAST_TOKEN, Agenda, Due
 from .mesh_state import SharedState
 from .request import Request
 from .router import Router
-
-LAST_TOKEN, FIRST_TOKEN = "deadline", "first token deadline"  # kinds of entries of the agenda
 
 
 class Deadlines:
     """The deadlines of one engine's requests."""
 
-    def __init__(self, shared: SharedState, agenda: Agenda[tuple[str, int]], router: Router):
+    def __init__(self, shared: SharedState, agenda: Agenda[Due], router: Router):
         """Begin without any; `agenda` says when one is to be judged."""
         self._agenda, self._router, self._costs = agenda, router, shared.costs
         self._page_size = shared.config.page_size

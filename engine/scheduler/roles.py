@@ -13,17 +13,15 @@ from ..protocol.actions import RolesOutcome, RolesSettled
 from ..protocol.events import SetRoles
 from ..roles import ROLES, as_text, uncovered
 from ..topology import Role
-from .agenda import Agenda
+from .agenda import ROLES_CALL, Agenda, Due
 from .drains import Drains
 from .mesh_state import SharedState
-
-DUE = "roles"  # the kind of what is due in the agenda, for a call
 
 
 class Roles:
     """The roles of one engine."""
 
-    def __init__(self, shared: SharedState, drains: Drains, agenda: Agenda[tuple[str, int]]):
+    def __init__(self, shared: SharedState, drains: Drains, agenda: Agenda[Due]):
         """Begin in the meshes' roles."""
         self._meshes, self._drains, self._agenda = shared.meshes, drains, agenda
         self._counters, self._emit = shared.counters, shared.emit
@@ -49,7 +47,7 @@ class Roles:
         if self._call is not None:
             self._settle("superseded")
         self._call = call
-        self._agenda.set((DUE, call.call), call.due)
+        self._agenda.set((ROLES_CALL, call.call), call.due)
         self._drains.new_flip()
         self._change(changes)
 
@@ -81,7 +79,7 @@ class Roles:
     def _settle(self, outcome: RolesOutcome, why: str | None = None) -> None:
         assert self._call is not None
         call, self._call = self._call.call, None
-        self._agenda.drop((DUE, call))
+        self._agenda.drop((ROLES_CALL, call))
         self._emit(RolesSettled(call, outcome, why))
 
     # ---- which meshes

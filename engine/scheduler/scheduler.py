@@ -33,10 +33,10 @@ from ..protocol.events import (
 from ..protocol.service import Service
 from ..protocol.timeline import Timeline
 from .admission import Admission
-from .agenda import Agenda
+from .agenda import ROLES_CALL, Agenda, Due
 from .batching import Batching
 from .cost import PRIORS, Priors
-from .deadlines import FIRST_TOKEN, LAST_TOKEN, Deadlines
+from .deadlines import Deadlines
 from .drains import Drains
 from .handoffs import Handoffs
 from .lifecycle import Lifecycle
@@ -69,7 +69,7 @@ class Scheduler:
         self._router = Router(shared, policy)
         self._handoffs = Handoffs(shared, self._router, Staging(shared, pools))
         self._admission = Admission(shared, self._router, self._handoffs.inheritance)
-        self._agenda = Agenda[tuple[str, int]]()  # what is due when: its kind, and the id of whom it concerns
+        self._agenda = Agenda[Due]()
         self._deadlines = Deadlines(shared, self._agenda, self._router)
         self._lifecycle = Lifecycle(shared, policy, self._admission, self._handoffs, self._deadlines)
         self._preemption = Preemption(shared, self._lifecycle)
@@ -227,19 +227,15 @@ class Scheduler:
 
     def _let_happen_what_is_due(self) -> None:
         for kind, id_ in self._agenda.pop_due(self._now):
-            self._on_due(kind, id_)
-
-    def _on_due(self, kind: str, id_: int) -> None:
-        """Let happen what is due of this kind for this request or call."""
-        match kind:
-            case "roles":
+            if kind == ROLES_CALL:
                 self._roles.end_time(id_)
-            case str() if kind in (LAST_TOKEN, FIRST_TOKEN):
-                request = self.requests.get(id_)  # of two deadlines that have come at once, the second finds it gone
-                if request is not None and self._deadlines.is_missed(request, kind, self._now):
-                    self._lifecycle.finish(request, State.EXPIRED, "deadline", self._now)
-            case _:
-                raise NotImplementedError(kind, id_)
+            elif id_ in self.requests:  # of two deadlines that have come at once, the second finds it gone
+                self._judge(self.requests[id_], kind)
+
+    def _judge(self, request: Request, deadline: str) -> None:
+        """End a request that misses this deadline."""
+        if self._deadlines.is_missed(request, deadline, self._now):
+            self._lifecycle.finish(request, State.EXPIRED, "deadline", self._now)
 
     def _on_resume(self) -> None:
         self._admission.is_held = False
