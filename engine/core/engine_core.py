@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Literal
 
-from ..errors import EngineError
+from ..errors import EngineError, Overloaded
 from ..metrics.counters import Compilations, HostTime
 from ..metrics.metrics import Metrics
 from ..protocol.actions import FinishReason
@@ -114,10 +114,12 @@ class EngineCore:
             EngineError: the engine is closed or has failed.
             Overloaded: there is no room.
         """
-        (self._room.enter_or_refuse if may_refuse else self._room.enter_when_there_is_room)(submissions)
         try:
+            (self._room.enter_or_refuse if may_refuse else self._room.enter_when_there_is_room)(submissions)
             self._put(tuple(submissions))
-        except EngineError:
+        except Overloaded:
+            raise
+        except BaseException:  # an interrupt too: they may not be in the inbox, and then nobody else counts them off
             self._room.leave([submission.facts.id for submission in submissions])
             raise
 

@@ -57,7 +57,7 @@ class Deadlines:
         service, arrival = request.facts.service, request.timeline.arrival
         if service.deadline is not None:
             yield LAST_TOKEN, arrival + service.deadline
-        if service.first_token_deadline is not None:
+        if service.first_token_deadline is not None and request.timeline.first_token is None:
             yield FIRST_TOKEN, arrival + service.first_token_deadline
 
     def _least_left(self, request: Request) -> float:

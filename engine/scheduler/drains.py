@@ -12,6 +12,7 @@ Which meshes drain is decided in `roles.py`.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from ..paging.block_table import Placement
 from .handoffs import Handoffs
@@ -23,6 +24,7 @@ from .router import Router
 
 # As many leave a mesh at a time: more would share its links, and take decode pages elsewhere long before they arrive.
 MOST_LEAVING = 2
+_MOST_TRIED = 8  # meshes, for room that has come
 _MOST_NAMED = 5  # requests, in a message
 
 
@@ -66,11 +68,11 @@ class Drains:
             if drain is not None:
                 self._go_on(self._all[index], drain)
         while self._refused and self._room != (room := self._room_now):
-            index = next(iter(self._refused))
-            self._go_on(self._all[index], self.meshes[index])
-            if index in self._refused:  # others may fit where this one does not, next time
-                self._refused[index] = self._refused.pop(index)
-                self._room = room
+            self._room = room
+            for index in list(islice(self._refused, _MOST_TRIED)):  # the next may fit where the first does not
+                self._go_on(self._all[index], self.meshes[index])
+                if index in self._refused:
+                    self._refused[index] = self._refused.pop(index)
 
     @property
     def _room_now(self) -> tuple[int, int]:
@@ -87,8 +89,11 @@ class Drains:
                     self._handoffs.settle_here(request)
             elif not is_here and not mesh.decodes and handoff is not None and not handoff.has_sent:
                 self._handoffs.release_credit(request)
-            if is_here and not mesh.prefills and request.state is State.PREFILL and not request.has_begun:
-                self._lifecycle.route_again(request)
+            if is_here and not mesh.prefills and request.state is State.PREFILL:
+                if request.has_begun:
+                    self._lifecycle.end_wait_for(request)
+                else:
+                    self._lifecycle.route_again(request)
 
     # ---- in time
 

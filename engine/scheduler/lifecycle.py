@@ -94,6 +94,11 @@ class Lifecycle:
         """Return a request that was placed, and of which nothing was computed, to its place in the queue."""
         self._start_over(request, keeps_pages=True)
 
+    def end_wait_for(self, request: Request) -> None:
+        """Wake those that sleep for what a request computes: its mesh will take no prompt of theirs."""
+        assert request.placement is not None
+        self._admission.wake(self._meshes[request.placement.mesh].end_wait(request.placement))
+
     def displace(self, request: Request) -> None:
         """Preempt a request for another."""
         request.preempted += 1

@@ -57,6 +57,18 @@ def test_calls_that_bring_one_request_are_refused_and_told_when_to_try_again(llm
         llm.step()
 
 
+def test_an_interrupted_call_leaves_its_room(llm, monkeypatch):
+    def interrupt(message):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.core, "_put", interrupt)
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                llm.stream([5, 6, 7], greedy(3))
+    assert len(llm.stream([5, 6, 7], greedy(3)).result().outputs[0].token_ids) == 3
+
+
 def test_a_coroutine_is_refused_too(llm):
     front = AsyncLLM.from_engine(llm.engine)
     KEPT.append(front)  # an engine is closed with any of its fronts that is dropped

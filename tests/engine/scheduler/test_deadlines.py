@@ -5,7 +5,15 @@ import io
 import pytest
 from twinmesh.engine.config import PoolSize
 from twinmesh.engine.protocol.actions import Finish
-from twinmesh.engine.protocol.events import Arrived, Hold, MeshFailed, PreemptRequested, RequestFacts, Tick
+from twinmesh.engine.protocol.events import (
+    Arrived,
+    Hold,
+    MeshFailed,
+    PreemptRequested,
+    RequestFacts,
+    ServiceChanged,
+    Tick,
+)
 from twinmesh.engine.protocol.service import Service
 from twinmesh.engine.scheduler.decision_log import DecisionLog, RecordingScheduler
 from twinmesh.engine.scheduler.request import State
@@ -85,6 +93,15 @@ def test_the_first_token_ends_the_deadline_for_it_and_a_preemption_does_not_brin
     assert scheduler.next_due() is None
     device.drain(9.0)
     assert device.finished == {"a": "length"}
+
+
+def test_a_request_served_otherwise_has_met_its_deadline_for_the_first_token_already():
+    scheduler, device = make("both=1")
+    arrive(scheduler, device, "a", max_tokens=9, is_batch=True)
+    step(scheduler, device)
+    device.complete_step(0, 4.0)
+    scheduler.on(ServiceChanged(4.5, "a", Service(first_token_deadline=5.0)))
+    assert scheduler.next_due() is None
 
 
 def test_an_arrival_lets_what_is_due_end_and_is_there_itself_though_its_own_time_has_passed():

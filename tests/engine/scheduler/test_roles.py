@@ -374,6 +374,36 @@ def test_a_flip_in_the_middle_of_another_waits_for_both():
 # ---- time
 
 
+def test_room_that_has_come_is_offered_to_every_mesh_that_waits_for_some():
+    pool = Pool("decode=1,both=2", pages=12, length=48)
+    for name in ("a", "b"):
+        pool.decode(pool.arrive(name, 15, 30))
+        pool.scheduler.on(MigrateRequested(pool.t, name, 0))
+        pool.run_once()
+    long, short = (pool.decode(pool.arrive(name, length, 12)) for name, length in (("long", 32), ("short", 4)))
+    assert (mesh_of(long), mesh_of(short)) == (1, 2)
+    pool.set_roles("prefill=2,decode=1")
+    assert pool.roles[1:] == ["prefill (draining decode)"] * 2
+    assert long.state is short.state is State.DECODE
+    pool.scheduler.on(AbortRequested(pool.t, "a"))
+    pool.step()
+    assert (long.state, short.state) == (State.DECODE, State.HANDOFF)
+    pool.finish()
+
+
+def test_nobody_sleeps_for_a_prompt_on_a_mesh_that_takes_no_prompts_any_more():
+    pool = Pool("both=3", prefill_buckets=(4,), length=48)
+    pool.arrive("a", 24, prompt="p")
+    pool.step()
+    waiting = pool.arrive("b", 24, prompt="p")
+    pool.step()
+    assert waiting.sleeps_for is not None
+    pool.set_roles({0: "decode"})
+    assert waiting.state is State.PREFILL
+    assert mesh_of(waiting) != 0
+    pool.finish()
+
+
 def late(pool, call):
     """Let the time of a call be over; return what it says."""
     pool.t = pool.scheduler.next_due()

@@ -150,24 +150,23 @@ class Machine(RuleBasedStateMachine):
         self._check_that_nobody_was_forgotten()
 
     def _check_that_nobody_is_held_up_by_one_less_urgent(self):
-        """Whoever is to bring a block runs at the urgency of the first that sleeps for it, or stands in line."""
+        """One that is to bring a block runs at the urgency of the first that sleeps for it, or stands in line."""
         requests = self.scheduler.requests.values()
         awake = [r.order for r in requests if r.state is State.WAITING and r.sleeps_for is None]
         for request in requests:
             if request.state is State.WAITING and min(awake, default=request.order) < request.order:
                 continue
             where = attrgetter("computing" if request.state is State.WAITING else "arriving")
-            bringers = [
-                one
-                for mesh in self.scheduler.meshes
-                if (placement := where(mesh).get(request.sleeps_for)) is not None
-                for one in mesh.placed
-                if placement in (one.placement, one.handoff and one.handoff.placement)
-            ]
-            if bringers and not self.is_held:  # another mesh may come to compute it too, and later
-                first = min(one.order for one in bringers)
-                assert first[:3] <= request.order
-                Machine.lent += len(first) > 3
+            bringers = []
+            for mesh in self.scheduler.meshes:
+                placement = where(mesh).get(request.sleeps_for)
+                if placement is not None:
+                    bringers += [
+                        r for r in mesh.placed if placement in (r.placement, r.handoff and r.handoff.placement)
+                    ]
+            if bringers and not self.is_held:  # of several, one that has come later may be slower
+                assert min(r.order[:3] for r in bringers) <= request.order
+                Machine.lent += any(len(r.order) > 3 for r in bringers)
 
     def _check_that_nobody_was_forgotten(self):
         """Nothing more can be done even if all are asked again, those included for which nothing has changed."""
