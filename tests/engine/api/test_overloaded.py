@@ -58,11 +58,11 @@ def test_calls_that_bring_one_request_are_refused_and_told_when_to_try_again(llm
 
 
 def test_an_interrupted_call_leaves_its_room(llm, monkeypatch):
-    def interrupt(message):
+    def interrupt():
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm.engine.core, "_put", interrupt)
+        patch.setattr(llm.engine.core, "check_health", interrupt)  # asked once they have entered
         for _ in range(3):
             with pytest.raises(KeyboardInterrupt):
                 llm.stream([5, 6, 7], greedy(3))
