@@ -62,7 +62,7 @@ def test_an_interrupted_call_leaves_its_room(llm, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm.engine.core, "check_health", interrupt)
+        patch.setattr(llm.engine.core, "check_health", interrupt)  # asked once they have entered
         for _ in range(3):
             with pytest.raises(KeyboardInterrupt):
                 llm.stream([5, 6, 7], greedy(3))

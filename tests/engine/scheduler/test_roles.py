@@ -498,3 +498,16 @@ def test_flips_and_drains_are_replayed_and_say_why():
     assert found.scheduler.roles() == pool.roles
     assert found.scheduler.counters.flips == pool.scheduler.counters.flips > 20
     assert '"type":"DrainChoice"' in log.getvalue()
+
+
+@pytest.mark.parametrize("pages", range(5, 12))
+def test_nobody_is_preempted_in_vain_on_a_mesh_that_drains_its_answers(pages):
+    """Pages are left to the answers that drain there, as to all that grow."""
+    pool = Pool("both=1,decode=1", links=SLOW, length=48)
+    pool.decode(pool.arrive("answer", 24, prompt="p"))
+    batch = pool.arrive("batch", 23, prompt="p", is_batch=True)
+    pool.step()
+    pool.set_roles("prefill=1,decode=1")
+    urgent = pool.arrive("urgent", pages * PAGE)
+    pool.step()
+    assert (urgent.placement is not None) >= (batch.preempted > 0)
