@@ -11,6 +11,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..protocol.cache_report import Miss, MissReason
+from ..scheduler.sessions import MOST_SESSIONS
 from .running_request import RunningRequest
 
 MOST_TOKENS = 2**22  # 16 MB of them
@@ -35,7 +36,7 @@ class Conversations:
         self._drop(name)
         self._tokens[name] = running.tokens
         self._count += running.length
-        while self._count > self._most:
+        while self._count > self._most or len(self._tokens) > MOST_SESSIONS:
             self._drop(next(iter(self._tokens)))
 
     def name_token(self, running: RunningRequest) -> None:
