@@ -28,7 +28,7 @@ from .notes import Notes
 from .priority_levels import PriorityLevels
 from .request import Request, State
 from .sessions import Sessions
-from .slo import Targets
+from .tpot_targets import Targets
 
 # The host dispatches step n + 1 before it reads step n, and no further ahead: a deeper queue would delay arrivals.
 MAX_STEPS_IN_FLIGHT = 2

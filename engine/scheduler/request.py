@@ -17,7 +17,7 @@ from ..protocol.events import RequestFacts
 from ..protocol.service import SLO, Service
 from ..protocol.timeline import Timeline
 from .priority_levels import Level
-from .slo import tpot_target
+from .tpot_targets import tpot_target
 
 
 class State(StrEnum):
@@ -118,7 +118,7 @@ class Request:
     id: int = field(init=False)
     prompt_len: int = field(init=False)
     max_tokens: int = field(init=False)
-    tpot_target: float = field(init=False)  # seconds, see `slo.py`
+    tpot_target: float = field(init=False)  # seconds, see `tpot_targets.py`
     is_batch: bool = field(init=False)  # it uses what interactive requests leave
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from twinmesh.engine.protocol.events import Arrived, RequestFacts
 from twinmesh.engine.protocol.service import SLO, Service
 from twinmesh.engine.scheduler.notes import Conditional
 from twinmesh.engine.scheduler.request import State
-from twinmesh.engine.scheduler.slo import Targets
+from twinmesh.engine.scheduler.tpot_targets import Targets
 from twinmesh.engine.topology import Role
 
 from .test_scheduler import PAGE, make, only, step
