@@ -134,7 +134,7 @@ class _Room:
         mesh, gone = self._mesh, self._gone
         if self._checks_kept and mesh.kept.are_too_many(gone, self._freed):
             return False
-        watermark = mesh.watermark - len(gone) if mesh.decodes else 0
+        watermark = max(0, mesh.watermark - len(gone))  # of a mesh that drains decodes, too
         return all(
             needed + watermark <= pages.num_free + freed
             for needed, freed, pages in zip(self._needed, self._freed, mesh.pages.groups, strict=True)
