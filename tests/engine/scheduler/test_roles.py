@@ -391,6 +391,25 @@ def test_room_that_has_come_is_offered_to_every_mesh_that_waits_for_some():
     pool.finish()
 
 
+def test_room_that_is_made_on_a_mesh_that_drains_is_enough():
+    pool = Pool("both=2", pages=12, slots=2, length=48)
+    pool.arrive("a", 1, 1)
+    pool.step()
+    pool.arrive("b", 9, 1, prompt="q")
+    second = pool.arrive("c", 9, 1, prompt="q", fork_of="b")
+    pool.step()
+    pool.scheduler.on(AbortRequested(pool.t, "a"))
+    pool.step()
+    batch = pool.arrive("d", 1, 1, is_batch=True)
+    pool.step()
+    pool.arrive("e", 33, 1)
+    pool.step()
+    pool.set_roles({0: "prefill", 1: "decode"})
+    assert (second.state, mesh_of(second)) == (State.PREFILL, 0)
+    assert (batch.state, batch.preempted) == (State.WAITING, 1)
+    pool.finish()
+
+
 def test_nobody_sleeps_for_a_prompt_on_a_mesh_that_takes_no_prompts_any_more():
     pool = Pool("both=3", prefill_buckets=(4,), length=48)
     pool.arrive("a", 24, prompt="p")

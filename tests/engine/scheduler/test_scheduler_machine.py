@@ -66,7 +66,7 @@ SERVICES = st.fixed_dictionaries(
 )
 
 
-STANDS = ("waiting", "asleep", "prefill", "asking for credit", "on its way", "decode")
+STANDS = ("asking for credit", "on its way", "asleep", "decode", "prefill", "waiting")  # the rarest first
 
 
 def _due(request):
@@ -477,7 +477,11 @@ def test_whatever_happens_nothing_is_lost():
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=240, stateful_step_count=70, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=240,
+            stateful_step_count=70,
+            derandomize=True,  # the same runs every time, since it is asserted how often rare things happen in them
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         ),
     )
     assert Machine.steps >= 20_000
