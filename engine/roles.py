@@ -14,7 +14,7 @@ from .topology import Role, Topology, TopologyError
 
 ROLES = (Role.PREFILL, Role.DECODE, Role.BOTH)
 NAMES: dict[Role, RoleName] = {Role.PREFILL: "prefill", Role.DECODE: "decode", Role.BOTH: "both"}  # in events
-_PART = re.compile(r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>\d{1,6})")
+_PART = re.compile(r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>[0-9]{1,6})")
 _EXAMPLE = "'prefill=1,decode=3' or 'both=1,decode=3'"
 
 

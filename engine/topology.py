@@ -53,7 +53,7 @@ class MeshSpec:
         return self.role.decodes
 
 
-_GROUP = re.compile(r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>\d{1,6})(xtp(?P<tp>\d{1,6}))?")
+_GROUP = re.compile(r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>[0-9]{1,6})(xtp(?P<tp>[0-9]{1,6}))?")
 _MODES = ("alternate", "fused")
 _MODES_TEXT = " and ".join(_MODES)
 _MOST_DEVICES = 1024

@@ -93,7 +93,8 @@ class Roles:
         more = {role: wanted.get(role, 0) - len(self._meshes_of[role]) for role in ROLES}
         pairs = [(old, new) for old in ROLES if more[old] < 0 for new in ROLES if more[new] > 0]
         changes: dict[int, Role] = {}
-        for _, index, old, new in sorted([offer for pair in pairs for offer in self._offers(*pair)]):
+        offers = [offer for pair in pairs for offer in self._offers(*pair)]
+        for _, index, old, new in sorted(offers, key=lambda offer: (*offer[:2], ROLES.index(offer[3]))):
             if index not in changes and more[new] > 0 and more[old] < 0:
                 changes[index] = new
                 more[new] -= 1

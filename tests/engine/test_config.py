@@ -38,6 +38,7 @@ def test_any_text_parses_or_is_refused_in_a_sentence(text):
         ("both", "not readable at 'both'"),
         ("both=1x2", "not readable at 'both=1x2'"),
         ("both=-1", "not readable"),
+        ("both=\N{FULLWIDTH DIGIT ONE}", "not readable"),
         ("both=0", "start at 1"),
         ("both=2000", "at most 1024"),
         ("both=999xtp999", "at most 1024"),

@@ -143,6 +143,12 @@ def test_meshes_with_least_to_drain_flip_and_as_few_as_can():
     pool.finish()
 
 
+def test_of_equal_meshes_the_first_take_the_first_roles():
+    pool = Pool("both=3")
+    pool.set_roles("prefill=1,decode=2")
+    assert [mesh.role for mesh in pool.scheduler.meshes] == ["prefill", "decode", "decode"]
+
+
 def test_roles_by_mesh_leave_the_others_as_they_are():
     pool = Pool("prefill=1,decode=3")
     assert pool.answer(pool.set_roles({3: "prefill", 2: "both"})) == "reached"
