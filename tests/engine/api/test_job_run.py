@@ -28,9 +28,9 @@ def test_jobs_of_as_completed_are_batch_work_of_either_engine(kind):
     seen = []
     submit = core.submit
 
-    def watched(submissions):
+    def watched(submissions, **options):
         seen.extend(submission.facts.service for submission in submissions)
-        submit(submissions)
+        submit(submissions, **options)
 
     core.submit = watched
     owner = make_fake(kind, core)
