@@ -145,8 +145,10 @@ def test_closed_standard_streams_neither_stop_it_nor_lend_their_numbers_to_the_o
 def test_a_second_process_is_refused_and_the_first_goes_on(files):
     first = start(files)
     wait_until_it_writes(first, files, 1)
+    first.send_signal(signal.SIGSTOP)  # so that it has not ended before the second has started, however slow that is
     second = start(files)
     _, err = second.communicate()
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     assert err.startswith(f"twinmesh: {files.target} is being written by another process: ")
     assert err.count("\n") == 1

@@ -166,6 +166,7 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
         "page_size": 16, "max_num_seqs": 8, "prefill_buckets": (16, 32), "decode_buckets": (8,), "kv_cache_bytes": 4096,
         "memory_fraction": 0.25,
         "max_retries": 0, "age_seconds": 5.0, "max_waiting": 9, "max_waiting_tokens": 999,
+        "roles": None, "slo": None,
         "policy": "spf", "allow_nonfinite": True, "mmap": False, "progress": True,
         "quantization": "auto", "activations": "int16",
     }  # fmt: skip
