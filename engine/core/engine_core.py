@@ -1,10 +1,9 @@
-"""The event loop: one thread that feeds the scheduler, dispatches its actions and hands tokens to their callers.
+"""The thread of an engine: it waits for what callers send and executors report, and takes the loop's turns.
 
 Invariants: only this thread touches scheduler and executor, so an interrupt in a caller's thread can never tear a
-dispatch; every accepted request gets exactly one final `Update`; a mesh that raises, or whose messages cannot be read,
-is reset and its requests start over, a bounded number of times. It does not tokenise: callers turn tokens into text on
-their own threads. It knows executors by their contract only (`protocol/executor.py`). What a turn does is elsewhere:
-actions in `dispatcher.py`, tokens and updates in `running_requests.py`.
+dispatch; what is accepted gets its answer, also where the engine ends. It does not tokenise: callers turn tokens into
+text on their own threads. It knows executors by their contract only (`protocol/executor.py`). What a turn does is
+`loop.py`'s.
 """
 
 import itertools
@@ -17,34 +16,27 @@ from queue import Empty, SimpleQueue
 from typing import Literal
 
 from ..errors import EngineError, Overloaded
-from ..metrics.counters import Compilations, HostTime
+from ..metrics.counters import Compilations
 from ..metrics.metrics import Metrics
 from ..protocol.actions import FinishReason
 from ..protocol.events import (
     AbortRequested,
-    Arrived,
     MigrateRequested,
     PreemptRequested,
     ServiceChanged,
-    StepDone,
     Tick,
-    TransferFailed,
 )
 from ..protocol.executor import Executor
-from ..protocol.results import Completion, MeshLost, StepFailed, StepResult, describe
+from ..protocol.results import Completion, describe
 from ..protocol.service import Service, is_positive
-from ..protocol.timeline import Timeline
 from ..roles import read_goal
 from ..scheduler.decision_log import DecisionLog
-from ..scheduler.request import Request
 from ..scheduler.scheduler import Scheduler
 from ..threads import EngineThread
-from .changes import Change, Changes, NewParams, NewRoles
-from .dispatcher import Dispatcher
-from .inspection import Observer, Observers, Question
+from .changes import Change, NewParams, NewRoles
+from .inspection import Observer, Question
 from .integrity import IdleCheck
-from .running_request import RunningRequest
-from .running_requests import RunningRequests
+from .loop import Loop, Message
 from .submission import Submission
 from .waiting_room import RoomKeeper, WaitingRoom
 
@@ -56,8 +48,7 @@ class _Close:
     pass
 
 
-type _RequestEvent = PreemptRequested | MigrateRequested | AbortRequested | ServiceChanged
-type _Message = tuple[Submission, ...] | _RequestEvent | Completion | Tick | Change | Question | _Close
+type _Message = Message | _Close
 
 
 class EngineCore:
@@ -87,18 +78,12 @@ class EngineCore:
         self._scheduler, self._decision_log, self._settings = scheduler, log, settings
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._executor = make_executor(self._inbox.put)
-        self._requests = RunningRequests(scheduler.config.page_size)
-        self._observers, self._host = Observers(), HostTime()
+        self._loop = Loop(scheduler, self._executor, clock)
         self._room = WaitingRoom(scheduler.config.max_waiting, scheduler.config.max_waiting_tokens, clock)
         if self._room.is_bounded:
-            self._observers.add(RoomKeeper(self._room, scheduler))
-        self._changes = Changes(scheduler, self._executor, clock)
-        self._dispatcher = Dispatcher(
-            scheduler, self._executor, self._requests, self._observers, clock, self._host, self._changes.settled
-        )
+            self._loop.observers.add(RoomKeeper(self._room, scheduler))
         self._check = IdleCheck(scheduler.check_integrity, time.thread_time)
         self._compilations = compilations
-        self._entering: list[Submission] = []
         self._lock = threading.Lock()  # against the loop's end
         self._stopped: str | None = None
         self._thread = EngineThread(target=self._run, name="twinmesh-dispatch", daemon=True)
@@ -186,10 +171,10 @@ class EngineCore:
 
     def metrics(self) -> Metrics:
         """Return the figures so far."""
-        log, running = self._requests.figures()
+        log, running = self._loop.requests.figures()
         counters, traffic = self._scheduler.counters, self._executor.traffic
         made = self._compilations
-        return log.metrics(running, made.count, counters, traffic, self._host, made.coming, self.roles())
+        return log.metrics(running, made.count, counters, traffic, self._loop.host, made.coming, self.roles())
 
     @property
     def backlog(self) -> int:
@@ -213,12 +198,12 @@ class EngineCore:
     @contextmanager
     def observe(self, observer: Observer) -> Iterator[None]:
         """Let an observer see what the engine takes in and decides, until the `with` block ends."""
-        self.inspect(lambda *_: self._observers.add(observer))
+        self.inspect(lambda *_: self._loop.observers.add(observer))
         try:
             yield
         finally:
             with suppress(EngineError):  # closed meanwhile: it sees nothing any more
-                self.inspect(lambda *_: self._observers.remove(observer))
+                self.inspect(lambda *_: self._loop.observers.remove(observer))
 
     def close(self) -> None:
         """Abort running requests, wait for what is in flight, join the threads and free the arrays.
@@ -269,24 +254,20 @@ class EngineCore:
         while True:
             if isinstance(message, _Close):
                 return False
-            self._take(message)
+            self._loop.take(message)
             try:
                 message = self._inbox.get_nowait()
             except Empty:
                 break
-        self._dispatcher.dispatch()
-        self._requests.flush()
-        while self._changes.go_on():
-            self._dispatcher.dispatch()
-            self._requests.flush()
-        self._host.seconds += time.thread_time() - start
-        if not self._requests:
+        self._loop.dispatch()
+        self._loop.host.seconds += time.thread_time() - start
+        if not self._loop.requests:
             self._check.idle()
         return True
 
     def _next_message(self) -> _Message:
         """Wait for a message, no longer than until something is due."""
-        due = min([t for t in (self._scheduler.next_due(), self._changes.next_due()) if t is not None], default=None)
+        due = self._loop.next_due()
         if due is None:
             return self._inbox.get()
         while (wait := due - self.clock()) > _LONGEST_WAIT:
@@ -297,56 +278,16 @@ class EngineCore:
         except Empty:
             return Tick(max(due, self.clock()))  # rounding may have ended the wait a little early
 
-    def _take(self, message: tuple[Submission, ...] | _RequestEvent | Completion | Tick | Change | Question) -> None:
-        if isinstance(message, Question):
-            message.answer(self._scheduler, self._executor)
-            return
-        match message:
-            case tuple():
-                self._entering = list(message)
-                while self._entering:  # one that raises is still there, and is answered with the engine's end
-                    self._accept(self._entering[0])
-                    del self._entering[0]
-            case StepResult():
-                self._take_step(message)
-            case StepFailed(t=t, mesh=mesh, step=step, reason=reason):
-                if self._scheduler.is_in_flight(mesh, step):  # not already lost with an earlier step
-                    self._dispatcher.lose_mesh(t, mesh, reason)
-            case MeshLost(t=t, mesh=mesh, reason=reason):
-                # Word of what it was sending may have been lost as well.
-                for transfer in self._scheduler.transfers_from(mesh):
-                    self._scheduler.on(TransferFailed(t, transfer, reason))
-                self._dispatcher.lose_mesh(t, mesh, reason)
-            case Change():
-                self._changes.ask(message)
-            case _:
-                self._scheduler.on(message)
-        self._observers.received(message)  # after it is in, so that a request is answered even if this raises
-
-    def _accept(self, submission: Submission) -> None:
-        self._scheduler.on(Arrived(submission.arrival, submission.facts))
-        request = self._scheduler.requests[submission.facts.id]
-        self._requests.add(RunningRequest(submission, request, self._scheduler.config))
-
-    def _take_step(self, result: StepResult) -> None:
-        if self._scheduler.is_in_flight(result.mesh, result.step):
-            outcomes = self._requests.take(result, self._scheduler.owner)
-            self._scheduler.on(StepDone(result.t, result.mesh, result.step, outcomes))
-
     def _stop(self, reason: FinishReason, why: str) -> None:
         """Refuse new requests and end those that are here: every accepted request gets a final update."""
         with self._lock:
             self._stopped = why
         self._room.stop()
-        left = [submission for submission in self._entering if submission.facts.id not in self._requests]
+        left: list[Submission] = []
         while not self._inbox.empty():
             message = self._inbox.get()
             if isinstance(message, tuple):
                 left += message
             elif isinstance(message, Change | Question):
                 message.refuse(why)
-        self._changes.end(why)
-        for submission in left:
-            request = Request(submission.facts, -1, Timeline(submission.arrival))
-            self._requests.add(RunningRequest(submission, request, self._scheduler.config))
-        self._requests.end_all(reason, why if reason == "error" else None, self.clock())
+        self._loop.end(reason, why, left, self.clock())

@@ -1,0 +1,36 @@
+"""What a load consists of: requests with lengths, when each comes, and which prompts begin alike. No text, no tokens.
+
+A request comes at a time of its own (open loop), or some time after an earlier one has ended (a closed loop, or the
+next turn of a conversation): then nobody knows when before that has happened, in a simulation as in a run. Where loads
+come from is elsewhere: `traces.py`, `generators.py`, and a run's decision log.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..protocol.service import DEFAULT, Service
+
+
+@dataclass(frozen=True, slots=True)
+class WorkRequest:
+    """One request of a workload; its number is its place in it, from 0."""
+
+    prompt_len: int  # tokens, 1 or more
+    output_len: int  # tokens that it generates, 1 or more, whatever they are
+    at: float | None = None  # seconds from the workload's start; None: it waits for `after`
+    after: int | None = None  # the number of an earlier request whose end it waits for
+    pause: float = 0.0  # seconds from that end until it comes: somebody thinks, or a tool runs
+    # An id for each block of `Workload.block_tokens` prompt tokens, the last for what does not fill one. Two prompts
+    # are the same as far as their ids are. Empty: it shares nothing.
+    blocks: tuple[int, ...] = ()
+    session: str | None = None  # the conversation that it goes on with
+    service: Service = DEFAULT
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests, in the order of their times; one that waits for another comes anywhere after that one."""
+
+    name: str  # for reports
+    requests: Iterable[WorkRequest]  # again and again the same
+    block_tokens: int = 512  # prompt tokens of a block
