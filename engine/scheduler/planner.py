@@ -82,8 +82,13 @@ class Plan:
 
     @property
     def sentence(self) -> str:
-        """Say why, for people."""
-        return SENTENCES[self.reason]
+        """Say what the roles should be and why, for people."""
+        text = f"{self.roles}: {SENTENCES[self.reason]}"
+        if self.now is not None:
+            text += f"; {self.now.goodput:.1%} of requests are expected to meet the target with {self.now.roles}"
+            if self.best is not None and self.best.roles != self.now.roles:
+                text += f", {self.best.goodput:.1%} with {self.best.roles}"
+        return text + "."
 
 
 def plan(observed: Observations, slo: SLO, rules: Rules = RULES) -> Plan:

@@ -8,8 +8,6 @@ planner's own do. Batch requests are no demand: they take what is left.
 Between two plans each call is O(1); a plan looks at every mesh once, and predicts as `prediction.py` says.
 """
 
-from collections import Counter
-
 from ..protocol.events import RoleName, SetRoles
 from .admission import Admission
 from .agenda import PLAN, Agenda, Due
@@ -47,7 +45,6 @@ class Planning:
         self._changed: float | None = None  # when roles were changed last
         self._calls = 0
         self.last: Plan | None = None  # the latest plan
-        self.flips = Counter[str]()  # meshes that were given another role, by reason
 
     # ---- what is seen
 
@@ -88,7 +85,8 @@ class Planning:
             self._agenda.set((PLAN, 0), now + self._rules.interval)
 
     def _change(self, found: Plan, roles: Split, now: float) -> None:
-        self.flips[found.reason] += flips(roles, found.roles)
+        counted, count = self._shared.counters.planned_flips, flips(roles, found.roles)
+        self._shared.counters.planned_flips = counted | {found.reason: counted.get(found.reason, 0) + count}
         self._changed, self._calls = now, self._calls + 1
         call = SetRoles(now, -self._calls, now + _DRAIN_TIMEOUT, _counts(found.roles), {})
         self._roles.set_roles(call, lambda answer: None)  # nobody waits; the next plan sees what has become of it

@@ -203,7 +203,13 @@ class _Run(Observer):
             tuple(self._executor.meshes.busy),
             tuple(self._roles),
             log.metrics(
-                running, 0, self._scheduler.counters, self._executor.traffic, host, roles=self._scheduler.roles()
+                running,
+                0,
+                self._scheduler.counters,
+                self._executor.traffic,
+                host,
+                roles=self._scheduler.roles(),
+                plan=self._scheduler.plan,
             ),
             self._events,
             self._decisions,
