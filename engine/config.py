@@ -113,6 +113,11 @@ class EngineConfig:
         return Role.BOTH if self.topology.is_pool else self.topology.meshes[mesh].role
 
     @property
+    def plans_roles(self) -> bool:
+        """Return whether the engine plans its meshes' roles: there are several, in a pool, and a target to plan by."""
+        return self.topology.is_pool and self.has_handoffs and self.slo is not None and self.slo.percentile is not None
+
+    @property
     def has_handoffs(self) -> bool:
         """Return whether KV may move between meshes: from prefill to decode, or from one decoding mesh to another."""
         return len(self.topology.meshes) > 1
