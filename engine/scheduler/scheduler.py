@@ -11,7 +11,7 @@ No clock, randomness or I/O: a replay of the same events gives the same actions 
 from collections.abc import Sequence
 
 from ..config import EngineConfig, PoolSize
-from ..protocol.actions import Action, Chunk, DecodeRow
+from ..protocol.actions import Action, Chunk, DecodeRow, StartTransfer
 from ..protocol.cache_report import MissReason
 from ..protocol.events import (
     AbortRequested,
@@ -141,6 +141,10 @@ class Scheduler:
     def is_in_flight(self, mesh: int, step: int) -> bool:
         """Return whether this step's result is still awaited."""
         return step in self.meshes[mesh].in_flight
+
+    def transfer_bytes(self, action: StartTransfer) -> int:
+        """Return the bytes that a transfer moves."""
+        return self._handoffs.staging.bytes_on(action.source, action.bucket)
 
     def transfers_from(self, mesh: int) -> list[int]:
         """List the transfers that leave this mesh and have not arrived."""

@@ -12,7 +12,8 @@ import msgspec
 from ..metrics.metrics import RequestLog
 from ..protocol.actions import Action, Finish, FinishReason
 from ..protocol.events import Arrived, Event
-from ..scheduler.decision_log import Header, opened, read_header, read_line
+from ..protocol.stamps import Stamp
+from ..scheduler.decision_log import Entry, Header, opened, read_header, read_line
 from ..scheduler.notes import Note
 from ..scheduler.policy import POLICIES, Policy, policy_named
 from ..scheduler.request import Request
@@ -101,8 +102,10 @@ def replay(source: str | PathLike[str] | IO[str], policy: Policy | None = None) 
     return result
 
 
-def _replay_line(result: Replay, name: str, number: int, entry: Event | Note | list[Action]) -> None:
-    """Take an event in, or compare actions or a note. Notes come behind what they belong to."""
+def _replay_line(result: Replay, name: str, number: int, entry: Entry) -> None:
+    """Take an event in, or compare actions or a note; stamps are skipped. Notes come behind what they belong to."""
+    if isinstance(entry, Stamp):
+        return
     if isinstance(entry, Note):
         if (made := result.take_notes(1)) != [entry]:
             raise DivergedError(name, number, "notes", [entry], made)
