@@ -6,11 +6,13 @@ coefficients come from a profile that was measured there, from a run's own log, 
 begins with them until it has measured.
 
 A step runs one compiled program, padded to its bucket, which costs the same whatever fills it; only attention depends
-on what is in it. So a step takes
+on what is in it. So a step that runs alone takes
 
     fixed of its program + chunk x chunks + pair x pairs + row x rows + context x KV tokens read by its rows,
 
-where a pair is a query token of a prompt chunk and a key token that it attends to. All is a pure function; no JAX.
+where a pair is a query token of a prompt chunk and a key token that it attends to. While other meshes compute it gets
+on more slowly, where they share cores and memory with it, as meshes of CPU devices do: `ProgramCost.slowdown`. All is a
+pure function; no JAX.
 """
 
 from collections.abc import Sequence
@@ -28,6 +30,14 @@ class ProgramCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pair: float = 0.0  # of each query token and key token of a prompt chunk, all layers together
     row: float = 0.0  # of each row that decodes
     context: float = 0.0  # of each KV token that a decoding row reads, all layers together
+    # By how much longer it takes, as a share, for each other mesh that computes meanwhile: a step with prompt chunks,
+    # or one of decode rows alone. 0 where devices share nothing.
+    beside_prefill: float = 0.0
+    beside_decode: float = 0.0
+
+    def slowdown(self, prefills: int, decodes: int) -> float:
+        """Return how many seconds a second's work takes while so many other meshes compute."""
+        return 1.0 + self.beside_prefill * prefills + self.beside_decode * decodes
 
 
 class LinkCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,18 +66,21 @@ class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fused: dict[int, ProgramCost]  # by bucket of tokens; its rows are padded to the largest decode bucket
     link: LinkCost
     host: HostCost = HostCost()
-    # By how much longer a step takes while 0, 1, 2, ... other meshes compute, as a factor; the last one goes on. 1
-    # where devices share nothing; meshes of CPU devices share cores and memory.
-    beside: tuple[float, ...] = (1.0,)
 
     def step(self, action: Prefill | Decode | Fused) -> float:
-        """Return the seconds that a dispatched step takes on its device, all its passes together."""
+        """Return the seconds that a dispatched step takes on its device alone, all its passes together."""
         if isinstance(action, Decode):
             return self.decode_steps(action.bucket, action.rows, action.steps)
         if isinstance(action, Prefill):
             return self.prefill_step(action.bucket, action.chunks)
         program = self.fused[action.bucket]
         return _chunks(program, action.chunks) + _rows(program, action.rows) + program.fixed
+
+    def program(self, action: Prefill | Decode | Fused) -> ProgramCost:
+        """Return the costs of the program that a step runs."""
+        if isinstance(action, Decode):
+            return self.decode[action.bucket]
+        return (self.prefill if isinstance(action, Prefill) else self.fused)[action.bucket]
 
     def prefill_step(self, bucket: int, chunks: Sequence[Chunk]) -> float:
         """Return the seconds of a prefill step."""
@@ -84,10 +97,6 @@ class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def transfer(self, size: int) -> float:
         """Return the seconds to move `size` bytes in one transfer over a link that has no other."""
         return self.link.fixed + self.link.byte * size
-
-    def factor(self, others: int) -> float:
-        """Return by how much longer a step takes while so many other meshes compute."""
-        return self.beside[min(others, len(self.beside) - 1)]
 
 
 def pairs(start: int, length: int) -> int:

@@ -5,7 +5,7 @@ next turn of a conversation): then nobody knows when before that has happened, i
 come from is elsewhere: `traces.py`, `generators.py`, and a run's decision log.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..protocol.service import DEFAULT, Service
@@ -20,8 +20,9 @@ class WorkRequest:
     at: float | None = None  # seconds from the workload's start; None: it waits for `after`
     after: int | None = None  # the number of an earlier request whose end it waits for
     pause: float = 0.0  # seconds from that end until it comes: somebody thinks, or a tool runs
-    # An id for each block of `Workload.block_tokens` prompt tokens, the last for what does not fill one. Two prompts
-    # are the same as far as their ids are. Empty: it shares nothing.
+    # An id for each block of `Workload.block_tokens` tokens of the prompt, the last for what does not fill one: it
+    # stands for that block and all before it, so two prompts are the same as far as their ids are. Where a later
+    # prompt goes on with the answer, the ids go on over the answer. Empty: it shares nothing.
     blocks: tuple[int, ...] = ()
     session: str | None = None  # the conversation that it goes on with
     service: Service = DEFAULT
@@ -34,3 +35,18 @@ class Workload:
     name: str  # for reports
     requests: Iterable[WorkRequest]  # again and again the same
     block_tokens: int = 512  # prompt tokens of a block
+
+
+def page_hashes(blocks: Sequence[int], block_tokens: int, length: int, page_size: int) -> tuple[bytes, ...]:
+    """Return hashes of the full pages of the first `length` tokens, as far as `blocks` tells what they are.
+
+    They are equal exactly where two sequences hold the same page behind the same prefix. A page that ends inside a
+    block has that block's id and its own place; sizes of pages and blocks need not divide each other.
+    """
+    pages = min(length, len(blocks) * block_tokens) // page_size
+    return tuple(
+        [
+            b"%d:%d" % (blocks[(end - 1) // block_tokens], end)
+            for end in range(page_size, pages * page_size + 1, page_size)
+        ]
+    )
