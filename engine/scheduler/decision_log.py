@@ -12,7 +12,7 @@ line; an event is written before the scheduler sees it, so that one that makes i
 Tokens and results are not in the log, and requests that are running when an engine closes are running at its end.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike, fspath
 from os.path import expanduser
@@ -150,6 +150,22 @@ def read_line(line: str) -> Entry:
     decoder = _STAMP if line.startswith('["') else _ACTIONS if line.startswith("[") else _EVENT_OR_NOTE
     entry: Entry = decoder.decode(line)
     return entry
+
+
+def entries(name: str, lines: Iterable[str]) -> Iterator[tuple[int, Entry]]:
+    """Yield number and content of each line after the header of the log called `name`. A torn last line is ignored.
+
+    Raises:
+        ValueError: a line before the last is damaged.
+    """
+    for number, line in enumerate(lines, 2):
+        try:
+            entry = read_line(line)
+        except ValueError as error:
+            if not line.endswith("\n"):
+                return
+            raise ValueError(f"{name} is damaged at line {number}: it cannot be read from there.") from error
+        yield number, entry
 
 
 def read_header(name: str, line: str) -> Header:
