@@ -60,7 +60,8 @@ class _Maker:
         before = self._waited_for(request)
         if facts.service.session is not None:
             self._latest[facts.service.session] = request
-        at, after, pause = request.called - self._start, None, 0.0
+        at: float | None = request.called - self._start
+        after, pause = None, 0.0
         if before is not None and before.finish is not None:
             at, after, pause = None, self._numbers[before.facts.id], max(0.0, request.called - before.finish)
         output = facts.max_tokens if request.reason in _CUT_SHORT else max(1, request.tokens)
