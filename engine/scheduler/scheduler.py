@@ -155,6 +155,11 @@ class Scheduler:
         return self._roles.shown()
 
     @property
+    def is_held(self) -> bool:
+        """Return whether only requests that start over are admitted."""
+        return self._admission.is_held
+
+    @property
     def is_drained(self) -> bool:
         """Return whether no request has started; while admission is held, none will."""
         return all(request.restarts == 0 and request.state is State.WAITING for request in self.requests.values())
