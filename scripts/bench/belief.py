@@ -27,21 +27,19 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-
-from twinmesh.engine.metrics.request_records import RequestRecord, RequestRecords
+from twinmesh.engine.metrics.request_records import RequestRecord
 from twinmesh.engine.simulation.incidents import RolesCalled
 from twinmesh.engine.simulation.simulator import SimulatedEngine, simulate
 from twinmesh.scripts.bench import belief_report as report
 from twinmesh.scripts.bench.belief_points import Engine, Mix, Point, arrivals, at_once, flips, points
-from twinmesh.scripts.bench.belief_run import Load, Outcome, Ran, Served, serve
+from twinmesh.scripts.bench.belief_run import Load, Outcome, Served, serve
+from twinmesh.scripts.bench.belief_steps import step_ratios
 
 ENGINES = ("both=1", "both=2", "prefill=1,decode=1", "pool=2:both=2:prefill=1,decode=1:both=2")
 MIXES = ("chat=16-64/8-24", "prompts=64-192/2-8")
@@ -58,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = _wanted(args)
     with ExitStack() as stack:
         links = {
-            engine: stack.enter_context(Link(engine, args)) for engine in dict.fromkeys(point.engine for point in wanted)
+            engine: stack.enter_context(Link(engine, args))
+            for engine in dict.fromkeys(point.engine for point in wanted)
         }
         rates = _rates(links, wanted, args) | kept["rates"]
         found = measure(links, wanted, rates, args)
@@ -80,14 +79,15 @@ class Link:
         self.engine = engine
         context = get_context("spawn")
         self._here, there = context.Pipe()
-        arguments = (there, args.model, engine_options(engine, args), args.profile_seconds)
+        arguments = (there, args.model, engine_options(engine, args), args.quick)
         self._process = context.Process(target=serve, args=arguments, daemon=True)
 
     def __enter__(self) -> "Link":
         """Wait until the engine has its profile."""
         self._process.start()
         self.served: Served = self._receive()
-        print(f"{self.engine.name}: profile {self.served.errors}", file=sys.stderr, flush=True)
+        errors = ", ".join(f"{e.kind} {e.mape:.1%} at most {e.worst:.1%} of {e.points}" for e in self.served.errors)
+        print(f"{self.engine.name}: errors of the profile: {errors}", file=sys.stderr, flush=True)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -143,9 +143,7 @@ def load_of(point: Point, rate: float, args: argparse.Namespace) -> Load:
     return Load(workload, tuple(flips(point.engine, args.requests / rate)))
 
 
-def row(
-    link: Link, point: Point, load: Load, outcomes: Sequence[Outcome], args: argparse.Namespace
-) -> dict[str, Any]:
+def row(link: Link, point: Point, load: Load, outcomes: Sequence[Outcome], args: argparse.Namespace) -> dict[str, Any]:
     """Hold one point's runs against its simulation."""
     predicted = link.simulate(load)
     noisy = [figures(link.simulate(load, args.noise, seed)) for seed in range(1, args.seeds + 1)]
@@ -162,9 +160,7 @@ def row(
         "figures": report.compare(figures(predicted), runs),
         "range": {name: (min(run[name] for run in noisy), max(run[name] for run in noisy)) for name in runs[0]},
         "runs": runs,
-        "parts": {
-            name: {"predicted": parts[name], "measured": median(one[name] for one in seen)} for name in _PARTS
-        },
+        "parts": {name: {"predicted": parts[name], "measured": median(one[name] for one in seen)} for name in _PARTS},
         "steps": step_ratios(link.served.costs, [outcome.steps for outcome in outcomes]),
         "late": max(outcome.late for outcome in outcomes),
     }
@@ -269,6 +265,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=300, help="of a run of a point (default: 300)")
     parser.add_argument("--runs", type=int, default=3, help="of each point (default: 3)")
     parser.add_argument("--capacity", type=int, default=128, help="requests that rates are found with (default: 128)")
+    parser.add_argument("--quick", action="store_true", help="a rough profile, in seconds")
     parser.add_argument("--noise", type=float, default=0.1, help="of step times in simulations (default: 0.1)")
     parser.add_argument("--seeds", type=int, default=10, help="simulations with noise (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals and lengths")

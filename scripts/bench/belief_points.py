@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 from twinmesh.engine.simulation.workload import Workload, WorkRequest
 
 

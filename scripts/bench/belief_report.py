@@ -71,7 +71,9 @@ def regrets(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if len(rivals) < 2:
             continue
         for criterion in CRITERIA:
-            ranked = [sorted(rivals, key=lambda p: float(p["figures"][criterion][by])) for by in ("predicted", "measured")]
+            ranked = [
+                sorted(rivals, key=lambda p: float(p["figures"][criterion][by])) for by in ("predicted", "measured")
+            ]
             chosen, best = ranked[0][0], ranked[1][0]
             rows.append(
                 {
@@ -130,13 +132,16 @@ def table(points: Sequence[Mapping[str, Any]]) -> str:
     """Write a line for each point and figure, and one for where its time goes."""
     lines = []
     for point in points:
-        lines.append(f"{point['name']}: {point['requests']} requests at {point['rate']:.3g}/s, {len(point['runs'])} runs")
+        lines.append(
+            f"{point['name']}: {point['requests']} requests at {point['rate']:.3g}/s, {len(point['runs'])} runs"
+        )
         for name, row in point["figures"].items():
             unit, scale = ("tokens/s", 1.0) if name == "tokens/s" else ("ms", 1e3)
             verdict = "" if abs(row["error"]) <= aim_of(name) else "  missed"
             lines.append(
-                f"  {name:10} predicted {scale * row['predicted']:9.1f}  measured {scale * row['measured']:9.1f} {unit:8}"
-                f"  error {row['error']:+7.1%}  spread {row['spread']:6.1%}{verdict}"
+                f"  {name:10} predicted {scale * row['predicted']:9.1f}  measured {scale * row['measured']:9.1f} "
+                f"{unit:8}  "
+                f"error {row['error']:+7.1%}  spread {row['spread']:6.1%}{verdict}"
             )
         parts = "  ".join(
             f"{name} {1e3 * row['predicted']:.1f}/{1e3 * row['measured']:.1f}" for name, row in point["parts"].items()
@@ -163,8 +168,8 @@ def summary(found: Mapping[str, Any]) -> str:
         same = sum(row["predicted_order"][0] == row["measured_order"][0] for row in rows)
         worst = max(rows, key=lambda row: float(row["regret"]))
         lines.append(
-            f"regret of the chosen topology: mean {found['regret']['mean']:.1%} (aim {REGRET:.0%}), the best was chosen "
-            f"in {same} of {len(rows)}; worst {worst['regret']:.1%}: {worst['mix']} {worst['load']:g} by "
+            f"regret of the chosen topology: mean {found['regret']['mean']:.1%} (aim {REGRET:.0%}), the best was "
+            f"chosen in {same} of {len(rows)}; worst {worst['regret']:.1%}: {worst['mix']} {worst['load']:g} by "
             f"{worst['criterion']}, chosen {worst['predicted_order'][0]}, best {worst['measured_order'][0]}"
         )
     return "\n".join(lines)

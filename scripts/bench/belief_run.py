@@ -1,33 +1,34 @@
 """The real engine's side of `belief.py`: an engine in a process of its own, its profile, and loads that run on it.
 
 Requests are submitted at their times whatever happens (open loop), by one thread that sleeps in between; prompts are
-random token ids, so that nothing is found in a cache, and every answer has the length that was asked for. `StepWatch`
-sees what the engine does meanwhile, so that times can be told apart as the simulation does.
+random token ids, so that nothing is found in a cache, and every answer has the length that was asked for. Observers
+see what the engine does meanwhile, so that times can be told apart as the simulation does.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-
 from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.core.inspection import Observer
 from twinmesh.engine.core.submission import Submission
 from twinmesh.engine.metrics.request_records import RequestRecord
-from twinmesh.engine.protocol.actions import Action, Chunk, Decode, Fused, Prefill
+from twinmesh.engine.protocol.actions import Chunk
 from twinmesh.engine.protocol.results import StepResult
 from twinmesh.engine.protocol.timeline import Timeline
 from twinmesh.engine.scheduler.cost_model import CostModel
-from twinmesh.engine.scheduler.scheduler import Scheduler
+from twinmesh.engine.simulation.overlaps import Ran
+from twinmesh.engine.simulation.profile import Errors
+from twinmesh.engine.simulation.step_watch import StepWatch
 from twinmesh.engine.simulation.workload import Workload
 
 if TYPE_CHECKING:
     from twinmesh import LLM
 
-type Step = Prefill | Decode | Fused
+_LEAST_ID = 3  # of made-up tokens: those before are special in most vocabularies
 
 
 class Served(NamedTuple):
@@ -36,15 +37,7 @@ class Served(NamedTuple):
     config: EngineConfig
     pools: tuple[PoolSize, ...]
     costs: CostModel
-    errors: Any  # of the costs, for points held out of their fit
-
-
-class Ran(NamedTuple):
-    """A step of a run."""
-
-    step: Step
-    begun: float  # dispatched, or the end of the step before it on its mesh
-    ended: float  # its result was there
+    errors: list[Errors]  # of the costs, for points held out of their fit
 
 
 class Load(NamedTuple):
@@ -62,88 +55,85 @@ class Outcome(NamedTuple):
     late: float  # seconds by which the latest request was submitted after its time
 
 
-def serve(connection: Connection, model: str, options: dict[str, Any], profile: Any) -> None:
-    """Run an engine in this process until the other end of the connection closes.
+def serve(connection: Connection, model: str, options: dict[str, Any], is_quick: bool) -> None:
+    """Run an engine in this process until the other end of the connection says None.
 
-    First sends what `profile(llm)` gives, a `Served`; then the `Outcome` of each `Load` that it gets.
+    First sends a `Served`, of a profile that was measured here; then the `Outcome` of each `Load` that it gets.
     """
     from twinmesh import LLM
+    from twinmesh.scripts.profile_loads import OnMesh
+    from twinmesh.scripts.profile_run import errors_of, fitted, held_out, run_loads
 
-    watch = StepWatch()
+    with LLM(model, policy=OnMesh(), **options) as llm:
+        seen = run_loads(llm, is_quick=is_quick, progress=False)
+    costs = fitted(seen)
+    errors = errors_of(held_out(seen, costs))
     with LLM(model, **options) as llm:
-        connection.send(profile(llm))
-        with llm.engine.core.observe(watch):
+        core, config = llm.engine.core, llm.config
+        pools = tuple(core.inspect(lambda scheduler, _: scheduler.pools))
+        connection.send(Served(config, pools, costs, errors))
+        steps, requests = StepWatch(config, pools, core.clock), RequestWatch(core.clock)
+        with core.observe(steps), core.observe(requests):
             while (load := connection.recv()) is not None:
-                connection.send(run(llm, watch, load))
+                steps.ran.clear()
+                requests.clear()
+                records, late = run(llm, requests, load)
+                connection.send(Outcome(records, list(steps.ran), late))
 
 
-class StepWatch(Observer):
-    """What the engine does in a run; on the dispatching thread, so it does as little as it can."""
+class RequestWatch(Observer):
+    """When requests were taken in and their first tokens read; on the dispatching thread, so it does little."""
 
-    def __init__(self) -> None:
-        """Begin with nothing."""
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """Begin with nothing; `clock` is the engine's."""
+        self._clock = clock
         self.clear()
 
     def clear(self) -> None:
         """Forget what was; call it while nothing runs."""
-        self.ran: list[Ran] = []
-        self.ids: list[int] = []  # of requests, in the order in which they were taken in
-        self.accepted: dict[int, float] = {}  # request -> when it was taken in
-        self.read: dict[int, float] = {}  # request -> seconds from its first token's result to its reading
-        self._steps: dict[tuple[int, int], tuple[float, Step]] = {}
-        self._free: dict[int, float] = {}
+        self._ids: list[int] = []  # of requests, in the order in which they were taken in
+        self._accepted: dict[int, float] = {}  # request -> when it was taken in
+        self._read: dict[int, float] = {}  # request -> seconds from its first token's result to its reading
 
     def received(self, message: object) -> None:
         """See submissions and results, and when."""
-        now = time.monotonic()
+        now = self._clock()
         if isinstance(message, StepResult):
-            found = self._steps.pop((message.mesh, message.step), None)
-            if found is not None:
-                begun = max(found[0], self._free.get(message.mesh, 0.0))
-                self.ran.append(Ran(found[1], begun, message.t))
-            self._free[message.mesh] = message.t
             for row in message.rows:
                 if isinstance(row, Chunk) and row.is_last:
-                    self.read.setdefault(row.request_id, now - message.t)
+                    self._read.setdefault(row.request_id, now - message.t)
         elif isinstance(message, tuple):
             for submission in message:
                 if isinstance(submission, Submission):
-                    self.ids.append(submission.facts.id)
-                    self.accepted[submission.facts.id] = now
-
-    def decided(self, scheduler: Scheduler, actions: Sequence[Action]) -> None:
-        """See what is dispatched now."""
-        now = time.monotonic()
-        for action in actions:
-            if isinstance(action, Prefill | Decode | Fused):
-                self._steps[action.mesh, action.step] = now, action
+                    self._ids.append(submission.facts.id)
+                    self._accepted[submission.facts.id] = now
 
     def record(self, number: int, line: Timeline, prompt_len: int, cached: int) -> RequestRecord:
         """Make the record of the request that came in as number `number`, divided as a simulation's are."""
-        id_ = self.ids[number]
+        id_ = self._ids[number]
         first, start = line.first_token, line.prefill_start
         assert first is not None
         assert start is not None
-        before = self.accepted[id_] - line.arrival
-        queue = max(0.0, start - self.accepted[id_])
-        host = min(first - line.arrival - queue, before + self.read.get(id_, 0.0))
+        queue = max(0.0, start - self._accepted[id_])
+        host = self._accepted[id_] - line.arrival + self._read.get(id_, 0.0)
+        host = min(host, first - line.arrival - queue)
         return RequestRecord(
             number, line.arrival, prompt_len, len(line.tokens), cached, first, line.tokens[-1], line.finish,
             queue=queue, prefill=first - line.arrival - queue - host, handoff=line.handoff or 0.0, host=host,
         )  # fmt: skip
 
 
-def run(llm: "LLM", watch: StepWatch, load: Load) -> Outcome:
-    """Run a load to its end."""
+def run(llm: "LLM", watch: RequestWatch, load: Load) -> tuple[list[RequestRecord], float]:
+    """Run a load to its end; return what became of its requests, and by how many seconds the latest came too late."""
     from twinmesh import SamplingParams
 
     random = np.random.default_rng(time.time_ns())
     works = list(load.workload.requests)
-    prompts = [random.integers(100, 20_000, work.prompt_len).tolist() for work in works]
+    vocabulary = llm.engine.tokenizer.vocab_size
+    prompts = [random.integers(_LEAST_ID, vocabulary, work.prompt_len).tolist() for work in works]
     params = [
         SamplingParams(temperature=0, max_tokens=work.output_len, ignore_eos=True, detokenize=False) for work in works
     ]
-    watch.clear()
     streams, late = [], 0.0
     with ThreadPoolExecutor(1) as caller:
         begin = time.monotonic() + 0.1
@@ -157,9 +147,8 @@ def run(llm: "LLM", watch: StepWatch, load: Load) -> Outcome:
         _raise_if_failed(calls)
     records = []
     for number, (work, result) in enumerate(zip(works, results, strict=True)):
-        assert result.timeline is not None
         records.append(watch.record(number, result.timeline, work.prompt_len, result.num_cached_tokens or 0))
-    return Outcome(records, watch.ran, late)
+    return records, late
 
 
 def _call(llm: "LLM", at: float, roles: str) -> None:
