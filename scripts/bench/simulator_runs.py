@@ -55,12 +55,12 @@ class Setting(NamedTuple):
 
 def ours_on_trace(setting: Setting, core: int) -> dict[str, float]:
     """Simulate a trace in a process of its own."""
-    return _pinned(core, partial(_trace, setting))
+    return _pinned(core, partial(simulate_trace, setting))
 
 
 def ours_on_load(published: Published, core: int) -> dict[str, float]:
     """Simulate the load of a published figure in a process of its own."""
-    return _pinned(core, partial(_load, published))
+    return _pinned(core, partial(simulate_load, published))
 
 
 def _pinned(core: int, call: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -68,12 +68,14 @@ def _pinned(core: int, call: Callable[[], dict[str, float]]) -> dict[str, float]
         return pool.submit(call).result()
 
 
-def _trace(setting: Setting) -> dict[str, float]:
+def simulate_trace(setting: Setting) -> dict[str, float]:
+    """Simulate a trace; return milliseconds, tokens per second, and requests per second of wall time."""
     workload = load_of(setting)
     return _simulated(setting.model, setting.device, setting.topology, Workload("", list(workload.requests)))
 
 
-def _load(published: Published) -> dict[str, float]:
+def simulate_load(published: Published) -> dict[str, float]:
+    """Simulate the load of a published figure on one GPU; return what `simulate_trace` does."""
     each = published.prompt, published.output
     requests = [
         WorkRequest(*each, 0.0) if n < published.concurrency else WorkRequest(*each, after=n - published.concurrency)
@@ -136,7 +138,7 @@ def aisimulate_on_trace(environment: Path, setting: Setting, core: int) -> dict[
         write_mooncake(load_of(setting).requests, trace)
         source = {"type": "trace", "paths": [str(trace)], "format": "mooncake", "block_size": MOONCAKE_BLOCK}
         traffic = {"source": source, "load": {"type": "trace_timestamps"}}
-        engine = _engine(setting.model, setting.device, setting.topology)
+        engine = engine_config(setting.model, setting.device, setting.topology)
         return _predicted(environment, {"traffic": traffic, "engine": engine}, Path(folder), core)
 
 
@@ -148,7 +150,7 @@ def aisimulate_on_load(environment: Path, published: Published, core: int) -> di
         "load": {"type": "concurrency", "concurrency": published.concurrency},
         "stop": {"requests": published.requests},
     }
-    engine = _engine(published.model, published.device, "both=1") | quantised(published)
+    engine = engine_config(published.model, published.device, "both=1") | quantised(published)
     # As the runs behind these figures allow, where all is queued at once.
     engine["workers"]["aggregated"]["scheduler"] = {"max_sequences": min(1024, max(256, published.concurrency))}
     with TemporaryDirectory() as folder:
@@ -183,7 +185,8 @@ def ask(environment: Path, questions: Sequence[dict[str, Any]], core: int) -> li
         return answers
 
 
-def _engine(model: str, device: str, topology: str) -> dict[str, Any]:
+def engine_config(model: str, device: str, topology: str) -> dict[str, Any]:
+    """Describe an engine to AISimulate."""
     meshes = Topology.parse(topology).meshes
     workers: dict[str, Any] = {}
     for spec in dict.fromkeys(meshes):

@@ -98,13 +98,13 @@ def _trace(peers: dict[str, Path], args: argparse.Namespace) -> Iterator[dict[st
                     best = max(figures["requests_per_second"], found.get(name, figures)["requests_per_second"])
                     found[name] = figures | {"requests_per_second": best}
             if "aiconfigurator" in peers:
-                found["aiconfigurator"] = _keeping_up(peers["aiconfigurator"], setting, args.core)
+                found["aiconfigurator"] = keeping_up(peers["aiconfigurator"], setting, args.core)
             for figure in (*LATENCIES, "output tokens/s", "requests_per_second"):
                 values = {name: figures[figure] for name, figures in found.items() if figure in figures}
                 yield {"setting": setting.name, "figure": figure, "values": values}
 
 
-def _keeping_up(folder: Path, setting: Setting, core: int) -> dict[str, float]:
+def keeping_up(folder: Path, setting: Setting, core: int) -> dict[str, float]:
     """Ask aiconfigurator for TTFT and TPOT at the least batch that keeps up with the trace's mean rate."""
     requests = list(runs.load_of(setting).requests)
     rate = len(requests) / (requests[-1].time - requests[0].time)
@@ -188,7 +188,7 @@ def _line(row: dict[str, Any]) -> str:
     return f"{row['setting']:44} {row['figure']:20} {'   '.join(texts)}{ratio}"
 
 
-def _topology(text: str) -> tuple[str, int]:
+def topology_of(text: str) -> tuple[str, int]:
     """Read TOPOLOGY, or TOPOLOGY*COPIES."""
     topology, _, copies = text.partition("*")
     try:
@@ -209,7 +209,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--aiconfigurator", metavar="FOLDER", help="an environment with aiconfigurator")
     parser.add_argument("--aisimulate", metavar="FOLDER", help="an environment with aisimulate")
     parser.add_argument("--devices", nargs="+", choices=sorted(SYSTEMS), default=["h100", "h200"])
-    parser.add_argument("--topologies", type=_topology, nargs="+", default=[_topology(text) for text in TOPOLOGIES],
+    parser.add_argument("--topologies", type=topology_of, nargs="+", default=[topology_of(text) for text in TOPOLOGIES],
                         metavar="TOPOLOGY", help="TOPOLOGY*COPIES: with so many copies of the trace at once "
                         f"(default: {' '.join(TOPOLOGIES)})")  # fmt: skip
     parser.add_argument("--tables", nargs="+", choices=["steps", "trace", "published"],
