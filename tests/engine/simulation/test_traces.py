@@ -56,13 +56,16 @@ def test_a_workload_is_the_same_each_time(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "line 0: there is no column TIMESTAMP and no ContextTokens and no GeneratedTokens: give a CSV"),
+        ("", "is empty: give a trace"),
+        ("a,b\n", "line 1: there is no column TIMESTAMP and no ContextTokens and no GeneratedTokens: give a CSV"),
         ("TIMESTAMP,ContextTokens\n", "line 1: there is no column GeneratedTokens: give a CSV"),
         (HEADER, "has a header and no request"),
         (OF_2023 + "yesterday,5,5\n", "line 4: 'yesterday,5,5' is no request: give a time"),
         (OF_2023 + "2023-11-16 18:16:00,many,5\n", "line 4: .* is no request"),
         (OF_2023 + "2023-11-16 18:16:00,5\n", "line 4: .* is no request"),
         (OF_2023 + "2023-11-16 18:16:00,-5,5\n", "line 4: .* is no request"),
+        (OF_2023 + "2023-11-16 18:16:00,5000000000,5\n", "line 4: .* is no request"),
+        (OF_2023 + "9999-12-31 23:59:59-23:59,5,5\n0001-01-01 00:00:00+23:59,5,5\n", "line 5: it comes before"),
         (OF_2023 + "\n", "line 4: .* is no request"),
         (OF_2023.encode() + b"\xff\x00,1,1\n", "line 4: .* is no request"),
         (OF_2023 + "2023-11-16 18:15:46,5,5\n", "line 4: it comes before the line above: sort the lines"),
