@@ -235,7 +235,8 @@ def _rank(outcome: Outcome, slo: SLO) -> tuple[bool, float, float]:
 
 def _changes(problem: Problem, work: Workload, best: Outcome) -> Iterator[Change]:
     if best.is_met:
-        yield from _with_other_devices(problem, work, best, [problem.devices - best.choice.tp, problem.devices // 2])
+        fewer = [problem.devices - best.choice.tp, problem.devices // 2, problem.devices // 4]
+        yield from _with_other_devices(problem, work, best, fewer)
         return
     more = [problem.devices + step * best.choice.tp for step in (1, 2, 4) if step * best.choice.tp <= problem.devices]
     yield from islice(_with_other_devices(problem, work, best, more), 1)
