@@ -27,6 +27,17 @@ class WorkRequest:
     session: str | None = None  # the conversation that it goes on with
     service: Service = DEFAULT
 
+    @property
+    def time(self) -> float:
+        """Return the time at which it comes, in seconds from the workload's start.
+
+        Raises:
+            ValueError: nobody knows it, since it waits for another.
+        """
+        if self.at is None:
+            raise ValueError("the request waits for another one, and has no time of its own.")
+        return self.at
+
 
 @dataclass(frozen=True)
 class Workload:
