@@ -5,13 +5,13 @@ import json
 import sys
 from pathlib import Path
 
-from twinmesh.engine.config import DTYPES
 from twinmesh.engine.progress import say
+from twinmesh.engine.simulation.load_spec import SPEC
 from twinmesh.engine.simulation.plan_search import BUDGET, REQUESTS
 from twinmesh.scripts import arguments
 
 SUMMARY = "find the topology for a model, devices, a load and a target"
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Find which topology serves a load within a target: how many devices a mesh has, which meshes prefill, decode or do both.
 
 First the memory plan: a model that does not fit is refused with the arithmetic. Then what fits is ranked by the
@@ -19,25 +19,31 @@ planner's prediction, and the best are simulated by the objects that serve, in v
 device is needed. Prints the recommended topology with what to expect of it, the runners-up, and what would have to
 change: fewer devices that would do, or, where nothing meets the target, how many more, how much later or how much less
 load.
-"""
+
+{SPEC}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--model", required=True, metavar="NAME|PATH|ID", help="as llama-3.1-8b; config.json is enough")
-    parser.add_argument("--device", required=True, metavar="KIND", help="of the GPUs: h100, h200 or b200")
-    parser.add_argument("--devices", required=True, type=arguments.whole_number(1), metavar="N", help="how many")
     parser.add_argument(
-        "--trace", required=True, metavar="LOAD", help="a trace, or a generator with options as poisson:rate=5,..."
+        "--trace", metavar="LOAD", type=arguments.not_empty, required=True, help="a trace or a generator, see above"
     )
-    parser.add_argument("--slo", required=True, metavar="SLO", help="as ttft=1000ms,tpot=50ms,percentile=99")
     parser.add_argument(
-        "--profile", metavar="FILE", help="measured costs of 'twinmesh profile'; by default the device's roofline"
-    )
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of weights and KV (default: %(default)s)")
+        "--model", metavar="NAME", type=arguments.not_empty, required=True,
+        help="a model that is known by name, such as llama-3.1-8b, a fetched one, or a directory with its config.json",
+    )  # fmt: skip
+    parser.add_argument("--device", metavar="NAME", help="h100, h200 or b200; by default the profile's")
     parser.add_argument(
-        "--max-model-len", type=arguments.whole_number(2), metavar="N", help="longest prompt and completion together"
+        "--devices", metavar="N", type=arguments.whole_number(1), required=True, help="how many of them there are"
     )
+    parser.add_argument(
+        "--slo", metavar="SLO", type=arguments.slo, required=True,
+        help="the target: ttft=1000ms,tpot=50ms,percentile=99; without a percentile it is of 99 %% of requests",
+    )  # fmt: skip
+    parser.add_argument(
+        "--profile", metavar="FILE", type=arguments.read_path, help="costs that `twinmesh profile` has measured"
+    )
+    arguments.add_options(parser, ("max_model_len", "kv_cache_bytes"), "the engine")
     parser.add_argument(
         "--requests", type=arguments.whole_number(1), default=REQUESTS, metavar="N",
         help="simulate the load's first N requests (default: %(default)s)",
@@ -57,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
     from twinmesh.engine.simulation.plan_text import as_data, as_text
 
     answer = plan_topology(
-        args.model, args.device, args.devices, args.trace, args.slo, profile=args.profile, dtype=args.dtype,
-        max_model_len=args.max_model_len, requests=args.requests, budget=args.budget, say=say,
+        args.model, devices=args.devices, workload=args.trace, slo=args.slo, device=args.device, profile=args.profile,
+        max_model_len=args.max_model_len, kv_cache_bytes=args.kv_cache_bytes, requests=args.requests,
+        budget=args.budget, say=say,
     )  # fmt: skip
     print(as_text(answer), end="")
     if args.json is not None:

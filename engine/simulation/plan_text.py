@@ -28,7 +28,7 @@ def as_data(answer: Answer) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "model": answer.problem.name,
-        "device": answer.problem.device.name,
+        "device": answer.problem.source.device,
         "devices": answer.problem.devices,
         "slo": msgspec.to_builtins(answer.problem.slo),
         "is_met": answer.best.is_met,
@@ -58,7 +58,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
 
 def _verdict(answer: Answer) -> Iterator[str]:
     best, problem = answer.best, answer.problem
-    where = f"{problem.name} on {problem.devices} x {problem.device.name}"
+    where = f"{problem.name} on {problem.devices} x {problem.source.device}"
     target = _target(problem.slo)
     if best.is_met:
         yield from _wrapped(f"{where}: {_named(best)} meets {target}.")
