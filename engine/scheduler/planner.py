@@ -116,7 +116,7 @@ def plan(observed: Observations, slo: SLO, rules: Rules = RULES) -> Plan:
         return stay("one fewer misses" if better else "no gain" if is_reachable else "out of reach")
     if observed.since_change is not None and observed.since_change < rules.dwell:
         return stay("dwell")
-    return Plan(chosen.roles, _why(now, chosen, target, is_reachable), now, best, is_reachable)
+    return Plan(chosen.roles, _why(now, chosen, outlooks.values(), target), now, best, is_reachable)
 
 
 def flips(now: Split, then: Split) -> int:
@@ -179,11 +179,15 @@ def _spares(now: Split, then: Outlook, target: float) -> bool:
     return prefills and decodes
 
 
-def _why(now: Outlook, then: Outlook, target: float, is_reachable: bool) -> Reason:
-    if not is_reachable:
+def _why(now: Outlook, then: Outlook, outlooks: Iterable[Outlook], target: float) -> Reason:
+    """Name what is wrong with the roles now that others put right."""
+    met = [outlook.roles for outlook in outlooks if outlook.goodput >= target]
+    if not met:
         return "out of reach"
     if now.goodput >= target:
         return "better"
-    if then.roles.both != now.roles.both:
-        return "saturated" if then.roles.both > now.roles.both else "separate again"
-    return "more prefill" if then.roles.prefill > now.roles.prefill else "more decode"
+    if then.roles.both < now.roles.both:
+        return "separate again"
+    if then.roles.both > now.roles.both and all(split.both for split in met):
+        return "saturated"
+    return "more decode" if now.tpot < now.ttft else "more prefill"

@@ -13,6 +13,7 @@ from ..scheduler.cost_model import CostModel, ProgramCost, pairs
 from ..scheduler.line_fit import Terms
 from ..scheduler.observations import Demand, MeshSize, Observations, Outlook, Pair, Queues, Split, StepTimes
 from ..scheduler.prediction import predict
+from .simulator import SimulatedEngine
 from .workload import Workload, WorkRequest
 
 _MOST = 20_000  # requests of a workload that are looked at
@@ -20,10 +21,9 @@ _BINS, _BIN_SECONDS = 512, 0.5  # of the time that is looked at, from the start
 _PAIRS = 512
 
 
-def forecast_splits(
-    demand: Demand, costs: CostModel, config: EngineConfig, pool: PoolSize, slo: SLO, splits: Sequence[Split]
-) -> list[Outlook]:
+def forecast_splits(demand: Demand, engine: SimulatedEngine, slo: SLO, splits: Sequence[Split]) -> list[Outlook]:
     """Predict what becomes of a demand under splits of meshes that are all alike."""
+    config, pool, costs = engine.config, engine.pools[0], engine.costs_of_meshes[0]
     size = MeshSize(config.chunk_size, config.prefill_rows, config.max_num_seqs, _tokens(config, pool))
     nothing = Queues(0.0, 0.0, 0, 0.0, 0)
     observed = Observations(splits[0], demand, nothing, step_times(costs, config, pool, demand.pairs), size)

@@ -8,24 +8,20 @@ A function of its arguments, as simulations are. No JAX.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
 
 import numpy as np
 
 from ...models.config import ModelConfig
-from ..config import EngineConfig, PoolSize
 from ..metrics.load_report import LoadReport, MeshUse, Power, Run
 from ..protocol.service import SLO
-from ..scheduler.cost_model import CostModel
-from ..scheduler.observations import Outlook
+from ..scheduler.policy import FCFS, Policy
 from ..sizing.asked import Asked
-from .capacity import DeviceMemory, capacity
-from .devices import DevicePeaks
+from .assemble import Source, assemble
 from .plan_candidates import Choice, choices
 from .plan_forecast import demand_of, forecast_splits
-from .roofline import roofline
 from .simulator import SimulatedEngine, simulate
 from .workload import Workload, WorkRequest
 
@@ -41,13 +37,12 @@ class Problem:
 
     model: ModelConfig
     name: str  # of the model, in reports
-    device: DevicePeaks
+    source: Source  # of the costs, and of the devices' kind
     devices: int
     workload: Workload
     slo: SLO  # with a percentile
     options: Callable[[Choice, SLO], Asked]  # all else about an engine of this choice
-    dtype: str = "bfloat16"
-    costs: Callable[[EngineConfig], CostModel] | None = None  # of an engine's meshes; None: the roofline
+    policy: Policy = FCFS
     budget: int = BUDGET  # simulations in the search itself
     requests: int = REQUESTS  # of the workload, the first so many
 
@@ -117,7 +112,9 @@ def search(problem: Problem, say: Callable[[str], None] = lambda text: None) -> 
     work = _first(problem)
     fitting, refused = _fitting(problem, choices(problem.model, problem.devices))
     if not fitting:
-        raise ValueError(f"{problem.name} does not run on {problem.devices} x {problem.device.name}: {refused[-1][1]}")
+        raise ValueError(
+            f"{problem.name} does not run on {problem.devices} x {problem.source.device}: {refused[-1][1]}"
+        )
     chosen = _worth_simulating(problem, work, fitting)
     outcomes = []
     for number, engine in enumerate(chosen, 1):
@@ -134,10 +131,7 @@ class _Engine:
     """A choice that fits."""
 
     choice: Choice
-    config: EngineConfig
-    pools: tuple[PoolSize, ...]
-    costs: CostModel
-    outlook: list[Outlook] = field(default_factory=list)
+    engine: SimulatedEngine
 
 
 def _first(problem: Problem) -> Workload:
@@ -160,10 +154,8 @@ def _fitting(problem: Problem, wanted: Sequence[Choice]) -> tuple[list[_Engine],
 
 
 def _engine(problem: Problem, choice: Choice, slo: SLO) -> _Engine:
-    device = DeviceMemory(problem.device.name, problem.device.memory)
-    config, pools = capacity(problem.model, problem.options(choice, slo), device, problem.dtype)
-    costs = roofline(problem.model, config, problem.device) if problem.costs is None else problem.costs(config)
-    return _Engine(choice, config, pools, costs)
+    asked = problem.options(choice, slo)
+    return _Engine(choice, assemble(problem.name, problem.model, asked, problem.source, problem.policy))
 
 
 def _worth_simulating(problem: Problem, work: Workload, engines: Sequence[_Engine]) -> list[_Engine]:
@@ -171,11 +163,8 @@ def _worth_simulating(problem: Problem, work: Workload, engines: Sequence[_Engin
     demand = demand_of(work)
     if demand is None or len(engines) <= problem.budget:
         return list(engines[: problem.budget])
-    value = {
-        id(e): forecast_splits(demand, e.costs, e.config, e.pools[0], problem.slo, [e.choice.split])[0].value
-        for e in engines
-    }
-    ranked = sorted(engines, key=lambda e: -value[id(e)])
+    values = {id(e): forecast_splits(demand, e.engine, problem.slo, [e.choice.split])[0].value for e in engines}
+    ranked = sorted(engines, key=lambda e: -values[id(e)])
     kinds = {_kind(engine.choice): engine for engine in reversed(ranked)}
     planned = [engine for engine in ranked if engine.choice.is_planned]  # whose roles move: no split stands for one
     first = list(dict.fromkeys([id(e) for e in (*planned, *kinds.values(), *ranked)]))[: problem.budget]
@@ -188,16 +177,17 @@ def _kind(choice: Choice) -> str:
 
 def _simulated(problem: Problem, work: Workload, engine: _Engine, slo: SLO | None = None) -> Outcome:
     slo = slo or problem.slo
-    ran = simulate(work, SimulatedEngine(engine.config, engine.pools, engine.costs))
-    device, meshes = problem.device, engine.config.topology.meshes
+    ran = simulate(work, engine.engine)
+    source, topology = problem.source, engine.engine.config.topology
+    peaks = source.peaks
     run = Run(
         source="simulated",
         workload=work.name,
         model=problem.name,
-        device=device.name,
-        gpus=engine.config.topology.num_devices,
+        device=source.device,
+        gpus=topology.num_devices,
         topology=str(engine.choice),
-        notes=() if problem.costs is not None else ("roofline only",),
+        notes=(source.note,),
     )
     report = LoadReport.of(
         ran.records,
@@ -205,10 +195,10 @@ def _simulated(problem: Problem, work: Workload, engine: _Engine, slo: SLO | Non
         slo=slo,
         meshes=[
             MeshUse(role=role, gpus=spec.tp, busy=busy)
-            for role, spec, busy in zip(ran.roles[-1][1], meshes, ran.busy, strict=True)
+            for role, spec, busy in zip(ran.roles[-1][1], topology.meshes, ran.busy, strict=True)
         ],
-        dollars_per_gpu_hour=device.dollars,
-        power=None if device.watts is None else Power(watts=device.watts, basis="name plate"),
+        dollars_per_gpu_hour=None if peaks is None else peaks.dollars,
+        power=None if peaks is None or peaks.watts is None else Power(watts=peaks.watts, basis="name plate"),
     )
     assert slo.percentile is not None
     first, last, arrival, tokens = (
@@ -235,7 +225,8 @@ def _rank(outcome: Outcome, slo: SLO) -> tuple[bool, float, float]:
 
 def _changes(problem: Problem, work: Workload, best: Outcome) -> Iterator[Change]:
     if best.is_met:
-        yield from _with_other_devices(problem, work, best, [problem.devices - best.choice.tp, problem.devices // 2])
+        fewer = [problem.devices - best.choice.tp, problem.devices // 2, problem.devices // 4]
+        yield from _with_other_devices(problem, work, best, fewer)
         return
     more = [problem.devices + step * best.choice.tp for step in (1, 2, 4) if step * best.choice.tp <= problem.devices]
     yield from islice(_with_other_devices(problem, work, best, more), 1)
