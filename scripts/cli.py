@@ -21,7 +21,7 @@ import twinmesh
 from twinmesh.engine.api.vllm_tables import ENGINE
 from twinmesh.engine.errors import BatchStopped, EngineError
 from twinmesh.engine.options import nearest
-from twinmesh.scripts import batch, convert, fetch, generate, profile, replay
+from twinmesh.scripts import batch, convert, explain, fetch, generate, profile, replay, whatif
 from twinmesh.scripts.bench import command as bench
 from twinmesh.scripts.fetch import FetchError
 
@@ -31,6 +31,8 @@ COMMANDS = {
     "fetch": fetch,
     "convert": convert,
     "replay": replay,
+    "explain": explain,
+    "whatif": whatif,
     "profile": profile,
     "bench": bench,
 }
@@ -41,6 +43,8 @@ examples:
   twinmesh batch --model smollm2 --input in.jsonl --output out.jsonl --topology prefill=1,decode=1
   twinmesh generate --model smollm2 --prompt "Once upon a time" --decision-log run.log
   twinmesh replay run.log
+  twinmesh explain run.log --worst 3
+  twinmesh whatif run.log --topology prefill=1,decode=1
   twinmesh convert gemma3-270m gemma3-270m-bf16 --dtype bfloat16
   twinmesh bench machine
 

@@ -255,7 +255,8 @@ class _Explainer:
     def _idle_of_any(self, spans: Sequence[_Span]) -> float:
         """Return the seconds in which at least one was idle so; spans are cut where any mesh begins or ends a step."""
         meshes = range(len(self._run.header.pools))
-        return sum([stop - start for start, stop in {pair for mesh in meshes for pair in self._idle_of(mesh, spans)}])
+        found = {pair for mesh in meshes for pair in self._idle_of(mesh, spans)}
+        return sum([stop - start for start, stop in found], 0.0)
 
 
 def _begun(step: LoggedStep) -> float:

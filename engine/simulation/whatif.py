@@ -23,9 +23,8 @@ from ..scheduler.policy import POLICIES, Policy, policy_named
 from ..topology import Topology
 from .devices import DEVICES
 from .fill import filled
-from .fit import fit_costs
 from .incidents import Incident, RolesCalled
-from .log_costs import host_cost, measured_steps, measured_transfers
+from .log_costs import costs_of
 from .log_workload import LoggedLoad, load_of
 from .logged_run import LoggedRun
 from .simulator import SimulatedEngine, Simulation, simulate
@@ -122,6 +121,10 @@ def _engine(
         )
     if len(config.topology.meshes) > 1 == len(run.header.pools):
         notes.append("one mesh ran: how much meshes slow each other down was not measured, and is taken to be nothing")
+    if not costs.prefill and costs.fused:
+        alone = {b: msgspec.structs.replace(program, row=0.0, context=0.0) for b, program in costs.fused.items()}
+        costs = msgspec.structs.replace(costs, prefill=alone)
+        notes.append("prompts were computed in fused steps alone: without rows these are taken to cost as much")
     whole = filled(costs, config)
     for kind in ("prefill", "decode", "fused"):
         known, needed = getattr(costs, kind), getattr(whole, kind)
@@ -172,10 +175,7 @@ def _policy(run: LoggedRun, name: str | None) -> Policy:
 def _costs(run: LoggedRun, given: CostModel | None) -> tuple[CostModel, list[str]]:
     if given is not None:
         return given, ["costs are of the profile that was given, not of the log"]
-    steps = measured_steps(run)
-    if not steps:
-        raise ValueError(f"{run.name} has too few steps to fit costs to: each program has to run twice.")
-    return fit_costs(steps, measured_transfers(run), host_cost(run)), []
+    return costs_of(run), []
 
 
 def _roles_called(run: LoggedRun) -> Iterator[Incident]:
