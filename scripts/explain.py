@@ -35,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Explain the requests and return the exit code."""
     import msgspec
-
     from twinmesh.engine.simulation.explain import explain, worst
     from twinmesh.engine.simulation.explain_text import as_text
     from twinmesh.engine.simulation.logged_run import read_run

@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Simulate, print both sides and return the exit code."""
     import msgspec
-
     from twinmesh.engine.protocol.service import read_slo
     from twinmesh.engine.simulation.logged_run import read_run
     from twinmesh.engine.simulation.profile import check_profile, read_profile
