@@ -135,7 +135,7 @@ def test_a_mesh_that_stood_idle_is_found_and_utilisation_is_beside_it():
     first, _, last = of(requests, "both=2", prefill_rows=1)
     assert (first.idle, first.idle_mesh) == (0.0, None)
     assert last.cached == 53 * 16
-    assert last.idle == pytest.approx(last.parts["prompts"])
+    assert last.idle == pytest.approx(last.parts["prompts"] + last.parts["decode"])
     assert last.idle > 0.02
     assert last.idle_mesh == 1 - last.mesh
     assert last.mesh_utilisation[last.mesh] == pytest.approx(1.0)
