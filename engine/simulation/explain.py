@@ -141,7 +141,8 @@ class _Explainer:
         parts = dict.fromkeys(PARTS, 0.0)
         for span in spans:
             parts[span.part] += span.stop - span.start
-        idle = self._idle(spans)
+        gaps = {mesh: list(self._idle_of(mesh, spans)) for mesh in range(len(self._run.header.pools))}
+        idle = {mesh: sum([stop - start for start, stop in found]) for mesh, found in gaps.items()}
         meshes = range(len(self._run.header.pools))
         seconds = self._stop - self._start
         used = tuple([self._lanes.busy(m, self._start, self._stop) / seconds if seconds else 0.0 for m in meshes])
@@ -159,7 +160,8 @@ class _Explainer:
             restarts=self._watched.restarts,
             behind=self._behind(spans),
             prefix_of=tuple(self._watched.awaited),
-            idle=self._idle_of_any(spans),
+            # Spans are cut where any mesh begins or ends a step, so those of two meshes are equal or apart.
+            idle=sum([stop - start for start, stop in {gap for found in gaps.values() for gap in found}], 0.0),
             idle_mesh=longest if longest is not None and idle[longest] > 0 else None,
             utilisation=sum(used) / len(used),
             mesh_utilisation=used,
@@ -237,25 +239,14 @@ class _Explainer:
         most = sorted(seconds, key=lambda id_: (-seconds[id_], id_))[:5]
         return tuple([Behind(id_, tokens[id_], seconds[id_]) for id_ in most])
 
-    def _idle(self, spans: Sequence[_Span]) -> dict[int, float]:
-        """Return for each other mesh the seconds in which the request waited and it could have prefilled, idle."""
-        return {
-            mesh: sum([stop - start for start, stop in self._idle_of(mesh, spans)])
-            for mesh in range(len(self._run.header.pools))
-        }
-
     def _idle_of(self, mesh: int, spans: Sequence[_Span]) -> Iterator[tuple[float, float]]:
+        """Yield when the request waited and a mesh could have prefilled it instead, idle."""
         for span in spans:
             middle = (span.start + span.stop) / 2
             is_other = mesh != self._mesh_at(middle) or span.part in ("seat", "pages", "credit")
             could = is_other and span.part in _RELIEVABLE and self._watch.prefills_at(mesh, middle)
             if could and self._lanes.at(mesh, middle) is None:
                 yield span.start, span.stop
-
-    def _idle_of_any(self, spans: Sequence[_Span]) -> float:
-        """Return the seconds in which at least one was idle so; spans are cut where any mesh begins or ends a step."""
-        meshes = range(len(self._run.header.pools))
-        return sum([stop - start for start, stop in {pair for mesh in meshes for pair in self._idle_of(mesh, spans)}])
 
 
 def _begun(step: LoggedStep) -> float:

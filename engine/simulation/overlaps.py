@@ -61,7 +61,7 @@ def _beside(others: Sequence[Ran], begin: float, end: float) -> list[Beside]:
     seconds: dict[tuple[int, int], float] = defaultdict(float)
     times = sorted(changes)
     prefills = decodes = 0
-    for t, until in zip(times, [*times[1:], end], strict=True):
+    for t, until in zip(times, [*times[1:], end][: len(times)], strict=True):
         prefills, decodes = prefills + changes[t][0], decodes + changes[t][1]
         if prefills or decodes:
             seconds[prefills, decodes] += until - t

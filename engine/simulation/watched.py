@@ -55,13 +55,17 @@ class Watch:
         prefills = tuple([mesh.prefills for mesh in scheduler.meshes])
         if not self._prefills or self._prefills[-1][1] != prefills:
             self._prefills.append((now, prefills))
+        room: Why | None = None  # what is missing, the same for all that find no room
         for id_ in list(self._left):
             request = scheduler.requests.get(id_)
             if request is None or request.confirmed:
                 if now >= self._waits[id_]:
                     self._left.discard(id_)
                 continue
-            watched, why = self.requests[id_], _why(scheduler, request)
+            why = _why(scheduler, request) or room
+            if why is None:
+                why = room = _missing(scheduler)
+            watched = self.requests[id_]
             watched.restarts = request.restarts
             if not watched.states or watched.states[-1][1] != why:
                 watched.states.append((now, why))
@@ -79,13 +83,19 @@ def watch_run(
     return watch
 
 
-def _why(scheduler: Scheduler, request: Request) -> Why:
+def _why(scheduler: Scheduler, request: Request) -> Why | None:
+    """Return why a request is not placed; None: there is no room."""
     if request.state is not State.WAITING:
         return "placed"
     if request.sleeps_for is not None:
         return "prefix"
     if scheduler.is_held and not request.restarts:
         return "held"
+    return None
+
+
+def _missing(scheduler: Scheduler) -> Why:
+    """Return what the meshes that prefill have too little of."""
     meshes = [mesh for mesh in scheduler.meshes if mesh.prefills]
     if all(mesh.pages.slots.num_free == 0 for mesh in meshes):
         return "seat"
