@@ -21,7 +21,7 @@ import twinmesh
 from twinmesh.engine.api.vllm_tables import ENGINE
 from twinmesh.engine.errors import BatchStopped, EngineError
 from twinmesh.engine.options import nearest
-from twinmesh.scripts import batch, convert, fetch, generate, replay, simulate
+from twinmesh.scripts import batch, convert, fetch, generate, profile, replay, simulate
 from twinmesh.scripts.bench import command as bench
 from twinmesh.scripts.fetch import FetchError
 
@@ -31,6 +31,7 @@ COMMANDS = {
     "fetch": fetch,
     "convert": convert,
     "replay": replay,
+    "profile": profile,
     "simulate": simulate,
     "bench": bench,
 }

@@ -65,6 +65,7 @@ class Scheduler:
         self._out: list[Action] = []
         self._shared = shared = shared_state(config, pools, self._out.append, priors)
         self.config, self.policy, self.counters = config, policy, shared.counters
+        self.pools = tuple(pools)
         self.costs, self.meshes, self.requests = shared.costs, shared.meshes, shared.requests
         self._router = Router(shared, policy)
         self._handoffs = Handoffs(shared, self._router, Staging(shared, pools))

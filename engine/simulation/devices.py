@@ -1,10 +1,10 @@
 """Published peaks of GPUs, for costs that nobody has measured yet (`roofline.py`), and what an hour of one costs.
 
-Sources, per GPU: NVIDIA's data sheets of H100 SXM5 (2023), H200 SXM (2024) and of HGX B200 (2024): dense FLOP/s, that
-is half of what is printed "with sparsity"; memory and its bandwidth; NVLink, of which one direction is half of the
-printed sum. Dollars and watts: InferenceX's conventions as of 2026-11 (dollars an hour of owning one at a hyperscaler;
-watts of a GPU with its share of the server, all in, 1.73 kW for H100). `launch` is what a kernel's start costs where
-the host is ahead: some 2 us on Hopper in CUDA graphs, as XLA's command buffers replay them.
+Sources, per GPU: NVIDIA's data sheets of H100 SXM5 (2023), H200 SXM (2024) and HGX B200 (2024) for FLOP/s, which are
+dense, that is half of what is printed "with sparsity", for memory bandwidth, and for NVLink, of which one direction is
+half of the printed sum. Bytes of memory are what CUDA reports, which is less than the chips have. Dollars (of owning
+one, at a hyperscaler) and watts (by name plate, with the GPU's share of its server) are InferenceX's conventions as of
+2026-11. `launch` is the time between the starts of two kernels that a CUDA graph replays.
 """
 
 from collections.abc import Mapping
@@ -26,15 +26,15 @@ class DevicePeaks:
     watts: float | None  # all in; None: likewise
 
 
-_HOPPER = {"bfloat16": 989e12, "float16": 989e12, "float8": 1979e12, "float32": 494e12}  # float32 as TF32
-_BLACKWELL = {"bfloat16": 2250e12, "float16": 2250e12, "float8": 4500e12, "float32": 1100e12}
+_HOPPER = {"bfloat16": 989e12, "float16": 989e12, "float32": 494e12}  # float32 as TF32
+_BLACKWELL = {"bfloat16": 2250e12, "float16": 2250e12, "float32": 1125e12}
 
 DEVICES: Mapping[str, DevicePeaks] = {
     device.name: device
     for device in (
-        DevicePeaks("h100", 80 * 10**9, 3.35e12, _HOPPER, 450e9, 2e-6, 1.30, 1730.0),
-        DevicePeaks("h200", 141 * 10**9, 4.8e12, _HOPPER, 450e9, 2e-6, 1.41, 1730.0),
-        DevicePeaks("b200", 180 * 10**9, 7.7e12, _BLACKWELL, 900e9, 2e-6, None, None),
+        DevicePeaks("h100", 84_942_979_072, 3.35e12, _HOPPER, 450e9, 2e-6, 1.30, 1730.0),
+        DevicePeaks("h200", 139 << 30, 4.8e12, _HOPPER, 450e9, 2e-6, 1.41, 1730.0),
+        DevicePeaks("b200", 178 << 30, 7.7e12, _BLACKWELL, 900e9, 2e-6, None, None),
     )
 }
 

@@ -6,9 +6,10 @@ otherwise decide alone. Outliers (a stalled host, a page fault) are weighed down
 fit a step whose relative error is beyond `_HUBER` times the usual one counts for as much less. Cold runs are the
 caller's to leave out (`measured.without_cold`).
 
-First come the steps that ran alone; then, from those that did not, by how much others slow a step down, as
-`ProgramCost.slowdown` has it. A program with too few steps that ran alone is fitted to all of its steps, with what
-others have slowed down taken out as for programs of its kind.
+First come the steps that ran alone, on a mesh that had work before them; then, from the others, by how much other
+meshes slow a step down, as `ProgramCost.slowdown` has it, and what the host adds to a step of an idle mesh. A program
+with too few steps of the first sort is fitted to all of its steps, with what the host has added and what others have
+slowed down taken out as it is with programs that have enough.
 """
 
 from collections import defaultdict
@@ -20,13 +21,14 @@ import numpy as np
 from scipy.optimize import least_squares, nnls
 
 from ..scheduler.cost_model import CostModel, HostCost, LinkCost, ProgramCost
-from .measured import Kind, MeasuredStep, MeasuredTransfer
+from .measured import Entered, HostWork, Kind, MeasuredStep, MeasuredTransfer
 
 _HUBER = 1.345  # times the scale of errors: 95 % as efficient as plain least squares where they are normal
 _ROUNDS = 8  # of weighing outliers
 _LEAST_SCALE = 0.002  # of relative errors; all errors below it count alike
 _ALONE = 0.02  # of a step's time may be beside others for it to count as alone
 _ENOUGH = 4  # steps for a program's own costs, and for its own slowdown
+_LEAST_WORK = 0.2  # of the seconds of a step; what the host takes is no more than the rest
 _SLOWEST = 16.0  # a mesh beside another takes no longer than so many times as long
 
 
@@ -37,10 +39,19 @@ class Slowdown(NamedTuple):
     decode: float = 0.0
 
 
+class _Around(NamedTuple):
+    """What is known of all programs together."""
+
+    idle: float  # seconds that the host adds to a step of an idle mesh
+    slowdowns: Mapping[Kind, Slowdown]
+
+
 def fit_costs(
     steps: Sequence[MeasuredStep], transfers: Sequence[MeasuredTransfer] = (), host: HostCost | None = None
 ) -> CostModel:
     """Fit a cost model to measured steps, with the programs that are among them (`fill.py` adds others).
+
+    `host` is what the host's thread was seen to take; what a step of an idle mesh takes longer than that is `read`.
 
     Raises:
         ValueError: nothing was measured.
@@ -50,13 +61,17 @@ def fit_costs(
     programs: dict[tuple[Kind, int], list[MeasuredStep]] = defaultdict(list)
     for step in steps:
         programs[step.kind, step.bucket].append(step)
-    of_kind = _slowdowns_of_kinds(programs)
+    around = _around(programs)
     found: dict[Kind, dict[int, ProgramCost]] = {"prefill": {}, "decode": {}, "fused": {}}
     for (kind, bucket), own in sorted(programs.items()):
-        found[kind][bucket] = _fit_program(own, of_kind.get(kind, Slowdown()))
-    return CostModel(
-        found["prefill"], found["decode"], found["fused"], fit_link(transfers), HostCost() if host is None else host
-    )
+        found[kind][bucket] = _fit_program(own, around.idle, around.slowdowns.get(kind, Slowdown()))
+    return CostModel(found["prefill"], found["decode"], found["fused"], fit_link(transfers), _host(host, around.idle))
+
+
+def _host(seen: HostCost | None, idle: float) -> HostCost:
+    if seen is None:
+        return HostCost(step=idle)
+    return msgspec.structs.replace(seen, read=max(0.0, idle - seen.step))
 
 
 def fit_link(transfers: Sequence[MeasuredTransfer]) -> LinkCost:
@@ -70,36 +85,56 @@ def fit_link(transfers: Sequence[MeasuredTransfer]) -> LinkCost:
     return LinkCost(fixed, byte)
 
 
+def fit_host(entered: Sequence[Entered], work: Sequence[HostWork]) -> HostCost:
+    """Fit what the host takes for a request to come in, and for each step; nothing where none was seen."""
+    arrival = token = step = row = 0.0
+    if entered:
+        lengths = np.array([[1.0, one.prompt_len] for one in entered])
+        arrival, token = _robust_nnls(lengths, np.array([one.seconds for one in entered]))
+    if work:
+        counts = np.array([[float(one.steps), one.rows, one.requests] for one in work])
+        step, row, _ = _robust_nnls(counts, np.array([one.seconds for one in work]))
+    return HostCost(arrival, token, step, row)
+
+
 def predicted(costs: CostModel, step: MeasuredStep) -> float:
     """Return the seconds that a step should have taken, beside what it ran beside."""
     program = {"prefill": costs.prefill, "decode": costs.decode, "fused": costs.fused}[step.kind][step.bucket]
-    work, slow = _alone(program, step), step.seconds
-    done = _work(step, Slowdown(program.beside_prefill, program.beside_decode))
-    return work * slow / done if done > 0 else work
+    work = _work(step, Slowdown(program.beside_prefill, program.beside_decode))
+    idle = 0.0 if step.is_queued else costs.host.step + costs.host.read
+    return idle + _alone(program, step) * step.seconds / work
 
 
 # ---- one program
 
 
-def _fit_program(steps: Sequence[MeasuredStep], of_kind: Slowdown) -> ProgramCost:
-    alone = [step for step in steps if _is_alone(step)]
-    if len(alone) < _ENOUGH:
-        return _fit_base(steps, [_work(step, of_kind) for step in steps], of_kind)
-    base = _fit_base(alone, [step.seconds for step in alone], of_kind)
-    beside = [(step, _alone(base, step)) for step in steps if not _is_alone(step)]
-    own = _fit_slowdown(beside) if len(beside) >= _ENOUGH else of_kind
+def _fit_program(steps: Sequence[MeasuredStep], idle: float, of_kind: Slowdown) -> ProgramCost:
+    plain = _plain(steps)
+    if len(plain) < _ENOUGH:
+        return _fit_base(steps, [_work(step, of_kind, idle) for step in steps], of_kind)
+    base = _fit_base(plain, [step.seconds for step in plain], of_kind)
+    beside = [step for step in steps if not _is_alone(step)]
+    own = _fit_slowdown([(step, _alone(base, step)) for step in beside], idle) if len(beside) >= _ENOUGH else of_kind
     return msgspec.structs.replace(base, beside_prefill=own.prefill, beside_decode=own.decode)
 
 
-def _slowdowns_of_kinds(programs: Mapping[tuple[Kind, int], Sequence[MeasuredStep]]) -> dict[Kind, Slowdown]:
-    """Fit the slowdown of each kind of step, where some ran alone and some beside others."""
-    pooled: dict[Kind, list[tuple[MeasuredStep, float]]] = defaultdict(list)
+def _around(programs: Mapping[tuple[Kind, int], Sequence[MeasuredStep]]) -> _Around:
+    """Find what holds for all programs, from those of which some steps are plain and some are not."""
+    added: list[float] = []
+    beside: dict[Kind, list[tuple[MeasuredStep, float]]] = defaultdict(list)
     for (kind, _), steps in sorted(programs.items()):
-        alone = [step for step in steps if _is_alone(step)]
-        if len(alone) >= _ENOUGH:
-            base = _fit_base(alone, [step.seconds for step in alone], Slowdown())
-            pooled[kind] += [(step, _alone(base, step)) for step in steps if not _is_alone(step)]
-    return {kind: _fit_slowdown(found) for kind, found in pooled.items() if len(found) >= _ENOUGH}
+        plain = _plain(steps)
+        if len(plain) >= _ENOUGH:
+            base = _fit_base(plain, [step.seconds for step in plain], Slowdown())
+            expected = [(step, _alone(base, step)) for step in steps]
+            added += [step.seconds - alone for step, alone in expected if _is_alone(step) and not step.is_queued]
+            beside[kind] += [(step, alone) for step, alone in expected if not _is_alone(step)]
+    idle = max(0.0, float(np.median(added))) if len(added) >= _ENOUGH else 0.0
+    return _Around(idle, {kind: _fit_slowdown(found, idle) for kind, found in beside.items() if len(found) >= _ENOUGH})
+
+
+def _plain(steps: Sequence[MeasuredStep]) -> list[MeasuredStep]:
+    return [step for step in steps if step.is_queued and _is_alone(step)]
 
 
 def _fit_base(steps: Sequence[MeasuredStep], seconds: Sequence[float], slowdown: Slowdown) -> ProgramCost:
@@ -109,12 +144,12 @@ def _fit_base(steps: Sequence[MeasuredStep], seconds: Sequence[float], slowdown:
     return ProgramCost(fixed, chunk, pair, row, context, slowdown.prefill, slowdown.decode)
 
 
-def _fit_slowdown(steps: Sequence[tuple[MeasuredStep, float]]) -> Slowdown:
+def _fit_slowdown(steps: Sequence[tuple[MeasuredStep, float]], idle: float) -> Slowdown:
     """Fit the slowdown that leaves of each step's time what it should have taken alone, which is given with it."""
 
     def errors(shares: np.ndarray) -> np.ndarray:
         slowdown = Slowdown(*shares.tolist())
-        return np.array([_work(step, slowdown) / alone - 1.0 for step, alone in steps])
+        return np.array([_work(step, slowdown, idle) / alone - 1.0 for step, alone in steps])
 
     with_prefill = any(part.prefills for step, _ in steps for part in step.beside)
     with_decode = any(part.decodes for step, _ in steps for part in step.beside)
@@ -127,13 +162,15 @@ def _is_alone(step: MeasuredStep) -> bool:
     return sum(part.seconds for part in step.beside) <= _ALONE * step.seconds
 
 
-def _work(step: MeasuredStep, slowdown: Slowdown) -> float:
-    """Return the seconds that the step would have taken alone, if others slow it down by so much."""
+def _work(step: MeasuredStep, slowdown: Slowdown, idle: float = 0.0) -> float:
+    """Return the seconds that the step would have taken alone on a mesh with work before it, if the host adds `idle` to
+    one of an idle mesh, and others slow it down by so much."""
     shared = sum(part.seconds for part in step.beside)
     slowed = [
         part.seconds / (1.0 + slowdown.prefill * part.prefills + slowdown.decode * part.decodes) for part in step.beside
     ]
-    return step.seconds - shared + sum(slowed)
+    work = step.seconds - shared + sum(slowed)
+    return work if step.is_queued else max(_LEAST_WORK * work, work - idle)
 
 
 def _alone(program: ProgramCost, step: MeasuredStep) -> float:

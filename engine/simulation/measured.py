@@ -32,6 +32,9 @@ class MeasuredStep(msgspec.Struct, frozen=True):
     context: int  # KV tokens that they read
     seconds: float
     beside: tuple[Beside, ...] = ()  # the rest of the time no other mesh computed
+    # Whether its mesh had work when it was dispatched; if not, the seconds include what the host takes to start and to
+    # read a step.
+    is_queued: bool = True
 
 
 class MeasuredTransfer(NamedTuple):
@@ -41,30 +44,49 @@ class MeasuredTransfer(NamedTuple):
     seconds: float
 
 
-def measured_step(action: Prefill | Decode | Fused, seconds: float, beside: Iterable[Beside] = ()) -> MeasuredStep:
-    """Return what a step that took so long says about costs."""
-    if isinstance(action, Decode):
-        return _measured(action, "decode", action.steps, (), action.rows, seconds, beside)
-    if isinstance(action, Prefill):
-        return _measured(action, "prefill", 1, action.chunks, (), seconds, beside)
-    return _measured(action, "fused", 1, action.chunks, action.rows, seconds, beside)
+class Entered(NamedTuple):
+    """A request that came in."""
+
+    prompt_len: int
+    seconds: float  # from its call until the dispatching thread had it
 
 
-def _measured(
-    action: Prefill | Decode | Fused,
-    kind: Kind,
-    passes: int,
-    chunks: Sequence[Chunk],
-    rows: Sequence[DecodeRow],
-    seconds: float,
-    beside: Iterable[Beside],
+class HostWork(NamedTuple):
+    """What the dispatching thread did in some time."""
+
+    seconds: float  # of its CPU time
+    steps: int  # that it dispatched
+    rows: int  # rows and chunks of those
+    requests: int  # that came in
+
+
+def measured_step(
+    action: Prefill | Decode | Fused, seconds: float, beside: Iterable[Beside] = (), *, is_queued: bool = True
 ) -> MeasuredStep:
-    read = passes * sum([row.kv_len for row in rows]) + len(rows) * (passes * (passes - 1) // 2)
-    attended = sum([pairs(chunk.start, chunk.length) for chunk in chunks])
+    """Return what a step that took so long says about costs."""
+    chunks: Sequence[Chunk] = () if isinstance(action, Decode) else action.chunks
+    rows: Sequence[DecodeRow] = () if isinstance(action, Prefill) else action.rows
+    passes = action.steps if isinstance(action, Decode) else 1
     return MeasuredStep(
-        action.mesh, kind, action.bucket, passes, len(chunks), attended, passes * len(rows), read, seconds,
-        tuple(beside),
-    )  # fmt: skip
+        mesh=action.mesh,
+        kind=kind_of(action),
+        bucket=action.bucket,
+        passes=passes,
+        chunks=len(chunks),
+        pairs=sum([pairs(chunk.start, chunk.length) for chunk in chunks]),
+        rows=passes * len(rows),
+        context=passes * sum([row.kv_len for row in rows]) + len(rows) * (passes * (passes - 1) // 2),
+        seconds=seconds,
+        beside=tuple(beside),
+        is_queued=is_queued,
+    )
+
+
+def kind_of(action: Prefill | Decode | Fused) -> Kind:
+    """Return the kind of a step."""
+    if isinstance(action, Decode):
+        return "decode"
+    return "prefill" if isinstance(action, Prefill) else "fused"
 
 
 def without_cold(steps: Iterable[MeasuredStep]) -> list[MeasuredStep]:

@@ -38,19 +38,20 @@ def named_model(name: str | Path) -> NamedModel:
         CheckpointError: nobody knows a model of this name, or its files cannot be used.
     """
     text, path = str(name), Path(os.path.expanduser(name))
-    found = known_name(text)
     if _exists(path):
-        return _of_files(path, found)
-    if found is not None:
-        return NamedModel(found, known_config(found))
-    if text in CATALOG and _exists(CATALOG[text].cached(cache_directory())):
-        return _of_files(CATALOG[text].cached(cache_directory()), text)
-    return NamedModel(text, known_config(text))  # which says that it is not known
+        return NamedModel(profile_name(name), _of_files(path))
+    if known_name(text) is None and text in CATALOG and _exists(CATALOG[text].cached(cache_directory())):
+        return NamedModel(text, _of_files(CATALOG[text].cached(cache_directory())))
+    return NamedModel(profile_name(name), known_config(text))
 
 
-def _of_files(path: Path, name: str | None) -> NamedModel:
-    """Read the sizes from a model's own files; `name` is the one that is known, if any."""
-    name = name or path.absolute().stem.lower()
+def profile_name(name: str | Path) -> str:
+    """Return what profiles call a model, the same for all spellings; that of a file is its name."""
+    return known_name(str(name)) or Path(os.path.expanduser(name)).absolute().stem.lower()
+
+
+def _of_files(path: Path) -> ModelConfig:
+    """Read the sizes from a model's own files."""
     config = path / _CONFIG
     if config.is_file():
         settings = Settings(read_json(config))
@@ -59,10 +60,10 @@ def _of_files(path: Path, name: str | None) -> NamedModel:
             model = format_named(HUGGING_FACE, settings.get("model_type"), "model_type").config(settings)
         except ValueError as error:
             raise CheckpointError(f"{config}: {error}") from None
-        return NamedModel(name, model)
+        return model
     from .open import open_checkpoint  # which imports JAX
 
-    return NamedModel(name, open_checkpoint(path).config)
+    return open_checkpoint(path).config
 
 
 def _exists(path: Path) -> bool:
