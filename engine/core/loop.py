@@ -9,6 +9,7 @@ updates in `running_requests.py`. Not thread-safe, but for `figures`.
 
 from collections.abc import Callable, Iterable
 
+from ..config import EngineConfig
 from ..metrics.counters import HostTime
 from ..protocol.actions import FinishReason
 from ..protocol.events import (
@@ -40,9 +41,15 @@ type Message = tuple[Submission, ...] | RequestEvent | Completion | Tick | Chang
 class Loop:
     """What an engine does between two waits."""
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, clock: Callable[[], float]) -> None:
-        """Begin without requests; `clock` gives seconds."""
-        self.scheduler, self.executor = scheduler, executor
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        clock: Callable[[], float],
+        running: Callable[[Submission, Request, EngineConfig], RunningRequest] = RunningRequest,
+    ) -> None:
+        """Begin without requests; `clock` gives seconds, and `running` makes what keeps a request's tokens."""
+        self.scheduler, self.executor, self._running = scheduler, executor, running
         self.requests = RunningRequests(scheduler.config.page_size)
         self.observers, self.host = Observers(), HostTime()
         self.changes = Changes(scheduler, executor, clock)
@@ -98,13 +105,13 @@ class Loop:
         entering = [submission for submission in self._entering if submission.facts.id not in self.requests]
         for submission in (*entering, *left):
             request = Request(submission.facts, -1, Timeline(submission.arrival))
-            self.requests.add(RunningRequest(submission, request, self.scheduler.config))
+            self.requests.add(self._running(submission, request, self.scheduler.config))
         self.requests.end_all(reason, why if reason == "error" else None, now)
 
     def _accept(self, submission: Submission) -> None:
         self.scheduler.on(Arrived(submission.arrival, submission.facts))
         request = self.scheduler.requests[submission.facts.id]
-        self.requests.add(RunningRequest(submission, request, self.scheduler.config))
+        self.requests.add(self._running(submission, request, self.scheduler.config))
 
     def _take_step(self, result: StepResult) -> None:
         if self.scheduler.is_in_flight(result.mesh, result.step):

@@ -2,10 +2,10 @@
 
 A request comes at a time of its own (open loop), or some time after an earlier one has ended (a closed loop, or the
 next turn of a conversation): then nobody knows when before that has happened, in a simulation as in a run. Where loads
-come from is elsewhere: `traces.py`, `generators.py`, and a run's decision log.
+come from is elsewhere: `load_spec.py` names files and generators, and a decision log holds the load of its run.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..protocol.service import DEFAULT, Service
@@ -20,11 +20,23 @@ class WorkRequest:
     at: float | None = None  # seconds from the workload's start; None: it waits for `after`
     after: int | None = None  # the number of an earlier request whose end it waits for
     pause: float = 0.0  # seconds from that end until it comes: somebody thinks, or a tool runs
-    # An id for each block of `Workload.block_tokens` prompt tokens, the last for what does not fill one. Two prompts
-    # are the same as far as their ids are. Empty: it shares nothing.
+    # An id for each block of `Workload.block_tokens` tokens of the prompt, the last for what does not fill one: it
+    # stands for that block and all before it, so two prompts are the same as far as their ids are. Where a later
+    # prompt goes on with the answer, the ids go on over the answer. Empty: it shares nothing.
     blocks: tuple[int, ...] = ()
     session: str | None = None  # the conversation that it goes on with
     service: Service = DEFAULT
+
+    @property
+    def time(self) -> float:
+        """Return the time at which it comes, in seconds from the workload's start.
+
+        Raises:
+            ValueError: nobody knows it, since it waits for another.
+        """
+        if self.at is None:
+            raise ValueError("the request waits for another one, and has no time of its own.")
+        return self.at
 
 
 @dataclass(frozen=True)
@@ -34,3 +46,18 @@ class Workload:
     name: str  # for reports
     requests: Iterable[WorkRequest]  # again and again the same
     block_tokens: int = 512  # prompt tokens of a block
+
+
+def page_hashes(blocks: Sequence[int], block_tokens: int, length: int, page_size: int) -> tuple[bytes, ...]:
+    """Return hashes of the full pages of the first `length` tokens, as far as `blocks` tells what they are.
+
+    They are equal exactly where two sequences hold the same page behind the same prefix. A page that ends inside a
+    block has that block's id and its own place; sizes of pages and blocks need not divide each other.
+    """
+    pages = min(length, len(blocks) * block_tokens) // page_size
+    return tuple(
+        [
+            b"%d:%d" % (blocks[(end - 1) // block_tokens], end)
+            for end in range(page_size, pages * page_size + 1, page_size)
+        ]
+    )

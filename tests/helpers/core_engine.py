@@ -20,12 +20,12 @@ from twinmesh import LLM, SamplingParams
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.core.inspection import Observer
 from twinmesh.engine.options import EngineOptions
-from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.sharding.weights import Placer
+from twinmesh.engine.sizing.cache_groups import groups
+from twinmesh.engine.sizing.heads import model_on
+from twinmesh.engine.sizing.memory_needs import page_bytes
 from twinmesh.engine.startup.build import Engine, start_core
-from twinmesh.engine.startup.memory import page_bytes
 from twinmesh.engine.topology import Topology
-from twinmesh.engine.worker.kv_cache import groups
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 from twinmesh.models.text.chat import ChatTemplate
@@ -77,7 +77,7 @@ def _bytes_for(model, topology, requests, changes):
     config = EngineConfig(Topology.parse(topology), windows=tuple(windows), **options)
     most = 0
     for spec in config.topology.meshes:
-        sizes = page_bytes(model_on(model, spec.tp), config.page_size, dtype)
+        sizes = page_bytes(model_on(model, spec.tp), config.page_size, dtype.name)
         whole = sum(config.most_pages(window) * size for window, size in zip(windows, sizes, strict=True))
         staging = sum(config.pages_to_send(window) * size for window, size in zip(windows, sizes, strict=True))
         most = max(most, math.ceil(requests * whole) + config.has_handoffs * staging)

@@ -1,0 +1,26 @@
+"""Mean and percentiles of one quantity over many requests."""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+
+class Distribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of `count` values, in seconds; percentiles are linear between the two nearest ranks."""
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+    @classmethod
+    def of(cls, values: Sequence[float] | np.ndarray) -> "Distribution | None":
+        """Compute that of these values, without those that are NaN; None where none is left."""
+        known = np.asarray(values, dtype=np.float64)
+        known = known[~np.isnan(known)]
+        if not len(known):
+            return None
+        p50, p90, p99 = np.percentile(known, (50, 90, 99)).tolist()
+        return cls(len(known), float(known.mean()), p50, p90, p99)

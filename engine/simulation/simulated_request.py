@@ -1,0 +1,120 @@
+"""A request of a workload while the simulated engine has it: no tokens, but what they would mean.
+
+Its page hashes come from the workload's blocks, the answer's too, so that a later prompt which goes on with the answer
+finds it cached where the real engine would. Its sink makes its record when it ends.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from msgspec.structs import replace
+
+from ..config import EngineConfig
+from ..core.running_request import RunningRequest
+from ..core.submission import Submission, Update
+from ..metrics.request_records import RequestRecord
+from ..protocol.actions import Accept
+from ..protocol.events import Outcome, RequestFacts
+from ..protocol.sampling_plan import SamplingPlan
+from ..protocol.timeline import Timeline
+from ..scheduler.request import Request
+from .workload import Workload, WorkRequest, page_hashes
+
+_PLAN = SamplingPlan(temperature=0.0, seed=0)
+_NO_TOKENS = np.empty(0, np.int32)
+_ACCEPT = Accept(0, _NO_TOKENS, _PLAN, _NO_TOKENS)  # which a virtual executor does not look at
+_NOBODY = frozenset[int]()
+
+
+class SimulatedSink:
+    """The caller of a simulated request, who is told of its end alone."""
+
+    __slots__ = ("answer", "ended", "host", "number", "work")
+
+    def __init__(self, number: int, work: WorkRequest, answer: tuple[bytes, ...], ended: "Ended") -> None:
+        """`answer` are the hashes of the pages that the answer fills; `ended` is told of the end."""
+        self.number, self.work, self.answer, self.ended = number, work, answer, ended
+        self.host = 0.0  # seconds from the call to the event
+
+    def put(self, update: Update) -> None:
+        """Take an update; the last one ends the request."""
+        if update.finish_reason is not None:
+            self.ended(self, update)
+
+    def record(self, update: Update, read: float) -> RequestRecord:
+        """Make the request's record of its last update; `read` is what reading a step takes the host, in seconds."""
+        line, reason = update.timeline, update.finish_reason
+        assert line is not None
+        assert reason is not None
+        tokens = len(line.tokens)
+        first = line.first_token
+        queue, prefill, host = self._parts(line, first, read)
+        return RequestRecord(
+            self.number,
+            line.arrival,
+            self.work.prompt_len,
+            tokens,
+            update.cache.cached_tokens if update.cache is not None else 0,
+            first,
+            line.tokens[-1] if tokens else None,
+            line.finish,
+            queue,
+            prefill,
+            line.handoff or 0.0,
+            host,
+            reason,
+            self.work.service.slo,
+        )
+
+    def _parts(self, line: Timeline, first: float | None, read: float) -> tuple[float, float, float]:
+        """Divide the time to first token into queue, prefill and host."""
+        if first is None or line.prefill_start is None:
+            return 0.0, 0.0, 0.0
+        queue = max(0.0, line.prefill_start - line.arrival - self.host)
+        host = min(first - line.arrival - queue, self.host + read)
+        return queue, first - line.arrival - queue - host, host
+
+
+type Ended = Callable[[SimulatedSink, Update], None]
+
+
+class SimulatedRequest(RunningRequest):
+    """A running request that counts its tokens instead of keeping them."""
+
+    def __init__(self, submission: Submission, request: Request, config: EngineConfig) -> None:
+        super().__init__(submission, request, config)
+        assert isinstance(submission.sink, SimulatedSink)
+        self._answer = submission.sink.answer if config.prefix_cache else ()
+        self._first_page = submission.facts.prompt_len // config.page_size
+
+    def accept(self, run: int) -> Accept:
+        """Note that the executor has the request."""
+        self.accepted_run, self._accepted_at = run, self.request.placement
+        return _ACCEPT
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Return no tokens: there are none."""
+        return _NO_TOKENS
+
+    def take_token(self, token: int) -> Outcome:
+        """Count the request's next token; return what it means to the scheduler."""
+        self.length += 1
+        if self.length % self._page_size:
+            return Outcome(self._id, False)
+        page = self.length // self._page_size - 1 - self._first_page
+        return Outcome(self._id, False, self._answer[page] if page < len(self._answer) else None)
+
+
+def make_submission(
+    number: int, work: WorkRequest, workload: Workload, page_size: int, arrival: float, ended: Ended
+) -> Submission:
+    """Make of a workload's request what the core takes; `arrival` is when its caller called."""
+    whole = page_hashes(work.blocks, workload.block_tokens, work.prompt_len + work.output_len, page_size)
+    pages = work.prompt_len // page_size
+    service = work.service
+    if work.session is not None and service.session is None:
+        service = replace(service, session=work.session)
+    facts = RequestFacts(number, work.prompt_len, work.output_len, whole[:pages], None, service)
+    sink = SimulatedSink(number, work, whole[pages:], ended)
+    return Submission(arrival, facts, _NO_TOKENS, _PLAN, _NOBODY, None, sink)

@@ -1,0 +1,120 @@
+"""An executor in virtual time, behind the contract of the real one (`protocol/executor.py`).
+
+Each mesh performs its commands in the order given; results come as messages, at the times that the costs say. Host time
+is spent here too: the dispatching thread goes on by what a step costs it, and what it dispatches next comes later. A
+scatter, a copied page and an assignment cost no time. Tokens mean nothing: a row's are its request's number. The KV of
+a mesh is only in the scheduler's books.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ..config import EngineConfig, PoolSize
+from ..metrics.counters import HostTime
+from ..protocol.actions import Chunk, Command, Decode, DecodeRow, Fused, Prefill, ResetMesh, StartTransfer
+from ..protocol.events import TransferFailed, TransferReady
+from ..protocol.results import Completion, MeshLost, StepFailed, StepResult, Traffic
+from ..scheduler.cost_model import CostModel
+from .links import Links, Sending
+from .virtual_meshes import Step, TrueTimes, VirtualMeshes
+from .virtual_time import VirtualTime
+
+
+class VirtualExecutor:
+    """The meshes and links of one engine; an `Executor`."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        pools: Sequence[PoolSize],
+        costs: Sequence[CostModel],
+        time: VirtualTime,
+        post: Callable[[Completion], None],
+        true: TrueTimes,
+    ) -> None:
+        """Begin idle; `costs` are of each mesh, and `post` takes completions."""
+        self.traffic, self.host = Traffic(), HostTime()
+        self._pools, self._costs, self._time, self._post = pools, costs, time, post
+        self._caps = [config.pages_to_send(window) for window in config.windows]
+        self._links = Links(time, costs[0].link, len(costs), self._arrived)
+        self.meshes = VirtualMeshes(time, costs, true, self._ended, self._gathered)
+        self._dispatched: dict[int, float] = {}  # transfer -> when it was
+
+    def perform(self, command: Command) -> None:
+        """Start one command, and let the dispatching thread take its time for it."""
+        if isinstance(command, Prefill | Decode | Fused):
+            host = self._costs[command.mesh].host
+            seconds = host.step + host.row * len(_rows(command))
+            self.host.seconds += seconds
+            self._time.advance(self._time.now + seconds)
+            if self.meshes.has_failed(command.mesh):
+                self._fail_step(command, _LOST)
+            else:
+                self.meshes.perform(command.mesh, command)
+        elif isinstance(command, StartTransfer):
+            if self.meshes.has_failed(command.source):
+                self._post(TransferFailed(self._time.now, command.transfer, _LOST))
+            else:
+                self._dispatched[command.transfer] = self._time.now
+                self.meshes.perform(command.source, command)
+        elif isinstance(command, ResetMesh):
+            self.meshes.reset(command.mesh)
+
+    def fail(self, mesh: int, reason: str) -> None:
+        """Let a mesh fail now: what it was doing raises; where that is nothing, it is reported as lost."""
+        lost = self.meshes.fail(mesh)
+        for action in lost:
+            if isinstance(action, StartTransfer):
+                del self._dispatched[action.transfer]
+                self._post(TransferFailed(self._time.now, action.transfer, reason))
+            else:
+                self._fail_step(action, reason)
+        if not any(isinstance(action, Prefill | Decode | Fused) for action in lost):
+            self._post(MeshLost(self._time.now, mesh, reason))
+
+    def check_params(self, new: Mapping[str, object]) -> None:
+        """Take any parameters: there are none."""
+
+    def replace_params(self, new: Mapping[str, object]) -> None:
+        """Do nothing: there are no parameters."""
+
+    def close(self) -> None:
+        """Do nothing: there are no threads."""
+
+    def _ended(self, step: Step) -> None:
+        """Post what a step has sampled, once it is read."""
+        read = self._costs[step.mesh].host.read
+        if read:
+            self._time.at(self._time.now + read, self._read, step)
+        else:
+            self._read(step)
+
+    def _read(self, step: Step) -> None:
+        rows = _rows(step)
+        tokens = np.empty((step.steps if isinstance(step, Decode) else 1, len(rows)), np.int32)
+        tokens[:] = [row.request_id for row in rows]
+        self._post(StepResult(self._time.now, step.mesh, step.step, rows, tokens))
+
+    def _fail_step(self, step: Step, reason: str) -> None:
+        self._post(StepFailed(self._time.now, step.mesh, step.step, reason))
+
+    def _gathered(self, action: StartTransfer) -> None:
+        size = self._pools[action.source].transfer_bytes(action.bucket, self._caps)
+        self._links.send(action.transfer, action.source, action.destination, size)
+
+    def _arrived(self, sending: Sending) -> None:
+        now = self._time.now
+        self.traffic.transfers += 1
+        self.traffic.bytes += sending.size
+        self.traffic.seconds += now - self._dispatched.pop(sending.number)
+        self._post(TransferReady(now, sending.number))
+
+
+_LOST = "the mesh has failed."
+
+
+def _rows(step: Step) -> tuple[Chunk | DecodeRow, ...]:
+    if isinstance(step, Decode):
+        return step.rows
+    return step.chunks if isinstance(step, Prefill) else (*step.chunks, *step.rows)
