@@ -1,7 +1,7 @@
 """Loads made by rule: every one a pure function of its options and a seed, however often it is iterated over.
 
 Requests of open loops come at times of their own, whatever becomes of earlier ones; in closed loops (`closed`, `lanes`)
-they wait for them. Times and lengths have random streams of their own, so that another rate leaves lengths as they were.
+they wait for them. Times and lengths have random streams of their own: another rate leaves the lengths as they were.
 """
 
 from collections.abc import Callable, Iterator

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from . import scaling
 from .generators import GENERATORS
+from .load_file import ReadBatch, read_load_file
 from .spec_options import Options
-from .traces import read_trace
 from .workload import Workload
 
 SPEC = """\
-a load is a recorded trace or a generator, with options: TRACE, TRACE:key=value,... or GENERATOR:key=value,...
-  traces      CSV with TIMESTAMP, ContextTokens and GeneratedTokens (Azure); JSONL with timestamp, input_length,
-              output_length and hash_ids (Mooncake)
+a load is a file or a generator, with options: FILE, FILE:key=value,... or GENERATOR:key=value,...
+  files       CSV with TIMESTAMP, ContextTokens and GeneratedTokens (Azure); JSONL with timestamp, input_length,
+              output_length and hash_ids (Mooncake); batch files, where the model is at hand; reports of earlier runs
   poisson     rate (requests/s)
   gamma       rate, cv: the gaps' standard deviation / mean, 0 for an even pace and 1 for poisson
   ramp        rate, to: from one rate to the other within `seconds`; cv
@@ -33,14 +33,14 @@ a load is a recorded trace or a generator, with options: TRACE, TRACE:key=value,
 all           input and output (tokens: 512, or uniform as in 100-900), or lengths=TRACE for its pairs; seed (0)
 open loops    seconds, requests, or both: whichever comes first
 conversations rate, and seconds or conversations, and cv (1); or, as a closed loop, lanes and conversations
-              system (tokens of a prompt that they share, 0), systems (1 of them), opening (tokens of the first message),
-              longest (tokens: the turn that would have more is left out, and is the end)
-scaling       limit (the first so many), keep (a share of them), copies (superimposed), faster (times), longer (lengths)
+              system (tokens of a prompt that they share, 0), systems (1 of them), opening (tokens of the first
+              message), longest (tokens: a turn that would have more is left out, and is the end)
+scaling       limit (the first so many), keep (a share), copies (superimposed), faster (times), longer (lengths)
 """
 
 
-def read_workload(text: str) -> Workload:
-    """Return the workload that a text stands for.
+def read_workload(text: str, read_batch: ReadBatch | None = None) -> Workload:
+    """Return the workload that a text stands for; `read_batch` reads batch files, whose texts need a tokenizer.
 
     Raises:
         OSError: a file cannot be read.
@@ -49,7 +49,7 @@ def read_workload(text: str) -> Workload:
     """
     name, options = _divided(text)
     make = GENERATORS.get(name)
-    workload = read_trace(_path(name, text)) if make is None else make(text, options, read_trace)
+    workload = read_load_file(_path(name, text), read_batch) if make is None else make(text, options, read_load_file)
     workload = _scaled(workload, options)
     options.check_all_taken()
     if make is not None and next(iter(workload.requests), None) is None:

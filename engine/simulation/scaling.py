@@ -179,12 +179,15 @@ class _Superimposed:
 
     def _copy(self, request: WorkRequest, copy: int, at: float, places: np.ndarray) -> WorkRequest:
         after = request.after
-        return replace(
-            request,
-            at=None if request.at is None else at,
-            after=None if after is None else int(places[after * self.copies + copy]),
-            blocks=tuple([block * self.copies + copy for block in request.blocks]),
-            session=None if request.session is None else f"{request.session}/{copy}",
+        return WorkRequest(
+            request.prompt_len,
+            request.output_len,
+            None if request.at is None else at,
+            None if after is None else int(places[after * self.copies + copy]),
+            request.pause,
+            tuple([block * self.copies + copy for block in request.blocks]),
+            None if request.session is None else f"{request.session}/{copy}",
+            request.service,
         )
 
 

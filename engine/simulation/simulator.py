@@ -17,6 +17,7 @@ from ..core.inspection import Observer
 from ..core.loop import Loop, Message
 from ..core.submission import Submission
 from ..core.waiting_room import RoomKeeper, WaitingRoom
+from ..metrics.gaps import Gaps
 from ..metrics.metrics import Metrics
 from ..metrics.request_records import RequestRecord, RequestRecords
 from ..protocol.actions import Action
@@ -90,6 +91,7 @@ def simulate(
     noise: float = 0.0,
     speed: float = 1.0,
     each: Callable[[RequestRecord], None] | None = None,
+    gaps: Gaps | None = None,
 ) -> Simulation:
     """Run a workload to its end.
 
@@ -102,13 +104,14 @@ def simulate(
         noise: standard deviation of the logarithm of each step's true time, of which nobody knows; the mean stays.
         speed: true step times are so many times those that the costs say.
         each: takes the records one by one, instead of `Simulation.records`.
+        gaps: counts the gaps between the tokens of requests that end.
 
     Raises:
         ValueError: a workload that cannot be served, or numbers that cannot be.
     """
     if not is_positive(speed) or not 0 <= noise < 1:
         raise ValueError(f"speed={speed!r}, noise={noise!r}: speed must be above 0, and noise at least 0 and below 1.")
-    return _Run(workload, engine, TrueTimes(noise, speed, seed), log, incidents, each).run()
+    return _Run(workload, engine, TrueTimes(noise, speed, seed), log, incidents, each, gaps).run()
 
 
 class _Run(Observer):
@@ -122,6 +125,7 @@ class _Run(Observer):
         log: DecisionLog | None,
         incidents: Sequence[Incident],
         each: Callable[[RequestRecord], None] | None,
+        gaps: Gaps | None,
     ) -> None:
         config, pools, costs = engine.config, engine.pools, engine.costs_of_meshes
         self._time, self._inbox = VirtualTime(), list[Message]()
@@ -142,7 +146,7 @@ class _Run(Observer):
         for incident in sorted(incidents, key=lambda incident: incident.at):
             self._plan(incident)
         self._arrivals = Arrivals(
-            workload, config, costs[0].host, self._time, room, self._submit, each or self._records.append
+            workload, config, costs[0].host, self._time, room, self._submit, each or self._records.append, gaps
         )
 
     def run(self) -> Simulation:

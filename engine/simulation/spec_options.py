@@ -1,4 +1,4 @@
-"""Options of a load as they are written on a command line: `key=value,key=value`, and a sentence for each that is wrong.
+"""Options of a load as they are written on a command line: `key=value,key=value`; a sentence for each that is wrong.
 
 Whoever takes an option says what it must be; what nobody has taken is refused at the end, so that no option is ignored.
 """

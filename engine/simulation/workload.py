@@ -2,7 +2,7 @@
 
 A request comes at a time of its own (open loop), or some time after an earlier one has ended (a closed loop, or the
 next turn of a conversation): then nobody knows when before that has happened, in a simulation as in a run. Where loads
-come from is elsewhere: `traces.py`, `generators.py`, and a run's decision log.
+come from is elsewhere: `load_spec.py` names files and generators, and a decision log holds the load of its run.
 """
 
 from collections.abc import Iterable, Sequence

@@ -63,6 +63,8 @@ def test_a_workload_is_the_same_each_time(tmp_path):
         (OF_2023 + "2023-11-16 18:16:00,many,5\n", "line 4: .* is no request"),
         (OF_2023 + "2023-11-16 18:16:00,5\n", "line 4: .* is no request"),
         (OF_2023 + "2023-11-16 18:16:00,-5,5\n", "line 4: .* is no request"),
+        (OF_2023 + "2023-11-16 18:16:00,5000000000,5\n", "line 4: .* is no request"),
+        (OF_2023 + "9999-12-31 23:59:59-23:59,5,5\n0001-01-01 00:00:00+23:59,5,5\n", "line 5: it comes before"),
         (OF_2023 + "\n", "line 4: .* is no request"),
         (OF_2023.encode() + b"\xff\x00,1,1\n", "line 4: .* is no request"),
         (OF_2023 + "2023-11-16 18:15:46,5,5\n", "line 4: it comes before the line above: sort the lines"),
