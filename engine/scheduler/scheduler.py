@@ -11,7 +11,7 @@ No clock, randomness or I/O: a replay of the same events gives the same actions 
 from collections.abc import Sequence
 
 from ..config import EngineConfig, PoolSize
-from ..protocol.actions import Action, Chunk, DecodeRow
+from ..protocol.actions import Action, Chunk, DecodeRow, StartTransfer
 from ..protocol.cache_report import MissReason
 from ..protocol.events import (
     AbortRequested,
@@ -143,6 +143,10 @@ class Scheduler:
         """Return whether this step's result is still awaited."""
         return step in self.meshes[mesh].in_flight
 
+    def transfer_bytes(self, action: StartTransfer) -> int:
+        """Return the bytes that a transfer moves."""
+        return self._handoffs.staging.bytes_on(action.source, action.bucket)
+
     def transfers_from(self, mesh: int) -> list[int]:
         """List the transfers that leave this mesh and have not arrived."""
         return self._handoffs.under_way_from(mesh)
@@ -150,6 +154,11 @@ class Scheduler:
     def roles(self) -> list[str]:
         """Return the role of each mesh, with what is left of the one before, as in "decode (draining prefill)"."""
         return self._roles.shown()
+
+    @property
+    def is_held(self) -> bool:
+        """Return whether only requests that start over are admitted."""
+        return self._admission.is_held
 
     @property
     def is_drained(self) -> bool:
