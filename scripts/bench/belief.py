@@ -78,13 +78,14 @@ class Link:
         """Start the process; its profile is measured when the `with` block begins."""
         self.engine = engine
         context = get_context("spawn")
-        self._here, there = context.Pipe()
-        arguments = (there, args.model, engine_options(engine, args), args.quick)
+        self._here, self._there = context.Pipe()
+        arguments = (self._there, args.model, engine_options(engine, args), args.quick)
         self._process = context.Process(target=serve, args=arguments, daemon=True)
 
     def __enter__(self) -> "Link":
         """Wait until the engine has its profile."""
         self._process.start()
+        self._there.close()  # so that the process alone holds that end, and its own end is seen
         self.served: Served = self._receive()
         errors = ", ".join(f"{e.kind} {e.mape:.1%} at most {e.worst:.1%} of {e.points}" for e in self.served.errors)
         print(f"{self.engine.name}: errors of the profile: {errors}", file=sys.stderr, flush=True)
@@ -110,10 +111,10 @@ class Link:
         return list(simulate(load.workload, simulated, incidents=calls, noise=noise, seed=seed).records)
 
     def _receive(self) -> Any:
-        while not self._here.poll(1.0):
-            if not self._process.is_alive():
-                raise SystemExit(f"belief: the engine {self.engine.name} has ended; above is why.")
-        return self._here.recv()
+        try:
+            return self._here.recv()
+        except EOFError:
+            raise SystemExit(f"belief: the engine {self.engine.name} has ended; above is why.") from None
 
 
 def engine_options(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
