@@ -21,7 +21,7 @@ import twinmesh
 from twinmesh.engine.api.vllm_tables import ENGINE
 from twinmesh.engine.errors import BatchStopped, EngineError
 from twinmesh.engine.options import nearest
-from twinmesh.scripts import batch, convert, fetch, generate, profile, replay, simulate
+from twinmesh.scripts import batch, convert, fetch, generate, plan, profile, replay, simulate
 from twinmesh.scripts.bench import command as bench
 from twinmesh.scripts.fetch import FetchError
 
@@ -33,6 +33,7 @@ COMMANDS = {
     "replay": replay,
     "profile": profile,
     "simulate": simulate,
+    "plan": plan,
     "bench": bench,
 }
 EPILOG = """\
