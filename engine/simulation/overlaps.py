@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from ..protocol.actions import Decode, Fused, Prefill
@@ -59,9 +60,8 @@ def _beside(others: Sequence[Ran], begin: float, end: float) -> list[Beside]:
         changes[max(begin, other.begin)][kind] += 1
         changes[min(end, other.end)][kind] -= 1
     seconds: dict[tuple[int, int], float] = defaultdict(float)
-    times = sorted(changes)
     prefills = decodes = 0
-    for t, until in zip(times, [*times[1:], end], strict=True):
+    for t, until in pairwise([*sorted(changes), end]):
         prefills, decodes = prefills + changes[t][0], decodes + changes[t][1]
         if prefills or decodes:
             seconds[prefills, decodes] += until - t
