@@ -194,7 +194,7 @@ def mean_parts(records: Sequence[RequestRecord]) -> dict[str, float]:
 def _rates(links: Mapping[Engine, Link], wanted: Sequence[Point], args: argparse.Namespace) -> dict[str, float]:
     """Return the requests per second of each mix and load: that share of what the slowest engine sustains, all at
     once, by its simulation."""
-    rates = {}
+    rates: dict[str, float] = {}
     for mix in dict.fromkeys(point.mix for point in wanted):
         load = Load(at_once(mix, args.capacity, args.seed), ())
         slowest = min(args.capacity / _wall(link.simulate(load)) for link in links.values())

@@ -97,7 +97,7 @@ def ask(log: str, records: list[RequestRecord], other: str) -> Logged:
 
 
 def _figures(summed: LoadReport) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for name, row in (("ttft", summed.ttft), ("tpot", summed.tpot), ("e2e", summed.e2e)):
         assert row is not None
         found |= {f"{name} {percentile}": float(getattr(row, percentile)) for percentile in ("p50", "p90", "p99")}
