@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
 from twinmesh.engine.config import ACTIVATIONS, DTYPES, QUANTIZATIONS, check_seconds
-from twinmesh.engine.options import EngineOptions, Option, documentation, signature
+from twinmesh.engine.options import AUTO, EngineOptions, Option, documentation, signature
 from twinmesh.engine.protocol.service import SLO, is_positive, read_slo
 from twinmesh.engine.scheduler.policy import policy_named
 from twinmesh.engine.topology import Topology, TopologyError
@@ -327,7 +327,9 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(whole_number(1)(part) for part in text.split(","))
 
 
-def _topology(text: str) -> Topology:
+def _topology(text: str) -> Topology | str:
+    if text == AUTO:
+        return text
     try:
         return Topology.parse(text)
     except TopologyError as error:

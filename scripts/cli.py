@@ -21,7 +21,7 @@ import twinmesh
 from twinmesh.engine.api.vllm_tables import ENGINE
 from twinmesh.engine.errors import BatchStopped, EngineError
 from twinmesh.engine.options import nearest
-from twinmesh.scripts import batch, convert, explain, fetch, generate, profile, replay, simulate, whatif
+from twinmesh.scripts import batch, convert, explain, fetch, generate, plan, profile, replay, simulate, whatif
 from twinmesh.scripts.bench import command as bench
 from twinmesh.scripts.fetch import FetchError
 
@@ -35,6 +35,7 @@ COMMANDS = {
     "whatif": whatif,
     "profile": profile,
     "simulate": simulate,
+    "plan": plan,
     "bench": bench,
 }
 EPILOG = """\

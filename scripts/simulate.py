@@ -5,6 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
 from twinmesh.engine.metrics.gaps import Gaps
 from twinmesh.engine.metrics.load_report import Flip, LoadReport, MeshUse, Power, Run
 from twinmesh.engine.metrics.report_file import write_report
@@ -13,11 +14,12 @@ from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.scheduler.decision_log import DecisionLog
 from twinmesh.engine.scheduler.policy import policy_named
 from twinmesh.engine.simulation.assemble import Source, assemble, source_of
-from twinmesh.engine.simulation.load_spec import SPEC, read_workload
+from twinmesh.engine.simulation.load_spec import SPEC
 from twinmesh.engine.simulation.profile import Profile, read_profile
 from twinmesh.engine.simulation.scaling import faster, first
 from twinmesh.engine.simulation.simulator import SimulatedEngine, Simulation, simulate
 from twinmesh.scripts import arguments
+from twinmesh.scripts.loads import read_load
 
 if TYPE_CHECKING:
     from twinmesh.engine.simulation.workload import Workload
@@ -116,7 +118,7 @@ def _options(args: argparse.Namespace, profile: Profile | None) -> EngineOptions
 
 
 def _workload(args: argparse.Namespace) -> "Workload":
-    workload = read_workload(args.trace)
+    workload = read_load(args.trace, args.model)
     if args.requests is not None:
         workload = first(workload, args.requests)
     if args.speed is not None:
@@ -162,14 +164,9 @@ def _report(
 
 
 def _flips(done: Simulation) -> list[Flip]:
-    """List the changes of each mesh's role."""
+    """List the changes of roles, by the time since the first arrival."""
     start = float(done.records.column("arrival").min())
-    return [
-        Flip(t=t - start, mesh=mesh, before=before, after=after, reason="planned")
-        for (_, old), (t, new) in zip(done.roles, done.roles[1:], strict=False)
-        for mesh, (before, after) in enumerate(zip(old, new, strict=True))
-        if before != after
-    ]
+    return [replace(flip, t=flip.t - start) for flip in done.flips]
 
 
 if __name__ == "__main__":

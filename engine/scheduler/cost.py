@@ -163,6 +163,11 @@ class Costs:
         """Return the seconds of a prefill step: what each has, and each prompt token."""
         return self._meshes[mesh].prefill.terms()
 
+    def terms_of_tp(self, mesh: int) -> tuple[Terms, Terms]:
+        """Return the seconds of prefill and decode steps, as on all meshes of this one's tp."""
+        of = self._meshes[mesh].of_tp
+        return of.prefill.terms(), of.decode.terms()
+
     def row_seconds(self, mesh: int) -> float:
         """Return the seconds that a row adds to a decode step, as on all meshes of this one's tp: a slope is a rough
         thing, and where it decides between meshes they should not differ by that."""

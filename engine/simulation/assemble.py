@@ -53,7 +53,7 @@ def source_of(device: str | None, profile: Profile | None, name: str = "the prof
             raise ValueError("nobody says what a step costs: give a device, such as h100, or a profile.")
         peaks = device_named(device)
         return Source(peaks.name, peaks, None)
-    found = _peaks_of(profile.device)
+    found = peaks_of(profile.device)
     if device is not None and device.lower() not in (profile.device.lower(), found.name if found else ""):
         raise ValueError(
             f"{name} is of another device: it has {profile.device}, and {device} is asked for: make one with "
@@ -62,8 +62,8 @@ def source_of(device: str | None, profile: Profile | None, name: str = "the prof
     return Source(profile.device, found, profile)
 
 
-def _peaks_of(kind: str) -> DevicePeaks | None:
-    """Find the peaks of a device by its kind as JAX names it, as in "NVIDIA H100 80GB HBM3"."""
+def peaks_of(kind: str) -> DevicePeaks | None:
+    """Find the published peaks of a device by its kind as JAX names it, as in "NVIDIA H100 80GB HBM3"."""
     words = re.findall(r"\w+", kind.lower())
     return next((peaks for name, peaks in DEVICES.items() if name in words), None)
 

@@ -19,6 +19,7 @@ from ..core.stamper import Stamper
 from ..core.submission import Submission
 from ..core.waiting_room import RoomKeeper, WaitingRoom
 from ..metrics.gaps import Gaps
+from ..metrics.load_report import Flip
 from ..metrics.metrics import Metrics
 from ..metrics.request_records import RequestRecord, RequestRecords
 from ..protocol.actions import Action
@@ -77,6 +78,7 @@ class Simulation:
     seconds: float  # virtual ones, from the start to the last thing that happened
     busy: tuple[float, ...]  # seconds that each mesh has computed
     roles: tuple[tuple[float, tuple[str, ...]], ...]  # of all meshes, from when on
+    flips: tuple[Flip, ...]  # their changes, by the time since the start
     metrics: Metrics  # as the engine's own
     events: int  # messages that the engine took in
     decisions: int  # actions that the scheduler gave out
@@ -144,7 +146,8 @@ class _Run(Observer):
         if room.is_bounded:
             self._loop.observers.add(RoomKeeper(room, self._scheduler))
         self._records = RequestRecords()
-        self._events = self._decisions = self._flips = 0
+        self._events = self._decisions = self._count = 0
+        self._flips, self._planned = list[Flip](), dict[str, int]()
         self._roles = [(0.0, self._roles_now())]
         for incident in sorted(incidents, key=lambda incident: incident.at):
             self._plan(incident)
@@ -168,9 +171,22 @@ class _Run(Observer):
     def decided(self, scheduler: Scheduler, actions: Sequence[Action]) -> None:
         """Count what the scheduler gives out, and see new roles."""
         self._decisions += len(actions)
-        if scheduler.counters.flips != self._flips:
-            self._flips = scheduler.counters.flips
-            self._roles.append((self._time.now, self._roles_now()))
+        if scheduler.counters.flips != self._count:
+            self._take_flips()
+
+    def _take_flips(self) -> None:
+        """See new roles, and whose wish they are: a caller's, or the planner's and for what reason."""
+        counters, now = self._scheduler.counters, self._time.now
+        planned = counters.planned_flips
+        reason = next((why for why, count in planned.items() if count != self._planned.get(why, 0)), "called for")
+        before, after = self._roles[-1][1], self._roles_now()
+        self._roles.append((now, after))
+        self._flips += [
+            Flip(t=now, mesh=mesh, before=old, after=new, reason=reason)
+            for mesh, (old, new) in enumerate(zip(before, after, strict=True))
+            if old != new
+        ]
+        self._count, self._planned = counters.flips, dict(planned)
 
     def _wait(self) -> bool:
         """Go on to when something happens next; return whether it is only that time has passed."""
@@ -209,8 +225,15 @@ class _Run(Observer):
             self._time.now,
             tuple(self._executor.meshes.busy),
             tuple(self._roles),
+            tuple(self._flips),
             log.metrics(
-                running, 0, self._scheduler.counters, self._executor.traffic, host, roles=self._scheduler.roles()
+                running,
+                0,
+                self._scheduler.counters,
+                self._executor.traffic,
+                host,
+                roles=self._scheduler.roles(),
+                plan=self._scheduler.plan,
             ),
             self._events,
             self._decisions,

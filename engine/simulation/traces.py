@@ -116,8 +116,6 @@ class MooncakeTrace:
                     yield WorkRequest(*lengths, (last - start) / 1000, blocks=row.hash_ids)
             except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
                 raise ValueError(f"{self.path}, line {number}: {error}") from None
-        if last is None:
-            raise ValueError(f"{self.path} is empty: give a trace with at least one request.")
 
 
 def _check(row: _MooncakeRow) -> None:
@@ -139,6 +137,8 @@ def read_trace(path: str | PathLike[str]) -> Workload:
     file = Path(path)
     with file.open("rb") as opened:
         head = opened.read(1)
+    if not head:
+        raise ValueError(f"{path} is empty: give a trace with at least one request.")
     workload = Workload(file.name, MooncakeTrace(file) if head == b"{" else AzureTrace(file), MOONCAKE_BLOCK)
     next(iter(workload.requests))
     return workload

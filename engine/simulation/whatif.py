@@ -10,6 +10,7 @@ alone.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as altered
+from typing import Literal
 
 import msgspec
 
@@ -66,12 +67,13 @@ def what_if(run: LoggedRun, otherwise: Otherwise, costs: CostModel | None = None
     load, (fitted, notes) = load_of(run), _costs(run, costs)
     was = _engine(run, run.header.config, fitted, _policy(run, None), notes)
     simulation = simulate(load.workload, was, incidents=(*load.incidents, *_roles_called(run)))
-    happened, again = _happened(run, load), _report(run, load, was, simulation)
+    slo = otherwise.slo or run.header.config.slo  # by which all are judged
+    happened, again = _happened(run, load, slo), _report(run, load, was, simulation, slo)
     other = None
     if otherwise.is_anything:
         config = _config(run, otherwise)
         engine = _engine(run, config, fitted, _policy(run, otherwise.policy), notes)
-        other = _report(run, load, engine, simulate(load.workload, engine, incidents=load.incidents))
+        other = _report(run, load, engine, simulate(load.workload, engine, incidents=load.incidents), slo)
     notes += _left_out(run)
     return WhatIf(
         happened=happened, again=again, otherwise=other, errors=errors_of(again, happened),
@@ -201,7 +203,7 @@ def _left_out(run: LoggedRun) -> list[str]:
 # ---- reports
 
 
-def _happened(run: LoggedRun, load: LoggedLoad) -> LoadReport:
+def _happened(run: LoggedRun, load: LoggedLoad, slo: SLO | None) -> LoadReport:
     records = RequestRecords(
         run.requests[id_].record(number)
         for number, id_ in enumerate(load.ids)
@@ -213,25 +215,33 @@ def _happened(run: LoggedRun, load: LoggedLoad) -> LoadReport:
     for step in run.steps:
         if step.stamps is not None:
             busy[step.stamps.mesh] += step.stamps.done - step.stamps.begun
-    return _sum_up(run, records, run.header.config, run.header.policy, busy, "measured")
+    return _sum_up(run, records, run.header.config, run.header.policy, busy, "measured", slo)
 
 
-def _report(run: LoggedRun, load: LoggedLoad, engine: SimulatedEngine, simulation: Simulation) -> LoadReport:
+def _report(
+    run: LoggedRun, load: LoggedLoad, engine: SimulatedEngine, simulation: Simulation, slo: SLO | None
+) -> LoadReport:
     records = RequestRecords(
         record for record in simulation.records if run.requests[load.ids[record.number]].reason is not None
     )
-    return _sum_up(run, records, engine.config, engine.policy.name, simulation.busy, "simulated")
+    return _sum_up(run, records, engine.config, engine.policy.name, simulation.busy, "simulated", slo)
 
 
 def _sum_up(
-    run: LoggedRun, records: RequestRecords, config: EngineConfig, policy: str, busy: Sequence[float], source: str
+    run: LoggedRun,
+    records: RequestRecords,
+    config: EngineConfig,
+    policy: str,
+    busy: Sequence[float],
+    source: Literal["measured", "simulated"],
+    slo: SLO | None,
 ) -> LoadReport:
     meshes = config.topology.meshes
     kind = run.run.device.lower()
     return LoadReport.of(
         records,
         Run(
-            source="measured" if source == "measured" else "simulated",
+            source=source,
             workload=run.name,
             model=run.run.name,
             device=run.run.device,
@@ -239,7 +249,7 @@ def _sum_up(
             topology=str(config.topology),
             policy=policy,
         ),
-        slo=config.slo,
+        slo=slo,
         meshes=[
             MeshUse(role=config.starting_role(mesh).value, gpus=meshes[mesh].tp, busy=seconds)
             for mesh, seconds in enumerate(busy)

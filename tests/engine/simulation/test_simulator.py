@@ -143,6 +143,7 @@ def test_roles_that_are_called_for_are_taken():
         ["both"] * 3, ["decode", "decode", "prefill"], ["both"] * 3,
     ]  # fmt: skip
     assert [t for t, _ in done.roles] == pytest.approx([0.0, 0.5, 1.2])
+    assert {(flip.t, flip.reason) for flip in done.flips} == {(0.5, "called for"), (1.2, "called for")}
 
 
 def test_a_request_that_waits_for_another_comes_after_its_end_and_pause():

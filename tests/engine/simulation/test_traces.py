@@ -56,7 +56,8 @@ def test_a_workload_is_the_same_each_time(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "line 0: there is no column TIMESTAMP and no ContextTokens and no GeneratedTokens: give a CSV"),
+        ("", "is empty: give a trace"),
+        ("a,b\n", "line 1: there is no column TIMESTAMP and no ContextTokens and no GeneratedTokens: give a CSV"),
         ("TIMESTAMP,ContextTokens\n", "line 1: there is no column GeneratedTokens: give a CSV"),
         (HEADER, "has a header and no request"),
         (OF_2023 + "yesterday,5,5\n", "line 4: 'yesterday,5,5' is no request: give a time"),

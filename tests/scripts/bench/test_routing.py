@@ -39,7 +39,7 @@ def test_a_line_that_is_no_request_is_named(tmp_path, capsys, line):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "there is no column TIMESTAMP"), (2 * (LINE % (5, 9, 7, "[0]")), "no later than")]
+    ("text", "message"), [("", "is empty: give a trace"), (2 * (LINE % (5, 9, 7, "[0]")), "no later than")]
 )
 def test_a_trace_that_cannot_be_replayed_is_refused(tmp_path, capsys, text, message):
     (tmp_path / "trace.jsonl").write_text(text)
