@@ -194,7 +194,7 @@ def mean_parts(records: Sequence[RequestRecord]) -> dict[str, float]:
 def _rates(links: Mapping[Engine, Link], wanted: Sequence[Point], args: argparse.Namespace) -> dict[str, float]:
     """Return the requests per second of each mix and load: that share of what the slowest engine sustains, all at
     once, by its simulation."""
-    rates = {}
+    rates: dict[str, float] = {}
     for mix in dict.fromkeys(point.mix for point in wanted):
         load = Load(at_once(mix, args.capacity, args.seed), ())
         slowest = min(args.capacity / _wall(link.simulate(load)) for link in links.values())
@@ -244,7 +244,8 @@ def _compared(args: argparse.Namespace) -> dict[str, Any]:
     return {name: list(value) if isinstance(value := getattr(args, name), tuple) else value for name in same}
 
 
-def _buckets(text: str) -> tuple[int, ...]:
+def buckets(text: str) -> tuple[int, ...]:
+    """Read N,N,..."""
     return tuple(int(size) for size in text.split(","))
 
 
@@ -271,8 +272,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=10, help="simulations with noise (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals and lengths")
     parser.add_argument("--max-num-seqs", type=int, default=8)
-    parser.add_argument("--prefill-buckets", type=_buckets, default=(16, 64), metavar="N,...")
-    parser.add_argument("--decode-buckets", type=_buckets, default=(1, 4, 8), metavar="N,...")
+    parser.add_argument("--prefill-buckets", type=buckets, default=(16, 64), metavar="N,...")
+    parser.add_argument("--decode-buckets", type=buckets, default=(1, 4, 8), metavar="N,...")
     parser.add_argument("--against", metavar="FILE", help="earlier results, which these may not fall behind")
     parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--add", action="store_true", help="add to the points that are in --json")

@@ -34,6 +34,7 @@ BENCHMARKS = {
     "start": "seconds to start an engine that compiles everything, beside an earlier checkout",
     "streaming": "what streams cost the host, beside an earlier checkout",
     "threads": "kernels of decode alone, and beside a prefill on another CPU device of the process",
+    "whatif": "what a run's log says of another topology beside real runs of that",
 }
 SUMMARY = "measure the engine, or the machine it runs on"
 DESCRIPTION = "Run one measurement; 'twinmesh bench NAME --help' lists its arguments.\n\n" + "\n".join(

@@ -163,7 +163,7 @@ def write_mooncake(requests: Iterable[WorkRequest], path: Path) -> None:
     with path.open("w") as file:
         for request in requests:
             count = -(-request.prompt_len // MOONCAKE_BLOCK)
-            line = {"timestamp": round(1e3 * request.time, 3), "input_length": request.prompt_len}
+            line: dict[str, Any] = {"timestamp": round(1e3 * request.time, 3), "input_length": request.prompt_len}
             line |= {"output_length": request.output_len, "hash_ids": list(range(block, block + count))}
             block += count
             file.write(json.dumps(line) + "\n")

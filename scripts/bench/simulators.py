@@ -89,7 +89,7 @@ def _trace(peers: dict[str, Path], args: argparse.Namespace) -> Iterator[dict[st
     for device in args.devices:
         for topology, copies in args.topologies:
             setting = Setting(args.model, device, topology, args.trace, copies)
-            found = {}
+            found: dict[str, dict[str, float]] = {}
             for _ in range(args.runs):
                 turn = {"twinmesh": runs.ours_on_trace(setting, args.core)}
                 if "aisimulate" in peers:
@@ -112,8 +112,8 @@ def keeping_up(folder: Path, setting: Setting, core: int) -> dict[str, float]:
     prompt, output = (round(mean(lengths)) for lengths in zip(*pairs, strict=True))
     meshes = Topology.parse(setting.topology).meshes
     count = {role: sum(spec.role is role for spec in meshes) for role in Role}
-    question = {"ask": "estimate", "model": setting.model, "system": SYSTEMS[setting.device], "backend": "vllm"}
-    question |= {"isl": prompt, "osl": output, "tp_size": meshes[0].tp}
+    question: dict[str, Any] = {"ask": "estimate", "model": setting.model, "system": SYSTEMS[setting.device]}
+    question |= {"backend": "vllm", "isl": prompt, "osl": output, "tp_size": meshes[0].tp}
     for batch in _BATCHES:
         if count[Role.BOTH]:
             asked, many = {"mode": "agg", "batch_size": batch}, count[Role.BOTH]
