@@ -192,6 +192,7 @@ class Costs:
         of = self._meshes[mesh]
         ahead = of.ahead
         assert ahead is not None
+        ahead.end_after(results)
         self._count_samples()
         self._count(of, ahead, results)
         self._show_in_flight(of, ahead)
@@ -224,16 +225,18 @@ class Costs:
 
     def _count(self, of: _Mesh, ahead: StepsAhead, results: int) -> None:
         """Count the first so many of the results that were foreseen."""
-        add, result = of.add_decode, of.result
+        if results <= ahead.counted:
+            return
+        result = of.result
         for number in range(ahead.counted, min(results, 2)):
             _, dispatched, rows, _ = ahead.in_flight[number]
             start, result = max(result, dispatched), ahead.ends[number]
-            add(rows, result - start)
-        rows = ahead.rows
+            of.add_decode(rows, result - start)
+        own, of_tp, rows = of.decode, of.of_tp.decode, ahead.rows
         for end in ahead.ends[max(ahead.counted, 2) : results]:
-            add(rows, end - result)
+            _add(own, of_tp, rows, end - result)
             result = end
-        of.result, ahead.counted = result, max(ahead.counted, results)
+        of.result, ahead.counted = result, results
 
     def _show_in_flight(self, of: _Mesh, ahead: StepsAhead) -> None:
         """Have those in flight that are when so many results are counted."""

@@ -42,6 +42,11 @@ class StepsAhead:
         """Return how many of them are read at `now`."""
         return bisect_right(self.ends, now)
 
+    def end_after(self, results: int) -> None:
+        """Foresee so many results and no more."""
+        if results < len(self.ends):
+            self.ends, self.last = self.ends[:results], (self.rows, self.bucket)
+
     def in_flight_now(self) -> list[InFlight]:
         """Return those in flight when `counted` were read. Their numbers are those of the first two, in turn."""
         steps = (self._step(self.counted), self._step(self.counted + 1))

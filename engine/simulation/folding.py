@@ -2,8 +2,8 @@
 
 A mesh that only decodes is foreseen (`scheduler/steady.py`) up to the first result that ends a row or lets a step need
 a page: only that is an event. Before it the mesh is caught up with when something else happens to it: a request comes
-to decode there, a prompt is placed there, or something happens that may concern any request. Between its own steps nobody
-sees the difference: slots, pages and loads stay as they are, and costs are counted as each step is read.
+to decode there, a prompt is placed there, or something happens that may concern any request. Between its own steps
+nobody sees the difference: slots, pages and loads stay as they are, and costs are counted as each step is read.
 
 Invariant: records and decisions are those of a run in which every step is an event, to the last bit, but for two things
 that happen at the very same instant and have nothing to do with each other, whose order is not fixed by their times.
@@ -21,6 +21,7 @@ from ..core.loop import Loop, Message
 from ..protocol.actions import Decode, DecodeRow
 from ..protocol.events import TransferReady
 from ..protocol.results import StepResult
+from ..scheduler.mesh_state import MAX_STEPS_IN_FLIGHT
 from ..scheduler.request import Request
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.steady import Steady, advance, grow
@@ -173,14 +174,16 @@ class Folding:
         if not is_prefilling and len(state.ready()) == len(fold.steady.rows):
             return False  # a place was taken there, no more
         results = bisect_right(fold.ends, now, hi=fold.steady.results)
-        if results and fold.ends[results - 1] == now:  # the step that is dispatched now holds what has come
-            self._end(mesh, fold, results, dispatched=False)
-            return True
-        if is_prefilling:
-            self._end(mesh, fold, results)
+        is_dispatching = bool(results) and fold.ends[results - 1] == now  # a step which holds what has come
+        are_fewer = results == fold.steady.results and len(fold.last) < len(fold.steady.rows)
+        if is_prefilling or is_dispatching or are_fewer:
+            self._end(mesh, fold, results, dispatched=not is_dispatching)
         else:
             self._go_on(mesh, fold, results)
-        return False
+        if len(state.in_flight) == MAX_STEPS_IN_FLIGHT:
+            return False
+        state.wake()
+        return True
 
     def _go_on(self, mesh: int, fold: _Fold, results: int) -> None:
         """Take in so many results, and foresee the mesh anew from there."""
@@ -215,7 +218,6 @@ class Folding:
         advance(fold.steady, ends, results, results if dispatched else results - 1)
         if not dispatched:
             state.in_flight.remove(fold.numbers[(results + 1) % 2])
-            state.wake()
         for before, rows in enumerate(fold.steady.since):
             if before < results:
                 for request in rows:
