@@ -7,7 +7,7 @@ from typing import Any
 
 from twinmesh.engine import options
 from twinmesh.engine.api import vllm_names
-from twinmesh.engine.startup import defaults
+from twinmesh.engine.sizing import defaults
 
 TABLES = {"{{ options }}": options.as_table, "{{ vllm }}": vllm_names.as_table, "{{ defaults }}": defaults.as_table}
 

@@ -72,7 +72,6 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """How the SLO was kept to."""
 
     slo: SLO | None  # of requests without one of their own
-    percentile: float  # of requests that are to keep to it
     judged: int  # requests with an SLO, but for aborted ones
     met: int  # those that finished and kept to it
     per_second: float
@@ -85,9 +84,11 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return self.met / self.judged
 
     @property
-    def is_attained(self) -> bool:
-        """Return whether as many kept to each target as `percentile` asks for."""
-        return 100 * min(self.ttft_share, self.tpot_share) >= self.percentile
+    def is_attained(self) -> bool | None:
+        """Return whether as many kept to each target as the SLO's percentile asks for; None: it has none."""
+        if self.slo is None or self.slo.percentile is None:
+            return None
+        return 100 * min(self.ttft_share, self.tpot_share) >= self.slo.percentile
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,6 +117,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ttft: Distribution | None
     tpot: Distribution | None
     itl: Distribution | None  # None: the gaps are not known
+    itl_counts: tuple[tuple[float, int], ...]  # seconds and how many gaps are as long, ascending, in steps of 1 %
     e2e: Distribution | None
     parts: Parts | None  # over all that finished
     worst_parts: Parts | None  # over those of them with a TTFT at P99 or above
@@ -134,7 +136,6 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         run: Run,
         *,
         slo: SLO | None = None,
-        percentile: float = 99.0,
         meshes: Sequence[MeshUse] = (),
         flips: Sequence[Flip] = (),
         gaps: Gaps | None = None,
@@ -157,10 +158,11 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             ttft=Distribution.of(columns.ttft[columns.finished]),
             tpot=Distribution.of(columns.tpot[columns.finished]),
             itl=None if gaps is None else gaps.distribution(),
+            itl_counts=() if gaps is None else gaps.counts(),
             e2e=Distribution.of(columns.e2e[columns.finished]),
             parts=columns.parts(columns.finished),
             worst_parts=columns.parts(columns.worst()),
-            goodput=columns.goodput(slo, percentile, table.slos()),
+            goodput=columns.goodput(slo, table.slos()),
             tokens=columns.tokens(),
             meshes=tuple(meshes),
             flips=tuple(flips),
@@ -276,7 +278,7 @@ class _Columns:
         names = {"prompt": "prompt_len", "cached": "cached_len", "output": "output_len"}
         return Tokens(**{name: int(self[column][self.finished].sum()) for name, column in names.items()})
 
-    def goodput(self, slo: SLO | None, percentile: float, own: dict[int, SLO]) -> Goodput | None:
+    def goodput(self, slo: SLO | None, own: dict[int, SLO]) -> Goodput | None:
         ttft_limit, tpot_limit = self._limits(slo, own)
         judged = (self["reason"] != REASONS.index("abort")) & ~(np.isinf(ttft_limit) & np.isinf(tpot_limit))
         if not judged.any():
@@ -287,7 +289,6 @@ class _Columns:
         count, met = int(judged.sum()), int((ttft_met & tpot_met).sum())
         return Goodput(
             slo=slo,
-            percentile=percentile,
             judged=count,
             met=met,
             per_second=met / self.wall if self.wall > 0 else 0.0,

@@ -6,12 +6,13 @@ and percentiles over records are in `load_report.py`.
 """
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isnan, nan
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
+from msgspec.structs import astuple
 
 from ..protocol.service import SLO
 
@@ -57,11 +58,13 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields
         return None if self.finish is None else self.finish - self.arrival
 
 
-# Column -> type code of `array`. Times that are None are NaN; `reason` is its place in `REASONS`.
+# Column -> type code of `array`, in the order of the record's fields. Times that are None are NaN.
 _COLUMNS = {
     "number": "q", "arrival": "d", "prompt_len": "l", "output_len": "l", "cached_len": "l", "first_token": "d",
     "last_token": "d", "finish": "d", "queue": "d", "prefill": "d", "handoff": "d", "host": "d", "reason": "b",
 }  # fmt: skip
+_TIMES = ("first_token", "last_token", "finish")  # that may be None
+_PLACES = {reason: place for place, reason in enumerate(REASONS)}
 
 
 class RequestRecords:
@@ -70,17 +73,45 @@ class RequestRecords:
     def __init__(self, records: Iterable[RequestRecord] = ()) -> None:
         """Hold these records."""
         self._columns: dict[str, array[Any]] = {name: array(code) for name, code in _COLUMNS.items()}
+        self._appends = [column.append for column in self._columns.values()]
         self._slos: dict[int, SLO] = {}  # place -> its own, for those that have one
         for record in records:
             self.append(record)
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Sequence[Any]], slos: Mapping[int, SLO]) -> "RequestRecords":
+        """Hold records whose columns are given by the names of `column`, and SLOs by place.
+
+        Raises:
+            ValueError: a column is missing, or of another length, or holds what it cannot.
+        """
+        table = cls()
+        for name, column in table._columns.items():
+            values = columns.get(name)
+            if values is None:
+                raise ValueError(f"there is no column {name} of records.")
+            try:
+                column.extend([nan if value is None else value for value in values])
+            except (TypeError, OverflowError):
+                raise ValueError(f"the column {name} of records holds what is no number for it.") from None
+        count = len(table)
+        if any(len(column) != count for column in table._columns.values()):
+            raise ValueError("the columns of records are not equally long.")
+        if not all(0 <= place < len(REASONS) for place in table._columns["reason"]):
+            raise ValueError(f"the column reason of records holds places of {', '.join(REASONS)}, from 0.")
+        if not all(0 <= place < count for place in slos):
+            raise ValueError("there are SLOs of records that are not there.")
+        table._slos.update(slos)
+        return table
 
     def append(self, record: RequestRecord) -> None:
         """Add a record."""
         if record.slo is not None:
             self._slos[len(self)] = record.slo
-        for name, column in self._columns.items():
-            value = getattr(record, name)
-            column.append(REASONS.index(value) if name == "reason" else nan if value is None else value)
+        *values, reason, _ = astuple(record)
+        for append, value in zip(self._appends, values, strict=False):  # `reason` comes last
+            append(nan if value is None else value)
+        self._appends[-1](_PLACES[reason])
 
     def __len__(self) -> int:
         """Return how many records there are."""
@@ -93,10 +124,15 @@ class RequestRecords:
     def __getitem__(self, place: int) -> RequestRecord:
         """Return the record that was added at this place, from 0."""
         values: dict[str, Any] = {name: column[place] for name, column in self._columns.items()}
-        for name in ("first_token", "last_token", "finish"):
+        for name in _TIMES:
             values[name] = None if isnan(values[name]) else values[name]
         values["reason"] = REASONS[values["reason"]]
         return RequestRecord(**values, slo=self._slos.get(place % len(self)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the columns."""
+        return tuple(self._columns)
 
     def column(self, name: str) -> np.ndarray:
         """Return one column [records] by the name of the record's field: times that are None are NaN, reasons are their

@@ -15,10 +15,11 @@ class SLO(Message, frozen=True, kw_only=True):
 
     ttft_ms: float | None = None  # from arrival to the first token; None: any time will do
     tpot_ms: float | None = None  # for each token after the first; None: likewise
-    percentile: float | None = None  # of all answers, so many in a hundred are to keep to it; None: that is not said
+    # Of all requests that are to keep to it, in percent. With one a pool plans its roles itself; None: nobody plans.
+    percentile: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the times."""
+        """Check the times and the percentile."""
         if self.ttft_ms is None and self.tpot_ms is None:
             raise ValueError("an SLO needs ttft_ms, tpot_ms or both: give one, or no SLO.")
         for name in ("ttft_ms", "tpot_ms"):
@@ -26,7 +27,9 @@ class SLO(Message, frozen=True, kw_only=True):
             if value is not None and not is_positive(value):
                 raise ValueError(f"{name}={value!r} is not usable: it must be a number of milliseconds above 0.")
         if self.percentile is not None and not (is_positive(self.percentile) and self.percentile < 100):
-            raise ValueError(f"percentile={self.percentile!r} is not usable: it must be above 0 and below 100.")
+            raise ValueError(
+                f"percentile={self.percentile!r} is not usable: it must be a number above 0 and below 100, such as 99."
+            )
 
 
 class Service(Message, frozen=True, kw_only=True):

@@ -2,7 +2,8 @@
 
 Running means for each mesh, fed by the scheduler with what it dispatches and with the events that say when it was done;
 a pure function of these, so that a replay finds the same costs. A mesh that has measured nothing yet has the means of
-all meshes of its tp, a link those of all links; before the first measurement there are `Priors`.
+all meshes of its tp, a link those of all links; before the first measurement there are `Priors`, from a cost model
+where there is one.
 
 The first step of each size on a mesh does not count (its program and its caches are cold), and what takes far longer
 than expected counts only so much (`line_fit.py`). A step begins when it is dispatched or, if that is later, when the
@@ -15,13 +16,14 @@ reported when it is read, or was foreseen.
 Rough on purpose: the cost model of the planner takes the place behind `prefill`, `decode` and `transfer`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 
 import msgspec
 
 from ..config import EngineConfig
 from ..protocol.actions import Chunk, Decode, Fused, Prefill, StartTransfer
+from .cost_model import CostModel, pairs
 from .line_fit import WINDOW, LineFit, Terms
 from .notes import Measured, Notes, What
 from .output_lengths import OutputLengths
@@ -42,6 +44,36 @@ class Priors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 PRIORS = Priors()
+_TYPICAL_CONTEXT = 1024  # tokens of a row where only one line for all lengths is wanted
+
+
+def priors_of(costs: CostModel, config: EngineConfig) -> Priors:
+    """Return what a cost model says before anything was measured: lines through the smallest and the largest steps, all
+    full, of prompts that begin, and of rows that are half as long as may be or `_TYPICAL_CONTEXT` tokens."""
+    context = min(_TYPICAL_CONTEXT, -(-config.max_model_len // 2))
+    prefill = {
+        size: program.fixed + program.chunk + program.pair * pairs(0, size) for size, program in costs.prefill.items()
+    }
+    decode = {
+        size: program.fixed + (program.row + program.context * context) * size for size, program in costs.decode.items()
+    }
+    transfer = Terms(costs.link.fixed, costs.link.byte)
+    return Priors(
+        _line(prefill, _PREFILL_SHARE) if prefill else PRIORS.prefill,
+        _line(decode, _DECODE_SHARE) if decode else PRIORS.decode,
+        transfer if any(transfer) else PRIORS.transfer,
+    )
+
+
+def _line(seconds: Mapping[int, float], share: float) -> Terms:
+    """Return the line through the smallest and the largest size, with neither part negative; `share` is how much of one
+    size alone grows with it."""
+    small, large = min(seconds), max(seconds)
+    steepest = seconds[large] / large
+    if small == large:
+        return Terms((1 - share) * seconds[large], share * steepest)
+    each = min(max(0.0, (seconds[large] - seconds[small]) / (large - small)), steepest)
+    return Terms(seconds[large] - each * large, each)
 
 
 class _Step:
@@ -142,6 +174,12 @@ class Costs:
     def prefill_terms(self, mesh: int) -> Terms:
         """Return the seconds of a prefill step: what each has, and each prompt token."""
         return self._meshes[mesh].prefill.terms()
+
+    def terms_of_tp(self, mesh: int) -> tuple[Terms, Terms]:
+        """Return the seconds of prefill and decode steps, as on all meshes of this one's tp."""
+        self._count_samples()
+        of = self._meshes[mesh].of_tp
+        return of.prefill.terms(), of.decode.terms()
 
     def row_seconds(self, mesh: int) -> float:
         """Return the seconds that a row adds to a decode step, as on all meshes of this one's tp: a slope is a rough

@@ -33,7 +33,7 @@ from ..protocol.events import (
 from ..protocol.service import Service
 from ..protocol.timeline import Timeline
 from .admission import Admission
-from .agenda import ROLES_CALL, Agenda, Due
+from .agenda import PLAN, ROLES_CALL, Agenda, Due
 from .batching import Batching
 from .cost import PRIORS, Priors
 from .deadlines import Deadlines
@@ -43,6 +43,7 @@ from .lifecycle import Lifecycle
 from .mesh_state import MeshState, shared_state
 from .notes import Note
 from .order import Order, place_in_order, weigh
+from .planning import Planning
 from .policy import FCFS, Policy, check_policy
 from .preemption import Preemption
 from .request import Request, State
@@ -66,6 +67,7 @@ class Scheduler:
         self._out: list[Action] = []
         self._shared = shared = shared_state(config, pools, self._out.append, priors)
         self.config, self.policy, self.counters = config, policy, shared.counters
+        self.pools = tuple(pools)
         self.costs, self.meshes, self.requests = shared.costs, shared.meshes, shared.requests
         self._router = Router(shared, policy)
         self._handoffs = Handoffs(shared, self._router, Staging(shared, pools))
@@ -77,6 +79,9 @@ class Scheduler:
         self._batching = Batching(shared, self._admission, self._handoffs, self._lifecycle)
         drains = Drains(shared, self._router, self._handoffs, self._lifecycle)
         self._roles = Roles(shared, drains, self._agenda)
+        self._planning = (
+            Planning(shared, self._roles, self._agenda, self._admission, self._handoffs) if config.plans_roles else None
+        )
         self._now = 0.0
         self._arrivals = self._tokens_arrived = 0
 
@@ -112,6 +117,8 @@ class Scheduler:
                 self._lifecycle.lose_mesh(self.meshes[mesh], reason, self._now)
             case SetRoles():
                 self._roles.set_roles(event)
+                if self._planning is not None:
+                    self._planning.asked(self._now)
             case Hold():
                 self._admission.is_held = True
             case Resume():
@@ -167,6 +174,12 @@ class Scheduler:
         return self._roles.shown()
 
     @property
+    def plan(self) -> str | None:
+        """Say what the planner of the roles found last, and why, in a sentence; None: nothing yet, or there is none."""
+        last = self._planning.last if self._planning is not None else None
+        return None if last is None else last.sentence
+
+    @property
     def is_drained(self) -> bool:
         """Return whether no request has started; while admission is held, none will."""
         return all(request.restarts == 0 and request.state is State.WAITING for request in self.requests.values())
@@ -183,6 +196,8 @@ class Scheduler:
             request.hashes = list(facts.block_hashes)
         self._lifecycle.enter(request)
         self._deadlines.enter(request)
+        if self._planning is not None:
+            self._planning.arrived(request, self._now)
 
     def _place_in_order(self, request: Request) -> Order:
         """Find the request's place in the order, which is never before the request that it forks."""
@@ -226,6 +241,8 @@ class Scheduler:
                 self._know_block(request, outcome.block_hash)
             if outcome.stopped or request.confirmed == request.max_tokens:
                 self.costs.outputs.add(request.confirmed)
+                if self._planning is not None:
+                    self._planning.ended(request)
                 self._lifecycle.finish(request, State.FINISHED, "stop" if outcome.stopped else "length", now)
             elif request.handoff is not None:
                 self._handoffs.complete(request, now)
@@ -245,6 +262,9 @@ class Scheduler:
         for kind, id_ in self._agenda.pop_due(self._now):
             if kind == ROLES_CALL:
                 self._roles.end_time(id_)
+            elif kind == PLAN:
+                assert self._planning is not None
+                self._planning.due(self._now)
             elif id_ in self.requests:  # of two deadlines that have come at once, the second finds it gone
                 self._judge(self.requests[id_], kind)
 

@@ -25,8 +25,9 @@ from ...models.config import ModelConfig
 from ...models.decoder import ParamSpec, abstract_params
 from ...models.quantized import Described, Weight, placed
 from ..progress import Progress
+from ..sizing.heads import model_on
 from .mesh import param_on, param_sharding
-from .tensor_parallel import expand, model_on
+from .tensor_parallel import expand
 
 # A model's parameters on one mesh, in the order of `AbstractParams.specs`.
 type Params = tuple[Weight, ...]

@@ -17,6 +17,8 @@ from ..core.inspection import Observer
 from ..core.loop import Loop, Message
 from ..core.submission import Submission
 from ..core.waiting_room import RoomKeeper, WaitingRoom
+from ..metrics.gaps import Gaps
+from ..metrics.load_report import Flip
 from ..metrics.metrics import Metrics
 from ..metrics.request_records import RequestRecord, RequestRecords
 from ..protocol.actions import Action
@@ -76,6 +78,7 @@ class Simulation:
     seconds: float  # virtual ones, from the start to the last thing that happened
     busy: tuple[float, ...]  # seconds that each mesh has computed
     roles: tuple[tuple[float, tuple[str, ...]], ...]  # of all meshes, from when on
+    flips: tuple[Flip, ...]  # their changes, by the time since the start
     metrics: Metrics  # as the engine's own
     events: int  # messages that the engine took in
     decisions: int  # actions that the scheduler gave out
@@ -93,6 +96,7 @@ def simulate(
     noise: float = 0.0,
     speed: float = 1.0,
     each: Callable[[RequestRecord], None] | None = None,
+    gaps: Gaps | None = None,
     folded: bool = True,
 ) -> Simulation:
     """Run a workload to its end.
@@ -106,6 +110,7 @@ def simulate(
         noise: standard deviation of the logarithm of each step's true time, of which nobody knows; the mean stays.
         speed: true step times are so many times those that the costs say.
         each: takes the records one by one, instead of `Simulation.records`.
+        gaps: counts the gaps between the tokens of requests that end.
         folded: whether decode steps may be taken in many at once (`folding.py`), which changes nothing but the time
             that it takes.
 
@@ -114,7 +119,7 @@ def simulate(
     """
     if not is_positive(speed) or not 0 <= noise < 1:
         raise ValueError(f"speed={speed!r}, noise={noise!r}: speed must be above 0, and noise at least 0 and below 1.")
-    return _Run(workload, engine, TrueTimes(noise, speed, seed), log, incidents, each, folded).run()
+    return _Run(workload, engine, TrueTimes(noise, speed, seed), log, incidents, each, gaps, folded).run()
 
 
 class _Run(Observer):
@@ -128,6 +133,7 @@ class _Run(Observer):
         log: DecisionLog | None,
         incidents: Sequence[Incident],
         each: Callable[[RequestRecord], None] | None,
+        gaps: Gaps | None,
         folded: bool,
     ) -> None:
         config, pools, costs = engine.config, engine.pools, engine.costs_of_meshes
@@ -145,12 +151,13 @@ class _Run(Observer):
         if room.is_bounded:
             self._loop.observers.add(RoomKeeper(room, self._scheduler))
         self._records = RequestRecords()
-        self._events = self._decisions = self._flips = 0
+        self._events = self._decisions = self._count = 0
+        self._flips, self._planned = list[Flip](), dict[str, int]()
         self._roles = [(0.0, self._roles_now())]
         for incident in sorted(incidents, key=lambda incident: incident.at):
             self._plan(incident)
         self._arrivals = Arrivals(
-            workload, config, costs[0].host, self._time, room, self._submit, each or self._records.append
+            workload, config, costs[0].host, self._time, room, self._submit, each or self._records.append, gaps
         )
 
     def run(self) -> Simulation:
@@ -169,9 +176,22 @@ class _Run(Observer):
     def decided(self, scheduler: Scheduler, actions: Sequence[Action]) -> None:
         """Count what the scheduler gives out, and see new roles."""
         self._decisions += len(actions)
-        if scheduler.counters.flips != self._flips:
-            self._flips = scheduler.counters.flips
-            self._roles.append((self._time.now, self._roles_now()))
+        if scheduler.counters.flips != self._count:
+            self._take_flips()
+
+    def _take_flips(self) -> None:
+        """See new roles, and whose wish they are: a caller's, or the planner's and for what reason."""
+        counters, now = self._scheduler.counters, self._time.now
+        planned = counters.planned_flips
+        reason = next((why for why, count in planned.items() if count != self._planned.get(why, 0)), "called for")
+        before, after = self._roles[-1][1], self._roles_now()
+        self._roles.append((now, after))
+        self._flips += [
+            Flip(t=now, mesh=mesh, before=old, after=new, reason=reason)
+            for mesh, (old, new) in enumerate(zip(before, after, strict=True))
+            if old != new
+        ]
+        self._count, self._planned = counters.flips, dict(planned)
 
     def _wait(self) -> bool:
         """Go on to when something happens next; return whether it is only that time has passed."""
@@ -215,8 +235,15 @@ class _Run(Observer):
             self._time.now,
             tuple(self._executor.meshes.busy),
             tuple(self._roles),
+            tuple(self._flips),
             log.metrics(
-                running, 0, self._scheduler.counters, self._executor.traffic, host, roles=self._scheduler.roles()
+                running,
+                0,
+                self._scheduler.counters,
+                self._executor.traffic,
+                host,
+                roles=self._scheduler.roles(),
+                plan=self._scheduler.plan,
             ),
             self._events,
             self._decisions,

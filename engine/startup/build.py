@@ -38,35 +38,28 @@ from ..protocol.results import Completion
 from ..scheduler.decision_log import RecordingScheduler
 from ..scheduler.policy import Policy, check_policy, policy_named
 from ..scheduler.scheduler import Scheduler
-from ..sharding.mesh import build_meshes, products_on
-from ..sharding.tensor_parallel import check_tp, model_on
+from ..sharding.mesh import build_meshes, find_devices, products_on
 from ..sharding.weights import Params, held, load_weights
+from ..sizing.defaults import Defaults, compile_threads, defaults_for, engine_config
+from ..sizing.device_memory import Share
+from ..sizing.heads import check_tp, model_on
+from ..sizing.memory_needs import request_bytes, temporary_bytes, transit_bytes
+from ..sizing.pools import size_pools
 from ..worker.jax_settings import own_settings
 from ..worker.kv_cache import abstract_state
 from ..worker.local_executor import LocalExecutor
 from ..worker.mesh_plan import MeshPlan
 from ..worker.mesh_worker import MeshWorker
+from .auto_topology import choose_topology
 from .compilation import Compilation, CompileCounter
 from .decision_file import check_log, open_log
-from .defaults import Defaults, compile_threads, defaults_for, engine_config
 from .dtype import choose_dtype, parse_dtype, read_cpu_flags
-from .gpu_memory import Share, backend_has_started, check_share, request_share
+from .gpu_memory import backend_has_started, check_share, request_share
 from .kept_programs import kept_or_compiled
 from .links import time_links, warn_if_staged
-from .memory import (
-    give_back_freed,
-    longest_that_fits,
-    memory_for_kv,
-    page_bytes,
-    pool_that_fits,
-    request_bytes,
-    state_bytes,
-    temporary_bytes,
-)
+from .memory import give_back_freed, memory_for_kv
 from .one_request import OneRequest
 from .quantization import Quantized, choose, cpu_kernels, start_line
-
-_TRANSFERS_WITH_STATE = 8
 
 # Gives each mesh the parameters, those with a format quantised and all others in the dtype.
 type Load = Callable[[jnp.dtype, Sequence[Mesh], Mapping[str, str]], list[Params]]
@@ -127,6 +120,8 @@ def start_core(
     for this one alone. Raises as `start_engine` does.
     """
     with own_settings():
+        if options.is_auto:
+            options = _with_topology(options, model, stored, request)
         return _start_core(model, stored, load, options, formats or {}, maps, request)
 
 
@@ -141,7 +136,7 @@ def _start_core(
 ) -> tuple[EngineCore, EngineConfig]:
     for spec in dict.fromkeys(options.parsed_topology.meshes):
         check_tp(model, spec)
-    config = engine_config(options, model, defaults_for("cpu", ""), jnp.dtype(jnp.float32))
+    config = engine_config(options, model, defaults_for("cpu", ""), "float32")
     policy = policy_named(options.policy) if isinstance(options.policy, str) else options.policy
     check_policy(policy, config)
     check_log(options.decision_log)
@@ -176,6 +171,23 @@ def _start_core(
         core = _run(config, pools, workers, policy, compilation, options.decision_log, maps)
         opened.pop_all()  # the engine closes it from here on
         return core, config
+
+
+def _with_topology(
+    options: EngineOptions, model: ModelConfig, stored: DTypeLike, request: OneRequest | None
+) -> EngineOptions:
+    """Choose the topology that was left to us, and say why; one request needs one mesh."""
+    one = replace(options, topology="both=1")
+    share = request_share(options.memory_fraction, os.environ, has_started=backend_has_started())
+    given = options.devices
+    device = build_meshes(one.parsed_topology, None if given is None else given[:1])[0].devices.flat[0]
+    check_share(share, device.platform)
+    dtype = _configure(one, model, stored, device)[0].dtype
+    devices = list(given) if given is not None else find_devices()
+    chosen = choose_topology(options, model, dtype, devices, share, is_for_one=request is not None)
+    if options.progress:
+        say(f"topology {chosen.options.topology}: {chosen.why}")
+    return chosen.options
 
 
 def _weight_bytes(model: ModelConfig, dtype: jnp.dtype, formats: Mapping[str, str], meshes: Sequence[Mesh]) -> int:
@@ -256,10 +268,10 @@ def _configure(
         stored,
         platform=device.platform,
         cpu_flags=read_cpu_flags(),
-        max_num_seqs=engine_config(options, model, defaults, jnp.dtype(jnp.float32)).max_num_seqs,
+        max_num_seqs=engine_config(options, model, defaults, "float32").max_num_seqs,
         deterministic=options.deterministic,
     )
-    return engine_config(options, model, defaults, dtype), defaults
+    return engine_config(options, model, defaults, dtype.name), defaults
 
 
 def _size_pools(
@@ -275,28 +287,13 @@ def _size_pools(
 
     `to_load`: bytes of weights that are not loaded yet.
     """
-    models, dtype = [model_on(model, mesh.size) for mesh in meshes], jnp.dtype(config.dtype)
-    # Staging is for KV pages; the state that goes along with as many transfers comes on top.
-    in_transit = _TRANSFERS_WITH_STATE * state_bytes() if config.has_handoffs else 0
+    models, in_transit = [model_on(model, mesh.size) for mesh in meshes], transit_bytes(config)
     reserved = [
         request_bytes(on_mesh, config) + in_transit + temporary_bytes(on_mesh, config, mesh.size)
         for on_mesh, mesh in zip(models, meshes, strict=True)
     ]
     budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved, share, to_load)
-    sizes = [(budget, page_bytes(m, config.page_size, dtype)) for budget, m in zip(budgets, models, strict=True)]
-    if options.max_model_len is None:
-        fits = min(longest_that_fits(budget, per_page, config, defaults.staging_part) for budget, per_page in sizes)
-        config = replace(config, max_model_len=fits)
-    pools = [
-        pool_that_fits(budget, per_page, config, spec, defaults.staging_part)
-        for (budget, per_page), spec in zip(sizes, config.topology.meshes, strict=True)
-    ]
-    if not config.has_handoffs:
-        return config, pools
-    return config, [
-        replace(pool, staging_bytes=pool.staging_bytes + in_transit * mesh.size, state_bytes=state_bytes() * mesh.size)
-        for pool, mesh in zip(pools, meshes, strict=True)
-    ]
+    return size_pools(config, models, budgets, defaults.staging_part, options.max_model_len)
 
 
 def _mesh_plans(

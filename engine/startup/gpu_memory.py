@@ -1,4 +1,4 @@
-"""How much of a GPU's memory an engine may take: what JAX is asked for before it starts, and the arithmetic after.
+"""How much of a GPU's memory an engine may take: what JAX is asked for before it starts.
 
 JAX's allocator holds one part of each GPU's memory, from which every array comes: three quarters, unless an environment
 variable says otherwise before the backend starts. `bytes_limit`, which devices report, is that part and not the memory
@@ -9,38 +9,15 @@ Pure functions of numbers, but for `backend_has_started`. Read in XLA's sources;
 """
 
 import warnings
-from collections.abc import Mapping, MutableMapping
-from typing import NamedTuple
+from collections.abc import MutableMapping
 
 import jax
 
-FRACTION = 0.9  # of each GPU; the rest is for CUDA's context, compiled code and the collectives' buffers
+from ..sizing.device_memory import FRACTION, Share
+
 _JAX_FRACTION = 0.75  # what JAX's allocator holds where nobody says otherwise
 VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # the second is the older name
 _PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
-_FRAGMENTS = 0.02  # of the allocator's memory: what lies between arrays
-
-
-class Share(NamedTuple):
-    """The part of each GPU's memory that this process may have."""
-
-    held: float  # by JAX's allocator
-    asked: float | None = None  # of it, the most that this engine takes; None: all
-    came_late: bool = False  # whether JAX was in use before anybody asked for more than its own default
-    preallocates: bool = True  # whether the allocator takes its memory at once
-
-
-class Reported(NamedTuple):
-    """What a device says of its allocator, in bytes."""
-
-    limit: int  # the most that it may hand out
-    in_use: int
-    pool: int = 0  # what it has taken from the device so far; 0: it does not say
-
-    @classmethod
-    def of(cls, stats: Mapping[str, int]) -> "Reported":
-        """Read `jax.Device.memory_stats()`."""
-        return cls(int(stats["bytes_limit"]), int(stats["bytes_in_use"]), int(stats.get("pool_bytes", 0)))
 
 
 def backend_has_started() -> bool:
@@ -111,12 +88,3 @@ def check_share(share: Share, platform: str) -> None:
             f"for more room for KV start the engine first, or {remedy}.",
             stacklevel=2,
         )
-
-
-def free_bytes(reported: Reported, share: Share) -> int:
-    """Return bytes that an engine may still take of a device."""
-    whole = reported.limit / share.held
-    # The allocator takes what it gets where another process holds a part of the card, and its limit does not show it.
-    available = reported.pool if share.preallocates and reported.pool else reported.limit
-    usable = available if share.asked is None else min(available, share.asked * whole)
-    return max(0, int(usable - _FRAGMENTS * available) - reported.in_use)

@@ -19,7 +19,7 @@ from ...kernels_pallas.quantized import QuantizedArray
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
 from ..sharding.mesh import products_on
-from ..sharding.tensor_parallel import model_on
+from ..sizing.heads import model_on
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,10 @@ from ..config import EngineConfig
 from ..sampling.logits_processors import empty_dense
 from ..sampling.request_state import DenseRows, Float, Int, Scalars
 from ..sharding.mesh import replicated, sharding
+from ..sizing.cache_groups import Group, groups
 from .unwritten import FEWEST_BYTES, unwritten
 
 KV_AXES = (None, None, None, "kv_heads", None)
-
-
-class Group(NamedTuple):
-    """A cache group: the layers that share an attention window."""
-
-    window: int | None  # in tokens; None: the layers attend to all tokens
-    layers: tuple[int, ...]  # indices of the layers
 
 
 class KVCache(NamedTuple):
@@ -67,15 +61,6 @@ def fresh(state: DeviceState, dense: DenseRows) -> tuple[DeviceState, DenseRows]
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
 
     return DeviceState(jax.tree.map(pool, state.kv), zeros(state.tables), zeros(state.scalars)), zeros(dense)
-
-
-def groups(model: ModelConfig) -> tuple[Group, ...]:
-    """List the cache groups in the order of their first layers; `EngineConfig.windows` are their windows."""
-    windows = dict.fromkeys(spec.window for spec in model.layers)
-    return tuple(
-        Group(window, tuple(index for index, spec in enumerate(model.layers) if spec.window == window))
-        for window in windows
-    )
 
 
 def abstract_state(

@@ -20,7 +20,8 @@ from jax.sharding import Mesh, PartitionSpec
 from ...kernels_pallas import Rotation, paged_decode_attention, paged_prefill_attention, prepare_heads
 from ...models.config import AttentionSpec, ModelConfig
 from ..sharding.mesh import AXIS
-from .kv_cache import KVCache, groups
+from ..sizing.cache_groups import groups
+from .kv_cache import KVCache
 
 
 class PrefillRows(NamedTuple):

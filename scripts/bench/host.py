@@ -32,8 +32,8 @@ from twinmesh.engine.protocol.executor import Executor
 from twinmesh.engine.protocol.sampling_plan import SamplingPlan
 from twinmesh.engine.scheduler.scheduler import Scheduler
 from twinmesh.engine.sharding.mesh import param_on
-from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.sharding.weights import Params
+from twinmesh.engine.sizing.heads import model_on
 from twinmesh.engine.startup.build import start_core
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.kv_cache import DeviceState

@@ -7,7 +7,7 @@ not counted, or was counted twice, shows.
 import pytest
 from helpers.core_engine import executor_of
 from twinmesh import SamplingParams
-from twinmesh.engine.startup.memory import page_bytes, state_bytes
+from twinmesh.engine.sizing.memory_needs import page_bytes, state_bytes
 
 PROMPTS = ["The cat", "On the other hand, " * 3, "in the end there was only the sea " * 2]
 COUNT = 20
@@ -75,7 +75,7 @@ def test_a_hand_off_carries_pages_and_a_few_numbers(make_llm):
             llm.generate(PROMPTS[0], params(kind))
             executor = executor_of(llm)
             plan, traffic = executor.meshes[0].plan, executor.traffic
-            (page,) = page_bytes(plan.model, plan.config.page_size, plan.dtype)
+            (page,) = page_bytes(plan.model, plan.config.page_size, plan.dtype.name)
             assert traffic.transfers == 1
             assert traffic.bytes == page + state_bytes()
             assert state_bytes() < 64

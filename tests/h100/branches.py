@@ -13,7 +13,7 @@ from compile import DEVICES, MODELS, count, on_h100s
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.sampling.request_rows import Stage
 from twinmesh.engine.sharding.mesh import build_meshes
-from twinmesh.engine.sharding.tensor_parallel import model_on
+from twinmesh.engine.sizing.heads import model_on
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.engine.worker.kv_cache import abstract_state

@@ -30,8 +30,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedShar
 from twinmesh import kernels_pallas
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.sharding.mesh import build_meshes
-from twinmesh.engine.sharding.tensor_parallel import model_on
-from twinmesh.engine.startup.memory import temporary_bytes
+from twinmesh.engine.sizing.heads import model_on
+from twinmesh.engine.sizing.memory_needs import temporary_bytes
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.engine.worker.kv_cache import abstract_state

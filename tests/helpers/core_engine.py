@@ -20,12 +20,12 @@ from twinmesh import LLM, SamplingParams
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.core.inspection import Observer
 from twinmesh.engine.options import EngineOptions
-from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.sharding.weights import Placer
+from twinmesh.engine.sizing.cache_groups import groups
+from twinmesh.engine.sizing.heads import model_on
+from twinmesh.engine.sizing.memory_needs import page_bytes
 from twinmesh.engine.startup.build import Engine, start_core
-from twinmesh.engine.startup.memory import page_bytes
 from twinmesh.engine.topology import Topology
-from twinmesh.engine.worker.kv_cache import groups
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 from twinmesh.models.text.chat import ChatTemplate
@@ -56,7 +56,7 @@ def make_engine(model, topology="both=1", *, weights=None, room=1.25, **changes)
     `random_weights(model)`, `changes` are options of `LLM`.
     """
 
-    memory = {"kv_cache_bytes": _bytes_for(model, topology, room, changes)}
+    memory = {} if "kv_cache_bytes" in changes else {"kv_cache_bytes": _bytes_for(model, topology, room, changes)}
     options = EngineOptions("", topology=topology, **({"dtype": "float32"} | OPTIONS | memory | changes))
 
     def load(dtype, meshes, formats):
@@ -77,7 +77,7 @@ def _bytes_for(model, topology, requests, changes):
     config = EngineConfig(Topology.parse(topology), windows=tuple(windows), **options)
     most = 0
     for spec in config.topology.meshes:
-        sizes = page_bytes(model_on(model, spec.tp), config.page_size, dtype)
+        sizes = page_bytes(model_on(model, spec.tp), config.page_size, dtype.name)
         whole = sum(config.most_pages(window) * size for window, size in zip(windows, sizes, strict=True))
         staging = sum(config.pages_to_send(window) * size for window, size in zip(windows, sizes, strict=True))
         most = max(most, math.ceil(requests * whole) + config.has_handoffs * staging)

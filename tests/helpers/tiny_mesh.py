@@ -10,11 +10,12 @@ from twinmesh.engine.config import EngineConfig, bucket_for
 from twinmesh.engine.protocol.actions import Accept, AssignPages, Chunk, Decode, DecodeRow, Fused, Prefill
 from twinmesh.engine.protocol.sampling_plan import SamplingPlan
 from twinmesh.engine.sharding.mesh import build_meshes
-from twinmesh.engine.sharding.tensor_parallel import model_on
 from twinmesh.engine.sharding.weights import Placer
+from twinmesh.engine.sizing.cache_groups import groups
+from twinmesh.engine.sizing.heads import model_on
 from twinmesh.engine.startup.compilation import Compilation
 from twinmesh.engine.topology import Topology
-from twinmesh.engine.worker.kv_cache import abstract_state, groups
+from twinmesh.engine.worker.kv_cache import abstract_state
 from twinmesh.engine.worker.mesh_plan import MeshPlan
 from twinmesh.engine.worker.mesh_worker import MeshWorker
 from twinmesh.engine.worker.request_records import RequestRecords

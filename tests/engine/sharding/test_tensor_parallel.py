@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 from twinmesh.engine.sharding.mesh import AXIS, param_sharding, replicate_logits, replicated, sharding
-from twinmesh.engine.sharding.tensor_parallel import check_tp, expand, model_on
+from twinmesh.engine.sharding.tensor_parallel import expand
+from twinmesh.engine.sizing.cache_groups import groups
+from twinmesh.engine.sizing.heads import check_tp, model_on
 from twinmesh.engine.topology import MeshSpec, Role, TopologyError
-from twinmesh.engine.worker.kv_cache import KV_AXES, KVCache, groups
+from twinmesh.engine.worker.kv_cache import KV_AXES, KVCache
 from twinmesh.engine.worker.paged_attention import PagedAttention, PrefillRows, StepRows
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_hidden

@@ -3,11 +3,10 @@
 from dataclasses import replace
 from itertools import pairwise
 
-import jax.numpy as jnp
 import pytest
 from helpers.core_engine import model_with_windows
 from twinmesh.engine.options import EngineOptions
-from twinmesh.engine.startup.defaults import TABLE, as_table, compile_threads, defaults_for, engine_config
+from twinmesh.engine.sizing.defaults import TABLE, as_table, compile_threads, defaults_for, engine_config
 
 MODEL = model_with_windows(None, 6)
 H100, H200, A100, CPU = (
@@ -16,13 +15,13 @@ H100, H200, A100, CPU = (
 
 
 def config(device, dtype="bfloat16", **options):
-    return engine_config(EngineOptions("", **options), MODEL, defaults_for(*device), jnp.dtype(dtype))
+    return engine_config(EngineOptions("", **options), MODEL, defaults_for(*device), dtype)
 
 
 @pytest.mark.parametrize(("dtype", "fewest"), [("float32", 1), ("bfloat16", 1), ("float16", 8)])
 def test_with_kernels_for_them_one_16_bit_row_has_a_bucket(dtype, fewest):
     defaults = replace(defaults_for(*CPU), has_kernels=True)
-    assert engine_config(EngineOptions(""), MODEL, defaults, jnp.dtype(dtype)).decode_buckets[0] == fewest
+    assert engine_config(EngineOptions(""), MODEL, defaults, dtype).decode_buckets[0] == fewest
 
 
 @pytest.mark.parametrize("device", [H100, H200])
@@ -84,7 +83,7 @@ def test_deterministic_has_one_size_of_each_step(device, chunk, slots):
 @pytest.mark.parametrize("defaults", TABLE, ids=lambda row: row.name)
 @pytest.mark.parametrize("slots", [None, 1, 7, 8, 9, 33, 300, 1000])
 def test_every_row_makes_a_config_whose_steps_are_at_most_half_padding_on_gpus(defaults, slots):
-    found = engine_config(EngineOptions("", max_num_seqs=slots), MODEL, defaults, jnp.dtype("bfloat16"))
+    found = engine_config(EngineOptions("", max_num_seqs=slots), MODEL, defaults, "bfloat16")
     assert found.decode_buckets[-1] == found.max_num_seqs == (slots or defaults.max_num_seqs)
     if defaults.name != "CPUs":
         for buckets in (found.prefill_buckets, found.decode_buckets[1:]):

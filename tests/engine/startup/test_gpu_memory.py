@@ -3,19 +3,20 @@
 import subprocess
 import sys
 
-import jax.numpy as jnp
 import pytest
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.options import EngineOptions
-from twinmesh.engine.startup.defaults import defaults_for, engine_config
-from twinmesh.engine.startup.gpu_memory import FRACTION, Reported, Share, check_share, free_bytes, request_share
-from twinmesh.engine.startup.memory import page_bytes, pool_that_fits, request_bytes, temporary_bytes
+from twinmesh.engine.sizing.defaults import defaults_for, engine_config
+from twinmesh.engine.sizing.device_memory import FRACTION, Reported, Share, free_bytes
+from twinmesh.engine.sizing.memory_needs import page_bytes, request_bytes, temporary_bytes
+from twinmesh.engine.sizing.pools import pool_that_fits
+from twinmesh.engine.startup.gpu_memory import check_share, request_share
 from twinmesh.engine.topology import Topology
 from twinmesh.models.decoder import abstract_params
 from twinmesh.scripts.gpu.steps import LLAMA_3_1_8B, QWEN3_8B, weight_bytes
 
 CARDS = {"NVIDIA H100 80GB HBM3": 84_942_979_072, "NVIDIA H200": 150_121_545_728}
-BF16 = jnp.dtype("bfloat16")
+BF16 = "bfloat16"
 
 
 def weights(model):

@@ -13,7 +13,7 @@ from helpers.tiny_mesh import tiny_config, tiny_model
 from twinmesh.engine.protocol.service import SLO
 from twinmesh.engine.sampling.request_rows import Stage
 from twinmesh.engine.sharding.mesh import build_meshes
-from twinmesh.engine.sharding.tensor_parallel import model_on
+from twinmesh.engine.sizing.heads import model_on
 from twinmesh.engine.startup import program_key
 from twinmesh.engine.startup.program_key import describe_plan, hash_sources, program_name, read_cpu, surroundings
 from twinmesh.engine.topology import Role

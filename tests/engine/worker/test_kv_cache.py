@@ -10,17 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.sharding.mesh import build_meshes
-from twinmesh.engine.startup.gpu_memory import Share
-from twinmesh.engine.startup.memory import (
-    in_steps,
-    longest_that_fits,
-    memory_for_kv,
-    page_bytes,
-    pool_that_fits,
-    request_bytes,
-)
+from twinmesh.engine.sizing.cache_groups import Group, groups
+from twinmesh.engine.sizing.device_memory import Share
+from twinmesh.engine.sizing.memory_needs import page_bytes, request_bytes
+from twinmesh.engine.sizing.pools import in_steps, longest_that_fits, pool_that_fits
+from twinmesh.engine.startup.memory import memory_for_kv
 from twinmesh.engine.topology import Topology
-from twinmesh.engine.worker.kv_cache import Group, abstract_dense, abstract_state, fresh, groups
+from twinmesh.engine.worker.kv_cache import abstract_dense, abstract_state, fresh
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 
 
@@ -46,8 +42,8 @@ def test_layers_of_one_window_are_one_group_in_order_of_first_use():
 
 def test_page_bytes_count_keys_and_values_of_each_groups_layers():
     one = 2 * 16 * 2 * 16
-    assert page_bytes(model(None, None, None), 16, jnp.dtype("float32")) == (3 * one * 4,)
-    assert page_bytes(model(32, None, 32), 16, jnp.dtype("bfloat16")) == (2 * one * 2, one * 2)
+    assert page_bytes(model(None, None, None), 16, "float32") == (3 * one * 4,)
+    assert page_bytes(model(32, None, 32), 16, "bfloat16") == (2 * one * 2, one * 2)
 
 
 def test_a_state_has_a_pool_and_a_table_per_group():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 from twinmesh.engine.sharding.mesh import AXIS, sharding
-from twinmesh.engine.worker.kv_cache import KV_AXES, KVCache, groups
+from twinmesh.engine.sizing.cache_groups import groups
+from twinmesh.engine.worker.kv_cache import KV_AXES, KVCache
 from twinmesh.engine.worker.paged_attention import DecodeRows, PagedAttention, PrefillRows, StepRows
 from twinmesh.kernels_pallas import Rotation
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope

@@ -3,19 +3,17 @@
 A GPU works through thousands of tokens in the time in which it reads the weights once, a CPU through a few: on an H100
 a chunk of 512 tokens is bound by the weights, and 32 running requests leave it idle. `TABLE` is the one place with such
 numbers, and the documentation's table is made from it. Pure functions of platform, device kind and options: nothing
-here touches a device or its memory (`memory.py`, `gpu_memory.py`).
+here touches a device or its memory (`startup/memory.py`, `startup/gpu_memory.py`). No JAX here.
 """
 
 import re
 from dataclasses import dataclass
 
-import jax.numpy as jnp
-
 from ...models.config import ModelConfig
 from ..config import EngineConfig
-from ..options import EngineOptions
 from ..roles import starting_roles
-from ..worker.kv_cache import groups
+from .asked import Asked
+from .cache_groups import groups
 
 # Prompts that one prefill step packs: so many that they fill the chunk if each brings as many tokens as this.
 _TOKENS_PER_PROMPT = 128
@@ -62,7 +60,7 @@ def compile_threads(cores: int) -> int:
     return max(2, min(cores // 2, 16))
 
 
-def engine_config(options: EngineOptions, model: ModelConfig, defaults: Defaults, dtype: jnp.dtype) -> EngineConfig:
+def engine_config(options: Asked, model: ModelConfig, defaults: Defaults, dtype: str) -> EngineConfig:
     """Fill the gaps that the options leave, and check lengths, buckets and modes.
 
     `max_model_len` is the model's for now where none was asked for: memory decides later.
@@ -80,7 +78,7 @@ def engine_config(options: EngineOptions, model: ModelConfig, defaults: Defaults
         prefill_buckets=prefill_buckets,
         prefill_rows=_prefill_rows(prefill_buckets),
         decode_buckets=_decode_buckets(options, defaults, slots, dtype),
-        dtype=dtype.name,
+        dtype=dtype,
         windows=tuple(group.window for group in groups(model)),
         decode_steps=options.decode_steps,
         prefix_cache=options.enable_prefix_caching,
@@ -99,7 +97,7 @@ def engine_config(options: EngineOptions, model: ModelConfig, defaults: Defaults
     return config
 
 
-def _slots(options: EngineOptions, defaults: Defaults) -> int:
+def _slots(options: Asked, defaults: Defaults) -> int:
     """Return what was asked for, else the default, or fewer where the decode buckets that were asked for hold fewer."""
     if options.max_num_seqs is not None:
         return options.max_num_seqs
@@ -109,7 +107,7 @@ def _slots(options: EngineOptions, defaults: Defaults) -> int:
     return defaults.max_num_seqs  # buckets that are not usable are refused by `EngineConfig`
 
 
-def _prefill_buckets(options: EngineOptions, defaults: Defaults) -> tuple[int, ...]:
+def _prefill_buckets(options: Asked, defaults: Defaults) -> tuple[int, ...]:
     if options.prefill_buckets is not None:
         return options.prefill_buckets
     return (defaults.deterministic_chunk,) if options.deterministic else defaults.prefill_buckets
@@ -121,13 +119,13 @@ def _prefill_rows(buckets: tuple[int, ...]) -> int:
     return max(_FEWEST_PROMPTS, max(whole, default=0) // _TOKENS_PER_PROMPT)
 
 
-def _decode_buckets(options: EngineOptions, defaults: Defaults, slots: int, dtype: jnp.dtype) -> tuple[int, ...]:
+def _decode_buckets(options: Asked, defaults: Defaults, slots: int, dtype: str) -> tuple[int, ...]:
     if options.decode_buckets is not None:
         return options.decode_buckets
     if options.deterministic:
         return (slots,)
     # XLA CPU multiplies one 16-bit row 9 times slower than 8 rows.
-    is_one_fast = dtype == jnp.float32 or (dtype == jnp.bfloat16 and defaults.has_kernels)
+    is_one_fast = dtype == "float32" or (dtype == "bfloat16" and defaults.has_kernels)
     rows = (size for size in defaults.decode_buckets if size > 1 or is_one_fast)
     return (*(size for size in rows if size < slots), slots)
 

@@ -1,0 +1,110 @@
+"""Costs that nobody has measured: from a model's sizes and the published peaks of a device.
+
+Of each program (Williams 2009): a step takes as long as the slower of its products and of the reading of all weights,
+plus the starts of its kernels, plus the all-reduces of tensor parallelism; attention comes on top, as it depends on
+what is in the step. Peaks are reached in part only: `Efficiency` says how far, and why. A cost model from here is right
+in its proportions, and in its size as far as those parts are; it is marked "roofline" wherever it goes.
+
+Layers with an attention window count as though it were always full: for sequences shorter than the window that is too
+much. Quantised weights are not known here: they count in the engine's dtype.
+"""
+
+from typing import NamedTuple
+
+from ...models.config import ModelConfig
+from ..config import EngineConfig
+from ..scheduler.cost_model import CostModel, HostCost, LinkCost, ProgramCost
+from .devices import DevicePeaks
+from .profile import degrees
+
+
+class Efficiency(NamedTuple):
+    """Which parts of a device's peaks an engine reaches, and what it does besides.
+
+    The defaults: products of a prefill step reach 0.6 of the peak, as published figures of prefill do; weights and KV
+    are read at 0.8 of it, about what a copy reaches. Of a Qwen3-8B decode step XLA makes 747 operations, 20.8 a layer,
+    each a kernel. Together they give 7.2 ms a token on an H100, where 7.22 was published of vLLM (docs/performance.md
+    has the table).
+    """
+
+    flops: float = 0.6
+    bandwidth: float = 0.8
+    link: float = 0.8
+    kernels_of_layer: float = 20.8
+    transfer: float = 50e-6  # seconds of a hand-off before its first byte moves
+    host: HostCost = HostCost(arrival=200e-6, token=0.5e-6, step=150e-6, row=2e-6, read=100e-6)
+
+
+USUAL = Efficiency()
+
+
+def roofline(
+    model: ModelConfig, config: EngineConfig, device: DevicePeaks, efficiency: Efficiency = USUAL
+) -> CostModel:
+    """Compute the costs of an engine's programs on meshes of such devices, with the tp that its topology says."""
+    prefill_tp, decode_tp = degrees(config.topology)
+    prefill, decode = (_Mesh(model, config, device, tp, efficiency) for tp in (prefill_tp, decode_tp))
+    fused: dict[int, ProgramCost] = {}
+    if any(spec.fused for spec in config.topology.meshes):
+        rows = config.decode_buckets[-1]
+        fused = {size: prefill.program(size + rows, config.prefill_rows + rows) for size in config.prefill_buckets}
+    return CostModel(
+        prefill={size: prefill.program(size, config.prefill_rows) for size in config.prefill_buckets},
+        decode={size: decode.program(size, size) for size in config.decode_buckets},
+        fused=fused,
+        # Each device sends its own heads.
+        link=LinkCost(efficiency.transfer, 1 / (efficiency.link * device.link * min(prefill_tp, decode_tp))),
+        host=efficiency.host,
+    )
+
+
+class _Mesh:
+    """A model on devices that share its heads and columns."""
+
+    def __init__(
+        self, model: ModelConfig, config: EngineConfig, device: DevicePeaks, tp: int, efficiency: Efficiency
+    ) -> None:
+        self._model, self._device, self._tp, self._efficiency = model, device, tp, efficiency
+        self._itemsize = 4 if config.dtype == "float32" else 2
+        self._flops = efficiency.flops * device.flops[config.dtype] * tp
+        self._bandwidth = efficiency.bandwidth * device.bandwidth * tp
+
+    def program(self, tokens: int, sampled: int) -> ProgramCost:
+        """Return the costs of a step that is padded to so many tokens, of which so many rows pass the head."""
+        model = self._model
+        products = 2 * (layer_weights(model) * tokens + head_weights(model) * sampled) / self._flops
+        reading = (layer_weights(model) + head_weights(model)) * self._itemsize / self._bandwidth
+        full = sum(layer.window is None for layer in model.layers)
+        window = sum(layer.window for layer in model.layers if layer.window is not None)  # of all layers that have one
+        pair = 4 * model.num_heads * model.head_dim / self._flops  # q . k, and weights x v, in one layer
+        read = 2 * model.num_kv_heads * model.head_dim * self._itemsize / self._bandwidth  # of a token, in one layer
+        is_prompt = tokens > sampled
+        return ProgramCost(
+            fixed=max(products, reading)
+            + self._device.launch * self._efficiency.kernels_of_layer * model.num_layers
+            + self._all_reduces(tokens)
+            + (pair * window * tokens if is_prompt else 0.0),
+            pair=pair * full,
+            row=read * window,
+            context=read * full,
+        )
+
+    def _all_reduces(self, tokens: int) -> float:
+        """Return the seconds of two all-reduces a layer: in a ring each device sends 2 (tp - 1) / tp of the
+        activations, in 2 (tp - 1) turns."""
+        if self._tp == 1:
+            return 0.0
+        turns, device = 2 * (self._tp - 1), self._device
+        sent = turns / self._tp * tokens * self._model.hidden_size * self._itemsize
+        return 2 * self._model.num_layers * (sent / (self._efficiency.link * device.link) + turns * device.launch)
+
+
+def layer_weights(model: ModelConfig) -> int:
+    """Count the weights in the matrices of all layers."""
+    attention = 2 * model.hidden_size * model.head_dim * (model.num_heads + model.num_kv_heads)
+    return model.num_layers * (attention + 3 * model.hidden_size * model.intermediate_size)
+
+
+def head_weights(model: ModelConfig) -> int:
+    """Count the weights of the head, all of which a step reads."""
+    return model.vocab_size * model.hidden_size

@@ -1,0 +1,42 @@
+"""How much of a GPU's memory an engine may take, in numbers: of a device that is there, or of one that is not.
+
+All counts in parts of the card, in the meaning of vLLM's `gpu_memory_utilization`: weights, KV and temporaries
+together. What JAX's allocator is asked for before it starts is in `startup/gpu_memory.py`.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+FRACTION = 0.9  # of each GPU; the rest is for CUDA's context, compiled code and the collectives' buffers
+_FRAGMENTS = 0.02  # of the allocator's memory: what lies between arrays
+
+
+class Share(NamedTuple):
+    """The part of each GPU's memory that this process may have."""
+
+    held: float  # by JAX's allocator
+    asked: float | None = None  # of it, the most that this engine takes; None: all
+    came_late: bool = False  # whether JAX was in use before anybody asked for more than its own default
+    preallocates: bool = True  # whether the allocator takes its memory at once
+
+
+class Reported(NamedTuple):
+    """What a device says of its allocator, in bytes."""
+
+    limit: int  # the most that it may hand out
+    in_use: int
+    pool: int = 0  # what it has taken from the device so far; 0: it does not say
+
+    @classmethod
+    def of(cls, stats: Mapping[str, int]) -> "Reported":
+        """Read `jax.Device.memory_stats()`."""
+        return cls(int(stats["bytes_limit"]), int(stats["bytes_in_use"]), int(stats.get("pool_bytes", 0)))
+
+
+def free_bytes(reported: Reported, share: Share) -> int:
+    """Return bytes that an engine may still take of a device."""
+    whole = reported.limit / share.held
+    # The allocator takes what it gets where another process holds a part of the card, and its limit does not show it.
+    available = reported.pool if share.preallocates and reported.pool else reported.limit
+    usable = available if share.asked is None else min(available, share.asked * whole)
+    return max(0, int(usable - _FRAGMENTS * available) - reported.in_use)

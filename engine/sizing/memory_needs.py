@@ -1,0 +1,77 @@
+"""Bytes that a mesh needs besides its KV pages, and those of a page: weights, request state, temporaries.
+
+Invariant: these are the bytes of the arrays that the device plane makes (`worker/kv_cache.py`, `models/decoder.py`),
+counted without making them; tests compare.
+"""
+
+from ...models.config import ModelConfig
+from ..config import EngineConfig
+from ..protocol.sampling_plan import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS
+from .cache_groups import groups
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of each of `config.DTYPES`
+TRANSFERS_WITH_STATE = 8  # that may carry a request's state at once, for each mesh
+# Bytes of temporaries for each logit of a row that is sampled for, and splits of a request in decode attention.
+_SAMPLER_BYTES, _MOST_SPLITS = 32, 64
+_SCALARS = 11  # numbers of 4 bytes that a slot has, and for each token of the vocabulary it has two
+_DENSE_NUMBERS = 2
+
+
+def page_bytes(model: ModelConfig, page_size: int, dtype: str) -> tuple[int, ...]:
+    """Return bytes of one page of each cache group: its layers' keys and values together, all shards."""
+    per_layer = 2 * page_size * model.num_kv_heads * model.head_dim * ITEM_BYTES[dtype]
+    return tuple(len(group.layers) * per_layer for group in groups(model))
+
+
+def request_bytes(model: ModelConfig, config: EngineConfig) -> int:
+    """Return bytes of request state and page tables on each device of a mesh: they do not shrink with its size."""
+    bad_words = MAX_BAD_WORDS * MAX_BAD_WORD_TOKENS + MAX_BAD_WORD_TOKENS - 1
+    a_slot = _SCALARS + _DENSE_NUMBERS * model.vocab_size + bad_words + len(groups(model)) * config.max_pages
+    return 4 * config.max_num_seqs * a_slot
+
+
+def state_bytes() -> int:
+    """Return bytes of one request's scalars, which every transfer takes along to each device of its destination."""
+    return 4 * _SCALARS
+
+
+def transit_bytes(config: EngineConfig) -> int:
+    """Return bytes of request state on each device that is on its way: staging is for KV pages, and it comes on top."""
+    return TRANSFERS_WITH_STATE * state_bytes() if config.has_handoffs else 0
+
+
+def temporary_bytes(model: ModelConfig, config: EngineConfig, tp: int) -> int:
+    """Return bytes of temporaries that a GPU's steps may take on each device, besides weights, KV and request state.
+
+    They are those of the largest prefill step's layers, of the sampler, of decode attention's partial sums, and one
+    parameter, the largest, which exists twice while it is replaced. `tests/h100` compares with what XLA plans; a CPU
+    takes them from the memory that its KV leaves.
+    """
+    size, rows = ITEM_BYTES[config.dtype], config.decode_buckets[-1]
+    layer = size * (2 * model.intermediate_size // tp + 4 * model.hidden_size)  # gate and up; rows of the hidden state
+    # A fused step has the rows of both phases at once.
+    fused = rows if any(spec.fused for spec in config.topology.meshes) else 0
+    sampled = max(rows, config.prefill_rows + fused) * model.vocab_size * _SAMPLER_BYTES
+    heads = -(-model.num_heads // (4 * tp)) * 4
+    sums = 4 * 2 * rows * _MOST_SPLITS * heads * model.head_dim
+    largest = model.vocab_size * model.hidden_size * size // tp
+    return (config.chunk_size + fused) * layer + sampled + sums + largest
+
+
+def weight_bytes(model: ModelConfig, dtype: str, tp: int) -> int:
+    """Return bytes of weights on each device of a mesh of `tp`, none of them quantised.
+
+    Args:
+        model: as the mesh runs it (`heads.model_on`).
+        dtype: of the weights; norms are float32.
+        tp: devices of the mesh. Heads, MLP columns and the vocabulary are divided, a vocabulary that does not divide
+            is whole on each device.
+    """
+    item, hidden, dim = ITEM_BYTES[dtype], model.hidden_size, model.head_dim
+    heads = model.num_heads + 2 * model.num_kv_heads
+    attention = hidden * dim * (heads + model.num_heads) + (heads * dim if model.qkv_bias else 0)
+    mlp = 3 * hidden * model.intermediate_size
+    norms = (4 if model.sandwich_norms else 2) * hidden + (2 * dim if model.qk_norm else 0)
+    table = model.vocab_size * hidden // (1 if model.vocab_size % tp else tp)
+    tables = table * (1 if model.tie_embeddings else 2)
+    return item * (model.num_layers * (attention + mlp) // tp + tables) + 4 * (model.num_layers * norms + hidden)

@@ -1,0 +1,90 @@
+"""The memory plan of devices that are not there is that of start-up, and what does not fit is refused with numbers."""
+
+from dataclasses import replace
+
+import jax
+import pytest
+from helpers.core_engine import OPTIONS, model_with_windows
+from twinmesh.engine.options import EngineOptions
+from twinmesh.engine.sampling.logits_processors import empty_dense
+from twinmesh.engine.sharding.mesh import build_meshes, param_on
+from twinmesh.engine.simulation.capacity import DeviceMemory, capacity
+from twinmesh.engine.sizing.heads import model_on
+from twinmesh.engine.sizing.memory_needs import request_bytes, state_bytes, weight_bytes
+from twinmesh.engine.startup import build
+from twinmesh.engine.worker.kv_cache import abstract_scalars, groups
+from twinmesh.models.decoder import abstract_params
+from twinmesh.models.quantized import nbytes
+from twinmesh.scripts.gpu.steps import LLAMA_3_1_8B
+
+H100 = DeviceMemory("h100", 80 * 10**9)
+CPU = DeviceMemory("cpu", None, "cpu")
+
+
+class Stop(Exception):
+    """What start-up is stopped with once it has sized its pools."""
+
+
+@pytest.mark.parametrize("topology", ["both=1", "prefill=1,decode=1xtp2", "pool=3", "both(mode=fused)=2xtp4"])
+@pytest.mark.parametrize("windows", [(None, None), (None, 6)])
+@pytest.mark.parametrize("length", [None, 64])
+def test_pages_are_those_of_a_real_start(monkeypatch, topology, windows, length):
+    def stop(*parts):
+        raise Stop(parts[1], parts[4])
+
+    model = model_with_windows(*windows)
+    options = EngineOptions(
+        "", topology=topology, kv_cache_bytes=90_000, **(OPTIONS | {"max_model_len": length, "dtype": "float32"})
+    )
+    monkeypatch.setattr(build, "_mesh_plans", stop)
+    with pytest.raises(Stop) as real:
+        build.start_core(model, "float32", lambda *_: [], options)
+    config, pools = capacity(model, options, CPU, "float32")
+    assert (config, list(pools)) == real.value.args
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": True, "qk_norm": True}, {"sandwich_norms": True}])
+def test_bytes_counted_without_arrays_are_those_of_the_arrays(tp, changes):
+    (mesh,) = build_meshes(EngineOptions("", topology=f"both=1xtp{tp}").parsed_topology)
+    model = model_on(replace(model_with_windows(None, 6), tie_embeddings=tp == 2, **changes), tp)
+    specs = abstract_params(model, "bfloat16").specs.values()
+    whole = sum(
+        nbytes(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype), param_on(mesh, s))
+        )
+        for s in specs
+    )
+    assert weight_bytes(model, "bfloat16", tp) == whole
+
+
+def test_the_state_of_requests_is_that_of_their_arrays():
+    config, _ = capacity(LLAMA_3_1_8B, EngineOptions(""), H100)
+    arrays = (abstract_scalars(config.max_num_seqs), empty_dense(config.max_num_seqs, LLAMA_3_1_8B.vocab_size))
+    tables = len(groups(LLAMA_3_1_8B)) * config.max_num_seqs * config.max_pages * 4
+    assert request_bytes(LLAMA_3_1_8B, config) == nbytes(arrays) + tables
+    assert state_bytes() == nbytes(abstract_scalars(1))
+
+
+def test_an_8b_model_has_fifty_gigabytes_of_kv_on_an_80_gb_card():
+    config, (pool,) = capacity(LLAMA_3_1_8B, EngineOptions(""), H100)
+    assert config.decode_buckets == (8, 32, 64, 128, 256)
+    assert 45e9 < pool.pages[0] * pool.page_bytes[0] < 55e9
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"memory_fraction": 0.2}, r"does not fit at tp 1: .*GiB of weights .* before any KV, and 0.2 of h100's 74.51"),
+        ({"kv_cache_bytes": 10**6}, r"KV cache of the both mesh does not fit: .* needs .* pages of"),
+        ({"topology": "both=1xtp3"}, r"32 query heads do not divide by 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_arithmetic(options, words):
+    with pytest.raises(ValueError, match=words):
+        capacity(LLAMA_3_1_8B, EngineOptions("", max_model_len=8192, **options), H100)
+
+
+def test_a_device_of_unknown_memory_needs_to_be_told():
+    with pytest.raises(ValueError, match=r"^nobody says how much memory cpu has: give kv_cache_bytes\.$"):
+        capacity(LLAMA_3_1_8B, EngineOptions(""), CPU)
