@@ -11,7 +11,7 @@ No clock, randomness or I/O: a replay of the same events gives the same actions 
 from collections.abc import Sequence
 
 from ..config import EngineConfig, PoolSize
-from ..protocol.actions import Action, Chunk, DecodeRow
+from ..protocol.actions import Action, Chunk, DecodeRow, StartTransfer
 from ..protocol.cache_report import MissReason
 from ..protocol.events import (
     AbortRequested,
@@ -165,6 +165,10 @@ class Scheduler:
         """Return whether this step's result is still awaited."""
         return step in self.meshes[mesh].in_flight
 
+    def transfer_bytes(self, action: StartTransfer) -> int:
+        """Return the bytes that a transfer moves."""
+        return self._handoffs.staging.bytes_on(action.source, action.bucket)
+
     def transfers_from(self, mesh: int) -> list[int]:
         """List the transfers that leave this mesh and have not arrived."""
         return self._handoffs.under_way_from(mesh)
@@ -178,6 +182,11 @@ class Scheduler:
         """Say what the planner of the roles found last, and why, in a sentence; None: nothing yet, or there is none."""
         last = self._planning.last if self._planning is not None else None
         return None if last is None else last.sentence
+
+    @property
+    def is_held(self) -> bool:
+        """Return whether only requests that start over are admitted."""
+        return self._admission.is_held
 
     @property
     def is_drained(self) -> bool:

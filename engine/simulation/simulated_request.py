@@ -115,9 +115,16 @@ class SimulatedRequest(RunningRequest):
 
 
 def make_submission(
-    number: int, work: WorkRequest, workload: Workload, page_size: int, arrival: float, ended: Ended
+    number: int,
+    work: WorkRequest,
+    workload: Workload,
+    page_size: int,
+    arrival: float,
+    tokenised: float,
+    ended: Ended,
 ) -> Submission:
-    """Make of a workload's request what the core takes; `arrival` is when its caller called."""
+    """Make of a workload's request what the core takes; `arrival` is when its caller called, `tokenised` when its
+    prompt will be tokens."""
     whole = page_hashes(work.blocks, workload.block_tokens, work.prompt_len + work.output_len, page_size)
     pages = work.prompt_len // page_size
     service = work.service
@@ -125,4 +132,4 @@ def make_submission(
         service = replace(service, session=work.session)
     facts = RequestFacts(number, work.prompt_len, work.output_len, whole[:pages], None, service)
     sink = SimulatedSink(number, work, whole[pages:], ended)
-    return Submission(arrival, facts, _NO_TOKENS, _PLAN, _NOBODY, None, sink)
+    return Submission(arrival, facts, _NO_TOKENS, _PLAN, _NOBODY, None, sink, tokenised, tokenised, work.after)

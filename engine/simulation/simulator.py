@@ -15,6 +15,7 @@ from ..config import EngineConfig, PoolSize
 from ..core.changes import NewRoles
 from ..core.inspection import Observer
 from ..core.loop import Loop, Message
+from ..core.stamper import Stamper
 from ..core.submission import Submission
 from ..core.waiting_room import RoomKeeper, WaitingRoom
 from ..metrics.gaps import Gaps
@@ -105,7 +106,7 @@ def simulate(
         workload: the requests; each ends after exactly its `output_len` tokens.
         engine: what serves them.
         seed: of the noise; without noise it changes nothing.
-        log: takes the scheduler's events and decisions; the caller closes it.
+        log: takes the scheduler's events and decisions, and stamps; the caller closes it.
         incidents: what else happens.
         noise: standard deviation of the logarithm of each step's true time, of which nobody knows; the mean stays.
         speed: true step times are so many times those that the costs say.
@@ -147,6 +148,8 @@ class _Run(Observer):
         self._loop = Loop(self._scheduler, self._executor, self._time, SimulatedRequest)
         self._loop.observers.add(self)
         self._folding = Folding(self._loop, self._scheduler, self._executor, self._time) if folded else None
+        if log is not None:
+            self._loop.observers.add(Stamper(log, self._scheduler, self._time))
         room = WaitingRoom(config.max_waiting, config.max_waiting_tokens, self._time)
         if room.is_bounded:
             self._loop.observers.add(RoomKeeper(room, self._scheduler))
