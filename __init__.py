@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .engine.api.async_llm import AsyncLLM
     from .engine.api.llm import LLM
     from .engine.api.outputs import CompletionOutput, Logprob, RequestOutput, Score, TextDelta
+    from .engine.api.plan_topology import plan_topology
     from .engine.api.sampling_params import RequestOutputKind, SamplingParams
     from .engine.errors import EngineError, Overloaded
     from .engine.protocol.service import SLO
@@ -32,6 +33,7 @@ __all__ = [
     "Score",
     "TextDelta",
     "Topology",
+    "plan_topology",
 ]
 _MODULES = {
     "LLM": "api.llm",
@@ -47,6 +49,7 @@ _MODULES = {
     "Score": "api.outputs",
     "TextDelta": "api.outputs",
     "Topology": "topology",
+    "plan_topology": "api.plan_topology",
 }
 
 

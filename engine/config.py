@@ -74,6 +74,12 @@ class EngineConfig:
             )
         check_roles(self.roles, self.topology)
         check_slo(self.slo)
+        is_to_plan = self.slo is not None and self.slo.percentile is not None
+        if is_to_plan and self.topology.is_pool and not self.has_handoffs:
+            raise ValueError(
+                f"topology '{self.topology}' and an SLO with a percentile: a pool of one mesh has no roles to plan: "
+                f"write '{str(self.topology).replace('pool', 'both')}', or give the pool more meshes."
+            )
         if self.deterministic:
             self._check_deterministic()
 
@@ -111,6 +117,11 @@ class EngineConfig:
         if self.roles:
             return self.roles[mesh]
         return Role.BOTH if self.topology.is_pool else self.topology.meshes[mesh].role
+
+    @property
+    def plans_roles(self) -> bool:
+        """Return whether the engine plans its meshes' roles: there are several, in a pool, and a target to plan by."""
+        return self.topology.is_pool and self.has_handoffs and self.slo is not None and self.slo.percentile is not None
 
     @property
     def has_handoffs(self) -> bool:

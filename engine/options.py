@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from ..kernels_pallas.cpu.blocks_records import Activations
 
 
+AUTO = "auto"  # in place of a topology: start-up chooses one
+
+
 @dataclass(frozen=True)
 class Option:
     """What a field of `EngineOptions` carries: its documentation, and how the command line takes it."""
@@ -62,7 +65,9 @@ class EngineOptions:
         str | Topology,
         Option(
             "device meshes and what each is for: both=1 shares one, prefill=1,decode=1 keeps prefill and decode apart, "
-            "both=1xtp2 is one mesh of two devices, pool=4 are four meshes whose roles can change while they run",
+            "both=1xtp2 is one mesh of two devices, pool=4 are four meshes whose roles can change while they run. auto "
+            "chooses from model, devices and slo: the fewest devices a mesh that hold the model, and of several meshes "
+            "a pool",
             metavar="ROLES",
         ),
     ] = "both=1"
@@ -208,7 +213,9 @@ class EngineOptions:
         Option(
             "times that answers are to keep to: SLO(ttft_ms=500, tpot_ms=50), in milliseconds; either may be left out. "
             "Requests may have one of their own. A decode mesh of a pool computes short prompts itself as long as its "
-            "answers keep to their tpot_ms; without an SLO, only while it has none. `metrics` says how many keep to it",
+            "answers keep to their tpot_ms; without an SLO, only while it has none. With a percentile, as in "
+            "SLO(ttft_ms=500, tpot_ms=50, percentile=99), a pool plans its meshes' roles by itself, so that as many "
+            "requests keep to it. `metrics` says how many do, and what was planned",
             flag=None,
         ),
     ] = None
@@ -264,7 +271,10 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         self._check_kinds()
-        starting_roles(self.roles, self.parsed_topology)
+        if not self.is_auto:
+            starting_roles(self.roles, self.parsed_topology)
+        elif self.roles is not None:
+            raise ValueError(f"roles={self.roles!r} are chosen with topology='auto': leave one of the two out.")
         if isinstance(self.policy, str):
             policy_named(self.policy)
         check_slo(self.slo)
@@ -297,6 +307,11 @@ class EngineOptions:
             value = getattr(self, name)
             if not isinstance(value, kind) or (name == "devices" and isinstance(value, str)):
                 raise ValueError(f"{name}={value!r} is not usable: it must be {wanted}.")
+
+    @property
+    def is_auto(self) -> bool:
+        """Return whether the topology is to be chosen when the engine starts."""
+        return self.topology == AUTO
 
     @property
     def parsed_topology(self) -> Topology:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
 from twinmesh.engine.config import ACTIVATIONS, DTYPES, QUANTIZATIONS, check_seconds
-from twinmesh.engine.options import EngineOptions, Option, documentation, signature
+from twinmesh.engine.options import AUTO, EngineOptions, Option, documentation, signature
+from twinmesh.engine.protocol.service import SLO, is_positive, read_slo
 from twinmesh.engine.scheduler.policy import policy_named
 from twinmesh.engine.topology import Topology, TopologyError
 from twinmesh.models.checkpoints.catalog import CATALOG, cache_directory
@@ -32,10 +33,14 @@ _CHOICES: Mapping[str, Sequence[str]] = {
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which model runs, and on what: an argument for each of `EngineOptions` that has a flag."""
-    group = parser.add_argument_group("model and devices")
-    for name, option in documentation().items():
-        if option.flag is not None:
-            _add_option(group, name, option)
+    add_options(parser, [name for name, option in documentation().items() if option.flag is not None])
+
+
+def add_options(parser: argparse.ArgumentParser, names: Iterable[str], title: str = "model and devices") -> None:
+    """Declare an argument for each of these options."""
+    group = parser.add_argument_group(title)
+    for name in names:
+        _add_option(group, name, documentation()[name])
 
 
 def _add_option(group: argparse._ArgumentGroup, name: str, option: Option) -> None:
@@ -244,6 +249,25 @@ def load_llm(args: argparse.Namespace, only: "Callable[[Checkpoint], OneRequest]
         gc.enable()
 
 
+def positive(text: str) -> float:
+    """Read an argument that is a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not is_positive(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def slo(text: str) -> SLO:
+    """Read an SLO, as in ttft=1000ms,tpot=50ms,percentile=99."""
+    try:
+        return read_slo(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def not_empty(text: str) -> str:
     """Return an argument that names something, and refuse an empty one, which would be the current directory."""
     if not text:
@@ -303,7 +327,9 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(whole_number(1)(part) for part in text.split(","))
 
 
-def _topology(text: str) -> Topology:
+def _topology(text: str) -> Topology | str:
+    if text == AUTO:
+        return text
     try:
         return Topology.parse(text)
     except TopologyError as error:

@@ -14,6 +14,7 @@ from twinmesh.engine.batch.paths import Output
 from twinmesh.engine.batch.session import Batch
 from twinmesh.engine.batch.source import STDIN
 from twinmesh.engine.batch.summary import BatchResult
+from twinmesh.engine.topology import Topology
 from twinmesh.scripts import arguments, report
 
 SUMMARY = "run a file of requests and write a file of results"
@@ -127,11 +128,11 @@ def run(args: argparse.Namespace) -> int:
         retry_errors=args.retry_errors,
         chat_template_kwargs=args.chat_template_kwargs,
     ) as batch:
-        result = _run(batch, args)
+        result, devices = _run(batch, args)
     print(report.outcome(result, args.output), file=sys.stderr)
     has_run = result.finished > result.resumed
     if args.summary and (has_run or not Path(args.summary).exists()):
-        figures = result.summary(devices=args.topology.num_devices, device_hour_price=args.gpu_hour_price)
+        figures = result.summary(devices=devices, device_hour_price=args.gpu_hour_price)
         _write_summary(Path(args.summary), json.dumps(figures, indent=1) + "\n")
     if args.show:
         print(report.answers(result))
@@ -147,11 +148,14 @@ def _files(args: argparse.Namespace) -> list[tuple[Path, str]]:
     return written if args.input == STDIN else [(Path(args.input), "the input file"), *written]
 
 
-def _run(batch: Batch, args: argparse.Namespace) -> BatchResult:
-    if batch.remaining == 0:
-        return batch.finish()
+def _run(batch: Batch, args: argparse.Namespace) -> tuple[BatchResult, int]:
+    """Run what is left; return what became of it, and on how many devices."""
+    if batch.remaining == 0:  # no engine starts: none, where it would have chosen them
+        return batch.finish(), args.topology.num_devices if isinstance(args.topology, Topology) else 0
     with arguments.load_llm(args) as llm:
-        return batch.run(llm, keep=args.show, progress=True, deadline=args.deadline, on_late=args.on_late)
+        result = batch.run(llm, keep=args.show, progress=True, deadline=args.deadline, on_late=args.on_late)
+        topology = args.topology if isinstance(args.topology, Topology) else llm.config.topology
+        return result, topology.num_devices
 
 
 def _write_summary(path: Path, text: str) -> None:

@@ -90,7 +90,7 @@ class Grid:
 
     def _has_room(self, load: Load) -> bool:
         longest = max(load.prompts) + load.tokens
-        return longest <= self._config.max_model_len and sum(load.prompts) <= self._most
+        return load.tokens > 0 and longest <= self._config.max_model_len and sum(load.prompts) <= self._most
 
     # ---- alone
 

@@ -177,7 +177,9 @@ class EngineCore:
         log, running = self._loop.requests.figures()
         counters, traffic = self._scheduler.counters, self._executor.traffic
         made = self._compilations
-        return log.metrics(running, made.count, counters, traffic, self._loop.host, made.coming, self.roles())
+        return log.metrics(
+            running, made.count, counters, traffic, self._loop.host, made.coming, self.roles(), self._scheduler.plan
+        )
 
     @property
     def backlog(self) -> int:

@@ -22,6 +22,7 @@ class Counters:
     preemptions: int = 0  # requests that gave up their KV while they ran
     migrations: int = 0  # requests that moved their KV while they decoded
     flips: int = 0  # changes of a mesh's role
+    planned_flips: dict[str, int] = field(default_factory=dict)  # those that the planner asked for, by its reason
     conditional_prefills: int = 0  # prompts given to a decode mesh to prefill
     retries: int = 0  # starts after a lost mesh or transfer
 

@@ -40,5 +40,9 @@ class Gaps:
         )
         return Distribution(count, self._sum / count, p50, p90, p99)
 
+    def counts(self) -> tuple[tuple[float, int], ...]:
+        """Return how many gaps there are of each length, in seconds and ascending: what a curve is drawn from."""
+        return tuple((self._seconds(bucket), self._counts[bucket]) for bucket in sorted(self._counts))
+
     def _seconds(self, bucket: int) -> float:
         return _LEAST * float(np.exp(bucket * _WIDTH))

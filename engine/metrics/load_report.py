@@ -117,6 +117,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ttft: Distribution | None
     tpot: Distribution | None
     itl: Distribution | None  # None: the gaps are not known
+    itl_counts: tuple[tuple[float, int], ...]  # seconds and how many gaps are as long, ascending, in steps of 1 %
     e2e: Distribution | None
     parts: Parts | None  # over all that finished
     worst_parts: Parts | None  # over those of them with a TTFT at P99 or above
@@ -157,6 +158,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             ttft=Distribution.of(columns.ttft[columns.finished]),
             tpot=Distribution.of(columns.tpot[columns.finished]),
             itl=None if gaps is None else gaps.distribution(),
+            itl_counts=() if gaps is None else gaps.counts(),
             e2e=Distribution.of(columns.e2e[columns.finished]),
             parts=columns.parts(columns.finished),
             worst_parts=columns.parts(columns.worst()),

@@ -90,6 +90,8 @@ class Metrics:
     with_slo: int  # requests with an SLO that have ended, other than by an abort
     met_slo: int  # those of them that have kept to it
     roles: tuple[str, ...]  # of each mesh now, with what it still drains
+    plan: str | None  # what the planner of a pool's roles found last, and why; None: nothing yet, or no planner
+    planned_flips: dict[str, int]  # those of `flips` that the planner asked for, by its reason
     latencies: Latencies  # of the latest 4096 requests that finished
 
     @property
@@ -153,9 +155,11 @@ class RequestLog:
         host: HostTime,
         coming: tuple[str, ...] = (),
         roles: Sequence[str] = (),
+        plan: str | None = None,
     ) -> Metrics:
         """Return the figures now. `running`: requests that have not ended; `compiles`: since the engine was ready;
-        `coming`: sizes of steps that are still being compiled; `roles`: of each mesh."""
+        `coming`: sizes of steps that are still being compiled; `roles`: of each mesh; `plan`: the
+        planner's latest, in a sentence."""
         seconds = self._last_finish - self._first_arrival if self._first_arrival is not None else 0.0
         return Metrics(
             requests=dict(self.reasons),
@@ -181,5 +185,7 @@ class RequestLog:
             with_slo=self.with_slo,
             met_slo=self.met_slo,
             roles=tuple(roles),
+            plan=plan,
+            planned_flips=dict(counters.planned_flips),
             latencies=Latencies.of(self.recent),
         )

@@ -132,4 +132,4 @@ def _or_unknown(value: float | None, form: str) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    return wrap(text, WIDTH, subsequent_indent="  ")
+    return wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)

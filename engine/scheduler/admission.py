@@ -44,6 +44,11 @@ class Admission:
         """Remove a request from the queue."""
         self._waiting.remove(request)
 
+    @property
+    def waiting(self) -> WaitingRequests:
+        """Return the queue, to be looked at."""
+        return self._waiting
+
     def put_back(self, request: Request) -> None:
         """Add a request that was removed, at what is now its place in the order."""
         self._waiting.add(request)

@@ -5,8 +5,8 @@ from collections.abc import Hashable
 from heapq import heapify, heappop, heappush
 from itertools import count
 
-# What is due in a scheduler, and the id of whom it concerns: a call for roles, or a request's deadline.
-ROLES_CALL, LAST_TOKEN, FIRST_TOKEN = "roles", "deadline", "first token deadline"
+# What is due in a scheduler, and the id of whom it concerns: a call for roles, a request's deadline, a plan (0).
+ROLES_CALL, LAST_TOKEN, FIRST_TOKEN, PLAN = "roles", "deadline", "first token deadline", "plan"
 type Due = tuple[str, int]
 
 _FEW = 64  # entries that are not worth clearing away

@@ -29,6 +29,14 @@ class CreditQueue:
     def __iter__(self) -> Iterator[Request]:
         return chain(self._asking, self._credited, *self._asleep.values())
 
+    def __len__(self) -> int:
+        return len(self._asking) + len(self._credited) + sum(map(len, self._asleep.values()))
+
+    @property
+    def longest_asking(self) -> Request | None:
+        """Return the first in the order of those that ask for credit."""
+        return self._asking[0] if self._asking else None
+
     def first(self) -> Request | None:
         """Find the first that holds credit or may ask for it: the one that got none, only when there may be room."""
         credited = self._credited[0] if self._credited else None

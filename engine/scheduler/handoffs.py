@@ -86,6 +86,11 @@ class Handoffs:
                 return
 
     @property
+    def waiting(self) -> CreditQueue:
+        """Return the requests in HANDOFF that were not sent in full, to be looked at."""
+        return self._waiting
+
+    @property
     def first_refused(self) -> Request | None:
         """Return the first that asks for credit, if it got none the last time."""
         return self._waiting.first_refused

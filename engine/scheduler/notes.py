@@ -67,7 +67,25 @@ class DrainChoice(Message, frozen=True):
     to_move: float  # and by a transfer
 
 
-Note = Measured | Routed | Conditional | DrainChoice
+class Planned(Message, frozen=True):
+    """What the planner of a pool's roles found (`planner.py`): parts are of the requests that come, 0 to 1, ages and
+    step times in seconds."""
+
+    reason: str  # one of `planner.Reason`
+    now: str  # roles at the time
+    roles: str  # that it gave
+    best: str | None  # that were predicted to be the best; None: nothing was predicted
+    goodput_now: float | None  # predicted
+    goodput_best: float | None
+    requests: int  # that have come in the window
+    tokens: float  # of these, to compute
+    oldest_prompt: float  # that waits, its age
+    oldest_credit: float  # likewise of KV that waits for credit
+    prefill: tuple[float, float]  # of a prefill step, and of each token
+    decode: tuple[float, float]  # of a decode step, and of each row
+
+
+Note = Measured | Routed | Conditional | DrainChoice | Planned
 
 
 class Notes:

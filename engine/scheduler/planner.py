@@ -7,12 +7,16 @@ the moment, so under observations that stay the same no split ever comes back; n
 are missing or old; a mesh is taken from a phase only where that phase is predicted to do without it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from ..protocol.service import SLO
-from .line_fit import Terms
+from .candidates import candidates, near
+from .observations import Observations, Outlook, Split
+from .prediction import predict
+
+_MOST_TRIED = 8  # splits whose prediction is asked for with more demand
 
 # Why a plan is as it is. The sentence of each is in `SENTENCES`.
 Reason = Literal[
@@ -48,85 +52,6 @@ SENTENCES: dict[Reason, str] = {
 }
 
 
-class Split(NamedTuple):
-    """How many meshes of a pool have which role."""
-
-    prefill: int
-    decode: int
-    both: int
-
-    @property
-    def is_served(self) -> bool:
-        """Return whether both phases have a mesh."""
-        return self.prefill + self.both > 0 and self.decode + self.both > 0
-
-    def __str__(self) -> str:
-        """Write it as `roles=` is written."""
-        return ",".join(f"{name}={count}" for name, count in zip(self._fields, self, strict=True) if count)
-
-
-class Pair(NamedTuple):
-    """The lengths of one request that has ended: both, since they depend on each other."""
-
-    to_compute: int  # prompt tokens that were not cached
-    prompt: int  # all its prompt tokens
-    output: int  # tokens that it generated
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What has arrived in a window that ends now, in intervals of equal length, the oldest first."""
-
-    seconds: float  # of an interval
-    requests: Sequence[int]
-    tokens: Sequence[float]  # prompt tokens, without those that are found cached
-    pairs: Sequence[Pair]  # a sample of requests that ended lately
-
-
-@dataclass(frozen=True)
-class Queues:
-    """What waits and runs now. Ages are in seconds, 0 where nothing waits."""
-
-    to_prefill: float  # prompt tokens to compute of requests that wait or are being prefilled
-    oldest_prompt: float  # how long the first in the queue has waited since it arrived
-    for_credit: int  # requests whose KV waits for room where it is to be decoded
-    oldest_credit: float  # how long the first of them has
-    decoding: int  # requests that decode
-
-
-@dataclass(frozen=True)
-class StepTimes:
-    """What steps of one mesh take, in seconds."""
-
-    prefill: Terms  # of a step, and of each prompt token
-    decode: Terms  # of a step, and of each row
-    handoff: float  # of the KV of a mean prompt
-    is_measured: bool  # prefill and decode both
-
-
-@dataclass(frozen=True)
-class MeshSize:
-    """What one mesh holds and runs."""
-
-    chunk: int  # prompt tokens of a step
-    prompts: int  # that a step packs
-    slots: int  # requests that it holds at once
-    tokens: int  # of KV
-
-
-@dataclass(frozen=True)
-class Observations:
-    """All that a plan is made of, but for the target."""
-
-    roles: Split  # now
-    demand: Demand
-    queues: Queues
-    times: StepTimes
-    size: MeshSize
-    is_changing: bool = False  # meshes still drain
-    since_change: float | None = None  # seconds since roles changed; None: never
-
-
 @dataclass(frozen=True)
 class Rules:
     """By what a plan is made, and when."""
@@ -146,16 +71,6 @@ RULES = Rules()
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What is predicted of a split: parts of the requests that arrive, 0 to 1."""
-
-    roles: Split
-    goodput: float  # meet the whole target
-    ttft: float  # meet its ttft_ms
-    tpot: float  # meet its tpot_ms
-
-
-@dataclass(frozen=True)
 class Plan:
     """What the roles should be, and why."""
 
@@ -167,14 +82,112 @@ class Plan:
 
     @property
     def sentence(self) -> str:
-        """Say why, for people."""
-        return SENTENCES[self.reason]
+        """Say what the roles should be and why, for people."""
+        text = f"{self.roles}: {SENTENCES[self.reason]}"
+        if self.now is not None:
+            text += f"; {self.now.goodput:.1%} of requests are expected to meet the target with {self.now.roles}"
+            if self.best is not None and self.best.roles != self.now.roles:
+                text += f", {self.best.goodput:.1%} with {self.best.roles}"
+        return text + "."
 
 
 def plan(observed: Observations, slo: SLO, rules: Rules = RULES) -> Plan:
     """Choose the roles under which most requests are predicted to keep to `slo`, which has a percentile."""
+    hold = _hold(observed, rules)
+    if hold is not None:
+        return Plan(observed.roles, hold)
+    assert slo.percentile is not None
+    target = slo.percentile / 100
+    outlooks = _outlooks(observed, slo)
+    now, best = (
+        outlooks[observed.roles],
+        max(outlooks.values(), key=lambda o: (o.value, -flips(observed.roles, o.roles))),
+    )
+    is_reachable = any(o.goodput >= target for o in outlooks.values())
+    better = [o for o in outlooks.values() if o.value - now.value >= _needed(o, now, target, rules)]
+    chosen = _safest(observed, slo, now, better, target, rules) if better else None
+
+    def stay(reason: Reason) -> Plan:
+        return Plan(observed.roles, reason, now, best, is_reachable)
+
+    if chosen is None:
+        if now.goodput >= target:
+            return stay("meets")
+        return stay("one fewer misses" if better else "no gain" if is_reachable else "out of reach")
+    if observed.since_change is not None and observed.since_change < rules.dwell:
+        return stay("dwell")
+    return Plan(chosen.roles, _why(now, chosen, outlooks.values(), target), now, best, is_reachable)
+
+
+def flips(now: Split, then: Split) -> int:
+    """Count the meshes that take another role."""
+    return sum(max(0, new - old) for old, new in zip(now, then, strict=True))
+
+
+def _hold(observed: Observations, rules: Rules) -> Reason | None:
+    """Say why nothing can be planned; None: it can."""
+    if observed.is_changing:
+        return "changing"
     if sum(observed.demand.requests) < rules.fewest or not observed.demand.pairs:
-        return Plan(observed.roles, "few arrivals")
-    if not observed.times.is_measured:
-        return Plan(observed.roles, "not measured")
-    return Plan(observed.roles, "meets")
+        return "few arrivals"
+    return None if observed.times.is_measured else "not measured"
+
+
+def _outlooks(observed: Observations, slo: SLO) -> dict[Split, Outlook]:
+    """Predict the splits worth a look, and those near the best of them."""
+    found = _by_split(predict(observed, slo, candidates(observed.roles)))
+    best = max(found.values(), key=lambda o: o.value).roles
+    more = [split for split in near(best) if split not in found]
+    return found | _by_split(predict(observed, slo, more)) if more else found
+
+
+def _by_split(outlooks: Iterable[Outlook]) -> dict[Split, Outlook]:
+    return {outlook.roles: outlook for outlook in outlooks}
+
+
+def _needed(then: Outlook, now: Outlook, target: float, rules: Rules) -> float:
+    """Return by how much a split has to be better than the one now."""
+    return rules.gain_to_meet if now.goodput < target <= then.goodput else rules.gain
+
+
+def _safest(
+    observed: Observations, slo: SLO, now: Outlook, better: Sequence[Outlook], target: float, rules: Rules
+) -> Outlook | None:
+    """Choose, of the best of these, the one that does best should more come than is forecast; None: a phase that gives
+    up a mesh would then miss the target in each of them, or all are worse than the roles now."""
+    grade = {o: (-int(o.value / rules.gain_to_meet), flips(now.roles, o.roles)) for o in better}
+    first = sorted(better, key=grade.__getitem__)[:_MOST_TRIED]
+    now_then, *more = predict(observed, slo, [o.roles for o in (now, *first)], rules.headroom)
+    allowed = [
+        (o, then)
+        for o, then in zip(first, more, strict=True)
+        if then.value >= now_then.value
+        and (_spares(now.roles, then, target) or (now.goodput < target and then.value >= now_then.value + rules.gain))
+    ]
+    if not allowed:
+        return None
+    top = max(o.value for o, _ in allowed) - rules.gain_to_meet
+    return max(
+        (pair for pair in allowed if pair[0].value >= top), key=lambda pair: (pair[1].value, -grade[pair[0]][1])
+    )[0]
+
+
+def _spares(now: Split, then: Outlook, target: float) -> bool:
+    """Return whether the phases that have fewer meshes then meet the target without them."""
+    prefills = then.roles.prefill + then.roles.both >= now.prefill + now.both or then.ttft >= target
+    decodes = then.roles.decode + then.roles.both >= now.decode + now.both or then.tpot >= target
+    return prefills and decodes
+
+
+def _why(now: Outlook, then: Outlook, outlooks: Iterable[Outlook], target: float) -> Reason:
+    """Name what is wrong with the roles now that others put right."""
+    met = [outlook.roles for outlook in outlooks if outlook.goodput >= target]
+    if not met:
+        return "out of reach"
+    if now.goodput >= target:
+        return "better"
+    if then.roles.both < now.roles.both:
+        return "separate again"
+    if then.roles.both > now.roles.both and all(split.both for split in met):
+        return "saturated"
+    return "more decode" if now.tpot < now.ttft else "more prefill"

@@ -7,7 +7,7 @@ without a mesh. When the time is over, meshes that have drained keep their new r
 covered; those that have not take the role that they had.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ..protocol.actions import RolesOutcome, RolesSettled
 from ..protocol.events import SetRoles
@@ -29,24 +29,35 @@ class Roles:
         for mesh in self._meshes:
             self._meshes_of[mesh.role][mesh.index] = None
         self._call: SetRoles | None = None  # that was not answered
+        self._answer: Callable[[RolesSettled], None] = shared.emit  # takes the answer
         self._before: dict[int, Role] = {}  # of meshes that have changed, their role when all was settled last
 
     def shown(self) -> list[str]:
         """Return each mesh's role, with what is left of the one before."""
         return [mesh.shown_role for mesh in self._meshes]
 
-    def set_roles(self, call: SetRoles) -> None:
-        """Begin a change of roles."""
+    def counts(self) -> dict[Role, int]:
+        """Return how many meshes have each role, or gain it."""
+        return {role: len(meshes) for role, meshes in self._meshes_of.items()}
+
+    @property
+    def are_changing(self) -> bool:
+        """Return whether a call was not answered yet or a mesh still drains."""
+        return self._call is not None or bool(self._drains.meshes)
+
+    def set_roles(self, call: SetRoles, answer: Callable[[RolesSettled], None] | None = None) -> None:
+        """Begin a change of roles. `answer` takes the answer; None: it is an action, for the core."""
+        answer = answer or self._emit
         counts = {Role(name): count for name, count in call.counts.items()}
         changes = self._cheapest(counts) if counts else self._named(call.meshes)
         missing = uncovered(self._after(changes))
         if missing is not None:
             why = f"these roles leave no mesh to {missing}: the roles are {as_text(self._roles())}."
-            self._emit(RolesSettled(call.call, "refused", why))
+            answer(RolesSettled(call.call, "refused", why))
             return
         if self._call is not None:
             self._settle("superseded")
-        self._call = call
+        self._call, self._answer = call, answer
         self._agenda.set((ROLES_CALL, call.call), call.due)
         self._drains.new_flip()
         self._change(changes)
@@ -80,7 +91,7 @@ class Roles:
         assert self._call is not None
         call, self._call = self._call.call, None
         self._agenda.drop((ROLES_CALL, call))
-        self._emit(RolesSettled(call, outcome, why))
+        self._answer(RolesSettled(call, outcome, why))
 
     # ---- which meshes
 

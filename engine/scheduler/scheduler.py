@@ -33,7 +33,7 @@ from ..protocol.events import (
 from ..protocol.service import Service
 from ..protocol.timeline import Timeline
 from .admission import Admission
-from .agenda import ROLES_CALL, Agenda, Due
+from .agenda import PLAN, ROLES_CALL, Agenda, Due
 from .batching import Batching
 from .cost import PRIORS, Priors
 from .deadlines import Deadlines
@@ -43,12 +43,14 @@ from .lifecycle import Lifecycle
 from .mesh_state import MeshState, shared_state
 from .notes import Note
 from .order import Order, place_in_order, weigh
+from .planning import Planning
 from .policy import FCFS, Policy, check_policy
 from .preemption import Preemption
 from .request import Request, State
 from .roles import Roles
 from .router import Router
 from .staging import Staging
+from .steady import Steady, find_steady, may_be_steady
 
 
 class Scheduler:
@@ -77,6 +79,9 @@ class Scheduler:
         self._batching = Batching(shared, self._admission, self._handoffs, self._lifecycle)
         drains = Drains(shared, self._router, self._handoffs, self._lifecycle)
         self._roles = Roles(shared, drains, self._agenda)
+        self._planning = (
+            Planning(shared, self._roles, self._agenda, self._admission, self._handoffs) if config.plans_roles else None
+        )
         self._now = 0.0
         self._arrivals = self._tokens_arrived = 0
 
@@ -84,8 +89,7 @@ class Scheduler:
 
     def on(self, event: Event) -> None:
         """Take in an event; decisions wait for `actions`."""
-        self._now = self.costs.now = max(self._now, event.t)  # stamps of several threads may arrive out of order
-        self._shared.index.lost.now = self._now
+        self.pass_time(event.t)
         match event:
             case Arrived(t=t, facts=facts):
                 self._let_happen_what_is_due()  # before it: whoever sends a request finds it here
@@ -113,11 +117,29 @@ class Scheduler:
                 self._lifecycle.lose_mesh(self.meshes[mesh], reason, self._now)
             case SetRoles():
                 self._roles.set_roles(event)
+                if self._planning is not None:
+                    self._planning.asked(self._now)
             case Hold():
                 self._admission.is_held = True
             case Resume():
                 self._on_resume()
         self._let_happen_what_is_due()  # afterwards: tokens that came with the event count; `Tick` does nothing else
+
+    def find_steady(self, mesh: int, running: list[Request], queued: list[Request]) -> Steady | None:
+        """Look whether a mesh only decodes, whose two steps in flight are decode steps of these rows; None: it does
+        not, or nobody can tell."""
+        can_tell = may_be_steady(self._shared)
+        return find_steady(self.meshes[mesh], running, queued) if can_tell else None
+
+    @property
+    def has_several_levels(self) -> bool:
+        """Return whether requests of more than one class or priority have a place: some may have to give way."""
+        return self._shared.levels.are_several
+
+    def pass_time(self, t: float) -> None:
+        """Take in that it is `t`, unless it was later already."""
+        self._now = self.costs.now = max(self._now, t)  # stamps of several threads may arrive out of order
+        self._shared.index.lost.now = self._now
 
     def next_due(self) -> float | None:
         """Return the next instant that matters, in seconds; None: there is none. An event of that time, a `Tick` if
@@ -156,6 +178,12 @@ class Scheduler:
         return self._roles.shown()
 
     @property
+    def plan(self) -> str | None:
+        """Say what the planner of the roles found last, and why, in a sentence; None: nothing yet, or there is none."""
+        last = self._planning.last if self._planning is not None else None
+        return None if last is None else last.sentence
+
+    @property
     def is_held(self) -> bool:
         """Return whether only requests that start over are admitted."""
         return self._admission.is_held
@@ -177,6 +205,8 @@ class Scheduler:
             request.hashes = list(facts.block_hashes)
         self._lifecycle.enter(request)
         self._deadlines.enter(request)
+        if self._planning is not None:
+            self._planning.arrived(request, self._now)
 
     def _place_in_order(self, request: Request) -> Order:
         """Find the request's place in the order, which is never before the request that it forks."""
@@ -220,6 +250,8 @@ class Scheduler:
                 self._know_block(request, outcome.block_hash)
             if outcome.stopped or request.confirmed == request.max_tokens:
                 self.costs.outputs.add(request.confirmed)
+                if self._planning is not None:
+                    self._planning.ended(request)
                 self._lifecycle.finish(request, State.FINISHED, "stop" if outcome.stopped else "length", now)
             elif request.handoff is not None:
                 self._handoffs.complete(request, now)
@@ -239,6 +271,9 @@ class Scheduler:
         for kind, id_ in self._agenda.pop_due(self._now):
             if kind == ROLES_CALL:
                 self._roles.end_time(id_)
+            elif kind == PLAN:
+                assert self._planning is not None
+                self._planning.due(self._now)
             elif id_ in self.requests:  # of two deadlines that have come at once, the second finds it gone
                 self._judge(self.requests[id_], kind)
 

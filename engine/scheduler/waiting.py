@@ -50,10 +50,12 @@ class WaitingRequests:
         self._heap: list[tuple[Any, int, Awaited]] = []
         self._entries = count()
         self.changes = 0  # how often one has come, gone, fallen asleep or had to be asked again
+        self.count = self.tokens = 0  # interactive requests that wait, and the tokens that they are to prefill
 
     def add(self, request: Request) -> None:
         """Take a request in, awake."""
         self.changes += 1
+        self._count(request, 1)
         self._awake.add(request)
         if request.restarts:
             self._restarted.add(request)
@@ -62,7 +64,18 @@ class WaitingRequests:
         """Take a request out."""
         if request.restarts:
             self._restarted.remove(request)
+        self._count(request, -1)
         self._take(request)
+
+    def _count(self, request: Request, sign: int) -> None:
+        if not request.is_batch:
+            self.count += sign
+            self.tokens += sign * request.to_prefill
+
+    @property
+    def first_awake(self) -> Request | None:
+        """Return the first in the order of those awake."""
+        return self._awake.first
 
     def done(self, keys: Iterable[Awaited]) -> None:
         """Note that something of this that requests sleep for is done, or will not be."""

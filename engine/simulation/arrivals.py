@@ -14,6 +14,7 @@ from ..config import EngineConfig
 from ..core.submission import Submission, Update
 from ..core.waiting_room import WaitingRoom
 from ..errors import Overloaded
+from ..metrics.gaps import Gaps
 from ..metrics.request_records import RequestRecord
 from ..scheduler.cost_model import HostCost
 from .simulated_request import SimulatedSink, make_submission
@@ -35,14 +36,16 @@ class Arrivals:
         room: WaitingRoom,
         submit: Callable[[Submission], None],
         record: Callable[[RequestRecord], None],
+        gaps: Gaps | None,
     ) -> None:
-        """Plan the first arrival; `submit` takes requests that enter, `record` what became of each.
+        """Plan the first arrival; `submit` takes requests that enter, `record` what became of each, and `gaps` counts
+        those between tokens.
 
         Raises:
             ValueError: a request that cannot be, or that `config` has no room for.
         """
         self._workload, self._config, self._host, self._time = workload, config, host, time
-        self._room, self._submit, self._record = room, submit, record
+        self._room, self._submit, self._record, self._gaps = room, submit, record, gaps
         self._following: defaultdict[int, list[Entry]] = defaultdict(list)  # number -> those that wait for its end
         self._free = 0.0  # when the callers are done with what they tokenise
         self.left = 0  # requests that have not ended
@@ -114,6 +117,9 @@ class Arrivals:
         self._submit(submission)
 
     def _ended(self, sink: SimulatedSink, update: Update) -> None:
+        if self._gaps is not None and update.timeline is not None:
+            for gap in update.timeline.itl:
+                self._gaps.add(gap)
         self._end(sink.record(update, self._host.read))
 
     def _end(self, record: RequestRecord) -> None:

@@ -1,14 +1,91 @@
-"""Loads as they are written on a command line."""
+"""Loads as they are written on a command line: a recorded trace or a generator, and how it is scaled.
 
-from .traces import read_trace
+    TRACE                                     AzureLLMInferenceTrace_conv_2023.csv
+    TRACE:key=value,...                       conversation_trace.jsonl:limit=3000,faster=2
+    GENERATOR:key=value,...                   poisson:rate=5,input=512,output=128,seconds=600
+
+`SPEC` says all keys. Scaling keys go with every load and are applied in this order, wherever they stand: `limit`,
+`keep`, `copies`, `faster`, `longer` (`scaling.py`).
+"""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+
+from . import scaling
+from .generators import GENERATORS
+from .load_file import ReadBatch, read_load_file
+from .spec_options import Options
 from .workload import Workload
 
+SPEC = """\
+a load is a file or a generator, with options: FILE, FILE:key=value,... or GENERATOR:key=value,...
+  files       CSV with TIMESTAMP, ContextTokens and GeneratedTokens (Azure); JSONL with timestamp, input_length,
+              output_length and hash_ids (Mooncake); batch files, where the model is at hand; reports of earlier runs
+  poisson     rate (requests/s)
+  gamma       rate, cv: the gaps' standard deviation / mean, 0 for an even pace and 1 for poisson
+  ramp        rate, to: from one rate to the other within `seconds`; cv
+  spike       rate, factor, begin, length: `factor` times the rate for so many seconds; cv
+  diurnal     rate (the mean), depth (0.8), period (86400 s): lowest at the start; cv
+  closed      concurrency, requests, think (0 s): so many users, each with one request at a time
+  sessions    turns, think (mean s): people whose next prompt goes on with all before it, answers included
+  agents      turns, tool (mean s): the same with tools, whose results are the input
+all           input and output (tokens: 512, or uniform as in 100-900), or lengths=TRACE for its pairs; seed (0)
+open loops    seconds, requests, or both: whichever comes first
+conversations rate, and seconds or conversations, and cv (1); or, as a closed loop, lanes and conversations
+              system (tokens of a prompt that they share, 0), systems (1 of them), opening (tokens of the first
+              message), longest (tokens: a turn that would have more is left out, and is the end)
+scaling       limit (the first so many), keep (a share), copies (superimposed), faster (times), longer (lengths)
+"""
 
-def read_workload(text: str) -> Workload:
-    """Return the workload that a text stands for: the path of a trace.
+
+def read_workload(text: str, read_batch: ReadBatch | None = None) -> Workload:
+    """Return the workload that a text stands for; `read_batch` reads batch files, whose texts need a tokenizer.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: the text means nothing, or the file is no trace; iterating may raise one as well.
+        OSError: a file cannot be read.
+        ValueError: the text means nothing, or the file is no trace; iterating may raise one as well, at what is wrong
+            further down in a file.
     """
-    return read_trace(text)
+    name, options = _divided(text)
+    make = GENERATORS.get(name)
+    workload = read_load_file(_path(name, text), read_batch) if make is None else make(text, options, read_load_file)
+    workload = _scaled(workload, options)
+    options.check_all_taken()
+    if make is not None and next(iter(workload.requests), None) is None:
+        raise ValueError(f"load {text!r}: no request comes in that time: give more seconds or a higher rate.")
+    return workload
+
+
+def _divided(text: str) -> tuple[str, Options]:
+    """Divide a load into its name or path, and its options."""
+    name, colon, rest = text.partition(":")
+    if name not in GENERATORS:
+        # A path may have colons of its own; options have an equals sign.
+        name, colon, rest = text.rpartition(":")
+        if not colon or "=" not in rest or Path(text).exists():
+            name, rest = text, ""
+    return name, Options(text, rest)
+
+
+def _path(name: str, text: str) -> str:
+    """Return the path of a trace, after a look at whether a generator was meant."""
+    if Path(name).exists() or (Path(name).suffix and name == text):
+        return name
+    close = get_close_matches(name, GENERATORS, 1)
+    nearest = f"the nearest generator is {close[0]}" if close else f"generators are {', '.join(GENERATORS)}"
+    raise ValueError(f"load {text!r}: there is no file {name!r}, and no generator of that name: {nearest}.")
+
+
+def _scaled(workload: Workload, options: Options) -> Workload:
+    scales: dict[str, Callable[[Workload], Workload]] = {
+        "limit": lambda made: scaling.first(made, options.count("limit")),
+        "keep": lambda made: scaling.thinned(made, options.number("keep", most=1.0)),
+        "copies": lambda made: scaling.superimposed(made, options.count("copies")),
+        "faster": lambda made: scaling.faster(made, options.number("faster")),
+        "longer": lambda made: scaling.longer(made, options.number("longer")),
+    }
+    for key, scale in scales.items():
+        if options.has(key):
+            workload = scale(workload)
+    return workload

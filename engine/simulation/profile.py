@@ -37,9 +37,11 @@ class Errors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worst: float  # the largest absolute error
 
 
-class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is in the file."""
 
+    format: str = _FORMAT
+    version: int = VERSION
     model: str
     dtype: str  # of activations, KV and weights that are not quantised
     formats: tuple[str, ...]  # that weights are kept quantised in
@@ -52,8 +54,6 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: Source
     date: str  # when it was made, ISO 8601
     errors: tuple[Errors, ...] = ()  # of points that were held out of the fit; none: nothing was measured
-    format: str = _FORMAT
-    version: int = VERSION
 
 
 def profile_of(

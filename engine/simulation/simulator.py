@@ -18,6 +18,8 @@ from ..core.loop import Loop, Message
 from ..core.stamper import Stamper
 from ..core.submission import Submission
 from ..core.waiting_room import RoomKeeper, WaitingRoom
+from ..metrics.gaps import Gaps
+from ..metrics.load_report import Flip
 from ..metrics.metrics import Metrics
 from ..metrics.request_records import RequestRecord, RequestRecords
 from ..protocol.actions import Action
@@ -29,6 +31,7 @@ from ..scheduler.decision_log import DecisionLog, RecordingScheduler
 from ..scheduler.policy import FCFS, Policy
 from ..scheduler.scheduler import Scheduler
 from .arrivals import Arrivals
+from .folding import Folding
 from .incidents import Aborted, Incident, MeshFails, MeshStarts, RolesCalled
 from .simulated_request import SimulatedRequest
 from .virtual_executor import VirtualExecutor
@@ -76,9 +79,12 @@ class Simulation:
     seconds: float  # virtual ones, from the start to the last thing that happened
     busy: tuple[float, ...]  # seconds that each mesh has computed
     roles: tuple[tuple[float, tuple[str, ...]], ...]  # of all meshes, from when on
+    flips: tuple[Flip, ...]  # their changes, by the time since the start
     metrics: Metrics  # as the engine's own
     events: int  # messages that the engine took in
     decisions: int  # actions that the scheduler gave out
+    folds: int  # times that decode steps of a mesh were taken in many at once
+    folded_steps: int  # and how many these were; `metrics.steps` counts them too
 
 
 def simulate(
@@ -91,6 +97,8 @@ def simulate(
     noise: float = 0.0,
     speed: float = 1.0,
     each: Callable[[RequestRecord], None] | None = None,
+    gaps: Gaps | None = None,
+    folded: bool = True,
 ) -> Simulation:
     """Run a workload to its end.
 
@@ -103,13 +111,16 @@ def simulate(
         noise: standard deviation of the logarithm of each step's true time, of which nobody knows; the mean stays.
         speed: true step times are so many times those that the costs say.
         each: takes the records one by one, instead of `Simulation.records`.
+        gaps: counts the gaps between the tokens of requests that end.
+        folded: whether decode steps may be taken in many at once (`folding.py`), which changes nothing but the time
+            that it takes.
 
     Raises:
         ValueError: a workload that cannot be served, or numbers that cannot be.
     """
     if not is_positive(speed) or not 0 <= noise < 1:
         raise ValueError(f"speed={speed!r}, noise={noise!r}: speed must be above 0, and noise at least 0 and below 1.")
-    return _Run(workload, engine, TrueTimes(noise, speed, seed), log, incidents, each).run()
+    return _Run(workload, engine, TrueTimes(noise, speed, seed), log, incidents, each, gaps, folded).run()
 
 
 class _Run(Observer):
@@ -123,6 +134,8 @@ class _Run(Observer):
         log: DecisionLog | None,
         incidents: Sequence[Incident],
         each: Callable[[RequestRecord], None] | None,
+        gaps: Gaps | None,
+        folded: bool,
     ) -> None:
         config, pools, costs = engine.config, engine.pools, engine.costs_of_meshes
         self._time, self._inbox = VirtualTime(), list[Message]()
@@ -134,18 +147,20 @@ class _Run(Observer):
         self._executor = VirtualExecutor(config, pools, costs, self._time, self._inbox.append, true)
         self._loop = Loop(self._scheduler, self._executor, self._time, SimulatedRequest)
         self._loop.observers.add(self)
+        self._folding = Folding(self._loop, self._scheduler, self._executor, self._time) if folded else None
         if log is not None:
             self._loop.observers.add(Stamper(log, self._scheduler, self._time))
         room = WaitingRoom(config.max_waiting, config.max_waiting_tokens, self._time)
         if room.is_bounded:
             self._loop.observers.add(RoomKeeper(room, self._scheduler))
         self._records = RequestRecords()
-        self._events = self._decisions = self._flips = 0
+        self._events = self._decisions = self._count = 0
+        self._flips, self._planned = list[Flip](), dict[str, int]()
         self._roles = [(0.0, self._roles_now())]
         for incident in sorted(incidents, key=lambda incident: incident.at):
             self._plan(incident)
         self._arrivals = Arrivals(
-            workload, config, costs[0].host, self._time, room, self._submit, each or self._records.append
+            workload, config, costs[0].host, self._time, room, self._submit, each or self._records.append, gaps
         )
 
     def run(self) -> Simulation:
@@ -164,9 +179,22 @@ class _Run(Observer):
     def decided(self, scheduler: Scheduler, actions: Sequence[Action]) -> None:
         """Count what the scheduler gives out, and see new roles."""
         self._decisions += len(actions)
-        if scheduler.counters.flips != self._flips:
-            self._flips = scheduler.counters.flips
-            self._roles.append((self._time.now, self._roles_now()))
+        if scheduler.counters.flips != self._count:
+            self._take_flips()
+
+    def _take_flips(self) -> None:
+        """See new roles, and whose wish they are: a caller's, or the planner's and for what reason."""
+        counters, now = self._scheduler.counters, self._time.now
+        planned = counters.planned_flips
+        reason = next((why for why, count in planned.items() if count != self._planned.get(why, 0)), "called for")
+        before, after = self._roles[-1][1], self._roles_now()
+        self._roles.append((now, after))
+        self._flips += [
+            Flip(t=now, mesh=mesh, before=old, after=new, reason=reason)
+            for mesh, (old, new) in enumerate(zip(before, after, strict=True))
+            if old != new
+        ]
+        self._count, self._planned = counters.flips, dict(planned)
 
     def _wait(self) -> bool:
         """Go on to when something happens next; return whether it is only that time has passed."""
@@ -184,10 +212,15 @@ class _Run(Observer):
         """Take in what is there, and let the loop dispatch; what happens meanwhile comes in with the next turn."""
         messages, loop = self._inbox.copy(), self._loop
         self._inbox.clear()
+        folding = self._folding
+        if folding is not None:
+            folding.before(messages)
         for message in messages:
             loop.take(message)
         self._events += len(messages)
         loop.dispatch()
+        while folding is not None and folding.after():
+            loop.dispatch()
         self._time.advance(self._time.now)
 
     def _submit(self, submission: Submission) -> None:
@@ -205,11 +238,20 @@ class _Run(Observer):
             self._time.now,
             tuple(self._executor.meshes.busy),
             tuple(self._roles),
+            tuple(self._flips),
             log.metrics(
-                running, 0, self._scheduler.counters, self._executor.traffic, host, roles=self._scheduler.roles()
+                running,
+                0,
+                self._scheduler.counters,
+                self._executor.traffic,
+                host,
+                roles=self._scheduler.roles(),
+                plan=self._scheduler.plan,
             ),
             self._events,
             self._decisions,
+            self._folding.folds if self._folding is not None else 0,
+            self._folding.steps if self._folding is not None else 0,
         )
 
     # ---- incidents
@@ -235,5 +277,7 @@ class _Run(Observer):
                 self._time.at(at, self._inbox.append, AbortRequested(at, number))
 
     def _fail(self, incident: MeshFails) -> None:
+        if self._folding is not None:
+            self._folding.end_all()
         self._executor.meshes.pause(incident.mesh, incident.at + incident.down)
         self._executor.fail(incident.mesh, "the mesh has failed.")

@@ -25,6 +25,7 @@ import msgspec
 from .workload import Workload, WorkRequest
 
 MOONCAKE_BLOCK = 512
+_LONGEST = 2**31 - 1  # tokens
 _AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
@@ -75,7 +76,7 @@ def _azure_row(row: list[str], time: int, prompt: int, output: int) -> tuple[flo
     except (ValueError, IndexError):
         prompt_len = output_len = -1
         t = datetime.min
-    if prompt_len < 0 or output_len < 0:
+    if not (0 <= prompt_len <= _LONGEST and 0 <= output_len <= _LONGEST):
         raise ValueError(f"{','.join(row)[:100]!r} is no request: give a time as in ISO 8601 and two whole numbers.")
     # Not the machine's zone, whose days may have 23 hours.
     seconds = t.timestamp() if t.tzinfo else t.replace(tzinfo=UTC).timestamp()
@@ -115,13 +116,11 @@ class MooncakeTrace:
                     yield WorkRequest(*lengths, (last - start) / 1000, blocks=row.hash_ids)
             except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
                 raise ValueError(f"{self.path}, line {number}: {error}") from None
-        if last is None:
-            raise ValueError(f"{self.path} is empty: give a trace with at least one request.")
 
 
 def _check(row: _MooncakeRow) -> None:
-    if row.input_length < 0 or row.output_length < 0:
-        raise ValueError("a length is below 0: give whole numbers of tokens.")
+    if not (0 <= row.input_length <= _LONGEST and 0 <= row.output_length <= _LONGEST):
+        raise ValueError("a length is below 0, or no length that a prompt has: give whole numbers of tokens.")
     if len(row.hash_ids) != -(-row.input_length // MOONCAKE_BLOCK):
         raise ValueError(
             f"{len(row.hash_ids)} hash_ids for {row.input_length} tokens: give one for every {MOONCAKE_BLOCK} begun."
@@ -138,6 +137,8 @@ def read_trace(path: str | PathLike[str]) -> Workload:
     file = Path(path)
     with file.open("rb") as opened:
         head = opened.read(1)
+    if not head:
+        raise ValueError(f"{path} is empty: give a trace with at least one request.")
     workload = Workload(file.name, MooncakeTrace(file) if head == b"{" else AzureTrace(file), MOONCAKE_BLOCK)
     next(iter(workload.requests))
     return workload

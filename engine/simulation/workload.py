@@ -2,7 +2,7 @@
 
 A request comes at a time of its own (open loop), or some time after an earlier one has ended (a closed loop, or the
 next turn of a conversation): then nobody knows when before that has happened, in a simulation as in a run. Where loads
-come from is elsewhere: `traces.py`, `generators.py`, and a run's decision log.
+come from is elsewhere: `load_spec.py` names files and generators, and a decision log holds the load of its run.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,6 +26,17 @@ class WorkRequest:
     blocks: tuple[int, ...] = ()
     session: str | None = None  # the conversation that it goes on with
     service: Service = DEFAULT
+
+    @property
+    def time(self) -> float:
+        """Return the time at which it comes, in seconds from the workload's start.
+
+        Raises:
+            ValueError: nobody knows it, since it waits for another.
+        """
+        if self.at is None:
+            raise ValueError("the request waits for another one, and has no time of its own.")
+        return self.at
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from ..protocol.results import Completion
 from ..scheduler.decision_log import RecordingScheduler, RunFacts
 from ..scheduler.policy import Policy, check_policy, policy_named
 from ..scheduler.scheduler import Scheduler
-from ..sharding.mesh import build_meshes, products_on
+from ..sharding.mesh import build_meshes, find_devices, products_on
 from ..sharding.weights import Params, held, load_weights
 from ..sizing.defaults import Defaults, compile_threads, defaults_for, engine_config
 from ..sizing.device_memory import Share
@@ -50,6 +50,7 @@ from ..worker.kv_cache import abstract_state
 from ..worker.local_executor import LocalExecutor
 from ..worker.mesh_plan import MeshPlan
 from ..worker.mesh_worker import MeshWorker
+from .auto_topology import choose_topology
 from .compilation import Compilation, CompileCounter
 from .decision_file import check_log, name_of, open_log
 from .dtype import choose_dtype, parse_dtype, read_cpu_flags
@@ -119,6 +120,8 @@ def start_core(
     is for this one alone. Raises as `start_engine` does.
     """
     with own_settings():
+        if options.is_auto:
+            options = _with_topology(options, model, stored, request)
         return _start_core(model, stored, load, options, formats or {}, maps, request)
 
 
@@ -168,6 +171,23 @@ def _start_core(
         core = _run(config, pools, workers, policy, compilation, options.decision_log, name_of(options.model), maps)
         opened.pop_all()  # the engine closes it from here on
         return core, config
+
+
+def _with_topology(
+    options: EngineOptions, model: ModelConfig, stored: DTypeLike, request: OneRequest | None
+) -> EngineOptions:
+    """Choose the topology that was left to us, and say why; one request needs one mesh."""
+    one = replace(options, topology="both=1")
+    share = request_share(options.memory_fraction, os.environ, has_started=backend_has_started())
+    given = options.devices
+    device = build_meshes(one.parsed_topology, None if given is None else given[:1])[0].devices.flat[0]
+    check_share(share, device.platform)
+    dtype = _configure(one, model, stored, device)[0].dtype
+    devices = list(given) if given is not None else find_devices()
+    chosen = choose_topology(options, model, dtype, devices, share, is_for_one=request is not None)
+    if options.progress:
+        say(f"topology {chosen.options.topology}: {chosen.why}")
+    return chosen.options
 
 
 def _weight_bytes(model: ModelConfig, dtype: jnp.dtype, formats: Mapping[str, str], meshes: Sequence[Mesh]) -> int:

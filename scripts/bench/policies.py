@@ -2,9 +2,9 @@
 
     python scripts/bench/policies.py --trace AzureLLMInferenceTrace_conv_2023.csv --json policies.json
 
-The trace is of a form that `traces.py` reads. Its time stamps and its pairs of lengths are replayed; one factor
-stretches time so that `--load` = seconds in which one mesh prefills all prompts in full steps / seconds from the first
-arrival to the last / prefill meshes of the topology.
+The trace is of a form that `simulation/traces.py` reads. Its time stamps and its pairs of lengths are replayed; one
+factor stretches time so that `--load` = seconds in which one mesh prefills all prompts in full steps / seconds from the
+first arrival to the last / prefill meshes of the topology.
 
 A step takes `--step` seconds and so many more for each token or row: `--token` of a prompt, `--row` of decode
 (`virtual_engine.py`). A transfer takes no time once its gather's turn has come. Prompts share nothing.
@@ -22,8 +22,10 @@ from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.protocol.events import Arrived, RequestFacts
 from twinmesh.engine.scheduler.policy import POLICIES, Policy, policy_named
 from twinmesh.engine.scheduler.scheduler import Scheduler
+from twinmesh.engine.simulation.scaling import first, stretched
+from twinmesh.engine.simulation.traces import read_trace
+from twinmesh.engine.simulation.workload import WorkRequest
 from twinmesh.engine.topology import Topology
-from twinmesh.scripts.bench.traces import Arrival, read_trace, stretched
 from twinmesh.scripts.bench.virtual_engine import StepTime, VirtualEngine
 
 _SLOTS = 256
@@ -37,7 +39,7 @@ class Figures(NamedTuple):
     p99: float
 
 
-def at_load(arrivals: Sequence[Arrival], load: float, times: StepTime, meshes: int = 1) -> list[Arrival]:
+def at_load(arrivals: Sequence[WorkRequest], load: float, times: StepTime, meshes: int = 1) -> list[WorkRequest]:
     """Stretch the arrivals' times so that prefilling them keeps `meshes` meshes busy for the share `load` of the time.
 
     Raises:
@@ -45,19 +47,19 @@ def at_load(arrivals: Sequence[Arrival], load: float, times: StepTime, meshes: i
     """
     if not load > 0:
         raise ValueError(f"load={load} is not usable: give a share of prefill capacity above 0, such as 0.8.")
-    if not arrivals[-1].t > 0:
+    if not arrivals[-1].time > 0:
         raise ValueError("the trace's last request comes no later than its first: time cannot be stretched to a load.")
-    return stretched(arrivals, prefill_seconds(arrivals, times) / meshes / load / arrivals[-1].t)
+    return stretched(arrivals, prefill_seconds(arrivals, times) / meshes / load / arrivals[-1].time)
 
 
-def prefill_seconds(arrivals: Sequence[Arrival], times: StepTime) -> float:
+def prefill_seconds(arrivals: Sequence[WorkRequest], times: StepTime) -> float:
     """Return the seconds in which one mesh prefills all prompts in full steps."""
     return sum(arrival.prompt_len for arrival in arrivals) * (times.token + times.step / times.chunk)
 
 
-def simulate(arrivals: Sequence[Arrival], policy: Policy, times: StepTime, topology: str) -> list[float]:
+def simulate(arrivals: Sequence[WorkRequest], policy: Policy, times: StepTime, topology: str) -> list[float]:
     """Run all requests to their end and return their times to first token, in seconds, in order of arrival."""
-    longest = max(arrival.prompt_len + arrival.max_tokens for arrival in arrivals)
+    longest = max(arrival.prompt_len + arrival.output_len for arrival in arrivals)
     config = EngineConfig(
         Topology.parse(topology),
         max_model_len=longest,
@@ -69,11 +71,13 @@ def simulate(arrivals: Sequence[Arrival], policy: Policy, times: StepTime, topol
     pool = PoolSize((max(_PAGES, config.max_pages),), (1,), staging_bytes=8 * config.max_pages)
     engine = VirtualEngine(Scheduler(config, [pool] * len(config.topology.meshes), policy), times)
     for number, arrival in enumerate(arrivals):
-        engine.post(Arrived(arrival.t, RequestFacts(number, arrival.prompt_len, arrival.max_tokens)))
+        engine.post(Arrived(arrival.time, RequestFacts(number, arrival.prompt_len, arrival.output_len)))
     return [request.timeline.ttft for request in engine.run() if request.timeline.ttft is not None]
 
 
-def compare(arrivals: Sequence[Arrival], names: Sequence[str], times: StepTime, topology: str) -> dict[str, Figures]:
+def compare(
+    arrivals: Sequence[WorkRequest], names: Sequence[str], times: StepTime, topology: str
+) -> dict[str, Figures]:
     """Run the trace under each policy and return the figures of each."""
     return {name: figures(simulate(arrivals, policy_named(name), times, topology)) for name in names}
 
@@ -90,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     times = StepTime(args.step, args.token, args.row, args.chunk)
     try:
         meshes = sum(spec.prefills for spec in Topology.parse(args.topology).meshes)
-        arrivals = at_load(read_trace(args.trace, args.requests), args.load, times, meshes)
+        trace = read_trace(args.trace)
+        requests = list((trace if args.requests is None else first(trace, args.requests)).requests)
+        arrivals = at_load(requests, args.load, times, meshes)
     except (OSError, ValueError) as error:
         print(f"policies: {error}", file=sys.stderr)
         return 2

@@ -2,10 +2,10 @@
 
     python scripts/bench/routing.py --traces TRACE.csv TRACE.jsonl --json routing.json
 
-The real scheduler replays the first `--requests` of each trace (of a form that `traces.py` reads) on meshes whose steps
-take the time that `virtual_engine.py` says: an 8-billion-parameter model on an H100 each, with 8,192 pages of 64 tokens
-and 256 slots, and 0.02 ms a page for transfers. Steps prefill at most 512 tokens. Prompts share what the trace's ids
-say; what an answer adds to the cache is not reused, since no trace says where it comes again.
+The real scheduler replays the first `--requests` of each trace (as `simulation/traces.py` reads them) on meshes whose
+steps take the time that `virtual_engine.py` says: an 8-billion-parameter model on an H100 each, with 8,192 pages of 64
+tokens and 256 slots, and 0.02 ms a page for transfers. Steps prefill at most 512 tokens. Prompts share what the trace's
+ids say; what an answer adds to the cache is not reused, since no trace says where it comes again.
 
 One factor stretches the trace's times, so that requests come at `--load` times the rate at which the meshes serve them
 when all come at once (from the first to the last but a tenth, placed by least load): the same times for every rank. The
@@ -39,9 +39,11 @@ from twinmesh.engine.protocol.actions import DecodeRow
 from twinmesh.engine.protocol.events import Arrived, RequestFacts
 from twinmesh.engine.scheduler.policy import FCFS, Policy
 from twinmesh.engine.scheduler.scheduler import Scheduler
+from twinmesh.engine.simulation.scaling import first, stretched
+from twinmesh.engine.simulation.traces import MOONCAKE_BLOCK, read_trace
+from twinmesh.engine.simulation.workload import WorkRequest, page_hashes
 from twinmesh.engine.topology import Topology
 from twinmesh.scripts.bench.ranks import LeastLoad, LongestPrefixFirst, RankOfEfd1214, RoundRobin
-from twinmesh.scripts.bench.traces import Arrival, read_trace, stretched
 from twinmesh.scripts.bench.virtual_engine import Step, StepTime, VirtualEngine, prompt_tokens, sampling_rows
 
 OURS = "ours"
@@ -112,11 +114,11 @@ def _most(table: np.ndarray) -> float:
     return float(np.max(minutes.max(axis=1)[means > 0] / means[means > 0], initial=1.0))
 
 
-def make(arrivals: Sequence[Arrival], topology: Topology, policy: Policy) -> Scheduler:
+def make(arrivals: Sequence[WorkRequest], topology: Topology, policy: Policy) -> Scheduler:
     """Make the scheduler of meshes that hold what these requests need."""
     config = EngineConfig(
         topology,
-        max_model_len=max(arrival.prompt_len + arrival.max_tokens for arrival in arrivals),
+        max_model_len=max(arrival.prompt_len + arrival.output_len for arrival in arrivals),
         page_size=_PAGE,
         max_num_seqs=_SLOTS,
         prefill_buckets=(TIMES.chunk,),
@@ -126,32 +128,37 @@ def make(arrivals: Sequence[Arrival], topology: Topology, policy: Policy) -> Sch
     return Scheduler(config, [pool] * len(topology.meshes), policy)
 
 
-def replay(arrivals: Sequence[Arrival], scheduler: Scheduler, work: Work | None = None) -> VirtualEngine:
+def replay(arrivals: Sequence[WorkRequest], scheduler: Scheduler, work: Work | None = None) -> VirtualEngine:
     """Run all requests to their end."""
     engine = VirtualEngine(scheduler, TIMES, None if work is None else work.observe)
     for number, arrival in enumerate(arrivals):
-        facts = RequestFacts(number, arrival.prompt_len, arrival.max_tokens, arrival.block_hashes(_PAGE))
-        engine.post(Arrived(arrival.t, facts))
+        facts = RequestFacts(
+            number,
+            arrival.prompt_len,
+            arrival.output_len,
+            page_hashes(arrival.blocks, MOONCAKE_BLOCK, arrival.prompt_len, _PAGE),
+        )
+        engine.post(Arrived(arrival.time, facts))
     engine.run()
     return engine
 
 
-def at_load(arrivals: Sequence[Arrival], load: float, topology: Topology) -> list[Arrival]:
+def at_load(arrivals: Sequence[WorkRequest], load: float, topology: Topology) -> list[WorkRequest]:
     """Stretch the arrivals' times to `load` times the rate at which the meshes serve them when all come at once."""
     at_once = stretched(arrivals, 0.0)
     requests = replay(at_once, make(arrivals, topology, LeastLoad())).requests
     ends = sorted(request.timeline.finish for request in requests if request.timeline.finish is not None)
     most = int(0.9 * len(ends))
     seconds = ends[most - 1] * len(ends) / most  # the last run with meshes half empty
-    return stretched(arrivals, seconds / load / arrivals[-1].t)
+    return stretched(arrivals, seconds / load / arrivals[-1].time)
 
 
-def measure(arrivals: Sequence[Arrival], topology: Topology, policy: Policy) -> dict[str, Any]:
+def measure(arrivals: Sequence[WorkRequest], topology: Topology, policy: Policy) -> dict[str, Any]:
     """Replay the arrivals with a policy; return the figures."""
     scheduler, work = make(arrivals, topology, policy), Work(TIMES)
     requests = replay(arrivals, scheduler, work).requests
     found = Latencies.of(request.timeline for request in requests)
-    seconds, counters = max(1, int(arrivals[-1].t)), scheduler.counters
+    seconds, counters = max(1, int(arrivals[-1].time)), scheduler.counters
     roles = [
         [index for index, spec in enumerate(topology.meshes) if (spec.prefills, spec.decodes) == role]
         for role in sorted({(spec.prefills, spec.decodes) for spec in topology.meshes})
@@ -168,7 +175,7 @@ def measure(arrivals: Sequence[Arrival], topology: Topology, policy: Policy) -> 
     }
 
 
-def alone(arrivals: Sequence[Arrival]) -> Percentiles | None:
+def alone(arrivals: Sequence[WorkRequest]) -> Percentiles | None:
     """Return the times to first token of these prompts on empty meshes."""
     return Percentiles.of(
         TIMES.step * -(-arrival.prompt_len // TIMES.chunk) + TIMES.token * arrival.prompt_len for arrival in arrivals
@@ -193,7 +200,7 @@ def verdict(rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def compare(arrivals: Sequence[Arrival], topology: Topology, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def compare(arrivals: Sequence[WorkRequest], topology: Topology, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Measure every rank over the same arrivals, and print a line for each."""
     rows = {}
     for name in names:
@@ -218,8 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = []
     try:
         for path in args.traces:
-            trace = read_trace(path, args.requests)
-            if not trace[-1].t > 0:
+            trace = list(first(read_trace(path), args.requests).requests)
+            if not trace[-1].time > 0:
                 raise ValueError(f"{path}: the last request comes no later than the first: give more requests.")
             for text in args.topologies:
                 found.append({"trace": Path(path).name, "topology": text} | _measure_all(trace, text, path, args))
@@ -232,10 +239,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure_all(trace: Sequence[Arrival], text: str, path: str, args: argparse.Namespace) -> dict[str, Any]:
+def _measure_all(trace: Sequence[WorkRequest], text: str, path: str, args: argparse.Namespace) -> dict[str, Any]:
     topology = Topology.parse(text)
     arrivals = at_load(trace, args.load, topology)
-    rate, least = len(arrivals) / arrivals[-1].t, _percentiles(alone(arrivals))
+    rate, least = len(arrivals) / arrivals[-1].time, _percentiles(alone(arrivals))
     print(f"{Path(path).name}, {text}: {len(arrivals)} requests, {rate:.2f}/s, alone {least['p99']:.3f} s at P99")
     rows = compare(arrivals, topology, args.ranks)
     result: dict[str, Any] = {"requests": len(arrivals), "rate": rate, "alone": least, "rows": rows}

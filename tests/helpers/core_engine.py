@@ -56,7 +56,7 @@ def make_engine(model, topology="both=1", *, weights=None, room=1.25, **changes)
     `random_weights(model)`, `changes` are options of `LLM`.
     """
 
-    memory = {"kv_cache_bytes": _bytes_for(model, topology, room, changes)}
+    memory = {} if "kv_cache_bytes" in changes else {"kv_cache_bytes": _bytes_for(model, topology, room, changes)}
     options = EngineOptions("", topology=topology, **({"dtype": "float32"} | OPTIONS | memory | changes))
 
     def load(dtype, meshes, formats):

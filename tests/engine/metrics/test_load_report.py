@@ -107,6 +107,7 @@ def test_gaps_are_within_half_a_percent_however_many():
     gaps.add(0.5, 2 * 10**6)
     found = gaps.distribution()
     assert found.count == 102 * 10**6
+    assert gaps.counts() == ((found.p50, 10**8), (found.p99, 2 * 10**6))
     assert (found.p50, found.p90, found.p99) == tuple(pytest.approx(value, rel=0.005) for value in (0.02, 0.02, 0.5))
     assert found.mean == pytest.approx((0.02 * 100 + 0.5 * 2) / 102)
 

@@ -5,16 +5,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.protocol.actions import Chunk, Decode, DecodeRow, Fused, Prefill, StartTransfer
-from twinmesh.engine.scheduler.cost import Costs, Priors
+from twinmesh.engine.scheduler.cost import Costs, Priors, priors_of
+from twinmesh.engine.scheduler.cost_model import CostModel, LinkCost, ProgramCost
 from twinmesh.engine.scheduler.notes import Notes
 from twinmesh.engine.topology import Topology
 
 from .test_scheduler import arrive, make, step
 
 
+def make_config(topology="both=2"):
+    return EngineConfig(topology=Topology.parse(topology), max_model_len=4096, prefill_buckets=(64, 512))
+
+
 def make_costs(topology="both=2"):
-    config = EngineConfig(topology=Topology.parse(topology), max_model_len=4096, prefill_buckets=(64, 512))
-    return Costs(config, Notes())
+    return Costs(make_config(topology), Notes())
 
 
 def prefill(number, tokens, mesh=0, bucket=512):
@@ -195,3 +199,22 @@ def test_what_is_dispatched_keeps_a_mesh_busy_until_it_should_be_done():
     assert costs.busy(0) == pytest.approx(0.01)
     costs.now = 60.0
     assert costs.busy(0) == 0.0
+
+
+def test_priors_of_a_cost_model_are_lines_through_its_smallest_and_largest_steps():
+    model = CostModel(
+        {64: ProgramCost(0.1), 512: ProgramCost(0.5, chunk=0.048)},
+        {1: ProgramCost(0.01), 33: ProgramCost(0.01, row=0.001)},
+        {},
+        LinkCost(0.002, 1e-9),
+    )
+    priors = priors_of(model, make_config())
+    assert priors.prefill == pytest.approx((0.036, 0.001))
+    assert priors.decode == pytest.approx((0.009, 0.001 + 0.001 / 32), rel=0.1)
+    assert priors.transfer == (0.002, 1e-9)
+
+
+def test_of_one_size_part_of_its_time_grows_with_it_and_what_is_not_known_stays():
+    priors = priors_of(CostModel({512: ProgramCost(0.512)}, {}, {}, LinkCost(0, 0)), make_config())
+    assert priors.prefill == pytest.approx((0.0, 0.001))
+    assert (priors.decode, priors.transfer) == (Priors().decode, Priors().transfer)

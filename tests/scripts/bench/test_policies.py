@@ -4,9 +4,9 @@ import json
 
 import pytest
 from twinmesh.engine.scheduler.policy import policy_named
+from twinmesh.engine.simulation.workload import WorkRequest
 from twinmesh.scripts.bench import policies
 from twinmesh.scripts.bench.policies import at_load, figures, prefill_seconds, simulate
-from twinmesh.scripts.bench.traces import Arrival, read_trace
 from twinmesh.scripts.bench.virtual_engine import StepTime
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
@@ -18,20 +18,8 @@ TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
 TIMES = StepTime(step=1.0, token=0.001, row=0.0)
 
 
-def test_a_trace_is_read_in_seconds_from_its_first_request(tmp_path):
-    (tmp_path / "trace.csv").write_text(TRACE)
-    arrivals = read_trace(str(tmp_path / "trace.csv"))
-    assert [(a.t, a.prompt_len, a.max_tokens) for a in arrivals] == [
-        (0.0, 2000, 4), (0.0, 2000, 4), (0.0, 1000, 2), (10.0, 100, 1),
-    ]  # fmt: skip
-    assert len(read_trace(str(tmp_path / "trace.csv"), 2)) == 2
-
-
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n3,4\n", TRACE[:75]])
-def test_what_is_no_trace_is_refused(tmp_path, text):
-    (tmp_path / "trace.csv").write_text(text)
-    with pytest.raises(ValueError, match="is no trace: give a CSV"):
-        read_trace(str(tmp_path / "trace.csv"))
+def arrival(at, prompt_len, output_len):
+    return WorkRequest(prompt_len, output_len, at)
 
 
 @pytest.mark.parametrize("line", ["yesterday,5,5", "2023-11-16 18:15:46,many,5", "2023-11-16 18:15:46,5"])
@@ -50,29 +38,29 @@ def test_what_the_command_cannot_run_is_one_sentence(tmp_path, capsys, trace, to
 
 @pytest.mark.parametrize(("load", "meshes"), [(0.8, 1), (0.5, 2)])
 def test_load_is_the_share_of_time_that_prefill_is_busy(load, meshes):
-    arrivals = [Arrival(0.0, 512, 1), Arrival(1.0, 1024, 1), Arrival(4.0, 512, 1)]
+    arrivals = [arrival(0.0, 512, 1), arrival(1.0, 1024, 1), arrival(4.0, 512, 1)]
     stretched = at_load(arrivals, load, TIMES, meshes)
     assert prefill_seconds(arrivals, TIMES) == pytest.approx(4 * (1.0 + 0.512))
-    assert stretched[-1].t * load * meshes == pytest.approx(prefill_seconds(arrivals, TIMES))
-    assert stretched[1].t / stretched[2].t == pytest.approx(0.25)
+    assert stretched[-1].at * load * meshes == pytest.approx(prefill_seconds(arrivals, TIMES))
+    assert stretched[1].at / stretched[2].at == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(("load", "last", "text"), [(0.0, 1.0, "load=0.0 is not usable"), (0.8, 0.0, "no later than")])
 def test_a_load_that_time_cannot_be_stretched_to_is_refused(load, last, text):
     with pytest.raises(ValueError, match=text):
-        at_load([Arrival(0.0, 8, 1), Arrival(last, 8, 1)], load, TIMES)
+        at_load([arrival(0.0, 8, 1), arrival(last, 8, 1)], load, TIMES)
 
 
 def test_first_come_first_served_takes_prompts_as_they_came():
     # A full step takes 1.512 s, half a one 1.256 s.
-    arrivals = [Arrival(0.0, 512, 2), Arrival(0.5, 512, 2), Arrival(0.6, 256, 2)]
+    arrivals = [arrival(0.0, 512, 2), arrival(0.5, 512, 2), arrival(0.6, 256, 2)]
     fcfs = simulate(arrivals, policy_named("fcfs"), TIMES, "prefill=1,decode=1")
     assert fcfs == pytest.approx([1.512, 3.024 - 0.5, 4.280 - 0.6])
 
 
 def test_the_shortest_prompt_of_those_that_wait_comes_first():
     # The first two go at once, since two steps may be in flight.
-    arrivals = [Arrival(0.0, 512, 1), Arrival(0.1, 512, 1), Arrival(0.2, 512, 1), Arrival(0.3, 256, 1)]
+    arrivals = [arrival(0.0, 512, 1), arrival(0.1, 512, 1), arrival(0.2, 512, 1), arrival(0.3, 256, 1)]
     fcfs, spf = (simulate(arrivals, policy_named(name), TIMES, "prefill=1,decode=1") for name in ("fcfs", "spf"))
     assert fcfs == pytest.approx([1.512, 3.024 - 0.1, 4.536 - 0.2, 5.792 - 0.3])
     assert spf == pytest.approx([1.512, 3.024 - 0.1, 5.792 - 0.2, 4.536 - 0.3])

@@ -1,0 +1,135 @@
+"""`topology="auto"`: which meshes to start with, from model, devices and target, with the reason in one line.
+
+The degree of tensor parallelism is the smallest power of two that divides devices and model and leaves room for a
+request (the memory plan, as start-up makes it); the devices then make a pool of such meshes. With an SLO the planner
+moves its roles, for 99 % of requests unless the SLO says otherwise, and the pool begins with those that are predicted
+to carry the most of a stated mix of requests; without one there is nothing to plan by, and all meshes do both. CPU
+devices share the machine's cores and memory: there it is one mesh, unless devices are given. Weights count as not
+quantised.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+
+from ...models.config import ModelConfig
+from ..config import EngineConfig, PoolSize
+from ..options import EngineOptions
+from ..protocol.service import SLO
+from ..scheduler.candidates import candidates
+from ..scheduler.observations import Outlook, Pair, Split
+from ..simulation.assemble import peaks_of
+from ..simulation.capacity import DeviceMemory, capacity
+from ..simulation.plan_candidates import degrees
+from ..simulation.plan_forecast import forecast_splits, steady
+from ..simulation.roofline import roofline
+from ..simulation.simulator import SimulatedEngine
+from ..sizing.device_memory import Share
+
+_PERCENTILE = 99.0  # of requests, where an SLO does not say
+# The mix of the first roles: prompt and answer in tokens, as Azure's conversations of 2023 have them in the mean.
+_PROMPT, _ANSWER = 1155, 211
+_RATES = [2.0 ** (power / 2) for power in range(-6, 25)]  # requests a second that are tried, rising
+
+
+type Sized = tuple[EngineConfig, tuple[PoolSize, ...]]
+
+
+class Chosen(NamedTuple):
+    """What was chosen."""
+
+    options: EngineOptions
+    why: str  # in one line
+
+
+def choose_topology(
+    options: EngineOptions,
+    model: ModelConfig,
+    dtype: str,
+    devices: Sequence[jax.Device],
+    share: Share,
+    *,
+    is_for_one: bool = False,
+) -> Chosen:
+    """Replace `topology="auto"` by one for these devices, all alike; an engine for one request gets one mesh.
+
+    Raises:
+        ValueError: the model fits on no number of them, with the arithmetic of the largest.
+    """
+    first, count = devices[0], len(devices)
+    if first.platform == "cpu" and options.devices is None:
+        why = "CPU devices share cores and memory, so one mesh does both"
+        return Chosen(replace(options, topology="both=1"), why)
+    memory = _memory(first, share)
+    tp, sized = _smallest(options, model, dtype, memory, count)
+    kind = f"{count} x {first.device_kind}"
+    fits = f"{kind}, {model.family} fits at tp {tp}"
+    if count == tp or is_for_one:
+        devices_of_one = None if options.devices is None else options.devices[:tp]
+        one = replace(options, topology=_named("both", 1, tp), devices=devices_of_one)
+        return Chosen(one, f"{fits}: one mesh, so it does both")
+    pool = _named("pool", count // tp, tp)
+    if options.slo is None:
+        return Chosen(
+            replace(options, topology=pool), f"{fits}; without an SLO there is nothing to plan by: all do both"
+        )
+    slo = options.slo if options.slo.percentile is not None else _with_percentile(options.slo)
+    wanted = replace(options, topology=pool, slo=slo)
+    peaks = peaks_of(first.device_kind)
+    if sized is None or peaks is None:
+        return Chosen(wanted, f"{fits}; nothing is known of such a device's speed, so all do both until it is measured")
+    rate, best = _first_roles(SimulatedEngine(*sized, roofline(model, sized[0], peaks)), slo)
+    mix = f"prompts of {_PROMPT} and answers of {_ANSWER} tokens"
+    if best is None:
+        return Chosen(wanted, f"{fits}; no roles are predicted to meet the target with {mix}: all do both")
+    why = f"{fits}; {best.roles} is predicted to carry the most {mix}, {rate:.3g} a second; demand then moves the roles"
+    return Chosen(replace(wanted, roles=str(best.roles)), why)
+
+
+def _named(role: str, meshes: int, tp: int) -> str:
+    return f"{role}={meshes}" + (f"xtp{tp}" if tp > 1 else "")
+
+
+def _with_percentile(slo: SLO) -> SLO:
+    return SLO(ttft_ms=slo.ttft_ms, tpot_ms=slo.tpot_ms, percentile=_PERCENTILE)
+
+
+def _memory(device: jax.Device, share: Share) -> DeviceMemory:
+    """Return what a device has, of which JAX's allocator holds a part; None: it does not say, as CPUs."""
+    stats = device.memory_stats()
+    size = None if stats is None else int(stats["bytes_limit"] / share.held)
+    return DeviceMemory(device.device_kind, size, device.platform)
+
+
+def _smallest(
+    options: EngineOptions, model: ModelConfig, dtype: str, memory: DeviceMemory, count: int
+) -> tuple[int, Sized | None]:
+    """Find the smallest tp at which the model fits, and the sizes of such meshes; None: nobody knows how much memory
+    there is, and start-up will see."""
+    problem = ValueError(f"topology='auto': no degree of tensor parallelism divides {count} devices and the model.")
+    for tp in degrees(model, count):
+        meshes = count // tp
+        asked = replace(options, topology=_named("pool" if meshes > 1 else "both", meshes, tp))
+        if memory.bytes is None and options.kv_cache_bytes is None:
+            return tp, None
+        try:
+            return tp, capacity(model, asked, memory, dtype)
+        except ValueError as error:
+            problem = error
+    raise problem
+
+
+def _first_roles(engine: SimulatedEngine, slo: SLO) -> tuple[float, Outlook | None]:
+    """Find the highest rate of the mix at which some split meets the target, and the best split there."""
+    meshes = len(engine.config.topology.meshes)
+    splits, found, at = candidates(Split(0, 0, meshes)), None, 0.0
+    assert slo.percentile is not None
+    for rate in _RATES:
+        demand = steady(rate * meshes, [Pair(_PROMPT, _PROMPT, _ANSWER)])
+        best = max(forecast_splits(demand, engine, slo, splits), key=lambda outlook: outlook.value)
+        if best.goodput < slo.percentile / 100:
+            break
+        found, at = best, rate * meshes
+    return at, found

@@ -1,0 +1,196 @@
+"""The planner: what it makes of observations, with nothing running."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twinmesh.engine.protocol.service import SLO
+from twinmesh.engine.scheduler.candidates import candidates
+from twinmesh.engine.scheduler.demand import DemandWindow
+from twinmesh.engine.scheduler.forecast import forecast
+from twinmesh.engine.scheduler.line_fit import Terms
+from twinmesh.engine.scheduler.observations import Demand, MeshSize, Observations, Pair, Queues, Split, StepTimes
+from twinmesh.engine.scheduler.planner import RULES, SENTENCES, Plan, Reason, flips, plan
+from twinmesh.engine.scheduler.prediction import predict
+
+TARGET = SLO(ttft_ms=1000, tpot_ms=25, percentile=95)
+IDLE = Queues(0.0, 0.0, 0, 0.0, 0)
+TIMES = StepTimes(Terms(0.005, 0.00005), Terms(0.005, 0.00006), 0.01, is_measured=True)  # of 8B on one H100, roughly
+SIZE = MeshSize(chunk=512, prompts=8, slots=48, tokens=4096 * 64)
+BINS = 64
+
+
+def observed(rate, roles, prompt=1155, output=211, bins=BINS, **changes):
+    """So many requests a second, all alike and evenly spread."""
+    counts = [int(rate * (k + 1) / 2) - int(rate * k / 2) for k in range(bins)]
+    demand = Demand(0.5, counts, [count * prompt for count in counts], [Pair(prompt, prompt, output)] * 8)
+    return Observations(**{"roles": roles, "demand": demand, "queues": IDLE, "times": TIMES, "size": SIZE} | changes)
+
+
+@st.composite
+def observations(draw):
+    """Anything that may be seen of a pool of 2 to 12 meshes."""
+    meshes = draw(st.integers(2, 12))
+    prefill = draw(st.integers(0, meshes - 1))
+    roles = Split(prefill, draw(st.integers(0 if prefill < meshes else 1, meshes - prefill)), 0)
+    roles = roles._replace(both=meshes - prefill - roles.decode)
+    if not roles.is_served:
+        roles = Split(0, 0, meshes)
+    bins = 12
+    counts = draw(st.lists(st.integers(0, 60), min_size=bins, max_size=bins))
+    lengths = draw(st.lists(st.tuples(st.integers(1, 8000), st.integers(1, 900)), min_size=1, max_size=6))
+    pairs = [Pair(prompt, prompt, output) for prompt, output in lengths]
+    mean = sum(pair.prompt for pair in pairs) / len(pairs)
+    small = st.floats(1e-4, 2e-2)
+    times = StepTimes(
+        Terms(draw(small), draw(st.floats(1e-6, 2e-4))), Terms(draw(small), draw(st.floats(0, 1e-3))), 0.01,
+        is_measured=True,
+    )  # fmt: skip
+    queues = Queues(draw(st.floats(0, 1e6)), 0.0, draw(st.integers(0, 50)), 0.0, draw(st.integers(0, 400)))
+    size = MeshSize(
+        draw(st.sampled_from((128, 512, 4096))), 8, draw(st.integers(1, 256)), draw(st.integers(4096, 10**6))
+    )
+    return Observations(roles, Demand(0.5, counts, [c * mean for c in counts], pairs), queues, times, size)
+
+
+@given(observations())
+@settings(max_examples=25, deadline=None)
+def test_both_phases_keep_a_mesh_and_no_mesh_is_lost(seen):
+    found = plan(seen, TARGET)
+    assert found.roles.is_served
+    assert sum(found.roles) == sum(seen.roles)
+    assert found.sentence.startswith(str(found.roles))
+
+
+@given(observations())
+@settings(max_examples=25, deadline=None)
+def test_under_observations_that_stay_the_same_no_roles_come_back(seen):
+    before = [seen.roles]
+    for _ in range(12):
+        roles = plan(replace(seen, roles=before[-1]), TARGET).roles
+        if roles == before[-1]:
+            return
+        assert roles not in before
+        before.append(roles)
+    raise AssertionError(f"roles change for ever: {before}")
+
+
+@given(observations())
+@settings(max_examples=25, deadline=None)
+def test_a_mesh_is_taken_from_a_phase_only_where_that_meets_the_target_with_more_demand_or_nothing_is_lost(seen):
+    found = plan(seen, TARGET)
+    if found.roles == seen.roles:
+        return
+    now, then = predict(seen, TARGET, [seen.roles, found.roles], RULES.headroom)
+    assert then.value >= now.value
+    target = TARGET.percentile / 100
+    fewer_prefill = found.roles.prefill + found.roles.both < seen.roles.prefill + seen.roles.both
+    fewer_decode = found.roles.decode + found.roles.both < seen.roles.decode + seen.roles.both
+    is_met = (not fewer_prefill or then.ttft >= target) and (not fewer_decode or then.tpot >= target)
+    assert is_met or (found.now.goodput < target and then.value >= now.value + RULES.gain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"is_changing": True}, "changing"),
+        ({"demand": Demand(0.5, [0] * 32, [0.0] * 32, [Pair(9, 9, 9)])}, "few arrivals"),
+        ({"demand": Demand(0.5, [9] * 32, [9.0] * 32, [])}, "few arrivals"),
+        ({"times": replace(TIMES, is_measured=False)}, "not measured"),
+    ],
+)
+def test_it_pauses_where_observations_are_missing(changes, reason):
+    found = plan(observed(34, Split(3, 1, 0), **changes), TARGET)
+    assert (found.roles, found.reason, found.now, found.best) == (Split(3, 1, 0), reason, None, None)
+
+
+def test_near_saturation_it_ends_disaggregation_and_takes_it_up_again():
+    assert plan(observed(16, Split(3, 1, 0)), TARGET).reason == "meets"
+    ended = plan(observed(36, Split(3, 1, 0)), TARGET)
+    assert (ended.roles, ended.reason) == (Split(0, 0, 4), "saturated")
+    strict = SLO(ttft_ms=1000, tpot_ms=7, percentile=95)  # less than a chunk adds to the steps beside it
+    again = plan(observed(16, ended.roles), strict)
+    assert again.reason == "separate again"
+    assert not again.roles.both
+    assert again.best.goodput >= 0.95
+
+
+def test_what_falls_short_is_named():
+    assert plan(observed(14, Split(1, 3, 0), prompt=1800, output=20), TARGET).reason == "more prefill"
+    assert plan(observed(20, Split(3, 1, 0), prompt=300, output=400), TARGET).reason == "more decode"
+
+
+def test_out_of_reach_it_names_the_best_and_does_not_chase():
+    found = plan(observed(60, Split(2, 2, 0)), TARGET)
+    assert found.reason == "out of reach"
+    assert not found.is_reachable
+    assert "no roles meet the target" in found.sentence
+    settled = plan(observed(60, found.roles), TARGET)
+    assert settled.roles == found.roles
+
+
+def test_roles_stay_for_the_dwell():
+    seen = observed(36, Split(3, 1, 0), since_change=RULES.dwell / 2)
+    assert plan(seen, TARGET).reason == "dwell"
+    assert plan(replace(seen, since_change=RULES.dwell), TARGET).reason == "saturated"
+
+
+def test_a_backlog_is_worth_a_mesh_that_demand_alone_is_not():
+    seen = observed(14, Split(1, 3, 0))
+    assert plan(seen, TARGET).roles == Split(1, 3, 0)
+    late = plan(replace(seen, queues=replace(IDLE, to_prefill=400_000.0)), TARGET)
+    assert late.roles.prefill + late.roles.both > 1
+
+
+def test_more_time_for_a_step_never_helps():
+    splits = candidates(Split(0, 0, 4))
+    slower = replace(TIMES, prefill=Terms(0.006, 0.00007), decode=Terms(0.007, 0.00008))
+    fast = predict(observed(30, Split(0, 0, 4)), TARGET, splits)
+    slow = predict(observed(30, Split(0, 0, 4), times=slower), TARGET, splits)
+    assert all(a.ttft >= b.ttft for a, b in zip(fast, slow, strict=True))
+    assert max(o.goodput for o in fast) > max(o.goodput for o in slow)
+
+
+@pytest.mark.parametrize("meshes", [2, 4, 8, 64, 256, 2048])
+def test_the_splits_that_are_looked_at_are_few_and_each_serves_both_phases(meshes):
+    splits = candidates(Split(meshes // 2, meshes - meshes // 2, 0))
+    assert len(splits) == len(set(splits)) <= 120
+    assert all(split.is_served and sum(split) == meshes and min(split) >= 0 for split in splits)
+    assert Split(0, 0, meshes) in splits
+
+
+def test_every_reason_has_a_sentence():
+    assert set(get_args(Reason)) == set(SENTENCES)
+    assert Plan(Split(1, 1, 0), "meets").sentence == "prefill=1,decode=1: the roles meet the target."
+    assert flips(Split(3, 1, 0), Split(1, 1, 2)) == 2
+
+
+def test_a_forecast_follows_growth_and_is_bounded():
+    assert forecast([4] * 16, 0.5) == forecast([8] * 8 + [4] * 8, 0.5) == 1.0
+    assert forecast([4] * 8 + [6] * 8, 0.5) == pytest.approx((6 + 0.25 * 2) / 5)
+    assert forecast([0] * 8 + [9] * 8, 0.5) == 1.5
+    assert forecast([], 0.5) == forecast([0] * 16, 0.5) == 1.0
+
+
+def test_demand_is_counted_by_interval_and_forgotten():
+    window = DemandWindow(bins=4, seconds=0.5, pairs=2)
+    for t, tokens in ((10.1, 100), (10.2, 50), (11.4, 70)):
+        window.arrived(t, tokens)
+    window.ended(40, 80, 7)
+    seen = window.demand(11.6)
+    assert (seen.requests, seen.tokens) == ([2, 0, 1], [75.0, 0.0, 35.0])  # half of a prompt was found cached
+    assert seen.pairs == [Pair(40, 80, 7)]
+    assert window.demand(12.6).requests == [1, 0, 0]
+    assert sum(window.demand(100.0).requests) == 0
+
+
+def test_of_many_that_end_a_sample_over_the_window_is_kept():
+    window = DemandWindow(bins=4, seconds=0.5, pairs=8)
+    for _ in range(400):
+        window.ended(1, 1, 1)
+    window.new_sample(1.0)  # 800 end in a window: one in 100 is kept
+    for output in range(400):
+        window.ended(1, 1, output)
+    assert [pair.output for pair in window.demand(0.0).pairs][-4:] == [99, 199, 299, 399]
