@@ -21,7 +21,7 @@ import twinmesh
 from twinmesh.engine.api.vllm_tables import ENGINE
 from twinmesh.engine.errors import BatchStopped, EngineError
 from twinmesh.engine.options import nearest
-from twinmesh.scripts import batch, convert, fetch, generate, plan, profile, replay, simulate
+from twinmesh.scripts import batch, convert, explain, fetch, generate, plan, profile, replay, simulate, whatif
 from twinmesh.scripts.bench import command as bench
 from twinmesh.scripts.fetch import FetchError
 
@@ -31,6 +31,8 @@ COMMANDS = {
     "fetch": fetch,
     "convert": convert,
     "replay": replay,
+    "explain": explain,
+    "whatif": whatif,
     "profile": profile,
     "simulate": simulate,
     "plan": plan,
@@ -44,6 +46,8 @@ examples:
   twinmesh generate --model smollm2 --prompt "Once upon a time" --decision-log run.log
   twinmesh replay run.log
   twinmesh simulate --trace trace.csv --model llama-3.1-8b --device h100 --topology pool=8 --slo ttft=1000ms,tpot=50ms
+  twinmesh explain run.log --worst 3
+  twinmesh whatif run.log --topology prefill=1,decode=1
   twinmesh convert gemma3-270m gemma3-270m-bf16 --dtype bfloat16
   twinmesh bench machine
 

@@ -5,14 +5,17 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from twinmesh.engine.options import EngineOptions, documentation
+from twinmesh.engine.scheduler.cost_model import CostModel, pairs
+from twinmesh.engine.scheduler.policy import policy_named
+from twinmesh.engine.simulation.assemble import assemble, source_of
 from twinmesh.engine.simulation.devices import DEVICES
+from twinmesh.engine.simulation.profile import Profile, profile_of, write_profile
+from twinmesh.models.checkpoints.known_models import named_model, profile_name
 from twinmesh.scripts import arguments
 
-if TYPE_CHECKING:
-    from twinmesh.engine.simulation.profile import Profile
-
+_CONTEXT = 1024  # tokens of a row, where one figure is wanted
 SUMMARY = "measure what a model's steps cost here, for simulations and plans"
 DESCRIPTION = """\
 Measure what steps, hand-offs and the host cost: a profile for simulate, plan and whatif.
@@ -43,41 +46,81 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
     arguments.check_written(args, ("out", "decision_log"))
-    profile = _measured(args)
+    profile = _measured(args) if args.device is None else _computed(args)
     if args.out is not None:
-        from twinmesh.engine.simulation.profile import write_profile
-
         write_profile(profile, args.out)
         print(f"written to {args.out}")
     return 0
 
 
-def _measured(args: argparse.Namespace) -> "Profile":
-    from twinmesh.engine.simulation.profile import profile_of
-    from twinmesh.models.checkpoints.known_models import profile_name
+def _measured(args: argparse.Namespace) -> Profile:
     from twinmesh.scripts.profile_loads import OnMesh
     from twinmesh.scripts.profile_run import errors_of, fitted, held_out, run_loads
 
     args.policy = OnMesh()
     with arguments.load_llm(args) as llm:
         seen = run_loads(llm, is_quick=args.quick, progress=True)
-        config = llm.config
     costs = fitted(seen)
-    points = held_out(seen, costs)
-    errors = errors_of(points)
+    errors = errors_of(held_out(seen, costs))
+    print(_table(costs))
     for error in errors:
         print(
             f"{error.kind:8} {error.points:4} points held out: mean error {error.mape:6.1%}, worst {error.worst:6.1%}"
         )
     return profile_of(
-        config,
+        llm.config,
         costs,
         model=profile_name(args.model),
         device=device_here(),
         source="measured",
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        date=_now(),
         errors=errors,
     )
+
+
+def _computed(args: argparse.Namespace) -> Profile:
+    """Compute the profile of a device from its published peaks.
+
+    Raises:
+        ValueError: an unknown device or model, another dtype than the peaks' own, or what does not fit into memory.
+    """
+    if args.quick:
+        raise ValueError("--quick is for a measurement, and with --device nothing is measured: leave one of them out.")
+    if args.dtype not in ("auto", "bfloat16"):
+        raise ValueError(f"--device computes costs in bfloat16, not in {args.dtype}: leave --dtype out.")
+    source, model = source_of(args.device, None), named_model(args.model)
+    given = {name: getattr(args, name) for name, option in documentation().items() if option.flag is not None}
+    engine = assemble(model.name, model.config, EngineOptions(**given), source, policy_named(args.policy))
+    costs = engine.costs
+    assert isinstance(costs, CostModel)  # one for all meshes
+    print(_table(costs))
+    print(source.note)
+    return profile_of(engine.config, costs, model=model.name, device=source.device, source="roofline", date=_now())
+
+
+def _table(costs: CostModel) -> str:
+    """Describe what full steps cost: prompts from their start, and rows of 1,024 tokens."""
+    lines = []
+    for kind, programs in (("prefill", costs.prefill), ("decode", costs.decode), ("fused", costs.fused)):
+        for size, program in programs.items():
+            own = program.fixed + program.chunk + program.pair * pairs(0, size)
+            rows = program.fixed + (program.row + _CONTEXT * program.context) * size
+            lines.append(
+                f"{kind:8} {size:6}: {1e3 * (rows if kind == 'decode' else own):9.2f} ms, times "
+                f"{program.slowdown(1, 0):.2f} beside a prefill and {program.slowdown(0, 1):.2f} beside a decode"
+            )
+    host, link = costs.host, costs.link
+    speed = f" and {1e-9 / link.byte:.2f} GB/s" if link.byte else ""
+    lines += [
+        f"hand-off       : {1e3 * link.fixed:9.2f} ms{speed}",
+        f"host           : {1e3 * host.arrival:9.2f} ms a request, {1e3 * host.step:.2f} ms a step, "
+        f"{1e3 * host.read:.2f} ms to read one",
+    ]
+    return "\n".join(lines)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def device_here() -> str:

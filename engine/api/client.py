@@ -74,7 +74,8 @@ class EngineClient:
         arrival = self.clock() if arrival is None else arrival
         params = SamplingParams() if params is None else params
         checked = check_prompt(prompt, self.tokenizer, self.config.max_model_len)
-        return Job(checked, params, resolve(params, self.tokenizer, seed=0), arrival, service)
+        plan = resolve(params, self.tokenizer, seed=0)
+        return Job(checked, params, plan, arrival, service, self.clock())
 
     def check_all(
         self,
@@ -92,7 +93,7 @@ class EngineClient:
         plans = self._plans(params)
         given = [check_ids_or_text(prompt, self.tokenizer, self.config.max_model_len) for prompt in prompts]
         blocks = (check_texts(block, self.tokenizer, self.config.max_model_len) for block in _blocks(given))
-        return _jobs(blocks, params, plans, arrival, services)
+        return self._jobs(blocks, params, plans, arrival, services)
 
     def check_rendered(
         self, texts: Sequence[str], params: Sequence[SamplingParams], arrival: float, services: Sequence[Service]
@@ -100,14 +101,27 @@ class EngineClient:
         """Check conversations, in the words of the chat template, as `check_all` does prompts."""
         plans, most = self._plans(params), self.config.max_model_len
         blocks = (check_texts(block, self.tokenizer, most, is_rendered=True) for block in _blocks(texts))
-        return _jobs(blocks, params, plans, arrival, services)
+        return self._jobs(blocks, params, plans, arrival, services)
+
+    def _jobs(
+        self,
+        blocks: Iterable[Sequence[Prompt]],
+        params: Sequence[SamplingParams],
+        plans: Mapping[int, SamplingPlan],
+        arrival: float,
+        services: Sequence[Service],
+    ) -> Iterator[Job]:
+        for prompt, one, service in zip(itertools.chain.from_iterable(blocks), params, services, strict=True):
+            yield Job(prompt, one, plans[id(one)], arrival, service, self.clock())
 
     def _plans(self, params: Sequence[SamplingParams]) -> dict[int, SamplingPlan]:
         """Resolve parameters, each once, by their Python id: many requests share them."""
         return {id_: resolve(one, self.tokenizer, seed=0) for id_, one in {id(one): one for one in params}.items()}
 
-    def ticket(self, job: Job, post: Post, request_id: str | None = None) -> Ticket:
+    def ticket(self, job: Job, post: Post, request_id: str | None = None, after: int | None = None) -> Ticket:
         """Give a request its name, ids, seeds and sink; `post` gets its updates once it starts.
+
+        `after`: the completion whose end it waited for, if its caller keeps only so many at once.
 
         Raises:
             ValueError: the name is not a text, or empty.
@@ -117,7 +131,7 @@ class EngineClient:
         ids = tuple(next(self._core.ids) for _ in range(job.params.n))
         collector = RequestCollector(request_id, ids, job.prompt, job.params, self.tokenizer, job.arrival)
         request = ActiveRequest(post, collector, self._active)
-        hashes = self._block_hashes(job)
+        entered, hashes = self.clock(), self._block_hashes(job)
         submissions = [
             Submission(
                 arrival=job.arrival,
@@ -127,6 +141,9 @@ class EngineClient:
                 eos_ids=eos_ids(job.params, self.tokenizer),
                 stop=self._stop_check(job),
                 sink=request,
+                tokenised=job.tokenised,
+                entered=entered,
+                after=after,
             )
             for index, (id_, seed) in enumerate(zip(ids, self._seeds(job.params, number), strict=True))
         ]
@@ -221,17 +238,6 @@ def _blocks[T](items: Sequence[T]) -> Iterator[Sequence[T]]:
     while start < len(items):
         yield items[start : start + size]
         start, size = start + size, min(2 * size, _LAST_BLOCK)
-
-
-def _jobs(
-    blocks: Iterable[Sequence[Prompt]],
-    params: Sequence[SamplingParams],
-    plans: Mapping[int, SamplingPlan],
-    arrival: float,
-    services: Sequence[Service],
-) -> Iterator[Job]:
-    for prompt, one, service in zip(itertools.chain.from_iterable(blocks), params, services, strict=True):
-        yield Job(prompt, one, plans[id(one)], arrival, service)
 
 
 def check_name(request_id: object) -> str:

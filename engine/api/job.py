@@ -17,6 +17,7 @@ class Job:
     plan: SamplingPlan
     arrival: float  # when it reached us, before it was tokenised; in seconds on the engine's clock
     service: Service = DEFAULT
+    tokenised: float | None = None  # when it was checked; None: on arrival
 
     def served(self, service: Service) -> "Job":
         """Return the same job, to be served in this way."""

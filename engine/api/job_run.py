@@ -6,6 +6,7 @@ What a job is, and how its result is made, is elsewhere.
 """
 
 import itertools
+from collections import deque
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from queue import Empty, SimpleQueue
@@ -51,6 +52,8 @@ class JobRun:
         self._is_promoted, self._indices = False, itertools.count()
         self._running: dict[RequestCollector, tuple[int, Service]] = {}  # their indices, and how they are served
         self._unanswered: set[RequestCollector] = set()
+        # One completion of each job that has ended and whose place is still free: the next job to come waited for it.
+        self._ended: deque[int] = deque()
         self._updates: SimpleQueue[tuple[RequestCollector, Update]] = SimpleQueue()
 
     def outputs(self, every: float | None = None) -> Generator[tuple[int, RequestOutput] | None, None, None]:
@@ -82,6 +85,8 @@ class JobRun:
                 if collector is not None and collector.is_finished:
                     index, _ = self._running.pop(collector)
                     self._unanswered.discard(collector)
+                    if self._window is not None:
+                        self._ended.append(collector.sequence_ids[-1])
                     yield index, collector
                 if every is not None and (now := clock()) - last >= every:
                     last = now
@@ -99,14 +104,20 @@ class JobRun:
 
     def _fill(self) -> None:
         """Start jobs, as far as the window goes."""
-        while (self._window is None or len(self._running) < self._window) and (job := next(self._jobs, None)):
+        while self._window is None or len(self._running) < self._window:
+            job = next(self._jobs, None)
+            if job is None:
+                self._ended.clear()  # whatever comes later waited for something else
+                return
             service = job.service
             if self._is_promoted:
                 self.promoted += 1
             elif self._is_batch:
                 service = replace(service, is_batch=True, due=self._due)
             ticket = self._client.ticket(
-                job.served(service), lambda collector, update: self._updates.put((collector, update))
+                job.served(service),
+                lambda collector, update: self._updates.put((collector, update)),
+                after=self._ended.popleft() if self._ended else None,
             )
             self._running[ticket.collector] = next(self._indices), service
             self._client.start(ticket)

@@ -87,6 +87,7 @@ class Dispatcher:
         if self._requests.dense and isinstance(action, Decode | Fused):
             self._accept_arrivals(action.rows)
         self._executor.perform(action)
+        self._observers.performed(action)
         if isinstance(action, Prefill | Decode | Fused):
             self._host.steps += 1
         elif isinstance(action, Finish):

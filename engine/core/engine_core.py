@@ -37,6 +37,7 @@ from .changes import Change, NewParams, NewRoles
 from .inspection import Observer, Question
 from .integrity import IdleCheck
 from .loop import Loop, Message
+from .stamper import Stamper
 from .submission import Submission
 from .waiting_room import RoomKeeper, WaitingRoom
 
@@ -70,7 +71,7 @@ class EngineCore:
             make_executor: makes the executor, given the function that takes its completions.
             clock: gives seconds.
             compilations: closed with the engine.
-            log: what the scheduler writes, if anything; closed with the engine.
+            log: what the scheduler writes, if anything, and gets stamps; closed with the engine.
             settings: what the dispatching thread runs in.
         """
         self.clock = clock
@@ -82,6 +83,8 @@ class EngineCore:
         self._room = WaitingRoom(scheduler.config.max_waiting, scheduler.config.max_waiting_tokens, clock)
         if self._room.is_bounded:
             self._loop.observers.add(RoomKeeper(self._room, scheduler))
+        if log is not None:
+            self._loop.observers.add(Stamper(log, scheduler, clock))
         self._check = IdleCheck(scheduler.check_integrity, time.thread_time)
         self._compilations = compilations
         self._lock = threading.Lock()  # against the loop's end

@@ -51,6 +51,9 @@ class Observer:
     def decided(self, scheduler: Scheduler, actions: Sequence[Action]) -> None:
         """See what the scheduler decided, before any of it is performed."""
 
+    def performed(self, action: Action) -> None:
+        """See an action that the executor has taken."""
+
 
 class Observers(Observer):
     """All that observe one engine, as one; each sees what is seen here, in the order in which they were added."""
@@ -80,3 +83,8 @@ class Observers(Observer):
         """Show to all what was decided."""
         for observer in self._each:
             observer.decided(scheduler, actions)
+
+    def performed(self, action: Action) -> None:
+        """Show to all what the executor has taken."""
+        for observer in self._each:
+            observer.performed(action)

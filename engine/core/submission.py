@@ -73,3 +73,6 @@ class Submission:
     eos_ids: frozenset[int]  # those of the plan's stop ids that end the request without a stop reason
     stop: StopCheck | None  # looks for stop strings; None: there are none
     sink: Sink
+    tokenised: float | None = None  # when its prompt was checked, on the engine's clock; None: on arrival
+    entered: float | None = None  # when it was given to the engine; None: on arrival
+    after: int | None = None  # the request whose end it waited for; None: it came at a time of its own

@@ -46,6 +46,10 @@ class LinkCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fixed: float  # of each transfer
     byte: float  # of each byte, while no other transfer is on the link
     is_shared: bool = True  # whether transfers that are under way at once share the bytes per second
+    # For how long, for each byte, the source computes no step since it gathers, and the destination since it scatters.
+    # Gathering is part of the transfer's own time.
+    gather: float = 0.0
+    scatter: float = 0.0
 
 
 class HostCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,14 +3,16 @@
 The log is text, one JSON value on each line, in the encoding of `protocol/message.py`. First an object with the version
 and what made the scheduler; then, in the order in which things happened, an object for each event and an array of
 actions for each call of `Scheduler.actions`. A call that gave nothing is recorded too, as `[]`: when it was made
-matters. After what they belong to come notes, an object each: why it was decided so (`notes.py`).
+matters. After what they belong to come notes, an object each: why it was decided so (`notes.py`). Where an engine
+writes it, there are stamps in between, an array each that begins with its kind: when it was (`protocol/stamps.py`). The
+scheduler knows nothing of them.
 
 Invariants: a line is flushed as soon as it is written, so that a killed run leaves a log, at worst with a torn last
 line; an event is written before the scheduler sees it, so that one that makes it raise does so again in the replay.
 Tokens and results are not in the log, and requests that are running when an engine closes are running at its end.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike, fspath
 from os.path import expanduser
@@ -18,16 +20,26 @@ from typing import IO, Any
 
 import msgspec
 
+from ...models.config import ModelConfig
 from ..config import EngineConfig, PoolSize
 from ..protocol.actions import Action
 from ..protocol.events import Event
+from ..protocol.stamps import Stamp
 from .cost import PRIORS, Priors
 from .notes import Note
 from .policy import FCFS, Policy
 from .scheduler import Scheduler
 
-VERSION = 4
+VERSION = 5
 _FORMAT = "twinmesh decision log"
+
+
+class RunFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ran, where: what no decision hangs on, and what times do."""
+
+    model: ModelConfig
+    name: str  # of the model
+    device: str  # the kind of its devices
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,30 +51,37 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pools: tuple[PoolSize, ...]
     policy: str  # its name
     costs: Priors = PRIORS  # what work is taken to cost until it is measured
+    run: RunFacts | None = None  # None: no engine wrote it, and it has no stamps
 
 
 _encode = msgspec.json.Encoder().encode
 # mypy has no type for a union that is a value.
 _EVENT_OR_NOTE: Any = msgspec.json.Decoder(Event | Note)
 _ACTIONS: Any = msgspec.json.Decoder(list[Action])
+_STAMP: Any = msgspec.json.Decoder(Stamp)
+
+type Entry = Event | Note | Stamp | list[Action]
 
 
 class DecisionLog:
     """A decision log that is being written."""
 
-    def __init__(self, target: str | PathLike[str] | IO[str]) -> None:
+    def __init__(self, target: str | PathLike[str] | IO[str], run: RunFacts | None = None) -> None:
         """Open `target`: a path, whose earlier file is overwritten, or an open text file, which `close` leaves open.
+
+        `run` goes into the header: of an engine that writes stamps.
 
         Raises:
             OSError: the file cannot be written.
         """
+        self._run = run
         self._is_mine = isinstance(target, str | PathLike)
         # It is open as long as the engine is, until `close`.
         self._file = open(target, "w", encoding="utf-8") if isinstance(target, str | PathLike) else target  # noqa: SIM115
 
     def begin(self, config: EngineConfig, pools: Sequence[PoolSize], policy: str, costs: Priors = PRIORS) -> None:
         """Write the header: once, before anything else."""
-        self._write(Header(_FORMAT, VERSION, config, tuple(pools), policy, costs))
+        self._write(Header(_FORMAT, VERSION, config, tuple(pools), policy, costs, self._run))
 
     def event(self, event: Event) -> None:
         """Write an event, before the scheduler takes it in."""
@@ -76,6 +95,10 @@ class DecisionLog:
         """Write notes on what was written before."""
         for note in notes:
             self._write(note)
+
+    def stamp(self, stamp: Stamp) -> None:
+        """Write a stamp."""
+        self._write(stamp)
 
     def close(self) -> None:
         """Close the file, unless the caller opened it. Calling it again does nothing."""
@@ -118,15 +141,31 @@ class RecordingScheduler(Scheduler):
         return actions
 
 
-def read_line(line: str) -> Event | Note | list[Action]:
-    """Read a line after the header: an event, the actions of one call, or a note on the one or the other.
+def read_line(line: str) -> Entry:
+    """Read a line after the header: an event, the actions of one call, a note on the one or the other, or a stamp.
 
     Raises:
         ValueError: the line is damaged.
     """
-    decoder = _ACTIONS if line.startswith("[") else _EVENT_OR_NOTE
-    entry: Event | Note | list[Action] = decoder.decode(line)
+    decoder = _STAMP if line.startswith('["') else _ACTIONS if line.startswith("[") else _EVENT_OR_NOTE
+    entry: Entry = decoder.decode(line)
     return entry
+
+
+def entries(name: str, lines: Iterable[str]) -> Iterator[tuple[int, Entry]]:
+    """Yield number and content of each line after the header of the log called `name`. A torn last line is ignored.
+
+    Raises:
+        ValueError: a line before the last is damaged.
+    """
+    for number, line in enumerate(lines, 2):
+        try:
+            entry = read_line(line)
+        except ValueError as error:
+            if not line.endswith("\n"):
+                return
+            raise ValueError(f"{name} is damaged at line {number}: it cannot be read from there.") from error
+        yield number, entry
 
 
 def read_header(name: str, line: str) -> Header:

@@ -11,7 +11,7 @@ No clock, randomness or I/O: a replay of the same events gives the same actions 
 from collections.abc import Sequence
 
 from ..config import EngineConfig, PoolSize
-from ..protocol.actions import Action, Chunk, DecodeRow
+from ..protocol.actions import Action, Chunk, DecodeRow, StartTransfer
 from ..protocol.cache_report import MissReason
 from ..protocol.events import (
     AbortRequested,
@@ -50,6 +50,7 @@ from .request import Request, State
 from .roles import Roles
 from .router import Router
 from .staging import Staging
+from .steady import Steady, find_steady, may_be_steady
 
 
 class Scheduler:
@@ -88,8 +89,7 @@ class Scheduler:
 
     def on(self, event: Event) -> None:
         """Take in an event; decisions wait for `actions`."""
-        self._now = self.costs.now = max(self._now, event.t)  # stamps of several threads may arrive out of order
-        self._shared.index.lost.now = self._now
+        self.pass_time(event.t)
         match event:
             case Arrived(t=t, facts=facts):
                 self._let_happen_what_is_due()  # before it: whoever sends a request finds it here
@@ -125,6 +125,22 @@ class Scheduler:
                 self._on_resume()
         self._let_happen_what_is_due()  # afterwards: tokens that came with the event count; `Tick` does nothing else
 
+    def find_steady(self, mesh: int, running: list[Request], queued: list[Request]) -> Steady | None:
+        """Look whether a mesh only decodes, whose two steps in flight are decode steps of these rows; None: it does
+        not, or nobody can tell."""
+        can_tell = may_be_steady(self._shared)
+        return find_steady(self.meshes[mesh], running, queued) if can_tell else None
+
+    @property
+    def has_several_levels(self) -> bool:
+        """Return whether requests of more than one class or priority have a place: some may have to give way."""
+        return self._shared.levels.are_several
+
+    def pass_time(self, t: float) -> None:
+        """Take in that it is `t`, unless it was later already."""
+        self._now = self.costs.now = max(self._now, t)  # stamps of several threads may arrive out of order
+        self._shared.index.lost.now = self._now
+
     def next_due(self) -> float | None:
         """Return the next instant that matters, in seconds; None: there is none. An event of that time, a `Tick` if
         there is no other, lets happen what is due then."""
@@ -149,6 +165,10 @@ class Scheduler:
         """Return whether this step's result is still awaited."""
         return step in self.meshes[mesh].in_flight
 
+    def transfer_bytes(self, action: StartTransfer) -> int:
+        """Return the bytes that a transfer moves."""
+        return self._handoffs.staging.bytes_on(action.source, action.bucket)
+
     def transfers_from(self, mesh: int) -> list[int]:
         """List the transfers that leave this mesh and have not arrived."""
         return self._handoffs.under_way_from(mesh)
@@ -162,6 +182,11 @@ class Scheduler:
         """Say what the planner of the roles found last, and why, in a sentence; None: nothing yet, or there is none."""
         last = self._planning.last if self._planning is not None else None
         return None if last is None else last.sentence
+
+    @property
+    def is_held(self) -> bool:
+        """Return whether only requests that start over are admitted."""
+        return self._admission.is_held
 
     @property
     def is_drained(self) -> bool:

@@ -30,7 +30,7 @@ class Staging:
 
     def bytes_for(self, request: Request, mesh: int) -> int:
         """Return the bytes that all of a request's KV takes on this mesh."""
-        return self._bytes(mesh, self._whole(request))
+        return self.bytes_on(mesh, self._whole(request))
 
     def has_room(self, request: Request, source: int, destination: int) -> bool:
         """Return whether all of a request's KV could be sent at once."""
@@ -38,7 +38,7 @@ class Staging:
 
     def ask(self, source: int, destination: int, bucket: int) -> tuple[int, int] | None:
         """Return the bytes that a transfer takes on source and destination; None: one of them has too few left."""
-        needed = self._bytes(source, bucket), self._bytes(destination, bucket)
+        needed = self.bytes_on(source, bucket), self.bytes_on(destination, bucket)
         has_room = self._meshes[source].staging >= needed[0] and self._meshes[destination].staging >= needed[1]
         return needed if has_room else None
 
@@ -64,7 +64,8 @@ class Staging:
     def _whole(self, request: Request) -> int:
         return bucket_for(self._config.pages_for(request.kv_len), self._config.handoff_buckets)
 
-    def _bytes(self, mesh: int, bucket: int) -> int:
+    def bytes_on(self, mesh: int, bucket: int) -> int:
+        """Return the bytes that a transfer of this size takes on a mesh."""
         return self._pools[mesh].transfer_bytes(bucket, self._caps)
 
     def _change(self, transfer: Transfer, sign: int) -> None:

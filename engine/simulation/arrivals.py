@@ -94,8 +94,8 @@ class Arrivals:
         """Let a caller call now: its prompt is tokenised as soon as those before it are."""
         number, work = entry
         now, seconds = self._time.now, self._host.arrival + self._host.token * work.prompt_len
-        submission = make_submission(number, work, self._workload, self._config.page_size, now, self._ended)
         self._free = max(now, self._free) + seconds
+        submission = make_submission(number, work, self._workload, self._config.page_size, now, self._free, self._ended)
         if self._free > now:
             self._time.at(self._free, self._enter, submission)
         else:

@@ -58,20 +58,49 @@ def fit_costs(
     """
     if not steps:
         raise ValueError("no steps were measured: there is nothing to fit costs to.")
-    programs: dict[tuple[Kind, int], list[MeasuredStep]] = defaultdict(list)
-    for step in steps:
-        programs[step.kind, step.bucket].append(step)
+    programs = _programs(steps)
     around = _around(programs)
     found: dict[Kind, dict[int, ProgramCost]] = {"prefill": {}, "decode": {}, "fused": {}}
     for (kind, bucket), own in sorted(programs.items()):
         found[kind][bucket] = _fit_program(own, around.idle, around.slowdowns.get(kind, Slowdown()))
-    return CostModel(found["prefill"], found["decode"], found["fused"], fit_link(transfers), _host(host, around.idle))
+    link, seen = fit_link(transfers), _host(host, around.idle)
+    costs = CostModel(found["prefill"], found["decode"], found["fused"], link, seen)
+    return msgspec.structs.replace(costs, link=_with_copies(costs, steps))
+
+
+def _with_copies(costs: CostModel, steps: Sequence[MeasuredStep]) -> LinkCost:
+    """Fit what steps took longer that came behind a gather or a scatter."""
+    behind = [step for step in steps if step.is_queued and (step.gathered or step.scattered)]
+    if len(behind) < _ENOUGH:
+        return costs.link
+    sizes = np.array([[step.gathered, step.scattered] for step in behind], float)
+    gather, scatter = _huber_nnls(sizes, np.array([_longer(costs, step) for step in behind]))
+    return msgspec.structs.replace(costs.link, gather=gather, scatter=scatter)
+
+
+def _longer(costs: CostModel, step: MeasuredStep) -> float:
+    """Return by how many seconds a step took longer than its program would have, beside nobody."""
+    program = _program(costs, step)
+    return _work(step, Slowdown(program.beside_prefill, program.beside_decode)) - _alone(program, step)
+
+
+def _programs(steps: Sequence[MeasuredStep]) -> dict[tuple[Kind, int], list[MeasuredStep]]:
+    """Group steps by program, without those that came behind a gather or a scatter, unless there are hardly others."""
+    all_steps: dict[tuple[Kind, int], list[MeasuredStep]] = defaultdict(list)
+    for step in steps:
+        all_steps[step.kind, step.bucket].append(step)
+    found = {}
+    for program, own in all_steps.items():
+        unmoved = [step for step in own if not step.gathered and not step.scattered]
+        found[program] = unmoved if len(unmoved) >= _ENOUGH else own
+    return found
 
 
 def _host(seen: HostCost | None, idle: float) -> HostCost:
     if seen is None:
         return HostCost(step=idle)
-    return msgspec.structs.replace(seen, read=max(0.0, idle - seen.step))
+    step = min(seen.step, idle) if idle else seen.step  # of its CPU time, some passes while the device computes
+    return msgspec.structs.replace(seen, step=step, read=max(0.0, idle - step))
 
 
 def fit_link(transfers: Sequence[MeasuredTransfer]) -> LinkCost:
@@ -99,10 +128,15 @@ def fit_host(entered: Sequence[Entered], work: Sequence[HostWork]) -> HostCost:
 
 def predicted(costs: CostModel, step: MeasuredStep) -> float:
     """Return the seconds that a step should have taken, beside what it ran beside."""
-    program = {"prefill": costs.prefill, "decode": costs.decode, "fused": costs.fused}[step.kind][step.bucket]
-    work = _work(step, Slowdown(program.beside_prefill, program.beside_decode))
+    program, link = _program(costs, step), costs.link
     idle = 0.0 if step.is_queued else costs.host.step + costs.host.read
-    return idle + _alone(program, step) * step.seconds / work
+    alone = _alone(program, step) + link.gather * step.gathered + link.scatter * step.scattered
+    work = _work(step, Slowdown(program.beside_prefill, program.beside_decode))
+    return idle + alone * step.seconds / work
+
+
+def _program(costs: CostModel, step: MeasuredStep) -> ProgramCost:
+    return {"prefill": costs.prefill, "decode": costs.decode, "fused": costs.fused}[step.kind][step.bucket]
 
 
 # ---- one program
@@ -186,16 +220,20 @@ def _alone(program: ProgramCost, step: MeasuredStep) -> float:
 def _robust_nnls(rows: np.ndarray, seconds: np.ndarray) -> list[float]:
     """Solve rows @ x = seconds for x >= 0, so that relative errors are small and outliers count for less."""
     usable = seconds > 0
-    scaled = rows[usable] / seconds[usable, None]
-    columns = np.abs(scaled).max(axis=0, initial=0.0)
+    return _huber_nnls(rows[usable] / seconds[usable, None], np.ones(int(usable.sum())))
+
+
+def _huber_nnls(rows: np.ndarray, wanted: np.ndarray) -> list[float]:
+    """Solve rows @ x = wanted for x >= 0, so that outliers count for less."""
+    columns = np.abs(rows).max(axis=0, initial=0.0)
     columns[columns == 0] = 1.0  # a count of nothing: its coefficient stays 0
-    scaled = scaled / columns
-    weights = np.ones(len(scaled))
-    found = np.zeros(rows.shape[1])
+    scaled = rows / columns
+    least = _LEAST_SCALE * float(np.median(np.abs(wanted))) if len(wanted) else 0.0
+    weights, found = np.ones(len(rows)), np.zeros(rows.shape[1])
     for _ in range(_ROUNDS):
         root = np.sqrt(weights)
-        found = nnls(scaled * root[:, None], root)[0]
-        errors = np.abs(scaled @ found - 1.0)
-        scale = max(1.4826 * float(np.median(errors)), _LEAST_SCALE)
-        weights = np.minimum(1.0, _HUBER * scale / np.maximum(errors, 1e-12))
+        found = nnls(scaled * root[:, None], wanted * root)[0]
+        errors = np.abs(scaled @ found - wanted)
+        scale = max(1.4826 * float(np.median(errors)), least, 1e-12) if len(errors) else 1.0
+        weights = np.minimum(1.0, _HUBER * scale / np.maximum(errors, 1e-15))
     return [float(value) for value in found / columns]

@@ -35,6 +35,8 @@ class MeasuredStep(msgspec.Struct, frozen=True):
     # Whether its mesh had work when it was dispatched; if not, the seconds include what the host takes to start and to
     # read a step.
     is_queued: bool = True
+    gathered: int = 0  # bytes of transfers that its mesh gathered before it, in the same time
+    scattered: int = 0  # and scattered
 
 
 class MeasuredTransfer(NamedTuple):

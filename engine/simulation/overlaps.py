@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import msgspec
+
 from ..protocol.actions import Decode, Fused, Prefill
 from .measured import Beside, MeasuredStep, measured_step
 
@@ -17,6 +19,8 @@ class Ran(NamedTuple):
     begin: float
     end: float
     is_queued: bool  # it was dispatched before its mesh had done the step before it
+    gathered: int = 0  # bytes that its mesh was to gather between the step before it and this one
+    scattered: int = 0  # and to scatter
 
 
 def measured_steps(ran: Sequence[Ran]) -> list[MeasuredStep]:
@@ -38,7 +42,10 @@ def measured_steps(ran: Sequence[Ran]) -> list[MeasuredStep]:
             for other in _within(of_mesh, ends[mesh], one.begin, one.end)
         ]
         beside = _beside(others, one.begin, one.end)
-        found.append(measured_step(one.action, one.end - one.begin, beside, is_queued=one.is_queued))
+        step = measured_step(one.action, one.end - one.begin, beside, is_queued=one.is_queued)
+        if one.gathered or one.scattered:
+            step = msgspec.structs.replace(step, gathered=one.gathered, scattered=one.scattered)
+        found.append(step)
     return found
 
 

@@ -1,7 +1,7 @@
 """Replays a decision log: the recorded events through a fresh scheduler, decision by decision."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from os import PathLike
@@ -12,7 +12,8 @@ import msgspec
 from ..metrics.metrics import RequestLog
 from ..protocol.actions import Action, Finish, FinishReason
 from ..protocol.events import Arrived, Event
-from ..scheduler.decision_log import Header, opened, read_header, read_line
+from ..protocol.stamps import Stamp
+from ..scheduler.decision_log import Entry, Header, entries, opened, read_header
 from ..scheduler.notes import Note
 from ..scheduler.policy import POLICIES, Policy, policy_named
 from ..scheduler.request import Request
@@ -75,10 +76,15 @@ class Replay:
         return [self._notes.popleft() for _ in range(len(self._notes) if most is None else min(most, len(self._notes)))]
 
 
-def replay(source: str | PathLike[str] | IO[str], policy: Policy | None = None) -> Replay:
+def replay(
+    source: str | PathLike[str] | IO[str],
+    policy: Policy | None = None,
+    each: Callable[[Scheduler], None] | None = None,
+) -> Replay:
     """Pass the log's events to a new scheduler and compare what it decides. A torn last line is ignored.
 
-    `policy` is the one under which the run was recorded; None: the log names one of Twinmesh's own.
+    `policy` is the one under which the run was recorded; None: the log names one of Twinmesh's own. `each` is shown the
+    scheduler after each of its decisions.
 
     Raises:
         DivergedError: the scheduler decides otherwise.
@@ -90,19 +96,17 @@ def replay(source: str | PathLike[str] | IO[str], policy: Policy | None = None) 
         scheduler = Scheduler(header.config, header.pools, policy or _policy_of(header, name), header.costs)
         scheduler.keep_notes()
         result = Replay(scheduler)
-        for number, line in enumerate(lines, 2):
-            try:
-                entry = read_line(line)
-            except ValueError as error:
-                if not line.endswith("\n"):
-                    break
-                raise ValueError(f"{name} is damaged at line {number}: it cannot be replayed from there.") from error
+        for number, entry in entries(name, lines):
             _replay_line(result, name, number, entry)
+            if each is not None and isinstance(entry, list):
+                each(scheduler)
     return result
 
 
-def _replay_line(result: Replay, name: str, number: int, entry: Event | Note | list[Action]) -> None:
-    """Take an event in, or compare actions or a note. Notes come behind what they belong to."""
+def _replay_line(result: Replay, name: str, number: int, entry: Entry) -> None:
+    """Take an event in, or compare actions or a note; stamps are skipped. Notes come behind what they belong to."""
+    if isinstance(entry, Stamp):
+        return
     if isinstance(entry, Note):
         if (made := result.take_notes(1)) != [entry]:
             raise DivergedError(name, number, "notes", [entry], made)

@@ -4,7 +4,7 @@ Its page hashes come from the workload's blocks, the answer's too, so that a lat
 finds it cached where the real engine would. Its sink makes its record when it ends.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from msgspec.structs import replace
@@ -105,11 +105,26 @@ class SimulatedRequest(RunningRequest):
         page = self.length // self._page_size - 1 - self._first_page
         return Outcome(self._id, False, self._answer[page] if page < len(self._answer) else None)
 
+    def take_tokens(self, count: int) -> Sequence[bytes]:
+        """Count the request's next tokens; return the hashes, as far as there are any, of the pages that they fill."""
+        size, first = self._page_size, self._first_page
+        before, self.length = self.length, self.length + count
+        if not self._answer or before // size == self.length // size:
+            return ()
+        return self._answer[before // size - first : self.length // size - first]
+
 
 def make_submission(
-    number: int, work: WorkRequest, workload: Workload, page_size: int, arrival: float, ended: Ended
+    number: int,
+    work: WorkRequest,
+    workload: Workload,
+    page_size: int,
+    arrival: float,
+    tokenised: float,
+    ended: Ended,
 ) -> Submission:
-    """Make of a workload's request what the core takes; `arrival` is when its caller called."""
+    """Make of a workload's request what the core takes; `arrival` is when its caller called, `tokenised` when its
+    prompt will be tokens."""
     whole = page_hashes(work.blocks, workload.block_tokens, work.prompt_len + work.output_len, page_size)
     pages = work.prompt_len // page_size
     service = work.service
@@ -117,4 +132,4 @@ def make_submission(
         service = replace(service, session=work.session)
     facts = RequestFacts(number, work.prompt_len, work.output_len, whole[:pages], None, service)
     sink = SimulatedSink(number, work, whole[pages:], ended)
-    return Submission(arrival, facts, _NO_TOKENS, _PLAN, _NOBODY, None, sink)
+    return Submission(arrival, facts, _NO_TOKENS, _PLAN, _NOBODY, None, sink, tokenised, tokenised, work.after)

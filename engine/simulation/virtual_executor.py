@@ -12,10 +12,21 @@ import numpy as np
 
 from ..config import EngineConfig, PoolSize
 from ..metrics.counters import HostTime
-from ..protocol.actions import Chunk, Command, Decode, DecodeRow, Fused, Prefill, ResetMesh, StartTransfer
+from ..protocol.actions import (
+    AssignPages,
+    Chunk,
+    Command,
+    Decode,
+    DecodeRow,
+    Fused,
+    Prefill,
+    ResetMesh,
+    Scatter,
+    StartTransfer,
+)
 from ..protocol.events import TransferFailed, TransferReady
 from ..protocol.results import Completion, MeshLost, StepFailed, StepResult, Traffic
-from ..scheduler.cost_model import CostModel
+from ..scheduler.cost_model import CostModel, HostCost
 from .links import Links, Sending
 from .virtual_meshes import Step, TrueTimes, VirtualMeshes
 from .virtual_time import VirtualTime
@@ -40,6 +51,7 @@ class VirtualExecutor:
         self._links = Links(time, costs[0].link, len(costs), self._arrived)
         self.meshes = VirtualMeshes(time, costs, true, self._ended, self._gathered)
         self._dispatched: dict[int, float] = {}  # transfer -> when it was
+        self.touched: set[int] = set()  # meshes that were given something since somebody emptied it
 
     def perform(self, command: Command) -> None:
         """Start one command, and let the dispatching thread take its time for it."""
@@ -47,6 +59,7 @@ class VirtualExecutor:
             host = self._costs[command.mesh].host
             seconds = host.step + host.row * len(_rows(command))
             self.host.seconds += seconds
+            self.touched.add(command.mesh)
             self._time.advance(self._time.now + seconds)
             if self.meshes.has_failed(command.mesh):
                 self._fail_step(command, _LOST)
@@ -60,6 +73,15 @@ class VirtualExecutor:
                 self.meshes.perform(command.source, command)
         elif isinstance(command, ResetMesh):
             self.meshes.reset(command.mesh)
+        elif isinstance(command, Scatter):
+            self.touched.add(command.destination)
+        elif isinstance(command, AssignPages):
+            self.touched.add(command.mesh)
+
+    @property
+    def costs_no_host(self) -> bool:
+        """Return whether the host takes no time for anything."""
+        return all(costs.host == HostCost() for costs in self._costs)
 
     def fail(self, mesh: int, reason: str) -> None:
         """Let a mesh fail now: what it was doing raises; where that is nothing, it is reported as lost."""

@@ -35,7 +35,7 @@ from ..core.engine_core import EngineCore
 from ..options import EngineOptions
 from ..progress import say
 from ..protocol.results import Completion
-from ..scheduler.decision_log import RecordingScheduler
+from ..scheduler.decision_log import RecordingScheduler, RunFacts
 from ..scheduler.policy import Policy, check_policy, policy_named
 from ..scheduler.scheduler import Scheduler
 from ..sharding.mesh import build_meshes, find_devices, products_on
@@ -52,7 +52,7 @@ from ..worker.mesh_plan import MeshPlan
 from ..worker.mesh_worker import MeshWorker
 from .auto_topology import choose_topology
 from .compilation import Compilation, CompileCounter
-from .decision_file import check_log, open_log
+from .decision_file import check_log, name_of, open_log
 from .dtype import choose_dtype, parse_dtype, read_cpu_flags
 from .gpu_memory import backend_has_started, check_share, request_share
 from .kept_programs import kept_or_compiled
@@ -116,8 +116,8 @@ def start_core(
     """Start an engine without files.
 
     `stored` is the checkpoint's own dtype, and `formats` its quantised parameters; `load` gives the parameters for each
-    mesh as was chosen, which then lie in the files of `maps`. `options.model` is not read. With `request` the engine is
-    for this one alone. Raises as `start_engine` does.
+    mesh as was chosen, which then lie in the files of `maps`. `options.model` is only a name. With `request` the engine
+    is for this one alone. Raises as `start_engine` does.
     """
     with own_settings():
         if options.is_auto:
@@ -168,7 +168,7 @@ def _start_core(
         workers = _workers(
             plans, load(dtype, meshes, quantized.kept) if weights is None else weights, compilation, options.progress
         )
-        core = _run(config, pools, workers, policy, compilation, options.decision_log, maps)
+        core = _run(config, pools, workers, policy, compilation, options.decision_log, name_of(options.model), maps)
         opened.pop_all()  # the engine closes it from here on
         return core, config
 
@@ -231,6 +231,7 @@ def _run(
     policy: Policy,
     compilation: Compilation,
     path: str | Path | None,
+    name: str,
     maps: FileMaps | None,
 ) -> EngineCore:
     """Open the decision log, overwriting an earlier one, and start the threads; after a failure nothing stays open."""
@@ -244,7 +245,7 @@ def _run(
             opened.callback(made.close)
             return made
 
-        log = None if path is None else open_log(path)
+        log = None if path is None else open_log(path, _facts(workers[0].plan, name))
         if log is not None:
             opened.callback(log.close)
         scheduler = Scheduler(config, pools, policy) if log is None else RecordingScheduler(config, pools, log, policy)
@@ -253,6 +254,11 @@ def _run(
         core = EngineCore(scheduler, make_executor, time.monotonic, compilations, log, own_settings)
         opened.pop_all()  # the engine closes them from here on
         return core
+
+
+def _facts(plan: MeshPlan, name: str) -> RunFacts:
+    """Say for the decision log what runs where."""
+    return RunFacts(plan.model, name, plan.mesh.devices.flat[0].device_kind)
 
 
 def _configure(

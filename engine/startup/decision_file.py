@@ -7,7 +7,7 @@ engine is about to run. What is in a log is `decision_log.py`'s business.
 import os
 from pathlib import Path
 
-from ..scheduler.decision_log import DecisionLog
+from ..scheduler.decision_log import DecisionLog, RunFacts
 
 
 def check_log(path: str | Path | None) -> None:
@@ -29,12 +29,17 @@ def check_log(path: str | Path | None) -> None:
         raise _refusal(path, error) from None
 
 
-def open_log(path: str | Path) -> DecisionLog:
-    """Open the log, overwriting what is there; raises as `check_log` does."""
+def open_log(path: str | Path, run: RunFacts) -> DecisionLog:
+    """Open the log of this run, overwriting what is there; raises as `check_log` does."""
     try:
-        return DecisionLog(_place(path))
+        return DecisionLog(_place(path), run)
     except OSError as error:
         raise _refusal(path, error) from None
+
+
+def name_of(model: str | Path) -> str:
+    """Return a model's name for the log: of a path its last part, since the rest is the user's own business."""
+    return Path(model).name if isinstance(model, Path) or os.path.exists(os.path.expanduser(model)) else model
 
 
 def _place(path: str | Path) -> Path:

@@ -9,6 +9,7 @@ BENCHMARKS = {
     "accuracy": "what quantised weights cost in perplexity and greedy tokens, against float32 and llama.cpp",
     "admission": "what the scheduler spends while many requests wait for one prefix, beside an earlier checkout",
     "attention": "attention, append and products alone, a layer at a time",
+    "belief": "what a simulation predicts beside what the real engine does, load by load",
     "beside": "interactive latency beside a batch job, and what the job keeps of its throughput",
     "cache": "programs that a start finds compiled after starts with other topologies",
     "dtype": 'products in float32 and bfloat16, which the choice of dtype="auto" rests on',
@@ -28,9 +29,12 @@ BENCHMARKS = {
     "routing": "where requests go, against simpler routers, over recorded traces in virtual time",
     "sampler": "the sampler alone, beside an earlier checkout's",
     "scheduler": "what a decision costs, by kind of event, meshes and waiting requests, beside an earlier checkout",
+    "simulators": "the simulator beside aiconfigurator and AISimulate: predictions, and requests per second",
+    "simulation": "what the simulator costs a request, by meshes, beside AISimulate",
     "start": "seconds to start an engine that compiles everything, beside an earlier checkout",
     "streaming": "what streams cost the host, beside an earlier checkout",
     "threads": "kernels of decode alone, and beside a prefill on another CPU device of the process",
+    "whatif": "what a run's log says of another topology beside real runs of that",
 }
 SUMMARY = "measure the engine, or the machine it runs on"
 DESCRIPTION = "Run one measurement; 'twinmesh bench NAME --help' lists its arguments.\n\n" + "\n".join(

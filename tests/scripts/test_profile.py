@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from helpers.core_engine import make_engine, model_with_windows
 from twinmesh.engine.simulation.profile import read_profile
+from twinmesh.engine.topology import Topology
 from twinmesh.scripts import arguments
 from twinmesh.scripts.cli import main
 from twinmesh.scripts.profile_loads import Grid, OnMesh, places
@@ -79,16 +80,39 @@ class _Open:
     ],
 )
 def test_requests_go_to_each_mesh_that_prefills(llm, topology, pairs):
-    from twinmesh.engine.topology import Topology
-
     config = dataclasses.replace(llm.config, topology=Topology.parse(topology))
     assert [(place.prefill, place.decode) for place in places(config)] == pairs
 
 
 def test_a_fused_mesh_gets_prompts_beside_its_own_answers(llm):
-    from twinmesh.engine.topology import Topology
-
     config = dataclasses.replace(llm.config, topology=Topology.parse("both(mode=fused)=1"))
     loads = list(Grid(config, 10_000, is_quick=False).loads())
     assert any(load.behind and load.behind.place == load.place for load in loads)
     assert all(max(load.prompts) + load.tokens <= config.max_model_len for load in loads)
+
+
+def test_a_gpu_that_is_not_here_has_its_costs_computed(tmp_path, capsys):
+    out = tmp_path / "h100.json"
+    asked = ["--model", "llama-3.1-8b", "--device", "h100", "--topology", "both=1xtp2", "--out", str(out)]
+    assert main(["profile", *asked]) == 0
+    profile = read_profile(out)
+    assert (profile.model, profile.device, profile.source, profile.tp) == ("llama-3.1-8b", "h100", "roofline", (2, 2))
+    assert profile.errors == ()
+    assert "never measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--device", "h10"], "the nearest is 'h100'"),
+        (["--device", "h100", "--quick"], "nothing is measured"),
+        (["--device", "h100", "--dtype", "float32"], "computes costs in bfloat16"),
+        (["--device", "h100", "--model", "lama-3.1-8b"], "the nearest is 'llama-3.1-8b'"),
+        (["--device", "h100", "--model", "llama-3.1-70b"], "raise tp"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_computed_is_refused_in_a_line(arguments, why, capsys):
+    assert main(["profile", "--model", "llama-3.1-8b", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert why in error
+    assert error.count("\n") == 1

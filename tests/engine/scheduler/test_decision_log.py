@@ -189,11 +189,11 @@ def test_a_file_that_is_no_log_is_refused(tmp_path):
             replay(path)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 5])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 6])
 def test_a_log_of_another_version_is_refused(record, version):
     lines = a_short_log(record)
-    lines[0] = lines[0].replace('"version":4', f'"version":{version}')
-    with pytest.raises(ValueError, match=f"of version {version}, and this Twinmesh reads version 4"):
+    lines[0] = lines[0].replace('"version":5', f'"version":{version}')
+    with pytest.raises(ValueError, match=f"of version {version}, and this Twinmesh reads version 5"):
         replay_lines(lines)
 
 

@@ -101,6 +101,19 @@ def test_links_and_the_host():
     assert (host.step, host.row) == (pytest.approx(2e-4), pytest.approx(1e-6))
 
 
+def test_what_a_gather_or_a_scatter_takes_is_found_apart_from_the_step_behind_it():
+    steps = draw_steps(300)
+    moved = [
+        msgspec.structs.replace(s, seconds=s.seconds + 2e-9 * n + 5e-9 * m, gathered=n, scattered=m)
+        for s, n, m in zip(draw_steps(90, seed=2), [10**6, 10**7, 0] * 30, [0, 2 * 10**6, 10**6] * 30, strict=True)
+        if not s.beside
+    ]
+    costs = fit_costs(steps + moved)
+    assert_close(costs.decode[512], DECODE, 1e-3)
+    assert (costs.link.gather, costs.link.scatter) == (pytest.approx(2e-9, rel=1e-2), pytest.approx(5e-9, rel=1e-2))
+    assert predicted(costs, moved[0]) == pytest.approx(moved[0].seconds, rel=1e-2)
+
+
 def test_nothing_measured_is_refused():
     with pytest.raises(ValueError, match="no steps were measured"):
         fit_costs([])

@@ -50,8 +50,8 @@ def test_a_start_that_fails_leaves_no_new_log(tmp_path, monkeypatch):
 def test_a_start_that_fails_at_last_closes_the_log_and_joins_every_thread(step, log, monkeypatch):
     opened, before = [], set(threading.enumerate())
 
-    def open_log(path):
-        opened.append(build_open_log(path))
+    def open_log(path, run):
+        opened.append(build_open_log(path, run))
         return opened[-1]
 
     def half_made_core(scheduler, executor, *rest):

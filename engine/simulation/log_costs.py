@@ -1,0 +1,82 @@
+"""What a logged run's steps, transfers and host took: costs that are fitted to that very log.
+
+A step's seconds are from when its devices could begin it until its result was there; the first of each program on each
+mesh is left out, since it ran cold. A transfer counts where nothing else left its source or came to its destination
+meanwhile, the first of each size on each link left out likewise. What the host takes is fitted to the requests that
+waited for no turn, and to the time from each decision to each dispatch.
+"""
+
+from ..protocol.stamps import TransferStamps
+from ..scheduler.cost_model import CostModel
+from .fit import fit_costs, fit_host
+from .logged_run import LoggedRun, LoggedStep
+from .measured import Entered, HostWork, MeasuredStep, MeasuredTransfer, without_cold
+from .overlaps import Ran, measured_steps
+
+
+def costs_of(run: LoggedRun) -> CostModel:
+    """Fit costs to a run, of the programs that ran more than once.
+
+    Raises:
+        ValueError: none did.
+    """
+    steps = steps_of(run)
+    if not steps:
+        raise ValueError(f"{run.name} has too few steps to fit costs to: each program has to run twice.")
+    return fit_costs(steps, transfers_of(run), fit_host(_entered(run), _host_work(run)))
+
+
+def steps_of(run: LoggedRun) -> list[MeasuredStep]:
+    """List the steps that were read, cold ones left out."""
+    ran = [
+        Ran(step.action, step.stamps.begun, step.stamps.done, step.stamps.begun > step.stamps.dispatched)
+        for step in run.steps
+        if step.stamps is not None
+    ]
+    return without_cold(measured_steps(sorted(ran, key=lambda one: one.begin)))
+
+
+def transfers_of(run: LoggedRun) -> list[MeasuredTransfer]:
+    """List the transfers that had their link for themselves, cold ones left out."""
+    found, seen = [], set[tuple[int, int, int]]()
+    free: dict[tuple[str, int], float] = {}  # until when something leaves a mesh, or comes to it
+    ordered = sorted(run.transfers, key=lambda transfer: transfer.begun)
+    for place, transfer in enumerate(ordered):
+        ends = ("from", transfer.source), ("to", transfer.destination)
+        after = ordered[place + 1] if place + 1 < len(ordered) else None
+        is_alone = all(free.get(end, 0.0) <= transfer.begun for end in ends)
+        is_left_alone = after is None or after.begun >= transfer.arrived or not _share(transfer, after)
+        free |= {end: max(transfer.arrived, free.get(end, 0.0)) for end in ends}
+        key = transfer.source, transfer.destination, transfer.size
+        if is_alone and is_left_alone and key in seen:
+            found.append(MeasuredTransfer(transfer.size, transfer.arrived - transfer.begun))
+        seen.add(key)
+    return found
+
+
+def _share(first: TransferStamps, second: TransferStamps) -> bool:
+    return first.source == second.source or first.destination == second.destination
+
+
+def _entered(run: LoggedRun) -> list[Entered]:
+    return [
+        Entered(request.facts.prompt_len, request.stamps.accepted - request.arrival)
+        for request in run.requests.values()
+        if request.stamps is not None and request.stamps.after is None and request.stamps.accepted > request.arrival
+    ]
+
+
+def _host_work(run: LoggedRun) -> list[HostWork]:
+    """List what the host did for each step: from its decision, or the dispatch of the one before it, to its own."""
+    found, before = [], 0.0
+    for step in sorted(run.steps, key=_dispatched):
+        if step.stamps is not None:
+            seconds = step.stamps.dispatched - max(before, step.stamps.decided)
+            before = step.stamps.dispatched
+            if seconds > 0:
+                found.append(HostWork(seconds, 1, len(step.chunks) + len(step.rows), 0))
+    return found
+
+
+def _dispatched(step: LoggedStep) -> float:
+    return 0.0 if step.stamps is None else step.stamps.dispatched
