@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twinmesh.engine.progress import say
 from twinmesh.engine.simulation.load_spec import SPEC
-from twinmesh.engine.simulation.plan_search import BUDGET, REQUESTS
+from twinmesh.engine.simulation.search_limits import SIMULATED_REQUESTS, SIMULATED_TOPOLOGIES
 from twinmesh.scripts import arguments
 
 SUMMARY = "find the topology for a model, devices, a load and a target"
@@ -45,11 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     arguments.add_options(parser, ("max_model_len", "kv_cache_bytes"), "the engine")
     parser.add_argument(
-        "--requests", type=arguments.whole_number(1), default=REQUESTS, metavar="N",
+        "--requests", type=arguments.whole_number(1), default=SIMULATED_REQUESTS, metavar="N",
         help="simulate the load's first N requests (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--budget", type=arguments.whole_number(1), default=BUDGET, metavar="N",
+        "--budget", type=arguments.whole_number(1), default=SIMULATED_TOPOLOGIES, metavar="N",
         help="simulate at most N topologies, those predicted to be best (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(

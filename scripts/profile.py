@@ -9,7 +9,6 @@ from pathlib import Path
 from twinmesh.engine.options import EngineOptions, documentation
 from twinmesh.engine.scheduler.cost_model import CostModel, pairs
 from twinmesh.engine.scheduler.policy import policy_named
-from twinmesh.engine.simulation.assemble import assemble, source_of
 from twinmesh.engine.simulation.devices import DEVICES
 from twinmesh.engine.simulation.profile import Profile, profile_of, write_profile
 from twinmesh.models.checkpoints.known_models import named_model, profile_name
@@ -84,6 +83,8 @@ def _computed(args: argparse.Namespace) -> Profile:
     Raises:
         ValueError: an unknown device or model, another dtype than the peaks' own, or what does not fit into memory.
     """
+    from twinmesh.engine.simulation.assemble import assemble, source_of
+
     if args.quick:
         raise ValueError("--quick is for a measurement, and with --device nothing is measured: leave one of them out.")
     if args.dtype not in ("auto", "bfloat16"):

@@ -22,10 +22,10 @@ from ..sizing.asked import Asked
 from .assemble import Source, assemble
 from .plan_candidates import Choice, choices
 from .plan_forecast import demand_of, forecast_splits
+from .search_limits import SIMULATED_REQUESTS, SIMULATED_TOPOLOGIES
 from .simulator import SimulatedEngine, simulate
 from .workload import Workload, WorkRequest
 
-BUDGET, REQUESTS = 12, 2000
 _LOADS = (0.9, 0.75, 0.5, 0.25, 0.1)  # parts of the load that are tried
 _TRIES = 3  # at a later target, each 5 % later than what was seen
 _LATER = 1.05
@@ -43,8 +43,8 @@ class Problem:
     slo: SLO  # with a percentile
     options: Callable[[Choice, SLO], Asked]  # all else about an engine of this choice
     policy: Policy = FCFS
-    budget: int = BUDGET  # simulations in the search itself
-    requests: int = REQUESTS  # of the workload, the first so many
+    budget: int = SIMULATED_TOPOLOGIES  # simulations in the search itself
+    requests: int = SIMULATED_REQUESTS  # of the workload, the first so many
 
     def __post_init__(self) -> None:
         """Check the numbers.
