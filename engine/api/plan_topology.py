@@ -9,8 +9,8 @@ from ..options import EngineOptions
 from ..protocol.service import SLO, read_slo
 from ..simulation.assemble import source_of
 from ..simulation.load_spec import read_workload
-from ..simulation.plan_candidates import Choice
-from ..simulation.plan_search import BUDGET, REQUESTS, Answer, Problem, search
+from ..simulation.plan_candidates import BUDGET, REQUESTS, Choice
+from ..simulation.plan_search import Answer, Problem, search
 from ..simulation.profile import read_profile
 from ..simulation.workload import Workload
 

@@ -20,12 +20,11 @@ from ..protocol.service import SLO
 from ..scheduler.policy import FCFS, Policy
 from ..sizing.asked import Asked
 from .assemble import Source, assemble
-from .plan_candidates import Choice, choices
+from .plan_candidates import BUDGET, REQUESTS, Choice, choices
 from .plan_forecast import demand_of, forecast_splits
 from .simulator import SimulatedEngine, simulate
 from .workload import Workload, WorkRequest
 
-BUDGET, REQUESTS = 12, 2000
 _LOADS = (0.9, 0.75, 0.5, 0.25, 0.1)  # parts of the load that are tried
 _TRIES = 3  # at a later target, each 5 % later than what was seen
 _LATER = 1.05
