@@ -45,7 +45,9 @@ examples:
   twinmesh batch --model smollm2 --input in.jsonl --output out.jsonl --topology prefill=1,decode=1
   twinmesh generate --model smollm2 --prompt "Once upon a time" --decision-log run.log
   twinmesh replay run.log
-@@
+  twinmesh explain run.log
+  twinmesh whatif run.log --topology prefill=1,decode=1
+  twinmesh plan --model llama-3.1-8b --device h100 --devices 4 --slo ttft=500ms,tpot=30ms --trace LOAD
   twinmesh convert gemma3-270m gemma3-270m-bf16 --dtype bfloat16
   twinmesh bench machine
 

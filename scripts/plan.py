@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from twinmesh.engine.progress import say
-from twinmesh.engine.simulation.load_spec import SPEC
-from twinmesh.engine.simulation.search_limits import SIMULATED_REQUESTS, SIMULATED_TOPOLOGIES
+from twinmesh.engine.simulation.plan_candidates import BUDGET, REQUESTS
 from twinmesh.scripts import arguments
+from twinmesh.scripts.loads import HELP, add_load_arguments
 
 SUMMARY = "find the topology for a model, devices, a load and a target"
 DESCRIPTION = f"""\
@@ -20,19 +20,12 @@ device is needed. Prints the recommended topology with what to expect of it, the
 change: fewer devices that would do, or, where nothing meets the target, how many more, how much later or how much less
 load.
 
-{SPEC}"""
+{HELP}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "--trace", metavar="LOAD", type=arguments.not_empty, required=True, help="a trace or a generator, see above"
-    )
-    parser.add_argument(
-        "--model", metavar="NAME", type=arguments.not_empty, required=True,
-        help="a model that is known by name, such as llama-3.1-8b, a fetched one, or a directory with its config.json",
-    )  # fmt: skip
-    parser.add_argument("--device", metavar="NAME", help="h100, h200 or b200; by default the profile's")
+    add_load_arguments(parser)
     parser.add_argument(
         "--devices", metavar="N", type=arguments.whole_number(1), required=True, help="how many of them there are"
     )
@@ -40,16 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slo", metavar="SLO", type=arguments.slo, required=True,
         help="the target: ttft=1000ms,tpot=50ms,percentile=99; without a percentile it is of 99 %% of requests",
     )  # fmt: skip
-    parser.add_argument(
-        "--profile", metavar="FILE", type=arguments.read_path, help="costs that `twinmesh profile` has measured"
-    )
     arguments.add_options(parser, ("max_model_len", "kv_cache_bytes"), "the engine")
     parser.add_argument(
-        "--requests", type=arguments.whole_number(1), default=SIMULATED_REQUESTS, metavar="N",
+        "--requests", type=arguments.whole_number(1), default=REQUESTS, metavar="N",
         help="simulate the load's first N requests (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--budget", type=arguments.whole_number(1), default=SIMULATED_TOPOLOGIES, metavar="N",
+        "--budget", type=arguments.whole_number(1), default=BUDGET, metavar="N",
         help="simulate at most N topologies, those predicted to be best (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(

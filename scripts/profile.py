@@ -5,14 +5,16 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from twinmesh.engine.options import EngineOptions, documentation
 from twinmesh.engine.scheduler.cost_model import CostModel, pairs
 from twinmesh.engine.scheduler.policy import policy_named
 from twinmesh.engine.simulation.devices import DEVICES
-from twinmesh.engine.simulation.profile import Profile, profile_of, write_profile
-from twinmesh.models.checkpoints.known_models import named_model, profile_name
 from twinmesh.scripts import arguments
+
+if TYPE_CHECKING:
+    from twinmesh.engine.simulation.profile import Profile
 
 _CONTEXT = 1024  # tokens of a row, where one figure is wanted
 SUMMARY = "measure what a model's steps cost here, for simulations and plans"
@@ -44,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
+    from twinmesh.engine.simulation.profile import write_profile
+
     arguments.check_written(args, ("out", "decision_log"))
     profile = _measured(args) if args.device is None else _computed(args)
     if args.out is not None:
@@ -52,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measured(args: argparse.Namespace) -> Profile:
+def _measured(args: argparse.Namespace) -> "Profile":
+    from twinmesh.engine.simulation.profile import profile_of
+    from twinmesh.models.checkpoints.known_models import profile_name
     from twinmesh.scripts.profile_loads import OnMesh
     from twinmesh.scripts.profile_run import errors_of, fitted, held_out, run_loads
 
@@ -77,13 +83,15 @@ def _measured(args: argparse.Namespace) -> Profile:
     )
 
 
-def _computed(args: argparse.Namespace) -> Profile:
+def _computed(args: argparse.Namespace) -> "Profile":
     """Compute the profile of a device from its published peaks.
 
     Raises:
         ValueError: an unknown device or model, another dtype than the peaks' own, or what does not fit into memory.
     """
     from twinmesh.engine.simulation.assemble import assemble, source_of
+    from twinmesh.engine.simulation.profile import profile_of
+    from twinmesh.models.checkpoints.known_models import named_model
 
     if args.quick:
         raise ValueError("--quick is for a measurement, and with --device nothing is measured: leave one of them out.")

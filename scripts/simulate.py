@@ -6,10 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from twinmesh.engine.options import EngineOptions
-from twinmesh.engine.simulation.load_spec import SPEC
-from twinmesh.engine.simulation.scaling import faster, first
 from twinmesh.scripts import arguments
-from twinmesh.scripts.loads import read_load
+from twinmesh.scripts.loads import HELP, add_load_arguments, read_load
 
 if TYPE_CHECKING:
     from twinmesh.engine.simulation.profile import Profile
@@ -22,7 +20,7 @@ Run a load through Twinmesh's own scheduler in virtual time, on devices that nee
 Costs of steps come from a profile (--profile) or from the published peaks of a device, which nobody has measured. The
 memory plan is start-up's own: what does not fit is refused with its arithmetic. Weights count as not quantised.
 
-{SPEC}"""
+{HELP}"""
 
 # The options of an engine that a simulation heeds.
 OPTIONS = (
@@ -34,17 +32,7 @@ OPTIONS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "--trace", metavar="LOAD", type=arguments.not_empty, required=True, help="a trace or a generator, see above"
-    )
-    parser.add_argument(
-        "--model", metavar="NAME", type=arguments.not_empty, required=True,
-        help="a model that is known by name, such as llama-3.1-8b, a fetched one, or a directory with its config.json",
-    )  # fmt: skip
-    parser.add_argument("--device", metavar="NAME", help="h100, h200 or b200; by default the profile's")
-    parser.add_argument(
-        "--profile", metavar="FILE", type=arguments.read_path, help="costs that `twinmesh profile` has measured"
-    )
+    add_load_arguments(parser)
     parser.add_argument(
         "--slo",
         metavar="SLO",
@@ -119,6 +107,8 @@ def _options(args: argparse.Namespace, profile: "Profile | None") -> EngineOptio
 
 
 def _workload(args: argparse.Namespace) -> "Workload":
+    from twinmesh.engine.simulation.scaling import faster, first
+
     workload = read_load(args.trace, args.model)
     if args.requests is not None:
         workload = first(workload, args.requests)

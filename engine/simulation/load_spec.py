@@ -4,8 +4,8 @@
     TRACE:key=value,...                       conversation_trace.jsonl:limit=3000,faster=2
     GENERATOR:key=value,...                   poisson:rate=5,input=512,output=128,seconds=600
 
-`SPEC` says all keys. Scaling keys go with every load and are applied in this order, wherever they stand: `limit`,
-`keep`, `copies`, `faster`, `longer` (`scaling.py`).
+Scaling keys go with every load and are applied in this order, wherever they stand: `limit`, `keep`, `copies`, `faster`,
+`longer` (`scaling.py`). All keys are in `scripts/loads.py`, in the words that commands have for them.
 """
 
 from collections.abc import Callable
@@ -17,26 +17,6 @@ from .generators import GENERATORS
 from .load_file import ReadBatch, read_load_file
 from .spec_options import Options
 from .workload import Workload
-
-SPEC = """\
-a load is a file or a generator, with options: FILE, FILE:key=value,... or GENERATOR:key=value,...
-  files       CSV with TIMESTAMP, ContextTokens and GeneratedTokens (Azure); JSONL with timestamp, input_length,
-              output_length and hash_ids (Mooncake); batch files, where the model is at hand; reports of earlier runs
-  poisson     rate (requests/s)
-  gamma       rate, cv: the gaps' standard deviation / mean, 0 for an even pace and 1 for poisson
-  ramp        rate, to: from one rate to the other within `seconds`; cv
-  spike       rate, factor, begin, length: `factor` times the rate for so many seconds; cv
-  diurnal     rate (the mean), depth (0.8), period (86400 s): lowest at the start; cv
-  closed      concurrency, requests, think (0 s): so many users, each with one request at a time
-  sessions    turns, think (mean s): people whose next prompt goes on with all before it, answers included
-  agents      turns, tool (mean s): the same with tools, whose results are the input
-all           input and output (tokens: 512, or uniform as in 100-900), or lengths=TRACE for its pairs; seed (0)
-open loops    seconds, requests, or both: whichever comes first
-conversations rate, and seconds or conversations, and cv (1); or, as a closed loop, lanes and conversations
-              system (tokens of a prompt that they share, 0), systems (1 of them), opening (tokens of the first
-              message), longest (tokens: a turn that would have more is left out, and is the end)
-scaling       limit (the first so many), keep (a share), copies (superimposed), faster (times), longer (lengths)
-"""
 
 
 def read_workload(text: str, read_batch: ReadBatch | None = None) -> Workload:

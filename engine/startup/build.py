@@ -50,7 +50,6 @@ from ..worker.kv_cache import abstract_state
 from ..worker.local_executor import LocalExecutor
 from ..worker.mesh_plan import MeshPlan
 from ..worker.mesh_worker import MeshWorker
-from .auto_topology import choose_topology
 from .compilation import Compilation, CompileCounter
 from .decision_file import check_log, name_of, open_log
 from .dtype import choose_dtype, parse_dtype, read_cpu_flags
@@ -177,6 +176,8 @@ def _with_topology(
     options: EngineOptions, model: ModelConfig, stored: DTypeLike, request: OneRequest | None
 ) -> EngineOptions:
     """Choose the topology that was left to us, and say why; one request needs one mesh."""
+    from .auto_topology import choose_topology  # with the whole simulator, for which no other start should wait
+
     one = replace(options, topology="both=1")
     share = request_share(options.memory_fraction, os.environ, has_started=backend_has_started())
     given = options.devices

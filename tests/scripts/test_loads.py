@@ -1,11 +1,12 @@
-"""Loads that commands name: a batch file is counted in tokens of the model at hand."""
+"""Loads that commands name: a batch file is counted in tokens of the model at hand, and the help has all generators."""
 
 import json
 
 import pytest
 from helpers.tiny_gguf import write_tiny_gguf
+from twinmesh.engine.simulation.generators import GENERATORS
 from twinmesh.models.checkpoints.open import open_checkpoint
-from twinmesh.scripts.loads import read_load
+from twinmesh.scripts.loads import HELP, read_load
 
 
 @pytest.fixture
@@ -38,3 +39,8 @@ def test_a_batch_file_without_the_model_s_files_is_refused(lines):
 
 def test_other_loads_need_no_model():
     assert len(list(read_load("poisson:rate=1,requests=3,input=5,output=5", "nothing").requests)) == 3
+
+
+def test_every_generator_is_in_the_help():
+    assert all(f"\n  {name} " in HELP for name in GENERATORS)
+    assert max(map(len, HELP.splitlines())) <= 120

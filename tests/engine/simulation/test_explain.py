@@ -144,7 +144,7 @@ def test_a_mesh_that_stood_idle_is_found_and_utilisation_is_beside_it():
 
 
 def test_the_worst_come_first_and_the_page_fits():
-    text, _ = simulated(engine_of(config_of("both=2")), mixed_load())
+    text, _ = simulated(engine_of(config_of("both=2")), mixed_load(30))
     run = read_run(opened(text))
     found = explain(run, opened(text), worst(run, 3))
     assert [one.ttft for one in found] == sorted((one.ttft for one in explained(text)), reverse=True)[:3]

@@ -65,13 +65,13 @@ times = st.integers(0, 3_000_000).map(lambda n: n / 1_000_003 + 1e-9 * n**0.5)  
 services = st.sampled_from([Service()] * 6 + [Service(priority=1), Service(is_batch=True)])
 requests = st.builds(
     lambda at, prompt_len, output_len, family, service: (at, prompt_len, output_len, family, service),
-    times, st.integers(1, 120), st.integers(1, 120), st.integers(0, 6), services,
+    times, st.integers(1, 120), st.integers(1, 80), st.integers(0, 6), services,
 )  # fmt: skip
 
 
 @st.composite
 def loads(draw):
-    found = sorted(draw(st.lists(requests, min_size=1, max_size=24)), key=lambda one: one[0])
+    found = sorted(draw(st.lists(requests, min_size=1, max_size=16)), key=lambda one: one[0])
     has_services = draw(st.booleans())
     return [
         WorkRequest(
@@ -86,7 +86,7 @@ def loads(draw):
 
 incidents = st.lists(
     st.one_of(
-        st.builds(Aborted, times, st.integers(0, 23)),
+        st.builds(Aborted, times, st.integers(0, 15)),
         st.builds(MeshFails, times, st.just(0)),
         st.builds(RolesCalled, times, st.sampled_from(["prefill=1,decode=2", "both=1,decode=2", "both=3"])),
     ),

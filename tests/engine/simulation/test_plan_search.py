@@ -52,7 +52,7 @@ def test_the_answer_is_plain_data_for_other_programs(answer):
 
 
 def test_a_target_out_of_reach_gets_the_best_and_what_would_have_to_change():
-    late = found("ttft=500ms,tpot=2ms,percentile=90", devices=1, budget=2)
+    late = found("ttft=500ms,tpot=2ms,percentile=90", devices=1, budget=2, requests=12)
     assert not late.best.is_met
     text = " ".join(as_text(late).split())
     assert "no topology meets" in text
