@@ -56,7 +56,7 @@ class MeshSpec:
 _GROUP = re.compile(r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>[0-9]{1,6})(xtp(?P<tp>[0-9]{1,6}))?")
 _MODES = ("alternate", "fused")
 _MODES_TEXT = " and ".join(_MODES)
-_MOST_DEVICES = 1024
+_MOST_DEVICES = 65536  # that a topology may name; how many a real engine may have is `sharding/mesh.py`'s business
 _EXAMPLES = "'both=1', 'both(mode=fused)=2', 'prefill=1,decode=1', 'prefill=2xtp2,decode=1xtp4' or 'pool=4'"
 
 

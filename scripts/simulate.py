@@ -5,23 +5,14 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-from twinmesh.engine.metrics.gaps import Gaps
-from twinmesh.engine.metrics.load_report import Flip, LoadReport, MeshUse, Power, Run
-from twinmesh.engine.metrics.report_file import write_report
-from twinmesh.engine.metrics.report_text import as_text
 from twinmesh.engine.options import EngineOptions
-from twinmesh.engine.scheduler.decision_log import DecisionLog
-from twinmesh.engine.scheduler.policy import policy_named
-from twinmesh.engine.simulation.assemble import Source, assemble, source_of
 from twinmesh.engine.simulation.load_spec import SPEC
-from twinmesh.engine.simulation.profile import Profile, read_profile
 from twinmesh.engine.simulation.scaling import faster, first
-from twinmesh.engine.simulation.simulator import SimulatedEngine, Simulation, simulate
 from twinmesh.scripts import arguments
 from twinmesh.scripts.loads import read_load
 
 if TYPE_CHECKING:
+    from twinmesh.engine.simulation.profile import Profile
     from twinmesh.engine.simulation.workload import Workload
 
 SUMMARY = "simulate a load on an engine that need not be there, and report latencies, goodput and cost"
@@ -80,15 +71,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate, print the report and return the exit code."""
+    # What simulates is imported by this command alone.
+    from twinmesh.engine.metrics.gaps import Gaps
+    from twinmesh.engine.metrics.report_file import write_report
+    from twinmesh.engine.metrics.report_text import as_text
+    from twinmesh.engine.scheduler.decision_log import DecisionLog
+    from twinmesh.engine.scheduler.policy import policy_named
+    from twinmesh.engine.simulation.assemble import assemble, source_of
+    from twinmesh.engine.simulation.profile import read_profile
+    from twinmesh.engine.simulation.simulated_report import report_of
+    from twinmesh.engine.simulation.simulator import simulate
     from twinmesh.models.checkpoints.known_models import named_model
 
+    arguments.check_written(args, ("json", "decision_log"))
     profile = None if args.profile is None else read_profile(args.profile)
-    source = source_of(args.device, profile, str(args.profile))
-    model = named_model(args.model)
-    options = _options(args, profile)
-    engine = assemble(model.name, model.config, options, source, policy_named(args.policy), str(args.profile))
-    workload = _workload(args)
-    start, gaps = time.perf_counter(), Gaps()
+    source, model = source_of(args.device, profile, str(args.profile)), named_model(args.model)
+    options, policy = _options(args, profile), policy_named(args.policy)
+    engine = assemble(model.name, model.config, options, source, policy, str(args.profile))
+    workload, gaps = _workload(args), Gaps()
+    start = time.perf_counter()
     log = None if args.decision_log is None else DecisionLog(args.decision_log)
     try:
         done = simulate(workload, engine, seed=args.seed, noise=args.noise or 0.0, log=log, gaps=gaps)
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         if log is not None:
             log.close()
     seconds = time.perf_counter() - start
-    report = _report(args, model.name, source, engine, workload, done, gaps)
+    report = report_of(done, engine, source, workload=workload.name, model=model.name, seed=args.seed, gaps=gaps)
     print(as_text(report), end="")
     print(
         f"Simulated in {seconds:.1f} s: {len(done.records) / seconds:,.0f} requests/s, {done.events:,} events and "
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace, profile: Profile | None) -> EngineOptions:
+def _options(args: argparse.Namespace, profile: "Profile | None") -> EngineOptions:
     """Return the engine's options: where they name no buckets, those of the profile count."""
     given = {name: getattr(args, name) for name in OPTIONS}
     if profile is not None:
@@ -129,44 +130,6 @@ def _workload(args: argparse.Namespace) -> "Workload":
             raise ValueError(f"--rate needs a load whose requests come at different times: {workload.name} has none.")
         workload = faster(workload, args.rate * (times[-1] - times[0]) / (len(times) - 1))
     return workload
-
-
-def _report(
-    args: argparse.Namespace,
-    model: str,
-    source: Source,
-    engine: SimulatedEngine,
-    workload: "Workload",
-    done: Simulation,
-    gaps: Gaps,
-) -> LoadReport:
-    topology, peaks = engine.config.topology, source.peaks
-    roles = f", roles {args.roles}" if args.roles is not None else ""
-    ran = Run(
-        source="simulated", workload=workload.name, model=model, device=source.device, gpus=topology.num_devices,
-        topology=f"{topology}{roles}", policy=engine.policy.name, seed=args.seed, notes=(source.note,),
-    )  # fmt: skip
-    last = done.roles[-1][1]
-    meshes = [
-        MeshUse(role=role, gpus=spec.tp, busy=busy)
-        for role, spec, busy in zip(last, topology.meshes, done.busy, strict=True)
-    ]
-    return LoadReport.of(
-        done.records,
-        ran,
-        slo=args.slo,
-        meshes=meshes,
-        flips=_flips(done),
-        gaps=gaps,
-        dollars_per_gpu_hour=peaks.dollars if peaks else None,
-        power=Power(watts=peaks.watts, basis="name plate") if peaks and peaks.watts else None,
-    )
-
-
-def _flips(done: Simulation) -> list[Flip]:
-    """List the changes of roles, by the time since the first arrival."""
-    start = float(done.records.column("arrival").min())
-    return [replace(flip, t=flip.t - start) for flip in done.flips]
 
 
 if __name__ == "__main__":

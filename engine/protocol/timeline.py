@@ -27,6 +27,10 @@ class Timeline(msgspec.Struct):
         """Stamp the next token."""
         cast("array[float]", self.tokens).append(now)
 
+    def stamp_tokens(self, stamps: "array[float]") -> None:
+        """Stamp the next tokens."""
+        cast("array[float]", self.tokens).extend(stamps)
+
     def so_far(self, tokens: int) -> "Timeline":
         """Return the stamps of a request that goes on, up to this many tokens: the same, whenever it is asked."""
         stamps = cast("array[float]", self.tokens)

@@ -9,10 +9,15 @@ The first step of each size on a mesh does not count (its program and its caches
 than expected counts only so much (`line_fit.py`). A step begins when it is dispatched or, if that is later, when the
 result of the one before it is there; a transfer when the last step before it on its source is done. All is O(1).
 
+Where it is known when the steps of a mesh will be read (`foresee`), each counts from its time on: they are taken in, in
+the order of their times, before anything is said that depends on them. So it makes no difference whether a step is
+reported when it is read, or was foreseen.
+
 Rough on purpose: the cost model of the planner takes the place behind `prefill`, `decode` and `transfer`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from heapq import heappop, heappush
 
 import msgspec
 
@@ -22,6 +27,7 @@ from .cost_model import CostModel, pairs
 from .line_fit import WINDOW, LineFit, Terms
 from .notes import Measured, Notes, What
 from .output_lengths import OutputLengths
+from .steps_ahead import InFlight, StepsAhead, next_of
 
 # How much of a mean grows with the size where all sizes measured were alike: all of it where prompts are computed and
 # bytes moved, little of it where a step reads all weights for however many rows.
@@ -101,9 +107,10 @@ class _Means:
 class _Mesh:
     """One mesh: its means, those of its tp until it has measured some, and what runs there."""
 
-    __slots__ = ("decode", "last", "of_tp", "prefill", "result", "seen", "steps")
+    __slots__ = ("ahead", "decode", "last", "of_tp", "prefill", "result", "seen", "steps")
 
     def __init__(self, of_tp: _Means):
+        self.ahead: StepsAhead | None = None  # the results that are foreseen
         self.of_tp, self.prefill, self.decode = of_tp, of_tp.prefill, of_tp.decode
         self.steps: dict[int, _Step] = {}  # running, by number
         self.seen: set[tuple[int, int]] = set()  # sizes of steps that have run
@@ -141,6 +148,8 @@ class Costs:
         self._links: dict[tuple[int, int], LineFit] = {}
         self._all_links = LineFit(_TRANSFER_SHARE, priors.transfer)
         self._transfers: dict[int, _Transfer] = {}
+        # When a foreseen result counts for the means of its tp: time, mesh, and what foresees it. The earliest first.
+        self._samples: list[tuple[float, int, StepsAhead]] = []
         self.outputs = OutputLengths()
 
     # ---- what work costs
@@ -152,7 +161,10 @@ class Costs:
 
     def decode(self, mesh: int, rows: int) -> float:
         """Return the seconds of one decode step of so many rows; 0 without rows."""
-        fit = self._meshes[mesh].decode
+        of = self._meshes[mesh]
+        if self._samples or of.ahead is not None:
+            self._catch_up(mesh)
+        fit = of.decode
         return fit.fixed + fit.each * rows if rows else 0.0
 
     def transfer(self, source: int, destination: int, size: int) -> float:
@@ -165,17 +177,23 @@ class Costs:
 
     def terms_of_tp(self, mesh: int) -> tuple[Terms, Terms]:
         """Return the seconds of prefill and decode steps, as on all meshes of this one's tp."""
+        self._count_samples()
         of = self._meshes[mesh].of_tp
         return of.prefill.terms(), of.decode.terms()
 
     def row_seconds(self, mesh: int) -> float:
         """Return the seconds that a row adds to a decode step, as on all meshes of this one's tp: a slope is a rough
         thing, and where it decides between meshes they should not differ by that."""
+        if self._samples:
+            self._count_samples()
         return self._meshes[mesh].of_tp.decode.each
 
     def busy(self, mesh: int) -> float:
         """Return the seconds until the steps that are dispatched should be done."""
         of = self._meshes[mesh]
+        if of.ahead is not None:
+            self._catch_up(mesh)
+            self._show_in_flight(of, of.ahead)
         end = max(of.result, next(iter(of.steps.values())).dispatched) if of.steps else 0.0
         for step in of.steps.values():
             end += step.steps * self.decode(mesh, step.rows) + self.prefill(mesh, step.tokens)
@@ -183,8 +201,86 @@ class Costs:
 
     def is_measured(self, mesh: int) -> bool:
         """Return whether prompts and decode steps were both measured, here or on another mesh of the same tp."""
+        if self._samples:
+            self._count_samples()
         of = self._meshes[mesh].of_tp
         return bool(of.prefill.count and of.decode.count)
+
+    # ---- what is foreseen
+
+    def can_foresee(self, mesh: int, buckets: Iterable[int]) -> bool:
+        """Return whether the results of decode steps of these sizes can be foreseen: a first one of its size, and one
+        that a transfer waits for, cannot."""
+        of = self._meshes[mesh]
+        return all((0, bucket) in of.seen for bucket in buckets) and not any(s.behind for s in of.steps.values())
+
+    def foresee(self, mesh: int, ends: Sequence[float], rows: int, bucket: int, last: tuple[int, int] | None) -> None:
+        """Take in when the decode steps of a mesh will be read: of the two in flight, and of those that follow, which
+        have `rows` rows, this `bucket`, and are dispatched as soon as the one before the last is read; but the one that
+        is dispatched when the last of these is read has the rows and bucket that `last` says, None: there is none.
+        `settle` ends it."""
+        of = self._meshes[mesh]
+        in_flight = [InFlight(n, step.dispatched, step.rows, step.size[1]) for n, step in of.steps.items()]
+        of.ahead = StepsAhead(ends, rows, bucket, in_flight, last)
+        self._expect_sample(mesh, of, of.ahead)
+
+    def settle(self, mesh: int, results: int, *, dispatched: bool = True) -> None:
+        """Take in that so many of the steps that were foreseen are read by now, and that nothing else is foreseen.
+        `dispatched` False: no step was dispatched yet on the last of them."""
+        of = self._meshes[mesh]
+        ahead = of.ahead
+        assert ahead is not None
+        ahead.end_after(results)
+        self._count_samples()
+        self._count(of, ahead, results)
+        self._show_in_flight(of, ahead)
+        if not dispatched:
+            of.steps.popitem()
+        of.ahead = None
+
+    def _catch_up(self, mesh: int) -> None:
+        """Count what was read of a mesh by now, and for the means of tps of all meshes."""
+        self._count_samples()
+        of = self._meshes[mesh]
+        if of.ahead is not None:
+            self._count(of, of.ahead, of.ahead.read_by(self.now))
+
+    def _count_samples(self) -> None:
+        """Count what was read by now for the means of tps, in the order of time."""
+        samples = self._samples
+        while samples and samples[0][0] <= self.now:
+            end, mesh, ahead = heappop(samples)
+            of = self._meshes[mesh]
+            if of.ahead is ahead:
+                self._count(of, ahead, ahead.read_by(end))
+                self._expect_sample(mesh, of, ahead)
+
+    def _expect_sample(self, mesh: int, of: _Mesh, ahead: StepsAhead) -> None:
+        count = of.decode.count if of.decode is not of.of_tp.decode else 0
+        at = ahead.counted + next_of(count, _EACH_OF_TP) - 1
+        if at < len(ahead.ends):
+            heappush(self._samples, (ahead.ends[at], mesh, ahead))
+
+    def _count(self, of: _Mesh, ahead: StepsAhead, results: int) -> None:
+        """Count the first so many of the results that were foreseen."""
+        if results <= ahead.counted:
+            return
+        result = of.result
+        for number in range(ahead.counted, min(results, 2)):
+            _, dispatched, rows, _ = ahead.in_flight[number]
+            start, result = max(result, dispatched), ahead.ends[number]
+            of.add_decode(rows, result - start)
+        own, of_tp, rows = of.decode, of.of_tp.decode, ahead.rows
+        for end in ahead.ends[max(ahead.counted, 2) : results]:
+            _add(own, of_tp, rows, end - result)
+            result = end
+        of.result, ahead.counted = result, results
+
+    def _show_in_flight(self, of: _Mesh, ahead: StepsAhead) -> None:
+        """Have those in flight that are when so many results are counted."""
+        steps = ahead.in_flight_now()
+        of.steps = {n: _Step(dispatched, (0, bucket), 0, rows, 1) for n, dispatched, rows, bucket in steps}
+        of.last = steps[-1].number
 
     # ---- what is measured
 
@@ -201,6 +297,8 @@ class Costs:
 
     def end_step(self, mesh: int, step: int, t: float) -> float:
         """Take in that the result of a step came at `t`; return the seconds that it took."""
+        if self._samples:
+            self._count_samples()
         of = self._meshes[mesh]
         done = of.steps.pop(step)
         start, of.result = of.result if of.result > done.dispatched else done.dispatched, t

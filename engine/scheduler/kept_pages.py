@@ -27,6 +27,11 @@ class KeptPages:
         for group, table in enumerate(placement.tables):
             self._counts[group] -= len(table.pages)
 
+    @property
+    def is_empty(self) -> bool:
+        """Return whether none waits."""
+        return not self._placements
+
     def are_too_many(self, without: Set[Placement] = frozenset(), freed: Sequence[int] = ()) -> bool:
         """Return whether pages wait, and those that wait and that will, of prompts being computed, are over half of a
         group; `without` some placements, and the pages that those would free in each group."""

@@ -55,7 +55,7 @@ class LineFit:
         cov = self._cov = kept * (self._cov + weight * off * change)
         steepest, ridge = mean / mean_size, _RIDGE * mean_size * mean_size  # steepest: nothing is fixed
         each = (cov + ridge * self._share * steepest) / (var + ridge)
-        self.each = each = 0.0 if each < 0 else min(each, steepest)
+        self.each = each = 0.0 if each < 0 else each if each < steepest else steepest
         fixed = mean - each * mean_size
         self.fixed = fixed if fixed > 0 else 0.0
 

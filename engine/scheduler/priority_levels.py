@@ -29,6 +29,11 @@ class PriorityLevels:
             if not counts:
                 del self._meshes[level]
 
+    @property
+    def are_several(self) -> bool:
+        """Return whether requests of more than one level have a place."""
+        return len(self._meshes) > 1
+
     def has_above(self, level: Level) -> bool:
         """Return whether any mesh has a request of a higher level."""
         return any(other > level for other in self._meshes)

@@ -50,6 +50,7 @@ from .request import Request, State
 from .roles import Roles
 from .router import Router
 from .staging import Staging
+from .steady import Steady, find_steady, may_be_steady
 
 
 class Scheduler:
@@ -88,8 +89,7 @@ class Scheduler:
 
     def on(self, event: Event) -> None:
         """Take in an event; decisions wait for `actions`."""
-        self._now = self.costs.now = max(self._now, event.t)  # stamps of several threads may arrive out of order
-        self._shared.index.lost.now = self._now
+        self.pass_time(event.t)
         match event:
             case Arrived(t=t, facts=facts):
                 self._let_happen_what_is_due()  # before it: whoever sends a request finds it here
@@ -124,6 +124,22 @@ class Scheduler:
             case Resume():
                 self._on_resume()
         self._let_happen_what_is_due()  # afterwards: tokens that came with the event count; `Tick` does nothing else
+
+    def find_steady(self, mesh: int, running: list[Request], queued: list[Request]) -> Steady | None:
+        """Look whether a mesh only decodes, whose two steps in flight are decode steps of these rows; None: it does
+        not, or nobody can tell."""
+        can_tell = may_be_steady(self._shared)
+        return find_steady(self.meshes[mesh], running, queued) if can_tell else None
+
+    @property
+    def has_several_levels(self) -> bool:
+        """Return whether requests of more than one class or priority have a place: some may have to give way."""
+        return self._shared.levels.are_several
+
+    def pass_time(self, t: float) -> None:
+        """Take in that it is `t`, unless it was later already."""
+        self._now = self.costs.now = max(self._now, t)  # stamps of several threads may arrive out of order
+        self._shared.index.lost.now = self._now
 
     def next_due(self) -> float | None:
         """Return the next instant that matters, in seconds; None: there is none. An event of that time, a `Tick` if

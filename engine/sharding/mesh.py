@@ -21,6 +21,7 @@ from ..topology import Topology, TopologyError
 AXIS = "tp"
 # The fewest and the most CPU devices that a process gets where its topology needs no more.
 _FEWEST, _MOST = 2, 8
+_MOST_DEVICES = 1024  # more are a slip of the pen
 _SPLIT = frozenset({"vocab", "q_heads", "kv_heads", "mlp"})
 
 
@@ -36,6 +37,11 @@ def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None
         TopologyError: JAX has no devices, or too few; a list of something else or of another length, or one that puts a
             device into one mesh twice.
     """
+    if topology.num_devices > _MOST_DEVICES:
+        raise TopologyError(
+            f"topology {topology} asks for {topology.num_devices} devices: use at most {_MOST_DEVICES}; only a "
+            "simulation has room for more."
+        )
     if devices is None:
         _request_cpu_devices(topology.num_devices)
         devices = find_devices()

@@ -26,7 +26,7 @@ from .simulator import SimulatedEngine, simulate
 from .workload import Workload, WorkRequest
 
 BUDGET, REQUESTS = 12, 2000
-_LOADS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # parts of the load that are tried
+_LOADS = (0.9, 0.75, 0.5, 0.25, 0.1)  # parts of the load that are tried
 _TRIES = 3  # at a later target, each 5 % later than what was seen
 _LATER = 1.05
 
@@ -244,7 +244,8 @@ def _with_other_devices(problem: Problem, work: Workload, best: Outcome, counts:
         outcomes = [_simulated(other, work, engine) for engine in fitting[:2]]
         met = [outcome for outcome in outcomes if outcome.is_met]
         if met:
-            yield Change(f"{devices} devices instead of {problem.devices}", min(met, key=lambda o: _rank(o, other.slo)))
+            number = f"{devices} device{'s' if devices > 1 else ''} instead of {problem.devices}"
+            yield Change(number, min(met, key=lambda o: _rank(o, other.slo)))
 
 
 def _with_later_target(problem: Problem, work: Workload, best: Outcome) -> Iterator[Change]:

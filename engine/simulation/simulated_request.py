@@ -4,7 +4,7 @@ Its page hashes come from the workload's blocks, the answer's too, so that a lat
 finds it cached where the real engine would. Its sink makes its record when it ends.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from msgspec.structs import replace
@@ -104,6 +104,14 @@ class SimulatedRequest(RunningRequest):
             return Outcome(self._id, False)
         page = self.length // self._page_size - 1 - self._first_page
         return Outcome(self._id, False, self._answer[page] if page < len(self._answer) else None)
+
+    def take_tokens(self, count: int) -> Sequence[bytes]:
+        """Count the request's next tokens; return the hashes, as far as there are any, of the pages that they fill."""
+        size, first = self._page_size, self._first_page
+        before, self.length = self.length, self.length + count
+        if not self._answer or before // size == self.length // size:
+            return ()
+        return self._answer[before // size - first : self.length // size - first]
 
 
 def make_submission(

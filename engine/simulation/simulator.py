@@ -31,6 +31,7 @@ from ..scheduler.decision_log import DecisionLog, RecordingScheduler
 from ..scheduler.policy import FCFS, Policy
 from ..scheduler.scheduler import Scheduler
 from .arrivals import Arrivals
+from .folding import Folding
 from .incidents import Aborted, Incident, MeshFails, MeshStarts, RolesCalled
 from .simulated_request import SimulatedRequest
 from .virtual_executor import VirtualExecutor
@@ -82,6 +83,8 @@ class Simulation:
     metrics: Metrics  # as the engine's own
     events: int  # messages that the engine took in
     decisions: int  # actions that the scheduler gave out
+    folds: int  # times that decode steps of a mesh were taken in many at once
+    folded_steps: int  # and how many these were; `metrics.steps` counts them too
 
 
 def simulate(
@@ -95,6 +98,7 @@ def simulate(
     speed: float = 1.0,
     each: Callable[[RequestRecord], None] | None = None,
     gaps: Gaps | None = None,
+    folded: bool = True,
 ) -> Simulation:
     """Run a workload to its end.
 
@@ -108,13 +112,15 @@ def simulate(
         speed: true step times are so many times those that the costs say.
         each: takes the records one by one, instead of `Simulation.records`.
         gaps: counts the gaps between the tokens of requests that end.
+        folded: whether decode steps may be taken in many at once (`folding.py`), which changes nothing but the time
+            that it takes.
 
     Raises:
         ValueError: a workload that cannot be served, or numbers that cannot be.
     """
     if not is_positive(speed) or not 0 <= noise < 1:
         raise ValueError(f"speed={speed!r}, noise={noise!r}: speed must be above 0, and noise at least 0 and below 1.")
-    return _Run(workload, engine, TrueTimes(noise, speed, seed), log, incidents, each, gaps).run()
+    return _Run(workload, engine, TrueTimes(noise, speed, seed), log, incidents, each, gaps, folded).run()
 
 
 class _Run(Observer):
@@ -129,6 +135,7 @@ class _Run(Observer):
         incidents: Sequence[Incident],
         each: Callable[[RequestRecord], None] | None,
         gaps: Gaps | None,
+        folded: bool,
     ) -> None:
         config, pools, costs = engine.config, engine.pools, engine.costs_of_meshes
         self._time, self._inbox = VirtualTime(), list[Message]()
@@ -140,6 +147,7 @@ class _Run(Observer):
         self._executor = VirtualExecutor(config, pools, costs, self._time, self._inbox.append, true)
         self._loop = Loop(self._scheduler, self._executor, self._time, SimulatedRequest)
         self._loop.observers.add(self)
+        self._folding = Folding(self._loop, self._scheduler, self._executor, self._time) if folded else None
         if log is not None:
             self._loop.observers.add(Stamper(log, self._scheduler, self._time))
         room = WaitingRoom(config.max_waiting, config.max_waiting_tokens, self._time)
@@ -204,10 +212,15 @@ class _Run(Observer):
         """Take in what is there, and let the loop dispatch; what happens meanwhile comes in with the next turn."""
         messages, loop = self._inbox.copy(), self._loop
         self._inbox.clear()
+        folding = self._folding
+        if folding is not None:
+            folding.before(messages)
         for message in messages:
             loop.take(message)
         self._events += len(messages)
         loop.dispatch()
+        while folding is not None and folding.after():
+            loop.dispatch()
         self._time.advance(self._time.now)
 
     def _submit(self, submission: Submission) -> None:
@@ -237,6 +250,8 @@ class _Run(Observer):
             ),
             self._events,
             self._decisions,
+            self._folding.folds if self._folding is not None else 0,
+            self._folding.steps if self._folding is not None else 0,
         )
 
     # ---- incidents
@@ -262,5 +277,7 @@ class _Run(Observer):
                 self._time.at(at, self._inbox.append, AbortRequested(at, number))
 
     def _fail(self, incident: MeshFails) -> None:
+        if self._folding is not None:
+            self._folding.end_all()
         self._executor.meshes.pause(incident.mesh, incident.at + incident.down)
         self._executor.fail(incident.mesh, "the mesh has failed.")

@@ -1,13 +1,15 @@
-"""Meshes in virtual time: each performs its steps and gathers one after the other, as long as the costs say.
+"""Meshes in virtual time: each performs its steps, gathers and scatters one after the other, as the costs say.
 
 A step takes the costs of its program, times the slowdown of the steps that other meshes compute meanwhile, exactly as
 these begin and end: what is left of it goes on faster or slower from then on. True times may differ from the costs by a
-factor (`speed`) and by seeded noise, of which the scheduler sees only what it measures. A gather takes no time of its
-own, but its turn: behind the steps before it. Here is no scheduler: who dispatches what is not known.
+factor (`speed`) and by seeded noise, of which the scheduler sees only what it measures. A gather or scatter takes its
+turn, behind what was given before it, and the mesh computes nothing meanwhile. Here is no scheduler: who dispatches
+what is not known.
 """
 
+from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -26,26 +28,37 @@ class TrueTimes(NamedTuple):
     seed: int = 0
 
 
+class Moving(NamedTuple):
+    """A gather or a scatter: for so long the mesh computes no step."""
+
+    gather: StartTransfer | None  # the transfer whose pages it gathers; None: it scatters
+    seconds: float
+
+
 class _Running:
     """A step that a mesh computes."""
 
-    __slots__ = ("begun", "left", "program", "since", "slowdown", "step", "version")
+    __slots__ = ("begun", "end", "left", "program", "since", "slowdown", "step", "version")
 
     def __init__(self, step: Step, program: ProgramCost, seconds: float, now: float) -> None:
         self.step, self.program, self.left = step, program, seconds  # seconds of work, were it alone
         self.begun = self.since = now
+        self.end = now + seconds  # where nothing slows it down
         self.slowdown, self.version = 0.0, 0  # 0: its end is not planned
 
 
 class _Mesh:
     """One mesh: what it computes and what waits for its turn."""
 
-    __slots__ = ("busy", "has_failed", "queue", "ready", "running")
+    __slots__ = ("busy", "drawn", "has_failed", "is_out", "queue", "random", "ready", "running")
 
-    def __init__(self) -> None:
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.drawn = deque[float]()  # noise of its next steps that was drawn already
         self.running: _Running | None = None
-        self.queue = deque[Step | StartTransfer]()
+        self.queue = deque[Step | Moving]()
         self.ready = 0.0  # it computes nothing before
+        self.is_out = False  # somebody else sees to its steps
         self.has_failed = False  # what is dispatched from here on fails, until it is reset
         self.busy = 0.0  # seconds of the steps that it has ended
 
@@ -71,8 +84,9 @@ class VirtualMeshes:
             gathered: called with each transfer whose pages are gathered, from when on it is on its link.
         """
         self._time, self._costs, self._ended, self._gathered = time, costs, ended, gathered
-        self._meshes = [_Mesh() for _ in costs]
-        self._noise, self._speed, self._random = true.noise, true.speed, Random(true.seed)
+        # Noise of each mesh by itself: it does not depend on how the steps of meshes follow each other.
+        self._meshes = [_Mesh(Random(f"{true.seed} {index}")) for index in range(len(costs))]
+        self._noise, self._speed = true.noise, true.speed
         programs = [p for c in costs for kind in (c.prefill, c.decode, c.fused) for p in kind.values()]
         self._is_slowed = any(p.beside_prefill or p.beside_decode for p in programs)
         self._prefills = self._decodes = 0  # steps that run, of either kind
@@ -83,9 +97,11 @@ class VirtualMeshes:
         now = self._time.now
         return [mesh.busy + (now - mesh.running.begun if mesh.running else 0.0) for mesh in self._meshes]
 
-    def perform(self, index: int, action: Step | StartTransfer) -> None:
-        """Take a step or gather, which begins when those before it are done."""
+    def perform(self, index: int, action: Step | Moving) -> None:
+        """Take a step, gather or scatter, which begins when those before it are done."""
         mesh = self._meshes[index]
+        if mesh.is_out:
+            raise RuntimeError(f"mesh {index} is given {action} while its steps are foreseen")
         if mesh.running is None and not mesh.queue and mesh.ready <= self._time.now:
             self._begin(mesh, action)
         else:
@@ -98,7 +114,8 @@ class VirtualMeshes:
     def fail(self, index: int) -> list[Step | StartTransfer]:
         """Let a mesh fail; return what it was doing and what waited for its turn, in order."""
         mesh = self._meshes[index]
-        lost: list[Step | StartTransfer] = [*mesh.queue]
+        waiting = [action.gather if isinstance(action, Moving) else action for action in mesh.queue]
+        lost = [action for action in waiting if action is not None]
         if mesh.running is not None:
             running, mesh.running = mesh.running, None
             mesh.busy += self._time.now - running.begun
@@ -125,14 +142,18 @@ class VirtualMeshes:
         while mesh.running is None and mesh.queue and mesh.ready <= self._time.now:
             self._begin(mesh, mesh.queue.popleft())
 
-    def _begin(self, mesh: _Mesh, action: Step | StartTransfer) -> None:
-        if isinstance(action, StartTransfer):
-            self._gathered(action)
+    def _begin(self, mesh: _Mesh, action: Step | Moving) -> None:
+        if isinstance(action, Moving):
+            if action.gather is not None:
+                self._gathered(action.gather)
+            if action.seconds:
+                mesh.ready = self._time.now + action.seconds
+                self._time.at(mesh.ready, self._go_on, mesh)
             return
         costs = self._costs[action.mesh]
         seconds = costs.step(action) * self._speed
         if self._noise:
-            seconds *= self._random.lognormvariate(-self._noise * self._noise / 2, self._noise)
+            seconds *= mesh.drawn.popleft() if mesh.drawn else self._draw(mesh)
         mesh.running = running = _Running(action, costs.program(action), seconds, self._time.now)
         if self._is_slowed:
             self._count(action, 1)
@@ -151,6 +172,82 @@ class VirtualMeshes:
         self._ended(running.step)
         if mesh.queue:
             self._go_on(mesh)
+
+    def _draw(self, mesh: _Mesh) -> float:
+        return mesh.random.lognormvariate(-self._noise * self._noise / 2, self._noise)
+
+    # ---- decode steps that are known to follow each other
+
+    @property
+    def can_foresee(self) -> bool:
+        """Return whether it can be told when steps end: neither other steps nor pages that come or go slow them."""
+        return not self._is_slowed and not any(costs.link.gather or costs.link.scatter for costs in self._costs)
+
+    def two_decodes(self, index: int) -> tuple[Decode, Decode, float, float] | None:
+        """Return the two decode steps that a mesh has, one that runs, with its begin and end, and one behind it; None:
+        it has something else."""
+        mesh = self._meshes[index]
+        running = mesh.running
+        if running is None or len(mesh.queue) != 1:
+            return None
+        queued = mesh.queue[0]
+        if not isinstance(running.step, Decode) or not isinstance(queued, Decode):
+            return None
+        return running.step, queued, running.begun, running.end
+
+    def take_out(self, index: int) -> None:
+        """Take both steps out of a mesh: somebody else sees to them, and to what follows, until `put_back`."""
+        mesh = self._meshes[index]
+        assert mesh.running is not None
+        mesh.running.version += 1  # its end is not planned any more
+        mesh.running = None
+        mesh.queue.clear()
+        mesh.is_out = True
+
+    def ends(
+        self, index: int, end: float, second: tuple[int, int, int], later: tuple[int, int, int], count: int
+    ) -> tuple["array[float]", list[float]]:
+        """Tell when `count` decode steps end that follow each other, the first of them at `end`, and draw their noise.
+
+        `second` and `later` are bucket, rows, and KV tokens of the second step, and of the third; each that follows has
+        a token more of each row. The noise is of the second and those behind it; what is not used goes to `put_back`.
+        """
+        ends, noise, costs = array("d", (end,)), list[float](), self._costs[index].decode
+        mesh, speed, is_noisy = self._meshes[index], self._speed, bool(self._noise)
+        for (bucket, rows, tokens), steps in ((second, min(1, count - 1)), (later, count - 2)):
+            program = costs[bucket]
+            fixed, row, context = program.fixed, program.row * rows, program.context
+            for _ in range(steps):
+                seconds = (fixed + (row + context * tokens)) * speed  # as `CostModel.step` adds it up, to the last bit
+                if is_noisy:
+                    noise.append(mesh.drawn.popleft() if mesh.drawn else self._draw(mesh))
+                    seconds *= noise[-1]
+                tokens += rows
+                end += seconds
+                ends.append(end)
+        return ends, noise
+
+    def count_busy(self, index: int, begun: float, ends: Iterable[float], noise: Sequence[float]) -> None:
+        """Take in when steps that were foreseen have ended, the first of them `begun` then, and the noise of those that
+        have not begun."""
+        mesh = self._meshes[index]
+        for end in ends:
+            mesh.busy += end - begun
+            begun = end
+        mesh.drawn.extendleft(reversed(noise))
+
+    def put_back(self, index: int, running: Decode, begun: float, end: float, queued: Decode | None) -> None:
+        """Have the mesh see to its steps itself again: one that runs, and one behind it, if any."""
+        mesh, costs = self._meshes[index], self._costs[index]
+        mesh.is_out = False
+        mesh.running = _Running(running, costs.program(running), end - begun, begun)
+        mesh.running.end = end
+        if queued is not None:
+            mesh.queue.append(queued)
+        if end > self._time.now:
+            self._time.at(end, self._end, (mesh, mesh.running, 0))
+        else:
+            self._end((mesh, mesh.running, 0))
 
     # ---- steps that slow each other down
 

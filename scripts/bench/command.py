@@ -30,6 +30,7 @@ BENCHMARKS = {
     "sampler": "the sampler alone, beside an earlier checkout's",
     "scheduler": "what a decision costs, by kind of event, meshes and waiting requests, beside an earlier checkout",
     "simulators": "the simulator beside aiconfigurator and AISimulate: predictions, and requests per second",
+    "simulation": "what the simulator costs a request, by meshes, beside AISimulate",
     "start": "seconds to start an engine that compiles everything, beside an earlier checkout",
     "streaming": "what streams cost the host, beside an earlier checkout",
     "threads": "kernels of decode alone, and beside a prefill on another CPU device of the process",

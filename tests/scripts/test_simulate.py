@@ -122,7 +122,7 @@ def test_what_cannot_be_used_is_a_sentence(trace, capsys, arguments, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "header"),
+        ("", "is empty"),
         (HEADER, "trace.csv"),
         ("a,b\n1,2\n", "TIMESTAMP"),
         (HEADER + "2023-11-16 18:15:00,x,3\n", "line 2"),

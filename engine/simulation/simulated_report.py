@@ -1,0 +1,48 @@
+"""The load report of a simulated run."""
+
+from math import inf
+
+from msgspec.structs import replace
+
+from ..metrics.gaps import Gaps
+from ..metrics.load_report import LoadReport, MeshUse, Power, Run
+from ..roles import as_text
+from .assemble import Source
+from .simulator import SimulatedEngine, Simulation
+
+
+def report_of(
+    done: Simulation, engine: SimulatedEngine, source: Source, *, workload: str, model: str, seed: int, gaps: Gaps
+) -> LoadReport:
+    """Sum up a run; an SLO is the engine's own, and a mesh's role the last one.
+
+    Args:
+        done: the run, with its records.
+        engine: what served it.
+        source: of the costs.
+        workload: its name.
+        model: its name.
+        seed: of the noise.
+        gaps: between tokens.
+
+    Raises:
+        ValueError: there are no records.
+    """
+    config, peaks = engine.config, source.peaks
+    roles = f", roles {as_text(config.roles)}" if config.roles else ""
+    ran = Run(
+        source="simulated", workload=workload, model=model, device=source.device, gpus=config.topology.num_devices,
+        topology=f"{config.topology}{roles}", policy=engine.policy.name, seed=seed, notes=(source.note,),
+    )  # fmt: skip
+    meshes = zip(done.roles[-1][1], config.topology.meshes, done.busy, strict=True)
+    start = float(done.records.column("arrival").min(initial=inf))
+    return LoadReport.of(
+        done.records,
+        ran,
+        slo=config.slo,
+        meshes=[MeshUse(role=role, gpus=spec.tp, busy=busy) for role, spec, busy in meshes],
+        flips=[replace(flip, t=flip.t - start) for flip in done.flips],
+        gaps=gaps,
+        dollars_per_gpu_hour=peaks.dollars if peaks else None,
+        power=Power(watts=peaks.watts, basis="name plate") if peaks and peaks.watts else None,
+    )
