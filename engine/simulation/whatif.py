@@ -243,7 +243,7 @@ def _sum_up(
         Run(
             source=source,
             workload=run.name,
-            model=run.run.name,
+            model=run.run.name or run.run.model.family,
             device=run.run.device,
             gpus=config.topology.num_devices,
             topology=str(config.topology),

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "host": "what the dispatching thread spends on a step",
     "isolation": "inter-token latency while long prompts arrive, colocated against disaggregated",
     "load": "what loading a model costs: seconds and host memory",
+    "logged": "what a decision log costs, in alternating processes",
     "machine": "the machine's own limits: arithmetic and memory",
     "memory": "peak memory from the start to the end of 32 requests, beside an earlier checkout",
     "offline": "throughput of a whole workload, against transformers and vLLM",

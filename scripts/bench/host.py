@@ -6,14 +6,15 @@ Reported is the CPU time of the dispatching thread per step, in milliseconds, by
 parameter leaves, and of devices; each leaf costs the host time on every device. The model has random weights. Its
 programs are hollow unless `--real-device`: they take and give back the same arrays and compute nothing. XLA on CPU
 prepares a program's execution on the thread that dispatches it and computes on the cores that the host needs too; a GPU
-does neither.
+does neither. With `--decision-log` each engine is measured with a decision log too, side by side.
 """
 
 import argparse
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -51,7 +52,9 @@ def model_with_layers(layers: int) -> ModelConfig:
     return ModelConfig("llama", 128, 16, 16, 8, 8, 2, 1e-5, True, 1024, (AttentionSpec(Rope(1e4)),) * layers)
 
 
-def random_params(dtype: jnp.dtype, meshes: Sequence[Mesh], model: ModelConfig) -> list[Params]:
+def random_params(
+    dtype: jnp.dtype, meshes: Sequence[Mesh], _formats: Mapping[str, str], *, model: ModelConfig
+) -> list[Params]:
     """Make parameters of the right shapes for each mesh; their values do not matter here."""
     random = np.random.default_rng(0)
     return [
@@ -92,12 +95,13 @@ def hollow(program: Compiled, state: DeviceState) -> Compiled:
     return jax.jit(step, donate_argnums=1, out_shardings=out, keep_unused=True).lower(*shapes).compile()
 
 
-def measure(topology: str, layers: int, requests: int, real: bool) -> dict[str, float | int | str]:
-    """Run `requests` at once to their end, ROUNDS times; return the dispatching thread's time per decode step."""
+def measure(topology: str, layers: int, requests: int, real: bool, log: str | None) -> dict[str, float | int | str]:
+    """Run `requests` at once to their end, ROUNDS times; return the dispatching thread's time per decode step. `log` is
+    where the engine writes its decision log, if it does."""
     model, dtype = model_with_layers(layers), jnp.dtype(jnp.float32)
     options = EngineOptions(
         "random", topology=topology, dtype=dtype, max_model_len=512, max_num_seqs=requests, prefill_buckets=(512,),
-        decode_buckets=(requests,), kv_cache_bytes=512 << 20, max_retries=0,
+        decode_buckets=(requests,), kv_cache_bytes=512 << 20, max_retries=0, decision_log=log,
     )  # fmt: skip
     core, _ = start_core(model, dtype, partial(random_params, model=model), options)
     try:
@@ -112,6 +116,7 @@ def measure(topology: str, layers: int, requests: int, real: bool) -> dict[str, 
         "leaves": len(abstract_params(model, dtype).specs),
         "requests": requests,
         "real_device": real,
+        "decision_log": log is not None,
         "host_ms_per_step": round(min(rounds), 3),
         "host_ms_per_step_median": round(statistics.median(rounds), 3),
     }
@@ -159,15 +164,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--requests", type=int, nargs="+", default=[1, 8, 64], help="requests running at once (default: 1 8 64)"
     )
     parser.add_argument("--real-device", action="store_true", help="run the real programs")
+    parser.add_argument("--decision-log", action="store_true", help="measure with a decision log too, side by side")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args(argv)
     topologies = arguments.topology
     jax.config.update("jax_num_cpu_devices", max(Topology.parse(text).num_devices for text in topologies))
     start = time.strftime("%Y-%m-%d")
-    rows = [
-        measure(topology, layers, requests, arguments.real_device)
-        for topology, layers, requests in product(topologies, arguments.layers, arguments.requests)
-    ]
+    with tempfile.TemporaryDirectory() as folder:
+        logs = (None, f"{folder}/run.log") if arguments.decision_log else (None,)
+        rows = [
+            measure(topology, layers, requests, arguments.real_device, log)
+            for topology, layers, requests, log in product(topologies, arguments.layers, arguments.requests, logs)
+        ]
     report = {"benchmark": "host", "date": start, "jax": jax.__version__, "rows": rows}
     text = json.dumps(report, indent=2)
     print(text)
