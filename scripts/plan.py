@@ -3,11 +3,11 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from twinmesh.engine.progress import say
 from twinmesh.engine.simulation.load_spec import SPEC
 from twinmesh.engine.simulation.plan_search import BUDGET, REQUESTS
+from twinmesh.engine.whole_file import write_whole
 from twinmesh.scripts import arguments
 
 SUMMARY = "find the topology for a model, devices, a load and a target"
@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from twinmesh.engine.api.plan_topology import plan_topology
     from twinmesh.engine.simulation.plan_text import as_data, as_text
 
+    arguments.check_written(args, ("json",), arguments.given_files(args))
     answer = plan_topology(
         args.model, devices=args.devices, workload=args.trace, slo=args.slo, device=args.device, profile=args.profile,
         max_model_len=args.max_model_len, kv_cache_bytes=args.kv_cache_bytes, requests=args.requests,
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     print(as_text(answer), end="")
     if args.json is not None:
-        Path(args.json).write_text(json.dumps(as_data(answer)) + "\n", encoding="utf-8")
+        write_whole(args.json, json.dumps(as_data(answer)).encode() + b"\n")
     return 0
 
 
