@@ -23,7 +23,10 @@ def costs_of(run: LoggedRun) -> CostModel:
     steps = steps_of(run)
     if not steps:
         raise ValueError(f"{run.name} has too few steps to fit costs to: each program has to run twice.")
-    return fit_costs(steps, transfers_of(run), fit_host(_entered(run), _host_work(run)))
+    try:
+        return fit_costs(steps, transfers_of(run), fit_host(_entered(run), _host_work(run)))
+    except ValueError as error:
+        raise ValueError(f"{run.name} is too short: {error}") from None
 
 
 def steps_of(run: LoggedRun) -> list[MeasuredStep]:

@@ -131,7 +131,7 @@ def test_a_target_is_judged_on_both_sides():
         (Otherwise("both=2xtp2"), "has costs of meshes of tp 1, and both=2xtp2 has others"),
         (Otherwise("both=x"), "is not readable"),
         (Otherwise(roles="prefill=1"), "goes with a pool"),
-        (Otherwise(policy="best"), "policy"),
+        (Otherwise(policy="best"), "policy='best' is unknown: the policies are"),
     ],
 )
 def test_what_cannot_be_is_refused(otherwise, message):
@@ -144,6 +144,14 @@ def test_a_log_of_a_run_that_measured_nothing_is_refused():
     text, _ = simulated(engine_of(config_of("both=1")), Workload("one", [WorkRequest(5, 1, 0.0)]))
     with pytest.raises(ValueError, match="too few steps"):
         what_if(read_run(opened(text)), Otherwise())
+
+
+def test_a_log_that_lacks_lines_is_damaged_and_says_where():
+    text, _ = simulated(engine_of(config_of("both=1")), mixed_load(10))
+    lines = text.splitlines(keepends=True)
+    arrived = next(number for number, line in enumerate(lines) if '"Arrived"' in line)
+    with pytest.raises(ValueError, match=r"is damaged at line \d+: it has no request 0 before"):
+        read_run(opened("".join(lines[:arrived] + lines[arrived + 1 :])))
 
 
 def test_the_model_is_in_the_header():
