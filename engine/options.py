@@ -20,16 +20,13 @@ from .config import ACTIVATIONS, QUANTIZATIONS, check_fraction, check_seconds, c
 from .protocol.service import SLO
 from .roles import names_fused, starting_roles
 from .scheduler.policy import Policy, policy_named
-from .topology import Topology
+from .topology import AUTO, Topology
 
 if TYPE_CHECKING:
     import jax
     from jax.typing import DTypeLike
 
     from ..kernels_pallas.cpu.blocks_records import Activations
-
-
-AUTO = "auto"  # in place of a topology: start-up chooses one
 
 
 @dataclass(frozen=True)

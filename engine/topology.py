@@ -5,6 +5,8 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 
+AUTO = "auto"  # in place of a topology: start-up chooses one
+
 
 class TopologyError(ValueError):
     """A topology that cannot be read, or that the devices cannot carry."""
@@ -53,7 +55,7 @@ class MeshSpec:
         return self.role.decodes
 
 
-_GROUP = re.compile(r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>[0-9]{1,6})(xtp(?P<tp>[0-9]{1,6}))?")
+_GROUP = re.compile(r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>[0-9]{1,18})(xtp(?P<tp>[0-9]{1,18}))?")
 _MODES = ("alternate", "fused")
 _MODES_TEXT = " and ".join(_MODES)
 _MOST_DEVICES = 65536  # that a topology may name; how many a real engine may have is `sharding/mesh.py`'s business
@@ -87,6 +89,11 @@ class Topology:
         Raises:
             TopologyError: unreadable text, a zero count, a role given twice, or a set of roles that cannot serve.
         """
+        if text.strip() == AUTO:
+            raise TopologyError(
+                f"topology {AUTO!r} is for an engine that starts on the devices that it finds: name the meshes here, "
+                "for example as 'twinmesh plan' recommends."
+            )
         groups: dict[Role, tuple[MeshSpec, ...]] = {}
         for part in text.replace(" ", "").split(","):
             role, specs = _parse_group(part, text)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
 from twinmesh.engine.config import ACTIVATIONS, DTYPES, QUANTIZATIONS, check_seconds
-from twinmesh.engine.options import AUTO, EngineOptions, Option, documentation, signature
+from twinmesh.engine.options import EngineOptions, Option, documentation, signature
 from twinmesh.engine.protocol.service import SLO, is_positive, read_slo
 from twinmesh.engine.scheduler.policy import policy_named
-from twinmesh.engine.topology import Topology, TopologyError
+from twinmesh.engine.topology import AUTO, Topology, TopologyError
 from twinmesh.models.checkpoints.catalog import CATALOG, cache_directory
 
 if TYPE_CHECKING:
@@ -217,7 +217,15 @@ def check_written(args: argparse.Namespace, written: Sequence[str], others: Iter
         _refuse_directory(path, title)
         if not real_path(path).parent.is_dir():
             raise ValueError(f"The {title}'s directory {path.parent} does not exist: make it first.")
+        if not os.access(path if path.exists() else real_path(path).parent, os.W_OK):
+            raise ValueError(f"The {title} {given} cannot be written: give another place.")
         taken.append((path, f"the {title} file"))
+
+
+def given_files(args: argparse.Namespace) -> list[tuple[Path, str]]:
+    """List the files that `--trace` and `--profile` may name, which nothing is to be written over."""
+    given = [(args.trace, "the load"), (args.profile, "the profile")]
+    return [(Path(name), what) for name, what in given if name is not None]
 
 
 def _refuse_directory(path: Path, title: str) -> None:

@@ -3,10 +3,10 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from twinmesh.engine.progress import say
 from twinmesh.engine.simulation.plan_candidates import BUDGET, REQUESTS
+from twinmesh.engine.whole_file import write_whole
 from twinmesh.scripts import arguments
 from twinmesh.scripts.loads import HELP, add_load_arguments
 
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from twinmesh.engine.api.plan_topology import plan_topology
     from twinmesh.engine.simulation.plan_text import as_data, as_text
 
+    arguments.check_written(args, ("json",), arguments.given_files(args))
     answer = plan_topology(
         args.model, devices=args.devices, workload=args.trace, slo=args.slo, device=args.device, profile=args.profile,
         max_model_len=args.max_model_len, kv_cache_bytes=args.kv_cache_bytes, requests=args.requests,
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     print(as_text(answer), end="")
     if args.json is not None:
-        Path(args.json).write_text(json.dumps(as_data(answer)) + "\n", encoding="utf-8")
+        write_whole(args.json, json.dumps(as_data(answer)).encode() + b"\n")
     return 0
 
 

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from twinmesh.engine.metrics.gaps import Gaps
     from twinmesh.engine.metrics.report_file import write_report
     from twinmesh.engine.metrics.report_text import as_text
-    from twinmesh.engine.scheduler.decision_log import DecisionLog
+    from twinmesh.engine.scheduler.decision_log import DecisionLog, RunFacts
     from twinmesh.engine.scheduler.policy import policy_named
     from twinmesh.engine.simulation.assemble import assemble, source_of
     from twinmesh.engine.simulation.profile import read_profile
@@ -71,14 +71,18 @@ def run(args: argparse.Namespace) -> int:
     from twinmesh.engine.simulation.simulator import simulate
     from twinmesh.models.checkpoints.known_models import named_model
 
-    arguments.check_written(args, ("json", "decision_log"))
+    arguments.check_written(args, ("json", "decision_log"), arguments.given_files(args))
     profile = None if args.profile is None else read_profile(args.profile)
     source, model = source_of(args.device, profile, str(args.profile)), named_model(args.model)
     options, policy = _options(args, profile), policy_named(args.policy)
     engine = assemble(model.name, model.config, options, source, policy, str(args.profile))
     workload, gaps = _workload(args), Gaps()
     start = time.perf_counter()
-    log = None if args.decision_log is None else DecisionLog(args.decision_log)
+    log = (
+        None
+        if args.decision_log is None
+        else DecisionLog(args.decision_log, RunFacts(model.config, model.name, source.device))
+    )
     try:
         done = simulate(workload, engine, seed=args.seed, noise=args.noise or 0.0, log=log, gaps=gaps)
     finally:

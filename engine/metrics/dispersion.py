@@ -22,11 +22,15 @@ def index_of_dispersion(times: Sequence[float] | np.ndarray, window: float) -> f
     if not len(times):
         return None
     since = times - times.min()
-    windows = int(since.max() // window)
-    places = np.minimum(since // window, windows).astype(np.int64)
-    counts = np.bincount(places, minlength=windows)[:windows]
-    mean = counts.mean() if windows > 1 else 0.0
-    return float(counts.var() / mean) if mean > 0 else None
+    windows = since.max() // window
+    if windows < 2:
+        return None
+    # Counted where anything comes: a few requests in many years are no reason to count every second.
+    places, counts = np.unique(since // window, return_counts=True)
+    counts = counts[places < windows]
+    mean = float(counts.sum() / windows)
+    squares = float(((counts - mean) ** 2).sum()) + (windows - len(counts)) * mean**2
+    return float(squares / windows / mean) if mean > 0 else None
 
 
 def dispersion(times: Sequence[float] | np.ndarray) -> dict[int, float | None]:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from ..protocol.service import SLO
+from ..whole_file import write_whole
 from .load_report import LoadReport
 from .request_records import REASONS, RequestRecords
 
@@ -47,9 +48,9 @@ def write_report(path: str | PathLike[str], report: LoadReport, records: Request
     """Write a report; None: without the records that it sums up.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; an earlier one is as it was.
     """
-    Path(path).write_bytes(report_json(report, records))
+    write_whole(path, report_json(report, records))
 
 
 def report_json(report: LoadReport, records: RequestRecords | None = None) -> bytes:

@@ -161,7 +161,7 @@ def entries(name: str, lines: Iterable[str]) -> Iterator[tuple[int, Entry]]:
     for number, line in enumerate(lines, 2):
         try:
             entry = read_line(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if not line.endswith("\n"):
                 return
             raise ValueError(f"{name} is damaged at line {number}: it cannot be read from there.") from error
@@ -176,7 +176,7 @@ def read_header(name: str, line: str) -> Header:
     """
     try:
         value = msgspec.json.decode(line)
-    except ValueError:  # as msgspec's own errors are
+    except (ValueError, RecursionError):  # msgspec's own errors are ValueErrors
         value = None
     if not isinstance(value, dict) or value.get("format") != _FORMAT:
         raise ValueError(f"{name} is no decision log: its first line is not the header of one.")

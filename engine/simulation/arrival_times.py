@@ -44,6 +44,16 @@ class Rate:
         places = [number / _KNOTS for number in range(count)]
         return cls(tuple((place * period, mean * (1 + depth * sin(2 * pi * (place - 0.25)))) for place in places))
 
+    def total(self, seconds: float) -> float:
+        """Return how many requests come within so many seconds, in the mean."""
+        t, rate = (np.array(column) for column in zip(*self.knots, strict=True))
+        if seconds == inf:
+            return inf if rate[-1] > 0 else float(np.trapezoid(rate, t))
+        last = float(np.interp(seconds, t, rate))
+        ends, rates = np.append(t[t < seconds], seconds), np.append(rate[t < seconds], last)
+        with np.errstate(invalid="ignore", over="ignore"):  # an infinite rate of no length
+            return float(np.trapezoid(rates, ends))
+
     def times(self, totals: np.ndarray) -> np.ndarray:
         """Return when so many requests are to have come: the inverse of the integral of the rate, [n] -> [n]."""
         t, rate = (np.array(column) for column in zip(*self.knots, strict=True))
@@ -67,6 +77,12 @@ class ArrivalTimes:
     cv: float = 1.0  # coefficient of variation of the gaps: standard deviation / mean; 1: Poisson, 0: an even pace
     seconds: float = inf
     count: int | None = None
+
+    @property
+    def expected(self) -> float:
+        """Return how many there are in the mean."""
+        most = inf if self.count is None else self.count
+        return min(most, self.rate.total(self.seconds))
 
     def draw(self, random: np.random.Generator) -> Iterator[np.ndarray]:
         """Yield times, some thousands at once."""

@@ -19,7 +19,7 @@ from ..metrics.request_records import RequestRecord
 from ..scheduler.cost_model import HostCost
 from .simulated_request import SimulatedSink, make_submission
 from .virtual_time import VirtualTime
-from .workload import Workload, WorkRequest
+from .workload import LATEST, Workload, WorkRequest
 
 type Entry = tuple[int, WorkRequest]
 
@@ -59,10 +59,10 @@ class Arrivals:
         most = self._config.max_model_len
         for number, work in enumerate(self._workload.requests):
             where = f"request {number} of {self._workload.name}"
-            if work.prompt_len < 1 or work.output_len < 1 or work.pause < 0:
+            if work.prompt_len < 1 or work.output_len < 1 or not 0 <= work.pause <= LATEST:
                 raise ValueError(
                     f"{where} has {work.prompt_len} prompt and {work.output_len} output tokens and a pause of "
-                    f"{work.pause} s: it needs 1 or more of each, and no pause below 0."
+                    f"{work.pause:g} s: it needs 1 or more of each, and a pause from 0 to {LATEST:g} s."
                 )
             if work.prompt_len + work.output_len > most:
                 raise ValueError(
@@ -70,6 +70,8 @@ class Arrivals:
                     f"room for max_model_len={most} together: raise it, or leave such requests out."
                 )
             if work.at is not None:
+                if work.at > LATEST:
+                    raise ValueError(f"{where} comes at {work.at:.3g} s: only times up to {LATEST:g} s are simulated.")
                 if not last <= work.at < inf:
                     raise ValueError(f"{where} comes at {work.at} s, after one at {last} s: sort them by their times.")
                 last = work.at

@@ -14,9 +14,10 @@ from .arrival_times import ArrivalTimes, Rate
 from .conversations import BLOCK, LONGEST_SYSTEM, MOST_SYSTEMS, LanesOfConversations, OpenConversations, Talk
 from .lengths import Lengths, Pairs, Uniform
 from .spec_options import Options
-from .workload import Workload, WorkRequest
+from .workload import LATEST, Workload, WorkRequest
 
 _DAY = 86400.0
+_MOST_PERIODS = 12_000  # of a load that rises and falls
 _AT_ONCE = 4096  # requests of a closed loop whose lengths are drawn together
 
 
@@ -73,6 +74,7 @@ def _open_loop(rate: MakeRate, *, has_cv: bool = True, needs_seconds: bool = Fal
         seconds, count = _until(options, needs_seconds=needs_seconds)
         cv = options.number_or_0("cv", 1.0) if has_cv else 1.0
         times = ArrivalTimes(rate(options, seconds), cv, seconds, count)
+        options.check_requests(times.expected)
         return Workload(name, OpenLoop(times, _lengths(options, read), options.seed()))
 
     return make
@@ -81,7 +83,7 @@ def _open_loop(rate: MakeRate, *, has_cv: bool = True, needs_seconds: bool = Fal
 def _until(options: Options, *, needs_seconds: bool = False) -> tuple[float, int | None]:
     """Take how long a load lasts: so many seconds, so many requests, or what comes first."""
     count = options.count("requests") if options.has("requests") else None
-    return options.number("seconds", inf if count is not None and not needs_seconds else None), count
+    return options.number("seconds", inf if count is not None and not needs_seconds else None, most=LATEST), count
 
 
 def _steady(options: Options, seconds: float) -> Rate:
@@ -98,12 +100,14 @@ def _spike(options: Options, seconds: float) -> Rate:
 
 
 def _diurnal(options: Options, seconds: float) -> Rate:
-    depth, period = options.number("depth", 0.8, most=1.0), options.number("period", _DAY)
+    depth = options.number("depth", 0.8, most=1.0)
+    period = options.number("period", _DAY, least=seconds / _MOST_PERIODS)
     return Rate.diurnal(options.number("rate"), depth, period, seconds)
 
 
 def _closed(name: str, options: Options, read: ReadTrace) -> Workload:
     users, count = options.count("concurrency"), options.count("requests")
+    options.check_requests(count)
     loop = ClosedLoop(users, count, _lengths(options, read), options.number_or_0("think", 0.0), options.seed())
     return Workload(name, loop)
 
@@ -132,10 +136,12 @@ def _conversations(name: str, options: Options, talk: Talk) -> Workload:
     """Make conversations in lanes where `lanes` is given, else at times of their own."""
     if options.has("lanes"):
         lanes = LanesOfConversations(talk, options.count("lanes"), options.count("conversations"), options.seed())
+        options.check_requests(max(lanes.lanes, lanes.count * talk.turns[0]))
         return Workload(name, lanes, BLOCK)
     count = options.count("conversations") if options.has("conversations") else None
-    seconds = options.number("seconds", None if count is None else inf)
+    seconds = options.number("seconds", None if count is None else inf, most=LATEST)
     times = ArrivalTimes(Rate.steady(options.number("rate")), options.number_or_0("cv", 1.0), seconds, count)
+    options.check_requests(times.expected * talk.turns[0])
     return Workload(name, OpenConversations(talk, times, options.seed()), BLOCK)
 
 

@@ -11,6 +11,7 @@ from .traces import read_trace
 from .workload import Workload
 
 _HEAD = 2**20  # bytes that are looked at
+_PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"(\xb5/\xfd", b"\xfd7zXZ", b"BZh")  # gzip, zip, zstd, xz, bzip2
 _OF_BATCHES = {"custom_id", "body", "messages", "prompt"}
 
 type ReadBatch = Callable[[str], Workload]
@@ -25,6 +26,8 @@ def read_load_file(path: str, read_batch: ReadBatch | None = None) -> Workload:
     """
     with Path(path).open("rb") as file:
         line = file.readline(_HEAD)
+    if line.startswith(_PACKED):
+        raise ValueError(f"{path} is compressed: unpack it first.")
     fields = _fields(line)
     if FORMAT.encode() in line[:100] or fields.get("format") == FORMAT:
         return recorded_workload(path)

@@ -6,10 +6,12 @@ meanwhile, the first of each size on each link left out likewise. What the host 
 waited for no turn, and to the time from each decision to each dispatch.
 """
 
+from collections import defaultdict
+
 from ..protocol.stamps import TransferStamps
 from ..scheduler.cost_model import CostModel
 from .fit import fit_costs, fit_host
-from .logged_run import LoggedRun, LoggedStep
+from .logged_run import LoggedRequest, LoggedRun, LoggedStep
 from .measured import Entered, HostWork, MeasuredStep, MeasuredTransfer, without_cold
 from .overlaps import Ran, measured_steps
 
@@ -23,7 +25,10 @@ def costs_of(run: LoggedRun) -> CostModel:
     steps = steps_of(run)
     if not steps:
         raise ValueError(f"{run.name} has too few steps to fit costs to: each program has to run twice.")
-    return fit_costs(steps, transfers_of(run), fit_host(_entered(run), _host_work(run), _lags(run)))
+    try:
+        return fit_costs(steps, transfers_of(run), fit_host(_entered(run), _host_work(run), _lags(run)))
+    except ValueError as error:
+        raise ValueError(f"{run.name} is too short: {error}") from None
 
 
 def steps_of(run: LoggedRun) -> list[MeasuredStep]:
@@ -66,11 +71,26 @@ def _share(first: TransferStamps, second: TransferStamps) -> bool:
 
 
 def _entered(run: LoggedRun) -> list[Entered]:
-    return [
-        Entered(request.facts.prompt_len, request.stamps.accepted - request.arrival)
-        for request in run.requests.values()
-        if request.stamps is not None and request.stamps.after is None and request.stamps.accepted > request.arrival
-    ]
+    """List what it took each request to come in, after those before it. Prompts of one call come in together: each has
+    its share of the time until the last of them was in."""
+    calls: defaultdict[float, list[LoggedRequest]] = defaultdict(list)
+    for request in run.requests.values():
+        if request.stamps is not None and request.stamps.after is None:
+            calls[request.arrival].append(request)
+    found, before = [], 0.0
+    ends = {at: max(map(_accepted, requests)) for at, requests in calls.items()}
+    for at, end in sorted(ends.items(), key=lambda item: item[1]):
+        requests = calls[at]
+        seconds = (end - max(at, before)) / len(requests)
+        tokens = sum([request.facts.prompt_len for request in requests]) / len(requests)
+        before = end
+        if seconds > 0:
+            found += [Entered(tokens, seconds)] * len(requests)
+    return found
+
+
+def _accepted(request: LoggedRequest) -> float:
+    return 0.0 if request.stamps is None else request.stamps.accepted
 
 
 def _lags(run: LoggedRun) -> list[float]:

@@ -141,8 +141,13 @@ def read_run(source: str | PathLike[str] | IO[str]) -> LoggedRun:
                 "an engine, as `LLM(..., decision_log=...)` writes it."
             )
         reader = _Reader(LoggedRun(name, header, header.run))
-        for _, entry in entries(name, lines):
-            reader.take(entry)
+        for number, entry in entries(name, lines):
+            try:
+                reader.take(entry)
+            except KeyError as error:
+                raise ValueError(
+                    f"{name} is damaged at line {number}: it has no request {error} before that."
+                ) from None
     if not reader.run.requests:
         raise ValueError(f"{name} has no request: there is nothing to tell of.")
     return reader.run

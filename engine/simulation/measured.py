@@ -49,8 +49,8 @@ class MeasuredTransfer(NamedTuple):
 class Entered(NamedTuple):
     """A request that came in."""
 
-    prompt_len: int
-    seconds: float  # from its call until the dispatching thread had it
+    prompt_len: float  # of several that came in together, their mean
+    seconds: float  # from its call, or from when the one before it was in, until the dispatching thread had it
 
 
 class HostWork(NamedTuple):

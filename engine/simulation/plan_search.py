@@ -20,7 +20,7 @@ from ..protocol.service import SLO
 from ..scheduler.policy import FCFS, Policy
 from ..sizing.asked import Asked
 from .assemble import Source, assemble
-from .plan_candidates import BUDGET, REQUESTS, Choice, choices
+from .plan_candidates import BUDGET, REQUESTS, Choice, check_devices, choices
 from .plan_forecast import demand_of, forecast_splits
 from .simulator import SimulatedEngine, simulate
 from .workload import Workload, WorkRequest
@@ -108,6 +108,7 @@ def search(problem: Problem, say: Callable[[str], None] = lambda text: None) -> 
     Raises:
         ValueError: nothing fits into the devices' memory, with the arithmetic; or the workload cannot be served.
     """
+    check_devices(problem.devices)
     work = _first(problem)
     fitting, refused = _fitting(problem, choices(problem.model, problem.devices))
     if not fitting:

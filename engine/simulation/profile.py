@@ -7,12 +7,10 @@ run's decision log. Invariant: a file is replaced at once or not at all, so no r
 """
 
 import math
-import os
 from collections.abc import Sequence
 from os import PathLike, fspath
 from os.path import expanduser
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Literal
 
 import msgspec
@@ -20,6 +18,7 @@ import msgspec
 from ..config import EngineConfig
 from ..scheduler.cost_model import CostModel, ProgramCost
 from ..topology import Role, Topology
+from ..whole_file import write_whole
 from .measured import Kind
 
 VERSION = 1
@@ -99,21 +98,7 @@ def write_profile(profile: Profile, path: str | PathLike[str]) -> None:
     Raises:
         OSError: the file cannot be written; the earlier one is as it was.
     """
-    target = Path(expanduser(path))
-    if target.exists() and not target.is_file():  # /dev/stdout is no file to be replaced
-        target.write_bytes(encode(profile))
-        return
-    target = target.resolve()
-    with NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-        try:
-            file.write(encode(profile))
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, target)
-        except BaseException:  # an interrupt too
-            os.unlink(file.name)
-            raise
+    write_whole(path, encode(profile))
 
 
 def encode(profile: Profile) -> bytes:
@@ -131,7 +116,7 @@ def read_profile(path: str | PathLike[str]) -> Profile:
     name, content = fspath(path), Path(expanduser(path)).read_bytes()
     try:
         value = msgspec.json.decode(content)
-    except ValueError:  # as msgspec's own errors are
+    except (ValueError, RecursionError):  # msgspec's own errors are ValueErrors
         value = None
     if not isinstance(value, dict) or value.get("format") != _FORMAT:
         raise ValueError(f"{name} is no profile: 'twinmesh profile' writes one.")
@@ -221,9 +206,3 @@ def _unusable(costs: CostModel) -> str | None:
 
 def _is_free(program: ProgramCost) -> bool:
     return not any((program.fixed, program.chunk, program.pair, program.row, program.context))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

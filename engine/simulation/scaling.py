@@ -19,6 +19,7 @@ from itertools import islice
 import numpy as np
 
 from ..protocol.service import is_positive
+from .spec_options import MOST_REQUESTS
 from .workload import Workload, WorkRequest
 
 _SEED = 0  # of the parts by which copies are turned
@@ -164,6 +165,11 @@ class _Superimposed:
 
     def __iter__(self) -> Iterator[WorkRequest]:
         requests = list(self.workload.requests)
+        if len(requests) * self.copies > MOST_REQUESTS:
+            raise ValueError(
+                f"copies={self.copies} of {len(requests):,} requests are more than the {MOST_REQUESTS:,} that can be "
+                "simulated: take fewer."
+            )
         starts = _starts(requests)
         length = float(starts.max(initial=0.0))
         offsets = np.random.default_rng(_SEED).random(self.copies) * length

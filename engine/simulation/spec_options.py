@@ -9,6 +9,8 @@ from math import inf
 
 from .lengths import Span
 
+MOST_REQUESTS = 100_000_000
+
 
 class Options:
     """The options of one load."""
@@ -108,6 +110,11 @@ class Options:
                 f"{key}={text} is not usable: give a whole number from 1 to {most}, or a span as in 100-900"
             )
         return begin, end
+
+    def check_requests(self, expected: float) -> None:
+        """Raise a ValueError if a load of so many requests would never end."""
+        if not expected <= MOST_REQUESTS:
+            raise self._error(f"{expected:.3g} requests are more than the {MOST_REQUESTS:,} that can be simulated")
 
     def check_all_taken(self) -> None:
         """Raise a ValueError if an option is left that nobody has taken."""

@@ -83,6 +83,9 @@ def _azure_row(row: list[str], time: int, prompt: int, output: int) -> tuple[flo
     return seconds, max(1, prompt_len), max(1, output_len)
 
 
+_MOONCAKE = "timestamp (ms), input_length, output_length and hash_ids"
+
+
 class _MooncakeRow(msgspec.Struct):
     """One line; other fields are ignored."""
 
@@ -114,7 +117,9 @@ class MooncakeTrace:
                     start, last = row.timestamp if start is None else start, row.timestamp
                     lengths = max(1, row.input_length), max(1, row.output_length)
                     yield WorkRequest(*lengths, (last - start) / 1000, blocks=row.hash_ids)
-            except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
+            except (msgspec.DecodeError, RecursionError) as error:
+                raise ValueError(f"{self.path}, line {number}: {error}: give an object with {_MOONCAKE}.") from None
+            except ValueError as error:
                 raise ValueError(f"{self.path}, line {number}: {error}") from None
 
 

@@ -168,10 +168,10 @@ def _config(run: LoggedRun, otherwise: Otherwise) -> EngineConfig:
 
 
 def _policy(run: LoggedRun, name: str | None) -> Policy:
-    name = run.header.policy if name is None else name
-    if name not in POLICIES:
-        raise ValueError(f"{run.name} was recorded under the policy {name!r}, which Twinmesh does not have.")
-    return policy_named(name)
+    recorded = run.header.policy
+    if name is None and recorded not in POLICIES:
+        raise ValueError(f"{run.name} was recorded under the policy {recorded!r}, which Twinmesh does not have.")
+    return policy_named(recorded if name is None else name)
 
 
 def _costs(run: LoggedRun, given: CostModel | None) -> tuple[CostModel, list[str]]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from ..protocol.service import DEFAULT, Service
 
+LATEST = 1e9  # seconds that a workload may last; a clock that counts much further misses the length of a step
+
 
 @dataclass(frozen=True, slots=True)
 class WorkRequest:

@@ -27,13 +27,13 @@ def size_pools(
     """
     sizes = [(budget, page_bytes(m, config.page_size, config.dtype)) for budget, m in zip(budgets, models, strict=True)]
     if asked_len is None:
-        fits = min(longest_that_fits(budget, per_page, config, part) for budget, per_page in sizes)
+        fits = min(longest_that_fits(budget, per_page, config, part) for budget, per_page in set(sizes))
         config = replace(config, max_model_len=fits)
     meshes = config.topology.meshes
-    pools = [
-        pool_that_fits(budget, per_page, config, spec, part)
-        for (budget, per_page), spec in zip(sizes, meshes, strict=True)
-    ]
+    kinds = [(budget, per_page, spec) for (budget, per_page), spec in zip(sizes, meshes, strict=True)]
+    # Once for each kind: there may be thousands of meshes.
+    fitting = {kind: pool_that_fits(*kind[:2], config, kind[2], part) for kind in dict.fromkeys(kinds)}
+    pools = [fitting[kind] for kind in kinds]
     if not config.has_handoffs:
         return config, pools
     return config, [

@@ -160,7 +160,7 @@ def _start_core(
     config, pools = _size_pools(config, options, defaults, share, model, meshes, to_load)
     if request is not None:
         config = request.narrow_prefill(config)
-    plans = _mesh_plans(model, config, quantized, meshes, pools)
+    plans = mesh_plans(model, config, quantized, meshes, pools)
     with ExitStack() as opened:
         compilation = _compile(plans, options, config, request)
         opened.callback(compilation.close)
@@ -303,13 +303,14 @@ def _size_pools(
     return size_pools(config, models, budgets, defaults.staging_part, options.max_model_len)
 
 
-def _mesh_plans(
+def mesh_plans(
     model: ModelConfig,
     config: EngineConfig,
     quantized: Quantized,
     meshes: Sequence[Mesh],
     pools: Sequence[PoolSize],
 ) -> list[MeshPlan]:
+    """Plan every mesh: its part of the model, and its state with so many pages."""
     plans, dtype = [], jnp.dtype(config.dtype)
     for mesh, spec, pool in zip(meshes, config.topology.meshes, pools, strict=True):
         on_mesh = model_on(model, mesh.size)

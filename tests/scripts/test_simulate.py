@@ -140,3 +140,51 @@ def test_a_trace_that_is_none_is_refused(tmp_path, capsys, content, words):
 def test_nobody_says_what_a_step_costs(trace, capsys):
     assert simulated("--trace", trace, "--model", "llama-3.1-8b", "--topology", "both=1") == 2
     assert "nobody says what a step costs: give a device, such as h100, or a profile." in capsys.readouterr().err
+
+
+def test_a_simulated_log_says_what_ran_and_is_explained(trace, tmp_path, capsys):
+    log = str(tmp_path / "run.log")
+    assert simulated("--trace", trace, *H100, "--decision-log", log) == 0
+    assert main(["explain", log, "--worst", "1"]) == 0
+    assert main(["whatif", log, "--topology", "both=4"]) == 0
+    assert "llama-3.1-8b" in capsys.readouterr().out
+
+
+def test_times_that_no_clock_resolves_are_refused(trace, capsys):
+    assert simulated("--trace", f"{trace}:faster=1e-12", *H100) == 2
+    assert "only times up to 1e+09 s" in capsys.readouterr().err
+
+
+def test_inputs_are_not_written_over(trace, tmp_path, capsys):
+    assert simulated("--trace", trace, *H100, "--json", trace) == 2
+    assert "is the load: give another name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["simulate", "plan"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(command, trace, tmp_path, capsys):
+    more = ("--devices", "2", "--slo", "ttft=1s") if command == "plan" else ()
+    arguments = ("--trace", trace, "--model", "llama-3.1-8b", "--device", "h100", *more)
+    assert main([command, *arguments, "--json", str(tmp_path / "no" / "report.json")]) == 2
+    caught = capsys.readouterr()
+    assert "does not exist: make it first" in caught.err
+    assert "simulating" not in caught.err
+    assert not caught.out
+
+
+def test_auto_is_for_engines_on_devices_that_are_there(trace, capsys):
+    assert simulated("--trace", trace, *H100[:4], "--topology", "auto") == 2
+    assert "topology 'auto' is for an engine that starts" in capsys.readouterr().err
+
+
+def test_more_devices_than_a_topology_may_have_are_named(trace, capsys):
+    with pytest.raises(SystemExit):
+        simulated("--trace", trace, *H100[:4], "--topology", "both=10000000")
+    assert "use at most 65536" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["simulate", "--model", "llama-3.1-8b", "--trace", "x", "--profile"], ["explain"]])
+def test_deeply_nested_json_is_no_profile_and_no_log(command, tmp_path, capsys):
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    assert main([*command, str(path)]) == 2
+    assert "deep.json is no " in capsys.readouterr().err

@@ -27,3 +27,8 @@ def test_groups_of_k_at_once_have_k_times_that_of_one():
 @pytest.mark.parametrize("times", [[], [3.0], [3.0] * 9, [0.0, 1.5]])
 def test_without_two_windows_it_is_unknown(times):
     assert index_of_dispersion(times, 1) is None
+
+
+def test_a_few_arrivals_in_many_years_are_counted_without_their_seconds():
+    # Two windows of 3e15 hold one arrival each: variance 2 / 3e15, mean likewise.
+    assert index_of_dispersion([0.0, 1e15, 3e15], 1) == pytest.approx(1.0)

@@ -36,7 +36,7 @@ def test_pages_are_those_of_a_real_start(monkeypatch, topology, windows, length)
     options = EngineOptions(
         "", topology=topology, kv_cache_bytes=90_000, **(OPTIONS | {"max_model_len": length, "dtype": "float32"})
     )
-    monkeypatch.setattr(build, "_mesh_plans", stop)
+    monkeypatch.setattr(build, "mesh_plans", stop)
     with pytest.raises(Stop) as real:
         build.start_core(model, "float32", lambda *_: [], options)
     config, pools = capacity(model, options, CPU, "float32")

@@ -1,5 +1,6 @@
 """Loads on a command line: what each text means, and one sentence for each that means nothing."""
 
+import gzip
 import json
 
 import pytest
@@ -147,3 +148,42 @@ def test_no_options_end_in_a_traceback(name, options):
     except ValueError as error:
         found = str(error)
     assert len(found) <= 3 or found.startswith("load ")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("poisson:rate=1e12,input=10,output=2,seconds=5", "5e+12 requests are more than"),
+        ("poisson:rate=1,input=10,output=2,seconds=1e18", "seconds=1e18 is not usable"),
+        ("spike:rate=2,factor=1e18,begin=0,length=60,input=5,output=5,seconds=20", "requests are more than"),
+        ("spike:rate=1e300,factor=1e300,begin=0,length=60,input=5,output=5,seconds=20", "requests are more than"),
+        ("ramp:rate=0.1,to=1e12,input=5,output=5,seconds=20", "1e+13 requests are more than"),
+        ("diurnal:rate=1,input=5,output=5,seconds=100,period=1e-9", "period=1e-9 is not usable"),
+        ("closed:concurrency=1,requests=1000000000000,input=5,output=5", "requests are more than"),
+        ("sessions:rate=1e10,turns=2,think=1,input=5,output=5,seconds=9", "requests are more than"),
+        ("agents:lanes=1000000000000,conversations=2,turns=2,tool=1,input=5,output=5", "requests are more than"),
+        ("poisson:rate=1,input=5,output=5,requests=5,copies=1000000000", "copies=1000000000 of 5 requests"),
+    ],
+)
+def test_what_would_never_end_is_refused_at_once(text, what):
+    with pytest.raises(ValueError, match=what.replace("+", r"\+")):
+        read_workload(text)
+
+
+def test_as_many_requests_as_a_rate_and_a_time_allow_are_made():
+    for text in ("poisson:rate=100,seconds=1e9,requests=3", "spike:rate=1,factor=5,begin=1,length=2,seconds=10"):
+        assert list(read_workload(f"{text},input=5,output=5").requests)
+
+
+def test_a_compressed_trace_is_to_be_unpacked(tmp_path):
+    path = tmp_path / "trace.csv.gz"
+    path.write_bytes(gzip.compress(TRACE.encode())[:60])
+    with pytest.raises(ValueError, match="is compressed: unpack it first"):
+        read_workload(str(path))
+
+
+def test_a_line_without_a_field_says_which_there_have_to_be(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"timestamp": 0, "input_length": 10, "output_length": 5}\n')
+    with pytest.raises(ValueError, match=r"line 1: .*hash_ids.*: give an object with timestamp"):
+        read_workload(str(path))

@@ -6,6 +6,7 @@ import pytest
 from helpers.logged_runs import COSTS, MODEL, config_of, engine_of, mixed_load, opened, simulated
 from msgspec.structs import replace
 from twinmesh.engine.protocol.service import SLO, Service
+from twinmesh.engine.scheduler.cost_model import HostCost
 from twinmesh.engine.scheduler.decision_log import DecisionLog, RunFacts
 from twinmesh.engine.simulation.incidents import Aborted, RolesCalled
 from twinmesh.engine.simulation.log_costs import costs_of, transfers_of
@@ -131,7 +132,7 @@ def test_a_target_is_judged_on_both_sides():
         (Otherwise("both=2xtp2"), "has costs of meshes of tp 1, and both=2xtp2 has others"),
         (Otherwise("both=x"), "is not readable"),
         (Otherwise(roles="prefill=1"), "goes with a pool"),
-        (Otherwise(policy="best"), "policy"),
+        (Otherwise(policy="best"), "policy='best' is unknown: the policies are"),
     ],
 )
 def test_what_cannot_be_is_refused(otherwise, message):
@@ -144,6 +145,22 @@ def test_a_log_of_a_run_that_measured_nothing_is_refused():
     text, _ = simulated(engine_of(config_of("both=1")), Workload("one", [WorkRequest(5, 1, 0.0)]))
     with pytest.raises(ValueError, match="too few steps"):
         what_if(read_run(opened(text)), Otherwise())
+
+
+def test_prompts_that_come_at_once_do_not_each_pay_for_those_before_them():
+    host = HostCost(arrival=1e-3)
+    requests = [WorkRequest(100, 4, 0.5 * (i // 10)) for i in range(60)]
+    text, _ = simulated(engine_of(config_of("both=1"), costs=replace(COSTS, host=host)), Workload("lists", requests))
+    found = costs_of(read_run(opened(text))).host
+    assert found.arrival + 100 * found.token == pytest.approx(host.arrival, rel=0.2)
+
+
+def test_a_log_that_lacks_lines_is_damaged_and_says_where():
+    text, _ = simulated(engine_of(config_of("both=1")), mixed_load(10))
+    lines = text.splitlines(keepends=True)
+    arrived = next(number for number, line in enumerate(lines) if '"Arrived"' in line)
+    with pytest.raises(ValueError, match=r"is damaged at line \d+: it has no request 0 before"):
+        read_run(opened("".join(lines[:arrived] + lines[arrived + 1 :])))
 
 
 def test_the_model_is_in_the_header():
