@@ -104,8 +104,8 @@ class Grid:
             for length in lengths:
                 for _ in range(repeats):
                     yield self._load("prompt", [length], 1, is_fitted)
-        for start in (1, 3, 7) if is_fitted else (2, 5):
-            for bucket in buckets:
+        for start, sizes in ((1, buckets), (5, buckets[-1:])) if is_fitted else ((2, buckets[-1:]),):
+            for bucket in sizes:
                 rest = bucket if is_fitted else max(1, 3 * bucket // 4)
                 yield self._load("long prompt", [start * chunk + rest], 1, is_fitted)
         for count in (2, 4, 8) if is_fitted else (3, 6):
@@ -140,8 +140,8 @@ class Grid:
                     )  # fmt: skip
         if len(self._places) > 1:  # prompts beside prompts
             for place in self._places[1:]:
-                behind = self._load("prompts", [3 * chunk] * 2, 1, is_fitted)
-                yield Load("prompts beside prompts", (3 * chunk,) * 2, 1, place, is_fitted, behind)
+                behind = self._load("prompts", [4 * chunk if is_fitted else 2 * chunk], 1, is_fitted)
+                yield Load("prompts beside prompts", behind.prompts, 1, place, is_fitted, behind)
 
     def _behind(self, is_fitted: bool) -> Iterator[Load]:
         buckets, most = self._config.decode_buckets, self._config.max_num_seqs

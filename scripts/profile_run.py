@@ -50,6 +50,15 @@ class Point(NamedTuple):
         """Return the error as a share of what was measured."""
         return self.predicted / self.measured - 1.0
 
+    def __str__(self) -> str:
+        """Say what it is of."""
+        load, lengths = self.load, sorted(set(self.load.prompts))
+        of = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+        return (
+            f"{self.kind} {self.bucket}, {load.name} ({len(load.prompts)} of {of} tokens): "
+            f"{1e3 * self.measured:.2f} ms measured, {1e3 * self.predicted:.2f} predicted"
+        )
+
 
 def run_loads(llm: "LLM", *, is_quick: bool, progress: bool) -> list[Seen]:
     """Run every load on an engine that routes as `OnMesh` does; return what was seen, cold runs left out."""

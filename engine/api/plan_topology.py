@@ -9,9 +9,10 @@ from ..options import EngineOptions
 from ..protocol.service import SLO, read_slo
 from ..simulation.assemble import source_of
 from ..simulation.load_spec import read_workload
-from ..simulation.plan_candidates import BUDGET, REQUESTS, Choice
+from ..simulation.plan_candidates import Choice
 from ..simulation.plan_search import Answer, Problem, search
 from ..simulation.profile import read_profile
+from ..simulation.search_limits import SIMULATED_REQUESTS, SIMULATED_TOPOLOGIES
 from ..simulation.workload import Workload
 
 
@@ -25,8 +26,8 @@ def plan_topology(
     profile: str | PathLike[str] | None = None,
     max_model_len: int | None = None,
     kv_cache_bytes: int | None = None,
-    requests: int = REQUESTS,
-    budget: int = BUDGET,
+    requests: int = SIMULATED_REQUESTS,
+    budget: int = SIMULATED_TOPOLOGIES,
     say: Callable[[str], None] = lambda text: None,
 ) -> Answer:
     """Find the topology to recommend, by simulating a load under the candidates of `simulation/plan_candidates.py`.
@@ -51,9 +52,7 @@ def plan_topology(
     named, costs = named_model(model), None if profile is None else read_profile(profile)
     source = source_of(device, costs, str(profile))
     load = read_workload(workload) if isinstance(workload, str) else workload
-    target = read_slo(slo) if isinstance(slo, str) else slo
-    if target.percentile is None:
-        target = SLO(ttft_ms=target.ttft_ms, tpot_ms=target.tpot_ms, percentile=99.0)
+    target = (read_slo(slo) if isinstance(slo, str) else slo).with_percentile()
     rows = None if costs is None else costs.decode_buckets
     buckets = source.memory.defaults.prefill_buckets if costs is None else costs.prefill_buckets
 

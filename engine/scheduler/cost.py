@@ -17,7 +17,7 @@ Rough on purpose: the cost model of the planner takes the place behind `prefill`
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 
 import msgspec
 
@@ -148,8 +148,9 @@ class Costs:
         self._links: dict[tuple[int, int], LineFit] = {}
         self._all_links = LineFit(_TRANSFER_SHARE, priors.transfer)
         self._transfers: dict[int, _Transfer] = {}
-        # When a foreseen result counts for the means of its tp: time, mesh, and what foresees it. The earliest first.
-        self._samples: list[tuple[float, int, StepsAhead]] = []
+        # When a foreseen result counts for the means of its tp: time, mesh, what foresees it, and the results until
+        # then, itself included. The earliest first.
+        self._samples: list[tuple[float, int, StepsAhead, int]] = []
         self.outputs = OutputLengths()
 
     # ---- what work costs
@@ -249,32 +250,40 @@ class Costs:
         """Count what was read by now for the means of tps, in the order of time."""
         samples = self._samples
         while samples and samples[0][0] <= self.now:
-            end, mesh, ahead = heappop(samples)
+            _, mesh, ahead, results = samples[0]
             of = self._meshes[mesh]
-            if of.ahead is ahead:
-                self._count(of, ahead, ahead.read_by(end))
-                self._expect_sample(mesh, of, ahead)
+            if of.ahead is ahead and results <= len(ahead.ends):
+                self._count(of, ahead, results)
+                following = results + next_of(of.decode.count, _EACH_OF_TP)
+                if following <= len(ahead.ends):
+                    heapreplace(samples, (ahead.ends[following - 1], mesh, ahead, following))
+                    continue
+            heappop(samples)
 
     def _expect_sample(self, mesh: int, of: _Mesh, ahead: StepsAhead) -> None:
         count = of.decode.count if of.decode is not of.of_tp.decode else 0
-        at = ahead.counted + next_of(count, _EACH_OF_TP) - 1
-        if at < len(ahead.ends):
-            heappush(self._samples, (ahead.ends[at], mesh, ahead))
+        results = ahead.counted + next_of(count, _EACH_OF_TP)
+        if results <= len(ahead.ends):
+            heappush(self._samples, (ahead.ends[results - 1], mesh, ahead, results))
 
     def _count(self, of: _Mesh, ahead: StepsAhead, results: int) -> None:
-        """Count the first so many of the results that were foreseen."""
-        if results <= ahead.counted:
+        """Count the first so many of the results that were foreseen, of which at most the last one is a sample."""
+        counted, ends = ahead.counted, ahead.ends
+        if results <= counted:
             return
-        result = of.result
-        for number in range(ahead.counted, min(results, 2)):
-            _, dispatched, rows, _ = ahead.in_flight[number]
-            start, result = max(result, dispatched), ahead.ends[number]
-            of.add_decode(rows, result - start)
-        own, of_tp, rows = of.decode, of.of_tp.decode, ahead.rows
-        for end in ahead.ends[max(ahead.counted, 2) : results]:
-            _add(own, of_tp, rows, end - result)
-            result = end
-        of.result, ahead.counted = result, results
+        while counted < 2 and counted < results:
+            _, dispatched, rows, _ = ahead.in_flight[counted]
+            start, of.result = max(of.result, dispatched), ends[counted]
+            of.add_decode(rows, of.result - start)
+            counted += 1
+        if counted < results:
+            own = of.decode
+            own.add_run(ahead.rows, of.result, ends[counted:results])
+            if own.count < _EACH_OF_TP or not own.count % _EACH_OF_TP:
+                before = ends[results - 2]
+                of.of_tp.decode.add(ahead.rows, ends[results - 1] - before)
+            of.result = ends[results - 1]
+        ahead.counted = results
 
     def _show_in_flight(self, of: _Mesh, ahead: StepsAhead) -> None:
         """Have those in flight that are when so many results are counted."""

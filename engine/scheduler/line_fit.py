@@ -5,6 +5,7 @@ the line passes through the mean of what was measured, so it stays within that; 
 slope, of which they say nothing, is a given share of the mean. All is O(1), and a pure function of what was added.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 WINDOW = 64  # measurements after which one counts for 1/e of a new one
@@ -40,24 +41,37 @@ class LineFit:
         self.mean_size = self._value = self._var = self._cov = 0.0  # the means of sizes and of what they took, fading
 
     def add(self, size: float, value: float) -> None:
-        """Take in that this size, above 0, has taken this value, 0 or more. It runs once a step of every mesh, hence in
-        one piece."""
-        count = self.count = self.count + 1
-        if count > 1:
-            most = _OUTLIER * (self.fixed + self.each * size)
-            if value > most > 0:  # an expectation of 0 would let nothing count any more
-                value = most
-        weight = 1 / count if count < WINDOW else 1 / WINDOW
-        kept, off, change = 1 - weight, size - self.mean_size, value - self._value
-        mean_size = self.mean_size = self.mean_size + weight * off
-        mean = self._value = self._value + weight * change
-        var = self._var = kept * (self._var + weight * off * off)
-        cov = self._cov = kept * (self._cov + weight * off * change)
-        steepest, ridge = mean / mean_size, _RIDGE * mean_size * mean_size  # steepest: nothing is fixed
-        each = (cov + ridge * self._share * steepest) / (var + ridge)
-        self.each = each = 0.0 if each < 0 else each if each < steepest else steepest
-        fixed = mean - each * mean_size
-        self.fixed = fixed if fixed > 0 else 0.0
+        """Take in that this size, above 0, has taken this value, 0 or more."""
+        self.add_run(size, 0.0, (value,))
+
+    def add_run(self, size: float, begin: float, ends: Iterable[float]) -> None:
+        """Take in what as many of the same size have taken one after the other, from `begin` on, each up to its end. It
+        runs for every step of every mesh, hence in one piece."""
+        count, share = self.count, self._share
+        fixed, each, mean_size, mean, var, cov = (
+            self.fixed, self.each, self.mean_size, self._value, self._var, self._cov,
+        )  # fmt: skip
+        for end in ends:
+            value, begin = end - begin, end
+            count += 1
+            if count > 1:
+                most = _OUTLIER * (fixed + each * size)
+                if value > most > 0:  # an expectation of 0 would let nothing count any more
+                    value = most
+            weight = 1 / count if count < WINDOW else 1 / WINDOW
+            kept, off, change = 1 - weight, size - mean_size, value - mean
+            mean_size = mean_size + weight * off
+            mean = mean + weight * change
+            var = kept * (var + weight * off * off)
+            cov = kept * (cov + weight * off * change)
+            steepest, ridge = mean / mean_size, _RIDGE * mean_size * mean_size  # steepest: nothing is fixed
+            each = (cov + ridge * share * steepest) / (var + ridge)
+            each = 0.0 if each < 0 else each if each < steepest else steepest
+            fixed = mean - each * mean_size
+            if fixed < 0:
+                fixed = 0.0
+        self.count, self.fixed, self.each, self.mean_size = count, fixed, each, mean_size
+        self._value, self._var, self._cov = mean, var, cov
 
     def terms(self) -> Terms:
         """Return the line."""

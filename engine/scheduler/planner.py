@@ -38,7 +38,7 @@ Reason = Literal[
 SENTENCES: dict[Reason, str] = {
     "few arrivals": "too few requests came lately to plan by: the roles stay",
     "not measured": "prompts or decode steps were not measured yet: the roles stay",
-    "changing": "meshes still take the roles that they were given last: these stay",
+    "changing": "meshes still take the roles that they were given last, or parameters are to change: the roles stay",
     "dwell": "other roles would do better, and the last change is too recent",
     "meets": "the roles meet the target",
     "better": "the roles meet the target, and others would do better by more than the error of a prediction",

@@ -115,7 +115,7 @@ class Planning:
             ),
             times=StepTimes(prefill, decode, self._handoff_seconds(prompt), costs.is_measured(0)),
             size=self._size,
-            is_changing=self._roles.are_changing,
+            is_changing=self._roles.are_changing or self._admission.is_held,  # held: parameters are to change
             since_change=None if self._changed is None else now - self._changed,
         )
 

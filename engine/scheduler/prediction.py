@@ -20,7 +20,6 @@ whatever the number of meshes and requests. No clock, no randomness.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +37,6 @@ _KEPT = 0.5  # of a prefill mesh's memory, that KV may take which waits for cred
 def predict(observed: Observations, slo: SLO, splits: Sequence[Split], scale: float = 1.0) -> list[Outlook]:
     """Predict what becomes of the requests under each of these splits, at `scale` times the demand."""
     flow = _Flow(observed, splits, scale)
-    flow.run()
     ttft, tpot = _ttft_met(flow, slo), _tpot_met(flow, slo)
     weights = flow.requests[:, None] / max(_TINY, float(flow.requests.cumsum()[-1]))
     goodput, first, each = (np.cumsum(weights * part, axis=0)[-1] for part in (ttft * tpot, ttft, tpot))
@@ -48,90 +46,85 @@ def predict(observed: Observations, slo: SLO, splits: Sequence[Split], scale: fl
     ]
 
 
-@dataclass
 class _Flow:
     """The flow of the window's requests through each split: arrays [bins, splits]."""
 
-    observed: Observations
-    splits: Sequence[Split]
-    scale: float
-    requests: Array = field(init=False)  # that arrive in each interval
-    tokens: Array = field(init=False)  # likewise prompt tokens to compute
-    wait: Array = field(init=False)  # seconds before a prompt's own first step
-    slower: Array = field(init=False)  # by how much a prompt takes longer on a mesh that does both
-    on_both: Array = field(init=False)  # the part of the prompts that is prefilled there
-    step: Array = field(init=False)  # seconds between two tokens on a decode mesh
-    step_both: Array = field(init=False)  # and on a mesh that does both
-    credit: Array = field(init=False)  # seconds that a request waits for credit
-    served: Array = field(init=False)  # [splits] the part of all requests that had begun to decode at the window's end
-
-    def __post_init__(self) -> None:
-        demand = self.observed.demand
-        self.requests = np.array(demand.requests, float) * (self.scale * forecast(demand.requests, demand.seconds))
-        self.tokens = np.array(demand.tokens, float) * (self.scale * forecast(demand.tokens, demand.seconds))
-        self.prefill, self.decode, self.both = (
-            np.array([getattr(split, role) for split in self.splits], float) for role in Split._fields
-        )
-        pairs = np.array(demand.pairs, float)
-        _, self.mean_prompt, self.mean_output = (float(x) for x in pairs.cumsum(axis=0)[-1] / len(pairs))
-        self.mean_tokens = max(1.0, float(self.tokens.cumsum()[-1]) / max(1.0, float(self.requests.cumsum()[-1])))
-        shape = len(self.requests), len(self.splits)
-        names = ("wait", "slower", "on_both", "step", "step_both", "credit")
-        self.wait, self.slower, self.on_both, self.step, self.step_both, self.credit = (np.zeros(shape) for _ in names)
-
-    @property
-    def seconds(self) -> float:
-        """Return the seconds of an interval."""
-        return self.observed.demand.seconds
-
-    def run(self) -> None:
+    def __init__(self, observed: Observations, splits: Sequence[Split], scale: float):
         """Follow the requests through the window."""
-        times, size, queues = self.observed.times, self.observed.size, self.observed.queues
-        decoders, prefillers = self.decode + self.both, self.prefill + self.both
-        fill = min(size.chunk, size.prompts * self.mean_tokens)
-        chunk = max(_TINY, times.prefill.at(fill))
-        seats = min(size.slots, max(1.0, size.tokens / (self.mean_prompt + self.mean_output / 2)))
-        room = decoders * seats
-        kept = self.prefill * min(size.slots, 1 + _KEPT * size.tokens / self.mean_prompt)
-        shape = len(self.splits)
-        queue, waiting, decoding = (
-            np.full(shape, float(x)) for x in (queues.to_prefill, queues.for_credit, queues.decoding)
+        demand, size = observed.demand, observed.size
+        self.observed, self.seconds = observed, demand.seconds
+        self.requests = np.array(demand.requests, float) * (scale * forecast(demand.requests, demand.seconds))
+        self.tokens = np.array(demand.tokens, float) * (scale * forecast(demand.tokens, demand.seconds))
+        self.prefill, self.decode, self.both = (
+            np.array([getattr(split, role) for split in splits], float) for role in Split._fields
         )
-        for k in range(len(self.requests)):
-            rows = np.minimum(decoding, room) / decoders
-            step = times.decode.fixed + times.decode.each * np.maximum(1.0, rows)
-            slower = 1 + step / chunk * (rows > _TINY)
-            speed = fill / chunk * (self.prefill + self.both / slower)  # prompt tokens per second
-            own = self.tokens[k] / max(1.0, self.requests[k]) * (self.requests[k] > 1) / 2  # of others in the interval
-            late = np.maximum(0.0, self.tokens[k] - speed * self.seconds) / 2
-            idle = self.mean_tokens / 2 * (prefillers - 1)  # in the middle of their prompts, which nobody waits for
-            self.wait[k] = np.maximum(0.0, queue + late + own - idle) / speed
-            free = np.maximum(0.0, room - decoding - waiting)
-            most = np.maximum(0.0, free + kept - np.maximum(0.0, waiting)) * self.mean_tokens
-            queue += self.tokens[k]
-            done = np.minimum(np.minimum(queue, speed * self.seconds), most)
+        _, prompt, self._output = (
+            float(x) for x in np.array(demand.pairs, float).cumsum(axis=0)[-1] / len(demand.pairs)
+        )
+        self._all = float(self.requests.cumsum()[-1])
+        self._mean = max(1.0, float(self.tokens.cumsum()[-1]) / max(1.0, self._all))  # tokens to compute of a prompt
+        self._fill = min(size.chunk, size.prompts * self._mean)  # tokens of a step where prompts wait
+        self._chunk = max(_TINY, observed.times.prefill.at(self._fill))  # seconds of such a step
+        seats = min(size.slots, max(1.0, size.tokens / (prompt + self._output / 2)))
+        self._room = (self.decode + self.both) * seats
+        self._kept = self.prefill * min(size.slots, 1 + _KEPT * size.tokens / prompt)
+        shape = len(self.requests), len(splits)
+        # Seconds between two tokens on a decode mesh; by how much a prompt takes longer beside them; prompt tokens that
+        # wait when an interval begins; the part of the time in which prompts are computed; requests that wait for
+        # credit, and how many end in a second.
+        self.step, self.slower, self._queue, self._busy, self._waiting, self._pace = (np.zeros(shape) for _ in range(6))
+        self._run()
+        self._derive()
+
+    def _run(self) -> None:
+        """Go from one interval to the next: whatever does not carry over is left to `_derive`."""
+        queues, (fixed, each) = self.observed.queues, self.observed.times.decode
+        decoders, room, chunk, mean, output = self.decode + self.both, self._room, self._chunk, self._mean, self._output
+        most, least, speed = room + self._kept, np.ones(len(room)), self.seconds * self._fill / chunk
+        decoding = np.minimum(float(queues.decoding), room)
+        waiting = queues.for_credit + (queues.decoding - decoding)
+        queue = np.full(len(room), float(queues.to_prefill))
+        for k, tokens in enumerate(self.tokens):
+            rows = decoding / decoders
+            step = fixed + each * np.maximum(rows, least) + _TINY
+            slower = 1.0 + step * np.minimum(rows, least) / chunk
+            capacity = speed * (self.prefill + self.both / slower)  # prompt tokens of an interval
+            self.step[k], self.slower[k], self._queue[k] = step, slower, queue
+            queue = queue + tokens
+            done = np.minimum(np.minimum(queue, capacity), np.maximum(0.0, most - decoding - waiting) * mean)
             queue -= done
-            self.slower[k], self.on_both[k] = slower, self.both / slower / (self.prefill + self.both / slower)
-            busy = done / (speed * self.seconds)  # the part of the time in which prompts are computed
-            step_both = step / np.maximum(step / (chunk + step), 1 - busy / slower)
-            self.step[k], self.step_both[k] = step, step_both
-            waiting += done / self.mean_tokens
-            seated = np.minimum(waiting, np.maximum(0.0, room - decoding))
+            self._busy[k] = busy = done / capacity
+            waiting = waiting + done / mean
+            seated = np.minimum(waiting, room - decoding)
             waiting -= seated
-            decoding += seated
-            pace = rows * (self.decode / step + self.both / step_both)  # tokens per second of all that decode
-            ended = np.minimum(decoding, pace * self.seconds / self.mean_output)
-            decoding -= ended
-            self.credit[k] = waiting / np.maximum(_TINY, pace / self.mean_output)
-        left = queue / self.mean_tokens + waiting
-        everything = float(self.requests.cumsum()[-1]) + queues.to_prefill / self.mean_tokens + queues.for_credit
-        self.served = 1 - np.minimum(1.0, left / max(_TINY, everything))
+            decoding = decoding + seated
+            pace = rows / step * (self.decode + self.both * (1.0 - busy / slower)) / output
+            self._pace[k], self._waiting[k] = pace, waiting
+            decoding = np.maximum(0.0, decoding - pace * self.seconds)
+        left = queue / mean + waiting
+        everything = self._all + queues.to_prefill / mean + queues.for_credit
+        self.served: Array = 1 - np.minimum(1.0, left / max(_TINY, everything))  # had begun to decode at the end
+
+    def _derive(self) -> None:
+        """Derive what requests of each interval meet."""
+        alone = self.both / self.slower  # what meshes that do both are worth beside their decode steps
+        speed = self._fill / self._chunk * (self.prefill + alone)  # prompt tokens per second
+        self.on_both = alone / (self.prefill + alone)  # the part of the prompts that is prefilled there
+        tokens, requests = self.tokens[:, None], self.requests[:, None]
+        late = np.maximum(0.0, tokens - speed * self.seconds) / 2
+        own = tokens / np.maximum(1.0, requests) * (requests > 1) / 2  # of others that come in the same interval
+        idle = self._mean / 2 * (self.prefill + self.both - 1)  # in the middle of their prompts: nobody waits for these
+        self.wait = np.maximum(0.0, self._queue + late + own - idle) / speed  # seconds before a prompt's first step
+        # At most a chunk before each step. On the average of many, as many as it takes to compute the prompts.
+        slowed = self.step / np.maximum(_TINY, 1 - self._busy / self.slower)
+        self.step_both = np.minimum(slowed, self.step + self._chunk)
+        self.credit = self._waiting / np.maximum(_TINY, self._pace)  # seconds that a request waits for credit
 
     def mean_over_life(self, step: Array) -> Array:
         """Average a time between tokens over the life of a mean request that begins in each interval."""
         bins = len(step)
         sums = np.concatenate([np.zeros((1, step.shape[1])), step.cumsum(axis=0)])
-        life = np.maximum(1, np.minimum(bins, self.mean_output * step / self.seconds)).astype(int)
+        life = np.maximum(1, np.minimum(bins, self._output * step / self.seconds)).astype(int)
         ends = np.minimum(bins, np.arange(bins)[:, None] + life)
         total: Array = np.take_along_axis(sums, ends, axis=0) - sums[:-1]
         mean: Array = total / (ends - np.arange(bins)[:, None])

@@ -66,7 +66,8 @@ class Folding:
     def __init__(self, loop: Loop, scheduler: Scheduler, executor: VirtualExecutor, time: VirtualTime) -> None:
         """Foresee nothing yet."""
         self._loop, self._scheduler, self._executor, self._time = loop, scheduler, executor, time
-        self._meshes, self._buckets = executor.meshes, scheduler.config.decode_buckets
+        self._meshes, buckets = executor.meshes, scheduler.config.decode_buckets
+        self._buckets = [bucket_for(rows, buckets) for rows in range(buckets[-1] + 1)]
         self._folds: dict[int, _Fold] = {}
         self.folds = self.steps = 0  # how often steps were taken in many at once, and how many
         self._is_possible = executor.costs_no_host and executor.meshes.can_foresee
@@ -136,7 +137,7 @@ class Folding:
         return self._scheduler.costs.can_foresee(fold.steady.mesh.index, buckets)
 
     def _bucket(self, rows: Sequence[Request]) -> int:
-        return bucket_for(len(rows), self._buckets)
+        return self._buckets[len(rows)]
 
     def _foresee(self, mesh: int, fold: _Fold, end: float) -> None:
         """Foresee a mesh, whose running step ends at `end`, and plan what comes after it."""

@@ -44,8 +44,8 @@ class Options:
             raise self._error(f"{key}= is missing")
         return self._values.pop(key)
 
-    def number(self, key: str, default: float | None = None, *, least: float = 0.0, most: float = inf) -> float:
-        """Take a finite number above `least`, at most `most`; None as default: it has to be there.
+    def number(self, key: str, default: float | None = None, *, most: float = inf) -> float:
+        """Take a finite number above 0, at most `most`; None as default: it has to be there.
 
         Raises:
             ValueError: it is not there, or is no such number.
@@ -54,9 +54,9 @@ class Options:
             return default
         text = self.text(key)
         value = _float(text)
-        if value is None or not least < value <= most or value == inf:
+        if value is None or not 0 < value <= most or value == inf:
             limit = "" if most == inf else f" and at most {most:g}"
-            raise self._error(f"{key}={text} is not usable: it must be a number above {least:g}{limit}")
+            raise self._error(f"{key}={text} is not usable: it must be a number above 0{limit}")
         return value
 
     def number_or_0(self, key: str, default: float | None = None) -> float:
@@ -92,14 +92,12 @@ class Options:
         """Take the seed of a generator, 0 by default."""
         return self.count("seed", 0, least=0)
 
-    def span(self, key: str, default: Span | None = None, *, most: int = 2**24) -> Span:
-        """Take a whole number, or two as in 100-900, from 1 on; None as default: it has to be there.
+    def span(self, key: str, *, most: int = 2**24) -> Span:
+        """Take a whole number, or two as in 100-900, from 1 on.
 
         Raises:
             ValueError: it is not there, or is no such span.
         """
-        if default is not None and not self.has(key):
-            return default
         text = self.text(key)
         low, sign, high = text.partition("-")
         begin, end = _whole(low), _whole(high if sign else low)

@@ -2,7 +2,7 @@
 
 Each mesh performs its commands in the order given; results come as messages, at the times that the costs say. Host time
 is spent here too: the dispatching thread goes on by what a step costs it, and what it dispatches next comes later. A
-scatter, a copied page and an assignment cost no time. Tokens mean nothing: a row's are its request's number. The KV of
+copied page and an assignment cost no time. Tokens mean nothing: a row's are its request's number. The KV of
 a mesh is only in the scheduler's books.
 """
 
@@ -18,6 +18,7 @@ from ..protocol.actions import (
     Command,
     Decode,
     DecodeRow,
+    DropTransfer,
     Fused,
     Prefill,
     ResetMesh,
@@ -28,7 +29,7 @@ from ..protocol.events import TransferFailed, TransferReady
 from ..protocol.results import Completion, MeshLost, StepFailed, StepResult, Traffic
 from ..scheduler.cost_model import CostModel, HostCost
 from .links import Links, Sending
-from .virtual_meshes import Step, TrueTimes, VirtualMeshes
+from .virtual_meshes import Moving, Step, TrueTimes, VirtualMeshes
 from .virtual_time import VirtualTime
 
 
@@ -51,6 +52,7 @@ class VirtualExecutor:
         self._links = Links(time, costs[0].link, len(costs), self._arrived)
         self.meshes = VirtualMeshes(time, costs, true, self._ended, self._gathered)
         self._dispatched: dict[int, float] = {}  # transfer -> when it was
+        self._sizes: dict[int, int] = {}  # transfer -> its bytes, from its gather until it is scattered or dropped
         self.touched: set[int] = set()  # meshes that were given something since somebody emptied it
 
     def perform(self, command: Command) -> None:
@@ -70,11 +72,15 @@ class VirtualExecutor:
                 self._post(TransferFailed(self._time.now, command.transfer, _LOST))
             else:
                 self._dispatched[command.transfer] = self._time.now
-                self.meshes.perform(command.source, command)
+                seconds = self._costs[command.source].link.gather * self._bytes(command)
+                self.meshes.perform(command.source, Moving(command, seconds))
         elif isinstance(command, ResetMesh):
             self.meshes.reset(command.mesh)
         elif isinstance(command, Scatter):
             self.touched.add(command.destination)
+            self._scatter(command)
+        elif isinstance(command, DropTransfer):
+            self._sizes.pop(command.transfer, None)
         elif isinstance(command, AssignPages):
             self.touched.add(command.mesh)
 
@@ -121,9 +127,18 @@ class VirtualExecutor:
     def _fail_step(self, step: Step, reason: str) -> None:
         self._post(StepFailed(self._time.now, step.mesh, step.step, reason))
 
+    def _bytes(self, action: StartTransfer) -> int:
+        return self._pools[action.source].transfer_bytes(action.bucket, self._caps)
+
     def _gathered(self, action: StartTransfer) -> None:
-        size = self._pools[action.source].transfer_bytes(action.bucket, self._caps)
+        self._sizes[action.transfer] = size = self._bytes(action)
         self._links.send(action.transfer, action.source, action.destination, size)
+
+    def _scatter(self, command: Scatter) -> None:
+        mesh = command.destination
+        seconds = self._costs[mesh].link.scatter * self._sizes.pop(command.transfer, 0)
+        if seconds and not self.meshes.has_failed(mesh):
+            self.meshes.perform(mesh, Moving(None, seconds))
 
     def _arrived(self, sending: Sending) -> None:
         now = self._time.now

@@ -1,9 +1,10 @@
-"""Meshes in virtual time: each performs its steps and gathers one after the other, as long as the costs say.
+"""Meshes in virtual time: each performs its steps, gathers and scatters one after the other, as the costs say.
 
 A step takes the costs of its program, times the slowdown of the steps that other meshes compute meanwhile, exactly as
 these begin and end: what is left of it goes on faster or slower from then on. True times may differ from the costs by a
-factor (`speed`) and by seeded noise, of which the scheduler sees only what it measures. A gather takes no time of its
-own, but its turn: behind the steps before it. Here is no scheduler: who dispatches what is not known.
+factor (`speed`) and by seeded noise, of which the scheduler sees only what it measures. A gather or scatter takes its
+turn, behind what was given before it, and the mesh computes nothing meanwhile. Here is no scheduler: who dispatches
+what is not known.
 """
 
 from array import array
@@ -27,6 +28,13 @@ class TrueTimes(NamedTuple):
     seed: int = 0
 
 
+class Moving(NamedTuple):
+    """A gather or a scatter: for so long the mesh computes no step."""
+
+    gather: StartTransfer | None  # the transfer whose pages it gathers; None: it scatters
+    seconds: float
+
+
 class _Running:
     """A step that a mesh computes."""
 
@@ -48,7 +56,7 @@ class _Mesh:
         self.random = random
         self.drawn = deque[float]()  # noise of its next steps that was drawn already
         self.running: _Running | None = None
-        self.queue = deque[Step | StartTransfer]()
+        self.queue = deque[Step | Moving]()
         self.ready = 0.0  # it computes nothing before
         self.is_out = False  # somebody else sees to its steps
         self.has_failed = False  # what is dispatched from here on fails, until it is reset
@@ -89,8 +97,8 @@ class VirtualMeshes:
         now = self._time.now
         return [mesh.busy + (now - mesh.running.begun if mesh.running else 0.0) for mesh in self._meshes]
 
-    def perform(self, index: int, action: Step | StartTransfer) -> None:
-        """Take a step or gather, which begins when those before it are done."""
+    def perform(self, index: int, action: Step | Moving) -> None:
+        """Take a step, gather or scatter, which begins when those before it are done."""
         mesh = self._meshes[index]
         if mesh.is_out:
             raise RuntimeError(f"mesh {index} is given {action} while its steps are foreseen")
@@ -106,7 +114,8 @@ class VirtualMeshes:
     def fail(self, index: int) -> list[Step | StartTransfer]:
         """Let a mesh fail; return what it was doing and what waited for its turn, in order."""
         mesh = self._meshes[index]
-        lost: list[Step | StartTransfer] = [*mesh.queue]
+        waiting = [action.gather if isinstance(action, Moving) else action for action in mesh.queue]
+        lost = [action for action in waiting if action is not None]
         if mesh.running is not None:
             running, mesh.running = mesh.running, None
             mesh.busy += self._time.now - running.begun
@@ -133,9 +142,13 @@ class VirtualMeshes:
         while mesh.running is None and mesh.queue and mesh.ready <= self._time.now:
             self._begin(mesh, mesh.queue.popleft())
 
-    def _begin(self, mesh: _Mesh, action: Step | StartTransfer) -> None:
-        if isinstance(action, StartTransfer):
-            self._gathered(action)
+    def _begin(self, mesh: _Mesh, action: Step | Moving) -> None:
+        if isinstance(action, Moving):
+            if action.gather is not None:
+                self._gathered(action.gather)
+            if action.seconds:
+                mesh.ready = self._time.now + action.seconds
+                self._time.at(mesh.ready, self._go_on, mesh)
             return
         costs = self._costs[action.mesh]
         seconds = costs.step(action) * self._speed
@@ -167,8 +180,8 @@ class VirtualMeshes:
 
     @property
     def can_foresee(self) -> bool:
-        """Return whether it can be told when steps end: they do not slow each other down."""
-        return not self._is_slowed
+        """Return whether it can be told when steps end: neither other steps nor pages that come or go slow them."""
+        return not self._is_slowed and not any(costs.link.gather or costs.link.scatter for costs in self._costs)
 
     def two_decodes(self, index: int) -> tuple[Decode, Decode, float, float] | None:
         """Return the two decode steps that a mesh has, one that runs, with its begin and end, and one behind it; None:

@@ -22,7 +22,7 @@ from ..roles import starting_roles
 from ..scheduler.cost_model import CostModel, LinkCost
 from ..scheduler.policy import POLICIES, Policy, policy_named
 from ..topology import Topology
-from .devices import DEVICES
+from .devices import peaks_of
 from .fill import filled
 from .incidents import Incident, RolesCalled
 from .log_costs import costs_of
@@ -237,13 +237,13 @@ def _sum_up(
     slo: SLO | None,
 ) -> LoadReport:
     meshes = config.topology.meshes
-    kind = run.run.device.lower()
+    peaks = peaks_of(run.run.device)
     return LoadReport.of(
         records,
         Run(
             source=source,
             workload=run.name,
-            model=run.run.name,
+            model=run.run.name or run.run.model.family,
             device=run.run.device,
             gpus=config.topology.num_devices,
             topology=str(config.topology),
@@ -254,5 +254,5 @@ def _sum_up(
             MeshUse(role=config.starting_role(mesh).value, gpus=meshes[mesh].tp, busy=seconds)
             for mesh, seconds in enumerate(busy)
         ],
-        dollars_per_gpu_hour=next((one.dollars for name, one in DEVICES.items() if name in kind), None),
+        dollars_per_gpu_hour=None if peaks is None else peaks.dollars,
     )

@@ -25,6 +25,7 @@ BENCHMARKS = {
     "memory": "peak memory from the start to the end of 32 requests, beside an earlier checkout",
     "offline": "throughput of a whole workload, against transformers and vLLM",
     "peers": "decode steps, prefill and memory, against llama.cpp, vLLM, transformers and an earlier checkout",
+    "planner": "the planner against every static split, colocation and an oracle, on simulated devices",
     "policies": "time to first token by policy, over a recorded trace in virtual time",
     "products": "the products of a model's layers alone, with quantised weights and with floats",
     "routing": "where requests go, against simpler routers, over recorded traces in virtual time",

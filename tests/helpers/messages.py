@@ -55,6 +55,8 @@ def values_of(kind):
         return st.one_of(map(values_of, args))
     if origin is tuple and args[-1:] == (...,):
         return st.lists(values_of(args[0]), max_size=3).map(tuple)
+    if origin is tuple:
+        return st.tuples(*map(values_of, args))
     if origin is frozenset:
         return st.frozensets(values_of(args[0]), max_size=3)
     if origin is dict:

@@ -25,6 +25,7 @@ from twinmesh.engine.protocol.events import (
     Resume,
     TransferFailed,
 )
+from twinmesh.engine.protocol.stamps import Stamp
 from twinmesh.engine.scheduler.cost import Priors
 from twinmesh.engine.scheduler.decision_log import DecisionLog, RecordingScheduler, read_line
 from twinmesh.engine.scheduler.line_fit import Terms
@@ -269,6 +270,20 @@ def test_every_note_survives_the_log(kind):
     @given(messages(kind))
     def check(note):
         assert written_by(lambda log: log.notes([note])) == note
+
+    check()
+
+
+@pytest.mark.parametrize("kind", get_args(Stamp))
+def test_every_stamp_survives_the_log_and_is_no_matter_to_a_replay(kind, record):
+    lines = a_short_log(record)
+
+    @given(messages(kind))
+    def check(stamp):
+        file = io.StringIO()
+        DecisionLog(file).stamp(stamp)
+        assert read_line(file.getvalue()) == stamp
+        assert replay_lines([lines[0], file.getvalue(), *lines[1:]]).finished == {0: "length"}
 
     check()
 

@@ -94,7 +94,7 @@ incidents = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(loads(), st.sampled_from(TOPOLOGIES), st.sampled_from([34, 60, 200]), incidents, st.sampled_from([0.0, 0.1]))
 def test_a_folded_run_has_the_same_records_to_the_last_bit(requests, topology, pages, incidents, noise):
     if "pool" not in topology:

@@ -83,6 +83,14 @@ def test_a_hand_off_takes_the_time_of_its_link():
     assert done.busy == pytest.approx((0.4, 0.02))
 
 
+def test_meshes_compute_nothing_while_they_gather_or_scatter():
+    prices = costs(link=LinkCost(0.001, 1e-6, gather=5e-6, scatter=2e-6))
+    requests = [WorkRequest(100, 3, at=0.0), WorkRequest(100, 1, at=0.05)]
+    first, second = run(*requests, on=engine("prefill=1,decode=1", prices))
+    assert second.finish == pytest.approx(0.4 + 16_000 * 5e-6 + 0.4)  # its prompt comes after the gather
+    assert first.finish == pytest.approx(0.4 + 0.017 + 16_000 * 2e-6 + 2 * 0.01)
+
+
 @pytest.mark.parametrize(("is_shared", "seconds"), [(True, 0.033), (False, 0.017)])
 def test_transfers_under_way_at_once_share_a_link(is_shared, seconds):
     two = [WorkRequest(100, 2, at=0.0)] * 2
@@ -196,7 +204,7 @@ def test_a_request_that_is_aborted_ends_and_one_that_is_late_expires():
     assert (late.reason, late.finish) == ("deadline", pytest.approx(1.0))
 
 
-def busy_run(seed=0, noise=0.0, speed=1.0):
+def busy_run(seed=0, noise=0.0):
     """A run with flips, failures, sessions and too few pages, and its decision log."""
     requests = []
     for number in range(60):
@@ -208,7 +216,7 @@ def busy_run(seed=0, noise=0.0, speed=1.0):
     incidents = [MeshFails(0.7, 1, 0.2), RolesCalled(0.4, "prefill=1,decode=3"), RolesCalled(1.0, "prefill=2,both=2")]
     prices = costs(host=HostCost(0.001, 1e-5, 0.0005, 1e-5, 0.0002))
     on = engine("pool=4", prices, pages=80)
-    done = simulate(load(*requests), on, seed=seed, noise=noise, speed=speed, log=log, incidents=incidents)
+    done = simulate(load(*requests), on, seed=seed, noise=noise, log=log, incidents=incidents)
     return done, text.getvalue()
 
 
