@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from twinmesh.engine.progress import say
-from twinmesh.engine.simulation.search_limits import SIMULATED_REQUESTS, SIMULATED_TOPOLOGIES
+from twinmesh.engine.simulation.plan_candidates import BUDGET, REQUESTS
 from twinmesh.scripts import arguments
 from twinmesh.scripts.loads import HELP, add_load_arguments
 
@@ -35,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     arguments.add_options(parser, ("max_model_len", "kv_cache_bytes"), "the engine")
     parser.add_argument(
-        "--requests", type=arguments.whole_number(1), default=SIMULATED_REQUESTS, metavar="N",
+        "--requests", type=arguments.whole_number(1), default=REQUESTS, metavar="N",
         help="simulate the load's first N requests (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--budget", type=arguments.whole_number(1), default=SIMULATED_TOPOLOGIES, metavar="N",
+        "--budget", type=arguments.whole_number(1), default=BUDGET, metavar="N",
         help="simulate at most N topologies, those predicted to be best (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(

@@ -9,10 +9,9 @@ from ..options import EngineOptions
 from ..protocol.service import SLO, read_slo
 from ..simulation.assemble import source_of
 from ..simulation.load_spec import read_workload
-from ..simulation.plan_candidates import Choice
+from ..simulation.plan_candidates import BUDGET, REQUESTS, Choice
 from ..simulation.plan_search import Answer, Problem, search
 from ..simulation.profile import read_profile
-from ..simulation.search_limits import SIMULATED_REQUESTS, SIMULATED_TOPOLOGIES
 from ..simulation.workload import Workload
 
 
@@ -26,8 +25,8 @@ def plan_topology(
     profile: str | PathLike[str] | None = None,
     max_model_len: int | None = None,
     kv_cache_bytes: int | None = None,
-    requests: int = SIMULATED_REQUESTS,
-    budget: int = SIMULATED_TOPOLOGIES,
+    requests: int = REQUESTS,
+    budget: int = BUDGET,
     say: Callable[[str], None] = lambda text: None,
 ) -> Answer:
     """Find the topology to recommend, by simulating a load under the candidates of `simulation/plan_candidates.py`.

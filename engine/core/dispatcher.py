@@ -59,7 +59,7 @@ class Dispatcher:
         while has_failed:
             has_failed, lost = False, set[int]()
             for action in self._decide():
-                if not lost.isdisjoint(_meshes(action)):
+                if lost and not lost.isdisjoint(_meshes(action)):
                     self._skip(action)
                     continue
                 failure = self._try(action)

@@ -80,6 +80,8 @@ class MeshPages:
         Every group that sees all tokens needs all of the pages, a windowed one those that the next token sees. If all
         tokens are cached, the last one is computed again, for what follows it.
         """
+        if not hashes:
+            return 0
         changes = sum([pages.cached.changes for pages in self.groups])
         asked, asked_tokens, asked_at, cached = self._last_hit
         if asked is hashes and asked_tokens == tokens and asked_at == changes:

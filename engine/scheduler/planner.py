@@ -98,14 +98,15 @@ def plan(observed: Observations, slo: SLO, rules: Rules = RULES) -> Plan:
         return Plan(observed.roles, hold)
     assert slo.percentile is not None
     target = slo.percentile / 100
-    outlooks = _outlooks(observed, slo)
+    scale = rules.headroom if _is_late(observed, slo) else 1.0
+    outlooks = _outlooks(observed, slo, scale)
     now, best = (
         outlooks[observed.roles],
         max(outlooks.values(), key=lambda o: (o.value, -flips(observed.roles, o.roles))),
     )
     is_reachable = any(o.goodput >= target for o in outlooks.values())
     better = [o for o in outlooks.values() if o.value - now.value >= _needed(o, now, target, rules)]
-    chosen = _safest(observed, slo, now, better, target, rules) if better else None
+    chosen = _safest(observed, slo, now, better, target, rules, scale) if better else None
 
     def stay(reason: Reason) -> Plan:
         return Plan(observed.roles, reason, now, best, is_reachable)
@@ -133,12 +134,21 @@ def _hold(observed: Observations, rules: Rules) -> Reason | None:
     return None if observed.times.is_measured else "not measured"
 
 
-def _outlooks(observed: Observations, slo: SLO) -> dict[Split, Outlook]:
+def _is_late(observed: Observations, slo: SLO) -> bool:
+    """Return whether a queue is older than the target allows: more than was foreseen has come, or steps take longer, so
+    that the prediction is made for more demand. Whose fault it is, is left to the prediction."""
+    queues, pairs = observed.queues, observed.demand.pairs
+    prompts = slo.ttft_ms is not None and 1000 * queues.oldest_prompt > slo.ttft_ms
+    answer = sum([pair.output for pair in pairs]) / len(pairs)
+    return prompts or (slo.tpot_ms is not None and 1000 * queues.oldest_credit > slo.tpot_ms * answer)
+
+
+def _outlooks(observed: Observations, slo: SLO, scale: float) -> dict[Split, Outlook]:
     """Predict the splits worth a look, and those near the best of them."""
-    found = _by_split(predict(observed, slo, candidates(observed.roles)))
+    found = _by_split(predict(observed, slo, candidates(observed.roles), scale))
     best = max(found.values(), key=lambda o: o.value).roles
     more = [split for split in near(best) if split not in found]
-    return found | _by_split(predict(observed, slo, more)) if more else found
+    return found | _by_split(predict(observed, slo, more, scale)) if more else found
 
 
 def _by_split(outlooks: Iterable[Outlook]) -> dict[Split, Outlook]:
@@ -151,13 +161,19 @@ def _needed(then: Outlook, now: Outlook, target: float, rules: Rules) -> float:
 
 
 def _safest(
-    observed: Observations, slo: SLO, now: Outlook, better: Sequence[Outlook], target: float, rules: Rules
+    observed: Observations,
+    slo: SLO,
+    now: Outlook,
+    better: Sequence[Outlook],
+    target: float,
+    rules: Rules,
+    scale: float,
 ) -> Outlook | None:
     """Choose, of the best of these, the one that does best should more come than is forecast; None: a phase that gives
     up a mesh would then miss the target in each of them, or all are worse than the roles now."""
     grade = {o: (-int(o.value / rules.gain_to_meet), flips(now.roles, o.roles)) for o in better}
     first = sorted(better, key=grade.__getitem__)[:_MOST_TRIED]
-    now_then, *more = predict(observed, slo, [o.roles for o in (now, *first)], rules.headroom)
+    now_then, *more = predict(observed, slo, [o.roles for o in (now, *first)], rules.headroom * scale)
     allowed = [
         (o, then)
         for o, then in zip(first, more, strict=True)

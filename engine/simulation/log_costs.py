@@ -29,7 +29,14 @@ def costs_of(run: LoggedRun) -> CostModel:
 def steps_of(run: LoggedRun) -> list[MeasuredStep]:
     """List the steps that were read, cold ones left out."""
     ran = [
-        Ran(step.action, step.stamps.begun, step.stamps.done, step.stamps.begun > step.stamps.dispatched)
+        Ran(
+            step.action,
+            step.stamps.begun,
+            step.stamps.done,
+            step.stamps.begun > step.stamps.dispatched,
+            step.gathered,
+            step.scattered,
+        )
         for step in run.steps
         if step.stamps is not None
     ]

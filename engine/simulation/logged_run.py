@@ -5,13 +5,25 @@ are those of its timeline in the run: a token is stamped with the latest time th
 took the token in. A log that no engine wrote has no stamps, and is refused.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import IO
 
 from ..metrics.request_records import RequestRecord
-from ..protocol.actions import Action, Chunk, Decode, DecodeRow, Finish, FinishReason, Fused, Prefill
+from ..protocol.actions import (
+    Action,
+    Chunk,
+    Decode,
+    DecodeRow,
+    Finish,
+    FinishReason,
+    Fused,
+    Prefill,
+    Scatter,
+    StartTransfer,
+)
 from ..protocol.events import AbortRequested, Arrived, Event, RequestFacts, SetRoles, StepDone
 from ..protocol.stamps import RequestStamps, StepStamps, TransferStamps
 from ..scheduler.decision_log import Header, RunFacts, entries, opened, read_header
@@ -26,6 +38,8 @@ class LoggedStep:
 
     action: Step
     stamps: StepStamps | None = None  # None: it was never read
+    gathered: int = 0  # bytes of transfers that its mesh was to gather since the step before it
+    scattered: int = 0  # and to scatter
 
     @property
     def chunks(self) -> Sequence[Chunk]:
@@ -141,6 +155,10 @@ class _Reader:
         self.run = run
         self._now = 0.0
         self._steps: dict[tuple[int, int], LoggedStep] = {}  # by mesh and number, those not read yet
+        config = run.header.config
+        self._caps = [config.pages_to_send(window) for window in config.windows]
+        self._sizes: dict[int, int] = {}  # by transfer, until it is scattered
+        self._gathered, self._scattered = Counter[int](), Counter[int]()  # by mesh, bytes since its last step
 
     def take(self, entry: object) -> None:
         """Take in one line."""
@@ -191,10 +209,17 @@ class _Reader:
 
     def _decided(self, action: Action) -> None:
         if isinstance(action, Prefill | Decode | Fused):
-            step = self._steps[action.mesh, action.step] = LoggedStep(action)
+            moved = self._gathered.pop(action.mesh, 0), self._scattered.pop(action.mesh, 0)
+            step = self._steps[action.mesh, action.step] = LoggedStep(action, None, *moved)
             self.run.steps.append(step)
             for chunk in step.chunks:
                 self._computes(chunk, step)
+        elif isinstance(action, StartTransfer):
+            size = self.run.header.pools[action.source].transfer_bytes(action.bucket, self._caps)
+            self._sizes[action.transfer] = size
+            self._gathered[action.source] += size
+        elif isinstance(action, Scatter):
+            self._scattered[action.destination] += self._sizes.pop(action.transfer, 0)
         elif isinstance(action, Finish):
             request = self.run.requests[action.request_id]
             request.reason = action.reason

@@ -14,6 +14,7 @@ from ..sizing.heads import check_tp
 from ..topology import MeshSpec, Role, Topology, TopologyError
 
 CHUNKS = (512, 2048, 8192)  # tokens of a prefill step, where meshes do both; None beside them: the device's default
+BUDGET, REQUESTS = 12, 2000  # engines that are simulated at most, and for how many requests each
 _PARTS = 8  # of the meshes, in which splits are counted
 
 

@@ -21,9 +21,8 @@ from ..protocol.service import SLO
 from ..scheduler.policy import FCFS, Policy
 from ..sizing.asked import Asked
 from .assemble import Source, assemble
-from .plan_candidates import Choice, choices
+from .plan_candidates import BUDGET, REQUESTS, Choice, choices
 from .plan_forecast import demand_of, forecast_splits
-from .search_limits import SIMULATED_REQUESTS, SIMULATED_TOPOLOGIES
 from .simulated_report import report_of
 from .simulator import SimulatedEngine, simulate
 from .workload import Workload, WorkRequest
@@ -45,8 +44,8 @@ class Problem:
     slo: SLO  # with a percentile
     options: Callable[[Choice, SLO], Asked]  # all else about an engine of this choice
     policy: Policy = FCFS
-    budget: int = SIMULATED_TOPOLOGIES  # simulations in the search itself
-    requests: int = SIMULATED_REQUESTS  # of the workload, the first so many
+    budget: int = BUDGET  # simulations in the search itself
+    requests: int = REQUESTS  # of the workload, the first so many
 
     def __post_init__(self) -> None:
         """Check the numbers.

@@ -57,7 +57,10 @@ class VirtualExecutor:
 
     def perform(self, command: Command) -> None:
         """Start one command, and let the dispatching thread take its time for it."""
-        if isinstance(command, Prefill | Decode | Fused):
+        if isinstance(command, AssignPages):
+            if command.first == 0:  # of a place that was just taken
+                self.touched.add(command.mesh)
+        elif isinstance(command, Prefill | Decode | Fused):
             host = self._costs[command.mesh].host
             seconds = host.step + host.row * len(_rows(command))
             self.host.seconds += seconds
@@ -81,8 +84,6 @@ class VirtualExecutor:
             self._scatter(command)
         elif isinstance(command, DropTransfer):
             self._sizes.pop(command.transfer, None)
-        elif isinstance(command, AssignPages):
-            self.touched.add(command.mesh)
 
     @property
     def costs_no_host(self) -> bool:

@@ -48,7 +48,8 @@ def observations(draw):
         Terms(draw(small), draw(st.floats(1e-6, 2e-4))), Terms(draw(small), draw(st.floats(0, 1e-3))), 0.01,
         is_measured=True,
     )  # fmt: skip
-    queues = Queues(draw(st.floats(0, 1e6)), 0.0, draw(st.integers(0, 50)), 0.0, draw(st.integers(0, 400)))
+    ages = draw(st.sampled_from((0.0, 3.0)))
+    queues = Queues(draw(st.floats(0, 1e6)), ages, draw(st.integers(0, 50)), ages, draw(st.integers(0, 400)))
     size = MeshSize(
         draw(st.sampled_from((128, 512, 4096))), 8, draw(st.integers(1, 256)), draw(st.integers(4096, 10**6))
     )
@@ -83,7 +84,8 @@ def test_a_mesh_is_taken_from_a_phase_only_where_that_meets_the_target_with_more
     found = plan(seen, TARGET)
     if found.roles == seen.roles:
         return
-    now, then = predict(seen, TARGET, [seen.roles, found.roles], RULES.headroom)
+    scale = RULES.headroom * (RULES.headroom if seen.queues.oldest_prompt else 1)
+    now, then = predict(seen, TARGET, [seen.roles, found.roles], scale)
     assert then.value >= now.value
     target = TARGET.percentile / 100
     fewer_prefill = found.roles.prefill + found.roles.both < seen.roles.prefill + seen.roles.both
@@ -142,6 +144,14 @@ def test_a_backlog_is_worth_a_mesh_that_demand_alone_is_not():
     assert plan(seen, TARGET).roles == Split(1, 3, 0)
     late = plan(replace(seen, queues=replace(IDLE, to_prefill=400_000.0)), TARGET)
     assert late.roles.prefill + late.roles.both > 1
+
+
+def test_a_queue_that_is_late_already_makes_it_plan_for_more_demand():
+    seen = observed(26.5, Split(3, 1, 0))
+    assert plan(seen, TARGET).reason == "meets"
+    assert plan(replace(seen, queues=replace(IDLE, oldest_prompt=0.9)), TARGET).reason == "meets"
+    for late in (replace(IDLE, oldest_prompt=1.1), replace(IDLE, oldest_credit=6.0)):  # 211 tokens of 25 ms are 5.3 s
+        assert plan(replace(seen, queues=late), TARGET).roles != seen.roles
 
 
 def test_more_time_for_a_step_never_helps():
