@@ -8,6 +8,8 @@ from collections import deque
 
 from .observations import Demand, Pair
 
+_FEW = 16  # pairs that are kept, however old they are
+
 
 class DemandWindow:
     """What arrived and ended in the latest `bins` intervals of `seconds`."""
@@ -17,7 +19,7 @@ class DemandWindow:
         self._seconds, self._bins, self._most = seconds, bins, pairs
         self._requests, self._tokens = deque[int](maxlen=bins), deque[int](maxlen=bins)
         self._last = 0  # the interval that the newest entries are of, counted from time 0
-        self._pairs = deque[Pair](maxlen=pairs)
+        self._pairs = deque[tuple[float, Pair]](maxlen=pairs)  # with when they ended
         self._ended = 0  # requests, since the sample was looked at
         self._stride = 1  # one in so many is kept
 
@@ -27,20 +29,24 @@ class DemandWindow:
         self._requests[-1] += 1
         self._tokens[-1] += prompt_tokens
 
-    def ended(self, to_compute: int, prompt: int, output: int) -> None:
+    def ended(self, t: float, to_compute: int, prompt: int, output: int) -> None:
         """Take in the lengths of a request that has ended by itself."""
         self._ended += 1
         if self._ended % self._stride == 0 or not self._pairs:
-            self._pairs.append(Pair(to_compute, prompt, output))
+            self._pairs.append((t, Pair(to_compute, prompt, output)))
 
     def demand(self, now: float) -> Demand:
         """Return the window that ends now; of a prompt's tokens that part counts that the pairs had to compute."""
         self._go_to(now)
-        prompt = sum(pair.prompt for pair in self._pairs)
-        part = sum(pair.to_compute for pair in self._pairs) / prompt if prompt else 1.0
+        # Lengths may have changed with what is asked: those of the second half of the window say more.
+        while len(self._pairs) > _FEW and self._pairs[0][0] < now - self._bins * self._seconds / 2:
+            self._pairs.popleft()
+        pairs = [pair for _, pair in self._pairs]
+        prompt = sum([pair.prompt for pair in pairs])
+        part = sum([pair.to_compute for pair in pairs]) / prompt if prompt else 1.0
         whole = len(self._requests) - 1 or 1  # the interval that has just begun would look like a lull
         requests, tokens = list(self._requests)[:whole], list(self._tokens)[:whole]
-        return Demand(self._seconds, requests, [part * count for count in tokens], list(self._pairs))
+        return Demand(self._seconds, requests, [part * count for count in tokens], pairs)
 
     def new_sample(self, seconds: float) -> None:
         """Choose how many of those that end are kept from here on, from how many have ended in so many seconds."""

@@ -57,11 +57,11 @@ class Planning:
             self._is_awake = True
             self._agenda.set((PLAN, 0), now + self._rules.interval)
 
-    def ended(self, request: Request) -> None:
+    def ended(self, request: Request, now: float) -> None:
         """Take in a request that has ended by itself."""
         if not request.is_batch:
             cached = request.cache.cached_tokens if request.cache is not None else 0
-            self._window.ended(max(1, request.prompt_len - cached), request.prompt_len, request.confirmed)
+            self._window.ended(now, max(1, request.prompt_len - cached), request.prompt_len, request.confirmed)
 
     def asked(self, now: float) -> None:
         """Take in that a caller has named roles."""

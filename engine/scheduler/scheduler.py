@@ -251,7 +251,7 @@ class Scheduler:
             if outcome.stopped or request.confirmed == request.max_tokens:
                 self.costs.outputs.add(request.confirmed)
                 if self._planning is not None:
-                    self._planning.ended(request)
+                    self._planning.ended(request, now)
                 self._lifecycle.finish(request, State.FINISHED, "stop" if outcome.stopped else "length", now)
             elif request.handoff is not None:
                 self._handoffs.complete(request, now)

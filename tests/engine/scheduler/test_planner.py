@@ -188,7 +188,7 @@ def test_demand_is_counted_by_interval_and_forgotten():
     window = DemandWindow(bins=4, seconds=0.5, pairs=2)
     for t, tokens in ((10.1, 100), (10.2, 50), (11.4, 70)):
         window.arrived(t, tokens)
-    window.ended(40, 80, 7)
+    window.ended(11.4, 40, 80, 7)
     seen = window.demand(11.6)
     assert (seen.requests, seen.tokens) == ([2, 0, 1], [75.0, 0.0, 35.0])  # half of a prompt was found cached
     assert seen.pairs == [Pair(40, 80, 7)]
@@ -199,8 +199,16 @@ def test_demand_is_counted_by_interval_and_forgotten():
 def test_of_many_that_end_a_sample_over_the_window_is_kept():
     window = DemandWindow(bins=4, seconds=0.5, pairs=8)
     for _ in range(400):
-        window.ended(1, 1, 1)
+        window.ended(0.0, 1, 1, 1)
     window.new_sample(1.0)  # 800 end in a window: one in 100 is kept
     for output in range(400):
-        window.ended(1, 1, output)
+        window.ended(0.0, 1, 1, output)
     assert [pair.output for pair in window.demand(0.0).pairs][-4:] == [99, 199, 299, 399]
+
+
+def test_of_the_pairs_those_of_the_second_half_of_the_window_stay_and_a_few():
+    window = DemandWindow(bins=4, seconds=0.5, pairs=64)
+    for output in range(40):
+        window.ended(0.0, 1, 1, output)
+    assert len(window.demand(0.5).pairs) == 40
+    assert [pair.output for pair in window.demand(1.5).pairs] == list(range(24, 40))
