@@ -6,9 +6,9 @@ from ...models.config import ModelConfig
 from ..scheduler.policy import Policy
 from ..sizing.asked import Asked
 from .capacity import DeviceMemory, capacity
-from .devices import DevicePeaks, device_named, peaks_of
-from .profile import Profile, check_profile
-from .roofline import roofline
+from .costs.devices import DevicePeaks, device_named, peaks_of
+from .costs.profile import Profile, check_profile
+from .costs.roofline import roofline
 from .simulator import SimulatedEngine
 
 

@@ -8,10 +8,10 @@ waited for no turn, and to the time from each decision to each dispatch.
 
 from ..protocol.stamps import TransferStamps
 from ..scheduler.cost_model import CostModel
-from .fit import fit_costs, fit_host
+from .costs.fit import fit_costs, fit_host
+from .costs.measured import Entered, HostWork, MeasuredStep, MeasuredTransfer, without_cold
+from .costs.overlaps import Ran, measured_steps
 from .logged_run import LoggedRun, LoggedStep
-from .measured import Entered, HostWork, MeasuredStep, MeasuredTransfer, without_cold
-from .overlaps import Ran, measured_steps
 
 
 def costs_of(run: LoggedRun) -> CostModel:

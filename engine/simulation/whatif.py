@@ -22,8 +22,8 @@ from ..roles import starting_roles
 from ..scheduler.cost_model import CostModel, LinkCost
 from ..scheduler.policy import POLICIES, Policy, policy_named
 from ..topology import Topology
-from .devices import peaks_of
-from .fill import filled
+from .costs.devices import peaks_of
+from .costs.fill import filled
 from .incidents import Incident, RolesCalled
 from .log_costs import costs_of
 from .log_workload import LoggedLoad, load_of

@@ -21,10 +21,10 @@ from ..protocol.service import SLO
 from ..scheduler.candidates import candidates
 from ..scheduler.observations import Outlook, Pair, Split
 from ..simulation.capacity import DeviceMemory, capacity
-from ..simulation.devices import peaks_of
+from ..simulation.costs.devices import peaks_of
+from ..simulation.costs.roofline import roofline
 from ..simulation.plan_candidates import degrees
 from ..simulation.plan_forecast import forecast_splits, steady
-from ..simulation.roofline import roofline
 from ..simulation.simulator import SimulatedEngine
 from ..sizing.device_memory import Share
 

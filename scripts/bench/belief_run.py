@@ -20,9 +20,9 @@ from twinmesh.engine.protocol.actions import Chunk
 from twinmesh.engine.protocol.results import StepResult
 from twinmesh.engine.protocol.timeline import Timeline
 from twinmesh.engine.scheduler.cost_model import CostModel
-from twinmesh.engine.simulation.overlaps import Ran
-from twinmesh.engine.simulation.profile import Errors
-from twinmesh.engine.simulation.step_watch import StepWatch
+from twinmesh.engine.simulation.costs.overlaps import Ran
+from twinmesh.engine.simulation.costs.profile import Errors
+from twinmesh.engine.simulation.costs.step_watch import StepWatch
 from twinmesh.engine.simulation.workload import Workload
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from typing import Literal
 
 import msgspec
 
-from ..config import EngineConfig
-from ..scheduler.cost_model import CostModel, ProgramCost
-from ..topology import Role, Topology
+from ...config import EngineConfig
+from ...scheduler.cost_model import CostModel, ProgramCost
+from ...topology import Role, Topology
 from .measured import Kind
 
 VERSION = 1

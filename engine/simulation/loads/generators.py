@@ -10,11 +10,11 @@ from math import inf
 
 import numpy as np
 
+from ..workload import Workload, WorkRequest
 from .arrival_times import ArrivalTimes, Rate
 from .conversations import BLOCK, LONGEST_SYSTEM, MOST_SYSTEMS, LanesOfConversations, OpenConversations, Talk
 from .lengths import Lengths, Pairs, Uniform
 from .spec_options import Options
-from .workload import Workload, WorkRequest
 
 _DAY = 86400.0
 _AT_ONCE = 4096  # requests of a closed loop whose lengths are drawn together
