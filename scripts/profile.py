@@ -123,7 +123,7 @@ def _table(costs: CostModel) -> str:
     lines += [
         f"hand-off       : {1e3 * link.fixed:9.2f} ms{speed}",
         f"host           : {1e3 * host.arrival:9.2f} ms a request, {1e3 * host.step:.2f} ms a step, "
-        f"{1e3 * host.read:.2f} ms to read one",
+        f"{1e3 * host.read:.2f} ms to read one, {1e3 * host.idle:.2f} ms more for one of an idle mesh",
     ]
     return "\n".join(lines)
 

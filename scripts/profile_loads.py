@@ -140,7 +140,8 @@ class Grid:
                     )  # fmt: skip
         if len(self._places) > 1:  # prompts beside prompts
             for place in self._places[1:]:
-                behind = self._load("prompts", [4 * chunk if is_fitted else 2 * chunk], 1, is_fitted)
+                chunks = (4 if is_fitted else 2) // (2 if self._quick else 1)
+                behind = self._load("prompts", [chunks * chunk], 1, is_fitted)
                 yield Load("prompts beside prompts", behind.prompts, 1, place, is_fitted, behind)
 
     def _behind(self, is_fitted: bool) -> Iterator[Load]:

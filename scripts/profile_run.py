@@ -41,6 +41,7 @@ class Seen(NamedTuple):
     transfers: list[MeasuredTransfer]
     entered: list[Entered]
     host: HostWork
+    lags: list[float]  # from the ends of steps until their tokens were taken in
 
 
 class Point(NamedTuple):
@@ -91,7 +92,11 @@ def fitted(seen: Sequence[Seen]) -> CostModel:
     return fit_costs(
         [step for one in own for step in one.steps],
         [transfer for one in own for transfer in one.transfers],
-        fit_host([entered for one in own for entered in one.entered], [one.host for one in own]),
+        fit_host(
+            [entered for one in own for entered in one.entered],
+            [one.host for one in own],
+            [lag for one in own for lag in one.lags],
+        ),
     )
 
 
@@ -130,7 +135,8 @@ class _Runner:
     def run(self, load: Load) -> Seen:
         """Run a load to its end; return what was seen meanwhile."""
         watch, before = self._watch, self._host()
-        ran, transfers, entered = len(watch.ran), len(watch.transfers), len(watch.entered)
+        ran, transfers = len(watch.ran), len(watch.transfers)
+        entered, lags = len(watch.entered), len(watch.lags)
         self._behind.clear()
         with ExitStack() as behind:
             if load.behind is not None:
@@ -142,7 +148,7 @@ class _Runner:
         steps, after = measured_steps(watch.ran[ran:]), self._host()
         rows = sum(step.chunks + step.rows for step in steps)
         host = HostWork(after[0] - before[0], after[1] - before[1], rows, len(watch.entered) - entered)
-        return Seen(load, steps, watch.transfers[transfers:], watch.entered[entered:], host)
+        return Seen(load, steps, watch.transfers[transfers:], watch.entered[entered:], host, watch.lags[lags:])
 
     def _start_behind(self, load: Load, stack: ExitStack) -> None:
         """Start what runs beside a load; where it decodes, wait until all of it does."""

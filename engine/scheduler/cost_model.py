@@ -59,7 +59,9 @@ class HostCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: float = 0.0  # of that, more for each prompt token
     step: float = 0.0  # to decide on and dispatch a step
     row: float = 0.0  # more for each of its rows and chunks
-    read: float = 0.0  # from the end of a step on its device until its tokens are read
+    read: float = 0.0  # from the end of a step until its tokens are taken in
+    # That a step takes longer on a mesh that had nothing to do when it was dispatched: threads sleep, caches are cold.
+    idle: float = 0.0
 
 
 class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

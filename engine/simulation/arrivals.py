@@ -120,7 +120,7 @@ class Arrivals:
         if self._gaps is not None and update.timeline is not None:
             for gap in update.timeline.itl:
                 self._gaps.add(gap)
-        self._end(sink.record(update, self._host.read))
+        self._end(sink.record(update))
 
     def _end(self, record: RequestRecord) -> None:
         """Take in that a request has ended, and plan those that wait for it."""

@@ -23,7 +23,7 @@ def costs_of(run: LoggedRun) -> CostModel:
     steps = steps_of(run)
     if not steps:
         raise ValueError(f"{run.name} has too few steps to fit costs to: each program has to run twice.")
-    return fit_costs(steps, transfers_of(run), fit_host(_entered(run), _host_work(run)))
+    return fit_costs(steps, transfers_of(run), fit_host(_entered(run), _host_work(run), _lags(run)))
 
 
 def steps_of(run: LoggedRun) -> list[MeasuredStep]:
@@ -71,6 +71,10 @@ def _entered(run: LoggedRun) -> list[Entered]:
         for request in run.requests.values()
         if request.stamps is not None and request.stamps.after is None and request.stamps.accepted > request.arrival
     ]
+
+
+def _lags(run: LoggedRun) -> list[float]:
+    return [step.stamps.read - step.stamps.done for step in run.steps if step.stamps is not None]
 
 
 def _host_work(run: LoggedRun) -> list[HostWork]:

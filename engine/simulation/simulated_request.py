@@ -41,14 +41,14 @@ class SimulatedSink:
         if update.finish_reason is not None:
             self.ended(self, update)
 
-    def record(self, update: Update, read: float) -> RequestRecord:
-        """Make the request's record of its last update; `read` is what reading a step takes the host, in seconds."""
+    def record(self, update: Update) -> RequestRecord:
+        """Make the request's record of its last update."""
         line, reason = update.timeline, update.finish_reason
         assert line is not None
         assert reason is not None
         tokens = len(line.tokens)
         first = line.first_token
-        queue, prefill, host = self._parts(line, first, read)
+        queue, prefill, host = self._parts(line, first)
         return RequestRecord(
             self.number,
             line.arrival,
@@ -66,12 +66,12 @@ class SimulatedSink:
             self.work.service.slo,
         )
 
-    def _parts(self, line: Timeline, first: float | None, read: float) -> tuple[float, float, float]:
+    def _parts(self, line: Timeline, first: float | None) -> tuple[float, float, float]:
         """Divide the time to first token into queue, prefill and host."""
         if first is None or line.prefill_start is None:
             return 0.0, 0.0, 0.0
         queue = max(0.0, line.prefill_start - line.arrival - self.host)
-        host = min(first - line.arrival - queue, self.host + read)
+        host = min(first - line.arrival - queue, self.host)
         return queue, first - line.arrival - queue - host, host
 
 

@@ -112,18 +112,16 @@ class VirtualExecutor:
         """Do nothing: there are no threads."""
 
     def _ended(self, step: Step) -> None:
-        """Post what a step has sampled, once it is read."""
-        read = self._costs[step.mesh].host.read
-        if read:
-            self._time.at(self._time.now + read, self._read, step)
-        else:
-            self._read(step)
-
-    def _read(self, step: Step) -> None:
+        """Post what a step has sampled, once it is read; it is stamped with its end, as waiters do."""
         rows = _rows(step)
         tokens = np.empty((step.steps if isinstance(step, Decode) else 1, len(rows)), np.int32)
         tokens[:] = [row.request_id for row in rows]
-        self._post(StepResult(self._time.now, step.mesh, step.step, rows, tokens))
+        result = StepResult(self._time.now, step.mesh, step.step, rows, tokens)
+        read = self._costs[step.mesh].host.read
+        if read:
+            self._time.at(self._time.now + read, self._post, result)
+        else:
+            self._post(result)
 
     def _fail_step(self, step: Step, reason: str) -> None:
         self._post(StepFailed(self._time.now, step.mesh, step.step, reason))

@@ -103,7 +103,7 @@ class VirtualMeshes:
         if mesh.is_out:
             raise RuntimeError(f"mesh {index} is given {action} while its steps are foreseen")
         if mesh.running is None and not mesh.queue and mesh.ready <= self._time.now:
-            self._begin(mesh, action)
+            self._begin(mesh, action, is_idle=True)
         else:
             mesh.queue.append(action)
 
@@ -142,7 +142,7 @@ class VirtualMeshes:
         while mesh.running is None and mesh.queue and mesh.ready <= self._time.now:
             self._begin(mesh, mesh.queue.popleft())
 
-    def _begin(self, mesh: _Mesh, action: Step | Moving) -> None:
+    def _begin(self, mesh: _Mesh, action: Step | Moving, *, is_idle: bool = False) -> None:
         if isinstance(action, Moving):
             if action.gather is not None:
                 self._gathered(action.gather)
@@ -154,6 +154,8 @@ class VirtualMeshes:
         seconds = costs.step(action) * self._speed
         if self._noise:
             seconds *= mesh.drawn.popleft() if mesh.drawn else self._draw(mesh)
+        if is_idle:
+            seconds += costs.host.idle
         mesh.running = running = _Running(action, costs.program(action), seconds, self._time.now)
         if self._is_slowed:
             self._count(action, 1)

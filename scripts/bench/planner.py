@@ -9,7 +9,7 @@ second of arrivals, of
 - the planner: `pool=N` with the SLO's percentile, which begins with all meshes doing both;
 - static: every `prefill=i,decode=N-i`; with more than 16 meshes those found by halving the step around the best,
   from a grid of an eighth;
-- colocation: `both=N` and `both(mode=fused)=N`, each with chunks of `--chunks` tokens;
+- colocation: `both=N` and `both(mode=fused)=N`, each with chunks of `--chunks` tokens (all others have `--chunk`);
 - oracle: it knows the load. Search space: for each of the load's phases the static split that met most of the requests
   that came in it, called for by `set_roles` 0 or 10 s before the phase begins, and all meshes doing both.
 
@@ -107,13 +107,15 @@ class Bench:
 
     # ---- who takes part
 
-    def _pool(self) -> str:
-        return f"pool={self.meshes}xtp{MODELS[self.model]}"
+    def _run_pool(self, **options: Any) -> Outcome:
+        topology = f"pool={self.meshes}xtp{MODELS[self.model]}"
+        return self.run(topology, prefill_buckets=buckets(self.args.chunk), **options)
 
     def static(self, prefills: int) -> Outcome:
         """Run a static split."""
         tp = MODELS[self.model]
-        return self.run(f"prefill={prefills}xtp{tp},decode={self.meshes - prefills}xtp{tp}")
+        topology = f"prefill={prefills}xtp{tp},decode={self.meshes - prefills}xtp{tp}"
+        return self.run(topology, prefill_buckets=buckets(self.args.chunk))
 
     def splits(self) -> dict[int, Outcome]:
         """Run the static splits, by prefill meshes."""
@@ -134,14 +136,13 @@ class Bench:
         tp, found = MODELS[self.model], {}
         for mode in ("", "(mode=fused)"):
             for chunk in self.args.chunks:
-                buckets = (*(size for size in (64, 256) if size < chunk), chunk)
                 topology = f"both{mode}={self.meshes}xtp{tp}"
-                found[f"both{mode} chunk {chunk}"] = self.run(topology, prefill_buckets=buckets)
+                found[f"both{mode} chunk {chunk}"] = self.run(topology, prefill_buckets=buckets(chunk))
         return found
 
     def planner(self) -> Outcome:
         """Run a pool that plans its roles."""
-        return self.run(self._pool(), slo=replace_percentile(self.slo))
+        return self._run_pool(slo=replace_percentile(self.slo))
 
     def oracle(self, splits: dict[int, Outcome]) -> Outcome:
         """Run a pool whose roles are called for by one who knows the load."""
@@ -150,15 +151,20 @@ class Bench:
             for phase in self.load.phases
         ]
         text = [f"prefill={prefills},decode={self.meshes - prefills}" for prefills in best]
-        tried = [self.run(self._pool())]
+        tried = [self._run_pool()]
         for lead in (0.0, 10.0):
             calls = [
                 RolesCalled(max(0.0, phase.begin - lead), roles, 60.0)
                 for phase, roles, before in zip(self.load.phases[1:], text[1:], text, strict=False)
                 if roles != before
             ]
-            tried.append(self.run(self._pool(), calls=tuple(calls), roles=text[0]))
+            tried.append(self._run_pool(calls=tuple(calls), roles=text[0]))
         return max(tried, key=lambda outcome: outcome.goodput)
+
+
+def buckets(chunk: int) -> tuple[int, ...]:
+    """Return the sizes of prefill steps whose chunks have at most so many tokens."""
+    return (*(size for size in (64, 256, 512) if size < chunk), chunk)
 
 
 def replace_percentile(slo: SLO) -> SLO:
@@ -256,7 +262,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=3000, help="of a steady load (default: %(default)s)")
     parser.add_argument("--day", metavar="S", type=float, default=500.0, help="seconds of a day (%(default)s)")
     parser.add_argument("--spike", metavar="S", type=float, default=200.0, help="seconds with a spike (%(default)s)")
-    parser.add_argument("--chunks", nargs="+", type=int, default=[512, 2048], help="default: 512 2048")
+    parser.add_argument("--chunk", type=int, default=2048, help="tokens, of pools and splits (default: %(default)s)")
+    parser.add_argument("--chunks", nargs="+", type=int, default=[512, 2048], help="of colocation (default: 512 2048)")
     parser.add_argument("--device", default="h100", help="default: %(default)s")
     parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
     return parser.parse_args(argv)

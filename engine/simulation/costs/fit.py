@@ -51,7 +51,7 @@ def fit_costs(
 ) -> CostModel:
     """Fit a cost model to measured steps, with the programs that are among them (`fill.py` adds others).
 
-    `host` is what the host's thread was seen to take; what a step of an idle mesh takes longer than that is `read`.
+    `host` is what the host's threads were seen to take; what a step of an idle mesh takes longer than that is `idle`.
 
     Raises:
         ValueError: nothing was measured.
@@ -98,9 +98,9 @@ def _programs(steps: Sequence[MeasuredStep]) -> dict[tuple[Kind, int], list[Meas
 
 def _host(seen: HostCost | None, idle: float) -> HostCost:
     if seen is None:
-        return HostCost(step=idle)
+        return HostCost(idle=idle)
     step = min(seen.step, idle) if idle else seen.step  # of its CPU time, some passes while the device computes
-    return msgspec.structs.replace(seen, step=step, read=max(0.0, idle - step))
+    return msgspec.structs.replace(seen, step=step, idle=max(0.0, idle - step))
 
 
 def fit_link(transfers: Sequence[MeasuredTransfer]) -> LinkCost:
@@ -114,8 +114,11 @@ def fit_link(transfers: Sequence[MeasuredTransfer]) -> LinkCost:
     return LinkCost(fixed, byte)
 
 
-def fit_host(entered: Sequence[Entered], work: Sequence[HostWork]) -> HostCost:
-    """Fit what the host takes for a request to come in, and for each step; nothing where none was seen."""
+def fit_host(entered: Sequence[Entered], work: Sequence[HostWork], lags: Sequence[float] = ()) -> HostCost:
+    """Fit what the host takes for a request to come in, and for each step; nothing where none was seen.
+
+    `lags` are seconds from the ends of steps until their tokens were taken in.
+    """
     arrival = token = step = row = 0.0
     if entered:
         lengths = np.array([[1.0, one.prompt_len] for one in entered])
@@ -123,13 +126,13 @@ def fit_host(entered: Sequence[Entered], work: Sequence[HostWork]) -> HostCost:
     if work:
         counts = np.array([[float(one.steps), one.rows, one.requests] for one in work])
         step, row, _ = _robust_nnls(counts, np.array([one.seconds for one in work]))
-    return HostCost(arrival, token, step, row)
+    return HostCost(arrival, token, step, row, float(np.median(lags)) if len(lags) else 0.0)
 
 
 def predicted(costs: CostModel, step: MeasuredStep) -> float:
     """Return the seconds that a step should have taken, beside what it ran beside."""
     program, link = _program(costs, step), costs.link
-    idle = 0.0 if step.is_queued else costs.host.step + costs.host.read
+    idle = 0.0 if step.is_queued else costs.host.step + costs.host.idle
     alone = _alone(program, step) + link.gather * step.gathered + link.scatter * step.scattered
     work = _work(step, Slowdown(program.beside_prefill, program.beside_decode))
     return idle + alone * step.seconds / work

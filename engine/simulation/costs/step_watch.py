@@ -47,11 +47,13 @@ class StepWatch(Observer):
         self.ran: list[Ran] = []
         self.transfers: list[MeasuredTransfer] = []
         self.entered: list[Entered] = []
+        self.lags: list[float] = []  # from the ends of steps until their tokens were taken in
 
     def received(self, message: object) -> None:
         """Take in what has come."""
         match message:
             case StepResult(mesh=mesh, step=step, t=t):
+                self.lags.append(self._clock() - t)
                 self._end_step(mesh, step, t)
             case StepFailed(mesh=mesh, step=step):
                 self._dispatched.pop((mesh, step), None)

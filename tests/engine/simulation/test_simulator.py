@@ -21,10 +21,10 @@ def run(*requests, on=None, **options):
     return sorted(done.records, key=lambda record: record.number)
 
 
-def test_the_first_token_of_an_empty_engine_takes_host_and_step():
-    host = HostCost(arrival=0.002, token=0.00001, step=0.003, row=0.0005, read=0.004)
+def test_the_first_token_of_an_empty_engine_takes_host_and_step_and_is_stamped_before_it_is_read():
+    host = HostCost(arrival=0.002, token=0.00001, step=0.003, row=0.0005, read=0.004, idle=0.006)
     (record,) = run(WorkRequest(100, 3, at=1.0), on=engine(prices=costs(host=host)))
-    assert record.ttft == pytest.approx(0.002 + 0.001 + 0.003 + 0.0005 + 0.4 + 0.004)
+    assert record.ttft == pytest.approx(0.002 + 0.001 + 0.003 + 0.0005 + 0.006 + 0.4)
     assert record.queue + record.prefill + record.host == pytest.approx(record.ttft)
     assert (record.reason, record.output_len) == ("length", 3)
 

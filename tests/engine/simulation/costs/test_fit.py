@@ -55,7 +55,7 @@ def test_exact_times_give_the_coefficients_back():
     costs = fit_costs(draw_steps(300))
     assert_close(costs.prefill[512], PREFILL, 1e-3)
     assert_close(costs.decode[512], DECODE, 1e-3)
-    assert costs.host.step == pytest.approx(HOST, rel=1e-3)
+    assert costs.host.idle == pytest.approx(HOST, rel=1e-3)
 
 
 def test_noise_and_stalls_change_predictions_little():
@@ -103,9 +103,11 @@ def test_links_and_the_host():
     host = fit_host(
         [Entered(n, 1e-4 + 1e-6 * n) for n in (10, 100, 1000)],
         [HostWork(2e-4 * s + 1e-6 * r + 5e-5 * q, s, r, q) for s, r, q in [(10, 10, 1), (20, 500, 2), (5, 100, 30)]],
+        [0.001, 0.003, 0.5],
     )
     assert (host.arrival, host.token) == (pytest.approx(1e-4), pytest.approx(1e-6))
     assert (host.step, host.row) == (pytest.approx(2e-4), pytest.approx(1e-6))
+    assert host.read == 0.003
 
 
 def test_what_a_gather_or_a_scatter_takes_is_found_apart_from_the_step_behind_it():
