@@ -32,6 +32,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import msgspec
 import numpy as np
 from twinmesh.engine.metrics.request_records import RequestRecord
 from twinmesh.engine.simulation.incidents import RolesCalled
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             engine: stack.enter_context(Link(engine, args))
             for engine in dict.fromkeys(point.engine for point in wanted)
         }
-        rates = _rates(links, wanted, args) | kept["rates"]
+        rates = _rates(links, wanted, args) | kept["rates"] | _given(wanted, args)
         found = measure(links, wanted, rates, args)
     rows = [row for row in kept["points"] if row["name"] not in {new["name"] for new in found}] + found
     summed, grown = report.summarise(rows), report.grown(rows, earlier)
@@ -133,8 +134,10 @@ def measure(
     outcomes: dict[Point, list[Outcome]] = {point: [] for point in wanted}
     for turn in range(args.runs):
         for point, load in loads.items():
+            begin = time.perf_counter()
             outcomes[point].append(links[point.engine].run(load))
-            print(f"run {turn + 1} of {point.name} done", file=sys.stderr, flush=True)
+            seconds = time.perf_counter() - begin
+            print(f"{point.name}, run {turn + 1}: {seconds:.0f} s", file=sys.stderr, flush=True)
     return [row(links[point.engine], point, loads[point], outcomes[point], args) for point in wanted]
 
 
@@ -164,6 +167,7 @@ def row(link: Link, point: Point, load: Load, outcomes: Sequence[Outcome], args:
         "parts": {name: {"predicted": parts[name], "measured": median(one[name] for one in seen)} for name in _PARTS},
         "steps": step_ratios(link.served.costs, [outcome.steps for outcome in outcomes]),
         "late": max(outcome.late for outcome in outcomes),
+        "costs": msgspec.to_builtins(link.served.costs, str_keys=True),
     }
 
 
@@ -200,6 +204,11 @@ def _rates(links: Mapping[Engine, Link], wanted: Sequence[Point], args: argparse
         slowest = min(args.capacity / _wall(link.simulate(load)) for link in links.values())
         rates |= {_key(point): point.load * slowest for point in wanted if point.mix == mix}
     return rates
+
+
+def _given(wanted: Sequence[Point], args: argparse.Namespace) -> dict[str, float]:
+    """Return the rates that follow from those that were given for load 1."""
+    return {_key(point): point.load * args.rates[point.mix.name] for point in wanted if point.mix.name in args.rates}
 
 
 def _wall(records: Sequence[RequestRecord]) -> float:
@@ -244,6 +253,18 @@ def _compared(args: argparse.Namespace) -> dict[str, Any]:
     return {name: list(value) if isinstance(value := getattr(args, name), tuple) else value for name in same}
 
 
+def _rate(text: str) -> tuple[str, float]:
+    """Read MIX=RATE."""
+    name, _, rate = text.partition("=")
+    try:
+        value = float(rate)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate: give requests per second of a mix, such as chat=2.5")
+    return name, value
+
+
 def buckets(text: str) -> tuple[int, ...]:
     """Read N,N,..."""
     return tuple(int(size) for size in text.split(","))
@@ -263,6 +284,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                         f"(default: {' '.join(MIXES)})")  # fmt: skip
     parser.add_argument("--loads", type=float, nargs="+", default=list(LOADS), metavar="SHARE",
                         help=f"of what the slowest engine sustains (default: {' '.join(map(str, LOADS))})")  # fmt: skip
+    parser.add_argument("--rates", type=_rate, nargs="+", default=[], metavar="MIX=RATE",
+                        help="requests per second that stand for load 1 (default: as measured)")  # fmt: skip
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="points with one of these in their names")
     parser.add_argument("--requests", type=int, default=300, help="of a run of a point (default: 300)")
     parser.add_argument("--runs", type=int, default=3, help="of each point (default: 3)")
@@ -278,6 +301,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--add", action="store_true", help="add to the points that are in --json")
     args = parser.parse_args(argv)
+    args.rates = dict(args.rates)
     if args.add and not args.json:
         parser.error("--add needs --json FILE")
     return args

@@ -16,8 +16,6 @@ from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.core.inspection import Observer
 from twinmesh.engine.core.submission import Submission
 from twinmesh.engine.metrics.request_records import RequestRecord
-from twinmesh.engine.protocol.actions import Chunk
-from twinmesh.engine.protocol.results import StepResult
 from twinmesh.engine.protocol.timeline import Timeline
 from twinmesh.engine.scheduler.cost_model import CostModel
 from twinmesh.engine.simulation.costs.overlaps import Ran
@@ -82,44 +80,33 @@ def serve(connection: Connection, model: str, options: dict[str, Any], is_quick:
 
 
 class RequestWatch(Observer):
-    """When requests were taken in and their first tokens read; on the dispatching thread, so it does little."""
+    """When requests were taken in; on the dispatching thread, so it does little."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Begin with nothing; `clock` is the engine's."""
         self._clock = clock
-        self.clear()
+        self._accepted: list[float] = []  # when each request was taken in, in the order of their arrival
 
     def clear(self) -> None:
         """Forget what was; call it while nothing runs."""
-        self._ids: list[int] = []  # of requests, in the order in which they were taken in
-        self._accepted: dict[int, float] = {}  # request -> when it was taken in
-        self._read: dict[int, float] = {}  # request -> seconds from its first token's result to its reading
+        self._accepted.clear()
 
     def received(self, message: object) -> None:
-        """See submissions and results, and when."""
-        now = self._clock()
-        if isinstance(message, StepResult):
-            for row in message.rows:
-                if isinstance(row, Chunk) and row.is_last:
-                    self._read.setdefault(row.request_id, now - message.t)
-        elif isinstance(message, tuple):
-            for submission in message:
-                if isinstance(submission, Submission):
-                    self._ids.append(submission.facts.id)
-                    self._accepted[submission.facts.id] = now
+        """See submissions, and when."""
+        if isinstance(message, tuple):
+            now = self._clock()
+            self._accepted += [now for submission in message if isinstance(submission, Submission)]
 
     def record(self, number: int, line: Timeline, prompt_len: int, cached: int) -> RequestRecord:
-        """Make the record of the request that came in as number `number`, divided as a simulation's are."""
-        id_ = self._ids[number]
-        first, start = line.first_token, line.prefill_start
+        """Make the record of the request that came as number `number`, divided as a simulation's are; `host` ends when
+        the request was taken in, since a token is stamped when it is there and not when it is read."""
+        first, start, accepted = line.first_token, line.prefill_start, self._accepted[number]
         assert first is not None
         assert start is not None
-        queue = max(0.0, start - self._accepted[id_])
-        host = self._accepted[id_] - line.arrival + self._read.get(id_, 0.0)
-        host = min(host, first - line.arrival - queue)
+        queue = max(0.0, start - accepted)  # a start is stamped with the time of the event that it follows from
         return RequestRecord(
             number, line.arrival, prompt_len, len(line.tokens), cached, first, line.tokens[-1], line.finish,
-            queue=queue, prefill=first - line.arrival - queue - host, handoff=line.handoff or 0.0, host=host,
+            queue=queue, prefill=first - accepted - queue, handoff=line.handoff or 0.0, host=accepted - line.arrival,
         )  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def ask(log: str, records: list[RequestRecord], other: str) -> Logged:
     by_number = sorted(told.requests)  # ids are given in the order of arrival
     missed = 0.0
     for record, explained in zip(records, explain(told, log, by_number), strict=True):
-        missed = max(missed, abs(sum(explained.parts.values()) + explained.delivered - (record.ttft or 0.0)))
+        missed = max(missed, abs(sum(explained.parts.values()) - (record.ttft or 0.0)))
     return Logged(records, _figures(found.again), _figures(found.otherwise), missed, found.notes)
 
 
