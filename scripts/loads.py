@@ -1,6 +1,6 @@
 """What the commands that simulate have in common: the load, the model, and what its steps cost.
 
-Loads are those of `simulation/load_spec.py`, and batch files, by the tokenizer of a model at hand. What reads them is
+Loads are those of `loads/load_spec.py`, and batch files, by the tokenizer of a model at hand. What reads them is
 imported when they are read, since every start of a command line imports this.
 """
 
@@ -60,7 +60,7 @@ def read_load(text: str, model: str) -> "Workload":
         OSError: a file cannot be read.
         ValueError: the text means nothing, a file is no load, or it is a batch file and the model is not here.
     """
-    from twinmesh.engine.simulation.load_spec import read_workload
+    from twinmesh.engine.simulation.loads.load_spec import read_workload
 
     return read_workload(text, lambda path: _batch_file(path, model))
 

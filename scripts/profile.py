@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from twinmesh.engine.options import EngineOptions, documentation
 from twinmesh.engine.scheduler.cost_model import CostModel, pairs
 from twinmesh.engine.scheduler.policy import policy_named
-from twinmesh.engine.simulation.devices import DEVICES
+from twinmesh.engine.simulation.costs.devices import DEVICES
 from twinmesh.scripts import arguments
 
 if TYPE_CHECKING:
-    from twinmesh.engine.simulation.profile import Profile
+    from twinmesh.engine.simulation.costs.profile import Profile
 
 _CONTEXT = 1024  # tokens of a row, where one figure is wanted
 SUMMARY = "measure what a model's steps cost here, for simulations and plans"
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
-    from twinmesh.engine.simulation.profile import write_profile
+    from twinmesh.engine.simulation.costs.profile import write_profile
 
     arguments.check_written(args, ("out", "decision_log"))
     profile = _measured(args) if args.device is None else _computed(args)
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measured(args: argparse.Namespace) -> "Profile":
-    from twinmesh.engine.simulation.profile import profile_of
+    from twinmesh.engine.simulation.costs.profile import profile_of
     from twinmesh.models.checkpoints.known_models import profile_name
     from twinmesh.scripts.profile_loads import OnMesh
     from twinmesh.scripts.profile_run import errors_of, fitted, held_out, run_loads
@@ -90,7 +90,7 @@ def _computed(args: argparse.Namespace) -> "Profile":
         ValueError: an unknown device or model, another dtype than the peaks' own, or what does not fit into memory.
     """
     from twinmesh.engine.simulation.assemble import assemble, source_of
-    from twinmesh.engine.simulation.profile import profile_of
+    from twinmesh.engine.simulation.costs.profile import profile_of
     from twinmesh.models.checkpoints.known_models import named_model
 
     if args.quick:

@@ -11,11 +11,18 @@ from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.progress import Progress
 from twinmesh.engine.scheduler.cost_model import CostModel
 from twinmesh.engine.scheduler.scheduler import Scheduler
-from twinmesh.engine.simulation.fit import fit_costs, fit_host, predicted
-from twinmesh.engine.simulation.measured import Entered, HostWork, Kind, MeasuredStep, MeasuredTransfer, without_cold
-from twinmesh.engine.simulation.overlaps import measured_steps
-from twinmesh.engine.simulation.profile import Errors
-from twinmesh.engine.simulation.step_watch import StepWatch
+from twinmesh.engine.simulation.costs.fit import fit_costs, fit_host, predicted
+from twinmesh.engine.simulation.costs.measured import (
+    Entered,
+    HostWork,
+    Kind,
+    MeasuredStep,
+    MeasuredTransfer,
+    without_cold,
+)
+from twinmesh.engine.simulation.costs.overlaps import measured_steps
+from twinmesh.engine.simulation.costs.profile import Errors
+from twinmesh.engine.simulation.costs.step_watch import StepWatch
 from twinmesh.scripts.profile_loads import Grid, Load
 
 if TYPE_CHECKING:

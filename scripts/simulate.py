@@ -10,7 +10,7 @@ from twinmesh.scripts import arguments
 from twinmesh.scripts.loads import HELP, add_load_arguments, read_load
 
 if TYPE_CHECKING:
-    from twinmesh.engine.simulation.profile import Profile
+    from twinmesh.engine.simulation.costs.profile import Profile
     from twinmesh.engine.simulation.workload import Workload
 
 SUMMARY = "simulate a load on an engine that need not be there, and report latencies, goodput and cost"
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from twinmesh.engine.scheduler.decision_log import DecisionLog, RunFacts
     from twinmesh.engine.scheduler.policy import policy_named
     from twinmesh.engine.simulation.assemble import assemble, source_of
-    from twinmesh.engine.simulation.profile import read_profile
+    from twinmesh.engine.simulation.costs.profile import read_profile
     from twinmesh.engine.simulation.simulated_report import report_of
     from twinmesh.engine.simulation.simulator import simulate
     from twinmesh.models.checkpoints.known_models import named_model
@@ -111,7 +111,7 @@ def _options(args: argparse.Namespace, profile: "Profile | None") -> EngineOptio
 
 
 def _workload(args: argparse.Namespace) -> "Workload":
-    from twinmesh.engine.simulation.scaling import faster, first
+    from twinmesh.engine.simulation.loads.scaling import faster, first
 
     workload = read_load(args.trace, args.model)
     if args.requests is not None:

@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
     """Simulate, print both sides and return the exit code."""
     import msgspec
     from twinmesh.engine.protocol.service import read_slo
+    from twinmesh.engine.simulation.costs.profile import check_profile, read_profile
     from twinmesh.engine.simulation.logged_run import read_run
-    from twinmesh.engine.simulation.profile import check_profile, read_profile
     from twinmesh.engine.simulation.whatif import Otherwise, what_if
     from twinmesh.engine.simulation.whatif_text import as_text
 

@@ -8,10 +8,10 @@ from ...models.checkpoints.known_models import named_model
 from ..options import EngineOptions
 from ..protocol.service import SLO, read_slo
 from ..simulation.assemble import source_of
-from ..simulation.load_spec import read_workload
+from ..simulation.costs.profile import read_profile
+from ..simulation.loads.load_spec import read_workload
 from ..simulation.plan_candidates import BUDGET, REQUESTS, Choice
 from ..simulation.plan_search import Answer, Problem, search
-from ..simulation.profile import read_profile
 from ..simulation.workload import Workload
 
 
@@ -34,7 +34,7 @@ def plan_topology(
     Args:
         model: a name that is known, such as llama-3.1-8b, or a model's files, of which config.json is enough.
         devices: how many there are.
-        workload: a load as on the command line (`simulation/load_spec.py`), or one made in Python.
+        workload: a load as on the command line (`simulation/loads/load_spec.py`), or one made in Python.
         slo: the target, as in "ttft=1000ms,tpot=50ms,percentile=99"; without a percentile it is of 99 %.
         device: h100, h200 or b200; None: the profile's.
         profile: costs that were measured, as `twinmesh profile` writes them; None: the roofline of the device's peaks.
@@ -51,9 +51,7 @@ def plan_topology(
     named, costs = named_model(model), None if profile is None else read_profile(profile)
     source = source_of(device, costs, str(profile))
     load = read_workload(workload) if isinstance(workload, str) else workload
-    target = read_slo(slo) if isinstance(slo, str) else slo
-    if target.percentile is None:
-        target = SLO(ttft_ms=target.ttft_ms, tpot_ms=target.tpot_ms, percentile=99.0)
+    target = (read_slo(slo) if isinstance(slo, str) else slo).with_percentile()
     rows = None if costs is None else costs.decode_buckets
     buckets = source.memory.defaults.prefill_buckets if costs is None else costs.prefill_buckets
 

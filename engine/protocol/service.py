@@ -31,6 +31,11 @@ class SLO(Message, frozen=True, kw_only=True):
                 f"percentile={self.percentile!r} is not usable: it must be a number above 0 and below 100, such as 99."
             )
 
+    def with_percentile(self) -> "SLO":
+        """Return it with a percentile, to plan by: its own, or 99."""
+        percentile = _USUAL_PERCENTILE if self.percentile is None else self.percentile
+        return SLO(ttft_ms=self.ttft_ms, tpot_ms=self.tpot_ms, percentile=percentile)
+
 
 class Service(Message, frozen=True, kw_only=True):
     """How one request is to be served. Times are in seconds from its arrival, but for `due`."""
@@ -48,6 +53,7 @@ class Service(Message, frozen=True, kw_only=True):
 
 DEFAULT = Service()
 
+_USUAL_PERCENTILE = 99.0  # of requests, where an SLO to plan by does not say
 _MILLISECONDS = {"ms": 1.0, "s": 1000.0}
 
 

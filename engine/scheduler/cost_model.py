@@ -2,7 +2,7 @@
 
 One model stands for one mesh of one engine: a model's weights, a tp, a kind of device, and the engine's buckets. Its
 coefficients come from a profile that was measured there, from a run's own log, or from published peaks of the device
-(`simulation/profile.py`). The simulator takes these times for true, the planner predicts with them, and `cost.py`
+(`simulation/costs/profile.py`). The simulator takes these times for true, the planner predicts with them, and `cost.py`
 begins with them until it has measured.
 
 A step runs one compiled program, padded to its bucket, which costs the same whatever fills it; only attention depends

@@ -1,15 +1,14 @@
 """An engine to be simulated, from what a user names: a model's sizes, options, a kind of device, perhaps a profile."""
 
-import re
 from dataclasses import dataclass, replace
 
 from ...models.config import ModelConfig
 from ..scheduler.policy import Policy
 from ..sizing.asked import Asked
 from .capacity import DeviceMemory, capacity
-from .devices import DEVICES, DevicePeaks, device_named
-from .profile import Profile, check_profile
-from .roofline import roofline
+from .costs.devices import DevicePeaks, device_named, peaks_of
+from .costs.profile import Profile, check_profile
+from .costs.roofline import roofline
 from .simulator import SimulatedEngine
 
 
@@ -60,12 +59,6 @@ def source_of(device: str | None, profile: Profile | None, name: str = "the prof
             "'twinmesh profile', or ask for what it has."
         )
     return Source(profile.device, found, profile)
-
-
-def peaks_of(kind: str) -> DevicePeaks | None:
-    """Find the published peaks of a device by its kind as JAX names it, as in "NVIDIA H100 80GB HBM3"."""
-    words = re.findall(r"\w+", kind.lower())
-    return next((peaks for name, peaks in DEVICES.items() if name in words), None)
 
 
 def assemble(

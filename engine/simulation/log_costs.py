@@ -10,10 +10,10 @@ from collections import defaultdict
 
 from ..protocol.stamps import TransferStamps
 from ..scheduler.cost_model import CostModel
-from .fit import fit_costs, fit_host
+from .costs.fit import fit_costs, fit_host
+from .costs.measured import Entered, HostWork, MeasuredStep, MeasuredTransfer, without_cold
+from .costs.overlaps import Ran, measured_steps
 from .logged_run import LoggedRequest, LoggedRun, LoggedStep
-from .measured import Entered, HostWork, MeasuredStep, MeasuredTransfer, without_cold
-from .overlaps import Ran, measured_steps
 
 
 def costs_of(run: LoggedRun) -> CostModel:

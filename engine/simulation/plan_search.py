@@ -13,15 +13,17 @@ from itertools import islice
 from math import ceil
 
 import numpy as np
+from msgspec.structs import replace as report_with
 
 from ...models.config import ModelConfig
-from ..metrics.load_report import LoadReport, MeshUse, Power, Run
+from ..metrics.load_report import LoadReport
 from ..protocol.service import SLO
 from ..scheduler.policy import FCFS, Policy
 from ..sizing.asked import Asked
 from .assemble import Source, assemble
 from .plan_candidates import BUDGET, REQUESTS, Choice, check_devices, choices
 from .plan_forecast import demand_of, forecast_splits
+from .simulated_report import report_of
 from .simulator import SimulatedEngine, simulate
 from .workload import Workload, WorkRequest
 
@@ -175,31 +177,12 @@ def _kind(choice: Choice) -> str:
     return choice.topology.partition("=")[0]
 
 
-def _simulated(problem: Problem, work: Workload, engine: _Engine, slo: SLO | None = None) -> Outcome:
-    slo = slo or problem.slo
+def _simulated(problem: Problem, work: Workload, engine: _Engine) -> Outcome:
     ran = simulate(work, engine.engine)
-    source, topology = problem.source, engine.engine.config.topology
-    peaks = source.peaks
-    run = Run(
-        source="simulated",
-        workload=work.name,
-        model=problem.name,
-        device=source.device,
-        gpus=topology.num_devices,
-        topology=str(engine.choice),
-        notes=(source.note,),
-    )
-    report = LoadReport.of(
-        ran.records,
-        run,
-        slo=slo,
-        meshes=[
-            MeshUse(role=role, gpus=spec.tp, busy=busy)
-            for role, spec, busy in zip(ran.roles[-1][1], topology.meshes, ran.busy, strict=True)
-        ],
-        dollars_per_gpu_hour=None if peaks is None else peaks.dollars,
-        power=None if peaks is None or peaks.watts is None else Power(watts=peaks.watts, basis="name plate"),
-    )
+    report = report_of(ran, engine.engine, problem.source, workload=work.name, model=problem.name)
+    report = report_with(report, run=report_with(report.run, topology=str(engine.choice)))  # with its chunks
+    slo = engine.engine.config.slo
+    assert slo is not None
     assert slo.percentile is not None
     first, last, arrival, tokens = (
         np.asarray(ran.records.column(name), float) for name in ("first_token", "last_token", "arrival", "output_len")
@@ -257,7 +240,7 @@ def _with_later_target(problem: Problem, work: Workload, best: Outcome) -> Itera
             tpot_ms=_later(slo.tpot_ms, best.tpot, factor),
             percentile=slo.percentile,
         )
-        outcome = _simulated(problem, work, _engine(problem, best.choice, later), later)
+        outcome = _simulated(problem, work, _engine(problem, best.choice, later))
         if outcome.is_met:
             times = [
                 f"{name} {new:g} ms instead of {old:g}"

@@ -12,7 +12,14 @@ from .simulator import SimulatedEngine, Simulation
 
 
 def report_of(
-    done: Simulation, engine: SimulatedEngine, source: Source, *, workload: str, model: str, seed: int, gaps: Gaps
+    done: Simulation,
+    engine: SimulatedEngine,
+    source: Source,
+    *,
+    workload: str,
+    model: str,
+    seed: int | None = None,
+    gaps: Gaps | None = None,
 ) -> LoadReport:
     """Sum up a run; an SLO is the engine's own, and a mesh's role the last one.
 
@@ -22,8 +29,8 @@ def report_of(
         source: of the costs.
         workload: its name.
         model: its name.
-        seed: of the noise.
-        gaps: between tokens.
+        seed: of the noise; None: there is none.
+        gaps: between tokens; None: they were not counted.
 
     Raises:
         ValueError: there are no records.

@@ -22,8 +22,8 @@ from ..roles import starting_roles
 from ..scheduler.cost_model import CostModel, LinkCost
 from ..scheduler.policy import POLICIES, Policy, policy_named
 from ..topology import Topology
-from .devices import DEVICES
-from .fill import filled
+from .costs.devices import peaks_of
+from .costs.fill import filled
 from .incidents import Incident, RolesCalled
 from .log_costs import costs_of
 from .log_workload import LoggedLoad, load_of
@@ -237,7 +237,7 @@ def _sum_up(
     slo: SLO | None,
 ) -> LoadReport:
     meshes = config.topology.meshes
-    kind = run.run.device.lower()
+    peaks = peaks_of(run.run.device)
     return LoadReport.of(
         records,
         Run(
@@ -254,5 +254,5 @@ def _sum_up(
             MeshUse(role=config.starting_role(mesh).value, gpus=meshes[mesh].tp, busy=seconds)
             for mesh, seconds in enumerate(busy)
         ],
-        dollars_per_gpu_hour=next((one.dollars for name, one in DEVICES.items() if name in kind), None),
+        dollars_per_gpu_hour=None if peaks is None else peaks.dollars,
     )

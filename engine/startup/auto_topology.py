@@ -20,15 +20,14 @@ from ..options import EngineOptions
 from ..protocol.service import SLO
 from ..scheduler.candidates import candidates
 from ..scheduler.observations import Outlook, Pair, Split
-from ..simulation.assemble import peaks_of
 from ..simulation.capacity import DeviceMemory, capacity
+from ..simulation.costs.devices import peaks_of
+from ..simulation.costs.roofline import roofline
 from ..simulation.plan_candidates import degrees
 from ..simulation.plan_forecast import forecast_splits, steady
-from ..simulation.roofline import roofline
 from ..simulation.simulator import SimulatedEngine
 from ..sizing.device_memory import Share
 
-_PERCENTILE = 99.0  # of requests, where an SLO does not say
 # The mix of the first roles: prompt and answer in tokens, as Azure's conversations of 2023 have them in the mean.
 _PROMPT, _ANSWER = 1155, 211
 _RATES = [2.0 ** (power / 2) for power in range(-6, 25)]  # requests a second that are tried, rising
@@ -75,7 +74,7 @@ def choose_topology(
         return Chosen(
             replace(options, topology=pool), f"{fits}; without an SLO there is nothing to plan by: all do both"
         )
-    slo = options.slo if options.slo.percentile is not None else _with_percentile(options.slo)
+    slo = options.slo.with_percentile()
     wanted = replace(options, topology=pool, slo=slo)
     peaks = peaks_of(first.device_kind)
     if sized is None or peaks is None:
@@ -90,10 +89,6 @@ def choose_topology(
 
 def _named(role: str, meshes: int, tp: int) -> str:
     return f"{role}={meshes}" + (f"xtp{tp}" if tp > 1 else "")
-
-
-def _with_percentile(slo: SLO) -> SLO:
-    return SLO(ttft_ms=slo.ttft_ms, tpot_ms=slo.tpot_ms, percentile=_PERCENTILE)
 
 
 def _memory(device: jax.Device, share: Share) -> DeviceMemory:

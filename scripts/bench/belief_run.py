@@ -18,9 +18,9 @@ from twinmesh.engine.core.submission import Submission
 from twinmesh.engine.metrics.request_records import RequestRecord
 from twinmesh.engine.protocol.timeline import Timeline
 from twinmesh.engine.scheduler.cost_model import CostModel
-from twinmesh.engine.simulation.overlaps import Ran
-from twinmesh.engine.simulation.profile import Errors
-from twinmesh.engine.simulation.step_watch import StepWatch
+from twinmesh.engine.simulation.costs.overlaps import Ran
+from twinmesh.engine.simulation.costs.profile import Errors
+from twinmesh.engine.simulation.costs.step_watch import StepWatch
 from twinmesh.engine.simulation.workload import Workload
 
 if TYPE_CHECKING:

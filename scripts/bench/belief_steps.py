@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from twinmesh.engine.scheduler.cost_model import CostModel
-from twinmesh.engine.simulation.fit import predicted
-from twinmesh.engine.simulation.overlaps import Ran, measured_steps
+from twinmesh.engine.simulation.costs.fit import predicted
+from twinmesh.engine.simulation.costs.overlaps import Ran, measured_steps
 
 
 def step_ratios(costs: CostModel, runs: Iterable[Sequence[Ran]]) -> dict[str, Any]:

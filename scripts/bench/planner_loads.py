@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 from twinmesh.engine.scheduler.cost_model import CostModel, pairs
-from twinmesh.engine.simulation.scaling import stretched
-from twinmesh.engine.simulation.traces import read_trace
+from twinmesh.engine.simulation.loads.scaling import stretched
+from twinmesh.engine.simulation.loads.traces import read_trace
 from twinmesh.engine.simulation.workload import WorkRequest
 
 ROWS = 32  # that share a decode step

@@ -2,7 +2,7 @@
 
     python scripts/bench/policies.py --trace AzureLLMInferenceTrace_conv_2023.csv --json policies.json
 
-The trace is of a form that `simulation/traces.py` reads. Its time stamps and its pairs of lengths are replayed; one
+The trace is of a form that `simulation/loads/traces.py` reads. Its time stamps and pairs of lengths are replayed; one
 factor stretches time so that `--load` = seconds in which one mesh prefills all prompts in full steps / seconds from the
 first arrival to the last / prefill meshes of the topology.
 
@@ -22,8 +22,8 @@ from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.protocol.events import Arrived, RequestFacts
 from twinmesh.engine.scheduler.policy import POLICIES, Policy, policy_named
 from twinmesh.engine.scheduler.scheduler import Scheduler
-from twinmesh.engine.simulation.scaling import first, stretched
-from twinmesh.engine.simulation.traces import read_trace
+from twinmesh.engine.simulation.loads.scaling import first, stretched
+from twinmesh.engine.simulation.loads.traces import read_trace
 from twinmesh.engine.simulation.workload import WorkRequest
 from twinmesh.engine.topology import Topology
 from twinmesh.scripts.bench.virtual_engine import StepTime, VirtualEngine

@@ -2,7 +2,7 @@
 
     python scripts/bench/routing.py --traces TRACE.csv TRACE.jsonl --json routing.json
 
-The real scheduler replays the first `--requests` of each trace (as `simulation/traces.py` reads them) on meshes whose
+The real scheduler replays the first `--requests` of each trace (as `loads/traces.py` reads them) on meshes whose
 steps take the time that `virtual_engine.py` says: an 8-billion-parameter model on an H100 each, with 8,192 pages of 64
 tokens and 256 slots, and 0.02 ms a page for transfers. Steps prefill at most 512 tokens. Prompts share what the trace's
 ids say; what an answer adds to the cache is not reused, since no trace says where it comes again.
@@ -39,8 +39,8 @@ from twinmesh.engine.protocol.actions import DecodeRow
 from twinmesh.engine.protocol.events import Arrived, RequestFacts
 from twinmesh.engine.scheduler.policy import FCFS, Policy
 from twinmesh.engine.scheduler.scheduler import Scheduler
-from twinmesh.engine.simulation.scaling import first, stretched
-from twinmesh.engine.simulation.traces import MOONCAKE_BLOCK, read_trace
+from twinmesh.engine.simulation.loads.scaling import first, stretched
+from twinmesh.engine.simulation.loads.traces import MOONCAKE_BLOCK, read_trace
 from twinmesh.engine.simulation.workload import WorkRequest, page_hashes
 from twinmesh.engine.topology import Topology
 from twinmesh.scripts.bench.ranks import LeastLoad, LongestPrefixFirst, RankOfEfd1214, RoundRobin

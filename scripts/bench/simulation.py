@@ -35,9 +35,9 @@ from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.scheduler.cost_model import HostCost
 from twinmesh.engine.scheduler.policy import FCFS
 from twinmesh.engine.simulation.assemble import assemble, source_of
-from twinmesh.engine.simulation.scaling import first, superimposed
+from twinmesh.engine.simulation.loads.scaling import first, superimposed
+from twinmesh.engine.simulation.loads.traces import read_trace
 from twinmesh.engine.simulation.simulator import SimulatedEngine, simulate
-from twinmesh.engine.simulation.traces import read_trace
 from twinmesh.engine.simulation.workload import Workload
 from twinmesh.models.checkpoints.known_models import known_model
 from twinmesh.scripts.bench import simulator_runs

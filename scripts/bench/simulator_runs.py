@@ -20,11 +20,11 @@ import numpy as np
 from twinmesh.engine.metrics.request_records import RequestRecords
 from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.simulation.capacity import DeviceMemory, capacity
-from twinmesh.engine.simulation.devices import device_named
-from twinmesh.engine.simulation.roofline import roofline
-from twinmesh.engine.simulation.scaling import superimposed
+from twinmesh.engine.simulation.costs.devices import device_named
+from twinmesh.engine.simulation.costs.roofline import roofline
+from twinmesh.engine.simulation.loads.scaling import superimposed
+from twinmesh.engine.simulation.loads.traces import MOONCAKE_BLOCK, read_trace
 from twinmesh.engine.simulation.simulator import SimulatedEngine, simulate
-from twinmesh.engine.simulation.traces import MOONCAKE_BLOCK, read_trace
 from twinmesh.engine.simulation.workload import Workload, WorkRequest
 from twinmesh.engine.topology import Role, Topology
 from twinmesh.models.checkpoints.known_models import known_model

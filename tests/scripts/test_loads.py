@@ -4,7 +4,7 @@ import json
 
 import pytest
 from helpers.tiny_gguf import write_tiny_gguf
-from twinmesh.engine.simulation.generators import GENERATORS
+from twinmesh.engine.simulation.loads.generators import GENERATORS
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.scripts.loads import HELP, read_load
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from helpers.core_engine import make_engine, model_with_windows
-from twinmesh.engine.simulation.profile import read_profile
+from twinmesh.engine.simulation.costs.profile import read_profile
 from twinmesh.engine.topology import Topology
 from twinmesh.scripts import arguments
 from twinmesh.scripts.cli import main

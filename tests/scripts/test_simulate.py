@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 from helpers.simulated import costs
 from twinmesh.engine.metrics.report_file import read_report
-from twinmesh.engine.simulation.profile import Profile, write_profile
+from twinmesh.engine.simulation.costs.profile import Profile, write_profile
 from twinmesh.engine.simulation.replay import replay
 from twinmesh.scripts.cli import main
 

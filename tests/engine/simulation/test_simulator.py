@@ -204,7 +204,7 @@ def test_a_request_that_is_aborted_ends_and_one_that_is_late_expires():
     assert (late.reason, late.finish) == ("deadline", pytest.approx(1.0))
 
 
-def busy_run(seed=0, noise=0.0, speed=1.0):
+def busy_run(seed=0, noise=0.0):
     """A run with flips, failures, sessions and too few pages, and its decision log."""
     requests = []
     for number in range(60):
@@ -216,7 +216,7 @@ def busy_run(seed=0, noise=0.0, speed=1.0):
     incidents = [MeshFails(0.7, 1, 0.2), RolesCalled(0.4, "prefill=1,decode=3"), RolesCalled(1.0, "prefill=2,both=2")]
     prices = costs(host=HostCost(0.001, 1e-5, 0.0005, 1e-5, 0.0002))
     on = engine("pool=4", prices, pages=80)
-    done = simulate(load(*requests), on, seed=seed, noise=noise, speed=speed, log=log, incidents=incidents)
+    done = simulate(load(*requests), on, seed=seed, noise=noise, log=log, incidents=incidents)
     return done, text.getvalue()
 
 

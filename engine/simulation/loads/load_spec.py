@@ -12,11 +12,11 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
+from ..workload import Workload
 from . import scaling
 from .generators import GENERATORS
 from .load_file import ReadBatch, read_load_file
 from .spec_options import Options
-from .workload import Workload
 
 
 def read_workload(text: str, read_batch: ReadBatch | None = None) -> Workload:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..metrics.report_file import read_report
-from ..metrics.request_records import RequestRecords
-from .workload import Workload, WorkRequest
+from ...metrics.report_file import read_report
+from ...metrics.request_records import RequestRecords
+from ..workload import Workload, WorkRequest
 
 
 @dataclass(frozen=True)

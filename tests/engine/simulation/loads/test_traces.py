@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twinmesh.engine.simulation.traces import read_trace
+from twinmesh.engine.simulation.loads.traces import read_trace
 from twinmesh.engine.simulation.workload import WorkRequest, page_hashes
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

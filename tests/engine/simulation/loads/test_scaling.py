@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from twinmesh.engine.metrics.dispersion import index_of_dispersion
-from twinmesh.engine.simulation.scaling import faster, first, longer, stretched, superimposed, thinned
+from twinmesh.engine.simulation.loads.scaling import faster, first, longer, stretched, superimposed, thinned
 from twinmesh.engine.simulation.workload import Workload, WorkRequest, page_hashes
 
 TALK = Workload(

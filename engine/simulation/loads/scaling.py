@@ -18,9 +18,9 @@ from itertools import islice
 
 import numpy as np
 
-from ..protocol.service import is_positive
+from ...protocol.service import is_positive
+from ..workload import Workload, WorkRequest
 from .spec_options import MOST_REQUESTS
-from .workload import Workload, WorkRequest
 
 _SEED = 0  # of the parts by which copies are turned
 _SPAN = 2**24  # blocks of one prompt, more than any has

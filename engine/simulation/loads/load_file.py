@@ -5,10 +5,10 @@ from pathlib import Path
 
 import msgspec
 
-from ..metrics.report_file import FORMAT
+from ...metrics.report_file import FORMAT
+from ..workload import Workload
 from .recorded import recorded_workload
 from .traces import read_trace
-from .workload import Workload
 
 _HEAD = 2**20  # bytes that are looked at
 _PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"(\xb5/\xfd", b"\xfd7zXZ", b"BZh")  # gzip, zip, zstd, xz, bzip2

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ..protocol.actions import Decode, Fused, Prefill
+from ...protocol.actions import Decode, Fused, Prefill
 from .measured import Beside, MeasuredStep, measured_step
 
 

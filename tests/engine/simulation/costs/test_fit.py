@@ -4,8 +4,15 @@ import msgspec
 import numpy as np
 import pytest
 from twinmesh.engine.scheduler.cost_model import ProgramCost
-from twinmesh.engine.simulation.fit import fit_costs, fit_host, fit_link, predicted
-from twinmesh.engine.simulation.measured import Beside, Entered, HostWork, MeasuredStep, MeasuredTransfer, without_cold
+from twinmesh.engine.simulation.costs.fit import fit_costs, fit_host, fit_link, predicted
+from twinmesh.engine.simulation.costs.measured import (
+    Beside,
+    Entered,
+    HostWork,
+    MeasuredStep,
+    MeasuredTransfer,
+    without_cold,
+)
 
 PREFILL = ProgramCost(fixed=0.2, chunk=0.004, pair=2e-7, beside_prefill=0.9, beside_decode=0.4)
 DECODE = ProgramCost(fixed=0.01, row=0.0005, context=1e-7, beside_prefill=0.7, beside_decode=0.2)

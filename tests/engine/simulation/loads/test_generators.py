@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from twinmesh.engine.metrics.dispersion import index_of_dispersion
-from twinmesh.engine.simulation.arrival_times import ArrivalTimes, Rate
-from twinmesh.engine.simulation.load_spec import read_workload
+from twinmesh.engine.simulation.loads.arrival_times import ArrivalTimes, Rate
+from twinmesh.engine.simulation.loads.load_spec import read_workload
 from twinmesh.engine.simulation.workload import page_hashes
 
 LENGTHS = "input=10-90,output=5"

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.scheduler.cost_model import CostModel, HostCost, LinkCost, ProgramCost
-from twinmesh.engine.simulation import profile as module
-from twinmesh.engine.simulation.profile import (
+from twinmesh.engine.simulation.costs import profile as module
+from twinmesh.engine.simulation.costs.profile import (
     Errors,
     check_profile,
     encode,

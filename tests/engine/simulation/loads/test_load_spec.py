@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from twinmesh.engine.metrics.load_report import LoadReport, Run
 from twinmesh.engine.metrics.report_file import write_report
 from twinmesh.engine.metrics.request_records import RequestRecord, RequestRecords
-from twinmesh.engine.simulation.generators import GENERATORS
-from twinmesh.engine.simulation.load_spec import read_workload
+from twinmesh.engine.simulation.loads.generators import GENERATORS
+from twinmesh.engine.simulation.loads.load_spec import read_workload
 from twinmesh.engine.simulation.workload import Workload, WorkRequest
 
 TRACE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(

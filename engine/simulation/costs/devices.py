@@ -7,6 +7,7 @@ one, at a hyperscaler) and watts (by name plate, with the GPU's share of its ser
 2026-11. `launch` is the time between the starts of two kernels that a CUDA graph replays.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -50,3 +51,9 @@ def device_named(name: str) -> DevicePeaks:
         return found
     near = get_close_matches(name.lower(), DEVICES, n=1, cutoff=0.0)[0]
     raise ValueError(f"device {name!r} is not known: the devices are {', '.join(DEVICES)}; the nearest is {near!r}.")
+
+
+def peaks_of(kind: str) -> DevicePeaks | None:
+    """Find the published peaks of a device by its kind as JAX names it, as in "NVIDIA H100 80GB HBM3"."""
+    words = re.findall(r"\w+", kind.lower())
+    return next((peaks for name, peaks in DEVICES.items() if name in words), None)

@@ -2,8 +2,8 @@
 
 import pytest
 from twinmesh.engine.protocol.actions import Chunk, Decode, DecodeRow, Prefill
-from twinmesh.engine.simulation.measured import Beside
-from twinmesh.engine.simulation.overlaps import Ran, measured_steps
+from twinmesh.engine.simulation.costs.measured import Beside
+from twinmesh.engine.simulation.costs.overlaps import Ran, measured_steps
 
 
 def prefill(mesh, begin, end):

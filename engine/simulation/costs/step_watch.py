@@ -8,13 +8,13 @@ no other was on the same link meanwhile. All times are of the engine's clock. It
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from ..config import EngineConfig, PoolSize
-from ..core.inspection import Observer
-from ..core.submission import Submission
-from ..protocol.actions import Action, Decode, Fused, Prefill, Scatter, StartTransfer
-from ..protocol.events import TransferFailed, TransferReady
-from ..protocol.results import StepFailed, StepResult
-from ..scheduler.scheduler import Scheduler
+from ...config import EngineConfig, PoolSize
+from ...core.inspection import Observer
+from ...core.submission import Submission
+from ...protocol.actions import Action, Decode, Fused, Prefill, Scatter, StartTransfer
+from ...protocol.events import TransferFailed, TransferReady
+from ...protocol.results import StepFailed, StepResult
+from ...scheduler.scheduler import Scheduler
 from .measured import Entered, MeasuredTransfer
 from .overlaps import Ran
 

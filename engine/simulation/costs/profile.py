@@ -15,10 +15,10 @@ from typing import Literal
 
 import msgspec
 
-from ..config import EngineConfig
-from ..scheduler.cost_model import CostModel, ProgramCost
-from ..topology import Role, Topology
-from ..whole_file import write_whole
+from ...config import EngineConfig
+from ...scheduler.cost_model import CostModel, ProgramCost
+from ...topology import Role, Topology
+from ...whole_file import write_whole
 from .measured import Kind
 
 VERSION = 1

@@ -94,14 +94,12 @@ class Options:
         """Take the seed of a generator, 0 by default."""
         return self.count("seed", 0, least=0)
 
-    def span(self, key: str, default: Span | None = None, *, most: int = 2**24) -> Span:
-        """Take a whole number, or two as in 100-900, from 1 on; None as default: it has to be there.
+    def span(self, key: str, *, most: int = 2**24) -> Span:
+        """Take a whole number, or two as in 100-900, from 1 on.
 
         Raises:
             ValueError: it is not there, or is no such span.
         """
-        if default is not None and not self.has(key):
-            return default
         text = self.text(key)
         low, sign, high = text.partition("-")
         begin, end = _whole(low), _whole(high if sign else low)

@@ -3,7 +3,7 @@
 import pytest
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.scheduler.cost_model import CostModel, LinkCost, ProgramCost
-from twinmesh.engine.simulation.fill import filled
+from twinmesh.engine.simulation.costs.fill import filled
 from twinmesh.engine.topology import Topology
 
 

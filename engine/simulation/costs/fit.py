@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from scipy.optimize import least_squares, nnls
 
-from ..scheduler.cost_model import CostModel, HostCost, LinkCost, ProgramCost
+from ...scheduler.cost_model import CostModel, HostCost, LinkCost, ProgramCost
 from .measured import Entered, HostWork, Kind, MeasuredStep, MeasuredTransfer
 
 _HUBER = 1.345  # times the scale of errors: 95 % as efficient as plain least squares where they are normal

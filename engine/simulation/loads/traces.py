@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from .workload import Workload, WorkRequest
+from ..workload import Workload, WorkRequest
 
 MOONCAKE_BLOCK = 512
 _LONGEST = 2**31 - 1  # tokens

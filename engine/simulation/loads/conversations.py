@@ -11,9 +11,9 @@ from itertools import chain
 
 import numpy as np
 
+from ..workload import WorkRequest
 from .arrival_times import ArrivalTimes
 from .lengths import Lengths, Span
-from .workload import WorkRequest
 
 BLOCK = 16  # tokens; a divisor of every usual page, so that whatever pages are shared are found
 _SPAN = 2**32  # ids of one conversation, more than it has blocks; those of system prompts come before all of them

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from ..config import EngineConfig
-from ..scheduler.cost_model import CostModel, ProgramCost
+from ...config import EngineConfig
+from ...scheduler.cost_model import CostModel, ProgramCost
 
 
 def filled(costs: CostModel, config: EngineConfig) -> CostModel:

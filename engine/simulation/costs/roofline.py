@@ -11,9 +11,9 @@ much. Quantised weights are not known here: they count in the engine's dtype.
 
 from typing import NamedTuple
 
-from ...models.config import ModelConfig
-from ..config import EngineConfig
-from ..scheduler.cost_model import CostModel, HostCost, LinkCost, ProgramCost
+from ....models.config import ModelConfig
+from ...config import EngineConfig
+from ...scheduler.cost_model import CostModel, HostCost, LinkCost, ProgramCost
 from .devices import DevicePeaks
 from .profile import degrees
 

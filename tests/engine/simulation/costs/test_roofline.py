@@ -4,8 +4,8 @@ import pytest
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.protocol.actions import Chunk, DecodeRow
 from twinmesh.engine.scheduler.cost_model import HostCost
-from twinmesh.engine.simulation.devices import DEVICES, device_named
-from twinmesh.engine.simulation.roofline import USUAL, Efficiency, roofline
+from twinmesh.engine.simulation.costs.devices import DEVICES, device_named
+from twinmesh.engine.simulation.costs.roofline import USUAL, Efficiency, roofline
 from twinmesh.engine.topology import Topology
 from twinmesh.models.families.known import known_config
 

@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from ..protocol.actions import Chunk, Decode, DecodeRow, Fused, Prefill
-from ..scheduler.cost_model import pairs
+from ...protocol.actions import Chunk, Decode, DecodeRow, Fused, Prefill
+from ...scheduler.cost_model import pairs
 
 Kind = Literal["prefill", "decode", "fused"]
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .workload import WorkRequest
+from ..workload import WorkRequest
 
 type Span = tuple[int, int]  # from and to, both included
 

@@ -10,11 +10,11 @@ from math import inf
 
 import numpy as np
 
+from ..workload import LATEST, Workload, WorkRequest
 from .arrival_times import ArrivalTimes, Rate
 from .conversations import BLOCK, LONGEST_SYSTEM, MOST_SYSTEMS, LanesOfConversations, OpenConversations, Talk
 from .lengths import Lengths, Pairs, Uniform
 from .spec_options import Options
-from .workload import LATEST, Workload, WorkRequest
 
 _DAY = 86400.0
 _MOST_PERIODS = 12_000  # of a load that rises and falls

@@ -1,0 +1,1 @@
+"""Where loads come from: traces, generators, earlier reports; how they are written, and scaled. No engine, no costs."""
