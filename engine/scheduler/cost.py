@@ -13,7 +13,7 @@ Where it is known when the steps of a mesh will be read (`foresee`), each counts
 the order of their times, before anything is said that depends on them. So it makes no difference whether a step is
 reported when it is read, or was foreseen.
 
-Rough on purpose: the cost model of the planner takes the place behind `prefill`, `decode` and `transfer`.
+Rough on purpose, a line over all sizes: `cost_model.py` knows each program, and only tells it what to begin with.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
