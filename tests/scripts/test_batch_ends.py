@@ -157,6 +157,7 @@ def test_a_second_process_is_refused_and_the_first_goes_on(files):
     assert len(files.ids()) == LINES
 
 
+@pytest.mark.long
 def test_a_million_lines_take_no_more_memory_than_a_few(files):
     with files.source.open("w") as file:
         file.writelines(f'{{"prompt": "{i}", "custom_id": "id{i}"}}\n' for i in range(1_000_000))
