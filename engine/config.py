@@ -132,6 +132,11 @@ class EngineConfig:
         """Return how many pages hold this many tokens."""
         return -(-tokens // self.page_size)
 
+    def kv_tokens(self, pages: Sequence[int]) -> int:
+        """Return the tokens of KV that so many pages of each cache group hold; those with a window do not limit it."""
+        whole = [count for count, window in zip(pages, self.windows, strict=True) if window is None]
+        return self.page_size * min(whole, default=self.max_num_seqs * self.max_pages)
+
     def most_pages(self, window: int | None) -> int:
         """Return the most pages that one request holds in a group: all, or its window and the chunk being prefilled."""
         if window is None:

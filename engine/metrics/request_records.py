@@ -8,7 +8,7 @@ and percentiles over records are in `load_report.py`.
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isnan, nan
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,6 +20,25 @@ from ..protocol.service import SLO
 Reason = Literal["stop", "length", "abort", "error", "deadline", "refused"]
 REASONS: tuple[Reason, ...] = ("stop", "length", "abort", "error", "deadline", "refused")
 FINISHED = 2  # the first so many reasons are of requests that ran to their end; all others are misses
+
+
+class TtftParts(NamedTuple):
+    """A time to first token, divided; seconds that add up to it."""
+
+    queue: float = 0.0
+    prefill: float = 0.0
+    host: float = 0.0
+
+
+def divide_ttft(arrival: float, taken_in: float, prefill_start: float | None, first_token: float | None) -> TtftParts:
+    """Divide a time to first token; `taken_in` is when the dispatching thread had the request. Nothing without a first
+    token."""
+    if first_token is None or prefill_start is None:
+        return TtftParts()
+    # A start is stamped with the time of the event that it follows from, which may be before the request was taken in.
+    queue = max(0.0, prefill_start - taken_in)
+    host = min(first_token - arrival - queue, max(0.0, taken_in - arrival))
+    return TtftParts(queue, first_token - arrival - queue - host, host)
 
 
 class RequestRecord(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -36,7 +55,7 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields
     queue: float = 0.0  # from arrival until its first chunk was dispatched
     prefill: float = 0.0  # from then to the first token, but for `host`
     handoff: float = 0.0  # from the first token until its KV was where it decodes: after TTFT, and in E2E
-    host: float = 0.0  # of its time to first token, what the host took: tokenising, dispatching, reading
+    host: float = 0.0  # of its time to first token, until it was taken in: tokenising, and what the thread did before
     reason: Reason = "length"
     slo: SLO | None = None  # its own; None: that of the report
 

@@ -125,10 +125,9 @@ class Planning:
 
 
 def _mesh_size(shared: SharedState) -> MeshSize:
-    """Return what a mesh of the pool holds: all are alike. A cache group with a window does not limit it."""
-    config, groups = shared.config, shared.meshes[0].pages.groups
-    pages = [group.num_pages for group, window in zip(groups, config.windows, strict=True) if window is None]
-    tokens = config.page_size * min(pages, default=config.max_num_seqs * config.max_pages)
+    """Return what a mesh of the pool holds: all are alike."""
+    config = shared.config
+    tokens = config.kv_tokens([group.num_pages for group in shared.meshes[0].pages.groups])
     return MeshSize(config.chunk_size, config.prefill_rows, config.max_num_seqs, tokens)
 
 

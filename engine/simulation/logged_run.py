@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import IO
 
-from ..metrics.request_records import RequestRecord
+from ..metrics.request_records import RequestRecord, divide_ttft
 from ..protocol.actions import (
     Action,
     Chunk,
@@ -78,16 +78,13 @@ class LoggedRequest:
 
     def record(self, number: int) -> RequestRecord:
         """Return what became of it, as request `number` of a workload."""
-        queue = prefill = host = 0.0
         called = self.called
-        if self.first_token is not None and self.prefill_start is not None:
-            host = max(0.0, (self.stamps.accepted if self.stamps else called) - called)
-            queue = max(0.0, self.prefill_start - called - host)
-            prefill = self.first_token - called - queue - host
+        taken_in = self.stamps.accepted if self.stamps else called
+        parts = divide_ttft(called, taken_in, self.prefill_start, self.first_token)
         assert self.reason is not None
         return RequestRecord(
             number, called, self.facts.prompt_len, self.tokens, self.cached, self.first_token, self.last_token,
-            self.finish, queue, prefill, 0.0, host, self.reason, self.facts.service.slo,
+            self.finish, parts.queue, parts.prefill, 0.0, parts.host, self.reason, self.facts.service.slo,
         )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ _PAIRS = 512
 def forecast_splits(demand: Demand, engine: SimulatedEngine, slo: SLO, splits: Sequence[Split]) -> list[Outlook]:
     """Predict what becomes of a demand under splits of meshes that are all alike."""
     config, pool, costs = engine.config, engine.pools[0], engine.costs_of_meshes[0]
-    size = MeshSize(config.chunk_size, config.prefill_rows, config.max_num_seqs, _tokens(config, pool))
+    size = MeshSize(config.chunk_size, config.prefill_rows, config.max_num_seqs, config.kv_tokens(pool.pages))
     nothing = Queues(0.0, 0.0, 0, 0.0, 0)
     observed = Observations(splits[0], demand, nothing, step_times(costs, config, pool, demand.pairs), size)
     return predict(observed, slo, splits)
@@ -82,12 +82,6 @@ def _line(seconds: Callable[[int], float], small: int, large: int) -> Terms:
     low, high = seconds(small), seconds(large)
     each = max(0.0, (high - low) / (large - small)) if large > small else 0.0
     return Terms(max(0.0, high - each * large), each)
-
-
-def _tokens(config: EngineConfig, pool: PoolSize) -> int:
-    """Return the tokens of KV that a mesh holds; cache groups with a window do not limit it."""
-    pages = [count for count, window in zip(pool.pages, config.windows, strict=True) if window is None]
-    return config.page_size * min(pages, default=config.max_num_seqs * config.max_pages)
 
 
 def _last(requests: Sequence[WorkRequest]) -> float:

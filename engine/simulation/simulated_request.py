@@ -12,11 +12,10 @@ from msgspec.structs import replace
 from ..config import EngineConfig
 from ..core.running_request import RunningRequest
 from ..core.submission import Submission, Update
-from ..metrics.request_records import RequestRecord
+from ..metrics.request_records import RequestRecord, divide_ttft
 from ..protocol.actions import Accept
 from ..protocol.events import Outcome, RequestFacts
 from ..protocol.sampling_plan import SamplingPlan
-from ..protocol.timeline import Timeline
 from ..scheduler.request import Request
 from .workload import Workload, WorkRequest, page_hashes
 
@@ -48,7 +47,7 @@ class SimulatedSink:
         assert reason is not None
         tokens = len(line.tokens)
         first = line.first_token
-        queue, prefill, host = self._parts(line, first)
+        parts = divide_ttft(line.arrival, line.arrival + self.host, line.prefill_start, first)
         return RequestRecord(
             self.number,
             line.arrival,
@@ -58,21 +57,13 @@ class SimulatedSink:
             first,
             line.tokens[-1] if tokens else None,
             line.finish,
-            queue,
-            prefill,
+            parts.queue,
+            parts.prefill,
             line.handoff or 0.0,
-            host,
+            parts.host,
             reason,
             self.work.service.slo,
         )
-
-    def _parts(self, line: Timeline, first: float | None) -> tuple[float, float, float]:
-        """Divide the time to first token into queue, prefill and host."""
-        if first is None or line.prefill_start is None:
-            return 0.0, 0.0, 0.0
-        queue = max(0.0, line.prefill_start - line.arrival - self.host)
-        host = min(first - line.arrival - queue, self.host)
-        return queue, first - line.arrival - queue - host, host
 
 
 type Ended = Callable[[SimulatedSink, Update], None]

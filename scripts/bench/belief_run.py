@@ -15,7 +15,7 @@ import numpy as np
 from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.core.inspection import Observer
 from twinmesh.engine.core.submission import Submission
-from twinmesh.engine.metrics.request_records import RequestRecord
+from twinmesh.engine.metrics.request_records import RequestRecord, divide_ttft
 from twinmesh.engine.protocol.timeline import Timeline
 from twinmesh.engine.scheduler.cost_model import CostModel
 from twinmesh.engine.simulation.costs.overlaps import Ran
@@ -98,15 +98,11 @@ class RequestWatch(Observer):
             self._accepted += [now for submission in message if isinstance(submission, Submission)]
 
     def record(self, number: int, line: Timeline, prompt_len: int, cached: int) -> RequestRecord:
-        """Make the record of the request that came as number `number`, divided as a simulation's are; `host` ends when
-        the request was taken in, since a token is stamped when it is there and not when it is read."""
-        first, start, accepted = line.first_token, line.prefill_start, self._accepted[number]
-        assert first is not None
-        assert start is not None
-        queue = max(0.0, start - accepted)  # a start is stamped with the time of the event that it follows from
+        """Make the record of the request that came as number `number`, divided as a simulation's are."""
+        parts = divide_ttft(line.arrival, self._accepted[number], line.prefill_start, line.first_token)
         return RequestRecord(
-            number, line.arrival, prompt_len, len(line.tokens), cached, first, line.tokens[-1], line.finish,
-            queue=queue, prefill=first - accepted - queue, handoff=line.handoff or 0.0, host=accepted - line.arrival,
+            number, line.arrival, prompt_len, len(line.tokens), cached, line.first_token, line.tokens[-1], line.finish,
+            queue=parts.queue, prefill=parts.prefill, handoff=line.handoff or 0.0, host=parts.host,
         )  # fmt: skip
 
 
