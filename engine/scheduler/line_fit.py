@@ -56,8 +56,8 @@ class LineFit:
             count += 1
             if count > 1:
                 most = _OUTLIER * (fixed + each * size)
-                if value > most > 0:  # an expectation of 0 would let nothing count any more
-                    value = most
+                if value > most > 0 and value > mean:  # an expectation of 0 would let nothing count any more
+                    value = most if most > mean else mean  # less than was ever measured would be no measurement
             weight = 1 / count if count < WINDOW else 1 / WINDOW
             kept, off, change = 1 - weight, size - mean_size, value - mean
             mean_size = mean_size + weight * off

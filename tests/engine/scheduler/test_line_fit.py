@@ -54,6 +54,10 @@ def test_one_that_stalled_moves_the_mean_by_little_and_is_forgotten():
     assert fitted([*usual, (8, 60.0), *usual]).terms().at(8) == pytest.approx(0.01, rel=0.02)
 
 
+def test_the_size_of_a_second_measurement_takes_nothing_from_what_it_took():
+    assert fitted([(5, 1.0), (1, 1.0)], 1.0).terms().at(3) == pytest.approx(1.0)
+
+
 def test_what_has_really_become_slower_is_found_to_be_so():
     assert fitted([(8, 0.01)] * 200 + [(8, 0.1)] * 300).terms().at(8) == pytest.approx(0.1, rel=0.05)
     assert fitted([(8, 0.1)] * 200 + [(8, 0.01)] * 300).terms().at(8) == pytest.approx(0.01, rel=0.2)
