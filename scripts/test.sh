@@ -18,4 +18,4 @@ echo "ruff"
 echo "mypy"
 "$python" -m mypy
 echo "pytest"
-"$python" -m pytest -n 2
+"$python" -m pytest -n 2 --durations=30
