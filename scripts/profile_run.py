@@ -11,7 +11,7 @@ from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.progress import Progress
 from twinmesh.engine.scheduler.cost_model import CostModel
 from twinmesh.engine.scheduler.scheduler import Scheduler
-from twinmesh.engine.simulation.costs.fit import fit_costs, fit_host, predicted
+from twinmesh.engine.simulation.costs.fit import fit_costs, fit_host, predicted, spread
 from twinmesh.engine.simulation.costs.measured import (
     Entered,
     HostWork,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from twinmesh.engine.api.outputs import TextDelta
     from twinmesh.engine.api.streams import RequestStream
 
+ROUNDS = 4  # of all loads: what drifts on a machine meanwhile, such as its clock, is in all of them alike
 _LEAST_ID = 3  # of made-up tokens: those before are special in most vocabularies
 
 
@@ -68,11 +69,12 @@ class Point(NamedTuple):
         )
 
 
-def run_loads(llm: "LLM", *, is_quick: bool, progress: bool) -> list[Seen]:
-    """Run every load on an engine that routes as `OnMesh` does; return what was seen, cold runs left out."""
+def run_loads(llm: "LLM", rounds: int, *, is_quick: bool, progress: bool) -> list[Seen]:
+    """Run every load, or a few of each kind if `is_quick`, on an engine that routes as `OnMesh` does, in so many
+    rounds; return what was seen, cold runs left out."""
     config, pools = llm.engine.config, llm.engine.core.inspect(lambda scheduler, _: scheduler.pools)
     room = min(min(pool.pages) for pool in pools) * config.page_size
-    loads = list(Grid(config, room, is_quick=is_quick).loads())
+    loads = list(Grid(config, room, is_quick=is_quick).loads()) * rounds
     watch = StepWatch(config, pools, llm.engine.core.clock)
     runner, found = _Runner(llm, watch), []
     with (
@@ -98,6 +100,11 @@ def fitted(seen: Sequence[Seen]) -> CostModel:
             [lag for one in own for lag in one.lags],
         ),
     )
+
+
+def spread_of(seen: Sequence[Seen], costs: CostModel) -> float:
+    """Return how far steps spread around the costs: the standard deviation of the logarithm of their times."""
+    return spread(costs, [step for one in seen for step in one.steps if one.load.is_fitted])
 
 
 def held_out(seen: Sequence[Seen], costs: CostModel) -> list[Point]:

@@ -20,7 +20,7 @@ def llm():
 
 @pytest.fixture(scope="module")
 def seen(llm):
-    return run_loads(llm, is_quick=True, progress=False)
+    return run_loads(llm, 2, is_quick=True, progress=False)
 
 
 def test_every_program_is_measured_and_held_against_other_points(seen):
@@ -46,7 +46,7 @@ def test_the_engine_is_at_rest_afterwards(llm, seen):
 
 def test_the_command_writes_what_can_be_read(llm, seen, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(arguments, "load_llm", lambda args: _Open(llm))
-    monkeypatch.setattr("twinmesh.scripts.profile_run.run_loads", lambda llm, **kinds: seen)
+    monkeypatch.setattr("twinmesh.scripts.profile_run.run_loads", lambda llm, rounds, **kinds: seen)
     out = tmp_path / "profile.json"
     assert main(["profile", "--model", "tiny", "--quick", "--out", str(out)]) == 0
     profile = read_profile(out)
