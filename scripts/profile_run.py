@@ -3,7 +3,9 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ from twinmesh.engine.simulation.costs.measured import (
 from twinmesh.engine.simulation.costs.overlaps import measured_steps
 from twinmesh.engine.simulation.costs.profile import Errors
 from twinmesh.engine.simulation.costs.step_watch import StepWatch
-from twinmesh.scripts.profile_loads import Grid, Load
+from twinmesh.scripts.profile_loads import Grid, Load, Place, Served, Serving
 
 if TYPE_CHECKING:
     from twinmesh.engine.api.llm import LLM
@@ -37,7 +39,7 @@ _LEAST_ID = 3  # of made-up tokens: those before are special in most vocabularie
 class Seen(NamedTuple):
     """What an engine did under one load."""
 
-    load: Load
+    load: Load | Serving
     steps: list[MeasuredStep]
     transfers: list[MeasuredTransfer]
     entered: list[Entered]
@@ -48,7 +50,7 @@ class Seen(NamedTuple):
 class Point(NamedTuple):
     """Steps that are alike, measured and predicted, in seconds on average."""
 
-    load: Load
+    load: Load | Serving
     kind: Kind
     bucket: int
     measured: float
@@ -109,7 +111,7 @@ def spread_of(seen: Sequence[Seen], costs: CostModel) -> float:
 
 def held_out(seen: Sequence[Seen], costs: CostModel) -> list[Point]:
     """Hold costs against the loads that they were not fitted to; steps of one load that hold as much are one point."""
-    groups: dict[tuple[object, ...], list[tuple[Load, MeasuredStep]]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[tuple[Load | Serving, MeasuredStep]]] = defaultdict(list)
     for one in seen:
         if not one.load.is_fitted:
             for step in one.steps:
@@ -124,7 +126,7 @@ def errors_of(points: Sequence[Point]) -> list[Errors]:
     return [Errors(kind, len(errors), sum(errors) / len(errors), max(errors)) for kind, errors in found.items()]
 
 
-def _point(group: Sequence[tuple[Load, MeasuredStep]], costs: CostModel) -> Point:
+def _point(group: Sequence[tuple[Load | Serving, MeasuredStep]], costs: CostModel) -> Point:
     load, step = group[0]
     steps = [step for _, step in group]
     measured = sum(step.seconds for step in steps) / len(steps)
@@ -136,14 +138,29 @@ class _Runner:
 
     def __init__(self, llm: "LLM", watch: StepWatch) -> None:
         self._llm, self._watch = llm, watch
-        self._random = np.random.default_rng(0)
+        self._random, self._drawing = np.random.default_rng(0), Lock()
         self._behind: list[Iterator[TextDelta]] = []  # of what runs beside the load
 
-    def run(self, load: Load) -> Seen:
+    def run(self, load: Load | Serving) -> Seen:
         """Run a load to its end; return what was seen meanwhile."""
         watch, before = self._watch, self._host()
         ran, transfers = len(watch.ran), len(watch.transfers)
         entered, lags = len(watch.entered), len(watch.lags)
+        if isinstance(load, Serving):
+            with ThreadPoolExecutor(load.concurrency) as callers:
+                list(callers.map(self._serve, load.requests))
+        else:
+            self._run_at_once(load)
+        self._wait_until_idle()
+        steps, after = measured_steps(watch.ran[ran:]), self._host()
+        rows = sum(step.chunks + step.rows for step in steps)
+        host = HostWork(after[0] - before[0], after[1] - before[1], rows, len(watch.entered) - entered)
+        return Seen(load, steps, watch.transfers[transfers:], watch.entered[entered:], host, watch.lags[lags:])
+
+    def _serve(self, request: Served) -> None:
+        self._stream(request.prompt, request.tokens, request.place).result()
+
+    def _run_at_once(self, load: Load) -> None:
         self._behind.clear()
         with ExitStack() as behind:
             if load.behind is not None:
@@ -151,11 +168,6 @@ class _Runner:
             streams = self._start(load, behind)
             for stream in streams:
                 stream.result()
-        self._wait_until_idle()
-        steps, after = measured_steps(watch.ran[ran:]), self._host()
-        rows = sum(step.chunks + step.rows for step in steps)
-        host = HostWork(after[0] - before[0], after[1] - before[1], rows, len(watch.entered) - entered)
-        return Seen(load, steps, watch.transfers[transfers:], watch.entered[entered:], host, watch.lags[lags:])
 
     def _start_behind(self, load: Load, stack: ExitStack) -> None:
         """Start what runs beside a load; where it decodes, wait until all of it does."""
@@ -168,12 +180,15 @@ class _Runner:
     def _start(self, load: Load, stack: ExitStack) -> "list[RequestStream]":
         streams = []
         for length in load.prompts:
-            params = SamplingParams(max_tokens=load.tokens, temperature=0.0, ignore_eos=True, detokenize=False)
-            vocabulary = self._llm.engine.tokenizer.vocab_size
-            ids = self._random.integers(_LEAST_ID, vocabulary, length).tolist()
-            streams.append(self._llm.stream(ids, params, priority=load.place.priority))
+            streams.append(self._stream(length, load.tokens, load.place))
             stack.callback(streams[-1].close)
         return streams
+
+    def _stream(self, length: int, tokens: int, place: Place) -> "RequestStream":
+        params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True, detokenize=False)
+        with self._drawing:
+            ids = self._random.integers(_LEAST_ID, self._llm.engine.tokenizer.vocab_size, length).tolist()
+        return self._llm.stream(ids, params, priority=place.priority)
 
     def _wait_until_idle(self) -> None:
         while self._llm.engine.core.inspect(_is_busy):

@@ -8,9 +8,9 @@ and relative to what was measured those that happened to be quick would, and pul
 for no more than `_STALLED` times the expected. Cold runs are the caller's to leave out (`measured.without_cold`).
 
 First come the steps that ran alone, on a mesh that had work before them; then, from the others, by how much other
-meshes slow a step down, as `ProgramCost.slowdown` has it, and what the host adds to a step of an idle mesh. A program
-with too few steps of the first sort is fitted to all of its steps, with what the host has added and what others have
-slowed down taken out as it is with programs that have enough.
+meshes slow a step down, as `ProgramCost.slowdown` has it, and what the host adds to a step of an idle mesh; then all
+steps, with what the host has added and what others have slowed down taken out. A program with too few steps of the
+first sort is slowed down as those of its kind that have enough.
 """
 
 import math
@@ -26,6 +26,7 @@ from ...scheduler.cost_model import CostModel, HostCost, LinkCost, ProgramCost
 from .measured import Entered, HostWork, Kind, MeasuredStep, MeasuredTransfer
 
 _STALLED = 4.0  # times the expected, or beyond
+_TURNS = 4  # of fitting a program's costs alone, and its slowdown
 _ROUNDS = 8  # of fitting to what the fit before expects
 _ALONE = 0.02  # of a step's time may be beside others for it to count as alone
 _ENOUGH = 4  # steps for a program's own costs, and for its own slowdown
@@ -157,12 +158,15 @@ def _program(costs: CostModel, step: MeasuredStep) -> ProgramCost:
 
 
 def _fit_program(steps: Sequence[MeasuredStep], idle: float, of_kind: Slowdown) -> ProgramCost:
-    plain = _plain(steps)
-    if len(plain) < _ENOUGH:
-        return _fit_base(steps, [_work(step, of_kind, idle) for step in steps], of_kind)
-    base = _fit_base(plain, [step.seconds for step in plain], of_kind)
-    beside = [step for step in steps if not _is_alone(step)]
-    own = _fit_slowdown([(step, _alone(base, step)) for step in beside], idle) if len(beside) >= _ENOUGH else of_kind
+    """Fit a program's costs alone to its plain steps, then its slowdown to those beside others, then both by turns to
+    all of them; with too few plain steps, the slowdown is that of its kind."""
+    plain, beside = _plain(steps), [step for step in steps if not _is_alone(step)]
+    is_known = len(plain) >= _ENOUGH and len(beside) >= _ENOUGH
+    base, own = _fit_base(plain, [step.seconds for step in plain]), of_kind
+    for _ in range(_TURNS):
+        if is_known:
+            own = _fit_slowdown([(step, _alone(base, step)) for step in beside], idle)
+        base = _fit_base(steps, [_work(step, own, idle) for step in steps])
     return msgspec.structs.replace(base, beside_prefill=own.prefill, beside_decode=own.decode)
 
 
@@ -173,7 +177,7 @@ def _around(programs: Mapping[tuple[Kind, int], Sequence[MeasuredStep]]) -> _Aro
     for (kind, _), steps in sorted(programs.items()):
         plain = _plain(steps)
         if len(plain) >= _ENOUGH:
-            base = _fit_base(plain, [step.seconds for step in plain], Slowdown())
+            base = _fit_base(plain, [step.seconds for step in plain])
             expected = [(step, _alone(base, step)) for step in steps]
             idle += [(step.seconds, alone) for step, alone in expected if _is_alone(step) and not step.is_queued]
             beside[kind] += [(step, alone) for step, alone in expected if not _is_alone(step)]
@@ -196,11 +200,13 @@ def _plain(steps: Sequence[MeasuredStep]) -> list[MeasuredStep]:
     return [step for step in steps if step.is_queued and _is_alone(step)]
 
 
-def _fit_base(steps: Sequence[MeasuredStep], seconds: Sequence[float], slowdown: Slowdown) -> ProgramCost:
+def _fit_base(steps: Sequence[MeasuredStep], seconds: Sequence[float]) -> ProgramCost:
     """Fit what the steps cost alone, given the seconds that each would have taken alone."""
+    if not steps:
+        return ProgramCost(0.0)
     rows = [[step.passes, step.chunks, step.pairs, step.rows, step.context] for step in steps]
     fixed, chunk, pair, row, context = _fit_means(np.array(rows, float), np.array(seconds, float))
-    return ProgramCost(fixed, chunk, pair, row, context, slowdown.prefill, slowdown.decode)
+    return ProgramCost(fixed, chunk, pair, row, context)
 
 
 def _fit_slowdown(steps: Sequence[tuple[MeasuredStep, float]], idle: float) -> Slowdown:
