@@ -45,8 +45,8 @@ from twinmesh.scripts.bench.belief_run import PROFILE, Load, Outcome, Served, se
 from twinmesh.scripts.bench.belief_steps import step_ratios
 
 ENGINES = ("both=1", "both=2", "prefill=1,decode=1", "pool=2:both=2:prefill=1,decode=1:both=2")
-MIXES = ("chat=4-16/4-12", "prompts=32-128/2-6")
-LOADS = (0.3, 0.6)
+MIXES = ("chat=4-16/2-8", "prompts=32-96/4-8")
+LOADS = (0.5, 0.8)
 KV_BYTES = 1 << 28  # of each mesh: two engines a process share the machine's memory with those of other processes
 _LATENCIES = ("ttft", "tpot", "e2e")
 _PARTS = ("queue", "prefill", "handoff", "decode", "host")
