@@ -5,7 +5,7 @@ import json
 import sys
 
 from twinmesh.engine.progress import say
-from twinmesh.engine.simulation.plan_candidates import BUDGET, REQUESTS
+from twinmesh.engine.simulation.planning.candidates import BUDGET, REQUESTS
 from twinmesh.engine.whole_file import write_whole
 from twinmesh.scripts import arguments
 from twinmesh.scripts.loads import HELP, add_load_arguments
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search, print what was found and return the exit code: 0, also where no topology meets the target."""
     from twinmesh.engine.api.plan_topology import plan_topology
-    from twinmesh.engine.simulation.plan_text import as_data, as_text
+    from twinmesh.engine.simulation.planning.text import as_data, as_text
 
     arguments.check_written(args, ("json",), arguments.given_files(args))
     answer = plan_topology(

@@ -10,7 +10,7 @@ from twinmesh.engine.batch.summary import BatchResult
 from twinmesh.engine.metrics.metrics import Latencies, Percentiles
 
 if TYPE_CHECKING:
-    from twinmesh.engine.simulation.replay import Replay
+    from twinmesh.engine.simulation.logs.replay import Replay
 
 WIDTH = 100
 

@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
     import msgspec
     from twinmesh.engine.protocol.service import read_slo
     from twinmesh.engine.simulation.costs.profile import check_profile, read_profile
-    from twinmesh.engine.simulation.logged_run import read_run
-    from twinmesh.engine.simulation.whatif import Otherwise, what_if
-    from twinmesh.engine.simulation.whatif_text import as_text
+    from twinmesh.engine.simulation.logs.logged_run import read_run
+    from twinmesh.engine.simulation.logs.whatif import Otherwise, what_if
+    from twinmesh.engine.simulation.logs.whatif_text import as_text
 
     slo = None if args.slo is None else read_slo(args.slo)
     logged = read_run(args.log)

@@ -23,8 +23,8 @@ from ..scheduler.observations import Outlook, Pair, Split
 from ..simulation.capacity import DeviceMemory, capacity
 from ..simulation.costs.devices import peaks_of
 from ..simulation.costs.roofline import roofline
-from ..simulation.plan_candidates import degrees
-from ..simulation.plan_forecast import forecast_splits, steady
+from ..simulation.planning.candidates import degrees
+from ..simulation.planning.forecast import forecast_splits, steady
 from ..simulation.simulator import SimulatedEngine
 from ..sizing.device_memory import Share
 

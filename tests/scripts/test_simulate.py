@@ -7,7 +7,7 @@ import pytest
 from helpers.simulated import costs
 from twinmesh.engine.metrics.report_file import read_report
 from twinmesh.engine.simulation.costs.profile import Profile, write_profile
-from twinmesh.engine.simulation.replay import replay
+from twinmesh.engine.simulation.logs.replay import replay
 from twinmesh.scripts.cli import main
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

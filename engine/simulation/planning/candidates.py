@@ -1,4 +1,4 @@
-"""Which engines `plan_search.py` considers on so many devices of one kind: the search space, stated in one place.
+"""Which engines `search.py` considers on so many devices of one kind: the search space, stated in one place.
 
 For each degree of tensor parallelism that is a power of two, divides the devices and fits the model: a pool whose roles
 the planner moves; every split into meshes that prefill and meshes that decode (of more than 8 meshes by eighths); all
@@ -8,10 +8,10 @@ meshes doing both, taking turns or fused, with a few chunk sizes each, since a c
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ...models.config import ModelConfig
-from ..scheduler.observations import Split
-from ..sizing.heads import check_tp
-from ..topology import MeshSpec, Role, Topology, TopologyError
+from ....models.config import ModelConfig
+from ...scheduler.observations import Split
+from ...sizing.heads import check_tp
+from ...topology import MeshSpec, Role, Topology, TopologyError
 
 CHUNKS = (512, 2048, 8192)  # tokens of a prefill step, where meshes do both; None beside them: the device's default
 BUDGET, REQUESTS = 12, 2000  # engines that are simulated at most, and for how many requests each

@@ -14,21 +14,21 @@ from typing import Literal
 
 import msgspec
 
-from ..config import EngineConfig, PoolSize
-from ..metrics.load_report import LoadReport, MeshUse, Run
-from ..metrics.request_records import RequestRecords
-from ..protocol.service import SLO
-from ..roles import starting_roles
-from ..scheduler.cost_model import CostModel, LinkCost
-from ..scheduler.policy import POLICIES, Policy, policy_named
-from ..topology import Topology
-from .costs.devices import peaks_of
-from .costs.fill import filled
-from .incidents import Incident, RolesCalled
+from ...config import EngineConfig, PoolSize
+from ...metrics.load_report import LoadReport, MeshUse, Run
+from ...metrics.request_records import RequestRecords
+from ...protocol.service import SLO
+from ...roles import starting_roles
+from ...scheduler.cost_model import CostModel, LinkCost
+from ...scheduler.policy import POLICIES, Policy, policy_named
+from ...topology import Topology
+from ..costs.devices import peaks_of
+from ..costs.fill import filled
+from ..incidents import Incident, RolesCalled
+from ..simulator import SimulatedEngine, Simulation, simulate
 from .log_costs import costs_of
 from .log_workload import LoggedLoad, load_of
 from .logged_run import LoggedRun
-from .simulator import SimulatedEngine, Simulation, simulate
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ waited for no turn, and to the time from each decision to each dispatch.
 
 from collections import defaultdict
 
-from ..protocol.stamps import TransferStamps
-from ..scheduler.cost_model import CostModel
-from .costs.fit import fit_costs, fit_host
-from .costs.measured import Entered, HostWork, MeasuredStep, MeasuredTransfer, without_cold
-from .costs.overlaps import Ran, measured_steps
+from ...protocol.stamps import TransferStamps
+from ...scheduler.cost_model import CostModel
+from ..costs.fit import fit_costs, fit_host
+from ..costs.measured import Entered, HostWork, MeasuredStep, MeasuredTransfer, without_cold
+from ..costs.overlaps import Ran, measured_steps
 from .logged_run import LoggedRequest, LoggedRun, LoggedStep
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from ..metrics.distribution import Distribution
-from ..metrics.report_text import WIDTH
-from ..protocol.service import SLO
-from .plan_search import Answer, Outcome
+from ...metrics.distribution import Distribution
+from ...metrics.report_text import WIDTH
+from ...protocol.service import SLO
+from .search import Answer, Outcome
 
 VERSION = 1
 FORMAT = "twinmesh plan"

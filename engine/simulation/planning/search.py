@@ -1,9 +1,9 @@
 """Which topology to run a model with, for a load and a target: candidates simulated by the objects that serve.
 
 First the memory plan: what does not fit is refused with its arithmetic before anything is simulated. Then the planner's
-fluid model ranks what fits (`plan_forecast.py`), and the best `budget` of it are simulated, at least one of each kind
+fluid model ranks what fits (`forecast.py`), and the best `budget` of it are simulated, at least one of each kind
 (a planned pool, a static split, both, fused). Then what would have to change is found by trying: fewer devices where
-the target is met; more of them, a later target or less load where it is not. The search space is `plan_candidates.py`.
+the target is met; more of them, a later target or less load where it is not. The search space is `candidates.py`.
 A function of its arguments, as simulations are. No JAX.
 """
 
@@ -15,17 +15,17 @@ from math import ceil
 import numpy as np
 from msgspec.structs import replace as report_with
 
-from ...models.config import ModelConfig
-from ..metrics.load_report import LoadReport
-from ..protocol.service import SLO
-from ..scheduler.policy import FCFS, Policy
-from ..sizing.asked import Asked
-from .assemble import Source, assemble
-from .plan_candidates import BUDGET, REQUESTS, Choice, check_devices, choices
-from .plan_forecast import demand_of, forecast_splits
-from .simulated_report import report_of
-from .simulator import SimulatedEngine, simulate
-from .workload import Workload, WorkRequest
+from ....models.config import ModelConfig
+from ...metrics.load_report import LoadReport
+from ...protocol.service import SLO
+from ...scheduler.policy import FCFS, Policy
+from ...sizing.asked import Asked
+from ..assemble import Source, assemble
+from ..simulated_report import report_of
+from ..simulator import SimulatedEngine, simulate
+from ..workload import Workload, WorkRequest
+from .candidates import BUDGET, REQUESTS, Choice, check_devices, choices
+from .forecast import demand_of, forecast_splits
 
 _LOADS = (0.9, 0.75, 0.5, 0.25, 0.1)  # parts of the load that are tried
 _TRIES = 3  # at a later target, each 5 % later than what was seen

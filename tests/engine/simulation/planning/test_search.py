@@ -4,9 +4,9 @@ import json
 
 import pytest
 from twinmesh import SLO, plan_topology
-from twinmesh.engine.simulation import plan_search
-from twinmesh.engine.simulation.plan_candidates import choices, degrees
-from twinmesh.engine.simulation.plan_text import as_data, as_text
+from twinmesh.engine.simulation.planning import search as plan_search
+from twinmesh.engine.simulation.planning.candidates import choices, degrees
+from twinmesh.engine.simulation.planning.text import as_data, as_text
 from twinmesh.models.families.known import known_config
 from twinmesh.scripts.cli import main
 

@@ -9,12 +9,12 @@ from twinmesh.engine.protocol.service import SLO, Service
 from twinmesh.engine.scheduler.cost_model import HostCost
 from twinmesh.engine.scheduler.decision_log import DecisionLog, RunFacts
 from twinmesh.engine.simulation.incidents import Aborted, RolesCalled
-from twinmesh.engine.simulation.log_costs import costs_of, transfers_of
-from twinmesh.engine.simulation.log_workload import load_of
-from twinmesh.engine.simulation.logged_run import read_run
+from twinmesh.engine.simulation.logs.log_costs import costs_of, transfers_of
+from twinmesh.engine.simulation.logs.log_workload import load_of
+from twinmesh.engine.simulation.logs.logged_run import read_run
+from twinmesh.engine.simulation.logs.whatif import Otherwise, what_if
+from twinmesh.engine.simulation.logs.whatif_text import WIDTH, as_text
 from twinmesh.engine.simulation.simulator import simulate
-from twinmesh.engine.simulation.whatif import Otherwise, what_if
-from twinmesh.engine.simulation.whatif_text import WIDTH, as_text
 from twinmesh.engine.simulation.workload import Workload, WorkRequest
 
 
