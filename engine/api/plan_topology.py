@@ -69,6 +69,7 @@ def plan_topology(
         )
 
     problem = Problem(
-        named.config, named.name, source, devices, load, target, options, budget=budget, requests=requests
-    )
+        named.config, named.name, source, devices, load, target, options,
+        budget=budget, requests=requests, formats=named.formats,
+    )  # fmt: skip
     return search(problem, say)

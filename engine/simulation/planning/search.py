@@ -7,8 +7,8 @@ the target is met; more of them, a later target or less load where it is not. Th
 A function of its arguments, as simulations are. No JAX.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import ceil
 
@@ -46,6 +46,7 @@ class Problem:
     policy: Policy = FCFS
     budget: int = BUDGET  # simulations in the search itself
     requests: int = REQUESTS  # of the workload, the first so many
+    formats: Mapping[str, str] = field(default_factory=dict)  # path -> format, of what the model's files hold quantised
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -157,7 +158,8 @@ def _fitting(problem: Problem, wanted: Sequence[Choice]) -> tuple[list[_Engine],
 
 def _engine(problem: Problem, choice: Choice, slo: SLO) -> _Engine:
     asked = problem.options(choice, slo)
-    return _Engine(choice, assemble(problem.name, problem.model, asked, problem.source, problem.policy))
+    made = assemble(problem.name, problem.model, asked, problem.source, problem.policy, formats=problem.formats)
+    return _Engine(choice, made)
 
 
 def _worth_simulating(problem: Problem, work: Workload, engines: Sequence[_Engine]) -> list[_Engine]:
@@ -180,7 +182,8 @@ def _kind(choice: Choice) -> str:
 def _simulated(problem: Problem, work: Workload, engine: _Engine) -> Outcome:
     ran = simulate(work, engine.engine)
     report = report_of(ran, engine.engine, problem.source, workload=work.name, model=problem.name)
-    report = report_with(report, run=report_with(report.run, topology=str(engine.choice)))  # with its chunks
+    run = report_with(report.run, topology=str(engine.choice), gpus=problem.devices)  # with its chunks; idle ones cost
+    report = report_with(report, run=run)
     slo = engine.engine.config.slo
     assert slo is not None
     assert slo.percentile is not None
@@ -207,11 +210,12 @@ def _rank(outcome: Outcome, slo: SLO) -> tuple[bool, float, float]:
 
 
 def _changes(problem: Problem, work: Workload, best: Outcome) -> Iterator[Change]:
+    used = problem.devices - best.choice.idle
     if best.is_met:
-        fewer = [problem.devices - best.choice.tp, problem.devices // 2, problem.devices // 4]
+        fewer = [count for count in (used, used - best.choice.tp, used // 2, used // 4) if count < problem.devices]
         yield from _with_other_devices(problem, work, best, fewer)
         return
-    more = [problem.devices + step * best.choice.tp for step in (1, 2, 4) if step * best.choice.tp <= problem.devices]
+    more = [used + step * best.choice.tp for step in (1, 2, 4) if step * best.choice.tp <= problem.devices]
     yield from islice(_with_other_devices(problem, work, best, more), 1)
     yield from _with_later_target(problem, work, best)
     yield from _with_less_load(problem, work, best)
