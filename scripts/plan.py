@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slo", metavar="SLO", type=arguments.slo, required=True,
         help="the target: ttft=1000ms,tpot=50ms,percentile=99; without a percentile it is of 99 %% of requests",
     )  # fmt: skip
-    arguments.add_options(parser, ("max_model_len", "kv_cache_bytes"), "the engine")
+    arguments.add_simulated_options(parser, ("max_model_len", "kv_cache_bytes"))
     parser.add_argument(
         "--requests", type=arguments.whole_number(1), default=REQUESTS, metavar="N",
         help="simulate the load's first N requests (default: %(default)s)",

@@ -17,7 +17,7 @@ It takes the decision log that `--decision-log` or `LLM(..., decision_log=...)` 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("log", metavar="LOG", type=arguments.read_path, help="a decision log that an engine wrote")
-    parser.add_argument("--topology", metavar="T", help="as for a run, such as prefill=1,decode=1 or pool=2")
+    parser.add_argument("--topology", metavar="T", help="the meshes, such as prefill=1,decode=1 or pool=2")
     parser.add_argument("--roles", metavar="R", help="that the meshes of a pool begin with, such as prefill=1,both=1")
     parser.add_argument("--policy", metavar="P", help="fcfs or spf")
     parser.add_argument("--slo", metavar="S", help="what answers are to keep to, such as ttft=500ms,tpot=50ms")

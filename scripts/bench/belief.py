@@ -160,7 +160,7 @@ def row(link: Link, point: Point, load: Load, outcomes: Sequence[Outcome], args:
         "load": point.load,
         "flips": len(load.calls),
         "requests": len(predicted),
-        "rate": (len(predicted) - 1) / predicted_seconds(load),
+        "rate": (len(predicted) - 1) / arrival_seconds(load),
         "figures": report.compare(figures(predicted), runs),
         "range": {name: (min(run[name] for run in noisy), max(run[name] for run in noisy)) for name in runs[0]},
         "runs": runs,
@@ -171,7 +171,7 @@ def row(link: Link, point: Point, load: Load, outcomes: Sequence[Outcome], args:
     }
 
 
-def predicted_seconds(load: Load) -> float:
+def arrival_seconds(load: Load) -> float:
     """Return the seconds from the first arrival to the last."""
     times = [work.time for work in load.workload.requests]
     return times[-1] - times[0]
