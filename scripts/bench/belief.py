@@ -173,7 +173,7 @@ def row(link: Link, point: Point, load: Load, outcomes: Sequence[Outcome], args:
         "load": point.load,
         "flips": len(load.calls),
         "requests": len(outcomes[0].records),
-        "rate": (len(outcomes[0].records) - 1) / seconds_of(load),
+        "rate": (len(outcomes[0].records) - 1) / arrival_seconds(load),
         "figures": report.compare(predicted, runs),
         "range": {name: (min(run[name] for run in noisy), max(run[name] for run in noisy)) for name in runs[0]},
         "runs": runs,
@@ -184,7 +184,7 @@ def row(link: Link, point: Point, load: Load, outcomes: Sequence[Outcome], args:
     }
 
 
-def seconds_of(load: Load) -> float:
+def arrival_seconds(load: Load) -> float:
     """Return the seconds from the first arrival to the last."""
     times = [work.time for work in load.workload.requests]
     return times[-1] - times[0]
