@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--noise", metavar="X", type=arguments.positive,
-        help="let true step times differ from their costs: standard deviation of their logarithm, such as 0.1",
+        help="let true step times differ from their costs: standard deviation of their logarithm, such as 0.1 "
+        "(default: as the profile has it; none without one)",
     )  # fmt: skip
     parser.add_argument(
         "--seed", metavar="N", type=arguments.whole_number(0), default=0, help="of the noise (default: %(default)s)"
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     options, policy = _options(args, profile), policy_named(args.policy)
     engine = assemble(model.name, model.config, options, source, policy, str(args.profile), model.formats)
     workload, gaps = _workload(args), Gaps()
+    noise = args.noise or (0.0 if profile is None else profile.spread)
     start = time.perf_counter()
     log = (
         None
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         else DecisionLog(args.decision_log, RunFacts(model.config, model.name, source.device))
     )
     try:
-        done = simulate(workload, engine, seed=args.seed, noise=args.noise or 0.0, log=log, gaps=gaps)
+        done = simulate(workload, engine, seed=args.seed, noise=noise, log=log, gaps=gaps)
     finally:
         if log is not None:
             log.close()
