@@ -49,8 +49,13 @@ class _Fold:
         self.steady, self.first, self.second, self.begun, self.numbers = steady, first, second, begun, numbers
         self.ends: array[float]
         self.noise: list[float]
-        self.last = steady.rows if steady.needs_pages else steady.last_rows()  # of the last step that is dispatched
+        self.last = steady.last_rows()  # of the last step that is dispatched
         self.is_over = False
+
+    @property
+    def next(self) -> int:
+        """Return how many results are taken in before something happens: pages are needed, or a row ends."""
+        return min(self.steady.growth, self.steady.results)
 
     def step(self, number: int, bucket: int) -> _Step:
         """Return one of the steps; `bucket` is that of those to come."""
@@ -102,7 +107,7 @@ class Folding:
     def end_all(self) -> None:
         """Catch up with all meshes, and foresee none."""
         for mesh, fold in list(self._folds.items()):
-            self._end(mesh, fold, bisect_right(fold.ends, self._time.now, hi=fold.steady.results))
+            self._end(mesh, fold, bisect_right(fold.ends, self._time.now, hi=fold.next))
 
     # ---- one mesh
 
@@ -115,7 +120,7 @@ class Folding:
         first, second = self._step(running), self._step(queued)
         if first is not None and second is not None:
             steady = self._scheduler.find_steady(mesh, first.rows, second.rows)
-            if steady is not None and (steady.needs_pages or steady.results > 1):
+            if steady is not None:
                 fold = _Fold(steady, first, second, begun, (running.step, queued.step))
                 if self._can_begin(fold):
                     self._meshes.take_out(mesh)
@@ -148,25 +153,23 @@ class Folding:
             end,
             (second.bucket, len(second.rows), second.tokens),
             (bucket, rows, steady.tokens),
-            results + 1 + steady.needs_pages,
+            results + 1,
         )
         last = (len(fold.last), self._bucket(fold.last)) if fold.last else None
-        count = results + steady.needs_pages
-        self._scheduler.costs.foresee(mesh, fold.ends[:count], rows, bucket, last)
+        self._scheduler.costs.foresee(mesh, fold.ends[:results], rows, bucket, last)
         self._folds[mesh] = fold
-        self._time.at(fold.ends[results], self._reach, fold)
+        self._time.at(fold.ends[fold.next], self._reach, fold)
 
     def _reach(self, fold: _Fold) -> None:
-        """Go on where it is foreseen no further."""
+        """Have the rows grow that need a page, or go on with events where it is foreseen no further."""
         if fold.is_over:
             return
-        steady = fold.steady
-        mesh, results = steady.mesh.index, steady.results
+        steady, results = fold.steady, fold.next
         self._scheduler.pass_time(self._time.now)
-        if not steady.needs_pages or not grow(steady):
-            self._end(mesh, fold, results)
+        if results < steady.results and grow(steady):
+            self._time.at(fold.ends[fold.next], self._reach, fold)
         else:
-            self._go_on(mesh, fold, results + 1)
+            self._end(steady.mesh.index, fold, results)
 
     def _disturb(self, mesh: int, fold: _Fold) -> bool:
         """Catch up with a mesh that was given something; return whether the scheduler has to decide once more."""
@@ -174,7 +177,7 @@ class Folding:
         is_prefilling = state.prefill_load > 0
         if not is_prefilling and len(state.ready()) == len(fold.steady.rows):
             return False  # a place was taken there, no more
-        results = bisect_right(fold.ends, now, hi=fold.steady.results)
+        results = bisect_right(fold.ends, now, hi=fold.next)
         is_dispatching = bool(results) and fold.ends[results - 1] == now  # a step which holds what has come
         are_fewer = results == fold.steady.results and len(fold.last) < len(fold.steady.rows)
         if is_prefilling or is_dispatching or are_fewer:

@@ -10,6 +10,8 @@ what is not known.
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
+from operator import mul
 from random import Random
 from typing import NamedTuple
 
@@ -214,20 +216,17 @@ class VirtualMeshes:
         `second` and `later` are bucket, rows, and KV tokens of the second step, and of the third; each that follows has
         a token more of each row. The noise is of the second and those behind it; what is not used goes to `put_back`.
         """
-        ends, noise, costs = array("d", (end,)), list[float](), self._costs[index].decode
-        mesh, speed, is_noisy = self._meshes[index], self._speed, bool(self._noise)
-        for (bucket, rows, tokens), steps in ((second, min(1, count - 1)), (later, count - 2)):
+        steps, noise, costs = [end], list[float](), self._costs[index].decode
+        mesh, speed = self._meshes[index], self._speed
+        for (bucket, rows, tokens), many in ((second, min(1, count - 1)), (later, count - 2)):
             program = costs[bucket]
             fixed, row, context = program.fixed, program.row * rows, program.context
-            for _ in range(steps):
-                seconds = (fixed + (row + context * tokens)) * speed  # as `CostModel.step` adds it up, to the last bit
-                if is_noisy:
-                    noise.append(mesh.drawn.popleft() if mesh.drawn else self._draw(mesh))
-                    seconds *= noise[-1]
-                tokens += rows
-                end += seconds
-                ends.append(end)
-        return ends, noise
+            kv = range(tokens, tokens + many * rows, rows)
+            steps += [(fixed + (row + context * n)) * speed for n in kv]  # as `CostModel.step` adds up, to the last bit
+        if self._noise:
+            noise = [mesh.drawn.popleft() if mesh.drawn else self._draw(mesh) for _ in range(count - 1)]
+            steps[1:] = map(mul, steps[1:], noise)
+        return array("d", accumulate(steps)), noise
 
     def count_busy(self, index: int, begun: float, ends: Iterable[float], noise: Sequence[float]) -> None:
         """Take in when steps that were foreseen have ended, the first of them `begun` then, and the noise of those that
