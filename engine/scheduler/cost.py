@@ -281,8 +281,8 @@ class Costs:
             heappush(self._samples, (ahead.ends[results - 1], mesh, ahead, results))
 
     def _count(self, of: _Mesh, ahead: StepsAhead, results: int) -> None:
-        """Count the first so many of the results that were foreseen. Samples are counted already, but for those that are
-        in flight."""
+        """Count the first so many of the results that were foreseen; those samples of them that were not in flight at
+        first are counted already."""
         counted, ends = ahead.counted, ahead.ends
         if results <= counted:
             return
