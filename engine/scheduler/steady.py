@@ -1,9 +1,10 @@
 """Meshes that only decode: what their next decisions will be, as long as nothing but results of their own steps comes.
 
 Two steps are in flight; when a result is read, every row has a token more, and the next step of the rows that are not
-at their last token is dispatched. Until a row ends or needs a page, nothing else can happen, so it can be said ahead
-how many results that lasts, and any number of them can be taken in at once. Whatever looks at a mesh meanwhile finds
-slots, pages and loads as they would be; what the steps cost is taken in as each is read (`Costs.foresee`).
+at their last token is dispatched. Until a row ends nothing else can happen but that rows take pages (`grow`), so it can
+be said ahead how many results that lasts, and any number of them can be taken in at once. Whatever looks at a mesh
+meanwhile finds slots, pages and loads as they would be; what the steps cost is taken in as each is read
+(`Costs.foresee`).
 
 Invariant: after `advance` requests, pages and costs are what as many `StepDone` events, with the decisions after each,
 would have left. Nothing is decided here; `batching.py` does, and would have decided the same.
@@ -26,8 +27,7 @@ class Steady:
     since: tuple[list[Request], list[Request], list[Request]]  # those of them that are in the step that runs now, those
     # that come with the one behind it, and those that are new
     results: int  # that can be taken in before a row ends
-    growth: int  # before the step that is dispatched after so many results gets its rows, some need a page; no less
-    # than `results`: none do
+    growth: int  # results before the one on which rows need pages next; no less than `results`: none do
     tokens: int  # that the rows of the next step to be dispatched have in the cache, those being fed included
 
     def last_rows(self) -> list[Request]:

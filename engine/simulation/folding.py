@@ -1,15 +1,17 @@
 """Decode steps of a mesh that go on by themselves, taken in many at once.
 
-A mesh that only decodes is foreseen (`scheduler/steady.py`) up to the first result that ends a row or lets a step need
-a page: only that is an event. Before it the mesh is caught up with when something else happens to it: a request comes
-to decode there, a prompt is placed there, or something happens that may concern any request. Between its own steps
-nobody sees the difference: slots, pages and loads stay as they are, and costs are counted as each step is read.
+A mesh that only decodes is foreseen (`scheduler/steady.py`) up to the first result that ends a row: only that is an
+event, and on the way there that rows take pages, which they do when they need them. Before it the mesh is caught up
+with when something else happens to it: a request comes to decode there, a prompt is placed there, or something happens
+that may concern any request. Between its own steps nobody sees the difference: slots, pages and loads are as they would
+be, and costs are counted as each step is read.
 
 Invariant: records and decisions are those of a run in which every step is an event, to the last bit, but for two things
 that happen at the very same instant and have nothing to do with each other, whose order is not fixed by their times.
 
-Not foreseen: meshes whose steps slow each other down, and all where the host takes time, since its thread serves all
-meshes one after the other.
+Not foreseen: meshes whose steps slow each other down, and all where the host takes time for steps, since its thread
+serves all meshes one after the other. What callers take before a request arrives, and an idle mesh for its first step,
+is no part of it.
 """
 
 from array import array
@@ -75,7 +77,7 @@ class Folding:
         self._buckets = [bucket_for(rows, buckets) for rows in range(buckets[-1] + 1)]
         self._folds: dict[int, _Fold] = {}
         self.folds = self.steps = 0  # how often steps were taken in many at once, and how many
-        self._is_possible = executor.costs_no_host and executor.meshes.can_foresee
+        self._is_possible = executor.steps_cost_no_host and executor.meshes.can_foresee
 
     # ---- turns of the dispatching thread
 
