@@ -143,6 +143,7 @@ class Costs:
         """Begin with nothing measured; `notes` takes what is, now and then."""
         self._notes, self.priors, self.now = notes, priors, 0.0
         self.chunk_size = config.chunk_size
+        self._fused = [spec.fused for spec in config.topology.meshes]
         of_tp = {spec.tp: _Means(priors) for spec in config.topology.meshes}
         self._meshes = [_Mesh(of_tp[spec.tp]) for spec in config.topology.meshes]
         self._links: dict[tuple[int, int], LineFit] = {}
@@ -167,6 +168,12 @@ class Costs:
             self._catch_up(mesh)
         fit = of.decode
         return fit.fixed + fit.each * rows if rows else 0.0
+
+    def beside(self, mesh: int, rows: int) -> float:
+        """Return the seconds that so many rows which decode on a mesh add to each prompt chunk there: a decode step that
+        comes between two chunks or, in one step with it (fused), what rows add to a step that reads the weights anyway.
+        """
+        return self.decode(mesh, rows) - (self._meshes[mesh].decode.fixed if rows and self._fused[mesh] else 0.0)
 
     def transfer(self, source: int, destination: int, size: int) -> float:
         """Return the seconds to move `size` bytes in one transfer."""
@@ -197,7 +204,8 @@ class Costs:
             self._show_in_flight(of, of.ahead)
         end = max(of.result, next(iter(of.steps.values())).dispatched) if of.steps else 0.0
         for step in of.steps.values():
-            end += step.steps * self.decode(mesh, step.rows) + self.prefill(mesh, step.tokens)
+            rows = self.beside(mesh, step.rows) if step.tokens else step.steps * self.decode(mesh, step.rows)
+            end += rows + self.prefill(mesh, step.tokens)
         return max(0.0, end - self.now)
 
     def is_measured(self, mesh: int) -> bool:
@@ -321,15 +329,12 @@ class Costs:
             of.add_decode(done.rows, seconds / done.steps)
         elif not done.rows:
             of.add_prefill(done.tokens, seconds)
-        else:  # as its two parts are expected to take
-            prefill, decode = self.prefill(mesh, done.tokens), self.decode(mesh, done.rows)
-            share = prefill / (prefill + decode) if prefill + decode > 0 else 0.5
-            of.add_prefill(done.tokens, share * seconds)
-            of.add_decode(done.rows, (1 - share) * seconds)
+        else:  # its rows add what a row adds to a decode step: the chunks read the weights for them
+            of.add_prefill(done.tokens, max(0.0, seconds - self.beside(mesh, done.rows)))
         if self._notes.are_kept:
             if done.tokens:
                 self._note("prefill", of.prefill, mesh)
-            if done.rows:
+            else:
                 self._note("decode", of.decode, mesh)
         return seconds
 

@@ -4,7 +4,8 @@ The arrivals of the window are taken to come again, in the same intervals, scale
 what waits and runs now. Interval by interval, and for all splits at once:
 
 - prefill is one queue of prompt tokens, in order of arrival. A prefill mesh computes full chunks; a mesh that does both
-  alternates a chunk and a decode step, so that it has chunk / (chunk + decode step) of one's speed while it decodes;
+  alternates a chunk and a decode step, so that it has chunk / (chunk + decode step) of one's speed while it decodes, or
+  (fused) adds its rows to the chunk, chunk / (chunk + rows), since the weights are read once;
 - decode is processor sharing: requests spread evenly over the meshes that decode, each gets a token a step, and a step
   takes longer by its rows. On a mesh that does both, steps are longer by the share of its time that goes to prompts;
 - a mesh has room for so many requests. What finds none waits for credit on the mesh that prefilled it, and where too
@@ -69,10 +70,12 @@ class _Flow:
         self._room = (self.decode + self.both) * seats
         self._kept = self.prefill * min(size.slots, 1 + _KEPT * size.tokens / prompt)
         shape = len(self.requests), len(splits)
-        # Seconds between two tokens on a decode mesh; by how much a prompt takes longer beside them; prompt tokens that
-        # wait when an interval begins; the part of the time in which prompts are computed; requests that wait for
-        # credit, and how many end in a second.
-        self.step, self.slower, self._queue, self._busy, self._waiting, self._pace = (np.zeros(shape) for _ in range(6))
+        # Seconds between two tokens on a decode mesh, and on one that does both; by how much a prompt takes longer
+        # there; prompt tokens that wait when an interval begins; requests that wait for credit, and how many end in a
+        # second.
+        self.step, self.step_both, self.slower, self._queue, self._waiting, self._pace = (
+            np.zeros(shape) for _ in range(6)
+        )
         self._run()
         self._derive()
 
@@ -80,6 +83,7 @@ class _Flow:
         """Go from one interval to the next: whatever does not carry over is left to `_derive`."""
         queues, (fixed, each) = self.observed.queues, self.observed.times.decode
         decoders, room, chunk, mean, output = self.decode + self.both, self._room, self._chunk, self._mean, self._output
+        is_fused = self.observed.size.is_fused
         most, least, speed = room + self._kept, np.ones(len(room)), self.seconds * self._fill / chunk
         decoding = np.minimum(float(queues.decoding), room)
         waiting = queues.for_credit + (queues.decoding - decoding)
@@ -87,18 +91,21 @@ class _Flow:
         for k, tokens in enumerate(self.tokens):
             rows = decoding / decoders
             step = fixed + each * np.maximum(rows, least) + _TINY
-            slower = 1.0 + step * np.minimum(rows, least) / chunk
+            beside = each * rows if is_fused else step  # what a chunk takes longer for the rows on its mesh
+            slower = 1.0 + beside * np.minimum(rows, least) / chunk
             capacity = speed * (self.prefill + self.both / slower)  # prompt tokens of an interval
             self.step[k], self.slower[k], self._queue[k] = step, slower, queue
             queue = queue + tokens
             done = np.minimum(np.minimum(queue, capacity), np.maximum(0.0, most - decoding - waiting) * mean)
             queue -= done
-            self._busy[k] = busy = done / capacity
+            busy = done / capacity  # the part of the time in which prompts are computed
+            # A token comes with each step, which has a chunk before it, or in it, while prompts are computed.
+            self.step_both[k] = step_both = 1.0 / (busy / (chunk + beside) + (1.0 - busy) / step)
             waiting = waiting + done / mean
             seated = np.minimum(waiting, room - decoding)
             waiting -= seated
             decoding = decoding + seated
-            pace = rows / step * (self.decode + self.both * (1.0 - busy / slower)) / output
+            pace = rows * (self.decode / step + self.both / step_both) / output
             self._pace[k], self._waiting[k] = pace, waiting
             decoding = np.maximum(0.0, decoding - pace * self.seconds)
         left = queue / mean + waiting
@@ -115,9 +122,6 @@ class _Flow:
         own = tokens / np.maximum(1.0, requests) * (requests > 1) / 2  # of others that come in the same interval
         idle = self._mean / 2 * (self.prefill + self.both - 1)  # in the middle of their prompts: nobody waits for these
         self.wait = np.maximum(0.0, self._queue + late + own - idle) / speed  # seconds before a prompt's first step
-        # At most a chunk before each step. On the average of many, as many as it takes to compute the prompts.
-        slowed = self.step / np.maximum(_TINY, 1 - self._busy / self.slower)
-        self.step_both = np.minimum(slowed, self.step + self._chunk)
         self.credit = self._waiting / np.maximum(_TINY, self._pace)  # seconds that a request waits for credit
 
     def mean_over_life(self, step: Array) -> Array:

@@ -42,7 +42,7 @@ def prompt_terms(request: Request, mesh: MeshState) -> PromptTerms:
     if not rows:
         wait = busy + fixed * before + each * load
         return PromptTerms(wait, own, own, 0.0, each * _short(request, mesh, tokens, rows))
-    step = costs.decode(index, rows)  # one comes between any two chunks
+    step = costs.beside(index, rows)
     return PromptTerms(
         busy + (fixed + step) * before + each * load,
         own + step * (chunks - 1),
