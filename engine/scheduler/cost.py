@@ -215,6 +215,11 @@ class Costs:
         of = self._meshes[mesh].of_tp
         return bool(of.prefill.count and of.decode.count)
 
+    @property
+    def is_link_measured(self) -> bool:
+        """Return whether anything was moved between meshes yet."""
+        return self._all_links.count > 0
+
     # ---- what is foreseen
 
     def can_foresee(self, mesh: int, buckets: Iterable[int]) -> bool:

@@ -56,7 +56,7 @@ SENTENCES: dict[Reason, str] = {
 class Rules:
     """By what a plan is made, and when."""
 
-    interval: float = 5.0  # seconds between two plans
+    interval: float = 2.5  # seconds between two plans
     dwell: float = 20.0  # the most seconds for which roles stay that were changed
     dwell_of_settling: float = 4.0  # times what the last change took, for which they stay: a fifth of the time drains
     gain: float = 0.02  # part of all requests that has to meet the target more before roles change

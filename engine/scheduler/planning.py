@@ -130,8 +130,12 @@ class Planning:
         )
 
     def _handoff_seconds(self, prompt: float) -> float:
-        mesh, config = self._shared.meshes[0], self._shared.config
-        return self._shared.costs.transfer(0, 1, mesh.page_bytes * config.pages_for(int(prompt)))
+        """Return what a hand-off takes; 0 where none was ever seen, as on meshes that all do both: a guess of a link's
+        speed could keep them from ever trying, and the first hand-offs tell."""
+        mesh, config, costs = self._shared.meshes[0], self._shared.config, self._shared.costs
+        if not costs.is_link_measured:
+            return 0.0
+        return costs.transfer(0, 1, mesh.page_bytes * config.pages_for(int(prompt)))
 
 
 def _mesh_size(shared: SharedState) -> MeshSize:
