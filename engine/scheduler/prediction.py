@@ -14,8 +14,8 @@ what waits and runs now. Interval by interval, and for all splits at once:
 Then TTFT = the wait for the prompts before + the time of the prompt's own steps; TPOT = the mean time between tokens
 over the request's life + the wait for credit and the hand-off, spread over its tokens; on meshes that do both it varies
 by the prompts that come meanwhile (`even_enough`). Of the window's pairs of lengths those count that keep to both, the
-two taken to be independent of each other. Not modelled: prompts that decode meshes
-compute themselves, batch work, priorities, and what a mean over a life hides of it.
+two taken to be independent of each other. Not modelled: prompts that decode meshes compute themselves, batch work,
+priorities, and what a mean over a life hides of it elsewhere.
 
 Nothing depends on the roles of the moment. A prediction costs bins x (a few dozen operations on arrays of the splits),
 whatever the number of meshes and requests. No clock, no randomness.
@@ -93,16 +93,16 @@ class _Flow:
         for k, tokens in enumerate(self.tokens):
             rows = decoding / decoders
             step = fixed + each * np.maximum(rows, least) + _TINY
-            beside = each * rows if is_fused else step  # what a chunk takes longer for the rows on its mesh
-            slower = 1.0 + beside * np.minimum(rows, least) / chunk
+            # From one token to the next with a chunk between them, or in the step, which is no shorter for that.
+            with_chunk = np.maximum(chunk + each * rows, step) if is_fused else chunk + step
+            slower = 1.0 + (with_chunk - chunk) * np.minimum(rows, least) / chunk
             capacity = speed * (self.prefill + self.both / slower)  # prompt tokens of an interval
-            self.step[k], self.with_chunk[k], self.slower[k], self._queue[k] = step, chunk + beside, slower, queue
+            self.step[k], self.with_chunk[k], self.slower[k], self._queue[k] = step, with_chunk, slower, queue
             queue = queue + tokens
             done = np.minimum(np.minimum(queue, capacity), np.maximum(0.0, most - decoding - waiting) * mean)
             queue -= done
             busy = done / capacity  # the part of the time in which prompts are computed
-            # A token comes with each step, which has a chunk before it, or in it, while prompts are computed.
-            self.step_both[k] = step_both = 1.0 / (busy / self.with_chunk[k] + (1.0 - busy) / step)
+            self.step_both[k] = step_both = 1.0 / (busy / with_chunk + (1.0 - busy) / step)
             waiting = waiting + done / mean
             seated = np.minimum(waiting, room - decoding)
             waiting -= seated
