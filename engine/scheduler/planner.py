@@ -58,6 +58,7 @@ class Rules:
 
     interval: float = 2.5  # seconds between two plans
     dwell: float = 20.0  # the most seconds for which roles stay that were changed
+    least_dwell: float = 5.0  # and the fewest: what is decided by chance is not to be undone by chance at the next plan
     dwell_of_settling: float = 4.0  # times what the last change took, for which they stay: a fifth of the time drains
     gain: float = 0.02  # part of all requests that has to meet the target more before roles change
     gain_to_meet: float = 0.005  # likewise where the target is met then and was not before
@@ -126,7 +127,7 @@ def dwell(observed: Observations, rules: Rules = RULES) -> float:
     soon."""
     if observed.settling is None:
         return rules.dwell
-    return min(rules.dwell, rules.dwell_of_settling * observed.settling)
+    return min(rules.dwell, max(rules.least_dwell, rules.dwell_of_settling * observed.settling))
 
 
 def flips(now: Split, then: Split) -> int:

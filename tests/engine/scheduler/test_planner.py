@@ -253,5 +253,6 @@ def test_what_changes_quickly_may_change_again_soon():
     seen = observed(36, Split(3, 1, 0), since_change=6.0)
     assert plan(seen, TARGET).reason == "dwell"
     assert plan(replace(seen, settling=1.0), TARGET).reason == "saturated"
+    assert plan(replace(seen, settling=0.0, since_change=RULES.least_dwell / 2), TARGET).reason == "dwell"
     assert plan(replace(seen, settling=2.0), TARGET).reason == "dwell"
     assert plan(replace(seen, settling=100.0, since_change=RULES.dwell), TARGET).reason == "saturated"
