@@ -170,9 +170,8 @@ class Costs:
         return fit.fixed + fit.each * rows if rows else 0.0
 
     def beside(self, mesh: int, rows: int) -> float:
-        """Return the seconds that so many rows which decode on a mesh add to each prompt chunk there: a decode step that
-        comes between two chunks or, in one step with it (fused), what rows add to a step that reads the weights anyway.
-        """
+        """Return the seconds that so many rows which decode on a mesh add to each prompt chunk there: a decode step
+        between two chunks or, in one step with it (fused), what rows add to a step that reads the weights anyway."""
         return self.decode(mesh, rows) - (self._meshes[mesh].decode.fixed if rows and self._fused[mesh] else 0.0)
 
     def transfer(self, source: int, destination: int, size: int) -> float:

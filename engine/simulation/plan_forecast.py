@@ -43,7 +43,8 @@ def demand_of(workload: Workload) -> Demand | None:
         counts[at] += 1
         tokens[at] += request.prompt_len
     sample = requests[:: max(1, len(requests) // _PAIRS)]
-    return Demand(_BIN_SECONDS, counts, tokens, [Pair(r.prompt_len, r.prompt_len, r.output_len) for r in sample], sum(counts))
+    lengths = [Pair(r.prompt_len, r.prompt_len, r.output_len) for r in sample]
+    return Demand(_BIN_SECONDS, counts, tokens, lengths, sum(counts))
 
 
 def steady(rate: float, lengths: Sequence[Pair]) -> Demand:
