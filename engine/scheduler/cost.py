@@ -143,6 +143,7 @@ class Costs:
         """Begin with nothing measured; `notes` takes what is, now and then."""
         self._notes, self.priors, self.now = notes, priors, 0.0
         self.chunk_size = config.chunk_size
+        self._fused = [spec.fused for spec in config.topology.meshes]
         of_tp = {spec.tp: _Means(priors) for spec in config.topology.meshes}
         self._meshes = [_Mesh(of_tp[spec.tp]) for spec in config.topology.meshes]
         self._links: dict[tuple[int, int], LineFit] = {}
@@ -166,6 +167,11 @@ class Costs:
             return 0.0
         fit = self._caught_up(mesh).decode
         return fit.fixed + fit.each * rows
+
+    def beside(self, mesh: int, rows: int) -> float:
+        """Return the seconds that so many rows which decode on a mesh add to each prompt chunk there: a decode step
+        between two chunks or, in one step with it (fused), what rows add to a step that reads the weights anyway."""
+        return self.decode(mesh, rows) - (self._meshes[mesh].decode.fixed if rows and self._fused[mesh] else 0.0)
 
     def transfer(self, source: int, destination: int, size: int) -> float:
         """Return the seconds to move `size` bytes in one transfer."""
@@ -202,7 +208,8 @@ class Costs:
         else:
             end = max(of.result, next(iter(of.steps.values())).dispatched)
             for step in of.steps.values():
-                end += step.steps * self.decode(mesh, step.rows) + self.prefill(mesh, step.tokens)
+                rows = self.beside(mesh, step.rows) if step.tokens else step.steps * self.decode(mesh, step.rows)
+                end += rows + self.prefill(mesh, step.tokens)
         return max(0.0, end - self.now)
 
     def is_measured(self, mesh: int) -> bool:
@@ -211,6 +218,11 @@ class Costs:
             self._count_samples()
         of = self._meshes[mesh].of_tp
         return bool(of.prefill.count and of.decode.count)
+
+    @property
+    def is_link_measured(self) -> bool:
+        """Return whether anything was moved between meshes yet."""
+        return self._all_links.count > 0
 
     # ---- what is foreseen
 
@@ -326,15 +338,12 @@ class Costs:
             of.add_decode(done.rows, seconds / done.steps)
         elif not done.rows:
             of.add_prefill(done.tokens, seconds)
-        else:  # as its two parts are expected to take
-            prefill, decode = self.prefill(mesh, done.tokens), self.decode(mesh, done.rows)
-            share = prefill / (prefill + decode) if prefill + decode > 0 else 0.5
-            of.add_prefill(done.tokens, share * seconds)
-            of.add_decode(done.rows, (1 - share) * seconds)
+        else:  # its rows add what a row adds to a decode step: the chunks read the weights for them
+            of.add_prefill(done.tokens, max(0.0, seconds - self.beside(mesh, done.rows)))
         if self._notes.are_kept:
             if done.tokens:
                 self._note("prefill", of.prefill, mesh)
-            if done.rows:
+            else:
                 self._note("decode", of.decode, mesh)
         return seconds
 

@@ -43,7 +43,7 @@ def prompt_terms(request: Request, mesh: MeshState) -> PromptTerms:
     room = each * _short(mesh, tokens, rows, output)
     if not rows:
         return PromptTerms(busy + fixed * before + each * load, own, own, 0.0, room)
-    step = costs.decode(index, rows)  # one comes between any two chunks
+    step = costs.beside(index, rows)
     wait = busy + (fixed + step) * before + each * load
     return PromptTerms(wait, own + step * (chunks - 1), own, _slower(mesh, rows, output), room)
 
