@@ -32,6 +32,17 @@ def fit_to(run: LoggedRun) -> tuple[CostModel, float]:
     return costs, spread(costs, steps)
 
 
+def never_beside(run: LoggedRun) -> str:
+    """Say which steps of a run of several meshes never had their like beside them; empty: none."""
+    steps = steps_of(run) if len(run.header.pools) > 1 else []
+    missing = []
+    if not any(part.prefills for step in steps if step.kind != "decode" for part in step.beside):
+        missing.append("prompts never ran beside prompts")
+    if not any(part.decodes for step in steps if step.kind == "decode" for part in step.beside):
+        missing.append("decode steps never beside decode steps")
+    return " and ".join(missing) if steps else ""
+
+
 def steps_of(run: LoggedRun) -> list[MeasuredStep]:
     """List the steps that were read, cold ones left out."""
     ran = [

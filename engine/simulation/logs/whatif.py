@@ -26,7 +26,7 @@ from ..costs.devices import peaks_of
 from ..costs.fill import filled
 from ..incidents import Incident, RolesCalled
 from ..simulator import SimulatedEngine, Simulation, simulate
-from .log_costs import fit_to
+from .log_costs import fit_to, never_beside
 from .log_workload import LoggedLoad, load_of
 from .logged_run import LoggedRun
 
@@ -126,6 +126,8 @@ def _engine(
             f"no transfer was measured: one is taken to cost {1000 * fixed:g} ms and {1e9 * each:g} s/GB, as the "
             "scheduler does before it has measured any"
         )
+    if config.topology != run.header.config.topology and (never := never_beside(run)):
+        notes.append(f"{never} on another mesh: they are taken to slow each other down as what ran beside them did")
     if len(config.topology.meshes) > 1 == len(run.header.pools):
         notes.append("one mesh ran: how much meshes slow each other down was not measured, and is taken to be nothing")
     if not costs.prefill and costs.fused:
