@@ -26,7 +26,7 @@ from ..costs.devices import peaks_of
 from ..costs.fill import filled
 from ..incidents import Incident, RolesCalled
 from ..simulator import SimulatedEngine, Simulation, simulate
-from .log_costs import fit_to, never_beside
+from .log_costs import fit_to
 from .log_workload import LoggedLoad, load_of
 from .logged_run import LoggedRun
 
@@ -67,8 +67,9 @@ def what_if(run: LoggedRun, otherwise: Otherwise, costs: CostModel | None = None
     """
     load = load_of(run)
     notes = [] if costs is None else ["costs are of the profile that was given, not of the log"]
+    never = ""
     if costs is None:
-        costs, spread = fit_to(run)
+        costs, spread, never = fit_to(run)
     was = _engine(run, run.header.config, costs, _policy(run, None), notes)
     simulation = simulate(load.workload, was, incidents=(*load.incidents, *_roles_called(run)), noise=spread)
     slo = otherwise.slo or run.header.config.slo  # by which all are judged
@@ -76,6 +77,8 @@ def what_if(run: LoggedRun, otherwise: Otherwise, costs: CostModel | None = None
     other = None
     if otherwise.is_anything:
         config = _config(run, otherwise)
+        if never and config.topology != run.header.config.topology:
+            notes.append(f"{never} on another mesh: they are taken to slow each other down as what ran beside them did")
         engine = _engine(run, config, costs, _policy(run, otherwise.policy), notes)
         other_simulation = simulate(load.workload, engine, incidents=load.incidents, noise=spread)
         other = _report(run, load, engine, other_simulation, slo)
@@ -126,8 +129,6 @@ def _engine(
             f"no transfer was measured: one is taken to cost {1000 * fixed:g} ms and {1e9 * each:g} s/GB, as the "
             "scheduler does before it has measured any"
         )
-    if config.topology != run.header.config.topology and (never := never_beside(run)):
-        notes.append(f"{never} on another mesh: they are taken to slow each other down as what ran beside them did")
     if len(config.topology.meshes) > 1 == len(run.header.pools):
         notes.append("one mesh ran: how much meshes slow each other down was not measured, and is taken to be nothing")
     if not costs.prefill and costs.fused:
