@@ -7,16 +7,26 @@ waited for no turn, and to the time from each decision to each dispatch.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from ..protocol.stamps import TransferStamps
-from ..scheduler.cost_model import CostModel
-from .costs.fit import fit_costs, fit_host
-from .costs.measured import Entered, HostWork, MeasuredStep, MeasuredTransfer, without_cold
-from .costs.overlaps import Ran, measured_steps
+from ...protocol.stamps import TransferStamps
+from ...scheduler.cost_model import CostModel
+from ..costs.fit import fit_costs, fit_host, spread
+from ..costs.measured import Entered, HostWork, MeasuredStep, MeasuredTransfer, without_cold
+from ..costs.overlaps import Ran, measured_steps
 from .logged_run import LoggedRequest, LoggedRun, LoggedStep
 
 
-def costs_of(run: LoggedRun) -> CostModel:
+class Fitted(NamedTuple):
+    """What a run's log says of costs."""
+
+    costs: CostModel
+    spread: float  # of step times around them, the standard deviation of their logarithm
+    never_beside: str  # which steps never had their like beside them, where several meshes ran; empty: none
+
+
+def fit_to(run: LoggedRun) -> Fitted:
     """Fit costs to a run, of the programs that ran more than once.
 
     Raises:
@@ -26,9 +36,19 @@ def costs_of(run: LoggedRun) -> CostModel:
     if not steps:
         raise ValueError(f"{run.name} has too few steps to fit costs to: each program has to run twice.")
     try:
-        return fit_costs(steps, transfers_of(run), fit_host(_entered(run), _host_work(run), _lags(run)))
+        costs = fit_costs(steps, transfers_of(run), fit_host(_entered(run), _host_work(run), _lags(run)))
     except ValueError as error:
         raise ValueError(f"{run.name} is too short: {error}") from None
+    return Fitted(costs, spread(costs, steps), _never_beside(steps) if len(run.header.pools) > 1 else "")
+
+
+def _never_beside(steps: Sequence[MeasuredStep]) -> str:
+    missing = []
+    if not any(part.prefills for step in steps if step.kind != "decode" for part in step.beside):
+        missing.append("prompts never ran beside prompts")
+    if not any(part.decodes for step in steps if step.kind == "decode" for part in step.beside):
+        missing.append("decode steps never beside decode steps")
+    return " and ".join(missing)
 
 
 def steps_of(run: LoggedRun) -> list[MeasuredStep]:
