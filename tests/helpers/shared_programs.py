@@ -25,7 +25,7 @@ from twinmesh.kernels_pallas.cpu import loader
 _TRACED = ("kernels_pallas", "models", "engine.config", "engine.sampling", "engine.sharding", "engine.worker")
 _VARIABLES = ("XLA_", "TF_XLA_", "JAX_", "TWINMESH_", "NPROC", "OMP_")
 _WITHOUT_INFLUENCE = ("__doc__", "__annotations__", "__warningregistry__", "__dict__", "__weakref__")
-_MOST = 1000  # programs
+_MOST = 250  # programs; each takes some of the mappings of memory that Linux lets a process have
 # Steps and hand-offs are there from the start: where one of them is late, what runs beside it is late as well, and some
 # tests are about that.
 _LATE = {"sample", "score", "load_dense", "copy_page"}
