@@ -197,15 +197,17 @@ class _Run(Observer):
         self._count, self._planned = counters.flips, dict(planned)
 
     def _wait(self) -> bool:
-        """Go on to when something happens next; return whether it is only that time has passed."""
-        planned, due = self._time.next(), self._loop.next_due()
-        if due is not None and (planned is None or due < planned):
-            self._time.advance(due)
-            self._inbox.append(Tick(self._time.now))
-            return True
-        if planned is None:
-            raise RuntimeError(f"{self._arrivals.left} requests wait, and nothing is under way")
-        self._time.advance(planned)
+        """Go on until there is a message; return whether it is only that time has passed."""
+        due = self._loop.next_due()  # which nothing but messages changes
+        while not self._inbox and self._arrivals.left:
+            planned = self._time.next()
+            if due is not None and (planned is None or due < planned):
+                self._time.advance(due)
+                self._inbox.append(Tick(self._time.now))
+                return True
+            if planned is None:
+                raise RuntimeError(f"{self._arrivals.left} requests wait, and nothing is under way")
+            self._time.advance(planned)
         return False
 
     def _turn(self) -> None:

@@ -117,8 +117,9 @@ class VirtualExecutor:
     def _ended(self, step: Step) -> None:
         """Post what a step has sampled, once it is read; it is stamped with its end, as waiters do."""
         rows = _rows(step)
-        tokens = np.empty((step.steps if isinstance(step, Decode) else 1, len(rows)), np.int32)
-        tokens[:] = [row.request_id for row in rows]
+        tokens = np.array(
+            [[row.request_id for row in rows]] * (step.steps if isinstance(step, Decode) else 1), np.int32
+        )
         result = StepResult(self._time.now, step.mesh, step.step, rows, tokens)
         read = self._costs[step.mesh].host.read
         if read:
