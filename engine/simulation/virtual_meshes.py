@@ -223,7 +223,7 @@ class VirtualMeshes:
         steps[1:2] = (program.fixed + (program.row * rows + program.context * tokens)) * self._speed
         bucket, rows, tokens = later
         program = costs[bucket]
-        seconds = program.context * np.arange(tokens, tokens + rows * (count - 2), rows)
+        seconds = program.context * np.arange(tokens, tokens + rows * (count - 2), rows, np.float64)
         seconds += program.row * rows
         seconds += program.fixed
         seconds *= self._speed
@@ -233,7 +233,7 @@ class VirtualMeshes:
             noise = [mesh.drawn.popleft() if mesh.drawn else self._draw(mesh) for _ in range(count - 1)]
             steps[1:] *= noise
         steps[0] = end
-        return array("d", np.add.accumulate(steps).tobytes()), noise
+        return array("d", np.add.accumulate(steps, out=steps).tobytes()), noise
 
     def count_busy(self, index: int, begun: float, ends: Iterable[float], noise: Sequence[float]) -> None:
         """Take in when steps that were foreseen have ended, the first of them `begun` then, and the noise of those that
