@@ -32,6 +32,7 @@ from ..scheduler.policy import FCFS, Policy
 from ..scheduler.scheduler import Scheduler
 from .arrivals import Arrivals
 from .folding import Folding
+from .garbage import seldom_collected
 from .incidents import Aborted, Incident, MeshFails, MeshStarts, RolesCalled
 from .simulated_request import SimulatedRequest
 from .virtual_executor import VirtualExecutor
@@ -120,7 +121,8 @@ def simulate(
     """
     if not is_positive(speed) or not 0 <= noise < 1:
         raise ValueError(f"speed={speed!r}, noise={noise!r}: speed must be above 0, and noise at least 0 and below 1.")
-    return _Run(workload, engine, TrueTimes(noise, speed, seed), log, incidents, each, gaps, folded).run()
+    with seldom_collected():
+        return _Run(workload, engine, TrueTimes(noise, speed, seed), log, incidents, each, gaps, folded).run()
 
 
 class _Run(Observer):

@@ -16,7 +16,7 @@ of each (all tenths: `--json`); what has to grow is a hundred bytes of each requ
 
 With `--unfolded` each run is made a second time with every step an event, and the two have to have the same records.
 With `--aisimulate` (an environment that has it, see `simulators.py`) requests per second beside its own, by the time
-that it states for its replay; each `--rounds` times in turn, the best counts.
+that it states for its replay; here too the trace is read before. Each runs `--rounds` times in turn, the best counts.
 """
 
 import argparse
@@ -59,6 +59,7 @@ class Case(NamedTuple):
     requests: int | None  # the first so many; None: all
     trace: str
     device: str
+    is_read: bool = False  # before the time counts, and kept in memory
     folded: bool = True
 
 
@@ -68,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     for text in args.runs:
         topology, _, copies = text.partition("*")
-        case = Case(topology, int(copies or 1), args.requests, args.trace, args.device)
+        is_read = args.aisimulate is not None
+        case = Case(topology, int(copies or 1), args.requests, args.trace, args.device, is_read)
         rows.append(_measured(case, args))
         print(_line(rows[-1]), flush=True)
     if args.json is not None:
@@ -116,10 +118,11 @@ def _simulated(case: Case) -> dict[str, Any]:
         workload = superimposed(workload, case.copies)
     if case.requests is not None:
         workload = first(workload, case.requests)
-    count = sum(1 for _ in workload.requests)
+    requests = list(workload.requests) if case.is_read else workload.requests
+    count = sum(1 for _ in requests)
     engine = engine_of(case.topology, case.device)
     begin, progress = time.perf_counter(), Progress(count)
-    done = simulate(Workload(workload.name, workload.requests), engine, each=progress.add, folded=case.folded)
+    done = simulate(Workload(workload.name, requests), engine, each=progress.add, folded=case.folded)
     seconds, cpu = time.perf_counter() - begin, progress.cpu_seconds()
     steps = done.metrics.steps
     finish = progress.records.column("finish")
