@@ -5,8 +5,10 @@ message says what to change. Nothing here looks at devices or memory: `sharding/
 """
 
 import sys
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -93,17 +95,17 @@ class EngineConfig:
         if any(spec.fused for spec in self.topology.meshes):
             raise ValueError(f"deterministic=True does not go with {self.topology}: use both without mode=fused.")
 
-    @property
+    @cached_property
     def chunk_size(self) -> int:
         """Return the most prompt tokens of one step."""
         return self.prefill_buckets[-1]
 
-    @property
+    @cached_property
     def max_pages(self) -> int:
         """Return the pages of the longest request, which is the width of a page table."""
         return self.pages_for(self.max_model_len)
 
-    @property
+    @cached_property
     def handoff_buckets(self) -> tuple[int, ...]:
         """Return the page counts that transfers are padded to: powers of `handoff_factor`, then a whole request's."""
         sizes, size = [], 1
@@ -165,7 +167,7 @@ class PoolSize:
 
 def bucket_for(size: int, buckets: Sequence[int]) -> int:
     """Return the smallest bucket that holds `size`; `buckets` ascend, and the last one holds it."""
-    return next(bucket for bucket in buckets if bucket >= size)
+    return buckets[bisect_left(buckets, size)]
 
 
 def check_whole_number(name: str, value: object, least: int) -> None:

@@ -72,6 +72,8 @@ class Changes:
 
     def go_on(self) -> bool:
         """Do what has become possible; return whether the scheduler has something new to decide."""
+        if not self._asked and not self._params:
+            return False
         self._end_late_calls()
         if self._params and self._scheduler.is_drained:
             for change in self._params:
@@ -85,6 +87,8 @@ class Changes:
 
     def next_due(self) -> float | None:
         """Return when the time of a call for roles that could not begin yet is over; None: there is none."""
+        if not self._asked:
+            return None
         return min([change.due for change in self._asked if isinstance(change, NewRoles)], default=None)
 
     def end(self, why: str) -> None:

@@ -60,31 +60,42 @@ class Observers(Observer):
 
     def __init__(self) -> None:
         self._each: tuple[Observer, ...] = ()
+        self._list()
 
     def add(self, observer: Observer) -> None:
         """Let an observer see what comes from here on."""
         self._each += (observer,)
+        self._list()
 
     def remove(self, observer: Observer) -> None:
         """Let it see nothing any more."""
         self._each = tuple(other for other in self._each if other is not observer)
+        self._list()
+
+    def _list(self) -> None:
+        """List for each kind of sight those who look at it: most look at one or two, and actions are many."""
+        each = self._each
+        self._received = [o.received for o in each if type(o).received is not Observer.received]
+        self._deciding = [o.deciding for o in each if type(o).deciding is not Observer.deciding]
+        self._decided = [o.decided for o in each if type(o).decided is not Observer.decided]
+        self._performed = [o.performed for o in each if type(o).performed is not Observer.performed]
 
     def received(self, message: object) -> None:
         """Show a message to all."""
-        for observer in self._each:
-            observer.received(message)
+        for see in self._received:
+            see(message)
 
     def deciding(self, scheduler: Scheduler) -> None:
         """Show the scheduler to all."""
-        for observer in self._each:
-            observer.deciding(scheduler)
+        for see in self._deciding:
+            see(scheduler)
 
     def decided(self, scheduler: Scheduler, actions: Sequence[Action]) -> None:
         """Show to all what was decided."""
-        for observer in self._each:
-            observer.decided(scheduler, actions)
+        for see in self._decided:
+            see(scheduler, actions)
 
     def performed(self, action: Action) -> None:
         """Show to all what the executor has taken."""
-        for observer in self._each:
-            observer.performed(action)
+        for see in self._performed:
+            see(action)

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..protocol.actions import FinishReason
 from ..protocol.cache_report import MissReason
 from ..protocol.results import Traffic
@@ -39,7 +41,8 @@ class Latencies:
         def known(name: str) -> Distribution | None:
             return Distribution.of(value for line in lines if (value := getattr(line, name)) is not None)
 
-        itl = Distribution.of(gap for line in lines for gap in line.itl)
+        gaps = [np.diff(np.asarray(line.tokens, np.float64)) for line in lines]
+        itl = Distribution.of(np.concatenate(gaps)) if gaps else None
         return cls(known("ttft"), known("tpot"), itl, known("e2e"), known("handoff"))
 
 

@@ -22,26 +22,28 @@ class PageAllocator:
     def __init__(self, num_pages: int, listing: CacheListing | None = None):
         """Begin with all pages free; `listing` is told of every block that is cached."""
         self.num_pages = num_pages
-        self._free = deque(range(num_pages))
+        self.num_free = num_pages  # that no request holds
+        self._unused = 0  # the first page that was never given out: all are, in order, before any that has come back
+        self._free = deque[int]()  # those that have come back
         self._holders = array("i", bytes(4 * num_pages))
         self._counts = np.frombuffer(self._holders, np.int32)  # the same memory, for many pages at once
         self.cached = PrefixCache(listing)
         self._idle: OrderedDict[int, None] = OrderedDict()
 
-    @property
-    def num_free(self) -> int:
-        """Return the number of pages that no request holds."""
-        return len(self._free) + len(self._idle)
-
     def allocate(self, count: int) -> list[int]:
         """Allocate `count` pages to one holder; the caller has checked `num_free`."""
         if count > self.num_free:
             raise RuntimeError(f"{count} pages cannot be allocated: {self.num_free} of {self.num_pages} are free.")
-        pages = [self._free.popleft() for _ in range(min(count, len(self._free)))]
+        free, holders = self._free, self._holders
+        pages = list(range(self._unused, min(self._unused + count, self.num_pages)))
+        self._unused += len(pages)
+        if len(pages) < count:
+            pages += [free.popleft() for _ in range(min(count - len(pages), len(free)))]
         if len(pages) < count:
             pages += self._evict(count - len(pages))
         for page in pages:
-            self._holders[page] = 1
+            holders[page] = 1
+        self.num_free -= count
         return pages
 
     def hold(self, index: np.ndarray) -> None:
@@ -49,16 +51,18 @@ class PageAllocator:
         if self._idle:
             for page in index[self._counts[index] == 0].tolist():
                 del self._idle[page]
+                self.num_free -= 1
         self._counts[index] += 1
 
     def release(self, pages: Iterable[int]) -> None:
         """One request less holds these pages; the last one leaves a page to the prefix cache or frees it."""
-        holders = self._holders
+        holders, cached = self._holders, self.cached
         for page in pages:
-            holders[page] -= 1
-            if holders[page]:
+            left = holders[page] = holders[page] - 1
+            if left:
                 continue
-            if page in self.cached:
+            self.num_free += 1
+            if page in cached:
                 self._idle[page] = None
             else:
                 self._free.append(page)
@@ -91,8 +95,11 @@ class PageAllocator:
         counted = Counter({page: count for page, count in enumerate(self._holders) if count})
         if held != counted:
             raise RuntimeError(f"pages held {dict(held)}, counted {dict(counted)}")
-        if sorted([*self._free, *self._idle, *counted]) != list(range(self.num_pages)):
-            raise RuntimeError(f"pages lost or doubled: free {list(self._free)}, idle {list(self._idle)}, held {held}")
+        free = [*self._free, *range(self._unused, self.num_pages)]
+        are_all = sorted([*free, *self._idle, *counted]) == list(range(self.num_pages))
+        if not are_all or self.num_free != len(free) + len(self._idle):
+            counts = f"{self.num_free} counted as free"
+            raise RuntimeError(f"pages lost or doubled: {counts}, free {free}, idle {list(self._idle)}, held {held}")
         self.cached.check()
         if any(page not in self.cached for page in self._idle):
             raise RuntimeError("the prefix cache holds pages that it does not know")
@@ -102,13 +109,9 @@ class SlotTable:
     """Rows of a mesh's per-request device state."""
 
     def __init__(self, num_slots: int):
+        self.num_free = num_slots  # that no request holds
         self._free = deque(range(num_slots))
         self._holders: dict[int, int] = {}
-
-    @property
-    def num_free(self) -> int:
-        """Return the number of slots that no request holds."""
-        return len(self._free)
 
     @property
     def holders(self) -> dict[int, int]:
@@ -118,6 +121,7 @@ class SlotTable:
     def allocate(self, request_id: int) -> int:
         """Allocate a free slot to a request; the caller has checked `num_free`."""
         slot = self._free.popleft()
+        self.num_free -= 1
         self._holders[slot] = request_id
         return slot
 
@@ -125,3 +129,4 @@ class SlotTable:
         """Free a slot."""
         del self._holders[slot]
         self._free.append(slot)
+        self.num_free += 1

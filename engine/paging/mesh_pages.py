@@ -274,8 +274,8 @@ class MeshPages:
         if stop <= placement.writable:
             return True
         self._changes.touch(self._mesh)
-        size = self._config.page_size
-        plans = []
+        size, plans = self.page_size, []
+        first, count = start // size, -(-stop // size)
         for group, (window, pages) in enumerate(self._windows):
             table = placement.tables[group]
             if window is not None:
@@ -283,16 +283,16 @@ class MeshPages:
                 if gone:
                     self._changes.more(self._mesh)
                     pages.release(gone)
-            written = range(start // size, min(table.end, self._config.pages_for(stop)))
-            copies = [i for i in written if not pages.is_writable(table.pages[i - table.first])]
-            more = self._config.pages_for(stop) - table.end
-            if len(copies) + max(0, more) > pages.num_free:
+            end = table.end
+            more = count - end if count > end else 0
+            copies = [i for i in range(first, count - more) if not pages.is_writable(table.pages[i - table.first])]
+            if len(copies) + more > pages.num_free:
                 return False
             plans.append((group, copies, more))
         for group, copies, more in plans:
             for i in copies:
                 self._copy(placement, group, i)
-            if more > 0:
+            if more:
                 placement.tables[group].spare += self.groups[group].allocate(more)
                 self._append(placement, group, more)
         placement.writable = size * min(table.end for table in placement.tables)

@@ -25,14 +25,19 @@ from ..config import EngineConfig
 from ..protocol.actions import Chunk, Decode, Fused, Prefill, StartTransfer
 from .cost_model import CostModel, pairs
 from .line_fit import WINDOW, LineFit, Terms
+from .mesh_costs import (
+    DECODE_SHARE,
+    EACH_OF_TP,
+    PREFILL_SHARE,
+    TRANSFER_SHARE,
+    MeshCosts,
+    RunningStep,
+    RunningTransfer,
+    TpCosts,
+)
 from .notes import Measured, Notes, What
 from .output_lengths import OutputLengths
 from .steps_ahead import InFlight, StepsAhead, next_of
-
-# How much of a mean grows with the size where all sizes measured were alike: all of it where prompts are computed and
-# bytes moved, little of it where a step reads all weights for however many rows.
-_PREFILL_SHARE, _DECODE_SHARE, _TRANSFER_SHARE = 1.0, 0.2, 0.5
-_EACH_OF_TP = 8  # one in so many of a mesh's steps counts for the means of its tp, besides the first
 
 
 class Priors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,8 +64,8 @@ def priors_of(costs: CostModel, config: EngineConfig) -> Priors:
     }
     transfer = Terms(costs.link.fixed, costs.link.byte)
     return Priors(
-        _line(prefill, _PREFILL_SHARE) if prefill else PRIORS.prefill,
-        _line(decode, _DECODE_SHARE) if decode else PRIORS.decode,
+        _line(prefill, PREFILL_SHARE) if prefill else PRIORS.prefill,
+        _line(decode, DECODE_SHARE) if decode else PRIORS.decode,
         transfer if any(transfer) else PRIORS.transfer,
     )
 
@@ -76,66 +81,6 @@ def _line(seconds: Mapping[int, float], share: float) -> Terms:
     return Terms(seconds[large] - each * large, each)
 
 
-class _Step:
-    """A step that is running."""
-
-    __slots__ = ("behind", "dispatched", "rows", "size", "steps", "tokens")
-
-    def __init__(self, dispatched: float, size: tuple[int, int], tokens: int, rows: int, steps: int):
-        self.dispatched, self.size, self.tokens, self.rows, self.steps = dispatched, size, tokens, rows, steps
-        self.behind: list[_Transfer] | None = None  # transfers that begin when it is done
-
-
-class _Transfer:
-    """A transfer under way."""
-
-    __slots__ = ("link", "size", "start")
-
-    def __init__(self, link: tuple[int, int], size: int, start: float | None):
-        self.link, self.size, self.start = link, size, start  # start None: a step before it is not done
-
-
-class _Means:
-    """What was measured on all meshes of one tp, a sample of it."""
-
-    __slots__ = ("decode", "prefill")
-
-    def __init__(self, priors: Priors):
-        self.prefill, self.decode = LineFit(_PREFILL_SHARE, priors.prefill), LineFit(_DECODE_SHARE, priors.decode)
-
-
-class _Mesh:
-    """One mesh: its means, those of its tp until it has measured some, and what runs there."""
-
-    __slots__ = ("ahead", "decode", "last", "of_tp", "prefill", "result", "seen", "steps")
-
-    def __init__(self, of_tp: _Means):
-        self.ahead: StepsAhead | None = None  # the results that are foreseen
-        self.of_tp, self.prefill, self.decode = of_tp, of_tp.prefill, of_tp.decode
-        self.steps: dict[int, _Step] = {}  # running, by number
-        self.seen: set[tuple[int, int]] = set()  # sizes of steps that have run
-        self.result = 0.0  # when the last result came
-        self.last = -1  # the step that was dispatched last
-
-    def add_prefill(self, tokens: int, seconds: float) -> None:
-        """Take in what prompt tokens took."""
-        if self.prefill is self.of_tp.prefill:
-            self.prefill = LineFit(_PREFILL_SHARE)
-        _add(self.prefill, self.of_tp.prefill, tokens, seconds)
-
-    def add_decode(self, rows: int, seconds: float) -> None:
-        """Take in what a decode step took."""
-        if self.decode is self.of_tp.decode:
-            self.decode = LineFit(_DECODE_SHARE)
-        _add(self.decode, self.of_tp.decode, rows, seconds)
-
-
-def _add(own: LineFit, of_tp: LineFit, size: int, seconds: float) -> None:
-    own.add(size, seconds)
-    if own.count < _EACH_OF_TP or not own.count % _EACH_OF_TP:
-        of_tp.add(size, seconds)
-
-
 class Costs:
     """The costs of one engine; `now` is the time of the newest event, which the scheduler sets."""
 
@@ -143,12 +88,11 @@ class Costs:
         """Begin with nothing measured; `notes` takes what is, now and then."""
         self._notes, self.priors, self.now = notes, priors, 0.0
         self.chunk_size = config.chunk_size
-        self._fused = [spec.fused for spec in config.topology.meshes]
-        of_tp = {spec.tp: _Means(priors) for spec in config.topology.meshes}
-        self._meshes = [_Mesh(of_tp[spec.tp]) for spec in config.topology.meshes]
+        of_tp = {spec.tp: TpCosts(priors.prefill, priors.decode) for spec in config.topology.meshes}
+        self._meshes = [MeshCosts(of_tp[spec.tp], config.chunk_size, spec.fused) for spec in config.topology.meshes]
         self._links: dict[tuple[int, int], LineFit] = {}
-        self._all_links = LineFit(_TRANSFER_SHARE, priors.transfer)
-        self._transfers: dict[int, _Transfer] = {}
+        self._all_links = LineFit(TRANSFER_SHARE, priors.transfer)
+        self._transfers: dict[int, RunningTransfer] = {}
         # When a foreseen result counts for the means of its tp: time, mesh, what foresees it, and the results until
         # then, itself included. The earliest first.
         self._samples: list[tuple[float, int, StepsAhead, int]] = []
@@ -156,67 +100,42 @@ class Costs:
 
     # ---- what work costs
 
+    def of(self, mesh: int) -> MeshCosts:
+        """Return what work costs on a mesh, with all that was read of its steps by now."""
+        self._count_samples()
+        of = self._meshes[mesh]
+        if of.ahead is not None:
+            of.count(of.ahead, of.ahead.read_by(self.now))
+        return of
+
     def prefill(self, mesh: int, tokens: int) -> float:
         """Return the seconds to compute so many prompt tokens, in as many steps as they take."""
-        fit = self._meshes[mesh].prefill
-        return fit.fixed * -(-tokens // self.chunk_size) + fit.each * tokens
+        return self._meshes[mesh].prefill_seconds(tokens)
 
     def decode(self, mesh: int, rows: int) -> float:
         """Return the seconds of one decode step of so many rows; 0 without rows."""
-        if not rows:
-            return 0.0
-        fit = self._caught_up(mesh).decode
-        return fit.fixed + fit.each * rows
+        return self.of(mesh).decode_seconds(rows)
 
     def beside(self, mesh: int, rows: int) -> float:
-        """Return the seconds that so many rows which decode on a mesh add to each prompt chunk there: a decode step
-        between two chunks or, in one step with it (fused), what rows add to a step that reads the weights anyway."""
-        return self.decode(mesh, rows) - (self._meshes[mesh].decode.fixed if rows and self._fused[mesh] else 0.0)
-
-    def transfer(self, source: int, destination: int, size: int) -> float:
-        """Return the seconds to move `size` bytes in one transfer."""
-        return self._links.get((source, destination), self._all_links).terms().at(size)
-
-    def prefill_terms(self, mesh: int) -> Terms:
-        """Return the seconds of a prefill step: what each has, and each prompt token."""
-        return self._meshes[mesh].prefill.terms()
-
-    def terms_of_tp(self, mesh: int) -> tuple[Terms, Terms]:
-        """Return the seconds of prefill and decode steps, as on all meshes of this one's tp."""
-        self._count_samples()
-        of = self._meshes[mesh].of_tp
-        return of.prefill.terms(), of.decode.terms()
-
-    def row_seconds(self, mesh: int) -> float:
-        """Return the seconds that a row adds to a decode step, as on all meshes of this one's tp: a slope is a rough
-        thing, and where it decides between meshes they should not differ by that."""
-        if self._samples:
-            self._count_samples()
-        return self._meshes[mesh].of_tp.decode.each
+        """Return the seconds that so many rows which decode on a mesh add to each prompt chunk there."""
+        return self.of(mesh).beside(rows)
 
     def busy(self, mesh: int) -> float:
         """Return the seconds until the steps that are dispatched should be done."""
-        of = self._meshes[mesh]
-        if of.ahead is not None:
-            self._caught_up(mesh)
-            steps = of.ahead.in_flight_now()
-            end = max(of.result, steps[0].dispatched)
-            for foreseen in steps:
-                end += of.decode.fixed + of.decode.each * foreseen.rows
-        elif not of.steps:
-            return 0.0
-        else:
-            end = max(of.result, next(iter(of.steps.values())).dispatched)
-            for step in of.steps.values():
-                rows = self.beside(mesh, step.rows) if step.tokens else step.steps * self.decode(mesh, step.rows)
-                end += rows + self.prefill(mesh, step.tokens)
-        return max(0.0, end - self.now)
+        return self.of(mesh).busy(self.now)
+
+    def transfer(self, source: int, destination: int, size: int) -> float:
+        """Return the seconds to move `size` bytes in one transfer."""
+        return self._links.get((source, destination), self._all_links).at(size)
+
+    def terms_of_tp(self, mesh: int) -> tuple[Terms, Terms]:
+        """Return the seconds of prefill and decode steps, as on all meshes of this one's tp."""
+        of = self.of(mesh).of_tp
+        return of.prefill.terms(), of.decode.terms()
 
     def is_measured(self, mesh: int) -> bool:
         """Return whether prompts and decode steps were both measured, here or on another mesh of the same tp."""
-        if self._samples:
-            self._count_samples()
-        of = self._meshes[mesh].of_tp
+        of = self.of(mesh).of_tp
         return bool(of.prefill.count and of.decode.count)
 
     @property
@@ -250,63 +169,43 @@ class Costs:
         assert ahead is not None
         ahead.end_after(results)
         self._count_samples()
-        self._count(of, ahead, results)
+        of.count(ahead, results)
         steps = ahead.in_flight_now()
         of.last = steps[-1].number
-        of.steps = {n: _Step(begun, (0, bucket), 0, rows, 1) for n, begun, rows, bucket in steps}
+        of.steps = {n: RunningStep(begun, (0, bucket), 0, rows, 1) for n, begun, rows, bucket in steps}
         if not dispatched:
             of.steps.popitem()
         of.ahead = None
 
-    def _caught_up(self, mesh: int) -> _Mesh:
-        """Count what was read of a mesh by now, and for the means of tps of all meshes; return the mesh."""
-        of = self._meshes[mesh]
-        if self._samples:
-            self._count_samples()
-        if of.ahead is not None:
-            self._count(of, of.ahead, of.ahead.read_by(self.now))
-        return of
-
     def _count_samples(self) -> None:
         """Count what was read by now for the means of tps, in the order of time."""
         samples, now = self._samples, self.now
+        if not samples or samples[0][0] > now:
+            return
+        found: dict[LineFit, list[tuple[float, float]]] = {}  # line of a tp -> what it is to take in
         while samples and samples[0][0] <= now:
-            _, mesh, ahead, results = samples[0]
-            of, ends = self._meshes[mesh], ahead.ends
-            if of.ahead is ahead and results <= len(ends):
+            end, mesh, ahead, results = samples[0]
+            of = self._meshes[mesh]
+            if of.ahead is ahead and results <= len(ahead.ends):
                 if results > len(ahead.in_flight):  # for the mesh itself it is counted later, with those around it
-                    of.of_tp.decode.add(ahead.rows, ends[results - 1] - ends[results - 2])
+                    found.setdefault(of.of_tp.decode, []).append((ahead.rows, end - ahead.ends[results - 2]))
                     count = of.decode.count + results - ahead.counted
                 else:
-                    self._count(of, ahead, results)
+                    _take_in(found)
+                    of.count(ahead, results)
                     count = of.decode.count
-                following = results + next_of(count, _EACH_OF_TP)
-                if following <= len(ends):
-                    heapreplace(samples, (ends[following - 1], mesh, ahead, following))
+                following = results + next_of(count, EACH_OF_TP)
+                if following <= len(ahead.ends):
+                    heapreplace(samples, (ahead.ends[following - 1], mesh, ahead, following))
                     continue
             heappop(samples)
+        _take_in(found)
 
-    def _expect_sample(self, mesh: int, of: _Mesh, ahead: StepsAhead) -> None:
+    def _expect_sample(self, mesh: int, of: MeshCosts, ahead: StepsAhead) -> None:
         count = of.decode.count if of.decode is not of.of_tp.decode else 0
-        results = ahead.counted + next_of(count, _EACH_OF_TP)
+        results = ahead.counted + next_of(count, EACH_OF_TP)
         if results <= len(ahead.ends):
             heappush(self._samples, (ahead.ends[results - 1], mesh, ahead, results))
-
-    def _count(self, of: _Mesh, ahead: StepsAhead, results: int) -> None:
-        """Count the first so many of the results that were foreseen; those samples of them that were not in flight at
-        first are counted already."""
-        counted, ends = ahead.counted, ahead.ends
-        if results <= counted:
-            return
-        while counted < len(ahead.in_flight) and counted < results:
-            _, dispatched, rows, _ = ahead.in_flight[counted]
-            start, of.result = max(of.result, dispatched), ends[counted]
-            of.add_decode(rows, of.result - start)
-            counted += 1
-        if counted < results:
-            of.decode.add_run(ahead.rows, of.result, ends[counted:results])
-            of.result = ends[results - 1]
-        ahead.counted = results
 
     # ---- what is measured
 
@@ -315,21 +214,21 @@ class Costs:
         of = self._meshes[step.mesh]
         of.last = step.step
         if isinstance(step, Decode):
-            of.steps[step.step] = _Step(self.now, (0, step.bucket), 0, len(step.rows), step.steps)
+            of.steps[step.step] = RunningStep(self.now, (0, step.bucket), 0, len(step.rows), step.steps)
         elif isinstance(step, Prefill):
-            of.steps[step.step] = _Step(self.now, (step.bucket, 0), _tokens(step.chunks), 0, 1)
+            of.steps[step.step] = RunningStep(self.now, (step.bucket, 0), _tokens(step.chunks), 0, 1)
         else:
-            of.steps[step.step] = _Step(self.now, (step.bucket, 1), _tokens(step.chunks), len(step.rows), 1)
+            of.steps[step.step] = RunningStep(self.now, (step.bucket, 1), _tokens(step.chunks), len(step.rows), 1)
 
     def end_step(self, mesh: int, step: int, t: float) -> float:
         """Take in that the result of a step came at `t`; return the seconds that it took."""
-        if self._samples:
-            self._count_samples()
+        self._count_samples()
         of = self._meshes[mesh]
         done = of.steps.pop(step)
         start, of.result = of.result if of.result > done.dispatched else done.dispatched, t
         if done.behind is not None:
-            _begin(done.behind, t)
+            for transfer in done.behind:
+                transfer.start = t
         seconds = t - start if t > start else 0.0
         if done.size not in of.seen:
             of.seen.add(done.size)
@@ -339,7 +238,7 @@ class Costs:
         elif not done.rows:
             of.add_prefill(done.tokens, seconds)
         else:  # its rows add what a row adds to a decode step: the chunks read the weights for them
-            of.add_prefill(done.tokens, max(0.0, seconds - self.beside(mesh, done.rows)))
+            of.add_prefill(done.tokens, max(0.0, seconds - of.beside(done.rows)))
         if self._notes.are_kept:
             if done.tokens:
                 self._note("prefill", of.prefill, mesh)
@@ -352,7 +251,7 @@ class Costs:
         before it."""
         of = self._meshes[action.source]
         before = of.steps.get(of.last)
-        begun = _Transfer((action.source, action.destination), size, self.now if before is None else None)
+        begun = RunningTransfer((action.source, action.destination), size, self.now if before is None else None)
         self._transfers[action.transfer] = begun
         if before is not None:
             before.behind = [begun] if before.behind is None else [*before.behind, begun]
@@ -365,7 +264,7 @@ class Costs:
             return
         fit = self._links.get(done.link)
         if fit is None:
-            fit = self._links[done.link] = LineFit(_TRANSFER_SHARE)
+            fit = self._links[done.link] = LineFit(TRANSFER_SHARE)
         size, seconds = max(1, done.size), max(0.0, t - done.start)
         fit.add(size, seconds)
         self._all_links.add(size, seconds)
@@ -392,6 +291,8 @@ def _tokens(chunks: Sequence[Chunk]) -> int:
     return sum([chunk.length for chunk in chunks])
 
 
-def _begin(transfers: Sequence[_Transfer], t: float) -> None:
-    for transfer in transfers:
-        transfer.start = t
+def _take_in(found: dict[LineFit, list[tuple[float, float]]]) -> None:
+    """Let lines take in what was found for them, and keep it no longer."""
+    for line, measured in found.items():
+        line.add_all(measured)
+    found.clear()

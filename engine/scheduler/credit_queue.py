@@ -21,16 +21,17 @@ class CreditQueue:
         self._arriving = arriving
         self._asking, self._credited = sorted_requests(), sorted_requests()
         self._asleep: dict[bytes, dict[Request, None]] = {}
+        self._count = 0  # of all: most often there are none, and everything is asked after each step
         self.refusal = room.refusal()  # of the first that asked and got no credit; those behind it wait too
 
     def __bool__(self) -> bool:
-        return bool(self._asking or self._credited or self._asleep)
+        return self._count > 0
 
     def __iter__(self) -> Iterator[Request]:
         return chain(self._asking, self._credited, *self._asleep.values())
 
     def __len__(self) -> int:
-        return len(self._asking) + len(self._credited) + sum(map(len, self._asleep.values()))
+        return self._count
 
     @property
     def longest_asking(self) -> Request | None:
@@ -39,6 +40,8 @@ class CreditQueue:
 
     def first(self) -> Request | None:
         """Find the first that holds credit or may ask for it: the one that got none, only when there may be room."""
+        if not self._count:
+            return None
         credited = self._credited[0] if self._credited else None
         asking = self._asking[0] if self._asking else None
         if asking is None or self.refusal.holds(asking):
@@ -48,15 +51,17 @@ class CreditQueue:
     @property
     def first_refused(self) -> Request | None:
         """Return the first that asks, if it got no credit the last time."""
-        asking = self._asking[0] if self._asking else None
+        asking = self._asking[0] if self._count and self._asking else None
         return asking if asking is not None and self.refusal.holds(asking) else None
 
     def add(self, request: Request) -> None:
         """Take a request in, with credit or without."""
+        self._count += 1
         (self._asking if request.handoff is None else self._credited).add(request)
 
     def remove(self, request: Request) -> None:
         """Take a request out."""
+        self._count -= 1
         if request.wait is None:
             (self._asking if request.handoff is None else self._credited).remove(request)
         else:
@@ -95,6 +100,8 @@ class CreditQueue:
 
     def check(self) -> None:
         """Raise unless all are here whom this queue is for, each where it belongs."""
+        if self._count != len(list(self)):
+            raise RuntimeError(f"{self._count} requests are counted as waiting for credit, not {len(list(self))}")
         for request in self:
             if request.state is not State.HANDOFF or request.placement is None:
                 raise RuntimeError(f"request {request.id} is {request.state} and waits for credit")

@@ -11,7 +11,9 @@ from typing import NamedTuple
 WINDOW = 64  # measurements after which one counts for 1/e of a new one
 _RIDGE = 0.01  # how far sizes have to spread, as a variance in units of their squared mean, to say more than the share
 _OUTLIER = 4.0  # times the expected; what took longer (a cold cache, a stalled host) counts as so much
-_USUAL = 0.99 * _OUTLIER  # times the least that the line may say; up to so much nobody has to ask what it does say
+# Times the mean. Of sizes that are at least half the mean size the line says no less than half the mean, so up to so
+# much nobody has to ask what it does say.
+_USUAL = 0.99 * _OUTLIER / 2
 
 
 class Terms(NamedTuple):
@@ -43,17 +45,15 @@ class LineFit:
 
     def add(self, size: float, value: float) -> None:
         """Take in that this size, above 0, has taken this value, 0 or more."""
-        self.add_run(size, 0.0, (value,))
+        self.add_all(((size, value),))
 
-    def add_run(self, size: float, begin: float, ends: Iterable[float]) -> None:
-        """Take in what as many of the same size have taken one after the other, from `begin` on, each up to its end. It
-        runs for every step of every mesh, hence in one piece."""
+    def add_all(self, measured: Iterable[tuple[float, float]]) -> None:
+        """Take in sizes and what they have taken, one after the other. It runs for every step of every mesh, hence in
+        one piece."""
         count, mean_size, mean, var, cov = self.count, self.mean_size, self._value, self._var, self._cov
         weight, kept = 1 / WINDOW, 1 - 1 / WINDOW
-        for end in ends:
-            value, begin = end - begin, end
-            usual = _USUAL * mean  # the line says no less than `mean` at sizes above `mean_size`, and its share below
-            if (value > usual or value * mean_size > usual * size) and count:
+        for size, value in measured:
+            if (value > _USUAL * mean or 2 * size < mean_size) and count:
                 fixed, each = self._line(mean_size, mean, var, cov)
                 most = _OUTLIER * (fixed + each * size)
                 if value > most > 0 and value > mean:  # an expectation of 0 would let nothing count any more
@@ -63,10 +63,11 @@ class LineFit:
                 weight = 1 / count
                 kept = 1 - weight
             off, change = size - mean_size, value - mean
-            mean_size = mean_size + weight * off
+            step = weight * off
+            mean_size = mean_size + step
             mean = mean + weight * change
-            var = kept * (var + weight * off * off)
-            cov = kept * (cov + weight * off * change)
+            var = kept * (var + step * off)
+            cov = kept * (cov + step * change)
         if count > self.count:
             self.fixed, self.each = self._line(mean_size, mean, var, cov)
         self.count, self.mean_size, self._value, self._var, self._cov = count, mean_size, mean, var, cov
@@ -78,6 +79,10 @@ class LineFit:
         each = 0.0 if each < 0 else each if each < steepest else steepest
         fixed = mean - each * mean_size
         return fixed if fixed > 0 else 0.0, each
+
+    def at(self, size: float) -> float:
+        """Return the seconds for this size."""
+        return self.fixed + self.each * size
 
     def terms(self) -> Terms:
         """Return the line."""

@@ -8,6 +8,7 @@ they draw a request only as long as what waits and runs there costs less.
 
 from typing import NamedTuple
 
+from .mesh_costs import MeshCosts
 from .mesh_state import MeshState
 from .request import Request
 
@@ -33,38 +34,44 @@ class DecodeTerms(NamedTuple):
 
 def prompt_terms(request: Request, mesh: MeshState) -> PromptTerms:
     """Estimate what prefilling the request on a mesh costs, and decoding it where the mesh does that."""
-    costs, index, load = mesh.shared.costs, mesh.index, mesh.to_compute_before(request)
-    tokens = request.to_prefill - mesh.pages.hit(request.hashes, request.to_prefill)
-    fixed, each = costs.prefill_terms(index)
-    busy, before, chunks = costs.busy(index), load / costs.chunk_size, -(-tokens // costs.chunk_size)
+    costs, tokens = mesh.shared.costs, request.to_prefill - mesh.pages.hit(request.hashes, request.to_prefill)
+    of, chunk = costs.of(mesh.index), costs.chunk_size
+    fixed, each = of.prefill.fixed, of.prefill.each
+    load = mesh.to_compute_before(request)
+    busy, before, chunks = of.busy(costs.now), load / chunk, -(-tokens // chunk)
     own = fixed * chunks + each * tokens
-    output = costs.outputs.expected(request.max_tokens - request.confirmed) if mesh.decodes else 0.0
-    rows = len(mesh.placed) if mesh.decodes else 0
+    output, rows = 0.0, 0
+    if mesh.decodes:
+        output, rows = costs.outputs.expected(request.max_tokens - request.confirmed), len(mesh.placed)
     room = each * _short(mesh, tokens, rows, output)
     if not rows:
         return PromptTerms(busy + fixed * before + each * load, own, own, 0.0, room)
-    step = costs.beside(index, rows)
+    step = of.beside(rows)
     wait = busy + (fixed + step) * before + each * load
-    return PromptTerms(wait, own + step * (chunks - 1), own, _slower(mesh, rows, output), room)
+    return PromptTerms(wait, own + step * (chunks - 1), own, _slower(of, rows, output), room)
 
 
 def decode_terms(request: Request, mesh: MeshState) -> DecodeTerms:
     """Estimate what it costs to hand a request over to a mesh and to decode it there."""
     costs, index, placement = mesh.shared.costs, mesh.index, request.placement
-    tokens = max(request.to_prefill, request.kv_len)
+    of, tokens = costs.of(index), max(request.to_prefill, request.kv_len)
     missing = tokens - mesh.pages.hit(request.hashes, tokens)
     size = -(-missing // mesh.pages.page_size) * mesh.page_bytes
     link = 0.0 if placement is None else costs.transfer(placement.mesh, index, size)
     rows, output = len(mesh.placed), costs.outputs.expected(request.max_tokens - request.confirmed)
-    fixed, each = costs.prefill_terms(index)
+    fixed, each = of.prefill.fixed, of.prefill.each
     load = mesh.to_compute
     wait = each * load + fixed * load / costs.chunk_size if load else 0.0
-    return DecodeTerms(link, wait, _slower(mesh, rows, output), each * _short(mesh, missing, rows, output))
+    return DecodeTerms(link, wait, _slower(of, rows, output), each * _short(mesh, missing, rows, output))
 
 
-def _slower(mesh: MeshState, rows: int, output: float) -> float:
-    """Return the seconds by which its rows and those there slow each other down until its answer ends."""
-    return 2 * rows * mesh.shared.costs.row_seconds(mesh.index) * output if rows else 0.0
+def _slower(of: MeshCosts, rows: int, output: float) -> float:
+    """Return the seconds by which its rows and those there slow each other down until its answer ends.
+
+    What a row adds is that of all meshes of a tp: a slope is a rough thing, and where it decides between meshes they
+    should not differ by that.
+    """
+    return 2 * rows * of.of_tp.decode.each * output if rows else 0.0
 
 
 def _short(mesh: MeshState, tokens: int, rows: int, output: float) -> float:

@@ -42,7 +42,8 @@ class Router:
         self._longest = [0] * len(shared.meshes)  # pages of the longest sequence that surely fits on each
         self._ranked: tuple[Candidate, ...] = ()  # for the request that was asked for last, if notes are kept
         self._is_pool = shared.config.topology.is_pool
-        self._prefilling = 0  # the set of meshes that prefill, whether or not they have room
+        # The sets of meshes that prefill, and of those that decode alone, whether or not they have room.
+        self._prefilling = self._decoding = 0
 
     def for_prompt(self, request: Request) -> Sequence[MeshState]:
         """List the meshes for a prompt, the best first."""
@@ -54,6 +55,8 @@ class Router:
 
     def _with_decode_meshes(self, request: Request, ranked: Sequence[MeshState]) -> Sequence[MeshState]:
         """Add the decode meshes that may prefill this prompt: what is not cached there has to fit into one step."""
+        if not self._decoding:
+            return ranked
         self._refresh_decodes()
         size, tokens, among = self._config.page_size, request.to_prefill, self._decodes.meshes
         cached = size * self._shared.index.depth(request.hashes, min(len(request.hashes), tokens // size), among)
@@ -128,24 +131,24 @@ class Router:
         index, size, longest = self._shared.index, self._config.page_size, self._longest
         depth = index.depth(hashes, min(len(hashes), tokens // size), by_load.meshes)
         pages = self._config.pages_for(tokens)
-        least = list(islice(by_load, _LOOKED_AT))
-        near = self._holders(by_load, index.meshes(hashes[depth - 1]), least, pages - depth) if depth else []
+        near = self._holders(by_load, index.meshes(hashes[depth - 1]), pages - depth) if depth else []
         if home is not None and home not in near and longest[home] >= pages - depth:
             near.append(home)
         found = dict.fromkeys(near)
-        for mesh in chain(least, by_load.roomiest(pages)):
+        for mesh in chain(islice(by_load, _LOOKED_AT), by_load.roomiest(pages)):
             if len(found) == MOST:
                 break
             if longest[mesh] >= pages:
                 found[mesh] = None
         return list(found)
 
-    def _holders(self, by_load: "ByLoad", holders: int, least: Sequence[int], pages: int) -> list[int]:
+    def _holders(self, by_load: "ByLoad", holders: int, pages: int) -> list[int]:
         """List the least loaded of these meshes that have so many pages free: of many, among those that have the least
         load of all and some others."""
         among = list(islice(members(holders & by_load.meshes), _LOOKED_AT))
         if len(among) == _LOOKED_AT:
-            among = list(dict.fromkeys([*(mesh for mesh in least if holders >> mesh & 1), *among]))
+            least = (mesh for mesh in islice(by_load, _LOOKED_AT) if holders >> mesh & 1)
+            among = list(dict.fromkeys([*least, *among]))
         roomy = [mesh for mesh in among if self._longest[mesh] >= pages]
         return sorted(roomy, key=by_load.place)[:_WITH_PREFIX]
 
@@ -157,6 +160,7 @@ class Router:
             longest = self._longest[index] = mesh.pages.longest(mesh.watermark)
             self._prompts.put(index, _load_for_prompts(mesh), longest)
             self._prefilling = self._prefilling & ~(1 << index) | mesh.prefills << index
+            self._decoding = self._decoding & ~(1 << index) | (mesh.decodes and not mesh.prefills) << index
         self._changed |= changed
         changed.clear()
 

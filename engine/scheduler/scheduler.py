@@ -292,25 +292,26 @@ class Scheduler:
 
     def actions(self) -> list[Action]:
         """Return everything that can be dispatched now, in order. Freed pages may let more in, hence the loop."""
+        admission, handoffs, preemption, emitted = self._admission, self._handoffs, self._preemption, self._out
         before = (-1, -1)
-        self._preemption.begin()
-        self._admission.seated.clear()
-        while self._shared.due or before != (len(self._out), self.counters.preemptions):
-            before = len(self._out), self.counters.preemptions
-            self._admission.admit(self._now)
-            while self._preemption.for_prompt(self._admission.first_refused):
-                self._admission.admit(self._now)
+        preemption.begin()
+        admission.seated.clear()
+        while self._shared.due or before != (len(emitted), self.counters.preemptions):
+            before = len(emitted), self.counters.preemptions
+            admission.admit(self._now)
+            while preemption.for_prompt(admission.first_refused):
+                admission.admit(self._now)
             due = sorted(self._shared.due)
             self._shared.due.clear()
             for index in due:
                 while self._batching.dispatch_step(self.meshes[index], self._now):
-                    self._handoffs.dispatch()  # at once: behind the mesh's next step, a gather would wait for that too
-            self._handoffs.dispatch()
-            while self._preemption.for_credit(self._handoffs.first_refused):
-                self._handoffs.dispatch()
+                    handoffs.dispatch()  # at once: behind the mesh's next step, a gather would wait for that too
+            handoffs.dispatch()
+            while preemption.for_credit(handoffs.first_refused):
+                handoffs.dispatch()
             self._roles.look(due)
-        out = list(self._out)
-        self._out.clear()
+        out = emitted.copy()
+        emitted.clear()
         return out
 
     def keep_notes(self) -> None:

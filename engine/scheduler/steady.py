@@ -102,7 +102,8 @@ def grow(steady: Steady) -> bool:
     when they need some again; False: too few may be free, and nothing was done."""
     pages, now, growing, growth = steady.mesh.pages, steady.growth, [], 1 << 62
     for request in steady.rows:
-        placement, left, kv_len = request.placement, request.max_tokens - request.dispatched, request.kv_len + 1
+        placement, dispatched = request.placement, request.dispatched
+        left, kv_len = request.max_tokens - dispatched, request.prompt_len + dispatched
         assert placement is not None
         fit = placement.writable - kv_len + 1
         if fit >= left:
@@ -111,7 +112,7 @@ def grow(steady: Steady) -> bool:
             growing.append((placement, left, kv_len))
         elif fit < growth:
             growth = fit
-    if any(group.num_free < 2 * len(growing) for group in pages.groups):  # a shared page, which is copied, and one more
+    if any([group.num_free < 2 * len(growing) for group in pages.groups]):  # a shared one is copied
         return False
     for placement, left, kv_len in growing:
         if not pages.grow(placement, kv_len + now - 1, kv_len + now):

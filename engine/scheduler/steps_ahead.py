@@ -52,6 +52,14 @@ class StepsAhead:
         steps = (self._step(self.counted), self._step(self.counted + 1))
         return [step for step in steps if step.rows]
 
+    def running(self) -> tuple[float, int, int]:
+        """Return when the first of these was dispatched, and the rows of both; 0: there is no second one."""
+        counted = self.counted
+        if 2 <= counted < len(self.ends):  # as most often
+            return self.ends[counted - 2], self.rows, self.rows
+        first, second = self._step(counted), self._step(counted + 1)
+        return first.dispatched, first.rows, second.rows
+
     def _step(self, index: int) -> InFlight:
         if index < 2:
             return self.in_flight[index]

@@ -31,6 +31,8 @@ from .simulated_request import SimulatedRequest
 from .virtual_executor import VirtualExecutor
 from .virtual_time import VirtualTime
 
+_OF_FEW = (tuple, StepResult, TransferReady)  # messages that concern no more requests than they name
+
 
 class _Step:
     """A decode step that is in flight."""
@@ -89,7 +91,7 @@ class Folding:
         if (
             (due is not None and due <= self._time.now)
             or self._scheduler.has_several_levels
-            or not all(isinstance(message, tuple | StepResult | TransferReady) for message in messages)
+            or not all([isinstance(message, _OF_FEW) for message in messages])
         ):
             self.end_all()
 

@@ -32,6 +32,7 @@ from ..scheduler.policy import FCFS, Policy
 from ..scheduler.scheduler import Scheduler
 from .arrivals import Arrivals
 from .folding import Folding
+from .garbage import seldom_collected
 from .incidents import Aborted, Incident, MeshFails, MeshStarts, RolesCalled
 from .simulated_request import SimulatedRequest
 from .virtual_executor import VirtualExecutor
@@ -120,7 +121,8 @@ def simulate(
     """
     if not is_positive(speed) or not 0 <= noise < 1:
         raise ValueError(f"speed={speed!r}, noise={noise!r}: speed must be above 0, and noise at least 0 and below 1.")
-    return _Run(workload, engine, TrueTimes(noise, speed, seed), log, incidents, each, gaps, folded).run()
+    with seldom_collected():
+        return _Run(workload, engine, TrueTimes(noise, speed, seed), log, incidents, each, gaps, folded).run()
 
 
 class _Run(Observer):
@@ -197,15 +199,17 @@ class _Run(Observer):
         self._count, self._planned = counters.flips, dict(planned)
 
     def _wait(self) -> bool:
-        """Go on to when something happens next; return whether it is only that time has passed."""
-        planned, due = self._time.next(), self._loop.next_due()
-        if due is not None and (planned is None or due < planned):
-            self._time.advance(due)
-            self._inbox.append(Tick(self._time.now))
-            return True
-        if planned is None:
-            raise RuntimeError(f"{self._arrivals.left} requests wait, and nothing is under way")
-        self._time.advance(planned)
+        """Go on until there is a message; return whether it is only that time has passed."""
+        due = self._loop.next_due()  # which nothing but messages changes
+        while not self._inbox and self._arrivals.left:
+            planned = self._time.next()
+            if due is not None and (planned is None or due < planned):
+                self._time.advance(due)
+                self._inbox.append(Tick(self._time.now))
+                return True
+            if planned is None:
+                raise RuntimeError(f"{self._arrivals.left} requests wait, and nothing is under way")
+            self._time.advance(planned)
         return False
 
     def _turn(self) -> None:

@@ -2,8 +2,8 @@
 
 Each mesh performs its commands in the order given; results come as messages, at the times that the costs say. Host time
 is spent here too: the dispatching thread goes on by what a step costs it, and what it dispatches next comes later. A
-copied page and an assignment cost no time. Tokens mean nothing: a row's are its request's number. The KV of
-a mesh is only in the scheduler's books.
+copied page and an assignment cost no time. Tokens mean nothing: all are 0. The KV of a mesh is only in the scheduler's
+books.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +50,7 @@ class VirtualExecutor:
         """Begin idle; `costs` are of each mesh, and `post` takes completions."""
         self.traffic, self.host = Traffic(), HostTime()
         self._pools, self._costs, self._time, self._post = pools, costs, time, post
+        self._tokens = np.zeros((config.decode_steps, config.prefill_rows + config.max_num_seqs), np.int32)
         self._caps = [config.pages_to_send(window) for window in config.windows]
         self._links = Links(time, costs[0].link, len(costs), self._arrived)
         self.meshes = VirtualMeshes(time, costs, true, self._ended, self._gathered)
@@ -117,8 +118,7 @@ class VirtualExecutor:
     def _ended(self, step: Step) -> None:
         """Post what a step has sampled, once it is read; it is stamped with its end, as waiters do."""
         rows = _rows(step)
-        tokens = np.empty((step.steps if isinstance(step, Decode) else 1, len(rows)), np.int32)
-        tokens[:] = [row.request_id for row in rows]
+        tokens = self._tokens[: step.steps if isinstance(step, Decode) else 1, : len(rows)]
         result = StepResult(self._time.now, step.mesh, step.step, rows, tokens)
         read = self._costs[step.mesh].host.read
         if read:

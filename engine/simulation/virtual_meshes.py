@@ -218,16 +218,22 @@ class VirtualMeshes:
         """
         mesh, costs = self._meshes[index], self._costs[index].decode
         steps = np.empty(count)  # seconds of each, as `CostModel.step` adds them up, to the last bit
-        for (bucket, rows, tokens), first, stop in ((second, 1, min(2, count)), (later, 2, count)):
-            program = costs[bucket]
-            kv = tokens + rows * np.arange(stop - first)
-            steps[first:stop] = (program.fixed + (program.row * rows + program.context * kv)) * self._speed
+        bucket, rows, tokens = second
+        program = costs[bucket]
+        steps[1:2] = (program.fixed + (program.row * rows + program.context * tokens)) * self._speed
+        bucket, rows, tokens = later
+        program = costs[bucket]
+        seconds = program.context * np.arange(tokens, tokens + rows * (count - 2), rows, np.float64)
+        seconds += program.row * rows
+        seconds += program.fixed
+        seconds *= self._speed
+        steps[2:] = seconds
         noise = list[float]()
         if self._noise:
             noise = [mesh.drawn.popleft() if mesh.drawn else self._draw(mesh) for _ in range(count - 1)]
             steps[1:] *= noise
         steps[0] = end
-        return array("d", np.add.accumulate(steps).tobytes()), noise
+        return array("d", np.add.accumulate(steps, out=steps).tobytes()), noise
 
     def count_busy(self, index: int, begun: float, ends: Iterable[float], noise: Sequence[float]) -> None:
         """Take in when steps that were foreseen have ended, the first of them `begun` then, and the noise of those that

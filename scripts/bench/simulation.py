@@ -1,7 +1,7 @@
 """What the simulator costs: wall time of simulated requests, by topology, on one core.
 
     python scripts/bench/simulation.py --trace AzureLLMInferenceTrace_conv_2023.csv --json simulation.json
-    python scripts/bench/simulation.py --trace TRACE.csv --runs pool=256*50 --requests 1000000
+    python scripts/bench/simulation.py --trace TRACE.csv --runs pool=256*50
     python scripts/bench/simulation.py --trace TRACE.csv --runs prefill=16,decode=48*10 --aisimulate AIS
 
 A run is a topology, and how often the trace is superimposed on itself. Each is a process of its own on one core, of
@@ -10,10 +10,13 @@ published peaks of `--device` say.
 
 Reported: seconds of `simulate`, CPU time; requests per second and microseconds a request; scheduler actions a request
 and microseconds an action, engine messages a request; decode and prefill steps a request, the share of them that was
-folded, steps a fold (`simulation/folding.py`); the process's peak memory. With `--unfolded` each run is made a second
-time with every step an event, and the two have to have the same records. With `--aisimulate` (an environment that has
-it, see `simulators.py`) requests per second beside its own, by the time that it states for its replay; each `--rounds`
-times in turn, the best counts.
+folded, steps a fold (`simulation/folding.py`); the process's peak memory. That cost is linear and memory bounded is to
+be seen by tenths of the requests: CPU time of a request in the first and in the last, and the peak of memory by the end
+of each (all tenths: `--json`); what has to grow is a hundred bytes of each request's record.
+
+With `--unfolded` each run is made a second time with every step an event, and the two have to have the same records.
+With `--aisimulate` (an environment that has it, see `simulators.py`) requests per second beside its own, by the time
+that it states for its replay; here too the trace is read before. Each runs `--rounds` times in turn, the best counts.
 """
 
 import argparse
@@ -31,6 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace as replace_fields
+from twinmesh.engine.metrics.request_records import RequestRecord, RequestRecords
 from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.scheduler.cost_model import HostCost
 from twinmesh.engine.scheduler.policy import FCFS
@@ -55,6 +59,7 @@ class Case(NamedTuple):
     requests: int | None  # the first so many; None: all
     trace: str
     device: str
+    is_read: bool = False  # before the time counts, and kept in memory
     folded: bool = True
 
 
@@ -64,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     for text in args.runs:
         topology, _, copies = text.partition("*")
-        case = Case(topology, int(copies or 1), args.requests, args.trace, args.device)
+        is_read = args.aisimulate is not None
+        case = Case(topology, int(copies or 1), args.requests, args.trace, args.device, is_read)
         rows.append(_measured(case, args))
         print(_line(rows[-1]), flush=True)
     if args.json is not None:
@@ -112,13 +118,14 @@ def _simulated(case: Case) -> dict[str, Any]:
         workload = superimposed(workload, case.copies)
     if case.requests is not None:
         workload = first(workload, case.requests)
-    count = sum(1 for _ in workload.requests)
+    requests = list(workload.requests) if case.is_read else workload.requests
+    count = sum(1 for _ in requests)
     engine = engine_of(case.topology, case.device)
-    begin, cpu = time.perf_counter(), time.process_time()
-    done = simulate(Workload(workload.name, workload.requests), engine, folded=case.folded)
-    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    begin, progress = time.perf_counter(), Progress(count)
+    done = simulate(Workload(workload.name, requests), engine, each=progress.add, folded=case.folded)
+    seconds, cpu = time.perf_counter() - begin, progress.cpu_seconds()
     steps = done.metrics.steps
-    finish = done.records.column("finish")
+    finish = progress.records.column("finish")
     return {
         "topology": case.topology, "copies": case.copies, "requests": count, "meshes": len(engine.pools),
         "seconds": seconds, "cpu_seconds": cpu,
@@ -126,10 +133,38 @@ def _simulated(case: Case) -> dict[str, Any]:
         "decisions_per_request": done.decisions / count, "us_per_decision": 1e6 * seconds / max(1, done.decisions),
         "events_per_request": done.events / count, "steps_per_request": steps / count,
         "folded_share": done.folded_steps / max(1, steps), "steps_per_fold": done.folded_steps / max(1, done.folds),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": _peak_mb(), "us_by_tenths": progress.us_by_tenths, "peak_mb_by_tenths": progress.mb_by_tenths,
         "ttft_p50": done.metrics.latencies.ttft.p50 if done.metrics.latencies.ttft is not None else None,
         "virtual_seconds": done.seconds, "digest": float(finish.sum()).hex(),
     }  # fmt: skip
+
+
+class Progress:
+    """Keeps the records of a run, and what each tenth of them cost."""
+
+    def __init__(self, requests: int) -> None:
+        """Begin now with a run of so many requests."""
+        self.records = RequestRecords()
+        self.us_by_tenths, self.mb_by_tenths = list[float](), list[float]()  # CPU time of a request, and peak memory
+        self._tenth = max(1, requests // 10)
+        self._begin = self._last = time.process_time()
+
+    def add(self, record: RequestRecord) -> None:
+        """Take in the record of a request that has ended."""
+        self.records.append(record)
+        if len(self.records) % self._tenth == 0:
+            now = time.process_time()
+            self.us_by_tenths.append(1e6 * (now - self._last) / self._tenth)
+            self.mb_by_tenths.append(_peak_mb())
+            self._last = now
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time since the begin."""
+        return time.process_time() - self._begin
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -139,6 +174,8 @@ def _line(row: dict[str, Any]) -> str:
         "{us_per_decision:.0f} us, {events_per_request:.1f} events, {steps_per_request:.1f} steps, {folded_share:.0%} "
         "folded, {steps_per_fold:.1f} a fold; {peak_mb:,.0f} MB"
     ).format(**row)
+    cost, memory = row["us_by_tenths"], row["peak_mb_by_tenths"]
+    text += f"; by tenths from {cost[0]:.0f} to {cost[-1]:.0f} us CPU, from {memory[0]:,.0f} to {memory[-1]:,.0f} MB"
     if "unfolded_seconds" in row:
         text += f"; unfolded {row['unfolded_seconds']:.1f} s"
     if "ratio" in row:

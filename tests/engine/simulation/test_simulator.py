@@ -1,5 +1,6 @@
 """Workloads through the real core and scheduler in virtual time: when what happens, by hand."""
 
+import gc
 import io
 from dataclasses import replace
 
@@ -243,6 +244,12 @@ def test_true_times_may_be_others_than_the_costs():
     noisy = [run(WorkRequest(100, 1, at=0.0), noise=0.1, seed=seed)[0].ttft for seed in range(40)]
     assert sum(noisy) / 40 == pytest.approx(0.4, rel=0.05)
     assert max(noisy) > 0.44
+
+
+def test_the_collector_of_cycles_is_left_as_it_was():
+    before, seen = gc.get_threshold(), []
+    run(WorkRequest(8, 2, 0.0), each=lambda record: seen.append(gc.get_threshold()))
+    assert gc.get_threshold() == before != seen[0]
 
 
 def test_records_may_go_elsewhere_one_by_one():
