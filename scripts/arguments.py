@@ -243,10 +243,15 @@ def _model_path(name: str) -> Path:
     return Path(os.path.expanduser(name)) if known is None else known.cached(cache_directory())
 
 
-def load_llm(args: argparse.Namespace, only: "Callable[[Checkpoint], OneRequest] | None" = None) -> "LLM":
-    """Start the engine that was asked for, with loading and compiling shown on stderr; with `only` for one request."""
+def load_llm(
+    args: argparse.Namespace, only: "Callable[[Checkpoint], OneRequest] | None" = None, *, slo: SLO | None = None
+) -> "LLM":
+    """Start the engine that was asked for, with loading and compiling shown on stderr; with `only` for one request.
+
+    `slo` is what its answers are to keep to.
+    """
     given = {name: getattr(args, name) for name, option in documentation().items() if option.flag is not None}
-    options = EngineOptions(**given, progress=True)
+    options = EngineOptions(**given, slo=slo, progress=True)
     gc.disable()  # a tenth of the time: imports and programs are millions of objects, of which few ever go
     try:
         from twinmesh.engine.api.llm import LLM

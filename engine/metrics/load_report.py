@@ -7,7 +7,7 @@ failed, were refused or ran into a deadline are misses; those that their caller 
 Throughput counts the tokens of finished requests, and per GPU it divides by all GPUs. It reads no clock.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -128,6 +128,8 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     dispersion: dict[int, float | None]  # of arrivals, by seconds of a window
     dollars_per_gpu_hour: float | None
     power: Power | None
+    missed_tokens: dict[str, int]  # prompt tokens that the prefix cache did not spare, by reason; empty: not known
+    late: Distribution | None  # seconds by which requests were sent after their times; None: they came in virtual time
 
     @classmethod
     def of(
@@ -141,6 +143,8 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         gaps: Gaps | None = None,
         dollars_per_gpu_hour: float | None = None,
         power: Power | None = None,
+        missed_tokens: Mapping[str, int] | None = None,
+        late: Distribution | None = None,
     ) -> "LoadReport":
         """Sum up a run.
 
@@ -169,6 +173,8 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             dispersion=dispersion(columns["arrival"]),
             dollars_per_gpu_hour=dollars_per_gpu_hour,
             power=power,
+            missed_tokens=dict(missed_tokens or {}),
+            late=late,
         )
 
     @property

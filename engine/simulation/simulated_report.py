@@ -52,4 +52,5 @@ def report_of(
         gaps=gaps,
         dollars_per_gpu_hour=peaks.dollars if peaks else None,
         power=Power(watts=peaks.watts, basis="name plate") if peaks and peaks.watts else None,
+        missed_tokens={reason.value: count for reason, count in done.metrics.missed_tokens.items() if count},
     )

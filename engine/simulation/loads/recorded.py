@@ -36,7 +36,7 @@ def recorded_workload(path: str | Path) -> Workload:
         OSError: the file cannot be read.
         ValueError: it is no report, one of another version, or has no records.
     """
-    report, records = read_report(path)
+    report, records, _ = read_report(path)
     if records is None or not len(records):
         raise ValueError(f"{path} has no records of its requests: write the report with them.")
     return Workload(f"the requests of {report.run.workload}", _Recorded(records))

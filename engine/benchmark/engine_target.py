@@ -1,0 +1,102 @@
+"""A real engine as a target: the driver, what is watched meanwhile, and the report. The engine stays the caller's."""
+
+from collections.abc import Mapping
+from math import inf
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from ..api.base import BaseLLM
+from ..api.client import EngineClient
+from ..core.busy_time import BusyTime
+from ..core.run_watch import RunWatch
+from ..metrics.distribution import Distribution
+from ..metrics.load_report import LoadReport, MeshUse, Run
+from ..metrics.metrics import Metrics
+from ..metrics.report_file import Measured
+from ..roles import as_text
+from ..sharding.mesh import find_devices
+from ..simulation.costs.devices import peaks_of
+from ..startup.decision_file import name_of
+from .driver import Driven, drive
+from .power import Meter
+from .target import Load
+
+
+class EngineTarget:
+    """An engine that runs in this process."""
+
+    def __init__(
+        self,
+        llm: BaseLLM,
+        model: str | Path,
+        *,
+        policy: str = "fcfs",
+        dollars_per_gpu_hour: float | None = None,
+        meter: Meter | None = None,
+    ) -> None:
+        """Drive an engine.
+
+        Args:
+            llm: the engine; nothing else is to use it while a load runs.
+            model: its name, for the report.
+            policy: likewise.
+            dollars_per_gpu_hour: what an hour of a GPU costs; None: what is published of the device.
+            meter: measures what the GPUs draw; None: nobody does.
+        """
+        self._llm, self._meter = llm, meter
+        self._client = EngineClient(llm.engine, seed=0)
+        self._facts = self._run_of(name_of(model), policy)
+        peaks = peaks_of(self._facts.device)
+        published = None if peaks is None else peaks.dollars
+        self._dollars = published if dollars_per_gpu_hour is None else dollars_per_gpu_hour
+
+    @property
+    def longest(self) -> int:
+        """Return the most tokens that prompt and answer may have together."""
+        return self._llm.config.max_model_len
+
+    def run(self, load: Load) -> Measured:
+        """Run a load, as `Target.run`."""
+        if load.warmup is not None:
+            drive(self._client, Load(load.warmup), {})
+        core, meshes = self._llm.engine.core, self._llm.config.topology.meshes
+        busy, before = BusyTime(len(meshes), core.clock), self._llm.metrics()
+        watch: RunWatch = core.inspect(lambda scheduler, _: RunWatch(scheduler, core.clock, lambda: busy.seconds))
+        with core.observe(busy), core.observe(watch):
+            started = None if self._meter is None else self._meter.start()
+            driven = drive(self._client, load, watch.accepted)
+            power = None if self._meter is None or started is None else self._meter.stop(started)
+        start = float(driven.records.column("arrival").min(initial=inf))
+        uses = zip(watch.changes.roles[-1][1], meshes, watch.busy(), strict=True)
+        report = LoadReport.of(
+            driven.records,
+            replace(self._facts, workload=load.workload.name, notes=_notes(driven)),
+            slo=self._llm.config.slo,
+            meshes=[MeshUse(role=role, gpus=spec.tp, busy=seconds) for role, spec, seconds in uses],
+            flips=[replace(flip, t=flip.t - start) for flip in watch.changes.flips],
+            gaps=driven.gaps,
+            dollars_per_gpu_hour=self._dollars,
+            power=power,
+            missed_tokens=_missed(before, self._llm.metrics()),
+            late=Distribution.of(driven.late),
+        )
+        return Measured(report, driven.records, watch.series().since(start))
+
+    def _run_of(self, model: str, policy: str) -> Run:
+        config = self._llm.config
+        roles = f", roles {as_text(config.roles)}" if config.roles else ""
+        return Run(
+            source="measured", workload="", model=model, device=find_devices()[0].device_kind,
+            gpus=config.topology.num_devices, topology=f"{config.topology}{roles}", policy=policy,
+        )  # fmt: skip
+
+
+def _missed(before: Metrics, after: Metrics) -> Mapping[str, int]:
+    """Return the prompt tokens that were not cached meanwhile, by reason."""
+    counts = {reason: count - before.missed_tokens[reason] for reason, count in after.missed_tokens.items()}
+    return {reason.value: count for reason, count in counts.items() if count}
+
+
+def _notes(driven: Driven) -> tuple[str, ...]:
+    return tuple(f"{count:,} failed: {error}" for error, count in driven.errors.items())

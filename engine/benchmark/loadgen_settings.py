@@ -1,0 +1,65 @@
+"""MLPerf's LoadGen (PyPI mlcommons-loadgen 6.0.17): its settings for a model and scenario, and the limits in force.
+
+What only a run tells of 6.0.17, and what follows:
+- `FromConfig(path, model, scenario, 1)` reads the mlperf.conf that is compiled in, and then the file, which has to
+  exist and may be empty; conf_type 2 with no file returns -2. It returns 0 for a model that it does not know too, and
+  leaves its defaults in force (no token latencies): `use_token_latencies` tells.
+- A second `FromConfig` in a process changes nothing, whatever model it names: a process for each scenario.
+- `StartTest` calls `issue_query` and `flush_queries` on the thread that called it; Server issues one sample a call at
+  its times, Offline all at once. FirstTokenComplete and QuerySamplesComplete may be called from any thread; the buffer
+  of tokens has to live until the call returns, and the last response's fourth field is how many tokens there are.
+- In force are 600 s and 100 queries (Offline of llama3_1-8b: 13,368); the sample counts are 13,368 and 6,396. A Server
+  run is VALID only if early stopping says so too: with a percentile of 99 % it takes 459 queries of which none is late.
+- Logs are PREFIX + summary.txt, detail.txt (JSON after ":::MLLOG", keys `effective_*` and `result_*`), accuracy.json.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
+
+from ..extras import need
+
+type Scenario = Literal["Server", "Offline"]
+MODELS = ("llama3_1-8b", "llama3_1-8b-interactive", "gpt-oss-120b", "gpt-oss-120b-interactive")
+
+
+class Limits(NamedTuple):
+    """What LoadGen holds a run to, as it says itself."""
+
+    ttft_ms: float
+    tpot_ms: float
+    percentile: float  # 0 to 1, of requests that have to keep to both
+    seconds: float  # a run lasts at least
+    queries: int  # and has at least
+    samples: int  # of the data set in use
+
+
+def load_settings(model: str, scenario: Scenario) -> tuple[Any, Limits]:
+    """Return LoadGen's `TestSettings` of a performance run, and what is in force. Once in a process.
+
+    Raises:
+        ValueError: LoadGen is not installed, or does not know the model.
+    """
+    loadgen = need("mlperf_loadgen", "loadgen", "The preset mlperf")
+    settings = loadgen.TestSettings()
+    settings.scenario = getattr(loadgen.TestScenario, scenario)
+    settings.mode = loadgen.TestMode.PerformanceOnly
+    with TemporaryDirectory() as folder:
+        nothing = Path(folder, "user.conf")
+        nothing.touch()
+        code = settings.FromConfig(str(nothing), model, scenario, 1)
+    if code != 0 or not settings.use_token_latencies:
+        raise ValueError(f"LoadGen has no limits for tokens of model {model!r}: give one of {', '.join(MODELS)}.")
+    return settings, limits_of(settings)
+
+
+def limits_of(settings: Any) -> Limits:
+    """Return the limits that are in force."""
+    return Limits(
+        settings.ttft_latency / 1e6,
+        settings.tpot_latency / 1e6,
+        settings.server_target_latency_percentile,
+        settings.min_duration_ms / 1000,
+        settings.min_query_count,
+        settings.performance_sample_count_override,
+    )
