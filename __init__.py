@@ -4,7 +4,6 @@ The public names load on first use, so that `import twinmesh` is instant and tou
 """
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,6 +64,7 @@ def _version() -> str:
     """Return that of the installed package, or of a checkout that runs without being installed."""
     import tomllib
     from importlib import metadata
+    from pathlib import Path
 
     try:
         return metadata.version("twinmesh")

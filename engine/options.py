@@ -38,6 +38,12 @@ class Option:
     least: int = 1  # of a whole number
     flag: str | None = ""  # "": the option's name with dashes; None: the command line has no such argument
     flag_doc: str = ""  # only where the flag says the opposite of the option
+    at_start: str = ""  # what else holds where an engine starts: on the devices that are there
+
+    @property
+    def full_doc(self) -> str:
+        """Return the documentation for whoever starts an engine."""
+        return ". ".join(filter(None, (self.doc, self.at_start)))
 
 
 @dataclass(frozen=True)
@@ -62,10 +68,10 @@ class EngineOptions:
         str | Topology,
         Option(
             "device meshes and what each is for: both=1 shares one, prefill=1,decode=1 keeps prefill and decode apart, "
-            "both=1xtp2 is one mesh of two devices, pool=4 are four meshes whose roles can change while they run. auto "
-            "chooses from model, devices and slo: the fewest devices a mesh that hold the model, and of several meshes "
-            "a pool",
+            "both=1xtp2 is one mesh of two devices, pool=4 are four meshes whose roles can change while they run",
             metavar="ROLES",
+            at_start="auto chooses from model, devices and slo: the fewest devices a mesh that hold the model, and of "
+            "several meshes a pool",
         ),
     ] = "both=1"
     roles: Annotated[
@@ -377,7 +383,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def as_text() -> str:
     """Describe the options for a docstring, one paragraph each."""
     paragraphs = (
-        textwrap.fill(f"{name}: {option.doc}.", 112, initial_indent=" " * 4, subsequent_indent=" " * 8)
+        textwrap.fill(f"{name}: {option.full_doc}.", 112, initial_indent=" " * 4, subsequent_indent=" " * 8)
         for name, option in documentation().items()
     )
     return "Options:\n" + "\n".join(paragraphs)
@@ -390,6 +396,6 @@ def as_table() -> str:
         shown = inspect.formatannotation(parameter.annotation).replace("pathlib.", "").replace("|", "\\|")
         kind = shown.replace("twinmesh.engine.topology.", "").strip("'")
         default = "" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
-        meaning = documentation()[name].doc.replace("|", "\\|")
+        meaning = documentation()[name].full_doc.replace("|", "\\|")
         rows.append(f"| `{name}` | `{kind}` | {default} | {meaning} |")
     return "\n".join(rows) + "\n"

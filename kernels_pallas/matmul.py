@@ -19,7 +19,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from .block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
 from .cpu import blocks, calls, loader
@@ -39,7 +39,7 @@ class Products:
     """How a program multiplies by quantised weights, and the devices that these are divided over."""
 
     activations: Activations = "int16"  # what kernels multiply by, where there are any
-    mesh: Mesh | None = None  # None: one device
+    mesh: Mesh | AbstractMesh | None = None  # None: one device
     axis: str = ""  # of the mesh
     split_axes: frozenset[str] = frozenset()  # logical axes that are divided over it, where their length allows it
 
@@ -132,7 +132,9 @@ def _by_xla(x: Array, w: Array, is_table: bool, dtype: jnp.dtype) -> Array:
     return jnp.matmul(x, w, precision=precision, preferred_element_type=result)
 
 
-def _on_each(x: Array, w: QuantizedArray, dtype: jnp.dtype, split: Split, products: Products, mesh: Mesh) -> Array:
+def _on_each(
+    x: Array, w: QuantizedArray, dtype: jnp.dtype, split: Split, products: Products, mesh: Mesh | AbstractMesh
+) -> Array:
     """Multiply on every device by the part of the weight that it has."""
     whole, axis = PartitionSpec(), products.axis
     if split == "outputs":

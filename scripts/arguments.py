@@ -1,14 +1,15 @@
-"""The arguments that several commands share, and what they turn into. No JAX until `load_llm` is called."""
+"""The arguments that several commands share, and what they turn into; `sampling_arguments.py` has those of answers.
+
+No JAX until `load_llm` is called.
+"""
 
 import argparse
 import gc
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
 from twinmesh.engine.config import ACTIVATIONS, DTYPES, QUANTIZATIONS, check_seconds
 from twinmesh.engine.options import EngineOptions, Option, documentation, signature
@@ -33,17 +34,20 @@ _CHOICES: Mapping[str, Sequence[str]] = {
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which model runs, and on what: an argument for each of `EngineOptions` that has a flag."""
-    add_options(parser, [name for name, option in documentation().items() if option.flag is not None])
+    group = parser.add_argument_group("model and devices")
+    for name, option in documentation().items():
+        if option.flag is not None:
+            _add_option(group, name, option, option.full_doc)
 
 
-def add_options(parser: argparse.ArgumentParser, names: Iterable[str], title: str = "model and devices") -> None:
-    """Declare an argument for each of these options."""
-    group = parser.add_argument_group(title)
+def add_simulated_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Declare an argument for each of these options, for an engine that never starts."""
+    group = parser.add_argument_group("the engine")
     for name in names:
-        _add_option(group, name, documentation()[name])
+        _add_option(group, name, documentation()[name], documentation()[name].doc)
 
 
-def _add_option(group: argparse._ArgumentGroup, name: str, option: Option) -> None:
+def _add_option(group: argparse._ArgumentGroup, name: str, option: Option, doc: str) -> None:
     flag = option.flag or "--" + name.replace("_", "-")
     parameter = signature().parameters[name]
     if parameter.annotation is bool:
@@ -51,7 +55,7 @@ def _add_option(group: argparse._ArgumentGroup, name: str, option: Option) -> No
             flag,
             dest=name,
             action="store_false" if parameter.default else "store_true",
-            help=option.flag_doc or option.doc,
+            help=option.flag_doc or doc,
         )
         return
     is_required = parameter.default is parameter.empty
@@ -63,7 +67,7 @@ def _add_option(group: argparse._ArgumentGroup, name: str, option: Option) -> No
         type=_type_of(name, option),
         choices=_CHOICES.get(name),
         metavar=option.metavar or None,
-        help=option.doc + (" (default: %(default)s)" if shows_default else ""),
+        help=doc + (" (default: %(default)s)" if shows_default else ""),
     )
 
 
@@ -83,111 +87,6 @@ def _type_of(name: str, option: Option) -> Callable[[str], object]:
         tuple[int, ...] | None: _whole_numbers,
     }
     return kinds.get(signature().parameters[name].annotation, not_empty)
-
-
-def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int, temperature: float, which: str) -> None:
-    """Declare how tokens are chosen and when to stop. `which` says in the help what the values apply to."""
-    group = parser.add_argument_group("sampling", which)
-    _add_choice_arguments(group, temperature)
-    _add_length_arguments(group, max_tokens)
-
-
-def _add_choice_arguments(group: argparse._ArgumentGroup, temperature: float) -> None:
-    group.add_argument(
-        "--temperature",
-        type=float,
-        default=temperature,
-        metavar="T",
-        help="0 always takes the most likely token (default: %(default)g)",
-    )
-    group.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="draw from the most likely tokens that reach this probability together (default: %(default)g)",
-    )
-    group.add_argument(
-        "--top-k",
-        type=int,
-        default=0,
-        metavar="N",
-        help="draw from this many of the most likely tokens; 0 keeps all (default: %(default)s)",
-    )
-    group.add_argument(
-        "--min-p",
-        type=float,
-        default=0.0,
-        metavar="P",
-        help="drop tokens less likely than this times the most likely one (default: %(default)g)",
-    )
-    for name, neutral, what in (
-        ("repetition", 1.0, "above 1 makes tokens of prompt and answer less likely to come again"),
-        ("presence", 0.0, "subtracted from the logit of a token that was generated"),
-        ("frequency", 0.0, "subtracted from the logit of a token for every time that it was generated"),
-    ):
-        group.add_argument(
-            f"--{name}-penalty", type=float, default=neutral, metavar="X", help=f"{what} (default: %(default)g)"
-        )
-    group.add_argument("--seed", type=int, metavar="N", help="the same seed draws the same tokens again")
-
-
-def _add_length_arguments(group: argparse._ArgumentGroup, max_tokens: int) -> None:
-    group.add_argument(
-        "--max-tokens", type=int, default=max_tokens, metavar="N", help="most tokens to generate (default: %(default)s)"
-    )
-    group.add_argument(
-        "--min-tokens",
-        type=int,
-        default=0,
-        metavar="N",
-        help="the model's own end and --stop do not end the completion earlier (default: %(default)s)",
-    )
-    group.add_argument(
-        "--stop",
-        action="append",
-        metavar="TEXT",
-        help="end the completion before this text; may be given several times",
-    )
-    group.add_argument("--ignore-eos", action="store_true", help="go on where the model says that it has finished")
-
-
-def add_template_variables(parser: argparse.ArgumentParser, which: str) -> None:
-    """Declare the variables of the chat template. `which` says, in the help, for what they hold."""
-    parser.add_argument(
-        "--chat-template-kwargs",
-        type=_json_object,
-        metavar="JSON",
-        help=f"{which}: variables of the chat template, such as '{{\"enable_thinking\": false}}'",
-    )
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, such as '{{\"enable_thinking\": false}}'")
-    return value
-
-
-def sampling_params(args: argparse.Namespace) -> SamplingParams:
-    """Return the sampling that was asked for; raise ValueError if a value is out of range."""
-    return SamplingParams(
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
-        presence_penalty=args.presence_penalty,
-        frequency_penalty=args.frequency_penalty,
-        seed=args.seed,
-        max_tokens=args.max_tokens,
-        min_tokens=args.min_tokens,
-        stop=args.stop,
-        ignore_eos=args.ignore_eos,
-    )
 
 
 def check_written(args: argparse.Namespace, written: Sequence[str], others: Iterable[tuple[Path, str]] = ()) -> None:

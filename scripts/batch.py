@@ -8,14 +8,14 @@ import json
 import sys
 from pathlib import Path
 
-from twinmesh.engine.batch.files import real_path, write_atomically
 from twinmesh.engine.batch.lateness import ON_LATE, check_late
 from twinmesh.engine.batch.paths import Output
 from twinmesh.engine.batch.session import Batch
 from twinmesh.engine.batch.source import STDIN
 from twinmesh.engine.batch.summary import BatchResult
 from twinmesh.engine.topology import Topology
-from twinmesh.scripts import arguments, report
+from twinmesh.engine.whole_file import write_whole
+from twinmesh.scripts import arguments, report, sampling_arguments
 
 SUMMARY = "run a file of requests and write a file of results"
 DESCRIPTION = """\
@@ -102,15 +102,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="when done, print the first N prompts with their answers, and a table of latencies, to stdout",
     )
-    arguments.add_template_variables(parser, "for conversations of lines that do not say")
+    sampling_arguments.add_template_variables(parser, "for conversations of lines that do not say")
     arguments.add_engine_arguments(parser)
     which = "for the lines that do not say; a line without a seed of its own draws one from --seed and its number"
-    arguments.add_sampling_arguments(parser, max_tokens=256, temperature=1.0, which=which)
+    sampling_arguments.add_sampling_arguments(parser, max_tokens=256, temperature=1.0, which=which)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
-    defaults = arguments.sampling_params(args)
+    defaults = sampling_arguments.sampling_params(args)
     check_late(args.deadline, args.on_late)
     arguments.check_written(args, ("decision_log", "summary"), _files(args))
     with Batch(
@@ -133,7 +133,8 @@ def run(args: argparse.Namespace) -> int:
     has_run = result.finished > result.resumed
     if args.summary and (has_run or not Path(args.summary).exists()):
         figures = result.summary(devices=devices, device_hour_price=args.gpu_hour_price)
-        _write_summary(Path(args.summary), json.dumps(figures, indent=1) + "\n")
+        # As a whole, because a later start that has nothing left to do leaves it as it is.
+        write_whole(args.summary, json.dumps(figures, indent=1).encode() + b"\n")
     if args.show:
         print(report.answers(result))
         print(report.latency_table(result))
@@ -156,14 +157,6 @@ def _run(batch: Batch, args: argparse.Namespace) -> tuple[BatchResult, int]:
         result = batch.run(llm, keep=args.show, progress=True, deadline=args.deadline, on_late=args.on_late)
         topology = args.topology if isinstance(args.topology, Topology) else llm.config.topology
         return result, topology.num_devices
-
-
-def _write_summary(path: Path, text: str) -> None:
-    """Write the summary atomically, because a later start that has nothing left to do leaves a summary as it is."""
-    if path.exists() and not path.is_file():  # such as /dev/stdout
-        path.write_text(text)
-    else:
-        write_atomically(real_path(path), text.encode())
 
 
 def _seconds(text: str) -> float:

@@ -87,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _fill_standard_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):  # what stdout cannot spell, as half of a surrogate pair, becomes "?"
         sys.stdout.reconfigure(errors="replace")
-    args = build_parser().parse_args(argv)
     try:
+        args = build_parser().parse_args(argv)
         with _sigterm_raises(), _warnings_in_a_line():
             code: int = args.run(args)
         if sys.stdout is not None:

@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Explain the requests and return the exit code."""
     import msgspec
-    from twinmesh.engine.simulation.explain import explain, worst
-    from twinmesh.engine.simulation.explain_text import as_text
-    from twinmesh.engine.simulation.logged_run import read_run
-    from twinmesh.engine.simulation.replay import DivergedError
+    from twinmesh.engine.simulation.logs.explain import explain, worst
+    from twinmesh.engine.simulation.logs.explain_text import as_text
+    from twinmesh.engine.simulation.logs.logged_run import read_run
+    from twinmesh.engine.simulation.logs.replay import DivergedError
 
     logged = read_run(args.log)
     ids = worst(logged, args.worst) if args.request is None else [args.request]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinmesh.scripts import arguments, report
+from twinmesh.scripts import arguments, report, sampling_arguments
 
 if TYPE_CHECKING:
     from twinmesh.engine.api.sampling_params import SamplingParams
@@ -34,14 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat-template", metavar="FILE", help="with --chat: a Jinja template in the place of the model's"
     )
-    arguments.add_template_variables(parser, "with --chat")
+    sampling_arguments.add_template_variables(parser, "with --chat")
     arguments.add_engine_arguments(parser)
-    arguments.add_sampling_arguments(parser, max_tokens=256, temperature=0.0, which="how tokens are chosen")
+    sampling_arguments.add_sampling_arguments(parser, max_tokens=256, temperature=0.0, which="how tokens are chosen")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
-    params = arguments.sampling_params(args)
+    params = sampling_arguments.sampling_params(args)
     arguments.check_written(args, ("decision_log",))
     options = _chat_options(args)
     prompt = _read_prompt(args.prompt)

@@ -5,7 +5,7 @@ import json
 import sys
 
 from twinmesh.engine.progress import say
-from twinmesh.engine.simulation.plan_candidates import BUDGET, REQUESTS
+from twinmesh.engine.simulation.planning.candidates import BUDGET, REQUESTS
 from twinmesh.engine.whole_file import write_whole
 from twinmesh.scripts import arguments
 from twinmesh.scripts.loads import HELP, add_load_arguments
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slo", metavar="SLO", type=arguments.slo, required=True,
         help="the target: ttft=1000ms,tpot=50ms,percentile=99; without a percentile it is of 99 %% of requests",
     )  # fmt: skip
-    arguments.add_options(parser, ("max_model_len", "kv_cache_bytes"), "the engine")
+    arguments.add_simulated_options(parser, ("max_model_len", "kv_cache_bytes"))
     parser.add_argument(
         "--requests", type=arguments.whole_number(1), default=REQUESTS, metavar="N",
         help="simulate the load's first N requests (default: %(default)s)",
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search, print what was found and return the exit code: 0, also where no topology meets the target."""
     from twinmesh.engine.api.plan_topology import plan_topology
-    from twinmesh.engine.simulation.plan_text import as_data, as_text
+    from twinmesh.engine.simulation.planning.text import as_data, as_text
 
     arguments.check_written(args, ("json",), arguments.given_files(args))
     answer = plan_topology(

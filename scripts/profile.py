@@ -21,7 +21,7 @@ SUMMARY = "measure what a model's steps cost here, for simulations and plans"
 DESCRIPTION = """\
 Measure what steps, hand-offs and the host cost: a profile for simulate, plan and whatif.
 
-The engine runs as it would serve, with made-up prompts, for one to three minutes: prompts and answers of many sizes,
+The engine runs as it would serve, with made-up prompts, for two to ten minutes: prompts and answers of many sizes,
 alone and with other meshes at work. Coefficients are fitted to some of what was measured, and the errors for the rest
 are printed. With --device nothing runs: the profile is computed from the published peaks of such a GPU, and marked so.
 """
@@ -60,14 +60,15 @@ def _measured(args: argparse.Namespace) -> "Profile":
     from twinmesh.engine.simulation.costs.profile import profile_of
     from twinmesh.models.checkpoints.known_models import profile_name
     from twinmesh.scripts.profile_loads import OnMesh
-    from twinmesh.scripts.profile_run import errors_of, fitted, held_out, run_loads
+    from twinmesh.scripts.profile_run import ROUNDS, errors_of, fitted, held_out, run_loads, spread_of
 
     args.policy = OnMesh()
     with arguments.load_llm(args) as llm:
-        seen = run_loads(llm, is_quick=args.quick, progress=True)
+        seen = run_loads(llm, 1 if args.quick else ROUNDS, is_quick=args.quick, progress=True)
     costs = fitted(seen)
-    errors = errors_of(held_out(seen, costs))
+    errors, noise = errors_of(held_out(seen, costs)), spread_of(seen, costs)
     print(_table(costs))
+    print(f"steps spread   : {noise:9.1%} around these")
     for error in errors:
         print(
             f"{error.kind:8} {error.points:4} points held out: mean error {error.mape:6.1%}, worst {error.worst:6.1%}"
@@ -79,6 +80,7 @@ def _measured(args: argparse.Namespace) -> "Profile":
         device=device_here(),
         source="measured",
         date=_now(),
+        spread=noise,
         errors=errors,
     )
 

@@ -1,11 +1,14 @@
 """The loads that a profile is measured under: requests with made-up tokens that bring every program into its range.
 
 Each load is run by itself on chosen meshes, and what the engine does in it is seen by an observer. The loads of a grid
-are for the fit; those of another, with lengths and rows between, are points that the fit is held against.
+are for the fit; those of another, with lengths and rows between, are points that the fit is held against. Most bring
+one program to one size; some serve requests of many lengths as an engine in use does, with prompts between decode
+steps, batches that change, meshes that fall idle, and threads that wait for answers: there steps take longer.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from random import Random
 
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.scheduler.mesh_state import MeshState
@@ -59,6 +62,30 @@ class Load:
     behind: "Load | None" = None  # what decodes beside it, from before its start to its end
 
 
+@dataclass(frozen=True)
+class Served:
+    """A request: tokens of its prompt and its answer, and where it goes."""
+
+    prompt: int
+    tokens: int
+    place: Place
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Requests that come as others end, so that there are always as many (closed loop)."""
+
+    name: str
+    requests: tuple[Served, ...]
+    concurrency: int
+    is_fitted: bool
+
+    @property
+    def prompts(self) -> tuple[int, ...]:
+        """Return the lengths of the prompts."""
+        return tuple(request.prompt for request in self.requests)
+
+
 def places(config: EngineConfig) -> list[Place]:
     """List where a request may be prefilled and decoded: all pairs that begin with another mesh."""
     roles = [config.starting_role(mesh) for mesh in range(len(config.topology.meshes))]
@@ -81,12 +108,13 @@ class Grid:
         self._most = min(room, (2 if is_quick else 16) * config.chunk_size)
         self._answer = 6 if is_quick else 24
 
-    def loads(self) -> Iterator[Load]:
+    def loads(self) -> Iterator[Load | Serving]:
         """List all loads, in the order in which they are to run."""
         for is_fitted in (True, False):
             for load in (*self._prompts(is_fitted), *self._answers(is_fitted), *self._beside(is_fitted)):
                 if self._has_room(load) and (load.behind is None or self._has_room(load.behind)):
                     yield load
+            yield from self._serving(is_fitted)
 
     def _has_room(self, load: Load) -> bool:
         longest = max(load.prompts) + load.tokens
@@ -152,6 +180,22 @@ class Grid:
             for context in (max(1, chunk // 8), chunk) if is_fitted else (max(1, chunk // 4),):
                 endless = self._config.max_model_len - context
                 yield self._load("behind", [context] * rows, endless, is_fitted)
+
+    # ---- as in use
+
+    def _serving(self, is_fitted: bool) -> Iterator[Serving]:
+        """Requests of many lengths, few and many at a time on every mesh."""
+        most, places = self._config.max_num_seqs, self._places
+        longest = min(3 * self._config.chunk_size, self._config.max_model_len - self._answer, self._most // most)
+        if longest < 1:
+            return
+        for each in sorted({1, max(1, most // 4), most} if is_fitted else {max(1, most // 2)}):
+            random, count = Random(each), (2 if self._quick else 4) * (each + 2) * len(places)
+            requests = [
+                Served(random.randint(1, longest), random.randint(1, self._answer), places[n % len(places)])
+                for n in range(count)
+            ]
+            yield Serving(f"served {each} at a time", tuple(requests), each * len(places), is_fitted)
 
     def _load(self, name: str, prompts: Sequence[int], tokens: int, is_fitted: bool) -> Load:
         return Load(name, tuple(prompts), tokens, self._places[0], is_fitted)

@@ -3,7 +3,9 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,7 +13,7 @@ from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.progress import Progress
 from twinmesh.engine.scheduler.cost_model import CostModel
 from twinmesh.engine.scheduler.scheduler import Scheduler
-from twinmesh.engine.simulation.costs.fit import fit_costs, fit_host, predicted
+from twinmesh.engine.simulation.costs.fit import fit_costs, fit_host, predicted, spread
 from twinmesh.engine.simulation.costs.measured import (
     Entered,
     HostWork,
@@ -23,20 +25,21 @@ from twinmesh.engine.simulation.costs.measured import (
 from twinmesh.engine.simulation.costs.overlaps import measured_steps
 from twinmesh.engine.simulation.costs.profile import Errors
 from twinmesh.engine.simulation.costs.step_watch import StepWatch
-from twinmesh.scripts.profile_loads import Grid, Load
+from twinmesh.scripts.profile_loads import Grid, Load, Place, Served, Serving
 
 if TYPE_CHECKING:
     from twinmesh.engine.api.llm import LLM
     from twinmesh.engine.api.outputs import TextDelta
     from twinmesh.engine.api.streams import RequestStream
 
+ROUNDS = 4  # of all loads: what drifts on a machine meanwhile, such as its clock, is in all of them alike
 _LEAST_ID = 3  # of made-up tokens: those before are special in most vocabularies
 
 
 class Seen(NamedTuple):
     """What an engine did under one load."""
 
-    load: Load
+    load: Load | Serving
     steps: list[MeasuredStep]
     transfers: list[MeasuredTransfer]
     entered: list[Entered]
@@ -47,7 +50,7 @@ class Seen(NamedTuple):
 class Point(NamedTuple):
     """Steps that are alike, measured and predicted, in seconds on average."""
 
-    load: Load
+    load: Load | Serving
     kind: Kind
     bucket: int
     measured: float
@@ -68,11 +71,12 @@ class Point(NamedTuple):
         )
 
 
-def run_loads(llm: "LLM", *, is_quick: bool, progress: bool) -> list[Seen]:
-    """Run every load on an engine that routes as `OnMesh` does; return what was seen, cold runs left out."""
+def run_loads(llm: "LLM", rounds: int, *, is_quick: bool, progress: bool) -> list[Seen]:
+    """Run every load, or a few of each kind if `is_quick`, on an engine that routes as `OnMesh` does, in so many
+    rounds; return what was seen, cold runs left out."""
     config, pools = llm.engine.config, llm.engine.core.inspect(lambda scheduler, _: scheduler.pools)
     room = min(min(pool.pages) for pool in pools) * config.page_size
-    loads = list(Grid(config, room, is_quick=is_quick).loads())
+    loads = list(Grid(config, room, is_quick=is_quick).loads()) * rounds
     watch = StepWatch(config, pools, llm.engine.core.clock)
     runner, found = _Runner(llm, watch), []
     with (
@@ -100,9 +104,14 @@ def fitted(seen: Sequence[Seen]) -> CostModel:
     )
 
 
+def spread_of(seen: Sequence[Seen], costs: CostModel) -> float:
+    """Return how far steps spread around the costs: the standard deviation of the logarithm of their times."""
+    return spread(costs, [step for one in seen for step in one.steps if one.load.is_fitted])
+
+
 def held_out(seen: Sequence[Seen], costs: CostModel) -> list[Point]:
     """Hold costs against the loads that they were not fitted to; steps of one load that hold as much are one point."""
-    groups: dict[tuple[object, ...], list[tuple[Load, MeasuredStep]]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[tuple[Load | Serving, MeasuredStep]]] = defaultdict(list)
     for one in seen:
         if not one.load.is_fitted:
             for step in one.steps:
@@ -117,7 +126,7 @@ def errors_of(points: Sequence[Point]) -> list[Errors]:
     return [Errors(kind, len(errors), sum(errors) / len(errors), max(errors)) for kind, errors in found.items()]
 
 
-def _point(group: Sequence[tuple[Load, MeasuredStep]], costs: CostModel) -> Point:
+def _point(group: Sequence[tuple[Load | Serving, MeasuredStep]], costs: CostModel) -> Point:
     load, step = group[0]
     steps = [step for _, step in group]
     measured = sum(step.seconds for step in steps) / len(steps)
@@ -129,14 +138,29 @@ class _Runner:
 
     def __init__(self, llm: "LLM", watch: StepWatch) -> None:
         self._llm, self._watch = llm, watch
-        self._random = np.random.default_rng(0)
+        self._random, self._drawing = np.random.default_rng(0), Lock()
         self._behind: list[Iterator[TextDelta]] = []  # of what runs beside the load
 
-    def run(self, load: Load) -> Seen:
+    def run(self, load: Load | Serving) -> Seen:
         """Run a load to its end; return what was seen meanwhile."""
         watch, before = self._watch, self._host()
         ran, transfers = len(watch.ran), len(watch.transfers)
         entered, lags = len(watch.entered), len(watch.lags)
+        if isinstance(load, Serving):
+            with ThreadPoolExecutor(load.concurrency) as callers:
+                list(callers.map(self._serve, load.requests))
+        else:
+            self._run_at_once(load)
+        self._wait_until_idle()
+        steps, after = measured_steps(watch.ran[ran:]), self._host()
+        rows = sum(step.chunks + step.rows for step in steps)
+        host = HostWork(after[0] - before[0], after[1] - before[1], rows, len(watch.entered) - entered)
+        return Seen(load, steps, watch.transfers[transfers:], watch.entered[entered:], host, watch.lags[lags:])
+
+    def _serve(self, request: Served) -> None:
+        self._stream(request.prompt, request.tokens, request.place).result()
+
+    def _run_at_once(self, load: Load) -> None:
         self._behind.clear()
         with ExitStack() as behind:
             if load.behind is not None:
@@ -144,11 +168,6 @@ class _Runner:
             streams = self._start(load, behind)
             for stream in streams:
                 stream.result()
-        self._wait_until_idle()
-        steps, after = measured_steps(watch.ran[ran:]), self._host()
-        rows = sum(step.chunks + step.rows for step in steps)
-        host = HostWork(after[0] - before[0], after[1] - before[1], rows, len(watch.entered) - entered)
-        return Seen(load, steps, watch.transfers[transfers:], watch.entered[entered:], host, watch.lags[lags:])
 
     def _start_behind(self, load: Load, stack: ExitStack) -> None:
         """Start what runs beside a load; where it decodes, wait until all of it does."""
@@ -161,12 +180,15 @@ class _Runner:
     def _start(self, load: Load, stack: ExitStack) -> "list[RequestStream]":
         streams = []
         for length in load.prompts:
-            params = SamplingParams(max_tokens=load.tokens, temperature=0.0, ignore_eos=True, detokenize=False)
-            vocabulary = self._llm.engine.tokenizer.vocab_size
-            ids = self._random.integers(_LEAST_ID, vocabulary, length).tolist()
-            streams.append(self._llm.stream(ids, params, priority=load.place.priority))
+            streams.append(self._stream(length, load.tokens, load.place))
             stack.callback(streams[-1].close)
         return streams
+
+    def _stream(self, length: int, tokens: int, place: Place) -> "RequestStream":
+        params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True, detokenize=False)
+        with self._drawing:
+            ids = self._random.integers(_LEAST_ID, self._llm.engine.tokenizer.vocab_size, length).tolist()
+        return self._llm.stream(ids, params, priority=place.priority)
 
     def _wait_until_idle(self) -> None:
         while self._llm.engine.core.inspect(_is_busy):

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay the log, print its summary and return the exit code."""
-    from twinmesh.engine.simulation.replay import DivergedError, replay
+    from twinmesh.engine.simulation.logs.replay import DivergedError, replay
 
     try:
         result = replay(args.log)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from twinmesh.engine.api.outputs import RequestOutput
 from twinmesh.engine.batch.request_lines import BatchRequest
 from twinmesh.engine.batch.summary import BatchResult
-from twinmesh.engine.metrics.metrics import Latencies, Percentiles
+from twinmesh.engine.metrics.distribution import Distribution
+from twinmesh.engine.metrics.metrics import Latencies
 
 if TYPE_CHECKING:
-    from twinmesh.engine.simulation.replay import Replay
+    from twinmesh.engine.simulation.logs.replay import Replay
 
 WIDTH = 100
 
@@ -42,7 +43,7 @@ def latency_table(result: BatchResult) -> str:
 
 def percentiles(latencies: Latencies) -> str:
     """Return a table of median and p99 of the latencies that callers saw, as far as they were measured."""
-    rows: list[tuple[str, Percentiles | None, str]] = [
+    rows: list[tuple[str, Distribution | None, str]] = [
         ("TTFT", latencies.ttft, "arrival to first token, waiting for a free slot included"),
         ("TPOT", latencies.tpot, "each token after the first"),
         ("hand-off", latencies.handoff, "first token to KV arrived at the decode mesh"),

@@ -18,7 +18,8 @@ DESCRIPTION = f"""\
 Run a load through Twinmesh's own scheduler in virtual time, on devices that need not be there, and print a load report.
 
 Costs of steps come from a profile (--profile) or from the published peaks of a device, which nobody has measured. The
-memory plan is start-up's own: what does not fit is refused with its arithmetic. Weights count as not quantised.
+memory plan is start-up's own: what does not fit is refused with its arithmetic. Weights are as in the engine that a
+profile was measured with; without one they are not quantised, as on a GPU where nobody asks for it.
 
 {HELP}"""
 
@@ -46,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--noise", metavar="X", type=arguments.positive,
-        help="let true step times differ from their costs: standard deviation of their logarithm, such as 0.1",
+        help="let true step times differ from their costs: standard deviation of their logarithm, such as 0.1 "
+        "(default: as the profile has it; none without one)",
     )  # fmt: skip
     parser.add_argument(
         "--seed", metavar="N", type=arguments.whole_number(0), default=0, help="of the noise (default: %(default)s)"
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", metavar="OUT", type=arguments.written_path, help="write the report with all records to this file"
     )
-    arguments.add_options(parser, OPTIONS, "the engine")
+    arguments.add_simulated_options(parser, OPTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,8 +77,9 @@ def run(args: argparse.Namespace) -> int:
     profile = None if args.profile is None else read_profile(args.profile)
     source, model = source_of(args.device, profile, str(args.profile)), named_model(args.model)
     options, policy = _options(args, profile), policy_named(args.policy)
-    engine = assemble(model.name, model.config, options, source, policy, str(args.profile))
+    engine = assemble(model.name, model.config, options, source, policy, str(args.profile), model.formats)
     workload, gaps = _workload(args), Gaps()
+    noise = args.noise or (0.0 if profile is None else profile.spread)
     start = time.perf_counter()
     log = (
         None
@@ -84,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         else DecisionLog(args.decision_log, RunFacts(model.config, model.name, source.device))
     )
     try:
-        done = simulate(workload, engine, seed=args.seed, noise=args.noise or 0.0, log=log, gaps=gaps)
+        done = simulate(workload, engine, seed=args.seed, noise=noise, log=log, gaps=gaps)
     finally:
         if log is not None:
             log.close()

@@ -17,7 +17,7 @@ It takes the decision log that `--decision-log` or `LLM(..., decision_log=...)` 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("log", metavar="LOG", type=arguments.read_path, help="a decision log that an engine wrote")
-    parser.add_argument("--topology", metavar="T", help="as for a run, such as prefill=1,decode=1 or pool=2")
+    parser.add_argument("--topology", metavar="T", help="the meshes, such as prefill=1,decode=1 or pool=2")
     parser.add_argument("--roles", metavar="R", help="that the meshes of a pool begin with, such as prefill=1,both=1")
     parser.add_argument("--policy", metavar="P", help="fcfs or spf")
     parser.add_argument("--slo", metavar="S", help="what answers are to keep to, such as ttft=500ms,tpot=50ms")
@@ -32,19 +32,19 @@ def run(args: argparse.Namespace) -> int:
     import msgspec
     from twinmesh.engine.protocol.service import read_slo
     from twinmesh.engine.simulation.costs.profile import check_profile, read_profile
-    from twinmesh.engine.simulation.logged_run import read_run
-    from twinmesh.engine.simulation.whatif import Otherwise, what_if
-    from twinmesh.engine.simulation.whatif_text import as_text
+    from twinmesh.engine.simulation.logs.logged_run import read_run
+    from twinmesh.engine.simulation.logs.whatif import Otherwise, what_if
+    from twinmesh.engine.simulation.logs.whatif_text import as_text
 
     slo = None if args.slo is None else read_slo(args.slo)
     logged = read_run(args.log)
-    costs = None
+    costs, spread = None, 0.0
     if args.profile is not None:
         profile = read_profile(args.profile)
         known = logged.run
         check_profile(profile, logged.header.config, model=known.name, device=known.device, name=str(args.profile))
-        costs = profile.costs
-    found = what_if(logged, Otherwise(args.topology, args.roles, args.policy, slo), costs)
+        costs, spread = profile.costs, profile.spread
+    found = what_if(logged, Otherwise(args.topology, args.roles, args.policy, slo), costs, spread=spread)
     print(msgspec.json.encode(found).decode() + "\n" if args.json else as_text(found), end="")
     return 0
 

@@ -104,7 +104,7 @@ def test_the_wheel_holds_the_quickstart_prompts(wheel):
 
 def test_the_wheel_has_the_command(wheel):
     (name,) = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("entry_points.txt")]
-    assert "twinmesh = twinmesh.scripts.cli:main" in zipfile.ZipFile(wheel).read(name).decode()
+    assert "twinmesh = twinmesh.scripts.entry:main" in zipfile.ZipFile(wheel).read(name).decode()
 
 
 def test_the_version_is_the_packages(monkeypatch):

@@ -10,8 +10,8 @@ from ..protocol.service import SLO, read_slo
 from ..simulation.assemble import source_of
 from ..simulation.costs.profile import read_profile
 from ..simulation.loads.load_spec import read_workload
-from ..simulation.plan_candidates import BUDGET, REQUESTS, Choice
-from ..simulation.plan_search import Answer, Problem, search
+from ..simulation.planning.candidates import BUDGET, REQUESTS, Choice
+from ..simulation.planning.search import Answer, Problem, search
 from ..simulation.workload import Workload
 
 
@@ -29,7 +29,7 @@ def plan_topology(
     budget: int = BUDGET,
     say: Callable[[str], None] = lambda text: None,
 ) -> Answer:
-    """Find the topology to recommend, by simulating a load under the candidates of `simulation/plan_candidates.py`.
+    """Find the topology to recommend, by simulating a load under the candidates of `simulation/planning/candidates.py`.
 
     Args:
         model: a name that is known, such as llama-3.1-8b, or a model's files, of which config.json is enough.
@@ -69,6 +69,7 @@ def plan_topology(
         )
 
     problem = Problem(
-        named.config, named.name, source, devices, load, target, options, budget=budget, requests=requests
-    )
+        named.config, named.name, source, devices, load, target, options,
+        budget=budget, requests=requests, formats=named.formats,
+    )  # fmt: skip
     return search(problem, say)

@@ -30,14 +30,6 @@ def replacing(path: Path) -> Iterator[Path]:
     sync_directory(path.parent)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: a reader finds the old content or the new, also after a power loss."""
-    with replacing(path) as scratch, scratch.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def sync_directory(path: Path) -> None:
     """Put a directory's entries on disk: until then a power loss can undo a rename."""
     directory = os.open(path, os.O_RDONLY)

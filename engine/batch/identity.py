@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from ...models.checkpoints.gguf_parts import gguf_parts
 from ..api.sampling_params import SamplingParams
-from .files import write_atomically
+from ..whole_file import write_whole
 
 _FORMAT = 1
 _ENGINE_LEFT_ALONE: Mapping[str, Any] = {"quantization": "auto", "activations": "int16"}
@@ -51,7 +51,7 @@ class Identity:
 
     def save(self, path: Path) -> None:
         """Write the identity to `path` atomically."""
-        write_atomically(path, json.dumps({"format": _FORMAT, **asdict(self)}, indent=1).encode() + b"\n")
+        write_whole(path, json.dumps({"format": _FORMAT, **asdict(self)}, indent=1).encode() + b"\n")
 
     def differences(self, path: Path) -> list[str]:
         """Return a phrase for each difference from the identity saved at `path`; an empty list if there is none.

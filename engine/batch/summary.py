@@ -1,8 +1,10 @@
 """What a batch run has done: counts, tokens, latencies, and what they cost. No JAX here."""
 
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from ..api.outputs import RequestOutput
 from ..metrics.metrics import RECENT, Latencies
@@ -80,7 +82,7 @@ class BatchResult:
         }
         for name in ("ttft", "tpot", "itl", "e2e", "handoff"):
             percentiles = getattr(latencies, name)
-            figures[name] = None if percentiles is None else asdict(percentiles)
+            figures[name] = msgspec.to_builtins(percentiles)
         return figures | self._costs(devices, device_hour_price)
 
     def _costs(self, devices: int, price: float | None) -> dict[str, float | None]:

@@ -1,6 +1,6 @@
 """Mean and percentiles of one quantity over many requests."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import msgspec
 import numpy as np
@@ -16,9 +16,9 @@ class Distribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     p99: float
 
     @classmethod
-    def of(cls, values: Sequence[float] | np.ndarray) -> "Distribution | None":
+    def of(cls, values: Iterable[float]) -> "Distribution | None":
         """Compute that of these values, without those that are NaN; None where none is left."""
-        known = np.asarray(values, dtype=np.float64)
+        known = np.fromiter(values, np.float64)
         known = known[~np.isnan(known)]
         if not len(known):
             return None

@@ -27,7 +27,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     workload: str
     model: str
     device: str  # its kind
-    gpus: int  # devices of all meshes together
+    gpus: int  # devices of all meshes together, and those that are left over and paid for
     topology: str
     policy: str = "fcfs"
     seed: int | None = None

@@ -1,7 +1,7 @@
 """Timelines to the figures people compare: TTFT, TPOT, ITL, E2E, hand-off, tokens per second.
 
 Definitions: TTFT counts from arrival, queueing included; TPOT = (last token - first token) / (n - 1), n >= 2; ITL are
-the raw gaps. Percentiles are linear between the two nearest ranks. It reads no clock.
+the raw gaps. It reads no clock.
 """
 
 from collections import Counter, deque
@@ -9,57 +9,37 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..protocol.actions import FinishReason
 from ..protocol.cache_report import MissReason
 from ..protocol.results import Traffic
 from ..protocol.service import SLO
 from ..protocol.timeline import Timeline
 from .counters import Counters, HostTime
+from .distribution import Distribution
 
 # Percentiles are over this many requests, the latest; an engine that runs for weeks must not grow.
 RECENT = 4096
 
 
 @dataclass(frozen=True)
-class Percentiles:
-    """Percentiles of one quantity, in seconds, over `count` values."""
-
-    count: int
-    p50: float
-    p90: float
-    p99: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> "Percentiles | None":
-        """Compute the percentiles of these values; None where there are none."""
-        data = list(values)
-        if not data:
-            return None
-        p50, p90, p99 = (float(p) for p in np.percentile(data, (50, 90, 99)))
-        return cls(len(data), p50, p90, p99)
-
-
-@dataclass(frozen=True)
 class Latencies:
-    """Percentiles over a set of requests; None where no request had that quantity."""
+    """Mean and percentiles over a set of requests; None where no request had that quantity."""
 
-    ttft: Percentiles | None
-    tpot: Percentiles | None
-    itl: Percentiles | None
-    e2e: Percentiles | None
-    handoff: Percentiles | None
+    ttft: Distribution | None
+    tpot: Distribution | None
+    itl: Distribution | None
+    e2e: Distribution | None
+    handoff: Distribution | None
 
     @classmethod
     def of(cls, timelines: Iterable[Timeline]) -> "Latencies":
-        """Compute the percentiles of finished requests."""
+        """Compute those of finished requests."""
         lines = list(timelines)
 
-        def known(name: str) -> Percentiles | None:
-            return Percentiles.of(value for line in lines if (value := getattr(line, name)) is not None)
+        def known(name: str) -> Distribution | None:
+            return Distribution.of(value for line in lines if (value := getattr(line, name)) is not None)
 
-        itl = Percentiles.of(gap for line in lines for gap in line.itl)
+        itl = Distribution.of(gap for line in lines for gap in line.itl)
         return cls(known("ttft"), known("tpot"), itl, known("e2e"), known("handoff"))
 
 

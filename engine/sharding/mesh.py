@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ...kernels_pallas.cpu.blocks_records import Activations
 from ...kernels_pallas.matmul import Products
@@ -136,8 +136,8 @@ def param_sharding(mesh: Mesh, spec: ParamSpec) -> NamedSharding:
     return sharding(mesh, [axis if ok else None for axis, ok in zip(spec.axes, divides, strict=True)])
 
 
-def products_on(mesh: Mesh, activations: Activations = "int16") -> Products:
-    """Describe how a mesh's programs multiply by quantised weights."""
+def products_on(mesh: Mesh | AbstractMesh, activations: Activations = "int16") -> Products:
+    """Describe how a mesh's programs multiply by quantised weights, or would if it had devices."""
     return Products(activations) if mesh.size == 1 else Products(activations, mesh, AXIS, _SPLIT)
 
 

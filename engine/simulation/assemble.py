@@ -1,5 +1,6 @@
 """An engine to be simulated, from what a user names: a model's sizes, options, a kind of device, perhaps a profile."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ...models.config import ModelConfig
@@ -62,9 +63,15 @@ def source_of(device: str | None, profile: Profile | None, name: str = "the prof
 
 
 def assemble(
-    name: str, model: ModelConfig, asked: Asked, source: Source, policy: Policy, profile_name: str = "the profile"
+    name: str,
+    model: ModelConfig,
+    asked: Asked,
+    source: Source,
+    policy: Policy,
+    profile_name: str = "the profile",
+    formats: Mapping[str, str] | None = None,
 ) -> SimulatedEngine:
-    """Make the engine.
+    """Make the engine. It has the weights quantised that a profile's engine kept so; GPUs keep none if nobody asks.
 
     Args:
         name: the model's, as profiles have it.
@@ -73,6 +80,7 @@ def assemble(
         source: of the costs.
         policy: the scheduler's.
         profile_name: of the profile, in messages.
+        formats: path -> format, of what the model's files hold quantised; None: they are not at hand.
 
     Raises:
         ValueError: something does not fit into memory, or the profile is of something else.
@@ -80,7 +88,10 @@ def assemble(
     profile = source.profile
     # Where a profile has the bucket of one row, the engine that was measured had kernels for it.
     has_kernels = profile is not None and profile.decode_buckets[0] == 1
-    config, pools = capacity(model, asked, source.memory, source.dtype, has_kernels=has_kernels)
+    kept = {path: kind for path, kind in (formats or {}).items() if profile is not None and kind in profile.formats}
+    config, pools = capacity(
+        model, asked, source.memory, source.dtype, name=name, formats=kept, has_kernels=has_kernels
+    )
     if profile is None:
         assert source.peaks is not None
         return SimulatedEngine(config, pools, roofline(model, config, source.peaks), policy)

@@ -1,4 +1,4 @@
-"""Bytes that a mesh needs besides its KV pages, and those of a page: weights, request state, temporaries.
+"""Bytes that a mesh needs besides weights and KV pages, and those of a page: request state, temporaries.
 
 Invariant: these are the bytes of the arrays that the device plane makes (`worker/kv_cache.py`, `models/decoder.py`),
 counted without making them; tests compare.
@@ -56,22 +56,3 @@ def temporary_bytes(model: ModelConfig, config: EngineConfig, tp: int) -> int:
     sums = 4 * 2 * rows * _MOST_SPLITS * heads * model.head_dim
     largest = model.vocab_size * model.hidden_size * size // tp
     return (config.chunk_size + fused) * layer + sampled + sums + largest
-
-
-def weight_bytes(model: ModelConfig, dtype: str, tp: int) -> int:
-    """Return bytes of weights on each device of a mesh of `tp`, none of them quantised.
-
-    Args:
-        model: as the mesh runs it (`heads.model_on`).
-        dtype: of the weights; norms are float32.
-        tp: devices of the mesh. Heads, MLP columns and the vocabulary are divided, a vocabulary that does not divide
-            is whole on each device.
-    """
-    item, hidden, dim = ITEM_BYTES[dtype], model.hidden_size, model.head_dim
-    heads = model.num_heads + 2 * model.num_kv_heads
-    attention = hidden * dim * (heads + model.num_heads) + (heads * dim if model.qkv_bias else 0)
-    mlp = 3 * hidden * model.intermediate_size
-    norms = (4 if model.sandwich_norms else 2) * hidden + (2 * dim if model.qk_norm else 0)
-    table = model.vocab_size * hidden // (1 if model.vocab_size % tp else tp)
-    tables = table * (1 if model.tie_embeddings else 2)
-    return item * (model.num_layers * (attention + mlp) // tp + tables) + 4 * (model.num_layers * norms + hidden)

@@ -1,14 +1,13 @@
 """`topology="auto"`: which meshes to start with, from model, devices and target, with the reason in one line.
 
-The degree of tensor parallelism is the smallest power of two that divides devices and model and leaves room for a
-request (the memory plan, as start-up makes it); the devices then make a pool of such meshes. With an SLO the planner
-moves its roles, for 99 % of requests unless the SLO says otherwise, and the pool begins with those that are predicted
-to carry the most of a stated mix of requests; without one there is nothing to plan by, and all meshes do both. CPU
-devices share the machine's cores and memory: there it is one mesh, unless devices are given. Weights count as not
-quantised.
+The degree of tensor parallelism is the smallest power of two that divides the model and leaves room for a request (the
+memory plan, as start-up makes it); the devices then make a pool of such meshes, and what is left over stays idle. With
+an SLO the planner moves its roles, for 99 % of requests unless the SLO says otherwise, and the pool begins with those
+that are predicted to carry the most of a stated mix of requests; without one there is nothing to plan by, and all
+meshes do both. CPU devices share the machine's cores and memory: there it is one mesh, unless devices are given.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -23,10 +22,12 @@ from ..scheduler.observations import Outlook, Pair, Split
 from ..simulation.capacity import DeviceMemory, capacity
 from ..simulation.costs.devices import peaks_of
 from ..simulation.costs.roofline import roofline
-from ..simulation.plan_candidates import degrees
-from ..simulation.plan_forecast import forecast_splits, steady
+from ..simulation.planning.candidates import degrees
+from ..simulation.planning.forecast import forecast_splits, steady
 from ..simulation.simulator import SimulatedEngine
 from ..sizing.device_memory import Share
+from .decision_file import name_of
+from .quantization import choose
 
 # The mix of the first roles: prompt and answer in tokens, as Azure's conversations of 2023 have them in the mean.
 _PROMPT, _ANSWER = 1155, 211
@@ -49,10 +50,20 @@ def choose_topology(
     dtype: str,
     devices: Sequence[jax.Device],
     share: Share,
+    formats: Mapping[str, str],
     *,
     is_for_one: bool = False,
 ) -> Chosen:
-    """Replace `topology="auto"` by one for these devices, all alike; an engine for one request gets one mesh.
+    """Replace `topology="auto"` by one for these devices, all alike.
+
+    Args:
+        options: the engine's.
+        model: what it serves.
+        dtype: of activations, KV and the weights that are not quantised.
+        devices: those that may be used.
+        share: of their memory.
+        formats: path -> format, of what the model's files hold quantised.
+        is_for_one: whether the engine is for one request, which gets one mesh.
 
     Raises:
         ValueError: the model fits on no number of them, with the arithmetic of the largest.
@@ -62,20 +73,19 @@ def choose_topology(
         why = "CPU devices share cores and memory, so one mesh does both"
         return Chosen(replace(options, topology="both=1"), why)
     memory = _memory(first, share)
-    tp, sized = _smallest(options, model, dtype, memory, count)
-    kind = f"{count} x {first.device_kind}"
-    fits = f"{kind}, {model.family} fits at tp {tp}"
-    if count == tp or is_for_one:
-        devices_of_one = None if options.devices is None else options.devices[:tp]
-        one = replace(options, topology=_named("both", 1, tp), devices=devices_of_one)
+    tp, sized = _smallest(options, model, dtype, memory, formats, count)
+    meshes = 1 if is_for_one else count // tp
+    left_over = "" if is_for_one or count % tp == 0 else f" and leaves {count % tp} of them idle"
+    fits = f"{count} x {first.device_kind}, {name_of(options.model)} fits at tp {tp}{left_over}"
+    given = None if options.devices is None else options.devices[: meshes * tp]
+    if meshes == 1:
+        one = replace(options, topology=_named("both", 1, tp), devices=given)
         return Chosen(one, f"{fits}: one mesh, so it does both")
-    pool = _named("pool", count // tp, tp)
+    pooled = replace(options, topology=_named("pool", meshes, tp), devices=given)
     if options.slo is None:
-        return Chosen(
-            replace(options, topology=pool), f"{fits}; without an SLO there is nothing to plan by: all do both"
-        )
+        return Chosen(pooled, f"{fits}; without an SLO there is nothing to plan by: all do both")
     slo = options.slo.with_percentile()
-    wanted = replace(options, topology=pool, slo=slo)
+    wanted = replace(pooled, slo=slo)
     peaks = peaks_of(first.device_kind)
     if sized is None or peaks is None:
         return Chosen(wanted, f"{fits}; nothing is known of such a device's speed, so all do both until it is measured")
@@ -99,21 +109,27 @@ def _memory(device: jax.Device, share: Share) -> DeviceMemory:
 
 
 def _smallest(
-    options: EngineOptions, model: ModelConfig, dtype: str, memory: DeviceMemory, count: int
+    options: EngineOptions,
+    model: ModelConfig,
+    dtype: str,
+    memory: DeviceMemory,
+    formats: Mapping[str, str],
+    count: int,
 ) -> tuple[int, Sized | None]:
     """Find the smallest tp at which the model fits, and the sizes of such meshes; None: nobody knows how much memory
     there is, and start-up will see."""
-    problem = ValueError(f"topology='auto': no degree of tensor parallelism divides {count} devices and the model.")
+    refusals, name = list[ValueError](), name_of(options.model)
     for tp in degrees(model, count):
         meshes = count // tp
         asked = replace(options, topology=_named("pool" if meshes > 1 else "both", meshes, tp))
         if memory.bytes is None and options.kv_cache_bytes is None:
             return tp, None
+        kept = choose(options.quantization, formats, model, memory.platform, [tp], options.activations).kept
         try:
-            return tp, capacity(model, asked, memory, dtype)
+            return tp, capacity(model, asked, memory, dtype, name=name, formats=kept)
         except ValueError as error:
-            problem = error
-    raise problem
+            refusals.append(error)
+    raise refusals[-1]
 
 
 def _first_roles(engine: SimulatedEngine, slo: SLO) -> tuple[float, Outlook | None]:

@@ -27,7 +27,6 @@ from ...models.checkpoints.host_memory import FileMaps
 from ...models.checkpoints.open import open_checkpoint
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
-from ...models.quantized import nbytes
 from ...models.text.chat import ChatTemplate
 from ...models.text.tokenizer import Tokenizer
 from ..config import EngineConfig, PoolSize
@@ -45,6 +44,7 @@ from ..sizing.device_memory import Share
 from ..sizing.heads import check_tp, model_on
 from ..sizing.memory_needs import request_bytes, temporary_bytes, transit_bytes
 from ..sizing.pools import size_pools
+from ..sizing.weight_sizes import weight_bytes
 from ..worker.jax_settings import own_settings
 from ..worker.kv_cache import abstract_state
 from ..worker.local_executor import LocalExecutor
@@ -120,7 +120,7 @@ def start_core(
     """
     with own_settings():
         if options.is_auto:
-            options = _with_topology(options, model, stored, request)
+            options = _with_topology(options, model, stored, formats or {}, request)
         return _start_core(model, stored, load, options, formats or {}, maps, request)
 
 
@@ -148,7 +148,8 @@ def _start_core(
         config = request.narrow(config)
     dtype = jnp.dtype(config.dtype)
     is_cpu = device.platform == "cpu"
-    quantized = choose(options.quantization, formats, model, meshes, options.activations)
+    degrees = [mesh.size for mesh in meshes]
+    quantized = choose(options.quantization, formats, model, device.platform, degrees, options.activations)
     config = replace(config, formats=quantized.formats, activations=options.activations)
     if is_cpu:  # while weights are read
         loader.compile_ahead(*cpu_kernels(model, dtype, quantized))
@@ -173,7 +174,11 @@ def _start_core(
 
 
 def _with_topology(
-    options: EngineOptions, model: ModelConfig, stored: DTypeLike, request: OneRequest | None
+    options: EngineOptions,
+    model: ModelConfig,
+    stored: DTypeLike,
+    formats: Mapping[str, str],
+    request: OneRequest | None,
 ) -> EngineOptions:
     """Choose the topology that was left to us, and say why; one request needs one mesh."""
     from .auto_topology import choose_topology  # with the whole simulator, for which no other start should wait
@@ -185,7 +190,7 @@ def _with_topology(
     check_share(share, device.platform)
     dtype = _configure(one, model, stored, device)[0].dtype
     devices = list(given) if given is not None else find_devices()
-    chosen = choose_topology(options, model, dtype, devices, share, is_for_one=request is not None)
+    chosen = choose_topology(options, model, dtype, devices, share, formats, is_for_one=request is not None)
     if options.progress:
         say(f"topology {chosen.options.topology}: {chosen.why}")
     return chosen.options
@@ -194,8 +199,7 @@ def _with_topology(
 def _weight_bytes(model: ModelConfig, dtype: jnp.dtype, formats: Mapping[str, str], meshes: Sequence[Mesh]) -> int:
     """Return the bytes of the weights of all CPU meshes together; those of one device hold them once."""
     sizes = [mesh.size for mesh in meshes if mesh.size > 1] + [1] * any(mesh.size == 1 for mesh in meshes)
-    shapes = [abstract_params(model_on(model, size), dtype, formats).specs.values() for size in sizes]
-    return sum(nbytes(spec.value) for specs in shapes for spec in specs)
+    return sum(size * weight_bytes(model_on(model, size), dtype.name, size, formats) for size in sizes)
 
 
 def _compile(

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..whole_file import write_into
+
 _MAGIC = b"twinmesh program 1\n"
 # What a process leaves that was killed while it wrote.
 _ABANDONED_SECONDS = 3600
@@ -59,7 +61,7 @@ class ProgramFolder:
             return
         try:
             with self._opened() as folder:
-                _write_whole(folder, name, _head(name, content) + content)
+                write_into(folder, name, _head(name, content) + content, mode=0o600, is_synced=False)
                 _tidy(folder, self._most_bytes)
         except OSError as error:
             self._give_up(error)
@@ -97,20 +99,6 @@ def _check_owner(info: os.stat_result, is_kind: Callable[[int], bool]) -> None:
         raise OSError("it belongs to another user")
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise OSError("others may write to it")
-
-
-def _write_whole(folder: int, name: str, data: bytes) -> None:
-    """Write a file under a name of this thread's own, and rename it."""
-    own = f".{name}.{os.getpid()}.{threading.get_native_id()}"
-    number = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=folder)
-    try:
-        with open(number, "wb") as file:
-            file.write(data)
-        os.replace(own, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(own, dir_fd=folder)
-        raise
 
 
 def _tidy(folder: int, most_bytes: int) -> None:

@@ -1,7 +1,7 @@
 """Which weights stay quantised, and the line that says so when an engine starts.
 
-Invariant: the choice is a pure function of the option, the files, the meshes and what kernels there are for this kind
-of device, so that every start on a machine makes the same one, and the same for all meshes.
+Invariant: the choice is a pure function of the option, the files, the meshes' sizes and what kernels there are for this
+kind of device, so that every start on a machine makes the same one, and the same for all meshes.
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh
 
 from ...kernels_pallas.block_tiles import OUTPUTS
 from ...kernels_pallas.cpu import blocks, calls
@@ -18,7 +18,7 @@ from ...kernels_pallas.matmul import kernel_for
 from ...kernels_pallas.quantized import QuantizedArray
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
-from ..sharding.mesh import products_on
+from ..sharding.mesh import AXIS, products_on
 from ..sizing.heads import model_on
 
 
@@ -39,7 +39,12 @@ class Quantized:
 
 
 def choose(
-    asked: str, stored: Mapping[str, str], model: ModelConfig, meshes: Sequence[Mesh], activations: Activations
+    asked: str,
+    stored: Mapping[str, str],
+    model: ModelConfig,
+    platform: str,
+    degrees: Sequence[int],
+    activations: Activations,
 ) -> Quantized:
     """Choose the parameters that stay quantised.
 
@@ -47,31 +52,31 @@ def choose(
         asked: one of `QUANTIZATIONS`.
         stored: path -> format, of what the files hold quantised (`Checkpoint.formats`).
         model: the checkpoint's.
-        meshes: those of the engine, all of one platform.
+        platform: of the engine's devices, as JAX names it.
+        degrees: of tensor parallelism, of its meshes.
         activations: what kernels are to multiply by.
     """
-    platform = meshes[0].devices.flat[0].platform
     if asked == "none":
         return Quantized(stored, {}, platform, activations, ("quantization='none'",) if stored else ())
     lacking = {name for name in set(stored.values()) if kernel_for(platform, name) is None}
     fast = stored if asked == "keep" else {path: name for path, name in stored.items() if name not in lacking}
     why_slow = (f"no kernel multiplies by {_listed(sorted(lacking))} here",) if len(fast) < len(stored) else ()
-    cut = {path: reason for mesh in meshes for path, reason in _cut(fast, model, mesh).items()}
+    cut = {path: reason for tp in dict.fromkeys(degrees) for path, reason in _cut(fast, model, tp).items()}
     kept = {path: name for path, name in fast.items() if path not in cut}
     return Quantized(stored, kept, platform, activations, (*why_slow, *dict.fromkeys(cut.values())))
 
 
-def _cut(formats: Mapping[str, str], model: ModelConfig, mesh: Mesh) -> dict[str, str]:
-    """Find the parameters that cannot be divided over a mesh, by path, each with a reason."""
-    products, found = products_on(mesh), dict[str, str]()
-    if mesh.size == 1:
+def _cut(formats: Mapping[str, str], model: ModelConfig, tp: int) -> dict[str, str]:
+    """Find the parameters that cannot be divided over a mesh of so many devices, by path, each with a reason."""
+    products, found = products_on(AbstractMesh((tp,), (AXIS,))), dict[str, str]()
+    if tp == 1:
         return found
-    specs = abstract_params(model_on(model, mesh.size), jnp.float32, formats).specs
+    specs = abstract_params(model_on(model, tp), jnp.float32, formats).specs
     for path in formats:
         value, name = specs[path].value, path.rpartition(".")[2]
         assert isinstance(value, QuantizedArray)
         reason = products.cut(products.split(specs[path].axes, value), value)
-        repeats_heads = "kv_heads" in specs[path].axes and model.num_kv_heads < mesh.size
+        repeats_heads = "kv_heads" in specs[path].axes and model.num_kv_heads < tp
         if repeats_heads and model.head_dim % OUTPUTS:
             reason = f"heads of {model.head_dim} that are repeated are no multiple of {OUTPUTS}, which tiles have"
         if reason is not None:

@@ -5,6 +5,7 @@ whatever else an engine could load: a fetched model, a GGUF file. Nothing is eve
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ class NamedModel(NamedTuple):
 
     name: str
     config: ModelConfig
+    formats: Mapping[str, str] = {}  # path -> format, of what its files, if there are any, hold quantised
 
 
 def known_model(name: str | Path) -> ModelConfig:
@@ -39,9 +41,9 @@ def named_model(name: str | Path) -> NamedModel:
     """
     text, path = str(name), Path(os.path.expanduser(name))
     if _exists(path):
-        return NamedModel(profile_name(name), _of_files(path))
+        return NamedModel(profile_name(name), *_of_files(path))
     if known_name(text) is None and text in CATALOG and _exists(CATALOG[text].cached(cache_directory())):
-        return NamedModel(text, _of_files(CATALOG[text].cached(cache_directory())))
+        return NamedModel(text, *_of_files(CATALOG[text].cached(cache_directory())))
     return NamedModel(profile_name(name), known_config(text))
 
 
@@ -50,8 +52,8 @@ def profile_name(name: str | Path) -> str:
     return known_name(str(name)) or Path(os.path.expanduser(name)).absolute().stem.lower()
 
 
-def _of_files(path: Path) -> ModelConfig:
-    """Read the sizes from a model's own files."""
+def _of_files(path: Path) -> tuple[ModelConfig, Mapping[str, str]]:
+    """Read the sizes from a model's own files, and what they hold quantised."""
     config = path / _CONFIG
     if config.is_file():
         settings = Settings(read_json(config))
@@ -60,10 +62,11 @@ def _of_files(path: Path) -> ModelConfig:
             model = format_named(HUGGING_FACE, settings.get("model_type"), "model_type").config(settings)
         except ValueError as error:
             raise CheckpointError(f"{config}: {error}") from None
-        return model
+        return model, {}
     from .open import open_checkpoint  # which imports JAX
 
-    return open_checkpoint(path).config
+    checkpoint = open_checkpoint(path)
+    return checkpoint.config, checkpoint.formats
 
 
 def _exists(path: Path) -> bool:

@@ -8,13 +8,15 @@ For each engine (a topology) a process starts, measures its own profile, and wai
 load is that share of what the slowest topology sustains by the simulation, the same for all of them; requests come at
 random (Poisson, open loop), in every run at the same times. Then all points are run in turn, `--runs` times, and
 simulated from the profile, which knows nothing of these loads: it was fitted to steps that `twinmesh profile` measures.
-One engine is a pool whose roles are called for anew in the middle of the load, twice.
+The loads of the profile are measured once more before each turn, so that a machine whose speed drifts is profiled at
+the speed that it has. One engine is a pool whose roles are called for anew in the middle of the load, twice.
 
 Reported for each point: TTFT, TPOT, E2E and tokens per second as predicted and as measured (the median over the runs),
 their error and the real engine's own spread, and where the time goes; over all points: mean and worst errors, coverage,
-and the regret of choosing the topology by simulation (`belief_report.py`). `--noise` is that of the simulations whose
-range coverage speaks of. With `--add` points are added to those in `--json`, so that the benchmark can be made in
-parts, each of which measures its profiles anew; rates stay those of the first part.
+and the regret of choosing the topology by simulation (`belief_report.py`). What is predicted is the median over
+`--seeds` simulations whose step times spread as those of the profile did; coverage speaks of their range. With `--add`
+points are added to those in `--json`, so that the benchmark can be made in parts, each of which measures its profiles
+anew; rates stay those of the first part.
 
 With `--against` the exit code is 1 if an error has grown by both 2 points and 10 %, or a point has disappeared.
 """
@@ -39,12 +41,13 @@ from twinmesh.engine.simulation.incidents import RolesCalled
 from twinmesh.engine.simulation.simulator import SimulatedEngine, simulate
 from twinmesh.scripts.bench import belief_report as report
 from twinmesh.scripts.bench.belief_points import Engine, Mix, Point, arrivals, at_once, flips, points
-from twinmesh.scripts.bench.belief_run import Load, Outcome, Served, serve
+from twinmesh.scripts.bench.belief_run import PROFILE, Load, Outcome, Served, serve
 from twinmesh.scripts.bench.belief_steps import step_ratios
 
 ENGINES = ("both=1", "both=2", "prefill=1,decode=1", "pool=2:both=2:prefill=1,decode=1:both=2")
-MIXES = ("chat=16-64/8-24", "prompts=64-192/2-8")
-LOADS = (0.3, 0.6)
+MIXES = ("chat=4-16/2-8", "prompts=32-96/4-8")
+LOADS = (0.5, 0.8)
+KV_BYTES = 1 << 28  # of each mesh: two engines a process share the machine's memory with those of other processes
 _LATENCIES = ("ttft", "tpot", "e2e")
 _PARTS = ("queue", "prefill", "handoff", "decode", "host")
 
@@ -87,10 +90,16 @@ class Link:
         """Wait until the engine has its profile."""
         self._process.start()
         self._there.close()  # so that the process alone holds that end, and its own end is seen
+        self.profile()
+        return self
+
+    def profile(self) -> None:
+        """Measure the profile once more, and go by all measurements so far."""
+        self._here.send(PROFILE)
         self.served: Served = self._receive()
         errors = ", ".join(f"{e.kind} {e.mape:.1%} at most {e.worst:.1%} of {e.points}" for e in self.served.errors)
-        print(f"{self.engine.name}: errors of the profile: {errors}", file=sys.stderr, flush=True)
-        return self
+        spread = f"steps spread by {self.served.spread:.1%}"
+        print(f"{self.engine.name}: errors of the profile: {errors}; {spread}", file=sys.stderr, flush=True)
 
     def __exit__(self, *error: object) -> None:
         """End the process."""
@@ -104,12 +113,12 @@ class Link:
         outcome: Outcome = self._receive()
         return outcome
 
-    def simulate(self, load: Load, noise: float = 0.0, seed: int = 0) -> list[RequestRecord]:
+    def simulate(self, load: Load, seed: int = 0) -> list[RequestRecord]:
         """Run it on the simulated one."""
         served = self.served
         calls = [RolesCalled(at, roles) for at, roles in load.calls]
         simulated = SimulatedEngine(served.config, served.pools, served.costs)
-        return list(simulate(load.workload, simulated, incidents=calls, noise=noise, seed=seed).records)
+        return list(simulate(load.workload, simulated, incidents=calls, noise=served.spread, seed=seed).records)
 
     def _receive(self) -> Any:
         try:
@@ -123,6 +132,7 @@ def engine_options(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
     longest = max(mix.longest for mix in args.mixes)
     options = {"topology": engine.topology, "max_model_len": longest, "max_num_seqs": args.max_num_seqs}
     options |= {"prefill_buckets": args.prefill_buckets, "decode_buckets": args.decode_buckets, "dtype": args.dtype}
+    options["kv_cache_bytes"] = KV_BYTES
     return options | ({"roles": engine.roles[0]} if engine.roles else {})
 
 
@@ -133,6 +143,8 @@ def measure(
     loads = {point: load_of(point, rates[_key(point)], args) for point in wanted}
     outcomes: dict[Point, list[Outcome]] = {point: [] for point in wanted}
     for turn in range(args.runs):
+        for link in links.values() if turn else ():  # before the first each has its profile
+            link.profile()
         for point, load in loads.items():
             begin = time.perf_counter()
             outcomes[point].append(links[point.engine].run(load))
@@ -149,19 +161,20 @@ def load_of(point: Point, rate: float, args: argparse.Namespace) -> Load:
 
 def row(link: Link, point: Point, load: Load, outcomes: Sequence[Outcome], args: argparse.Namespace) -> dict[str, Any]:
     """Hold one point's runs against its simulation."""
-    predicted = link.simulate(load)
-    noisy = [figures(link.simulate(load, args.noise, seed)) for seed in range(1, args.seeds + 1)]
+    simulated = [link.simulate(load, seed) for seed in range(args.seeds)]
+    noisy = [figures(records) for records in simulated]
+    predicted = {name: median(one[name] for one in noisy) for name in noisy[0]}
     runs = [figures(outcome.records) for outcome in outcomes]
-    parts, seen = mean_parts(predicted), [mean_parts(outcome.records) for outcome in outcomes]
+    parts, seen = mean_parts(simulated[0]), [mean_parts(outcome.records) for outcome in outcomes]
     return {
         "name": point.name,
         "engine": point.engine.name,
         "mix": point.mix.name,
         "load": point.load,
         "flips": len(load.calls),
-        "requests": len(predicted),
-        "rate": (len(predicted) - 1) / predicted_seconds(load),
-        "figures": report.compare(figures(predicted), runs),
+        "requests": len(outcomes[0].records),
+        "rate": (len(outcomes[0].records) - 1) / arrival_seconds(load),
+        "figures": report.compare(predicted, runs),
         "range": {name: (min(run[name] for run in noisy), max(run[name] for run in noisy)) for name in runs[0]},
         "runs": runs,
         "parts": {name: {"predicted": parts[name], "measured": median(one[name] for one in seen)} for name in _PARTS},
@@ -171,7 +184,7 @@ def row(link: Link, point: Point, load: Load, outcomes: Sequence[Outcome], args:
     }
 
 
-def predicted_seconds(load: Load) -> float:
+def arrival_seconds(load: Load) -> float:
     """Return the seconds from the first arrival to the last."""
     times = [work.time for work in load.workload.requests]
     return times[-1] - times[0]
@@ -291,8 +304,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="of each point (default: 3)")
     parser.add_argument("--capacity", type=int, default=128, help="requests that rates are found with (default: 128)")
     parser.add_argument("--quick", action="store_true", help="a rough profile, in seconds")
-    parser.add_argument("--noise", type=float, default=0.1, help="of step times in simulations (default: 0.1)")
-    parser.add_argument("--seeds", type=int, default=10, help="simulations with noise (default: 10)")
+    parser.add_argument("--seeds", type=int, default=10, help="simulations of each point (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals and lengths")
     parser.add_argument("--max-num-seqs", type=int, default=8)
     parser.add_argument("--prefill-buckets", type=buckets, default=(16, 64), metavar="N,...")

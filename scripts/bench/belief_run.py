@@ -25,7 +25,9 @@ from twinmesh.engine.simulation.workload import Workload
 
 if TYPE_CHECKING:
     from twinmesh import LLM
+    from twinmesh.scripts.profile_run import Seen
 
+PROFILE = "profile"  # asks for a measurement
 _LEAST_ID = 3  # of made-up tokens: those before are special in most vocabularies
 
 
@@ -35,6 +37,7 @@ class Served(NamedTuple):
     config: EngineConfig
     pools: tuple[PoolSize, ...]
     costs: CostModel
+    spread: float  # of step times around them
     errors: list[Errors]  # of the costs, for points held out of their fit
 
 
@@ -54,29 +57,36 @@ class Outcome(NamedTuple):
 
 
 def serve(connection: Connection, model: str, options: dict[str, Any], is_quick: bool) -> None:
-    """Run an engine in this process until the other end of the connection says None.
+    """Run engines in this process until the other end of the connection says None.
 
-    First sends a `Served`, of a profile that was measured here; then the `Outcome` of each `Load` that it gets.
+    For each `PROFILE` it measures every load of a profile once more, on an engine that does nothing else, and sends a
+    `Served` of all that was measured so; for each `Load` that it gets it sends the `Outcome`.
     """
     from twinmesh import LLM
     from twinmesh.scripts.profile_loads import OnMesh
-    from twinmesh.scripts.profile_run import errors_of, fitted, held_out, run_loads
+    from twinmesh.scripts.profile_run import run_loads
 
-    with LLM(model, policy=OnMesh(), **options) as llm:
-        seen = run_loads(llm, is_quick=is_quick, progress=False)
-    costs = fitted(seen)
-    errors = errors_of(held_out(seen, costs))
-    with LLM(model, **options) as llm:
+    with LLM(model, policy=OnMesh(), **options) as profiled, LLM(model, **options) as llm:
         core, config = llm.engine.core, llm.config
         pools = tuple(core.inspect(lambda scheduler, _: scheduler.pools))
-        connection.send(Served(config, pools, costs, errors))
-        steps, requests = StepWatch(config, pools, core.clock), RequestWatch(core.clock)
+        steps, requests, seen = StepWatch(config, pools, core.clock), RequestWatch(core.clock), list["Seen"]()
         with core.observe(steps), core.observe(requests):
-            while (load := connection.recv()) is not None:
+            while (asked := connection.recv()) is not None:
+                if asked == PROFILE:
+                    seen += run_loads(profiled, 1, is_quick=is_quick, progress=False)
+                    connection.send(_served(config, pools, seen))
+                    continue
                 steps.ran.clear()
                 requests.clear()
-                records, late = run(llm, requests, load)
+                records, late = run(llm, requests, asked)
                 connection.send(Outcome(records, list(steps.ran), late))
+
+
+def _served(config: EngineConfig, pools: tuple[PoolSize, ...], seen: "Sequence[Seen]") -> Served:
+    from twinmesh.scripts.profile_run import errors_of, fitted, held_out, spread_of
+
+    costs = fitted(seen)
+    return Served(config, pools, costs, spread_of(seen, costs), errors_of(held_out(seen, costs)))
 
 
 class RequestWatch(Observer):

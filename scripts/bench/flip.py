@@ -160,9 +160,9 @@ def _prompt(seed: int, tokens: int) -> list[int]:
 
 def pair(watch: "Watch", without: Spike, flip: Spike) -> dict[str, Any]:
     """Hold the gaps at a flip against the median of the same answers in the same spike without one."""
-    from twinmesh.engine.metrics.metrics import Percentiles
+    from twinmesh.engine.metrics.distribution import Distribution
 
-    base, found, ttft = map(Percentiles.of, (without.itl, [gap.seconds for gap in flip.gaps], without.ttft))
+    base, found, ttft = map(Distribution.of, (without.itl, [gap.seconds for gap in flip.gaps], without.ttft))
     if base is None or found is None or ttft is None:
         raise RuntimeError("the steady requests had ended before the spike was over: give more --steady-tokens.")
     above = sorted((gap for gap in flip.gaps if gap.seconds > MOST_P99 * base.p50), key=lambda gap: -gap.seconds)

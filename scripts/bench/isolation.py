@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twinmesh import LLM
-    from twinmesh.engine.metrics.metrics import Percentiles
+    from twinmesh.engine.metrics.distribution import Distribution
 
 DISAGGREGATED = "prefill=1,decode=1"
 RIVALS = ("both=1", "both(mode=fused)=1", "both=2", "both(mode=fused)=2")
@@ -123,7 +123,8 @@ def measure(topology: str, chunk: int, args: argparse.Namespace) -> dict[str, An
 
 def _under_load(llm: "LLM", args: argparse.Namespace) -> dict[str, Any]:
     from twinmesh import SamplingParams
-    from twinmesh.engine.metrics.metrics import Latencies, Percentiles
+    from twinmesh.engine.metrics.distribution import Distribution
+    from twinmesh.engine.metrics.metrics import Latencies
 
     steady = SamplingParams(temperature=0, max_tokens=args.steady_tokens, ignore_eos=True)
     running = [llm.stream(f"Count to one hundred: {i},", steady) for i in range(args.running)]
@@ -145,14 +146,14 @@ def _under_load(llm: "LLM", args: argparse.Namespace) -> dict[str, Any]:
         stamps = [t for t in stream.result().timeline.tokens if start <= t <= end]
         gaps += [b - a for a, b in pairwise(stamps)]
     return {
-        "itl": _percentiles(Percentiles.of(gaps)),
+        "itl": _percentiles(Distribution.of(gaps)),
         "ttft": _percentiles(Latencies.of(lines).ttft),
         "steady_tokens_per_second": len(gaps) / (end - start),
         "seconds": end - start,
     }
 
 
-def _percentiles(values: "Percentiles | None") -> dict[str, float]:
+def _percentiles(values: "Distribution | None") -> dict[str, float]:
     assert values is not None
     return {"count": values.count, "p50": values.p50, "p99": values.p99}
 

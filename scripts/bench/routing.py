@@ -34,7 +34,8 @@ from typing import Any
 
 import numpy as np
 from twinmesh.engine.config import EngineConfig, PoolSize
-from twinmesh.engine.metrics.metrics import Latencies, Percentiles
+from twinmesh.engine.metrics.distribution import Distribution
+from twinmesh.engine.metrics.metrics import Latencies
 from twinmesh.engine.protocol.actions import DecodeRow
 from twinmesh.engine.protocol.events import Arrived, RequestFacts
 from twinmesh.engine.scheduler.policy import FCFS, Policy
@@ -175,14 +176,14 @@ def measure(arrivals: Sequence[WorkRequest], topology: Topology, policy: Policy)
     }
 
 
-def alone(arrivals: Sequence[WorkRequest]) -> Percentiles | None:
+def alone(arrivals: Sequence[WorkRequest]) -> Distribution | None:
     """Return the times to first token of these prompts on empty meshes."""
-    return Percentiles.of(
+    return Distribution.of(
         TIMES.step * -(-arrival.prompt_len // TIMES.chunk) + TIMES.token * arrival.prompt_len for arrival in arrivals
     )
 
 
-def _percentiles(values: Percentiles | None) -> dict[str, float]:
+def _percentiles(values: Distribution | None) -> dict[str, float]:
     return {} if values is None else {"p50": values.p50, "p99": values.p99}
 
 

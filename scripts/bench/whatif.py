@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 
 from twinmesh.engine.metrics.load_report import LoadReport
 from twinmesh.engine.metrics.request_records import RequestRecord
-from twinmesh.engine.simulation.explain import explain
-from twinmesh.engine.simulation.logged_run import read_run
-from twinmesh.engine.simulation.whatif import Otherwise, what_if
+from twinmesh.engine.simulation.logs.explain import explain
+from twinmesh.engine.simulation.logs.logged_run import read_run
+from twinmesh.engine.simulation.logs.whatif import Otherwise, what_if
 from twinmesh.scripts.bench import belief_report as report
 from twinmesh.scripts.bench.belief import buckets, engine_options, figures
 from twinmesh.scripts.bench.belief_points import Engine, Mix, arrivals

@@ -23,7 +23,7 @@ from twinmesh.engine.protocol.actions import CopyPage, DropTransfer, Fused
 from twinmesh.engine.protocol.events import AbortRequested
 from twinmesh.engine.scheduler.decision_log import read_line
 from twinmesh.engine.scheduler.request import State
-from twinmesh.engine.simulation.replay import replay
+from twinmesh.engine.simulation.logs.replay import replay
 
 MODEL = model_with_windows(None, 6)
 # Both decode meshes are on one device, and share its programs.

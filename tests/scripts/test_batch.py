@@ -152,7 +152,7 @@ def test_a_summary_that_finds_no_room_leaves_none_and_is_written_by_the_next_sta
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("twinmesh.scripts.batch.write_atomically", full)
+    monkeypatch.setattr("twinmesh.scripts.batch.write_whole", full)
     code, _, err, _ = batch([{"prompt": "a"}], "--summary", str(path))
     assert code == 1
     assert err.endswith(f"twinmesh: {path}: No space left on device.\n")

@@ -17,6 +17,7 @@ from twinmesh.scripts.bench.command import BENCHMARKS
 from twinmesh.scripts.cli import COMMANDS, main
 
 SCRIPTS = Path(twinmesh.__file__).parent / "scripts"
+STARTING = ("generate", "batch", "profile")
 LINE = '{"prompt": "a"}\n'
 
 
@@ -33,6 +34,13 @@ def test_every_command_explains_itself(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert "usage: twinmesh " + command in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_only_a_command_that_starts_an_engine_says_that_its_topology_may_be_auto(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert ("auto chooses from model" in " ".join(capsys.readouterr().out.split())) == (command in STARTING)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

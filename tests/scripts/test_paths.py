@@ -12,7 +12,7 @@ from twinmesh import LLM
 from twinmesh.engine.batch.paths import Output
 from twinmesh.engine.batch.source import Source
 from twinmesh.engine.options import documentation
-from twinmesh.engine.simulation.replay import replay
+from twinmesh.engine.simulation.logs.replay import replay
 from twinmesh.models.checkpoints.catalog import resolve_model
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.scripts import arguments

@@ -8,7 +8,7 @@ from twinmesh.engine.simulation.costs.profile import read_profile
 from twinmesh.engine.topology import Topology
 from twinmesh.scripts import arguments
 from twinmesh.scripts.cli import main
-from twinmesh.scripts.profile_loads import Grid, OnMesh, places
+from twinmesh.scripts.profile_loads import Grid, Load, OnMesh, Serving, places
 from twinmesh.scripts.profile_run import errors_of, fitted, held_out, run_loads
 
 
@@ -20,7 +20,7 @@ def llm():
 
 @pytest.fixture(scope="module")
 def seen(llm):
-    return run_loads(llm, is_quick=True, progress=False)
+    return run_loads(llm, 2, is_quick=True, progress=False)
 
 
 def test_every_program_is_measured_and_held_against_other_points(seen):
@@ -46,7 +46,7 @@ def test_the_engine_is_at_rest_afterwards(llm, seen):
 
 def test_the_command_writes_what_can_be_read(llm, seen, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(arguments, "load_llm", lambda args: _Open(llm))
-    monkeypatch.setattr("twinmesh.scripts.profile_run.run_loads", lambda llm, **kinds: seen)
+    monkeypatch.setattr("twinmesh.scripts.profile_run.run_loads", lambda llm, rounds, **kinds: seen)
     out = tmp_path / "profile.json"
     assert main(["profile", "--model", "tiny", "--quick", "--out", str(out)]) == 0
     profile = read_profile(out)
@@ -87,8 +87,18 @@ def test_requests_go_to_each_mesh_that_prefills(llm, topology, pairs):
 def test_a_fused_mesh_gets_prompts_beside_its_own_answers(llm):
     config = dataclasses.replace(llm.config, topology=Topology.parse("both(mode=fused)=1"))
     loads = list(Grid(config, 10_000, is_quick=False).loads())
-    assert any(load.behind and load.behind.place == load.place for load in loads)
-    assert all(max(load.prompts) + load.tokens <= config.max_model_len for load in loads)
+    at_once = [load for load in loads if isinstance(load, Load)]
+    assert any(load.behind and load.behind.place == load.place for load in at_once)
+    assert all(max(load.prompts) + load.tokens <= config.max_model_len for load in at_once)
+
+
+def test_meshes_are_also_measured_as_they_serve_few_and_many_at_a_time(llm):
+    config = dataclasses.replace(llm.config, topology=Topology.parse("both=2"), max_num_seqs=8, decode_buckets=(8,))
+    served = [load for load in Grid(config, 10_000, is_quick=False).loads() if isinstance(load, Serving)]
+    assert [(load.concurrency, load.is_fitted) for load in served] == [(2, True), (4, True), (16, True), (8, False)]
+    requests = [request for load in served for request in load.requests]
+    assert {request.place.prefill for request in requests} == {0, 1}
+    assert all(request.prompt + request.tokens <= config.max_model_len for request in requests)
 
 
 def test_a_gpu_that_is_not_here_has_its_costs_computed(tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 from helpers.simulated import costs
 from twinmesh.engine.metrics.report_file import read_report
 from twinmesh.engine.simulation.costs.profile import Profile, write_profile
-from twinmesh.engine.simulation.replay import replay
+from twinmesh.engine.simulation.logs.replay import replay
 from twinmesh.scripts.cli import main
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -106,7 +106,7 @@ def test_a_profile_of_something_else_is_refused(trace, tmp_path, capsys, changes
         (("--rate", "-1"), "'-1' is not a number above 0"),
         (("--speed", "nan"), "'nan' is not a number above 0"),
         (("--device", "h10"), "the devices are h100, h200, b200; the nearest is 'h100'"),
-        (("--model", "llama-3.1-70b"), r"llama does not fit at tp 1: .*GiB of weights"),
+        (("--model", "llama-3.1-70b"), r"llama-3.1-70b does not fit at tp 1: .*GiB of weights"),
         (("--trace", "none.csv"), "none.csv"),
         (("--trace", "poisson:rate=0,seconds=5"), "rate"),
     ],

@@ -52,6 +52,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     costs: CostModel
     source: Source
     date: str  # when it was made, ISO 8601
+    spread: float = 0.0  # standard deviation of the logarithm of step times around the costs
     errors: tuple[Errors, ...] = ()  # of points that were held out of the fit; none: nothing was measured
 
 
@@ -63,6 +64,7 @@ def profile_of(
     device: str,
     source: Source,
     date: str,
+    spread: float = 0.0,
     errors: Sequence[Errors] = (),
 ) -> Profile:
     """Make the profile of an engine's configuration."""
@@ -78,6 +80,7 @@ def profile_of(
         costs=costs,
         source=source,
         date=date,
+        spread=spread,
         errors=tuple(errors),
     )
 

@@ -72,7 +72,7 @@ def _open_loop(rate: MakeRate, *, has_cv: bool = True, needs_seconds: bool = Fal
 
     def make(name: str, options: Options, read: ReadTrace) -> Workload:
         seconds, count = _until(options, needs_seconds=needs_seconds)
-        cv = options.number_or_0("cv", 1.0) if has_cv else 1.0
+        cv = options.number("cv", 1.0, may_be_0=True) if has_cv else 1.0
         times = ArrivalTimes(rate(options, seconds), cv, seconds, count)
         options.check_requests(times.expected)
         return Workload(name, OpenLoop(times, _lengths(options, read), options.seed()))
@@ -91,33 +91,34 @@ def _steady(options: Options, seconds: float) -> Rate:
 
 
 def _ramp(options: Options, seconds: float) -> Rate:
-    return Rate.ramp(options.number("rate"), options.number_or_0("to"), seconds)
+    return Rate.ramp(options.number("rate"), options.number("to", may_be_0=True), seconds)
 
 
 def _spike(options: Options, seconds: float) -> Rate:
-    begin, length = options.number_or_0("begin"), options.number("length")
+    begin, length = options.number("begin", may_be_0=True), options.number("length")
     return Rate.spike(options.number("rate"), options.number("factor"), begin, length)
 
 
 def _diurnal(options: Options, seconds: float) -> Rate:
     depth = options.number("depth", 0.8, most=1.0)
-    period = options.number("period", _DAY, least=seconds / _MOST_PERIODS)
+    period = options.number("period", _DAY, above=seconds / _MOST_PERIODS)
     return Rate.diurnal(options.number("rate"), depth, period, seconds)
 
 
 def _closed(name: str, options: Options, read: ReadTrace) -> Workload:
     users, count = options.count("concurrency"), options.count("requests")
     options.check_requests(count)
-    loop = ClosedLoop(users, count, _lengths(options, read), options.number_or_0("think", 0.0), options.seed())
+    think = options.number("think", 0.0, may_be_0=True)
+    loop = ClosedLoop(users, count, _lengths(options, read), think, options.seed())
     return Workload(name, loop)
 
 
 def _sessions(name: str, options: Options, read: ReadTrace) -> Workload:
-    return _conversations(name, options, _talk(options, read, options.number_or_0("think")))
+    return _conversations(name, options, _talk(options, read, options.number("think", may_be_0=True)))
 
 
 def _agents(name: str, options: Options, read: ReadTrace) -> Workload:
-    return _conversations(name, options, _talk(options, read, options.number_or_0("tool")))
+    return _conversations(name, options, _talk(options, read, options.number("tool", may_be_0=True)))
 
 
 def _talk(options: Options, read: ReadTrace, pause: float) -> Talk:
@@ -140,7 +141,7 @@ def _conversations(name: str, options: Options, talk: Talk) -> Workload:
         return Workload(name, lanes, BLOCK)
     count = options.count("conversations") if options.has("conversations") else None
     seconds = options.number("seconds", None if count is None else inf, most=LATEST)
-    times = ArrivalTimes(Rate.steady(options.number("rate")), options.number_or_0("cv", 1.0), seconds, count)
+    times = ArrivalTimes(Rate.steady(options.number("rate")), options.number("cv", 1.0, may_be_0=True), seconds, count)
     options.check_requests(times.expected * talk.turns[0])
     return Workload(name, OpenConversations(talk, times, options.seed()), BLOCK)
 

@@ -46,8 +46,10 @@ class Options:
             raise self._error(f"{key}= is missing")
         return self._values.pop(key)
 
-    def number(self, key: str, default: float | None = None, *, least: float = 0.0, most: float = inf) -> float:
-        """Take a finite number above `least`, at most `most`; None as default: it has to be there.
+    def number(
+        self, key: str, default: float | None = None, *, may_be_0: bool = False, above: float = 0.0, most: float = inf
+    ) -> float:
+        """Take a finite number above `above`, or 0 where it may be; None as default: it has to be there.
 
         Raises:
             ValueError: it is not there, or is no such number.
@@ -56,23 +58,10 @@ class Options:
             return default
         text = self.text(key)
         value = _float(text)
-        if value is None or not least < value <= most or value == inf:
+        if value is None or not (above < value <= most or (may_be_0 and value == 0)) or value == inf:
+            least = ", 0 or more" if may_be_0 else f" above {above:g}"
             limit = "" if most == inf else f" and at most {most:g}"
-            raise self._error(f"{key}={text} is not usable: it must be a number above {least:g}{limit}")
-        return value
-
-    def number_or_0(self, key: str, default: float | None = None) -> float:
-        """Take a finite number, 0 or more; None as default: it has to be there.
-
-        Raises:
-            ValueError: it is not there, or is no such number.
-        """
-        if default is not None and not self.has(key):
-            return default
-        text = self.text(key)
-        value = _float(text)
-        if value is None or not 0 <= value < inf:
-            raise self._error(f"{key}={text} is not usable: it must be a number, 0 or more")
+            raise self._error(f"{key}={text} is not usable: it must be a number{least}{limit}")
         return value
 
     def count(self, key: str, default: int | None = None, *, least: int = 1, most: int = 2**40) -> int:

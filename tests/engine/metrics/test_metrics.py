@@ -2,7 +2,8 @@
 
 import pytest
 from twinmesh.engine.metrics.counters import Counters, HostTime
-from twinmesh.engine.metrics.metrics import RECENT, Latencies, Percentiles, RequestLog
+from twinmesh.engine.metrics.distribution import Distribution
+from twinmesh.engine.metrics.metrics import RECENT, Latencies, RequestLog
 from twinmesh.engine.protocol.results import Traffic
 from twinmesh.engine.protocol.service import SLO
 from twinmesh.engine.protocol.timeline import Timeline
@@ -32,7 +33,7 @@ def test_a_request_of_one_token_has_no_time_per_further_token():
 
 
 def test_percentiles_are_linear_between_ranks():
-    assert Percentiles.of([0.0, 1.0]) == Percentiles(2, 0.5, 0.9, 0.99)
+    assert Distribution.of([0.0, 1.0]) == Distribution(2, 0.5, 0.5, 0.9, 0.99)
 
 
 def test_counts_come_from_requests_counters_and_traffic():

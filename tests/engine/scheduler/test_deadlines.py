@@ -17,7 +17,7 @@ from twinmesh.engine.protocol.events import (
 from twinmesh.engine.protocol.service import Service
 from twinmesh.engine.scheduler.decision_log import DecisionLog, RecordingScheduler
 from twinmesh.engine.scheduler.request import State
-from twinmesh.engine.simulation.replay import replay
+from twinmesh.engine.simulation.logs.replay import replay
 
 from .test_scheduler import arrive, make, only, step
 

@@ -32,7 +32,7 @@ from twinmesh.engine.scheduler.line_fit import Terms
 from twinmesh.engine.scheduler.notes import Note
 from twinmesh.engine.scheduler.policy import POLICIES
 from twinmesh.engine.scheduler.scheduler import Scheduler
-from twinmesh.engine.simulation.replay import DivergedError, replay
+from twinmesh.engine.simulation.logs.replay import DivergedError, replay
 from twinmesh.engine.topology import Topology
 from twinmesh.scripts.cli import main
 
@@ -234,7 +234,7 @@ def test_the_header_brings_configuration_and_pools_back(config, tmp_path, monkey
         made.append(args)
         return Scheduler(*args)
 
-    monkeypatch.setattr("twinmesh.engine.simulation.replay.Scheduler", make)
+    monkeypatch.setattr("twinmesh.engine.simulation.logs.replay.Scheduler", make)
     replay(tmp_path / "log")
     ((read_config, read_pools, policy, read_costs),) = made
     assert (read_config, read_pools, policy.name, read_costs) == (config, tuple(pools), "spf", costs)
@@ -356,7 +356,7 @@ def test_a_replay_needs_no_jax(record, tmp_path):
     path = tmp_path / "log"
     path.write_text("".join(a_short_log(record)))
     code = (
-        "import sys; from twinmesh.engine.simulation.replay import replay; from twinmesh.scripts.cli import main\n"
+        "import sys; from twinmesh.engine.simulation.logs.replay import replay; from twinmesh.scripts.cli import main\n"
         f"assert replay({str(path)!r}).finished == {{0: 'length'}}\n"
         f"assert main(['replay', {str(path)!r}]) == 0\n"
         "assert not {'jax', 'flax'} & set(sys.modules)"

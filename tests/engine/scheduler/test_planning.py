@@ -10,7 +10,7 @@ from twinmesh.engine.scheduler.cost_model import ProgramCost
 from twinmesh.engine.scheduler.decision_log import DecisionLog
 from twinmesh.engine.scheduler.planner import RULES
 from twinmesh.engine.simulation.incidents import RolesCalled
-from twinmesh.engine.simulation.replay import replay
+from twinmesh.engine.simulation.logs.replay import replay
 from twinmesh.engine.simulation.simulator import simulate
 from twinmesh.engine.simulation.workload import Workload, WorkRequest
 from twinmesh.engine.topology import Topology

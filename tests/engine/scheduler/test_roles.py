@@ -11,7 +11,7 @@ from twinmesh.engine.roles import starting_roles
 from twinmesh.engine.scheduler.decision_log import DecisionLog, RecordingScheduler
 from twinmesh.engine.scheduler.request import State
 from twinmesh.engine.scheduler.scheduler import Scheduler
-from twinmesh.engine.simulation.replay import replay
+from twinmesh.engine.simulation.logs.replay import replay
 from twinmesh.engine.topology import Topology
 
 from .test_scheduler import PAGE, arrive, only, step

@@ -39,7 +39,8 @@ def by_path(checkpoint, meshes, formats):
 @pytest.mark.parametrize("topology", ["both=1", "both=1xtp2", "both=1xtp8", "prefill=1xtp2,decode=1xtp4"])
 def test_every_mesh_has_the_parameters_of_one_that_dequantises(sources, source, topology):
     checkpoint, meshes = sources[source], build_meshes(Topology.parse(topology))
-    kept = choose("keep", checkpoint.formats, checkpoint.config, meshes, "int8").kept
+    degrees = [mesh.size for mesh in meshes]
+    kept = choose("keep", checkpoint.formats, checkpoint.config, "cpu", degrees, "int8").kept
     assert kept == checkpoint.formats
     for found, expected in zip(by_path(checkpoint, meshes, kept), by_path(checkpoint, meshes, {}), strict=True):
         for path, array in expected.items():
@@ -64,8 +65,7 @@ def test_a_split_inside_a_block_dequantises_the_parameter_and_says_so(tmp_path):
     model = TinyLlama(hidden=64, inner=96, heads=4, kv_heads=2, head_dim=16)
     formats = {"ffn_down": "Q4_0", "ffn_up": "Q4_0", "attn_output": "Q8_0"}
     checkpoint = open_checkpoint(write_quantized(tmp_path / "tiny.gguf", model, formats))
-    meshes = build_meshes(Topology.parse("both=1xtp2"))
-    found = choose("keep", checkpoint.formats, checkpoint.config, meshes, "int8")
+    found = choose("keep", checkpoint.formats, checkpoint.config, "cpu", [2], "int8")
     assert {path.rpartition(".")[2] for path in found.kept} == {"up_proj", "o_proj"}
     assert found.reasons == (
         "of down_proj, 48 inputs on each of 2 devices are no multiple of 32, which blocks have",

@@ -10,9 +10,12 @@ from twinmesh.engine.sampling.logits_processors import empty_dense
 from twinmesh.engine.sharding.mesh import build_meshes, param_on
 from twinmesh.engine.simulation.capacity import DeviceMemory, capacity
 from twinmesh.engine.sizing.heads import model_on
-from twinmesh.engine.sizing.memory_needs import request_bytes, state_bytes, weight_bytes
+from twinmesh.engine.sizing.memory_needs import request_bytes, state_bytes
+from twinmesh.engine.sizing.weight_sizes import FORMAT_BITS, weight_bytes
 from twinmesh.engine.startup import build
+from twinmesh.engine.startup.quantization import choose
 from twinmesh.engine.worker.kv_cache import abstract_scalars, groups
+from twinmesh.kernels_pallas.block_tiles import LAYOUTS
 from twinmesh.models.decoder import abstract_params
 from twinmesh.models.quantized import nbytes
 from twinmesh.scripts.gpu.steps import LLAMA_3_1_8B
@@ -46,16 +49,38 @@ def test_pages_are_those_of_a_real_start(monkeypatch, topology, windows, length)
 @pytest.mark.parametrize("tp", [1, 2, 4])
 @pytest.mark.parametrize("changes", [{}, {"qkv_bias": True, "qk_norm": True}, {"sandwich_norms": True}])
 def test_bytes_counted_without_arrays_are_those_of_the_arrays(tp, changes):
-    (mesh,) = build_meshes(EngineOptions("", topology=f"both=1xtp{tp}").parsed_topology)
     model = model_on(replace(model_with_windows(None, 6), tie_embeddings=tp == 2, **changes), tp)
-    specs = abstract_params(model, "bfloat16").specs.values()
-    whole = sum(
-        nbytes(
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype), param_on(mesh, s))
-        )
-        for s in specs
-    )
-    assert weight_bytes(model, "bfloat16", tp) == whole
+    assert weight_bytes(model, "bfloat16", tp) == bytes_of_arrays(model, tp, {})
+
+
+def bytes_of_arrays(model, tp, formats):
+    """Bytes of the arrays that a device of a mesh has."""
+    (mesh,) = build_meshes(EngineOptions("", topology=f"both=1xtp{tp}").parsed_topology)
+    specs = abstract_params(model, "bfloat16", formats).specs.values()
+
+    def on_device(array):
+        return jax.ShapeDtypeStruct(array.sharding.shard_shape(array.shape), array.dtype)
+
+    return sum(nbytes(jax.tree.map(on_device, param_on(mesh, spec))) for spec in specs)
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+@pytest.mark.parametrize("vocab", [512, 500, 507])
+@pytest.mark.parametrize("kind", FORMAT_BITS)
+def test_so_are_those_of_quantised_weights(kind, vocab, tp):
+    model = replace(
+        model_with_windows(None), hidden_size=256, intermediate_size=512, num_heads=8, num_kv_heads=2, head_dim=32,
+        vocab_size=vocab, tie_embeddings=False,
+    )  # fmt: skip
+    paths = [path for path, spec in abstract_params(model, "bfloat16").specs.items() if len(spec.axes) > 1]
+    kept = choose("keep", dict.fromkeys(paths, kind), model, "cpu", [tp], "int8").kept
+    assert len(kept) == len(paths)
+    on_mesh = model_on(model, tp)
+    assert weight_bytes(on_mesh, "bfloat16", tp, kept) == bytes_of_arrays(on_mesh, tp, kept)
+
+
+def test_every_format_that_may_stay_has_its_bytes():
+    assert FORMAT_BITS.keys() == LAYOUTS.keys()
 
 
 def test_the_state_of_requests_is_that_of_their_arrays():
@@ -75,14 +100,17 @@ def test_an_8b_model_has_fifty_gigabytes_of_kv_on_an_80_gb_card():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"memory_fraction": 0.2}, r"does not fit at tp 1: .*GiB of weights .* before any KV, and 0.2 of h100's 74.51"),
+        (
+            {"memory_fraction": 0.2},
+            r"^llama-3.1-8b does not fit at tp 1: .*GiB of weights .* before any KV, and 0.2 of h100",
+        ),
         ({"kv_cache_bytes": 10**6}, r"KV cache of the both mesh does not fit: .* needs .* pages of"),
         ({"topology": "both=1xtp3"}, r"32 query heads do not divide by 3"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_arithmetic(options, words):
     with pytest.raises(ValueError, match=words):
-        capacity(LLAMA_3_1_8B, EngineOptions("", max_model_len=8192, **options), H100)
+        capacity(LLAMA_3_1_8B, EngineOptions("", max_model_len=8192, **options), H100, name="llama-3.1-8b")
 
 
 def test_a_device_of_unknown_memory_needs_to_be_told():

@@ -10,7 +10,7 @@ from twinmesh.engine.protocol.service import Service
 from twinmesh.engine.scheduler.cost_model import HostCost, LinkCost, ProgramCost
 from twinmesh.engine.scheduler.decision_log import DecisionLog
 from twinmesh.engine.simulation.incidents import Aborted, MeshFails, MeshStarts, RolesCalled
-from twinmesh.engine.simulation.replay import replay
+from twinmesh.engine.simulation.logs.replay import replay
 from twinmesh.engine.simulation.simulator import SimulatedEngine, simulate
 from twinmesh.engine.simulation.workload import WorkRequest
 

@@ -9,6 +9,7 @@ from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.protocol.service import SLO
 from twinmesh.engine.sizing.device_memory import Share
 from twinmesh.engine.startup.auto_topology import choose_topology
+from twinmesh.models.decoder import abstract_params
 from twinmesh.models.families.known import known_config
 
 H100, TARGET = "NVIDIA H100 80GB HBM3", SLO(ttft_ms=1000, tpot_ms=50)
@@ -26,9 +27,15 @@ class Device:
         return None if self.memory is None else {"bytes_limit": self.memory, "bytes_in_use": 0}
 
 
-def chosen(model="llama-3.1-8b", count=8, device=None, slo=TARGET, **options):
+H200 = Device("NVIDIA H200", memory=127 * 10**9)
+
+
+def chosen(model="llama-3.1-8b", count=8, device=None, slo=TARGET, formats=None, is_for_one=False, **options):
     asked = EngineOptions(model, topology="auto", slo=slo, **options)
-    return choose_topology(asked, known_config(model), "bfloat16", [device or Device()] * count, Share(0.9))
+    devices = [device or Device()] * count
+    return choose_topology(
+        asked, known_config(model), "bfloat16", devices, Share(0.9), formats or {}, is_for_one=is_for_one
+    )
 
 
 def test_a_small_model_gets_a_pool_of_single_devices_whose_roles_are_planned():
@@ -44,6 +51,24 @@ def test_a_small_model_gets_a_pool_of_single_devices_whose_roles_are_planned():
 def test_a_model_that_one_device_cannot_hold_gets_the_fewest_that_can():
     assert chosen("llama-3.1-70b").options.topology in ("pool=4xtp2", "pool=2xtp4")
     assert chosen("llama-3.1-70b", count=4).options.topology in ("pool=2xtp2", "both=1xtp4")
+
+
+def test_devices_that_make_no_mesh_stay_idle_and_the_line_says_so():
+    found = chosen("llama-3.1-70b", count=3, device=H200)
+    assert found.options.topology == "both=1xtp2"
+    assert "llama-3.1-70b fits at tp 2 and leaves 1 of them idle" in found.why
+    given = [H200] * 7
+    assert chosen("llama-3.1-70b", count=7, device=H200, devices=given).options.devices == given[:6]
+    assert "idle" not in chosen("llama-3.1-8b", count=3, is_for_one=True).why
+
+
+def test_weights_that_stay_quantised_count_with_their_own_bytes():
+    model = known_config("llama-3.1-70b")
+    matrices = [path for path, spec in abstract_params(model, "bfloat16").specs.items() if len(spec.axes) > 1]
+    formats = dict.fromkeys(matrices, "Q4_0")
+    assert chosen("llama-3.1-70b", count=1, formats=formats, quantization="keep").options.topology == "both=1"
+    with pytest.raises(ValueError, match=r"llama-3.1-70b does not fit at tp 1"):  # without a kernel they are floats
+        chosen("llama-3.1-70b", count=1, formats=formats)
 
 
 def test_without_a_target_all_meshes_do_both():

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 from helpers.quantized import MIXED, write_quantized
-from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.startup import quantization
 from twinmesh.engine.startup.quantization import choose, cpu_kernels, start_line
 from twinmesh.engine.topology import Topology
@@ -20,7 +19,8 @@ def checkpoint(tmp_path_factory):
 
 def chosen(checkpoint, asked, kernels, monkeypatch, topology="both=1"):
     monkeypatch.setattr(quantization, "kernel_for", lambda platform, name: kernels.get(name))
-    return choose(asked, checkpoint.formats, checkpoint.config, build_meshes(Topology.parse(topology)), "int8")
+    degrees = [spec.tp for spec in Topology.parse(topology).meshes]
+    return choose(asked, checkpoint.formats, checkpoint.config, "cpu", degrees, "int8")
 
 
 BOTH = {"Q8_0": "AVX", "Q4_1": "AVX"}

@@ -23,7 +23,7 @@ from twinmesh.models.families.known import known_config, known_names
     ],
 )
 def test_all_spellings_are_one_model(spelling, name):
-    assert named_model(spelling) == (name, known_config(name))
+    assert named_model(spelling) == (name, known_config(name), {})
     assert profile_name(spelling) == name
 
 
@@ -47,7 +47,7 @@ def test_every_known_model_is_one_that_its_family_reads():
 def test_a_directory_needs_no_more_than_its_config(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text(json.dumps(settings_of(TinyLlama())))
-    name, config = named_model(tmp_path / "mine")
+    name, config, _ = named_model(tmp_path / "mine")
     assert (name, config.num_layers, config.hidden_size) == ("mine", 2, 72)
 
 

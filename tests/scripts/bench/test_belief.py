@@ -125,7 +125,7 @@ def test_a_point_holds_its_runs_against_a_simulation_of_the_same_load():
 
         served = argparse.Namespace(costs=None)
 
-        def simulate(self, load, noise=0.0, seed=0):
+        def simulate(self, load, seed=0):
             return [record(n, 0.5) for n in range(4)]
 
     from twinmesh.engine.metrics.request_records import RequestRecord
@@ -134,7 +134,7 @@ def test_a_point_holds_its_runs_against_a_simulation_of_the_same_load():
     def record(n, scale):
         return RequestRecord(n, float(n), 5, 3, 0, n + scale, n + 2 * scale, n + 2 * scale, 0.5 * scale, 0.5 * scale)
 
-    args = argparse.Namespace(noise=0.1, seeds=2)
+    args = argparse.Namespace(seeds=2)
     load = Load(arrivals(CHAT, 20.0, 4, seed=1), ((0.1, "both=2"),))
     runs = [Outcome([record(n, 1.0) for n in range(4)], [], 0.001)] * 2
     row = belief.row(Twin(), Point(Engine("both=1"), CHAT, 0.3), load, runs, args)

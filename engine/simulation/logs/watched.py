@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import IO, Literal
 
-from ..scheduler.policy import Policy
-from ..scheduler.request import Request, State
-from ..scheduler.scheduler import Scheduler
+from ...scheduler.policy import Policy
+from ...scheduler.request import Request, State
+from ...scheduler.scheduler import Scheduler
 from .logged_run import LoggedRun
 from .replay import replay
 

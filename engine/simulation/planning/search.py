@@ -1,31 +1,31 @@
 """Which topology to run a model with, for a load and a target: candidates simulated by the objects that serve.
 
 First the memory plan: what does not fit is refused with its arithmetic before anything is simulated. Then the planner's
-fluid model ranks what fits (`plan_forecast.py`), and the best `budget` of it are simulated, at least one of each kind
+fluid model ranks what fits (`forecast.py`), and the best `budget` of it are simulated, at least one of each kind
 (a planned pool, a static split, both, fused). Then what would have to change is found by trying: fewer devices where
-the target is met; more of them, a later target or less load where it is not. The search space is `plan_candidates.py`.
+the target is met; more of them, a later target or less load where it is not. The search space is `candidates.py`.
 A function of its arguments, as simulations are. No JAX.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import ceil
 
 import numpy as np
 from msgspec.structs import replace as report_with
 
-from ...models.config import ModelConfig
-from ..metrics.load_report import LoadReport
-from ..protocol.service import SLO
-from ..scheduler.policy import FCFS, Policy
-from ..sizing.asked import Asked
-from .assemble import Source, assemble
-from .plan_candidates import BUDGET, REQUESTS, Choice, check_devices, choices
-from .plan_forecast import demand_of, forecast_splits
-from .simulated_report import report_of
-from .simulator import SimulatedEngine, simulate
-from .workload import Workload, WorkRequest
+from ....models.config import ModelConfig
+from ...metrics.load_report import LoadReport
+from ...protocol.service import SLO
+from ...scheduler.policy import FCFS, Policy
+from ...sizing.asked import Asked
+from ..assemble import Source, assemble
+from ..simulated_report import report_of
+from ..simulator import SimulatedEngine, simulate
+from ..workload import Workload, WorkRequest
+from .candidates import BUDGET, REQUESTS, Choice, check_devices, choices
+from .forecast import demand_of, forecast_splits
 
 _LOADS = (0.9, 0.75, 0.5, 0.25, 0.1)  # parts of the load that are tried
 _TRIES = 3  # at a later target, each 5 % later than what was seen
@@ -46,6 +46,7 @@ class Problem:
     policy: Policy = FCFS
     budget: int = BUDGET  # simulations in the search itself
     requests: int = REQUESTS  # of the workload, the first so many
+    formats: Mapping[str, str] = field(default_factory=dict)  # path -> format, of what the model's files hold quantised
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -157,7 +158,8 @@ def _fitting(problem: Problem, wanted: Sequence[Choice]) -> tuple[list[_Engine],
 
 def _engine(problem: Problem, choice: Choice, slo: SLO) -> _Engine:
     asked = problem.options(choice, slo)
-    return _Engine(choice, assemble(problem.name, problem.model, asked, problem.source, problem.policy))
+    made = assemble(problem.name, problem.model, asked, problem.source, problem.policy, formats=problem.formats)
+    return _Engine(choice, made)
 
 
 def _worth_simulating(problem: Problem, work: Workload, engines: Sequence[_Engine]) -> list[_Engine]:
@@ -180,7 +182,8 @@ def _kind(choice: Choice) -> str:
 def _simulated(problem: Problem, work: Workload, engine: _Engine) -> Outcome:
     ran = simulate(work, engine.engine)
     report = report_of(ran, engine.engine, problem.source, workload=work.name, model=problem.name)
-    report = report_with(report, run=report_with(report.run, topology=str(engine.choice)))  # with its chunks
+    run = report_with(report.run, topology=str(engine.choice), gpus=problem.devices)  # with its chunks; idle ones cost
+    report = report_with(report, run=run)
     slo = engine.engine.config.slo
     assert slo is not None
     assert slo.percentile is not None
@@ -207,11 +210,12 @@ def _rank(outcome: Outcome, slo: SLO) -> tuple[bool, float, float]:
 
 
 def _changes(problem: Problem, work: Workload, best: Outcome) -> Iterator[Change]:
+    used = problem.devices - best.choice.idle
     if best.is_met:
-        fewer = [problem.devices - best.choice.tp, problem.devices // 2, problem.devices // 4]
+        fewer = [count for count in (used, used - best.choice.tp, used // 2, used // 4) if count < problem.devices]
         yield from _with_other_devices(problem, work, best, fewer)
         return
-    more = [problem.devices + step * best.choice.tp for step in (1, 2, 4) if step * best.choice.tp <= problem.devices]
+    more = [used + step * best.choice.tp for step in (1, 2, 4) if step * best.choice.tp <= problem.devices]
     yield from islice(_with_other_devices(problem, work, best, more), 1)
     yield from _with_later_target(problem, work, best)
     yield from _with_less_load(problem, work, best)

@@ -9,12 +9,12 @@ from twinmesh.engine.protocol.service import SLO, Service
 from twinmesh.engine.scheduler.cost_model import HostCost
 from twinmesh.engine.scheduler.decision_log import DecisionLog, RunFacts
 from twinmesh.engine.simulation.incidents import Aborted, RolesCalled
-from twinmesh.engine.simulation.log_costs import costs_of, transfers_of
-from twinmesh.engine.simulation.log_workload import load_of
-from twinmesh.engine.simulation.logged_run import read_run
+from twinmesh.engine.simulation.logs.log_costs import fit_to, transfers_of
+from twinmesh.engine.simulation.logs.log_workload import load_of
+from twinmesh.engine.simulation.logs.logged_run import read_run
+from twinmesh.engine.simulation.logs.whatif import Otherwise, what_if
+from twinmesh.engine.simulation.logs.whatif_text import WIDTH, as_text
 from twinmesh.engine.simulation.simulator import simulate
-from twinmesh.engine.simulation.whatif import Otherwise, what_if
-from twinmesh.engine.simulation.whatif_text import WIDTH, as_text
 from twinmesh.engine.simulation.workload import Workload, WorkRequest
 
 
@@ -61,11 +61,17 @@ def test_the_next_turn_of_a_conversation_waits_for_the_one_before_it():
 def test_costs_come_back_from_the_log_that_they_made():
     text, _ = simulated(engine_of(config_of("prefill=1,decode=1")), mixed_load())
     run = read_run(opened(text))
-    costs = costs_of(run)
+    costs, spread = fit_to(run)
+    assert spread < 0.01
     assert transfers_of(run)
     assert costs.link.byte == pytest.approx(COSTS.link.byte, rel=0.02)
     assert costs.prefill[512].fixed == pytest.approx(COSTS.prefill[512].fixed, rel=1e-3)
     assert costs.decode[8].row == pytest.approx(COSTS.decode[8].row, rel=1e-3)
+
+
+def test_how_far_steps_spread_comes_back_too():
+    text, _ = simulated(engine_of(config_of("both=2")), mixed_load(60), noise=0.2)
+    assert fit_to(read_run(opened(text)))[1] == pytest.approx(0.2, rel=0.2)
 
 
 @pytest.mark.parametrize(("was", "other"), [("both=2", "prefill=1,decode=1"), ("prefill=1,decode=1", "both=2")])
@@ -151,7 +157,7 @@ def test_prompts_that_come_at_once_do_not_each_pay_for_those_before_them():
     host = HostCost(arrival=1e-3)
     requests = [WorkRequest(100, 4, 0.5 * (i // 10)) for i in range(60)]
     text, _ = simulated(engine_of(config_of("both=1"), costs=replace(COSTS, host=host)), Workload("lists", requests))
-    found = costs_of(read_run(opened(text))).host
+    found = fit_to(read_run(opened(text)))[0].host
     assert found.arrival + 100 * found.token == pytest.approx(host.arrival, rel=0.2)
 
 

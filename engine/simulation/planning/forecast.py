@@ -7,14 +7,14 @@ here its observations are made of a workload, or of a mix of lengths, and of a c
 from collections.abc import Callable, Sequence
 from itertools import islice, pairwise
 
-from ..config import EngineConfig, PoolSize, bucket_for
-from ..protocol.service import SLO
-from ..scheduler.cost_model import CostModel, ProgramCost, pairs
-from ..scheduler.line_fit import Terms
-from ..scheduler.observations import Demand, MeshSize, Observations, Outlook, Pair, Queues, Split, StepTimes
-from ..scheduler.prediction import predict
-from .simulator import SimulatedEngine
-from .workload import Workload, WorkRequest
+from ...config import EngineConfig, PoolSize, bucket_for
+from ...protocol.service import SLO
+from ...scheduler.cost_model import CostModel, ProgramCost, pairs
+from ...scheduler.line_fit import Terms
+from ...scheduler.observations import Demand, MeshSize, Observations, Outlook, Pair, Queues, Split, StepTimes
+from ...scheduler.prediction import predict
+from ..simulator import SimulatedEngine
+from ..workload import Workload, WorkRequest
 
 _MOST = 20_000  # requests of a workload that are looked at
 _BINS, _BIN_SECONDS = 512, 0.5  # of the time that is looked at, from the start

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from ..protocol.actions import FinishReason
-from .incidents import Aborted, Incident
+from ...protocol.actions import FinishReason
+from ..incidents import Aborted, Incident
+from ..workload import Workload, WorkRequest
 from .logged_run import LoggedRequest, LoggedRun
-from .workload import Workload, WorkRequest
 
 # Requests that might have had more tokens: they are given the most they may have, and end as they did.
 _CUT_SHORT: tuple[FinishReason, ...] = ("abort", "deadline")

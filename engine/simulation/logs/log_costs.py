@@ -8,16 +8,16 @@ waited for no turn, and to the time from each decision to each dispatch.
 
 from collections import defaultdict
 
-from ..protocol.stamps import TransferStamps
-from ..scheduler.cost_model import CostModel
-from .costs.fit import fit_costs, fit_host
-from .costs.measured import Entered, HostWork, MeasuredStep, MeasuredTransfer, without_cold
-from .costs.overlaps import Ran, measured_steps
+from ...protocol.stamps import TransferStamps
+from ...scheduler.cost_model import CostModel
+from ..costs.fit import fit_costs, fit_host, spread
+from ..costs.measured import Entered, HostWork, MeasuredStep, MeasuredTransfer, without_cold
+from ..costs.overlaps import Ran, measured_steps
 from .logged_run import LoggedRequest, LoggedRun, LoggedStep
 
 
-def costs_of(run: LoggedRun) -> CostModel:
-    """Fit costs to a run, of the programs that ran more than once.
+def fit_to(run: LoggedRun) -> tuple[CostModel, float]:
+    """Fit costs to a run, of the programs that ran more than once; return them and how far steps spread around them.
 
     Raises:
         ValueError: none did.
@@ -26,9 +26,10 @@ def costs_of(run: LoggedRun) -> CostModel:
     if not steps:
         raise ValueError(f"{run.name} has too few steps to fit costs to: each program has to run twice.")
     try:
-        return fit_costs(steps, transfers_of(run), fit_host(_entered(run), _host_work(run), _lags(run)))
+        costs = fit_costs(steps, transfers_of(run), fit_host(_entered(run), _host_work(run), _lags(run)))
     except ValueError as error:
         raise ValueError(f"{run.name} is too short: {error}") from None
+    return costs, spread(costs, steps)
 
 
 def steps_of(run: LoggedRun) -> list[MeasuredStep]:

@@ -5,10 +5,10 @@ import io
 import pytest
 from helpers.core_engine import greedy, make_engine, model_with_windows, prompts_of
 from helpers.logged_runs import config_of, engine_of, mixed_load, opened, simulated
-from twinmesh.engine.simulation.explain import PARTS, explain, worst
-from twinmesh.engine.simulation.explain_text import WIDTH, as_text
-from twinmesh.engine.simulation.logged_run import read_run
-from twinmesh.engine.simulation.replay import replay
+from twinmesh.engine.simulation.logs.explain import PARTS, explain, worst
+from twinmesh.engine.simulation.logs.explain_text import WIDTH, as_text
+from twinmesh.engine.simulation.logs.logged_run import read_run
+from twinmesh.engine.simulation.logs.replay import replay
 from twinmesh.engine.simulation.workload import Workload, WorkRequest
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from ..metrics.distribution import Distribution
-from ..metrics.report_text import WIDTH
-from ..protocol.service import SLO
-from .plan_search import Answer, Outcome
+from ...metrics.distribution import Distribution
+from ...metrics.report_text import WIDTH
+from ...protocol.service import SLO
+from .search import Answer, Outcome
 
 VERSION = 1
 FORMAT = "twinmesh plan"
@@ -44,6 +44,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
     return {
         "topology": outcome.choice.topology,
         "chunk": outcome.choice.chunk,
+        "idle": outcome.choice.idle,
         "is_planned": outcome.choice.is_planned,
         "is_met": outcome.is_met,
         "share": outcome.share,
@@ -66,6 +67,12 @@ def _verdict(answer: Answer) -> Iterator[str]:
         yield from _wrapped(
             f"{where}: no topology meets {target}; the best is {_named(best)}, with which {best.share:.1%} of requests "
             "do."
+        )
+    if best.choice.idle:
+        verb = "is" if best.choice.idle == 1 else "are"
+        yield from _wrapped(
+            f"{best.choice.idle} of the {problem.devices} devices {verb} idle, since tp {best.choice.tp} does not "
+            "divide them; costs and tokens a GPU count all."
         )
     if best.choice.meshes == 1:
         yield from _wrapped("It is one mesh, so there are no roles to plan: prefill and decode share it.")

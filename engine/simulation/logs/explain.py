@@ -16,7 +16,7 @@ from typing import IO, Literal, NamedTuple
 
 import msgspec
 
-from ..scheduler.policy import Policy
+from ...scheduler.policy import Policy
 from .logged_run import LoggedRequest, LoggedRun, LoggedStep
 from .watched import Watch, Watched, watch_run
 

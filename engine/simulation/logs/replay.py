@@ -9,15 +9,15 @@ from typing import IO, Any
 
 import msgspec
 
-from ..metrics.metrics import RequestLog
-from ..protocol.actions import Action, Finish, FinishReason
-from ..protocol.events import Arrived, Event
-from ..protocol.stamps import Stamp
-from ..scheduler.decision_log import Entry, Header, entries, opened, read_header
-from ..scheduler.notes import Note
-from ..scheduler.policy import POLICIES, Policy, policy_named
-from ..scheduler.request import Request
-from ..scheduler.scheduler import Scheduler
+from ...metrics.metrics import RequestLog
+from ...protocol.actions import Action, Finish, FinishReason
+from ...protocol.events import Arrived, Event
+from ...protocol.stamps import Stamp
+from ...scheduler.decision_log import Entry, Header, entries, opened, read_header
+from ...scheduler.notes import Note
+from ...scheduler.policy import POLICIES, Policy, policy_named
+from ...scheduler.request import Request
+from ...scheduler.scheduler import Scheduler
 
 _NOTHING = object()  # where a list is shorter than the other
 _WIDTH = 200  # of a value in a message

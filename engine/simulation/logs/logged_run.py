@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import IO
 
-from ..metrics.request_records import RequestRecord, divide_ttft
-from ..protocol.actions import (
+from ...metrics.request_records import RequestRecord, divide_ttft
+from ...protocol.actions import (
     Action,
     Chunk,
     Decode,
@@ -24,10 +24,10 @@ from ..protocol.actions import (
     Scatter,
     StartTransfer,
 )
-from ..protocol.events import AbortRequested, Arrived, Event, RequestFacts, SetRoles, StepDone
-from ..protocol.stamps import RequestStamps, StepStamps, TransferStamps
-from ..scheduler.decision_log import Header, RunFacts, entries, opened, read_header
-from ..scheduler.notes import Note
+from ...protocol.events import AbortRequested, Arrived, Event, RequestFacts, SetRoles, StepDone
+from ...protocol.stamps import RequestStamps, StepStamps, TransferStamps
+from ...scheduler.decision_log import Header, RunFacts, entries, opened, read_header
+from ...scheduler.notes import Note
 
 type Step = Prefill | Decode | Fused
 

@@ -14,21 +14,21 @@ from typing import Literal
 
 import msgspec
 
-from ..config import EngineConfig, PoolSize
-from ..metrics.load_report import LoadReport, MeshUse, Run
-from ..metrics.request_records import RequestRecords
-from ..protocol.service import SLO
-from ..roles import starting_roles
-from ..scheduler.cost_model import CostModel, LinkCost
-from ..scheduler.policy import POLICIES, Policy, policy_named
-from ..topology import Topology
-from .costs.devices import peaks_of
-from .costs.fill import filled
-from .incidents import Incident, RolesCalled
-from .log_costs import costs_of
+from ...config import EngineConfig, PoolSize
+from ...metrics.load_report import LoadReport, MeshUse, Run
+from ...metrics.request_records import RequestRecords
+from ...protocol.service import SLO
+from ...roles import starting_roles
+from ...scheduler.cost_model import CostModel, LinkCost
+from ...scheduler.policy import POLICIES, Policy, policy_named
+from ...topology import Topology
+from ..costs.devices import peaks_of
+from ..costs.fill import filled
+from ..incidents import Incident, RolesCalled
+from ..simulator import SimulatedEngine, Simulation, simulate
+from .log_costs import fit_to
 from .log_workload import LoggedLoad, load_of
 from .logged_run import LoggedRun
-from .simulator import SimulatedEngine, Simulation, simulate
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,31 @@ class WhatIf(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]  # what holds the figures back
 
 
-def what_if(run: LoggedRun, otherwise: Otherwise, costs: CostModel | None = None) -> WhatIf:
+def what_if(
+    run: LoggedRun, otherwise: Otherwise, costs: CostModel | None = None, *, spread: float = 0.0
+) -> WhatIf:
     """Simulate a run as it was and as it would have been.
 
-    `costs` are of the run's meshes; None: they are fitted to the log.
+    `costs` are of the run's meshes, and step times spread around them by `spread`, the standard deviation of their
+    logarithm; None: both are fitted to the log.
 
     Raises:
         ValueError: a topology, roles or policy that cannot be, or that the log's costs say nothing about.
     """
-    load, (fitted, notes) = load_of(run), _costs(run, costs)
-    was = _engine(run, run.header.config, fitted, _policy(run, None), notes)
-    simulation = simulate(load.workload, was, incidents=(*load.incidents, *_roles_called(run)))
+    load = load_of(run)
+    notes = [] if costs is None else ["costs are of the profile that was given, not of the log"]
+    if costs is None:
+        costs, spread = fit_to(run)
+    was = _engine(run, run.header.config, costs, _policy(run, None), notes)
+    simulation = simulate(load.workload, was, incidents=(*load.incidents, *_roles_called(run)), noise=spread)
     slo = otherwise.slo or run.header.config.slo  # by which all are judged
     happened, again = _happened(run, load, slo), _report(run, load, was, simulation, slo)
     other = None
     if otherwise.is_anything:
         config = _config(run, otherwise)
-        engine = _engine(run, config, fitted, _policy(run, otherwise.policy), notes)
-        other = _report(run, load, engine, simulate(load.workload, engine, incidents=load.incidents), slo)
+        engine = _engine(run, config, costs, _policy(run, otherwise.policy), notes)
+        other_simulation = simulate(load.workload, engine, incidents=load.incidents, noise=spread)
+        other = _report(run, load, engine, other_simulation, slo)
     notes += _left_out(run)
     return WhatIf(
         happened=happened, again=again, otherwise=other, errors=errors_of(again, happened),
@@ -172,12 +179,6 @@ def _policy(run: LoggedRun, name: str | None) -> Policy:
     if name is None and recorded not in POLICIES:
         raise ValueError(f"{run.name} was recorded under the policy {recorded!r}, which Twinmesh does not have.")
     return policy_named(recorded if name is None else name)
-
-
-def _costs(run: LoggedRun, given: CostModel | None) -> tuple[CostModel, list[str]]:
-    if given is not None:
-        return given, ["costs are of the profile that was given, not of the log"]
-    return costs_of(run), []
 
 
 def _roles_called(run: LoggedRun) -> Iterator[Incident]:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 from twinmesh import SLO, plan_topology
-from twinmesh.engine.simulation import plan_search
-from twinmesh.engine.simulation.plan_candidates import choices, degrees
-from twinmesh.engine.simulation.plan_text import as_data, as_text
+from twinmesh.engine.simulation.planning import search as plan_search
+from twinmesh.engine.simulation.planning.candidates import choices, degrees
+from twinmesh.engine.simulation.planning.text import as_data, as_text
 from twinmesh.models.families.known import known_config
 from twinmesh.scripts.cli import main
 
@@ -71,10 +71,23 @@ def test_what_does_not_fit_is_refused_with_its_arithmetic_before_anything_is_sim
 def test_the_search_space_is_every_way_to_divide_the_devices():
     model = known_config(MODEL)
     assert degrees(model, 8) == [1, 2, 4, 8]
-    assert degrees(model, 6) == [1, 2]
+    assert degrees(model, 6) == [1, 2, 4]
     names = [choice.topology for choice in choices(model, 4)]
     assert {"pool=4", "prefill=3,decode=1", "pool=2xtp2", "both=1xtp4", "both(mode=fused)=2xtp2"} <= set(names)
     assert all(choice.meshes * choice.tp == 4 for choice in choices(model, 4))
+    assert all(choice.meshes * choice.tp + choice.idle == 7 for choice in choices(model, 7))
+
+
+def test_a_model_that_needs_two_of_three_devices_leaves_one_idle_and_pays_for_it():
+    target = {"slo": "ttft=9s,tpot=90ms,percentile=50", "budget": 1, "requests": 4}
+    three = found(model="llama-3.1-70b", devices=3, max_model_len=2048, **target)
+    assert three.best.choice.idle == 1
+    assert three.best.report.run.gpus == 3
+    assert as_data(three)["outcomes"][0]["idle"] == 1
+    assert "1 of the 3 devices is idle, since tp 2 does not divide them" in " ".join(as_text(three).split())
+    (change,) = [change for change in three.changes if change.what == "2 devices instead of 3"]
+    report = three.best.report
+    assert report.dollars.output == pytest.approx(1.5 * change.outcome.report.dollars.output, rel=0.01)
 
 
 @pytest.mark.parametrize(
