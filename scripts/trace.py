@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the trace and return the exit code."""
-    from twinmesh.engine.simulation.logged_run import read_run
-    from twinmesh.engine.simulation.perfetto_file import write_trace
-    from twinmesh.engine.simulation.timeline_tracks import slices
+    from twinmesh.engine.simulation.logs.logged_run import read_run
+    from twinmesh.engine.simulation.logs.perfetto_file import write_trace
+    from twinmesh.engine.simulation.logs.timeline_tracks import slices
 
     if Path(args.output).exists():
         raise ValueError(f"{args.output} exists: give another name, or move it away.")

@@ -56,9 +56,7 @@ class WhatIf(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]  # what holds the figures back
 
 
-def what_if(
-    run: LoggedRun, otherwise: Otherwise, costs: CostModel | None = None, *, spread: float = 0.0
-) -> WhatIf:
+def what_if(run: LoggedRun, otherwise: Otherwise, costs: CostModel | None = None, *, spread: float = 0.0) -> WhatIf:
     """Simulate a run as it was and as it would have been.
 
     `costs` are of the run's meshes, and step times spread around them by `spread`, the standard deviation of their

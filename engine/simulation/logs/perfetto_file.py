@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
-from ..extras import need
-from ..whole_file import write_whole
+from ...extras import need
+from ...whole_file import write_whole
 from .timeline_tracks import Slice, Track
 
 _SEQUENCE = 1  # id of the packet sequence that all packets are of

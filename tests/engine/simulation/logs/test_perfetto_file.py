@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("perfetto")
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace, TrackEvent
-from twinmesh.engine.simulation.perfetto_file import trace_bytes
-from twinmesh.engine.simulation.timeline_tracks import Slice, Track
+from twinmesh.engine.simulation.logs.perfetto_file import trace_bytes
+from twinmesh.engine.simulation.logs.timeline_tracks import Slice, Track
 
 MESH = Track("mesh 0", "meshes", 0)
 

@@ -7,7 +7,7 @@ Times are seconds on the engine's clock, those of the log's stamps. Invariant: s
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..protocol.actions import Decode, Prefill
+from ...protocol.actions import Decode, Prefill
 from .logged_run import LoggedRun, LoggedStep
 
 
