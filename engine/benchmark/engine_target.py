@@ -1,5 +1,6 @@
 """A real engine as a target: the driver, what is watched meanwhile, and the report. The engine stays the caller's."""
 
+import itertools
 from collections.abc import Mapping
 from math import inf
 from pathlib import Path
@@ -45,6 +46,7 @@ class EngineTarget:
             meter: measures what the GPUs draw; None: nobody does.
         """
         self._llm, self._meter = llm, meter
+        self._drives = itertools.count()  # prompts of one load are none of another's: the prefix cache stays
         self._client = EngineClient(llm.engine, seed=0)
         self._facts = self._run_of(name_of(model), policy)
         peaks = peaks_of(self._facts.device)
@@ -59,13 +61,13 @@ class EngineTarget:
     def run(self, load: Load) -> Measured:
         """Run a load, as `Target.run`."""
         if load.warmup is not None:
-            drive(self._client, Load(load.warmup), {})
+            drive(self._client, Load(load.warmup), {}, seed=self._next_seed())
         core, meshes = self._llm.engine.core, self._llm.config.topology.meshes
         busy, before = BusyTime(len(meshes), core.clock), self._llm.metrics()
         watch: RunWatch = core.inspect(lambda scheduler, _: RunWatch(scheduler, core.clock, lambda: busy.seconds))
         with core.observe(busy), core.observe(watch):
             started = None if self._meter is None else self._meter.start()
-            driven = drive(self._client, load, watch.accepted)
+            driven = drive(self._client, load, watch.accepted, seed=self._next_seed())
             power = None if self._meter is None or started is None else self._meter.stop(started)
         start = float(driven.records.column("arrival").min(initial=inf))
         uses = zip(watch.changes.roles[-1][1], meshes, watch.busy(), strict=True)
@@ -82,6 +84,9 @@ class EngineTarget:
             late=Distribution.of(driven.late),
         )
         return Measured(report, driven.records, watch.series().since(start))
+
+    def _next_seed(self) -> tuple[int, ...]:
+        return (next(self._drives),)
 
     def _run_of(self, model: str, policy: str) -> Run:
         config = self._llm.config
