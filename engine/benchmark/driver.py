@@ -23,9 +23,10 @@ from ..api.sampling_params import SamplingParams
 from ..core.submission import Update
 from ..errors import Overloaded
 from ..metrics.gaps import Gaps
-from ..metrics.request_records import RequestRecord, RequestRecords, divide_ttft
+from ..metrics.request_records import RequestRecords
 from ..simulation.workload import checked
 from .prompts import Prompts
+from .tally import Tally
 from .target import Load
 
 _LEAD = 0.05  # seconds until the first request, for its prompt to be made
@@ -36,7 +37,7 @@ class Driven(NamedTuple):
 
     records: RequestRecords  # in the order in which they ended
     gaps: Gaps  # between tokens of requests that ended
-    late: list[float]  # seconds by which each request was sent after its time
+    late: list[float]  # seconds by which each request was sent after its time; empty where nobody knows that
     errors: Mapping[str, int]  # what failed requests say, and how often
 
 
@@ -81,8 +82,7 @@ class _Drive:
         self._sent: dict[int, tuple[RequestCollector, Job]] = {}  # those that run
         self._answers: dict[int, list[int]] = {}  # of those that run and are gone on with
         self._before: dict[int, np.ndarray] = {}  # by request to come, the tokens that its prompt begins with
-        self._records, self._gaps, self._late = RequestRecords(), Gaps(), list[float]()
-        self._errors: defaultdict[str, int] = defaultdict(int)
+        self._tally, self._late = Tally(), list[float]()
 
     def run(self) -> Driven:
         self._start = self._client.clock() + _LEAD
@@ -98,7 +98,7 @@ class _Drive:
                 self._end(self._ended.get(timeout=wait))
             except Empty:
                 continue
-        return Driven(self._records, self._gaps, self._late, dict(self._errors))
+        return Driven(self._tally.records, self._tally.gaps, self._late, dict(self._tally.errors))
 
     def _time_to_next(self) -> float | None:
         """Make the prompt that is due next, and return the seconds until then; None: nothing is due."""
@@ -127,8 +127,7 @@ class _Drive:
             self._client.start(ticket, may_refuse=True)
         except Overloaded:
             del self._sent[number]
-            slo = job.service.slo
-            self._records.append(RequestRecord(number, due, len(job.prompt.ids), 0, reason="refused", slo=slo))
+            self._tally.refuse(number, due, len(job.prompt.ids), job.service.slo)
             self._let_follow(number, None)
 
     def _post(self, number: int, update: Update) -> None:
@@ -145,20 +144,16 @@ class _Drive:
         line, reason = update.timeline, update.finish_reason
         assert line is not None
         assert reason is not None
-        for gap in line.itl:
-            self._gaps.add(gap)
-        if update.error is not None:
-            self._errors[update.error] += 1
-        taken_in = self._accepted.get(collector.sequence_ids[0], line.arrival)
-        parts = divide_ttft(line.arrival, taken_in, line.prefill_start, line.first_token)
-        self._records.append(
-            RequestRecord(
-                number, line.arrival, len(job.prompt.ids), len(line.tokens),
-                update.cache.cached_tokens if update.cache is not None else 0, line.first_token,
-                line.tokens[-1] if line.tokens else None, line.finish, parts.queue, parts.prefill, line.handoff or 0.0,
-                parts.host, reason, job.service.slo,
-            )
-        )  # fmt: skip
+        self._tally.end(
+            number,
+            len(job.prompt.ids),
+            line,
+            reason,
+            taken_in=self._accepted.get(collector.sequence_ids[0]),
+            cached_len=update.cache.cached_tokens if update.cache is not None else 0,
+            error=update.error,
+            slo=job.service.slo,
+        )
         answer = self._answers.pop(number, None)
         self._let_follow(
             number, None if answer is None else np.concatenate([job.prompt.ids, np.array(answer, np.int32)])
