@@ -87,7 +87,7 @@ def _type_of(name: str, option: Option) -> Callable[[str], object]:
     kinds: dict[object, Callable[[str], object]] = {
         int: whole_number(option.least),
         int | None: whole_number(option.least),
-        float | None: _fraction,
+        float | None: fraction,
         float: _seconds,
         tuple[int, ...] | None: _whole_numbers,
     }
@@ -214,7 +214,7 @@ def _seconds(text: str) -> float:
     return number
 
 
-def _fraction(text: str) -> float:
+def fraction(text: str) -> float:
     """Read an argument that is a part of something: above 0 and at most 1."""
     try:
         number = float(text)

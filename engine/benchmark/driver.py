@@ -27,10 +27,11 @@ from ..api.job import Job
 from ..core.submission import Update
 from ..errors import Overloaded
 from ..metrics.gaps import Gaps
-from ..metrics.request_records import RequestRecord, RequestRecords, divide_ttft
+from ..metrics.request_records import RequestRecords
 from ..simulation.workload import WorkRequest, checked
 from .prompts import Prompts
 from .ready import Ready
+from .tally import Tally
 from .target import Load
 
 LEAD = 0.05  # seconds until the load begins, for the first prompts to be made
@@ -43,7 +44,7 @@ class Driven(NamedTuple):
 
     records: RequestRecords  # in the order in which they ended
     gaps: Gaps  # between tokens of requests that ended
-    late: list[float]  # seconds by which each request was in the engine's hands after its time
+    late: list[float]  # seconds by which each was in the engine's hands after its time; empty where nobody knows that
     errors: Mapping[str, int]  # what failed requests say, and how often
 
 
@@ -75,12 +76,13 @@ def drive(
         ValueError: a request that can never be served.
         EngineError: the engine has ended.
     """
-    with _quick_switches():
+    with quick_switches():
         return _Drive(client, load, accepted, seed).run(client.clock() + LEAD if start is None else start)
 
 
 @contextmanager
-def _quick_switches() -> Iterator[None]:
+def quick_switches() -> Iterator[None]:
+    """Let threads that wait for Python's lock have it sooner, until the `with` block ends."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(min(before, _SWITCH))
     try:
@@ -113,8 +115,7 @@ class _Drive:
         self._due: list[tuple[float, int]] = []
         self._sent: dict[int, tuple[RequestCollector, Job]] = {}  # those that run
         self._answers: dict[int, list[int]] = {}  # of those that run and are gone on with
-        self._records, self._gaps, self._late = RequestRecords(), Gaps(), list[float]()
-        self._errors: defaultdict[str, int] = defaultdict(int)
+        self._tally, self._late = Tally(), list[float]()
 
     def run(self, start: float) -> Driven:
         self._end_of_load = start + self._stop_after
@@ -132,7 +133,7 @@ class _Drive:
                     self._end(self._ended.get(timeout=wait))
                 except Empty:
                     continue
-        return Driven(self._records, self._gaps, self._late, dict(self._errors))
+        return Driven(self._tally.records, self._tally.gaps, self._late, dict(self._tally.errors))
 
     def _time_to_next(self) -> float | None:
         """Make what is due next, and return the seconds until then; None: nothing is due."""
@@ -152,8 +153,7 @@ class _Drive:
             self._client.start(ticket, may_refuse=True)
         except Overloaded:
             del self._sent[number]
-            slo = job.service.slo
-            self._records.append(RequestRecord(number, due, len(job.prompt.ids), 0, reason="refused", slo=slo))
+            self._tally.refuse(number, due, len(job.prompt.ids), job.service.slo)
             self._answers.pop(number, None)
             self._let_follow(number, None)
         self._late.append(self._client.clock() - due)
@@ -178,20 +178,16 @@ class _Drive:
         line, reason = update.timeline, update.finish_reason
         assert line is not None
         assert reason is not None
-        for gap in line.itl:
-            self._gaps.add(gap)
-        if update.error is not None:
-            self._errors[update.error] += 1
-        taken_in = self._accepted.get(collector.sequence_ids[0], line.arrival)
-        parts = divide_ttft(line.arrival, taken_in, line.prefill_start, line.first_token)
-        self._records.append(
-            RequestRecord(
-                number, line.arrival, len(job.prompt.ids), len(line.tokens),
-                update.cache.cached_tokens if update.cache is not None else 0, line.first_token,
-                line.tokens[-1] if line.tokens else None, line.finish, parts.queue, parts.prefill, line.handoff or 0.0,
-                parts.host, reason, job.service.slo,
-            )
-        )  # fmt: skip
+        self._tally.end(
+            number,
+            len(job.prompt.ids),
+            line,
+            reason,
+            taken_in=self._accepted.get(collector.sequence_ids[0]),
+            cached_len=update.cache.cached_tokens if update.cache is not None else 0,
+            error=update.error,
+            slo=job.service.slo,
+        )
 
     def _let_follow(self, number: int, tokens: np.ndarray | None) -> None:
         """Plan those that have waited for a request: a pause after now, when its caller has the end."""

@@ -1,7 +1,8 @@
 """A real engine as a target: the driver, what is watched meanwhile, and the report. The engine stays the caller's."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ..api.client import EngineClient
 from ..core.busy_time import BusyTime
 from ..core.run_watch import RunWatch
 from ..metrics.distribution import Distribution
-from ..metrics.load_report import LoadReport, MeshUse, Run
+from ..metrics.load_report import LoadReport, MeshUse, Power, Run
 from ..metrics.metrics import Metrics
 from ..metrics.report_file import Measured
 from ..roles import as_text
@@ -62,28 +63,21 @@ class EngineTarget:
         """Run a load, as `Target.run`."""
         if load.warmup is not None:
             drive(self._client, Load(load.warmup), {}, seed=self._next_seed())
-        core, meshes = self._llm.engine.core, self._llm.config.topology.meshes
-        busy, before = BusyTime(len(meshes), core.clock), self._llm.metrics()
-        watch: RunWatch = core.inspect(lambda scheduler, _: RunWatch(scheduler, core.clock, lambda: busy.seconds))
-        with core.observe(busy), core.observe(watch):
-            started = None if self._meter is None else self._meter.start()
+        with self.watched() as watch:
             driven = drive(self._client, load, watch.accepted, seed=self._next_seed())
-            power = None if self._meter is None or started is None else self._meter.stop(started)
-        start = float(driven.records.column("arrival").min(initial=inf))
-        uses = zip(watch.changes.roles[-1][1], meshes, watch.busy(), strict=True)
-        report = LoadReport.of(
-            driven.records,
-            replace(self._facts, workload=load.workload.name, notes=_notes(driven)),
-            slo=self._llm.config.slo,
-            meshes=[MeshUse(role=role, gpus=spec.tp, busy=seconds) for role, spec, seconds in uses],
-            flips=[replace(flip, t=flip.t - start) for flip in watch.changes.flips],
-            gaps=driven.gaps,
-            dollars_per_gpu_hour=self._dollars,
-            power=power,
-            missed_tokens=_missed(before, self._llm.metrics()),
-            late=Distribution.of(driven.late),
-        )
-        return Measured(report, driven.records, watch.series().since(start))
+        return watch.measured(load.workload.name, driven)
+
+    @contextmanager
+    def watched(self) -> Iterator["Watch"]:
+        """Watch the engine while somebody else drives it, who has the report from what this gives, afterwards."""
+        core = self._llm.engine.core
+        busy = BusyTime(len(self._llm.config.topology.meshes), core.clock)
+        run: RunWatch = core.inspect(lambda scheduler, _: RunWatch(scheduler, core.clock, lambda: busy.seconds))
+        watch = Watch(self._llm, self._facts, self._dollars, run)
+        with core.observe(busy), core.observe(run):
+            started = None if self._meter is None else self._meter.start()
+            yield watch
+            watch.power = None if self._meter is None or started is None else self._meter.stop(started)
 
     def _next_seed(self) -> tuple[int, ...]:
         return (next(self._drives),)
@@ -95,6 +89,43 @@ class EngineTarget:
             source="measured", workload="", model=model, device=find_devices()[0].device_kind,
             gpus=config.topology.num_devices, topology=f"{config.topology}{roles}", policy=policy,
         )  # fmt: skip
+
+
+class Watch:
+    """An engine under a load: what is seen of it meanwhile, and the report at the end."""
+
+    def __init__(self, llm: BaseLLM, facts: Run, dollars: float | None, run: RunWatch) -> None:
+        self._llm, self._facts, self._dollars, self._run = llm, facts, dollars, run
+        self._before = llm.metrics()
+        self.power: Power | None = None
+
+    @property
+    def accepted(self) -> Mapping[int, float]:
+        """Return when each request was taken in so far, by the engine's id of it."""
+        return self._run.accepted
+
+    def measured(self, workload: str, driven: Driven, notes: Sequence[str] = ()) -> Measured:
+        """Sum up what was driven, under the workload's name; `notes` are what holds the figures back.
+
+        Raises:
+            ValueError: no request ended.
+        """
+        config = self._llm.config
+        start = float(driven.records.column("arrival").min(initial=inf))
+        uses = zip(self._run.changes.roles[-1][1], config.topology.meshes, self._run.busy(), strict=True)
+        report = LoadReport.of(
+            driven.records,
+            replace(self._facts, workload=workload, notes=(*notes, *_notes(driven))),
+            slo=config.slo,
+            meshes=[MeshUse(role=role, gpus=spec.tp, busy=seconds) for role, spec, seconds in uses],
+            flips=[replace(flip, t=flip.t - start) for flip in self._run.changes.flips],
+            gaps=driven.gaps,
+            dollars_per_gpu_hour=self._dollars,
+            power=self.power,
+            missed_tokens=_missed(self._before, self._llm.metrics()),
+            late=Distribution.of(driven.late),
+        )
+        return Measured(report, driven.records, self._run.series().since(start))
 
 
 def _missed(before: Metrics, after: Metrics) -> Mapping[str, int]:

@@ -17,6 +17,7 @@ BENCHMARKS = {
     "first_token": "seconds from the command to its first token, cold and warm, beside an earlier checkout",
     "flip": "gaps between tokens while meshes change their roles, in a spike of long prompts",
     "generate": "tokens per second of whole batches, by topology and number of requests",
+    "guidellm": "GuideLLM's own command drives the engine, without HTTP",
     "handoff": "what handing KV over costs, by prompt length, against a plain copy",
     "headline": "bursts of long prompts beside chat: disaggregated against colocated, by rate and chunk",
     "host": "what the dispatching thread spends on a step",
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "load": "what loading a model costs: seconds and host memory",
     "logged": "what a decision log costs, in alternating processes",
     "machine": "the machine's own limits: arithmetic and memory",
+    "mlperf": "MLPerf's own LoadGen issues, stamps and judges: Server and Offline, with its limits",
     "memory": "peak memory from the start to the end of 32 requests, beside an earlier checkout",
     "offline": "throughput of a whole workload, against transformers and vLLM",
     "peers": "decode steps, prefill and memory, against llama.cpp, vLLM, transformers and an earlier checkout",
@@ -42,6 +44,8 @@ BENCHMARKS = {
     "threads": "kernels of decode alone, and beside a prefill on another CPU device of the process",
     "whatif": "what a run's log says of another topology beside real runs of that",
 }
+# Scripts that cannot be named as what they run, whose package they would hide.
+_SCRIPTS = {"guidellm": "guidellm_run"}
 SUMMARY = "measure the engine, or the machine it runs on"
 DESCRIPTION = "Run one measurement; 'twinmesh bench NAME --help' lists its arguments.\n\n" + "\n".join(
     f"  {name:<12}{what}" for name, what in BENCHMARKS.items()
@@ -56,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the measurement and return the exit code."""
-    module = import_module(f"twinmesh.scripts.bench.{args.name}")  # imports JAX
+    module = import_module(f"twinmesh.scripts.bench.{_SCRIPTS.get(args.name, args.name)}")  # imports JAX
     code: int = module.main([_at_home(argument) for argument in args.arguments])
     return code
 
