@@ -94,9 +94,7 @@ def quick_switches() -> Iterator[None]:
 class _Drive:
     """One load under way."""
 
-    def __init__(
-        self, client: EngineClient, load: Load, accepted: Mapping[int, float], seed: tuple[int, ...]
-    ) -> None:
+    def __init__(self, client: EngineClient, load: Load, accepted: Mapping[int, float], seed: tuple[int, ...]) -> None:
         self._client, self._accepted = client, accepted
         workload = load.workload
         self._works = list(checked(workload.requests, workload.name, client.config.max_model_len))

@@ -9,19 +9,20 @@ A length is in tokens; the model's own end is ignored, so that answers have the 
   were run, was retired in July 2026.
 - endpoints: MLCommons' MLPerf Endpoints 1.0 (docs.mlcommons.org/endpoints-submission-docs): fixed concurrency, from 7
   to 32 points, one of them from 1 to 32 and the others in three regions that are evenly wide in log2 above that, up to
-  C_max; whole passes over the data; total output tokens/s against 1000 / P90 TPOT (ms), and P90 of TTFT; drawn as steps.
+  C_max; whole passes over the data; output tokens/s against 1000 / P90 TPOT (ms), and P90 of TTFT; drawn as steps.
   Regions by `submission_checker/models/regions.py` of mlcommons/endpoints-submission-cli. Its steady state of 600 s and
   more is not asked for here. A run of the questions follows each point. Data: 13,368 requests with answers of 128
-  tokens, as many as its Llama 3.1 8B has (CNN/DailyMail); its prompts are not ours to ship, so lengths from 128 to 2,540
-  tokens are made up, which leave room for the answer in the 2,668 that its reference runs with.
+  tokens, as many as its Llama 3.1 8B has (CNN/DailyMail); its prompts are not ours to ship, so lengths from 128 to
+  2,540 tokens are made up, which leave room for the answer in the 2,668 that its reference runs with.
 - aa-load: Artificial Analysis' System Load Test (artificialanalysis.ai/methodology/system-and-hardware-benchmarking):
   phases of 3 minutes, 1, 2, 4, ... 64 queries at once, then 64 more each time until output throughput is flat, 1,000
   tokens in and out. What "flat" is, is ours: less than 5 % more. Ramps are in our phases.
 - agents: SemiAnalysis' AgentX as AIPerf runs it (`docs/tutorials/agentx-mvp.md`): C sessions at any time, 30 minutes,
-  gaps between turns from end to start and 10 s at most, 1 / P90(E2E / output tokens). Its corpus, cc-traces-weka-062126,
-  is read where it is at hand. Without it sessions are drawn with its medians and spreads as counted by readers of the
-  corpus: 65 turns a session (P90 330), 1,664 new prompt tokens a turn (mean 3,792), 616 output tokens (P90 3,502), 4.9 s
-  between turns (P90 131.5). Sessions begin at their first turn, where AgentX begins in the middle.
+  gaps between turns from end to start and 10 s at most, 1 / P90(E2E / output tokens). Its corpus,
+  cc-traces-weka-062126, is read where it is at hand. Without it sessions are drawn with its medians and spreads as
+  counted by readers of the corpus: 65 turns a session (P90 330), 1,664 new prompt tokens a turn (mean 3,792), 616
+  output tokens (P90 3,502), 4.9 s between turns (P90 131.5). Sessions begin at their first turn, where AgentX begins in
+  the middle.
 """
 
 from collections.abc import Mapping
@@ -63,7 +64,8 @@ class Preset:
             return replace(self, concurrencies=region_points(most))
         kept = tuple(one for one in self.concurrencies if one <= most)
         if not kept:
-            raise ValueError(f"the preset {self.name} begins with a concurrency of {self.concurrencies[0]}, not {most}.")
+            least = self.concurrencies[0]
+            raise ValueError(f"the preset {self.name} begins with a concurrency of {least}: give no less than that.")
         return replace(self, concurrencies=kept)
 
 

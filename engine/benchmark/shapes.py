@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+
 from ..simulation.loads.agent_sessions import BLOCK, DrawnSessions, LanesOfSessions, LogNormal, Session, read_sessions
 from ..simulation.loads.generators import ClosedLoop
 from ..simulation.loads.lengths import Lengths, Pairs
 from ..simulation.loads.load_file import read_load_file
-from ..simulation.loads.scaling import longer
 from ..simulation.workload import Workload
 from .target import Load
 
@@ -112,8 +113,21 @@ class Lanes:
         return lambda index: recorded[index % len(recorded)]
 
 
-def _users(name: str, lengths: Lengths, concurrency: int, count: int, seed: int, scale: float) -> Workload:
-    """Return a closed loop whose lengths are those of scale 1, multiplied by the scale."""
-    workload = Workload(name, ClosedLoop(concurrency, count, lengths, 0.0, seed))
-    return workload if scale == 1 else replace(longer(workload, scale), name=name)
+@dataclass(frozen=True)
+class _Scaled:
+    """Lengths multiplied by the scale: prompts stay at 1 token or more, answers at 2, so that each has a TPOT."""
 
+    lengths: Lengths
+    scale: float
+
+    def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
+        """Draw pairs."""
+        drawn = self.lengths.draw(random, count)
+        if self.scale == 1:
+            return drawn
+        scaled: np.ndarray = np.maximum(np.rint(self.scale * drawn).astype(np.int64), np.minimum(drawn, (1, 2)))
+        return scaled
+
+
+def _users(name: str, lengths: Lengths, concurrency: int, count: int, seed: int, scale: float) -> Workload:
+    return Workload(name, ClosedLoop(concurrency, count, _Scaled(lengths, scale), 0.0, seed))

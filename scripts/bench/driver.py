@@ -29,8 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     middle = sorted(rounds, key=lambda one: float(one["p99"]))[len(rounds) // 2]
     print(f"median of the rounds: {_text(middle)}; aim {1e3 * AIM:g} ms at P99")
     if args.json:
-        about = {"date": time.strftime("%Y-%m-%d %H:%M"), "machine": platform.platform(), "cores": os.cpu_count()}
-        Path(args.json).write_text(json.dumps(about | {"args": vars(args), "rounds": rounds, "median": middle}, indent=1))
+        about: dict[str, Any] = {
+            "date": time.strftime("%Y-%m-%d %H:%M"),
+            "machine": platform.platform(),
+            "cores": os.cpu_count(),
+        }
+        about |= {"args": vars(args), "rounds": rounds, "median": middle}
+        Path(args.json).write_text(json.dumps(about, indent=1))
     return int(middle["p99"] >= AIM)
 
 
@@ -52,12 +57,13 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         for turn in range(args.rounds + 1):
             driven = drive(client, Load(read_workload(f"{load},seed={turn}")), {}, seed=(turn,))
             if turn:  # the first one warms caches of all kinds
-                found.append(_row(driven.late, len(driven.records)))
+                found.append(row(driven.late, len(driven.records)))
                 print(_text(found[-1]), flush=True)
     return found
 
 
-def _row(late: Sequence[float], ended: int) -> dict[str, Any]:
+def row(late: Sequence[float], ended: int) -> dict[str, Any]:
+    """Sum up a round."""
     import numpy as np
 
     p50, p99 = np.percentile(late, (50, 99)).tolist()

@@ -59,7 +59,7 @@ class Engine(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure every engine in turn, print a table and what it comes to, and return the exit code."""
-    args = _arguments(argv)
+    args = arguments(argv)
     kept = _kept(args)
     rows: list[dict[str, Any]] = kept.get("rows", [])
     if "slo" not in kept:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_text(rows[-1]), flush=True)
         _write(args, {"slo": kept["slo"], "rows": rows})
     if len(rows) == len(engines):
-        print(*_verdict(compare(rows)), sep="\n")
+        print(*verdict(compare(rows)), sep="\n")
     return 0
 
 
@@ -207,7 +207,8 @@ def _ratio(ours: float, theirs: float) -> float | None:
     return ours / theirs if theirs > 0 else None
 
 
-def _verdict(found: Mapping[str, Any]) -> Iterator[str]:
+def verdict(found: Mapping[str, Any]) -> Iterator[str]:
+    """Say in lines what `compare` has found."""
     for row in found["rates"]:
         gaps = (
             "no colocated engine has first tokens as early"
@@ -228,8 +229,8 @@ def _verdict(found: Mapping[str, Any]) -> Iterator[str]:
 def _text(row: Mapping[str, Any]) -> str:
     lines = [
         f"{row['engine']:32} rate {point['rate']:4g}  ITL p99 {1e3 * point['itl_p99']:7.1f} ms  TTFT p50 "
-        f"{point['ttft_p50']:6.2f} s p90 {point['ttft_p90']:6.2f} s  TPOT p90 {1e3 * point['tpot_p90']:7.1f} ms  goodput "
-        f"{point['goodput']:5.2f}/s ({point['share']:4.0%}){'  kept' if point['is_attained'] else ''}"
+        f"{point['ttft_p50']:6.2f} s p90 {point['ttft_p90']:6.2f} s  TPOT p90 {1e3 * point['tpot_p90']:7.1f} ms  "
+        f"goodput {point['goodput']:5.2f}/s ({point['share']:4.0%}){'  kept' if point['is_attained'] else ''}"
         for point in row["points"]
     ]
     return "\n".join(lines)
@@ -258,7 +259,9 @@ def _kept(args: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"headline: {args.json} exists: give another name, or --most to go on with it.")
     kept: dict[str, Any] = json.loads(Path(args.json).read_text())
     if kept["args"] != _compared(args):
-        raise SystemExit(f"headline: {args.json} holds a sweep with other arguments, {kept['args']}: give another file.")
+        raise SystemExit(
+            f"headline: {args.json} holds a sweep with other arguments, {kept['args']}: give another file."
+        )
     return kept
 
 
@@ -271,8 +274,8 @@ def _write(args: argparse.Namespace, found: dict[str, Any]) -> None:
     if args.json:
         about = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "cores": os.cpu_count()}
         done = len(found["rows"]) == len(_engines(args))
-        verdict = {"verdict": compare(found["rows"])} if done else {}
-        Path(args.json).write_text(json.dumps({"args": _compared(args), **about, **found, **verdict}))
+        came_to = {"verdict": compare(found["rows"])} if done else {}
+        Path(args.json).write_text(json.dumps({"args": _compared(args), **about, **found, **came_to}))
 
 
 def _span(text: str) -> tuple[int, int]:
@@ -286,7 +289,8 @@ def _span(text: str) -> tuple[int, int]:
     return span
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the arguments; None: those of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )  # fmt: skip

@@ -37,7 +37,7 @@ presets:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print a report for each point, write what is asked for, and return the exit code: 1 if a score is too low."""
+    """Run, print a report for each point, write what is asked for, and return the exit code: 1: a score is too low."""
     args = _parser().parse_args(argv)
     _check(args)
     preset = _preset(args)
@@ -125,7 +125,9 @@ def _too_low(found: dict[str, Benchmark], least: float | None) -> int:
     if least is None:
         return 0
     scores = [(point.name, point.accuracy.score) for one in found.values() for point in one.points if point.accuracy]
-    low = [f"{name}: a score of {score:.2f} is below --least-score {least:g}." for name, score in scores if score < least]
+    low = [
+        f"{name}: a score of {score:.2f} is below --least-score {least:g}." for name, score in scores if score < least
+    ]
     print(*low, sep="\n", end="\n" * bool(low), file=sys.stderr)
     return int(bool(low))
 
@@ -174,7 +176,10 @@ def _add_preset_arguments(parser: Parser) -> None:
         "--concurrency", metavar="N,...", type=_counts, help="instead of the preset's, ascending, as in 1,2,4"
     )
     parser.add_argument(
-        "--max-concurrency", metavar="N", type=arguments.whole_number(1), help="the preset's up to N; C_max of endpoints"
+        "--max-concurrency",
+        metavar="N",
+        type=arguments.whole_number(1),
+        help="the preset's up to N; C_max of endpoints",
     )
     parser.add_argument(
         "--data", metavar="FILE", type=arguments.read_path,

@@ -148,8 +148,8 @@ def _source(args: argparse.Namespace, kind: str | None) -> "Source":
         peaks = peaks_of(kind)
         if peaks is None:
             raise ValueError(
-                f"--simulate needs what a step costs, and nothing is published of {kind}: make a profile with 'twinmesh "
-                "profile' and give it by --profile."
+                f"--simulate needs what a step costs, and nothing is published of {kind}: make a profile with "
+                "'twinmesh profile' and give it by --profile."
             )
         device = peaks.name
     return source_of(device, profile, str(args.profile))

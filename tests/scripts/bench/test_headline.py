@@ -8,10 +8,6 @@ from twinmesh.scripts.bench import headline
 from twinmesh.scripts.bench.headline import OURS, PLANNED, Engine
 
 
-def arguments(*given):
-    return headline._arguments(list(given))
-
-
 def point(rate, itl, ttft, goodput, kept=True, roles=("both", "both")):
     return {"rate": rate, "itl_p99": itl, "ttft_p50": ttft, "goodput": goodput, "is_attained": kept, "roles": roles}
 
@@ -21,7 +17,7 @@ def row(topology, *points, chunk=64):
 
 
 def test_the_same_requests_come_closer_together_at_a_higher_rate():
-    slow, fast = (list(headline.load(arguments(), rate).requests) for rate in (0.5, 1.0))
+    slow, fast = (list(headline.load(headline.arguments([]), rate).requests) for rate in (0.5, 1.0))
     assert sorted((one.prompt_len, one.output_len) for one in slow) == sorted(
         (one.prompt_len, one.output_len) for one in fast
     )
@@ -47,7 +43,7 @@ def test_ours_is_held_against_the_smoothest_that_is_as_early_and_at_its_own_best
     # Of both=1 only the lower rate keeps to the SLO.
     assert found["feasible"]["both=1, chunk 64"] == {"rate": 0.5, "goodput": 4.0}
     assert (found["best_colocated"], found["goodput_ratio"]) == ("both=1, chunk 64", pytest.approx(1.3))
-    said = "\n".join(headline._verdict(found))
+    said = "\n".join(headline.verdict(found))
     assert "rate 0.5: ITL p99 6.00 times shorter than both=2, chunk 64; goodput 0.75 of both=1, chunk 64" in said
     assert "the planner ends with both, both" in said
 
@@ -57,7 +53,7 @@ def test_where_nothing_keeps_to_the_slo_there_is_no_ratio():
     found = headline.compare(rows)
     assert found["goodput_ratio"] is None
     assert found["rates"][0]["itl_p99_ratio"] is None
-    assert "no colocated engine has first tokens as early" in next(headline._verdict(found))
+    assert "no colocated engine has first tokens as early" in next(headline.verdict(found))
 
 
 def test_a_sweep_in_parts_measures_the_slo_and_every_engine_once(tmp_path, monkeypatch, capsys):
@@ -92,4 +88,4 @@ def test_the_drivers_lateness_is_judged_by_the_round_in_the_middle(monkeypatch, 
     assert "p99 0.900 ms" in capsys.readouterr().out
     rounds[1]["p99"] = 0.002
     assert bench_driver.main([]) == 1
-    assert bench_driver._row([0.0] * 99 + [1.0], 100)["p99"] == pytest.approx(0.01)
+    assert bench_driver.row([0.0] * 99 + [1.0], 100)["p99"] == pytest.approx(0.01)

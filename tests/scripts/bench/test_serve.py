@@ -40,9 +40,12 @@ def test_a_load_of_ones_own_runs_on_the_simulator(capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([*SIMULATED, "--trace", "x.csv", "--scale", "0.5"], "--scale, --concurrency, --max-concurrency and --data are"),
+        (
+            [*SIMULATED, "--trace", "x.csv", "--scale", "0.5"],
+            "--scale, --concurrency, --max-concurrency and --data are",
+        ),
         ([*SIMULATED, *PRESET, "--accuracy"], "--accuracy would do nothing on the simulator alone"),
-        ([*SIMULATED, *PRESET, "--quantization", "int8", "--power"], "--power, --quantization would do nothing"),
+        ([*SIMULATED, *PRESET, "--dtype", "float32", "--power"], "--power, --dtype would do nothing"),
         ([*SIMULATED, *PRESET, "--decision-log", "x.log"], "--decision-log would do nothing"),
         ([*SIMULATED, *PRESET, "--data", "x.csv"], "has lengths of its own"),
         (["--model", "tiny", *PRESET, "--least-score", "0.5"], "--least-score needs a score: give --accuracy too"),
@@ -56,19 +59,17 @@ def test_what_cannot_be_or_would_do_nothing_is_refused_before_anything_runs(argu
 
 
 def test_a_real_engine_and_its_simulated_twin_run_the_same_preset(tiny_path, tmp_path, capsys):
-    """The tiny model answers no question right, so a least score ends the command with code 1."""
     profile, out = tmp_path / "tiny.profile.json", tmp_path / "run.json"
-    buckets = {"prefill_buckets": (16, 64), "decode_buckets": (2,)}
-    flags = ["--max-model-len", "64", "--max-num-seqs", "2", "--page-size", "16", "--dtype", "float32"]
-    flags += ["--prefill-buckets", "16,64", "--decode-buckets", "2", "--decode-steps", "1"]
-    arguments = ["--model", str(tiny_path), "--preset", "inferencex", "--scale", "0.004", "--concurrency", "1,2"]
+    buckets = {"prefill_buckets": (16,), "decode_buckets": (4,)}
+    flags = ["--max-model-len", "32", "--max-num-seqs", "4", "--page-size", "16", "--dtype", "float32"]
+    flags += ["--prefill-buckets", "16", "--decode-buckets", "4"]
+    arguments = ["--model", str(tiny_path), "--preset", "inferencex", "--scale", "0.002", "--concurrency", "1,2"]
     costs = CostModel(
-        prefill={16: ProgramCost(0.01), 64: ProgramCost(0.02)}, decode={2: ProgramCost(0.005)}, fused={},
+        prefill={16: ProgramCost(0.01)}, decode={4: ProgramCost(0.005)}, fused={},
         link=LinkCost(0.001, 1e-9),
     )  # fmt: skip
     write_profile(_profile(tiny_path, costs, buckets), profile)
-    code = serve.main([*arguments, *flags, "--simulate", "--profile", str(profile), "--json", str(out)])
-    assert code == 0
+    assert serve.main([*arguments, *flags, "--simulate", "--profile", str(profile), "--json", str(out)]) == 0
     real, twin = read_benchmark(out), read_benchmark(tmp_path / "run.simulated.json")
     for ours, theirs in zip(real.points, twin.points, strict=True):
         assert (ours.measured.report.run.source, theirs.measured.report.run.source) == ("measured", "simulated")

@@ -1,6 +1,7 @@
 """Sessions of agents: recorded ones read back, drawn ones within what they are like, and both in lanes."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -84,7 +85,12 @@ def test_a_lane_plays_one_session_after_the_other_with_gaps_that_are_capped():
 
 
 def drawn(**changes):
-    kinds = {"turns": LogNormal(8, 0.1), "new": LogNormal(50, 0.5), "output": LogNormal(10, 0.5), "gap": LogNormal(4, 1)}
+    kinds = {
+        "turns": LogNormal(8, 0.1),
+        "new": LogNormal(50, 0.5),
+        "output": LogNormal(10, 0.5),
+        "gap": LogNormal(4, 1),
+    }
     return DrawnSessions(**kinds | {"longest": 10_000, "scale": 1.0, "seed": 3} | changes)
 
 
@@ -93,7 +99,7 @@ def test_drawn_turns_go_on_with_all_before_them_and_are_the_same_again():
     turns = sessions(5)
     assert list(turns) == list(drawn()(5)) != list(sessions(6))
     assert 6 <= len(turns) <= 11
-    for before, turn in zip(turns, turns[1:], strict=False):
+    for before, turn in pairwise(turns):
         assert turn.prompt_len > before.prompt_len + before.output_len
         assert turn.blocks[: len(before.blocks)] == before.blocks
         assert len(turn.blocks) * 64 >= turn.prompt_len + turn.output_len
