@@ -40,9 +40,15 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
             _add_option(group, name, option, option.full_doc)
 
 
-def engine_defaults() -> Mapping[str, object]:
-    """Return what an engine's options are that no argument names, by the option's name."""
-    return {name: parameter.default for name, parameter in signature().parameters.items()}
+def given_engine_flags(args: argparse.Namespace) -> dict[str, str]:
+    """Return the flags of `add_engine_arguments` whose options are not as they would be if nobody named them, by the
+    option's name."""
+    defaults = signature().parameters
+    return {
+        name: _flag(name, option)
+        for name, option in documentation().items()
+        if option.flag is not None and getattr(args, name) != defaults[name].default
+    }
 
 
 def add_simulated_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
@@ -53,7 +59,7 @@ def add_simulated_options(parser: argparse.ArgumentParser, names: Iterable[str])
 
 
 def _add_option(group: argparse._ArgumentGroup, name: str, option: Option, doc: str) -> None:
-    flag = option.flag or "--" + name.replace("_", "-")
+    flag = _flag(name, option)
     parameter = signature().parameters[name]
     if parameter.annotation is bool:
         group.add_argument(
@@ -74,6 +80,10 @@ def _add_option(group: argparse._ArgumentGroup, name: str, option: Option, doc: 
         metavar=option.metavar or None,
         help=doc + (" (default: %(default)s)" if shows_default else ""),
     )
+
+
+def _flag(name: str, option: Option) -> str:
+    return option.flag or "--" + name.replace("_", "-")
 
 
 def _type_of(name: str, option: Option) -> Callable[[str], object]:

@@ -2,11 +2,11 @@
 
     python scripts/bench/driver.py --rate 1000 --json driver.json
 
-The engine is a real one whose programs are hollow (`host.py` beside this file): they take and give back the same arrays
-and compute nothing, so that its scheduler and its threads are what the driver shares Python with. Requests come at
-random (Poisson), each with `--prompt` tokens and an answer of `--output`. Reported is by how much each was in the
-engine's hands after its time, over `--rounds`, and the round with the median of P99. The aim is less than 1 ms at P99;
-the exit code is 1 where it is missed.
+The engine is a real one of one small layer whose programs are hollow (`host.py` beside this file): they take and give
+back the same arrays and compute nothing, so that its scheduler and its threads are what the driver shares Python with.
+Requests come at random (Poisson), each with `--prompt` tokens and an answer of `--output`. Reported is by how much each
+was in the engine's hands after its time, over `--rounds`, and the round with the median of P99. The aim is less than
+1 ms at P99; the exit code is 1 where it is missed.
 """
 
 import argparse
@@ -16,10 +16,33 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from twinmesh.engine.core.engine_core import EngineCore
 
 AIM = 0.001  # seconds at P99
+
+
+class _Words:
+    """The tokenizer of an engine that is given ids and asked for no text."""
+
+    vocab_size = 128
+    eos_token_ids: frozenset[int] = frozenset()
+
+    def stream(self, *_: object) -> None:
+        """Give nothing that turns ids into text: nobody asks for any."""
+
+
+class _Engine(NamedTuple):
+    """What a client needs of an engine."""
+
+    core: "EngineCore"
+    config: Any
+    tokenizer: Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,25 +64,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the rounds on one engine."""
-    from twinmesh import LLM
     from twinmesh.engine.api.client import EngineClient
     from twinmesh.engine.benchmark.driver import drive
     from twinmesh.engine.benchmark.target import Load
     from twinmesh.engine.simulation.loads.load_spec import read_workload
-    from twinmesh.scripts.bench.host import hollow_out, meshes_of
 
     load = f"poisson:rate={args.rate},input={args.prompt},output={args.output},seconds={args.seconds}"
-    options: dict[str, Any] = {"prefill_buckets": (args.bucket,), "decode_buckets": (args.seqs,)}
     found = []
-    with LLM(args.model, max_model_len=args.bucket * 2, max_num_seqs=args.seqs, **options) as llm:
-        hollow_out(llm.engine.core.inspect(meshes_of))
-        client = EngineClient(llm.engine, seed=0)
+    with closing(hollow_core(args)) as core:
+        client = EngineClient(_Engine(core, core.inspect(lambda scheduler, _: scheduler.config), _Words()), seed=0)
         for turn in range(args.rounds + 1):
             driven = drive(client, Load(read_workload(f"{load},seed={turn}")), {}, seed=(turn,))
             if turn:  # the first one warms caches of all kinds
                 found.append(row(driven.late, len(driven.records)))
                 print(_text(found[-1]), flush=True)
     return found
+
+
+def hollow_core(args: argparse.Namespace) -> "EngineCore":
+    """Start an engine of one small layer, and hollow it out."""
+    import jax.numpy as jnp
+    from twinmesh.engine.options import EngineOptions
+    from twinmesh.engine.startup.build import start_core
+    from twinmesh.scripts.bench.host import hollow_out, meshes_of, model_with_layers, random_params
+
+    model, dtype = model_with_layers(1), jnp.dtype(jnp.float32)
+    options = EngineOptions(
+        "random", dtype="float32", max_model_len=args.prompt + args.output, max_num_seqs=args.seqs,
+        prefill_buckets=(args.bucket,), decode_buckets=(args.seqs,), kv_cache_bytes=64 << 20,
+    )  # fmt: skip
+    core, _ = start_core(model, dtype, partial(random_params, model=model), options)
+    hollow_out(core.inspect(meshes_of))
+    return core
 
 
 def row(late: Sequence[float], ended: int) -> dict[str, Any]:
@@ -77,7 +113,6 @@ def _text(row: dict[str, Any]) -> str:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2", help="whose engine is hollowed out")
     parser.add_argument("--rate", type=float, default=1000.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a round")
     parser.add_argument("--rounds", type=int, default=3, help="after one that does not count")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from twinmesh.engine.options import EngineOptions, documentation
+from twinmesh.engine.options import EngineOptions
 from twinmesh.scripts import arguments
 from twinmesh.scripts.simulate import OPTIONS
 
@@ -48,13 +48,9 @@ def check(args: argparse.Namespace) -> None:
         return
     of_engines = {"--accuracy": args.accuracy, "--power": args.power, "--least-score": args.least_score is not None}
     of_engines |= {"--decision-log": args.decision_log is not None}
-    defaults = arguments.engine_defaults()
-    of_engines |= {
-        option.flag: getattr(args, name) != defaults[name]
-        for name, option in documentation().items()
-        if option.flag is not None and name not in OPTIONS and name != "model"
-    }
     given = [flag for flag, is_given in of_engines.items() if is_given]
+    heeded = {*OPTIONS, "model"}
+    given += [flag for name, flag in arguments.given_engine_flags(args).items() if name not in heeded]
     if given:
         raise ValueError(
             f"{', '.join(given)} would do nothing on the simulator alone: leave it out, or give --simulate to run on "
