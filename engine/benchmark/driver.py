@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..api.client import EngineClient
+from ..api.client import EngineClient, Ticket
 from ..api.collector import RequestCollector
 from ..api.job import Job
 from ..core.submission import Update
@@ -34,7 +34,7 @@ from .ready import Ready
 from .tally import Tally
 from .target import Load
 
-LEAD = 0.05  # seconds until the load begins, for the first prompts to be made
+LEAD = 0.05  # seconds until the load begins
 _SWITCH = 0.0002  # seconds after which a thread that waits gets Python's lock
 _IDLE = 0.002  # seconds until the next request from which on another is made ahead
 
@@ -70,14 +70,18 @@ def drive(
         load: what to run; its warm-up is the caller's.
         accepted: by the engine's id of a request, when it was taken in; an observer fills it meanwhile.
         seed: of the prompts' tokens; another one shares nothing with what the engine may have in its prefix cache.
-        start: when the load begins; None: in `LEAD` seconds.
+        start: when the load begins; None: as soon as the first requests are made, which takes up to some seconds.
 
     Raises:
         ValueError: a request that can never be served.
         EngineError: the engine has ended.
     """
+    driven = _Drive(client, load, accepted, seed)
+    if start is None:
+        driven.make_ahead()
+        start = client.clock() + LEAD
     with quick_switches():
-        return _Drive(client, load, accepted, seed).run(client.clock() + LEAD if start is None else start)
+        return driven.run(start)
 
 
 @contextmanager
@@ -108,12 +112,18 @@ class _Drive:
                     going_on.add(number)
         self._going_on = frozenset(going_on)
         prompts = Prompts(client.tokenizer.vocab_size, workload.block_tokens, seed)
-        self._ready = Ready(client, self._works, prompts, self._going_on)
+        self._ready = Ready(client, self._works, prompts, self._going_on, self._ticket)
         self._ended: SimpleQueue[_Ended] = SimpleQueue()
         self._due: list[tuple[float, int]] = []
         self._sent: dict[int, tuple[RequestCollector, Job]] = {}  # those that run
+        self._ids: dict[int, int] = {}  # the engine's, of those that were sent
         self._answers: dict[int, list[int]] = {}  # of those that run and are gone on with
         self._tally, self._late = Tally(), list[float]()
+
+    def make_ahead(self) -> None:
+        """Make as many requests as may lie ready."""
+        while self._ready.make_next():
+            pass
 
     def run(self, start: float) -> Driven:
         self._end_of_load = start + self._stop_after
@@ -142,10 +152,12 @@ class _Drive:
         return due - self._client.clock()
 
     def _send(self, due: float, number: int) -> None:
-        job = self._ready.take(number, due)
+        work = self._works[number]
+        after = None if work.at is not None or work.after is None else self._ids.get(work.after)
+        ticket, job = self._ready.take(number, due, after)
+        self._ids[number] = ticket.collector.sequence_ids[0]
         if any(one in self._going_on for one in self._following.get(number, ())):
             self._answers[number] = []
-        ticket = self._client.ticket(job, lambda _, update: self._post(number, update), None, self._works[number].after)
         self._sent[number] = ticket.collector, job
         try:
             self._client.start(ticket, may_refuse=True)
@@ -155,6 +167,9 @@ class _Drive:
             self._answers.pop(number, None)
             self._let_follow(number, None)
         self._late.append(self._client.clock() - due)
+
+    def _ticket(self, number: int, job: Job) -> Ticket:
+        return self._client.ticket(job, lambda _, update: self._post(number, update))
 
     def _post(self, number: int, update: Update) -> None:
         """On the dispatching thread: keep the tokens of answers that are gone on with, and pass the end on."""

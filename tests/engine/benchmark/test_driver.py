@@ -28,8 +28,11 @@ def driven(core, *works, **load):
 
 def test_a_closed_loop_sends_a_request_when_the_one_it_waits_for_has_ended():
     works = [WorkRequest(5, 3, 0.0), WorkRequest(6, 2, None, 0), WorkRequest(7, 4, None, 1, 2.0)]
-    done, seen = driven(FakeCore(answers=True), *works)
+    core = FakeCore(answers=True)
+    next(core.ids)  # ids are the engine's, not the places in the load
+    done, seen = driven(core, *works)
     assert [len(one.prompt) for one in seen] == [5, 6, 7]
+    assert [one.after for one in seen] == [None, seen[0].facts.id, seen[1].facts.id] == [None, 1, 2]
     assert [(one.number, one.prompt_len, one.output_len) for one in done.records] == [(0, 5, 3), (1, 6, 2), (2, 7, 4)]
     records = list(done.records)
     assert records[1].arrival >= records[0].finish
