@@ -40,6 +40,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
             _add_option(group, name, option, option.full_doc)
 
 
+def engine_defaults() -> Mapping[str, object]:
+    """Return what an engine's options are that no argument names, by the option's name."""
+    return {name: parameter.default for name, parameter in signature().parameters.items()}
+
+
 def add_simulated_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     """Declare an argument for each of these options, for an engine that never starts."""
     group = parser.add_argument_group("the engine")

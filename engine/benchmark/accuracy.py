@@ -58,6 +58,20 @@ def is_right(item: Item, text: str) -> bool:
     return float(found) == item.answer
 
 
+def check_room(llm: LLM, items: Sequence[Item]) -> None:
+    """Check that an engine has room for every question and its answer.
+
+    Raises:
+        ValueError: it has not.
+    """
+    longest = max(len(llm.tokenizer.encode(prompt_of(item))) for item in items) + _MOST_TOKENS
+    if longest > llm.config.max_model_len:
+        raise ValueError(
+            f"the questions of {NAME} and their answers take {longest} tokens, and the engine has room for "
+            f"max_model_len={llm.config.max_model_len}: raise it."
+        )
+
+
 def ask(llm: LLM, items: Sequence[Item]) -> Accuracy:
     """Ask all questions at once.
 

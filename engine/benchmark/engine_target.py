@@ -1,5 +1,6 @@
 """A real engine as a target: the driver, what is watched meanwhile, and the report. The engine stays the caller's."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
@@ -46,6 +47,7 @@ class EngineTarget:
             meter: measures what the GPUs draw; None: nobody does.
         """
         self._llm, self._meter = llm, meter
+        self._drives = itertools.count()  # prompts of one load are none of another's: the prefix cache stays
         self._client = EngineClient(llm.engine, seed=0)
         self._facts = self._run_of(name_of(model), policy)
         peaks = peaks_of(self._facts.device)
@@ -60,9 +62,9 @@ class EngineTarget:
     def run(self, load: Load) -> Measured:
         """Run a load, as `Target.run`."""
         if load.warmup is not None:
-            drive(self._client, Load(load.warmup), {})
+            drive(self._client, Load(load.warmup), {}, seed=self._next_seed())
         with self.watched() as watch:
-            driven = drive(self._client, load, watch.accepted)
+            driven = drive(self._client, load, watch.accepted, seed=self._next_seed())
         return watch.measured(load.workload.name, driven)
 
     @contextmanager
@@ -76,6 +78,9 @@ class EngineTarget:
             started = None if self._meter is None else self._meter.start()
             yield watch
             watch.power = None if self._meter is None or started is None else self._meter.stop(started)
+
+    def _next_seed(self) -> tuple[int, ...]:
+        return (next(self._drives),)
 
     def _run_of(self, model: str, policy: str) -> Run:
         config = self._llm.config

@@ -3,9 +3,12 @@
 A block of the workload stands for the same tokens in every prompt that has it. A later turn of a conversation begins
 with the prompt and the answer before it, as the engine gave it: what the block ids that go on over the answer stand for
 is known only when it is there. Pure functions of seed and workload, but for those answers.
+
+A token is a hash of its block and its place there (SplitMix64, Steele et al. 2014), so a prompt of any length takes one
+pass of numpy.
 """
 
-from functools import lru_cache
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -13,16 +16,18 @@ from ..simulation.workload import WorkRequest
 
 _LEAST_ID = 3  # of made-up tokens: those before are special in most vocabularies
 _ALONE = 1  # stream of prompts that share nothing; blocks are of stream 0
-_BLOCKS = 4096  # kept at once
+_MASK = 2**64 - 1
+_STEP, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 class Prompts:
     """Makes the prompts of one workload."""
 
-    def __init__(self, vocabulary: int, block_tokens: int, seed: int = 0) -> None:
-        """Make tokens from a vocabulary of so many; a workload's block has `block_tokens`."""
-        self._vocabulary, self._block_tokens, self._seed = vocabulary, block_tokens, seed
-        self._block = lru_cache(_BLOCKS)(self._draw_block)
+    def __init__(self, vocabulary: int, block_tokens: int, seed: tuple[int, ...] = (0,)) -> None:
+        """Make tokens from a vocabulary of so many; a workload's block has `block_tokens`. Prompts of another seed
+        share nothing with these."""
+        self._vocabulary, self._block_tokens = vocabulary, block_tokens
+        self._streams = [_mixed(_numbers((hash((*seed, stream)),))) for stream in (0, _ALONE)]
 
     def ids(self, number: int, work: WorkRequest, before: np.ndarray | None = None) -> np.ndarray:
         """Return the prompt of request `number`, [prompt_len] int32.
@@ -36,14 +41,29 @@ class Prompts:
         return np.concatenate([kept, own[len(kept) :]])
 
     def _own(self, number: int, work: WorkRequest) -> np.ndarray:
-        length, parts = work.prompt_len, [self._block(block) for block in work.blocks]
-        rest = length - self._block_tokens * len(parts)
-        if rest > 0:
-            parts.append(self._draw((self._seed, _ALONE, number), rest))
-        return np.concatenate(parts)[:length]
+        length = work.prompt_len
+        shared = self._drawn(0, work.blocks, self._block_tokens).ravel()
+        rest = length - len(shared)
+        if rest <= 0:
+            return shared[:length]
+        return np.concatenate([shared, self._drawn(_ALONE, (number,), rest).ravel()])
 
-    def _draw_block(self, block: int) -> np.ndarray:
-        return self._draw((self._seed, 0, block), self._block_tokens)
+    def _drawn(self, stream: int, keys: Iterable[int], count: int) -> np.ndarray:
+        """Draw `count` tokens for each key: [keys, count] int32."""
+        begins = _mixed(_numbers(keys) ^ self._streams[stream])
+        values = _mixed(begins[:, None] + np.arange(count, dtype=np.uint64))
+        span = np.uint64(self._vocabulary - _LEAST_ID)
+        return (values % span).astype(np.int32) + np.int32(_LEAST_ID)
 
-    def _draw(self, seed: tuple[int, ...], count: int) -> np.ndarray:
-        return np.random.default_rng(seed).integers(_LEAST_ID, self._vocabulary, count, dtype=np.int32)
+
+def _numbers(keys: Iterable[int]) -> np.ndarray:
+    return np.fromiter((key & _MASK for key in keys), np.uint64)
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Spread values over all of 64 bits: [...] uint64 -> [...] uint64."""
+    values = values + _STEP
+    values = (values ^ (values >> np.uint64(30))) * _FIRST
+    values = (values ^ (values >> np.uint64(27))) * _SECOND
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed

@@ -11,14 +11,13 @@ from ..metrics.series import MOST, MeshSeries, Series
 from ..protocol.cache_report import MissReason
 from ..scheduler.request import State
 from ..scheduler.scheduler import Scheduler
-from .inspection import Observer
+from .acceptances import Acceptances
 from .role_changes import RoleChanges
-from .submission import Submission
 
 _PERIOD = 0.1  # seconds from one sample to the next, at first
 
 
-class RunWatch(Observer):
+class RunWatch(Acceptances):
     """What is seen of one run. `scheduler` is read on the dispatching thread alone: make it there (`core.inspect`)."""
 
     def __init__(self, scheduler: Scheduler, clock: Callable[[], float], busy: Callable[[], Sequence[float]]) -> None:
@@ -29,19 +28,13 @@ class RunWatch(Observer):
             clock: gives seconds, real or virtual ones.
             busy: gives the seconds in which each mesh has computed so far.
         """
-        self._clock, self._busy = clock, busy
+        super().__init__(clock)
+        self._busy = busy
         self._started = list(busy())
         self._before = _Counted(scheduler.counters)
         self._period, self._last = _PERIOD, -_PERIOD
         self._samples: list[_Sample] = []
-        self.accepted: dict[int, float] = {}  # by the engine's id of a request, when it was taken in
         self.changes = RoleChanges(scheduler, clock())
-
-    def received(self, message: object) -> None:
-        """See requests that are taken in."""
-        if isinstance(message, tuple):
-            now = self._clock()
-            self.accepted.update((one.facts.id, now) for one in message if isinstance(one, Submission))
 
     def decided(self, scheduler: Scheduler, actions: Sequence[object]) -> None:
         """See roles, and take a sample if it is time."""

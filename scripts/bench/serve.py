@@ -1,6 +1,7 @@
 """`twinmesh bench serve`: a load or a preset on the engine, in this process, or on the simulator; report and page.
 
-It is thin: loads are `engine/simulation/loads`, presets and what runs them `engine/benchmark`, files `engine/metrics`.
+It is thin: loads are `engine/simulation/loads`, presets and what runs them `engine/benchmark`, files `engine/metrics`,
+and `serve_targets.py` beside this file makes what they run on.
 """
 
 import argparse
@@ -12,90 +13,121 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinmesh.engine.benchmark.presets import PRESETS, Sweep, scaled
+from twinmesh.engine.benchmark.presets import PRESETS, Preset
+from twinmesh.engine.benchmark.summary import table
 from twinmesh.engine.metrics.benchmark_file import About, Benchmark, Point, write_benchmark
 from twinmesh.engine.metrics.report_text import as_text
 from twinmesh.scripts import arguments
+from twinmesh.scripts.bench import serve_targets
+from twinmesh.scripts.bench.serve_targets import Asks, Runs
 from twinmesh.scripts.loads import HELP, read_load
 from twinmesh.scripts.parser import Parser
 
 if TYPE_CHECKING:
-    from twinmesh.engine.benchmark.runner import Ask
-    from twinmesh.engine.benchmark.target import Target
+    from twinmesh.engine.simulation.workload import Workload
 
 _DESCRIPTION = """\
-Run a preset, shaped like a benchmark that the field knows, or a load of your own, on the engine in this process; with
---device or --profile on the simulator, which gets the same arrivals and gives the same report. Every figure is
-unofficial. 'twinmesh bench report' shows two runs in one page.
+Run a preset, shaped like a benchmark that the field knows, or a load of your own, on the engine in this process. With
+--device or --profile it runs on the simulator instead, which needs neither device nor weights; with --simulate on both,
+one after the other: the same requests and the same report. Every figure of a preset is unofficial. 'twinmesh bench
+report' shows two runs in one page.
 
 presets:
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print a report for each point, write what is asked for, and return the exit code."""
+    """Run, print a report for each point, write what is asked for, and return the exit code: 1 if a score is too low."""
     args = _parser().parse_args(argv)
-    arguments.check_written(args, ("json", "html", "decision_log"), arguments.given_files(args))
-    for path in filter(None, (args.json, args.html)):
+    _check(args)
+    preset = _preset(args)
+    workload = None if args.trace is None else read_load(args.trace, args.model)
+    with ExitStack() as stack:
+        found = {runs.name: _run(runs, preset, workload, args) for runs in serve_targets.made(args, stack)}
+    if preset is not None:
+        print(f"\nShaped like {preset.shaped_like}; unofficial.\n{table(found, preset.figures)}", end="")
+    _write(args, found)
+    return _too_low(found, args.least_score)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what would be found out only after the run.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    if args.preset is None and (args.scale != 1 or args.concurrency or args.max_concurrency or args.data):
+        raise ValueError("--scale, --concurrency, --max-concurrency and --data are of presets: --trace has options.")
+    serve_targets.check(args)
+    args.simulated_json = None
+    if args.json is not None and args.simulate:
+        args.simulated_json = str(Path(args.json).with_suffix(f".simulated{Path(args.json).suffix}"))
+    written = ("json", "simulated_json", "html", "decision_log")
+    arguments.check_written(args, written, arguments.given_files(args))
+    for path in filter(None, (getattr(args, name) for name in written)):
         if Path(path).exists():
             raise ValueError(f"{path} exists: give another name, or move it away.")
     if args.html is not None:
         from twinmesh.engine.extras import need
 
         need("plotly", "report", "--html")
-    with ExitStack() as stack:
-        benchmark = _run(args, stack)
-    if args.json is not None:
-        write_benchmark(args.json, benchmark)
-    if args.html is not None:
-        from twinmesh.scripts.bench.report import write_page
-
-        write_page(args.html, {args.name or args.preset or args.trace: benchmark})
-    return 0
 
 
-def _run(args: argparse.Namespace, stack: ExitStack) -> Benchmark:
-    from twinmesh.engine.benchmark.runner import run_load, run_sweep
+def _preset(args: argparse.Namespace) -> Preset | None:
+    """Return the preset with what was asked of it; None: it is a load of one's own."""
+    from dataclasses import replace
 
-    is_simulated = args.device is not None or args.profile is not None
-    target, ask = _simulated(args) if is_simulated else _real(args, stack)
-    when = None if is_simulated else datetime.now(UTC).isoformat(timespec="seconds")
     if args.preset is None:
-        return run_load(target, read_load(args.trace, args.model), About(when=when), _print)
-    sweep: Sweep = scaled(PRESETS[args.preset], args.scale)
-    about = About(preset=sweep.name, shaped_like=sweep.shaped_like, scale=args.scale, when=when)
-    return run_sweep(target, sweep, about, _print, concurrencies=args.concurrency, ask=ask, seed=args.seed)
+        return None
+    preset: Preset = PRESETS[args.preset]
+    if args.max_concurrency is not None:
+        preset = preset.up_to(args.max_concurrency)
+    if args.concurrency is not None:
+        preset = replace(preset, concurrencies=args.concurrency)
+    if args.data is not None:
+        preset = replace(preset, shape=preset.shape.with_data(args.data))
+    return preset
 
 
-def _real(args: argparse.Namespace, stack: ExitStack) -> "tuple[Target, Ask | None]":
-    from twinmesh.engine.benchmark import accuracy
-    from twinmesh.engine.benchmark.engine_target import EngineTarget
+def _run(runs: Runs, preset: Preset | None, workload: "Workload | None", args: argparse.Namespace) -> Benchmark:
+    from twinmesh.engine.benchmark.runner import run_load, run_preset
 
-    llm = stack.enter_context(arguments.load_llm(args, slo=args.slo))
-    target = EngineTarget(llm, args.model, policy=args.policy, dollars_per_gpu_hour=args.gpu_hour_price)
-    return target, lambda: accuracy.ask(llm, accuracy.read_items())
-
-
-def _simulated(args: argparse.Namespace) -> "tuple[Target, Ask | None]":
-    from twinmesh.engine.benchmark.simulated_target import SimulatedTarget
-    from twinmesh.engine.options import EngineOptions
-    from twinmesh.engine.scheduler.policy import policy_named
-    from twinmesh.engine.simulation.assemble import assemble, source_of
-    from twinmesh.engine.simulation.costs.profile import read_profile
-    from twinmesh.models.checkpoints.known_models import named_model
-    from twinmesh.scripts.simulate import OPTIONS
-
-    profile = None if args.profile is None else read_profile(args.profile)
-    source, model = source_of(args.device, profile, str(args.profile)), named_model(args.model)
-    options = EngineOptions(args.model, slo=args.slo, **{name: getattr(args, name) for name in OPTIONS})
-    engine = assemble(model.name, model.config, options, source, policy_named(args.policy), str(args.profile))
-    return SimulatedTarget(engine, source, model.name, seed=args.seed), None
+    asks: Asks | None = runs.asks if args.accuracy or (preset is not None and preset.asks_accuracy) else None
+    if asks is not None:
+        asks.check()
+    ask = None if asks is None else asks.ask
+    when = None if runs.is_simulated else datetime.now(UTC).isoformat(timespec="seconds")
+    if preset is None:
+        assert workload is not None
+        return run_load(runs.target, workload, About(when=when), _print, ask)
+    about = About(preset=preset.name, shaped_like=preset.shaped_like, scale=args.scale, when=when)
+    return run_preset(runs.target, preset, about, _print, scale=args.scale, ask=ask, seed=args.seed)
 
 
 def _print(point: Point) -> None:
     print(f"\n{point.name}\n{as_text(point.measured.report)}", end="", flush=True)
     if point.accuracy is not None:
         print(f"Accuracy, {point.accuracy.name}: {point.accuracy.right} of {point.accuracy.asked} right")
+
+
+def _write(args: argparse.Namespace, found: dict[str, Benchmark]) -> None:
+    for path, benchmark in zip((args.json, args.simulated_json), found.values(), strict=False):
+        if path is not None:
+            write_benchmark(path, benchmark)
+    if args.html is not None:
+        from twinmesh.scripts.bench.report import write_page
+
+        write_page(args.html, found)
+
+
+def _too_low(found: dict[str, Benchmark], least: float | None) -> int:
+    """Say which points answered too few questions right, and return the exit code."""
+    if least is None:
+        return 0
+    scores = [(point.name, point.accuracy.score) for one in found.values() for point in one.points if point.accuracy]
+    low = [f"{name}: a score of {score:.2f} is below --least-score {least:g}." for name, score in scores if score < least]
+    print(*low, sep="\n", end="\n" * bool(low), file=sys.stderr)
+    return int(bool(low))
 
 
 def _parser() -> Parser:
@@ -108,6 +140,33 @@ def _parser() -> Parser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--preset", choices=PRESETS, help="a preset, see above")
     what.add_argument("--trace", metavar="LOAD", type=arguments.not_empty, help="a trace or a generator, see above")
+    _add_preset_arguments(parser)
+    parser.add_argument(
+        "--seed", metavar="N", type=arguments.whole_number(0), default=0, help="of lengths (default: %(default)s)"
+    )
+    parser.add_argument("--accuracy", action="store_true", help="ask questions with known answers after each point")
+    parser.add_argument(
+        "--least-score", metavar="X", type=_share, help="end with code 1 if a smaller share is answered right"
+    )
+    parser.add_argument(
+        "--gpu-hour-price", metavar="X", type=arguments.positive, help="$ an hour of a GPU (default: as published)"
+    )
+    parser.add_argument("--power", action="store_true", help="read what the GPUs draw, by NVML")
+    parser.add_argument("--slo", metavar="SLO", type=arguments.slo, help="targets: ttft=1000ms,tpot=50ms,percentile=99")
+    parser.add_argument("--device", metavar="NAME", help="simulate on h100, h200 or b200")
+    parser.add_argument("--profile", metavar="FILE", type=arguments.read_path, help="simulate by a measured profile")
+    parser.add_argument("--simulate", action="store_true", help="run on the engine, and then on the simulator")
+    parser.add_argument("--name", metavar="NAME", type=arguments.not_empty, help="of the run, in the page")
+    parser.add_argument(
+        "--json", metavar="OUT", type=arguments.written_path,
+        help="write all records to this file; the simulator's beside it, with .simulated in the name",
+    )  # fmt: skip
+    parser.add_argument("--html", metavar="PAGE", type=arguments.written_path, help="write one page with figures")
+    arguments.add_engine_arguments(parser)
+    return parser
+
+
+def _add_preset_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--scale", metavar="X", type=_share, default=1.0, help="multiply a preset's lengths and times by X, at most 1"
     )
@@ -115,22 +174,12 @@ def _parser() -> Parser:
         "--concurrency", metavar="N,...", type=_counts, help="instead of the preset's, ascending, as in 1,2,4"
     )
     parser.add_argument(
-        "--seed", metavar="N", type=arguments.whole_number(0), default=0, help="of lengths (default: 0)"
+        "--max-concurrency", metavar="N", type=arguments.whole_number(1), help="the preset's up to N; C_max of endpoints"
     )
     parser.add_argument(
-        "--gpu-hour-price",
-        metavar="X",
-        type=arguments.positive,
-        help="$ an hour of a GPU; by default what is published",
-    )
-    parser.add_argument("--slo", metavar="SLO", type=arguments.slo, help="targets: ttft=1000ms,tpot=50ms,percentile=99")
-    parser.add_argument("--device", metavar="NAME", help="simulate on h100, h200 or b200")
-    parser.add_argument("--profile", metavar="FILE", type=arguments.read_path, help="simulate by a measured profile")
-    parser.add_argument("--name", metavar="NAME", type=arguments.not_empty, help="of the run, in the page")
-    parser.add_argument("--json", metavar="OUT", type=arguments.written_path, help="write all records to this file")
-    parser.add_argument("--html", metavar="PAGE", type=arguments.written_path, help="write one page with figures")
-    arguments.add_engine_arguments(parser)
-    return parser
+        "--data", metavar="FILE", type=arguments.read_path,
+        help="recorded lengths: a trace for endpoints, sessions for agents (JSONL as cc-traces-weka)",
+    )  # fmt: skip
 
 
 def _share(text: str) -> float:
