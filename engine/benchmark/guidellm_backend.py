@@ -86,7 +86,9 @@ class TwinmeshBackend(Backend):
     async def process_startup(self) -> None:
         """Load the engine, in the worker."""
         arguments = self._arguments
-        self._llm = llm = await asyncio.to_thread(lambda: AsyncLLM(arguments.model, **arguments.engine))
+        # JSON has lists for what options have as tuples.
+        options = {name: tuple(one) if isinstance(one, list) else one for name, one in arguments.engine.items()}
+        self._llm = llm = await asyncio.to_thread(lambda: AsyncLLM(arguments.model, **options))
         self._run, self._watching = StreamedRun(llm), ExitStack()
         self._watch = self._watching.enter_context(EngineTarget(llm, arguments.model).watched())
 

@@ -16,7 +16,7 @@ from ..api.client import EngineClient
 from ..extras import need
 from ..simulation.loads.lengths import Lengths
 from ..simulation.workload import WorkRequest, checked
-from .driver import Driven
+from .driver import Driven, quick_switches
 from .loadgen_log import PREFIX, LoadGenLog, check_in_force, read_log
 from .loadgen_settings import EXTRA, Scenario, limits_of
 from .loadgen_sut import SystemUnderTest
@@ -71,8 +71,9 @@ def run_loadgen(
     loadgen = need("mlperf_loadgen", EXTRA, "The preset mlperf")
     under_test = SystemUnderTest(loadgen, client, samples, accepted)
     test = threading.Thread(target=_test, args=(loadgen, under_test, settings, len(samples), folder), daemon=True)
-    test.start()
-    under_test.over.wait()
+    with quick_switches():
+        test.start()
+        under_test.over.wait()
     if under_test.failure is not None:
         raise under_test.failure
     test.join()

@@ -85,19 +85,16 @@ class SystemUnderTest:
             self._jobs.pop(index, None)
 
     def issue(self, samples: Iterable[Sample]) -> None:
-        """Start a request for each sample. What raises here would pass through LoadGen, so it is kept for `failure`,
-        and the samples are answered with nothing."""
+        """Start a request for each sample; with a `failure` the call never returns, since nothing ends LoadGen early
+        and what raises here would pass through it."""
         now = self._client.clock()
-        for sample in samples:
-            job = replace(self._jobs[sample.index], arrival=now, tokenised=now)
-            if self.failure is None:
-                try:
-                    self._start(sample.id, job)
-                    continue
-                except Exception as error:
-                    self.failure = error
-                    self.over.set()
-            self._complete(sample.id, [])
+        try:
+            for sample in samples:
+                self._start(sample.id, replace(self._jobs[sample.index], arrival=now, tokenised=now))
+        except Exception as error:
+            self.failure = error
+            self.over.set()
+            threading.Event().wait()
 
     def _start(self, id_: int, job: Job) -> None:
         sent: _Sent

@@ -12,6 +12,7 @@ from pathlib import Path
 from twinmesh.engine.errors import EngineError
 from twinmesh.engine.extras import need
 from twinmesh.engine.options import EngineOptions, documentation
+from twinmesh.models.checkpoints.catalog import resolve_model
 from twinmesh.scripts import arguments
 from twinmesh.scripts.parser import Parser
 
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(word.split("=")[0] == name for word in words):
             raise ValueError(f"{name} is what this command gives to GuideLLM: leave it out.")
     need("guidellm", "guidellm", "The command 'bench guidellm'")
-    EngineOptions(args.model, **_options(args))  # refuses what cannot be
+    EngineOptions(args.model, **_options(args))  # refuses what cannot be, before workers would
+    resolve_model(args.model)
     if args.reports is not None:
         _make_folder(Path(args.reports))
     from twinmesh.engine.benchmark.guidellm_backend import KIND
