@@ -237,11 +237,14 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return Dollars(per_gpu_hour=price, input=of(prompt), output=of(output), total=of(prompt + output))
 
     @property
+    def joules(self) -> float | None:
+        """Return what all GPUs draw over the wall time; None where the power is not known."""
+        return None if self.power is None else self.power.watts * self.run.gpus * self.wall
+
+    @property
     def joules_per_output_token(self) -> float | None:
-        """Return what all GPUs draw over the wall time, over generated tokens; None where the power is not known."""
-        if self.power is None or not self.tokens.output:
-            return None
-        return self.power.watts * self.run.gpus * self.wall / self.tokens.output
+        """Return the same over generated tokens; None where the power is not known, or there are none."""
+        return None if self.joules is None or not self.tokens.output else self.joules / self.tokens.output
 
     def _per_second(self, count: int) -> float:
         return count / self.wall if self.wall > 0 else 0.0

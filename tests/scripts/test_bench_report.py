@@ -1,0 +1,70 @@
+"""`twinmesh bench report`: files in, a page out; bad input is one sentence."""
+
+import sys
+
+import pytest
+from helpers.measured_runs import benchmark
+from helpers.pages import Page
+from twinmesh.engine.metrics.benchmark_file import benchmark_json
+from twinmesh.scripts.bench.report import main
+from twinmesh.scripts.cli import main as twinmesh
+
+
+@pytest.fixture
+def run(tmp_path):
+    pytest.importorskip("plotly", reason="pip install 'twinmesh[report]'")
+    path = tmp_path / "run.json"
+    path.write_bytes(benchmark_json(benchmark(2)))
+    return path
+
+
+def test_a_page_is_written_beside_its_run_and_never_over_another(run, capsys):
+    assert main([str(run)]) == 0
+    page = run.with_suffix(".html")
+    assert capsys.readouterr().out == f"Wrote {page}.\n"
+    assert "run" in Page(page.read_text()).row("runs", "name")
+    with pytest.raises(ValueError, match=r"run\.html exists: give another name with --html"):
+        main([str(run)])
+
+
+def test_two_files_are_compared_and_a_price_counts_for_both(run, tmp_path):
+    other = tmp_path / "more" / "run.json"
+    other.parent.mkdir()
+    other.write_bytes(benchmark_json(benchmark(3)))
+    main([str(run), "--compare", str(other), "--html", str(tmp_path / "both.html"), "--gpu-hour-price", "4"])
+    page = Page((tmp_path / "both.html").read_text())
+    assert page.row("runs", "name") == [str(run), str(other)]
+    assert page.row("dollars", "A, rate 2")[0] == page.row("dollars", "B, rate 3")[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"{}", "is no benchmark: give the JSON"),
+        (b'{"format":"twinmesh benchmark","version":99}', "is a benchmark of version 99"),
+        (b'{"format":"twinmesh load report","version":1}', "is a load report of version 1"),
+        (b'{"format":"twinmesh benchmark","version":1,"points":3}', "is damaged"),
+    ],
+)
+def test_a_file_that_is_no_run_is_one_sentence(tmp_path, capsys, content, says):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    assert twinmesh(["bench", "report", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_a_run_is_not_compared_with_itself(run, tmp_path):
+    with pytest.raises(ValueError, match="compared with itself"):
+        main([str(run), "--compare", str(run), "--html", str(tmp_path / "p.html")])
+
+
+def test_without_plotly_its_extra_is_named(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "run.json"
+    path.write_bytes(benchmark_json(benchmark(2)))
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    assert twinmesh(["bench", "report", str(path)]) == 2
+    assert "pip install 'twinmesh[report]'" in capsys.readouterr().err
