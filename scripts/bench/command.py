@@ -23,6 +23,7 @@ BENCHMARKS = {
     "logged": "what a decision log costs, in alternating processes",
     "machine": "the machine's own limits: arithmetic and memory",
     "memory": "peak memory from the start to the end of 32 requests, beside an earlier checkout",
+    "metrics": "what metrics for Prometheus cost decode steps, scraped and not",
     "offline": "throughput of a whole workload, against transformers and vLLM",
     "peers": "decode steps, prefill and memory, against llama.cpp, vLLM, transformers and an earlier checkout",
     "planner": "the planner against every static split, colocation and an oracle, on simulated devices",

@@ -58,6 +58,8 @@ def _run(args: argparse.Namespace, stack: ExitStack) -> Benchmark:
     from twinmesh.engine.benchmark.runner import run_load, run_sweep
 
     is_simulated = args.device is not None or args.profile is not None
+    if is_simulated and args.metrics_port is not None:
+        raise ValueError("--metrics-port shows an engine that runs, and a simulation has none: leave it out.")
     target, ask = _simulated(args) if is_simulated else _real(args, stack)
     when = None if is_simulated else datetime.now(UTC).isoformat(timespec="seconds")
     if args.preset is None:
@@ -71,7 +73,9 @@ def _real(args: argparse.Namespace, stack: ExitStack) -> "tuple[Target, Ask | No
     from twinmesh.engine.benchmark import accuracy
     from twinmesh.engine.benchmark.engine_target import EngineTarget
 
+    show = stack.enter_context(arguments.metrics_port(args))
     llm = stack.enter_context(arguments.load_llm(args, slo=args.slo))
+    show(llm)
     target = EngineTarget(llm, args.model, policy=args.policy, dollars_per_gpu_hour=args.gpu_hour_price)
     return target, lambda: accuracy.ask(llm, accuracy.read_items())
 
@@ -129,6 +133,7 @@ def _parser() -> Parser:
     parser.add_argument("--name", metavar="NAME", type=arguments.not_empty, help="of the run, in the page")
     parser.add_argument("--json", metavar="OUT", type=arguments.written_path, help="write all records to this file")
     parser.add_argument("--html", metavar="PAGE", type=arguments.written_path, help="write one page with figures")
+    arguments.add_metrics_port(parser)
     arguments.add_engine_arguments(parser)
     return parser
 
