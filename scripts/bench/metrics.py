@@ -14,6 +14,7 @@ import statistics
 import threading
 import time
 import urllib.request
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -145,7 +146,7 @@ def _counting() -> dict[str, float]:
     """Return microseconds of the dispatching thread for each request that ends, by the tokens that it has."""
     found = {}
     for tokens in (16, 128, 1024):
-        line = Timeline(0.0, 0.1, 0.2, None, 9.0, np.cumsum(np.full(tokens, 0.01)))
+        line = Timeline(0.0, 0.1, 0.2, None, 9.0, array("d", [0.01 * n for n in range(1, tokens + 1)]))
         seen, observed, count = Seen(line, tokens, 100, True), Observed(), 64 * _REPEATS
         start = time.thread_time()
         for _ in range(count):

@@ -57,8 +57,8 @@ class RoleTimeline:
     def happened(self, entry: object, now: float) -> None:
         """Draw calls for roles, and plans."""
         if isinstance(entry, SetRoles):
-            wanted = {**entry.counts, **{f"mesh {mesh}": role for mesh, role in entry.meshes.items()}}
-            text = ", ".join([f"{what}={how}" for what, how in wanted.items()])
+            counts = [f"{role}={count}" for role, count in entry.counts.items()]
+            text = ", ".join([*counts, *(f"mesh {mesh}={role}" for mesh, role in entry.meshes.items())])
             self._emit(Instant(self._decisions, now, f"called for {text}"))
         elif isinstance(entry, Planned):
             values = {name: value for name, value in asdict(entry).items() if value is not None}
