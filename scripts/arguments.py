@@ -6,7 +6,8 @@ No JAX until `load_llm` is called.
 import argparse
 import gc
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from twinmesh.models.checkpoints.base import Checkpoint
 
 
+_LAST_PORT = 65535
 # The values that an option may have, where they are few.
 _CHOICES: Mapping[str, Sequence[str]] = {
     "dtype": ("auto", *DTYPES),
@@ -49,6 +51,33 @@ def given_engine_flags(args: argparse.Namespace) -> dict[str, str]:
         for name, option in documentation().items()
         if option.flag is not None and getattr(args, name) != defaults[name].default
     }
+
+
+def add_metrics_port(parser: argparse.ArgumentParser) -> None:
+    """Declare `--metrics-port`, for `metrics_port`."""
+    parser.add_argument(
+        "--metrics-port",
+        metavar="N",
+        type=_port,
+        help="serve the engine's figures for Prometheus at http://127.0.0.1:N/metrics while it runs",
+    )
+
+
+@contextmanager
+def metrics_port(args: argparse.Namespace) -> "Iterator[Callable[[LLM], None]]":
+    """Listen on the port that was asked for, before anything is loaded; yield what shows an engine's figures there. It
+    does nothing where none was.
+
+    Raises:
+        ValueError: the port cannot be used, or prometheus-client is not installed.
+    """
+    if args.metrics_port is None:
+        yield lambda llm: None
+        return
+    from twinmesh.engine.metrics.prometheus import MetricsServer
+
+    with MetricsServer(args.metrics_port) as server:
+        yield lambda llm: server.show(llm.engine.core.metrics)
 
 
 def add_simulated_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
@@ -248,6 +277,13 @@ def whole_number(least: int) -> Callable[[str], int]:
         return number
 
     return read
+
+
+def _port(text: str) -> int:
+    port = whole_number(1)(text)
+    if port > _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: they are 1 to {_LAST_PORT}")
+    return port
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

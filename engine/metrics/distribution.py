@@ -18,7 +18,7 @@ class Distribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def of(cls, values: Iterable[float]) -> "Distribution | None":
         """Compute that of these values, without those that are NaN; None where none is left."""
-        known = np.fromiter(values, np.float64)
+        known = np.asarray(values) if isinstance(values, np.ndarray) else np.fromiter(values, np.float64)
         known = known[~np.isnan(known)]
         if not len(known):
             return None

@@ -33,6 +33,11 @@ class PageAllocator:
         """Return the number of pages that no request holds."""
         return len(self._free) + len(self._idle)
 
+    @property
+    def num_idle(self) -> int:
+        """Return the number of those that the prefix cache holds."""
+        return len(self._idle)
+
     def allocate(self, count: int) -> list[int]:
         """Allocate `count` pages to one holder; the caller has checked `num_free`."""
         if count > self.num_free:

@@ -236,7 +236,7 @@ class _Run(Observer):
         self._inbox.append((submission,))
 
     def _result(self) -> Simulation:
-        log, running = self._loop.requests.figures()
+        log, unfinished = self._loop.requests.figures(self._time.now)
         host = self._executor.host
         host.steps = self._loop.host.steps
         return Simulation(
@@ -246,7 +246,7 @@ class _Run(Observer):
             tuple(self._changes.roles),
             tuple(self._changes.flips),
             log.metrics(
-                running,
+                unfinished,
                 0,
                 self._scheduler.counters,
                 self._executor.traffic,

@@ -164,6 +164,7 @@ def _parser() -> Parser:
         help="write all records to this file; the simulator's beside it, with .simulated in the name",
     )  # fmt: skip
     parser.add_argument("--html", metavar="PAGE", type=arguments.written_path, help="write one page with figures")
+    arguments.add_metrics_port(parser)
     arguments.add_engine_arguments(parser)
     return parser
 

@@ -47,7 +47,7 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError("--least-score needs a score: give --accuracy too.")
         return
     of_engines = {"--accuracy": args.accuracy, "--power": args.power, "--least-score": args.least_score is not None}
-    of_engines |= {"--decision-log": args.decision_log is not None}
+    of_engines |= {"--decision-log": args.decision_log is not None, "--metrics-port": args.metrics_port is not None}
     given = [flag for flag, is_given in of_engines.items() if is_given]
     heeded = {*OPTIONS, "model"}
     given += [flag for name, flag in arguments.given_engine_flags(args).items() if name not in heeded]
@@ -63,7 +63,9 @@ def made(args: argparse.Namespace, stack: ExitStack) -> Iterator[Runs]:
     if _is_simulated_alone(args):
         yield Runs(args.name or "simulated", _alone(args), is_simulated=True)
         return
+    show = stack.enter_context(arguments.metrics_port(args))
     llm = stack.enter_context(arguments.load_llm(args, slo=args.slo))
+    show(llm)
     beside = _beside(llm, args) if args.simulate else None  # before the run: its costs may be of something else
     yield Runs(args.name or "measured", _real(llm, args), is_simulated=False, asks=_asks(llm))
     if beside is not None:
@@ -77,8 +79,9 @@ def _is_simulated_alone(args: argparse.Namespace) -> bool:
 def _real(llm: "LLM", args: argparse.Namespace) -> "Target":
     from twinmesh.engine.benchmark.engine_target import EngineTarget
     from twinmesh.engine.benchmark.power import NvmlMeter
+    from twinmesh.engine.sharding.mesh import find_devices
 
-    meter = NvmlMeter(llm.config.topology.num_devices) if args.power else None
+    meter = NvmlMeter.of(find_devices()[: llm.config.topology.num_devices]) if args.power else None
     return EngineTarget(
         llm, args.model, policy=args.policy, dollars_per_gpu_hour=args.gpu_hour_price, meter=meter
     )  # fmt: skip

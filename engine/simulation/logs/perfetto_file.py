@@ -1,84 +1,121 @@
-"""Slices as a file of Perfetto's native format, by the protos that the package `perfetto` ships; ui.perfetto.dev opens
-it. Times are nanoseconds from the first slice.
+"""A timeline as a file of Perfetto's native format, by the protos that the package `perfetto` ships; ui.perfetto.dev
+opens it. Times are nanoseconds on the engine's clock, those of the decision log.
 
-A track is a TrackDescriptor (uuid, name, parent_uuid; `sibling_order_rank` orders them), a slice a pair of TrackEvents
-SLICE_BEGIN and SLICE_END on its `track_uuid`, in one packet sequence and in the order of time, an inner slice's end
-before its outer's; what an arrow begins at has `flow_ids`, what it ends at `terminating_flow_ids`.
+A file is one `Trace`, whose packets are written a thousand at a time: protobuf's encoding of a repeated field is that
+of its parts, one behind the other. A track is a TrackDescriptor (uuid, parent_uuid, name; `sibling_order_rank` orders
+those of a parent whose `child_ordering` is EXPLICIT), a slice a pair of TrackEvents SLICE_BEGIN and SLICE_END on its
+`track_uuid`; a flow leaves the slice with its number in `flow_ids` and ends at the one with it in
+`terminating_flow_ids`. Packets of one sequence (`trusted_packet_sequence_id`) are read in their order, those of several
+in the order of time, so each track is a sequence of its own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from typing import Any
 
 from ...extras import need
-from ...whole_file import write_whole
-from .timeline_tracks import Slice, Track
+from ...whole_file import writing_whole
+from .timeline_tracks import Begin, Count, End, Instant, Mark, Notes, Track
 
-_SEQUENCE = 1  # id of the packet sequence that all packets are of
+_PACKETS = 1000  # that are written at once
 
 
-def write_trace(path: str | PathLike[str], slices: Iterable[Slice]) -> None:
-    """Write a trace.
+def check_perfetto() -> None:
+    """Refuse to go on without the package, before a long log is read.
 
     Raises:
-        ValueError: the package perfetto is not installed, or there are no slices.
+        ValueError: it is not installed.
+    """
+    _protos()
+
+
+def write_trace(path: str | PathLike[str], marks: Iterable[Mark]) -> None:
+    """Write a trace; the file is there once it is whole.
+
+    Raises:
+        ValueError: the package perfetto is not installed; or what `marks` raises.
         OSError: the file cannot be written.
     """
-    write_whole(path, trace_bytes(list(slices)))
+    with writing_whole(path) as file:
+        for piece in trace_pieces(marks):
+            file.write(piece)
 
 
-def trace_bytes(slices: list[Slice]) -> bytes:
-    """Return a trace; raises as `write_trace`."""
-    protos = need("perfetto.protos.perfetto.trace.perfetto_trace_pb2", "perfetto", "A Perfetto trace")
-    if not slices:
-        raise ValueError("the run has nothing to be drawn: no step of it has stamps.")
-    trace, start = protos.Trace(), min(one.begin for one in slices)
-    uuids = _describe(trace, protos, {one.track for one in slices})
-    for time, _, event, one in sorted(_events(slices, start), key=lambda entry: entry[:2]):
-        packet = _packet(trace)
-        packet.timestamp = time
-        packet.track_event.track_uuid = uuids[one.track]
-        packet.track_event.type = getattr(protos.TrackEvent, event)
-        if event == "TYPE_SLICE_BEGIN":
-            _fill(packet.track_event, one)
-    data: bytes = trace.SerializeToString()
-    return data
+def trace_pieces(marks: Iterable[Mark]) -> Iterator[bytes]:
+    """Yield a trace in pieces, which follow each other in the file; raises as `write_trace`."""
+    packets = _Packets(_protos())
+    for mark in marks:
+        packets.add(mark)
+        if packets.count >= _PACKETS:
+            yield packets.take()
+    if packets.count:
+        yield packets.take()
 
 
-def _events(slices: list[Slice], start: float) -> Iterable[tuple[int, tuple[int, int], str, Slice]]:
-    """Yield begins and ends; at one instant ends come before begins, inner ends and outer begins first."""
-    for one in slices:
-        begin, end = (round((t - start) * 1e9) for t in (one.begin, one.end))
-        yield begin, (1, begin - end), "TYPE_SLICE_BEGIN", one
-        yield end, (0 if end > begin else 2, end - begin), "TYPE_SLICE_END", one
+class _Packets:
+    """Packets that were not written yet."""
+
+    def __init__(self, protos: Any) -> None:
+        self._protos, self._trace = protos, protos.Trace()
+        self._uuids: dict[Track, int] = {}
+        self._types = {
+            Begin: protos.TrackEvent.TYPE_SLICE_BEGIN,
+            End: protos.TrackEvent.TYPE_SLICE_END,
+            Instant: protos.TrackEvent.TYPE_INSTANT,
+            Count: protos.TrackEvent.TYPE_COUNTER,
+        }
+
+    @property
+    def count(self) -> int:
+        return len(self._trace.packet)
+
+    def take(self) -> bytes:
+        data: bytes = self._trace.SerializeToString()
+        self._trace = self._protos.Trace()
+        return data
+
+    def add(self, mark: Mark) -> None:
+        uuid = self._uuid(mark.track)
+        packet = self._packet(uuid)
+        packet.timestamp = max(0, round(mark.t * 1e9))
+        event = packet.track_event
+        event.type, event.track_uuid = self._types[type(mark)], uuid
+        if isinstance(mark, Count):
+            event.double_counter_value = mark.value
+            return
+        if not isinstance(mark, End):
+            event.name = mark.name
+        if isinstance(mark, Begin):
+            if mark.flow_out is not None:
+                event.flow_ids.append(mark.flow_out)
+            if mark.flow_in is not None:
+                event.terminating_flow_ids.append(mark.flow_in)
+        _annotate(event, mark.notes)
+
+    def _packet(self, uuid: int) -> Any:
+        packet = self._trace.packet.add()
+        packet.trusted_packet_sequence_id = uuid
+        return packet
+
+    def _uuid(self, track: Track) -> int:
+        """Return the number of a track, which is described when it first comes, behind its parent."""
+        known = self._uuids.get(track)
+        if known is not None:
+            return known
+        parent = None if track.parent is None else self._uuid(track.parent)
+        uuid = self._uuids[track] = len(self._uuids) + 1
+        descriptor = self._packet(uuid).track_descriptor
+        descriptor.uuid, descriptor.name, descriptor.sibling_order_rank = uuid, track.name, track.order
+        descriptor.child_ordering = self._protos.TrackDescriptor.EXPLICIT
+        if parent is not None:
+            descriptor.parent_uuid = parent
+        if track.unit is not None:
+            descriptor.counter.unit_name = track.unit
+        return uuid
 
 
-def _describe(trace: Any, protos: Any, tracks: set[Track]) -> dict[Track, int]:
-    """Add the tracks, each under its group; return their uuids."""
-    groups = sorted({track.group for track in tracks})
-    for number, group in enumerate(groups, 1):
-        descriptor = _packet(trace).track_descriptor
-        descriptor.uuid, descriptor.name = number, group
-    uuids = {}
-    for number, track in enumerate(sorted(tracks, key=lambda one: (one.group, one.order)), len(groups) + 1):
-        descriptor = _packet(trace).track_descriptor
-        descriptor.uuid, descriptor.parent_uuid = number, groups.index(track.group) + 1
-        descriptor.name, descriptor.sibling_order_rank = track.name, track.order
-        uuids[track] = number
-    return uuids
-
-
-def _packet(trace: Any) -> Any:
-    packet = trace.packet.add()
-    packet.trusted_packet_sequence_id = _SEQUENCE
-    return packet
-
-
-def _fill(event: Any, one: Slice) -> None:
-    event.name = one.name
-    event.flow_ids.extend(one.flows_out)
-    event.terminating_flow_ids.extend(one.flows_in)
-    for name, value in one.notes:
+def _annotate(event: Any, notes: Notes) -> None:
+    for name, value in notes:
         note = event.debug_annotations.add()
         note.name = name
         if isinstance(value, str):
@@ -87,3 +124,7 @@ def _fill(event: Any, one: Slice) -> None:
             note.int_value = value
         else:
             note.double_value = value
+
+
+def _protos() -> Any:
+    return need("perfetto.protos.perfetto.trace.perfetto_trace_pb2", "perfetto", "A Perfetto trace")
