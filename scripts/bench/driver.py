@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twinmesh.engine.core.engine_core import EngineCore
@@ -35,14 +35,6 @@ class _Words:
 
     def stream(self, *_: object) -> None:
         """Give nothing that turns ids into text: nobody asks for any."""
-
-
-class _Engine(NamedTuple):
-    """What a client needs of an engine."""
-
-    core: "EngineCore"
-    config: Any
-    tokenizer: Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,11 +60,14 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     from twinmesh.engine.benchmark.driver import drive
     from twinmesh.engine.benchmark.target import Load
     from twinmesh.engine.simulation.loads.load_spec import read_workload
+    from twinmesh.engine.startup.build import Engine
 
     load = f"poisson:rate={args.rate},input={args.prompt},output={args.output},seconds={args.seconds}"
     found = []
     with closing(hollow_core(args)) as core:
-        client = EngineClient(_Engine(core, core.inspect(lambda scheduler, _: scheduler.config), _Words()), seed=0)
+        words: Any = _Words()
+        engine = Engine(core, core.inspect(lambda scheduler, _: scheduler.config), words, words)
+        client = EngineClient(engine, seed=0)
         for turn in range(args.rounds + 1):
             driven = drive(client, Load(read_workload(f"{load},seed={turn}")), {}, seed=(turn,))
             if turn:  # the first one warms caches of all kinds

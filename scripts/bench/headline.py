@@ -196,7 +196,7 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _feasible(row: Mapping[str, Any]) -> dict[str, float | None]:
+def _feasible(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the highest rate at which an engine keeps to the SLO, and its goodput there; 0: at none."""
     kept = [point for point in row["points"] if point["is_attained"]]
     best = max(kept, key=lambda point: float(point["rate"]), default=None)
@@ -236,7 +236,7 @@ def _text(row: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _apart[T](function: Any, *arguments: Any) -> Any:
+def _apart(function: Any, *arguments: Any) -> Any:
     """Call a function in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
