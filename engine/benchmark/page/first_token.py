@@ -13,7 +13,7 @@ _PARTS = (
     ("queue", "queue", OCHRE), ("prefill", "prefill", RED), ("host", "host", GREY),
     ("handoff", "hand-off, after the first token", PURPLE),
 )  # fmt: skip
-_KINDS = (("parts", "mean", "Mean of all"), ("worst_parts", "worst", "Mean of the slowest 1 %"))
+_KINDS = (("parts", "mean", "Mean"), ("worst_parts", "worst", "Slowest 1 %"))
 
 
 def first_token(compared: Compared) -> Section:
@@ -76,5 +76,7 @@ def _table(known: Sequence[ShownPoint]) -> Table:
         for field, _, title in _KINDS:
             parts = getattr(shown.point.measured.report, field)
             values = [] if parts is None else [_ttft(parts), *(getattr(parts, one) for one, _, _ in _PARTS)]
-            rows.append((f"{shown.title}: {title.lower()}", [ms(value) for value in values] or [UNKNOWN] * 5))
+            rows.append(
+                (f"{shown.title}: {title[0].lower()}{title[1:]}", [ms(value) for value in values] or [UNKNOWN] * 5)
+            )
     return Table("ttft-parts", ("ms", "TTFT", "queue", "prefill", "host", "then hand-off"), rows)

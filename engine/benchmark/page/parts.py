@@ -19,7 +19,7 @@ class Cell(NamedTuple):
     value: float | None = None  # as in the JSON; None: it is a text
 
 
-_MOST_ROWS = 20  # of a table that is not folded
+_MOST_ROWS = 12  # of a table that is not folded
 UNKNOWN = Cell("\N{EN DASH}")
 
 type Row = tuple[str, Sequence[Cell | str]]  # its head, and the rest
