@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from math import inf
 from typing import TYPE_CHECKING
 
 from twinmesh.engine.options import EngineOptions
@@ -54,7 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", metavar="N", type=arguments.whole_number(0), default=0, help="of the noise (default: %(default)s)"
     )
     parser.add_argument(
-        "--json", metavar="OUT", type=arguments.written_path, help="write the report with all records to this file"
+        "--json",
+        metavar="OUT",
+        type=arguments.written_path,
+        help="write the report with all records and samples to this file",
     )
     arguments.add_simulated_options(parser, OPTIONS)
 
@@ -80,18 +84,20 @@ def run(args: argparse.Namespace) -> int:
     engine = assemble(model.name, model.config, options, source, policy, str(args.profile), model.formats)
     workload, gaps = _workload(args), Gaps()
     noise = args.noise or (0.0 if profile is None else profile.spread)
-    start = time.perf_counter()
+    begun = time.perf_counter()
     log = (
         None
         if args.decision_log is None
         else DecisionLog(args.decision_log, RunFacts(model.config, model.name, source.device))
     )
     try:
-        done = simulate(workload, engine, seed=args.seed, noise=noise, log=log, gaps=gaps)
+        done = simulate(
+            workload, engine, seed=args.seed, noise=noise, log=log, gaps=gaps, samples=args.json is not None
+        )
     finally:
         if log is not None:
             log.close()
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - begun
     report = report_of(done, engine, source, workload=workload.name, model=model.name, seed=args.seed, gaps=gaps)
     print(as_text(report), end="")
     print(
@@ -100,7 +106,8 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     if args.json is not None:
-        write_report(args.json, report, done.records)
+        start = float(done.records.column("arrival").min(initial=inf))
+        write_report(args.json, report, done.records, None if done.series is None else done.series.since(start))
     return 0
 
 

@@ -61,17 +61,16 @@ def _hits(compared: Compared) -> str:
         for report in reports:
             for reason, tokens in report.missed_tokens.items():
                 missed[reason] = missed.get(reason, 0) + tokens
-        text = f"{run.letter}: " if run.letter else ""
-        text += f"{percent(cached / prompt)} of prompt tokens were found in the prefix cache"
+        text = f"{percent(cached / prompt)} of prompt tokens were found in the prefix cache"
         if missed:
             reason = max(missed, key=lambda one: missed[one])
             text += f"; of those that were not, {percent(missed[reason] / sum(missed.values()))} were “{reason}”"
-        texts.append(text)
-    return f"{'. '.join(texts)}." if texts else "No request finished, so nothing tells what was found."
+        texts.append(run.say(f"{text}."))
+    return " ".join(texts) or "No request finished, so nothing tells what was found."
 
 
 def _plot(known: Sequence[ShownPoint], reasons: Sequence[str]) -> Plot:
-    figure = Figure("share of prompt tokens", height=76 + 30 * len(known))
+    figure = Figure("share of prompt tokens", height=92 + 30 * len(known))
     rows = list(range(len(known)))
     counted = {_FOUND: [shown.point.measured.report.tokens.cached for shown in known]}
     counted |= {one: [shown.point.measured.report.missed_tokens.get(one, 0) for shown in known] for one in reasons}

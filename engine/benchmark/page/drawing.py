@@ -27,8 +27,9 @@ class Figure:
         """Begin with nothing in it; `x` is the title of its axis, `height` in pixels."""
         self.height = height
         self.data: list[Trace] = []
-        self.x: dict[str, Any] = {"automargin": True, "zeroline": False, "title": {"text": x, "standoff": 8}}
-        self.y: dict[str, Any] = {"automargin": True, "zeroline": False}
+        axis = {"automargin": True, "zeroline": False, "separatethousands": True, "exponentformat": "none"}
+        self.x: dict[str, Any] = axis | {"title": {"text": x, "standoff": 8}}
+        self.y: dict[str, Any] = axis | {}
         self._layout: dict[str, Any] = {
             "height": height, "showlegend": False, "hovermode": "closest", "font": {"size": 12},
             "margin": {"l": 8, "r": 12, "t": 8, "b": 8}, "xaxis": self.x, "yaxis": self.y,
@@ -58,9 +59,9 @@ class Figure:
         })  # fmt: skip
 
     def note(self, y: float, text: str) -> None:
-        """Write at the left of a figure, below a height of `y`."""
+        """Write at the right of a figure, below a height of `y`."""
         self._layout.setdefault("annotations", []).append({
-            "xref": "x domain", "x": 0.01, "xanchor": "left", "y": y, "yanchor": "top", "showarrow": False,
+            "xref": "x domain", "x": 0.99, "xanchor": "right", "y": y, "yanchor": "top", "showarrow": False,
             "text": text,
         })  # fmt: skip
 

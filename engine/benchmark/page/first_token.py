@@ -13,7 +13,7 @@ _PARTS = (
     ("queue", "queue", OCHRE), ("prefill", "prefill", RED), ("host", "host", GREY),
     ("handoff", "hand-off, after the first token", PURPLE),
 )  # fmt: skip
-_KINDS = (("parts", "mean", "Mean of all"), ("worst_parts", "worst", "Mean of the slowest 1 %"))
+_KINDS = (("parts", "mean", "Mean"), ("worst_parts", "worst", "Slowest 1 %"))
 
 
 def first_token(compared: Compared) -> Section:
@@ -36,14 +36,21 @@ def _sentences(compared: Compared, known: Sequence[ShownPoint]) -> list[str]:
         last = max(mine, key=lambda shown: shown.came)
         parts, worst = last.point.measured.report.parts, last.point.measured.report.worst_parts
         assert parts is not None
-        total = _ttft(parts)
-        if total <= 0:
+        if _ttft(parts) <= 0:
             continue
-        text = f"{last.title}: of a mean TTFT of {duration(total)} the queue took {percent(parts.queue / total)}"
+        text = f"the mean TTFT, {_largest(parts)}"
         if worst is not None and _ttft(worst) > 0:
-            text += f", and {percent(worst.queue / _ttft(worst))} of the slowest 1 %'s {duration(_ttft(worst))}"
-        said.append(f"{text}.")
+            text += f"; that of the slowest 1 %, {_largest(worst)}"
+        said.append(last.say(f"{text}."))
     return said
+
+
+def _largest(parts: Parts) -> str:
+    """Say which part is the largest."""
+    name, value = max(
+        ((text, getattr(parts, part)) for part, text, _ in _PARTS if part != "handoff"), key=lambda pair: pair[1]
+    )
+    return f"{duration(_ttft(parts))}, is mostly {name} ({percent(value / _ttft(parts))})"
 
 
 def _ttft(parts: Parts) -> float:
@@ -51,7 +58,7 @@ def _ttft(parts: Parts) -> float:
 
 
 def _plot(known: Sequence[ShownPoint], field: str, name: str, title: str) -> Plot:
-    figure = Figure("ms", height=76 + 30 * len(known))
+    figure = Figure("ms", height=92 + 30 * len(known))
     rows = [shown.title for shown in known]
     for part, text, color in _PARTS:
         values = [1000 * getattr(getattr(shown.point.measured.report, field), part) for shown in known]
@@ -69,5 +76,7 @@ def _table(known: Sequence[ShownPoint]) -> Table:
         for field, _, title in _KINDS:
             parts = getattr(shown.point.measured.report, field)
             values = [] if parts is None else [_ttft(parts), *(getattr(parts, one) for one, _, _ in _PARTS)]
-            rows.append((f"{shown.title}: {title.lower()}", [ms(value) for value in values] or [UNKNOWN] * 5))
+            rows.append(
+                (f"{shown.title}: {title[0].lower()}{title[1:]}", [ms(value) for value in values] or [UNKNOWN] * 5)
+            )
     return Table("ttft-parts", ("ms", "TTFT", "queue", "prefill", "host", "then hand-off"), rows)

@@ -36,12 +36,12 @@ def _sentences(compared: Compared, judged: Sequence[ShownPoint]) -> list[str]:
         mine = _mine(judged, run)
         if not mine:
             continue
-        who = f"{run.letter}: " if run.letter else ""
         best = max(mine, key=_per_second)
-        said.append(
-            f"{who}goodput is highest, {plain(_per_second(best))} requests/s, where {plain(best.came)} came "
+        text = (
+            f"goodput is highest, {plain(_per_second(best))} requests/s, where {plain(best.came)} came "
             f"({percent(_share(best))} met it){_feasible(mine)}."
         )
+        said.append(run.say(text))
     return said
 
 
@@ -111,6 +111,7 @@ def _curve(
         text=[shown.name for shown in mine],
         hovertemplate="%{text}: %{y:.4g} at %{x:.4g}/s<extra>%{fullData.name}</extra>",
         line={"color": run.style.color, "dash": dash, "width": 2}, marker={"symbol": run.style.symbol, "size": 7},
+        cliponaxis=False,
     )  # fmt: skip
 
 

@@ -35,7 +35,8 @@ def latency(compared: Compared) -> Section:
     if len(chosen) < len(compared.points):
         sentences.append(f"Curves are drawn of {len(chosen)} of {count(len(compared.points), 'load')}.")
     plots = [plot for name in ("TTFT", "TPOT", "ITL", "E2E") if (plot := _distribution(name, chosen)) is not None]
-    return Section("latency", "Latency", sentences, plots, [_table(compared)], [key_of(shown) for shown in chosen])
+    keys = [key_of(shown) for shown in chosen] if len(compared.points) > 1 else ()
+    return Section("latency", "Latency", sentences, plots, [_table(compared)], keys)
 
 
 def latency_by_load(compared: Compared) -> Section | None:
@@ -80,13 +81,14 @@ def _first_tokens(compared: Compared) -> str:
         last = max(known, key=lambda shown: shown.came)
         ttft = last.point.measured.report.ttft
         assert ttft is not None
-        parts.append(
-            f"{last.title}: half of the first tokens came within {duration(ttft.p50)}, nine in ten within "
-            f"{duration(ttft.p90)} and 99 in 100 within {duration(ttft.p99)}"
+        text = (
+            f"half of the first tokens came within {duration(ttft.p50)}, nine in ten within {duration(ttft.p90)} and "
+            f"99 in 100 within {duration(ttft.p99)}."
         )
+        parts.append(last.say(text))
     if not parts:
         return "No request finished, so there are no latencies."
-    return f"{'Under the heaviest load: ' if compared.is_sweep else ''}{'; '.join(parts)}."
+    return f"{'Under the heaviest load, ' if compared.is_sweep else ''}{' '.join(parts)}"
 
 
 def _growth(compared: Compared) -> str:
@@ -97,9 +99,9 @@ def _growth(compared: Compared) -> str:
             continue
         low, high = min(known, key=lambda one: one.came), max(known, key=lambda one: one.came)
         before, after = (one.point.measured.report.ttft.p99 for one in (low, high))  # type: ignore[union-attr]
-        who, rise = f"{run.letter}: " if run.letter else "", f"from {duration(before)} to {duration(after)}"
-        texts.append(f"{who}from {low.name} to {high.name} the P99 of TTFT goes {rise}")
-    return f"{'; '.join(texts)}." if texts else "No two loads have latencies to compare."
+        rise = f"from {duration(before)} to {duration(after)}"
+        texts.append(run.say(f"from {low.name} to {high.name} the P99 of TTFT goes {rise}."))
+    return " ".join(texts) or "No two loads have latencies to compare."
 
 
 def _table(compared: Compared) -> Table:

@@ -21,7 +21,7 @@ from .parts import Choice, Key, Plot, Row, Section, Table
 from .runs import BLUE, GREEN, GREY, OCHRE, PURPLE, RED, Compared, ShownPoint
 
 ROLES = {"prefill": RED, "decode": BLUE, "both": GREEN}  # those that drain are grey
-_MOST_MESHES = 8  # with a curve each
+_MOST_MESHES = 4  # with a curve each
 _X = "seconds from the first arrival"
 
 
@@ -113,23 +113,23 @@ def _choice(group: Sequence[Watched]) -> Choice:
 
 
 def _said(one: Watched) -> Iterator[str]:
-    who = f"{one.shown.run.letter}: " if one.shown.run.letter else ""
+    say = one.shown.run.say
     if one.flips:
         reasons = ", ".join(dict.fromkeys(flip.reason for flip in one.flips))
-        yield f"{who}{count(len(one.flips), 'flip')} ({reasons})."
+        yield say(f"{count(len(one.flips), 'flip')} ({reasons}).")
     elif len(one.series.meshes) > 1:
         roles = ", ".join(dict.fromkeys(one.series.roles[0][1]))
-        yield f"{who}no mesh changed its role ({roles})."
+        yield say(f"no mesh changed its role ({roles}).")
     oldest = max(one.series.oldest, default=0.0)
     if oldest > 0:
         waiting = count(max(one.series.waiting), "request")
-        yield f"{who}up to {waiting} waited for a place at a time, the oldest for up to {duration(oldest)}."
+        yield say(f"up to {waiting} waited for a place at a time, the oldest for up to {duration(oldest)}.")
     else:
-        yield f"{who}no sample found a request waiting for a place."
+        yield say("no sample found a request waiting for a place.")
     if one.records is None:
-        yield f"{who}the requests' records were not kept, so TTFT over time is not known."
+        yield say("the requests' records were not kept, so TTFT over time is not known.")
     if (text := _not_told(one)) is not None:
-        yield f"{who}{text}"
+        yield say(text)
 
 
 def _not_told(one: Watched) -> str | None:

@@ -19,6 +19,7 @@ class Cell(NamedTuple):
     value: float | None = None  # as in the JSON; None: it is a text
 
 
+_MOST_ROWS = 12  # of a table that is not folded
 UNKNOWN = Cell("\N{EN DASH}")
 
 type Row = tuple[str, Sequence[Cell | str]]  # its head, and the rest
@@ -34,14 +35,21 @@ class Table:
 
     def html(self) -> str:
         """Return it as HTML."""
-        head = "".join(f'<th scope="col">{escape(text)}</th>' for text in self.head)
+        first = self.rows[0][1] if self.rows else ()
+        kinds = ["", *(' class="text"' if isinstance(cell, str) else "" for cell in first)]
+        head = "".join(
+            f'<th scope="col"{kind}>{escape(text)}</th>' for kind, text in zip(kinds, self.head, strict=False)
+        )
         rows = "".join(
             f'<tr><th scope="row">{escape(name)}</th>{"".join(map(_cell, cells))}</tr>' for name, cells in self.rows
         )
-        return (
+        table = (
             f'<div class="scroll" tabindex="0"><table data-name="{escape(self.name)}"><thead><tr>{head}</tr></thead>'
             f"<tbody>{rows}</tbody></table></div>"
         )
+        if len(self.rows) <= _MOST_ROWS:
+            return table
+        return f"<details><summary>Exact figures, {len(self.rows)} rows</summary>{table}</details>"
 
 
 class Key(NamedTuple):

@@ -47,6 +47,10 @@ class ShownRun:
     name: str
     benchmark: Benchmark
 
+    def say(self, sentence: str) -> str:
+        """Return a sentence about the run, which it names where there are two."""
+        return f"{self.letter}: {sentence}" if self.letter else sentence[:1].upper() + sentence[1:]
+
 
 @dataclass(frozen=True, eq=False)
 class ShownPoint:
@@ -56,16 +60,23 @@ class ShownPoint:
     point: Point
     place: int  # among the run's loads, from 0
     label: str  # on an axis whose title says what it is
+    is_only: bool  # no run has another
 
     @property
     def title(self) -> str:
-        """Return its name where no axis says what it is."""
+        """Return its name where no axis says what it is: it needs none where each run has one load."""
+        if self.is_only:
+            return self.run.letter or "this run"
         return ", ".join(filter(None, (self.run.letter, self.name)))
 
     @property
     def name(self) -> str:
         """Return the load's name, without the run."""
         return shortened(self.point.name)
+
+    def say(self, sentence: str) -> str:
+        """Return a sentence about the load, which it names where a run has several."""
+        return self.run.say(sentence) if self.is_only else f"{self.title}: {sentence}"
 
     @property
     def came(self) -> float:
@@ -97,7 +108,7 @@ class Compared:
     def points(self) -> tuple[ShownPoint, ...]:
         """Return the loads of all runs."""
         return tuple(
-            ShownPoint(run, point, place, self._label(point))
+            ShownPoint(run, point, place, self._label(point), not self.is_sweep)
             for run in self.runs
             for place, point in enumerate(run.benchmark.points)
         )

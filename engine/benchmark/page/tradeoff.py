@@ -67,12 +67,12 @@ def _ends(compared: Compared, known: Sequence[ShownPoint]) -> list[str]:
             continue
         most = max(mine, key=lambda report: report.output_tokens_per_second_per_gpu)
         quickest = max(mine, key=lambda report: interactivity(report) or 0.0)
-        who = f"{run.letter}: " if run.letter else ""
-        said.append(
-            f"{who}a GPU gives at most {plain(most.output_tokens_per_second_per_gpu)} output tokens/s, with "
+        text = (
+            f"a GPU gives at most {plain(most.output_tokens_per_second_per_gpu)} output tokens/s, with "
             f"{plain(interactivity(most) or 0.0)} tokens/s for a user; the quickest load gives a user "
             f"{plain(interactivity(quickest) or 0.0)}, and a GPU {plain(quickest.output_tokens_per_second_per_gpu)}."
         )
+        said.append(run.say(text))
     return said
 
 
