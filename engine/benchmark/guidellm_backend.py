@@ -177,9 +177,7 @@ def _response(request: GenerationRequest, output: RequestOutput) -> GenerationRe
         response_id=output.request_id,
         request_args=None,
         text=done.text or None,
-        input_metrics=UsageMetrics(
-            text_tokens=len(output.prompt_token_ids), cached_tokens=output.num_cached_tokens
-        ),
+        input_metrics=UsageMetrics(text_tokens=len(output.prompt_token_ids), cached_tokens=output.num_cached_tokens),
         output_metrics=UsageMetrics(
             text_tokens=len(done.token_ids), text_words=len(done.text.split()), text_characters=len(done.text)
         ),

@@ -73,4 +73,3 @@ def test_one_that_is_left_is_a_record_of_an_abort_with_the_tokens_that_it_had():
     driven, core = asyncio.run(run())
     assert [(one.output_len, one.reason) for one in driven.records] == [(1, "abort")]
     assert ("abort", 0) in core.said
-
