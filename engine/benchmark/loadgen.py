@@ -5,6 +5,9 @@ LoadGen says VALID, nothing failed, and nothing was shortened. It is no submissi
 accuracy runs are not part of it.
 """
 
+import atexit
+import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +57,8 @@ def run_loadgen(
 ) -> LoadGenRun:
     """Run LoadGen's test on an engine.
 
-    The test has a thread of its own, since nothing can end it early: after Ctrl-C or a failure it is left alone.
+    The test has a thread of its own, since nothing can end it early: after Ctrl-C or a failure it is left alone, and the
+    process ends without the exit handlers of LoadGen's library, which crash while a test is under way.
 
     Args:
         client: the engine's.
@@ -71,11 +75,15 @@ def run_loadgen(
     loadgen = need("mlperf_loadgen", EXTRA, "The preset mlperf")
     under_test = SystemUnderTest(loadgen, client, samples, accepted)
     test = threading.Thread(target=_test, args=(loadgen, under_test, settings, len(samples), folder), daemon=True)
-    with quick_switches():
-        test.start()
-        under_test.over.wait()
-    if under_test.failure is not None:
-        raise under_test.failure
+    try:
+        with quick_switches():
+            test.start()
+            under_test.over.wait()
+        if under_test.failure is not None:
+            raise under_test.failure
+    except BaseException as error:
+        atexit.register(_leave, 130 if isinstance(error, KeyboardInterrupt) else 1)
+        raise
     test.join()
     log = read_log(folder)
     check_in_force(log, scenario, limits_of(settings))
@@ -90,6 +98,12 @@ def _test(loadgen: Any, under_test: SystemUnderTest, settings: Any, samples: int
     loadgen.DestroyQSL(library)
     loadgen.DestroySUT(sut)
     under_test.over.set()
+
+
+def _leave(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def _log_settings(loadgen: Any, folder: Path) -> Any:

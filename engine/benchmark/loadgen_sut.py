@@ -67,7 +67,7 @@ class SystemUnderTest:
         self._issued = 0
         self._tally = Tally()
         self._news: SimpleQueue[_News | None] = SimpleQueue()
-        self.failure: Exception | None = None  # why samples could not be started
+        self.failure: Exception | None = None  # why samples could not be started or answered
         self.over = threading.Event()  # with a failure; whoever runs the test sets it at the end
         self._reporter = threading.Thread(target=self._report, name="twinmesh-loadgen", daemon=True)
         self._reporter.start()
@@ -92,8 +92,7 @@ class SystemUnderTest:
             for sample in samples:
                 self._start(sample.id, replace(self._jobs[sample.index], arrival=now, tokenised=now))
         except Exception as error:
-            self.failure = error
-            self.over.set()
+            self._fail(error)
             threading.Event().wait()
 
     def _start(self, id_: int, job: Job) -> None:
@@ -115,7 +114,7 @@ class SystemUnderTest:
     def _post(self, sent: _Sent, update: Update) -> None:
         """On the dispatching thread."""
         is_first = bool(update.token_ids) and not sent.answer
-        sent.answer += update.token_ids
+        sent.answer.extend(update.token_ids)
         if is_first:
             self._news.put(_News(sent, None))
         if update.finish_reason is not None:
@@ -123,13 +122,22 @@ class SystemUnderTest:
 
     def _report(self) -> None:
         """On a thread of its own."""
-        while (news := self._news.get()) is not None:
-            sent, last = news
-            if last is None:
-                self._respond(self._loadgen.FirstTokenComplete, sent.id, sent.answer[:1])
-            else:
-                self._end(sent, last)
-                self._complete(sent.id, sent.answer)
+        try:
+            while (news := self._news.get()) is not None:
+                self._tell(*news)
+        except Exception as error:  # without it the test would wait for ever
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+        self.over.set()
+
+    def _tell(self, sent: _Sent, last: Update | None) -> None:
+        if last is None:
+            self._respond(self._loadgen.FirstTokenComplete, sent.id, sent.answer[:1])
+        else:
+            self._end(sent, last)
+            self._complete(sent.id, sent.answer)
 
     def _end(self, sent: _Sent, last: Update) -> None:
         assert last.timeline is not None

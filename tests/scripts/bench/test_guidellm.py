@@ -44,6 +44,6 @@ def test_guidellms_figures_and_ours_on_one_run_agree(tiny_path, tmp_path):
     mean = {name: metrics[name]["successful"]["mean"] for name in metrics if "successful" in metrics[name]}
     assert mean["output_token_count"] == 24
     # What the event loop takes until it has a token, theirs has and ours has not.
-    assert mean["time_to_first_token_ms"] / 1000 == pytest.approx(report.ttft.mean, rel=0.2, abs=0.01)
+    assert mean["time_to_first_token_ms"] / 1000 == pytest.approx(report.ttft.mean, rel=0.2, abs=0.03)
     assert mean["inter_token_latency_ms"] / 1000 == pytest.approx(report.tpot.mean, rel=0.2, abs=0.005)
-    assert mean["request_latency"] == pytest.approx(report.e2e.mean, rel=0.2, abs=0.02)
+    assert mean["request_latency"] == pytest.approx(report.e2e.mean, rel=0.2, abs=0.05)

@@ -13,7 +13,7 @@ ARGUMENTS = ["--as", "gpt-oss-120b-interactive", "--scenario", "Server"]
 
 def test_a_run_of_loadgen_is_a_report_that_the_simulator_replays(tiny_path, tmp_path):
     pytest.importorskip("mlperf_loadgen", reason="needs LoadGen: pip install 'twinmesh[loadgen]'")
-    engine = ["--model", tiny_path, "--topology", "prefill=1,decode=1", "--max-model-len", "64", "--page-size", "16"]
+    engine = ["--model", tiny_path, "--topology", "both=1", "--max-model-len", "64", "--page-size", "16"]
     sizes = ["--max-num-seqs", "4", "--prefill-buckets", "32", "--decode-buckets", "4", "--no-prefix-caching"]
     short = ["--scale", "0.002", "--rate", "20", "--data", "input=8-20,output=5", "--json", tmp_path / "run.json"]
     words = [*ARGUMENTS, *engine, *sizes, *short, "--logs", tmp_path / "logs"]
