@@ -33,11 +33,6 @@ def pytest_addoption(parser):
     parser.addoption("--executor", choices=["local", "bytes"], default="local", help="what engines run on")
 
 
-def pytest_collection_modifyitems(items):
-    """Let what takes minutes begin first, so that no worker is left alone with it at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _executor(request):
     """With --executor=bytes, no message reaches an executor or a core but through another process."""

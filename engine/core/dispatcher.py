@@ -32,6 +32,9 @@ from ..scheduler.scheduler import Scheduler
 from .inspection import Observers
 from .running_requests import RunningRequests
 
+_WITH_CHUNKS = (Prefill, Fused)  # made once: they are asked for with every action
+_STEPS = (Prefill, Decode, Fused)
+
 
 class Dispatcher:
     """The way from the scheduler's decisions to the executor."""
@@ -82,13 +85,13 @@ class Dispatcher:
         if isinstance(action, RolesSettled):  # which concerns no device
             self._settled(action)
             return
-        if isinstance(action, Prefill | Fused):
+        if isinstance(action, _WITH_CHUNKS):
             self._accept_runs(action.chunks)
         if self._requests.dense and isinstance(action, Decode | Fused):
             self._accept_arrivals(action.rows)
         self._executor.perform(action)
         self._observers.performed(action)
-        if isinstance(action, Prefill | Decode | Fused):
+        if isinstance(action, _STEPS):
             self._host.steps += 1
         elif isinstance(action, Finish):
             self._requests.finish(action)

@@ -95,8 +95,10 @@ class Loop:
 
     def next_due(self) -> float | None:
         """Return the next instant at which a `Tick` has to come if nothing else does; None: there is none."""
-        due = self.scheduler.next_due(), self.changes.next_due()
-        return min([t for t in due if t is not None], default=None)
+        due, change = self.scheduler.next_due(), self.changes.next_due()
+        if change is None:
+            return due
+        return change if due is None or change < due else due
 
     def end(self, reason: FinishReason, why: str, left: Iterable[Submission], now: float) -> None:
         """End every request with this reason, those in `left` too, which were not taken in, and every change: each gets

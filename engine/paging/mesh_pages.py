@@ -50,18 +50,19 @@ class MeshPages:
         # What `hit` was asked last, for a request that is ranked, and then placed: it changes with the caches alone.
         self._last_hit: tuple[Sequence[bytes] | None, int, int, int] = None, 0, 0, 0
         self._windows = list(zip(config.windows, self.groups, strict=True))
+        self._whole = [group for window, group in self._windows if window is None]  # those that see all tokens
         self._most_pages = [(config.most_pages(window), group) for window, group in self._windows]
         self._windowed = [(window, group) for window, group in self._windows if window is not None]
 
     @property
     def room(self) -> float:
         """Return the share of pages that are free, 0 to 1, in the group with the smallest share."""
-        return min(pages.num_free / pages.num_pages for pages in self.groups)
+        return min([pages.num_free / pages.num_pages for pages in self.groups])
 
     @property
     def free_tokens(self) -> float:
         """Return how many tokens the free pages hold, those of windows apart."""
-        return self.page_size * min((pages.num_free for window, pages in self._windows if window is None), default=inf)
+        return self.page_size * min([pages.num_free for pages in self._whole], default=inf)
 
     def longest(self, watermark: int) -> int:
         """Count the pages of the longest sequence that fits with nothing cached and `watermark` of each group left."""

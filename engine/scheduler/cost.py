@@ -143,6 +143,7 @@ class Costs:
         """Begin with nothing measured; `notes` takes what is, now and then."""
         self._notes, self.priors, self.now = notes, priors, 0.0
         self.chunk_size = config.chunk_size
+        self._fused = [spec.fused for spec in config.topology.meshes]
         of_tp = {spec.tp: _Means(priors) for spec in config.topology.meshes}
         self._meshes = [_Mesh(of_tp[spec.tp]) for spec in config.topology.meshes]
         self._links: dict[tuple[int, int], LineFit] = {}
@@ -162,11 +163,15 @@ class Costs:
 
     def decode(self, mesh: int, rows: int) -> float:
         """Return the seconds of one decode step of so many rows; 0 without rows."""
-        of = self._meshes[mesh]
-        if self._samples or of.ahead is not None:
-            self._catch_up(mesh)
-        fit = of.decode
-        return fit.fixed + fit.each * rows if rows else 0.0
+        if not rows:
+            return 0.0
+        fit = self._caught_up(mesh).decode
+        return fit.fixed + fit.each * rows
+
+    def beside(self, mesh: int, rows: int) -> float:
+        """Return the seconds that so many rows which decode on a mesh add to each prompt chunk there: a decode step
+        between two chunks or, in one step with it (fused), what rows add to a step that reads the weights anyway."""
+        return self.decode(mesh, rows) - (self._meshes[mesh].decode.fixed if rows and self._fused[mesh] else 0.0)
 
     def transfer(self, source: int, destination: int, size: int) -> float:
         """Return the seconds to move `size` bytes in one transfer."""
@@ -193,11 +198,18 @@ class Costs:
         """Return the seconds until the steps that are dispatched should be done."""
         of = self._meshes[mesh]
         if of.ahead is not None:
-            self._catch_up(mesh)
-            self._show_in_flight(of, of.ahead)
-        end = max(of.result, next(iter(of.steps.values())).dispatched) if of.steps else 0.0
-        for step in of.steps.values():
-            end += step.steps * self.decode(mesh, step.rows) + self.prefill(mesh, step.tokens)
+            self._caught_up(mesh)
+            steps = of.ahead.in_flight_now()
+            end = max(of.result, steps[0].dispatched)
+            for foreseen in steps:
+                end += of.decode.fixed + of.decode.each * foreseen.rows
+        elif not of.steps:
+            return 0.0
+        else:
+            end = max(of.result, next(iter(of.steps.values())).dispatched)
+            for step in of.steps.values():
+                rows = self.beside(mesh, step.rows) if step.tokens else step.steps * self.decode(mesh, step.rows)
+                end += rows + self.prefill(mesh, step.tokens)
         return max(0.0, end - self.now)
 
     def is_measured(self, mesh: int) -> bool:
@@ -206,6 +218,11 @@ class Costs:
             self._count_samples()
         of = self._meshes[mesh].of_tp
         return bool(of.prefill.count and of.decode.count)
+
+    @property
+    def is_link_measured(self) -> bool:
+        """Return whether anything was moved between meshes yet."""
+        return self._all_links.count > 0
 
     # ---- what is foreseen
 
@@ -234,29 +251,38 @@ class Costs:
         ahead.end_after(results)
         self._count_samples()
         self._count(of, ahead, results)
-        self._show_in_flight(of, ahead)
+        steps = ahead.in_flight_now()
+        of.last = steps[-1].number
+        of.steps = {n: _Step(begun, (0, bucket), 0, rows, 1) for n, begun, rows, bucket in steps}
         if not dispatched:
             of.steps.popitem()
         of.ahead = None
 
-    def _catch_up(self, mesh: int) -> None:
-        """Count what was read of a mesh by now, and for the means of tps of all meshes."""
-        self._count_samples()
+    def _caught_up(self, mesh: int) -> _Mesh:
+        """Count what was read of a mesh by now, and for the means of tps of all meshes; return the mesh."""
         of = self._meshes[mesh]
+        if self._samples:
+            self._count_samples()
         if of.ahead is not None:
             self._count(of, of.ahead, of.ahead.read_by(self.now))
+        return of
 
     def _count_samples(self) -> None:
         """Count what was read by now for the means of tps, in the order of time."""
-        samples = self._samples
-        while samples and samples[0][0] <= self.now:
+        samples, now = self._samples, self.now
+        while samples and samples[0][0] <= now:
             _, mesh, ahead, results = samples[0]
-            of = self._meshes[mesh]
-            if of.ahead is ahead and results <= len(ahead.ends):
-                self._count(of, ahead, results)
-                following = results + next_of(of.decode.count, _EACH_OF_TP)
-                if following <= len(ahead.ends):
-                    heapreplace(samples, (ahead.ends[following - 1], mesh, ahead, following))
+            of, ends = self._meshes[mesh], ahead.ends
+            if of.ahead is ahead and results <= len(ends):
+                if results > len(ahead.in_flight):  # for the mesh itself it is counted later, with those around it
+                    of.of_tp.decode.add(ahead.rows, ends[results - 1] - ends[results - 2])
+                    count = of.decode.count + results - ahead.counted
+                else:
+                    self._count(of, ahead, results)
+                    count = of.decode.count
+                following = results + next_of(count, _EACH_OF_TP)
+                if following <= len(ends):
+                    heapreplace(samples, (ends[following - 1], mesh, ahead, following))
                     continue
             heappop(samples)
 
@@ -267,29 +293,20 @@ class Costs:
             heappush(self._samples, (ahead.ends[results - 1], mesh, ahead, results))
 
     def _count(self, of: _Mesh, ahead: StepsAhead, results: int) -> None:
-        """Count the first so many of the results that were foreseen, of which at most the last one is a sample."""
+        """Count the first so many of the results that were foreseen; those samples of them that were not in flight at
+        first are counted already."""
         counted, ends = ahead.counted, ahead.ends
         if results <= counted:
             return
-        while counted < 2 and counted < results:
+        while counted < len(ahead.in_flight) and counted < results:
             _, dispatched, rows, _ = ahead.in_flight[counted]
             start, of.result = max(of.result, dispatched), ends[counted]
             of.add_decode(rows, of.result - start)
             counted += 1
         if counted < results:
-            own = of.decode
-            own.add_run(ahead.rows, of.result, ends[counted:results])
-            if own.count < _EACH_OF_TP or not own.count % _EACH_OF_TP:
-                before = ends[results - 2]
-                of.of_tp.decode.add(ahead.rows, ends[results - 1] - before)
+            of.decode.add_run(ahead.rows, of.result, ends[counted:results])
             of.result = ends[results - 1]
         ahead.counted = results
-
-    def _show_in_flight(self, of: _Mesh, ahead: StepsAhead) -> None:
-        """Have those in flight that are when so many results are counted."""
-        steps = ahead.in_flight_now()
-        of.steps = {n: _Step(dispatched, (0, bucket), 0, rows, 1) for n, dispatched, rows, bucket in steps}
-        of.last = steps[-1].number
 
     # ---- what is measured
 
@@ -321,15 +338,12 @@ class Costs:
             of.add_decode(done.rows, seconds / done.steps)
         elif not done.rows:
             of.add_prefill(done.tokens, seconds)
-        else:  # as its two parts are expected to take
-            prefill, decode = self.prefill(mesh, done.tokens), self.decode(mesh, done.rows)
-            share = prefill / (prefill + decode) if prefill + decode > 0 else 0.5
-            of.add_prefill(done.tokens, share * seconds)
-            of.add_decode(done.rows, (1 - share) * seconds)
+        else:  # its rows add what a row adds to a decode step: the chunks read the weights for them
+            of.add_prefill(done.tokens, max(0.0, seconds - self.beside(mesh, done.rows)))
         if self._notes.are_kept:
             if done.tokens:
                 self._note("prefill", of.prefill, mesh)
-            if done.rows:
+            else:
                 self._note("decode", of.decode, mesh)
         return seconds
 

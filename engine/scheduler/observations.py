@@ -36,12 +36,13 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Demand:
-    """What has arrived in a window that ends now, in intervals of equal length, the oldest first."""
+    """What arrives, as it did since demand has changed last, in intervals of equal length."""
 
     seconds: float  # of an interval
     requests: Sequence[int]
     tokens: Sequence[float]  # prompt tokens, without those that are found cached
-    pairs: Sequence[Pair]  # a sample of requests that ended lately
+    pairs: Sequence[Pair]  # a sample: their proportions are those of what arrives
+    seen: int  # requests that this was read from
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class MeshSize:
     prompts: int  # that a step packs
     slots: int  # requests that it holds at once
     tokens: int  # of KV
+    is_fused: bool = False  # a mesh that does both computes prompt chunks and decode rows in one step
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Observations:
     size: MeshSize
     is_changing: bool = False  # meshes still drain
     since_change: float | None = None  # seconds since roles changed; None: never
+    settling: float | None = None  # seconds that the planner's last change took to the end of its drains; None: unknown
 
 
 @dataclass(frozen=True, order=True)

@@ -56,8 +56,10 @@ SENTENCES: dict[Reason, str] = {
 class Rules:
     """By what a plan is made, and when."""
 
-    interval: float = 5.0  # seconds between two plans
-    dwell: float = 20.0  # seconds for which roles stay that were changed
+    interval: float = 2.5  # seconds between two plans
+    dwell: float = 20.0  # the most seconds for which roles stay that were changed
+    least_dwell: float = 5.0  # and the fewest: what is decided by chance is not to be undone by chance at the next plan
+    dwell_of_settling: float = 4.0  # times what the last change took, for which they stay: a fifth of the time drains
     gain: float = 0.02  # part of all requests that has to meet the target more before roles change
     gain_to_meet: float = 0.005  # likewise where the target is met then and was not before
     headroom: float = 1.1  # a phase that gives up a mesh meets the target at so many times the demand
@@ -115,9 +117,17 @@ def plan(observed: Observations, slo: SLO, rules: Rules = RULES) -> Plan:
         if now.goodput >= target:
             return stay("meets")
         return stay("one fewer misses" if better else "no gain" if is_reachable else "out of reach")
-    if observed.since_change is not None and observed.since_change < rules.dwell:
+    if observed.since_change is not None and observed.since_change < dwell(observed, rules):
         return stay("dwell")
     return Plan(chosen.roles, _why(now, chosen, outlooks.values(), target), now, best, is_reachable)
+
+
+def dwell(observed: Observations, rules: Rules = RULES) -> float:
+    """Return the seconds for which roles stay, from what the last change of them took: what is cheap may come again
+    soon."""
+    if observed.settling is None:
+        return rules.dwell
+    return min(rules.dwell, max(rules.least_dwell, rules.dwell_of_settling * observed.settling))
 
 
 def flips(now: Split, then: Split) -> int:
@@ -129,7 +139,7 @@ def _hold(observed: Observations, rules: Rules) -> Reason | None:
     """Say why nothing can be planned; None: it can."""
     if observed.is_changing:
         return "changing"
-    if sum(observed.demand.requests) < rules.fewest or not observed.demand.pairs:
+    if observed.demand.seen < rules.fewest or not observed.demand.pairs:
         return "few arrivals"
     return None if observed.times.is_measured else "not measured"
 

@@ -8,6 +8,7 @@ planner's own do. Batch requests are no demand: they take what is left.
 Between two plans each call is O(1); a plan looks at every mesh once, and predicts as `prediction.py` says.
 """
 
+from ..protocol.actions import RolesSettled
 from ..protocol.events import RoleName, SetRoles
 from .admission import Admission
 from .agenda import PLAN, Agenda, Due
@@ -43,6 +44,7 @@ class Planning:
         self._size = _mesh_size(shared)
         self._is_awake = False
         self._changed: float | None = None  # when roles were changed last
+        self._settling: float | None = None  # seconds that the planner's last change took; None: it is not known
         self._calls = 0
         self.last: Plan | None = None  # the latest plan
 
@@ -61,11 +63,11 @@ class Planning:
         """Take in a request that has ended by itself."""
         if not request.is_batch:
             cached = request.cache.cached_tokens if request.cache is not None else 0
-            self._window.ended(now, max(1, request.prompt_len - cached), request.prompt_len, request.confirmed)
+            self._window.ended(max(1, request.prompt_len - cached), request.prompt_len, request.confirmed)
 
     def asked(self, now: float) -> None:
         """Take in that a caller has named roles."""
-        self._changed = now
+        self._changed, self._settling = now, None
 
     # ---- plans
 
@@ -89,7 +91,14 @@ class Planning:
         self._shared.counters.planned_flips = counted | {found.reason: counted.get(found.reason, 0) + count}
         self._changed, self._calls = now, self._calls + 1
         call = SetRoles(now, -self._calls, now + _DRAIN_TIMEOUT, _counts(found.roles), {})
-        self._roles.set_roles(call, lambda answer: None)  # nobody waits; the next plan sees what has become of it
+        self._settling = None
+        self._roles.set_roles(call, self._settled)
+
+    def _settled(self, answer: RolesSettled) -> None:
+        """Take in what has become of a change: nobody waits for it, but how long it took says how soon another may
+        come."""
+        if answer.outcome == "reached" and self._changed is not None and answer.call == -self._calls:
+            self._settling = self._shared.costs.now - self._changed
 
     def _observe(self, now: float) -> Observations:
         window, costs, waiting, credit = (
@@ -117,18 +126,25 @@ class Planning:
             size=self._size,
             is_changing=self._roles.are_changing or self._admission.is_held,  # held: parameters are to change
             since_change=None if self._changed is None else now - self._changed,
+            settling=self._settling,
         )
 
     def _handoff_seconds(self, prompt: float) -> float:
-        mesh, config = self._shared.meshes[0], self._shared.config
-        return self._shared.costs.transfer(0, 1, mesh.page_bytes * config.pages_for(int(prompt)))
+        """Return what a hand-off takes; 0 where none was ever seen, as on meshes that all do both: a guess of a link's
+        speed could keep them from ever trying, and the first hand-offs tell."""
+        mesh, config, costs = self._shared.meshes[0], self._shared.config, self._shared.costs
+        if not costs.is_link_measured:
+            return 0.0
+        return costs.transfer(0, 1, mesh.page_bytes * config.pages_for(int(prompt)))
 
 
 def _mesh_size(shared: SharedState) -> MeshSize:
     """Return what a mesh of the pool holds: all are alike."""
     config = shared.config
     tokens = config.kv_tokens([group.num_pages for group in shared.meshes[0].pages.groups])
-    return MeshSize(config.chunk_size, config.prefill_rows, config.max_num_seqs, tokens)
+    return MeshSize(
+        config.chunk_size, config.prefill_rows, config.max_num_seqs, tokens, config.topology.meshes[0].fused
+    )
 
 
 def _counts(split: Split) -> dict[RoleName, int]:

@@ -4,16 +4,18 @@ The arrivals of the window are taken to come again, in the same intervals, scale
 what waits and runs now. Interval by interval, and for all splits at once:
 
 - prefill is one queue of prompt tokens, in order of arrival. A prefill mesh computes full chunks; a mesh that does both
-  alternates a chunk and a decode step, so that it has chunk / (chunk + decode step) of one's speed while it decodes;
+  alternates a chunk and a decode step, so that it has chunk / (chunk + decode step) of one's speed while it decodes, or
+  (fused) adds its rows to the chunk, chunk / (chunk + rows), since the weights are read once;
 - decode is processor sharing: requests spread evenly over the meshes that decode, each gets a token a step, and a step
   takes longer by its rows. On a mesh that does both, steps are longer by the share of its time that goes to prompts;
 - a mesh has room for so many requests. What finds none waits for credit on the mesh that prefilled it, and where too
   many wait there, prompts wait too.
 
 Then TTFT = the wait for the prompts before + the time of the prompt's own steps; TPOT = the mean time between tokens
-over the request's life + the wait for credit and the hand-off, spread over its tokens; of the window's pairs of lengths
-those count that keep to both, the two taken to be independent of each other. Not modelled: prompts that decode meshes
-compute themselves, batch work, priorities, and what a mean over a life hides of it.
+over the request's life + the wait for credit and the hand-off, spread over its tokens; on meshes that do both it varies
+by the prompts that come meanwhile (`even_enough`). Of the window's pairs of lengths those count that keep to both, the
+two taken to be independent of each other. Not modelled: prompts that decode meshes compute themselves, batch work,
+priorities, and what a mean over a life hides of it elsewhere.
 
 Nothing depends on the roles of the moment. A prediction costs bins x (a few dozen operations on arrays of the splits),
 whatever the number of meshes and requests. No clock, no randomness.
@@ -31,6 +33,7 @@ from .observations import Observations, Outlook, Split
 type Array = npt.NDArray[np.float64]
 
 _TINY = 1e-9
+_LOGISTIC, _FAR = 1.702, 40.0  # the logistic function of so many times x is nearest to the normal one of x
 _KEPT = 0.5  # of a prefill mesh's memory, that KV may take which waits for credit (`MeshState.is_backed_up`)
 
 
@@ -69,10 +72,12 @@ class _Flow:
         self._room = (self.decode + self.both) * seats
         self._kept = self.prefill * min(size.slots, 1 + _KEPT * size.tokens / prompt)
         shape = len(self.requests), len(splits)
-        # Seconds between two tokens on a decode mesh; by how much a prompt takes longer beside them; prompt tokens that
-        # wait when an interval begins; the part of the time in which prompts are computed; requests that wait for
+        # Seconds between two tokens on a decode mesh, and on one that does both: on the average, and with a chunk; by
+        # how much a prompt takes longer there; prompt tokens that wait when an interval begins; requests that wait for
         # credit, and how many end in a second.
-        self.step, self.slower, self._queue, self._busy, self._waiting, self._pace = (np.zeros(shape) for _ in range(6))
+        self.step, self.step_both, self.with_chunk, self.slower, self._queue, self._waiting, self._pace = (
+            np.zeros(shape) for _ in range(7)
+        )
         self._run()
         self._derive()
 
@@ -80,6 +85,7 @@ class _Flow:
         """Go from one interval to the next: whatever does not carry over is left to `_derive`."""
         queues, (fixed, each) = self.observed.queues, self.observed.times.decode
         decoders, room, chunk, mean, output = self.decode + self.both, self._room, self._chunk, self._mean, self._output
+        is_fused = self.observed.size.is_fused
         most, least, speed = room + self._kept, np.ones(len(room)), self.seconds * self._fill / chunk
         decoding = np.minimum(float(queues.decoding), room)
         waiting = queues.for_credit + (queues.decoding - decoding)
@@ -87,18 +93,21 @@ class _Flow:
         for k, tokens in enumerate(self.tokens):
             rows = decoding / decoders
             step = fixed + each * np.maximum(rows, least) + _TINY
-            slower = 1.0 + step * np.minimum(rows, least) / chunk
+            # From one token to the next with a chunk between them, or in the step, which is no shorter for that.
+            with_chunk = np.maximum(chunk + each * rows, step) if is_fused else chunk + step
+            slower = 1.0 + (with_chunk - chunk) * np.minimum(rows, least) / chunk
             capacity = speed * (self.prefill + self.both / slower)  # prompt tokens of an interval
-            self.step[k], self.slower[k], self._queue[k] = step, slower, queue
+            self.step[k], self.with_chunk[k], self.slower[k], self._queue[k] = step, with_chunk, slower, queue
             queue = queue + tokens
             done = np.minimum(np.minimum(queue, capacity), np.maximum(0.0, most - decoding - waiting) * mean)
             queue -= done
-            self._busy[k] = busy = done / capacity
+            busy = done / capacity  # the part of the time in which prompts are computed
+            self.step_both[k] = step_both = 1.0 / (busy / with_chunk + (1.0 - busy) / step)
             waiting = waiting + done / mean
             seated = np.minimum(waiting, room - decoding)
             waiting -= seated
             decoding = decoding + seated
-            pace = rows / step * (self.decode + self.both * (1.0 - busy / slower)) / output
+            pace = rows * (self.decode / step + self.both / step_both) / output
             self._pace[k], self._waiting[k] = pace, waiting
             decoding = np.maximum(0.0, decoding - pace * self.seconds)
         left = queue / mean + waiting
@@ -115,10 +124,24 @@ class _Flow:
         own = tokens / np.maximum(1.0, requests) * (requests > 1) / 2  # of others that come in the same interval
         idle = self._mean / 2 * (self.prefill + self.both - 1)  # in the middle of their prompts: nobody waits for these
         self.wait = np.maximum(0.0, self._queue + late + own - idle) / speed  # seconds before a prompt's first step
-        # At most a chunk before each step. On the average of many, as many as it takes to compute the prompts.
-        slowed = self.step / np.maximum(_TINY, 1 - self._busy / self.slower)
-        self.step_both = np.minimum(slowed, self.step + self._chunk)
         self.credit = self._waiting / np.maximum(_TINY, self._pace)  # seconds that a request waits for credit
+
+    def even_enough(self, target: float) -> Array:
+        """Return the part of the requests on meshes that do both whose tokens come in time on the average of their
+        lives, by which prompts happen to be computed meanwhile.
+
+        The part b of a life in which there are chunks makes a token take 1 / (b / with_chunk + (1 - b) / step). Work
+        that comes at random in steps of a prompt, dealt evenly to the meshes, gives b the variance b x prompt / (life x
+        meshes), and a prompt is not divided: (prompt / life)^2 / 6. The normal distribution as a logistic one.
+        """
+        mean, fast, slow = (self.mean_over_life(step) for step in (self.step_both, self.step, self.with_chunk))
+        span, life = np.maximum(_TINY, 1 / fast - 1 / slow), self._output * mean
+        prompt = self._mean / self._fill * slow  # seconds of its steps
+        busy = np.maximum(0.0, (1 / fast - 1 / mean) / span)
+        variance = busy * prompt / (life * np.maximum(1.0, self.both)) + (prompt / life) ** 2 / 6
+        errors = (1 / mean - 1 / target) / span / np.sqrt(np.maximum(_TINY, variance))
+        part: Array = 1 / (1 + np.exp(-_LOGISTIC * np.clip(errors, -_FAR, _FAR)))
+        return np.where(slow <= target, 1.0, part)
 
     def mean_over_life(self, step: Array) -> Array:
         """Average a time between tokens over the life of a mean request that begins in each interval."""
@@ -160,5 +183,6 @@ def _tpot_met(flow: _Flow, slo: SLO) -> Array:
         enough: Array = len(outputs) - np.maximum(alone, np.searchsorted(outputs, least, side="left")) + alone
         return enough / len(outputs)
 
-    result: Array = met(flow.step, flow.observed.times.handoff) * (1 - part) + met(flow.step_both, 0.0) * part
+    apart, both = met(flow.step, flow.observed.times.handoff), met(flow.step, 0.0) * flow.even_enough(target)
+    result: Array = apart * (1 - part) + both * part
     return result

@@ -38,18 +38,14 @@ def prompt_terms(request: Request, mesh: MeshState) -> PromptTerms:
     fixed, each = costs.prefill_terms(index)
     busy, before, chunks = costs.busy(index), load / costs.chunk_size, -(-tokens // costs.chunk_size)
     own = fixed * chunks + each * tokens
+    output = costs.outputs.expected(request.max_tokens - request.confirmed) if mesh.decodes else 0.0
     rows = len(mesh.placed) if mesh.decodes else 0
+    room = each * _short(mesh, tokens, rows, output)
     if not rows:
-        wait = busy + fixed * before + each * load
-        return PromptTerms(wait, own, own, 0.0, each * _short(request, mesh, tokens, rows))
-    step = costs.decode(index, rows)  # one comes between any two chunks
-    return PromptTerms(
-        busy + (fixed + step) * before + each * load,
-        own + step * (chunks - 1),
-        own,
-        _slower(request, mesh, rows),
-        each * _short(request, mesh, tokens, rows),
-    )
+        return PromptTerms(busy + fixed * before + each * load, own, own, 0.0, room)
+    step = costs.beside(index, rows)
+    wait = busy + (fixed + step) * before + each * load
+    return PromptTerms(wait, own + step * (chunks - 1), own, _slower(mesh, rows, output), room)
 
 
 def decode_terms(request: Request, mesh: MeshState) -> DecodeTerms:
@@ -59,22 +55,20 @@ def decode_terms(request: Request, mesh: MeshState) -> DecodeTerms:
     missing = tokens - mesh.pages.hit(request.hashes, tokens)
     size = -(-missing // mesh.pages.page_size) * mesh.page_bytes
     link = 0.0 if placement is None else costs.transfer(placement.mesh, index, size)
-    rows = len(mesh.placed)
+    rows, output = len(mesh.placed), costs.outputs.expected(request.max_tokens - request.confirmed)
     fixed, each = costs.prefill_terms(index)
     load = mesh.to_compute
     wait = each * load + fixed * load / costs.chunk_size if load else 0.0
-    return DecodeTerms(link, wait, _slower(request, mesh, rows), each * _short(request, mesh, missing, rows))
+    return DecodeTerms(link, wait, _slower(mesh, rows, output), each * _short(mesh, missing, rows, output))
 
 
-def _slower(request: Request, mesh: MeshState, rows: int) -> float:
+def _slower(mesh: MeshState, rows: int, output: float) -> float:
     """Return the seconds by which its rows and those there slow each other down until its answer ends."""
-    costs = mesh.shared.costs
-    return 2 * rows * costs.row_seconds(mesh.index) * costs.outputs.expected(request.max_tokens - request.confirmed)
+    return 2 * rows * mesh.shared.costs.row_seconds(mesh.index) * output if rows else 0.0
 
 
-def _short(request: Request, mesh: MeshState, tokens: int, rows: int) -> float:
-    """Count the tokens that will not fit: of these new ones, its answer and what the answers there still grow by."""
-    if not mesh.decodes:
-        return max(0, tokens - mesh.pages.free_tokens)
-    output = mesh.shared.costs.outputs.expected(request.max_tokens - request.confirmed)
-    return max(0.0, tokens + output * (1 + rows / 2) - mesh.pages.free_tokens)
+def _short(mesh: MeshState, tokens: int, rows: int, output: float) -> float:
+    """Count the tokens that will not fit: of these new ones, its answer, of which so many are expected where the mesh
+    decodes, and what the answers there still grow by."""
+    short = tokens + output * (1 + rows / 2) - mesh.pages.free_tokens
+    return short if short > 0 else 0.0

@@ -1,9 +1,10 @@
 """Meshes that only decode: what their next decisions will be, as long as nothing but results of their own steps comes.
 
 Two steps are in flight; when a result is read, every row has a token more, and the next step of the rows that are not
-at their last token is dispatched. Until a row ends or needs a page, nothing else can happen, so it can be said ahead
-how many results that lasts, and any number of them can be taken in at once. Whatever looks at a mesh meanwhile finds
-slots, pages and loads as they would be; what the steps cost is taken in as each is read (`Costs.foresee`).
+at their last token is dispatched. Until a row ends nothing else can happen but that rows take pages (`grow`), so it can
+be said ahead how many results that lasts, and any number of them can be taken in at once. Whatever looks at a mesh
+meanwhile finds slots, pages and loads as they would be; what the steps cost is taken in as each is read
+(`Costs.foresee`).
 
 Invariant: after `advance` requests, pages and costs are what as many `StepDone` events, with the decisions after each,
 would have left. Nothing is decided here; `batching.py` does, and would have decided the same.
@@ -25,8 +26,8 @@ class Steady:
     rows: list[Request]  # of the steps to come, in the policy's order
     since: tuple[list[Request], list[Request], list[Request]]  # those of them that are in the step that runs now, those
     # that come with the one behind it, and those that are new
-    results: int  # that can be taken in before a row ends, or a step needs a page
-    needs_pages: bool  # then pages alone are needed, and no row ends for two results more
+    results: int  # that can be taken in before a row ends
+    growth: int  # results before the one on which rows need pages next; no less than `results`: none do
     tokens: int  # that the rows of the next step to be dispatched have in the cache, those being fed included
 
     def last_rows(self) -> list[Request]:
@@ -54,21 +55,19 @@ def find_steady(mesh: MeshState, running: list[Request], queued: list[Request]) 
     rows = mesh.ready()
     if not rows or len(running) > len(queued) or len(queued) > len(rows):
         return None
-    first, pages, tokens = 1 << 62, 1 << 62, 0  # the first result that ends a row, and the first that needs a page
+    least, growth, tokens = 1 << 62, 1 << 62, 0  # the fewest steps that are left to a row; see `Steady.growth`
     for request in rows:
         placement, dispatched = request.placement, request.dispatched
         if placement is None or request.handoff is not None:
             return None
         left, kv_len = request.max_tokens - dispatched, request.prompt_len + dispatched
         tokens += kv_len
-        if left < first:
-            first = left
-        fit = placement.writable - kv_len
-        if fit < pages:
-            pages = fit
-    first, pages = first + 2, pages + 2
-    results = min(first, pages) - 1
-    if results < 0:
+        if left < least:
+            least = left
+        fit = placement.writable - kv_len + 1
+        if fit < growth and fit < left:
+            growth = fit
+    if growth < 0:
         return None
     if running == rows and queued == rows:
         since: tuple[list[Request], list[Request], list[Request]] = (rows, [], [])
@@ -81,7 +80,7 @@ def find_steady(mesh: MeshState, running: list[Request], queued: list[Request]) 
         )
         if len(since[0]) != len(running) or len(since[0]) + len(since[1]) != len(queued):
             return None
-    return Steady(mesh, rows, since, results, pages + 1 < first, tokens)
+    return Steady(mesh, rows, since, least + 1, growth, tokens)
 
 
 def advance(steady: Steady, ends: "array[float]", results: int, steps: int) -> None:
@@ -99,15 +98,26 @@ def advance(steady: Steady, ends: "array[float]", results: int, steps: int) -> N
 
 
 def grow(steady: Steady) -> bool:
-    """Give the rows the pages that they need for the step which comes after `steady.results`, none of which was taken
-    in yet; False: too few may be free, and nothing was done."""
-    pages, growing = steady.mesh.pages, []
+    """Give the rows the pages that they need after `steady.growth` results, none of which was taken in yet, and find
+    when they need some again; False: too few may be free, and nothing was done."""
+    pages, now, growing, growth = steady.mesh.pages, steady.growth, [], 1 << 62
     for request in steady.rows:
-        placement, kv_len = request.placement, request.prompt_len + request.dispatched + steady.results
-        if placement is not None and kv_len > placement.writable:
-            growing.append((placement, kv_len))
+        placement, left, kv_len = request.placement, request.max_tokens - request.dispatched, request.kv_len + 1
+        assert placement is not None
+        fit = placement.writable - kv_len + 1
+        if fit >= left:
+            continue
+        if fit <= now:
+            growing.append((placement, left, kv_len))
+        elif fit < growth:
+            growth = fit
     if any(group.num_free < 2 * len(growing) for group in pages.groups):  # a shared page, which is copied, and one more
         return False
-    if not all([pages.grow(placement, kv_len - 1, kv_len) for placement, kv_len in growing]):
-        raise RuntimeError(f"mesh {steady.mesh.index}: no page for a row where enough are free")
+    for placement, left, kv_len in growing:
+        if not pages.grow(placement, kv_len + now - 1, kv_len + now):
+            raise RuntimeError(f"mesh {steady.mesh.index}: no page for a row where enough are free")
+        fit = placement.writable - kv_len + 1
+        if fit < growth and fit < left:
+            growth = fit
+    steady.growth = growth
     return True

@@ -1,15 +1,17 @@
 """Decode steps of a mesh that go on by themselves, taken in many at once.
 
-A mesh that only decodes is foreseen (`scheduler/steady.py`) up to the first result that ends a row or lets a step need
-a page: only that is an event. Before it the mesh is caught up with when something else happens to it: a request comes
-to decode there, a prompt is placed there, or something happens that may concern any request. Between its own steps
-nobody sees the difference: slots, pages and loads stay as they are, and costs are counted as each step is read.
+A mesh that only decodes is foreseen (`scheduler/steady.py`) up to the first result that ends a row: only that is an
+event, and on the way there that rows take pages, which they do when they need them. Before it the mesh is caught up
+with when something else happens to it: a request comes to decode there, a prompt is placed there, or something happens
+that may concern any request. Between its own steps nobody sees the difference: slots, pages and loads are as they would
+be, and costs are counted as each step is read.
 
 Invariant: records and decisions are those of a run in which every step is an event, to the last bit, but for two things
 that happen at the very same instant and have nothing to do with each other, whose order is not fixed by their times.
 
-Not foreseen: meshes whose steps slow each other down, and all where the host takes time, since its thread serves all
-meshes one after the other.
+Not foreseen: meshes whose steps slow each other down, and all where the host takes time for steps, since its thread
+serves all meshes one after the other. What callers take before a request arrives, and an idle mesh for its first step,
+is no part of it.
 """
 
 from array import array
@@ -49,8 +51,13 @@ class _Fold:
         self.steady, self.first, self.second, self.begun, self.numbers = steady, first, second, begun, numbers
         self.ends: array[float]
         self.noise: list[float]
-        self.last = steady.rows if steady.needs_pages else steady.last_rows()  # of the last step that is dispatched
+        self.last = steady.last_rows()  # of the last step that is dispatched
         self.is_over = False
+
+    @property
+    def next(self) -> int:
+        """Return how many results are taken in before something happens: pages are needed, or a row ends."""
+        return min(self.steady.growth, self.steady.results)
 
     def step(self, number: int, bucket: int) -> _Step:
         """Return one of the steps; `bucket` is that of those to come."""
@@ -70,7 +77,7 @@ class Folding:
         self._buckets = [bucket_for(rows, buckets) for rows in range(buckets[-1] + 1)]
         self._folds: dict[int, _Fold] = {}
         self.folds = self.steps = 0  # how often steps were taken in many at once, and how many
-        self._is_possible = executor.costs_no_host and executor.meshes.can_foresee
+        self._is_possible = executor.steps_cost_no_host and executor.meshes.can_foresee
 
     # ---- turns of the dispatching thread
 
@@ -102,7 +109,7 @@ class Folding:
     def end_all(self) -> None:
         """Catch up with all meshes, and foresee none."""
         for mesh, fold in list(self._folds.items()):
-            self._end(mesh, fold, bisect_right(fold.ends, self._time.now, hi=fold.steady.results))
+            self._end(mesh, fold, bisect_right(fold.ends, self._time.now, hi=fold.next))
 
     # ---- one mesh
 
@@ -115,7 +122,7 @@ class Folding:
         first, second = self._step(running), self._step(queued)
         if first is not None and second is not None:
             steady = self._scheduler.find_steady(mesh, first.rows, second.rows)
-            if steady is not None and (steady.needs_pages or steady.results > 1):
+            if steady is not None:
                 fold = _Fold(steady, first, second, begun, (running.step, queued.step))
                 if self._can_begin(fold):
                     self._meshes.take_out(mesh)
@@ -148,25 +155,23 @@ class Folding:
             end,
             (second.bucket, len(second.rows), second.tokens),
             (bucket, rows, steady.tokens),
-            results + 1 + steady.needs_pages,
+            results + 1,
         )
         last = (len(fold.last), self._bucket(fold.last)) if fold.last else None
-        count = results + steady.needs_pages
-        self._scheduler.costs.foresee(mesh, fold.ends[:count], rows, bucket, last)
+        self._scheduler.costs.foresee(mesh, fold.ends[:results], rows, bucket, last)
         self._folds[mesh] = fold
-        self._time.at(fold.ends[results], self._reach, fold)
+        self._time.at(fold.ends[fold.next], self._reach, fold)
 
     def _reach(self, fold: _Fold) -> None:
-        """Go on where it is foreseen no further."""
+        """Have the rows grow that need a page, or go on with events where it is foreseen no further."""
         if fold.is_over:
             return
-        steady = fold.steady
-        mesh, results = steady.mesh.index, steady.results
+        steady, results = fold.steady, fold.next
         self._scheduler.pass_time(self._time.now)
-        if not steady.needs_pages or not grow(steady):
-            self._end(mesh, fold, results)
+        if results < steady.results and grow(steady):
+            self._time.at(fold.ends[fold.next], self._reach, fold)
         else:
-            self._go_on(mesh, fold, results + 1)
+            self._end(steady.mesh.index, fold, results)
 
     def _disturb(self, mesh: int, fold: _Fold) -> bool:
         """Catch up with a mesh that was given something; return whether the scheduler has to decide once more."""
@@ -174,7 +179,7 @@ class Folding:
         is_prefilling = state.prefill_load > 0
         if not is_prefilling and len(state.ready()) == len(fold.steady.rows):
             return False  # a place was taken there, no more
-        results = bisect_right(fold.ends, now, hi=fold.steady.results)
+        results = bisect_right(fold.ends, now, hi=fold.next)
         is_dispatching = bool(results) and fold.ends[results - 1] == now  # a step which holds what has come
         are_fewer = results == fold.steady.results and len(fold.last) < len(fold.steady.rows)
         if is_prefilling or is_dispatching or are_fewer:

@@ -27,10 +27,12 @@ from ..protocol.actions import (
 )
 from ..protocol.events import TransferFailed, TransferReady
 from ..protocol.results import Completion, MeshLost, StepFailed, StepResult, Traffic
-from ..scheduler.cost_model import CostModel, HostCost
+from ..scheduler.cost_model import CostModel
 from .links import Links, Sending
 from .virtual_meshes import Moving, Step, TrueTimes, VirtualMeshes
 from .virtual_time import VirtualTime
+
+_STEPS = (Prefill, Decode, Fused)
 
 
 class VirtualExecutor:
@@ -60,7 +62,7 @@ class VirtualExecutor:
         if isinstance(command, AssignPages):
             if command.first == 0:  # of a place that was just taken
                 self.touched.add(command.mesh)
-        elif isinstance(command, Prefill | Decode | Fused):
+        elif isinstance(command, _STEPS):
             host = self._costs[command.mesh].host
             seconds = host.step + host.row * len(_rows(command))
             self.host.seconds += seconds
@@ -86,9 +88,10 @@ class VirtualExecutor:
             self._sizes.pop(command.transfer, None)
 
     @property
-    def costs_no_host(self) -> bool:
-        """Return whether the host takes no time for anything."""
-        return all(costs.host == HostCost() for costs in self._costs)
+    def steps_cost_no_host(self) -> bool:
+        """Return whether the dispatching thread takes no time for any step."""
+        hosts = [costs.host for costs in self._costs]
+        return not any(host.step or host.row or host.read for host in hosts)
 
     def fail(self, mesh: int, reason: str) -> None:
         """Let a mesh fail now: what it was doing raises; where that is nothing, it is reported as lost."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import NamedTuple
 
+import numpy as np
+
 from ..protocol.actions import Decode, Fused, Prefill, StartTransfer
 from ..scheduler.cost_model import CostModel, ProgramCost
 from .virtual_time import VirtualTime
@@ -214,20 +216,18 @@ class VirtualMeshes:
         `second` and `later` are bucket, rows, and KV tokens of the second step, and of the third; each that follows has
         a token more of each row. The noise is of the second and those behind it; what is not used goes to `put_back`.
         """
-        ends, noise, costs = array("d", (end,)), list[float](), self._costs[index].decode
-        mesh, speed, is_noisy = self._meshes[index], self._speed, bool(self._noise)
-        for (bucket, rows, tokens), steps in ((second, min(1, count - 1)), (later, count - 2)):
+        mesh, costs = self._meshes[index], self._costs[index].decode
+        steps = np.empty(count)  # seconds of each, as `CostModel.step` adds them up, to the last bit
+        for (bucket, rows, tokens), first, stop in ((second, 1, min(2, count)), (later, 2, count)):
             program = costs[bucket]
-            fixed, row, context = program.fixed, program.row * rows, program.context
-            for _ in range(steps):
-                seconds = (fixed + (row + context * tokens)) * speed  # as `CostModel.step` adds it up, to the last bit
-                if is_noisy:
-                    noise.append(mesh.drawn.popleft() if mesh.drawn else self._draw(mesh))
-                    seconds *= noise[-1]
-                tokens += rows
-                end += seconds
-                ends.append(end)
-        return ends, noise
+            kv = tokens + rows * np.arange(stop - first)
+            steps[first:stop] = (program.fixed + (program.row * rows + program.context * kv)) * self._speed
+        noise = list[float]()
+        if self._noise:
+            noise = [mesh.drawn.popleft() if mesh.drawn else self._draw(mesh) for _ in range(count - 1)]
+            steps[1:] *= noise
+        steps[0] = end
+        return array("d", np.add.accumulate(steps).tobytes()), noise
 
     def count_busy(self, index: int, begun: float, ends: Iterable[float], noise: Sequence[float]) -> None:
         """Take in when steps that were foreseen have ended, the first of them `begun` then, and the noise of those that

@@ -37,7 +37,6 @@ class Load:
     name: str
     requests: list[WorkRequest]
     phases: list[Phase]
-    steady: bool = False
 
 
 def mesh_seconds(costs: CostModel, request: WorkRequest) -> float:
@@ -57,7 +56,7 @@ def steady(path: str, name: str, costs: CostModel, meshes: int, share: float, co
     found = [WorkRequest(r.prompt_len, r.output_len, r.time, blocks=r.blocks) for r in found]
     work = sum([mesh_seconds(costs, request) for request in found])
     found = stretched(found, work / (share * meshes) / found[-1].time)
-    return Load(name, found, [Phase("all", 0.0, found[-1].time)], steady=True)
+    return Load(name, found, [Phase("all", 0.0, found[-1].time)])
 
 
 def made(
@@ -79,9 +78,9 @@ def made(
 
 
 def spike(costs: CostModel, meshes: int, share: float, seconds: float) -> Load:
-    """Ten times the requests for a tenth of the time, after a third of it."""
+    """Ten times the requests for a twentieth of the time, after a quarter."""
     return made("spike", costs, meshes, share, [
-        (seconds / 3, 1.0, MIXED), (seconds / 10, 10.0, MIXED), (seconds * (1 - 1 / 3 - 1 / 10), 1.0, MIXED),
+        (seconds / 4, 1.0, MIXED), (seconds / 20, 10.0, MIXED), (seconds * (1 - 1 / 4 - 1 / 20), 1.0, MIXED),
     ])  # fmt: skip
 
 

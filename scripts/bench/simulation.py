@@ -79,7 +79,7 @@ def _measured(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(args.rounds):
         rows.append(_alone(args.core, _simulated, case))
         if args.aisimulate is not None:
-            setting = Setting(MODEL, case.device, case.topology, case.trace, case.copies)
+            setting = Setting(MODEL, case.device, case.topology, case.trace, case.copies, case.requests)
             peer.append(simulator_runs.aisimulate_on_trace(Path(args.aisimulate), setting, args.core))
     row = max(rows, key=lambda row: float(row["requests_per_second"]))
     if args.unfolded:

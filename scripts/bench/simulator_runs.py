@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from twinmesh.engine.metrics.request_records import RequestRecords
 from twinmesh.engine.options import EngineOptions
+from twinmesh.engine.scheduler.cost_model import HostCost
 from twinmesh.engine.simulation.capacity import DeviceMemory, capacity
 from twinmesh.engine.simulation.costs.devices import device_named
-from twinmesh.engine.simulation.costs.roofline import roofline
-from twinmesh.engine.simulation.loads.scaling import superimposed
+from twinmesh.engine.simulation.costs.roofline import USUAL, roofline
+from twinmesh.engine.simulation.loads.scaling import first, superimposed
 from twinmesh.engine.simulation.loads.traces import MOONCAKE_BLOCK, read_trace
 from twinmesh.engine.simulation.simulator import SimulatedEngine, simulate
 from twinmesh.engine.simulation.workload import Workload, WorkRequest
@@ -43,11 +44,14 @@ class Setting(NamedTuple):
     topology: str
     trace: str
     copies: int  # of the trace at once
+    requests: int | None = None  # the first so many; None: all
+    has_host: bool = True  # whether our host takes time; the peers know devices alone
 
     @property
     def name(self) -> str:
         """Return it in a line."""
-        return f"{self.device} {self.topology}" + (f", the trace {self.copies} times" if self.copies > 1 else "")
+        name = f"{self.device} {self.topology}" + (f", the trace {self.copies} times" if self.copies > 1 else "")
+        return name if self.requests is None else f"{name}, its first {self.requests:,} requests"
 
 
 # ---- ours
@@ -70,8 +74,8 @@ def _pinned(core: int, call: Callable[[], dict[str, float]]) -> dict[str, float]
 
 def simulate_trace(setting: Setting) -> dict[str, float]:
     """Simulate a trace; return milliseconds, tokens per second, and requests per second of wall time."""
-    workload = load_of(setting)
-    return _simulated(setting.model, setting.device, setting.topology, Workload("", list(workload.requests)))
+    workload = Workload("", list(load_of(setting).requests))
+    return _simulated(setting.model, setting.device, setting.topology, workload, has_host=setting.has_host)
 
 
 def simulate_load(published: Published) -> dict[str, float]:
@@ -85,15 +89,18 @@ def simulate_load(published: Published) -> dict[str, float]:
 
 
 def load_of(setting: Setting) -> Workload:
-    """Return the trace, as often at once as the setting says."""
+    """Return the trace, as often at once as the setting says, and as much of it."""
     workload = read_trace(setting.trace)
-    return workload if setting.copies == 1 else superimposed(workload, setting.copies)
+    if setting.copies > 1:
+        workload = superimposed(workload, setting.copies)
+    return workload if setting.requests is None else first(workload, setting.requests)
 
 
-def _simulated(name: str, device: str, topology: str, workload: Workload) -> dict[str, float]:
+def _simulated(name: str, device: str, topology: str, workload: Workload, *, has_host: bool = True) -> dict[str, float]:
     model, peaks = known_model(name), device_named(device)
     config, pools = capacity(model, EngineOptions(name, topology=topology), DeviceMemory(peaks.name, peaks.memory))
-    engine = SimulatedEngine(config, pools, roofline(model, config, peaks))
+    efficiency = USUAL if has_host else USUAL._replace(host=HostCost())
+    engine = SimulatedEngine(config, pools, roofline(model, config, peaks, efficiency))
     begin = time.perf_counter()
     records = simulate(workload, engine).records
     return _figures(records) | {"requests_per_second": len(records) / (time.perf_counter() - begin)}

@@ -88,7 +88,7 @@ def _steps(peers: dict[str, Path], args: argparse.Namespace) -> Iterator[dict[st
 def _trace(peers: dict[str, Path], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for device in args.devices:
         for topology, copies in args.topologies:
-            setting = Setting(args.model, device, topology, args.trace, copies)
+            setting = Setting(args.model, device, topology, args.trace, copies, args.requests, not args.devices_alone)
             found: dict[str, dict[str, float]] = {}
             for _ in range(args.runs):
                 turn = {"twinmesh": runs.ours_on_trace(setting, args.core)}
@@ -217,6 +217,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--runs", type=int, default=3, help="of each on a trace, of which the fastest counts (default: 3)"
     )
+    parser.add_argument("--requests", metavar="N", type=int, help="the first N requests of each trace (all)")
+    parser.add_argument(
+        "--devices-alone", action="store_true",
+        help="let our host take no time in the trace's table: the peers know no host",
+    )  # fmt: skip
     parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)), help="which all run on")
     parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
     return parser.parse_args(argv)

@@ -2,8 +2,8 @@
 arguments of `twinmesh batch`, after how long a result takes, in seconds, and the most bytes that a file may have (0:
 any).
 
-Prints the most memory it had, in KiB. Each request that a slow engine finishes adds a byte to OUTPUT.computed, before
-its line is written.
+Prints the most memory it had, in KiB, and the bytes that it read and wrote. Each request that a slow engine finishes
+adds a byte to OUTPUT.computed, before its line is written.
 """
 
 import os
@@ -53,5 +53,6 @@ if __name__ == "__main__":
     arguments.load_llm = lambda args: SlowLLM(seconds, count) if seconds else InstantLLM()
     code = main(["batch", *argv])
     # Not getrusage: it counts what the process that forked this one had.
-    print(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+    status, transferred = (Path(f"/proc/self/{name}").read_text() for name in ("status", "io"))
+    print(re.search(r"VmHWM:\s*(\d+) kB", status)[1], sum(map(int, re.findall(r"char: (\d+)", transferred))))
     sys.exit(code)

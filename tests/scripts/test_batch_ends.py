@@ -157,13 +157,29 @@ def test_a_second_process_is_refused_and_the_first_goes_on(files):
     assert len(files.ids()) == LINES
 
 
-@pytest.mark.long
-def test_a_million_lines_take_no_more_memory_than_a_few(files):
+def usage(files, lines):
+    """What a run over so many lines needed: the most memory, in KiB, and the bytes that it read and wrote."""
     with files.source.open("w") as file:
-        file.writelines(f'{{"prompt": "{i}", "custom_id": "id{i}"}}\n' for i in range(1_000_000))
+        file.writelines(f'{{"prompt": "{i}", "custom_id": "id{i}"}}\n' for i in range(lines))
+    files.target.unlink(missing_ok=True)
     process = start(files, seconds="0")
     out, err = process.communicate()
     assert process.returncode == 0, err
     with files.target.open("rb") as file:
-        assert sum(1 for _ in file) == 1_000_000
-    assert int(out) < 128 * 1024  # KiB, of which Python and numpy take about a third
+        assert sum(1 for _ in file) == lines
+    return map(int, out.split())
+
+
+def test_memory_and_what_is_read_and_written_for_a_line_do_not_grow_with_the_lines(files):
+    lines = 1_000, 5_000, 30_000  # at the second all buffers are full
+    (_, first), (memory, second), (most_memory, third) = (usage(files, count) for count in lines)
+    # As much for a line as lets a million run in 128 MiB.
+    assert (most_memory - memory) * 1024 < 80 * (lines[2] - lines[1])
+    early, late = (second - first) / (lines[1] - lines[0]), (third - second) / (lines[2] - lines[1])
+    assert late < 1.1 * early
+
+
+@pytest.mark.long
+def test_a_million_lines_take_no_more_memory_than_a_few(files):
+    memory, _ = usage(files, 1_000_000)
+    assert memory < 128 * 1024  # KiB, of which Python and numpy take about a third

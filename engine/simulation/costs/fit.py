@@ -226,8 +226,9 @@ def _fit_slowdown(steps: Sequence[tuple[MeasuredStep, float]], idle: float) -> S
     with_prefill = any(part.prefills for step, _ in steps for part in step.beside)
     with_decode = any(part.decodes for step, _ in steps for part in step.beside)
     start = np.array([0.5 * with_prefill, 0.5 * with_decode])
-    found = least_squares(errors, start, bounds=(0.0, _SLOWEST)).x
-    return Slowdown(float(found[0]) * with_prefill, float(found[1]) * with_decode)
+    prefill, decode = (float(share) for share in least_squares(errors, start, bounds=(0.0, _SLOWEST)).x)
+    # Beside what it never ran, a step is not undisturbed: it shares the same cores and memory.
+    return Slowdown(prefill if with_prefill else decode, decode if with_decode else prefill)
 
 
 def _is_alone(step: MeasuredStep) -> bool:

@@ -7,6 +7,8 @@ waited for no turn, and to the time from each decision to each dispatch.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ...protocol.stamps import TransferStamps
 from ...scheduler.cost_model import CostModel
@@ -16,8 +18,16 @@ from ..costs.overlaps import Ran, measured_steps
 from .logged_run import LoggedRequest, LoggedRun, LoggedStep
 
 
-def fit_to(run: LoggedRun) -> tuple[CostModel, float]:
-    """Fit costs to a run, of the programs that ran more than once; return them and how far steps spread around them.
+class Fitted(NamedTuple):
+    """What a run's log says of costs."""
+
+    costs: CostModel
+    spread: float  # of step times around them, the standard deviation of their logarithm
+    never_beside: str  # which steps never had their like beside them, where several meshes ran; empty: none
+
+
+def fit_to(run: LoggedRun) -> Fitted:
+    """Fit costs to a run, of the programs that ran more than once.
 
     Raises:
         ValueError: none did.
@@ -29,7 +39,16 @@ def fit_to(run: LoggedRun) -> tuple[CostModel, float]:
         costs = fit_costs(steps, transfers_of(run), fit_host(_entered(run), _host_work(run), _lags(run)))
     except ValueError as error:
         raise ValueError(f"{run.name} is too short: {error}") from None
-    return costs, spread(costs, steps)
+    return Fitted(costs, spread(costs, steps), _never_beside(steps) if len(run.header.pools) > 1 else "")
+
+
+def _never_beside(steps: Sequence[MeasuredStep]) -> str:
+    missing = []
+    if not any(part.prefills for step in steps if step.kind != "decode" for part in step.beside):
+        missing.append("prompts never ran beside prompts")
+    if not any(part.decodes for step in steps if step.kind == "decode" for part in step.beside):
+        missing.append("decode steps never beside decode steps")
+    return " and ".join(missing)
 
 
 def steps_of(run: LoggedRun) -> list[MeasuredStep]:

@@ -67,8 +67,9 @@ def what_if(run: LoggedRun, otherwise: Otherwise, costs: CostModel | None = None
     """
     load = load_of(run)
     notes = [] if costs is None else ["costs are of the profile that was given, not of the log"]
+    never = ""
     if costs is None:
-        costs, spread = fit_to(run)
+        costs, spread, never = fit_to(run)
     was = _engine(run, run.header.config, costs, _policy(run, None), notes)
     simulation = simulate(load.workload, was, incidents=(*load.incidents, *_roles_called(run)), noise=spread)
     slo = otherwise.slo or run.header.config.slo  # by which all are judged
@@ -76,6 +77,8 @@ def what_if(run: LoggedRun, otherwise: Otherwise, costs: CostModel | None = None
     other = None
     if otherwise.is_anything:
         config = _config(run, otherwise)
+        if never and config.topology != run.header.config.topology:
+            notes.append(f"{never} on another mesh: they are taken to slow each other down as what ran beside them did")
         engine = _engine(run, config, costs, _policy(run, otherwise.policy), notes)
         other_simulation = simulate(load.workload, engine, incidents=load.incidents, noise=spread)
         other = _report(run, load, engine, other_simulation, slo)

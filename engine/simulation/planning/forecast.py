@@ -24,7 +24,8 @@ _PAIRS = 512
 def forecast_splits(demand: Demand, engine: SimulatedEngine, slo: SLO, splits: Sequence[Split]) -> list[Outlook]:
     """Predict what becomes of a demand under splits of meshes that are all alike."""
     config, pool, costs = engine.config, engine.pools[0], engine.costs_of_meshes[0]
-    size = MeshSize(config.chunk_size, config.prefill_rows, config.max_num_seqs, config.kv_tokens(pool.pages))
+    is_fused, tokens = config.topology.meshes[0].fused, config.kv_tokens(pool.pages)
+    size = MeshSize(config.chunk_size, config.prefill_rows, config.max_num_seqs, tokens, is_fused)
     nothing = Queues(0.0, 0.0, 0, 0.0, 0)
     observed = Observations(splits[0], demand, nothing, step_times(costs, config, pool, demand.pairs), size)
     return predict(observed, slo, splits)
@@ -42,7 +43,8 @@ def demand_of(workload: Workload) -> Demand | None:
         counts[at] += 1
         tokens[at] += request.prompt_len
     sample = requests[:: max(1, len(requests) // _PAIRS)]
-    return Demand(_BIN_SECONDS, counts, tokens, [Pair(r.prompt_len, r.prompt_len, r.output_len) for r in sample])
+    lengths = [Pair(r.prompt_len, r.prompt_len, r.output_len) for r in sample]
+    return Demand(_BIN_SECONDS, counts, tokens, lengths, sum(counts))
 
 
 def steady(rate: float, lengths: Sequence[Pair]) -> Demand:
@@ -51,7 +53,7 @@ def steady(rate: float, lengths: Sequence[Pair]) -> Demand:
     bins = 128
     so_far = [round(rate * _BIN_SECONDS * k) for k in range(bins + 1)]
     counts = [after - before for before, after in pairwise(so_far)]
-    return Demand(_BIN_SECONDS, counts, [count * prompt for count in counts], lengths)
+    return Demand(_BIN_SECONDS, counts, [count * prompt for count in counts], lengths, sum(counts))
 
 
 def step_times(costs: CostModel, config: EngineConfig, pool: PoolSize, lengths: Sequence[Pair]) -> StepTimes:

@@ -85,14 +85,23 @@ def test_several_decode_steps_at_once_share_their_time():
     assert costs.decode(0, 4) == pytest.approx(0.02)
 
 
-def test_a_fused_step_is_shared_out_and_none_of_it_is_lost():
+def test_rows_add_to_a_fused_step_what_a_row_adds_to_a_decode_step():
     costs = make_costs("both(mode=fused)=1")
     warm(costs)
+    before = costs.decode(0, 4)
     for number in range(10, 200):
         fused = Fused(0, number, 512, prefill(0, 100).chunks, decode(0, 4).rows)
         run(costs, fused, float(number), number + 0.6)
-    assert costs.prefill(0, 100) + costs.decode(0, 4) == pytest.approx(0.6, rel=0.02)
-    assert costs.prefill(0, 100) > 10 * costs.decode(0, 4)
+    assert costs.prefill(0, 100) + costs.beside(0, 4) == pytest.approx(0.6, rel=0.02)
+    assert costs.decode(0, 4) == before
+    assert 0 < costs.beside(0, 4) < costs.decode(0, 4)
+
+
+def test_a_step_comes_between_two_chunks_where_meshes_take_turns():
+    costs = make_costs("both=1")
+    warm(costs)
+    assert costs.beside(0, 4) == costs.decode(0, 4) > 0
+    assert costs.beside(0, 0) == 0
 
 
 def test_a_mesh_that_has_measured_nothing_borrows_from_one_of_the_same_tp():

@@ -1,5 +1,7 @@
 """A fading line: within what was measured, never negative, and not spoilt by what stalled."""
 
+from itertools import accumulate, pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +42,37 @@ def test_a_line_is_found_where_sizes_spread(fixed, each, measured):
     fit = fitted([(size, line.at(size)) for size in [*measured, 1, 4096, 1, 4096]], share=each * 2048 / line.at(2048))
     for size in (1, 100, 4096):
         assert fit.terms().at(size) == pytest.approx(line.at(size), rel=0.5)
+
+
+def reference(measured, share):
+    """Fit as `LineFit` does, looking at the line before every value."""
+    fixed = each = mean_size = mean = var = cov = 0.0
+    for count, (size, value) in enumerate(measured, 1):
+        most = 4 * (fixed + each * size)
+        if count > 1 and value > most > 0 and value > mean:
+            value = max(most, mean)
+        weight = 1 / min(count, 64)
+        off, change = size - mean_size, value - mean
+        mean_size, mean = mean_size + weight * off, mean + weight * change
+        var, cov = (1 - weight) * (var + weight * off * off), (1 - weight) * (cov + weight * off * change)
+        ridge, steepest = 0.01 * mean_size * mean_size, mean / mean_size
+        each = min(max(0.0, (cov + ridge * share * steepest) / (var + ridge)), steepest)
+        fixed = max(0.0, mean - each * mean_size)
+    return Terms(fixed, each)
+
+
+runs = st.lists(st.tuples(sizes, st.lists(st.sampled_from([0.0, 0.9, 1.0, 1.1, 3.9, 4.1, 60.0]), max_size=40)))
+
+
+@given(runs, shares)
+def test_a_run_of_one_size_is_the_same_as_its_values_one_by_one_to_the_last_bit(runs, share):
+    fit, now, measured = LineFit(share), 0.0, []
+    for size, values in runs:
+        ends = list(accumulate(values, initial=now))
+        fit.add_run(size, now, ends[1:])
+        measured += [(size, after - before) for before, after in pairwise(ends)]
+        now = ends[-1]
+    assert fit.terms() == reference(measured, share)
 
 
 def test_the_share_decides_where_all_sizes_are_alike():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twinmesh.engine.protocol.service import SLO
 from twinmesh.engine.scheduler.candidates import candidates
 from twinmesh.engine.scheduler.demand import DemandWindow
-from twinmesh.engine.scheduler.forecast import forecast
+from twinmesh.engine.scheduler.forecast import forecast, steady_from
 from twinmesh.engine.scheduler.line_fit import Terms
 from twinmesh.engine.scheduler.observations import Demand, MeshSize, Observations, Pair, Queues, Split, StepTimes
 from twinmesh.engine.scheduler.planner import RULES, SENTENCES, Plan, Reason, flips, plan
@@ -25,7 +25,7 @@ BINS = 64
 def observed(rate, roles, prompt=1155, output=211, bins=BINS, **changes):
     """So many requests a second, all alike and evenly spread."""
     counts = [int(rate * (k + 1) / 2) - int(rate * k / 2) for k in range(bins)]
-    demand = Demand(0.5, counts, [count * prompt for count in counts], [Pair(prompt, prompt, output)] * 8)
+    demand = Demand(0.5, counts, [count * prompt for count in counts], [Pair(prompt, prompt, output)] * 8, sum(counts))
     return Observations(**{"roles": roles, "demand": demand, "queues": IDLE, "times": TIMES, "size": SIZE} | changes)
 
 
@@ -53,7 +53,7 @@ def observations(draw):
     size = MeshSize(
         draw(st.sampled_from((128, 512, 4096))), 8, draw(st.integers(1, 256)), draw(st.integers(4096, 10**6))
     )
-    return Observations(roles, Demand(0.5, counts, [c * mean for c in counts], pairs), queues, times, size)
+    return Observations(roles, Demand(0.5, counts, [c * mean for c in counts], pairs, sum(counts)), queues, times, size)
 
 
 @given(observations())
@@ -98,8 +98,8 @@ def test_a_mesh_is_taken_from_a_phase_only_where_that_meets_the_target_with_more
     ("changes", "reason"),
     [
         ({"is_changing": True}, "changing"),
-        ({"demand": Demand(0.5, [0] * 32, [0.0] * 32, [Pair(9, 9, 9)])}, "few arrivals"),
-        ({"demand": Demand(0.5, [9] * 32, [9.0] * 32, [])}, "few arrivals"),
+        ({"demand": Demand(0.5, [0] * 32, [0.0] * 32, [Pair(9, 9, 9)], 0)}, "few arrivals"),
+        ({"demand": Demand(0.5, [9] * 32, [9.0] * 32, [], 288)}, "few arrivals"),
         ({"times": replace(TIMES, is_measured=False)}, "not measured"),
     ],
 )
@@ -188,27 +188,71 @@ def test_demand_is_counted_by_interval_and_forgotten():
     window = DemandWindow(bins=4, seconds=0.5, pairs=2)
     for t, tokens in ((10.1, 100), (10.2, 50), (11.4, 70)):
         window.arrived(t, tokens)
-    window.ended(11.4, 40, 80, 7)
+    window.ended(40, 80, 7)
     seen = window.demand(11.6)
-    assert (seen.requests, seen.tokens) == ([2, 0, 1], [75.0, 0.0, 35.0])  # half of a prompt was found cached
-    assert seen.pairs == [Pair(40, 80, 7)]
-    assert window.demand(12.6).requests == [1, 0, 0]
-    assert sum(window.demand(100.0).requests) == 0
+    assert (seen.requests, seen.tokens, seen.seen) == ([2, 0, 1, 2], [75.0, 0.0, 35.0, 75.0], 3)  # half was cached
+    assert seen.pairs == [Pair(25, 50, 7), Pair(40, 80, 7)]  # prompts of 50 are taken to be as those of 80
+    assert window.demand(12.6).seen == 1
+    assert window.demand(100.0).seen == 0
 
 
 def test_of_many_that_end_a_sample_over_the_window_is_kept():
     window = DemandWindow(bins=4, seconds=0.5, pairs=8)
     for _ in range(400):
-        window.ended(0.0, 1, 1, 1)
+        window.ended(1, 1, 1)
     window.new_sample(1.0)  # 800 end in a window: one in 100 is kept
     for output in range(400):
-        window.ended(0.0, 1, 1, output)
+        window.ended(1, 1, output)
+    window.arrived(0.0, 1)
     assert [pair.output for pair in window.demand(0.0).pairs][-4:] == [99, 199, 299, 399]
 
 
-def test_of_the_pairs_those_of_the_second_half_of_the_window_stay_and_a_few():
-    window = DemandWindow(bins=4, seconds=0.5, pairs=64)
-    for output in range(40):
-        window.ended(0.0, 1, 1, output)
-    assert len(window.demand(0.5).pairs) == 40
-    assert [pair.output for pair in window.demand(1.5).pairs] == list(range(24, 40))
+def test_pairs_come_in_the_proportions_of_what_arrives_and_not_of_what_ends():
+    window = DemandWindow(bins=64, seconds=0.5, pairs=40)
+    for _ in range(100):
+        window.ended(3000, 3000, 5)
+    window.ended(200, 200, 900)  # long answers end late: this is the first of them
+    for k in range(40):
+        window.arrived(k / 2, 200 if k % 4 else 3000)
+    outputs = [pair.output for pair in window.demand(20.0).pairs]
+    assert (outputs.count(900), outputs.count(5)) == (30, 10)
+
+
+def test_demand_since_its_last_change_is_taken_to_come_again_and_again():
+    window = DemandWindow(bins=64, seconds=0.5, pairs=8)
+    window.ended(100, 100, 10)
+    window.ended(2000, 2000, 10)
+    for k in range(240):
+        window.arrived(k / 10, 100)
+    for k in range(90):
+        window.arrived(24.0 + k / 15, 2000)  # for 6 s
+    seen = window.demand(30.0)
+    assert len(seen.tokens) == 64
+    assert min(seen.tokens) > 10_000
+    assert {pair.prompt for pair in seen.pairs} == {2000}
+
+
+def test_a_change_of_demand_is_told_from_bursts_and_from_chance():
+    assert steady_from([[10.0] * 40 + [20.0] * 10]) in (40, 41, 42)
+    assert steady_from([[10.0] * 50, [10.0] * 40 + [5.0] * 10]) >= 40
+    assert steady_from([[0.0, 0.0, 40.0, 0.0] * 16]) == 0
+    assert steady_from([[10.0] * 40 + [10.5] * 10]) == 0
+    assert steady_from([[]]) == steady_from([[], []]) == 0
+
+
+def test_meshes_that_do_both_in_one_step_serve_more_than_those_that_take_turns():
+    turns = observed(44, Split(0, 0, 4))
+    fused = replace(turns, size=replace(SIZE, is_fused=True))
+    splits = [Split(0, 0, 4), Split(3, 1, 0)]
+    (both, apart), (both_fused, apart_fused) = predict(turns, TARGET, splits), predict(fused, TARGET, splits)
+    assert apart_fused == apart
+    assert both_fused.goodput > both.goodput
+
+
+def test_what_changes_quickly_may_change_again_soon():
+    seen = observed(36, Split(3, 1, 0), since_change=6.0)
+    assert plan(seen, TARGET).reason == "dwell"
+    assert plan(replace(seen, settling=1.0), TARGET).reason == "saturated"
+    assert plan(replace(seen, settling=0.0, since_change=RULES.least_dwell / 2), TARGET).reason == "dwell"
+    assert plan(replace(seen, settling=2.0), TARGET).reason == "dwell"
+    assert plan(replace(seen, settling=100.0, since_change=RULES.dwell), TARGET).reason == "saturated"

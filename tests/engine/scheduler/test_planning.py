@@ -1,6 +1,8 @@
 """The planner in an engine, which a simulation drives: roles follow the load, a caller's hold, and a log replays."""
 
 import io
+import random
+from itertools import accumulate
 
 import pytest
 from helpers.simulated import costs, engine
@@ -77,3 +79,14 @@ def test_few_arrivals_change_nothing_and_an_idle_engine_has_nothing_to_wake_for(
 def test_a_pool_of_one_mesh_has_no_roles_to_plan():
     with pytest.raises(ValueError, match="pool of one mesh has no roles to plan"):
         pool(1)
+
+
+def test_roles_do_not_come_and_go_under_a_steady_load_with_noise():
+    generator = random.Random(1)
+    times = list(accumulate(generator.expovariate(3.0) for _ in range(400)))
+    work = [WorkRequest(*(PROMPTS if generator.random() < 0.3 else ANSWERS), at=t) for t in times]
+    done = run(work, pool(), noise=0.1, seed=1)
+    changes = [tuple(sorted(roles)) for _, roles in done.roles]
+    assert times[-1] > 100
+    assert len(changes) <= 3
+    assert len(changes) == len(set(changes))

@@ -16,7 +16,11 @@ from twinmesh.engine.topology import Topology
 PAGE = 8
 
 
-def costs(mesh):
+DEVICES = HostCost()
+CALLERS = HostCost(arrival=1.3e-4, token=1.1e-6, idle=7.3e-4)  # they wait for themselves alone
+
+
+def costs(mesh, host=DEVICES):
     """Costs that no two meshes share: steps of two that began together would end together."""
     slow = 1 + 0.0137 * mesh
     fused = dict(row=0.00013 * slow, chunk=0.0007, pair=1.3e-6, context=1.7e-6)
@@ -25,26 +29,25 @@ def costs(mesh):
         decode={n: ProgramCost((0.0041 + 0.0003 * n) * slow, row=0.00011, context=1.7e-6) for n in (1, 4, 16)},
         fused={n: ProgramCost(0.00039 * n * slow, **fused) for n in (32, 64)},
         link=LinkCost(0.0013, 3.1e-8),
+        host=host,
     )
 
 
 TOPOLOGIES = ("both=1", "prefill=1,decode=1", "prefill=1,decode=3", "pool=3xtp1", "both=2", "both(mode=fused)=2")
 
 
-def engine(topology, pages):
+def engine(topology, pages, host=DEVICES):
     config = EngineConfig(
         Topology.parse(topology), max_model_len=256, page_size=PAGE, max_num_seqs=16, prefill_buckets=(32, 64),
         decode_buckets=(1, 4, 16),
     )  # fmt: skip
     pool = PoolSize((pages,), (1000,), 200_000)
     meshes = len(config.topology.meshes)
-    return SimulatedEngine(config, (pool,) * meshes, tuple(map(costs, range(meshes))))
+    return SimulatedEngine(config, (pool,) * meshes, tuple(costs(mesh, host) for mesh in range(meshes)))
 
 
-def run(requests, topology="both=1", pages=200, *, folded, incidents=(), noise=0.0):
-    done = simulate(
-        Workload("test", requests, PAGE), engine(topology, pages), folded=folded, incidents=incidents, noise=noise
-    )
+def run(requests, topology="both=1", pages=200, *, folded, host=DEVICES, **options):
+    done = simulate(Workload("test", requests, PAGE), engine(topology, pages, host), folded=folded, **options)
     return done, sorted(done.records, key=lambda record: record.number)
 
 
@@ -95,16 +98,34 @@ incidents = st.lists(
 
 
 @settings(max_examples=25, deadline=None)
-@given(loads(), st.sampled_from(TOPOLOGIES), st.sampled_from([34, 60, 200]), incidents, st.sampled_from([0.0, 0.1]))
-def test_a_folded_run_has_the_same_records_to_the_last_bit(requests, topology, pages, incidents, noise):
+@given(
+    loads(), st.sampled_from(TOPOLOGIES), st.sampled_from([34, 60, 200]), incidents, st.sampled_from([0.0, 0.1]),
+    st.sampled_from([DEVICES, CALLERS]),
+)  # fmt: skip
+def test_a_folded_run_has_the_same_records_to_the_last_bit(requests, topology, pages, incidents, noise, host):
     if "pool" not in topology:
         incidents = [incident for incident in incidents if not isinstance(incident, RolesCalled)]
-    both(requests, topology, pages, incidents=incidents, noise=noise)
+    both(requests, topology, pages, incidents=incidents, noise=noise, host=host)
 
 
 def test_most_steps_of_a_long_answer_are_folded():
     done = both([WorkRequest(10, 100, at=0.0), WorkRequest(20, 100, at=0.3)])
     assert done.folded_steps > 0.7 * done.metrics.steps
+
+
+def test_one_fold_goes_on_over_the_pages_that_its_rows_take():
+    done = both([WorkRequest(10, 100, at=0.0), WorkRequest(20, 100, at=0.3)])
+    assert done.folded_steps / done.folds > 4 * PAGE
+
+
+def test_a_fold_ends_where_rows_find_no_page():
+    done = both([WorkRequest(60, 80, at=0.0), WorkRequest(60, 90, at=0.001), WorkRequest(60, 70, at=0.002)], pages=34)
+    assert done.metrics.preemptions
+    assert done.folded_steps
+
+
+def test_what_callers_take_hinders_no_fold():
+    assert both([WorkRequest(10, 100, at=0.0)], host=CALLERS).folded_steps
 
 
 def test_nothing_is_folded_where_the_host_takes_time_for_steps():

@@ -96,7 +96,7 @@ def test_parts_of_other_arguments_do_not_go_into_one_file(tmp_path):
     file.write_text(json.dumps({"args": {"requests": 7}, "rates": {}, "points": []}))
     with pytest.raises(SystemExit, match="points of other arguments"):
         belief.main(["--json", str(file), "--add"])
-    with pytest.raises(SystemExit, match=r"they are both=1 chat 0\.3; "):
+    with pytest.raises(SystemExit, match=r"they are both=1 chat 0\.5; "):
         belief.main(["--only", "nothing like it"])
 
 

@@ -97,6 +97,14 @@ def test_a_program_that_never_ran_alone_is_slowed_down_as_its_kind_is():
     assert_close(costs.decode[64], DECODE, 0.02)
 
 
+def test_beside_what_it_never_ran_a_program_slows_down_as_beside_what_it_did():
+    steps = [s for s in draw_steps(600) if s.kind == "prefill" or not any(part.decodes for part in s.beside)]
+    costs = fit_costs(steps)
+    assert costs.decode[512].beside_prefill == pytest.approx(DECODE.beside_prefill, rel=1e-2)
+    assert costs.decode[512].beside_decode == costs.decode[512].beside_prefill
+    assert costs.prefill[512].beside_decode == pytest.approx(PREFILL.beside_decode, rel=1e-2)
+
+
 def test_the_first_run_of_each_program_on_each_mesh_is_left_out():
     steps = [
         MeasuredStep(mesh, kind, bucket, 1, 1, 1, 0, 0, 1.0)

@@ -61,7 +61,7 @@ def test_the_next_turn_of_a_conversation_waits_for_the_one_before_it():
 def test_costs_come_back_from_the_log_that_they_made():
     text, _ = simulated(engine_of(config_of("prefill=1,decode=1")), mixed_load())
     run = read_run(opened(text))
-    costs, spread = fit_to(run)
+    costs, spread, _ = fit_to(run)
     assert spread < 0.01
     assert transfers_of(run)
     assert costs.link.byte == pytest.approx(COSTS.link.byte, rel=0.02)
@@ -69,9 +69,17 @@ def test_costs_come_back_from_the_log_that_they_made():
     assert costs.decode[8].row == pytest.approx(COSTS.decode[8].row, rel=1e-3)
 
 
+def test_what_never_ran_beside_its_like_is_said_where_it_might_now():
+    text, _ = simulated(engine_of(config_of("prefill=1,decode=1")), mixed_load(60, 15.0))
+    run = read_run(opened(text))
+    said = "prompts never ran beside prompts and decode steps never beside decode steps on another mesh"
+    assert said in " ".join(what_if(run, Otherwise("both=2")).notes)
+    assert said not in " ".join(what_if(run, Otherwise(policy="spf")).notes)
+
+
 def test_how_far_steps_spread_comes_back_too():
     text, _ = simulated(engine_of(config_of("both=2")), mixed_load(60), noise=0.2)
-    assert fit_to(read_run(opened(text)))[1] == pytest.approx(0.2, rel=0.2)
+    assert fit_to(read_run(opened(text))).spread == pytest.approx(0.2, rel=0.2)
 
 
 @pytest.mark.parametrize(("was", "other"), [("both=2", "prefill=1,decode=1"), ("prefill=1,decode=1", "both=2")])
@@ -157,7 +165,7 @@ def test_prompts_that_come_at_once_do_not_each_pay_for_those_before_them():
     host = HostCost(arrival=1e-3)
     requests = [WorkRequest(100, 4, 0.5 * (i // 10)) for i in range(60)]
     text, _ = simulated(engine_of(config_of("both=1"), costs=replace(COSTS, host=host)), Workload("lists", requests))
-    found = fit_to(read_run(opened(text)))[0].host
+    found = fit_to(read_run(opened(text))).costs.host
     assert found.arrival + 100 * found.token == pytest.approx(host.arrival, rel=0.2)
 
 
