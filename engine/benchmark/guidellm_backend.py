@@ -1,9 +1,9 @@
 """What GuideLLM 0.8.1 needs to drive an engine in process: a backend and a tokenizer, both of the kind `twinmesh`.
 
 Importing this registers them; GuideLLM finds no plug-ins by itself. It needs the package of the extra `guidellm`, and
-nothing but the script that hands over to GuideLLM imports it. GuideLLM runs a backend in processes that it spawns: there
-is one, which loads the engine at its start, and another for each strategy of a profile. Stamps are by `time.time()`, as
-GuideLLM's own backends take them: when the event loop has a token.
+only the script that hands over to GuideLLM imports it. GuideLLM runs a backend in a process that it spawns, another for
+each strategy of a profile, which loads the engine at its start. Stamps are by `time.time()`, as GuideLLM's own backends
+take them: when the event loop has a token.
 
 Not here: chats and turns that go on with earlier ones, which are refused.
 """

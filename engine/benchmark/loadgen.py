@@ -57,8 +57,8 @@ def run_loadgen(
 ) -> LoadGenRun:
     """Run LoadGen's test on an engine.
 
-    The test has a thread of its own, since nothing can end it early: after Ctrl-C or a failure it is left alone, and the
-    process ends without the exit handlers of LoadGen's library, which crash while a test is under way.
+    The test has a thread of its own, since nothing can end it early: after Ctrl-C or a failure it is left alone, and
+    the process ends without the exit handlers of LoadGen's library, which crash while a test is under way.
 
     Args:
         client: the engine's.

@@ -5,9 +5,9 @@ What only a run tells of 6.0.17, and what follows:
   exist and may be empty; conf_type 2 with no file returns -2. It returns 0 for a model that it does not know too, and
   leaves its defaults in force (no token latencies): `use_token_latencies` tells.
 - A second `FromConfig` in a process changes nothing, whatever model it names: a process for each scenario.
-- In force are 600 s and 100 queries (Offline of llama3_1-8b: 13,368); the sample counts are 13,368 and 6,396. Its models
-  have it issue whole permutations of the samples, so a run has a multiple of that many queries. A Server run is VALID
-  only if early stopping says so too: with a percentile of 99 % it takes 459 queries of which none is late.
+- In force are 600 s and 100 queries (Offline of llama3_1-8b: 13,368); the sample counts are 13,368 and 6,396. Its
+  models have it issue whole permutations of the samples, so a run has a multiple of that many queries. A Server run is
+  VALID only if early stopping says so too: with a percentile of 99 % it takes 459 queries of which none is late.
 """
 
 from math import ceil
