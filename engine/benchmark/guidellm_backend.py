@@ -87,7 +87,9 @@ class TwinmeshBackend(Backend):
         """Load the engine, in the worker."""
         arguments = self._arguments
         # JSON has lists for what options have as tuples.
-        options = {name: tuple(one) if isinstance(one, list) else one for name, one in arguments.engine.items()}
+        options: dict[str, Any] = {
+            name: tuple(one) if isinstance(one, list) else one for name, one in arguments.engine.items()
+        }
         self._llm = llm = await asyncio.to_thread(lambda: AsyncLLM(arguments.model, **options))
         self._run, self._watching = StreamedRun(llm), ExitStack()
         self._watch = self._watching.enter_context(EngineTarget(llm, arguments.model).watched())

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from twinmesh.engine.errors import EngineError
 from twinmesh.engine.extras import need
@@ -64,7 +65,7 @@ def _hand_over(words: Sequence[str]) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace) -> dict[str, object]:
+def _options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the engine's options besides the model, as JSON can hold them."""
     names = (name for name, option in documentation().items() if option.flag is not None and name != "model")
     values = {name: getattr(args, name) for name in names}

@@ -24,7 +24,8 @@ class Stretches(NamedTuple):
     @property
     def middles(self) -> np.ndarray:
         """Return their middles [n]."""
-        return (self.edges[1:] + self.edges[:-1]) / 2
+        middles: np.ndarray = (self.edges[1:] + self.edges[:-1]) / 2
+        return middles
 
 
 def stretches(series: Series) -> Stretches | None:
@@ -42,7 +43,8 @@ def grown(series: Series, values: Sequence[float], over: Stretches) -> np.ndarra
 def utilisation(series: Series, report: LoadReport, over: Stretches) -> np.ndarray:
     """Return the share [n] of the time of all GPUs in which they ran steps."""
     gpus = np.array([mesh.gpus for mesh in report.meshes], np.float64)
-    return gpus @ _busy(series, over) / gpus.sum()
+    shares: np.ndarray = gpus @ _busy(series, over) / gpus.sum()
+    return shares
 
 
 def utilisation_by_role(series: Series, report: LoadReport, over: Stretches) -> dict[str, np.ndarray]:

@@ -7,12 +7,12 @@ of the boards over the measured window; what a name plate says is no measurement
 from collections.abc import Sequence
 
 from ...metrics.load_report import LoadReport
+from ..published import interactivity
 from .drawing import Figure
 from .facts import number
 from .numbers import plain
 from .parts import Key, Plot, Row, Section, Table
 from .runs import Compared, ShownPoint
-from .tradeoff import interactivity
 
 _NO_PRICE = "No price of a GPU-hour is known, so there is no cost: give --gpu-hour-price."
 _NO_POWER = (

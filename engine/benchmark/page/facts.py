@@ -2,20 +2,21 @@
 
 from collections.abc import Callable, Sequence
 
+from ...metrics.distribution import percentile
 from ...metrics.load_report import LoadReport
 from .numbers import change, count, duration, milliseconds, percent, plain
 from .parts import UNKNOWN, Cell, Row, Section, Table
 from .runs import Compared, ShownPoint, ShownRun
 
 _COMPARED: Sequence[tuple[str, Callable[[LoadReport], float | None]]] = (
-    ("TTFT P50", lambda report: report.ttft and report.ttft.p50),
-    ("TTFT P90", lambda report: report.ttft and report.ttft.p90),
-    ("TTFT P99", lambda report: report.ttft and report.ttft.p99),
-    ("TPOT P50", lambda report: report.tpot and report.tpot.p50),
-    ("TPOT P90", lambda report: report.tpot and report.tpot.p90),
-    ("E2E P50", lambda report: report.e2e and report.e2e.p50),
+    ("TTFT P50", lambda report: percentile(report.ttft, 50)),
+    ("TTFT P90", lambda report: percentile(report.ttft, 90)),
+    ("TTFT P99", lambda report: percentile(report.ttft, 99)),
+    ("TPOT P50", lambda report: percentile(report.tpot, 50)),
+    ("TPOT P90", lambda report: percentile(report.tpot, 90)),
+    ("E2E P50", lambda report: percentile(report.e2e, 50)),
     ("output tokens/s", lambda report: report.output_tokens_per_second),
-    ("goodput", lambda report: report.goodput and report.goodput.per_second),
+    ("goodput", lambda report: None if report.goodput is None else report.goodput.per_second),
 )
 
 
@@ -100,13 +101,14 @@ def _glance_table(compared: Compared) -> Table:
 
 def _glance_row(shown: ShownPoint) -> Row:
     report = shown.point.measured.report
-    ttft, tpot, good = report.ttft, report.tpot, report.goodput
+    good = report.goodput
     rate = report.requests / report.wall if report.wall > 0 else None
     return shown.title, (
         whole(report.requests), whole(report.finished), number(report.wall), number(rate),
-        ms(ttft and ttft.p50), ms(ttft and ttft.p99), ms(tpot and tpot.p50), ms(tpot and tpot.p99),
+        ms(percentile(report.ttft, 50)), ms(percentile(report.ttft, 99)),
+        ms(percentile(report.tpot, 50)), ms(percentile(report.tpot, 99)),
         number(report.output_tokens_per_second), number(report.output_tokens_per_second_per_gpu),
-        number(report.total_tokens_per_second), share(good and good.share), share(report.utilisation),
+        number(report.total_tokens_per_second), share(None if good is None else good.share), share(report.utilisation),
     )  # fmt: skip
 
 

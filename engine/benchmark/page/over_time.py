@@ -79,8 +79,8 @@ def over_time(compared: Compared) -> Section:
         "the time of arrival, utilisation at the time of computing."
     ]
     choices = [_choice(group) for group in groups]
-    flips = [sum(len(one.flips) for one in group) for group in groups]
-    chosen = int(np.argmax(flips)) if any(flips) else len(choices) - 1
+    counts = [sum(len(one.flips) for one in group) for group in groups]
+    chosen = counts.index(max(counts)) if any(counts) else len(choices) - 1
     return Section("over-time", heading, said, choices=choices, chosen=chosen)
 
 

@@ -1,12 +1,14 @@
 """What a GPU gives against what a user gets: throughput over interactivity, and the points that no other beats.
 
-Interactivity is the tokens/s that one user sees once his answer flows: 1 / P50 of TPOT, as InferenceX has it; 1,000
-over the P90 of TPOT in ms where a preset is shaped like MLPerf Endpoints. Throughput per GPU divides by all GPUs.
+Interactivity is the tokens/s that one user sees once his answer flows, by the P50 of TPOT; by its P90 where a preset is
+shaped like MLPerf Endpoints. Throughput per GPU divides by all GPUs.
 """
 
 from collections.abc import Callable, Sequence
 
+from ...metrics.distribution import percentile
 from ...metrics.load_report import LoadReport
+from ..published import interactivity, slow_interactivity
 from .drawing import Figure
 from .facts import ms, number, share, whole
 from .numbers import plain
@@ -16,16 +18,6 @@ from .runs import Compared, ShownPoint, ShownRun
 ENDPOINTS = "endpoints"  # the preset
 
 type Value = Callable[[LoadReport], float | None]
-
-
-def interactivity(report: LoadReport) -> float | None:
-    """Return the tokens/s of a user in the middle; None: no answer had two tokens."""
-    return 1 / report.tpot.p50 if report.tpot is not None and report.tpot.p50 > 0 else None
-
-
-def slow_interactivity(report: LoadReport) -> float | None:
-    """Return the tokens/s that nine in ten users have at least: 1,000 / P90 TPOT in ms."""
-    return 1 / report.tpot.p90 if report.tpot is not None and report.tpot.p90 > 0 else None
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -133,7 +125,7 @@ def endpoints(compared: Compared) -> Section | None:
         report = shown.point.measured.report
         rows.append((shown.title, (
             number(report.output_tokens_per_second), number(slow_interactivity(report)),
-            ms(report.tpot and report.tpot.p90), ms(report.ttft and report.ttft.p90),
+            ms(percentile(report.tpot, 90)), ms(percentile(report.ttft, 90)),
         )))  # fmt: skip
     head = ("", "system tokens/s", "1,000 / P90 TPOT", "TPOT P90, ms", "TTFT P90, ms")
     said = [
