@@ -165,6 +165,17 @@ def check_written(args: argparse.Namespace, written: Sequence[str], others: Iter
         taken.append((path, f"the {title} file"))
 
 
+def check_new(*paths: str | Path | None) -> None:
+    """Refuse to write over what took a while to measure; None: nothing is written.
+
+    Raises:
+        ValueError: a file or a folder exists.
+    """
+    for path in paths:
+        if path is not None and Path(path).exists():
+            raise ValueError(f"{path} exists: give another name, or move it away.")
+
+
 def given_files(args: argparse.Namespace) -> list[tuple[Path, str]]:
     """List the files that `--trace` and `--profile` may name, which nothing is to be written over."""
     given = [(args.trace, "the load"), (args.profile, "the profile")]

@@ -3,7 +3,6 @@
 import argparse
 import sys
 import time
-from math import inf
 from typing import TYPE_CHECKING
 
 from twinmesh.engine.options import EngineOptions
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from twinmesh.engine.scheduler.policy import policy_named
     from twinmesh.engine.simulation.assemble import assemble, source_of
     from twinmesh.engine.simulation.costs.profile import read_profile
-    from twinmesh.engine.simulation.simulated_report import report_of
+    from twinmesh.engine.simulation.simulated_report import measured_of
     from twinmesh.engine.simulation.simulator import simulate
     from twinmesh.models.checkpoints.known_models import named_model
 
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     engine = assemble(model.name, model.config, options, source, policy, str(args.profile), model.formats)
     workload, gaps = _workload(args), Gaps()
     noise = args.noise or (0.0 if profile is None else profile.spread)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     log = (
         None
         if args.decision_log is None
@@ -97,17 +96,16 @@ def run(args: argparse.Namespace) -> int:
     finally:
         if log is not None:
             log.close()
-    seconds = time.perf_counter() - begun
-    report = report_of(done, engine, source, workload=workload.name, model=model.name, seed=args.seed, gaps=gaps)
-    print(as_text(report), end="")
+    seconds = time.perf_counter() - start
+    found = measured_of(done, engine, source, workload=workload.name, model=model.name, seed=args.seed, gaps=gaps)
+    print(as_text(found.report), end="")
     print(
         f"Simulated in {seconds:.1f} s: {len(done.records) / seconds:,.0f} requests/s, {done.events:,} events and "
         f"{done.decisions:,} decisions.",
         file=sys.stderr,
     )
     if args.json is not None:
-        start = float(done.records.column("arrival").min(initial=inf))
-        write_report(args.json, report, done.records, None if done.series is None else done.series.since(start))
+        write_report(args.json, *found)
     return 0
 
 

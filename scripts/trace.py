@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from twinmesh.scripts import arguments
 
@@ -31,8 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from twinmesh.engine.simulation.logs.timeline import timeline
 
     check_perfetto()
-    if Path(args.output).exists():
-        raise ValueError(f"{args.output} exists: give another name, or move it away.")
+    arguments.check_new(args.output)
     try:
         write_trace(args.output, timeline(args.log))
     except DivergedError as error:

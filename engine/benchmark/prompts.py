@@ -15,7 +15,7 @@ import numpy as np
 from ..simulation.workload import WorkRequest
 
 _LEAST_ID = 3  # of made-up tokens: those before are special in most vocabularies
-_ALONE = 1  # stream of prompts that share nothing; blocks are of stream 0
+_BLOCKS, _ALONE = 0, 1  # streams: of blocks, and of prompts that share nothing
 _MASK = 2**64 - 1
 _STEP, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -27,7 +27,7 @@ class Prompts:
         """Make tokens from a vocabulary of so many; a workload's block has `block_tokens`. Prompts of another seed
         share nothing with these."""
         self._vocabulary, self._block_tokens = vocabulary, block_tokens
-        self._streams = [_mixed(_numbers((hash((*seed, stream)),))) for stream in (0, _ALONE)]
+        self._streams = [_hashed(*seed, stream) for stream in (_BLOCKS, _ALONE)]
 
     def ids(self, number: int, work: WorkRequest, before: np.ndarray | None = None) -> np.ndarray:
         """Return the prompt of request `number`, [prompt_len] int32.
@@ -42,7 +42,7 @@ class Prompts:
 
     def _own(self, number: int, work: WorkRequest) -> np.ndarray:
         length = work.prompt_len
-        shared = self._drawn(0, work.blocks, self._block_tokens).ravel()
+        shared = self._drawn(_BLOCKS, work.blocks, self._block_tokens).ravel()
         rest = length - len(shared)
         if rest <= 0:
             return shared[:length]
@@ -58,6 +58,14 @@ class Prompts:
 
 def _numbers(keys: Iterable[int]) -> np.ndarray:
     return np.fromiter((key & _MASK for key in keys), np.uint64)
+
+
+def _hashed(*parts: int) -> np.ndarray:
+    """Hash numbers into one: [1] uint64."""
+    found = _numbers((0,))
+    for part in _numbers(parts):
+        found = _mixed(found ^ part)
+    return found
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

@@ -9,11 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-
 from ..simulation.loads.agent_sessions import BLOCK, DrawnSessions, LanesOfSessions, LogNormal, Session, read_sessions
 from ..simulation.loads.generators import ClosedLoop
-from ..simulation.loads.lengths import Lengths, Pairs
+from ..simulation.loads.lengths import Lengths, Pairs, Scaled
 from ..simulation.loads.load_file import read_load_file
 from ..simulation.workload import Workload
 from .target import Load
@@ -113,21 +111,5 @@ class Lanes:
         return lambda index: recorded[index % len(recorded)]
 
 
-@dataclass(frozen=True)
-class _Scaled:
-    """Lengths multiplied by the scale: prompts stay at 1 token or more, answers at 2, so that each has a TPOT."""
-
-    lengths: Lengths
-    scale: float
-
-    def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
-        """Draw pairs."""
-        drawn = self.lengths.draw(random, count)
-        if self.scale == 1:
-            return drawn
-        scaled: np.ndarray = np.maximum(np.rint(self.scale * drawn).astype(np.int64), np.minimum(drawn, (1, 2)))
-        return scaled
-
-
 def _users(name: str, lengths: Lengths, concurrency: int, count: int, seed: int, scale: float) -> Workload:
-    return Workload(name, ClosedLoop(concurrency, count, _Scaled(lengths, scale), 0.0, seed))
+    return Workload(name, ClosedLoop(concurrency, count, Scaled(lengths, scale), 0.0, seed))

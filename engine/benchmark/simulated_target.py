@@ -5,7 +5,7 @@ from math import inf
 from ..metrics.gaps import Gaps
 from ..metrics.report_file import Measured
 from ..simulation.assemble import Source
-from ..simulation.simulated_report import report_of
+from ..simulation.simulated_report import measured_of
 from ..simulation.simulator import SimulatedEngine, simulate
 from .target import Load
 
@@ -14,11 +14,19 @@ class SimulatedTarget:
     """An engine that exists in numbers alone."""
 
     def __init__(
-        self, engine: SimulatedEngine, source: Source, model: str, *, seed: int = 0, noise: float = 0.0
+        self,
+        engine: SimulatedEngine,
+        source: Source,
+        model: str,
+        *,
+        seed: int = 0,
+        noise: float = 0.0,
+        dollars_per_gpu_hour: float | None = None,
     ) -> None:
         """Simulate `engine`, whose costs come from `source`, with a model of that name; `seed` and `noise` are those of
-        `simulate`."""
+        `simulate`, and the price is that of `measured_of`."""
         self._engine, self._source, self._model, self._seed, self._noise = engine, source, model, seed, noise
+        self._dollars = dollars_per_gpu_hour
 
     @property
     def longest(self) -> int:
@@ -32,8 +40,7 @@ class SimulatedTarget:
             load.workload, self._engine, seed=self._seed, noise=self._noise, gaps=gaps, samples=True,
             stop_after=inf if load.stop_after is None else load.stop_after,
         )  # fmt: skip
-        report = report_of(
-            done, self._engine, self._source, workload=load.workload.name, model=self._model, seed=self._seed, gaps=gaps
-        )
-        start = float(done.records.column("arrival").min(initial=inf))
-        return Measured(report, done.records, None if done.series is None else done.series.since(start))
+        return measured_of(
+            done, self._engine, self._source, workload=load.workload.name, model=self._model, seed=self._seed,
+            gaps=gaps, dollars_per_gpu_hour=self._dollars,
+        )  # fmt: skip

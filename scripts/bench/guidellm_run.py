@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     EngineOptions(args.model, **_options(args))  # refuses what cannot be, before workers would
     resolve_model(args.model)
     if args.reports is not None:
-        _make_folder(Path(args.reports))
+        arguments.check_new(args.reports)
+        Path(args.reports).mkdir(parents=True)
     from twinmesh.engine.benchmark.guidellm_backend import KIND
 
     backend = {"kind": KIND, "model": args.model, "engine": _options(args), "reports": args.reports}
@@ -70,12 +71,6 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     names = (name for name, option in documentation().items() if option.flag is not None and name != "model")
     values = {name: getattr(args, name) for name in names}
     return values | {"topology": str(values["topology"])}
-
-
-def _make_folder(folder: Path) -> None:
-    if folder.exists():
-        raise ValueError(f"{folder} exists: give another name, or move it away.")
-    folder.mkdir(parents=True)
 
 
 def _parser() -> Parser:

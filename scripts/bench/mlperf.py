@@ -22,6 +22,7 @@ from twinmesh.engine.benchmark.loadgen_settings import (
 from twinmesh.engine.metrics.benchmark_file import About, Benchmark, Point, write_benchmark
 from twinmesh.engine.metrics.report_text import as_text
 from twinmesh.scripts import arguments
+from twinmesh.scripts.bench import report
 from twinmesh.scripts.parser import Parser
 
 _DESCRIPTION = """\
@@ -39,20 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     folder = Path(args.logs or f"loadgen-{args.terms}-{args.scenario}")
     arguments.check_written(args, ("json", "html", "decision_log"))
-    for path in filter(None, (folder, args.json, args.html)):
-        if Path(path).exists():
-            raise ValueError(f"{path} exists: give another name, or move it away.")
+    arguments.check_new(folder, args.json, args.html)
     if args.html is not None:
-        from twinmesh.engine.extras import need
-
-        need("plotly", "report", "--html")
+        report.check_plotly()
     benchmark = _run(args, folder)
     if args.json is not None:
         write_benchmark(args.json, benchmark)
     if args.html is not None:
-        from twinmesh.scripts.bench.report import write_page
-
-        write_page(args.html, {args.terms: benchmark})
+        report.write_page(args.html, {args.terms: benchmark})
     return 0
 
 
@@ -71,7 +66,9 @@ def _run(args: argparse.Namespace, folder: Path) -> Benchmark:
     from twinmesh.engine.benchmark.loadgen_log import notes_of
 
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    with arguments.load_llm(args, slo=full.slo if args.scenario == "Server" else None) as llm:
+    slo = full.slo if args.scenario == "Server" else None
+    with arguments.metrics_port(args) as show, arguments.load_llm(args, slo=slo) as llm:
+        show(llm)
         samples = samples_of(lengths, limits_of(settings).samples, llm.config.max_model_len, args.seed)
         folder.mkdir(parents=True)
         target = EngineTarget(llm, args.model, policy=args.policy, dollars_per_gpu_hour=args.gpu_hour_price)
@@ -132,19 +129,13 @@ def _parser() -> Parser:
         "--seed", metavar="N", type=arguments.whole_number(0), default=0, help="of lengths (default: 0)"
     )
     parser.add_argument(
-        "--gpu-hour-price",
-        metavar="X",
-        type=arguments.positive,
-        help="$ an hour of a GPU; by default what is published",
-    )
-    parser.add_argument(
         "--logs",
         metavar="DIR",
         type=arguments.written_path,
         help="a new folder for LoadGen's files (default: loadgen-BENCHMARK-SCENARIO)",
     )
-    parser.add_argument("--json", metavar="OUT", type=arguments.written_path, help="write all records to this file")
-    parser.add_argument("--html", metavar="PAGE", type=arguments.written_path, help="write one page with figures")
+    report.add_report_arguments(parser)
+    arguments.add_metrics_port(parser)
     arguments.add_engine_arguments(parser)
     return parser
 

@@ -1,5 +1,6 @@
-"""`twinmesh bench report`: the page of a run that was measured or simulated before, or of two side by side."""
+"""`twinmesh bench report`: the page of a run that was measured or simulated before, or of several side by side."""
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,15 +18,34 @@ from twinmesh.scripts.parser import Parser
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page and return the exit code."""
     args = _parser().parse_args(argv)
-    page = args.html or str(Path(args.run).with_suffix(".html"))
-    if Path(page).exists():
-        raise ValueError(f"{page} exists: give another name with --html, or move it away.")
-    need("plotly.offline", "report", "An HTML page")
-    files = list(filter(None, (args.run, args.compare)))
+    files = [*filter(None, (args.run,)), *args.compare]
+    if not files:
+        raise ValueError("there is no run to show: name the file of one, or of several after --compare.")
+    page = args.html or str(Path(files[0]).with_suffix(".html"))
+    arguments.check_new(page)
+    check_plotly()
     runs = [_priced(read_benchmark(file), args.gpu_hour_price) for file in files]
     write_page(page, dict(zip(_names(files), runs, strict=True)))
     print(f"Wrote {page}.")
     return 0
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what every command that measures can write, and at what price."""
+    parser.add_argument(
+        "--gpu-hour-price", metavar="X", type=arguments.positive, help="$ an hour of a GPU (default: as published)"
+    )
+    parser.add_argument("--json", metavar="OUT", type=arguments.written_path, help="write all records to this file")
+    parser.add_argument("--html", metavar="PAGE", type=arguments.written_path, help="write one page with figures")
+
+
+def check_plotly() -> None:
+    """Refuse to make a page without what draws it, before anything is run.
+
+    Raises:
+        ValueError: names the extra.
+    """
+    need("plotly.offline", "report", "An HTML page")
 
 
 def write_page(path: str, compared: Mapping[str, Benchmark]) -> None:
@@ -38,7 +58,7 @@ def _names(files: Sequence[str]) -> list[str]:
     for names in ([Path(file).stem for file in files], list(files)):
         if len(set(names)) == len(names):
             return names
-    raise ValueError(f"{files[0]} is compared with itself: give another run after --compare.")
+    raise ValueError("a run is compared with itself: give files of several runs.")
 
 
 def _priced(benchmark: Benchmark, dollars: float | None) -> Benchmark:
@@ -55,13 +75,18 @@ def _priced(benchmark: Benchmark, dollars: float | None) -> Benchmark:
 def _parser() -> Parser:
     parser = Parser(prog="twinmesh bench report", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument(
-        "run", metavar="RUN.json", type=arguments.read_path, help="of 'bench serve --json' or 'simulate --json'"
-    )
+        "run", metavar="RUN.json", nargs="?", type=arguments.read_path,
+        help="of 'bench serve --json' or 'simulate --json'",
+    )  # fmt: skip
     parser.add_argument(
-        "--compare", metavar="OTHER.json", type=arguments.read_path, help="another run, or its simulation, beside it"
-    )
+        "--compare", metavar="RUN.json", nargs="+", default=[], type=arguments.read_path,
+        help="other runs, or a simulation, beside it: four in all",
+    )  # fmt: skip
     parser.add_argument(
-        "--html", metavar="PAGE", type=arguments.written_path, help="the page to be written (default: RUN.html)"
+        "--html",
+        metavar="PAGE",
+        type=arguments.written_path,
+        help="the page to be written (default: that of the first run, with .html)",
     )
     parser.add_argument(
         "--gpu-hour-price", metavar="X", type=arguments.positive, help="$ an hour of a GPU, instead of what the run has"

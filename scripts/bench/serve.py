@@ -18,7 +18,7 @@ from twinmesh.engine.benchmark.summary import table
 from twinmesh.engine.metrics.benchmark_file import About, Benchmark, Point, write_benchmark
 from twinmesh.engine.metrics.report_text import as_text
 from twinmesh.scripts import arguments
-from twinmesh.scripts.bench import serve_targets
+from twinmesh.scripts.bench import report, serve_targets
 from twinmesh.scripts.bench.serve_targets import Asks, Runs
 from twinmesh.scripts.loads import HELP, read_load
 from twinmesh.scripts.parser import Parser
@@ -30,7 +30,7 @@ _DESCRIPTION = """\
 Run a preset, shaped like a benchmark that the field knows, or a load of your own, on the engine in this process. With
 --device or --profile it runs on the simulator instead, which needs neither device nor weights; with --simulate on both,
 one after the other: the same requests and the same report. Every figure of a preset is unofficial. 'twinmesh bench
-report' shows two runs in one page.
+report' shows several runs in one page, and 'twinmesh bench mlperf' runs MLPerf's own load generator.
 
 presets:
 """
@@ -64,13 +64,9 @@ def _check(args: argparse.Namespace) -> None:
         args.simulated_json = str(Path(args.json).with_suffix(f".simulated{Path(args.json).suffix}"))
     written = ("json", "simulated_json", "html", "decision_log")
     arguments.check_written(args, written, arguments.given_files(args))
-    for path in filter(None, (getattr(args, name) for name in written)):
-        if Path(path).exists():
-            raise ValueError(f"{path} exists: give another name, or move it away.")
+    arguments.check_new(*(getattr(args, name) for name in written))
     if args.html is not None:
-        from twinmesh.engine.extras import need
-
-        need("plotly", "report", "--html")
+        report.check_plotly()
 
 
 def _preset(args: argparse.Namespace) -> Preset | None:
@@ -115,9 +111,7 @@ def _write(args: argparse.Namespace, found: dict[str, Benchmark]) -> None:
         if path is not None:
             write_benchmark(path, benchmark)
     if args.html is not None:
-        from twinmesh.scripts.bench.report import write_page
-
-        write_page(args.html, found)
+        report.write_page(args.html, found)
 
 
 def _too_low(found: dict[str, Benchmark], least: float | None) -> int:
@@ -144,26 +138,30 @@ def _parser() -> Parser:
     what.add_argument("--trace", metavar="LOAD", type=arguments.not_empty, help="a trace or a generator, see above")
     _add_preset_arguments(parser)
     parser.add_argument(
-        "--seed", metavar="N", type=arguments.whole_number(0), default=0, help="of lengths (default: %(default)s)"
+        "--seed",
+        metavar="N",
+        type=arguments.whole_number(0),
+        default=0,
+        help="of a preset's lengths, and of the noise of simulated steps (default: %(default)s)",
     )
     parser.add_argument("--accuracy", action="store_true", help="ask questions with known answers after each point")
     parser.add_argument(
-        "--least-score", metavar="X", type=_share, help="end with code 1 if a smaller share is answered right"
-    )
-    parser.add_argument(
-        "--gpu-hour-price", metavar="X", type=arguments.positive, help="$ an hour of a GPU (default: as published)"
+        "--least-score",
+        metavar="X",
+        type=arguments.fraction,
+        help="end with code 1 if a smaller share is answered right",
     )
     parser.add_argument("--power", action="store_true", help="read what the GPUs draw, by NVML")
     parser.add_argument("--slo", metavar="SLO", type=arguments.slo, help="targets: ttft=1000ms,tpot=50ms,percentile=99")
     parser.add_argument("--device", metavar="NAME", help="simulate on h100, h200 or b200")
     parser.add_argument("--profile", metavar="FILE", type=arguments.read_path, help="simulate by a measured profile")
-    parser.add_argument("--simulate", action="store_true", help="run on the engine, and then on the simulator")
-    parser.add_argument("--name", metavar="NAME", type=arguments.not_empty, help="of the run, in the page")
     parser.add_argument(
-        "--json", metavar="OUT", type=arguments.written_path,
-        help="write all records to this file; the simulator's beside it, with .simulated in the name",
-    )  # fmt: skip
-    parser.add_argument("--html", metavar="PAGE", type=arguments.written_path, help="write one page with figures")
+        "--simulate",
+        action="store_true",
+        help="run on the engine and then on the simulator, whose file has .simulated in its name",
+    )
+    parser.add_argument("--name", metavar="NAME", type=arguments.not_empty, help="of the run, in the page")
+    report.add_report_arguments(parser)
     arguments.add_metrics_port(parser)
     arguments.add_engine_arguments(parser)
     return parser
@@ -171,7 +169,11 @@ def _parser() -> Parser:
 
 def _add_preset_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "--scale", metavar="X", type=_share, default=1.0, help="multiply a preset's lengths and times by X, at most 1"
+        "--scale",
+        metavar="X",
+        type=arguments.fraction,
+        default=1.0,
+        help="multiply a preset's lengths and times by X, at most 1",
     )
     parser.add_argument(
         "--concurrency", metavar="N,...", type=_counts, help="instead of the preset's, ascending, as in 1,2,4"
@@ -186,13 +188,6 @@ def _add_preset_arguments(parser: Parser) -> None:
         "--data", metavar="FILE", type=arguments.read_path,
         help="recorded lengths: a trace for endpoints, sessions for agents (JSONL as cc-traces-weka)",
     )  # fmt: skip
-
-
-def _share(text: str) -> float:
-    number = arguments.positive(text)
-    if number > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than 1")
-    return number
 
 
 def _counts(text: str) -> tuple[int, ...]:

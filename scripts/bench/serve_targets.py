@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from twinmesh.engine.benchmark.target import Target
     from twinmesh.engine.metrics.benchmark_file import Accuracy
     from twinmesh.engine.simulation.assemble import Source
+    from twinmesh.engine.simulation.simulator import SimulatedEngine
 
 
 class Asks(NamedTuple):
@@ -43,6 +44,8 @@ def check(args: argparse.Namespace) -> None:
         ValueError: names them.
     """
     if not _is_simulated_alone(args):
+        if args.trace is not None and args.seed and not args.simulate:
+            raise ValueError("--seed would do nothing here: a load of your own has it among its options.")
         if args.least_score is not None and not args.accuracy and args.preset != "endpoints":
             raise ValueError("--least-score needs a score: give --accuracy too.")
         return
@@ -82,9 +85,7 @@ def _real(llm: "LLM", args: argparse.Namespace) -> "Target":
     from twinmesh.engine.sharding.mesh import find_devices
 
     meter = NvmlMeter.of(find_devices()[: llm.config.topology.num_devices]) if args.power else None
-    return EngineTarget(
-        llm, args.model, policy=args.policy, dollars_per_gpu_hour=args.gpu_hour_price, meter=meter
-    )  # fmt: skip
+    return EngineTarget(llm, args.model, policy=args.policy, dollars_per_gpu_hour=args.gpu_hour_price, meter=meter)
 
 
 def _asks(llm: "LLM") -> Asks:
@@ -96,7 +97,6 @@ def _asks(llm: "LLM") -> Asks:
 
 def _alone(args: argparse.Namespace) -> "Target":
     """Return a simulated engine that is planned as `twinmesh simulate` plans it."""
-    from twinmesh.engine.benchmark.simulated_target import SimulatedTarget
     from twinmesh.engine.scheduler.policy import policy_named
     from twinmesh.engine.simulation.assemble import assemble
     from twinmesh.models.checkpoints.known_models import named_model
@@ -109,12 +109,11 @@ def _alone(args: argparse.Namespace) -> "Target":
     options = EngineOptions(args.model, slo=args.slo, **given)
     policy = policy_named(args.policy)
     engine = assemble(model.name, model.config, options, source, policy, str(args.profile), model.formats)
-    return SimulatedTarget(engine, source, model.name, seed=args.seed, noise=_noise(source))
+    return _simulated(engine, source, model.name, args)
 
 
 def _beside(llm: "LLM", args: argparse.Namespace) -> "Target":
     """Return the simulated twin of an engine."""
-    from twinmesh.engine.benchmark.simulated_target import SimulatedTarget
     from twinmesh.engine.scheduler.policy import policy_named
     from twinmesh.engine.sharding.mesh import find_devices
     from twinmesh.engine.simulation.costs.profile import check_profile
@@ -132,7 +131,7 @@ def _beside(llm: "LLM", args: argparse.Namespace) -> "Target":
         costs = source.profile.costs
     pools = tuple(llm.engine.core.inspect(lambda scheduler, _: scheduler.pools))
     engine = SimulatedEngine(llm.config, pools, costs, policy_named(args.policy))
-    return SimulatedTarget(engine, source, model.name, seed=args.seed, noise=_noise(source))
+    return _simulated(engine, source, model.name, args)
 
 
 def _source(args: argparse.Namespace, kind: str | None) -> "Source":
@@ -154,5 +153,10 @@ def _source(args: argparse.Namespace, kind: str | None) -> "Source":
     return source_of(device, profile, str(args.profile))
 
 
-def _noise(source: "Source") -> float:
-    return 0.0 if source.profile is None else source.profile.spread
+def _simulated(engine: "SimulatedEngine", source: "Source", model: str, args: argparse.Namespace) -> "Target":
+    from twinmesh.engine.benchmark.simulated_target import SimulatedTarget
+
+    noise = 0.0 if source.profile is None else source.profile.spread
+    return SimulatedTarget(
+        engine, source, model, seed=args.seed, noise=noise, dollars_per_gpu_hour=args.gpu_hour_price
+    )  # fmt: skip

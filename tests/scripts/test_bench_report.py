@@ -23,11 +23,11 @@ def test_a_page_is_written_beside_its_run_and_never_over_another(run, capsys):
     page = run.with_suffix(".html")
     assert capsys.readouterr().out == f"Wrote {page}.\n"
     assert "run" in Page(page.read_text()).row("runs", "name")
-    with pytest.raises(ValueError, match=r"run\.html exists: give another name with --html"):
+    with pytest.raises(ValueError, match=r"run\.html exists: give another name, or move it away"):
         main([str(run)])
 
 
-def test_two_files_are_compared_and_a_price_counts_for_both(run, tmp_path):
+def test_files_are_compared_in_their_order_and_a_price_counts_for_all(run, tmp_path):
     other = tmp_path / "more" / "run.json"
     other.parent.mkdir()
     other.write_bytes(benchmark_json(benchmark(3)))
@@ -35,6 +35,17 @@ def test_two_files_are_compared_and_a_price_counts_for_both(run, tmp_path):
     page = Page((tmp_path / "both.html").read_text())
     assert page.row("runs", "name") == [str(run), str(other)]
     assert page.row("dollars", "A")[0] == page.row("dollars", "B")[0] == 4
+    main(["--compare", str(other), str(run), "--html", str(tmp_path / "same.html")])
+    assert Page((tmp_path / "same.html").read_text()).row("runs", "name") == [str(other), str(run)]
+    with pytest.raises(ValueError, match="5 runs on one page: give 1 to 4"):
+        main([*map(str, (run, "--compare", other, *spare(tmp_path, 3))), "--html", str(tmp_path / "five.html")])
+
+
+def spare(folder, count):
+    paths = [folder / f"spare{place}.json" for place in range(count)]
+    for path in paths:
+        path.write_bytes(benchmark_json(benchmark(2)))
+    return paths
 
 
 @pytest.mark.parametrize(
@@ -56,8 +67,10 @@ def test_a_file_that_is_no_run_is_one_sentence(tmp_path, capsys, content, says):
     assert not (tmp_path / "x.html").exists()
 
 
-def test_a_run_is_not_compared_with_itself(run, tmp_path):
-    with pytest.raises(ValueError, match="compared with itself"):
+def test_without_a_run_or_with_one_twice_there_is_no_page(run, tmp_path):
+    with pytest.raises(ValueError, match="there is no run to show"):
+        main([])
+    with pytest.raises(ValueError, match="a run is compared with itself"):
         main([str(run), "--compare", str(run), "--html", str(tmp_path / "p.html")])
 
 

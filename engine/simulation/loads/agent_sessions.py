@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from ..workload import LATEST, WorkRequest
+from .lengths import scaled
 
 BLOCK = 64  # tokens, as the corpora have them
 _SPAN = 2**32  # ids of one session, more than it has blocks
@@ -65,7 +66,7 @@ class LanesOfSessions:
 
 @dataclass(frozen=True)
 class LogNormal:
-    """A quantity whose logarithm is normal; 1 or more where it is drawn as a count."""
+    """A quantity whose logarithm is normal."""
 
     median: float
     sigma: float  # of the logarithm
@@ -116,8 +117,7 @@ class DrawnSessions:
         return turns
 
     def _lengths(self, kind: LogNormal, random: np.random.Generator, count: int) -> list[int]:
-        drawn: list[int] = np.maximum(1, np.rint(self.scale * kind.draw(random, count))).astype(np.int64).tolist()
-        return drawn
+        return [scaled(length, self.scale) for length in kind.draw(random, count).tolist()]
 
 
 class _Request(msgspec.Struct):
@@ -176,7 +176,7 @@ def _session(recorded: _Recorded, scale: float) -> Session:
         if one.length < 1 or one.out < 1:
             continue  # asked for nothing: it has no first token
         ids = tuple([places.setdefault(block, len(places)) for block in one.hash_ids])
-        prompt, output = (max(1, round(scale * count)) for count in (one.length, one.out))
+        prompt, output = (scaled(length, scale) for length in (one.length, one.out))
         turns.append(Turn(prompt, output, scale * max(0.0, one.t - end), _thinned(ids, prompt, scale)))
         end = max(end, one.t + one.api_time)
     return turns
