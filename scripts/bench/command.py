@@ -21,7 +21,6 @@ BENCHMARKS = {
     "handoff": "what handing KV over costs, by prompt length, against a plain copy",
     "headline": "bursts of long prompts beside chat: disaggregated against colocated, by rate and chunk",
     "host": "what the dispatching thread spends on a step",
-    "isolation": "inter-token latency while long prompts arrive, colocated against disaggregated",
     "load": "what loading a model costs: seconds and host memory",
     "logged": "what a decision log costs, in alternating processes",
     "machine": "the machine's own limits: arithmetic and memory",

@@ -16,6 +16,7 @@ runs in a process of its own, on all cores of this one.
 What is reported: at each rate P99 of the gaps between tokens against the colocated engine that has the shortest of
 those whose median TTFT is no later than ours; goodput at the highest rate at which an engine keeps to the SLO, against
 the best colocated one's; at which rates a colocated engine has the higher goodput, and what the planner chose there.
+`--html` lays them side by side in the page of `twinmesh bench report`.
 With `--most` a sweep is made in several runs, which go on where the file of `--json` ends.
 """
 
@@ -27,6 +28,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,14 +36,19 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from twinmesh.engine.metrics.report_file import report_json
+from twinmesh.engine.metrics.benchmark_file import About, Benchmark, Point
+from twinmesh.engine.metrics.report_file import parse_report, report_json
 from twinmesh.engine.protocol.service import SLO
+from twinmesh.engine.simulation.loads.lengths import Uniform
+from twinmesh.engine.simulation.loads.scaling import faster
 from twinmesh.engine.simulation.workload import Workload, WorkRequest
+from twinmesh.scripts.arguments import check_new
+from twinmesh.scripts.bench.headline_verdict import OURS, PLANNED, compare, shown, verdict
+from twinmesh.scripts.bench.report import check_plotly, write_page
 
 if TYPE_CHECKING:
     from twinmesh.engine.benchmark.engine_target import EngineTarget
 
-OURS, PLANNED = "prefill=1,decode=1", "pool=2"
 RIVALS = ("both=1", "both(mode=fused)=1", "both=2", "both(mode=fused)=2")
 CHUNKS = (32, 64, 128, 256, 512)
 TTFT_TIMES, TPOT_TIMES, PERCENTILE = 4.0, 2.0, 90.0  # the SLO, from what a request has alone
@@ -60,6 +67,9 @@ class Engine(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure every engine in turn, print a table and what it comes to, and return the exit code."""
     args = arguments(argv)
+    if args.html is not None:
+        check_new(args.html)
+        check_plotly()
     kept = _kept(args)
     rows: list[dict[str, Any]] = kept.get("rows", [])
     if "slo" not in kept:
@@ -72,39 +82,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_text(rows[-1]), flush=True)
         _write(args, {"slo": kept["slo"], "rows": rows})
     if len(rows) == len(engines):
-        print(*verdict(compare(rows)), sep="\n")
+        found = compare(rows)
+        print(*verdict(found), sep="\n")
+        if args.html is not None:
+            write_page(args.html, {row["engine"]: _benchmark(row) for row in shown(found, rows)})
     return 0
 
 
+def _benchmark(row: Mapping[str, Any]) -> Benchmark:
+    """Return the measured points of an engine as the report's page takes them."""
+    points = [
+        Point(
+            f"rate {one['rate']:g}", parse_report(json.dumps(one["report"]).encode(), row["engine"]), rate=one["came"]
+        )
+        for one in row["points"]
+    ]
+    return Benchmark(About(), tuple(points))
+
+
 def load(args: argparse.Namespace, rate: float) -> Workload:
-    """Return the requests at one rate, in the order of their times."""
+    """Return the requests at one rate, in the order of their times: the same ones at any rate, closer together."""
     random = np.random.default_rng(args.seed)
-    chats = _chats(args, random)
-    begins = np.arange(args.period / 2, args.seconds, args.period)
-    longs = [WorkRequest(args.long, args.long_answer, float(at) / rate) for at in begins for _ in range(args.burst)]
-    merged = sorted([*(one for one in chats(rate)), *longs], key=lambda one: one.time)
-    return Workload(f"chat and bursts of {args.burst} x {args.long} tokens, rate {rate:g}", merged)
-
-
-def _chats(args: argparse.Namespace, random: np.random.Generator) -> Any:
-    """Return a function from rate to the short requests: the same ones, closer together."""
     count = round(args.seconds * args.chats)
-    times = np.sort(random.uniform(0, args.seconds, count))
-    prompts = random.integers(args.chat[0], args.chat[1] + 1, count)
-    answers = random.integers(args.chat_answer[0], args.chat_answer[1] + 1, count)
-
-    def at(rate: float) -> Iterator[WorkRequest]:
-        for when, prompt, answer in zip(times.tolist(), prompts.tolist(), answers.tolist(), strict=True):
-            yield WorkRequest(prompt, answer, when / rate)
-
-    return at
+    times = np.sort(random.uniform(0, args.seconds, count)).tolist()  # those of a Poisson process, given their number
+    pairs = Uniform(args.chat, args.chat_answer).draw(random, count).tolist()
+    chats = [WorkRequest(prompt, answer, at) for (prompt, answer), at in zip(pairs, times, strict=True)]
+    begins = np.arange(args.period / 2, args.seconds, args.period).tolist()
+    longs = [WorkRequest(args.long, args.long_answer, at) for at in begins for _ in range(args.burst)]
+    merged = sorted([*chats, *longs], key=lambda one: one.time)
+    return faster(Workload(f"chat and bursts of {args.burst} x {args.long} tokens", merged), rate)
 
 
 def alone(engine: Engine, args: argparse.Namespace) -> dict[str, float]:
     """Return the SLO's times in milliseconds, from what requests have alone. Call it in a fresh process."""
     from twinmesh.engine.benchmark.target import Load
 
-    with _target(engine, args, None) as target:
+    with started(engine, args, None) as target:
         ttfts, tpots = list[float](), list[float]()
         for _ in range(args.alone):
             lone = [WorkRequest(args.long, 2, 0.0), WorkRequest(args.chat[1], args.chat_answer[1], None, 0, 0.2)]
@@ -123,9 +136,10 @@ def measure(engine: Engine, args: argparse.Namespace, slo: SLO) -> dict[str, Any
     from twinmesh.engine.benchmark.target import Load
 
     points = []
-    with _target(engine, args, slo) as target:
+    with started(engine, args, slo) as target:
         for rate in args.rates:
-            measured = target.run(Load(load(args, rate)))
+            asked = load(args, rate)
+            measured = target.run(Load(asked))
             report = measured.report
             assert report.itl is not None
             assert report.ttft is not None
@@ -133,97 +147,31 @@ def measure(engine: Engine, args: argparse.Namespace, slo: SLO) -> dict[str, Any
             assert report.goodput is not None
             points.append(
                 {
-                    "rate": rate, "itl_p99": report.itl.p99, "ttft_p50": report.ttft.p50, "ttft_p90": report.ttft.p90,
+                    "rate": rate, "came": len(list(asked.requests)) * rate / args.seconds,
+                    "itl_p99": report.itl.p99, "ttft_p50": report.ttft.p50, "ttft_p90": report.ttft.p90,
                     "tpot_p90": report.tpot.p90, "goodput": report.goodput.per_second, "share": report.goodput.share,
                     "is_attained": report.goodput.is_attained, "ended": report.ended,
                     "late_p99": report.late.p99 if report.late else None,
                     "roles": [mesh.role for mesh in report.meshes], "flips": len(report.flips),
-                    "report": json.loads(report_json(report, measured.records)),
+                    "report": json.loads(report_json(*measured)),
                 }
             )  # fmt: skip
     return {"engine": str(engine), "topology": engine.topology, "chunk": engine.chunk, "points": points}
 
 
-class _target:
-    """An engine that is closed when the `with` block ends, as a target."""
+@contextmanager
+def started(engine: Engine, args: argparse.Namespace, slo: SLO | None) -> "Iterator[EngineTarget]":
+    """Start an engine as a target, and close it in the end."""
+    from twinmesh import LLM
+    from twinmesh.engine.benchmark.engine_target import EngineTarget
 
-    def __init__(self, engine: Engine, args: argparse.Namespace, slo: SLO | None) -> None:
-        from twinmesh import LLM
-        from twinmesh.engine.benchmark.engine_target import EngineTarget
-
-        longest = max(args.long + args.long_answer, args.chat[1] + args.chat_answer[1])
-        buckets = (*(size for size in CHUNKS if size < engine.chunk), engine.chunk)
-        self._llm = LLM(
-            args.model, topology=engine.topology, dtype=args.dtype, max_model_len=longest, prefill_buckets=buckets,
-            max_num_seqs=args.max_num_seqs, slo=slo,
-        )  # fmt: skip
-        self._target = EngineTarget(self._llm, args.model)
-
-    def __enter__(self) -> "EngineTarget":
-        return self._target
-
-    def __exit__(self, *error: object) -> None:
-        self._llm.close()
-
-
-def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Hold ours against the colocated engines, rate by rate and at the best rate of each that keeps to the SLO."""
-    ours = next(row for row in rows if row["topology"] == OURS)
-    rivals = [row for row in rows if row["topology"] not in (OURS, PLANNED)]
-    planned = next((row for row in rows if row["topology"] == PLANNED), None)
-    found = []
-    for place, point in enumerate(ours["points"]):
-        early = [row for row in rivals if row["points"][place]["ttft_p50"] <= point["ttft_p50"]]
-        smooth = min(early, key=lambda row: float(row["points"][place]["itl_p99"]), default=None)
-        better = max(rivals, key=lambda row: float(row["points"][place]["goodput"]))
-        found.append(
-            {
-                "rate": point["rate"],
-                "smoothest_as_early": None if smooth is None else smooth["engine"],
-                "itl_p99_ratio": None if smooth is None else smooth["points"][place]["itl_p99"] / point["itl_p99"],
-                "best_goodput": better["engine"],
-                "goodput_ratio": _ratio(point["goodput"], better["points"][place]["goodput"]),
-                "planner": None if planned is None else planned["points"][place]["roles"],
-            }
-        )
-    best = {str(row["engine"]): _feasible(row) for row in rows}
-    rival = max((row["engine"] for row in rivals), key=lambda name: float(best[name]["goodput"]))
-    return {
-        "rates": found,
-        "feasible": best,
-        "best_colocated": rival,
-        "goodput_ratio": _ratio(best[ours["engine"]]["goodput"], best[rival]["goodput"]),
-    }
-
-
-def _feasible(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the highest rate at which an engine keeps to the SLO, and its goodput there; 0: at none."""
-    kept = [point for point in row["points"] if point["is_attained"]]
-    best = max(kept, key=lambda point: float(point["rate"]), default=None)
-    return {"rate": None, "goodput": 0.0} if best is None else {"rate": best["rate"], "goodput": best["goodput"]}
-
-
-def _ratio(ours: float, theirs: float) -> float | None:
-    return ours / theirs if theirs > 0 else None
-
-
-def verdict(found: Mapping[str, Any]) -> Iterator[str]:
-    """Say in lines what `compare` has found."""
-    for row in found["rates"]:
-        gaps = (
-            "no colocated engine has first tokens as early"
-            if row["itl_p99_ratio"] is None
-            else f"ITL p99 {row['itl_p99_ratio']:.2f} times shorter than {row['smoothest_as_early']}"
-        )
-        goodput = "-" if row["goodput_ratio"] is None else f"{row['goodput_ratio']:.2f}"
-        wins = row["goodput_ratio"] is not None and row["goodput_ratio"] < 1
-        planner = f"; the planner ends with {', '.join(row['planner'])}" if wins and row["planner"] else ""
-        yield f"rate {row['rate']:g}: {gaps}; goodput {goodput} of {row['best_goodput']}{planner}"
-    for name, best in found["feasible"].items():
-        rate = "no rate" if best["rate"] is None else f"rate {best['rate']:g}, goodput {best['goodput']:.2f}/s"
-        yield f"keeps to the SLO up to: {name}: {rate}"
-    ratio = "unknown" if found["goodput_ratio"] is None else f"{found['goodput_ratio']:.2f}"
-    yield f"goodput at the best such rate: {ratio} times that of {found['best_colocated']}"
+    longest = max(args.long + args.long_answer, args.chat[1] + args.chat_answer[1])
+    buckets = (*(size for size in CHUNKS if size < engine.chunk), engine.chunk)
+    with LLM(
+        args.model, topology=engine.topology, dtype=args.dtype, max_model_len=longest, prefill_buckets=buckets,
+        max_num_seqs=args.max_num_seqs, slo=slo,
+    ) as llm:  # fmt: skip
+        yield EngineTarget(llm, args.model)
 
 
 def _text(row: Mapping[str, Any]) -> str:
@@ -266,7 +214,7 @@ def _kept(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compared(args: argparse.Namespace) -> dict[str, Any]:
-    compared = {name: value for name, value in vars(args).items() if name not in ("json", "most")}
+    compared = {name: value for name, value in vars(args).items() if name not in ("json", "html", "most")}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in compared.items()}
 
 
@@ -291,9 +239,7 @@ def _span(text: str) -> tuple[int, int]:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the arguments; None: those of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )  # fmt: skip
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0])
@@ -313,6 +259,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most", type=int, metavar="N", help="measure N engines more and leave the rest to later runs")
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--html", metavar="PAGE", help="the page of ours, the planner's and the best colocated engines")
     return parser.parse_args(argv)
 
 

@@ -3,9 +3,13 @@
 import json
 
 import pytest
+from helpers.measured_runs import benchmark
+from helpers.pages import Page
+from twinmesh.engine.metrics.report_file import report_json
 from twinmesh.scripts.bench import driver as bench_driver
 from twinmesh.scripts.bench import headline
-from twinmesh.scripts.bench.headline import OURS, PLANNED, Engine
+from twinmesh.scripts.bench.headline import Engine
+from twinmesh.scripts.bench.headline_verdict import OURS, PLANNED, compare, shown, verdict
 
 
 def point(rate, itl, ttft, goodput, kept=True, roles=("both", "both")):
@@ -34,7 +38,7 @@ def test_ours_is_held_against_the_smoothest_that_is_as_early_and_at_its_own_best
         row("both=1", point(0.5, 0.2, 0.9, 4.0), point(1.0, 0.2, 1.0, 9.0, kept=False)),
         row("both=2", point(0.5, 0.06, 1.0, 2.0), point(1.0, 0.03, 3.0, 4.0)),
     ]
-    found = headline.compare(rows)
+    found = compare(rows)
     first, second = found["rates"]
     assert (first["smoothest_as_early"], first["itl_p99_ratio"]) == ("both=2, chunk 64", pytest.approx(6.0))
     assert (first["best_goodput"], first["goodput_ratio"]) == ("both=1, chunk 64", pytest.approx(0.75))
@@ -43,21 +47,22 @@ def test_ours_is_held_against_the_smoothest_that_is_as_early_and_at_its_own_best
     # Of both=1 only the lower rate keeps to the SLO.
     assert found["feasible"]["both=1, chunk 64"] == {"rate": 0.5, "goodput": 4.0}
     assert (found["best_colocated"], found["goodput_ratio"]) == ("both=1, chunk 64", pytest.approx(1.3))
-    said = "\n".join(headline.verdict(found))
+    assert [one["topology"] for one in shown(found, rows)] == [OURS, PLANNED, "both=1", "both=2"]
+    said = "\n".join(verdict(found))
     assert "rate 0.5: ITL p99 6.00 times shorter than both=2, chunk 64; goodput 0.75 of both=1, chunk 64" in said
     assert "the planner ends with both, both" in said
 
 
 def test_where_nothing_keeps_to_the_slo_there_is_no_ratio():
     rows = [row(OURS, point(1.0, 1, 1, 1.0, False)), row("both=1", point(1.0, 1, 9, 1.0, False))]
-    found = headline.compare(rows)
+    found = compare(rows)
     assert found["goodput_ratio"] is None
     assert found["rates"][0]["itl_p99_ratio"] is None
-    assert "no colocated engine has first tokens as early" in next(headline.verdict(found))
+    assert "no colocated engine has first tokens as early" in next(verdict(found))
 
 
-def test_a_sweep_in_parts_measures_the_slo_and_every_engine_once(tmp_path, monkeypatch, capsys):
-    called = []
+def test_a_sweep_in_parts_measures_the_slo_and_every_engine_once_and_ends_in_a_page(tmp_path, monkeypatch, capsys):
+    called, report = [], json.loads(report_json(*benchmark(2).points[0].measured))
 
     def apart(function, *given):
         called.append(function.__name__)
@@ -65,16 +70,22 @@ def test_a_sweep_in_parts_measures_the_slo_and_every_engine_once(tmp_path, monke
             return {"ttft_ms": 400.0, "tpot_ms": 20.0}
         engine, _, slo = given
         assert (slo.ttft_ms, slo.tpot_ms, slo.percentile) == (400.0, 20.0, 90.0)
-        found = row(engine.topology, {**point(1.0, 0.1, 1.0, 1.0), "ttft_p90": 1.0, "tpot_p90": 0.1, "share": 1.0})
+        more = {"came": 1.2, "ttft_p90": 1.0, "tpot_p90": 0.1, "share": 1.0, "report": report}
+        found = row(engine.topology, {**point(1.0, 0.1, 1.0, 1.0), **more})
         return {**found, "engine": str(engine)}
 
     monkeypatch.setattr(headline, "_apart", apart)
     given = ["--json", str(tmp_path / "h.json"), "--chunks", "32", "64", "--rivals", "both=1", "--rates", "1"]
+    page = tmp_path / "h.html"
     for whole in (False, True):
-        assert headline.main([*given, "--most", "2"]) == 0
+        assert headline.main([*given, "--most", "2", "--html", str(page)]) == 0
+        assert page.exists() == whole
         assert ("goodput at the best such rate: 1.00 times" in capsys.readouterr().out) == whole
     assert called == ["alone"] + 4 * ["measure"]
     assert json.loads((tmp_path / "h.json").read_text())["verdict"]["goodput_ratio"] == 1.0
+    assert Page(page.read_text()).row("runs", "name") == [
+        "prefill=1,decode=1, chunk 512", "pool=2, chunk 512", "both=1, chunk 32",
+    ]  # fmt: skip
     with pytest.raises(SystemExit, match="with other arguments"):
         headline.main([*given, "--most", "1", "--period", "1"])
     with pytest.raises(SystemExit, match="exists: give another name"):
