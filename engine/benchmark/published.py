@@ -55,11 +55,11 @@ def _ms(seconds: float | None) -> float | None:
 
 SYSTEM = Figure("output", "tokens/s", lambda it: it.report.output_tokens_per_second)
 PER_GPU = Figure("in all, per GPU", "tokens/s", lambda it: it.report.total_tokens_per_second_per_gpu)
-RESPONSE_RATE = Figure("responses", "of 1", lambda it: it.report.finished / it.report.requests)
+RESPONSE_RATE = Figure("responses", "share", lambda it: it.report.finished / it.report.requests)
 MEDIAN_SPEED = Figure("median speed", "tokens/s", lambda it: interactivity(it.report))
 SPEED_P90 = Figure("1 / TPOT P90", "tokens/s", lambda it: slow_interactivity(it.report))
 NORMALISED_P90 = Figure("1 / P90(E2E/token)", "tokens/s", _normalised_p90)
 TTFT_P90 = Figure("TTFT P90", "ms", lambda it: _ms(percentile(it.report.ttft, 90)))
 TTFT_MEDIAN = Figure("TTFT median", "ms", lambda it: _ms(percentile(it.report.ttft, 50)))
 E2E_MEDIAN = Figure("E2E median", "s", lambda it: percentile(it.report.e2e, 50))
-HIT_RATE = Figure("prefix hits", "of 1", lambda it: it.report.hit_rate)
+HIT_RATE = Figure("prefix hits", "share", lambda it: it.report.hit_rate)

@@ -7,10 +7,11 @@ from .published import Figure
 
 
 def table(benchmarks: Mapping[str, Benchmark], figures: Sequence[Figure]) -> str:
-    """Return a row for each point of each benchmark under its name, points of the same place below each other; lines
-    ended by a line feed. At most 100 columns wide with five figures."""
+    """Return a row for each point of each benchmark under its name, points of the same place below each other, with
+    units below the names of figures; lines ended by a line feed."""
     asked = any(point.accuracy is not None for one in benchmarks.values() for point in one.points)
-    heads = [f"{figure.name}, {figure.unit}" for figure in figures] + ["right"] * asked
+    heads = [figure.name for figure in figures] + ["right"] * asked
+    units = [figure.unit for figure in figures] + ["of asked"] * asked
     longest = max(len(one.points) for one in benchmarks.values())
     rows = [
         (point.name, name, _cells(point, figures, asked))
@@ -21,10 +22,11 @@ def table(benchmarks: Mapping[str, Benchmark], figures: Sequence[Figure]) -> str
     ]
     first = max(len(point) for point, _, _ in rows)
     second = max(len(name) for _, name, _ in rows)
-    widths = [max(len(head), *(len(row[column]) for _, _, row in rows)) for column, head in enumerate(heads)]
-    lines = [f"{'':{first}}  {'':{second}}  {_joined(heads, widths)}"]
-    lines += [f"{point:{first}}  {name:{second}}  {_joined(cells, widths)}" for point, name, cells in rows]
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    lines = [("", "", heads), ("", "", units), *rows]
+    widths = [max(len(cells[column]) for _, _, cells in lines) for column in range(len(heads))]
+    return "".join(
+        f"{point:{first}}  {name:{second}}  {_joined(cells, widths)}".rstrip() + "\n" for point, name, cells in lines
+    )
 
 
 def _cells(point: Point, figures: Sequence[Figure], asked: bool) -> list[str]:
