@@ -144,9 +144,14 @@ def _key(key: Key) -> str:
 
 
 def _content(sentences: Iterable[str], plots: Sequence[Plot], tables: Sequence[Table], keys: Sequence[Key]) -> str:
-    texts = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    texts = "".join(f"<p>{_unbroken(escape(sentence))}</p>" for sentence in sentences)
     figures = f'<div class="plots">{"".join(plot.html() for plot in plots)}</div>' if plots else ""
     return texts + legend(keys) + figures + "".join(table.html() for table in tables)
+
+
+def _unbroken(text: str) -> str:
+    """Keep "%" on the line of its number."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _cell(cell: Cell | str) -> str:

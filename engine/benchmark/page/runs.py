@@ -76,7 +76,7 @@ class ShownPoint:
 
     def say(self, sentence: str) -> str:
         """Return a sentence about the load, which it names where a run has several."""
-        return self.run.say(sentence) if self.is_only else f"{self.title}: {sentence}"
+        return self.run.say(sentence) if self.is_only else f"{self.title[:1].upper()}{self.title[1:]}: {sentence}"
 
     @property
     def came(self) -> float:
