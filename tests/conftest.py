@@ -12,11 +12,11 @@ from pathlib import Path
 import jax
 import pytest
 from helpers.bytes_executor import Relay, bytes_executor
+from helpers.shared_programs import Counter, SharedPrograms
 from helpers.tiny_gguf import write_tiny_gguf
 from hypothesis import settings
 from twinmesh.engine.startup import build
 from twinmesh.engine.startup.kept_programs import use_cache
-from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.models.checkpoints.catalog import cache_directory
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -50,11 +50,13 @@ def _executor(request):
 def _no_kept_programs():
     """Programs are compiled, since tests change what they are traced from, and must not leave any for others.
 
-    JAX's cache, which finds them by what they were lowered to, takes most of the time out of that.
+    Engines of this process share them. JAX's cache, which finds programs by what they were lowered to, takes most of
+    the time out of compiling what another process has compiled.
     """
     use_cache(cache_directory() / "compiled")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "kept_or_compiled", lambda directory, platform: compile_program)
+        patch.setattr(build, "kept_or_compiled", lambda directory, platform: SharedPrograms())
+        patch.setattr(build, "CompileCounter", Counter)
         yield
 
 

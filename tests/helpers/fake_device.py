@@ -70,8 +70,7 @@ class FakeDevice:
             for position in range(chunk.start, chunk.kv_len):
                 if position >= chunk.write_from:
                     self._write(action.mesh, chunk.slot, chunk.request_id, position)
-            for position in range(chunk.start, chunk.kv_len):
-                self._read(action.mesh, chunk.slot, chunk.request_id, position)
+            self._read(action.mesh, chunk.slot, chunk.request_id, chunk.start, chunk.kv_len)
             if chunk.is_last:
                 self.states[action.mesh][chunk.slot] = (chunk.request_id, chunk.run)
         self._dispatch(action)
@@ -93,7 +92,7 @@ class FakeDevice:
                 for assigned, table in zip(self.assigned[mesh], self.tables[mesh], strict=True):
                     table[row.slot][index] = assigned[row.slot][index]
                 self._write(mesh, row.slot, row.request_id, position)
-                self._read(mesh, row.slot, row.request_id, position)
+                self._read(mesh, row.slot, row.request_id, position, position + 1)
 
     def _dispatch(self, action):
         self.dispatched += 1
@@ -138,13 +137,13 @@ class FakeDevice:
             page = self.tables[mesh][group][slot][position // self.page_size]
             self.memory[mesh][group][page, position % self.page_size] = self.content(name, position)
 
-    def _read(self, mesh, slot, name, position):
-        """Check that the token at this position sees, in every group, what its window holds."""
+    def _read(self, mesh, slot, name, start, end):
+        """Check that the tokens from `start` to `end` see, in every group, what their windows hold."""
         for group, window in enumerate(self.windows):
             table, memory = self.tables[mesh][group][slot], self.memory[mesh][group]
-            for seen in range(0 if window is None else max(0, position - window + 1), position + 1):
+            for seen in range(0 if window is None else max(0, start - window + 1), end):
                 cell = memory.get((table[seen // self.page_size], seen % self.page_size))
-                assert cell == self.content(name, seen), f"{name} at {position} reads {cell} at {seen}"
+                assert cell == self.content(name, seen), f"{name} from {start} to {end} reads {cell} at {seen}"
 
     def complete_step(self, mesh, t, stops=lambda request: False):
         """Pass the oldest step's result to the scheduler."""

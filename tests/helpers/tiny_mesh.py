@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers.shared_programs import SharedPrograms
 from twinmesh.engine.config import EngineConfig, bucket_for
 from twinmesh.engine.protocol.actions import Accept, AssignPages, Chunk, Decode, DecodeRow, Fused, Prefill
 from twinmesh.engine.protocol.sampling_plan import SamplingPlan
@@ -68,7 +69,7 @@ def tiny_machines(config, model=None, pages=None, meshes=None):
     Return a function, of which each call makes a fresh `TinyMesh` of each.
     """
     plans, params = (x[:meshes] for x in tiny_plans(config, model, pages))
-    programs = Compilation(plans, 2).wait()
+    programs = Compilation(plans, 2, make=SharedPrograms()).wait()
     return lambda: [TinyMesh(*parts) for parts in zip(plans, programs, params, strict=True)]
 
 

@@ -22,6 +22,7 @@ from twinmesh.engine.startup.program_folder import ProgramFolder
 from twinmesh.engine.startup.program_key import surroundings
 from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.kernels_pallas.cpu import loader
+from twinmesh.models.checkpoints.catalog import cache_directory
 
 MODEL = model_with_windows(None, 6)
 PROMPTS = prompts_of(5, 20, 3)
@@ -31,6 +32,7 @@ PARAMS = [
     SamplingParams(temperature=1.0, seed=3, max_tokens=12, logprobs=3, prompt_logprobs=2, ignore_eos=True),
 ]
 FUSED = "both(mode=fused)=1"
+SIZES = dict(decode_buckets=(8,))  # as many rows as a step of prompts has, so that they share what samples
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,7 +64,7 @@ def start(folder, topology=FUSED, *, compile_with=compile_program, **changes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kept_programs, "compile_program", counting)
         patch.setattr(build, "kept_or_compiled", lambda *_: KeptPrograms(ProgramFolder(folder), surroundings()))
-        with make_engine(MODEL, topology, room=6, **changes) as llm:
+        with make_engine(MODEL, topology, room=6, **(SIZES | changes)) as llm:
             outputs = llm.generate(PROMPTS, PARAMS)
             assert llm.metrics().compiles == 0
     made = [(output.prompt_logprobs, output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs]
@@ -245,8 +247,8 @@ def script(tmp_path):
         "events = []\n"
         "jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: events.append(event))\n"
         "from twinmesh import LLM, SamplingParams\n"
-        "options = dict(max_model_len=64, page_size=16, max_num_seqs=2, prefill_buckets=(16,), dtype='float32')\n"
-        "with LLM(sys.argv[1], kv_cache_bytes=1 << 20, **options) as llm:\n"
+        "options = dict(max_model_len=64, page_size=16, max_num_seqs=2, prefill_buckets=(16,), decode_buckets=(8,))\n"
+        "with LLM(sys.argv[1], kv_cache_bytes=1 << 20, dtype='float32', **options) as llm:\n"
         "    made = [event for event in events if 'jaxpr_to_mlir' in event or 'backend_compile' in event]\n"
         "    (out,) = llm.generate('hello', SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))\n"
         "    print(json.dumps([len(made), list(out.outputs[0].token_ids), llm.metrics().compiles]))\n"
@@ -255,7 +257,11 @@ def script(tmp_path):
 
 
 def in_a_process(tmp_path, model, **variables):
-    package = Path(build.__file__).parents[2]
+    package, kernels = Path(build.__file__).parents[2], tmp_path / "cache" / "twinmesh" / "kernels"
+    if not kernels.exists():  # what has nothing to do with programs is not to be compiled anew
+        kernels.parent.mkdir(parents=True)
+        (cache_directory() / "kernels").mkdir(mode=0o700, parents=True, exist_ok=True)
+        kernels.symlink_to(cache_directory() / "kernels")
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")} | variables
     command = [sys.executable, script(tmp_path), model]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=package.parent, check=False)

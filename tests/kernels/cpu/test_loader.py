@@ -23,6 +23,8 @@ except ImportError:
 needs_kernels = pytest.mark.skipif(HERE is None, reason="no CPU kernels here")
 PARAMETERS = {name: ":64" for name in CHECKS if name.startswith(("decode", "prefill"))} | {"blocks": ":2:1"}
 KERNELS = [name + PARAMETERS.get(name, "") for name in CHECKS]
+# The rest is compiled from the same source as for avx512_bf16, which has more instructions.
+OF_LEVEL = {"avx512": [name for name in KERNELS if name.startswith(("product_bf", "score_bf", "blocks"))]}
 PROGRAM = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -101,8 +103,11 @@ def test_the_callers_settings_of_numba_do_not_count(tmp_path):
 @pytest.mark.parametrize("level", ["avx512_bf16", "avx512", "avx2", "neon"])
 def test_every_level_is_compiled_and_right_where_this_cpu_has_it(level):
     """In processes of their own: what the CPU lacks is compiled too."""
+    kernels = OF_LEVEL.get(level, KERNELS)
     level = level_named(level)
-    for kernel, code in zip(KERNELS, loader.compile_in_child(level, *KERNELS), strict=True):
+    if level == HERE:
+        kernels = KERNELS
+    for kernel, code in zip(kernels, loader.compile_in_child(level, *kernels), strict=True):
         name, *parameters = kernel.split(":")
         assert code[:4] == b"\x7fELF"
         assert int.from_bytes(code[18:20], "little") == {"x86_64": 62, "aarch64": 183}[level.machine]
