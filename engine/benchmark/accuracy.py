@@ -1,6 +1,6 @@
 """Asks an engine questions whose answers are known, so that a report carries a score beside its speed.
 
-`arithmetic.jsonl` has sums, of which a small model has some right, and word problems in the manner of GSM8K, written for
+`arithmetic.jsonl` has sums, of which a small model has some right, and word problems in the manner of GSM8K, made for
 this project: an object a line with `question` and `answer`, a whole number. A prompt is four solved examples and the
 question; the answer is greedy, ends at a blank line, and its last number counts. What it is for is to notice that an
 engine which has become faster has become wrong, so scores compare with those of the same model and dtype, not with

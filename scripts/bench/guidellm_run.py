@@ -39,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in _OURS:
         if any(word.split("=")[0] == name for word in words):
             raise ValueError(f"{name} is what this command gives to GuideLLM: leave it out.")
+    arguments.check_new(args.reports)
     need("guidellm", "guidellm", "The command 'bench guidellm'")
     EngineOptions(args.model, **_options(args))  # refuses what cannot be, before workers would
     resolve_model(args.model)
     if args.reports is not None:
-        arguments.check_new(args.reports)
         Path(args.reports).mkdir(parents=True)
     from twinmesh.engine.benchmark.guidellm_backend import KIND
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
+from twinmesh.engine.extras import need
 from twinmesh.engine.options import EngineOptions
 from twinmesh.scripts import arguments
 from twinmesh.scripts.simulate import OPTIONS
@@ -48,6 +49,8 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError("--seed would do nothing here: a load of your own has it among its options.")
         if args.least_score is not None and not args.accuracy and args.preset != "endpoints":
             raise ValueError("--least-score needs a score: give --accuracy too.")
+        if args.power:
+            need("pynvml", "power", "--power")
         return
     of_engines = {"--accuracy": args.accuracy, "--power": args.power, "--least-score": args.least_score is not None}
     of_engines |= {"--decision-log": args.decision_log is not None, "--metrics-port": args.metrics_port is not None}

@@ -23,6 +23,11 @@ def test_the_backend_is_not_for_the_caller_to_name(capsys):
     assert "--backend is what this command gives to GuideLLM" in capsys.readouterr().err
 
 
+def test_reports_go_into_a_new_folder(tmp_path, capsys):
+    assert main(["bench", "guidellm", "--model", "m", "--reports", str(tmp_path), *RUN]) == 2
+    assert capsys.readouterr().err.endswith(f"{tmp_path} exists: give another name, or move it away.\n")
+
+
 @pytest.mark.skipif(
     find_spec("guidellm") is None,
     reason="needs GuideLLM, in an environment of its own: pip install 'twinmesh[guidellm]' pytest, and run this there",

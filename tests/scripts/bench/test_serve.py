@@ -1,6 +1,7 @@
 """`twinmesh bench serve` from its arguments to its files: on the simulator, on a tiny engine, and what it refuses."""
 
 import json
+import sys
 
 import pytest
 from twinmesh.engine.benchmark.presets import PRESETS
@@ -8,6 +9,7 @@ from twinmesh.engine.metrics.benchmark_file import read_benchmark
 from twinmesh.engine.scheduler.cost_model import CostModel, LinkCost, ProgramCost
 from twinmesh.engine.simulation.costs.profile import profile_of, write_profile
 from twinmesh.scripts.bench import serve
+from twinmesh.scripts.cli import main
 
 SIMULATED = ["--model", "llama-3.1-8b", "--device", "h100"]
 PRESET = ["--preset", "aa-load", "--scale", "0.01", "--max-concurrency", "2"]
@@ -49,6 +51,10 @@ def test_a_load_of_ones_own_runs_on_the_simulator(capsys):
         ([*SIMULATED, *PRESET, "--decision-log", "x.log"], "--decision-log would do nothing"),
         ([*SIMULATED, *PRESET, "--data", "x.csv"], "has lengths of its own"),
         (["--model", "tiny", *PRESET, "--least-score", "0.5"], "--least-score needs a score: give --accuracy too"),
+        (
+            ["--model", "tiny", "--trace", "closed:concurrency=1,requests=1,input=1,output=1", "--seed", "3"],
+            "--seed would",
+        ),
         (["--model", "tiny", "--preset", "endpoints", "--max-concurrency", "5"], "there are no 7 points"),
         ([*SIMULATED[:2], *PRESET, "--device", "h9000"], "h9000"),
     ],
@@ -56,6 +62,26 @@ def test_a_load_of_ones_own_runs_on_the_simulator(capsys):
 def test_what_cannot_be_or_would_do_nothing_is_refused_before_anything_runs(arguments, says):
     with pytest.raises(ValueError, match=says):
         serve.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("flag", "module", "extra"), [(["--html", "p.html"], "plotly", "report"), (["--power"], "pynvml", "power")]
+)
+def test_without_a_package_its_extra_is_named_before_a_model_loads(flag, module, extra, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["bench", "serve", "--model", "none.gguf", *PRESET, *flag]) == 2
+    assert f"pip install 'twinmesh[{extra}]'" in capsys.readouterr().err
+
+
+def test_a_price_of_ones_own_counts_on_the_simulator(tmp_path):
+    out = tmp_path / "run.json"
+    trace = "poisson:rate=5,input=100,output=5,requests=4"
+    assert serve.main([*SIMULATED, "--trace", trace, "--gpu-hour-price", "7", "--json", str(out)]) == 0
+    (point,) = read_benchmark(out).points
+    assert point.measured.report.dollars_per_gpu_hour == 7
 
 
 def test_a_real_engine_and_its_simulated_twin_run_the_same_preset(tiny_path, tmp_path, capsys):
