@@ -1,4 +1,4 @@
-"""MLPerf's LoadGen (PyPI mlcommons-loadgen 6.0.17): its settings for a model and scenario, and the limits in force.
+"""MLPerf's LoadGen (mlcommons-loadgen 6.0.17): its settings for a model and scenario, and the limits in force.
 
 What only a run tells of 6.0.17, and what follows:
 - `FromConfig(path, model, scenario, 1)` reads the mlperf.conf that is compiled in, and then the file, which has to
