@@ -6,7 +6,8 @@ No JAX until `load_llm` is called.
 import argparse
 import gc
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from twinmesh.models.checkpoints.base import Checkpoint
 
 
+_LAST_PORT = 65535
 # The values that an option may have, where they are few.
 _CHOICES: Mapping[str, Sequence[str]] = {
     "dtype": ("auto", *DTYPES),
@@ -40,6 +42,44 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
             _add_option(group, name, option, option.full_doc)
 
 
+def given_engine_flags(args: argparse.Namespace) -> dict[str, str]:
+    """Return the flags of `add_engine_arguments` whose options are not as they would be if nobody named them, by the
+    option's name."""
+    defaults = signature().parameters
+    return {
+        name: _flag(name, option)
+        for name, option in documentation().items()
+        if option.flag is not None and getattr(args, name) != defaults[name].default
+    }
+
+
+def add_metrics_port(parser: argparse.ArgumentParser) -> None:
+    """Declare `--metrics-port`, for `metrics_port`."""
+    parser.add_argument(
+        "--metrics-port",
+        metavar="N",
+        type=_port,
+        help="serve the engine's figures for Prometheus at http://127.0.0.1:N/metrics while it runs",
+    )
+
+
+@contextmanager
+def metrics_port(args: argparse.Namespace) -> "Iterator[Callable[[LLM], None]]":
+    """Listen on the port that was asked for, before anything is loaded; yield what shows an engine's figures there. It
+    does nothing where none was.
+
+    Raises:
+        ValueError: the port cannot be used, or prometheus-client is not installed.
+    """
+    if args.metrics_port is None:
+        yield lambda llm: None
+        return
+    from twinmesh.engine.metrics.prometheus import MetricsServer
+
+    with MetricsServer(args.metrics_port) as server:
+        yield lambda llm: server.show(llm.engine.core.metrics)
+
+
 def add_simulated_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     """Declare an argument for each of these options, for an engine that never starts."""
     group = parser.add_argument_group("the engine")
@@ -48,7 +88,7 @@ def add_simulated_options(parser: argparse.ArgumentParser, names: Iterable[str])
 
 
 def _add_option(group: argparse._ArgumentGroup, name: str, option: Option, doc: str) -> None:
-    flag = option.flag or "--" + name.replace("_", "-")
+    flag = _flag(name, option)
     parameter = signature().parameters[name]
     if parameter.annotation is bool:
         group.add_argument(
@@ -71,6 +111,10 @@ def _add_option(group: argparse._ArgumentGroup, name: str, option: Option, doc: 
     )
 
 
+def _flag(name: str, option: Option) -> str:
+    return option.flag or "--" + name.replace("_", "-")
+
+
 def _type_of(name: str, option: Option) -> Callable[[str], object]:
     """Return the function that parses an option's value, chosen by the option's name or type."""
     if name == "topology":
@@ -82,7 +126,7 @@ def _type_of(name: str, option: Option) -> Callable[[str], object]:
     kinds: dict[object, Callable[[str], object]] = {
         int: whole_number(option.least),
         int | None: whole_number(option.least),
-        float | None: _fraction,
+        float | None: fraction,
         float: _seconds,
         tuple[int, ...] | None: _whole_numbers,
     }
@@ -121,6 +165,17 @@ def check_written(args: argparse.Namespace, written: Sequence[str], others: Iter
         taken.append((path, f"the {title} file"))
 
 
+def check_new(*paths: str | Path | None) -> None:
+    """Refuse to write over what took a while to measure; None: nothing is written.
+
+    Raises:
+        ValueError: a file or a folder exists.
+    """
+    for path in paths:
+        if path is not None and Path(path).exists():
+            raise ValueError(f"{path} exists: give another name, or move it away.")
+
+
 def given_files(args: argparse.Namespace) -> list[tuple[Path, str]]:
     """List the files that `--trace` and `--profile` may name, which nothing is to be written over."""
     given = [(args.trace, "the load"), (args.profile, "the profile")]
@@ -142,10 +197,15 @@ def _model_path(name: str) -> Path:
     return Path(os.path.expanduser(name)) if known is None else known.cached(cache_directory())
 
 
-def load_llm(args: argparse.Namespace, only: "Callable[[Checkpoint], OneRequest] | None" = None) -> "LLM":
-    """Start the engine that was asked for, with loading and compiling shown on stderr; with `only` for one request."""
+def load_llm(
+    args: argparse.Namespace, only: "Callable[[Checkpoint], OneRequest] | None" = None, *, slo: SLO | None = None
+) -> "LLM":
+    """Start the engine that was asked for, with loading and compiling shown on stderr; with `only` for one request.
+
+    `slo` is what its answers are to keep to.
+    """
     given = {name: getattr(args, name) for name, option in documentation().items() if option.flag is not None}
-    options = EngineOptions(**given, progress=True)
+    options = EngineOptions(**given, slo=slo, progress=True)
     gc.disable()  # a tenth of the time: imports and programs are millions of objects, of which few ever go
     try:
         from twinmesh.engine.api.llm import LLM
@@ -204,7 +264,7 @@ def _seconds(text: str) -> float:
     return number
 
 
-def _fraction(text: str) -> float:
+def fraction(text: str) -> float:
     """Read an argument that is a part of something: above 0 and at most 1."""
     try:
         number = float(text)
@@ -228,6 +288,13 @@ def whole_number(least: int) -> Callable[[str], int]:
         return number
 
     return read
+
+
+def _port(text: str) -> int:
+    port = whole_number(1)(text)
+    if port > _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: they are 1 to {_LAST_PORT}")
+    return port
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

@@ -6,7 +6,9 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from twinmesh.engine.batch.lateness import ON_LATE, check_late
 from twinmesh.engine.batch.paths import Output
@@ -16,6 +18,9 @@ from twinmesh.engine.batch.summary import BatchResult
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.whole_file import write_whole
 from twinmesh.scripts import arguments, report, sampling_arguments
+
+if TYPE_CHECKING:
+    from twinmesh.engine.api.llm import LLM
 
 SUMMARY = "run a file of requests and write a file of results"
 DESCRIPTION = """\
@@ -102,6 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="when done, print the first N prompts with their answers, and a table of latencies, to stdout",
     )
+    arguments.add_metrics_port(parser)
     sampling_arguments.add_template_variables(parser, "for conversations of lines that do not say")
     arguments.add_engine_arguments(parser)
     which = "for the lines that do not say; a line without a seed of its own draws one from --seed and its number"
@@ -113,22 +119,25 @@ def run(args: argparse.Namespace) -> int:
     defaults = sampling_arguments.sampling_params(args)
     check_late(args.deadline, args.on_late)
     arguments.check_written(args, ("decision_log", "summary"), _files(args))
-    with Batch(
-        args.input,
-        args.output,
-        model=args.model,
-        defaults=defaults,
-        engine={
-            "dtype": args.dtype,
-            "quantization": args.quantization,
-            "activations": args.activations,
-            "deterministic": args.deterministic,
-        },
-        restart=args.restart,
-        retry_errors=args.retry_errors,
-        chat_template_kwargs=args.chat_template_kwargs,
-    ) as batch:
-        result, devices = _run(batch, args)
+    with (
+        arguments.metrics_port(args) as show,
+        Batch(
+            args.input,
+            args.output,
+            model=args.model,
+            defaults=defaults,
+            engine={
+                "dtype": args.dtype,
+                "quantization": args.quantization,
+                "activations": args.activations,
+                "deterministic": args.deterministic,
+            },
+            restart=args.restart,
+            retry_errors=args.retry_errors,
+            chat_template_kwargs=args.chat_template_kwargs,
+        ) as batch,
+    ):
+        result, devices = _run(batch, args, show)
     print(report.outcome(result, args.output), file=sys.stderr)
     has_run = result.finished > result.resumed
     if args.summary and (has_run or not Path(args.summary).exists()):
@@ -149,11 +158,12 @@ def _files(args: argparse.Namespace) -> list[tuple[Path, str]]:
     return written if args.input == STDIN else [(Path(args.input), "the input file"), *written]
 
 
-def _run(batch: Batch, args: argparse.Namespace) -> tuple[BatchResult, int]:
-    """Run what is left; return what became of it, and on how many devices."""
+def _run(batch: Batch, args: argparse.Namespace, show: Callable[["LLM"], None]) -> tuple[BatchResult, int]:
+    """Run what is left, of which `show` shows the figures; return what became of it, and on how many devices."""
     if batch.remaining == 0:  # no engine starts: none, where it would have chosen them
         return batch.finish(), args.topology.num_devices if isinstance(args.topology, Topology) else 0
     with arguments.load_llm(args) as llm:
+        show(llm)
         result = batch.run(llm, keep=args.show, progress=True, deadline=args.deadline, on_late=args.on_late)
         topology = args.topology if isinstance(args.topology, Topology) else llm.config.topology
         return result, topology.num_devices

@@ -18,12 +18,11 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 import twinmesh
-from twinmesh.engine.api.vllm_tables import ENGINE
 from twinmesh.engine.errors import BatchStopped, EngineError
-from twinmesh.engine.options import nearest
-from twinmesh.scripts import batch, convert, explain, fetch, generate, plan, profile, replay, simulate, whatif
+from twinmesh.scripts import batch, convert, explain, fetch, generate, plan, profile, replay, simulate, trace, whatif
 from twinmesh.scripts.bench import command as bench
 from twinmesh.scripts.fetch import FetchError
+from twinmesh.scripts.parser import Parser
 
 COMMANDS = {
     "generate": generate,
@@ -36,6 +35,7 @@ COMMANDS = {
     "replay": replay,
     "whatif": whatif,
     "explain": explain,
+    "trace": trace,
     "bench": bench,
 }
 EPILOG = """\
@@ -49,7 +49,8 @@ examples:
   twinmesh whatif run.log --topology prefill=1,decode=1
   twinmesh plan --model llama-3.1-8b --device h100 --devices 4 --slo ttft=500ms,tpot=30ms --trace LOAD
   twinmesh convert gemma3-270m gemma3-270m-bf16 --dtype bfloat16
-  twinmesh bench machine
+  twinmesh trace run.log -o run.pftrace
+  twinmesh bench serve --model smollm2 --preset inferencex --scale 0.01 --json run.json --html run.html
 
 'twinmesh COMMAND --help' explains each command.
 """
@@ -59,32 +60,9 @@ class _Terminated(KeyboardInterrupt):
     """The exception that SIGTERM raises in the main thread."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that answers a bad argument with one line, not with the usage, and an unknown one with the nearest."""
-
-    def parse_known_args(  # type: ignore[override]  # of argparse's overloads, the commands need one
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse arguments, and refuse an unknown one here, as only this command's parser can name the nearest."""
-        found, unknown = super().parse_known_args(args, namespace)
-        for text in unknown:
-            name = text.partition("=")[0]
-            if name.startswith("--") and name != "--":
-                instead = ENGINE.get(name[2:].replace("-", "_"))
-                if instead is not None and any(flag == "--topology" for flag in self._option_string_actions):
-                    self.error(f"there is no argument {name}, which vLLM has: {instead}")
-                flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-                close = nearest(name, flags)
-                self.error(f"there is no argument {name}" + (f": the nearest is {close}" if close else ""))
-        return found, unknown
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message.rstrip('.')}. '{self.prog} --help' explains.\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser, with every command and its arguments."""
-    parser = _Parser(
+    parser = Parser(
         prog="twinmesh",
         description="Run large language models with prefill and decode on device meshes of their own.",
         epilog=EPILOG,

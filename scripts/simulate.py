@@ -54,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", metavar="N", type=arguments.whole_number(0), default=0, help="of the noise (default: %(default)s)"
     )
     parser.add_argument(
-        "--json", metavar="OUT", type=arguments.written_path, help="write the report with all records to this file"
+        "--json",
+        metavar="OUT",
+        type=arguments.written_path,
+        help="write the report with all records and samples to this file",
     )
     arguments.add_simulated_options(parser, OPTIONS)
 
@@ -69,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from twinmesh.engine.scheduler.policy import policy_named
     from twinmesh.engine.simulation.assemble import assemble, source_of
     from twinmesh.engine.simulation.costs.profile import read_profile
-    from twinmesh.engine.simulation.simulated_report import report_of
+    from twinmesh.engine.simulation.simulated_report import measured_of
     from twinmesh.engine.simulation.simulator import simulate
     from twinmesh.models.checkpoints.known_models import named_model
 
@@ -87,20 +90,22 @@ def run(args: argparse.Namespace) -> int:
         else DecisionLog(args.decision_log, RunFacts(model.config, model.name, source.device))
     )
     try:
-        done = simulate(workload, engine, seed=args.seed, noise=noise, log=log, gaps=gaps)
+        done = simulate(
+            workload, engine, seed=args.seed, noise=noise, log=log, gaps=gaps, samples=args.json is not None
+        )
     finally:
         if log is not None:
             log.close()
     seconds = time.perf_counter() - start
-    report = report_of(done, engine, source, workload=workload.name, model=model.name, seed=args.seed, gaps=gaps)
-    print(as_text(report), end="")
+    found = measured_of(done, engine, source, workload=workload.name, model=model.name, seed=args.seed, gaps=gaps)
+    print(as_text(found.report), end="")
     print(
         f"Simulated in {seconds:.1f} s: {len(done.records) / seconds:,.0f} requests/s, {done.events:,} events and "
         f"{done.decisions:,} decisions.",
         file=sys.stderr,
     )
     if args.json is not None:
-        write_report(args.json, report, done.records)
+        write_report(args.json, *found)
     return 0
 
 

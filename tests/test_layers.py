@@ -13,7 +13,7 @@ import twinmesh
 
 ROOT = Path(twinmesh.__file__).parent
 # Rooms of the engine on neither side of the protocol: they start both, or are there for callers.
-AROUND = {"batch", "api", "startup", "options"}
+AROUND = {"batch", "benchmark", "api", "startup", "options"}
 FOLDERS = ("engine", "kernels_pallas", "models", "scripts")
 PLANTED = {
     "package": ("models/layers.py", "from ..engine.config import EngineConfig"),
@@ -22,6 +22,7 @@ PLANTED = {
     "device-plane": ("engine/worker/steps.py", "from ..scheduler.request import Request"),
     "control-plane": ("engine/scheduler/scheduler.py", "import jax"),
     "batch": ("engine/batch/session.py", "from ..scheduler.scheduler import Scheduler"),
+    "report-page": ("engine/benchmark/page/page.py", "from ...core.loop import Loop"),
     "checkpoints": ("models/checkpoints/orbax.py", "from .open import open_checkpoint"),
 }
 

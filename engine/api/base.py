@@ -13,6 +13,7 @@ from ...models.text.chat_messages import Message, Tool
 from ...models.text.tokenizer import Tokenizer
 from ..config import EngineConfig, check_whole_number
 from ..metrics.metrics import Metrics
+from ..metrics.prometheus import EngineCollector, as_prometheus
 from ..options import EngineOptions, as_text, documentation, with_options
 from ..startup.build import Engine, start_engine
 from .client import EngineClient
@@ -203,6 +204,24 @@ class BaseLLM:
     def metrics(self) -> Metrics:
         """Return counts and latencies so far."""
         return self.engine.core.metrics()
+
+    def metrics_text(self) -> str:
+        """Return the figures as Prometheus text, for a page of one's own; it waits for nothing.
+
+        Raises:
+            ValueError: prometheus-client is not installed.
+        """
+        return as_prometheus(self.engine.core.metrics)
+
+    def metrics_collector(self) -> EngineCollector:
+        """Return what prometheus-client reads the figures from, to be registered in a registry of one's own:
+        `prometheus_client.REGISTRY.register(llm.metrics_collector())`. A registry takes that of one engine. It does not
+        keep the engine alive.
+
+        Raises:
+            ValueError: prometheus-client is not installed.
+        """
+        return EngineCollector(self.engine.core.metrics)
 
     def roles(self) -> dict[int, str]:
         """Return each mesh's role now, by its number: "prefill", "decode" or "both"; of a pool's mesh that has work

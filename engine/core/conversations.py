@@ -35,7 +35,7 @@ class Conversations:
             return
         self._drop(name)
         self._tokens[name] = running.tokens
-        self._count += running.length
+        self._count += len(self._tokens[name])  # a simulated one has none, however long it is
         while self._count > self._most or len(self._tokens) > MOST_SESSIONS:
             self._drop(next(iter(self._tokens)))
 

@@ -37,6 +37,7 @@ from .changes import Change, NewParams, NewRoles
 from .inspection import Observer, Question
 from .integrity import IdleCheck
 from .loop import Loop, Message
+from .mesh_work import MeshWork
 from .stamper import Stamper
 from .submission import Submission
 from .waiting_room import RoomKeeper, WaitingRoom
@@ -80,6 +81,8 @@ class EngineCore:
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._executor = make_executor(self._inbox.put)
         self._loop = Loop(scheduler, self._executor, clock)
+        self._work = MeshWork(len(scheduler.meshes), clock)
+        self._loop.observers.add(self._work)
         self._room = WaitingRoom(scheduler.config.max_waiting, scheduler.config.max_waiting_tokens, clock)
         if self._room.is_bounded:
             self._loop.observers.add(RoomKeeper(self._room, scheduler))
@@ -174,12 +177,12 @@ class EngineCore:
 
     def metrics(self) -> Metrics:
         """Return the figures so far."""
-        log, running = self._loop.requests.figures()
-        counters, traffic = self._scheduler.counters, self._executor.traffic
-        made = self._compilations
+        scheduler, made = self._scheduler, self._compilations
+        log, unfinished = self._loop.requests.figures(self.clock())
         return log.metrics(
-            running, made.count, counters, traffic, self._loop.host, made.coming, self.roles(), self._scheduler.plan
-        )
+            unfinished, made.count, scheduler.counters, self._executor.traffic, self._loop.host, made.coming,
+            self.roles(), scheduler.plan, self._work.figures(scheduler),
+        )  # fmt: skip
 
     @property
     def backlog(self) -> int:

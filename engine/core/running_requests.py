@@ -8,11 +8,12 @@ they give. All but `figures` is for the dispatching thread.
 import threading
 from collections.abc import Callable
 
-from ..metrics.metrics import RequestLog
+from ..metrics.histograms import Seen
+from ..metrics.metrics import RequestLog, Unfinished
 from ..protocol.actions import Chunk, DecodeRow, Finish, FinishReason
 from ..protocol.events import Outcome
 from ..protocol.results import StepResult
-from ..scheduler.request import Request
+from ..scheduler.request import Request, State
 from .conversations import Conversations
 from .running_request import RunningRequest
 from .submission import Outlet
@@ -29,10 +30,15 @@ class RunningRequests(dict[int, RunningRequest]):
         self._outlets: dict[Outlet, None] = {}  # to be flushed: an ordered set
         self._log, self._lock = RequestLog(), threading.Lock()
 
-    def figures(self) -> tuple[RequestLog, int]:
-        """Return a copy of the log, and how many requests run; from any thread."""
+    def figures(self, now: float) -> tuple[RequestLog, Unfinished]:
+        """Return a copy of the log, and the requests that have not ended; from any thread."""
         with self._lock:
-            return self._log.snapshot(), len(self)
+            log, running = self._log.snapshot(), list(self.values())
+        requests = [one.request for one in running]
+        waiting = State.WAITING
+        arrivals = [request.timeline.arrival for request in requests if request.state is waiting]
+        seen = [Seen(request.timeline, len(request.timeline.tokens), request.prompt_len) for request in requests]
+        return log, Unfinished(seen, len(arrivals), max(0.0, now - min(arrivals)) if arrivals else 0.0)
 
     def add(self, running: RunningRequest) -> None:
         """Take a request in."""
@@ -80,7 +86,7 @@ class RunningRequests(dict[int, RunningRequest]):
         self.dense.discard(action.request_id)
         with self._lock:
             del self[action.request_id]
-            self._log.add(running.request.timeline, running.request.confirmed, action.reason, running.request.slo)
+            self._log_end(running.request, action.reason)
         self.conversations.end(running)
         self._send_last(running, action.reason, action.error)
 
@@ -89,13 +95,16 @@ class RunningRequests(dict[int, RunningRequest]):
         with self._lock:
             for running in self.values():
                 running.request.timeline.finish = now
-                self._log.add(running.request.timeline, running.request.confirmed, reason, running.request.slo)
+                self._log_end(running.request, reason)
             ended = list(self.values())
             self.clear()
         self.dense.clear()
         for running in ended:
             self._send_last(running, reason, error)
         self.flush()
+
+    def _log_end(self, request: Request, reason: FinishReason) -> None:
+        self._log.add(request.timeline, request.confirmed, reason, request.slo, request.prompt_len)
 
     # ---- updates
 

@@ -1,6 +1,7 @@
 """Mean and percentiles of one quantity over many requests."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -24,3 +25,8 @@ class Distribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return None
         p50, p90, p99 = np.percentile(known, (50, 90, 99)).tolist()
         return cls(len(known), float(known.mean()), p50, p90, p99)
+
+
+def percentile(of: Distribution | None, percent: Literal[50, 90, 99]) -> float | None:
+    """Return a percentile of what may be unknown; None: it is."""
+    return None if of is None else {50: of.p50, 90: of.p90, 99: of.p99}[percent]

@@ -7,7 +7,7 @@ failed, were refused or ran into a deadline are misses; those that their caller 
 Throughput counts the tokens of finished requests, and per GPU it divides by all GPUs. It reads no clock.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -128,6 +128,8 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     dispersion: dict[int, float | None]  # of arrivals, by seconds of a window
     dollars_per_gpu_hour: float | None
     power: Power | None
+    missed_tokens: dict[str, int]  # prompt tokens that the prefix cache did not spare, by reason; empty: not known
+    late: Distribution | None  # seconds by which requests were sent after their times; None: they came in virtual time
 
     @classmethod
     def of(
@@ -141,6 +143,8 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         gaps: Gaps | None = None,
         dollars_per_gpu_hour: float | None = None,
         power: Power | None = None,
+        missed_tokens: Mapping[str, int] | None = None,
+        late: Distribution | None = None,
     ) -> "LoadReport":
         """Sum up a run.
 
@@ -169,6 +173,8 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             dispersion=dispersion(columns["arrival"]),
             dollars_per_gpu_hour=dollars_per_gpu_hour,
             power=power,
+            missed_tokens=dict(missed_tokens or {}),
+            late=late,
         )
 
     @property
@@ -231,11 +237,14 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return Dollars(per_gpu_hour=price, input=of(prompt), output=of(output), total=of(prompt + output))
 
     @property
+    def joules(self) -> float | None:
+        """Return what all GPUs draw over the wall time; None where the power is not known."""
+        return None if self.power is None else self.power.watts * self.run.gpus * self.wall
+
+    @property
     def joules_per_output_token(self) -> float | None:
-        """Return what all GPUs draw over the wall time, over generated tokens; None where the power is not known."""
-        if self.power is None or not self.tokens.output:
-            return None
-        return self.power.watts * self.run.gpus * self.wall / self.tokens.output
+        """Return the same over generated tokens; None where the power is not known, or there are none."""
+        return None if self.joules is None or not self.tokens.output else self.joules / self.tokens.output
 
     def _per_second(self, count: int) -> float:
         return count / self.wall if self.wall > 0 else 0.0

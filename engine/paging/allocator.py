@@ -30,6 +30,11 @@ class PageAllocator:
         self.cached = PrefixCache(listing)
         self._idle: OrderedDict[int, None] = OrderedDict()
 
+    @property
+    def num_idle(self) -> int:
+        """Return the number of pages that the prefix cache alone holds."""
+        return len(self._idle)
+
     def allocate(self, count: int) -> list[int]:
         """Allocate `count` pages to one holder; the caller has checked `num_free`."""
         if count > self.num_free:

@@ -1,6 +1,6 @@
 """What an executor reports back: tokens and scores of a step, the fate of a transfer, or why something failed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
@@ -74,13 +74,34 @@ class MeshLost(Message, frozen=True):
 Completion = StepResult | StepFailed | TransferReady | TransferFailed | MeshLost
 
 
-@dataclass
-class Traffic:
-    """What hand-offs have moved since start-up."""
+class Link(NamedTuple):
+    """What hand-offs have moved from one mesh to another since start-up."""
 
     transfers: int = 0  # that arrived
     bytes: int = 0  # of KV and request state
     seconds: float = 0.0  # from the dispatch of each to its arrival, added up
+
+    def plus(self, size: int, seconds: float) -> "Link":
+        """Return the same with one more transfer."""
+        return Link(self.transfers + 1, self.bytes + size, self.seconds + seconds)
+
+
+@dataclass
+class Traffic:
+    """What hand-offs have moved since start-up: as `Link`, in all and by source and destination."""
+
+    transfers: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    links: dict[tuple[int, int], Link] = field(default_factory=dict)
+
+    def count(self, source: int, destination: int, size: int, seconds: float) -> None:
+        """Count a transfer that arrived."""
+        self.transfers += 1
+        self.bytes += size
+        self.seconds += seconds
+        link = source, destination
+        self.links[link] = self.links.get(link, Link()).plus(size, seconds)
 
 
 def describe(error: BaseException) -> str:

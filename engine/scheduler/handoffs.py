@@ -222,6 +222,11 @@ class Handoffs:
         """List the transfers from this mesh that have not arrived, those that are not needed any more included."""
         return [number for number, x in self._transfers.items() if x.source == mesh and not x.is_ready]
 
+    def request_of(self, number: int) -> int | None:
+        """Return the id of the request whose KV a transfer moves; None: it is over, or not needed any more."""
+        transfer = self._transfers.get(number)
+        return None if transfer is None else transfer.request_id
+
     def end_transfer(self, number: int) -> Transfer | None:
         """Note that a transfer is over, and return it; if it is no longer needed, free its staging and return None."""
         transfer = self._transfers.get(number)

@@ -169,6 +169,10 @@ class Scheduler:
         """Return the bytes that a transfer moves."""
         return self._handoffs.staging.bytes_on(action.source, action.bucket)
 
+    def request_of(self, transfer: int) -> int | None:
+        """Return the id of the request whose KV a transfer moves; None: it is over, or not needed any more."""
+        return self._handoffs.request_of(transfer)
+
     def transfers_from(self, mesh: int) -> list[int]:
         """List the transfers that leave this mesh and have not arrived."""
         return self._handoffs.under_way_from(mesh)

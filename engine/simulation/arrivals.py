@@ -8,7 +8,6 @@ since they may come before ones that are further ahead in the workload.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from math import inf
 
 from ..config import EngineConfig
 from ..core.submission import Submission, Update
@@ -19,7 +18,7 @@ from ..metrics.request_records import RequestRecord
 from ..scheduler.cost_model import HostCost
 from .simulated_request import SimulatedSink, make_submission
 from .virtual_time import VirtualTime
-from .workload import LATEST, Workload, WorkRequest
+from .workload import Workload, WorkRequest, checked
 
 type Entry = tuple[int, WorkRequest]
 
@@ -37,9 +36,10 @@ class Arrivals:
         submit: Callable[[Submission], None],
         record: Callable[[RequestRecord], None],
         gaps: Gaps | None,
+        stop_after: float,
     ) -> None:
         """Plan the first arrival; `submit` takes requests that enter, `record` what became of each, and `gaps` counts
-        those between tokens.
+        those between tokens. Nobody comes at or after `stop_after`.
 
         Raises:
             ValueError: a request that cannot be, or that `config` has no room for.
@@ -47,46 +47,30 @@ class Arrivals:
         self._workload, self._config, self._host, self._time = workload, config, host, time
         self._room, self._submit, self._record, self._gaps = room, submit, record, gaps
         self._following: defaultdict[int, list[Entry]] = defaultdict(list)  # number -> those that wait for its end
+        self._stop_after = stop_after
         self._free = 0.0  # when the callers are done with what they tokenise
-        self.left = 0  # requests that have not ended
+        self.left = 0  # requests that have not ended and will
         self._check()
         self._ahead: Iterator[Entry] = enumerate(workload.requests)
         self._plan_next()
 
     def _check(self) -> None:
         """Look at all requests once, and keep those that wait for others."""
-        last = 0.0
-        most = self._config.max_model_len
-        for number, work in enumerate(self._workload.requests):
-            where = f"request {number} of {self._workload.name}"
-            if work.prompt_len < 1 or work.output_len < 1 or not 0 <= work.pause <= LATEST:
-                raise ValueError(
-                    f"{where} has {work.prompt_len} prompt and {work.output_len} output tokens and a pause of "
-                    f"{work.pause:g} s: it needs 1 or more of each, and a pause from 0 to {LATEST:g} s."
-                )
-            if work.prompt_len + work.output_len > most:
-                raise ValueError(
-                    f"{where} has {work.prompt_len} prompt and {work.output_len} output tokens, and the engine has "
-                    f"room for max_model_len={most} together: raise it, or leave such requests out."
-                )
-            if work.at is not None:
-                if work.at > LATEST:
-                    raise ValueError(f"{where} comes at {work.at:.3g} s: only times up to {LATEST:g} s are simulated.")
-                if not last <= work.at < inf:
-                    raise ValueError(f"{where} comes at {work.at} s, after one at {last} s: sort them by their times.")
-                last = work.at
-            elif work.after is None or not 0 <= work.after < number:
-                raise ValueError(f"{where} has no time and waits for no earlier one: give it `at` or `after`.")
-            else:
+        requests = checked(self._workload.requests, self._workload.name, self._config.max_model_len)
+        for number, work in enumerate(requests):
+            if work.at is None and work.after is not None:
                 self._following[work.after].append((number, work))
             self.left += 1
 
     def _plan_next(self) -> None:
         """Plan the next request that has a time of its own."""
         for number, work in self._ahead:
-            if work.at is not None:
+            if work.at is None:
+                continue
+            if work.at < self._stop_after:
                 self._time.at(work.at, self._come_and_go_on, (number, work))
                 return
+            self._forget(number)
 
     def _come_and_go_on(self, entry: Entry) -> None:
         self._plan_next()
@@ -129,4 +113,15 @@ class Arrivals:
         self._record(record)
         self.left -= 1
         for number, work in self._following.pop(record.number, ()):
-            self._time.at(self._time.now + work.pause, self._come, (number, work))
+            due = self._time.now + work.pause
+            if due < self._stop_after:
+                self._time.at(due, self._come, (number, work))
+            else:
+                self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        """Let a request not come, nor those that wait for it."""
+        forgotten = [number]
+        while forgotten:
+            self.left -= 1
+            forgotten += [one for one, _ in self._following.pop(forgotten.pop(), ())]

@@ -7,7 +7,6 @@ finds it cached where the real engine would. Its sink makes its record when it e
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from msgspec.structs import replace
 
 from ..config import EngineConfig
 from ..core.running_request import RunningRequest
@@ -118,9 +117,6 @@ def make_submission(
     prompt will be tokens."""
     whole = page_hashes(work.blocks, workload.block_tokens, work.prompt_len + work.output_len, page_size)
     pages = work.prompt_len // page_size
-    service = work.service
-    if work.session is not None and service.session is None:
-        service = replace(service, session=work.session)
-    facts = RequestFacts(number, work.prompt_len, work.output_len, whole[:pages], None, service)
+    facts = RequestFacts(number, work.prompt_len, work.output_len, whole[:pages], None, work.served)
     sink = SimulatedSink(number, work, whole[pages:], ended)
     return Submission(arrival, facts, _NO_TOKENS, _PLAN, _NOBODY, None, sink, tokenised, tokenised, work.after)

@@ -10,11 +10,14 @@ long as the steps cost it, and then looks again. Devices and callers go on meanw
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from ..config import EngineConfig, PoolSize
 from ..core.changes import NewRoles
 from ..core.inspection import Observer
 from ..core.loop import Loop, Message
+from ..core.role_changes import RoleChanges
+from ..core.run_watch import RunWatch
 from ..core.stamper import Stamper
 from ..core.submission import Submission
 from ..core.waiting_room import RoomKeeper, WaitingRoom
@@ -22,6 +25,7 @@ from ..metrics.gaps import Gaps
 from ..metrics.load_report import Flip
 from ..metrics.metrics import Metrics
 from ..metrics.request_records import RequestRecord, RequestRecords
+from ..metrics.series import Series
 from ..protocol.actions import Action
 from ..protocol.events import AbortRequested, Tick
 from ..protocol.service import is_positive
@@ -86,6 +90,7 @@ class Simulation:
     decisions: int  # actions that the scheduler gave out
     folds: int  # times that decode steps of a mesh were taken in many at once
     folded_steps: int  # and how many these were; `metrics.steps` counts them too
+    series: Series | None  # samples of the engine's state, by the time since the start; None: none were asked for
 
 
 def simulate(
@@ -100,6 +105,8 @@ def simulate(
     each: Callable[[RequestRecord], None] | None = None,
     gaps: Gaps | None = None,
     folded: bool = True,
+    samples: bool = False,
+    stop_after: float = inf,
 ) -> Simulation:
     """Run a workload to its end.
 
@@ -115,14 +122,19 @@ def simulate(
         gaps: counts the gaps between the tokens of requests that end.
         folded: whether decode steps may be taken in many at once (`folding.py`), which changes nothing but the time
             that it takes.
+        samples: whether to take samples of the engine's state (`Simulation.series`).
+        stop_after: seconds from the start; nobody comes at that time or later.
 
     Raises:
         ValueError: a workload that cannot be served, or numbers that cannot be.
     """
     if not is_positive(speed) or not 0 <= noise < 1:
         raise ValueError(f"speed={speed!r}, noise={noise!r}: speed must be above 0, and noise at least 0 and below 1.")
+    run = _Run(
+        workload, engine, TrueTimes(noise, speed, seed), log, incidents, each, gaps, folded, samples, stop_after
+    )
     with seldom_collected():
-        return _Run(workload, engine, TrueTimes(noise, speed, seed), log, incidents, each, gaps, folded).run()
+        return run.run()
 
 
 class _Run(Observer):
@@ -138,6 +150,8 @@ class _Run(Observer):
         each: Callable[[RequestRecord], None] | None,
         gaps: Gaps | None,
         folded: bool,
+        samples: bool,
+        stop_after: float,
     ) -> None:
         config, pools, costs = engine.config, engine.pools, engine.costs_of_meshes
         self._time, self._inbox = VirtualTime(), list[Message]()
@@ -156,13 +170,24 @@ class _Run(Observer):
         if room.is_bounded:
             self._loop.observers.add(RoomKeeper(room, self._scheduler))
         self._records = RequestRecords()
-        self._events = self._decisions = self._count = 0
-        self._flips, self._planned = list[Flip](), dict[str, int]()
-        self._roles = [(0.0, self._roles_now())]
+        self._events = self._decisions = 0
+        self._changes, self._watch = RoleChanges(self._scheduler, 0.0), None
+        if samples:
+            meshes = self._executor.meshes
+            self._watch = RunWatch(self._scheduler, self._time, lambda: meshes.busy)
+            self._loop.observers.add(self._watch)
         for incident in sorted(incidents, key=lambda incident: incident.at):
             self._plan(incident)
         self._arrivals = Arrivals(
-            workload, config, costs[0].host, self._time, room, self._submit, each or self._records.append, gaps
+            workload,
+            config,
+            costs[0].host,
+            self._time,
+            room,
+            self._submit,
+            each or self._records.append,
+            gaps,
+            stop_after,
         )
 
     def run(self) -> Simulation:
@@ -181,22 +206,7 @@ class _Run(Observer):
     def decided(self, scheduler: Scheduler, actions: Sequence[Action]) -> None:
         """Count what the scheduler gives out, and see new roles."""
         self._decisions += len(actions)
-        if scheduler.counters.flips != self._count:
-            self._take_flips()
-
-    def _take_flips(self) -> None:
-        """See new roles, and whose wish they are: a caller's, or the planner's and for what reason."""
-        counters, now = self._scheduler.counters, self._time.now
-        planned = counters.planned_flips
-        reason = next((why for why, count in planned.items() if count != self._planned.get(why, 0)), "called for")
-        before, after = self._roles[-1][1], self._roles_now()
-        self._roles.append((now, after))
-        self._flips += [
-            Flip(t=now, mesh=mesh, before=old, after=new, reason=reason)
-            for mesh, (old, new) in enumerate(zip(before, after, strict=True))
-            if old != new
-        ]
-        self._count, self._planned = counters.flips, dict(planned)
+        self._changes.look(scheduler, self._time.now)
 
     def _wait(self) -> bool:
         """Go on until there is a message; return whether it is only that time has passed."""
@@ -230,21 +240,18 @@ class _Run(Observer):
     def _submit(self, submission: Submission) -> None:
         self._inbox.append((submission,))
 
-    def _roles_now(self) -> tuple[str, ...]:
-        return tuple(mesh.role.value for mesh in self._scheduler.meshes)
-
     def _result(self) -> Simulation:
-        log, running = self._loop.requests.figures()
+        log, unfinished = self._loop.requests.figures(self._time.now)
         host = self._executor.host
         host.steps = self._loop.host.steps
         return Simulation(
             self._records,
             self._time.now,
             tuple(self._executor.meshes.busy),
-            tuple(self._roles),
-            tuple(self._flips),
+            tuple(self._changes.roles),
+            tuple(self._changes.flips),
             log.metrics(
-                running,
+                unfinished,
                 0,
                 self._scheduler.counters,
                 self._executor.traffic,
@@ -256,6 +263,7 @@ class _Run(Observer):
             self._decisions,
             self._folding.folds if self._folding is not None else 0,
             self._folding.steps if self._folding is not None else 0,
+            None if self._watch is None else self._watch.series(),
         )
 
     # ---- incidents

@@ -144,9 +144,8 @@ class VirtualExecutor:
 
     def _arrived(self, sending: Sending) -> None:
         now = self._time.now
-        self.traffic.transfers += 1
-        self.traffic.bytes += sending.size
-        self.traffic.seconds += now - self._dispatched.pop(sending.number)
+        seconds = now - self._dispatched.pop(sending.number)
+        self.traffic.count(sending.source, sending.destination, sending.size, seconds)
         self._post(TransferReady(now, sending.number))
 
 

@@ -5,8 +5,11 @@ next turn of a conversation): then nobody knows when before that has happened, i
 come from is elsewhere: `load_spec.py` names files and generators, and a decision log holds the load of its run.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
+
+from msgspec.structs import replace
 
 from ..protocol.service import DEFAULT, Service
 
@@ -40,6 +43,14 @@ class WorkRequest:
             raise ValueError("the request waits for another one, and has no time of its own.")
         return self.at
 
+    @property
+    def served(self) -> Service:
+        """Return how it is to be served, its conversation included."""
+        service = self.service
+        if self.session is None or service.session is not None:
+            return service
+        return replace(service, session=self.session)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -48,6 +59,36 @@ class Workload:
     name: str  # for reports
     requests: Iterable[WorkRequest]  # again and again the same
     block_tokens: int = 512  # prompt tokens of a block
+
+
+def checked(requests: Iterable[WorkRequest], name: str, longest: int) -> Iterator[WorkRequest]:
+    """Yield the requests of workload `name`; prompt and answer may have `longest` tokens together.
+
+    Raises:
+        ValueError: one that cannot be, or for which there is no room; at that one.
+    """
+    last = 0.0
+    for number, work in enumerate(requests):
+        where = f"request {number} of {name}"
+        if work.prompt_len < 1 or work.output_len < 1 or not 0 <= work.pause <= LATEST:
+            raise ValueError(
+                f"{where} has {work.prompt_len} prompt and {work.output_len} output tokens and a pause of "
+                f"{work.pause:g} s: it needs 1 or more of each, and a pause from 0 to {LATEST:g} s."
+            )
+        if work.prompt_len + work.output_len > longest:
+            raise ValueError(
+                f"{where} has {work.prompt_len} prompt and {work.output_len} output tokens, and the engine has "
+                f"room for max_model_len={longest} together: raise it, or leave such requests out."
+            )
+        if work.at is not None:
+            if work.at > LATEST:
+                raise ValueError(f"{where} comes at {work.at:.3g} s: only times up to {LATEST:g} s are possible.")
+            if not last <= work.at < inf:
+                raise ValueError(f"{where} comes at {work.at} s, after one at {last} s: sort them by their times.")
+            last = work.at
+        elif work.after is None or not 0 <= work.after < number:
+            raise ValueError(f"{where} has no time and waits for no earlier one: give it `at` or `after`.")
+        yield work
 
 
 def page_hashes(blocks: Sequence[int], block_tokens: int, length: int, page_size: int) -> tuple[bytes, ...]:

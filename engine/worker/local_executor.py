@@ -196,7 +196,7 @@ class LocalExecutor:
 
         def ready(staging: Staging) -> None:
             t = self._clock()
-            self._count(sum(x.nbytes for x in jax.tree.leaves(staging)), t - start)
+            self._count(action, sum(x.nbytes for x in jax.tree.leaves(staging)), t - start)
             self._post(TransferReady(t, transfer))
 
         def failed(error: Exception) -> None:
@@ -204,11 +204,9 @@ class LocalExecutor:
 
         self._transfer_waiters[action.source].watch(staging, ready, failed)
 
-    def _count(self, size: int, seconds: float) -> None:
+    def _count(self, action: StartTransfer, size: int, seconds: float) -> None:
         with self._traffic_lock:  # each source has its own waiter
-            self.traffic.transfers += 1
-            self.traffic.bytes += size
-            self.traffic.seconds += seconds
+            self.traffic.count(action.source, action.destination, size, seconds)
 
 
 def _cpu_devices(mesh: MeshWorker) -> int:

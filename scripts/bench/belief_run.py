@@ -1,22 +1,22 @@
 """The real engine's side of `belief.py`: an engine in a process of its own, its profile, and loads that run on it.
 
-Requests are submitted at their times whatever happens (open loop), by one thread that sleeps in between; prompts are
-random token ids, so that nothing is found in a cache, and every answer has the length that was asked for. Observers
-see what the engine does meanwhile, so that times can be told apart as the simulation does.
+Requests are sent at their times whatever happens (open loop), by the driver of `twinmesh bench serve`; prompts are made
+up anew for each run, so that nothing is found in a cache, and every answer has the length that was asked for. An
+observer sees what steps the engine runs meanwhile.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+from twinmesh.engine.api.client import EngineClient
+from twinmesh.engine.benchmark import target
+from twinmesh.engine.benchmark.driver import LEAD, drive
 from twinmesh.engine.config import EngineConfig, PoolSize
-from twinmesh.engine.core.inspection import Observer
-from twinmesh.engine.core.submission import Submission
-from twinmesh.engine.metrics.request_records import RequestRecord, divide_ttft
-from twinmesh.engine.protocol.timeline import Timeline
+from twinmesh.engine.core.acceptances import Acceptances
+from twinmesh.engine.metrics.request_records import RequestRecord
 from twinmesh.engine.scheduler.cost_model import CostModel
 from twinmesh.engine.simulation.costs.overlaps import Ran
 from twinmesh.engine.simulation.costs.profile import Errors
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from twinmesh.scripts.profile_run import Seen
 
 PROFILE = "profile"  # asks for a measurement
-_LEAST_ID = 3  # of made-up tokens: those before are special in most vocabularies
 
 
 class Served(NamedTuple):
@@ -69,16 +68,15 @@ def serve(connection: Connection, model: str, options: dict[str, Any], is_quick:
     with LLM(model, policy=OnMesh(), **options) as profiled, LLM(model, **options) as llm:
         core, config = llm.engine.core, llm.config
         pools = tuple(core.inspect(lambda scheduler, _: scheduler.pools))
-        steps, requests, seen = StepWatch(config, pools, core.clock), RequestWatch(core.clock), list["Seen"]()
-        with core.observe(steps), core.observe(requests):
+        steps, seen = StepWatch(config, pools, core.clock), list["Seen"]()
+        with core.observe(steps):
             while (asked := connection.recv()) is not None:
                 if asked == PROFILE:
                     seen += run_loads(profiled, 1, is_quick=is_quick, progress=False)
                     connection.send(_served(config, pools, seen))
                     continue
                 steps.ran.clear()
-                requests.clear()
-                records, late = run(llm, requests, asked)
+                records, late = run(llm, asked)
                 connection.send(Outcome(records, list(steps.ran), late))
 
 
@@ -89,63 +87,22 @@ def _served(config: EngineConfig, pools: tuple[PoolSize, ...], seen: "Sequence[S
     return Served(config, pools, costs, spread_of(seen, costs), errors_of(held_out(seen, costs)))
 
 
-class RequestWatch(Observer):
-    """When requests were taken in; on the dispatching thread, so it does little."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """Begin with nothing; `clock` is the engine's."""
-        self._clock = clock
-        self._accepted: list[float] = []  # when each request was taken in, in the order of their arrival
-
-    def clear(self) -> None:
-        """Forget what was; call it while nothing runs."""
-        self._accepted.clear()
-
-    def received(self, message: object) -> None:
-        """See submissions, and when."""
-        if isinstance(message, tuple):
-            now = self._clock()
-            self._accepted += [now for submission in message if isinstance(submission, Submission)]
-
-    def record(self, number: int, line: Timeline, prompt_len: int, cached: int) -> RequestRecord:
-        """Make the record of the request that came as number `number`, divided as a simulation's are."""
-        parts = divide_ttft(line.arrival, self._accepted[number], line.prefill_start, line.first_token)
-        return RequestRecord(
-            number, line.arrival, prompt_len, len(line.tokens), cached, line.first_token, line.tokens[-1], line.finish,
-            queue=parts.queue, prefill=parts.prefill, handoff=line.handoff or 0.0, host=parts.host,
-        )  # fmt: skip
-
-
-def run(llm: "LLM", watch: RequestWatch, load: Load) -> tuple[list[RequestRecord], float]:
-    """Run a load to its end; return what became of its requests, and by how many seconds the latest came too late."""
-    from twinmesh import SamplingParams
-
-    random = np.random.default_rng(time.time_ns())
-    works = list(load.workload.requests)
-    vocabulary = llm.engine.tokenizer.vocab_size
-    prompts = [random.integers(_LEAST_ID, vocabulary, work.prompt_len).tolist() for work in works]
-    params = [
-        SamplingParams(temperature=0, max_tokens=work.output_len, ignore_eos=True, detokenize=False) for work in works
-    ]
-    streams, late = [], 0.0
-    with ThreadPoolExecutor(1) as caller:
-        begin = time.monotonic() + 0.1
+def run(llm: "LLM", load: Load) -> tuple[list[RequestRecord], float]:
+    """Run a load to its end; return what became of its requests, in their order, and by how many seconds the latest
+    came too late."""
+    core, client = llm.engine.core, EngineClient(llm.engine, seed=0)
+    watch = Acceptances(core.clock)
+    with core.observe(watch), ThreadPoolExecutor(1) as caller:
+        begin = core.clock() + LEAD
         calls = [caller.submit(_call, llm, begin + at, roles) for at, roles in load.calls]
-        for work, prompt, asked in zip(works, prompts, params, strict=True):
-            due = begin + work.time
-            time.sleep(max(0.0, due - time.monotonic()))
-            late = max(late, time.monotonic() - due)
-            streams.append(llm.stream(prompt, asked))
-        results = [stream.result() for stream in streams]
+        # Prompts of a seed of their own: nothing of an earlier run is found in the cache.
+        driven = drive(client, target.Load(load.workload), watch.accepted, seed=(time.time_ns(),), start=begin)
         _raise_if_failed(calls)
-    records = []
-    for number, (work, result) in enumerate(zip(works, results, strict=True)):
-        records.append(watch.record(number, result.timeline, work.prompt_len, result.num_cached_tokens or 0))
-    return records, late
+    return sorted(driven.records, key=lambda record: record.number), max(driven.late)
 
 
 def _call(llm: "LLM", at: float, roles: str) -> None:
-    time.sleep(max(0.0, at - time.monotonic()))
+    time.sleep(max(0.0, at - llm.clock()))
     llm.set_roles(roles)
 
 

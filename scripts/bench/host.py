@@ -106,7 +106,7 @@ def measure(topology: str, layers: int, requests: int, real: bool, log: str | No
     core, _ = start_core(model, dtype, partial(random_params, model=model), options)
     try:
         if not real:
-            hollow_out(core.inspect(_meshes))
+            hollow_out(core.inspect(meshes_of))
         rounds = [host_time(core, requests) for _ in range(ROUNDS)]
     finally:
         core.close()
@@ -122,7 +122,8 @@ def measure(topology: str, layers: int, requests: int, real: bool, log: str | No
     }
 
 
-def _meshes(scheduler: Scheduler, executor: Executor) -> Sequence[MeshWorker]:
+def meshes_of(scheduler: Scheduler, executor: Executor) -> Sequence[MeshWorker]:
+    """Return the meshes of a running engine; for `EngineCore.inspect`."""
     assert isinstance(executor, LocalExecutor)
     return executor.meshes
 

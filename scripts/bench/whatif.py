@@ -32,7 +32,7 @@ from twinmesh.engine.simulation.logs.whatif import Otherwise, what_if
 from twinmesh.scripts.bench import belief_report as report
 from twinmesh.scripts.bench.belief import buckets, engine_options, figures
 from twinmesh.scripts.bench.belief_points import Engine, Mix, arrivals
-from twinmesh.scripts.bench.belief_run import Load, RequestWatch, run
+from twinmesh.scripts.bench.belief_run import Load, run
 
 TOPOLOGIES = ("both=2", "prefill=1,decode=1")
 MIX = "mixed=16-96/4-24"
@@ -78,9 +78,7 @@ def logged(topology: str, other: str, load: Load, args: argparse.Namespace) -> L
     with TemporaryDirectory() as folder:
         log = str(Path(folder) / "run.log")
         with LLM(args.model, decision_log=log, **engine_options(Engine(topology), args)) as llm:
-            watch = RequestWatch(llm.engine.core.clock)
-            with llm.engine.core.observe(watch):
-                records, _ = run(llm, watch, load)
+            records, _ = run(llm, load)
         return ask(log, records, other)
 
 

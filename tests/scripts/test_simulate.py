@@ -42,7 +42,7 @@ def test_a_small_trace_becomes_a_report_and_a_log_that_replays(trace, tmp_path, 
     assert "llama-3.1-8b on 4 x h100: pool=4, roles prefill=1,decode=3, fcfs" in text
     assert "roofline only" in text
     assert re.search(r"20 of 20 requests met it", text)
-    report, records = read_report(out)
+    report, records, _ = read_report(out)
     assert (len(records), report.requests, report.run.gpus) == (20, 20, 4)
     assert len(replay(str(log)).finished) == 20
 
@@ -51,7 +51,7 @@ def test_faster_shorter_and_at_another_rate(trace, tmp_path, capsys):
     walls = []
     for extra in ((), ("--speed", "4"), ("--rate", "10"), ("--requests", "5")):
         assert simulated("--trace", trace, *H100, *extra, "--json", str(tmp_path / "out.json")) == 0
-        report, _ = read_report(tmp_path / "out.json")
+        report, *_ = read_report(tmp_path / "out.json")
         walls.append((report.requests, round(report.wall)))
     assert walls == [(20, 19), (20, 5), (20, 2), (5, 4)]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..workload import WorkRequest
 from .arrival_times import ArrivalTimes
-from .lengths import Lengths, Span
+from .lengths import Lengths, Span, drawn_from
 
 BLOCK = 16  # tokens; a divisor of every usual page, so that whatever pages are shared are found
 _SPAN = 2**32  # ids of one conversation, more than it has blocks; those of system prompts come before all of them
@@ -77,10 +77,10 @@ def _turns(
     talk: Talk, random: np.random.Generator, index: int, number: int, at: float | None, after: int | None
 ) -> Iterator[WorkRequest]:
     """Yield one conversation, whose first turn has this `number` and comes `at` a time or after a pause."""
-    turns = int(random.integers(talk.turns[0], talk.turns[1] + 1))
+    turns = int(drawn_from(talk.turns, random, 1)[0])
     pairs = talk.lengths.draw(random, turns)
     if talk.opening is not None:
-        pairs[0, 0] = random.integers(talk.opening[0], talk.opening[1] + 1)
+        pairs[:1, 0] = drawn_from(talk.opening, random, 1)
     pauses = random.exponential(talk.pause, turns) if talk.pause > 0 else np.zeros(turns)
     system, length = int(random.integers(talk.systems)), talk.system
     for turn, ((new, output), pause) in enumerate(zip(pairs.tolist(), pauses.tolist(), strict=True)):

@@ -75,7 +75,7 @@ def _open_loop(rate: MakeRate, *, has_cv: bool = True, needs_seconds: bool = Fal
         cv = options.number("cv", 1.0, may_be_0=True) if has_cv else 1.0
         times = ArrivalTimes(rate(options, seconds), cv, seconds, count)
         options.check_requests(times.expected)
-        return Workload(name, OpenLoop(times, _lengths(options, read), options.seed()))
+        return Workload(name, OpenLoop(times, lengths_of(options, read), options.seed()))
 
     return make
 
@@ -109,7 +109,7 @@ def _closed(name: str, options: Options, read: ReadTrace) -> Workload:
     users, count = options.count("concurrency"), options.count("requests")
     options.check_requests(count)
     think = options.number("think", 0.0, may_be_0=True)
-    loop = ClosedLoop(users, count, _lengths(options, read), think, options.seed())
+    loop = ClosedLoop(users, count, lengths_of(options, read), think, options.seed())
     return Workload(name, loop)
 
 
@@ -123,7 +123,7 @@ def _agents(name: str, options: Options, read: ReadTrace) -> Workload:
 
 def _talk(options: Options, read: ReadTrace, pause: float) -> Talk:
     return Talk(
-        _lengths(options, read),
+        lengths_of(options, read),
         turns=options.span("turns", most=10_000),
         pause=pause,
         system=options.count("system", 0, least=0, most=LONGEST_SYSTEM),
@@ -146,7 +146,7 @@ def _conversations(name: str, options: Options, talk: Talk) -> Workload:
     return Workload(name, OpenConversations(talk, times, options.seed()), BLOCK)
 
 
-def _lengths(options: Options, read: ReadTrace) -> Lengths:
+def lengths_of(options: Options, read: ReadTrace) -> Lengths:
     """Take lengths: spans of `input` and `output`, or pairs of the trace `lengths`."""
     if options.has("lengths"):
         return Pairs.of(read(options.text("lengths")).requests)

@@ -23,6 +23,16 @@ class Lengths(Protocol):
         ...
 
 
+def drawn_from(span: Span, random: np.random.Generator, count: int) -> np.ndarray:
+    """Draw so many numbers of a span, each as likely as any other: [count] int64."""
+    return random.integers(*span, count, endpoint=True)
+
+
+def scaled(length: float, factor: float) -> int:
+    """Return a length multiplied by `factor`, rounded, 1 or more."""
+    return max(1, round(factor * length))
+
+
 @dataclass(frozen=True)
 class Uniform:
     """Any length of a span is as likely as any other; a span of one length is always that."""
@@ -32,7 +42,7 @@ class Uniform:
 
     def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
         """Draw pairs."""
-        return np.stack([random.integers(low, high + 1, count) for low, high in (self.prompt, self.output)], axis=1)
+        return np.stack([drawn_from(span, random, count) for span in (self.prompt, self.output)], axis=1)
 
 
 @dataclass(frozen=True)
@@ -50,3 +60,18 @@ class Pairs:
         """Draw pairs."""
         drawn: np.ndarray = self.pairs[random.integers(0, len(self.pairs), count)]
         return drawn
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Lengths multiplied by a factor, rounded: prompts of 1 token or more, answers of 2, so that each has a TPOT."""
+
+    lengths: Lengths
+    factor: float
+
+    def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
+        """Draw pairs."""
+        drawn = self.lengths.draw(random, count)
+        times = np.rint(self.factor * drawn).astype(np.int64)
+        kept: np.ndarray = np.maximum(times, np.minimum(drawn, (1, 2)))
+        return kept

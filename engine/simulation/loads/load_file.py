@@ -5,12 +5,13 @@ from pathlib import Path
 
 import msgspec
 
-from ...metrics.report_file import FORMAT
+from ...metrics import benchmark_file, report_file
 from ..workload import Workload
 from .recorded import recorded_workload
 from .traces import read_trace
 
 _HEAD = 2**20  # bytes that are looked at
+_REPORTS = (report_file.FORMAT, benchmark_file.FORMAT)
 _PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"(\xb5/\xfd", b"\xfd7zXZ", b"BZh")  # gzip, zip, zstd, xz, bzip2
 _OF_BATCHES = {"custom_id", "body", "messages", "prompt"}
 
@@ -29,7 +30,7 @@ def read_load_file(path: str, read_batch: ReadBatch | None = None) -> Workload:
     if line.startswith(_PACKED):
         raise ValueError(f"{path} is compressed: unpack it first.")
     fields = _fields(line)
-    if FORMAT.encode() in line[:100] or fields.get("format") == FORMAT:
+    if any(form.encode() in line[:100] for form in _REPORTS) or fields.get("format") in _REPORTS:
         return recorded_workload(path)
     if fields.get("format") == "twinmesh decision log":
         raise ValueError(f"{path} is a decision log, not a load: 'twinmesh whatif' simulates its arrivals.")

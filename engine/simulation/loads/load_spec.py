@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..workload import Workload
 from . import scaling
-from .generators import GENERATORS
+from .generators import GENERATORS, lengths_of
+from .lengths import Lengths
 from .load_file import ReadBatch, read_load_file
 from .spec_options import Options
 
@@ -35,6 +36,19 @@ def read_workload(text: str, read_batch: ReadBatch | None = None) -> Workload:
     if make is not None and next(iter(workload.requests), None) is None:
         raise ValueError(f"load {text!r}: no request comes in that time: give more seconds or a higher rate.")
     return workload
+
+
+def read_lengths(text: str) -> Lengths:
+    """Return lengths alone, as generators take them: input=...,output=... or lengths=TRACE.
+
+    Raises:
+        OSError: the trace cannot be read.
+        ValueError: the text means nothing, or the file is no trace.
+    """
+    options = Options(text, text)
+    lengths = lengths_of(options, read_load_file)
+    options.check_all_taken()
+    return lengths
 
 
 def _divided(text: str) -> tuple[str, Options]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from ...protocol.service import is_positive
 from ..workload import Workload, WorkRequest
+from .lengths import scaled
 from .spec_options import MOST_REQUESTS
 
 _SEED = 0  # of the parts by which copies are turned
@@ -127,7 +128,7 @@ class _Longer:
 
     def __iter__(self) -> Iterator[WorkRequest]:
         for request in self.workload.requests:
-            prompt, output = (max(1, round(n * self.factor)) for n in (request.prompt_len, request.output_len))
+            prompt, output = (scaled(length, self.factor) for length in (request.prompt_len, request.output_len))
             yield replace(request, prompt_len=prompt, output_len=output, blocks=self._blocks(request.blocks))
 
     def _blocks(self, blocks: Sequence[int]) -> tuple[int, ...]:

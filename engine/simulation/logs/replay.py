@@ -1,7 +1,7 @@
 """Replays a decision log: the recorded events through a fresh scheduler, decision by decision."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from os import PathLike
@@ -43,6 +43,8 @@ class DivergedError(Exception):
 class Replay:
     """A log that was replayed to its end, with the same decisions all along."""
 
+    name: str  # of the log
+    header: Header
     scheduler: Scheduler  # as it was at the end
     events: int = 0  # how many it took in
     decisions: int = 0  # how many actions it gave out
@@ -68,7 +70,7 @@ class Replay:
             if isinstance(action, Finish):
                 self.finished[action.request_id] = action.reason
                 request = self._running.pop(action.request_id)
-                self.ended.add(request.timeline, request.confirmed, action.reason, request.slo)
+                self.ended.add(request.timeline, request.confirmed, action.reason, request.slo, request.prompt_len)
         return actions
 
     def take_notes(self, most: int | None = None) -> list[Note]:
@@ -92,15 +94,35 @@ def replay(
         OSError: the file cannot be read.
     """
     with opened(source) as (name, lines):
-        header = read_header(name, next(lines, ""))
-        scheduler = Scheduler(header.config, header.pools, policy or _policy_of(header, name), header.costs)
-        scheduler.keep_notes()
-        result = Replay(scheduler)
-        for number, entry in entries(name, lines):
-            _replay_line(result, name, number, entry)
+        result = _begin(name, next(lines, ""), policy)
+        for _, entry in _replayed(result, lines):
             if each is not None and isinstance(entry, list):
-                each(scheduler)
+                each(result.scheduler)
     return result
+
+
+def replaying(
+    source: str | PathLike[str] | IO[str], policy: Policy | None = None
+) -> Iterator[tuple[Replay, Entry | None]]:
+    """Replay as `replay` does, and yield each line's content when it was taken in or compared, with the replay so far;
+    first None, for the header. What came of a line is seen in the scheduler until the next is asked for."""
+    with opened(source) as (name, lines):
+        result = _begin(name, next(lines, ""), policy)
+        yield result, None
+        yield from _replayed(result, lines)
+
+
+def _begin(name: str, line: str, policy: Policy | None) -> Replay:
+    header = read_header(name, line)
+    scheduler = Scheduler(header.config, header.pools, policy or _policy_of(header, name), header.costs)
+    scheduler.keep_notes()
+    return Replay(name, header, scheduler)
+
+
+def _replayed(result: Replay, lines: Iterable[str]) -> Iterator[tuple[Replay, Entry]]:
+    for number, entry in entries(result.name, lines):
+        _replay_line(result, result.name, number, entry)
+        yield result, entry
 
 
 def _replay_line(result: Replay, name: str, number: int, entry: Entry) -> None:

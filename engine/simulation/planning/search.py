@@ -21,7 +21,7 @@ from ...protocol.service import SLO
 from ...scheduler.policy import FCFS, Policy
 from ...sizing.asked import Asked
 from ..assemble import Source, assemble
-from ..simulated_report import report_of
+from ..simulated_report import measured_of
 from ..simulator import SimulatedEngine, simulate
 from ..workload import Workload, WorkRequest
 from .candidates import BUDGET, REQUESTS, Choice, check_devices, choices
@@ -181,7 +181,7 @@ def _kind(choice: Choice) -> str:
 
 def _simulated(problem: Problem, work: Workload, engine: _Engine) -> Outcome:
     ran = simulate(work, engine.engine)
-    report = report_of(ran, engine.engine, problem.source, workload=work.name, model=problem.name)
+    report = measured_of(ran, engine.engine, problem.source, workload=work.name, model=problem.name).report
     run = report_with(report.run, topology=str(engine.choice), gpus=problem.devices)  # with its chunks; idle ones cost
     report = report_with(report, run=run)
     slo = engine.engine.config.slo

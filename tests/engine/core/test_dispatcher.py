@@ -187,5 +187,5 @@ def test_an_end_takes_along_what_was_not_sent_yet():
     assert not setting.requests
     assert not setting.requests.dense
     assert [(update.token_ids, update.finish_reason) for update in setting.sink] == [([50], "length")]
-    log, running = setting.requests.figures()
-    assert (dict(log.reasons), running) == ({"length": 1}, 0)
+    log, unfinished = setting.requests.figures(2.0)
+    assert (dict(log.reasons), unfinished.seen) == ({"length": 1}, [])

@@ -3,10 +3,13 @@
 import pytest
 from twinmesh.engine.metrics.counters import Counters, HostTime
 from twinmesh.engine.metrics.distribution import Distribution
-from twinmesh.engine.metrics.metrics import RECENT, Latencies, RequestLog
+from twinmesh.engine.metrics.histograms import Seen
+from twinmesh.engine.metrics.metrics import RECENT, Latencies, RequestLog, Unfinished
 from twinmesh.engine.protocol.results import Traffic
 from twinmesh.engine.protocol.service import SLO
 from twinmesh.engine.protocol.timeline import Timeline
+
+RUNNING = Seen(Timeline(0.0, tokens=[1.0, 2.0]), 2, 7)
 
 
 def ended(arrival=0.0, tokens=(1.0, 2.0, 4.0), finish=4.0, kv_ready=1.5):
@@ -14,7 +17,7 @@ def ended(arrival=0.0, tokens=(1.0, 2.0, 4.0), finish=4.0, kv_ready=1.5):
 
 
 def test_an_engine_without_requests_has_zeros_and_no_percentiles():
-    metrics = RequestLog().metrics(0, 0, Counters(), Traffic(), HostTime())
+    metrics = RequestLog().metrics(Unfinished(), 0, Counters(), Traffic(), HostTime())
     assert metrics.requests == {}
     assert metrics.tokens_per_second == 0.0
     assert metrics.prefix_hit_rate == 0.0
@@ -41,9 +44,12 @@ def test_counts_come_from_requests_counters_and_traffic():
     log.add(ended(arrival=0.0, finish=4.0), 3, "length")
     log.add(ended(arrival=2.0, finish=6.0), 3, "abort")
     counters = Counters(prompt_tokens=40, cached_tokens=10, preemptions=1, migrations=2, retries=3)
-    metrics = log.metrics(5, 6, counters, Traffic(transfers=4, bytes=3000, seconds=1.5), HostTime())
+    metrics = log.metrics(
+        Unfinished([RUNNING] * 5, 2, 0.5), 6, counters, Traffic(transfers=4, bytes=3000, seconds=1.5), HostTime()
+    )
     assert metrics.requests == {"length": 1, "abort": 1}
-    assert (metrics.running, metrics.compiles) == (5, 6)
+    assert (metrics.running, metrics.waiting, metrics.oldest_waiting, metrics.running_tokens) == (5, 2, 0.5, 10)
+    assert metrics.compiles == 6
     assert (metrics.prompt_tokens, metrics.cached_tokens, metrics.prefix_hit_rate) == (40, 10, 0.25)
     assert (metrics.generated_tokens, metrics.tokens_per_second) == (6, 1.0)
     assert (metrics.preemptions, metrics.migrations, metrics.retries) == (1, 2, 3)
@@ -56,7 +62,7 @@ def test_only_requests_that_finished_are_timed_and_only_the_latest():
     log.add(ended(), 3, "error")
     for _ in range(RECENT + 1):
         log.add(ended(), 3, "stop")
-    metrics = log.metrics(0, 0, Counters(), Traffic(), HostTime())
+    metrics = log.metrics(Unfinished(), 0, Counters(), Traffic(), HostTime())
     assert metrics.latencies.ttft.count == RECENT
     assert metrics.requests == {"error": 1, "stop": RECENT + 1}
 
@@ -76,9 +82,9 @@ def test_goodput_counts_the_requests_that_keep_to_their_slo(slo, reason, is_met)
     log.add(ended(), 3, reason, slo)
     log.add(ended(), 3, "stop")
     log.add(ended(), 3, "abort", slo)
-    metrics = log.metrics(0, 0, Counters(), Traffic(), HostTime())
+    metrics = log.metrics(Unfinished(), 0, Counters(), Traffic(), HostTime())
     assert (metrics.with_slo, metrics.met_slo, metrics.slo_goodput) == (1, is_met, float(is_met))
-    assert RequestLog().metrics(0, 0, Counters(), Traffic(), HostTime()).slo_goodput is None
+    assert RequestLog().metrics(Unfinished(), 0, Counters(), Traffic(), HostTime()).slo_goodput is None
 
 
 def test_a_snapshot_stays_as_it_is():
@@ -86,5 +92,5 @@ def test_a_snapshot_stays_as_it_is():
     log.add(ended(), 3, "stop")
     twin = log.snapshot()
     log.add(ended(), 3, "stop")
-    assert twin.metrics(0, 0, Counters(), Traffic(), HostTime()).requests == {"stop": 1}
-    assert twin.metrics(0, 0, Counters(), Traffic(), HostTime()).latencies.e2e.count == 1
+    assert twin.metrics(Unfinished(), 0, Counters(), Traffic(), HostTime()).requests == {"stop": 1}
+    assert twin.metrics(Unfinished(), 0, Counters(), Traffic(), HostTime()).latencies.e2e.count == 1

@@ -9,7 +9,7 @@ from twinmesh import LLM
 from twinmesh.scripts.bench import belief
 from twinmesh.scripts.bench import belief_report as report
 from twinmesh.scripts.bench.belief_points import Engine, Mix, Point, arrivals, flips, points
-from twinmesh.scripts.bench.belief_run import Load, RequestWatch, run
+from twinmesh.scripts.bench.belief_run import Load, run
 
 CHAT = Mix("chat", (4, 8), (2, 3))
 
@@ -104,9 +104,7 @@ def test_requests_of_a_real_run_have_records_whose_parts_add_up(tiny_path):
     options = {"max_model_len": 32, "max_num_seqs": 4, "prefill_buckets": (16,), "decode_buckets": (4,)}
     load = Load(arrivals(CHAT, 500.0, 6, seed=0), ())
     with LLM(tiny_path, dtype="float32", **options) as llm:
-        watch = RequestWatch(llm.engine.core.clock)
-        with llm.engine.core.observe(watch):
-            records, late = run(llm, watch, load)
+        records, late = run(llm, load)
     assert [(record.prompt_len, record.output_len) for record in records] == [
         (work.prompt_len, work.output_len) for work in load.workload.requests
     ]

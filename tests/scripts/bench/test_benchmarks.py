@@ -2,71 +2,12 @@
 
 import os
 import sys
-from concurrent.futures import Future
 
 import pytest
 from twinmesh.scripts.bench import beside as bench_beside
 from twinmesh.scripts.bench import first_token as bench_first_token
 from twinmesh.scripts.bench import handoff as bench_handoff
-from twinmesh.scripts.bench import isolation as bench_isolation
 from twinmesh.scripts.bench import offline as bench_offline
-
-
-def row(topology, p99, ttft, steady=10.0):
-    itl = {"count": 9, "p50": p99 / 2, "p99": p99}
-    return {"topology": topology, "chunk": 64, "itl": itl, "ttft": {"p50": ttft}, "steady_tokens_per_second": steady}
-
-
-def test_isolation_is_held_against_every_rival_that_is_about_as_early():
-    rivals = [row("slow", 1.0, 4.0), row("smooth", 0.2, 9.0), row("early", 0.8, 3.0, steady=5.0), row("same", 0.9, 4.4)]
-    early, same, slow = bench_isolation.compare(row("ours", 0.1, 4.0), rivals)
-    assert [found["rival"] for found in (early, same, slow)] == ["early, chunk 64", "same, chunk 64", "slow, chunk 64"]
-    assert all(found["is_as_early"] for found in (early, same, slow))
-    assert early["itl_p99_ratio"] == pytest.approx(8)
-    assert early["steady_tokens_ratio"] == pytest.approx(2)
-    assert same["ttft_p50_ratio"] == pytest.approx(1.1)
-
-
-def test_with_no_rival_as_early_isolation_is_held_against_the_nearest():
-    rivals = [row("later", 0.15, 3.0), row("late", 0.2, 2.0)]
-    (nearest,) = bench_isolation.compare(row("ours", 0.1, 1.0), rivals)
-    assert (nearest["rival"], nearest["is_as_early"]) == ("late, chunk 64", False)
-    assert bench_isolation.compare(row("ours", 0.1, 1.0), []) == []
-
-
-def test_a_sweep_in_parts_measures_every_engine_once_and_refuses_other_arguments(tmp_path, monkeypatch, capsys):
-    """With `--most` a run goes on where the file ends; the last one prints the comparison."""
-    measured = []
-
-    class Here:
-        """Takes the place of a pool of processes."""
-
-        def __init__(self, *arguments, **options):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def submit(self, function, topology, chunk, args):
-            measured.append((topology, chunk))
-            done = Future()
-            done.set_result({**row(topology, 0.1 * len(measured), 1.0), "chunk": chunk})
-            done.result()["ttft"]["p99"] = 2.0
-            return done
-
-    monkeypatch.setattr(bench_isolation, "ProcessPoolExecutor", Here)
-    arguments = ["--json", str(tmp_path / "sweep.json"), "--chunks", "32", "64", "--rivals", "both=1"]
-    for count, is_whole in ((2, False), (3, True), (3, True)):
-        assert bench_isolation.main([*arguments, "--most", "2"]) == 0
-        assert len(measured) == count
-        said = capsys.readouterr().out
-        assert ("against both=1, chunk 32 (as early, TTFT p50 1.00 of ours): ITL p99 2.00 times" in said) == is_whole
-    assert measured == [("prefill=1,decode=1", 512), ("both=1", 32), ("both=1", 64)]
-    with pytest.raises(SystemExit, match="with other arguments"):
-        bench_isolation.main([*arguments, "--most", "1", "--period", "1"])
 
 
 def test_a_workload_is_the_same_for_the_same_seed_and_within_its_bounds():
