@@ -223,7 +223,7 @@ class VirtualMeshes:
         steps[1:2] = (program.fixed + (program.row * rows + program.context * tokens)) * self._speed
         bucket, rows, tokens = later
         program = costs[bucket]
-        seconds = program.context * np.arange(tokens, tokens + rows * (count - 2), rows, np.float64)
+        seconds = program.context * np.arange(tokens, tokens + rows * (count - 2), rows, dtype=np.float64)
         seconds += program.row * rows
         seconds += program.fixed
         seconds *= self._speed
