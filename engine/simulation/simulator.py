@@ -130,9 +130,7 @@ def simulate(
     """
     if not is_positive(speed) or not 0 <= noise < 1:
         raise ValueError(f"speed={speed!r}, noise={noise!r}: speed must be above 0, and noise at least 0 and below 1.")
-    run = _Run(
-        workload, engine, TrueTimes(noise, speed, seed), log, incidents, each, gaps, folded, samples, stop_after
-    )
+    run = _Run(workload, engine, TrueTimes(noise, speed, seed), log, incidents, each, gaps, folded, samples, stop_after)
     with seldom_collected():
         return run.run()
 
