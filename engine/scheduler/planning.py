@@ -8,6 +8,8 @@ planner's own do. Batch requests are no demand: they take what is left.
 Between two plans each call is O(1); a plan looks at every mesh once, and predicts as `prediction.py` says.
 """
 
+from collections.abc import Mapping
+
 from ..protocol.actions import RolesSettled
 from ..protocol.events import RoleName, SetRoles
 from .admission import Admission
@@ -16,7 +18,8 @@ from .demand import DemandWindow
 from .handoffs import Handoffs
 from .mesh_state import SharedState
 from .notes import Planned
-from .observations import MeshSize, Observations, Queues, Split, StepTimes
+from .observations import MeshSize, Observations, Queues, Split
+from .planned_times import PlannedTimes
 from .planner import RULES, Plan, Rules, flips, plan
 from .request import Request
 from .roles import Roles
@@ -40,8 +43,9 @@ class Planning:
         """Plan nothing before the first request."""
         self._shared, self._roles, self._agenda, self._rules = shared, roles, agenda, rules
         self._admission, self._handoffs = admission, handoffs
-        self._window = DemandWindow(rules.bins, rules.bin_seconds, rules.pairs)
+        self._window = DemandWindow(rules.bins, rules.bin_seconds, rules.pairs, rules.memory)
         self._size = _mesh_size(shared)
+        self._times = PlannedTimes(self._size)
         self._is_awake = False
         self._changed: float | None = None  # when roles were changed last
         self._settling: float | None = None  # seconds that the planner's last change took; None: it is not known
@@ -104,7 +108,6 @@ class Planning:
         window, costs, waiting, credit = (
             self._window.demand(now), self._shared.costs, self._admission.waiting, self._handoffs.waiting,
         )  # fmt: skip
-        prefill, decode = costs.terms_of_tp(0)
         placed = sum([max(0, mesh.prefill_load - mesh.batch_load) for mesh in self._shared.meshes])
         pairs = window.pairs
         prompt = sum([pair.prompt for pair in pairs]) / len(pairs) if pairs else 0.0
@@ -122,12 +125,18 @@ class Planning:
                 oldest_credit=0.0 if asking is None else max(0.0, now - (asking.timeline.prefill_end or now)),
                 decoding=max(0, begun - round(placed / computed)) if computed else begun,
             ),
-            times=StepTimes(prefill, decode, self._handoff_seconds(prompt), costs.is_measured(0)),
+            times=self._times.observe(costs, pairs, self._handoff_seconds(prompt)),
             size=self._size,
             is_changing=self._roles.are_changing or self._admission.is_held,  # held: parameters are to change
             since_change=None if self._changed is None else now - self._changed,
             settling=self._settling,
+            gains=self._gains(),
         )
+
+    def _gains(self) -> Mapping[Split, float]:
+        """Return the gains that the last plan found, if it left the roles as they are."""
+        last = self.last
+        return {} if last is None or last.now is None or last.roles != last.now.roles else last.gains
 
     def _handoff_seconds(self, prompt: float) -> float:
         """Return what a hand-off takes; 0 where none was ever seen, as on meshes that all do both: a guess of a link's
@@ -161,7 +170,7 @@ def _note(observed: Observations, found: Plan) -> Planned:
         None if found.best is None else str(found.best.roles),
         None if found.now is None else found.now.goodput,
         None if found.best is None else found.best.goodput,
-        sum(demand.requests),
+        demand.seen,
         _rounded(sum(demand.tokens)),
         _rounded(queues.oldest_prompt),
         _rounded(queues.oldest_credit),

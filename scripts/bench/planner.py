@@ -37,8 +37,8 @@ from pathlib import Path
 from typing import Any
 
 from twinmesh.scripts.bench import planner_loads as loads
-from twinmesh.scripts.bench.planner_loads import Load
-from twinmesh.scripts.bench.planner_runs import MODELS, Cell, Figures, Run
+from twinmesh.scripts.bench.planner_loads import Load, Meshes
+from twinmesh.scripts.bench.planner_runs import MODELS, SLOS, Cell, Figures, Run
 from twinmesh.scripts.bench.simulation import engine_of
 
 LOADS = ("conversations", "mooncake", "spike", "day")
@@ -140,14 +140,14 @@ def _shortest(found: Iterable[float | None]) -> str:
 
 
 def _loads(model: str, meshes: int, args: argparse.Namespace) -> Iterator[Load]:
-    costs = engine_of(f"both={meshes}xtp{MODELS[model]}", args.device, model).costs_of_meshes[0]
+    alike = Meshes(engine_of(f"both={meshes}xtp{MODELS[model]}", args.device, model), SLOS[model])
     make: dict[str, Callable[[], Load]] = {
-        "day": lambda: loads.day(costs, meshes, args.share, args.day),
-        "spike": lambda: loads.spike(costs, meshes, args.share / 2, args.spike),
+        "day": lambda: loads.day(alike, args.share, args.day),
+        "spike": lambda: loads.spike(alike, args.share / 2, args.spike),
         "conversations": lambda: loads.steady(
-            args.conversations, "conversations", costs, meshes, args.share, args.requests
+            args.conversations, "conversations", alike, args.share, args.requests
         ),
-        "mooncake": lambda: loads.steady(args.mooncake, "mooncake", costs, meshes, args.share, args.requests),
+        "mooncake": lambda: loads.steady(args.mooncake, "mooncake", alike, args.share, args.requests),
     }
     for name in args.loads:
         if name in ("conversations", "mooncake") and getattr(args, name) is None:
