@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .line_fit import Terms
 
-_SERVED = 0.2  # what it is worth that a request is served, beside 1 for one that meets the target
+_SERVED = 0.5  # what it is worth that a request is served, beside 1 for one that meets the target
 
 
 class Split(NamedTuple):

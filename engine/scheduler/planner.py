@@ -64,7 +64,7 @@ class Rules:
     dwell: float = 20.0  # the most seconds for which roles stay that were changed
     least_dwell: float = 5.0  # and the fewest: what is decided by chance is not to be undone by chance at the next plan
     dwell_of_settling: float = 4.0  # times what the last change took, for which they stay: a fifth of the time drains
-    settling: float = 5.0  # seconds that a change is taken to take before one was seen
+    settling: float = 2.0  # seconds that a change is taken to take before one was seen
     gain: float = 0.02  # part of all requests that has to meet the target more before roles change
     gain_to_meet: float = 0.005  # likewise where the target is met then and was not before
     gain_out_of_reach: float = 0.05  # likewise where no roles meet the target

@@ -15,7 +15,7 @@ second of arrivals, of
 
 The hindsight split is the best static one of the whole load. Loads are shares of what the meshes can do
 (`planner_loads.py`): the first requests of both traces in their own times, stretched (steady); a spike of 10 times the
-requests; a day whose mix goes from writing to reading and back. Step times are `--speeds` times what the profile says,
+requests; a day whose mix goes smoothly from writing to reading and back. Step times are `--speeds` times what the profile says,
 with `--noise` (standard deviation of the logarithm) which nobody sees; devices alone, the host takes no time.
 
 Recovery is from the end of the spike until 95 % of those that come in the next 10 s meet the SLO; the oracle's is the

@@ -8,7 +8,7 @@ third of the load that the same share is where it reads.)
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,9 @@ from twinmesh.engine.simulation.loads.traces import read_trace
 from twinmesh.engine.simulation.simulator import SimulatedEngine
 from twinmesh.engine.simulation.workload import WorkRequest
 
-# What shifts in a day: lengths of prompts and answers by hour of the day, from reading to writing and back.
-READING, MIXED, WRITING = (9000, 100), (4000, 500), (500, 1200)
+READING, MIXED, WRITING = (9000, 100), (4000, 500), (500, 1200)  # lengths of prompts and answers
+_LEAST = 1 / 9  # of the work of a day, that is either kind
+_PARTS = 6  # of a day, that an oracle knows
 
 
 class Phase(NamedTuple):
@@ -111,5 +112,19 @@ def spike(meshes: Meshes, share: float, seconds: float) -> Load:
 
 
 def day(meshes: Meshes, share: float, seconds: float) -> Load:
-    """A day in so many seconds: writing, mixed, reading, mixed, writing, each a fifth of it, at one share all along."""
-    return made("day", meshes, share, [(seconds / 5, 1.0, x) for x in (WRITING, MIXED, READING, MIXED, WRITING)])
+    """A day in so many seconds, at one share all along: of the meshes' work that part is prompts to be read which goes
+    from a ninth to eight ninths and back, as a cosine does; the rest is answers to be written."""
+    random = np.random.default_rng(0)
+    works = [meshes.seconds(WorkRequest(*lengths, 0.0), meshes.rows(*lengths)) for lengths in (READING, WRITING)]
+    most = share * meshes.count / min(works)  # requests a second, more than ever come
+    times = np.sort(random.random(random.poisson(most * seconds))) * seconds
+    reads = 0.5 - (0.5 - _LEAST) * np.cos(2 * np.pi * times / seconds)
+    rates = np.array([reads / works[0], (1 - reads) / works[1]]) * share * meshes.count  # [kind, request]
+    drawn, factors = random.random(len(times)) * most, random.uniform(0.5, 1.5, (len(times), 2))
+    requests = [
+        WorkRequest(*(max(1, int(f * n)) for f, n in zip(factor, READING if draw < read else WRITING, strict=True)), t)
+        for t, draw, factor, read, write in zip(times.tolist(), drawn, factors, *rates, strict=True)
+        if draw < read + write
+    ]
+    parts = [seconds * k / _PARTS for k in range(_PARTS + 1)]
+    return Load("day", requests, [Phase(f"day {k}", *ends) for k, ends in enumerate(pairwise(parts))])
