@@ -32,8 +32,6 @@ from .steps_ahead import InFlight, StepsAhead, next_of
 # How much of a mean grows with the size where all sizes measured were alike: all of it where prompts are computed and
 # bytes moved, little of it where a step reads all weights for however many rows.
 _PREFILL_SHARE, _DECODE_SHARE, _TRANSFER_SHARE = 1.0, 0.2, 0.5
-_FUSED_SHARE = 0.2  # of a fused step, which reads what its rows have for them and all weights for its chunks
-_FULL = 0.9  # of a chunk, from where on a fused step is one of a full chunk
 _EACH_OF_TP = 8  # one in so many of a mesh's steps counts for the means of its tp, besides the first
 
 
@@ -81,11 +79,10 @@ def _line(seconds: Mapping[int, float], share: float) -> Terms:
 class _Step:
     """A step that is running."""
 
-    __slots__ = ("behind", "context", "dispatched", "rows", "size", "steps", "tokens")
+    __slots__ = ("behind", "dispatched", "rows", "size", "steps", "tokens")
 
-    def __init__(self, dispatched: float, size: tuple[int, int], tokens: int, rows: int, steps: int, context: int = 0):
+    def __init__(self, dispatched: float, size: tuple[int, int], tokens: int, rows: int, steps: int):
         self.dispatched, self.size, self.tokens, self.rows, self.steps = dispatched, size, tokens, rows, steps
-        self.context = context  # KV tokens that its rows read, of a fused step
         self.behind: list[_Transfer] | None = None  # transfers that begin when it is done
 
 
@@ -101,11 +98,9 @@ class _Transfer:
 class _Means:
     """What was measured on all meshes of one tp, a sample of it."""
 
-    __slots__ = ("alone", "decode", "fused", "prefill")
+    __slots__ = ("decode", "prefill")
 
     def __init__(self, priors: Priors):
-        self.alone = LineFit(_PREFILL_SHARE)  # prompt chunks in steps without rows
-        self.fused = LineFit(_FUSED_SHARE)  # steps of a full chunk, by the KV tokens that their rows read
         self.prefill, self.decode = LineFit(_PREFILL_SHARE, priors.prefill), LineFit(_DECODE_SHARE, priors.decode)
 
 
@@ -191,21 +186,6 @@ class Costs:
         self._count_samples()
         of = self._meshes[mesh].of_tp
         return of.prefill.terms(), of.decode.terms()
-
-    def fused_of_tp(self, mesh: int) -> tuple[Terms | None, Terms | None]:
-        """Return the seconds, as on all meshes of this one's tp, of a step of prompt chunks alone, and of a fused step
-        with a full chunk: what each has, and each KV token that its rows read. None: it was not measured, or the engine
-        runs no fused steps.
-
-        Which part of a fused step is the chunk's and which the rows' no single step tells, but contexts differ, and so
-        these do."""
-        of = self._meshes[mesh].of_tp
-        return of.alone.terms() if of.alone.count else None, of.fused.terms() if of.fused.count else None
-
-    def decode_mean_of_tp(self, mesh: int) -> tuple[float, float]:
-        """Return the rows of a mean decode step, as on all meshes of this one's tp, and its seconds."""
-        decode = self._meshes[mesh].of_tp.decode
-        return decode.mean_size, decode.terms().at(decode.mean_size)
 
     def row_seconds(self, mesh: int) -> float:
         """Return the seconds that a row adds to a decode step, as on all meshes of this one's tp: a slope is a rough
@@ -339,8 +319,7 @@ class Costs:
         elif isinstance(step, Prefill):
             of.steps[step.step] = _Step(self.now, (step.bucket, 0), _tokens(step.chunks), 0, 1)
         else:
-            context = sum([row.kv_len for row in step.rows])
-            of.steps[step.step] = _Step(self.now, (step.bucket, 1), _tokens(step.chunks), len(step.rows), 1, context)
+            of.steps[step.step] = _Step(self.now, (step.bucket, 1), _tokens(step.chunks), len(step.rows), 1)
 
     def end_step(self, mesh: int, step: int, t: float) -> float:
         """Take in that the result of a step came at `t`; return the seconds that it took."""
@@ -359,12 +338,8 @@ class Costs:
             of.add_decode(done.rows, seconds / done.steps)
         elif not done.rows:
             of.add_prefill(done.tokens, seconds)
-            if self._fused[mesh]:
-                of.of_tp.alone.add(done.tokens, seconds)
         else:  # its rows add what a row adds to a decode step: the chunks read the weights for them
             of.add_prefill(done.tokens, max(0.0, seconds - self.beside(mesh, done.rows)))
-            if done.tokens >= _FULL * self.chunk_size:
-                of.of_tp.fused.add(max(1, done.context), seconds)
         if self._notes.are_kept:
             if done.tokens:
                 self._note("prefill", of.prefill, mesh)

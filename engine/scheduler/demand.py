@@ -16,8 +16,8 @@ from itertools import islice
 from .forecast import steady_from
 from .observations import Demand, Pair
 
-_ENDED = 0.25  # of all that arrived, before answers are taken to be as long as those that ended: the short ones end first
-_PATIENCE = 30.0  # seconds since the first arrival, after which they are anyway
+_ENDED = 0.25  # of all that arrived: with fewer, those that ended are the shortest
+_PATIENCE = 30.0  # seconds since the first arrival, after which answers are taken to be as long as theirs anyway
 
 
 class _Size:
@@ -99,7 +99,8 @@ class DemandWindow:
         intervals = list(islice(self._intervals, whole))
         intervals = intervals[self._begin(intervals) :]
         pairs = self._sample(intervals)
-        self._are_lengths_known |= self._ended >= _ENDED * self._arrived or now - (self._first or now) >= _PATIENCE
+        waited = 0.0 if self._first is None else now - self._first
+        self._are_lengths_known |= self._ended >= _ENDED * self._arrived or waited >= _PATIENCE
         prompt = sum([pair.prompt for pair in pairs])
         part = sum([pair.to_compute for pair in pairs]) / prompt if prompt else 1.0
         seen, tokens = sum([one.requests for one in intervals]), sum([one.tokens for one in intervals])

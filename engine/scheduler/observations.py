@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .line_fit import Terms
 
-_SERVED = 0.5  # what it is worth that a request is served, beside 1 for one that meets the target
+_SERVED = 0.2  # what it is worth that a request is served, beside 1 for one that meets the target
 
 
 class Split(NamedTuple):
@@ -65,7 +65,6 @@ class StepTimes:
     decode: Terms  # of a step, and of each row
     handoff: float  # of the KV of a mean prompt
     is_measured: bool  # prefill and decode both
-    fused: float = 0.0  # that a fused step with a full chunk takes more than the chunk alone, beside what its rows add
 
 
 @dataclass(frozen=True)

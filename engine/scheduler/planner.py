@@ -64,7 +64,7 @@ class Rules:
     dwell: float = 20.0  # the most seconds for which roles stay that were changed
     least_dwell: float = 5.0  # and the fewest: what is decided by chance is not to be undone by chance at the next plan
     dwell_of_settling: float = 4.0  # times what the last change took, for which they stay: a fifth of the time drains
-    settling: float = 2.0  # seconds that a change is taken to take before one was seen
+    settling: float = 5.0  # seconds of the meshes that change, the most that a change is taken to cost
     gain: float = 0.02  # part of all requests that has to meet the target more before roles change
     gain_to_meet: float = 0.005  # likewise where the target is met then and was not before
     gain_out_of_reach: float = 0.05  # likewise where no roles meet the target
@@ -74,7 +74,7 @@ class Rules:
     bins: int = 64  # intervals that are predicted
     bin_seconds: float = 1.0
     memory: int = 256  # intervals that are remembered
-    pairs: int = 256  # in the sample of lengths
+    pairs: int = 128  # in the sample of lengths
 
 
 RULES = Rules()
@@ -91,6 +91,17 @@ class Plan:
     is_reachable: bool = True  # whether some split meets the target
     # By how much each split is better than the roles now, in this plan and, fading, in those before it.
     gains: Mapping[Split, float] = field(default_factory=dict)
+
+    @property
+    def is_lasting(self) -> bool:
+        """Return whether it leaves the roles as they are and nothing else was better, so that it stands for all
+        observations alike."""
+        is_quiet = self.reason in ("meets", "no gain", "out of reach")
+        return is_quiet and self.now is not None and self.now.roles == self.roles
+
+    def is_beyond_better(self, rules: Rules) -> bool:
+        """Return whether no roles could do better by what a change asks for."""
+        return self.now is not None and self.now.value + rules.gain > Outlook(self.roles, 1.0, 1.0, 1.0, 1.0).value
 
     @property
     def sentence(self) -> str:
@@ -189,14 +200,13 @@ def _needed(
     then: Outlook, now: Outlook, observed: Observations, target: float, rules: Rules, *, is_reachable: bool
 ) -> float:
     """Return by how much a split has to be better than the one now: by more than the error of a prediction, and by what
-    the change costs. That is taken to be all that the meshes which change could do until it has settled, of all that is
-    done in the time that is predicted."""
+    the change costs, of all that is done in the time that is predicted: all that the meshes which change could do until
+    it has settled, but not more than `Rules.settling`, since meshes that drain work on."""
     least = rules.gain_to_meet if now.goodput < target <= then.goodput else rules.gain
     if not is_reachable:
         least = rules.gain_out_of_reach
-    settling = rules.settling if observed.settling is None else observed.settling
-    part = flips(now.roles, then.roles) / sum(now.roles)
-    return least + part * min(1.0, settling / (rules.bins * rules.bin_seconds))
+    seconds = rules.settling if observed.settling is None else min(rules.settling, observed.settling)
+    return least + flips(now.roles, then.roles) / sum(now.roles) * seconds / (rules.bins * rules.bin_seconds)
 
 
 def _safest(

@@ -79,7 +79,7 @@ class _Flow:
 
     def _run(self) -> None:
         """Go from one interval to the next: whatever does not carry over is left to `_derive`."""
-        queues, (fixed, each), fused = self.observed.queues, self.observed.times.decode, self.observed.times.fused
+        queues, (fixed, each) = self.observed.queues, self.observed.times.decode
         decoders, room, mean, is_fused = self.decode + self.both, self._room, self._mean, self.observed.size.is_fused
         full = self.seconds * self._fill  # tokens of an interval, times the seconds of a step
         apart, both, most = full / self._chunk * self.prefill, full * self.both, room + self._kept
@@ -91,8 +91,7 @@ class _Flow:
             decoding = np.minimum(inside, room)
             rows = decoding / decoders
             step = np.maximum(rows, 1.0) * each + (fixed + _TINY)
-            slow = (rows * each + np.minimum(rows, 1.0) * fused if is_fused else np.minimum(rows, 1.0) * step)
-            slow = slow + self._chunk
+            slow = (rows * each if is_fused else np.minimum(rows, 1.0) * step) + self._chunk
             capacity = both / slow + apart  # prompt tokens of an interval
             self._rows[k], self._queue[k], self._waiting[k] = rows, queue, inside - decoding
             queue = queue + tokens
@@ -134,7 +133,7 @@ class _Flow:
         fixed, each = self.observed.times.decode
         step = np.maximum(rows, 1.0) * each + (fixed + _TINY)
         if self.observed.size.is_fused:
-            beside = rows * each + np.minimum(rows, 1.0) * self.observed.times.fused
+            beside = rows * each
             return step, np.maximum(self._chunk + beside, step), beside
         return step, self._chunk + step, np.minimum(rows, 1.0) * step
 
