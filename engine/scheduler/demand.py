@@ -139,6 +139,7 @@ class DemandWindow:
         turns, total = -(-self._bins // len(amounts)), sum(amounts)
         scale = mean * len(amounts) / total if total else 0.0
         return ([scale * amount for amount in amounts] * turns)[: self._bins]
+
     def _sample(self, intervals: list[_Interval]) -> list[Pair]:
         """Take pairs of each size in the proportions in which prompts of the sizes arrived. Where none of a size has
         ended yet, its answers are taken to be as those of the nearest."""

@@ -45,13 +45,13 @@ def steady_from(series: Sequence[Sequence[float]], begin: int = 0, breaks: Seque
         breaks: intervals at which it was found to change before; differences across them are no noise.
     """
     amounts = np.array(series, float)  # [series, intervals]
-    count = amounts.shape[1]
+    count: int = amounts.shape[1]
     sums = np.concatenate([np.zeros((len(amounts), 1)), amounts.cumsum(axis=1)], axis=1)
     squares = np.concatenate([np.zeros((len(amounts), 1)), (amounts * amounts).cumsum(axis=1)], axis=1)
     is_break = np.zeros(count + 1)
     is_break[list(breaks)] = 1.0
     crossed = is_break.cumsum()
-    first = max(begin, count - _NEWEST)
+    first: int = max(begin, count - _NEWEST)
     while first > begin:
         before = max(begin, first - (count - first) // 2)
         if _differ(sums, squares, crossed, before, first):

@@ -86,9 +86,7 @@ def steady(path: str, name: str, meshes: Meshes, share: float, count: int) -> Lo
     return Load(name, found, [Phase("all", 0.0, found[-1].time)])
 
 
-def made(
-    name: str, meshes: Meshes, share: float, parts: Sequence[tuple[float, float, tuple[int, int]]]
-) -> Load:
+def made(name: str, meshes: Meshes, share: float, parts: Sequence[tuple[float, float, tuple[int, int]]]) -> Load:
     """Make a load of parts, each of so many seconds, so many times the share, and with lengths around these: a share of
     0.5 to 1.5 of each, drawn for prompt and answer apart. Requests come as Poisson would have them."""
     random, begin = np.random.default_rng(0), 0.0
