@@ -119,10 +119,10 @@ def day(meshes: Meshes, share: float, seconds: float) -> Load:
     reads = 0.5 - (0.5 - _LEAST) * np.cos(2 * np.pi * times / seconds)
     rates = np.array([reads / works[0], (1 - reads) / works[1]]) * share * meshes.count  # [kind, request]
     drawn, factors = random.random(len(times)) * most, random.uniform(0.5, 1.5, (len(times), 2))
-    requests = [
-        WorkRequest(*(max(1, int(f * n)) for f, n in zip(factor, READING if draw < read else WRITING, strict=True)), t)
-        for t, draw, factor, read, write in zip(times.tolist(), drawn, factors, *rates, strict=True)
-        if draw < read + write
-    ]
+    requests = list[WorkRequest]()
+    for t, draw, factor, read, write in zip(times.tolist(), drawn, factors, *rates, strict=True):
+        if draw < read + write:
+            prompt, output = np.maximum(1, (factor * (READING if draw < read else WRITING)).astype(int)).tolist()
+            requests.append(WorkRequest(prompt, output, t))
     parts = [seconds * k / _PARTS for k in range(_PARTS + 1)]
     return Load("day", requests, [Phase(f"day {k}", *ends) for k, ends in enumerate(pairwise(parts))])
