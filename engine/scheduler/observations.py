@@ -1,7 +1,7 @@
 """What a plan of roles is made of: what came, waits and runs, what steps take, what is predicted. Data only."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .line_fit import Terms
@@ -39,10 +39,11 @@ class Demand:
     """What arrives, as it did since demand has changed last, in intervals of equal length."""
 
     seconds: float  # of an interval
-    requests: Sequence[int]
+    requests: Sequence[float]
     tokens: Sequence[float]  # prompt tokens, without those that are found cached
     pairs: Sequence[Pair]  # a sample: their proportions are those of what arrives
     seen: int  # requests that this was read from
+    are_lengths_known: bool = True  # whether enough have ended for the pairs to be more than the shortest
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Observations:
     is_changing: bool = False  # meshes still drain
     since_change: float | None = None  # seconds since roles changed; None: never
     settling: float | None = None  # seconds that the planner's last change took to the end of its drains; None: unknown
+    gains: Mapping[Split, float] = field(default_factory=dict)  # `Plan.gains` of the plan before, under the same roles
 
 
 @dataclass(frozen=True, order=True)

@@ -7,8 +7,8 @@ the moment, so under observations that stay the same no split ever comes back; n
 are missing or old; a mesh is taken from a phase only where that phase is predicted to do without it.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..protocol.service import SLO
@@ -21,6 +21,7 @@ _MOST_TRIED = 8  # splits whose prediction is asked for with more demand
 # Why a plan is as it is. The sentence of each is in `SENTENCES`.
 Reason = Literal[
     "few arrivals",
+    "few ended",
     "not measured",
     "changing",
     "dwell",
@@ -31,12 +32,14 @@ Reason = Literal[
     "saturated",
     "separate again",
     "one fewer misses",
+    "not for long",
     "no gain",
     "out of reach",
 ]
 
 SENTENCES: dict[Reason, str] = {
     "few arrivals": "too few requests came lately to plan by: the roles stay",
+    "few ended": "too few requests have ended to know how long answers are: the roles stay",
     "not measured": "prompts or decode steps were not measured yet: the roles stay",
     "changing": "meshes still take the roles that they were given last, or parameters are to change: the roles stay",
     "dwell": "other roles would do better, and the last change is too recent",
@@ -47,6 +50,7 @@ SENTENCES: dict[Reason, str] = {
     "saturated": "prefill and decode apart would both miss the target: more meshes do both",
     "separate again": "prefill and decode apart would do better than meshes that do both",
     "one fewer misses": "other roles would do better, and the phase that gives a mesh up would miss the target",
+    "not for long": "other roles would do better by now, and not for long enough yet to act on it",
     "no gain": "the roles miss the target, and none would do better by more than the error of a prediction",
     "out of reach": "no roles meet the target: these are the best",
 }
@@ -60,13 +64,17 @@ class Rules:
     dwell: float = 20.0  # the most seconds for which roles stay that were changed
     least_dwell: float = 5.0  # and the fewest: what is decided by chance is not to be undone by chance at the next plan
     dwell_of_settling: float = 4.0  # times what the last change took, for which they stay: a fifth of the time drains
+    settling: float = 5.0  # seconds of the meshes that change, the most that a change is taken to cost
     gain: float = 0.02  # part of all requests that has to meet the target more before roles change
     gain_to_meet: float = 0.005  # likewise where the target is met then and was not before
+    gain_out_of_reach: float = 0.05  # likewise where no roles meet the target
+    newest: float = 0.5  # weight of the newest plan in a gain, beside those before it
     headroom: float = 1.1  # a phase that gives up a mesh meets the target at so many times the demand
     fewest: int = 20  # arrivals in the window without which nothing is planned
-    bins: int = 128  # intervals of the window
-    bin_seconds: float = 0.5
-    pairs: int = 256  # in the sample of lengths
+    bins: int = 64  # intervals that are predicted
+    bin_seconds: float = 1.0
+    memory: int = 256  # intervals that are remembered
+    pairs: int = 128  # in the sample of lengths
 
 
 RULES = Rules()
@@ -81,6 +89,19 @@ class Plan:
     now: Outlook | None = None  # of the roles now; None: nothing was predicted
     best: Outlook | None = None  # of the split with the highest goodput
     is_reachable: bool = True  # whether some split meets the target
+    # By how much each split is better than the roles now, in this plan and, fading, in those before it.
+    gains: Mapping[Split, float] = field(default_factory=dict)
+
+    @property
+    def is_lasting(self) -> bool:
+        """Return whether it leaves the roles as they are and nothing else was better, so that it stands for all
+        observations alike."""
+        is_quiet = self.reason in ("meets", "no gain", "out of reach")
+        return is_quiet and self.now is not None and self.now.roles == self.roles
+
+    def is_beyond_better(self, rules: Rules) -> bool:
+        """Return whether no roles could do better by what a change asks for."""
+        return self.now is not None and self.now.value + rules.gain > Outlook(self.roles, 1.0, 1.0, 1.0, 1.0).value
 
     @property
     def sentence(self) -> str:
@@ -107,16 +128,24 @@ def plan(observed: Observations, slo: SLO, rules: Rules = RULES) -> Plan:
         max(outlooks.values(), key=lambda o: (o.value, -flips(observed.roles, o.roles))),
     )
     is_reachable = any(o.goodput >= target for o in outlooks.values())
-    better = [o for o in outlooks.values() if o.value - now.value >= _needed(o, now, target, rules)]
-    chosen = _safest(observed, slo, now, better, target, rules, scale) if better else None
+    gains = {
+        split: (1 - rules.newest) * observed.gains.get(split, 0.0) + rules.newest * (o.value - now.value)
+        for split, o in outlooks.items()
+    }
+    needed = {o: _needed(o, now, observed, target, rules, is_reachable=is_reachable) for o in outlooks.values()}
+    better = [o for o, least in needed.items() if o.value - now.value >= least]
+    lasting = [o for o in better if gains[o.roles] >= needed[o]]
+    chosen = _safest(observed, slo, now, lasting, target, rules, scale) if lasting else None
 
     def stay(reason: Reason) -> Plan:
-        return Plan(observed.roles, reason, now, best, is_reachable)
+        return Plan(observed.roles, reason, now, best, is_reachable, gains)
 
     if chosen is None:
+        if better and not lasting:
+            return stay("not for long")
         if now.goodput >= target:
             return stay("meets")
-        return stay("one fewer misses" if better else "no gain" if is_reachable else "out of reach")
+        return stay("one fewer misses" if lasting else "no gain" if is_reachable else "out of reach")
     if observed.since_change is not None and observed.since_change < dwell(observed, rules):
         return stay("dwell")
     return Plan(chosen.roles, _why(now, chosen, outlooks.values(), target), now, best, is_reachable)
@@ -141,6 +170,8 @@ def _hold(observed: Observations, rules: Rules) -> Reason | None:
         return "changing"
     if observed.demand.seen < rules.fewest or not observed.demand.pairs:
         return "few arrivals"
+    if not observed.demand.are_lengths_known:
+        return "few ended"
     return None if observed.times.is_measured else "not measured"
 
 
@@ -165,9 +196,17 @@ def _by_split(outlooks: Iterable[Outlook]) -> dict[Split, Outlook]:
     return {outlook.roles: outlook for outlook in outlooks}
 
 
-def _needed(then: Outlook, now: Outlook, target: float, rules: Rules) -> float:
-    """Return by how much a split has to be better than the one now."""
-    return rules.gain_to_meet if now.goodput < target <= then.goodput else rules.gain
+def _needed(
+    then: Outlook, now: Outlook, observed: Observations, target: float, rules: Rules, *, is_reachable: bool
+) -> float:
+    """Return by how much a split has to be better than the one now: by more than the error of a prediction, and by what
+    the change costs, of all that is done in the time that is predicted: all that the meshes which change could do until
+    it has settled, but not more than `Rules.settling`, since meshes that drain work on."""
+    least = rules.gain_to_meet if now.goodput < target <= then.goodput else rules.gain
+    if not is_reachable:
+        least = rules.gain_out_of_reach
+    seconds = rules.settling if observed.settling is None else min(rules.settling, observed.settling)
+    return least + flips(now.roles, then.roles) / sum(now.roles) * seconds / (rules.bins * rules.bin_seconds)
 
 
 def _safest(

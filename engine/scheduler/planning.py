@@ -5,18 +5,23 @@ alone, woken by the agenda while there is or has been something to do, and acts 
 drain time of its own: so a replay and a simulation have it for nothing. A caller's roles hold for `Rules.dwell`, as the
 planner's own do. Batch requests are no demand: they take what is left.
 
-Between two plans each call is O(1); a plan looks at every mesh once, and predicts as `prediction.py` says.
+Between two plans each call is O(1); a plan looks at every mesh once, and predicts as `prediction.py` says, unless what
+it sees is what the plan before saw (`alike.py`).
 """
+
+from collections.abc import Mapping
 
 from ..protocol.actions import RolesSettled
 from ..protocol.events import RoleName, SetRoles
 from .admission import Admission
 from .agenda import PLAN, Agenda, Due
+from .alike import are_alike
 from .demand import DemandWindow
 from .handoffs import Handoffs
 from .mesh_state import SharedState
 from .notes import Planned
 from .observations import MeshSize, Observations, Queues, Split, StepTimes
+from .planned_times import PlannedTimes
 from .planner import RULES, Plan, Rules, flips, plan
 from .request import Request
 from .roles import Roles
@@ -40,13 +45,15 @@ class Planning:
         """Plan nothing before the first request."""
         self._shared, self._roles, self._agenda, self._rules = shared, roles, agenda, rules
         self._admission, self._handoffs = admission, handoffs
-        self._window = DemandWindow(rules.bins, rules.bin_seconds, rules.pairs)
+        self._window = DemandWindow(rules.bins, rules.bin_seconds, rules.pairs, rules.memory)
         self._size = _mesh_size(shared)
+        self._times = PlannedTimes()
         self._is_awake = False
         self._changed: float | None = None  # when roles were changed last
         self._settling: float | None = None  # seconds that the planner's last change took; None: it is not known
         self._calls = 0
         self.last: Plan | None = None  # the latest plan
+        self._seen: Observations | None = None  # what it was made of
 
     # ---- what is seen
 
@@ -74,9 +81,7 @@ class Planning:
     def due(self, now: float) -> None:
         """Plan, act on it, and have the next plan come."""
         observed = self._observe(now)
-        slo = self._shared.config.slo
-        assert slo is not None
-        self.last = found = plan(observed, slo, self._rules)
+        self.last = found = self._plan(observed)
         self._window.new_sample(self._rules.interval)
         if self._shared.notes.are_kept:
             self._shared.notes.add(_note(observed, found))
@@ -85,6 +90,18 @@ class Planning:
         self._is_awake = bool(self._shared.requests or any(observed.demand.requests))
         if self._is_awake:
             self._agenda.set((PLAN, 0), now + self._rules.interval)
+
+    def _plan(self, observed: Observations) -> Plan:
+        """Plan, or return the plan before where it stands."""
+        last, seen, slo = self.last, self._seen, self._shared.config.slo
+        if (
+            last is not None and last.is_lasting
+            and seen is not None and are_alike(observed, seen, or_easier=last.is_beyond_better(self._rules))
+        ):  # fmt: skip
+            return last
+        self._seen = observed
+        assert slo is not None
+        return plan(observed, slo, self._rules)
 
     def _change(self, found: Plan, roles: Split, now: float) -> None:
         counted, count = self._shared.counters.planned_flips, flips(roles, found.roles)
@@ -104,7 +121,6 @@ class Planning:
         window, costs, waiting, credit = (
             self._window.demand(now), self._shared.costs, self._admission.waiting, self._handoffs.waiting,
         )  # fmt: skip
-        prefill, decode = costs.terms_of_tp(0)
         placed = sum([max(0, mesh.prefill_load - mesh.batch_load) for mesh in self._shared.meshes])
         pairs = window.pairs
         prompt = sum([pair.prompt for pair in pairs]) / len(pairs) if pairs else 0.0
@@ -122,12 +138,20 @@ class Planning:
                 oldest_credit=0.0 if asking is None else max(0.0, now - (asking.timeline.prefill_end or now)),
                 decoding=max(0, begun - round(placed / computed)) if computed else begun,
             ),
-            times=StepTimes(prefill, decode, self._handoff_seconds(prompt), costs.is_measured(0)),
+            times=StepTimes(
+                *self._times.observe(costs.terms_of_tp(0)), self._handoff_seconds(prompt), costs.is_measured(0)
+            ),
             size=self._size,
             is_changing=self._roles.are_changing or self._admission.is_held,  # held: parameters are to change
             since_change=None if self._changed is None else now - self._changed,
             settling=self._settling,
+            gains=self._gains(),
         )
+
+    def _gains(self) -> Mapping[Split, float]:
+        """Return the gains that the last plan found, if it left the roles as they are."""
+        last = self.last
+        return {} if last is None or last.now is None or last.roles != last.now.roles else last.gains
 
     def _handoff_seconds(self, prompt: float) -> float:
         """Return what a hand-off takes; 0 where none was ever seen, as on meshes that all do both: a guess of a link's
@@ -161,7 +185,7 @@ def _note(observed: Observations, found: Plan) -> Planned:
         None if found.best is None else str(found.best.roles),
         None if found.now is None else found.now.goodput,
         None if found.best is None else found.best.goodput,
-        sum(demand.requests),
+        demand.seen,
         _rounded(sum(demand.tokens)),
         _rounded(queues.oldest_prompt),
         _rounded(queues.oldest_credit),

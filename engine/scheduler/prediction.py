@@ -37,121 +37,129 @@ _LOGISTIC, _FAR = 1.702, 40.0  # the logistic function of so many times x is nea
 _KEPT = 0.5  # of a prefill mesh's memory, that KV may take which waits for credit (`MeshState.is_backed_up`)
 
 
-def predict(observed: Observations, slo: SLO, splits: Sequence[Split], scale: float = 1.0) -> list[Outlook]:
-    """Predict what becomes of the requests under each of these splits, at `scale` times the demand."""
-    flow = _Flow(observed, splits, scale)
+def predict(
+    observed: Observations, slo: SLO, splits: Sequence[Split], scale: float | Sequence[float] = 1.0
+) -> list[Outlook]:
+    """Predict what becomes of the requests under each of these splits, at `scale` times the demand, one for all or one
+    for each."""
+    flow = _Flow(observed, splits, [scale] * len(splits) if isinstance(scale, float | int) else scale)
     ttft, tpot = _ttft_met(flow, slo), _tpot_met(flow, slo)
-    weights = flow.requests[:, None] / max(_TINY, float(flow.requests.cumsum()[-1]))
-    goodput, first, each = (np.cumsum(weights * part, axis=0)[-1] for part in (ttft * tpot, ttft, tpot))
-    return [
-        Outlook(split, *(round(float(part[i]), 6) for part in (goodput, first, each, flow.served)))
-        for i, split in enumerate(splits)
-    ]
+    weights = (flow.requests / max(_TINY, float(flow.requests.cumsum()[-1])))[:, None]
+    columns = (*((weights * part).cumsum(axis=0)[-1] for part in (ttft * tpot, ttft, tpot)), flow.served)
+    return [Outlook(*found) for found in zip(splits, *(column.round(6).tolist() for column in columns), strict=True)]
 
 
 class _Flow:
     """The flow of the window's requests through each split: arrays [bins, splits]."""
 
-    def __init__(self, observed: Observations, splits: Sequence[Split], scale: float):
+    def __init__(self, observed: Observations, splits: Sequence[Split], scales: Sequence[float]):
         """Follow the requests through the window."""
-        demand, size = observed.demand, observed.size
+        demand, size, scale = observed.demand, observed.size, np.array(scales, float)
         self.observed, self.seconds = observed, demand.seconds
-        self.requests = np.array(demand.requests, float) * (scale * forecast(demand.requests, demand.seconds))
-        self.tokens = np.array(demand.tokens, float) * (scale * forecast(demand.tokens, demand.seconds))
-        self.prefill, self.decode, self.both = (
-            np.array([getattr(split, role) for split in splits], float) for role in Split._fields
-        )
-        _, prompt, self._output = (
-            float(x) for x in np.array(demand.pairs, float).cumsum(axis=0)[-1] / len(demand.pairs)
-        )
-        self._all = float(self.requests.cumsum()[-1])
-        self._mean = max(1.0, float(self.tokens.cumsum()[-1]) / max(1.0, self._all))  # tokens to compute of a prompt
+        requests, tokens = np.array(demand.requests, float), np.array(demand.tokens, float)
+        self.requests = requests * forecast(demand.requests, demand.seconds)
+        self.tokens = (tokens * forecast(demand.tokens, demand.seconds))[:, None] * scale
+        self.each = tokens / np.maximum(1.0, requests)  # tokens of a prompt, by interval
+        self.prefill, self.decode, self.both = np.array(splits, float).T
+        prompt = sum([pair.prompt for pair in demand.pairs]) / len(demand.pairs)
+        self._output = sum([pair.output for pair in demand.pairs]) / len(demand.pairs)
+        self._all = scale * max(1.0, float(self.requests.cumsum()[-1]))
+        self._mean = max(1.0, float(self.tokens[:, 0].cumsum()[-1] / self._all[0]))  # tokens to compute of a prompt
         self._fill = min(size.chunk, size.prompts * self._mean)  # tokens of a step where prompts wait
         self._chunk = max(_TINY, observed.times.prefill.at(self._fill))  # seconds of such a step
         seats = min(size.slots, max(1.0, size.tokens / (prompt + self._output / 2)))
         self._room = (self.decode + self.both) * seats
         self._kept = self.prefill * min(size.slots, 1 + _KEPT * size.tokens / prompt)
-        shape = len(self.requests), len(splits)
-        # Seconds between two tokens on a decode mesh, and on one that does both: on the average, and with a chunk; by
-        # how much a prompt takes longer there; prompt tokens that wait when an interval begins; requests that wait for
-        # credit, and how many end in a second.
-        self.step, self.step_both, self.with_chunk, self.slower, self._queue, self._waiting, self._pace = (
-            np.zeros(shape) for _ in range(7)
-        )
+        # Of each interval: rows of a mesh that decodes, prompt tokens that wait when it begins, the part of it in which
+        # prompts are computed, requests that wait for credit, and how many end in a second.
+        shape = self.tokens.shape
+        self._rows, self._queue, self._busy, self._waiting, self._pace = (np.empty(shape) for _ in range(5))
         self._run()
         self._derive()
 
     def _run(self) -> None:
         """Go from one interval to the next: whatever does not carry over is left to `_derive`."""
         queues, (fixed, each) = self.observed.queues, self.observed.times.decode
-        decoders, room, chunk, mean, output = self.decode + self.both, self._room, self._chunk, self._mean, self._output
-        is_fused = self.observed.size.is_fused
-        most, least, speed = room + self._kept, np.ones(len(room)), self.seconds * self._fill / chunk
-        decoding = np.minimum(float(queues.decoding), room)
-        waiting = queues.for_credit + (queues.decoding - decoding)
+        decoders, room, mean, is_fused = self.decode + self.both, self._room, self._mean, self.observed.size.is_fused
+        full = self.seconds * self._fill  # tokens of an interval, times the seconds of a step
+        apart, both, most = full / self._chunk * self.prefill, full * self.both, room + self._kept
+        leaving = decoders / self._output  # requests that end in an interval, times the seconds of a step, by rows
+        from_apart, from_both = leaving * self.decode / decoders, leaving * self.both / decoders
+        inside = np.full(len(room), float(queues.decoding + queues.for_credit))  # decode, or wait for credit
         queue = np.full(len(room), float(queues.to_prefill))
         for k, tokens in enumerate(self.tokens):
+            decoding = np.minimum(inside, room)
             rows = decoding / decoders
-            step = fixed + each * np.maximum(rows, least) + _TINY
-            # From one token to the next with a chunk between them, or in the step, which is no shorter for that.
-            with_chunk = np.maximum(chunk + each * rows, step) if is_fused else chunk + step
-            slower = 1.0 + (with_chunk - chunk) * np.minimum(rows, least) / chunk
-            capacity = speed * (self.prefill + self.both / slower)  # prompt tokens of an interval
-            self.step[k], self.with_chunk[k], self.slower[k], self._queue[k] = step, with_chunk, slower, queue
+            step = np.maximum(rows, 1.0) * each + (fixed + _TINY)
+            slow = (rows * each if is_fused else np.minimum(rows, 1.0) * step) + self._chunk
+            capacity = both / slow + apart  # prompt tokens of an interval
+            self._rows[k], self._queue[k], self._waiting[k] = rows, queue, inside - decoding
             queue = queue + tokens
-            done = np.minimum(np.minimum(queue, capacity), np.maximum(0.0, most - decoding - waiting) * mean)
+            done = np.minimum(np.minimum(queue, capacity), np.maximum(0.0, most - inside) * mean)
             queue -= done
-            busy = done / capacity  # the part of the time in which prompts are computed
-            self.step_both[k] = step_both = 1.0 / (busy / with_chunk + (1.0 - busy) / step)
-            waiting = waiting + done / mean
-            seated = np.minimum(waiting, room - decoding)
-            waiting -= seated
-            decoding = decoding + seated
-            pace = rows * (self.decode / step + self.both / step_both) / output
-            self._pace[k], self._waiting[k] = pace, waiting
-            decoding = np.maximum(0.0, decoding - pace * self.seconds)
-        left = queue / mean + waiting
+            self._busy[k] = busy = done / capacity
+            a_step = 1.0 / step
+            pace = rows * (from_apart * a_step + from_both * (a_step + busy * (1.0 / np.maximum(slow, step) - a_step)))
+            self._pace[k] = pace
+            inside = np.maximum(0.0, inside + done / mean - pace * self.seconds)
+        left = queue / mean + np.maximum(0.0, inside - room)
         everything = self._all + queues.to_prefill / mean + queues.for_credit
-        self.served: Array = 1 - np.minimum(1.0, left / max(_TINY, everything))  # had begun to decode at the end
+        self.served: Array = 1 - np.minimum(1.0, left / everything)  # had begun to decode at the end
 
     def _derive(self) -> None:
         """Derive what requests of each interval meet."""
-        alone = self.both / self.slower  # what meshes that do both are worth beside their decode steps
-        speed = self._fill / self._chunk * (self.prefill + alone)  # prompt tokens per second
-        self.on_both = alone / (self.prefill + alone)  # the part of the prompts that is prefilled there
-        tokens, requests = self.tokens[:, None], self.requests[:, None]
-        late = np.maximum(0.0, tokens - speed * self.seconds) / 2
-        own = tokens / np.maximum(1.0, requests) * (requests > 1) / 2  # of others that come in the same interval
+        step, _, beside = self._steps(self._rows)
+        self.slower = 1.0 + beside / self._chunk  # by how much a prompt takes longer on a mesh that does both
+        worth = self.both / self.slower  # of such meshes, beside their decode steps
+        speed = self._fill / self._chunk * (self.prefill + worth)  # prompt tokens per second
+        self.on_both = worth / (self.prefill + worth)  # the part of the prompts that is prefilled there
+        late = np.maximum(0.0, self.tokens - speed * self.seconds) / 2
+        own = (self.each * (self.requests > 1) / 2)[:, None]  # of others that come in the same interval
         idle = self._mean / 2 * (self.prefill + self.both - 1)  # in the middle of their prompts: nobody waits for these
         self.wait = np.maximum(0.0, self._queue + late + own - idle) / speed  # seconds before a prompt's first step
         self.credit = self._waiting / np.maximum(_TINY, self._pace)  # seconds that a request waits for credit
+        # Over the life of a request that begins in an interval: seconds between two tokens where no prompt is computed,
+        # and where one is; the part of the time in which prompts are.
+        bins = len(step)
+        life = np.clip(self._output / self.seconds * step, 1, bins).astype(int)
+        begins = np.arange(bins)[:, None]
+        ends = np.minimum(bins, begins + life)
+        self.fast, self.slow, _ = self._steps(_mean_between(self._rows, ends, ends - begins))
+        self.busy = _mean_between(self._busy, ends, ends - begins)
+
+    def _steps(self, rows: Array) -> tuple[Array, Array, Array]:
+        """Return the seconds between two tokens with so many rows on a mesh: of a decode step; with a chunk before it
+        (or in it, which makes it no shorter); and how much longer a chunk takes for the rows."""
+        fixed, each = self.observed.times.decode
+        step = np.maximum(rows, 1.0) * each + (fixed + _TINY)
+        if self.observed.size.is_fused:
+            beside = rows * each
+            return step, np.maximum(self._chunk + beside, step), beside
+        return step, self._chunk + step, np.minimum(rows, 1.0) * step
 
     def even_enough(self, target: float) -> Array:
         """Return the part of the requests on meshes that do both whose tokens come in time on the average of their
         lives, by which prompts happen to be computed meanwhile.
 
-        The part b of a life in which there are chunks makes a token take 1 / (b / with_chunk + (1 - b) / step). Work
-        that comes at random in steps of a prompt, dealt evenly to the meshes, gives b the variance b x prompt / (life x
+        The part b of a life in which there are chunks makes a token take 1 / (b / slow + (1 - b) / fast). Work that
+        comes at random in steps of a prompt, dealt evenly to the meshes, gives b the variance b x prompt / (life x
         meshes), and a prompt is not divided: (prompt / life)^2 / 6. The normal distribution as a logistic one.
         """
-        mean, fast, slow = (self.mean_over_life(step) for step in (self.step_both, self.step, self.with_chunk))
-        span, life = np.maximum(_TINY, 1 / fast - 1 / slow), self._output * mean
-        prompt = self._mean / self._fill * slow  # seconds of its steps
-        busy = np.maximum(0.0, (1 / fast - 1 / mean) / span)
-        variance = busy * prompt / (life * np.maximum(1.0, self.both)) + (prompt / life) ** 2 / 6
-        errors = (1 / mean - 1 / target) / span / np.sqrt(np.maximum(_TINY, variance))
+        fast, slow, busy = self.fast, self.slow, self.busy
+        often = busy / slow + (1 - busy) / fast  # tokens per second
+        span, life = np.maximum(_TINY, 1 / fast - 1 / slow), self._output / often
+        prompt = self._mean / self._fill * slow / life  # its steps, as a part of the life
+        variance = busy * prompt / np.maximum(1.0, self.both) + prompt * prompt / 6
+        errors = (often - 1 / target) / span / np.sqrt(np.maximum(_TINY, variance))
         part: Array = 1 / (1 + np.exp(-_LOGISTIC * np.clip(errors, -_FAR, _FAR)))
         return np.where(slow <= target, 1.0, part)
 
-    def mean_over_life(self, step: Array) -> Array:
-        """Average a time between tokens over the life of a mean request that begins in each interval."""
-        bins = len(step)
-        sums = np.concatenate([np.zeros((1, step.shape[1])), step.cumsum(axis=0)])
-        life = np.maximum(1, np.minimum(bins, self._output * step / self.seconds)).astype(int)
-        ends = np.minimum(bins, np.arange(bins)[:, None] + life)
-        total: Array = np.take_along_axis(sums, ends, axis=0) - sums[:-1]
-        mean: Array = total / (ends - np.arange(bins)[:, None])
-        return mean
+
+def _mean_between(values: Array, ends: npt.NDArray[np.int_], lengths: npt.NDArray[np.int_]) -> Array:
+    """Average each column from each interval to its end."""
+    sums = np.concatenate([np.zeros((1, values.shape[1])), values.cumsum(axis=0)])
+    mean: Array = (np.take_along_axis(sums, ends, axis=0) - sums[:-1]) / lengths
+    return mean
 
 
 def _ttft_met(flow: _Flow, slo: SLO) -> Array:
@@ -175,14 +183,14 @@ def _tpot_met(flow: _Flow, slo: SLO) -> Array:
     outputs = np.sort([pair.output for pair in flow.observed.demand.pairs])
     target, part = slo.tpot_ms / 1000, flow.both / (flow.decode + flow.both)
 
-    def met(step: Array, handoff: float) -> Array:
+    def met(handoff: float) -> Array:
         """Count outputs that are long enough to spread what comes before the second token, and those of one token."""
-        spare = target - flow.mean_over_life(step)
+        spare = target - flow.fast
         least = np.where(spare > 0, 1 + (flow.credit + handoff) / np.maximum(_TINY, spare), np.inf)
         alone = np.searchsorted(outputs, 1, side="right")
         enough: Array = len(outputs) - np.maximum(alone, np.searchsorted(outputs, least, side="left")) + alone
         return enough / len(outputs)
 
-    apart, both = met(flow.step, flow.observed.times.handoff), met(flow.step, 0.0) * flow.even_enough(target)
+    apart, both = met(flow.observed.times.handoff), met(0.0) * flow.even_enough(target)
     result: Array = apart * (1 - part) + both * part
     return result

@@ -3,8 +3,9 @@
 The degree of tensor parallelism is the smallest power of two that divides the model and leaves room for a request (the
 memory plan, as start-up makes it); the devices then make a pool of such meshes, and what is left over stays idle. With
 an SLO the planner moves its roles, for 99 % of requests unless the SLO says otherwise, and the pool begins with those
-that are predicted to carry the most of a stated mix of requests; without one there is nothing to plan by, and all
-meshes do both. CPU devices share the machine's cores and memory: there it is one mesh, unless devices are given.
+that are predicted to carry the most of a stated mix of requests, fused where that carries more; without one there is
+nothing to plan by, and all meshes do both. CPU devices share the machine's cores and memory: there it is one mesh,
+unless devices are given.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from .quantization import choose
 
 # The mix of the first roles: prompt and answer in tokens, as Azure's conversations of 2023 have them in the mean.
 _PROMPT, _ANSWER = 1155, 211
+_FUSED = "pool(mode=fused)"
 _RATES = [2.0 ** (power / 2) for power in range(-6, 25)]  # requests a second that are tried, rising
 
 
@@ -90,6 +92,11 @@ def choose_topology(
     if sized is None or peaks is None:
         return Chosen(wanted, f"{fits}; nothing is known of such a device's speed, so all do both until it is measured")
     rate, best = _first_roles(SimulatedEngine(*sized, roofline(model, sized[0], peaks)), slo)
+    fused = _fused(options, model, dtype, memory, formats, (meshes, tp))
+    if fused is not None:
+        rate_fused, best_fused = _first_roles(SimulatedEngine(*fused, roofline(model, fused[0], peaks)), slo)
+        if best_fused is not None and rate_fused > rate:
+            rate, best, wanted = rate_fused, best_fused, replace(wanted, topology=_named(_FUSED, meshes, tp))
     mix = f"prompts of {_PROMPT} and answers of {_ANSWER} tokens"
     if best is None:
         return Chosen(wanted, f"{fits}; no roles are predicted to meet the target with {mix}: all do both")
@@ -130,6 +137,25 @@ def _smallest(
         except ValueError as error:
             refusals.append(error)
     raise refusals[-1]
+
+
+def _fused(
+    options: EngineOptions,
+    model: ModelConfig,
+    dtype: str,
+    memory: DeviceMemory,
+    formats: Mapping[str, str],
+    shape: tuple[int, int],
+) -> Sized | None:
+    """Return the sizes of so many meshes of this tp that are fused where they do both; None: there can be none."""
+    if options.deterministic:
+        return None
+    kept = choose(options.quantization, formats, model, memory.platform, [shape[1]], options.activations).kept
+    asked = replace(options, topology=_named(_FUSED, *shape))
+    try:
+        return capacity(model, asked, memory, dtype, name=name_of(options.model), formats=kept)
+    except ValueError:
+        return None
 
 
 def _first_roles(engine: SimulatedEngine, slo: SLO) -> tuple[float, Outlook | None]:

@@ -15,8 +15,9 @@ second of arrivals, of
 
 The hindsight split is the best static one of the whole load. Loads are shares of what the meshes can do
 (`planner_loads.py`): the first requests of both traces in their own times, stretched (steady); a spike of 10 times the
-requests; a day whose mix goes from writing to reading and back. Step times are `--speeds` times what the profile says,
-with `--noise` (standard deviation of the logarithm) which nobody sees; devices alone, the host takes no time.
+requests; a day whose mix goes smoothly from writing to reading and back. Step times are `--speeds` times what the
+profile says, with `--noise` (standard deviation of the logarithm) which nobody sees; devices alone, the host takes no
+time.
 
 Recovery is from the end of the spike until 95 % of those that come in the next 10 s meet the SLO; the oracle's is the
 shortest of all that it has tried. Aims: steady, at least 0.97 of the hindsight split; day, at least 1.3 of it; recovery
@@ -37,8 +38,8 @@ from pathlib import Path
 from typing import Any
 
 from twinmesh.scripts.bench import planner_loads as loads
-from twinmesh.scripts.bench.planner_loads import Load
-from twinmesh.scripts.bench.planner_runs import MODELS, Cell, Figures, Run
+from twinmesh.scripts.bench.planner_loads import Load, Meshes
+from twinmesh.scripts.bench.planner_runs import MODELS, SLOS, Cell, Figures, Run
 from twinmesh.scripts.bench.simulation import engine_of
 
 LOADS = ("conversations", "mooncake", "spike", "day")
@@ -85,17 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for speed in args.speeds:
                     cell = Cell(model, gpus // MODELS[model], load, speed, args)
                     known = results.of(cell)
-                    _complete(cell, known, args.only, results.write)
+                    _complete(cell, known, args, results.write)
                     print(line(cell, known), flush=True)
     return 0
 
 
-def _complete(cell: Cell, known: dict[str, Figures], parts: Sequence[str], write: Callable[[], None]) -> None:
-    """Make the runs of these parts that are not known yet."""
+def _complete(cell: Cell, known: dict[str, Figures], args: argparse.Namespace, write: Callable[[], None]) -> None:
+    """Make the runs that are asked for and not known yet."""
+    parts = args.only
 
     def make(runs: Iterable[Run]) -> None:
         for run in runs:
-            if run.name not in known:
+            if run.name not in known and (args.names is None or run.name in args.names):
                 known[run.name] = cell.run(run)
                 write()
 
@@ -120,11 +122,12 @@ def line(cell: Cell, known: Mapping[str, Figures]) -> str:
         "colocated": [run.name for run in cell.both()],
         "oracle": [name for name in known if name.startswith("oracle")] + list(cell.constant()),
     }
-    for group, names in groups.items():
-        if not all(name in known for name in names):
+    for group, all_names in groups.items():
+        names = [name for name in all_names if name in known]
+        if not names or (group == "oracle" and len(names) == len([n for n in cell.constant() if n in known])):
             continue
         best = max(names, key=lambda name: known[name]["goodput"])
-        text += f"; {group} {known[best]['goodput']:.2f} ({best})"
+        text += f"; {group} {known[best]['goodput']:.2f} ({best}{_of(names, all_names)})"
         if planner is not None and known[best]["goodput"]:
             text += f", ratio {planner['goodput'] / known[best]['goodput']:.3f}"
         if "recovery" in known[best]:
@@ -134,20 +137,23 @@ def line(cell: Cell, known: Mapping[str, Figures]) -> str:
     return text
 
 
+def _of(names: Sequence[str], wanted: Sequence[str]) -> str:
+    """Say how many of the runs there are where it is not all."""
+    return "" if len(names) == len(wanted) else f", of {len(names)} runs out of {len(wanted)}"
+
+
 def _shortest(found: Iterable[float | None]) -> str:
     seconds = [one for one in found if one is not None]
     return f"{min(seconds):.1f} s" if seconds else "never"
 
 
 def _loads(model: str, meshes: int, args: argparse.Namespace) -> Iterator[Load]:
-    costs = engine_of(f"both={meshes}xtp{MODELS[model]}", args.device, model).costs_of_meshes[0]
+    alike = Meshes(engine_of(f"both={meshes}xtp{MODELS[model]}", args.device, model), SLOS[model])
     make: dict[str, Callable[[], Load]] = {
-        "day": lambda: loads.day(costs, meshes, args.share, args.day),
-        "spike": lambda: loads.spike(costs, meshes, args.share / 2, args.spike),
-        "conversations": lambda: loads.steady(
-            args.conversations, "conversations", costs, meshes, args.share, args.requests
-        ),
-        "mooncake": lambda: loads.steady(args.mooncake, "mooncake", costs, meshes, args.share, args.requests),
+        "day": lambda: loads.day(alike, args.share, args.day),
+        "spike": lambda: loads.spike(alike, args.share / 2, args.spike),
+        "conversations": lambda: loads.steady(args.conversations, "conversations", alike, args.share, args.requests),
+        "mooncake": lambda: loads.steady(args.mooncake, "mooncake", alike, args.share, args.requests),
     }
     for name in args.loads:
         if name in ("conversations", "mooncake") and getattr(args, name) is None:
@@ -166,6 +172,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                         help=f"{', '.join(LOADS)} (all)")  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", default=list(PARTS),
                         help=f"{', '.join(PARTS)} (all)")  # fmt: skip
+    parser.add_argument(
+        "--names", nargs="+", metavar="RUN", help="of these, runs by name: planner 4P4D 'fused 512' (all)"
+    )
     parser.add_argument("--speeds", nargs="+", type=float, default=[0.8, 1.0, 1.25], help="default: 0.8 1 1.25")
     parser.add_argument("--noise", type=float, default=0.1, help="default: %(default)s")
     parser.add_argument("--share", type=float, default=0.6, help="of what meshes can do (default: %(default)s)")

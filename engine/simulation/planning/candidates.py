@@ -1,9 +1,10 @@
 """Which engines `search.py` considers on so many devices of one kind: the search space, stated in one place.
 
 For each degree of tensor parallelism that is a power of two and fits the model, as many meshes as the devices make;
-what is left over is idle, and costs like the rest. Of these meshes: a pool whose roles the planner moves; every split
-into meshes that prefill and meshes that decode (of more than 8 meshes by eighths); all meshes doing both, taking turns
-or fused, with a few chunk sizes each, since a chunk is what tokens wait for there.
+what is left over is idle, and costs like the rest. Of these meshes: a pool whose roles the planner moves, its meshes
+that do both taking turns or fused; every split into meshes that prefill and meshes that decode (of more than 8 meshes
+by eighths); all meshes doing both, taking turns or fused. Where meshes do both or are fused it is tried with a few
+chunk sizes each, since a chunk is what tokens wait for there.
 """
 
 from collections.abc import Iterator
@@ -68,6 +69,8 @@ def _of_tp(devices: int, tp: int) -> Iterator[Choice]:
     together = Split(0, 0, meshes)
     if meshes > 1:
         yield Choice(f"pool={meshes}{size}", together, tp, idle=idle)
+        for chunk in CHUNKS:
+            yield Choice(f"pool(mode=fused)={meshes}{size}", together, tp, chunk, idle)
         parts = min(meshes, _PARTS)
         for prefill in dict.fromkeys(round(part * meshes / parts) for part in range(1, parts)):
             decode = meshes - prefill

@@ -170,7 +170,8 @@ def _worth_simulating(problem: Problem, work: Workload, engines: Sequence[_Engin
     values = {id(e): forecast_splits(demand, e.engine, problem.slo, [e.choice.split])[0].value for e in engines}
     ranked = sorted(engines, key=lambda e: -values[id(e)])
     kinds = {_kind(engine.choice): engine for engine in reversed(ranked)}
-    planned = [engine for engine in ranked if engine.choice.is_planned]  # whose roles move: no split stands for one
+    pools = [engine for engine in ranked if engine.choice.is_planned]  # whose roles move: no split stands for one
+    planned = {engine.choice.tp: engine for engine in reversed(pools)}.values()
     first = list(dict.fromkeys([id(e) for e in (*planned, *kinds.values(), *ranked)]))[: problem.budget]
     return [engine for engine in engines if id(engine) in first]
 
@@ -226,7 +227,9 @@ def _with_other_devices(problem: Problem, work: Workload, best: Outcome, counts:
     for devices in dict.fromkeys(count for count in counts if count > 0):
         other = replace(problem, devices=devices)
         alike = [c for c in choices(problem.model, devices) if c.tp == best.choice.tp]
-        wanted = [c for c in alike if c.is_planned or (c.chunk == best.choice.chunk and _kind(c) == _kind(best.choice))]
+        wanted = [
+            c for c in alike if _kind(c) == "pool" or (c.chunk == best.choice.chunk and _kind(c) == _kind(best.choice))
+        ]
         fitting, _ = _fitting(other, [c for c in wanted if c.is_planned or c.split.both] or alike[:1])
         outcomes = [_simulated(other, work, engine) for engine in fitting[:2]]
         met = [outcome for outcome in outcomes if outcome.is_met]

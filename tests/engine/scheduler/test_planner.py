@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twinmesh.engine.protocol.service import SLO
+from twinmesh.engine.scheduler.alike import are_alike
 from twinmesh.engine.scheduler.candidates import candidates
 from twinmesh.engine.scheduler.demand import DemandWindow
 from twinmesh.engine.scheduler.forecast import forecast, steady_from
@@ -100,6 +101,7 @@ def test_a_mesh_is_taken_from_a_phase_only_where_that_meets_the_target_with_more
         ({"is_changing": True}, "changing"),
         ({"demand": Demand(0.5, [0] * 32, [0.0] * 32, [Pair(9, 9, 9)], 0)}, "few arrivals"),
         ({"demand": Demand(0.5, [9] * 32, [9.0] * 32, [], 288)}, "few arrivals"),
+        ({"demand": Demand(0.5, [9] * 32, [9.0] * 32, [Pair(9, 9, 9)], 288, are_lengths_known=False)}, "few ended"),
         ({"times": replace(TIMES, is_measured=False)}, "not measured"),
     ],
 )
@@ -147,7 +149,7 @@ def test_a_backlog_is_worth_a_mesh_that_demand_alone_is_not():
 
 
 def test_a_queue_that_is_late_already_makes_it_plan_for_more_demand():
-    seen = observed(26.5, Split(3, 1, 0))
+    seen = observed(30.5, Split(3, 1, 0))
     assert plan(seen, TARGET).reason == "meets"
     assert plan(replace(seen, queues=replace(IDLE, oldest_prompt=0.9)), TARGET).reason == "meets"
     for late in (replace(IDLE, oldest_prompt=1.1), replace(IDLE, oldest_credit=6.0)):  # 211 tokens of 25 ms are 5.3 s
@@ -228,8 +230,8 @@ def test_demand_since_its_last_change_is_taken_to_come_again_and_again():
         window.arrived(24.0 + k / 15, 2000)  # for 6 s
     seen = window.demand(30.0)
     assert len(seen.tokens) == 64
-    assert min(seen.tokens) > 10_000
-    assert {pair.prompt for pair in seen.pairs} == {2000}
+    assert sum(tokens > 10_000 for tokens in seen.tokens) >= 58  # an interval before the change may count yet
+    assert sum(pair.prompt == 2000 for pair in seen.pairs) >= 7
 
 
 def test_a_change_of_demand_is_told_from_bursts_and_from_chance():
@@ -238,6 +240,58 @@ def test_a_change_of_demand_is_told_from_bursts_and_from_chance():
     assert steady_from([[0.0, 0.0, 40.0, 0.0] * 16]) == 0
     assert steady_from([[10.0] * 40 + [10.5] * 10]) == 0
     assert steady_from([[]]) == steady_from([[], []]) == 0
+
+
+def test_bursts_that_come_again_are_one_demand_however_long_they_last():
+    for length in (3, 10, 30):
+        bursts = ([50.0] * length + [5.0] * 2 * length) * 12
+        assert [steady_from([bursts[:end]]) for end in range(8 * length, len(bursts), length)][-9:] == [0] * 9
+    assert steady_from([[5.0] * 200 + [50.0] * 8]) >= 199  # as many in one that never came before are another
+
+
+def test_a_change_that_was_found_is_no_noise_afterwards():
+    shifts = [10.0] * 60 + [40.0] * 60 + [10.0] * 60 + [40.0] * 5
+    assert steady_from([shifts], 120, [60, 120]) >= 179
+
+
+def test_a_gain_has_to_last_or_to_be_large():
+    seen = observed(33, Split(3, 1, 0))
+    first = plan(seen, TARGET)
+    assert (first.roles, first.reason) == (Split(3, 1, 0), "not for long")
+    then = plan(replace(seen, gains=first.gains), TARGET)
+    assert then.roles != seen.roles
+    assert plan(observed(36, Split(3, 1, 0)), TARGET).reason == "saturated"
+
+
+def test_where_no_roles_meet_the_target_little_is_no_reason_to_change():
+    seen = observed(60, Split(0, 0, 4))
+    found = plan(seen, TARGET)
+    assert not found.is_reachable
+    assert found.best.value - found.now.value < RULES.gain_out_of_reach
+    assert plan(replace(seen, gains=found.gains), TARGET).roles == seen.roles
+
+
+def test_the_shortest_answers_alone_are_no_sample_of_lengths():
+    window = DemandWindow(bins=64, seconds=1.0, pairs=8)
+    for k in range(40):
+        window.arrived(k / 10, 500)
+    window.ended(500, 500, 3)
+    assert not window.demand(4.0).are_lengths_known
+    assert window.demand(31.0).are_lengths_known  # nobody waits for ever
+    for k in range(10):
+        window.ended(500, 500, 300 + k)
+    assert window.demand(31.0).are_lengths_known
+
+
+def test_a_plan_stands_while_what_is_seen_is_alike():
+    seen, more = observed(20, Split(3, 1, 0)), observed(26, Split(3, 1, 0))
+    assert are_alike(observed(21, Split(3, 1, 0)), seen, or_easier=False)
+    assert not are_alike(more, seen, or_easier=True)
+    assert are_alike(seen, more, or_easier=True)
+    assert not are_alike(seen, more, or_easier=False)
+    assert not are_alike(replace(seen, roles=Split(2, 2, 0)), seen, or_easier=True)
+    assert not are_alike(replace(seen, queues=replace(IDLE, to_prefill=100_000.0)), seen, or_easier=True)
+    assert not are_alike(replace(seen, is_changing=True), seen, or_easier=True)
 
 
 def test_meshes_that_do_both_in_one_step_serve_more_than_those_that_take_turns():

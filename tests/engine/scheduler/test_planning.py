@@ -70,6 +70,18 @@ def test_a_callers_roles_hold_for_the_dwell():
     assert changes[1][0] >= 31.0 + RULES.dwell
 
 
+def test_bursts_that_no_roles_can_serve_in_time_change_no_roles():
+    generator = random.Random(2)
+    work = [
+        WorkRequest(*(PROMPTS if generator.random() < 0.5 else ANSWERS), at=10.0 * burst + generator.random())
+        for burst in range(12)
+        for _ in range(60)  # 36 s of four meshes
+    ]
+    done = run(sorted(work, key=lambda request: request.at), pool(), noise=0.1, seed=1)
+    assert "no roles meet the target" in done.metrics.plan or done.metrics.met_slo < 0.5 * len(work)
+    assert done.metrics.flips <= 4  # once, at most
+
+
 def test_few_arrivals_change_nothing_and_an_idle_engine_has_nothing_to_wake_for():
     done = run(requests(PROMPTS, 0.1, 0.0, 60), pool(roles="prefill=1,decode=3"))
     assert done.metrics.flips == 0
