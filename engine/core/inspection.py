@@ -55,6 +55,11 @@ class Observer:
         """See an action that the executor has taken."""
 
 
+def _looks(seen: Callable[..., None], unseen: Callable[..., None]) -> bool:
+    """Return whether an observer's method does something: it is not the one that does nothing."""
+    return getattr(seen, "__func__", seen) is not unseen
+
+
 class Observers(Observer):
     """All that observe one engine, as one; each sees what is seen here, in the order in which they were added."""
 
@@ -75,10 +80,10 @@ class Observers(Observer):
     def _list(self) -> None:
         """List for each kind of sight those who look at it: most look at one or two, and actions are many."""
         each = self._each
-        self._received = [o.received for o in each if type(o).received is not Observer.received]
-        self._deciding = [o.deciding for o in each if type(o).deciding is not Observer.deciding]
-        self._decided = [o.decided for o in each if type(o).decided is not Observer.decided]
-        self._performed = [o.performed for o in each if type(o).performed is not Observer.performed]
+        self._received = [o.received for o in each if _looks(o.received, Observer.received)]
+        self._deciding = [o.deciding for o in each if _looks(o.deciding, Observer.deciding)]
+        self._decided = [o.decided for o in each if _looks(o.decided, Observer.decided)]
+        self._performed = [o.performed for o in each if _looks(o.performed, Observer.performed)]
 
     def received(self, message: object) -> None:
         """Show a message to all."""
