@@ -15,7 +15,7 @@ second of arrivals, of
 
 The hindsight split is the best static one of the whole load. Loads are shares of what the meshes can do
 (`planner_loads.py`): the first requests of both traces in their own times, stretched (steady); a spike of 10 times the
-requests; a day whose mix goes smoothly from writing to reading and back. Step times are `--speeds` times what the
+requests; a day whose mix goes smoothly from writing to reading and back, and one on which it jumps. Step times are `--speeds` times what the
 profile says, with `--noise` (standard deviation of the logarithm) which nobody sees; devices alone, the host takes no
 time.
 
@@ -42,7 +42,7 @@ from twinmesh.scripts.bench.planner_loads import Load, Meshes
 from twinmesh.scripts.bench.planner_runs import MODELS, SLOS, Cell, Figures, Run
 from twinmesh.scripts.bench.simulation import engine_of
 
-LOADS = ("conversations", "mooncake", "spike", "day")
+LOADS = ("conversations", "mooncake", "spike", "day", "jumps")
 PARTS = ("planner", "both", "splits", "oracle")
 _SETTINGS = ("noise", "share", "requests", "day", "spike", "chunk", "device")  # that results of one file have in common
 
@@ -151,6 +151,7 @@ def _loads(model: str, meshes: int, args: argparse.Namespace) -> Iterator[Load]:
     alike = Meshes(engine_of(f"both={meshes}xtp{MODELS[model]}", args.device, model), SLOS[model])
     make: dict[str, Callable[[], Load]] = {
         "day": lambda: loads.day(alike, args.share, args.day),
+        "jumps": lambda: loads.jumps(alike, args.share, args.day),
         "spike": lambda: loads.spike(alike, args.share / 2, args.spike),
         "conversations": lambda: loads.steady(args.conversations, "conversations", alike, args.share, args.requests),
         "mooncake": lambda: loads.steady(args.mooncake, "mooncake", alike, args.share, args.requests),
