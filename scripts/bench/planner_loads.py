@@ -109,6 +109,12 @@ def spike(meshes: Meshes, share: float, seconds: float) -> Load:
     ])  # fmt: skip
 
 
+def jumps(meshes: Meshes, share: float, seconds: float) -> Load:
+    """Writing, mixed, reading, mixed, writing, each for a fifth of the time, at one share all along."""
+    parts = [(seconds / 5, 1.0, lengths) for lengths in (WRITING, MIXED, READING, MIXED, WRITING)]
+    return made("jumps", meshes, share, parts)
+
+
 def day(meshes: Meshes, share: float, seconds: float) -> Load:
     """A day in so many seconds, at one share all along: of the meshes' work that part is prompts to be read which goes
     from a ninth to eight ninths and back, as a cosine does; the rest is answers to be written."""
