@@ -1,6 +1,6 @@
 """Requests made before they are due: drawn, checked, hashed and named, so that sending one takes little.
 
-Invariants: a request is made once, and given away once; those that lie ready have no more than `_AHEAD` prompt tokens
+Invariants: a request is made once, and given away once; those that lie ready have no more than `AHEAD` prompt tokens
 together, but for one. What goes on with a conversation cannot be made before the answer that it goes on with is there,
 so it is made when it is planned. Single-threaded.
 """
@@ -16,7 +16,7 @@ from ..api.sampling_params import SamplingParams
 from ..simulation.workload import WorkRequest
 from .prompts import Prompts
 
-_AHEAD = 1 << 20  # prompt tokens that lie ready
+AHEAD = 1 << 20  # prompt tokens that lie ready
 
 type MakeTicket = Callable[[int, Job], Ticket]  # of a request's number
 
@@ -48,7 +48,7 @@ class Ready:
             if number in self._going_on or number in self._taken:
                 self._taken.discard(number)
                 self._next += 1
-            elif self._tokens >= _AHEAD:
+            elif self._tokens >= AHEAD:
                 return False
             else:
                 self._next += 1

@@ -73,12 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept = _kept(args)
     rows: list[dict[str, Any]] = kept.get("rows", [])
     if "slo" not in kept:
-        kept["slo"] = _apart(alone, Engine("both=1", max(args.chunks)), args)
+        kept["slo"] = apart(alone, Engine("both=1", max(args.chunks)), args)
     slo = SLO(**kept["slo"], percentile=PERCENTILE)
     print(f"SLO: TTFT {slo.ttft_ms:.0f} ms, TPOT {slo.tpot_ms:.1f} ms, each for {PERCENTILE:g} % of the requests")
     engines = _engines(args)
     for engine in engines[len(rows) :][: args.most]:
-        rows.append(_apart(measure, engine, args, slo))
+        rows.append(apart(measure, engine, args, slo))
         print(_text(rows[-1]), flush=True)
         _write(args, {"slo": kept["slo"], "rows": rows})
     if len(rows) == len(engines):
@@ -184,7 +184,7 @@ def _text(row: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _apart(function: Any, *arguments: Any) -> Any:
+def apart(function: Any, *arguments: Any) -> Any:
     """Call a function in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()

@@ -52,7 +52,7 @@ def test_requests_are_made_once_in_order_and_arrive_when_they_are_due(client):
 
 
 def test_only_so_many_lie_ready_and_those_sent_before_are_not_made_again(client, monkeypatch):
-    monkeypatch.setattr(module, "_AHEAD", 10)
+    monkeypatch.setattr(module, "AHEAD", 10)
     made = ready(client, [WorkRequest(5, 1, 0.0) for _ in range(4)])
     made.take(2, 0.0, None)
     assert [made.make_next() for _ in range(3)] == [True, True, False]

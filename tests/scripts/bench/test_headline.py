@@ -74,7 +74,7 @@ def test_a_sweep_in_parts_measures_the_slo_and_every_engine_once_and_ends_in_a_p
         found = row(engine.topology, {**point(1.0, 0.1, 1.0, 1.0), **more})
         return {**found, "engine": str(engine)}
 
-    monkeypatch.setattr(headline, "_apart", apart)
+    monkeypatch.setattr(headline, "apart", apart)
     given = ["--json", str(tmp_path / "h.json"), "--chunks", "32", "64", "--rivals", "both=1", "--rates", "1"]
     page = tmp_path / "h.html"
     for whole in (False, True):
