@@ -15,8 +15,8 @@ from twinmesh.engine.batch.paths import Output
 from twinmesh.engine.batch.session import Batch
 from twinmesh.engine.batch.source import STDIN
 from twinmesh.engine.batch.summary import BatchResult
+from twinmesh.engine.host.whole_file import write_whole
 from twinmesh.engine.topology import Topology
-from twinmesh.engine.whole_file import write_whole
 from twinmesh.scripts import arguments, report, sampling_arguments
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ def _new_directory(text: str) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Convert the model, print the new directory and return the exit code."""
-    from twinmesh.engine.progress import Progress
+    from twinmesh.engine.host.progress import Progress
     from twinmesh.engine.sharding.mesh import find_devices
     from twinmesh.models.checkpoints.open import open_checkpoint
     from twinmesh.models.checkpoints.orbax_writer import write, written_bytes

@@ -4,9 +4,9 @@ import argparse
 import json
 import sys
 
-from twinmesh.engine.progress import say
+from twinmesh.engine.host.progress import say
+from twinmesh.engine.host.whole_file import write_whole
 from twinmesh.engine.simulation.planning.candidates import BUDGET, REQUESTS
-from twinmesh.engine.whole_file import write_whole
 from twinmesh.scripts import arguments
 from twinmesh.scripts.loads import HELP, add_load_arguments
 

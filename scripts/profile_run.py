@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from twinmesh.engine.api.sampling_params import SamplingParams
-from twinmesh.engine.progress import Progress
+from twinmesh.engine.host.progress import Progress
 from twinmesh.engine.scheduler.cost_model import CostModel
 from twinmesh.engine.scheduler.scheduler import Scheduler
 from twinmesh.engine.simulation.costs.fit import fit_costs, fit_host, predicted, spread

@@ -18,7 +18,7 @@ from ...models.text.chat import ChatOptions
 from ...models.text.chat_messages import Message, Tool
 from ..core.submission import Update
 from ..errors import EngineError
-from ..progress import Progress
+from ..host.progress import Progress
 from .base import DRAIN_TIMEOUT, BaseLLM
 from .collector import RequestCollector
 from .job import Job

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from ...models.checkpoints.gguf_parts import gguf_parts
 from ..api.sampling_params import SamplingParams
-from ..whole_file import write_whole
+from ..host.whole_file import write_whole
 
 _FORMAT = 1
 _ENGINE_LEFT_ALONE: Mapping[str, Any] = {"quantization": "auto", "activations": "int16"}

@@ -5,7 +5,7 @@ from math import isinf
 from typing import Literal, Protocol, get_args
 
 from ..api.service_options import check_deadline
-from ..progress import duration, say
+from ..host.progress import duration, say
 from .forecast import Forecast, Standing
 from .summary import BatchResult
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from ..api.outputs import RequestOutput
 from ..api.sampling_params import SamplingParams
-from ..progress import Progress
+from ..host.progress import Progress
 from .journal import Journal, Kept
 from .lateness import EVERY, OnLate, Running, Watch
 from .line_fields import Line

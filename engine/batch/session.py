@@ -18,7 +18,7 @@ from ...models.checkpoints.catalog import resolve_model
 from ...models.text.chat_messages import plain
 from ..api.sampling_params import SamplingParams
 from ..errors import BatchStopped, EngineError
-from ..progress import Progress
+from ..host.progress import Progress
 from . import parquet
 from .files import replacing
 from .identity import Identity

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..api.client import EngineClient
-from ..extras import need
+from ..host.extras import need
 from ..simulation.loads.lengths import Lengths
 from ..simulation.workload import WorkRequest, checked
 from .driver import Driven, quick_switches

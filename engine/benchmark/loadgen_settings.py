@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
-from ..extras import need
+from ..host.extras import need
 from ..protocol.service import SLO
 
 type Scenario = Literal["Server", "Offline"]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from ..extras import need
+from ..host.extras import need
 from ..metrics.load_report import Power
 
 

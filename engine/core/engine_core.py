@@ -16,6 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Literal
 
 from ..errors import EngineError, Overloaded
+from ..host.threads import EngineThread
 from ..metrics.counters import Compilations
 from ..metrics.metrics import Metrics
 from ..protocol.actions import FinishReason
@@ -32,7 +33,6 @@ from ..protocol.service import Service, is_positive
 from ..roles import read_goal
 from ..scheduler.decision_log import DecisionLog
 from ..scheduler.scheduler import Scheduler
-from ..threads import EngineThread
 from .changes import Change, NewParams, NewRoles
 from .inspection import Observer, Question
 from .integrity import IdleCheck

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ..whole_file import write_whole
+from ..host.whole_file import write_whole
 from . import report_file
 from .report_file import Measured, parse_report, report_json
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-from ..extras import need
+from ..host.extras import need
 from .exposed import EXPOSED, HISTOGRAMS, Exposed, ExposedHistogram
 from .histograms import Histogram
 from .metrics import Metrics

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ..host.whole_file import write_whole
 from ..protocol.service import SLO
-from ..whole_file import write_whole
 from .load_report import LoadReport
 from .request_records import REASONS, RequestRecords
 from .series import Series

@@ -24,7 +24,7 @@ from ...models.checkpoints.host_memory import FileMaps, aligned_empty
 from ...models.config import ModelConfig
 from ...models.decoder import ParamSpec, abstract_params
 from ...models.quantized import Described, Weight, placed
-from ..progress import Progress
+from ..host.progress import Progress
 from ..sizing.heads import model_on
 from .mesh import param_on, param_sharding
 from .tensor_parallel import expand

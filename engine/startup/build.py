@@ -31,8 +31,8 @@ from ...models.text.chat import ChatTemplate
 from ...models.text.tokenizer import Tokenizer
 from ..config import EngineConfig, PoolSize
 from ..core.engine_core import EngineCore
+from ..host.progress import say
 from ..options import EngineOptions
-from ..progress import say
 from ..protocol.results import Completion
 from ..scheduler.decision_log import RecordingScheduler, RunFacts
 from ..scheduler.policy import Policy, check_policy, policy_named

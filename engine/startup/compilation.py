@@ -14,9 +14,9 @@ from typing import NamedTuple, Protocol
 import jax.monitoring
 from jax.stages import Compiled
 
-from ..progress import Progress
+from ..host.progress import Progress
+from ..host.threads import EngineThread
 from ..protocol.results import describe
-from ..threads import EngineThread
 from ..worker.compile_program import compile_program
 from ..worker.mesh_plan import MeshPlan
 from ..worker.programs import Bundle, Job, Programs, bundles

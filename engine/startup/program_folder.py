@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..whole_file import write_into
+from ..host.whole_file import write_into
 
 _MAGIC = b"twinmesh program 1\n"
 # What a process leaves that was killed while it wrote.

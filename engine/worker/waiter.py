@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from ..threads import EngineThread
+from ..host.threads import EngineThread
 from .jax_settings import own_settings
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twinmesh.engine.errors import EngineError
-from twinmesh.engine.extras import need
+from twinmesh.engine.host.extras import need
 from twinmesh.engine.options import EngineOptions, documentation
 from twinmesh.models.checkpoints.catalog import resolve_model
 from twinmesh.scripts import arguments

@@ -8,9 +8,9 @@ from pathlib import Path
 from msgspec.structs import replace
 from twinmesh.engine.benchmark.page.page import page_of
 from twinmesh.engine.benchmark.page.runs import Named
-from twinmesh.engine.extras import need
+from twinmesh.engine.host.extras import need
+from twinmesh.engine.host.whole_file import write_whole
 from twinmesh.engine.metrics.benchmark_file import Benchmark, read_benchmark
-from twinmesh.engine.whole_file import write_whole
 from twinmesh.scripts import arguments
 from twinmesh.scripts.parser import Parser
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from twinmesh.engine.extras import need
+from twinmesh.engine.host.extras import need
 from twinmesh.engine.options import EngineOptions
 from twinmesh.scripts import arguments
 from twinmesh.scripts.simulate import OPTIONS

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from helpers.fake_llm import FakeLLM
-from twinmesh.engine import progress
+from twinmesh.engine.host import progress
 from twinmesh.scripts import arguments
 from twinmesh.scripts.cli import main
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from ...extras import need
+from ...host.extras import need
 from .cache import cache
 from .cost import cost
 from .facts import glance, what_ran

@@ -16,9 +16,9 @@ from typing import Literal
 import msgspec
 
 from ...config import EngineConfig
+from ...host.whole_file import write_whole
 from ...scheduler.cost_model import CostModel, ProgramCost
 from ...topology import Role, Topology
-from ...whole_file import write_whole
 from .measured import Kind
 
 VERSION = 1

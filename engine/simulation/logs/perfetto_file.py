@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from os import PathLike
 from typing import Any
 
-from ...extras import need
-from ...whole_file import writing_whole
+from ...host.extras import need
+from ...host.whole_file import writing_whole
 from .timeline_tracks import Begin, Count, End, Instant, Mark, Notes, Track
 
 _PACKETS = 1000  # that are written at once

@@ -360,7 +360,7 @@ def test_a_program_may_end_with_requests_in_flight(tiny_path, tmp_path):
 
 
 def test_an_engine_found_dropped_by_an_engines_own_thread_closes_without_waiting(make_llm):
-    from twinmesh.engine.threads import EngineThread
+    from twinmesh.engine.host.threads import EngineThread
 
     llm = make_llm("prefill=1,decode=1")
     thread = EngineThread(target=llm.close)

@@ -4,7 +4,7 @@ import os
 import stat
 
 import pytest
-from twinmesh.engine.whole_file import write_whole
+from twinmesh.engine.host.whole_file import write_whole
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

@@ -7,7 +7,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twinmesh.engine.progress import ELSEWHERE, ON_TERMINAL, Progress, amount, duration, say
+from twinmesh.engine.host.progress import ELSEWHERE, ON_TERMINAL, Progress, amount, duration, say
 
 
 class Screen(io.StringIO):

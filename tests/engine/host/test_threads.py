@@ -3,7 +3,7 @@
 import signal
 import threading
 
-from twinmesh.engine.threads import EngineThread
+from twinmesh.engine.host.threads import EngineThread
 
 
 def press_ctrl_c():

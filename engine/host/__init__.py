@@ -1,0 +1,1 @@
+"""What an engine takes from its host besides devices: threads, whole files, the terminal, optional packages."""
