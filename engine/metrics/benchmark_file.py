@@ -6,12 +6,13 @@ simulation can be laid side by side whoever made them.
 
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from ..host.whole_file import write_whole
 from . import report_file
+from .file_head import Head, check_head, head_of
 from .report_file import Measured, parse_report, report_json
 
 VERSION = 1
@@ -74,11 +75,6 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     points: tuple[_Point, ...]
 
 
-class _Head(msgspec.Struct, frozen=True):
-    format: str
-    version: int
-
-
 def write_benchmark(path: str | PathLike[str], benchmark: Benchmark) -> None:
     """Write a benchmark with all its records and samples.
 
@@ -113,14 +109,11 @@ def parse_benchmark(data: bytes, name: str) -> Benchmark:
     Raises:
         ValueError: it is neither a benchmark nor a load report, or one of another version.
     """
-    head = _head(data)
+    head = head_of(data)
     if head is not None and head.format == report_file.FORMAT:
         measured = parse_report(data, name)
         return Benchmark(About(), (Point(measured.report.run.workload, measured),))
-    if head is None or head.format != FORMAT:
-        raise ValueError(f"{name} is no benchmark: give the JSON that 'twinmesh bench serve --json' wrote.")
-    if head.version != VERSION:
-        raise ValueError(f"{name} is a benchmark of version {head.version}, and this reads {VERSION}: make it again.")
+    check_head(data, name, Head(FORMAT, VERSION), kind="benchmark", made_by="'twinmesh bench serve --json'")
     try:
         file = msgspec.json.decode(data, type=_File)
     except (ValueError, RecursionError) as error:
@@ -132,10 +125,3 @@ def parse_benchmark(data: bytes, name: str) -> Benchmark:
     if not points:
         raise ValueError(f"{name} has no point: make it again.")
     return Benchmark(file.about, tuple(points))
-
-
-def _head(data: bytes) -> Any:
-    try:
-        return msgspec.json.decode(data, type=_Head)
-    except (ValueError, RecursionError):
-        return None

@@ -13,6 +13,7 @@ import msgspec
 
 from ..host.whole_file import write_whole
 from ..protocol.service import SLO
+from .file_head import Head, check_head
 from .load_report import LoadReport
 from .request_records import REASONS, RequestRecords
 from .series import Series
@@ -31,13 +32,6 @@ class Measured(NamedTuple):
     report: LoadReport
     records: RequestRecords | None = None  # None: they were not kept
     series: Series | None = None  # None: nobody took samples
-
-
-class _Head(msgspec.Struct, frozen=True):
-    """What tells whether the rest can be read."""
-
-    format: str
-    version: int
 
 
 class _Records(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,14 +94,7 @@ def parse_report(data: bytes, name: str) -> Measured:
     Raises:
         ValueError: it is no report, or one of another version.
     """
-    try:
-        head = msgspec.json.decode(data, type=_Head)
-    except (ValueError, RecursionError):
-        head = None
-    if head is None or head.format != FORMAT:
-        raise ValueError(f"{name} is no load report: give the JSON that a run or a simulation wrote.")
-    if head.version != VERSION:
-        raise ValueError(f"{name} is a load report of version {head.version}, and this reads {VERSION}: make it again.")
+    check_head(data, name, Head(FORMAT, VERSION), kind="load report", made_by="a run or a simulation")
     try:
         file = msgspec.json.decode(data, type=_File)
         records = None if file.records is None else _table(file.records)

@@ -132,14 +132,21 @@ def _said(one: Watched) -> Iterator[str]:
         yield say(text)
 
 
-def _not_told(one: Watched) -> str | None:
-    """Say how much TTFT varied while utilisation hardly did."""
+def _both(one: Watched, fewest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return utilisation, TTFT, and where TTFT is known; None: at fewer stretches of time than `fewest`."""
     used, slow = one.utilisation, one.slow
     if used is None or slow is None:
         return None
     known = ~np.isnan(slow)
-    if known.sum() < 8:
+    return (used, slow, known) if known.sum() >= fewest else None
+
+
+def _not_told(one: Watched) -> str | None:
+    """Say how much TTFT varied while utilisation hardly did."""
+    both = _both(one, 8)
+    if both is None:
         return None
+    used, slow, known = both
     low, high = np.percentile(used[known], (25, 75))
     slow = slow[known & (used >= low) & (used <= high)]
     least, most = float(slow.min()), float(slow.max())
@@ -242,12 +249,10 @@ def _utilisation(one: Watched) -> Plot | None:
 
 def _scatter(one: Watched) -> Plot | None:
     """Draw what a dashboard shows against what users wait: a point a stretch of time."""
-    used, slow = one.utilisation, one.slow
-    if used is None or slow is None:
+    both = _both(one, 2)
+    if both is None:
         return None
-    known = ~np.isnan(slow)
-    if known.sum() < 2:
-        return None
+    used, slow, known = both
     figure = Figure("utilisation of all GPUs")
     figure.scatter(
         curve(used[known]), curve(1000 * slow[known]), mode="markers", name="stretches of time",
