@@ -10,6 +10,8 @@ from ..protocol.events import MeshFailed
 from ..protocol.results import MeshLost, StepFailed, StepResult
 from .inspection import Observer
 
+STEPS = (Prefill, Decode, Fused)  # made once: they are asked for with every action
+
 
 class BusyTime(Observer):
     """Seconds by mesh, since this began to observe."""
@@ -23,7 +25,7 @@ class BusyTime(Observer):
 
     def performed(self, action: Action) -> None:
         """Note when a step was dispatched."""
-        if isinstance(action, Prefill | Decode | Fused):
+        if isinstance(action, STEPS):
             self._dispatched[action.mesh][action.step] = self._clock()
 
     def received(self, message: object) -> None:

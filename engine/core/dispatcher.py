@@ -29,11 +29,12 @@ from ..protocol.events import MeshFailed, TransferFailed
 from ..protocol.executor import Executor
 from ..protocol.results import describe
 from ..scheduler.scheduler import Scheduler
+from .busy_time import STEPS
 from .inspection import Observers
 from .running_requests import RunningRequests
 
 _WITH_CHUNKS = (Prefill, Fused)  # made once: they are asked for with every action
-_STEPS = (Prefill, Decode, Fused)
+_WITH_ROWS = (Decode, Fused)
 
 
 class Dispatcher:
@@ -87,11 +88,11 @@ class Dispatcher:
             return
         if isinstance(action, _WITH_CHUNKS):
             self._accept_runs(action.chunks)
-        if self._requests.dense and isinstance(action, Decode | Fused):
+        if self._requests.dense and isinstance(action, _WITH_ROWS):
             self._accept_arrivals(action.rows)
         self._executor.perform(action)
         self._observers.performed(action)
-        if isinstance(action, _STEPS):
+        if isinstance(action, STEPS):
             self._host.steps += 1
         elif isinstance(action, Finish):
             self._requests.finish(action)

@@ -11,7 +11,7 @@ from ..paging.allocator import PageAllocator
 from ..protocol.actions import Action, Decode, Fused, Prefill
 from ..scheduler.mesh_state import MeshState
 from ..scheduler.scheduler import Scheduler
-from .busy_time import BusyTime
+from .busy_time import STEPS, BusyTime
 
 _KINDS: dict[type[Action], StepKind] = {Prefill: "prefill", Decode: "decode", Fused: "fused"}
 
@@ -27,7 +27,7 @@ class MeshWork(BusyTime):
     def performed(self, action: Action) -> None:
         """Count a step that was dispatched."""
         super().performed(action)
-        if isinstance(action, Prefill | Decode | Fused):
+        if isinstance(action, STEPS):
             self._steps[action.mesh][_KINDS[type(action)]] += 1
 
     def figures(self, scheduler: Scheduler) -> tuple[MeshFigures, ...]:
