@@ -18,7 +18,8 @@ from ...kernels_pallas.matmul import kernel_for
 from ...kernels_pallas.quantized import QuantizedArray
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
-from ..sharding.mesh import AXIS, products_on
+from ..sharding.mesh import products_on
+from ..sharding.rules import TP
 from ..sizing.heads import model_on
 
 
@@ -68,7 +69,7 @@ def choose(
 
 def _cut(formats: Mapping[str, str], model: ModelConfig, tp: int) -> dict[str, str]:
     """Find the parameters that cannot be divided over a mesh of so many devices, by path, each with a reason."""
-    products, found = products_on(AbstractMesh((tp,), (AXIS,))), dict[str, str]()
+    products, found = products_on(AbstractMesh((tp,), (TP,))), dict[str, str]()
     if tp == 1:
         return found
     specs = abstract_params(model_on(model, tp), jnp.float32, formats).specs

@@ -19,9 +19,13 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ...kernels_pallas import Rotation, paged_decode_attention, paged_prefill_attention, prepare_heads
 from ...models.config import AttentionSpec, ModelConfig
-from ..sharding.mesh import AXIS
+from ..sharding.rules import TENSOR_PARALLEL
 from ..sizing.cache_groups import groups
-from .kv_cache import KVCache
+from .kv_cache import KV_AXES, KVCache
+
+
+# How queries, and the new keys and values that go with them, and pools are divided.
+_HEADS, _POOL = TENSOR_PARALLEL.spec((None, "q_heads")), TENSOR_PARALLEL.spec(KV_AXES)
 
 
 class PrefillRows(NamedTuple):
@@ -97,7 +101,7 @@ class PagedAttention:
             return attended, KVCache(*(_reshape(x, shape) for x in flat))
 
         if self._mesh.size > 1:
-            heads, pool, whole = PartitionSpec(None, AXIS), PartitionSpec(None, None, None, AXIS), PartitionSpec()
+            heads, pool, whole = _HEADS, _POOL, PartitionSpec()
             # The kernels' loops start from constants, which the check would treat as values equal on all devices.
             step = jax.shard_map(
                 step, mesh=self._mesh, in_specs=(pool, heads, heads, heads, whole, whole), out_specs=(heads, pool),

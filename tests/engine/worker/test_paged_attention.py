@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from twinmesh.engine.sharding.mesh import AXIS, sharding
+from twinmesh.engine.sharding.mesh import sharding
+from twinmesh.engine.sharding.rules import TP
 from twinmesh.engine.sizing.cache_groups import groups
 from twinmesh.engine.worker.kv_cache import KV_AXES, KVCache
 from twinmesh.engine.worker.paged_attention import DecodeRows, PagedAttention, PrefillRows, StepRows
@@ -22,7 +23,7 @@ NOWHERE = (2 * 9 * SIZE, 6 * SIZE)
 
 
 def make_mesh(tp):
-    return Mesh(np.array(jax.devices()[:tp]), (AXIS,))
+    return Mesh(np.array(jax.devices()[:tp]), (TP,))
 
 
 def empty(mesh):
