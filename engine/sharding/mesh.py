@@ -147,8 +147,7 @@ def param_on(mesh: Mesh, spec: ParamSpec, rules: ShardingRules = TENSOR_PARALLEL
     value = spec.value
     if not isinstance(value, QuantizedArray):
         return placed(value, lambda _: param_sharding(mesh, spec, rules))
-    split = products_on(mesh, rules=rules).split(spec.axes, value)
-    axes = PartitionSpec(*(TP if split == side else None for side in ("outputs", "inputs")))
+    axes = products_on(mesh, rules=rules).partition(spec.axes, value)
     return placed(value, lambda _: NamedSharding(mesh, axes))
 
 

@@ -48,7 +48,7 @@ def unturned(tokens):
 
 def dense(sequence):
     attend = dense_causal(MODEL)
-    return [np.asarray(attend(None, i, *qkv, unturned(LENGTH), None)[0]) for i, qkv in enumerate(sequence)]
+    return [np.asarray(attend(None, i, *qkv, unturned(LENGTH), None, None)[0]) for i, qkv in enumerate(sequence)]
 
 
 # One row of page ids per group; what the window has left behind is garbage.
@@ -72,7 +72,7 @@ def run(mesh, kv, sequences, slots, **rows):
     def step(kv, layers, slots, rows):
         attend, out = PagedAttention(mesh, MODEL), []
         for layer, qkv in enumerate(layers):
-            attended, kv = attend(kv, layer, *qkv, unturned(len(qkv[0])), StepRows(slots, **rows))
+            attended, kv = attend(kv, layer, *qkv, unturned(len(qkv[0])), None, StepRows(slots, **rows))
             out.append(attended)
         return kv, out
 
