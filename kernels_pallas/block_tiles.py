@@ -1,10 +1,11 @@
 """The layout of quantised weights: tiles of 16 outputs by blocks of 32 inputs, for kernels that multiply by them.
 
 A weight is a matrix W [n, k] of n outputs and k inputs, in one of GGUF's formats: `u` of a few bits, and a scale, in
-some formats a smallest value too, for each group of inputs of an output: w = scale * (u - zero) + min. Here
+some formats a smallest value too, for each group of inputs of an output: w = scale * (u - zero) + min. In MXFP4 u is
+the code of a number instead, and a scale the exponent of two plus 127. Here
 
     values [T, B, 64 * bits] uint8    T = ceil(n / 16) tiles, B = k / 32 blocks
-    scales [T, G, 16], mins alike     G = k / group; float16 as in the file, float32 where it multiplies two numbers
+    scales [T, G, 16], mins alike     G = k / group; as in the file, float32 where it multiplies two numbers
 
 so that arrays can be cut along outputs at tiles (first axis) and along inputs at blocks (second axis), and a kernel
 reads each of them from one end to the other. The last tile is padded with outputs that are zero.
@@ -40,7 +41,13 @@ class Layout(NamedTuple):
     group: int  # inputs that share a scale
     zero: int  # the value that stands for 0, or for the smallest value if there are mins
     has_mins: bool
-    scale_dtype: str  # holds the scales without rounding
+    scale_dtype: str  # holds the scales without rounding; uint8: they are exponents
+    codes: tuple[float, ...] | None = None  # the number that each value stands for; None: the value less `zero`
+
+
+# Of FP4 (E2M1): a sign, and a number of four bits' other three (OCP Microscaling Formats 1.0).
+_FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+_EXPONENT_BIAS, _NAN_EXPONENT = 127, 255
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -50,6 +57,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "Q4_1": Layout(4, 32, 0, has_mins=True, scale_dtype="float16"),
     "Q6_K": Layout(6, 16, 32, has_mins=False, scale_dtype="float32"),
     "Q4_K": Layout(4, 32, 0, has_mins=True, scale_dtype="float32"),
+    "MXFP4": Layout(4, 32, 0, has_mins=False, scale_dtype="uint8", codes=_FP4),
 }
 
 
@@ -134,13 +142,30 @@ def unpack_scales(scales: Any) -> Any:
 
 def dequantize(name: str, tiles: Tiles) -> Any:
     """Compute the matrix in float32, [T * 16, k]; the padding's outputs are 0."""
-    layout, scales = LAYOUTS[name], unpack_scales(tiles.scales).astype(np.float32)
+    layout, scales = LAYOUTS[name], scale_values(name, unpack_scales(tiles.scales))
     u = unpack_values(tiles.values, layout.bits)
-    q = u.reshape(*scales.shape, layout.group).astype(np.float32) - np.float32(layout.zero)
-    w = q * scales[..., None]
+    w = numbers(name, u.reshape(*scales.shape, layout.group)) * scales[..., None]
     if tiles.mins is not None:
         w = w + unpack_scales(tiles.mins).astype(np.float32)[..., None]
     return w.reshape(u.shape)
+
+
+def numbers(name: str, u: Any) -> Any:
+    """Return the numbers that values stand for before they are scaled, float32."""
+    layout = LAYOUTS[name]
+    if layout.codes is not None:
+        return _module(u).asarray(layout.codes, np.float32)[u]
+    return u.astype(np.float32) - np.float32(layout.zero)
+
+
+def scale_values(name: str, scales: Any) -> Any:
+    """Return the numbers that a format's scales stand for, float32: powers of two where they are exponents."""
+    if LAYOUTS[name].scale_dtype != "uint8":
+        return scales.astype(np.float32)
+    xp = _module(scales)
+    exponents = xp.minimum(scales, np.uint8(_NAN_EXPONENT - 1)).astype(np.int32) - _EXPONENT_BIAS
+    powers = xp.ldexp(np.float32(1), exponents)
+    return xp.where(scales == _NAN_EXPONENT, np.float32(np.nan), powers)
 
 
 def take_apart(name: str, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -208,6 +233,10 @@ def _q6_k(blocks: np.ndarray) -> tuple[np.ndarray, ...]:
     return lower | upper << 4, scales
 
 
+def _mxfp4(blocks: np.ndarray) -> tuple[np.ndarray, ...]:
+    return _nibbles(blocks[..., 1:]), blocks[..., 0]
+
+
 # Bytes of a block, and what takes an array [n, blocks, bytes] of them apart; the formats are those of ggml-common.h.
 _BLOCKS: Mapping[str, tuple[int, Callable[[np.ndarray], tuple[np.ndarray, ...]]]] = {
     "Q8_0": (34, _q8_0),
@@ -216,4 +245,5 @@ _BLOCKS: Mapping[str, tuple[int, Callable[[np.ndarray], tuple[np.ndarray, ...]]]
     "Q4_1": (20, _q4_1),
     "Q6_K": (210, _q6_k),
     "Q4_K": (144, _q4_k),
+    "MXFP4": (17, _mxfp4),
 }

@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.typing import DTypeLike
 
-from .block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
+from .block_tiles import BLOCK, OUTPUTS, Tiles
 from .cpu import blocks, calls, loader
 from .cpu.blocks_records import Activations
 from .dispatch import runs_on_cpu
@@ -49,11 +50,22 @@ class Products:
         A table is whole if its rows do not divide into tiles. A projection that does not divide into tiles and blocks
         cannot be kept quantised: `cut` tells.
         """
-        for index, (name, size) in enumerate(zip(axes, w.shape, strict=True)):
+        for index, (name, size) in enumerate(zip(axes[w.stacked :], w.shape[w.stacked :], strict=True)):
             if self.mesh is not None and name in self.split_axes and size % self.mesh.size == 0:
                 split: Split = "inputs" if is_column(index, w.inputs) else "outputs"
                 return None if w.inputs == 0 and self.cut(split, w) else split
         return None
+
+    def partition(self, axes: Sequence[str], w: Array | QuantizedArray) -> PartitionSpec:
+        """Say how a parameter with these logical axes lies on the mesh, each array of a quantised one.
+
+        Axes of floats that are divided must divide evenly.
+        """
+        if not isinstance(w, QuantizedArray):
+            return PartitionSpec(*(self.axis if name in self.split_axes else None for name in axes))
+        split = self.split(axes, w)
+        sides = (self.axis if split == side else None for side in ("outputs", "inputs"))
+        return PartitionSpec(*(None,) * w.stacked, *sides)
 
     def cut(self, split: Split | None, w: QuantizedArray) -> str | None:
         """Say what a split would cut in two, and how; None: it cuts nothing."""
@@ -75,7 +87,7 @@ def kernel_for(platform: str, format_name: str) -> str | None:
     Compiles nothing. None: there is none, and XLA makes floats of a part of the weights at a time, which it also does
     should the kernel turn out to be unusable.
     """
-    tools = loader.toolchain() if platform == "cpu" and format_name in LAYOUTS else None
+    tools = loader.toolchain() if platform == "cpu" and blocks.takes(format_name) else None
     return None if tools is None else tools.level.name
 
 
@@ -92,6 +104,20 @@ def matmul(x: Array, w: Array | QuantizedArray, *, split: Split | None = None, p
         [T, n] of x's dtype.
     """
     return _multiply(x, w, x.dtype, split, products, is_table=False)
+
+
+def matmul_part(
+    x: Array, w: Array | QuantizedArray, *, products: Products = PLAIN, dtype: DTypeLike | None = None
+) -> Array:
+    """Multiply by the part of a weight that this device has, which `shard_map` gives it, or by a whole one.
+
+    Nothing is summed over devices. `dtype` is the result's; None: x's. Else as `matmul`.
+    """
+    made = x.dtype if dtype is None else jnp.dtype(dtype)
+    if not isinstance(w, QuantizedArray):
+        return _multiply(x, w, made, None, products, is_table=False)
+    # A part has whole tiles; `w.shape` is still that of the whole.
+    return _quantized(x, w, min(w.matrix[0], w.values.shape[0] * OUTPUTS), made, products)
 
 
 def score(x: Array, w: Array | QuantizedArray, *, split: Split | None = None, products: Products = PLAIN) -> Array:

@@ -2,6 +2,7 @@
 
 The arrays hold a matrix of outputs by inputs in tiles: axis 0 of each counts tiles of `OUTPUTS` outputs, axis 1 blocks
 of inputs. So a parameter is divided over devices by the same axis of every array: outputs by axis 0, inputs by axis 1.
+A stack of matrices, such as experts, is one parameter too: its arrays have an axis in front that counts them.
 Nothing here depends on a device. How a tile is packed is `block_tiles.py`'s to know, but for `take_rows`, which reads
 one row of a tile and leaves the others.
 """
@@ -22,7 +23,7 @@ from .block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["values", "scales", "mins"], meta_fields=["format", "shape", "inputs"],
+    data_fields=["values", "scales", "mins"], meta_fields=["format", "shape", "inputs", "stacked"],
 )  # fmt: skip
 @dataclass(frozen=True, eq=False)
 class QuantizedArray:
@@ -31,14 +32,15 @@ class QuantizedArray:
     They may be arrays of JAX or numpy, or descriptions of some (`jax.ShapeDtypeStruct`).
     """
 
-    values: Any  # [tiles, blocks, bytes] uint8
-    scales: Any  # [tiles, groups, OUTPUTS] float16 or float32
+    values: Any  # [*stack, tiles, blocks, bytes] uint8
+    scales: Any  # [*stack, tiles, groups, OUTPUTS] float16, float32 or, if they are exponents, uint8
     mins: Any  # as the scales; None: the format has none
     format: str  # one of `LAYOUTS`
     shape: tuple[int, ...]  # of the parameter that it stands for
     # Leading axes of `shape` that a product sums over: the parameter is [*inputs, *outputs], and the matrix its
     # transpose. 0: it is a table, [outputs, inputs], whose rows are looked up as well.
     inputs: int
+    stacked: int = 0  # 1: the first axis of `shape` counts matrices, of which the above describes one; 0: there is one
 
     @property
     def block(self) -> int:
@@ -47,15 +49,21 @@ class QuantizedArray:
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """Return the number of outputs and of inputs."""
-        first = math.prod(self.shape[: self.inputs or 1])
-        rest = math.prod(self.shape[self.inputs or 1 :])
+        """Return the number of outputs and of inputs of each matrix."""
+        shape = self.shape[self.stacked :]
+        first = math.prod(shape[: self.inputs or 1])
+        rest = math.prod(shape[self.inputs or 1 :])
         return (rest, first) if self.inputs else (first, rest)
 
     @property
     def nbytes(self) -> int:
         """Return the bytes of all its arrays."""
         return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(self))
+
+    def matrix_at(self, index: Any) -> "QuantizedArray":
+        """Return one matrix of a stack as a parameter of its own; `index` may be traced."""
+        one: QuantizedArray = jax.tree.map(lambda array: array[index], self)
+        return replace(one, shape=self.shape[1:], stacked=0)
 
     def parts(self) -> Iterator[tuple[str, Any]]:
         """Iterate over the arrays that it has, by name."""
@@ -77,16 +85,18 @@ def is_column(axis: int, inputs: int) -> bool:
     return axis < inputs if inputs else axis > 0
 
 
-def abstract(format_name: str, shape: tuple[int, ...], inputs: int) -> QuantizedArray:
+def abstract(format_name: str, shape: tuple[int, ...], inputs: int, stacked: int = 0) -> QuantizedArray:
     """Describe a parameter of this shape in a format, without arrays; its inputs must be whole blocks."""
-    empty = QuantizedArray(None, None, None, format_name, tuple(shape), inputs)
+    empty, stack = QuantizedArray(None, None, None, format_name, tuple(shape), inputs, stacked), shape[:stacked]
     shapes = block_tiles.shapes(format_name, *empty.matrix)
-    return empty.with_parts({name: jax.ShapeDtypeStruct(*described) for name, described in shapes.items()})
+    described = {name: jax.ShapeDtypeStruct((*stack, *one), dtype) for name, (one, dtype) in shapes.items()}
+    return empty.with_parts(described)
 
 
 def dequantize(w: QuantizedArray) -> Any:
     """Compute the matrix in float32, [tiles * OUTPUTS, k]: the last tile's rows may go on past the outputs.
 
+    The parameter must be no stack; `matrix_at` gives each of its matrices.
     Of numpy arrays it makes one of numpy; of arrays with fewer tiles or blocks a part of the matrix.
     """
     return block_tiles.dequantize(w.format, Tiles(w.values, w.scales, w.mins))
@@ -94,6 +104,9 @@ def dequantize(w: QuantizedArray) -> Any:
 
 def parameter(w: QuantizedArray) -> Any:
     """Compute the whole parameter in float32, in its own shape; of numpy arrays as one of numpy."""
+    if w.stacked:
+        stack = np.stack if isinstance(w.values, np.ndarray) else jnp.stack
+        return stack([parameter(w.matrix_at(index)) for index in range(w.shape[0])])
     full = dequantize(w)[: w.matrix[0]]
     return (full.T if w.inputs else full).reshape(w.shape)
 
@@ -102,8 +115,8 @@ def take_rows(w: QuantizedArray, rows: jax.Array) -> jax.Array:
     """Compute rows [T] of a table in float32, [T, k]. Numbers past its end are clipped."""
     rows = jnp.clip(rows, 0, w.matrix[0] - 1)
     tile, row = rows // OUTPUTS, rows % OUTPUTS
-    u = _values(w, tile, row).astype(jnp.float32) - LAYOUTS[w.format].zero  # [T, B, 32]
-    scales = w.scales[tile, :, row].astype(jnp.float32)
+    u = block_tiles.numbers(w.format, _values(w, tile, row))  # [T, B, 32]
+    scales = block_tiles.scale_values(w.format, w.scales[tile, :, row])
     out: jax.Array = u.reshape(*scales.shape, -1) * scales[:, :, None]
     if w.mins is not None:
         out = out + w.mins[tile, :, row].astype(jnp.float32)[:, :, None]

@@ -13,11 +13,12 @@ from typing import Literal
 class Rope:
     """Rotary position embedding: angle[t, i] = t * theta ** (-2 i / head_dim) / factors[i].
 
-    Every static kind of rope scaling can be expressed by the factors, see `families/rope.py`.
+    Every static kind of rope scaling can be expressed by the factors and the magnitude, see `families/rope.py`.
     """
 
     theta: float  # the base
     factors: tuple[float, ...] | None = None  # head_dim / 2 entries; None: all 1
+    magnitude: float = 1.0  # multiplies rotated queries and keys, so its square multiplies the scores (YaRN)
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,43 @@ type Activation = Literal["silu", "gelu_tanh"]
 
 
 @dataclass(frozen=True)
+class ClampedGate:
+    """The gated unit of GPT-OSS: g * sigmoid(alpha * g) * (u + 1) with g = min(gate, limit), u = clip(up, +-limit)."""
+
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in the place of every layer's MLP (Shazeer et al. 2017).
+
+    A router scores the experts for each token; the `per_token` best each transform it as an MLP does, of
+    `ModelConfig.intermediate_size` columns, and their outputs are added up by weight.
+
+    Raises:
+        ValueError: fewer experts than a token is to pass.
+    """
+
+    count: int  # X
+    per_token: int  # K, how many of them a token passes
+    # Whether weights are the softmax over the chosen experts' scores (which is that over all experts, scaled to a sum
+    # of 1); False: those parts of the softmax over all experts as they are.
+    is_normalised: bool = True
+    has_bias: bool = False  # whether the router and the experts' projections add biases
+    clamped: ClampedGate | None = None  # takes the place of the gated unit with `ModelConfig.activation`
+
+    def __post_init__(self) -> None:
+        """Refuse a choice of more experts than there are.
+
+        Raises:
+            ValueError: names both numbers.
+        """
+        if not 1 <= self.per_token <= self.count:
+            raise ValueError(f"{self.per_token} experts per token of {self.count} are not possible.")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Sizes and switches of one decoder.
 
@@ -43,7 +81,7 @@ class ModelConfig:
     family: str  # name for messages and metrics
     vocab_size: int  # V, rows of the embedding
     hidden_size: int  # E
-    intermediate_size: int  # columns of the MLP
+    intermediate_size: int  # F, columns of the MLP, or of each expert
     num_heads: int  # Hq, query heads
     num_kv_heads: int  # Hk, key/value heads; divides num_heads
     head_dim: int  # D, even
@@ -53,11 +91,14 @@ class ModelConfig:
     layers: tuple[AttentionSpec, ...]  # one per layer, first to last
     activation: Activation = "silu"  # of the MLP's gate
     qkv_bias: bool = False  # whether the query, key and value projections add a bias
+    output_bias: bool = False  # whether attention's output projection adds a bias
+    has_sinks: bool = False  # whether each query head has a logit that joins the softmax without a value (GPT-OSS)
     qk_norm: bool = False  # whether queries and keys pass an RMS norm over head_dim before they are rotated
     sandwich_norms: bool = False  # whether the outputs of attention and MLP pass a norm before they are added
     embedding_scale: float = 1.0  # factor on the embeddings
     query_scale: float | None = None  # factor on q . k; None: head_dim ** -0.5
     fits_float16: bool = True  # whether activations stay within float16's range
+    experts: Experts | None = None  # None: every layer has an MLP
 
     def __post_init__(self) -> None:
         """Refuse heads that cannot be grouped or rotated.

@@ -25,6 +25,7 @@ from ..kernels_pallas.quantized import QuantizedArray, abstract
 from ..kernels_pallas.rotary import Rotation
 from .config import ModelConfig
 from .layers import MLP, Attention, Embedding, RMSNorm, rotary_tables
+from .moe import MixtureOfExperts
 from .quantized import Described, Weight
 
 
@@ -32,7 +33,15 @@ class Attend[KV, Rows](Protocol):
     """Attention of one layer, supplied by the caller: a pure function of arrays, so that it can be traced."""
 
     def __call__(
-        self, kv: KV, layer: int, q: jax.Array, k: jax.Array, v: jax.Array, rotation: Rotation, rows: Rows
+        self,
+        kv: KV,
+        layer: int,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        rotation: Rotation,
+        sink: jax.Array | None,
+        rows: Rows,
     ) -> tuple[jax.Array, KV]:
         """Norm and rotate q and k, add k and v to the cache, and attend from q over it.
 
@@ -43,6 +52,7 @@ class Attend[KV, Rows](Protocol):
             k: [T, Hk, D], as projected.
             v: [T, Hk, D].
             rotation: what q and k pass first.
+            sink: [Hq] float32, a logit per head that joins the softmax's denominator only; None: no sinks.
             rows: what the caller knows about the tokens, the same for all layers.
 
         Returns:
@@ -61,7 +71,8 @@ class Block(nnx.Module):
         hidden, eps = config.hidden_size, config.rms_norm_eps
         self.is_sandwich = config.sandwich_norms
         self.attention_norm, self.attention = RMSNorm(hidden, eps), Attention(config, dtype=dtype, products=products)
-        self.mlp_norm, self.mlp = RMSNorm(hidden, eps), MLP(config, dtype=dtype, products=products)
+        make = MLP if config.experts is None else MixtureOfExperts
+        self.mlp_norm, self.mlp = RMSNorm(hidden, eps), make(config, dtype=dtype, products=products)
         if config.sandwich_norms:
             self.attention_output_norm, self.mlp_output_norm = RMSNorm(hidden, eps), RMSNorm(hidden, eps)
 
@@ -77,7 +88,7 @@ class Block(nnx.Module):
         """Run the layer on x [T, E]; `tables` are the rotary cosine and sine, [T, D / 2] each."""
         with jax.named_scope("attention"):
             q, k, v = self.attention.qkv(self.attention_norm(x))
-            attended, kv = attend(kv, layer, q, k, v, self.attention.rotation(*tables), rows)
+            attended, kv = attend(kv, layer, q, k, v, self.attention.rotation(*tables), self.attention.sink, rows)
             out = self.attention.output(attended)
             x = x + (self.attention_output_norm(out) if self.is_sandwich else out)
         with jax.named_scope("mlp"):
@@ -146,7 +157,14 @@ def dense_causal(config: ModelConfig) -> Attend[None, None]:
     """
 
     def attend(
-        kv: None, layer: int, q: jax.Array, k: jax.Array, v: jax.Array, rotation: Rotation, rows: None
+        kv: None,
+        layer: int,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        rotation: Rotation,
+        sink: jax.Array | None,
+        rows: None,
     ) -> tuple[jax.Array, None]:
         q, k = rotation.apply(q, k)
         spec, groups = config.layers[layer], config.num_heads // config.num_kv_heads
@@ -160,7 +178,11 @@ def dense_causal(config: ModelConfig) -> Attend[None, None]:
         seen = key <= query
         if spec.window is not None:
             seen &= key > query - spec.window
-        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+        scores = jnp.where(seen, scores, -jnp.inf)
+        if sink is not None:
+            sinks = sink.reshape(config.num_kv_heads, groups, 1, 1)
+            scores = jnp.concatenate([scores, jnp.broadcast_to(sinks, (*scores.shape[:3], 1))], axis=-1)
+        weights = jax.nn.softmax(scores, axis=-1)[..., : q.shape[0]]
         mixed = jnp.einsum("kgts,skd->tkgd", weights, v.astype(jnp.float32), precision=highest)
         return mixed.reshape(q.shape).astype(q.dtype), None
 
@@ -210,7 +232,7 @@ def _abstract_params(
     for steps, variable in nnx.to_flat_state(state):
         path, described, inputs = ".".join(map(str, steps)), variable.get_value(), variable.get_metadata("inputs")
         if path in quantized and inputs is not None:
-            described = abstract(quantized[path], described.shape, inputs)
+            described = abstract(quantized[path], described.shape, inputs, variable.get_metadata("stacked"))
         specs[path] = ParamSpec(described, variable.get_metadata("axes"))
     return AbstractParams(graphdef, MappingProxyType(specs))
 

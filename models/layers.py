@@ -2,7 +2,7 @@
 
 Every parameter is an `nnx.Param` whose metadata entry `axes` names one logical axis per dimension ("vocab", "embed",
 "q_heads", "kv_heads", "head_dim", "mlp"); a mesh maps those names to its own axes. Nothing here knows about pages,
-meshes, batching or checkpoints. T is the number of packed tokens.
+meshes, batching or checkpoints. T is the number of packed tokens. `moe.py` has what may take the MLP's place.
 
 Weights are stored [in, out]; q, k, v and gate, up are separate arrays. Measured on 2 Zen 4 cores in float32 over
 SmolLM2's 30 layers (ms at 1 / 8 / 64 / 512 rows, best of two runs):
@@ -27,15 +27,15 @@ from .quantized import Weight
 
 
 def param(
-    shape: tuple[int, ...], axes: tuple[str, ...], dtype: DTypeLike, inputs: int | None = None
+    shape: tuple[int, ...], axes: tuple[str, ...], dtype: DTypeLike, inputs: int | None = None, stacked: int = 0
 ) -> nnx.Param[Weight]:
     """Make a zero parameter of `shape` with one logical axis name per dimension. Values come from a checkpoint.
 
-    `inputs` says that it may be quantised, and how its matrix lies: as in `QuantizedArray`.
+    `inputs` says that it may be quantised, and with `stacked` how its matrices lie: as in `QuantizedArray`.
     """
     if len(shape) != len(axes):
         raise ValueError(f"A parameter of shape {shape} needs {len(shape)} axis names, not {axes}.")
-    return nnx.Param(jnp.zeros(shape, dtype), axes=axes, inputs=inputs)
+    return nnx.Param(jnp.zeros(shape, dtype), axes=axes, inputs=inputs, stacked=stacked)
 
 
 def value(parameter: nnx.Param[Weight]) -> jax.Array:
@@ -64,14 +64,18 @@ def multiply(x: jax.Array, weight: nnx.Param[Weight], products: Products) -> jax
 def rotary_tables(positions: jax.Array, head_dim: int, rope: Rope) -> tuple[jax.Array, jax.Array]:
     """Compute cosine and sine of the rotary angles, each [T, head_dim / 2] float32.
 
-    angle[t, i] = positions[t] * theta ** (-2 i / head_dim) / factors[i] (Su et al. 2021, RoFormer, section 3.2.2).
+    angle[t, i] = positions[t] * theta ** (-2 i / head_dim) / factors[i] (Su et al. 2021, RoFormer, section 3.2.2);
+    both are multiplied by the magnitude.
     """
     # On the host in float64: a power on the device may err by more than the last bit, and the position multiplies that.
     frequencies = rope.theta ** -(np.arange(0, head_dim, 2) / head_dim)
     if rope.factors is not None:
         frequencies = frequencies / np.array(rope.factors)
     angles = positions.astype(jnp.float32)[:, None] * frequencies.astype(np.float32)  # [T, D / 2]
-    return jnp.cos(angles), jnp.sin(angles)
+    if rope.magnitude == 1:
+        return jnp.cos(angles), jnp.sin(angles)
+    magnitude = np.float32(rope.magnitude)
+    return jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
 
 
 class RMSNorm(nnx.Module):
@@ -113,6 +117,11 @@ class Attention(nnx.Module):
             self.k_bias, self.v_bias = param(keys, of_keys, dtype), param(keys, of_keys, dtype)
         if config.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(dim, eps, axis="head_dim"), RMSNorm(dim, eps, axis="head_dim")
+        self.has_output_bias, self.has_sinks = config.output_bias, config.has_sinks
+        if config.output_bias:
+            self.o_bias = param((hidden,), ("embed",), dtype)
+        if config.has_sinks:
+            self.sinks = param((config.num_heads,), ("q_heads",), jnp.float32)
 
     def qkv(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Project [T, E] to q [T, Hq, D] and k, v [T, Hk, D]; q and k are still to be normed and rotated."""
@@ -127,9 +136,15 @@ class Attention(nnx.Module):
             return Rotation(cos, sin)
         return Rotation(cos, sin, value(self.q_norm.weight), value(self.k_norm.weight), self.q_norm.eps)
 
+    @property
+    def sink(self) -> jax.Array | None:
+        """Return the sinks [Hq] float32; None: there are none."""
+        return value(self.sinks) if self.has_sinks else None
+
     def output(self, attended: jax.Array) -> jax.Array:
         """Project the attended values [T, Hq, D] -> [T, E]."""
-        return multiply(attended, self.o_proj, self.products)
+        out = multiply(attended, self.o_proj, self.products)
+        return out + value(self.o_bias) if self.has_output_bias else out
 
 
 def activate(x: jax.Array, activation: Activation) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ..kernels_pallas.block_tiles import pack
-from ..kernels_pallas.quantized import QuantizedArray
+from ..kernels_pallas.quantized import QuantizedArray, abstract
 
 __all__ = ["Described", "QuantizedArray", "Weight", "nbytes", "placed", "quantize"]
 
@@ -49,6 +49,10 @@ def quantize(array: np.ndarray | jax.Array, like: QuantizedArray) -> QuantizedAr
 
     if tuple(np.shape(array)) != like.shape:
         raise ValueError(f"array has shape {list(np.shape(array))}: it must be {list(like.shape)}.")
+    if like.stacked:
+        one = abstract(like.format, like.shape[1:], like.inputs)
+        parts = [dict(quantize(matrix, one).parts()) for matrix in np.asarray(array)]
+        return like.with_parts({name: np.stack([part[name] for part in parts]) for name in parts[0]})
     n, k = like.matrix
     floats = np.asarray(array).astype(np.float32)
     matrix = floats.reshape(k, n).T if like.inputs else floats.reshape(n, k)

@@ -2,7 +2,7 @@
 
 Run by a maintainer, with the same Python as `make_fixtures.py`, which also runs the first half of this:
 
-    python tests/make_family_fixtures.py [--gemma gemma-3-270m-q4_k_m.gguf]
+    python tests/make_family_fixtures.py [--gemma gemma-3-270m-q4_k_m.gguf] [--only gpt_oss mixtral]
 
 Of each tiny model of `helpers/tiny_families.py`: config.json as transformers writes it, where the family has one also
 as files on the hub still have it (which transformers must read as the same model), the float32 logits of a prompt that
@@ -14,6 +14,7 @@ is longer than every window, and what greedy sampling makes of a shorter one.
 import argparse
 import itertools
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -49,10 +50,27 @@ def build(model, config):
 
 def load(built, weights):
     """Load every weight, and no other."""
-    state = {name: torch.from_numpy(weight) for name, weight in weights.items()}
+    state = {name: torch.from_numpy(weight) for name, weight in with_stacked_experts(weights).items()}
     if built.config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     built.load_state_dict(state, strict=True)
+
+
+def with_stacked_experts(weights):
+    """Weights with the matrices of all experts of a layer in one array, gate before up, as transformers 5 has them."""
+    out, parts = {}, {}
+    for name, weight in weights.items():
+        name = name.replace("block_sparse_moe", "mlp")
+        match = re.fullmatch(r"(.*\.experts)\.\d+\.(\w+)\.weight", name)
+        if match is None:
+            out[name] = weight
+        else:
+            kind = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}.get(match[2], match[2])
+            parts.setdefault(match[1], {}).setdefault(kind, []).append(weight)
+    for prefix, stacks in parts.items():
+        gate, up, down = (np.stack(stacks[kind]) for kind in ("gate_proj", "up_proj", "down_proj"))
+        out |= {f"{prefix}.gate_up_proj": np.concatenate([gate, up], axis=1), f"{prefix}.down_proj": down}
+    return out
 
 
 @torch.no_grad()
@@ -125,12 +143,13 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def families():
-    """Every tiny model."""
+def families(names=()):
+    """Every tiny model, or those of these names."""
     torch.set_num_threads(1)
     (FIXTURES / "families").mkdir(parents=True, exist_ok=True)
     for model in TINY.values():
-        tiny_family(model)
+        if not names or model.name in names:
+            tiny_family(model)
 
 
 class HandSPM:
@@ -211,8 +230,10 @@ def main():
     """Write the tiny models' fixtures, and the real one's if it is given."""
     parser = argparse.ArgumentParser(description="Write tests/fixtures/families, and gemma3_logits.npz.")
     parser.add_argument("--gemma", type=Path, help="gemma-3-270m-q4_k_m.gguf")
-    path = parser.parse_args().gemma
-    families()
+    parser.add_argument("--only", nargs="*", default=(), metavar="NAME", help="tiny models; without it all of them")
+    arguments = parser.parse_args()
+    path = arguments.gemma
+    families(arguments.only)
     if path is not None:
         gemma(path)
 

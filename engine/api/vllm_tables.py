@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 _NO_IMAGES = "leave it out: models take text only"
 _LORA = "merge the adapter into the weights first: adapters are not supported yet"
-_EXPERTS = "leave it out: models with experts are not supported yet"
+_EXPERTS = "leave it out: how experts are computed cannot be chosen"
 _GRAMMAR = "leave it out: output is not constrained yet; allowed_token_ids, bad_words and logit_bias bound tokens"
 _REASONING = "leave it out: what a model thinks is part of its text"
 _LOGS = "leave it out: `LLM.metrics()` has counts and latencies, and decision_log writes a file"

@@ -1,7 +1,7 @@
 """Builds JAX meshes from a topology, and shardings on them from logical axis names.
 
-Each mesh has the single axis "tp". Heads, MLP columns and the vocabulary are split over it, everything else is
-replicated. No arrays are made here; `tensor_parallel.py` checks which degrees a model allows.
+Each mesh has the single axis "tp"; `rules.py` says which logical axes are divided over it, everything else is
+replicated. No arrays are made here; `sizing/heads.py` checks which degrees a model allows.
 """
 
 import os
@@ -17,12 +17,11 @@ from ...kernels_pallas.quantized import QuantizedArray
 from ...models.decoder import ParamSpec
 from ...models.quantized import Described, placed
 from ..topology import Topology, TopologyError
+from .rules import TENSOR_PARALLEL, TP, ShardingRules
 
-AXIS = "tp"
 # The fewest and the most CPU devices that a process gets where its topology needs no more.
 _FEWEST, _MOST = 2, 8
 _MOST_DEVICES = 1024  # more are a slip of the pen
-_SPLIT = frozenset({"vocab", "q_heads", "kv_heads", "mlp"})
 
 
 def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None) -> list[Mesh]:
@@ -59,7 +58,7 @@ def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None
                 f"devices= gives the {spec.role} mesh at {first} to {first + spec.tp - 1} a device twice: "
                 "meshes may share devices, but the devices of one mesh must all differ."
             )
-        meshes.append(Mesh(np.array(own), (AXIS,)))
+        meshes.append(Mesh(np.array(own), (TP,)))
         first += spec.tp
     return meshes
 
@@ -122,32 +121,33 @@ def _too_few(topology: Topology, devices: Sequence[jax.Device]) -> str:
     return f"{start}: ask for fewer meshes, or run where there are more."
 
 
-def sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
+def sharding(mesh: Mesh, axes: Sequence[str | None], rules: ShardingRules = TENSOR_PARALLEL) -> NamedSharding:
     """Make the sharding on `mesh` of an array with these logical axes, one name (or None) per dimension.
 
     Dimensions that are split must divide by the mesh's size.
     """
-    return NamedSharding(mesh, PartitionSpec(*(AXIS if axis in _SPLIT else None for axis in axes)))
+    return NamedSharding(mesh, rules.spec(axes))
 
 
-def param_sharding(mesh: Mesh, spec: ParamSpec) -> NamedSharding:
+def param_sharding(mesh: Mesh, spec: ParamSpec, rules: ShardingRules = TENSOR_PARALLEL) -> NamedSharding:
     """Make the sharding of a parameter of floats. A vocabulary that does not divide is whole on every device."""
     divides = (size % mesh.size == 0 for size in spec.value.shape)
-    return sharding(mesh, [axis if ok else None for axis, ok in zip(spec.axes, divides, strict=True)])
+    return sharding(mesh, [axis if ok else None for axis, ok in zip(spec.axes, divides, strict=True)], rules)
 
 
-def products_on(mesh: Mesh | AbstractMesh, activations: Activations = "int16") -> Products:
+def products_on(
+    mesh: Mesh | AbstractMesh, activations: Activations = "int16", rules: ShardingRules = TENSOR_PARALLEL
+) -> Products:
     """Describe how a mesh's programs multiply by quantised weights, or would if it had devices."""
-    return Products(activations) if mesh.size == 1 else Products(activations, mesh, AXIS, _SPLIT)
+    return Products(activations) if mesh.size == 1 else Products(activations, mesh, TP, frozenset(rules.over(TP)))
 
 
-def param_on(mesh: Mesh, spec: ParamSpec) -> Described:
+def param_on(mesh: Mesh, spec: ParamSpec, rules: ShardingRules = TENSOR_PARALLEL) -> Described:
     """Describe a parameter as it lies on `mesh`: arrays of a quantised one are divided along one axis, all the same."""
     value = spec.value
     if not isinstance(value, QuantizedArray):
-        return placed(value, lambda _: param_sharding(mesh, spec))
-    split = products_on(mesh).split(spec.axes, value)
-    axes = PartitionSpec(*(AXIS if split == side else None for side in ("outputs", "inputs")))
+        return placed(value, lambda _: param_sharding(mesh, spec, rules))
+    axes = products_on(mesh, rules=rules).partition(spec.axes, value)
     return placed(value, lambda _: NamedSharding(mesh, axes))
 
 

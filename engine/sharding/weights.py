@@ -178,8 +178,9 @@ def _difference(name: str, given: NewParam, wanted: Described) -> str | None:
         return f"{name} is {_described(given)}: it must be {_described(wanted)}, as before"
     if not isinstance(given, QuantizedArray) or not isinstance(wanted, QuantizedArray):
         return None
-    if given.inputs != wanted.inputs:
-        return f"{name} has {given.inputs} axes of inputs: it must have {wanted.inputs}, as before"
+    if (given.inputs, given.stacked) != (wanted.inputs, wanted.stacked):
+        found, expected = (f"{w.stacked} and {w.inputs}" for w in (given, wanted))
+        return f"{name} has {found} axes of matrices and inputs: it must have {expected}, as before"
     parts, expected = dict(given.parts()), dict(wanted.parts())
     if parts.keys() != expected.keys():
         return f"{name} has {' and '.join(parts)}: it must have {' and '.join(expected)}, as before"

@@ -13,6 +13,7 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of each of `config.D
 TRANSFERS_WITH_STATE = 8  # that may carry a request's state at once, for each mesh
 # Bytes of temporaries for each logit of a row that is sampled for, and splits of a request in decode attention.
 _SAMPLER_BYTES, _MOST_SPLITS = 32, 64
+_BLOCK_ROWS = 64  # of a block of rows that pass one expert, at most
 _SCALARS = 11  # numbers of 4 bytes that a slot has, and for each token of the vocabulary it has two
 _DENSE_NUMBERS = 2
 
@@ -55,4 +56,14 @@ def temporary_bytes(model: ModelConfig, config: EngineConfig, tp: int) -> int:
     heads = -(-model.num_heads // (4 * tp)) * 4
     sums = 4 * 2 * rows * _MOST_SPLITS * heads * model.head_dim
     largest = model.vocab_size * model.hidden_size * size // tp
-    return (config.chunk_size + fused) * layer + sampled + sums + largest
+    tokens = config.chunk_size + fused
+    return tokens * layer + sampled + sums + largest + _expert_bytes(model, tokens, tp, size)
+
+
+def _expert_bytes(model: ModelConfig, tokens: int, tp: int, size: int) -> int:
+    """Return bytes of a mixture of experts' temporaries: every choice's output in float32, in blocks of rows that may
+    be empty in part, and the weights of the expert at work."""
+    if model.experts is None:
+        return 0
+    choices = tokens * model.experts.per_token + model.experts.count * _BLOCK_ROWS
+    return 4 * choices * model.hidden_size + 3 * size * model.hidden_size * model.intermediate_size // tp

@@ -11,7 +11,7 @@ from ...models.config import ModelConfig
 from .memory_needs import ITEM_BYTES
 
 # Bits of a weight in each format that may stay: its own, and its part of scales and smallest values.
-FORMAT_BITS = {"Q8_0": 8.5, "Q5_0": 5.5, "Q4_0": 4.5, "Q4_1": 5.0, "Q6_K": 8.0, "Q4_K": 6.0}
+FORMAT_BITS = {"Q8_0": 8.5, "Q5_0": 5.5, "Q4_0": 4.5, "Q4_1": 5.0, "Q6_K": 8.0, "Q4_K": 6.0, "MXFP4": 4.25}
 _TILE = 16  # outputs of a quantised matrix that lie together
 
 
@@ -22,6 +22,8 @@ class _Matrix(NamedTuple):
     outputs: int
     inputs: int
     is_table: bool = False  # its rows are looked up as well: one that does not divide is whole on every device
+    stack: int = 1  # how many such matrices are one parameter
+    is_whole: bool = False  # a mesh divides it along neither side
 
 
 def weight_bytes(model: ModelConfig, dtype: str, tp: int, formats: Mapping[str, str] | None = None) -> int:
@@ -35,9 +37,20 @@ def weight_bytes(model: ModelConfig, dtype: str, tp: int, formats: Mapping[str, 
     """
     kept, item = formats or {}, ITEM_BYTES[dtype]
     matrices = sum(_bytes(matrix, item, kept.get(matrix.path), tp) for matrix in _matrices(model))
-    biases = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim if model.qkv_bias else 0
     norms = (4 if model.sandwich_norms else 2) * model.hidden_size + (2 * model.head_dim if model.qk_norm else 0)
-    return matrices + item * model.num_layers * biases // tp + 4 * (model.num_layers * norms + model.hidden_size)
+    sinks = model.num_heads // tp if model.has_sinks else 0
+    layers = model.num_layers * (item * _biases(model, tp) + 4 * (norms + sinks))
+    return matrices + layers + 4 * model.hidden_size
+
+
+def _biases(model: ModelConfig, tp: int) -> int:
+    """Count the numbers in a layer's biases on each device."""
+    divided = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim if model.qkv_bias else 0
+    whole = model.hidden_size if model.output_bias else 0
+    if model.experts is not None and model.experts.has_bias:
+        divided += 2 * model.experts.count * model.intermediate_size
+        whole += model.experts.count * (1 + model.hidden_size)
+    return divided // tp + whole
 
 
 def _matrices(model: ModelConfig) -> Iterator[_Matrix]:
@@ -49,9 +62,12 @@ def _matrices(model: ModelConfig) -> Iterator[_Matrix]:
         yield _Matrix(f"{attention}.k_proj", keys, hidden)
         yield _Matrix(f"{attention}.v_proj", keys, hidden)
         yield _Matrix(f"{attention}.o_proj", hidden, queries)
-        yield _Matrix(f"{mlp}.gate_proj", inner, hidden)
-        yield _Matrix(f"{mlp}.up_proj", inner, hidden)
-        yield _Matrix(f"{mlp}.down_proj", hidden, inner)
+        count = 1 if model.experts is None else model.experts.count
+        yield _Matrix(f"{mlp}.gate_proj", inner, hidden, stack=count)
+        yield _Matrix(f"{mlp}.up_proj", inner, hidden, stack=count)
+        yield _Matrix(f"{mlp}.down_proj", hidden, inner, stack=count)
+        if model.experts is not None:
+            yield _Matrix(f"{mlp}.router", count, hidden, is_whole=True)
     yield _Matrix("embedding.weight", model.vocab_size, hidden, is_table=True)
     if not model.tie_embeddings:
         yield _Matrix("head.weight", model.vocab_size, hidden, is_table=True)
@@ -64,4 +80,5 @@ def _bytes(matrix: _Matrix, item: int, format_name: str | None, tp: int) -> int:
     else:
         tiles = -(-matrix.outputs // _TILE)
         whole, unit = int(tiles * _TILE * matrix.inputs * FORMAT_BITS[format_name] / 8), _TILE
-    return whole if matrix.is_table and matrix.outputs % (tp * unit) else whole // tp
+    is_whole = matrix.is_whole or (matrix.is_table and matrix.outputs % (tp * unit) != 0)
+    return matrix.stack * (whole if is_whole else whole // tp)

@@ -58,7 +58,7 @@ from .kept_programs import kept_or_compiled
 from .links import time_links, warn_if_staged
 from .memory import give_back_freed, memory_for_kv
 from .one_request import OneRequest
-from .quantization import Quantized, choose, cpu_kernels, start_line
+from .quantization import Quantized, choose, cpu_kernels, dequantized_line, start_line
 
 # Gives each mesh the parameters, those with a format quantised and all others in the dtype.
 type Load = Callable[[jnp.dtype, Sequence[Mesh], Mapping[str, str]], list[Params]]
@@ -92,6 +92,8 @@ def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest
 
     def load(dtype: jnp.dtype, meshes: Sequence[Mesh], formats: Mapping[str, str]) -> list[Params]:
         allowed = options.allow_nonfinite
+        if options.progress and checkpoint.dequantized:
+            say(dequantized_line(checkpoint.dequantized, checkpoint.config, dtype))
         weights = load_weights(
             checkpoint, dtype, meshes, formats, progress=options.progress, allow_nonfinite=allowed, maps=maps
         )

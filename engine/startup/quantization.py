@@ -4,6 +4,7 @@ Invariant: the choice is a pure function of the option, the files, the meshes' s
 kind of device, so that every start on a machine makes the same one, and the same for all meshes.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,12 @@ from ...kernels_pallas.cpu import blocks, calls
 from ...kernels_pallas.cpu.blocks_records import Activations
 from ...kernels_pallas.matmul import kernel_for
 from ...kernels_pallas.quantized import QuantizedArray
+from ...models.checkpoints.streaming import Packed
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
-from ..sharding.mesh import AXIS, products_on
+from ...models.quantized import nbytes
+from ..sharding.mesh import products_on
+from ..sharding.rules import TP
 from ..sizing.heads import model_on
 
 
@@ -31,6 +35,8 @@ class Quantized:
     platform: str  # of the devices
     activations: Activations
     reasons: tuple[str, ...] = ()  # why others do not
+    lost_bytes: int = 0  # that these others take quantised
+    lost_numbers: int = 0  # that they hold
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -57,18 +63,28 @@ def choose(
         activations: what kernels are to multiply by.
     """
     if asked == "none":
-        return Quantized(stored, {}, platform, activations, ("quantization='none'",) if stored else ())
+        reasons = ("quantization='none'",) if stored else ()
+        return Quantized(stored, {}, platform, activations, reasons, *_sizes(stored, model))
     lacking = {name for name in set(stored.values()) if kernel_for(platform, name) is None}
     fast = stored if asked == "keep" else {path: name for path, name in stored.items() if name not in lacking}
     why_slow = (f"no kernel multiplies by {_listed(sorted(lacking))} here",) if len(fast) < len(stored) else ()
     cut = {path: reason for tp in dict.fromkeys(degrees) for path, reason in _cut(fast, model, tp).items()}
     kept = {path: name for path, name in fast.items() if path not in cut}
-    return Quantized(stored, kept, platform, activations, (*why_slow, *dict.fromkeys(cut.values())))
+    lost = {path: name for path, name in stored.items() if path not in kept}
+    reasons = (*why_slow, *dict.fromkeys(cut.values()))
+    return Quantized(stored, kept, platform, activations, reasons, *_sizes(lost, model))
+
+
+def _sizes(formats: Mapping[str, str], model: ModelConfig) -> tuple[int, int]:
+    """Return the bytes that parameters take in their formats, and how many numbers they hold."""
+    specs = abstract_params(model, jnp.float32, formats).specs
+    values = [specs[path].value for path in formats]
+    return sum(map(nbytes, values)), sum(math.prod(value.shape) for value in values)
 
 
 def _cut(formats: Mapping[str, str], model: ModelConfig, tp: int) -> dict[str, str]:
     """Find the parameters that cannot be divided over a mesh of so many devices, by path, each with a reason."""
-    products, found = products_on(AbstractMesh((tp,), (AXIS,))), dict[str, str]()
+    products, found = products_on(AbstractMesh((tp,), (TP,))), dict[str, str]()
     if tp == 1:
         return found
     specs = abstract_params(model_on(model, tp), jnp.float32, formats).specs
@@ -103,10 +119,24 @@ def start_line(weights: Quantized, dtype: str) -> str:
     lost = Counter(weights.stored.values()) - Counter(weights.kept.values())
     if lost:
         shown = _listed(f"{count} {name}" for name, count in lost.most_common())
-        parts.append(f"{shown} dequantised to {dtype}: {'; '.join(weights.reasons)}")
+        made = weights.lost_numbers * jnp.dtype(dtype).itemsize
+        cost = f"{weights.lost_bytes / 1e6:,.0f} MB become {made / 1e6:,.0f} MB"
+        parts.append(f"{shown} dequantised to {dtype}: {'; '.join(weights.reasons)}; {cost}")
     parts.append(f"all else {dtype}" if parts else f"all {dtype}")
     rounded = f", rounded to {weights.activations} where quantised weights multiply them" if rounds else ""
     return f"weights: {', '.join(parts)}; activations and KV: {dtype}{rounded}"
+
+
+def dequantized_line(packed: Mapping[str, Packed], model: ModelConfig, dtype: jnp.dtype) -> str:
+    """Say what the files hold quantised that becomes floats in any case, and what that costs."""
+    specs = abstract_params(model, dtype).specs
+    stored = sum(one.nbytes for one in packed.values())
+    made = sum(nbytes(specs[path].value) for path in packed)
+    shown = _listed(f"{count} {name}" for name, count in Counter(one.format for one in packed.values()).most_common())
+    return (
+        f"weights: {shown} dequantised to {dtype.name} as they are loaded: no product takes them as they are; "
+        f"{stored / 1e6:,.0f} MB of the files become {made / 1e6:,.0f} MB"
+    )
 
 
 def _listed(names: Iterable[str]) -> str:

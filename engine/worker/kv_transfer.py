@@ -29,12 +29,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ...kernels_pallas.scatter import write_rows
 from ..config import EngineConfig
 from ..sampling.request_state import Scalars
-from ..sharding.mesh import AXIS, replicated
+from ..sharding.mesh import replicated
+from ..sharding.rules import TENSOR_PARALLEL, TP
 from ..topology import TopologyError
-from .kv_cache import DeviceState, KVCache
+from .kv_cache import KV_AXES, DeviceState, KVCache
 
 _WHOLE = PartitionSpec()
-_HEADS = PartitionSpec(None, None, None, AXIS, None)  # of pools and staging alike
+_HEADS = TENSOR_PARALLEL.spec(KV_AXES)  # of pools and staging alike
 
 
 class Staging(NamedTuple):
@@ -210,8 +211,8 @@ def _assemble(parts: Any, sharding: NamedSharding) -> Any:
     arrays = []
     for leaf in leaves:
         shape = list(leaf[0].shape)
-        if AXIS in sharding.spec:
-            shape[sharding.spec.index(AXIS)] *= len(devices)
+        if TP in sharding.spec:
+            shape[sharding.spec.index(TP)] *= len(devices)
         own = [next(moved) for _ in devices]
         arrays.append(jax.make_array_from_single_device_arrays(tuple(shape), sharding, own))
     return jax.tree.unflatten(structure, arrays)

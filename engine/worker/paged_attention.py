@@ -19,9 +19,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ...kernels_pallas import Rotation, paged_decode_attention, paged_prefill_attention, prepare_heads
 from ...models.config import AttentionSpec, ModelConfig
-from ..sharding.mesh import AXIS
+from ..sharding.rules import TENSOR_PARALLEL
 from ..sizing.cache_groups import groups
-from .kv_cache import KVCache
+from .kv_cache import KV_AXES, KVCache
+
+# How queries, and the new keys and values that go with them, and pools are divided.
+_HEADS, _SINKS, _POOL = map(TENSOR_PARALLEL.spec, ((None, "q_heads"), ("q_heads",), KV_AXES))
 
 
 class PrefillRows(NamedTuple):
@@ -76,34 +79,41 @@ class PagedAttention:
         k: jax.Array,
         v: jax.Array,
         rotation: Rotation,
+        sink: jax.Array | None,
         rows: StepRows,
     ) -> tuple[jax.Array, tuple[KVCache, ...]]:
         """Rotate q [T, Hq, D] and k, append k and v [T, Hk, D] to the layer's pool in `kv`, and attend over that pool.
 
-        Returns [T, Hq, D], and `kv` with the updated pool.
+        `sink` [Hq] joins the softmax's denominator only. Returns [T, Hq, D], and `kv` with the updated pool.
         """
         group, index = self._places[layer]
         spec, scale = self._model.layers[layer], self._model.attention_scale
 
         def step(
-            kv: KVCache, q: jax.Array, k: jax.Array, v: jax.Array, rotation: Rotation, tokens: _Tokens
+            kv: KVCache,
+            q: jax.Array,
+            k: jax.Array,
+            v: jax.Array,
+            rotation: Rotation,
+            sink: jax.Array | None,
+            tokens: _Tokens,
         ) -> tuple[jax.Array, KVCache]:
             shape = kv.k.shape
             k_pages, v_pages = (_reshape(x, (-1, *shape[2:])) for x in kv)
             first_page = index * shape[1]
             q, *pools = prepare_heads(q, k, v, rotation, k_pages, v_pages, tokens.slots, first_page=first_page)
             flat = KVCache(*pools)
-            attended = _attend(flat, q, tokens, spec, scale=scale, first_page=first_page)
+            attended = _attend(flat, q, sink, tokens, spec, scale=scale, first_page=first_page)
             return attended, KVCache(*(_reshape(x, shape) for x in flat))
 
         if self._mesh.size > 1:
-            heads, pool, whole = PartitionSpec(None, AXIS), PartitionSpec(None, None, None, AXIS), PartitionSpec()
+            heads, pool, whole = _HEADS, _POOL, PartitionSpec()
             # The kernels' loops start from constants, which the check would treat as values equal on all devices.
             step = jax.shard_map(
-                step, mesh=self._mesh, in_specs=(pool, heads, heads, heads, whole, whole), out_specs=(heads, pool),
-                check_vma=False,
+                step, mesh=self._mesh, in_specs=(pool, heads, heads, heads, whole, _SINKS, whole),
+                out_specs=(heads, pool), check_vma=False,
             )  # fmt: skip
-        attended, pool_after = step(kv[group], q, k, v, rotation, _tokens(rows, group))
+        attended, pool_after = step(kv[group], q, k, v, rotation, sink, _tokens(rows, group))
         return attended, (*kv[:group], pool_after, *kv[group + 1 :])
 
 
@@ -127,7 +137,14 @@ def _places(model: ModelConfig) -> dict[int, tuple[int, int]]:
 
 
 def _attend(
-    kv: KVCache, q: jax.Array, tokens: _Tokens, spec: AttentionSpec, *, scale: float, first_page: int
+    kv: KVCache,
+    q: jax.Array,
+    sink: jax.Array | None,
+    tokens: _Tokens,
+    spec: AttentionSpec,
+    *,
+    scale: float,
+    first_page: int,
 ) -> jax.Array:
     """Attend from q [T, Hq, D], whose rows are the decode rows and then the prefill tokens."""
     rows = 0 if tokens.decode is None else tokens.decode[1].shape[0]
@@ -136,14 +153,14 @@ def _attend(
         parts.append(
             paged_decode_attention(
                 q[:rows], *kv, *tokens.decode, scale=scale, first_page=first_page, window=spec.window,
-                softcap=spec.softcap,
+                softcap=spec.softcap, sink=sink,
             )
         )  # fmt: skip
     if tokens.prefill is not None:
         parts.append(
             paged_prefill_attention(
                 q[rows:], *kv, *tokens.prefill, scale=scale, first_page=first_page, window=spec.window,
-                softcap=spec.softcap,
+                softcap=spec.softcap, sink=sink,
             )
         )  # fmt: skip
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)

@@ -20,9 +20,14 @@ from .blocks_records import NUMBER_BYTES, Activations, room_bytes
 _TAKEN = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float32)}
 
 
+def takes(format_name: str) -> bool:
+    """Return whether the kernel is written for a format: those whose values are numbers, not codes of numbers."""
+    return format_name in LAYOUTS and LAYOUTS[format_name].codes is None
+
+
 def kernels_of(formats: Iterable[str], activations: Activations) -> list[str]:
     """Name the kernels for formats, as `loader.compile_ahead` takes them."""
-    return [":".join(["blocks", *map(str, _parameters(name, activations))]) for name in formats]
+    return [":".join(["blocks", *map(str, _parameters(name, activations))]) for name in formats if takes(name)]
 
 
 def _target(format_name: str, activations: Activations) -> str | None:
@@ -51,7 +56,7 @@ def product(
         [T, n].
     """
     dtype = np.dtype(dtype)
-    if x.dtype.name not in _TAKEN or dtype.name not in _TAKEN or 0 in (*x.shape, outputs):
+    if x.dtype.name not in _TAKEN or dtype.name not in _TAKEN or 0 in (*x.shape, outputs) or not takes(format_name):
         return None
     name = _target(format_name, activations)
     if name is None:

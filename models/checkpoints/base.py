@@ -18,7 +18,7 @@ from ..text.chat_files import chat_template_from_directory
 from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_files import tokenizer_from_directory
 from .host_memory import FileMaps
-from .streaming import Report, Wanted, ignore
+from .streaming import Packed, Report, Wanted, ignore
 
 # The file that marks a directory as written by `orbax_writer.py`.
 DESCRIPTION = "twinmesh.json"
@@ -45,6 +45,11 @@ class Checkpoint(Protocol):
     @property
     def formats(self) -> Mapping[str, str]:
         """Return the parameters that can be loaded as they are quantised, by path, and each one's format."""
+        ...
+
+    @property
+    def dequantized(self) -> Mapping[str, Packed]:
+        """Return the other parameters that the files hold quantised, by path: they become floats as they are loaded."""
         ...
 
     @property

@@ -30,7 +30,9 @@ def is_finite(values: np.ndarray) -> bool:
     return bool(positive and values.view(np.uint16).max(initial=0) < infinity + _SIGN)
 
 
-def refusal(path: Path, tensor: str, first_row: int, rows: np.ndarray, dtype: np.dtype) -> CheckpointError:
+def refusal(
+    path: Path, tensor: str, first_row: int, rows: np.ndarray, dtype: np.dtype, *, row_step: int = 1
+) -> CheckpointError:
     """Make the error for rows of a tensor that hold a value that is not finite in `dtype`; the caller raises it.
 
     Args:
@@ -39,12 +41,13 @@ def refusal(path: Path, tensor: str, first_row: int, rows: np.ndarray, dtype: np
         first_row: number of the first of the rows in the tensor.
         rows: [rows, columns] as the file has them.
         dtype: what they are to be loaded as.
+        row_step: how far apart they are in the tensor.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         found = np.argwhere(~np.isfinite(rows.astype(dtype).astype(np.float32)))
     row, column = found[0]
     value = float(rows[row, column])
-    where = f"{path}: tensor {tensor!r} holds {value:g} in row {first_row + row}"
+    where = f"{path}: tensor {tensor!r} holds {value:g} in row {first_row + row * row_step}"
     if np.isfinite(value):
         return CheckpointError(f"{where}, which {np.dtype(dtype).name} cannot hold: load it as another dtype.")
     return CheckpointError(

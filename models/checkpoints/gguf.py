@@ -10,6 +10,7 @@ from ..errors import CheckpointError
 from ..families import GGUF, format_named
 from ..families.from_gguf import NAMES, ROPE_FACTORS, GGUFHeader
 from ..families.raw_config import Settings
+from ..families.tensor_source import each
 from ..quantized import Weight
 from ..text.chat import ChatTemplate
 from ..text.chat_files import templates_from_gguf
@@ -40,7 +41,7 @@ class GGUFCheckpoint(TextFiles, StreamedTensors[GGUFFile]):
             raise CheckpointError(f"{path}: {error}") from None
         self._sources = chosen.sources(self.config)
         factors = {ROPE_FACTORS: (self.config.head_dim // 2,)} if ROPE_FACTORS in self._file.tensors else {}
-        expected = {source.tensor: source.shape for source in self._sources.values()} | factors
+        expected = {source.tensor: source.shape for source in self._matrices()} | factors
         self._file.check(expected | self._scales(), self._is_input_scale)
         self.formats: Mapping[str, str] = self._formats()
 
@@ -66,17 +67,18 @@ class GGUFCheckpoint(TextFiles, StreamedTensors[GGUFFile]):
     def _scales(self) -> dict[str, tuple[int, ...]]:
         """Find the second scales of weights, one number each, as llama.cpp does: of projections and the head."""
         embedding = f"{NAMES.embedding}.weight"
-        matrices = {s.tensor for s in self._sources.values() if len(s.shape) == 2 and s.tensor != embedding}
+        matrices = {s.tensor for s in self._matrices() if len(s.shape) == 2 and s.tensor != embedding}
         names = (f"{tensor.removesuffix('.weight')}.scale" for tensor in matrices)
         return {name: (1,) for name in names if name in self._file.tensors}
 
     def _formats(self) -> dict[str, str]:
         """Find the parameters whose tensors are of a format that need not be dequantised, and have no second scale."""
         scales = self._scales()
+        matrices = {path: each(places)[0] for path, places in self._sources.items()}
         kinds = {
             path: self._file.tensors[source.tensor].kind.name
-            for path, source in self._sources.items()
-            if len(source.shape) == 2 and f"{source.tensor.removesuffix('.weight')}.scale" not in scales
+            for path, source in matrices.items()
+            if len(source.shape) > 1 and f"{source.tensor.removesuffix('.weight')}.scale" not in scales
         }
         return {path: kind for path, kind in kinds.items() if kind in LAYOUTS}
 

@@ -228,8 +228,8 @@ class GGUFFile:
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Read rows `start` to `stop - 1` of tensor `name`, dequantised: float32 [rows, columns].
 
-        A vector has one column. NAME.weight is multiplied by NAME.scale, one number, if the file has it (NVFP4's second
-        scale). Expects that `check` has passed.
+        Rows lie along the last axis; a vector has one column. NAME.weight is multiplied by NAME.scale, one number, if
+        the file has it (NVFP4's second scale). Expects that `check` has passed.
 
         Raises:
             CheckpointError: a file that can no longer be read.
@@ -244,9 +244,18 @@ class GGUFFile:
         """Return the file that holds tensor `name`."""
         return self.tensors[name].path
 
+    def paths_of(self, name: str) -> tuple[Path, ...]:
+        """Return the file that holds tensor `name`."""
+        return (self.tensors[name].path,)
+
     def nbytes(self, name: str) -> int:
         """Return the bytes that tensor `name` takes in its file."""
         return self.tensors[name].nbytes
+
+    def format_of(self, name: str) -> str | None:
+        """Return the format that tensor `name` is quantised in; None: it holds floats."""
+        kind = self.tensors[name].kind
+        return None if kind in _PLAIN else kind.name
 
     def plain(self, name: str) -> Plain | None:
         """Return where tensor `name` lies; None for a quantised one, and one with a second scale."""

@@ -5,10 +5,9 @@ Weights are in `model.safetensors`, or in the files that `model.safetensors.inde
 is checked that exactly the expected ones exist.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,13 +15,18 @@ import numpy as np
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..families import HUGGING_FACE, format_named
+from ..families.family import Format
 from ..families.from_hugging_face import NAMES
 from ..families.raw_config import Settings
-from ..families.tensor_source import Source
+from ..families.tensor_source import Places, each, renamed
 from ..json_file import read_json
+from ..quantized import Weight
 from .base import TextFiles
+from .host_memory import FileMaps
+from .mxfp4 import MXFP4Files
+from .quantized_streaming import stream_quantized
 from .safetensors import INDEX, SafetensorsFiles, open_sharded
-from .streaming import StreamedTensors
+from .streaming import Report, StreamedTensors, Wanted, divide, ignore
 from .tensor_check import check_tensors
 
 CONFIG = "config.json"
@@ -35,14 +39,12 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
     """A directory of a supported family, checked to hold exactly the tensors that the family needs."""
 
-    formats: Mapping[str, str] = MappingProxyType({})
-
     def __init__(self, directory: Path) -> None:
         """Open `directory`; see `open_checkpoint` for what it raises."""
         self.path = directory
         self.name = _name(directory)
         settings = Settings(read_json(directory / CONFIG))
-        self._file = _open_weights(directory)
+        self._file: SafetensorsFiles = _open_weights(directory)
         try:
             settings.refuse("vision_config")  # a better reason than an unknown model_type
             chosen = format_named(HUGGING_FACE, settings.get("model_type"), "model_type")
@@ -50,13 +52,37 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
         except ValueError as error:
             raise CheckpointError(f"{directory / CONFIG}: {error}") from None
         self.config: ModelConfig = _as_stored(config, self._file)
-        self._sources: Mapping[str, Source] = chosen.sources(self.config)
+        self._sources: Mapping[str, Places] = self._find_sources(chosen, settings)
         if self.config.tie_embeddings and _EMBEDDING not in self._file.tensors and _HEAD in self._file.tensors:
             self._sources = _renamed(self._sources, {_EMBEDDING: _HEAD})
-        expected = {source.tensor: source.shape for source in self._sources.values()}
+        expected = {source.tensor: source.shape for source in self._matrices()}
         check_tensors(directory, self._file.shapes, expected, self._is_harmless)
         self._file.check_readable(expected)
         self.dtype = jnp.dtype(self._file.dtype())
+        packed = ((path, self._file.format_of(each(places)[0].tensor)) for path, places in self._sources.items())
+        self.formats: Mapping[str, str] = {path: name for path, name in packed if name is not None}
+
+    def load(
+        self,
+        wanted: Wanted,
+        *,
+        allow_nonfinite: bool = False,
+        maps: FileMaps | None = None,
+        report: Report = ignore,
+    ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
+        """Load parameters straight onto devices, those of floats first; see `Checkpoint.load`."""
+        yield from super().load(wanted, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
+        _, quantized = divide(wanted)
+        if isinstance(file := self._file, MXFP4Files):
+            yield from stream_quantized(file, self._sources, quantized, allow_nonfinite=allow_nonfinite, report=report)
+
+    def _find_sources(self, chosen: Format[Settings], settings: Settings) -> Mapping[str, Places]:
+        """Find the places of parameters in files of floats or, if config.json says so, of packed weights."""
+        if "quantization_config" not in settings:
+            return chosen.sources(self.config)
+        assert chosen.packed_sources is not None  # the family has read the setting, and refused what it does not know
+        self._file = MXFP4Files(self._file)
+        return chosen.packed_sources(self.config)
 
     def _is_harmless(self, name: str) -> bool:
         """Return whether an unexpected tensor may be ignored.
@@ -84,9 +110,9 @@ def _as_stored(config: ModelConfig, file: SafetensorsFiles) -> ModelConfig:
     return config
 
 
-def _renamed(sources: Mapping[str, Source], names: Mapping[str, str]) -> dict[str, Source]:
+def _renamed(sources: Mapping[str, Places], names: Mapping[str, str]) -> dict[str, Places]:
     """Replace the names of tensors in the sources."""
-    return {path: replace(source, tensor=names.get(source.tensor, source.tensor)) for path, source in sources.items()}
+    return {path: renamed(places, lambda name: names.get(name, name)) for path, places in sources.items()}
 
 
 def _name(directory: Path) -> str:

@@ -21,7 +21,7 @@ from .finite import check_array
 from .host_memory import FileMaps
 from .orbax_format import PARAMS, one_sentence, read_description, stored
 from .quantized_streaming import as_floats
-from .streaming import Report, Wanted, divide, ignore
+from .streaming import Packed, Report, Wanted, divide, ignore
 from .tensor_check import check_tensors
 
 
@@ -45,6 +45,11 @@ class OrbaxCheckpoint(TextFiles):
                 f"{directory} names a format of {path[:80]!r}, which no matrix of the model is called."
             )
         self._params = directory.absolute() / PARAMS
+
+    @property
+    def dequantized(self) -> Mapping[str, Packed]:
+        """Return none: all that is stored quantised can stay so."""
+        return {}
 
     @property
     def stored_bytes(self) -> int:

@@ -12,13 +12,13 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from ...kernels_pallas.block_tiles import OUTPUTS, pack
+from ...kernels_pallas.block_tiles import LAYOUTS, OUTPUTS, Tiles, pack, scale_values
 from ...kernels_pallas.quantized import QuantizedArray, dequantize
-from ..families.tensor_source import Source
+from ..families.tensor_source import Places, Source, each
 from ..quantized import Weight
 from .finite import is_finite, refusal
-from .host_memory import aligned_empty, check_unchanged
-from .streaming import BLOCK_BYTES, Report, TensorFile, WantedQuantized, bytes_before, halves
+from .host_memory import aligned_empty
+from .streaming import BLOCK_BYTES, Report, TensorFile, WantedQuantized, bytes_of, check_files, halves
 
 
 class BlockFile(TensorFile, Protocol):
@@ -34,14 +34,13 @@ class BlockFile(TensorFile, Protocol):
 
 
 def stream_quantized(
-    file: BlockFile, sources: Mapping[str, Source], wanted: WantedQuantized, *, allow_nonfinite: bool, report: Report
+    file: BlockFile, sources: Mapping[str, Places], wanted: WantedQuantized, *, allow_nonfinite: bool, report: Report
 ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
     """Yield each wanted path with its parameter on every mesh, in the order of `wanted`; see `Checkpoint.load`."""
     for path, places in wanted.items():
         host = _read(file, sources[path], places[0], allow_nonfinite=allow_nonfinite, report=report)
         yield path, jax.block_until_ready(tuple(put(host, place) for place in places))
-    for part in {file.path_of(sources[path].tensor) for path in wanted}:
-        check_unchanged(part, file.stamps[part])
+    check_files(file, (sources[path] for path in wanted))
 
 
 def put(host: QuantizedArray, place: QuantizedArray) -> QuantizedArray:
@@ -51,7 +50,7 @@ def put(host: QuantizedArray, place: QuantizedArray) -> QuantizedArray:
 
 
 def _read(
-    file: BlockFile, source: Source, like: QuantizedArray, *, allow_nonfinite: bool, report: Report
+    file: BlockFile, places: Places, like: QuantizedArray, *, allow_nonfinite: bool, report: Report
 ) -> QuantizedArray:
     """Read one parameter into host arrays as `like` describes them.
 
@@ -59,32 +58,61 @@ def _read(
         CheckpointError: as `BlockFile.read_blocks` does; or a scale that is not finite, unless `allow_nonfinite`.
     """
     out: QuantizedArray = jax.tree.map(lambda array: aligned_empty(array.shape, array.dtype), like)
-    (rows, columns), unit = like.matrix, math.lcm(OUTPUTS, source.rotary_pairs or 1)
+    for index, source in enumerate(each(places)):
+        part = out.matrix_at(index) if out.stacked else out
+        _read_matrix(file, source, part, allow_nonfinite=allow_nonfinite, report=report)
+    return out
+
+
+def _read_matrix(
+    file: BlockFile, source: Source, out: QuantizedArray, *, allow_nonfinite: bool, report: Report
+) -> None:
+    """Read one matrix into its host arrays."""
+    (rows, columns), unit = out.matrix, math.lcm(OUTPUTS, source.rotary_pairs or 1)
     step = max(1, BLOCK_BYTES // (4 * columns * unit)) * unit
     for start in range(0, rows, step):
-        first, last = source.first_row + start, source.first_row + min(start + step, rows)
-        raw = file.read_blocks(source.tensor, first, last)
+        every, count = source.row_step, min(start + step, rows) - start
+        first = source.first_row + start * every
+        last = first + (count - 1) * every + 1
+        raw = file.read_blocks(source.tensor, first, last)[::every]
         with np.errstate(over="ignore", invalid="ignore"):  # found below
-            packed = pack(like.format, halves(raw, source.rotary_pairs) if source.rotary_pairs else raw)
-        if not allow_nonfinite and not all(is_finite(x) for x in (packed.scales, packed.mins) if x is not None):
-            floats = file.read_rows(source.tensor, first, last)
-            raise refusal(file.path_of(source.tensor), source.tensor, first, floats, np.dtype(np.float32))
+            packed = pack(out.format, halves(raw, source.rotary_pairs) if source.rotary_pairs else raw)
+        if not allow_nonfinite and not _are_finite(out.format, packed):
+            floats = file.read_rows(source.tensor, first, last)[::every]
+            path, dtype = file.path_of(source.tensor), np.dtype(np.float32)
+            raise refusal(path, source.tensor, first, floats, dtype, row_step=every)
         tiles = slice(start // OUTPUTS, start // OUTPUTS + packed.values.shape[0])
         for (_, array), part in zip(out.parts(), packed, strict=False):
             array[tiles] = part
-        report(bytes_before(file, source, last) - bytes_before(file, source, first))
-    return out
+        report(bytes_of(file, source, count))
+
+
+def _are_finite(format_name: str, packed: Tiles) -> bool:
+    """Return whether scales are finite, and so small that the numbers of four bits that they multiply stay so."""
+    scales = scale_values(format_name, packed.scales)
+    codes = LAYOUTS[format_name].codes
+    if codes is not None:
+        with np.errstate(over="ignore"):
+            scales = scales * np.float32(max(codes))
+    return all(is_finite(x) for x in (scales, packed.mins) if x is not None)
 
 
 def as_floats(w: QuantizedArray, dtype: np.dtype) -> np.ndarray:
     """Dequantise a parameter on the host, `BLOCK_BYTES` of float32 at a time: [*shape] of `dtype`."""
-    n, k = w.matrix
     out = aligned_empty(w.shape, dtype)
+    for index in range(w.shape[0]) if w.stacked else ():
+        _dequantize_into(out[index], w.matrix_at(index))
+    if not w.stacked:
+        _dequantize_into(out, w)
+    return out
+
+
+def _dequantize_into(out: np.ndarray, w: QuantizedArray) -> None:
+    n, k = w.matrix
     matrix = out.reshape(k, n).T if w.inputs else out.reshape(n, k)
     step = max(1, BLOCK_BYTES // (4 * k * OUTPUTS))
     for start in range(0, w.values.shape[0], step):
         tiles, first = slice(start, start + step), start * OUTPUTS
         with np.errstate(over="ignore", invalid="ignore"):
-            rows = dequantize(jax.tree.map(lambda array, tiles=tiles: array[tiles], w)).astype(dtype)
+            rows = dequantize(jax.tree.map(lambda array, tiles=tiles: array[tiles], w)).astype(out.dtype)
         matrix[first : first + len(rows)] = rows[: n - first]
-    return out

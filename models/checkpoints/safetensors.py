@@ -96,14 +96,14 @@ class SafetensorsFiles:
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Read rows `start` to `stop - 1` of tensor `name` as [stop - start, columns] in its own dtype.
 
-        A vector has one column.
+        Rows lie along the last axis; a vector has one column.
 
         Raises:
             CheckpointError: a type that cannot be read (see `check_readable`), or a file that was changed or deleted.
         """
         self.check_readable([name])
         tensor = self.tensors[name]
-        dtype, columns = _READABLE[tensor.kind], math.prod(tensor.shape[1:])
+        dtype, columns = _READABLE[tensor.kind], tensor.shape[-1] if len(tensor.shape) > 1 else 1
         offset, count = tensor.offset + start * columns * dtype.itemsize, (stop - start) * columns
         try:
             return np.fromfile(tensor.path, dtype, count, offset=offset).reshape(stop - start, columns)
@@ -114,9 +114,17 @@ class SafetensorsFiles:
         """Return the file that holds tensor `name`."""
         return self.tensors[name].path
 
+    def paths_of(self, name: str) -> tuple[Path, ...]:
+        """Return the file that holds tensor `name`."""
+        return (self.tensors[name].path,)
+
     def nbytes(self, name: str) -> int:
         """Return the bytes that tensor `name` takes in its file."""
         return self.tensors[name].nbytes
+
+    def format_of(self, name: str) -> str | None:
+        """Return None: all that can be read are floats."""
+        return None
 
     def plain(self, name: str) -> Plain | None:
         """Return where tensor `name` lies; None if its type cannot be read."""

@@ -7,7 +7,7 @@ parameter that lies in its file as it is needed can be mapped instead (`host_mem
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ...kernels_pallas.quantized import QuantizedArray
-from ..families.tensor_source import Source
+from ..families.tensor_source import Places, Source, each
 from ..quantized import Described, Weight
 from .finite import is_finite, refusal
 from .host_memory import ALIGNMENT, FEWEST_MAPPED_BYTES, FileMaps, Stamp, aligned_empty, check_unchanged
@@ -33,6 +33,13 @@ class Plain(NamedTuple):
     dtype: np.dtype[Any]
 
 
+class Packed(NamedTuple):
+    """How the files hold a parameter that is quantised."""
+
+    format: str  # as GGUF calls it
+    nbytes: int  # of its values and scales
+
+
 class TensorFile(Protocol):
     """A file, or several, of tensors by name: a GGUF file, or the safetensors files of a directory."""
 
@@ -44,7 +51,7 @@ class TensorFile(Protocol):
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Read rows `start` to `stop - 1` of tensor `name` as [stop - start, columns], dequantised.
 
-        A vector has one column.
+        Rows lie along the last axis, whatever the number of axes; a vector has one column.
 
         Raises:
             CheckpointError: the file can no longer be read, or there is no dequantiser for the tensor's type.
@@ -55,12 +62,20 @@ class TensorFile(Protocol):
         """Return the file that holds tensor `name`, for messages."""
         ...
 
+    def paths_of(self, name: str) -> tuple[Path, ...]:
+        """Return the files that hold parts of tensor `name`."""
+        ...
+
     def nbytes(self, name: str) -> int:
         """Return the bytes that tensor `name` takes in its file."""
         ...
 
     def plain(self, name: str) -> Plain | None:
         """Return where tensor `name` lies; None where its values have to be computed, as those of quantised ones."""
+        ...
+
+    def format_of(self, name: str) -> str | None:
+        """Return the format that tensor `name` is quantised in, as GGUF calls it; None: it holds floats."""
         ...
 
 
@@ -96,12 +111,28 @@ class StreamedTensors[File: TensorFile]:
     """A checkpoint's parameters, each made of a tensor of its files. A subclass says which files and tensors."""
 
     _file: File
-    _sources: Mapping[str, Source]  # by path of the parameter
+    _sources: Mapping[str, Places]  # by path of the parameter
+    formats: Mapping[str, str]  # as in `Checkpoint`
 
     @property
     def stored_bytes(self) -> int:
         """Return the bytes that the parameters take in the files."""
-        return sum(self._file.nbytes(name) for name in {source.tensor for source in self._sources.values()})
+        return sum(self._file.nbytes(name) for name in {source.tensor for source in self._matrices()})
+
+    @property
+    def dequantized(self) -> Mapping[str, Packed]:
+        """Return the quantised parameters that become floats in any case; see `Checkpoint.dequantized`."""
+        out = dict[str, Packed]()
+        for path, places in self._sources.items():
+            first, *_ = parts = each(places)
+            name = self._file.format_of(first.tensor)
+            if name is not None and path not in self.formats:
+                out[path] = Packed(name, sum(bytes_of(self._file, source, source.taken[0]) for source in parts))
+        return out
+
+    def _matrices(self) -> Iterator[Source]:
+        """Iterate over the places of all matrices and vectors."""
+        return (source for places in self._sources.values() for source in each(places))
 
     def load(
         self,
@@ -115,21 +146,31 @@ class StreamedTensors[File: TensorFile]:
         file, (floats, _) = self._file, divide(wanted)
         for path, places in floats.items():
             source, host = self._sources[path], None
-            if maps is not None and all(_is_on_cpus(place) for place in places):
+            if maps is not None and isinstance(source, Source) and all(_is_on_cpus(place) for place in places):
                 host = mapped(file, source, places[0], maps)
+                if host is not None:
+                    _check_finite(file, source, host, allow_nonfinite=allow_nonfinite)
+                    report(host.nbytes)
             if host is None:
                 host = read(file, source, places[0], allow_nonfinite=allow_nonfinite, report=report)
-            else:
-                _check_finite(file, source, host, allow_nonfinite=allow_nonfinite)
-                report(host.nbytes)
             # Wait, so that the host buffer is freed before the next one is allocated.
             yield path, jax.block_until_ready(tuple(jax.device_put(host, place.sharding) for place in places))
-        for part in {file.path_of(self._sources[path].tensor) for path in floats}:
-            check_unchanged(part, file.stamps[part])
+        check_files(file, (self._sources[path] for path in floats))
+
+
+def check_files(file: TensorFile, places: Iterable[Places]) -> None:
+    """Refuse files of these places that have changed since their headers were read.
+
+    Raises:
+        CheckpointError: names the first of them.
+    """
+    tensors = {source.tensor for some in places for source in each(some)}
+    for part in {path for tensor in tensors for path in file.paths_of(tensor)}:
+        check_unchanged(part, file.stamps[part])
 
 
 def read(
-    file: TensorFile, source: Source, like: jax.ShapeDtypeStruct, *, allow_nonfinite: bool, report: Report = ignore
+    file: TensorFile, places: Places, like: jax.ShapeDtypeStruct, *, allow_nonfinite: bool, report: Report = ignore
 ) -> np.ndarray:
     """Read one parameter into a host array of the shape and dtype of `like`.
 
@@ -137,21 +178,30 @@ def read(
         CheckpointError: as `TensorFile.read_rows` does; or a value that is not finite, unless `allow_nonfinite`.
     """
     out = aligned_empty(like.shape, like.dtype)
-    rows, first = rows_of(source), source.first_row
-    matrix = out.reshape(-1, rows).T if source.transposed else out.reshape(rows, -1)  # [rows, columns]
+    for source, part in zip(each(places), [out] if isinstance(places, Source) else out, strict=True):
+        _read(file, source, part, allow_nonfinite=allow_nonfinite, report=report)
+    return out
+
+
+def _read(file: TensorFile, source: Source, out: np.ndarray, *, allow_nonfinite: bool, report: Report) -> None:
+    """Read one matrix into its part of a host array."""
+    rows, columns = source.taken
+    first, every = source.first_row, source.row_step
+    matrix = out.reshape(columns, rows).T if source.transposed else out.reshape(rows, columns)
     unit = source.rotary_pairs or 1
-    step = max(1, BLOCK_BYTES // (4 * matrix.shape[1] * unit)) * unit
+    step = max(1, BLOCK_BYTES // (4 * columns * every * source.column_step * unit)) * unit
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         with np.errstate(over="ignore", invalid="ignore"):  # found below
-            block = file.read_rows(source.tensor, first + start, first + stop)
+            block = file.read_rows(source.tensor, first + start * every, first + (stop - 1) * every + 1)
+            block = block[::every, source.first_column :: source.column_step]
             moved = block + np.float32(source.offset) if source.offset else block
             cast = np.ascontiguousarray(moved, out.dtype)  # before it is transposed: that is faster, too
         if not allow_nonfinite and not is_finite(cast):
-            raise refusal(file.path_of(source.tensor), source.tensor, first + start, block, out.dtype)
+            at = first + start * every
+            raise refusal(file.path_of(source.tensor), source.tensor, at, block, out.dtype, row_step=every)
         matrix[start:stop] = halves(cast, source.rotary_pairs) if source.rotary_pairs else cast
-        report(bytes_before(file, source, first + stop) - bytes_before(file, source, first + start))
-    return out
+        report(bytes_of(file, source, stop - start))
 
 
 def mapped(file: TensorFile, source: Source, like: jax.ShapeDtypeStruct, maps: FileMaps) -> np.ndarray | None:
@@ -160,12 +210,11 @@ def mapped(file: TensorFile, source: Source, like: jax.ShapeDtypeStruct, maps: F
     Raises:
         CheckpointError: the file has changed since its header was read.
     """
-    is_moved = source.transposed or source.rotary_pairs is not None or source.offset
     nbytes = math.prod(like.shape) * np.dtype(like.dtype).itemsize
-    plain = None if is_moved or nbytes < FEWEST_MAPPED_BYTES else file.plain(source.tensor)
+    plain = None if source.is_moved or nbytes < FEWEST_MAPPED_BYTES else file.plain(source.tensor)
     if plain is None or plain.dtype != like.dtype:
         return None
-    offset = plain.offset + source.first_row * (nbytes // rows_of(source))
+    offset = plain.offset + source.first_row * (nbytes // source.taken[0])
     if offset % ALIGNMENT:
         return None
     try:
@@ -178,21 +227,16 @@ def _check_finite(file: TensorFile, source: Source, host: np.ndarray, *, allow_n
     """Refuse a mapped parameter, a block at a time."""
     if allow_nonfinite:
         return
-    matrix = host.reshape(rows_of(source), -1)
+    matrix = host.reshape(source.taken)
     step = max(1, BLOCK_BYTES // max(1, matrix[0].nbytes))
     for start in range(0, len(matrix), step):
         if not is_finite(block := matrix[start : start + step]):
             raise refusal(file.path_of(source.tensor), source.tensor, source.first_row + start, block, block.dtype)
 
 
-def rows_of(source: Source) -> int:
-    """Return the number of a parameter's rows in its tensor."""
-    return source.shape[0] if source.rows is None else source.rows
-
-
-def bytes_before(file: TensorFile, source: Source, row: int) -> int:
-    """Return the bytes of a tensor before a row, rounded: over all rows they add up."""
-    return file.nbytes(source.tensor) * row // source.shape[0]
+def bytes_of(file: TensorFile, source: Source, rows: int) -> int:
+    """Return the bytes that so many of a matrix's rows take in their tensor, of which it may be every other column."""
+    return file.nbytes(source.tensor) * rows * source.taken[1] // math.prod(source.shape)
 
 
 def _is_on_cpus(place: jax.ShapeDtypeStruct) -> bool:

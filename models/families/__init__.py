@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 
 from ..errors import CheckpointError
-from . import gemma3, llama, mistral, phi3, qwen2, qwen3
+from . import gemma3, gpt_oss, llama, mistral, mixtral, phi3, qwen2, qwen3, qwen3_moe
 from .family import Family, Format
 from .from_gguf import GGUFHeader
 from .raw_config import Settings
 
-_FAMILIES: tuple[Family, ...] = tuple(module.FAMILY for module in (llama, mistral, qwen2, qwen3, gemma3, phi3))
+_FAMILIES: tuple[Family, ...] = tuple(
+    module.FAMILY for module in (llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, gemma3, phi3, gpt_oss)
+)
 HUGGING_FACE: Mapping[str, Format[Settings]] = {
     name: family.hugging_face for family in _FAMILIES for name in family.hugging_face.names
 }

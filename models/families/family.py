@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..config import ModelConfig
 from .from_gguf import GGUFHeader
 from .raw_config import Settings
-from .tensor_source import Source
+from .tensor_source import Places
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,9 @@ class Format[Header]:
 
     names: tuple[str, ...]  # of the family: config.json's `model_type`, GGUF's `general.architecture`
     config: Callable[[Header], ModelConfig]  # reads the configuration from the header
-    sources: Callable[[ModelConfig], dict[str, Source]]  # finds each parameter of the decoder, by path
+    sources: Callable[[ModelConfig], dict[str, Places]]  # finds each parameter of the decoder, by path
+    # The same in files of which `quantization_config` says how they are packed; None: such files are refused.
+    packed_sources: Callable[[ModelConfig], dict[str, Places]] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import AttentionSpec, ModelConfig, Rope
+from ..config import AttentionSpec, Experts, ModelConfig, Rope
 from ..errors import CheckpointError
 from .raw_config import Settings
-from .rope import linear, stretched
-from .tensor_names import TensorNames
+from .rope import Correction, linear, stretched, yarn
+from .tensor_names import ExpertNames, TensorNames
 
 NAMES = TensorNames(
     embedding="token_embd",
@@ -33,12 +33,15 @@ NAMES = TensorNames(
     down="ffn_down",
     attention_output_norm="post_attention_norm",
     mlp_output_norm="post_ffw_norm",
+    sinks="attn_sinks.weight",
+    experts=ExpertNames(router="ffn_gate_inp", gate="ffn_gate_exps", up="ffn_up_exps", down="ffn_down_exps"),
 )
 # A tensor that is no parameter: the divisor of each rotary frequency (Llama 3.1's scaling).
 ROPE_FACTORS = "rope_freqs.weight"
 # Keys that change what a model computes, with the values that mean "not used".
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "expert_count": (0,),
+    "expert_shared_count": (0,),
+    "expert_group_count": (0, 1),
     "attention.scale": (0.0,),
     "attn_logit_softcapping": (0.0,),
     "final_logit_softcapping": (0.0,),
@@ -46,6 +49,9 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "embedding_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
     "attention.causal": (True,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
     "rope.scaling.attn_factor": (1.0,),
 }
 
@@ -60,11 +66,24 @@ class GGUFHeader:
     vector: Callable[[str], tuple[float, ...]]  # reads a small tensor that holds settings, by name
 
 
-def config_of(header: GGUFHeader, family: str, *, has_window: bool = False) -> ModelConfig:
+def config_of(
+    header: GGUFHeader,
+    family: str,
+    *,
+    has_window: bool = False,
+    has_experts: bool = False,
+    rounds_yarn: bool = True,
+) -> ModelConfig:
     """Read the configuration from the metadata.
 
-    No layer has a window yet, and the head is the embedding where the file has no tensor for it. `has_window` says that
-    the family reads `attention.sliding_window` itself; otherwise it is refused.
+    No layer has a window yet, and the head is the embedding where the file has no tensor for it.
+
+    Args:
+        header: of the file.
+        family: name for messages and metrics.
+        has_window: whether the family reads `attention.sliding_window` itself; otherwise it is refused.
+        has_experts: whether its layers may be mixtures of experts; otherwise those are refused.
+        rounds_yarn: whether YaRN, if the file scales by it, rounds the bounds between its kinds of frequencies.
 
     Raises:
         CheckpointError: a missing or absurd value, or a feature that is not implemented.
@@ -72,6 +91,8 @@ def config_of(header: GGUFHeader, family: str, *, has_window: bool = False) -> M
     settings = header.settings
     for key, unused in _REFUSED.items():
         settings.refuse(key, *unused)
+    if not has_experts:
+        settings.refuse("expert_count", 0)
     if not has_window:
         settings.refuse("attention.sliding_window", 0)
     blocks = settings.integer("block_count")
@@ -82,12 +103,15 @@ def config_of(header: GGUFHeader, family: str, *, has_window: bool = False) -> M
     for key in ("attention.value_length", "rope.dimension_count"):
         if settings.integer(key, dim) != dim:
             raise settings.refusal(key, f"it must be the head size, {dim}")
-    rope = _rope(header, dim)
+    rope, experts = _rope(header, dim, rounds_yarn), _experts(settings)
+    columns = "feed_forward_length"
+    if experts is not None and "expert_feed_forward_length" in settings:
+        columns = "expert_feed_forward_length"
     return ModelConfig(
         family=family,
         vocab_size=header.vocabulary or settings.integer("vocab_size"),
         hidden_size=hidden,
-        intermediate_size=settings.same_integer("feed_forward_length", blocks),
+        intermediate_size=settings.same_integer(columns, blocks),
         num_heads=heads,
         num_kv_heads=settings.same_integer("attention.head_count_kv", blocks, heads),
         head_dim=dim,
@@ -95,25 +119,41 @@ def config_of(header: GGUFHeader, family: str, *, has_window: bool = False) -> M
         tie_embeddings=f"{NAMES.head}.weight" not in header.tensors,
         max_position=_context(settings, rope),
         layers=(AttentionSpec(rope),) * blocks,
+        experts=experts,
     )
+
+
+def _experts(settings: Settings) -> Experts | None:
+    """Read how many experts there are; their shares add up to 1, as in all architectures that are read here."""
+    if settings.get("expert_count", 0) == 0:
+        return None
+    return Experts(settings.integer("expert_count"), settings.integer("expert_used_count"))
 
 
 def _context(settings: Settings, rope: Rope) -> int:
     """Read the context; the file may say that it was shorter originally, and then counts the scaling already."""
     context = settings.integer("context_length")
     is_original = settings.get("rope.scaling.original_context_length", context) == context
+    if is_original and settings.get("rope.scaling.type") == "yarn":
+        return int(context * settings.number("rope.scaling.factor"))
     return stretched(context, rope) if is_original else context
 
 
-def _rope(header: GGUFHeader, head_dim: int) -> Rope:
+def _rope(header: GGUFHeader, head_dim: int, rounds_yarn: bool) -> Rope:
     """Read the rotary embedding as llama.cpp does.
 
     A scaling factor without a type is linear, and 0 means none; `rope.scale_linear` is its former name; the factors of
     the tensor `ROPE_FACTORS`, if the file has it, multiply it.
     """
     settings = header.settings
-    settings.refuse("rope.scaling.type", "none", "linear")
+    settings.refuse("rope.scaling.type", "none", "linear", "yarn")
     theta, named = settings.number("rope.freq_base", 10000.0), settings.get("rope.scaling.type", "linear")
+    if named == "yarn":
+        original = settings.number("rope.scaling.original_context_length", settings.integer("context_length"))
+        fast = settings.number("rope.scaling.yarn_beta_fast", 32.0)
+        slow = settings.number("rope.scaling.yarn_beta_slow", 1.0)
+        correction = Correction(fast, slow, is_truncated=rounds_yarn)
+        return yarn(theta, settings.number("rope.scaling.factor"), original, head_dim, correction)
     key = "rope.scaling.factor" if "rope.scaling.factor" in settings else "rope.scale_linear"
     is_used = named == "linear" and settings.get(key) != 0
     factor = settings.number(key, 1.0) if is_used else 1.0

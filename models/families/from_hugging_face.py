@@ -4,12 +4,12 @@ A family calls `config_of` with its own defaults and replaces what differs. Sett
 are not implemented are refused here by name.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ..config import Activation, AttentionSpec, ModelConfig, Rope
 from .raw_config import Settings
-from .rope import rope_of, stretched
+from .rope import kind_of, rope_of, stretched
 from .tensor_names import TensorNames
 
 NAMES = TensorNames(
@@ -88,6 +88,7 @@ def config_of(
     local_theta: float | None = None,
     window: int | None = None,
     activation: tuple[str, str] = ("hidden_act", "silu"),
+    reads: Collection[str] = (),
 ) -> ModelConfig:
     """Read the configuration from config.json.
 
@@ -102,12 +103,14 @@ def config_of(
             they have the base and the scaling of the others.
         window: default for the size of the sliding window in tokens; None: the file has to give it.
         activation: the key that names the MLP's activation, and the default name.
+        reads: keys that change what a model computes and that the family reads itself, so that they are not refused.
 
     Raises:
         CheckpointError: a missing or absurd value, or a feature that is not implemented.
     """
     for key, unused in _REFUSED.items():
-        settings.refuse(key, *unused)
+        if key not in reads:
+            settings.refuse(key, *unused)
     hidden, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
     dim = settings.integer("head_dim", head_dim or max(1, hidden // heads))
     ropes = _ropes(settings, dim, theta, local_theta)
@@ -121,10 +124,19 @@ def config_of(
         head_dim=dim,
         rms_norm_eps=settings.number("rms_norm_eps"),
         tie_embeddings=settings.flag("tie_word_embeddings", tied),
-        max_position=stretched(settings.integer("max_position_embeddings"), ropes[FULL]),
+        max_position=_context(settings, ropes[FULL]),
         layers=_layers(settings, kinds, ropes, window),
         activation=_activation(settings, *activation),
     )
+
+
+def _context(settings: Settings, rope: Rope) -> int:
+    """Read the context, which scaled frequencies may stretch: as in vLLM, by YaRN to the factor times the original."""
+    trained = settings.integer("max_position_embeddings")
+    for section in (settings.section("rope_parameters"), settings.section("rope_scaling")):
+        if section is not None and kind_of(section) == "yarn":
+            return int(section.number("original_max_position_embeddings") * section.number("factor"))
+    return stretched(trained, rope)
 
 
 def _activation(settings: Settings, key: str, default: str) -> Activation:

@@ -150,7 +150,8 @@ def _draw_blocks(name: str, random: np.random.Generator, n: int, k: int) -> Tile
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="1,8,32", help="numbers of rows, one after the other")
-    parser.add_argument("--formats", default=",".join(LAYOUTS), help=f"of {', '.join(LAYOUTS)}; '' for none")
+    formats = list(filter(blocks.takes, LAYOUTS))
+    parser.add_argument("--formats", default=",".join(formats), help=f"of {', '.join(formats)}; '' for none")
     parser.add_argument("--activations", default="int8", help="of int8, int16 and float, with commas between")
     parser.add_argument("--floats", default="float32,bfloat16", help="dtypes of XLA's products; '' for none")
     parser.add_argument("--layers", type=int, default=30, help="layers of the model")

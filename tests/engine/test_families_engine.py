@@ -24,6 +24,8 @@ CASES = {
     "gemma3_linear": SPLIT,
     "phi3": PARALLEL,
     "phi4": BOTH,
+    "mixtral": SPLIT,
+    "gpt_oss": PARALLEL,  # experts' columns, biases and sinks divided over devices
 }
 
 

@@ -6,13 +6,15 @@
 
 Between them they cover tied and untied heads; as many KV heads as query heads, fewer, and one; head sizes that are not
 hidden / heads; windows shorter than the prompts of `tests/make_family_fixtures.py`; and sizes that differ wherever a
-mix-up could hide. Query heads and `inner` divide by 4, for tensor parallelism. `helpers/tiny_files.py` writes these
-models as files. Also run by Python 3.11: no import of twinmesh or torch here.
+mix-up could hide. Query heads and `inner` divide by 4, for tensor parallelism. Weights of GPT-OSS' experts are numbers
+that MXFP4 holds, so that its files of floats and of packed weights are the same model. `helpers/tiny_files.py` writes
+these models as files. Also run by Python 3.11: no import of twinmesh or torch here.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from helpers.mxfp4 import rounded
 from helpers.tiny_gguf import MERGES, SPECIAL, USER_DEFINED, byte_characters
 
 # Small, so that logits of every position make small fixtures: ASCII bytes, the merges and the added tokens.
@@ -44,6 +46,15 @@ class TinyFamily:
         return s.get("head_dim", s["hidden_size"] // s["num_attention_heads"])
 
     @property
+    def is_gpt_oss(self):
+        return self.config_class == "GptOssConfig"
+
+    @property
+    def experts(self):
+        """How many experts a layer has; 0: it has an MLP."""
+        return self.settings.get("num_local_experts", self.settings.get("num_experts", 0))
+
+    @property
     def kv_heads(self):
         return self.settings.get("num_key_value_heads", self.settings["num_attention_heads"])
 
@@ -57,7 +68,9 @@ class TinyFamily:
         vocab = (len(TOKENS), hidden)
         out = {"model.embed_tokens.weight": (1.0 if self.is_gemma else 2.0) * _dense(random, *vocab)}
         for i in range(layers):
-            layer = self._attention(random) | self._mlp(random) | self._norms(random)
+            layer = self._attention(random)
+            layer |= self._experts(random) if self.experts else self._mlp(random)
+            layer |= self._norms(random)
             out |= {f"model.layers.{i}.{name}": array for name, array in layer.items()}
         out["model.norm.weight"] = self._norm(random, hidden)
         if not s["tie_word_embeddings"]:
@@ -73,9 +86,12 @@ class TinyFamily:
             return out | {"self_attn.qkv_proj.weight": np.concatenate([q, k, v])}
         for name, weight in dict(q=q, k=k, v=v).items():
             out[f"self_attn.{name}_proj.weight"] = weight
-            if self.config_class == "Qwen2Config":
+            if self.config_class == "Qwen2Config" or self.is_gpt_oss:
                 out[f"self_attn.{name}_proj.bias"] = 0.3 * random.standard_normal(len(weight))
-        if self.config_class in ("Qwen3Config", "Gemma3TextConfig"):
+        if self.is_gpt_oss:
+            out["self_attn.o_proj.bias"] = 0.3 * random.standard_normal(hidden)
+            out["self_attn.sinks"] = 1 + random.standard_normal(s["num_attention_heads"])
+        if self.config_class in ("Qwen3Config", "Qwen3MoeConfig", "Gemma3TextConfig"):
             # As in trained models, larger than what norms start from: normalised queries alone attend to everything.
             out["self_attn.q_norm.weight"] = 1.5 + self._norm(random, dim)
             out["self_attn.k_norm.weight"] = 0.5 + self._norm(random, dim)
@@ -88,6 +104,31 @@ class TinyFamily:
         if self.config_class == "Phi3Config":
             return out | {"mlp.gate_up_proj.weight": np.concatenate([gate, up])}
         return out | {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up}
+
+    def _experts(self, random):
+        s, count = self.settings, self.experts
+        hidden, inner = s["hidden_size"], s.get("moe_intermediate_size", s["intermediate_size"])
+        shapes = [(inner, hidden), (inner, hidden), (hidden, inner)]
+        gate, up, down = (np.stack([_dense(random, *shape) for _ in range(count)]) for shape in shapes)
+        router, down = 4 * _dense(random, count, hidden), 3 * down
+        if self.is_gpt_oss:
+            # Large enough for some gates to be beyond the limit; gate and up in turn.
+            gate_up = np.stack([4 * gate, 3 * up], axis=2).reshape(count, 2 * inner, hidden)
+            return {
+                "mlp.router.weight": router,
+                "mlp.router.bias": random.standard_normal(count),
+                "mlp.experts.gate_up_proj": rounded(gate_up).swapaxes(1, 2).copy(),
+                "mlp.experts.gate_up_proj_bias": 0.5 * random.standard_normal((count, 2 * inner)),
+                "mlp.experts.down_proj": rounded(down).swapaxes(1, 2).copy(),
+                "mlp.experts.down_proj_bias": 0.5 * random.standard_normal((count, hidden)),
+            }
+        is_mixtral = self.config_class == "MixtralConfig"
+        names = ("w1", "w3", "w2") if is_mixtral else ("gate_proj", "up_proj", "down_proj")
+        block = "block_sparse_moe" if is_mixtral else "mlp"
+        out = {f"{block}.gate.weight": router}
+        for name, weight in zip(names, (gate, up, down), strict=True):
+            out |= {f"{block}.experts.{i}.{name}.weight": weight[i] for i in range(count)}
+        return out
 
     def _norms(self, random):
         names = ["input_layernorm", "post_attention_layernorm"]
@@ -140,6 +181,11 @@ def _family(family):
 
 
 _llama, _qwen, _mistral, _gemma, _phi = map(_family, ("Llama", "Qwen", "Mistral", "Gemma3", "Phi3"))
+_mixtral, _qwen_moe, _gpt_oss = (
+    lambda name, seed, *rest, kind=kind: TinyFamily(name, f"{kind}Config", f"{kind}ForCausalLM", seed, *rest)
+    for kind in ("Mixtral", "Qwen3Moe", "GptOss")
+)
+YARN = dict(rope_type="yarn", factor=4.0, beta_fast=6.0, beta_slow=1.0, original_max_position_embeddings=32)
 
 
 _MODELS = (
@@ -209,6 +255,27 @@ _MODELS = (
         "phi4", 5,
         _settings(2, 48, 84, 4, 4, tied=True, rope={"rope_theta": 25e4}, rms_norm_eps=1e-5, sliding_window=None),
         "phi3",
+    ),
+    _mixtral(
+        "mixtral", 1,
+        _settings(
+            2, 40, 28, 8, 2, tied=False, rope={"rope_theta": 1e6}, rms_norm_eps=1e-5, head_dim=10,
+            num_local_experts=5, num_experts_per_tok=2, sliding_window=None,
+        ), "llama", {},
+    ),
+    _qwen_moe(
+        "qwen3_moe", 0,
+        _settings(
+            2, 36, 60, 8, 4, tied=False, rope=YARN | {"rope_theta": 1e4}, rms_norm_eps=1e-6, head_dim=12,
+            moe_intermediate_size=20, num_experts=6, num_experts_per_tok=3, norm_topk_prob=True,
+        ), "qwen3moe", {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 2},
+    ),
+    _gpt_oss(
+        "gpt_oss", 0,
+        _settings(
+            3, 64, 32, 8, 2, tied=False, rope=YARN | {"rope_theta": 1500.0, "truncate": False}, rms_norm_eps=1e-5,
+            head_dim=16, num_local_experts=7, num_experts_per_tok=3, sliding_window=9,
+        ), "gpt-oss", {"experts_per_token": 3, "initial_context_length": 32},
     ),
 )  # fmt: skip
 TINY = {model.name: model for model in _MODELS}

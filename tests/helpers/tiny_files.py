@@ -4,16 +4,19 @@
     write_tiny_gguf_of(tmp_path / "qwen3.gguf", "qwen3")
 
 The GGUF files are laid out as llama.cpp's converter does it (convert_hf_to_gguf.py, its classes LlamaModel, Qwen2Model,
-Qwen3Model, Gemma3Model and Phi3MiniModel, with the tensor names of `gguf.get_tensor_name_map`): rotary rows of llama as
-neighbours, Gemma's norms with the 1 added. Both have the same small byte-level BPE tokenizer.
+Qwen3Model, Qwen3MoeModel, Gemma3Model, Phi3MiniModel and GptOssModel, with the tensor names of
+`gguf.get_tensor_name_map`): rotary rows of llama as neighbours, Gemma's norms with the 1 added, all experts of a layer
+in one tensor. Both have the same small byte-level BPE tokenizer.
 """
 
 import json
 import math
+import re
 from pathlib import Path
 
 import gguf
 import numpy as np
+from helpers.mxfp4 import hugging_face
 from helpers.tiny_families import TINY, TOKEN_TYPES, TOKENS
 from helpers.tiny_gguf import CHAT_TEMPLATE, MERGES, SPECIAL, TOKENIZER, USER_DEFINED, interleave_rotary, write_gguf
 from safetensors.numpy import save_file
@@ -31,18 +34,18 @@ def expected(name):
     return np.load(FIXTURES / f"{name}.npz")
 
 
-def write_tiny_directory(path, name, *, config=None, shards=1):
+def write_tiny_directory(path, name, *, config=None, shards=1, weights=None):
     """Write a tiny model as a Hugging Face directory and return it.
 
-    `config` replaces config.json as transformers writes it; the weights are the model's in any case. `shards` > 1
-    divides the weights between files with an index.
+    `config` replaces config.json as transformers writes it, and `weights` the model's. `shards` > 1 divides the weights
+    between files with an index.
     """
     path.mkdir(parents=True, exist_ok=True)
     _write(path / "config.json", config or tiny_config(name))
     _write(path / "tokenizer.json", _tokenizer())
     special = dict(bos_token=SPECIAL[1], eos_token=SPECIAL[2], chat_template=CHAT_TEMPLATE)
     _write(path / "tokenizer_config.json", special | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    weights = TINY[name].weights()
+    weights = TINY[name].weights() if weights is None else weights
     if shards == 1:
         save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
         return path
@@ -52,6 +55,24 @@ def write_tiny_directory(path, name, *, config=None, shards=1):
     total = sum(array.nbytes for array in weights.values())
     _write(path / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": files})
     return path
+
+
+def write_packed_directory(path, *, change=lambda weights: None, **options):
+    """Write the tiny GPT-OSS as its publisher does, the experts' weights in MXFP4, and return it.
+
+    `change` takes the weights by name, to change some of them.
+    """
+    weights = {}
+    for name, weight in TINY["gpt_oss"].weights().items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            blocks, scales = hugging_face(weight.swapaxes(1, 2))
+            weights |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        else:
+            weights[name] = weight
+    change(weights)
+    packing = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    config = tiny_config("gpt_oss", from_hub=True) | {"quantization_config": packing}
+    return write_tiny_directory(path, "gpt_oss", config=config, weights=weights, **options)
 
 
 def _write(path, value):
@@ -72,21 +93,55 @@ def _tokenizer():
     )  # fmt: skip
 
 
-def write_tiny_gguf_of(path, name, *, metadata=None):
+def write_tiny_gguf_of(path, name, *, metadata=None, pack=lambda tensor, array: array):
     """Write a tiny model, which must have a GGUF architecture, as a GGUF file and return it.
 
-    `metadata` overrides by key; None leaves an entry out.
+    `metadata` overrides by key; None leaves an entry out. `pack` makes of a tensor's name and array what is written.
     """
     model = TINY[name]
     names = gguf.get_tensor_name_map(_ARCHITECTURES[model.gguf], model.settings["num_hidden_layers"])
     tensors = {}
-    for weight, array in model.weights().items():
-        tensor = names.get_name(weight, try_suffixes=(".weight", ".bias"))
-        tensors[tensor] = _converted(model, weight, array)
+    for weight, array in _stacked(model.weights()).items():
+        tensor = _EXPERTS.sub(_expert_name, weight)
+        if tensor == weight:
+            tensor = names.get_name(weight, try_suffixes=(".weight", ".bias"))
+        if tensor.endswith("attn_sinks"):  # alone without a suffix in Hugging Face's files
+            tensor += ".weight"
+        tensors[tensor] = pack(tensor, _converted(model, weight, array))
     if model.settings["rope_parameters"].get("rope_type") == "llama3":
         tensors["rope_freqs.weight"] = _llama3_factors(model.settings["rope_parameters"], model.head_dim)
     tokenizer = TOKENIZER | {"tokenizer.ggml.tokens": TOKENS, "tokenizer.ggml.token_type": TOKEN_TYPES}
     return write_gguf(path, model.gguf, _metadata(model) | tokenizer | (metadata or {}), tensors)
+
+
+_EXPERTS = re.compile(r"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.(\w+)\.(weight|bias)")
+_EXPERT_NAMES = {"w1": "gate", "w3": "up", "w2": "down", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+
+
+def _expert_name(match):
+    return f"blk.{match[1]}.ffn_{_EXPERT_NAMES[match[2]]}_exps.{match[3]}"
+
+
+def _stacked(weights):
+    """Put the experts' matrices of a layer into one array [experts, out, in] for each projection."""
+    out, stacks = {}, {}
+    for name, weight in weights.items():
+        prefix, _, last = name.rpartition(".")
+        if match := re.fullmatch(r"(.*\.experts)\.\d+\.(\w+)\.weight", name):
+            stacks.setdefault(f"{match[1]}.{match[2]}.weight", []).append(weight)
+        elif last.startswith("gate_up_proj"):
+            end = "bias" if last.endswith("bias") else "weight"
+            for turn, part in enumerate(("gate", "up")):
+                out[f"{prefix}.{part}_proj.{end}"] = _turned(weight[..., turn::2])
+        elif prefix.endswith("experts"):
+            out[f"{prefix}.down_proj.{'bias' if last.endswith('bias') else 'weight'}"] = _turned(weight)
+        else:
+            out[name] = weight
+    return out | {name: np.stack(matrices) for name, matrices in stacks.items()}
+
+
+def _turned(weight):
+    return np.ascontiguousarray(weight.swapaxes(1, 2) if weight.ndim == 3 else weight)
 
 
 _ARCHITECTURES = {architecture: kind for kind, architecture in gguf.MODEL_ARCH_NAMES.items()}
@@ -122,14 +177,21 @@ def _metadata(model):
         "attention.layer_norm_rms_epsilon": s.get("rms_norm_eps", 1e-6),
         "rope.freq_base": rope["rope_theta"],
     }
-    if rope["rope_type"] == "linear":
-        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
+    if rope["rope_type"] in ("linear", "yarn"):
+        keys |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": rope["factor"]}
+    if rope["rope_type"] == "yarn":
+        keys["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+        keys |= {f"rope.scaling.yarn_{key}": rope[key] for key in ("beta_fast", "beta_slow")}
+    if model.experts:
+        keys |= {"expert_count": model.experts, "expert_used_count": s["num_experts_per_tok"]}
+    if model.gguf in ("qwen3moe", "gpt-oss"):
+        keys["expert_feed_forward_length"] = s.get("moe_intermediate_size", s["intermediate_size"])
     if model.gguf == "llama":
         keys |= {"vocab_size": s["vocab_size"], "rope.dimension_count": dim}
     if model.gguf == "phi3":  # 0: no window, which tells Phi-4 from the others
         keys |= {"rope.dimension_count": dim, "attention.sliding_window": s["sliding_window"] or 0}
         keys["rope.scaling.original_context_length"] = 4096
-    if model.is_gemma:
+    if model.is_gemma or model.is_gpt_oss:
         keys["attention.sliding_window"] = s["sliding_window"]
     # The configurations of Qwen2 and Phi-3 have no head_dim.
     if model.gguf not in ("qwen2", "phi3"):

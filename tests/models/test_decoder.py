@@ -86,7 +86,7 @@ def test_gradients_reach_every_parameter(tiny):
 def test_dense_attention_honours_window_and_softcap():
     def attention(**spec):
         config = ModelConfig("llama", 8, 8, 4, 2, 1, 4, 1e-5, True, 16, (AttentionSpec(Rope(1e4), **spec),))
-        return np.asarray(dense_causal(config)(None, 0, q, k, v, unturned, None)[0])
+        return np.asarray(dense_causal(config)(None, 0, q, k, v, unturned, None, None)[0])
 
     random = np.random.RandomState(0)
     q, k, v = (jnp.asarray(random.standard_normal((5, h, 4)), jnp.float32) for h in (2, 1, 1))

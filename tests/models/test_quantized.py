@@ -80,3 +80,19 @@ def test_what_cannot_be_rounded_is_one_sentence():
         quantize(weight, abstract("Q4_K", weight.shape, 0))
     with pytest.raises(ValueError, match=r"array has shape \[37, 512\]: it must be \[512, 37\]\.$"):
         quantize(weight, abstract("Q8_0", (COLUMNS, ROWS), 1))
+
+
+def test_a_stack_is_its_matrices_one_after_the_other():
+    random = np.random.default_rng(2)
+    stack = abstract("Q4_1", (3, 64, 24), inputs=1, stacked=1)
+    floats = random.standard_normal(stack.shape).astype(np.float32)
+    w = quantize(floats, stack)
+    assert w.matrix == (24, 64)
+    for (name, array), (_, like) in zip(w.parts(), stack.parts(), strict=True):
+        assert (array.shape, array.dtype) == (like.shape, like.dtype), name
+    whole = parameter(w)
+    for index in range(3):
+        one = quantize(floats[index], abstract("Q4_1", (64, 24), inputs=1))
+        np.testing.assert_array_equal(parameter(w.matrix_at(index)), parameter(one))
+        np.testing.assert_array_equal(whole[index], parameter(one))
+    np.testing.assert_array_equal(jax.jit(parameter)(on_device(w)), whole)

@@ -73,7 +73,7 @@ class _Mesh:
         """Return the costs of a step that is padded to so many tokens, of which so many rows pass the head."""
         model = self._model
         products = 2 * (layer_weights(model) * tokens + head_weights(model) * sampled) / self._flops
-        reading = (layer_weights(model) + head_weights(model)) * self._itemsize / self._bandwidth
+        reading = (weights_read(model, tokens) + head_weights(model)) * self._itemsize / self._bandwidth
         full = sum(layer.window is None for layer in model.layers)
         window = sum(layer.window for layer in model.layers if layer.window is not None)  # of all layers that have one
         pair = 4 * model.num_heads * model.head_dim / self._flops  # q . k, and weights x v, in one layer
@@ -100,9 +100,32 @@ class _Mesh:
 
 
 def layer_weights(model: ModelConfig) -> int:
-    """Count the weights in the matrices of all layers."""
+    """Count the weights that a token is multiplied by in all layers: of experts, those that it passes."""
+    passed = 1 if model.experts is None else model.experts.per_token
+    return model.num_layers * (_other_weights(model) + passed * _mlp_weights(model))
+
+
+def weights_read(model: ModelConfig, tokens: int) -> float:
+    """Count the weights that a step of so many tokens reads in all layers.
+
+    Of X experts those that some token passes: X * (1 - (1 - K / X) ** tokens), if each token takes K of them at random.
+    """
+    read = 1.0
+    if model.experts is not None:
+        count, passed = model.experts.count, model.experts.per_token
+        read = count * (1 - (1 - passed / count) ** tokens)
+    return model.num_layers * (_other_weights(model) + read * _mlp_weights(model))
+
+
+def _mlp_weights(model: ModelConfig) -> int:
+    """Count the weights of a layer's MLP, or of one expert."""
+    return 3 * model.hidden_size * model.intermediate_size
+
+
+def _other_weights(model: ModelConfig) -> int:
+    """Count the weights of a layer's attention, and of its router."""
     attention = 2 * model.hidden_size * model.head_dim * (model.num_heads + model.num_kv_heads)
-    return model.num_layers * (attention + 3 * model.hidden_size * model.intermediate_size)
+    return attention + (0 if model.experts is None else model.experts.count * model.hidden_size)
 
 
 def head_weights(model: ModelConfig) -> int:

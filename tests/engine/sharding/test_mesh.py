@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from twinmesh.engine.sharding.mesh import AXIS, build_meshes, param_sharding, replicate_logits, replicated, sharding
+from twinmesh.engine.sharding.mesh import build_meshes, param_sharding, replicate_logits, replicated, sharding
+from twinmesh.engine.sharding.rules import TP
 from twinmesh.engine.topology import Topology, TopologyError
 from twinmesh.models.decoder import ParamSpec
 
 
 def make_mesh(tp):
-    return Mesh(np.array(jax.devices()[:tp]), (AXIS,))
+    return Mesh(np.array(jax.devices()[:tp]), (TP,))
 
 
 def indices(meshes):
@@ -44,14 +45,14 @@ def test_heads_columns_and_vocabulary_are_split_and_nothing_else():
     axes = ("vocab", "q_heads", "kv_heads", "mlp", "embed", "head_dim", None)
     for axis in axes:
         split = axis in axes[:4]
-        assert sharding(make_mesh(2), (None, axis)).spec == PartitionSpec(None, AXIS if split else None)
+        assert sharding(make_mesh(2), (None, axis)).spec == PartitionSpec(None, TP if split else None)
 
 
 def test_a_vocabulary_that_does_not_divide_lies_whole_on_every_device():
     def spec(size):
         return ParamSpec(jax.ShapeDtypeStruct((size, 8), jnp.float32), ("vocab", "embed"))
 
-    assert param_sharding(make_mesh(4), spec(12)).spec == PartitionSpec(AXIS, None)
+    assert param_sharding(make_mesh(4), spec(12)).spec == PartitionSpec(TP, None)
     assert param_sharding(make_mesh(4), spec(14)).spec == PartitionSpec(None, None)
     assert param_sharding(make_mesh(1), spec(14)).is_equivalent_to(replicated(make_mesh(1)), 2)
 

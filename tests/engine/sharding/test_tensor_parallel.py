@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from twinmesh.engine.sharding.mesh import AXIS, param_sharding, replicate_logits, replicated, sharding
+from twinmesh.engine.sharding.mesh import param_sharding, replicate_logits, replicated, sharding
+from twinmesh.engine.sharding.rules import TP
 from twinmesh.engine.sharding.tensor_parallel import expand
 from twinmesh.engine.sizing.cache_groups import groups
 from twinmesh.engine.sizing.heads import check_tp, model_on
@@ -46,7 +47,7 @@ def dense_logits(model):
 
 
 def mesh_of(tp):
-    return Mesh(np.array(jax.devices()[:tp]), (AXIS,))
+    return Mesh(np.array(jax.devices()[:tp]), (TP,))
 
 
 def prefill(model, tp):

@@ -16,6 +16,7 @@ from twinmesh.engine.startup import build
 from twinmesh.engine.startup.quantization import choose
 from twinmesh.engine.worker.kv_cache import abstract_scalars, groups
 from twinmesh.kernels_pallas.block_tiles import LAYOUTS
+from twinmesh.models.config import Experts
 from twinmesh.models.decoder import abstract_params
 from twinmesh.models.quantized import nbytes
 from twinmesh.scripts.gpu.steps import LLAMA_3_1_8B
@@ -47,7 +48,15 @@ def test_pages_are_those_of_a_real_start(monkeypatch, topology, windows, length)
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
-@pytest.mark.parametrize("changes", [{}, {"qkv_bias": True, "qk_norm": True}, {"sandwich_norms": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"qkv_bias": True, "qk_norm": True},
+        {"sandwich_norms": True},
+        {"output_bias": True, "has_sinks": True, "experts": Experts(5, 2, has_bias=True)},
+    ],
+)
 def test_bytes_counted_without_arrays_are_those_of_the_arrays(tp, changes):
     model = model_on(replace(model_with_windows(None, 6), tie_embeddings=tp == 2, **changes), tp)
     assert weight_bytes(model, "bfloat16", tp) == bytes_of_arrays(model, tp, {})

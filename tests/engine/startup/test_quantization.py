@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import jax.numpy as jnp
 import pytest
 from helpers.quantized import MIXED, write_quantized
 from twinmesh.engine.startup import quantization
-from twinmesh.engine.startup.quantization import choose, cpu_kernels, start_line
+from twinmesh.engine.startup.quantization import choose, cpu_kernels, dequantized_line, start_line
 from twinmesh.engine.topology import Topology
 from twinmesh.kernels_pallas.cpu import calls
 from twinmesh.models.checkpoints.open import open_checkpoint
+from twinmesh.models.checkpoints.streaming import Packed
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,23 @@ def test_products_of_floats_are_compiled_ahead_where_a_matrix_is_of_floats(tmp_p
         assert cpu_kernels(model, "float32", replace(found, activations="int16")) == names
 
 
+def test_the_cost_of_dequantising_is_said_in_bytes(checkpoint, monkeypatch):
+    model = replace(checkpoint.config, hidden_size=8192, intermediate_size=16384)
+    stored = dict.fromkeys(("layers.0.mlp.up_proj", "layers.1.mlp.up_proj"), "Q8_0")
+    line = start_line(choose("none", stored, model, "cpu", [1], "int8"), "float32")
+    assert "2 Q8_0 dequantised to float32: quantization='none'; 285 MB become 1,074 MB, all else" in line
+
+
 def test_a_model_of_floats_has_a_line_too(tiny_path, monkeypatch):
     found = chosen(open_checkpoint(tiny_path), "auto", {}, monkeypatch)
     assert start_line(found, "float32") == "weights: all float32; activations and KV: float32"
+
+
+def test_what_cannot_stay_is_said_with_its_cost_in_bytes(checkpoint):
+    paths = ("layers.0.mlp.up_proj", "layers.1.mlp.up_proj", "layers.0.mlp.down_proj")
+    packed = {path: Packed(name, 40_000_000) for path, name in zip(paths, ("MXFP4", "MXFP4", "Q5_K"), strict=True)}
+    model = replace(checkpoint.config, hidden_size=8192, intermediate_size=16384)
+    assert dequantized_line(packed, model, jnp.dtype(jnp.bfloat16)) == (
+        "weights: 2 MXFP4 and 1 Q5_K dequantised to bfloat16 as they are loaded: no product takes them as they are; "
+        "120 MB of the files become 805 MB"
+    )

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import Mesh
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.sampling.request_state import Scalars
-from twinmesh.engine.sharding.mesh import AXIS, replicated, sharding
+from twinmesh.engine.sharding.mesh import replicated, sharding
+from twinmesh.engine.sharding.rules import TP
 from twinmesh.engine.startup.compilation import CompileCounter
 from twinmesh.engine.topology import Topology, TopologyError
 from twinmesh.engine.worker.kv_cache import KV_AXES, DeviceState, KVCache
@@ -32,7 +33,7 @@ FROM, TO = ((2, 0, 6), (3,)), ((5, 1, 3), (4,))
 
 
 def make_mesh(*devices):
-    return Mesh(np.array([jax.devices()[i] for i in devices]), (AXIS,))
+    return Mesh(np.array([jax.devices()[i] for i in devices]), (TP,))
 
 
 def make_state(seed, mesh, kv_heads, dtype=np.float32, pools=POOLS):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from twinmesh.engine.sharding.mesh import AXIS, sharding
+from twinmesh.engine.sharding.mesh import sharding
+from twinmesh.engine.sharding.rules import TP
 from twinmesh.engine.sizing.cache_groups import groups
 from twinmesh.engine.worker.kv_cache import KV_AXES, KVCache
 from twinmesh.engine.worker.paged_attention import DecodeRows, PagedAttention, PrefillRows, StepRows
@@ -22,7 +23,7 @@ NOWHERE = (2 * 9 * SIZE, 6 * SIZE)
 
 
 def make_mesh(tp):
-    return Mesh(np.array(jax.devices()[:tp]), (AXIS,))
+    return Mesh(np.array(jax.devices()[:tp]), (TP,))
 
 
 def empty(mesh):
@@ -47,7 +48,7 @@ def unturned(tokens):
 
 def dense(sequence):
     attend = dense_causal(MODEL)
-    return [np.asarray(attend(None, i, *qkv, unturned(LENGTH), None)[0]) for i, qkv in enumerate(sequence)]
+    return [np.asarray(attend(None, i, *qkv, unturned(LENGTH), None, None)[0]) for i, qkv in enumerate(sequence)]
 
 
 # One row of page ids per group; what the window has left behind is garbage.
@@ -71,7 +72,7 @@ def run(mesh, kv, sequences, slots, **rows):
     def step(kv, layers, slots, rows):
         attend, out = PagedAttention(mesh, MODEL), []
         for layer, qkv in enumerate(layers):
-            attended, kv = attend(kv, layer, *qkv, unturned(len(qkv[0])), StepRows(slots, **rows))
+            attended, kv = attend(kv, layer, *qkv, unturned(len(qkv[0])), None, StepRows(slots, **rows))
             out.append(attended)
         return kv, out
 

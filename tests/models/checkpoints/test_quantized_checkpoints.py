@@ -2,12 +2,14 @@
 
 import json
 
+import gguf as gguf_library
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.loading import load_on_one_device
-from helpers.quantized import MIXED, MODEL, write_quantized
+from helpers.quantized import MIXED, MODEL, kind_of, write_quantized
+from helpers.tiny_files import write_tiny_gguf_of
 from helpers.tiny_gguf import TinyLlama
 from twinmesh.kernels_pallas.quantized import QuantizedArray, parameter
 from twinmesh.models.checkpoints.gguf_file import GGUFFile
@@ -180,3 +182,23 @@ def test_every_format_may_be_everywhere(tmp_path, name):
     specs = abstract_params(checkpoint.config, "float32").specs
     assert checkpoint.formats.keys() == {path for path, spec in specs.items() if len(spec.value.shape) > 1}
     same(load(checkpoint), load(checkpoint, {}))
+
+
+def test_experts_stay_quantised_from_a_gguf_file_and_through_orbax(tmp_path):
+    def pack(tensor, array):
+        kind = kind_of("Q8_0")
+        return (gguf_library.quants.quantize(array, kind), kind) if "exps.weight" in tensor else array
+
+    checkpoint = open_checkpoint(write_tiny_gguf_of(tmp_path / "experts.gguf", "gpt_oss", pack=pack))
+    assert set(checkpoint.formats.values()) == {"Q8_0"}
+    assert len(checkpoint.formats) == 3 * 3
+    read = []
+    kept = load(checkpoint, report=read.append)
+    assert kept["layers.2.mlp.down_proj"].stacked == 1
+    assert sum(read) == checkpoint.stored_bytes
+    same(kept, load(checkpoint, {}))
+    write(checkpoint, tmp_path / "orbax")
+    converted = open_checkpoint(tmp_path / "orbax")
+    same(load(converted), kept)
+    some = {path: name for path, name in converted.formats.items() if "layers.0" in path}
+    same(load(converted, some), kept)

@@ -1,12 +1,15 @@
 """Costs from published peaks: at full efficiency they are the floors that were published."""
 
+from dataclasses import replace
+
 import pytest
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.protocol.actions import Chunk, DecodeRow
 from twinmesh.engine.scheduler.cost_model import HostCost
 from twinmesh.engine.simulation.costs.devices import DEVICES, device_named
-from twinmesh.engine.simulation.costs.roofline import USUAL, Efficiency, roofline
+from twinmesh.engine.simulation.costs.roofline import USUAL, Efficiency, layer_weights, roofline, weights_read
 from twinmesh.engine.topology import Topology
+from twinmesh.models.config import Experts
 from twinmesh.models.families.known import known_config
 
 # Weights and KV at the peak bandwidth and nothing else, which is what a floor means.
@@ -53,6 +56,16 @@ def test_layers_with_a_window_read_no_more_than_it():
     grown = decode_ms(costs, 1, 16000) - decode_ms(costs, 1, 2000)
     whole = 2 * 62 * 16 * 128 * 2 * 14000 / (USUAL.bandwidth * 4.8e12) * 1e3  # all 62 layers; 10 have no window
     assert grown == pytest.approx(whole * 10 / 62)
+
+
+def test_a_step_multiplies_by_the_chosen_experts_and_reads_those_of_all_its_tokens():
+    dense = known_config("llama-3.1-8b")
+    model = replace(dense, experts=Experts(16, 4))
+    mlp, layers = 3 * model.hidden_size * model.intermediate_size, model.num_layers
+    router = 16 * model.hidden_size
+    assert layer_weights(model) - layer_weights(dense) == layers * (3 * mlp + router)
+    read = [(weights_read(model, tokens) - weights_read(dense, tokens)) / layers for tokens in (1, 2, 1000)]
+    assert read == pytest.approx([3 * mlp + router, 6 * mlp + router, 15 * mlp + router])
 
 
 def test_a_fused_engine_has_fused_steps_that_cost_more_than_prompts_alone():
