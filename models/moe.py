@@ -107,7 +107,8 @@ def chosen_experts(x: jax.Array, w: ExpertWeights, choice: Choice, unit: Unit) -
 
     @jax.custom_jvp
     def mix(x: jax.Array, w: ExpertWeights, choice: Choice) -> jax.Array:
-        size = block_rows(*choice.experts.shape, w.gate.shape[0])
+        rows, per_row = choice.experts.shape
+        size = block_rows(rows, per_row, w.gate.shape[0])
         blocks = group(choice.experts, w.gate.shape[0], size)
         done = over_blocks(x, blocks, lambda rows, index: _expert(rows, w, index, unit))
         return weighted(choice.shares, done[blocks.place])
@@ -170,9 +171,10 @@ class MixtureOfExperts(nnx.Module):
         return mixed.astype(x.dtype)
 
     def _weights(self) -> ExpertWeights:
-        biases = (value(self.gate_bias), value(self.up_bias)) if self.experts.has_bias else ()
-        matrices = (weight.get_value() for weight in (self.gate_proj, self.up_proj, self.down_proj))
-        return ExpertWeights(*matrices, *biases)
+        gate, up, down = (weight.get_value() for weight in (self.gate_proj, self.up_proj, self.down_proj))
+        if not self.experts.has_bias:
+            return ExpertWeights(gate, up, down)
+        return ExpertWeights(gate, up, down, value(self.gate_bias), value(self.up_bias))
 
     def _mix(self, x: jax.Array, w: ExpertWeights, choice: Choice) -> jax.Array:
         """Compute the chosen experts on every device, with the columns that it has."""
@@ -184,10 +186,10 @@ class MixtureOfExperts(nnx.Module):
             total: jax.Array = jax.lax.psum(chosen_experts(x, w, choice, self.unit), axis)
             return total
 
-        whole, axes = PartitionSpec(), ExpertWeights(_IN, _IN, _OUT, _BIAS, _BIAS)  # type: ignore[arg-type]
-        lie: Any = ExpertWeights(
-            *(whole if a is None else self.products.partition(names, a) for names, a in zip(axes, w, strict=True))
-        )
-        on_each = jax.shard_map(part, mesh=mesh, in_specs=(whole, lie, whole), out_specs=whole, check_vma=False)
+        whole, axes = PartitionSpec(), (_IN, _IN, _OUT, _BIAS, _BIAS)
+        lie: Any = [
+            whole if a is None else self.products.partition(names, a) for names, a in zip(axes, w, strict=True)
+        ]
+        on_each = jax.shard_map(part, mesh=mesh, in_specs=(whole, ExpertWeights(*lie), whole), out_specs=whole, check_vma=False)
         mixed: jax.Array = on_each(x, w, choice)
         return mixed

@@ -179,8 +179,8 @@ def _difference(name: str, given: NewParam, wanted: Described) -> str | None:
     if not isinstance(given, QuantizedArray) or not isinstance(wanted, QuantizedArray):
         return None
     if (given.inputs, given.stacked) != (wanted.inputs, wanted.stacked):
-        found, expected = (f"{w.stacked} and {w.inputs}" for w in (given, wanted))
-        return f"{name} has {found} axes of matrices and inputs: it must have {expected}, as before"
+        had, needed = (f"{w.stacked} and {w.inputs}" for w in (given, wanted))
+        return f"{name} has {had} axes of matrices and inputs: it must have {needed}, as before"
     parts, expected = dict(given.parts()), dict(wanted.parts())
     if parts.keys() != expected.keys():
         return f"{name} has {' and '.join(parts)}: it must have {' and '.join(expected)}, as before"

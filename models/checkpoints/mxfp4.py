@@ -62,7 +62,8 @@ class MXFP4Files(SafetensorsFiles):
         with np.errstate(over="ignore"):  # found by those who check for infinity
             values = np.ldexp(VALUES[codes], scales.astype(np.int32)[..., None] - _BIAS)
         values[scales == _NAN] = np.nan
-        return values.reshape(stop - start, -1)
+        rows: np.ndarray = values.reshape(stop - start, -1)
+        return rows
 
     def read_blocks(self, name: str, start: int, stop: int) -> np.ndarray:
         """Read rows of a packed tensor as GGUF lays its blocks out: uint8 [rows, bytes].
