@@ -187,9 +187,9 @@ class MixtureOfExperts(nnx.Module):
             return total
 
         whole, axes = PartitionSpec(), (_IN, _IN, _OUT, _BIAS, _BIAS)
-        lie: Any = [
-            whole if a is None else self.products.partition(names, a) for names, a in zip(axes, w, strict=True)
-        ]
-        on_each = jax.shard_map(part, mesh=mesh, in_specs=(whole, ExpertWeights(*lie), whole), out_specs=whole, check_vma=False)
+        lie: Any = [whole if a is None else self.products.partition(names, a) for names, a in zip(axes, w, strict=True)]
+        on_each = jax.shard_map(
+            part, mesh=mesh, in_specs=(whole, ExpertWeights(*lie), whole), out_specs=whole, check_vma=False
+        )
         mixed: jax.Array = on_each(x, w, choice)
         return mixed
