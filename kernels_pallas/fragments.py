@@ -31,11 +31,10 @@ from . import block_tiles
 from .block_tiles import BLOCK, LAYOUTS, OUTPUTS, QUAD, Tiles
 
 ROWS = 64  # of a tile, outputs
-FORMATS = ("MXFP4", "Q8_0", "Q4_0", "Q4_1")
 _TILES = ROWS // OUTPUTS  # of `block_tiles.py`, one for each warp
 
-_SCALES = plgpu.Layout.TILED(plgpu.Tiling(((_TILES, OUTPUTS), (8,), (1,))), (-4,), (-2, plgpu.Replicated(4)), -1)
-_VALUES = {
+SCALES = plgpu.Layout.TILED(plgpu.Tiling(((_TILES, OUTPUTS), (8,), (1,))), (-4,), (-2, plgpu.Replicated(4)), -1)
+VALUES = {
     4: plgpu.Layout.TILED(plgpu.Tiling(((_TILES, 256), (64,), (32,), (QUAD,))), (-5,), (-2, -4), -1),
     8: plgpu.Layout.TILED(plgpu.Tiling(((_TILES, 512), (256,), (64,), (32,), (QUAD,))), (-6,), (-2, -4), -1),
 }
@@ -51,7 +50,7 @@ def fragment(format_name: str, tiles: Tiles, dtype: jax.typing.DTypeLike, *, int
     """Read one block of inputs of 64 outputs from shared memory, [64, 32] of a 16-bit dtype.
 
     Args:
-        format_name: one of `FORMATS`.
+        format_name: one of `dispatch.HOPPER_FORMATS`.
         tiles: references, values [4, bytes of a block], scales and mins [4, 16].
         dtype: bfloat16 or float16.
         interpret: whether the kernel runs on the CPU.
@@ -59,11 +58,11 @@ def fragment(format_name: str, tiles: Tiles, dtype: jax.typing.DTypeLike, *, int
     layout, parts = LAYOUTS[format_name], [tiles.scales] if tiles.mins is None else [tiles.scales, tiles.mins]
     if interpret:
         return _plain(format_name, tiles, dtype)
-    lies = (_VALUES[layout.bits], *[_SCALES] * len(parts))
+    lies = (VALUES[layout.bits], *[SCALES] * len(parts))
     arrays = [plgpu.load(part, layout=lie) for part, lie in zip((tiles.values, *parts), lies, strict=True)]
     made = plgpu.ShapeDtypeStruct((ROWS, BLOCK), jnp.dtype(dtype), layout=plgpu.Layout.WGMMA)
-    write = _Code(jnp.dtype(dtype)).codes if layout.codes else _Code(jnp.dtype(dtype), layout.zero).numbers
-    computed: Array = plgpu.inline_mgpu(arg_types=lies, return_type=made)(_in_registers(write, layout.bits))(*arrays)
+    write = Code(jnp.dtype(dtype)).codes if layout.codes else Code(jnp.dtype(dtype), layout.zero).numbers
+    computed: Array = plgpu.inline_mgpu(arg_types=lies, return_type=made)(in_registers(write, layout.bits))(*arrays)
     return computed
 
 
@@ -107,7 +106,7 @@ class _Row(NamedTuple):
     smallest: Any | None
 
 
-def _in_registers(write: Callable[[_Row, int, int], Any], bits: int) -> Callable[..., Any]:
+def in_registers(write: Callable[[_Row, int, int], Any], bits: int) -> Callable[..., Any]:
     """Make the code that fills a tile's registers by `write`, from a row, the half h of a block and b."""
 
     def run(_: Any, values: Any, scales: Any, mins: Any = None) -> Any:
@@ -125,7 +124,7 @@ def _in_registers(write: Callable[[_Row, int, int], Any], bits: int) -> Callable
     return run
 
 
-class _Code:
+class Code:
     """Writes the instructions for two weights at a time: those of inputs 16 * h + 4 * q + b and + 2."""
 
     def __init__(self, dtype: jnp.dtype, zero: int = 0) -> None:

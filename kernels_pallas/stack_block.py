@@ -29,7 +29,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
 from .fragments import ROWS, fragment, store_transposed
-from .mosaic import CONSUMERS, PRODUCER, Ref, smem
+from .mosaic import CONSUMERS, PRODUCER, Ref, per_row, smem
 from .work import ceil_div
 
 _TILES = ROWS // OUTPUTS  # of `block_tiles.py`, in the outputs of one sum
@@ -37,8 +37,8 @@ _STAGED = 64  # rows of a result that are copied to global memory at a time
 _REGISTERS = 232, 40  # per thread of a consumer and of the producer
 UNIT = {True: BLOCK, False: 64}  # inputs of a unit, by whether weights are quantised
 
-# From the sums of each stack, [64, N] float32, and their biases, [64] float32 or None, to the result, elementwise.
-type Combine = Callable[[Sequence[Array], Sequence[Array | None]], Array]
+# From the sum of each stack, [64, N] float32 with biases, to the result, elementwise. Two that do the same are equal.
+type Combine = Callable[..., Array]
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Plan:
     inputs: int  # k, a multiple of `units` units
     outputs: int  # n, a multiple of 64
     units: int  # of a stage
+    parts: int  # of the inputs, each a piece of work of its own
     stages: int  # of the ring
     blocks: int  # thread blocks
-    combine: Combine
-    has_bias: bool
+    combine: Combine | None  # None: one stack, whose sums are the result
     dtype: Any  # of the result
     interpret: bool  # whether the kernel runs in the interpreter on the CPU
 
@@ -67,11 +67,11 @@ class Plan:
     @property
     def steps(self) -> int:
         """Return how many stages a piece of work takes."""
-        return self.inputs // (self.unit * self.units)
+        return self.inputs // (self.unit * self.units * self.parts)
 
     @property
     def tiles(self) -> int:
-        """Return how many pieces of work there are for the same rows."""
+        """Return how many pieces of work there are for the same rows and inputs."""
         return ceil_div(self.outputs, ROWS * self.width * CONSUMERS)
 
     @property
@@ -167,15 +167,16 @@ class _Block:
     weights: tuple[Weights, ...]  # of each stack
     biases: tuple[Ref, ...]  # [X, n] of each stack, or none
     items: Ref  # [U, 4], as `stacks.Work` has them
-    out: Ref  # [M, n], written
+    out: Ref  # [parts, M, n], written
     smem: Buffers
     barriers: Barriers
     mine: Array  # pieces of work of this block
 
-    def place(self, i: Array) -> tuple[Array, Array]:
-        """Return the row of `items` and the tile of outputs of the block's i-th piece."""
+    def place(self, i: Array) -> tuple[Array, Array, Array]:
+        """Return the row of `items`, the tile of outputs and the part of the inputs of the block's i-th piece."""
         at = lax.axis_index("block") + i * self.plan.blocks
-        return lax.div(at, self.plan.tiles), lax.rem(at, self.plan.tiles)
+        whole = lax.div(at, self.plan.parts)
+        return lax.div(whole, self.plan.tiles), lax.rem(whole, self.plan.tiles), lax.rem(at, self.plan.parts)
 
 
 def stack_block(
@@ -191,7 +192,7 @@ def stack_block(
 ) -> None:
     """Run the kernel in one thread block; `used` [1] is the number of rows of `items` that are used."""
     warpgroup = lax.axis_index("warpgroup")
-    pieces = used[0] * plan.tiles
+    pieces = used[0] * plan.tiles * plan.parts
     mine = lax.div(pieces - lax.axis_index("block") + (plan.blocks - 1), plan.blocks)
     block = _Block(plan, x, weights, biases, items, out, buffers, barriers, mine)
 
@@ -212,19 +213,19 @@ def stack_block(
 def _load_piece(block: _Block, i: Array) -> None:
     """Load the block's i-th piece, a stage after the other."""
     plan = block.plan
-    number, tile = block.place(i)
-    matrix, row = block.items[number, 0], block.items[number, 1]
+    number, tile, part = block.place(i)
+    matrix, row, begin = block.items[number, 0], block.items[number, 1], part * plan.steps
 
     @pl.loop(0, plan.steps)
     def _stage(step: Array) -> None:
         use = i * plan.steps + step
-        slot, unit = lax.rem(use, plan.stages), step * plan.units
+        slot, unit = lax.rem(use, plan.stages), (begin + step) * plan.units
         full = block.barriers.full.at[slot]
         pl.when(use >= plan.stages)(functools.partial(plgpu.barrier_wait, block.barriers.free.at[slot]))
         rows = block.x.at[pl.ds(unit, plan.units), pl.ds(pl.multiple_of(row, 8), plan.rows)]
         plgpu.copy_gmem_to_smem(rows, block.smem.x.at[slot], full)
-        for part in range(plan.sums * CONSUMERS):
-            stack, rest = divmod(part, CONSUMERS * plan.width)
+        for target_part in range(plan.sums * CONSUMERS):
+            stack, rest = divmod(target_part, CONSUMERS * plan.width)
             first = plan.first(tile, *divmod(rest, plan.width))
             first = jnp.minimum(first, plan.outputs // ROWS - 1)  # what is left over is loaded, and not written
             for source, target in zip(block.weights[stack], block.smem.weights, strict=True):
@@ -235,7 +236,7 @@ def _load_piece(block: _Block, i: Array) -> None:
                     some = source.at[matrix, inputs, pl.ds(pl.multiple_of(first * ROWS, ROWS), ROWS)]
                 else:
                     some = source.at[matrix, pl.ds(first * _TILES, _TILES), pl.ds(unit, plan.units)]
-                plgpu.copy_gmem_to_smem(some, target.at[slot, part], full)
+                plgpu.copy_gmem_to_smem(some, target.at[slot, target_part], full)
 
 
 def _sum_piece(block: _Block, warpgroup: Array, i: Array) -> None:
@@ -245,7 +246,7 @@ def _sum_piece(block: _Block, warpgroup: Array, i: Array) -> None:
         functools.partial(_sums, block, warpgroup, i),
         *[plgpu.WGMMAAccumulatorRef((ROWS, plan.rows), jnp.float32) for _ in range(plan.sums)],
     )
-    number, tile = block.place(i)
+    number, tile, part = block.place(i)
     matrix, row, count = (block.items[number, column] for column in (0, 2, 3))
     for column in range(plan.width):
         first = plan.first(tile, warpgroup, column)
@@ -254,8 +255,12 @@ def _sum_piece(block: _Block, warpgroup: Array, i: Array) -> None:
         @pl.when(first < plan.outputs // ROWS)
         def _write(first: Array = first, of_stacks: Sequence[Array] = of_stacks) -> None:
             outputs = pl.ds(pl.multiple_of(first * ROWS, ROWS), ROWS)
-            biases = [_bias(bias.at[matrix, outputs]) for bias in block.biases] or [None] * plan.stacks
-            _store(block, warpgroup, plan.combine(of_stacks, biases).astype(plan.dtype), outputs, row, count)
+            biased = of_stacks
+            if block.biases:
+                biases = [_bias(bias.at[matrix, outputs]) for bias in block.biases]
+                biased = [total + per_row(bias, total.shape) for total, bias in zip(of_stacks, biases, strict=True)]
+            result = biased[0] if plan.combine is None else plan.combine(*biased)
+            _store(block, warpgroup, result.astype(plan.dtype), block.out.at[part, :, outputs], row, count)
 
 
 def _bias(bias: Ref) -> Array:
@@ -304,8 +309,8 @@ def _operand(block: _Block, warpgroup: Array, slot: Array, part: Array, unit: in
     return staged
 
 
-def _store(block: _Block, warpgroup: Array, result: Array, outputs: Any, row: Array, count: Array) -> None:
-    """Write the first `count` columns of a result [64, N] as rows, by copies of powers of two rows."""
+def _store(block: _Block, warpgroup: Array, result: Array, out: Ref, row: Array, count: Array) -> None:
+    """Write the first `count` columns of a result [64, N] as rows of `out`, by copies of powers of two rows."""
     plan, staged = block.plan, block.smem.out.at[warpgroup]
     for first in range(0, plan.rows, plan.staged):
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -315,6 +320,6 @@ def _store(block: _Block, warpgroup: Array, result: Array, outputs: Any, row: Ar
         for power in reversed(range(plan.staged.bit_length())):
             size = 1 << power
             done = own >> (power + 1) << (power + 1)
-            target = block.out.at[pl.ds(row + first + done, size), outputs]
+            target = out.at[pl.ds(row + first + done, size)]
             copy = functools.partial(plgpu.copy_smem_to_gmem, staged.at[pl.ds(done, size)], target)
             pl.when((own & size) != 0)(copy)

@@ -2,24 +2,27 @@
 
 Rows lie in the order of matrices, and `sizes` counts those of each. They are cut into items of up to N rows of one
 matrix, a list of work that is computed on the device; N follows from the shapes alone. `stack_block.py` is the code of
-a thread block. Weights are 16-bit floats or one of `fragments.FORMATS`, which is read as it lies and dequantised in the
-kernel. Activations are brought into the order that the tensor cores read them in by one pass in XLA, which may be part
-of gathering them.
+a thread block. Weights are 16-bit floats or one of `dispatch.HOPPER_FORMATS`, which is read as it lies and dequantised
+in the kernel. Activations are brought into the order that the tensor cores read them in by one pass in XLA, which may
+be part of gathering them. One stack's products of few rows are cut along the inputs too, where that shares the work
+more evenly: XLA adds up the parts.
 
 Not here: routers and what is done with the results; other devices.
 """
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .block_tiles import LAYOUTS
-from .fragments import FORMATS, ROWS, ordered
-from .mosaic import CONSUMERS, DTYPES, launch, per_row
+from .block_tiles import BLOCK, OUTPUTS
+from .dispatch import HOPPER_FORMATS
+from .fragments import ROWS, ordered
+from .mosaic import CONSUMERS, DTYPES, launch
 from .quantized import QuantizedArray
 from .stack_block import UNIT, Combine, Plan, Weights, scratch, stack_block, stage_bytes, staging_bytes
 from .work import ceil_div
@@ -29,19 +32,6 @@ _TILE = 8  # rows of x in a tile of the tensor cores
 _UNITS = 4  # the most of a stage
 _STAGES = 8  # the most of the ring
 _SHARED = 220 * 1024  # bytes of shared memory for ring and staging
-
-
-class One(NamedTuple):
-    """The result is the one product itself, with its bias."""
-
-    def __call__(self, sums: Sequence[Array], biases: Sequence[Array | None]) -> Array:
-        """Add the bias."""
-        return biased(sums[0], biases[0])
-
-
-def biased(total: Array, bias: Array | None) -> Array:
-    """Add biases [64] to a sum [64, N], inside the kernel."""
-    return total if bias is None else total + per_row(bias, total.shape)
 
 
 class Work(NamedTuple):
@@ -90,9 +80,9 @@ def why_unsupported(x: Array, w: Array | QuantizedArray) -> str | None:
     if x.dtype not in DTYPES:
         return f"Activations are {x.dtype}: the Hopper kernel takes bfloat16 and float16."
     if isinstance(w, QuantizedArray):
-        if w.format not in FORMATS:
-            return f"Weights are {w.format}: the Hopper kernel takes {', '.join(FORMATS)} and 16-bit floats."
-        outputs, inputs = w.values.shape[1] * 16, w.values.shape[2] * 32
+        if w.format not in HOPPER_FORMATS:
+            return f"Weights are {w.format}: the Hopper kernel takes {', '.join(HOPPER_FORMATS)} and 16-bit floats."
+        outputs, inputs = w.values.shape[1] * OUTPUTS, w.values.shape[2] * BLOCK
     else:
         if w.dtype != x.dtype:
             return f"Weights are {w.dtype} and activations {x.dtype}: the Hopper kernel takes floats of one dtype."
@@ -111,7 +101,7 @@ def stack_product(
     biases: tuple[Array, ...],
     sizes: Array,
     *,
-    combine: Combine,
+    combine: Combine | None = None,
     dtype: Any,
     cores: int,
     interpret: Any = None,
@@ -123,7 +113,8 @@ def stack_product(
         stacks: one, or several of the same shape and format: [X, k, n] of x's dtype, or quantised.
         biases: [X, n] floats of each stack, or none.
         sizes: [X] int32, rows of each matrix, M or less together.
-        combine: from the float32 products [64, N], outputs by rows, and their biases to the result, elementwise.
+        combine: from the products of each stack, float32 with their biases, to the result, elementwise; it sees parts
+            of them, outputs by rows. None: there is one stack, and its products are the result.
         dtype: the result's, of 16 bits or float32.
         cores: multiprocessors of the GPU, one thread block each.
         interpret: `plgpu.InterpretGPUParams()` to run on the CPU.
@@ -138,14 +129,16 @@ def stack_product(
         if (reason := why_unsupported(x, w)) is not None:
             raise ValueError(reason)
     rows, inputs = x.shape
-    plan = plan_for(x, stacks, sizes.shape[0], combine, bool(biases), dtype, cores, interpret is not None)
+    plan = plan_for(x, stacks, combine, dtype, cores, interpret is not None)
+    if biases and plan.parts > 1:
+        plan = replace(plan, parts=1)
     work = list_work(sizes, rows, plan.rows)
     lying = x.at[work.source].get(mode="fill", fill_value=0)
     units = lying.reshape(lying.shape[0], inputs // plan.unit, plan.unit)
     units = jnp.swapaxes(units if plan.format is None else ordered(units), 0, 1)
     kernel = launch(
         functools.partial(stack_block, plan),
-        out_type=jax.ShapeDtypeStruct((rows, plan.outputs), plan.dtype),
+        out_type=jax.ShapeDtypeStruct((plan.parts, rows, plan.outputs), plan.dtype),
         scratch_types=scratch(plan, x.dtype),
         blocks=plan.blocks,
         name="stack_product",
@@ -154,28 +147,32 @@ def stack_product(
     weights = tuple(
         Weights(w.values, w.scales, w.mins) if isinstance(w, QuantizedArray) else Weights(w) for w in stacks
     )
-    product: Array = kernel(units, weights, biases, work.items, work.used)
+    made = kernel(units, weights, biases, work.items, work.used)
+    first = stacks[0]
+    outputs = min(plan.outputs, first.matrix[0]) if isinstance(first, QuantizedArray) else plan.outputs
+    product: Array = functools.reduce(jnp.add, made).astype(dtype)[:, :outputs]
     return product
 
 
 def plan_for(
     x: Array,
     stacks: Sequence[Array | QuantizedArray],
-    matrices: int,
-    combine: Combine,
-    has_bias: bool,
+    combine: Combine | None,
     dtype: Any,
     cores: int,
     interpret: bool,
 ) -> Plan:
     """Choose the sizes of a call."""
     first, (rows, inputs) = stacks[0], x.shape
+    matrices, outputs = first.shape[0], 0
     is_quantized = isinstance(first, QuantizedArray)
-    outputs = first.values.shape[1] * 16 if isinstance(first, QuantizedArray) else first.shape[2]
+    if isinstance(first, QuantizedArray):
+        matrices, outputs = first.values.shape[0], first.values.shape[1] * OUTPUTS
+    else:
+        outputs = first.shape[2]
     count, unit = item_rows(rows, matrices), UNIT[is_quantized]
     # With many rows x is most of what is read, so that each thread block takes as many outputs as registers hold.
     width = 2 if len(stacks) == 1 and count == _MOST and outputs >= 2 * ROWS * CONSUMERS else 1
-    of = inputs // unit
     plan = Plan(
         format=first.format if isinstance(first, QuantizedArray) else None,
         stacks=len(stacks),
@@ -183,24 +180,36 @@ def plan_for(
         rows=count,
         inputs=inputs,
         outputs=outputs,
-        units=max(n for n in range(1, _UNITS + 1) if of % n == 0),
+        units=max(n for n in range(1, _UNITS + 1) if inputs // unit % n == 0),
+        parts=1,
         stages=0,
         blocks=cores,
         combine=combine,
-        has_bias=has_bias,
         dtype=jnp.dtype(dtype),
         interpret=interpret,
     )
-    return _with_ring(plan)
+    plan = _with_ring(plan)
+    parts = (
+        1 if combine is not None else _parts(plan, min(rows, matrices) * ceil_div(rows, count * min(rows, matrices)))
+    )
+    return plan if parts == 1 else replace(plan, parts=parts, dtype=jnp.dtype(jnp.float32))
+
+
+def _parts(plan: Plan, items: int) -> int:
+    """Cut the inputs so that blocks share the work evenly, and partial sums cost little beside the weights."""
+
+    def cost(parts: int) -> float:
+        pieces = items * plan.tiles * parts
+        rounds = ceil_div(pieces, plan.blocks)
+        weights = stage_bytes(plan) * plan.steps / parts * rounds * plan.blocks
+        return weights + 8.0 * (parts - 1) * plan.outputs * items * plan.rows
+
+    return min((n for n in range(1, 17) if plan.steps % n == 0), key=cost)
 
 
 def _with_ring(plan: Plan) -> Plan:
     """Fill the shared memory with stages; smaller ones, if it would hold fewer than three."""
-    import dataclasses
-
-    room = _SHARED - staging_bytes(plan)
-    stages = min(_STAGES, room // stage_bytes(plan))
+    stages = min(_STAGES, (_SHARED - staging_bytes(plan)) // stage_bytes(plan))
     if stages < 3 and plan.units > 1:
-        smaller = max(n for n in range(1, plan.units) if plan.steps * plan.units % n == 0)
-        return _with_ring(dataclasses.replace(plan, units=smaller))
-    return dataclasses.replace(plan, stages=stages)
+        return _with_ring(replace(plan, units=max(n for n in range(1, plan.units) if plan.units * plan.steps % n == 0)))
+    return replace(plan, stages=stages)

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from ..kernels_pallas.grouped import group, grouped_matmul
+from ..kernels_pallas.grouped import group, grouped_matmul, grouped_unit
 from ..kernels_pallas.matmul import PLAIN, Products, matmul_part
 from ..kernels_pallas.quantized import QuantizedArray
 from .config import Activation, ClampedGate, Experts, ModelConfig
@@ -81,6 +81,16 @@ def gated(gate: jax.Array, up: jax.Array, unit: Activation | ClampedGate) -> jax
     return gate * jax.nn.sigmoid(gate * unit.alpha) * (up + 1)
 
 
+class Gated(NamedTuple):
+    """`gated` as a value: two with the same unit are equal, so that layers share a kernel."""
+
+    unit: Activation | ClampedGate
+
+    def __call__(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        """Compute the unit."""
+        return gated(gate, up, self.unit)
+
+
 def _expert(x: jax.Array, w: ExpertWeights, index: jax.Array, unit: Unit) -> jax.Array:
     """Transform rows [B, E] by one expert: [B, E] float32, without the bias of the down projection."""
     gate_proj, up_proj, down_proj = (
@@ -110,12 +120,8 @@ def chosen_experts(x: jax.Array, w: ExpertWeights, choice: Choice, unit: Unit) -
     def mix(x: jax.Array, w: ExpertWeights, choice: Choice) -> jax.Array:
         groups = group(choice.experts, w.gate.shape[0])
         rows = x[groups.rows]
-        gate, up = (grouped_matmul(rows, a, groups.sizes, products=unit.products) for a in (w.gate, w.up))
-        if w.gate_bias is not None and w.up_bias is not None:
-            gate, up = (
-                a + bias.at[groups.experts].get(mode="clip") for a, bias in ((gate, w.gate_bias), (up, w.up_bias))
-            )
-        hidden = gated(gate, up, unit.gate)
+        biases = () if w.gate_bias is None or w.up_bias is None else (w.gate_bias, w.up_bias)
+        hidden = grouped_unit(rows, (w.gate, w.up), biases, groups, Gated(unit.gate), unit.products)
         done = grouped_matmul(hidden, w.down, groups.sizes, products=unit.products, dtype=jnp.float32)
         # What belongs to no expert is anything, NaN too.
         is_there = choice.experts < w.gate.shape[0]

@@ -12,6 +12,7 @@ from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from twinmesh.kernels_pallas import fragments
 from twinmesh.kernels_pallas.block_tiles import LAYOUTS, Tiles, dequantize, pack_scales, pack_values
+from twinmesh.kernels_pallas.dispatch import HOPPER_FORMATS
 
 THREADS = 128
 BITS = {"uint32": np.uint32, "float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
@@ -72,14 +73,14 @@ def numpy_code(monkeypatch):
     monkeypatch.setattr(fragments, "_vector", lambda size, kind: (size, kind))
     monkeypatch.setattr(fragments, "_int", lambda value: np.full(THREADS, value, np.uint32))
     monkeypatch.setattr(fragments, "_number", lambda one: one[:, 0].astype(np.float32))
-    monkeypatch.setattr(fragments._Code, "kind", property(lambda self: "bfloat16" if self.is_wide else "float16"))
+    monkeypatch.setattr(fragments.Code, "kind", property(lambda self: "bfloat16" if self.is_wide else "float16"))
     made = lambda _registers, _layout, _is_signed: SimpleNamespace(registers=_registers)  # noqa: E731
     kept = SimpleNamespace(WGMMA_LAYOUT=mgpu.WGMMA_LAYOUT, FragmentedArray=made)
     monkeypatch.setattr(fragments, "mgpu", kept)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", fragments.FORMATS)
+@pytest.mark.parametrize("name", HOPPER_FORMATS)
 def test_each_register_gets_the_weights_of_its_place(numpy_code, name, dtype):
     rng, layout = np.random.default_rng(0), LAYOUTS[name]
     values = pack_values(rng.integers(0, 1 << layout.bits, (64, 32), np.uint8), layout.bits)
@@ -91,11 +92,11 @@ def test_each_register_gets_the_weights_of_its_place(numpy_code, name, dtype):
     tiles = Tiles(values, pack_scales(scales), mins)
     want = np.asarray(fragments.ordered(dequantize(name, tiles))).astype(dtype)
 
-    code = fragments._Code(jnp.dtype(dtype), layout.zero)
-    lies = fragments._VALUES[layout.bits].to_mgpu(), fragments._SCALES.to_mgpu()
+    code = fragments.Code(jnp.dtype(dtype), layout.zero)
+    lies = fragments.VALUES[layout.bits].to_mgpu(), fragments.SCALES.to_mgpu()
     arrays = [registers_of(values[:, 0], lies[0])]
     arrays += [registers_of(part[:, 0], lies[1]) for part in tiles[1:] if part is not None]
-    made = fragments._in_registers(code.codes if layout.codes else code.numbers, layout.bits)(None, *arrays)
+    made = fragments.in_registers(code.codes if layout.codes else code.numbers, layout.bits)(None, *arrays)
     at = elements(plgpu.Layout.WGMMA.to_mgpu(), (64, 32))
     for register, place in zip(made.registers.reshape(-1), at.transpose(1, 0, 2), strict=True):
         np.testing.assert_array_equal(register.astype(np.float32), want.reshape(-1)[place].astype(np.float32))
