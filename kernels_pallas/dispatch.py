@@ -1,4 +1,4 @@
-"""Chooses the implementation of attention and of what comes before it that a program gets, while it is traced.
+"""Chooses the implementation of attention, what comes before it, and experts that a program gets, while it is traced.
 
 Hopper GPUs run the Mosaic kernels, CPUs attention in those of `cpu/` where there are any; all else runs in
 `xla.py`. The GPU is that of the abstract mesh in whose context the trace runs (inside `shard_map`, or when compiling
@@ -16,11 +16,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from . import xla
 from .arguments import AttentionOptions, NewTokens, PagedKV, Pools
 from .cpu import calls
+from .quantized import QuantizedArray
 from .tiles import decode_tiles, prefill_tiles
 
 _log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ _CORES = 132  # multiprocessors of an H100 SXM or an H200, for devices that do n
 # Mosaic tries layouts of shared memory without end where heads are no multiple of this (2 key/value heads, no norms).
 _ROWS = 8
 _HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
+HOPPER_FORMATS = ("MXFP4", "Q8_0", "Q4_0", "Q4_1")  # of weights that the kernel of `stacks.py` dequantises
 
 
 def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array:
@@ -72,6 +75,46 @@ def prepare_heads(new: NewTokens, pools: Pools) -> tuple[Array, Array, Array]:
         return prepare.prepare_heads
 
     return _choose(kernel, xla.prepare_heads, (new, pools), new.q, pools.k_pages)
+
+
+def stack_product(
+    x: Array,
+    stacks: tuple[Array | QuantizedArray, ...],
+    biases: tuple[Array, ...],
+    sizes: Array,
+    *,
+    combine: Callable[..., Array] | None = None,
+    dtype: jax.typing.DTypeLike,
+    plain: Callable[..., Array],
+) -> Array:
+    """Compute `stacks.stack_product` on a Hopper GPU; else `plain` of the same four arrays."""
+    arrays = x, stacks, biases, sizes
+    kind, cores, is_certain = gpu_to_trace_for()
+    if kind is None or not _HOPPER.search(kind) or not _is_on_one_device():
+        return plain(*arrays)
+    from . import stacks as hopper
+
+    for w in stacks:
+        if (reason := hopper.why_unsupported(x, w)) is not None:
+            warn_once(f"{reason} XLA makes floats of a part of the weights at a time.")
+            return plain(*arrays)
+    kernel = functools.partial(hopper.stack_product, combine=combine, dtype=jnp.dtype(dtype), cores=cores)
+    if is_certain:
+        return kernel(*arrays)
+    chosen: Array = jax.lax.platform_dependent(*arrays, cuda=kernel, default=plain)
+    return chosen
+
+
+def is_hopper() -> bool:
+    """Whether JAX's first device is a Hopper GPU."""
+    device = jax.devices()[0]
+    return device.platform == "gpu" and _HOPPER.search(device.device_kind) is not None
+
+
+def _is_on_one_device() -> bool:
+    """Whether what is traced runs on one device, or on each of several by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.size <= 1 or all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
 
 
 def _choose[Result](

@@ -10,13 +10,15 @@ it computes every expert for every row. A kernel for a device takes the place of
     rows sizes[0] + ... + sizes[e - 1] and on, sizes[e] of them, times w[e]; matrices without rows are not read, and
     rows past the sum of the sizes are neither read nor, of necessity, written
 
-On CPUs that is `cpu/stacks.py`. Every other device, and a CPU without kernels, takes the loop: it multiplies blocks of
+On CPUs that is `cpu/stacks.py`, on Hopper GPUs `stacks.py`, which also combines the products of two stacks. Every other
+device, and a CPU without kernels, takes the loop: it multiplies blocks of
 a fixed number of rows by a copy of their expert's matrix, and is right on every device.
 
 Invariant: what a row becomes depends on that row alone, for a number of rows M. Not here: routers, weights and
 activations (`models/moe.py`).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,6 +28,7 @@ from jax.typing import DTypeLike
 
 from .block_tiles import OUTPUTS, Tiles
 from .cpu import stacks
+from .dispatch import stack_product
 from .matmul import PLAIN, Products, is_on_one_cpu, matmul_part
 from .quantized import QuantizedArray
 
@@ -98,7 +101,47 @@ def grouped_matmul(
         product = _on_cpu(x, w, sizes, products, made)
         if product is not None:
             return product
-    return _by_blocks(x, w, sizes, products, made)
+
+    def plain(x: Array, stacks: tuple[Array | QuantizedArray], _: tuple[()], sizes: Array) -> Array:
+        return _by_blocks(x, stacks[0], sizes, products, made)
+
+    return stack_product(x, (w,), (), sizes, dtype=made, plain=plain)
+
+
+def grouped_unit(
+    x: Array,
+    stacks: tuple[Array | QuantizedArray, ...],
+    biases: tuple[Array, ...],
+    groups: Groups,
+    combine: Callable[..., Array],
+    products: Products = PLAIN,
+) -> Array:
+    """Multiply groups of rows by several stacks, and combine what comes of them elementwise.
+
+    Args:
+        x: [M, k], as `grouped_matmul` takes them.
+        stacks: of the same shape and format.
+        biases: [X, n] of each stack, or none.
+        groups: of the M rows.
+        combine: from the products of each stack, with their biases; two that do the same must be equal.
+        products: the program's.
+
+    Returns:
+        [M, n] of x's dtype; rows that belong to no matrix hold anything.
+    """
+
+    def plain(
+        x: Array, stacks: tuple[Array | QuantizedArray, ...], biases: tuple[Array, ...], sizes: Array
+    ) -> Array:  # fmt: skip
+        made = [grouped_matmul(x, w, sizes, products=products) for w in stacks]
+        if biases:
+            own = (bias.at[groups.experts].get(mode="clip") for bias in biases)
+            made = [a + b for a, b in zip(made, own, strict=True)]
+        return combine(*made)
+
+    if is_on_one_cpu():
+        return plain(x, stacks, biases, groups.sizes)
+    return stack_product(x, stacks, biases, groups.sizes, combine=combine, dtype=x.dtype, plain=plain)
 
 
 def _on_cpu(x: Array, w: Array | QuantizedArray, sizes: Array, products: Products, dtype: jnp.dtype) -> Array | None:

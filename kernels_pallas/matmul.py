@@ -13,7 +13,7 @@ of rows. With several devices quantised weights are read where they are: what is
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 from .block_tiles import BLOCK, OUTPUTS, Tiles
 from .cpu import blocks, calls, loader
 from .cpu.blocks_records import Activations
-from .dispatch import runs_on_cpu
+from .dispatch import HOPPER_FORMATS, is_hopper, runs_on_cpu, stack_product
 from .quantized import QuantizedArray, dequantize, is_column
 
 # The most bytes of quantised weights that are floats at a time.
@@ -109,6 +109,8 @@ def kernel_for(platform: str, format_name: str) -> str | None:
     Compiles nothing. None: there is none, and XLA makes floats of a part of the weights at a time, which it also does
     should the kernel turn out to be unusable.
     """
+    if platform == "gpu":
+        return "Hopper" if format_name in HOPPER_FORMATS and is_hopper() else None
     tools = loader.toolchain() if platform == "cpu" and blocks.takes(format_name) else None
     return None if tools is None else tools.level.name
 
@@ -212,7 +214,13 @@ def _quantized(x: Array, w: QuantizedArray, outputs: int, dtype: jnp.dtype, prod
         product = blocks.product(x, tiles, w.format, outputs, dtype=dtype, activations=products.activations)
         if product is not None:
             return product
-    return _in_parts(x, w, outputs, dtype)
+
+    def plain(x: Array, stacks: tuple[QuantizedArray], _: tuple[()], sizes: Array) -> Array:
+        return _in_parts(x, stacks[0].matrix_at(0), outputs, dtype)
+
+    one = replace(jax.tree.map(lambda array: array[None], w), shape=(1, *w.shape), stacked=1)
+    sizes = jnp.full(1, x.shape[0], jnp.int32)
+    return stack_product(x, (one,), (), sizes, dtype=dtype, plain=plain)[:, :outputs]
 
 
 def _in_parts(x: Array, w: QuantizedArray, outputs: int, dtype: jnp.dtype) -> Array:

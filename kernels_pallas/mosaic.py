@@ -93,12 +93,15 @@ def refuse(q: jax.Array, k_pages: jax.Array) -> None:
         raise ValueError(reason)
 
 
-def smem(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Any:
-    """Describe swizzled shared memory for operands of the tensor cores; the last axis is contiguous."""
-    columns = _SWIZZLE // jnp.dtype(dtype).itemsize
+def smem(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, swizzle: int = _SWIZZLE) -> Any:
+    """Describe swizzled shared memory for operands of the tensor cores; the last axis is contiguous.
+
+    `swizzle` is how many bytes of a row lie together.
+    """
+    columns = swizzle // jnp.dtype(dtype).itemsize
     tiled: Any = plgpu.TilingTransform  # both are abstract as JAX annotates them
     swizzled: Any = plgpu.SwizzleTransform
-    return plgpu.SMEM(shape, dtype, transforms=(tiled((8, columns)), swizzled(_SWIZZLE)))
+    return plgpu.SMEM(shape, dtype, transforms=(tiled((8, columns)), swizzled(swizzle)))
 
 
 def copies_per_tile(rows: int, page_size: int) -> int:

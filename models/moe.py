@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from ..kernels_pallas.grouped import group, grouped_matmul
+from ..kernels_pallas.grouped import group, grouped_matmul, grouped_unit
 from ..kernels_pallas.matmul import PLAIN, Products, matmul_part
 from ..kernels_pallas.quantized import QuantizedArray
 from .config import Activation, ClampedGate, Experts, ModelConfig
@@ -88,6 +88,16 @@ def gated(gate: jax.Array, up: jax.Array, unit: Activation | ClampedGate) -> jax
     return gate * jax.nn.sigmoid(gate * unit.alpha) * (up + 1)
 
 
+class Gated(NamedTuple):
+    """`gated` as a value: two with the same unit are equal, so that layers share a kernel."""
+
+    unit: Activation | ClampedGate
+
+    def __call__(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        """Compute the unit."""
+        return gated(gate, up, self.unit)
+
+
 def _expert(x: jax.Array, w: ExpertWeights, index: jax.Array, unit: Unit) -> jax.Array:
     """Transform rows [B, E] by one expert: [B, E] float32, without the bias of the down projection."""
     gate_proj, up_proj, down_proj = (
@@ -114,12 +124,8 @@ def run_experts(x: jax.Array, w: ExpertWeights, chosen: jax.Array, unit: Unit) -
     """Compute the chosen experts [T, K] for each row [T, E]: [T, K, E] float32, without the bias of the down
     projection; anything where none is chosen."""
     groups, products = group(chosen, w.count), unit.products
-    rows = x[groups.rows]
-    gate, up = (grouped_matmul(rows, a, groups.sizes, products=products) for a in (w.gate, w.up))
-    if w.gate_bias is not None and w.up_bias is not None:
-        biases = (bias.at[groups.experts].get(mode="clip") for bias in (w.gate_bias, w.up_bias))
-        gate, up = (a + bias for a, bias in zip((gate, up), biases, strict=True))
-    hidden = gated(gate, up, unit.gate)
+    biases = () if w.gate_bias is None or w.up_bias is None else (w.gate_bias, w.up_bias)
+    hidden = grouped_unit(x[groups.rows], (w.gate, w.up), biases, groups, Gated(unit.gate), products)
     return grouped_matmul(hidden, w.down, groups.sizes, products=products, dtype=jnp.float32)[groups.places]
 
 

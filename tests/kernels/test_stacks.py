@@ -1,0 +1,135 @@
+"""The Hopper kernel for stacks of matrices, in the interpreter: races raise, memory and outputs begin as NaN.
+
+Tolerance: weights are those of the format, rounded to the activations' dtype; sums are float32.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from twinmesh.kernels_pallas.block_tiles import LAYOUTS, Tiles, dequantize, pack_scales, pack_values
+from twinmesh.kernels_pallas.quantized import abstract
+from twinmesh.kernels_pallas.stacks import item_rows, list_work, stack_product
+
+INTERPRET = plgpu.InterpretGPUParams(detect_races=True)
+
+
+class Gated(NamedTuple):
+    def __call__(self, gate, up):
+        return gate * jax.nn.sigmoid(gate) * up
+
+
+def drawn_stack(rng, name, matrices, k, n):
+    """A quantised stack of drawn values, scales and smallest values, and its matrices [X, k, n] in float32."""
+    layout, parts, floats = LAYOUTS[name], [], []
+    for _ in range(matrices):
+        values = pack_values(rng.integers(0, 1 << layout.bits, (n, k), np.uint8), layout.bits)
+        groups = n, k // layout.group
+        if layout.codes:
+            scales = rng.integers(110, 130, groups, np.uint8)
+        else:
+            scales = rng.uniform(0.01, 0.1, groups).astype(layout.scale_dtype)
+        mins = pack_scales(rng.uniform(-1, 1, groups).astype(layout.scale_dtype)) if layout.has_mins else None
+        parts.append(Tiles(values, pack_scales(scales), mins))
+        floats.append(dequantize(name, parts[-1]).T)
+    described = abstract(name, (matrices, k, n), 1, 1)
+    return described.with_tiles(
+        Tiles(*(None if p[0] is None else np.stack(p) for p in zip(*parts, strict=True)))
+    ), np.stack(floats)
+
+
+def multiplied(x, floats, sizes):
+    """What belongs to each row, in float32."""
+    matrix = np.repeat(np.arange(len(sizes)), sizes)
+    return np.einsum(
+        "mk,mkn->mn", x[: len(matrix)].astype(np.float32), floats[matrix].astype(x.dtype).astype(np.float32)
+    )
+
+
+def on_interpreter(x, stacks, sizes, biases=(), combine=None, dtype="float32", cores=3):
+    return stack_product(
+        x, stacks, biases, np.array(sizes, np.int32), combine=combine, dtype=dtype, cores=cores, interpret=INTERPRET
+    )  # fmt: skip
+
+
+def check(got, want, tolerance=1e-5):
+    np.testing.assert_allclose(got[: len(want)], want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "sizes", "k"),
+    [
+        ("MXFP4", "bfloat16", [5, 0, 9], 160),
+        ("Q8_0", "float16", [0, 3], 64),
+        (None, "bfloat16", [0, 11], 320),
+    ],
+)
+def test_rows_are_multiplied_by_their_matrix(name, dtype, sizes, k):
+    """Three times 64 outputs for two consumers, matrices without rows, rows without a matrix."""
+    rng, n = np.random.default_rng(0), 192
+    x = rng.standard_normal((sum(sizes) + 2, k)).astype(dtype)
+    if name is None:
+        w = floats = rng.standard_normal((len(sizes), k, n)).astype(dtype)
+    else:
+        w, floats = drawn_stack(rng, name, len(sizes), k, n)
+    check(on_interpreter(x, (w,), sizes), multiplied(x, floats, sizes))
+
+
+def test_two_stacks_are_combined_with_their_biases():
+    rng, k, n, sizes = np.random.default_rng(1), 64, 64, [2, 1]
+    x = rng.standard_normal((3, k)).astype("bfloat16")
+    (gate, gate_floats), (up, up_floats) = (drawn_stack(rng, "MXFP4", 2, k, n) for _ in range(2))
+    biases = tuple(rng.standard_normal((2, n)).astype("bfloat16") for _ in range(2))
+    got = on_interpreter(x, (gate, up), sizes, biases, Gated(), "bfloat16", cores=1)
+    of_rows = [bias[np.repeat([0, 1], sizes)].astype(np.float32) for bias in biases]
+    sums = [multiplied(x, w, sizes) + bias for w, bias in zip((gate_floats, up_floats), of_rows, strict=True)]
+    check(np.asarray(got, np.float32), np.asarray(Gated()(*sums)), 2**-8)
+
+
+def test_a_matrix_of_more_rows_than_an_item_is_multiplied_by_all_of_them():
+    """Of two consumers' four times 64 outputs each the last two lie past the end."""
+    rng, k, n, sizes = np.random.default_rng(2), 64, 128, [0, 200]
+    x = rng.standard_normal((200, k)).astype("bfloat16")
+    w = rng.standard_normal((2, k, n)).astype("bfloat16")
+    check(on_interpreter(x, (w,), sizes), multiplied(x, w, sizes))
+
+
+def test_no_rows_are_no_work():
+    w = np.ones((2, 64, 64), "bfloat16")
+    assert on_interpreter(np.ones((4, 64), "bfloat16"), (w,), [0, 0]).shape == (4, 64)
+
+
+@pytest.mark.parametrize("sizes", [[3, 0, 17, 8], [0, 0, 0, 0], [28, 0, 0, 0]])
+def test_the_list_of_work_covers_each_row_once(sizes):
+    rows, count = 28, item_rows(28, 4)
+    items, used, source = (np.asarray(part) for part in list_work(jnp.array(sizes, jnp.int32), rows, count))
+    found = []
+    for matrix, lies, first, own in items[: used[0]]:
+        assert lies % 8 == 0
+        assert own <= count
+        assert lies + count <= len(source)
+        np.testing.assert_array_equal(source[lies : lies + own], np.arange(first, first + own))
+        found += [(matrix, row) for row in range(first, first + own)]
+    matrices = np.repeat(np.arange(4), sizes)
+    assert found == list(zip(matrices, range(sum(sizes)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 96, "name": None}, "96 inputs.*multiples of 64 and 64"),
+        ({"n": 80}, "80 outputs.*multiples of 64 and 32"),
+        ({"name": "Q6_K", "k": 256}, "Weights are Q6_K: .* takes MXFP4"),
+        ({"dtype": "float32"}, "Activations are float32"),
+    ],
+)
+def test_what_the_kernel_does_not_take_is_said(change, message):
+    case = {"k": 64, "n": 64, "name": "MXFP4", "dtype": "bfloat16"} | change
+    x = jax.ShapeDtypeStruct((4, case["k"]), case["dtype"])
+    shape = (2, case["k"], case["n"])
+    w = jax.ShapeDtypeStruct(shape, x.dtype) if case["name"] is None else abstract(case["name"], shape, 1, 1)
+    with pytest.raises(ValueError, match=message):
+        stack_product.trace(x, (w,), (), jax.ShapeDtypeStruct((2,), jnp.int32), dtype=x.dtype, cores=132)
