@@ -1,0 +1,141 @@
+"""How a checkpoint's weights are packed, as far as config.json alone tells: its `quantization_config`.
+
+For plans that have no weight file: which of the decoder's parameters are packed, and in what. Only projections are, of
+attention and of the MLP or experts; embedding, head, router, norms and biases stay floats. Formats that an engine may
+keep have GGUF's names; the others are FP8, FP8_128x128 (blocks with a scale each), INT8, and INT4_n or UINT4_n, n
+inputs of which share a scale, and of the latter a zero. Whether an engine reads a file of such a format is not decided
+here, and no tensor is looked at.
+"""
+
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from ..config import ModelConfig
+from .raw_config import Settings
+from .tensor_source import Places, each
+
+_KEY = "quantization_config"
+_ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+
+
+class Packing(NamedTuple):
+    """What the files hold packed."""
+
+    method: str  # as config.json calls it
+    format: str  # of every packed weight
+    floats: tuple[str, ...] = ()  # modules that are not packed: names, parts of names, or patterns
+    is_experts_only: bool = False
+
+
+def packing_of(settings: Settings) -> Packing | None:
+    """Read how the weights are packed; None: they are floats.
+
+    Raises:
+        CheckpointError: a method, or a setting of one, that is not known.
+    """
+    section = settings.section(_KEY)
+    if section is None:
+        return None
+    method = section.get("quant_method")
+    floats = tuple(
+        name for key in ("modules_to_not_convert", "ignored_layers", "ignore") for name in _names(section, key)
+    )
+    if method == "mxfp4":
+        return Packing(method, "MXFP4", floats, is_experts_only=True)
+    if method == "fp8":
+        return Packing(method, _fp8(section), floats)
+    if method == "fbgemm_fp8":
+        return Packing(method, "FP8", floats)
+    if method in ("awq", "gptq"):
+        return Packing(method, _int4(section, method), floats)
+    if method == "compressed-tensors":
+        return Packing(method, _compressed(section), floats)
+    raise section.refusal("quant_method", "mxfp4, fp8, awq, gptq or compressed-tensors are expected")
+
+
+def packed_paths(packing: Packing | None, model: ModelConfig, sources: Mapping[str, Places]) -> dict[str, str]:
+    """Find the parameters that are packed: path -> format.
+
+    Args:
+        packing: as `packing_of` has read it.
+        model: what config.json describes.
+        sources: each parameter's place in files of floats (`Format.sources`), whose names say what is excluded.
+    """
+    if packing is None:
+        return {}
+    names = _MLP if packing.is_experts_only else (*_ATTENTION, *_MLP)
+    if packing.is_experts_only and model.experts is None:
+        return {}
+    return {
+        path: packing.format
+        for path, places in sources.items()
+        if path.rpartition(".")[2] in names and not _is_float(each(places)[0].tensor, packing.floats)
+    }
+
+
+def without_packing(settings: Settings) -> Settings:
+    """Return the settings of the same model with weights of floats, which every family reads."""
+    return settings.without(_KEY)
+
+
+def _is_float(tensor: str, patterns: tuple[str, ...]) -> bool:
+    name = tensor.removesuffix(".weight")
+    for pattern in patterns:
+        if pattern.startswith("re:"):
+            if re.match(pattern[3:], name):
+                return True
+        elif fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") or f".{pattern}." in f".{name}.":
+            return True
+    return False
+
+
+def _names(section: Settings, key: str) -> tuple[str, ...]:
+    found = section.get(key)
+    if found is None:
+        return ()
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise section.refusal(key, "a list of names is expected")
+    return tuple(found)
+
+
+def _fp8(section: Settings) -> str:
+    block = section.get("weight_block_size")
+    if block not in (None, [128, 128]):
+        raise section.refusal("weight_block_size", "[128, 128] or none is expected")
+    return "FP8" if block is None else "FP8_128x128"
+
+
+def _int4(section: Settings, method: str) -> str:
+    if section.integer("bits") != 4:
+        raise section.refusal("bits", "4 is expected")
+    is_symmetric = method == "gptq" and section.flag("sym", True)
+    return _grouped(section, section.integer("group_size"), is_symmetric=is_symmetric)
+
+
+def _compressed(section: Settings) -> str:
+    groups = section.section("config_groups")
+    names = () if groups is None else tuple(groups)
+    weights = None
+    if groups is not None and len(names) == 1 and (group := groups.section(names[0])) is not None:
+        weights = group.section("weights")
+    if weights is None:
+        raise section.refusal("config_groups", "one group with its weights is expected")
+    kind, bits, strategy = weights.get("type", "int"), weights.integer("num_bits"), weights.get("strategy")
+    if (kind, bits) in (("float", 8), ("int", 8)) and strategy in ("tensor", "channel"):
+        return "FP8" if kind == "float" else "INT8"
+    if (kind, bits, strategy) == ("float", 8, "block"):
+        structure = weights.get("block_structure")
+        if structure != [128, 128]:
+            raise weights.refusal("block_structure", "[128, 128] is expected")
+        return "FP8_128x128"
+    if (kind, bits, strategy) == ("int", 4, "group"):
+        return _grouped(weights, weights.integer("group_size"), is_symmetric=weights.flag("symmetric", True))
+    raise weights.refusal("num_bits", "float or int 8 by tensor or channel, or int 4 by group is expected")
+
+
+def _grouped(section: Settings, group: int, *, is_symmetric: bool) -> str:
+    if group not in (32, 64, 128):
+        raise section.refusal("group_size", "32, 64 or 128 is expected")
+    return f"{'INT4' if is_symmetric else 'UINT4'}_{group}"
