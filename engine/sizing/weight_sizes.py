@@ -9,25 +9,30 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ...models.config import ModelConfig
+from .heads import model_on
 from .memory_needs import ITEM_BYTES
 
 # Bits of a weight in each format that may stay: its own, and its part of scales and smallest values.
-FORMAT_BITS = {"Q8_0": 8.5, "Q5_0": 5.5, "Q4_0": 4.5, "Q4_1": 5.0, "Q6_K": 8.0, "Q4_K": 6.0, "MXFP4": 4.25}
-# The same in files, of formats that config.json may name (`models/families/packing.py`); a scale of a whole output, 16
-# or 32 bits for all of its inputs, is left out.
-STORED_BITS = {
-    "FP8": 8.0, "FP8_128x128": 8 + 32 / 128**2, "INT8": 8.0,
-    "INT4_32": 4.5, "INT4_64": 4.25, "INT4_128": 4.125,
-    "UINT4_32": 4.625, "UINT4_64": 4.3125, "UINT4_128": 4.15625,
-}  # fmt: skip
-_TILE = 16  # outputs of a quantised matrix that lie together
+_GGUF_BITS = {"Q8_0": 8.5, "Q5_0": 5.5, "Q4_0": 4.5, "Q4_1": 5.0, "Q6_K": 8.0, "Q4_K": 6.0, "MXFP4": 4.25}
+# Hugging Face's are named KIND-GROUP-DTYPE: so many inputs share a scale of that type and, of unsigned integers, a byte
+# that stands for 0. A scale of a whole output is kept once for each group.
+_KINDS, _GROUPS = {"FP8": 8, "INT8": 8, "INT4": 4, "UINT8": 8, "UINT4": 4}, (32, 64, 128)
+FORMAT_BITS = _GGUF_BITS | {
+    f"{kind}-{group}-{dtype}": bits + (8 * size + 8 * kind.startswith("U")) / group
+    for kind, bits in _KINDS.items()
+    for group in _GROUPS
+    for dtype, size in ITEM_BYTES.items()
+}
+# Of them those that there are kernels for on GPUs: a GPU keeps the others only where it is asked to.
+GPU_FORMATS: tuple[str, ...] = ()
+_TILE, _BLOCK = 16, 32  # outputs, and inputs, of a quantised matrix that lie together
 
 
 class WeightPart(NamedTuple):
     """Weights of one kind that are kept in one format."""
 
     kind: str  # one of `KINDS`
-    format: str  # a dtype, or one of `FORMAT_BITS` and `STORED_BITS`
+    format: str  # a dtype, or one of `FORMAT_BITS`
     bytes: int  # on each device of a mesh
 
 
@@ -109,12 +114,38 @@ def _matrices(model: ModelConfig) -> Iterator[_Matrix]:
         yield _Matrix("head", "head.weight", model.vocab_size, hidden, is_table=True)
 
 
+def kept_on_gpus(asked: str, stored: Mapping[str, str]) -> Mapping[str, str]:
+    """Return those of the parameters that files hold quantised which stay so on GPUs, path -> format.
+
+    `asked` is the engine's `quantization`: auto, keep or none.
+    """
+    if asked == "keep":
+        return stored
+    return {path: form for path, form in stored.items() if asked == "auto" and form in GPU_FORMATS}
+
+
+def kept_on(model: ModelConfig, tp: int, formats: Mapping[str, str]) -> Mapping[str, str]:
+    """Return those of quantised parameters that a mesh of `tp` devices can keep so, path -> format: the others would be
+    cut inside a tile of outputs or a block of inputs. `model` is the checkpoint's."""
+    if tp == 1 or not formats:
+        return formats
+    cut = set[str]()
+    repeats = model.num_kv_heads < tp
+    for matrix in _matrices(model_on(model, tp)):
+        name = matrix.path.rpartition(".")[2]
+        if name in ("o_proj", "down_proj"):
+            is_cut = matrix.inputs // tp % _BLOCK != 0
+        else:
+            is_cut = not matrix.is_table and not matrix.is_whole and matrix.outputs // tp % _TILE != 0
+        if is_cut or (repeats and name in ("k_proj", "v_proj") and model.head_dim % _TILE):
+            cut.add(matrix.path)
+    return {path: form for path, form in formats.items() if path not in cut}
+
+
 def _bytes(matrix: _Matrix, item: int, format_name: str | None, tp: int) -> int:
     """Return bytes on each device; `item`: of a weight that is not quantised."""
     if format_name is None:
         whole, unit = matrix.outputs * matrix.inputs * item, 1
-    elif format_name in STORED_BITS:
-        whole, unit = round(matrix.outputs * matrix.inputs * STORED_BITS[format_name] / 8), 1
     else:
         tiles = -(-matrix.outputs // _TILE)
         whole, unit = int(tiles * _TILE * matrix.inputs * FORMAT_BITS[format_name] / 8), _TILE

@@ -89,12 +89,15 @@ def choose_topology(
     slo = options.slo.with_percentile()
     wanted = replace(pooled, slo=slo)
     peaks = peaks_of(first.device_kind)
+    kept = choose(options.quantization, formats, model, first.platform, [tp], options.activations).kept
     if sized is None or peaks is None:
         return Chosen(wanted, f"{fits}; nothing is known of such a device's speed, so all do both until it is measured")
-    rate, best = _first_roles(SimulatedEngine(*sized, roofline(model, sized[0], peaks)), slo)
+    rate, best = _first_roles(SimulatedEngine(*sized, roofline(model, sized[0], peaks, formats=kept)), slo)
     fused = _fused(options, model, dtype, memory, formats, (meshes, tp))
     if fused is not None:
-        rate_fused, best_fused = _first_roles(SimulatedEngine(*fused, roofline(model, fused[0], peaks)), slo)
+        rate_fused, best_fused = _first_roles(
+            SimulatedEngine(*fused, roofline(model, fused[0], peaks, formats=kept)), slo
+        )
         if best_fused is not None and rate_fused > rate:
             rate, best, wanted = rate_fused, best_fused, replace(wanted, topology=_named(_FUSED, meshes, tp))
     mix = f"prompts of {_PROMPT} and answers of {_ANSWER} tokens"

@@ -56,7 +56,7 @@ from .dtype import choose_dtype, parse_dtype, read_cpu_flags
 from .gpu_memory import backend_has_started, check_share, request_share
 from .kept_programs import kept_or_compiled
 from .links import time_links, warn_if_staged
-from .memory import give_back_freed, memory_for_kv
+from .memory import check_room, give_back_freed, memory_for_kv
 from .one_request import OneRequest
 from .quantization import Quantized, choose, cpu_kernels, dequantized_line, start_line
 
@@ -157,6 +157,8 @@ def _start_core(
         loader.compile_ahead(*cpu_kernels(model, dtype, quantized))
     if options.progress:
         say(start_line(quantized, dtype.name))
+    part, asked_len = defaults.staging_part, options.max_model_len
+    check_room(name_of(options.model), model, config, meshes, share, part, asked_len, quantized)
     # A CPU's memory is that of its host, of which the weights' part is known: programs compile while they are loaded.
     weights = None if is_cpu else load(dtype, meshes, quantized.kept)
     to_load = _weight_bytes(model, dtype, quantized.kept, meshes) if is_cpu else 0

@@ -1,10 +1,10 @@
 """How a checkpoint's weights are packed, as far as config.json alone tells: its `quantization_config`.
 
 For plans that have no weight file: which of the decoder's parameters are packed, and in what. Only projections are, of
-attention and of the MLP or experts; embedding, head, router, norms and biases stay floats. Formats that an engine may
-keep have GGUF's names; the others are FP8, FP8_128x128 (blocks with a scale each), INT8, and INT4_n or UINT4_n, n
-inputs of which share a scale, and of the latter a zero. Whether an engine reads a file of such a format is not decided
-here, and no tensor is looked at.
+attention and of the MLP or experts; embedding, head, router, norms and biases stay floats. Formats have the names that
+an engine keeps them under: GGUF's, or KIND-GROUP-DTYPE of values, inputs that share a scale, and scales. Files say the
+type of the scales and config.json does not: it is taken for what the method's own tools write. Whether an engine reads
+such files is not decided here, and no tensor is looked at.
 """
 
 import re
@@ -47,11 +47,11 @@ def packing_of(settings: Settings) -> Packing | None:
     if method == "fp8":
         return Packing(method, _fp8(section), floats)
     if method == "fbgemm_fp8":
-        return Packing(method, "FP8", floats)
+        return Packing(method, "FP8-128-float32", floats)
     if method in ("awq", "gptq"):
         return Packing(method, _int4(section, method), floats)
     if method == "compressed-tensors":
-        return Packing(method, _compressed(section), floats)
+        return Packing(method, _compressed(section, _scales(settings)), floats)
     raise section.refusal("quant_method", "mxfp4, fp8, awq, gptq or compressed-tensors are expected")
 
 
@@ -104,17 +104,23 @@ def _fp8(section: Settings) -> str:
     block = section.get("weight_block_size")
     if block not in (None, [128, 128]):
         raise section.refusal("weight_block_size", "[128, 128] or none is expected")
-    return "FP8" if block is None else "FP8_128x128"
+    return "FP8-128-float32"
+
+
+def _scales(settings: Settings) -> str:
+    """Return the type of scales that are saved in the model's own."""
+    found = settings.get("dtype", settings.get("torch_dtype"))
+    return found if found in ("float16", "float32") else "bfloat16"
 
 
 def _int4(section: Settings, method: str) -> str:
     if section.integer("bits") != 4:
         raise section.refusal("bits", "4 is expected")
     is_symmetric = method == "gptq" and section.flag("sym", True)
-    return _grouped(section, section.integer("group_size"), is_symmetric=is_symmetric)
+    return _grouped(section, section.integer("group_size"), "float16", is_symmetric=is_symmetric)
 
 
-def _compressed(section: Settings) -> str:
+def _compressed(section: Settings, scales: str) -> str:
     groups = section.section("config_groups")
     names = () if groups is None else tuple(groups)
     weights = None
@@ -124,18 +130,18 @@ def _compressed(section: Settings) -> str:
         raise section.refusal("config_groups", "one group with its weights is expected")
     kind, bits, strategy = weights.get("type", "int"), weights.integer("num_bits"), weights.get("strategy")
     if (kind, bits) in (("float", 8), ("int", 8)) and strategy in ("tensor", "channel"):
-        return "FP8" if kind == "float" else "INT8"
+        return f"{'FP8' if kind == 'float' else 'INT8'}-128-{scales}"
     if (kind, bits, strategy) == ("float", 8, "block"):
         structure = weights.get("block_structure")
         if structure != [128, 128]:
             raise weights.refusal("block_structure", "[128, 128] is expected")
-        return "FP8_128x128"
+        return f"FP8-128-{scales}"
     if (kind, bits, strategy) == ("int", 4, "group"):
-        return _grouped(weights, weights.integer("group_size"), is_symmetric=weights.flag("symmetric", True))
+        return _grouped(weights, weights.integer("group_size"), scales, is_symmetric=weights.flag("symmetric", True))
     raise weights.refusal("num_bits", "float or int 8 by tensor or channel, or int 4 by group is expected")
 
 
-def _grouped(section: Settings, group: int, *, is_symmetric: bool) -> str:
+def _grouped(section: Settings, group: int, scales: str, *, is_symmetric: bool) -> str:
     if group not in (32, 64, 128):
         raise section.refusal("group_size", "32, 64 or 128 is expected")
-    return f"{'INT4' if is_symmetric else 'UINT4'}_{group}"
+    return f"{'INT4' if is_symmetric else 'UINT4'}-{group}-{scales}"
