@@ -14,8 +14,9 @@ from ...models.config import ModelConfig
 from ..config import EngineConfig
 from ..topology import MeshSpec, TopologyError
 from .heads import check_tp, model_on
-from .memory_needs import page_bytes, request_bytes, temporary_bytes, transit_bytes
+from .memory_needs import page_bytes, request_bytes, transit_bytes
 from .pools import least_budget, longest_that_fits
+from .temporaries import temporary_bytes
 from .weight_sizes import WeightPart, kept_on, weight_parts
 
 _MOST_TP = 64
@@ -31,7 +32,7 @@ class Memory(NamedTuple):
     """A memory that meshes share."""
 
     usable: int  # bytes that an engine may take
-    text: str  # what it is, as in "0.9 of h100's 79.11 GiB"
+    share: str  # what part of what it is, as in "0.9 of h100's 79.11 GiB"
     is_host: bool = False  # of CPU devices
 
 
@@ -84,13 +85,14 @@ class Fit:
         on_mesh, config, tp = model_on(self.model, spec.tp), self.config, spec.tp
         per_page = page_bytes(on_mesh, config.page_size, config.dtype)
         state = request_bytes(on_mesh, config) + transit_bytes(config)
-        weights = weight_parts(on_mesh, config.dtype, tp, kept_on(self.model, tp, self.kept))
+        kept = kept_on(self.model, tp, self.kept)
+        weights = weight_parts(on_mesh, config.dtype, tp, kept)
         shortest = config if self.asked_len is not None else replace(config, max_model_len=self.shortest)
         kv = least_budget(per_page, shortest, self.part)
         if self.memory.is_host:  # which has them all; temporaries come from the memory that KV leaves
             all_weights = tuple(part._replace(bytes=part.bytes * tp) for part in weights)
             return Need(all_weights, state * tp, 0, kv)
-        return Need(weights, state, temporary_bytes(on_mesh, config, tp), -(-kv // tp))
+        return Need(weights, state, temporary_bytes(on_mesh, config, tp, kept), -(-kv // tp))
 
     @property
     def shortest(self) -> int:
@@ -122,7 +124,7 @@ def check_fits(fit: Fit) -> None:
     each = "" if fit.memory.is_host or fit.meshes[0].tp == 1 else " on each device"
     raise ValueError(
         f"{fit.name} does not fit{tp}: {where} {needed_text(fit)}{each}, and there are {gib(fit.memory.usable)} "
-        f"({fit.memory.text}): {_remedy(fit)}."
+        f"({fit.memory.share}): {_remedy(fit)}."
     )
 
 

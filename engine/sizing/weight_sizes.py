@@ -77,6 +77,12 @@ def weight_parts(
     return tuple(sorted(found, key=lambda part: (KINDS.index(part.kind), part.format)))
 
 
+def largest_parameter(model: ModelConfig, dtype: str, tp: int, formats: Mapping[str, str] | None = None) -> int:
+    """Return the bytes of the largest one on each device of a mesh; arguments as of `weight_parts`."""
+    kept, item = formats or {}, ITEM_BYTES[dtype]
+    return max(_bytes(matrix, item, kept.get(matrix.path), tp) for matrix in _matrices(model))
+
+
 def _vectors(model: ModelConfig, dtype: str, tp: int) -> Iterator[WeightPart]:
     """Count what no product multiplies by: biases, norms and sinks."""
     layers, item = model.num_layers, ITEM_BYTES[dtype]

@@ -74,7 +74,7 @@ def choose_topology(
     if first.platform == "cpu" and options.devices is None:
         why = "CPU devices share cores and memory, so one mesh does both"
         return Chosen(replace(options, topology="both=1"), why)
-    memory = _memory(first, share)
+    memory = device_memory(first, share)
     tp, sized = _smallest(options, model, dtype, memory, formats, count)
     meshes = 1 if is_for_one else count // tp
     left_over = "" if is_for_one or count % tp == 0 else f" and leaves {count % tp} of them idle"
@@ -111,7 +111,7 @@ def _named(role: str, meshes: int, tp: int) -> str:
     return f"{role}={meshes}" + (f"xtp{tp}" if tp > 1 else "")
 
 
-def _memory(device: jax.Device, share: Share) -> DeviceMemory:
+def device_memory(device: jax.Device, share: Share) -> DeviceMemory:
     """Return what a device has, of which JAX's allocator holds a part; None: it does not say, as CPUs."""
     stats = device.memory_stats()
     size = None if stats is None else int(stats["bytes_limit"] / share.held)

@@ -15,7 +15,6 @@ import numpy as np
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..families import HUGGING_FACE, format_named
-from ..families.described import refuse_towers
 from ..families.family import Format
 from ..families.from_hugging_face import NAMES
 from ..families.raw_config import Settings
@@ -47,7 +46,7 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
         settings = Settings(read_json(directory / CONFIG))
         self._file: SafetensorsFiles = _open_weights(directory)
         try:
-            refuse_towers(settings)
+            settings.refuse("vision_config")  # a better reason than an unknown model_type
             chosen = format_named(HUGGING_FACE, settings.get("model_type"), "model_type")
             config = chosen.config(settings)
         except ValueError as error:

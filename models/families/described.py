@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from . import HUGGING_FACE, format_named
-from .packing import packed_paths, packing_of, without_packing
+from .declared_formats import declared_formats, declared_packing, without_packing
 from .raw_config import Settings
 
 _TOWERS = {"vision_config": "vision", "audio_config": "audio"}
@@ -28,9 +28,9 @@ def described(settings: Settings) -> Described:
     """
     refuse_towers(settings)
     chosen = format_named(HUGGING_FACE, settings.get("model_type"), "model_type")
-    packing, plain = packing_of(settings), without_packing(settings)
+    packing, plain = declared_packing(settings), without_packing(settings)
     config = chosen.config(plain)
-    return Described(config, packed_paths(packing, config, chosen.sources(config)))
+    return Described(config, declared_formats(packing, config, chosen.sources(config)))
 
 
 def refuse_towers(settings: Settings) -> None:

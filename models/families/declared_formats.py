@@ -20,7 +20,7 @@ _KEY = "quantization_config"
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
 
-class Packing(NamedTuple):
+class Declared(NamedTuple):
     """What the files hold packed."""
 
     method: str  # as config.json calls it
@@ -29,7 +29,7 @@ class Packing(NamedTuple):
     is_experts_only: bool = False
 
 
-def packing_of(settings: Settings) -> Packing | None:
+def declared_packing(settings: Settings) -> Declared | None:
     """Read how the weights are packed; None: they are floats.
 
     Raises:
@@ -43,23 +43,25 @@ def packing_of(settings: Settings) -> Packing | None:
         name for key in ("modules_to_not_convert", "ignored_layers", "ignore") for name in _names(section, key)
     )
     if method == "mxfp4":
-        return Packing(method, "MXFP4", floats, is_experts_only=True)
+        return Declared(method, "MXFP4", floats, is_experts_only=True)
     if method == "fp8":
-        return Packing(method, _fp8(section), floats)
+        return Declared(method, _fp8(section), floats)
     if method == "fbgemm_fp8":
-        return Packing(method, "FP8-128-float32", floats)
-    if method in ("awq", "gptq"):
-        return Packing(method, _int4(section, method), floats)
+        return Declared(method, "FP8-128-float32", floats)
+    if method == "awq":
+        return Declared(method, _words(section, "bits", "w_bit", "group_size", "q_group_size"), floats)
+    if method == "gptq":
+        return Declared(method, _words(section, "bits", "bits", "group_size", "group_size"), floats)
     if method == "compressed-tensors":
-        return Packing(method, _compressed(section, _scales(settings)), floats)
+        return Declared(method, _compressed(section, _scales(settings)), floats)
     raise section.refusal("quant_method", "mxfp4, fp8, awq, gptq or compressed-tensors are expected")
 
 
-def packed_paths(packing: Packing | None, model: ModelConfig, sources: Mapping[str, Places]) -> dict[str, str]:
+def declared_formats(packing: Declared | None, model: ModelConfig, sources: Mapping[str, Places]) -> dict[str, str]:
     """Find the parameters that are packed: path -> format.
 
     Args:
-        packing: as `packing_of` has read it.
+        packing: as `declared_packing` has read it.
         model: what config.json describes.
         sources: each parameter's place in files of floats (`Format.sources`), whose names say what is excluded.
     """
@@ -113,11 +115,13 @@ def _scales(settings: Settings) -> str:
     return found if found in ("float16", "float32") else "bfloat16"
 
 
-def _int4(section: Settings, method: str) -> str:
-    if section.integer("bits") != 4:
-        raise section.refusal("bits", "4 is expected")
-    is_symmetric = method == "gptq" and section.flag("sym", True)
-    return _grouped(section, section.integer("group_size"), "float16", is_symmetric=is_symmetric)
+def _words(section: Settings, bits: str, old_bits: str, group: str, old_group: str) -> str:
+    """Name the format of AWQ or GPTQ: words of 32 bits, and zero points in any case."""
+    key, group_key = (bits if bits in section else old_bits), (group if group in section else old_group)
+    count = section.integer(key)
+    if count not in (4, 8):
+        raise section.refusal(key, "4 or 8 is expected")
+    return _grouped(section, group_key, f"UINT{count}", "float16")
 
 
 def _compressed(section: Settings, scales: str) -> str:
@@ -129,19 +133,21 @@ def _compressed(section: Settings, scales: str) -> str:
     if weights is None:
         raise section.refusal("config_groups", "one group with its weights is expected")
     kind, bits, strategy = weights.get("type", "int"), weights.integer("num_bits"), weights.get("strategy")
-    if (kind, bits) in (("float", 8), ("int", 8)) and strategy in ("tensor", "channel"):
-        return f"{'FP8' if kind == 'float' else 'INT8'}-128-{scales}"
+    if (kind, bits) == ("float", 8) and strategy in ("tensor", "channel"):
+        return f"FP8-128-{scales}"
     if (kind, bits, strategy) == ("float", 8, "block"):
         structure = weights.get("block_structure")
         if structure != [128, 128]:
             raise weights.refusal("block_structure", "[128, 128] is expected")
         return f"FP8-128-{scales}"
-    if (kind, bits, strategy) == ("int", 4, "group"):
-        return _grouped(weights, weights.integer("group_size"), scales, is_symmetric=weights.flag("symmetric", True))
-    raise weights.refusal("num_bits", "float or int 8 by tensor or channel, or int 4 by group is expected")
+    if kind == "int" and bits in (4, 8) and strategy in ("group", "channel", "tensor"):
+        sign = "" if weights.flag("symmetric", True) else "U"
+        return _grouped(weights, "group_size", f"{sign}INT{bits}", scales)
+    raise weights.refusal("num_bits", "floats of 8 bits, or integers of 4 or 8 by channel or group, are expected")
 
 
-def _grouped(section: Settings, group: int, scales: str, *, is_symmetric: bool) -> str:
-    if group not in (32, 64, 128):
-        raise section.refusal("group_size", "32, 64 or 128 is expected")
-    return f"{'INT4' if is_symmetric else 'UINT4'}-{group}-{scales}"
+def _grouped(section: Settings, key: str, kind: str, scales: str) -> str:
+    group = section.get(key)
+    if group not in (32, 64, 128, -1, None):
+        raise section.refusal(key, "32, 64, 128 or -1 is expected")
+    return f"{kind}-{128 if group in (-1, None) else group}-{scales}"
