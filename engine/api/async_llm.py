@@ -106,8 +106,10 @@ class AsyncLLM(BaseLLM):
     async def _follow(
         self, check: Callable[[float], Job], request_id: str | None
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Make a job by `check`, which is told when it arrived, start it, and yield its outputs as they are due; leaving
-        the iteration ends it."""
+        """Make a job by `check`, which is told when it arrived, start it, and yield its outputs as they are due.
+
+        Leaving the iteration ends it.
+        """
         # A long text takes a while to tokenise; the tokenizer releases the GIL.
         job = await asyncio.to_thread(check, self._client.clock())
         loop, only_final = asyncio.get_running_loop(), job.params.output_kind is RequestOutputKind.FINAL_ONLY

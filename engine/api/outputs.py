@@ -73,17 +73,17 @@ class CompletionSoFar(CompletionOutput):
         return line.so_far(tokens)
 
     @cached_property
-    def reasoning(self) -> str | None:  # type: ignore[override]
+    def reasoning(self) -> str | None:
         """What the model thinks."""
         return None if self._answer is None else self._parts(self._answer).reasoning
 
     @cached_property
-    def content(self) -> str | None:  # type: ignore[override]
+    def content(self) -> str | None:
         """What it says."""
         return None if self._answer is None else self._parts(self._answer).content
 
     @cached_property
-    def tool_calls(self) -> tuple[ToolCall, ...] | None:  # type: ignore[override]
+    def tool_calls(self) -> tuple[ToolCall, ...] | None:
         """What it asks for."""
         return None if self._answer is None else self._parts(self._answer).tool_calls
 
