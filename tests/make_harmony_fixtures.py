@@ -1,7 +1,8 @@
 """Write `chat_gpt_oss.json`: GPT-OSS's own template, and conversations as openai-harmony writes them.
 
-Run by a maintainer when the fixture has to change, with a Python that has the packages of `VERSIONS` (it does not import
-twinmesh; trl needs none of what it depends on), and a folder with the vocabulary that openai-harmony would download:
+Run by a maintainer when the fixture has to change, with a Python that has the packages of `VERSIONS` (it does not
+import twinmesh; trl needs none of what it depends on), and a folder with the vocabulary that openai-harmony would
+download:
 
     TIKTOKEN_ENCODINGS_BASE=FOLDER python tests/make_harmony_fixtures.py
 

@@ -247,6 +247,8 @@ def with_variables(rendering: Rendering, variables: Mapping[str, Any]) -> Render
         return rendering
     own = rendering.get("chat_template_kwargs", {})
     set_by_line = {name: value for name, value in own.items() if value is not None}
+    if "reasoning_effort" in rendering:  # the line's, by its other name
+        variables = {name: value for name, value in variables.items() if name != "reasoning_effort"}
     return {**rendering, "chat_template_kwargs": {**variables, **set_by_line}}
 
 

@@ -1,9 +1,9 @@
 """Reads answers in OpenAI's harmony format, token by token.
 
 A message is a header, `<|start|>AUTHOR to=RECIPIENT<|channel|>CHANNEL <|constrain|>TYPE`, then `<|message|>`, its
-content and one of `<|end|>`, `<|return|>`, `<|call|>`. Where parts of a header stand varies in what the model writes, as
-in what the reference renders. Content with a recipient is a call of a tool, in the channel "analysis" it is reasoning,
-all else is said. Markers count by their ids, so that the same characters in a text are text.
+content and one of `<|end|>`, `<|return|>`, `<|call|>`. Where parts of a header stand varies in what the model writes,
+as in what the reference renders. Content with a recipient is a call of a tool, in the channel "analysis" it is
+reasoning, all else is said. Markers count by their ids, so that the same characters in a text are text.
 
 openai-harmony 0.0.8 has a parser too. It is not used, because it raises on what a model may write (text behind a
 message, words in a header, an end inside a header) and takes markers inside a content for text; the tests compare the

@@ -102,7 +102,8 @@ def test_without_text_and_without_a_chat_there_are_no_parts(llm, core):
 def test_a_model_whose_format_is_not_known_gives_no_parts():
     llm = make_fake(LLM, FakeCore(answers=True), template="{{ messages[0].content }}")
     (output,) = llm.chat([{"role": "user", "content": "the sea"}])
-    assert output.outputs[0].text and output.outputs[0].tool_calls is None
+    assert output.outputs[0].text
+    assert output.outputs[0].tool_calls is None
 
 
 def test_chat_gives_whole_outputs_with_parts():
