@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .engine.api.outputs import CompletionOutput, Logprob, RequestOutput, Score, TextDelta
     from .engine.api.plan_topology import plan_topology
     from .engine.api.sampling_params import RequestOutputKind, SamplingParams
+    from .engine.chat.answers import ToolCall
     from .engine.errors import EngineError, Overloaded
     from .engine.protocol.service import SLO
     from .engine.topology import Topology
@@ -31,6 +32,7 @@ __all__ = [
     "SamplingParams",
     "Score",
     "TextDelta",
+    "ToolCall",
     "Topology",
     "plan_topology",
 ]
@@ -47,6 +49,7 @@ _MODULES = {
     "SamplingParams": "api.sampling_params",
     "Score": "api.outputs",
     "TextDelta": "api.outputs",
+    "ToolCall": "chat.answers",
     "Topology": "topology",
     "plan_topology": "api.plan_topology",
 }

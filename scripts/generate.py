@@ -88,10 +88,12 @@ def _request(
     """
     from twinmesh.engine.api.prompts import check_prompt
     from twinmesh.engine.api.resolve_sampling import resolve
+    from twinmesh.engine.chat.chat_format import ChatFormat
     from twinmesh.engine.startup.one_request import OneRequest
 
     asked, longest, tokenizer = args.max_model_len, checkpoint.config.max_position, checkpoint.tokenizer()
-    ids = checkpoint.chat_template().encode(_messages(prompt), **options) if args.chat else prompt
+    chat = ChatFormat(tokenizer, checkpoint.chat_template())
+    ids = chat.encode(_messages(prompt), **options) if args.chat else prompt
     checked = check_prompt(ids, tokenizer, longest if asked is None else min(asked, longest))
     return OneRequest(len(checked.ids), params.max_tokens or longest, resolve(params, tokenizer, seed=0))
 

@@ -78,14 +78,16 @@ def _batch_file(path: str, model: str) -> "Workload":
         )
     # What reads batch files and checkpoints imports JAX, which other loads do without.
     from twinmesh.engine.batch.workload import batch_workload
+    from twinmesh.engine.chat.chat_format import ChatFormat
     from twinmesh.models.checkpoints.open import open_checkpoint
 
     checkpoint = open_checkpoint(resolve_model(model))
-    tokenizer, template = checkpoint.tokenizer(), checkpoint.chat_template()
+    tokenizer = checkpoint.tokenizer()
+    chat = ChatFormat(tokenizer, checkpoint.chat_template())
 
     def tokens_of(request: "BatchRequest") -> Sequence[int]:
         if request.messages is not None:
-            return template.encode(request.messages, tools=request.tools, **request.rendering)
+            return chat.encode(request.messages, request.tools, **request.rendering)
         return tokenizer.encode(request.prompt) if isinstance(request.prompt, str) else request.prompt or []
 
     return batch_workload(path, tokens_of)

@@ -6,15 +6,18 @@ loop starts, or in `asyncio.to_thread`.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 from weakref import WeakValueDictionary
 
 import jax
 import numpy as np
 
+from ...models.text.chat import ChatOptions, ReasoningEffort
+from ...models.text.chat_messages import Message, Tool
 from .base import DRAIN_TIMEOUT, BaseLLM
+from .job import Job
 from .loop_outlet import Consumer, LoopOutlet
 from .outputs import RequestOutput
 from .prompts import PromptLike
@@ -38,7 +41,7 @@ class AsyncLLM(BaseLLM):
         self._outlets = WeakValueDictionary[int, LoopOutlet]()
 
     @names_what_is_missing("AsyncLLM.generate", GENERATE, ServiceOptions)
-    async def generate(
+    def generate(
         self,
         prompt: PromptLike,
         sampling_params: SamplingParams | None = None,
@@ -63,9 +66,52 @@ class AsyncLLM(BaseLLM):
             EngineError: the engine is closed or has failed.
             Overloaded: as many requests wait as may; its `retry_after` says in how many seconds to try again.
         """
-        arrival, served = self._client.clock(), service_of(service)
+        return self._follow(
+            lambda arrival: self._client.check(prompt, sampling_params, arrival, service_of(service)), request_id
+        )
+
+    @names_what_is_missing("AsyncLLM.chat", GENERATE, ServiceOptions)
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning_effort: ReasoningEffort | None = None,
+        **service: Unpack[ServiceOptions],
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Answer one conversation as `generate` completes a prompt; outputs have the answer's parts as well.
+
+        The other arguments are those of `chat_prompt`. Raises as that and as `generate` do.
+        """
+        options: ChatOptions = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "chat_template": chat_template,
+            "chat_template_kwargs": chat_template_kwargs,
+            "reasoning_effort": reasoning_effort,
+        }
+        return self._follow(
+            lambda arrival: self.check_chat(
+                messages, sampling_params, tools, arrival=arrival, options=options, service=service
+            ),
+            request_id,
+        )
+
+    async def _follow(
+        self, check: Callable[[float], Job], request_id: str | None
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Make a job by `check`, which is told when it arrived, start it, and yield its outputs as they are due.
+
+        Leaving the iteration ends it.
+        """
         # A long text takes a while to tokenise; the tokenizer releases the GIL.
-        job = await asyncio.to_thread(self._client.check, prompt, sampling_params, arrival, served)
+        job = await asyncio.to_thread(check, self._client.clock())
         loop, only_final = asyncio.get_running_loop(), job.params.output_kind is RequestOutputKind.FINAL_ONLY
         outlet = self._outlet(loop)
         consumer: Consumer

@@ -7,10 +7,13 @@ import inspect
 import weakref
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, Self, Unpack
 
+from ...models.text.chat import ChatOptions, ReasoningEffort
 from ...models.text.chat_messages import Message, Tool
 from ...models.text.tokenizer import Tokenizer
+from ..chat.chat_format import ChatFormat
 from ..config import EngineConfig, check_whole_number
 from ..metrics.metrics import Metrics
 from ..metrics.prometheus import EngineCollector, as_prometheus
@@ -58,7 +61,7 @@ class BaseLLM:
     def _serve(self, engine: Engine, seed: int) -> None:
         self.engine: Engine = engine
         self.config: EngineConfig = engine.config
-        self.tokenizer, self._chat_template = engine.tokenizer, engine.chat_template
+        self.tokenizer, self._chat = engine.tokenizer, ChatFormat(engine.tokenizer, engine.chat_template)
         self._client = EngineClient(engine, seed)
         self._prepare()
         # At exit too: threads that still wait for a device when Python ends would take the process down with them.
@@ -86,8 +89,9 @@ class BaseLLM:
         continue_final_message: bool = False,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning_effort: ReasoningEffort | None = None,
     ) -> list[int]:
-        """Turn a conversation into token ids with the model's chat template.
+        """Turn a conversation into token ids with the model's chat template, or in the harmony format.
 
         Args:
             messages: dicts with "role" and "content", also as OpenAI's API writes them: contents in parts, tool calls,
@@ -96,22 +100,53 @@ class BaseLLM:
             add_generation_prompt: whether to open the assistant's turn at the end.
             continue_final_message: whether to leave the last message open, for the model to go on with it; it needs
                 add_generation_prompt=False, as in vLLM.
-            chat_template: another template, a Jinja text or the name of one of the model's; None: the model's.
+            chat_template: another template, a Jinja text or the name of one of the model's; "harmony": OpenAI's harmony
+                format, for models that have its markers; None: the model's template, or harmony where it has none.
             chat_template_kwargs: variables of the template, such as {"enable_thinking": False}.
+            reasoning_effort: how long to think first, "low", "medium" or "high", where the template reads that.
 
         Raises:
             ValueError: no template, messages, tools or variables that it refuses or would leave out, or far more tokens
                 than max_model_len.
         """
-        return self._chat_template.encode(
+        return self._chat.encode(
             messages,
-            tools=tools,
+            tools,
             at_most=self.config.max_model_len,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             chat_template=chat_template,
             chat_template_kwargs=chat_template_kwargs,
+            reasoning_effort=reasoning_effort,
         )
+
+    def check_chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        tools: Sequence[Tool] | None = None,
+        *,
+        arrival: float | None = None,
+        options: ChatOptions | None = None,
+        service: ServiceOptions | None = None,
+    ) -> Job:
+        """Do for a conversation what `check_request` does for a prompt; its answer is read into parts.
+
+        Args:
+            messages: as for `chat_prompt`.
+            sampling_params: None: the defaults.
+            tools: as for `chat_prompt`.
+            arrival: as for `check_request`.
+            options: the other arguments of `chat_prompt`.
+            service: how it is to be served.
+
+        Raises:
+            ValueError: as `chat_prompt` and `check_request`.
+        """
+        arrival = self._client.clock() if arrival is None else arrival
+        ids = self.chat_prompt(messages, tools, **(options or {}))
+        job = self._client.check(ids, sampling_params, arrival, service_of(service or {}))
+        return replace(job, answers=self._chat.answers)
 
     def check_prompt(self, prompt: PromptLike) -> Prompt:
         """Turn a prompt into token ids that this engine can run.

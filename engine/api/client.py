@@ -7,6 +7,7 @@ how updates reach the caller is the caller's choice.
 Every method may be called from any thread.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from msgspec.structs import replace
 
+from ..chat.answers import AnswerFormat
 from ..core.submission import Submission
 from ..paging.block_hash import block_hashes
 from ..protocol.events import RequestFacts
@@ -96,12 +98,20 @@ class EngineClient:
         return self._jobs(blocks, params, plans, arrival, services)
 
     def check_rendered(
-        self, texts: Sequence[str], params: Sequence[SamplingParams], arrival: float, services: Sequence[Service]
+        self,
+        rendered: Sequence[str | list[int]],
+        params: Sequence[SamplingParams],
+        arrival: float,
+        services: Sequence[Service],
+        answers: AnswerFormat | None,
     ) -> Iterator[Job]:
-        """Check conversations, in the words of the chat template, as `check_all` does prompts."""
+        """Check conversations, in the words of the chat template or its tokens, as `check_all` does prompts; `answers`
+        reads theirs."""
         plans, most = self._plans(params), self.config.max_model_len
-        blocks = (check_texts(block, self.tokenizer, most, is_rendered=True) for block in _blocks(texts))
-        return self._jobs(blocks, params, plans, arrival, services)
+        given = [one if isinstance(one, str) else check_prompt(one, self.tokenizer, most) for one in rendered]
+        blocks = (check_texts(block, self.tokenizer, most, is_rendered=True) for block in _blocks(given))
+        jobs = self._jobs(blocks, params, plans, arrival, services)
+        return jobs if answers is None else (dataclasses.replace(job, answers=answers) for job in jobs)
 
     def _jobs(
         self,
@@ -129,7 +139,7 @@ class EngineClient:
         number = next(self._numbers)
         request_id = self._new_name(number) if request_id is None else check_name(request_id)
         ids = tuple(next(self._core.ids) for _ in range(job.params.n))
-        collector = RequestCollector(request_id, ids, job.prompt, job.params, self.tokenizer, job.arrival)
+        collector = RequestCollector(request_id, ids, job.prompt, job.params, self.tokenizer, job.arrival, job.answers)
         request = ActiveRequest(post, collector, self._active)
         entered, hashes = self.clock(), self._block_hashes(job)
         submissions = [

@@ -9,6 +9,8 @@ from itertools import chain
 from typing import Any
 
 from ...models.text.tokenizer import Tokenizer
+from ..chat.answers import AnswerFormat, Parts
+from ..chat.reader import AnswerReader
 from ..core.submission import Update
 from ..protocol.actions import FinishReason
 from ..protocol.cache_report import PrefixCacheReport
@@ -16,7 +18,8 @@ from ..protocol.list_view import ListView
 from ..protocol.results import HostScores
 from ..protocol.timeline import Timeline
 from .detokenizer import Detokenizer
-from .outputs import CompletionOutput, CompletionSoFar, GrowingText, Logprob, LogprobsAt, RequestOutput, make
+from .growing_text import GrowingAnswer, GrowingText
+from .outputs import CompletionOutput, CompletionSoFar, Logprob, LogprobsAt, RequestOutput, make
 from .prompts import Prompt
 from .sampling_params import RequestOutputKind, SamplingParams
 
@@ -25,9 +28,16 @@ class CompletionCollector:
     """One completion as it grows."""
 
     def __init__(
-        self, index: int, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer, arrival: float
+        self,
+        index: int,
+        prompt: Prompt,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        arrival: float,
+        answers: AnswerFormat | None,
     ) -> None:
-        """Begin without tokens, behind `prompt`; `arrival` is in seconds on the engine's clock."""
+        """Begin without tokens, behind `prompt`; `arrival` is in seconds on the engine's clock. `answers`: the format
+        by which the answer is read into parts; None: it is not."""
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self._index, self._params, self._tokenizer = index, params, tokenizer
@@ -47,6 +57,16 @@ class CompletionCollector:
             skip_special=params.skip_special_tokens,
             after=prompt.token_ids,
         )
+        self._reader = self._answer = None
+        if answers is not None and params.detokenize:
+            self._answer = GrowingAnswer()
+            self._reader = AnswerReader(
+                answers.parser(prompt.token_ids),
+                tokenizer,
+                prompt.token_ids,
+                may_stop=bool(params.stop),
+                skip_special=params.skip_special_tokens,
+            )
 
     def take(self, update: Update) -> str:
         """Take in an update; return the text that it adds."""
@@ -63,7 +83,14 @@ class CompletionCollector:
         elif self._params.detokenize:
             text = self._detokenizer.push(update.token_ids)
         self._text.add(text)
+        if self._reader is not None and self._answer is not None:
+            self._answer.add(self._parts(self._reader, update, text))
         return text
+
+    def newest_parts(self) -> Parts | None:
+        """Return what the latest update has added to the answer's parts; None: it is not read into parts."""
+        answer = self._answer
+        return None if answer is None else answer.between(answer.count - 1, answer.count)
 
     def output(self) -> CompletionOutput:
         """Return the completion so far, which later updates do not change."""
@@ -83,6 +110,8 @@ class CompletionCollector:
             "stop_reason": None,
             "_stamps": (self._timeline, count),
         }
+        if self._answer is not None:
+            fields["_answer"] = self._answer, self._answer.count
         return make(CompletionSoFar, fields)
 
     def new(self) -> CompletionOutput | None:
@@ -102,6 +131,8 @@ class CompletionCollector:
             "stop_reason": self._stop_reason,
             "_stamps": (self._timeline, count),
         }
+        if self._answer is not None:
+            fields |= self._answer.between(piece, pieces)._asdict()
         if self.finish_reason is None:
             return make(CompletionSoFar, fields)
         fields["timeline"] = self._timeline.whole()
@@ -118,14 +149,25 @@ class CompletionCollector:
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason,
             timeline=self._timeline.whole(),
+            **({} if self._answer is None else self._answer.until(self._answer.count)._asdict()),
         )
 
     def _last_text(self, update: Update) -> str:
-        ids = update.token_ids
-        ended_by_token = update.finish_reason == "stop" and not isinstance(update.stop_reason, str)
-        if ended_by_token and not self._params.include_stop_str_in_output:
-            ids = ids[:-1]
+        ids = update.token_ids[:-1] if self._ends_by_token(update) else update.token_ids
         return self._detokenizer.push(ids) + self._detokenizer.finish()
+
+    def _parts(self, reader: AnswerReader, update: Update, text: str) -> Parts:
+        if update.finish_reason is None:
+            return reader.push(update.token_ids, text)
+        ids = update.token_ids
+        if self._ends_by_token(update) and ids[-1] not in self._tokenizer.control_ids:
+            ids = ids[:-1]
+        return reader.finish(ids, text, is_cut=isinstance(update.stop_reason, str))
+
+    def _ends_by_token(self, update: Update) -> bool:
+        """Whether the update's last token is left out of the text, because it has ended the completion."""
+        ended_by_token = update.finish_reason == "stop" and not isinstance(update.stop_reason, str)
+        return ended_by_token and not self._params.include_stop_str_in_output and bool(update.token_ids)
 
     def _take_scores(self, update: Update, count: int) -> None:
         if not update.token_ids:
@@ -149,14 +191,16 @@ class RequestCollector:
         params: SamplingParams,
         tokenizer: Tokenizer,
         arrival: float,
+        answers: AnswerFormat | None = None,
     ) -> None:
-        """Begin without tokens; `arrival` is in seconds on the engine's clock."""
+        """Begin without tokens; `arrival` is in seconds on the engine's clock. `answers`: the format by which answers
+        are read into parts; None: they are not."""
         self.request_id, self.sequence_ids, self.prompt = request_id, sequence_ids, prompt
         # Of the prompt's tokens but the first, in pieces.
         self.prompt_scores: list[HostScores] = []
         self._params, self._tokenizer = params, tokenizer
         self._completions = {
-            sequence_id: CompletionCollector(index, prompt, params, tokenizer, arrival)
+            sequence_id: CompletionCollector(index, prompt, params, tokenizer, arrival, answers)
             for index, sequence_id in enumerate(sequence_ids)
         }
         self._running = dict.fromkeys(sequence_ids)  # an ordered set
@@ -202,6 +246,10 @@ class RequestCollector:
             if update.cache is not None:
                 self._cache = update.cache
         return self._completions[sequence_id].take(update)
+
+    def newest_parts(self, sequence_id: int) -> Parts | None:
+        """Return what a completion's latest update has added to its parts; None: it is not read into parts."""
+        return self._completions[sequence_id].newest_parts()
 
     def output(self) -> RequestOutput:
         """Return the request so far, which later updates do not change."""

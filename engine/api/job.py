@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from ..chat.answers import AnswerFormat
 from ..protocol.sampling_plan import SamplingPlan
 from ..protocol.service import DEFAULT, Service
 from .prompts import Prompt
@@ -18,6 +19,7 @@ class Job:
     arrival: float  # when it reached us, before it was tokenised; in seconds on the engine's clock
     service: Service = DEFAULT
     tokenised: float | None = None  # when it was checked; None: on arrival
+    answers: AnswerFormat | None = None  # the format by which its answers are read into parts; None: they are not
 
     def served(self, service: Service) -> "Job":
         """Return the same job, to be served in this way."""

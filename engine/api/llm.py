@@ -14,7 +14,7 @@ from typing import Any, Literal, Unpack
 import jax
 import numpy as np
 
-from ...models.text.chat import ChatOptions
+from ...models.text.chat import ChatOptions, ReasoningEffort
 from ...models.text.chat_messages import Message, Tool
 from ..core.submission import Update
 from ..errors import EngineError
@@ -90,12 +90,14 @@ class LLM(BaseLLM):
         continue_final_message: bool = False,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning_effort: ReasoningEffort | None = None,
         use_tqdm: bool = False,
         **service: Unpack[ServicesOptions],
     ) -> list[RequestOutput]:
         """Answer one conversation, or a list of them, each a list of {"role": ..., "content": ...}.
 
-        What a function is called with is in the text of the answer, in the model's own form. The other arguments are
+        Of models whose format of answers is known, outputs have `reasoning`, `content` and `tool_calls`; what a
+        function is called with is also in the text of the answer, in the model's own form. The other arguments are
         those of `chat_prompt`, for every conversation, and of `ServicesOptions`. Raises as `generate` does, and
         ValueError where the model has no chat template, or the template refuses the messages or would leave some of
         them out.
@@ -106,13 +108,15 @@ class LLM(BaseLLM):
             "continue_final_message": continue_final_message,
             "chat_template": chat_template,
             "chat_template_kwargs": chat_template_kwargs,
+            "reasoning_effort": reasoning_effort,
         }
         many = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], list | tuple)
         conversations = messages if many else [messages]
         services = services_of(service, len(conversations))
-        texts = [self._chat_template.render(one, tools=tools, **options) for one in conversations]  # type: ignore[arg-type]
-        jobs = self._client.check_rendered(texts, _one_each(sampling_params, len(texts)), arrival, services)
-        return self._run_all(jobs, len(texts), use_tqdm)
+        rendered = [self._chat.prompt(one, tools, **options) for one in conversations]  # type: ignore[arg-type]
+        params = _one_each(sampling_params, len(rendered))
+        jobs = self._client.check_rendered(rendered, params, arrival, services, self._chat.answers)
+        return self._run_all(jobs, len(rendered), use_tqdm)
 
     @names_what_is_missing("LLM.stream", GENERATE, ServiceOptions)
     def stream(
@@ -125,8 +129,37 @@ class LLM(BaseLLM):
 
         Raises as `generate` does, and Overloaded where as many requests wait as may.
         """
+        return self._stream(self._client.check(prompt, sampling_params, service=service_of(service)))
+
+    @names_what_is_missing("LLM.stream_chat", GENERATE, ServiceOptions)
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning_effort: ReasoningEffort | None = None,
+        **service: Unpack[ServiceOptions],
+    ) -> RequestStream:
+        """Start the answer to one conversation as `stream` does; deltas have what is new of its parts.
+
+        The arguments are those of `chat_prompt`, and it raises as that and as `stream` do.
+        """
+        options: ChatOptions = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "chat_template": chat_template,
+            "chat_template_kwargs": chat_template_kwargs,
+            "reasoning_effort": reasoning_effort,
+        }
+        return self._stream(self.check_chat(messages, sampling_params, tools, options=options, service=service))
+
+    def _stream(self, job: Job) -> RequestStream:
         updates: SimpleQueue[Update] = SimpleQueue()
-        job = self._client.check(prompt, sampling_params, service=service_of(service))
         ticket = self._client.ticket(job, lambda _, update: updates.put(update))
         stream = RequestStream(ticket.collector, updates, self._client.withdraw)
         try:

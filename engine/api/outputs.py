@@ -1,7 +1,6 @@
 """Results of requests, shaped as vLLM's outputs are. No JAX here."""
 
 import math
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,9 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..chat.answers import Parts, ToolCall
 from ..protocol.actions import FinishReason
 from ..protocol.cache_report import PrefixCacheReport
 from ..protocol.timeline import Timeline
+from .growing_text import GrowingAnswer, GrowingText
 
 
 class Logprob(NamedTuple):
@@ -42,47 +43,14 @@ class CompletionOutput:
     finish_reason: FinishReason | None  # None: it goes on
     stop_reason: int | str | None  # the stop string or stop token that ended it; None for EOS and all else
     timeline: Timeline  # its stamps so far
+    # The answer in parts, of a chat whose model writes them in a format that is known; all None: not read so.
+    reasoning: str | None = None  # what the model thinks; "": nothing
+    content: str | None = None  # what it says; "": nothing
+    tool_calls: tuple[ToolCall, ...] | None = None  # what it asks for
 
     def finished(self) -> bool:
         """Return whether the completion has ended."""
         return self.finish_reason is not None
-
-
-class GrowingText:
-    """Text that comes in pieces, and what it was after each of them; `count` pieces so far.
-
-    It stands in buffers, not in a list: the garbage collector would walk that, a million pieces for 256 long answers.
-    """
-
-    __slots__ = ("_ends", "_joined", "_utf8")
-
-    def __init__(self) -> None:
-        self._utf8 = bytearray()
-        self._ends = array("q", [0])  # where each piece ends, in bytes, behind the start of the first
-        self._joined = 0, ""  # the last that was asked for: pieces, and those joined
-
-    @property
-    def count(self) -> int:
-        """Pieces so far."""
-        return len(self._ends) - 1
-
-    def add(self, piece: str) -> None:
-        """Take the next piece."""
-        self._utf8 += piece.encode()
-        self._ends.append(len(self._utf8))
-
-    def between(self, start: int, stop: int) -> str:
-        """Join the pieces `start` to `stop` - 1."""
-        return self._utf8[self._ends[start] : self._ends[stop]].decode()
-
-    def until(self, count: int) -> str:
-        """Join the first `count` pieces: what was joined before is not looked at again."""
-        known, text = self._joined
-        if count < known:
-            return self.between(0, count)
-        text += self.between(known, count)
-        self._joined = count, text
-        return text
 
 
 class CompletionSoFar(CompletionOutput):
@@ -90,6 +58,7 @@ class CompletionSoFar(CompletionOutput):
 
     _text: tuple[GrowingText, int]  # the first so many pieces
     _stamps: tuple[Timeline, int]  # up to so many tokens
+    _answer: tuple[GrowingAnswer, int] | None = None  # the first so many pieces; None: it is not read into parts
 
     @cached_property
     def text(self) -> str:
@@ -102,6 +71,25 @@ class CompletionSoFar(CompletionOutput):
         """Its stamps so far."""
         line, tokens = self._stamps
         return line.so_far(tokens)
+
+    @cached_property
+    def reasoning(self) -> str | None:
+        """What the model thinks."""
+        return None if self._answer is None else self._parts(self._answer).reasoning
+
+    @cached_property
+    def content(self) -> str | None:
+        """What it says."""
+        return None if self._answer is None else self._parts(self._answer).content
+
+    @cached_property
+    def tool_calls(self) -> tuple[ToolCall, ...] | None:
+        """What it asks for."""
+        return None if self._answer is None else self._parts(self._answer).tool_calls
+
+    def _parts(self, answer: tuple[GrowingAnswer, int]) -> Parts:
+        pieces, count = answer
+        return pieces.until(count)
 
 
 def make[T](kind: type[T], fields: dict[str, Any]) -> T:
@@ -143,6 +131,10 @@ class TextDelta:
     token_ids: list[int]  # likewise
     finish_reason: FinishReason | None  # None: the completion goes on
     index: int = 0  # of the completion
+    # What is new of the answer's parts, as in `CompletionOutput`; parts of one tool call have its id.
+    reasoning: str | None = None
+    content: str | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

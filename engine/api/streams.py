@@ -35,7 +35,8 @@ class RequestStream:
                 update = self._updates.get()
                 text = self._collector.take(update)
                 index = self._collector.sequence_ids.index(update.request_id)
-                yield TextDelta(text, update.token_ids, update.finish_reason, index)
+                parts = self._collector.newest_parts(update.request_id)
+                yield TextDelta(text, update.token_ids, update.finish_reason, index, *(parts or ()))
         finally:
             self.close()
 

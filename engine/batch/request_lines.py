@@ -44,7 +44,13 @@ _WITHOUT_EFFECT = frozenset(
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content", "thinking")
 _OF_RESPONSES = ("refusal", "annotations", "audio", "function_call")
 # How a conversation becomes a prompt, as vLLM's server takes it.
-_RENDERING = ("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
+_RENDERING = (
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+    "chat_template_kwargs",
+    "reasoning_effort",
+)
 _OF_CHATS = frozenset({"tools", *_RENDERING})
 _KNOWN = frozenset({"custom_id", "max_completion_tokens", "best_of"}) | _SAMPLING | _WITHOUT_EFFECT
 # Fields that are not implemented, each with the values that ask for nothing; null always asks for nothing.
@@ -68,6 +74,7 @@ class Rendering(TypedDict, total=False):
     continue_final_message: bool
     chat_template: str
     chat_template_kwargs: dict[str, Any]
+    reasoning_effort: Literal["low", "medium", "high"]
 
 
 class BatchLineError(ValueError):
@@ -225,7 +232,7 @@ _NAMES: Mapping[type, str] = {bool: "true or false", str: "a text", dict: "an ob
 
 
 def _rendering(body: dict[str, Any]) -> Rendering:
-    kinds: dict[str, type] = {"chat_template": str, "chat_template_kwargs": dict}
+    kinds: dict[str, type] = {"chat_template": str, "chat_template_kwargs": dict, "reasoning_effort": str}
     given = {name: body[name] for name in _RENDERING if body.get(name) is not None}
     for name, value in given.items():
         kind = kinds.get(name, bool)
@@ -240,6 +247,8 @@ def with_variables(rendering: Rendering, variables: Mapping[str, Any]) -> Render
         return rendering
     own = rendering.get("chat_template_kwargs", {})
     set_by_line = {name: value for name, value in own.items() if value is not None}
+    if "reasoning_effort" in rendering:  # the line's, by its other name
+        variables = {name: value for name, value in variables.items() if name != "reasoning_effort"}
     return {**rendering, "chat_template_kwargs": {**variables, **set_by_line}}
 
 

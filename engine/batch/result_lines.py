@@ -46,8 +46,26 @@ def success_line(
 
 
 def _choice(completion: CompletionOutput, *, is_chat: bool) -> dict[str, Any]:
-    text = {"message": {"role": "assistant", "content": completion.text}} if is_chat else {"text": completion.text}
-    return {"index": completion.index, **text, "logprobs": None, "finish_reason": completion.finish_reason}
+    text = {"message": _message(completion)} if is_chat else {"text": completion.text}
+    calls_tools = completion.finish_reason == "stop" and bool(completion.tool_calls)
+    reason = "tool_calls" if calls_tools else completion.finish_reason
+    return {"index": completion.index, **text, "logprobs": None, "finish_reason": reason}
+
+
+def _message(completion: CompletionOutput) -> dict[str, Any]:
+    """Return the answer as a message. `reasoning`, which OpenAI's API does not have, is called as in vLLM 0.32."""
+    calls = completion.tool_calls
+    if calls is None:
+        return {"role": "assistant", "content": completion.text}
+    message: dict[str, Any] = {"role": "assistant", "content": completion.content or (None if calls else "")}
+    if completion.reasoning:
+        message["reasoning"] = completion.reasoning
+    if calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in calls
+        ]
+    return message
 
 
 def error_line(error: BatchLineError) -> dict[str, Any]:

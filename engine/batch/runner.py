@@ -6,7 +6,7 @@ failed gives back is not a result, and is not written. Not here: comparing the r
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from ..api.outputs import RequestOutput
@@ -22,6 +22,7 @@ from .source import Source, Survey
 from .summary import BatchResult
 
 if TYPE_CHECKING:
+    from ...models.text.chat import ChatOptions
     from ..api.base import BaseLLM
     from ..api.job import Job
 
@@ -133,14 +134,17 @@ class BatchRun:
         request = parse_line(line, number, self._defaults)
         self._check_name(request)
         try:
-            prompt: str | list[int] | None = request.prompt
-            if request.messages is not None:
-                rendering = with_variables(request.rendering, self._variables)
-                prompt = self._llm.chat_prompt(request.messages, request.tools, **rendering)
-            assert prompt is not None  # a request has the one or the other
-            return Prepared.of(request, self._llm.check_request(prompt, request.sampling_params, arrival))
+            return Prepared.of(request, self._check(request, arrival))
         except ValueError as error:
             raise BatchLineError("invalid_request", number, request.custom_id, str(error)) from None
+
+    def _check(self, request: BatchRequest, arrival: float) -> "Job":
+        if request.messages is None:
+            assert request.prompt is not None  # a request has the one or the other
+            return self._llm.check_request(request.prompt, request.sampling_params, arrival)
+        options = cast("ChatOptions", with_variables(request.rendering, self._variables))
+        params, tools = request.sampling_params, request.tools
+        return self._llm.check_chat(request.messages, params, tools, arrival=arrival, options=options)
 
     def _check_name(self, request: BatchRequest) -> None:
         """Refuse a custom_id of stdin that was used before; those of a file were compared before the run began."""

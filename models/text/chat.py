@@ -7,7 +7,7 @@ Text only: no images. `chat_files.py` and the checkpoints read templates from fi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 from ..errors import ChatTemplateError
 from .chat_forms import FormFinder, adapt_developer, adapt_names
@@ -17,6 +17,10 @@ from .tokenizer import Tokenizer
 
 type Source = str | Mapping[str, str] | Sequence[Mapping[str, str]] | None
 """One template, or several by name, as a dict or as [{"name": ..., "template": ...}]; None: the model has none."""
+
+type ReasoningEffort = Literal["low", "medium", "high"]
+"""How long a model is to think before it answers, as OpenAI's and vLLM's bodies have it."""
+EFFORTS = ("low", "medium", "high")
 
 # What `render` has arguments for, besides "documents" and special tokens, which are variables like any other.
 _ARGUMENTS = ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize")
@@ -33,6 +37,7 @@ class ChatOptions(TypedDict, total=False):
     continue_final_message: bool
     chat_template: str | None
     chat_template_kwargs: Mapping[str, Any] | None
+    reasoning_effort: ReasoningEffort | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: Source, tokenizer: Tokenizer, *, name: str) -> None:
-        self._tokenizer, self._name = tokenizer, name
+        self._tokenizer, self.name = tokenizer, name
         self.templates = _by_name(source, name)  # Jinja texts by name, usually "default" only
         self._compiled: dict[str, _Compiled] = {}
         self._given: dict[str, _Compiled] = {}
@@ -70,6 +75,7 @@ class ChatTemplate:
         continue_final_message: bool = False,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning_effort: ReasoningEffort | None = None,
     ) -> str:
         """Render the conversation as text, with special tokens written out.
 
@@ -84,6 +90,8 @@ class ChatTemplate:
             chat_template: another template, a Jinja text or the name of one of the model's; None: as above.
             chat_template_kwargs: variables that the template reads, such as {"enable_thinking": False}; those that are
                 None count as absent.
+            reasoning_effort: the variable of this name: "low", "medium" or "high". What else a template knows may be in
+                `chat_template_kwargs`.
 
         Raises:
             ChatTemplateError: no template, messages, tools or variables of another form, a template that has no place
@@ -94,6 +102,7 @@ class ChatTemplate:
             template = self._template(chat_template, has_tools=schemas is not None)
             _check_tools(schemas, template)
             given = _variables(chat_template_kwargs, template)
+            given |= _effort(reasoning_effort, given, template)
             variables = {"documents": None, **self._names(), **given}
             variables |= {"tools": schemas, "add_generation_prompt": add_generation_prompt}
             chat, origins = adapt_developer(adapt_names(conversation, template.program.names), template.program.names)
@@ -128,7 +137,7 @@ class ChatTemplate:
 
     def _label(self, given: str | None) -> str:
         if given is None or given in self.templates:
-            return f"The chat template of {self._name}"
+            return f"The chat template of {self.name}"
         return "The chat_template that was given"
 
     def _template(self, given: str | None, has_tools: bool) -> _Compiled:
@@ -138,7 +147,7 @@ class ChatTemplate:
             if not given.strip() or not {"{", "\n"} & set(given):
                 names = ", ".join(map(repr, self.templates)) or "none"
                 raise ChatTemplateError(
-                    f"chat_template={given!r} is neither a Jinja text nor the name of a template of {self._name} "
+                    f"chat_template={given!r} is neither a Jinja text nor the name of a template of {self.name} "
                     f"({names})."
                 )
             if len(self._given) >= _GIVEN_TEMPLATES and given not in self._given:
@@ -146,10 +155,10 @@ class ChatTemplate:
             return self._compile(given, given, self._given)
         chosen = given or ("tool_use" if has_tools and "tool_use" in self.templates else "default")
         if not self.templates:
-            raise ChatTemplateError(f"{self._name} has no chat template: give it the prompt as plain text.")
+            raise ChatTemplateError(f"{self.name} has no chat template: give it the prompt as plain text.")
         if chosen not in self.templates:
             names = ", ".join(map(repr, self.templates))
-            raise ChatTemplateError(f"{self._name} has no chat template 'default', only {names}.")
+            raise ChatTemplateError(f"{self.name} has no chat template 'default', only {names}.")
         return self._compile(chosen, self.templates[chosen], self._compiled)
 
     def _compile(self, key: str, text: str, cache: dict[str, _Compiled]) -> _Compiled:
@@ -181,6 +190,29 @@ def _variables(given: Mapping[str, Any] | None, template: _Compiled) -> dict[str
                 f"{template.label} does not read {name!r} (in chat_template_kwargs): it reads {names}."
             )
     return {name: plain(value, "chat_template_kwargs") for name, value in given.items() if value is not None}
+
+
+def _effort(effort: object, given: Mapping[str, Any], template: _Compiled) -> dict[str, Any]:
+    """Return the variable for how long to think, if that is asked for and the template reads it."""
+    if effort is None:
+        return {}
+    check_effort(effort, given)
+    if "reasoning_effort" not in template.program.variables:
+        raise ChatTemplateError(
+            f"{template.label} does not read 'reasoning_effort': the model was not tuned on it. Leave it out."
+        )
+    return {"reasoning_effort": effort}
+
+
+def check_effort(effort: object, variables: Mapping[str, Any]) -> None:
+    """Refuse another `reasoning_effort` than there is, or one that differs from that among the variables."""
+    if effort not in EFFORTS:
+        raise ChatTemplateError(f"reasoning_effort={effort!r} is not usable: it must be one of {', '.join(EFFORTS)}.")
+    if variables.get("reasoning_effort", effort) != effort:
+        raise ChatTemplateError(
+            f"reasoning_effort={effort!r} and {variables['reasoning_effort']!r} in chat_template_kwargs differ: keep "
+            "one of them."
+        )
 
 
 def _left_open(template: _Compiled, chat: list[dict[str, Any]], variables: dict[str, Any]) -> str:

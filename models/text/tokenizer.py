@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 
 from ..errors import CheckpointError
 from .byte_decoder import TextStream, byte_decoder
+from .harmony_tokens import harmony_tokens
 
 # Characters per token in the first test of whether a text is too long; most tokens have fewer.
 _CHARACTERS_PER_TOKEN = 16
@@ -89,9 +90,11 @@ class Tokenizer:
         backend.no_padding()
         self.backend, self.special = backend, special
         self.byte_decoder = byte_decoder(backend.decoder)
-        self.eos_token_ids = special.eos_token_ids  # that end a generation
         added = backend.get_added_tokens_decoder()
         self.control_ids = frozenset(i for i, token in added.items() if token.special)  # which are in no text
+        self.harmony = harmony_tokens({added[i].content: i for i in self.control_ids})  # None: it has no such markers
+        ends = special.eos_token_ids
+        self.eos_token_ids = self.harmony.ends(ends) if self.harmony else ends  # that end a generation
         self._added = frozenset(added)
         ordinary = backend.get_vocab(with_added_tokens=False).values()
         self._ordinary_size: int = 1 + max((i for i in ordinary if i not in added), default=-1)

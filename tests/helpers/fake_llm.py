@@ -57,6 +57,9 @@ class FakeLLM:
         ids = np.array(self.check_prompt(prompt).token_ids, np.int32)
         return Job(Prompt(None, ids), sampling_params, SamplingPlan(temperature=1.0, seed=0), arrival)
 
+    def check_chat(self, messages, sampling_params, tools=None, *, arrival=None, options=None):
+        return self.check_request(self.chat_prompt(messages, tools, **(options or {})), sampling_params, arrival)
+
     def check_health(self):
         if self.is_closed:
             raise EngineError("the engine is closed: make a new LLM.")

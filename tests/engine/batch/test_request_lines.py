@@ -77,6 +77,7 @@ def test_a_line_says_how_its_conversation_is_rendered():
         "add_generation_prompt": False,
         "continue_final_message": True,
         "chat_template": "{{ messages }}",
+        "reasoning_effort": "low",
     }
     assert parsed(chat_line("a", **options)).rendering == options
     assert parsed(chat_line("a", **dict.fromkeys(options))).rendering == {}
@@ -150,6 +151,8 @@ def test_fields_that_ask_for_nothing_or_do_not_matter_are_accepted():
         ({"messages": [{}], "chat_template": 3}, "chat_template=3 is not usable: it must be a text"),
         ({"messages": [{}], "add_generation_prompt": 0}, "add_generation_prompt=0 is not usable: it must be true or"),
         ({"messages": [{}], "continue_final_message": "content"}, "continue_final_message='content'"),
+        ({"messages": [{}], "reasoning_effort": 1}, "reasoning_effort=1 is not usable: it must be a text"),
+        ({"prompt": "x", "reasoning_effort": "low"}, "'reasoning_effort' is not supported here"),
         ({"prompt": "x", "chat_template_kwargs": {}}, "'chat_template_kwargs' is not supported here"),
         ({"prompt": "x", "add_generation_prompt": True}, "'add_generation_prompt' is not supported here"),
         ({"messages": [{"role": "user", "content": "x"}], "tools": {}}, "'tools'"),

@@ -112,6 +112,12 @@ def test_variables_of_all_lines_give_way_to_those_of_a_line_and_belong_to_the_ru
             run(files, lines, llm, chat_template_kwargs=other)
 
 
+def test_an_effort_of_a_line_goes_before_that_of_all_lines(files):
+    llm = FakeLLM()
+    run(files, [chat_line("a", reasoning_effort="low")], llm, chat_template_kwargs={"reasoning_effort": "high"})
+    assert llm.chat_options == [{"reasoning_effort": "low", "chat_template_kwargs": {}}]
+
+
 def test_messages_that_the_template_refuses_are_an_error_line(files):
     _, (line,) = run(files, [{"messages": [{"role": "pirate", "content": "arr"}]}])
     assert line["error"]["message"] == "line 1: Message 0 must be the user's."
