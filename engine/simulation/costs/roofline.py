@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ....models.config import ModelConfig
 from ...config import EngineConfig
+from ...kv_dtypes import KVDtype
 from ...scheduler.cost_model import CostModel, HostCost, LinkCost, ProgramCost
 from .devices import DevicePeaks
 from .profile import degrees
@@ -43,7 +44,8 @@ def roofline(
 ) -> CostModel:
     """Compute the costs of an engine's programs on meshes of such devices, with the tp that its topology says."""
     prefill_tp, decode_tp = degrees(config.topology)
-    prefill, decode = (_Mesh(model, config, device, tp, efficiency) for tp in (prefill_tp, decode_tp))
+    prefill = _Mesh(model, config, config.kv_dtypes.prefill, device, prefill_tp, efficiency)
+    decode = _Mesh(model, config, config.kv_dtypes.decode, device, decode_tp, efficiency)
     fused: dict[int, ProgramCost] = {}
     if any(spec.fused for spec in config.topology.meshes):
         rows = config.decode_buckets[-1]
@@ -62,8 +64,15 @@ class _Mesh:
     """A model on devices that share its heads and columns."""
 
     def __init__(
-        self, model: ModelConfig, config: EngineConfig, device: DevicePeaks, tp: int, efficiency: Efficiency
+        self,
+        model: ModelConfig,
+        config: EngineConfig,
+        kv: KVDtype,
+        device: DevicePeaks,
+        tp: int,
+        efficiency: Efficiency,
     ) -> None:
+        self._kv_bytes = model.num_kv_heads * kv.bytes_of(model.head_dim)  # of a token in a layer
         self._model, self._device, self._tp, self._efficiency = model, device, tp, efficiency
         self._itemsize = 4 if config.dtype == "float32" else 2
         self._flops = efficiency.flops * device.flops[config.dtype] * tp
@@ -77,7 +86,7 @@ class _Mesh:
         full = sum(layer.window is None for layer in model.layers)
         window = sum(layer.window for layer in model.layers if layer.window is not None)  # of all layers that have one
         pair = 4 * model.num_heads * model.head_dim / self._flops  # q . k, and weights x v, in one layer
-        read = 2 * model.num_kv_heads * model.head_dim * self._itemsize / self._bandwidth  # of a token, in one layer
+        read = self._kv_bytes / self._bandwidth  # of a token, in one layer
         is_prompt = tokens > sampled
         return ProgramCost(
             fixed=max(products, reading)
