@@ -12,11 +12,12 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
+from .kv_dtypes import KVDtype, KVDtypes, same_everywhere
 from .protocol.service import SLO
 from .roles import check_roles
-from .topology import Role, Topology
+from .topology import MeshSpec, Role, Topology
 
-# Of activations, KV and weights that are not quantised.
+# Of activations and weights that are not quantised; KV may be stored as something else (`kv_dtypes.py`).
 DTYPES = ("float32", "bfloat16", "float16")
 # What becomes of quantised weights, and what the activations that they multiply are rounded to.
 QUANTIZATIONS = ("auto", "keep", "none")
@@ -39,7 +40,8 @@ class EngineConfig:
     prefill_buckets: tuple[int, ...] = (64, 256, 512)  # token counts of prefill steps; the largest is the chunk size
     prefill_rows: int = 8  # requests packed into one prefill step
     decode_buckets: tuple[int, ...] = (1, 8, 32)  # row counts of decode steps
-    dtype: str = "float32"  # of activations, KV and weights that are not quantised: one of `DTYPES`
+    dtype: str = "float32"  # of activations and weights that are not quantised: one of `DTYPES`
+    kv: KVDtypes | None = None  # what keys and values are stored as; None: as `dtype`
     formats: tuple[str, ...] = ()  # that weights are kept quantised in, as GGUF names them
     activations: str = "int16"  # one of `ACTIVATIONS`: what kernels round them to where quantised weights multiply them
     windows: tuple[int | None, ...] = (None,)  # of each cache group, its attention window; None: all tokens are seen
@@ -130,6 +132,15 @@ class EngineConfig:
         """Return whether KV may move between meshes: from prefill to decode, or from one decoding mesh to another."""
         return len(self.topology.meshes) > 1
 
+    @cached_property
+    def kv_dtypes(self) -> KVDtypes:
+        """Return what keys and values are stored as."""
+        return same_everywhere(self.dtype) if self.kv is None else self.kv
+
+    def kv_on(self, spec: MeshSpec) -> KVDtype:
+        """Return what keys and values are stored as on a mesh."""
+        return self.kv_dtypes.on(spec.role)
+
     def pages_for(self, tokens: int) -> int:
         """Return how many pages hold this many tokens."""
         return -(-tokens // self.page_size)
@@ -158,11 +169,17 @@ class PoolSize:
     page_bytes: tuple[int, ...]  # of one page of each
     staging_bytes: int  # that hand-offs on their way may take; 0: it takes part in none
     state_bytes: int = 0  # of a request's state, which goes along with every transfer
+    sent_bytes: tuple[int, ...] | None = None  # of a page of each as hand-offs carry it; None: as it lies
 
     def transfer_bytes(self, bucket: int, caps: Sequence[int]) -> int:
         """Return the bytes of a transfer of `bucket` pages; `caps` are the groups' `EngineConfig.pages_to_send`."""
-        pages = sum(min(bucket, cap) * size for cap, size in zip(caps, self.page_bytes, strict=True))
+        pages = sum(min(bucket, cap) * size for cap, size in zip(caps, self.sent_pages, strict=True))
         return pages + self.state_bytes
+
+    @property
+    def sent_pages(self) -> tuple[int, ...]:
+        """Return the bytes of a page of each group on its way: as the meshes that decode store it."""
+        return self.page_bytes if self.sent_bytes is None else self.sent_bytes
 
 
 def bucket_for(size: int, buckets: Sequence[int]) -> int:

@@ -9,6 +9,7 @@ Invariants of every implementation:
 - Scores, softmax and sums are float32 whatever the inputs; the output has q's dtype.
 - Entries of `page_table` beyond a request's used pages are never read and may have any value; the padding id is N.
 - Unused slots of a page may hold anything, NaN included.
+- Pages hold floats, or 8-bit numbers with their scales (`pages.py`), keys and values each in their own way.
 - A request's rows do not depend on which other requests are in the call.
 - Nothing copies the pools: N may count the pages of all layers. `first_page` is then the layer's first, and is added to
   every page id inside the kernels: tables of their own for each layer would be written by a kernel of their own.
@@ -31,15 +32,24 @@ from .arguments import (
     check_ints,
     check_rotation,
 )
+from .pages import Pages, QuantizedPages
 from .rotary import Rotation
 
-__all__ = ["Rotation", "append_kv", "paged_decode_attention", "paged_prefill_attention", "prepare_heads"]
+__all__ = [
+    "Pages",
+    "QuantizedPages",
+    "Rotation",
+    "append_kv",
+    "paged_decode_attention",
+    "paged_prefill_attention",
+    "prepare_heads",
+]
 
 
 def paged_prefill_attention(
     q: Array,
-    k_pages: Array,
-    v_pages: Array,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: Array,
     kv_len: Array,
     q_start: Array,
@@ -57,8 +67,8 @@ def paged_prefill_attention(
     Args:
         q: [T, Hq, D]; the rows of request r's chunk are `q[q_start[r]:q_start[r + 1]]`, its last row at absolute
             position `kv_len[r] - 1`.
-        k_pages: [N, P, Hk, D], of q's dtype.
-        v_pages: [N, P, Hk, D], of q's dtype.
+        k_pages: [N, P, Hk, D], floats or `QuantizedPages`.
+        v_pages: [N, P, Hk, D], floats or `QuantizedPages`; not necessarily as k_pages.
         page_table: [R, max_pages] int32 page ids.
         kv_len: [R] int32, cached tokens of each request, this chunk's included; 0: none.
         q_start: [R + 1] int32, ascending; rows from `q_start[R]` on are padding.
@@ -83,8 +93,8 @@ def paged_prefill_attention(
 
 def paged_decode_attention(
     q: Array,
-    k_pages: Array,
-    v_pages: Array,
+    k_pages: Pages,
+    v_pages: Pages,
     page_table: Array,
     kv_len: Array,
     *,
@@ -98,8 +108,8 @@ def paged_decode_attention(
 
     Args:
         q: [R, Hq, D]; row r is at absolute position `kv_len[r] - 1`, its key and value already in the pages.
-        k_pages: [N, P, Hk, D], of q's dtype.
-        v_pages: [N, P, Hk, D], of q's dtype.
+        k_pages: [N, P, Hk, D], floats or `QuantizedPages`.
+        v_pages: [N, P, Hk, D], floats or `QuantizedPages`; not necessarily as k_pages.
         page_table: [R, max_pages] int32 page ids.
         kv_len: [R] int32, cached tokens of each request, this one included; 0 marks an empty slot, which costs nothing.
         scale: multiplies the scores, usually `D ** -0.5`.
@@ -123,15 +133,15 @@ def paged_decode_attention(
 
 
 def append_kv(
-    k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array, *, first_page: int | Array = 0
-) -> tuple[Array, Array]:
-    """Write new keys and values into their slots; in place if the pools are donated.
+    k_pages: Pages, v_pages: Pages, k: Array, v: Array, slot: Array, *, first_page: int | Array = 0
+) -> tuple[Pages, Pages]:
+    """Write new keys and values into their slots, rounded to what the pages hold; in place if the pools are donated.
 
     Args:
-        k_pages: [N, P, Hk, D].
-        v_pages: [N, P, Hk, D], of k_pages' dtype.
-        k: [T, Hk, D], of k_pages' dtype.
-        v: [T, Hk, D], of k_pages' dtype.
+        k_pages: [N, P, Hk, D], floats or `QuantizedPages`.
+        v_pages: [N, P, Hk, D], floats or `QuantizedPages`.
+        k: [T, Hk, D] float.
+        v: [T, Hk, D] float.
         slot: [T] int32, `page * P + offset`; distinct, not negative. N * P or more marks padding, which writes nothing.
         first_page: added to the page of every slot; [] int32 or a number.
 
@@ -150,21 +160,21 @@ def prepare_heads(
     k: Array,
     v: Array,
     rotation: Rotation,
-    k_pages: Array,
-    v_pages: Array,
+    k_pages: Pages,
+    v_pages: Pages,
     slot: Array,
     *,
     first_page: int | Array = 0,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Pages, Pages]:
     """Norm and rotate queries and keys, and write keys and values into their slots; in place if the pools are donated.
 
     Args:
-        q: [T, Hq, D] as projected, of k_pages' dtype.
-        k: [T, Hk, D] as projected, of k_pages' dtype.
-        v: [T, Hk, D], of k_pages' dtype.
+        q: [T, Hq, D] as projected.
+        k: [T, Hk, D] as projected, of q's dtype.
+        v: [T, Hk, D].
         rotation: the tokens' angles, and the norms of queries and keys.
-        k_pages: [N, P, Hk, D].
-        v_pages: [N, P, Hk, D], of k_pages' dtype.
+        k_pages: [N, P, Hk, D], floats or `QuantizedPages`.
+        v_pages: [N, P, Hk, D], floats or `QuantizedPages`.
         slot: [T] int32, as for `append_kv`.
         first_page: added to the page of every slot; [] int32 or a number.
 
@@ -175,6 +185,6 @@ def prepare_heads(
         ValueError: a shape or dtype does not fit, or N * P does not fit int32; names it.
     """
     check_append(k_pages, v_pages, k, v, slot)
-    check_rotation(q, rotation, k_pages)
+    check_rotation(q, k, rotation, k_pages)
     pools = Pools(k_pages, v_pages, as_first_page(first_page))
     return dispatch.prepare_heads(NewTokens(q, k, v, rotation, slot), pools)

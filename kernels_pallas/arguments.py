@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .pages import LARGEST, Pages, QuantizedPages
 from .rotary import Rotation
 
 
 class PagedKV(NamedTuple):
     """The pools, and the pages in them that R requests hold; see the package for the layouts."""
 
-    k_pages: Array  # [N, P, Hk, D]
-    v_pages: Array  # [N, P, Hk, D]
+    k_pages: Pages  # [N, P, Hk, D]
+    v_pages: Pages  # [N, P, Hk, D]
     page_table: Array  # [R, max_pages]
     kv_len: Array  # [R]
     first_page: Array = np.zeros(1, np.int32)  # type: ignore[assignment]  # [1], added to every id of `page_table`
@@ -44,8 +45,8 @@ class NewTokens(NamedTuple):
 class Pools(NamedTuple):
     """The pools that they go to."""
 
-    k_pages: Array  # [N, P, Hk, D]
-    v_pages: Array  # [N, P, Hk, D]
+    k_pages: Pages  # [N, P, Hk, D]
+    v_pages: Pages  # [N, P, Hk, D]
     first_page: Array  # [1], added to the page of every slot
 
 
@@ -75,8 +76,8 @@ def check_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> int:
             f"q has shape {q.shape}: it must be [1 or more rows, Hq, D] with Hq a multiple of k_pages' {kv_heads} "
             f"heads and D = {head_dim} as in k_pages."
         )
-    if q.dtype != kv.k_pages.dtype:
-        raise ValueError(f"q has dtype {q.dtype}: it must be k_pages' dtype, {kv.k_pages.dtype}.")
+    if not jnp.issubdtype(q.dtype, jnp.floating):
+        raise ValueError(f"q has dtype {q.dtype}: it must be a floating point type.")
     if kv.page_table.ndim != 2 or 0 in kv.page_table.shape:
         raise ValueError(f"page_table has shape {kv.page_table.shape}: it must be [R, max_pages], neither of them 0.")
     requests = kv.page_table.shape[0]
@@ -100,7 +101,7 @@ def as_first_page(first_page: int | Array) -> Array:
     return first_page.reshape(1)
 
 
-def check_append(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array) -> None:
+def check_append(k_pages: Pages, v_pages: Pages, k: Array, v: Array, slot: Array) -> None:
     """Check the arguments of `append_kv`.
 
     Raises:
@@ -114,24 +115,24 @@ def check_append(k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array
                 f"{name} has shape {new.shape}: it must be [T, Hk, D] with T the length of slot (shape {slot.shape}) "
                 f"and Hk, D = {kv_heads}, {head_dim} as in k_pages."
             )
-        if new.dtype != k_pages.dtype:
-            raise ValueError(f"{name} has dtype {new.dtype}: it must be k_pages' dtype, {k_pages.dtype}.")
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            raise ValueError(f"{name} has dtype {new.dtype}: it must be a floating point type.")
     check_ints("slot", slot, (k.shape[0],), "[T], as long as k")
     if num_pages * page_size >= 2**31:
         raise ValueError(f"k_pages has {num_pages * page_size} slots: N * P must be below 2**31, slots are int32.")
 
 
-def check_rotation(q: Array, rotation: Rotation, k_pages: Array) -> None:
+def check_rotation(q: Array, k: Array, rotation: Rotation, k_pages: Pages) -> None:
     """Check what `prepare_heads` takes besides the arguments of `append_kv`.
 
     Raises:
         ValueError: one of them does not fit; names it.
     """
     tokens, head_dim = q.shape[0], k_pages.shape[3]
-    if q.ndim != 3 or q.shape[2] != head_dim or q.shape[1] % k_pages.shape[2] or q.dtype != k_pages.dtype:
+    if q.ndim != 3 or q.shape[2] != head_dim or q.shape[1] % k_pages.shape[2] or q.dtype != k.dtype:
         raise ValueError(
-            f"q is {q.dtype}{list(q.shape)}: it must be [T, Hq, D] with Hq a multiple of k_pages' heads, D and dtype "
-            f"as in k_pages, {k_pages.dtype}{list(k_pages.shape)}."
+            f"q is {q.dtype}{list(q.shape)}: it must be [T, Hq, D] with Hq a multiple of k_pages' heads, D as in "
+            f"k_pages, {list(k_pages.shape)}, and dtype as k, {k.dtype}."
         )
     if (rotation.q_norm is None) != (rotation.k_norm is None):
         raise ValueError("rotation has one norm of q_norm and k_norm: it must have both or neither.")
@@ -171,13 +172,26 @@ def _check_options(query_heads: int, options: AttentionOptions) -> None:
         )
 
 
-def _check_pages(k_pages: Array, v_pages: Array) -> None:
+def _check_pages(k_pages: Pages, v_pages: Pages) -> None:
     if k_pages.ndim != 4 or 0 in k_pages.shape:
         raise ValueError(f"k_pages has shape {k_pages.shape}: it must be [N, P, Hk, D], none of them 0.")
-    if not jnp.issubdtype(k_pages.dtype, jnp.floating):
-        raise ValueError(f"k_pages has dtype {k_pages.dtype}: it must be a floating point type.")
-    if v_pages.shape != k_pages.shape or v_pages.dtype != k_pages.dtype:
-        raise ValueError(
-            f"v_pages is {v_pages.dtype}{list(v_pages.shape)}: it must be as k_pages, "
-            f"{k_pages.dtype}{list(k_pages.shape)}."
-        )
+    if v_pages.shape != k_pages.shape:
+        raise ValueError(f"v_pages has shape {v_pages.shape}: it must be as k_pages, {k_pages.shape}.")
+    for name, pages in (("k_pages", k_pages), ("v_pages", v_pages)):
+        if isinstance(pages, QuantizedPages):
+            _check_scales(name, pages)
+        elif not jnp.issubdtype(pages.dtype, jnp.floating) or pages.dtype in LARGEST:
+            raise ValueError(
+                f"{name} has dtype {pages.dtype}: it must be a floating point type of 16 or 32 bits, or 8-bit numbers "
+                "with their scales, `QuantizedPages`."
+            )
+
+
+def _check_scales(name: str, pages: QuantizedPages) -> None:
+    num_pages, page_size, kv_heads, head_dim = pages.shape
+    if pages.dtype not in LARGEST:
+        raise ValueError(f"{name} has dtype {pages.dtype}: 8-bit numbers are int8 or float8_e4m3fn.")
+    for part, shape in (("tokens", (num_pages, kv_heads, page_size)), ("channels", (kv_heads, head_dim))):
+        scales = getattr(pages, part)
+        if scales.shape != shape or scales.dtype != jnp.float32:
+            raise ValueError(f"{name}.{part} is {scales.dtype}{list(scales.shape)}: it must be float32{list(shape)}.")

@@ -47,7 +47,7 @@ def paged_decode_attention(
     Raises:
         ValueError: a dtype, head_dim, page size or number of heads that the kernel does not support; names it.
     """
-    refuse(q, kv.k_pages)
+    refuse(q, kv.k_pages, kv.v_pages)
     requests, query_heads, head_dim = q.shape
     page_size, kv_heads = kv.k_pages.shape[1:3]
     group = query_heads // kv_heads

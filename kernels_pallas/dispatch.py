@@ -22,6 +22,7 @@ from jax import Array
 from . import xla
 from .arguments import AttentionOptions, NewTokens, PagedKV, Pools
 from .cpu import calls
+from .pages import Pages
 from .quantized import QuantizedArray
 from .tiles import decode_tiles, prefill_tiles
 
@@ -46,7 +47,7 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
     if attended is not None:
         return attended
     plain = functools.partial(xla.paged_prefill_attention, options=options)
-    return _choose(kernel, plain, (q, kv, q_start), q, kv.k_pages)
+    return _choose(kernel, plain, (q, kv, q_start), q, kv.k_pages, kv.v_pages)
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
@@ -61,20 +62,22 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
     attended = calls.paged_decode_attention(q, kv, options) if runs_on_cpu() else None
     if attended is not None:
         return attended
-    return _choose(kernel, functools.partial(xla.paged_decode_attention, options=options), (q, kv), q, kv.k_pages)
+    plain = functools.partial(xla.paged_decode_attention, options=options)
+    return _choose(kernel, plain, (q, kv), q, kv.k_pages, kv.v_pages)
 
 
-def prepare_heads(new: NewTokens, pools: Pools) -> tuple[Array, Array, Array]:
+def prepare_heads(new: NewTokens, pools: Pools) -> tuple[Array, Pages, Pages]:
     """Compute `kernels_pallas.prepare_heads` by the implementation that fits; arguments are checked."""
-    if new.q.shape[1] % _ROWS or new.k.shape[1] % _ROWS:
+    is_plain = pools.k_pages.dtype == pools.v_pages.dtype == new.q.dtype
+    if new.q.shape[1] % _ROWS or new.k.shape[1] % _ROWS or not is_plain:
         return xla.prepare_heads(new, pools)
 
-    def kernel(cores: int) -> Callable[..., tuple[Array, Array, Array]]:
+    def kernel(cores: int) -> Callable[..., tuple[Array, Pages, Pages]]:
         from . import prepare
 
         return prepare.prepare_heads
 
-    return _choose(kernel, xla.prepare_heads, (new, pools), new.q, pools.k_pages)
+    return _choose(kernel, xla.prepare_heads, (new, pools), new.q, pools.k_pages, pools.v_pages)
 
 
 def stack_product(
@@ -122,7 +125,8 @@ def _choose[Result](
     plain: Callable[..., Result],
     arrays: tuple[Any, ...],
     q: Array,  # among them
-    k_pages: Array,
+    k_pages: Pages,
+    v_pages: Pages,
 ) -> Result:
     kind, cores, is_certain = gpu_to_trace_for()
     if kind is None:
@@ -132,7 +136,7 @@ def _choose[Result](
         return plain(*arrays)
     from .mosaic import why_unsupported
 
-    reason = why_unsupported(q, k_pages)
+    reason = why_unsupported(q, k_pages, v_pages)
     if reason is not None:
         warn_once(f"{reason} Paged attention runs in plain XLA.")
         return plain(*arrays)

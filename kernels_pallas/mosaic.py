@@ -25,6 +25,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from .pages import Pages, QuantizedPages
+
 Ref = Any  # a Pallas reference; JAX gives them no public type
 
 CONSUMERS = 2  # warpgroups of a block that multiply
@@ -68,12 +70,18 @@ class Softmax:
         return risen, jnp.exp2(peak - risen), weights
 
 
-def why_unsupported(q: jax.Array, k_pages: jax.Array) -> str | None:
-    """Say in one sentence why these kernels do not support q [.., Hq, D] and k_pages [N, P, Hk, D]; None if they do."""
+def why_unsupported(q: jax.Array, k_pages: Pages, v_pages: Pages) -> str | None:
+    """Say in one sentence why these kernels do not support q [.., Hq, D] and pages [N, P, Hk, D]; None if they do."""
     page_size, kv_heads, head_dim = k_pages.shape[1:]
     group = q.shape[1] // kv_heads
-    if k_pages.dtype not in DTYPES:
-        return f"k_pages has dtype {k_pages.dtype}: the Hopper kernels take bfloat16 and float16."
+    if q.dtype not in DTYPES:
+        return f"q has dtype {q.dtype}: the Hopper kernels take bfloat16 and float16."
+    kinds = {isinstance(pages, QuantizedPages) for pages in (k_pages, v_pages)}
+    if len(kinds) > 1 or (kinds == {False} and not k_pages.dtype == v_pages.dtype == q.dtype):
+        return (
+            f"k_pages are {k_pages.dtype}, v_pages {v_pages.dtype} and q {q.dtype}: the Hopper kernels take pages of "
+            "q's dtype, or 8 bits for both keys and values."
+        )
     if head_dim not in HEAD_DIMS:
         return f"k_pages has head_dim {head_dim}: the Hopper kernels take {_either(HEAD_DIMS)}."
     if page_size not in PAGE_SIZES:
@@ -86,9 +94,9 @@ def why_unsupported(q: jax.Array, k_pages: jax.Array) -> str | None:
     return None
 
 
-def refuse(q: jax.Array, k_pages: jax.Array) -> None:
+def refuse(q: jax.Array, k_pages: Pages, v_pages: Pages) -> None:
     """Raise the sentence of `why_unsupported` as a ValueError, if there is one."""
-    reason = why_unsupported(q, k_pages)
+    reason = why_unsupported(q, k_pages, v_pages)
     if reason is not None:
         raise ValueError(reason)
 

@@ -32,7 +32,7 @@ def prepare_heads(new: NewTokens, pools: Pools, *, interpret: Any = None) -> tup
         ValueError: a dtype, head_dim, page size or number of heads that the kernel does not support; names it.
     """
     q, k, v, rotation, slot = new
-    refuse(q, pools.k_pages)
+    refuse(q, pools.k_pages, pools.v_pages)
     with jax.named_scope("prepare_heads"):
         # Three slices of one product, which XLA then does not cut.
         heads = jnp.concatenate([x.reshape(x.shape[0], -1) for x in (q, k, v)], axis=1)

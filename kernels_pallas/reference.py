@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .arguments import AttentionOptions, PagedKV
+from .pages import Pages, QuantizedPages, gather, quantize
 
 _NEVER = -1  # the position of a row without visible tokens
 
@@ -30,13 +31,17 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
 
 
 def append_kv(
-    k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array, first_page: int = 0
-) -> tuple[Array, Array]:
+    k_pages: Pages, v_pages: Pages, k: Array, v: Array, slot: Array, first_page: int = 0
+) -> tuple[Pages, Pages]:
     """Write new keys and values into their slots; see `kernels_pallas.append_kv`."""
 
-    def write(pages: Array, new: Array) -> Array:
-        page = slot // pages.shape[1] + first_page
-        return pages.at[page, slot % pages.shape[1]].set(new, mode="drop")
+    def write(pages: Pages, new: Array) -> Pages:
+        page, offset = slot // pages.shape[1] + first_page, slot % pages.shape[1]
+        if not isinstance(pages, QuantizedPages):
+            return pages.at[page, offset].set(new.astype(pages.dtype), mode="drop")
+        numbers, scales = quantize(new, pages.channels, pages.dtype)
+        values = pages.values.at[page, offset].set(numbers, mode="drop")
+        return pages._replace(values=values, tokens=pages.tokens.at[page, :, offset].set(scales, mode="drop"))
 
     return write(k_pages, k), write(v_pages, v)
 
@@ -55,10 +60,10 @@ def _attend(
     if window is not None:
         visible &= kv_position > position[:, None] - window
 
-    def dense(pages: Array) -> Array:
+    def dense(pages: Pages) -> Array:
         # Selected before any arithmetic: a NaN in an unused slot would survive a multiplication by zero, and in
         # gradients even a later select.
-        gathered = pages[jnp.clip(page, 0, num_pages - 1)].reshape(-1, length, kv_heads, head_dim)
+        gathered = gather(pages, jnp.clip(page, 0, num_pages - 1)).reshape(-1, length, kv_heads, head_dim)
         selected = jnp.where(visible[:, :, None, None], gathered.astype(jnp.float32), 0.0)
         return jnp.repeat(selected, q.shape[1] // kv_heads, axis=2)  # [T, L, Hq, D]
 

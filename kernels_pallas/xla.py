@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .arguments import AttentionOptions, NewTokens, PagedKV, Pools
+from .pages import Pages, QuantizedPages, gather, quantize
 from .scatter import write_rows
 from .work import Splits, ceil_div, split_work
 
@@ -41,18 +42,28 @@ class _Softmax(NamedTuple):
 
 
 def append_kv(
-    k_pages: Array, v_pages: Array, k: Array, v: Array, slot: Array, first_page: Array
-) -> tuple[Array, Array]:
+    k_pages: Pages, v_pages: Pages, k: Array, v: Array, slot: Array, first_page: Array
+) -> tuple[Pages, Pages]:
     """Write new keys and values into their slots, as `kernels_pallas.append_kv` describes it; `first_page` is [1]."""
     # By page and offset: as flat rows, [N * P, Hk, D], a pool with a single head would be copied.
     num_pages, page_size = k_pages.shape[:2]
     page = jnp.minimum(slot // page_size, num_pages - first_page) + first_page
-    at = page, slot % page_size
     with jax.named_scope("append_kv"):
-        return write_rows(k_pages, at, k), write_rows(v_pages, at, v)
+        return _append(k_pages, page, slot % page_size, k), _append(v_pages, page, slot % page_size, v)
 
 
-def prepare_heads(new: NewTokens, pools: Pools) -> tuple[Array, Array, Array]:
+def _append(pages: Pages, page: Array, offset: Array, new: Array) -> Pages:
+    if not isinstance(pages, QuantizedPages):
+        return write_rows(pages, (page, offset), new.astype(pages.dtype))
+    numbers, scales = quantize(new, pages.channels, pages.dtype)
+    tokens, heads = scales.shape
+    # A token's scales lie apart, one for each head.
+    at = jnp.repeat(page, heads), jnp.tile(jnp.arange(heads, dtype=jnp.int32), tokens), jnp.repeat(offset, heads)
+    written = write_rows(pages.tokens, at, scales.reshape(-1))
+    return pages._replace(values=write_rows(pages.values, (page, offset), numbers), tokens=written)
+
+
+def prepare_heads(new: NewTokens, pools: Pools) -> tuple[Array, Pages, Pages]:
     """See `kernels_pallas.prepare_heads`."""
     q, k = new.rotation.apply(new.q, new.k)
     return q, *append_kv(pools.k_pages, pools.v_pages, k, new.v, new.slot, pools.first_page)
@@ -235,7 +246,7 @@ def _load(
     # A padding id reads some page; its tokens are masked.
     ids = jnp.clip(jnp.minimum(ids, num_pages) + kv.first_page, 0, num_pages - 1)
     shape = (page.shape[0], page.shape[1] * page_size, kv_heads, head_dim)
-    k, v = (pages[ids].reshape(shape).astype(jnp.float32) for pages in (kv.k_pages, kv.v_pages))
+    k, v = (gather(pages, ids).reshape(shape).astype(jnp.float32) for pages in (kv.k_pages, kv.v_pages))
     return k, jnp.where(visible[:, :, None, None], v, 0.0)
 
 

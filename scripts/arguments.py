@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
 from twinmesh.engine.config import ACTIVATIONS, DTYPES, QUANTIZATIONS, check_seconds
+from twinmesh.engine.kv_dtypes import parse_kv_dtypes
 from twinmesh.engine.options import EngineOptions, Option, documentation, signature
 from twinmesh.engine.protocol.service import SLO, is_positive, read_slo
 from twinmesh.engine.scheduler.policy import policy_named
@@ -121,6 +122,8 @@ def _type_of(name: str, option: Option) -> Callable[[str], object]:
         return _topology
     if name == "policy":
         return _policy
+    if name == "kv_cache_dtype":
+        return _kv_dtype
     if name == "decision_log":
         return written_path
     kinds: dict[object, Callable[[str], object]] = {
@@ -308,6 +311,14 @@ def _topology(text: str) -> Topology | str:
         return Topology.parse(text)
     except TopologyError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _kv_dtype(text: str) -> str:
+    try:
+        parse_kv_dtypes(text, "float32")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _policy(text: str) -> str:

@@ -26,8 +26,8 @@ profile was measured with; without one those stay quantised that a GPU would kee
 # The options of an engine that a simulation heeds.
 OPTIONS = (
     "topology", "roles", "policy", "max_model_len", "page_size", "max_num_seqs", "prefill_buckets", "decode_buckets",
-    "decode_steps", "kv_cache_bytes", "memory_fraction", "enable_prefix_caching", "deterministic", "max_retries",
-    "age_seconds", "max_waiting", "max_waiting_tokens", "quantization", "decision_log",
+    "decode_steps", "kv_cache_dtype", "kv_cache_bytes", "memory_fraction", "enable_prefix_caching", "deterministic",
+    "max_retries", "age_seconds", "max_waiting", "max_waiting_tokens", "quantization", "decision_log",
 )  # fmt: skip
 
 

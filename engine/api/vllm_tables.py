@@ -53,7 +53,8 @@ ENGINE: Mapping[str, str] = _by_name(
         "use memory_fraction, or kv_cache_bytes for an exact size": "gpu_memory_utilization",
         "use kv_cache_bytes": "kv_cache_memory_bytes num_gpu_blocks_override",
         "use page_size": "block_size",
-        "use dtype: KV has that of the weights": "kv_cache_dtype kv_cache_dtype_skip_layers calculate_kv_scales",
+        "leave it out: every token's scale is computed when it is stored": "calculate_kv_scales",
+        "leave it out: all layers of a mesh store KV alike": "kv_cache_dtype_skip_layers",
         "leave it out: weights and KV stay on the devices": (
             "swap_space cpu_offload_gb cpu_offload_params offload_backend offload_group_size offload_num_in_group "
             "offload_prefetch_step offload_params kv_offloading_size kv_offloading_backend"

@@ -55,7 +55,7 @@ class MeshState:
     pages: MeshPages
     staging: int  # bytes left for transfers out or in
     shared: "SharedState"
-    page_bytes: int = 0  # of a page in every cache group
+    page_bytes: int = 0  # of a page in every cache group, as hand-offs carry it
     placed: SortedRequests = field(default_factory=sorted_requests)  # all with a placement here, or reserved
     prefill_load: int = 0  # prompt tokens to compute whose first output token was not read: what a new prompt waits for
     begun: int = 0  # those of them whose step was dispatched
@@ -255,6 +255,6 @@ def shared_state(
     shared = SharedState(config, emit, priors)
     for index, (spec, pool) in enumerate(zip(config.topology.meshes, pools, strict=True)):
         pages = MeshPages(index, config, pool.pages, emit, shared.index, shared.room)
-        role, page_bytes = config.starting_role(index), sum(pool.page_bytes)
+        role, page_bytes = config.starting_role(index), sum(pool.sent_pages)
         shared.meshes.append(MeshState(index, spec, role, pages, pool.staging_bytes, shared, page_bytes))
     return shared

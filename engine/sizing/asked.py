@@ -48,6 +48,11 @@ class Asked(Protocol):
         ...
 
     @property
+    def kv_cache_dtype(self) -> str:
+        """Return what keys and values are stored as, as `kv_dtypes.py` reads it."""
+        ...
+
+    @property
     def decode_steps(self) -> int:
         """Return the most decode steps of one dispatch."""
         ...

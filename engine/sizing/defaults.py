@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ...models.config import ModelConfig
 from ..config import EngineConfig
+from ..kv_dtypes import KVDtypes, parse_kv_dtypes, same_everywhere
 from ..roles import starting_roles
 from .asked import Asked
 from .cache_groups import groups
@@ -79,6 +80,7 @@ def engine_config(options: Asked, model: ModelConfig, defaults: Defaults, dtype:
         prefill_rows=_prefill_rows(prefill_buckets),
         decode_buckets=_decode_buckets(options, defaults, slots, dtype),
         dtype=dtype,
+        kv=_kv_dtypes(options, dtype),
         windows=tuple(group.window for group in groups(model)),
         decode_steps=options.decode_steps,
         prefix_cache=options.enable_prefix_caching,
@@ -95,6 +97,11 @@ def engine_config(options: Asked, model: ModelConfig, defaults: Defaults, dtype:
             f"max_model_len={asked} is more than the model's context of {model.max_position} tokens: lower it."
         )
     return config
+
+
+def _kv_dtypes(options: Asked, dtype: str) -> KVDtypes | None:
+    asked = parse_kv_dtypes(options.kv_cache_dtype, dtype, options.parsed_topology)
+    return None if asked == same_everywhere(dtype) else asked
 
 
 def _slots(options: Asked, defaults: Defaults) -> int:

@@ -6,6 +6,7 @@ counted without making them; tests compare.
 
 from ...models.config import ModelConfig
 from ..config import EngineConfig
+from ..kv_dtypes import KVDtype
 from ..protocol.sampling_plan import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS
 from .cache_groups import groups
 
@@ -15,9 +16,9 @@ _SCALARS = 11  # numbers of 4 bytes that a slot has, and for each token of the v
 _DENSE_NUMBERS = 2
 
 
-def page_bytes(model: ModelConfig, page_size: int, dtype: str) -> tuple[int, ...]:
-    """Return bytes of one page of each cache group: its layers' keys and values together, all shards."""
-    per_layer = 2 * page_size * model.num_kv_heads * model.head_dim * ITEM_BYTES[dtype]
+def page_bytes(model: ModelConfig, page_size: int, kv: KVDtype) -> tuple[int, ...]:
+    """Return bytes of one page of each cache group: its layers' keys, values and scales together, all shards."""
+    per_layer = page_size * model.num_kv_heads * kv.bytes_of(model.head_dim)
     return tuple(len(group.layers) * per_layer for group in groups(model))
 
 

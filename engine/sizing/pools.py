@@ -25,14 +25,21 @@ def size_pools(
     Raises:
         ValueError: not even one request of `max_model_len` fits; the message shows the arithmetic.
     """
-    sizes = [(budget, page_bytes(m, config.page_size, config.dtype)) for budget, m in zip(budgets, models, strict=True)]
+    meshes, sent = config.topology.meshes, config.kv_dtypes.decode
+    kinds = [
+        (
+            budget,
+            page_bytes(model, config.page_size, config.kv_on(spec)),
+            page_bytes(model, config.page_size, sent) if config.kv_on(spec) != sent else None,
+            spec,
+        )
+        for budget, model, spec in zip(budgets, models, meshes, strict=True)
+    ]
     if asked_len is None:
-        fits = min(longest_that_fits(budget, per_page, config, part) for budget, per_page in set(sizes))
-        config = replace(config, max_model_len=fits)
-    meshes = config.topology.meshes
-    kinds = [(budget, per_page, spec) for (budget, per_page), spec in zip(sizes, meshes, strict=True)]
+        lengths = {kind[:3]: longest_that_fits(*kind[:2], config, part, kind[2]) for kind in dict.fromkeys(kinds)}
+        config = replace(config, max_model_len=min(lengths.values()))
     # Once for each kind: there may be thousands of meshes.
-    fitting = {kind: pool_that_fits(*kind[:2], config, kind[2], part) for kind in dict.fromkeys(kinds)}
+    fitting = {kind: pool_that_fits(*kind[:2], config, kind[3], part, kind[2]) for kind in dict.fromkeys(kinds)}
     pools = [fitting[kind] for kind in kinds]
     if not config.has_handoffs:
         return config, pools
@@ -52,26 +59,36 @@ def in_steps(size: int) -> int:
     return size - size % (1 << max(0, size.bit_length() - 4))
 
 
-def longest_that_fits(budget: int, per_page: tuple[int, ...], config: EngineConfig, part: int) -> int:
+def longest_that_fits(
+    budget: int, per_page: tuple[int, ...], config: EngineConfig, part: int, sent: tuple[int, ...] | None = None
+) -> int:
     """Find the longest `max_model_len`, at most the config's, of which one request fits into `budget` bytes,
-    of which staging is a `part`-th.
+    of which staging is a `part`-th; `sent` as in `pool_that_fits`.
 
     One page's tokens where not even those fit: `pool_that_fits` then says so.
     """
 
     def fits(pages: int) -> bool:
         shorter = replace(config, max_model_len=max(2, pages * config.page_size))
-        return _staging(budget, per_page, shorter, part) + _request(per_page, shorter) <= budget
+        return _staging(budget, sent or per_page, shorter, part) + _request(per_page, shorter) <= budget
 
     pages = bisect_right(range(1, config.max_pages + 1), False, key=lambda pages: not fits(pages))
     return min(config.max_model_len, max(2, max(1, pages) * config.page_size))
 
 
-def pool_that_fits(budget: int, per_page: tuple[int, ...], config: EngineConfig, spec: MeshSpec, part: int) -> PoolSize:
+def pool_that_fits(
+    budget: int,
+    per_page: tuple[int, ...],
+    config: EngineConfig,
+    spec: MeshSpec,
+    part: int,
+    sent: tuple[int, ...] | None = None,
+) -> PoolSize:
     """Divide `budget` bytes between a mesh's pools, one per cache group, and the staging of hand-offs.
 
-    `per_page`: bytes of one page of each group. A request of `max_model_len` needs `EngineConfig.most_pages` of each;
-    the groups get pages in that proportion, for as many such requests as fit, at most one per slot.
+    `per_page`: bytes of one page of each group; `sent`: as hand-offs carry it, where that is another number. A request
+    of `max_model_len` needs `EngineConfig.most_pages` of each; the groups get pages in that proportion, for as many
+    such requests as fit, at most one per slot.
 
     Staging is a `part`-th, but holds one to eight requests of full length: with room for one only, short requests wait
     for each other's transfers, and each wait is as long as a prefill step.
@@ -79,13 +96,13 @@ def pool_that_fits(budget: int, per_page: tuple[int, ...], config: EngineConfig,
     Raises:
         ValueError: not even one request of `max_model_len` fits; the message shows the arithmetic.
     """
-    staging, request = _staging(budget, per_page, config, part), _request(per_page, config)
+    staging, request = _staging(budget, sent or per_page, config, part), _request(per_page, config)
     rest = budget - staging
     if rest < request:
         raise ValueError(_too_small(budget, staging, per_page, config, spec))
     needed = [config.most_pages(window) for window in config.windows]
     pages = tuple(min(config.max_num_seqs * count, rest * count // request) for count in needed)
-    return PoolSize(pages, per_page, staging)
+    return PoolSize(pages, per_page, staging, sent_bytes=sent)
 
 
 def least_budget(per_page: tuple[int, ...], config: EngineConfig, part: int) -> int:

@@ -155,7 +155,7 @@ def _start_core(
     quantized = choose(options.quantization, formats, model, device.platform, specs, options.activations)
     config = replace(config, formats=quantized.formats, activations=options.activations)
     if is_cpu:  # while weights are read
-        loader.compile_ahead(*cpu_kernels(model, dtype, quantized))
+        loader.compile_ahead(*cpu_kernels(model, dtype, quantized, config.kv_dtypes))
     if options.progress:
         say(start_line(quantized, dtype.name))
     part, asked_len = defaults.staging_part, options.max_model_len
@@ -321,10 +321,10 @@ def mesh_plans(
     pools: Sequence[PoolSize],
 ) -> list[MeshPlan]:
     """Plan every mesh: its part of the model, and its state with so many pages."""
-    plans, dtype = [], jnp.dtype(config.dtype)
+    plans, dtype = list[MeshPlan](), jnp.dtype(config.dtype)
     for mesh, spec, pool in zip(meshes, config.topology.meshes, pools, strict=True):
         on_mesh = model_on(model, mesh.size)
-        state = abstract_state(on_mesh, config, pool.pages, dtype, mesh)
+        state = abstract_state(on_mesh, config, pool.pages, config.kv_on(spec), mesh)
         params = abstract_params(on_mesh, dtype, quantized.kept, products_on(mesh, quantized.activations))
         plans.append(MeshPlan(mesh, spec, model, params, config, state))
     return plans

@@ -21,9 +21,11 @@ from ...models.checkpoints.streaming import Packed
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
 from ...models.quantized import nbytes
+from ..kv_dtypes import KVDtypes
 from ..sharding.mesh import abstract_mesh, products_on
 from ..sizing.heads import model_on
 from ..topology import MeshSpec
+from ..worker.kv_cache import jax_dtype
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,13 @@ def _cut(formats: Mapping[str, str], model: ModelConfig, mesh: AbstractMesh) -> 
     return found
 
 
-def cpu_kernels(model: ModelConfig, dtype: jnp.dtype, quantized: Quantized) -> list[str]:
+def cpu_kernels(model: ModelConfig, dtype: jnp.dtype, quantized: Quantized, kv: KVDtypes) -> list[str]:
     """Name the CPU kernels that the model's steps may call."""
+    pages = [(jax_dtype(one.k), jax_dtype(one.v)) for one in dict.fromkeys((kv.prefill, kv.decode))]
     specs = abstract_params(model, dtype, quantized.kept).specs.values()
     matrices = (spec.value for spec in specs if len(spec.axes) > 1 and "embed" in spec.axes)  # neither norms nor biases
     has_matrices = any(not isinstance(value, QuantizedArray) for value in matrices)
-    own = calls.kernels_of(dtype, model.head_dim, has_matrices=has_matrices)
+    own = calls.kernels_of(dtype, pages, model.head_dim, has_matrices=has_matrices)
     own += blocks.kernels_of(quantized.formats, quantized.activations)
     if model.experts is None:
         return own

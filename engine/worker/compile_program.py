@@ -22,10 +22,11 @@ from ..sampling.logprobs import score, score_tokens
 from ..sampling.request_rows import Stage
 from ..sampling.request_state import DenseRows, DrawColumn, Float
 from ..sampling.sampler import draw
-from ..sharding.mesh import param_on, replicate_logits, replicated
+from ..sharding.mesh import param_on, replicate_logits, replicated, sharding
 from ..sharding.weights import Params
+from .channel_scales import channel_scales, of_groups
 from .jax_settings import own_settings
-from .kv_cache import DeviceState, copy_page, fresh
+from .kv_cache import CHANNEL_AXES, DeviceState, KVCache, copy_page, fresh
 from .kv_transfer import Staging, abstract_staging, gather, scatter, staged_pages
 from .kv_transfer import plan as plan_route
 from .mesh_plan import MeshPlan
@@ -165,10 +166,11 @@ def _compile_load_dense(plan: MeshPlan) -> Compiled:
 def _compile_gather(plan: MeshPlan, tp: int, bucket: int) -> Compiled:
     arg, state, mesh = partial(_argument, plan.mesh), plan.state, plan.mesh
     route = plan_route(plan.model.num_kv_heads, mesh.size, tp)
-    pages = staged_pages(plan.config, bucket)
-    out = _shardings(abstract_staging(state, mesh, route, pages))
-    jitted = jax.jit(partial(gather, mesh=mesh, route=route), out_shardings=out)
-    return jitted.lower(state, tuple(arg((count,)) for count in pages), arg(())).compile()
+    pages, stored = staged_pages(plan.config, bucket), plan.converted_to
+    out = _shardings(abstract_staging(state, mesh, route, pages, stored))
+    jitted = jax.jit(partial(gather, mesh=mesh, route=route, stored=stored), out_shardings=out)
+    scales = None if stored is None else _described_scales(plan)[1]
+    return jitted.lower(state, tuple(arg((count,)) for count in pages), arg(()), scales).compile()
 
 
 def _compile_scatter(plan: MeshPlan, tp: int, bucket: int) -> Compiled:
@@ -186,6 +188,28 @@ def _compile_copy_page(plan: MeshPlan, group: int) -> Compiled:
     kv, arg = plan.state.kv[group], partial(_argument, plan.mesh)
     jitted = jax.jit(copy_page, donate_argnums=0, out_shardings=_shardings(kv))
     return jitted.lower(kv, arg(()), arg(())).compile()
+
+
+def _compile_scales(plan: MeshPlan) -> Compiled:
+    def scales(params: Params) -> tuple[tuple[KVCache, ...], tuple[KVCache, ...] | None]:
+        return _scales(plan, params)
+
+    return jax.jit(scales, out_shardings=_shardings(_described_scales(plan))).lower(_params(plan)).compile()
+
+
+def _scales(plan: MeshPlan, params: Params) -> tuple[tuple[KVCache, ...], tuple[KVCache, ...] | None]:
+    """Compute the channels' scales of the mesh's own pools, and of what it converts before it sends it."""
+    decoder, sent = _decoder(plan, params), plan.converted_to
+    found, model = channel_scales(decoder), decoder.config
+    return of_groups(found, model, plan.kv), None if sent is None else of_groups(found, model, sent)
+
+
+def _described_scales(plan: MeshPlan) -> Any:
+    """Describe what `_scales` returns, by shapes and shardings."""
+    described = jax.eval_shape(partial(_scales, plan), _params(plan))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(plan.mesh, CHANNEL_AXES)), described
+    )
 
 
 def _argument(mesh: Mesh, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.int32) -> Any:
@@ -209,5 +233,6 @@ _COMPILERS: dict[str, Callable[..., Compiled]] = {
     "gather": _compile_gather,
     "scatter": _compile_scatter,
     "copy_page": _compile_copy_page,
+    "scales": _compile_scales,
     "load_dense": _compile_load_dense,
 }

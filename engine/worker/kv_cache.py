@@ -19,22 +19,45 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ...kernels_pallas.pages import Pages, QuantizedPages
 from ...models.config import ModelConfig
 from ..config import EngineConfig
+from ..kv_dtypes import KVDtype
 from ..sampling.logits_processors import empty_dense
 from ..sampling.request_state import DenseRows, Float, Int, Scalars
-from ..sharding.mesh import replicated, sharding
+from ..sharding.mesh import replicated, rules_of, sharding
 from ..sizing.cache_groups import Group, groups
 from .unwritten import FEWEST_BYTES, unwritten
 
 KV_AXES = (None, None, None, "kv_heads", None)
+# Of 8-bit numbers, and of their scales.
+CHANNEL_AXES = (None, "kv_heads", None)
+QUANTIZED_AXES: tuple[tuple[str | None, ...], ...] = (KV_AXES, (None, None, "kv_heads", None), CHANNEL_AXES)
+_JAX_NAMES = {"fp8": "float8_e4m3fn"}
 
 
 class KVCache(NamedTuple):
-    """One cache group's pool of keys and values."""
+    """One cache group's pool of keys and values: floats, or 8-bit numbers with their scales."""
 
-    k: jax.Array  # [layers of the group, pages, page_size, kv_heads, head_dim]
-    v: jax.Array  # [layers of the group, pages, page_size, kv_heads, head_dim]
+    k: Pages  # [layers of the group, pages, page_size, kv_heads, head_dim]
+    v: Pages  # [layers of the group, pages, page_size, kv_heads, head_dim]
+
+    @property
+    def num_pages(self) -> int:
+        """Return the pages of each layer."""
+        return self.k.shape[1]
+
+    @property
+    def page_size(self) -> int:
+        """Return the tokens of a page."""
+        return self.k.shape[2]
+
+
+class Scales(NamedTuple):
+    """The channels' scales of all layers, which pages of 8 bits have for as long as the parameters stay."""
+
+    k: jax.Array  # [layers, kv_heads, head_dim] float32
+    v: jax.Array  # [layers, kv_heads, head_dim] float32
 
 
 class DeviceState(NamedTuple):
@@ -64,14 +87,13 @@ def fresh(state: DeviceState, dense: DenseRows) -> tuple[DeviceState, DenseRows]
 
 
 def abstract_state(
-    model: ModelConfig, config: EngineConfig, pages: Sequence[int], dtype: jnp.dtype, mesh: Mesh
+    model: ModelConfig, config: EngineConfig, pages: Sequence[int], dtypes: KVDtype, mesh: Mesh
 ) -> DeviceState:
     """Describe a mesh's state by shapes and shardings, without allocating it; `pages` counts each group's pages."""
 
     def pool(group: Group, count: int) -> KVCache:
         shape = (len(group.layers), count, config.page_size, model.num_kv_heads, model.head_dim)
-        kv: Any = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, KV_AXES))
-        return KVCache(kv, kv)
+        return KVCache(*(abstract_pages(shape, jax_dtype(name), mesh) for name in (dtypes.k, dtypes.v)))
 
     def whole(x: jax.ShapeDtypeStruct) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
@@ -79,6 +101,43 @@ def abstract_state(
     table = whole(jax.ShapeDtypeStruct((config.max_num_seqs, config.max_pages), jnp.int32))
     kv = tuple(pool(group, count) for group, count in zip(groups(model), pages, strict=True))
     return DeviceState(kv, (table,) * len(kv), jax.tree.map(whole, abstract_scalars(config.max_num_seqs)))
+
+
+def abstract_pages(shape: tuple[int, int, int, int, int], dtype: jnp.dtype, mesh: Mesh) -> Any:
+    """Describe pages of keys or of values on a mesh; 8-bit numbers with their scales."""
+    if dtype.itemsize > 1:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, KV_AXES))
+    layers, count, page_size, heads, head_dim = shape
+    shapes = shape, (layers, count, heads, page_size), (layers, heads, head_dim)
+    parts = zip(shapes, (dtype, jnp.float32, jnp.float32), QUANTIZED_AXES, strict=True)
+    return QuantizedPages(*(jax.ShapeDtypeStruct(*part, sharding=sharding(mesh, axes)) for *part, axes in parts))
+
+
+def jax_dtype(name: str) -> jnp.dtype:
+    """Return JAX's dtype of one of `KV_DTYPES`."""
+    return jnp.dtype(_JAX_NAMES.get(name, name))
+
+
+def specs_of(tree: Any, mesh: Mesh) -> Any:
+    """Return the partition on a mesh of every array of pools, or of staging: a `PartitionSpec` in the place of each."""
+    rules = rules_of(mesh)
+
+    def of(pages: Any) -> Any:
+        if not isinstance(pages, QuantizedPages):
+            return rules.spec(KV_AXES)
+        found = QuantizedPages(*map(rules.spec, QUANTIZED_AXES))  # type: ignore[arg-type]
+        return found if pages.channels is not None else found._replace(channels=None)  # type: ignore[arg-type]
+
+    return jax.tree.map(of, tree, is_leaf=lambda pages: isinstance(pages, QuantizedPages))
+
+
+def with_scales(kv: tuple[KVCache, ...], scales: Sequence[KVCache]) -> tuple[KVCache, ...]:
+    """Give the pools of 8-bit numbers the channels' scales of their layers; `scales` has those of each group."""
+
+    def given(pages: Pages, channels: Any) -> Pages:
+        return pages._replace(channels=channels) if isinstance(pages, QuantizedPages) else pages
+
+    return tuple(KVCache(*map(given, pool, channels)) for pool, channels in zip(kv, scales, strict=True))
 
 
 def abstract_dense(model: ModelConfig, config: EngineConfig, mesh: Mesh) -> DenseRows:
@@ -106,4 +165,9 @@ def copy_page(kv: KVCache, source: jax.Array, destination: jax.Array) -> KVCache
         page = jax.lax.dynamic_slice_in_dim(pool, source, 1, axis=1)
         return jax.lax.dynamic_update_slice_in_dim(pool, page, destination, axis=1)
 
-    return KVCache(copy(kv.k), copy(kv.v))
+    def copied(pages: Pages) -> Pages:
+        if not isinstance(pages, QuantizedPages):
+            return copy(pages)
+        return pages._replace(values=copy(pages.values), tokens=copy(pages.tokens))
+
+    return KVCache(copied(kv.k), copied(kv.v))

@@ -143,7 +143,7 @@ class LocalExecutor:
             mesh.params = ()  # so that what is replaced can be freed
         replace([mesh.placer for mesh in self.meshes], params, new)
         for mesh, replaced in zip(self.meshes, params, strict=True):
-            mesh.params = tuple(replaced)
+            mesh.replace(tuple(replaced))
 
     def close(self) -> None:
         """Wait for what is in flight, join the threads and let go of every array."""

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ...models.config import ModelConfig
 from ...models.decoder import AbstractParams
 from ..config import EngineConfig
+from ..kv_dtypes import KVDtype
 from ..sampling.request_state import DenseRows
 from ..topology import MeshSpec
 from .kv_cache import DeviceState, abstract_dense
@@ -26,8 +27,8 @@ class MeshPlan:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Return the dtype of activations, KV and weights that are not quantised."""
-        return jnp.dtype(self.state.kv[0].k.dtype)
+        """Return the dtype of activations and weights that are not quantised."""
+        return jnp.dtype(self.config.dtype)
 
     @property
     def dense(self) -> DenseRows:
@@ -43,6 +44,22 @@ class MeshPlan:
     def sources(self) -> set[int]:
         """Return the tensor-parallel degrees of the meshes that this one may receive KV from."""
         return {spec.tp for spec in self._others} if self.spec.decodes else set()
+
+    @property
+    def kv(self) -> KVDtype:
+        """Return what keys and values are stored as."""
+        return self.config.kv_on(self.spec)
+
+    @property
+    def converted_to(self) -> KVDtype | None:
+        """Return what it converts keys and values to before it sends them; None: it sends them as they are."""
+        stored = self.config.kv_dtypes.decode
+        return stored if self.destinations and self.kv != stored else None
+
+    @property
+    def has_scales(self) -> bool:
+        """Return whether it stores or sends 8-bit pages, whose channels have scales."""
+        return any(kv is not None and kv.is_quantized for kv in (self.kv, self.converted_to))
 
     @property
     def _others(self) -> list[MeshSpec]:

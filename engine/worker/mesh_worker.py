@@ -16,7 +16,7 @@ from ..protocol.results import HostScores, TokenScores
 from ..sampling.request_rows import Stage, dense_row
 from ..sampling.request_state import DenseRows
 from ..sharding.weights import Params, Placer
-from .kv_cache import DeviceState
+from .kv_cache import DeviceState, KVCache, with_scales
 from .kv_transfer import Staging, padded, staged_pages
 from .mesh_plan import MeshPlan
 from .programs import Programs
@@ -68,8 +68,9 @@ class MeshWorker:
         """Allocate the KV pools."""
         self.plan, self.programs, self.params = plan, programs, params
         self.placer = Placer(plan.model, plan.dtype, plan.mesh, plan.params.formats)
-        self._padding = [kv.k.shape[1] for kv in plan.state.kv]  # in each group a page id that no request has
+        self._padding = [kv.num_pages for kv in plan.state.kv]  # in each group a page id that no request has
         self.inputs = StepInputs(plan.config, self._padding)
+        self._sent_scales: tuple[KVCache, ...] | None = None  # of channels, where it converts what it sends
         self._allocate()
 
     def reset(self) -> None:
@@ -82,7 +83,21 @@ class MeshWorker:
         self.dense: DenseRows
         allocate: Any = self.programs.allocate
         self.state, self.dense = allocate()
+        self._compute_scales()
         self._dense_of: dict[int, tuple[int, int]] = {}  # by slot, the request and run whose dense row is loaded
+
+    def replace(self, params: Params) -> None:
+        """Use other parameters from here on; no page of KV may be in use."""
+        self.params = params
+        self._compute_scales()
+
+    def _compute_scales(self) -> None:
+        """Compute what 8-bit pages have for as long as the parameters stay."""
+        if not self.plan.has_scales:
+            return
+        program: Any = self.programs.scales
+        own, self._sent_scales = program(self.params)
+        self.state = self.state._replace(kv=with_scales(self.state.kv, own))
 
     # ---- actions
 
@@ -126,7 +141,8 @@ class MeshWorker:
         """Copy a request's pages and state out; for an action without a slot, some slot's state, which is dropped."""
         pages, config = self._padded(action.source_pages, action.bucket), self.plan.config
         slot = config.max_num_seqs if action.source_slot is None else action.source_slot
-        staging: Staging = self.programs.gather[destination_tp, action.bucket](self.state, pages, np.int32(slot))
+        program = self.programs.gather[destination_tp, action.bucket]
+        staging: Staging = program(self.state, pages, np.int32(slot), self._sent_scales)
         return staging
 
     def scatter(self, action: Scatter, staging: Staging, source_tp: int, bucket: int) -> None:

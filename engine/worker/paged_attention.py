@@ -17,14 +17,21 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, PartitionSpec
 
-from ...kernels_pallas import Rotation, paged_decode_attention, paged_prefill_attention, prepare_heads
+from ...kernels_pallas import (
+    Pages,
+    QuantizedPages,
+    Rotation,
+    paged_decode_attention,
+    paged_prefill_attention,
+    prepare_heads,
+)
 from ...models.config import AttentionSpec, ModelConfig
 from ..sharding.mesh import rules_of
 from ..sizing.cache_groups import groups
-from .kv_cache import KV_AXES, KVCache
+from .kv_cache import KVCache, specs_of
 
-# Of queries, and the new keys and values that go with them, of sinks and of pools.
-_AXES = (None, "q_heads"), ("q_heads",), KV_AXES
+# Of queries, and the new keys and values that go with them, and of sinks.
+_AXES = (None, "q_heads"), ("q_heads",)
 
 
 class PrefillRows(NamedTuple):
@@ -98,16 +105,16 @@ class PagedAttention:
             sink: jax.Array | None,
             tokens: _Tokens,
         ) -> tuple[jax.Array, KVCache]:
-            shape = kv.k.shape
-            k_pages, v_pages = (_reshape(x, (-1, *shape[2:])) for x in kv)
-            first_page = index * shape[1]
+            k_pages, v_pages = (_flat(pages, index) for pages in kv)
+            first_page = index * kv.num_pages
             q, *pools = prepare_heads(q, k, v, rotation, k_pages, v_pages, tokens.slots, first_page=first_page)
             flat = KVCache(*pools)
             attended = _attend(flat, q, sink, tokens, spec, scale=scale, first_page=first_page)
-            return attended, KVCache(*(_reshape(x, shape) for x in flat))
+            return attended, KVCache(*map(_as_before, flat, kv))
 
         if self._mesh.size > 1:
-            (heads, sinks, pool), whole = map(rules_of(self._mesh).spec, _AXES), PartitionSpec()
+            (heads, sinks), whole = map(rules_of(self._mesh).spec, _AXES), PartitionSpec()
+            pool = specs_of(kv[group], self._mesh)
             # The kernels' loops start from constants, which the check would treat as values equal on all devices.
             step = jax.shard_map(
                 step, mesh=self._mesh, in_specs=(pool, heads, heads, heads, whole, sinks, whole),
@@ -164,6 +171,22 @@ def _attend(
             )
         )  # fmt: skip
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+
+def _flat(pages: Pages, index: int) -> Pages:
+    """Take the pages of all layers of a group as one long pool, with the channels' scales of one layer."""
+    if not isinstance(pages, QuantizedPages):
+        return _reshape(pages, (-1, *pages.shape[2:]))
+    values, tokens = (_reshape(x, (-1, *x.shape[2:])) for x in (pages.values, pages.tokens))
+    return QuantizedPages(values, tokens, pages.channels[index])
+
+
+def _as_before(flat: Pages, pages: Pages) -> Pages:
+    """Undo `_flat`."""
+    if not isinstance(pages, QuantizedPages) or not isinstance(flat, QuantizedPages):
+        return _reshape(flat, pages.shape)  # type: ignore[arg-type]
+    values, tokens = (_reshape(new, old.shape) for new, old in zip(flat[:2], pages[:2], strict=True))
+    return QuantizedPages(values, tokens, pages.channels)
 
 
 def _reshape(pool: jax.Array, shape: tuple[int, ...]) -> jax.Array:

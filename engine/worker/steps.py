@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ...kernels_pallas.pages import Pages
 from ...kernels_pallas.scatter import write_rows
 from ...models.decoder import Decoder
 from ..sampling.request_state import DrawColumn, Int, Scalars
@@ -187,7 +188,7 @@ def _unpack_decode(state: DeviceState, rows: jax.Array) -> tuple[DeviceState, ja
     width = (rows.shape[1] - len(DecodeColumn)) // len(state.tables)
     columns, *pages = _split(rows, [len(DecodeColumn), *(width for _ in state.tables)])
     slot, kv_len, forced = columns.T
-    page_size = state.kv[0].k.shape[2]
+    page_size = state.kv[0].page_size
     at = (jnp.maximum(kv_len - 1, 0) // page_size)[:, None] + jnp.arange(width, dtype=jnp.int32)  # [B, width]
     index = jnp.repeat(slot, width), at.reshape(-1)
     tables = tuple(write_rows(table, index, new.reshape(-1)) for table, new in zip(state.tables, pages, strict=True))
@@ -197,7 +198,7 @@ def _unpack_decode(state: DeviceState, rows: jax.Array) -> tuple[DeviceState, ja
 def _feed(state: DeviceState, slot: jax.Array, kv_len: jax.Array, forced: jax.Array) -> _Feeding:
     """Feed rows [B] the forced token where it is not negative, else the token sampled last."""
     # A row past the end of its page table is padding: it writes and reads nothing.
-    capacity = state.tables[0].shape[1] * state.kv[0].k.shape[2]
+    capacity = state.tables[0].shape[1] * state.kv[0].page_size
     is_used = (kv_len > 0) & (kv_len <= capacity)
     kv_len = jnp.where(is_used, kv_len, 0)
     slot = jnp.where(is_used, slot, state.tables[0].shape[0])
@@ -220,7 +221,7 @@ def _kv_slots(
     `tables` are each token's page tables, one [T, M] per group; `written` [T] says which tokens are written.
     """
 
-    def one(pool: jax.Array, table: jax.Array) -> jax.Array:
+    def one(pool: Pages, table: jax.Array) -> jax.Array:
         layers, pages, page_size, *_ = pool.shape
         page = jnp.take_along_axis(table, (positions // page_size)[:, None], axis=1)[:, 0]
         # Past the pool of all layers: the slot after a layer's last is the next layer's first.

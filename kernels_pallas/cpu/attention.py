@@ -5,6 +5,9 @@ of work is one split of one request, for all heads. It leaves a softmax of its o
 largest score and the sum of weights; after all pieces a request's splits are put together in their order. So a row's
 bits depend on its request alone. Scores, softmax and sums are float32, in registers along head_dim.
 
+8-bit keys and values come with a scale for each token and head, which scores and weights are multiplied by; scales of
+channels are the caller's business.
+
 Only tokens that a request holds are read: unused slots of a page may hold anything. Not here: softcaps.
 """
 
@@ -18,7 +21,7 @@ from numba.extending import intrinsic
 from .frame import NUMBA, argument, attribute, data, load, result, room, set_word, size, store, word
 from .kernel import Kernel
 from .levels import Level
-from .vectors import F32, I16, Writer
+from .vectors import F32, I8, I16, Writer
 
 MOST_TOKENS = 128  # that are looked at at a time; a multiple of all levels' lanes
 _MOST_QUERIES = 4  # that share a pass over a head's keys
@@ -27,24 +30,21 @@ LOWEST = -1e30  # below all scores, and finite
 
 (
     _Q, _K, _V, _TABLE, _LENGTHS, _FIRST, _SINK, _OUT, _PARTS, _REQUESTS, _QUERY_HEADS, _PAGES, _PAGE, _KV_HEADS, _MOST,
-    _WINDOW, _SPLIT, _POOL,
-) = range(18)  # fmt: skip
+    _WINDOW, _SPLIT, _POOL, _K_SCALES, _V_SCALES,
+) = range(20)  # fmt: skip
+ITEM = {"float32": 4, "bfloat16": 2, "int8": 1, "fp8": 1}  # bytes of a number of each kind
 
 
-def decode_float32(level: Level, head_dim: int) -> Kernel:
-    """Make attention over float32 pages with heads of this length."""
-    return _kernel(level, head_dim, 4)
+def has_scales(kind: str) -> bool:
+    """Return whether pages of a kind have a scale for each token and head."""
+    return ITEM[kind] == 1
 
 
-def decode_bfloat16(level: Level, head_dim: int) -> Kernel:
-    """Make attention over bfloat16 pages with heads of this length."""
-    return _kernel(level, head_dim, 2)
-
-
-def _kernel(level: Level, head_dim: int, item: int) -> Kernel:
+def decode(level: Level, keys: str, values: str, head_dim: int) -> Kernel:
+    """Make attention over pages of these kinds, with heads of this length."""
     # A part is head_dim sums, the largest score and the sum of weights.
     part = (head_dim + 2) * 4
-    attend = _query_blocks(level, head_dim, item)
+    attend = _query_blocks(level, head_dim, keys, values)
     fold, put_together = _combinations(level, head_dim)
     part_on_stack = room(part)
 
@@ -95,6 +95,8 @@ def _setup(frame: int, job: int) -> int:
     q, k, table = argument(frame, 0), argument(frame, 1), argument(frame, 3)
     for index in range(7):
         set_word(job, _Q + index, data(argument(frame, index)))
+    set_word(job, _K_SCALES, data(argument(frame, 7)))
+    set_word(job, _V_SCALES, data(argument(frame, 8)))
     set_word(job, _OUT, data(result(frame, 0)))
     set_word(job, _PARTS, data(result(frame, 1)))
     set_word(job, _REQUESTS, size(q, 0))
@@ -143,22 +145,32 @@ def token_row(job: int, request: int, token: int) -> int:
     return min(max(page, 0), word(job, _POOL) - 1) * page_size + token % page_size
 
 
-def _query_blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]:
+@njit(**NUMBA)
+def scale_of(job: int, scales: int, row: int, head: int) -> int:
+    """Return where the scale of a token in this row (`token_row`) lies; those of the page's next tokens follow it."""
+    page_size = word(job, _PAGE)
+    page, offset = row // page_size, row % page_size
+    return scales + ((page * word(job, _KV_HEADS) + head) * page_size + offset) * 4
+
+
+def _query_blocks(level: Level, head_dim: int, keys: str, values: str) -> Callable[..., None]:
     """Make the attention of a key/value head's queries over a split: up to `_MOST_QUERIES` of them at a time."""
     vectors = head_dim // level.lanes
     most = max(1, min(_MOST_QUERIES, (level.registers * 2 // 3) // vectors))
-    made = {n: (_dots(level, head_dim, item, n), _weighted_sum(level, head_dim, item, n)) for n in range(1, most + 1)}
+    made = {
+        n: (_dots(level, head_dim, keys, n), _weighted_sum(level, head_dim, values, n)) for n in range(1, most + 1)
+    }  # fmt: skip
     kinds = [made[min(n, most)] for n in range(1, _MOST_QUERIES + 1)]
     dots, add_values = (_by_count(*functions) for functions in zip(*kinds, strict=True))
     soften, part, lanes = _softmax(level), (head_dim + 2) * 4, level.lanes
     scores_of_block = room(_MOST_QUERIES * MOST_TOKENS * 4)
-    row = MOST_TOKENS * 4
+    row, k_item, v_item = MOST_TOKENS * 4, ITEM[keys], ITEM[values]
 
     @njit(**NUMBA)
     def attend(job: int, request: int, head: int, begin: int, end: int, group: int, q: int, place: int) -> None:
-        token_bytes, page = word(job, _KV_HEADS) * head_dim * item, word(job, _PAGE)
-        k, v = word(job, _K) + head * head_dim * item, word(job, _V) + head * head_dim * item
-        scores = scores_of_block()
+        k_bytes, v_bytes = word(job, _KV_HEADS) * head_dim * k_item, word(job, _KV_HEADS) * head_dim * v_item
+        k, v = word(job, _K) + head * head_dim * k_item, word(job, _V) + head * head_dim * v_item
+        scores, page = scores_of_block(), word(job, _PAGE)
         done = 0
         while done < group:
             count = min(most, group - done)
@@ -166,9 +178,9 @@ def _query_blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]
             token = begin
             while token < end:
                 tokens = min(page - token % page, end - token)
-                at_k = k + token_row(job, request, token) * token_bytes
-                to = scores + (token - begin) * 4
-                dots(count, at_q, at_k, token_bytes, tokens, to, v + (at_k - k))
+                at_row = token_row(job, request, token)
+                scales, to = scale_of(job, word(job, _K_SCALES), at_row, head), scores + (token - begin) * 4
+                dots(count, at_q, k + at_row * k_bytes, k_bytes, tokens, to, v + at_row * v_bytes, v_bytes, scales)
                 token += tokens
             for query in range(count):
                 for extra in range(end - begin, (end - begin + lanes - 1) // lanes * lanes):
@@ -180,9 +192,10 @@ def _query_blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]
             token = begin
             while token < end:
                 tokens = min(page - token % page, end - token)
-                at_v = v + token_row(job, request, token) * token_bytes
-                weights = scores + (token - begin) * 4
-                add_values(count, weights, at_v, token_bytes, tokens, at, k + (at_v - v) + head_dim * item)
+                at_row = token_row(job, request, token)
+                scales, weights = scale_of(job, word(job, _V_SCALES), at_row, head), scores + (token - begin) * 4
+                asked = k + at_row * k_bytes + head_dim * k_item
+                add_values(count, weights, v + at_row * v_bytes, v_bytes, tokens, at, asked, k_bytes, scales)
                 token += tokens
             done += count
 
@@ -193,27 +206,39 @@ def _by_count(one: Any, two: Any, three: Any, four: Any) -> Callable[..., None]:
     """Make a function that calls the one of these that is made for so many queries."""
 
     @njit(**NUMBA)
-    def run(count: int, source: int, rows: int, row_bytes: int, tokens: int, to: int, asked: int) -> None:
+    def run(
+        count: int,
+        source: int,
+        rows: int,
+        row_bytes: int,
+        tokens: int,
+        to: int,
+        asked: int,
+        asked_bytes: int,
+        scales: int,
+    ) -> None:
         if count == 1:
-            one(source, rows, row_bytes, tokens, to, asked)
+            one(source, rows, row_bytes, tokens, to, asked, asked_bytes, scales)
         elif count == 2:
-            two(source, rows, row_bytes, tokens, to, asked)
+            two(source, rows, row_bytes, tokens, to, asked, asked_bytes, scales)
         elif count == 3:
-            three(source, rows, row_bytes, tokens, to, asked)
+            three(source, rows, row_bytes, tokens, to, asked, asked_bytes, scales)
         else:
-            four(source, rows, row_bytes, tokens, to, asked)
+            four(source, rows, row_bytes, tokens, to, asked, asked_bytes, scales)
 
     made: Callable[..., None] = run
     return made
 
 
-def _dots(level: Level, head_dim: int, item: int, queries: int) -> Any:
+def _dots(level: Level, head_dim: int, kind: str, queries: int) -> Any:
     """Make the scores of a run of tokens: `queries` heads of q times each token's key."""
 
     @intrinsic
-    def dots(typing: Any, q: Any, k: Any, k_row: Any, tokens: Any, scores: Any, asked: Any) -> Any:
+    def dots(
+        typing: Any, q: Any, k: Any, k_row: Any, tokens: Any, scores: Any, asked: Any, asked_row: Any, scales: Any
+    ) -> Any:
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            q, k, k_row, tokens, scores, asked = arguments
+            q, k, k_row, tokens, scores, asked, asked_row, scales = arguments
             write = Writer(builder, level.lanes)
             places = range(0, head_dim, level.lanes)
             heads = [
@@ -222,49 +247,55 @@ def _dots(level: Level, head_dim: int, item: int, queries: int) -> Any:
             ]
 
             def step(index: Any, _: list[Any]) -> list[Any]:
-                _ask_for(write, write.plus(asked, write.times(k_row, index)), head_dim * item)
+                _ask_for(write, write.plus(asked, write.times(asked_row, index)), head_dim * ITEM[kind])
                 keys = [
-                    load_widened(write, write.plus(write.plus(k, write.times(k_row, index)), at * item), item)
+                    load_widened(write, write.plus(write.plus(k, write.times(k_row, index)), at * ITEM[kind]), kind)
                     for at in places
                 ]
+                scale = write.load(write.plus(scales, write.times(index, 4)), F32, 4) if has_scales(kind) else None
                 for head, values in enumerate(heads):
                     total = builder.fmul(keys[0], values[0])
                     for key, value in zip(keys[1:], values[1:], strict=True):
                         total = write.fma(key, value, total)
                     place = write.plus(write.plus(scores, head * MOST_TOKENS * 4), write.times(index, 4))
-                    write.store(write.sum(total), place)
+                    score = write.sum(total)
+                    write.store(score if scale is None else builder.fmul(score, scale), place)
                 return []
 
             write.loop(tokens, [], step)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), code
+        return types.void(*[types.int64] * 8), code
 
     return dots
 
 
-def _weighted_sum(level: Level, head_dim: int, item: int, queries: int) -> Any:
+def _weighted_sum(level: Level, head_dim: int, kind: str, queries: int) -> Any:
     """Add a run of tokens' values to the sums of `queries` heads, each token's by its weight."""
     part = (head_dim + 2) * 4
 
     @intrinsic
-    def weighted_sum(typing: Any, weights: Any, v: Any, v_row: Any, tokens: Any, sums: Any, asked: Any) -> Any:
+    def weighted_sum(
+        typing: Any, weights: Any, v: Any, v_row: Any, tokens: Any, sums: Any, asked: Any, asked_row: Any, scales: Any
+    ) -> Any:
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            weights, v, v_row, tokens, sums, asked = arguments
+            weights, v, v_row, tokens, sums, asked, asked_row, scales = arguments
             write = Writer(builder, level.lanes)
             vectors = range(0, head_dim, level.lanes)
             places = [write.plus(sums, head * part + at * 4) for head in range(queries) for at in vectors]
 
             def step(index: Any, totals: list[Any]) -> list[Any]:
-                _ask_for(write, write.plus(asked, write.times(v_row, index)), head_dim * item)
+                _ask_for(write, write.plus(asked, write.times(asked_row, index)), head_dim * ITEM[kind])
                 values = [
-                    load_widened(write, write.plus(write.plus(v, write.times(v_row, index)), at * item), item)
+                    load_widened(write, write.plus(write.plus(v, write.times(v_row, index)), at * ITEM[kind]), kind)
                     for at in vectors
                 ]
+                scale = write.load(write.plus(scales, write.times(index, 4)), F32, 4) if has_scales(kind) else None
                 added = []
                 for head in range(queries):
                     place = write.plus(write.plus(weights, head * MOST_TOKENS * 4), write.times(index, 4))
-                    weight = write.splat(write.load(place, F32, 4))
+                    weight = write.load(place, F32, 4)
+                    weight = write.splat(weight if scale is None else builder.fmul(weight, scale))
                     added += [
                         write.fma(weight, value, totals[head * len(values) + n]) for n, value in enumerate(values)
                     ]
@@ -275,7 +306,7 @@ def _weighted_sum(level: Level, head_dim: int, item: int, queries: int) -> Any:
                 write.store(total, place)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), code
+        return types.void(*[types.int64] * 8), code
 
     return weighted_sum
 
@@ -366,8 +397,11 @@ def _ask_for(write: Writer, token: Any, size: int) -> None:
         write.prefetch(write.plus(token, line))
 
 
-def load_widened(write: Writer, place: Any, item: int) -> Any:
-    """Load a vector of float32, or of bfloat16 that is widened."""
-    if item == 4:
+def load_widened(write: Writer, place: Any, kind: str) -> Any:
+    """Load a vector of numbers of a kind, as float32."""
+    if kind == "float32":
         return write.load(place, write.vector, 4)
-    return write.widen(write.load(place, ir.VectorType(I16, write.lanes), 2))
+    if kind == "bfloat16":
+        return write.widen(write.load(place, ir.VectorType(I16, write.lanes), 2))
+    numbers = write.load(place, ir.VectorType(I8, write.lanes), 1)
+    return write.whole(numbers) if kind == "int8" else write.fp8(numbers)

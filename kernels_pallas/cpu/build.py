@@ -27,11 +27,11 @@ def compile_kernel(name: str, level: Level, parameters: Parameters = ()) -> byte
 
     from .kernel import entries
 
-    place, maker = KERNELS[name]
+    place, maker, told = KERNELS[name]
     make = getattr(importlib.import_module(f".{place}", __package__), maker)
     machine = _target_machine(level)
     module = binding.parse_assembly("")
-    for entry, function in entries(make(level, *parameters)).items():
+    for entry, function in entries(make(level, *told, *parameters)).items():
         module.link_in(binding.parse_assembly(_llvm(entry, function)))
     module.triple, module.data_layout = level.triple, str(machine.target_data)
     for defined in module.functions:

@@ -1,6 +1,7 @@
 """Calls of the kernels from programs: what they take, and the shapes that they give. Traced; without numba."""
 
 import functools
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,14 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from ..arguments import AttentionOptions, PagedKV
+from ..pages import Pages, QuantizedPages, of_queries, of_results
 from ..work import ceil_div
 from . import loader
 from .jobs import MOST_ROWS
+from .kernels import PAGES
 
 DTYPES = ("float32", "bfloat16")
+_NAMES = {"float8_e4m3fn": "fp8"}  # of dtypes, where kernels have a shorter one
 _BLOCK = 128  # tokens: `attention.MOST_TOKENS`
 _SPLITS = 32  # the most of a request, which bounds the room for their parts
 _LOWEST = -1e30  # a sink that is none
@@ -60,26 +64,55 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def kernels_of(dtype: DTypeLike, head_dim: int, *, has_matrices: bool) -> list[str]:
+def kernels_of(
+    dtype: DTypeLike, pages: Iterable[tuple[DTypeLike, DTypeLike]], head_dim: int, *, has_matrices: bool
+) -> list[str]:
     """Name the kernels that steps of a model may call, as `loader.compile_ahead` takes them.
 
-    `has_matrices` says whether any weights are matrices of `dtype`; otherwise all of them are quantised.
+    `pages` are the dtypes of keys and of values on each mesh; `has_matrices` says whether any weights are matrices of
+    `dtype`; otherwise all of them are quantised.
     """
     name, tools = jnp.dtype(dtype).name, loader.toolchain()
     if name not in DTYPES or tools is None:
         return []
     products = [f"product_{name}", f"score_{name}"] if has_matrices else []
-    attention = [] if head_dim % tools.level.lanes else [f"{kind}_{name}:{head_dim}" for kind in ("decode", "prefill")]
-    return [*products, *attention]
+    found = dict.fromkeys(kind_of(*kinds) for kinds in pages) if head_dim % tools.level.lanes == 0 else ()
+    return [*products, *(f"{kind}_{of}:{head_dim}" for of in found if of for kind in ("decode", "prefill"))]
+
+
+def kind_of(keys: DTypeLike, values: DTypeLike) -> str | None:
+    """Name the kinds of pages as kernels' names end; None: no kernel takes them."""
+    kinds = tuple(_NAMES.get(jnp.dtype(dtype).name, jnp.dtype(dtype).name) for dtype in (keys, values))
+    return next((name for name, taken in PAGES.items() if taken == kinds), None)
+
+
+def _target(phase: str, q: Array, kv: PagedKV) -> str | None:
+    """Find the kernel for these pages, if there is one."""
+    tools, kind = loader.toolchain(), kind_of(kv.k_pages.dtype, kv.v_pages.dtype)
+    if tools is None or kind is None or q.dtype.name not in DTYPES or q.shape[2] % tools.level.lanes:
+        return None
+    return loader.target(f"{phase}_{kind}", q.shape[2])
+
+
+def _arrays(kv: PagedKV) -> tuple[Array, ...]:
+    """Return pages, table, lengths and the first page, in the order of the kernels' arguments."""
+    numbers = (pages.values if isinstance(pages, QuantizedPages) else pages for pages in (kv.k_pages, kv.v_pages))
+    return (*numbers, kv.page_table, kv.kv_len, kv.first_page)
+
+
+def _scales(kv: PagedKV) -> list[Array]:
+    """Return the tokens' scales of keys and values; a number that is not read where they have none."""
+
+    def of(pages: Pages) -> Array:
+        return pages.tokens if isinstance(pages, QuantizedPages) else jnp.zeros(1, jnp.float32)
+
+    return [of(kv.k_pages), of(kv.v_pages)]
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array | None:
     """Compute `kernels_pallas.paged_decode_attention`; None where XLA has to."""
     rows, query_heads, head_dim = q.shape
-    tools = loader.toolchain()
-    if tools is None or q.dtype.name not in DTYPES or head_dim % tools.level.lanes or options.softcap is not None:
-        return None
-    target = loader.target(f"decode_{q.dtype.name}", head_dim)
+    target = None if options.softcap is not None else _target("decode", q, kv)
     if target is None:
         return None
     window = options.window or 0
@@ -91,29 +124,30 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
         jax.ShapeDtypeStruct(q.shape, jnp.float32),
         jax.ShapeDtypeStruct((rows, most, query_heads, head_dim + 2), jnp.float32),
     ]
-    arrays = (q.astype(jnp.float32) * options.scale, *kv[:2], kv.page_table, kv.kv_len, kv.first_page, sink)
+    scaled = of_queries(q.astype(jnp.float32) * options.scale, kv.k_pages)
+    arrays = (scaled, *_arrays(kv), sink, *_scales(kv))
     with jax.named_scope("paged_decode_attention"):
         called = jax.ffi.ffi_call(target, results, vmap_method="sequential")(
             *arrays, split=np.int64(split), window=np.int64(window)
         )
-    return called[0].astype(q.dtype)
+    return of_results(called[0], kv.v_pages).astype(q.dtype)
 
 
 def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array | None:
     """Compute `kernels_pallas.paged_prefill_attention`; None where XLA has to."""
     query_heads, head_dim = q.shape[1:]
-    tools = loader.toolchain()
-    if tools is None or q.dtype.name not in DTYPES or options.softcap is not None or 0 in q.shape:
+    if options.softcap is not None or 0 in q.shape:
         return None
-    if head_dim % tools.level.lanes or head_dim > _MOST_DIM or query_heads // kv.k_pages.shape[2] > _MOST_GROUP:
+    if head_dim > _MOST_DIM or query_heads // kv.k_pages.shape[2] > _MOST_GROUP:
         return None
-    target = loader.target(f"prefill_{q.dtype.name}", head_dim)
+    target = _target("prefill", q, kv)
     if target is None:
         return None
     sink = jnp.full(query_heads, _LOWEST) if options.sink is None else options.sink.astype(jnp.float32)
-    arrays = (q.astype(jnp.float32) * options.scale, *kv[:2], kv.page_table, kv.kv_len, kv.first_page, sink, q_start)
+    scaled = of_queries(q.astype(jnp.float32) * options.scale, kv.k_pages)
+    arrays = (scaled, *_arrays(kv), sink, q_start, *_scales(kv))
     with jax.named_scope("paged_prefill_attention"):
         called: Array = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(q.shape, jnp.float32), vmap_method="sequential")(
             *arrays, window=np.int64(options.window or 0)
         )
-    return called.astype(q.dtype)
+    return of_results(called, kv.v_pages).astype(q.dtype)

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import float32, njit, types
 from numba.extending import intrinsic
 
-from .attention import LOWEST, load_widened, token_row
+from .attention import ITEM, LOWEST, has_scales, load_widened, scale_of, token_row
 from .frame import NUMBA, argument, attribute, data, load, result, room, set_word, size, store, word
 from .kernel import Kernel
 from .levels import Level
@@ -30,22 +30,13 @@ _STATE = 4  # numbers of a row: the largest score, the sum of weights, and what 
 # The words that `attention.token_row` reads are where decode's calls have them.
 (
     _Q, _K, _V, _TABLE, _LENGTHS, _FIRST, _SINK, _START, _OUT, _REQUESTS, _QUERY_HEADS, _PAGES, _PAGE, _KV_HEADS,
-    _TOKENS, _WINDOW, _UNUSED, _POOL,
-) = range(18)  # fmt: skip
+    _TOKENS, _WINDOW, _UNUSED, _POOL, _K_SCALES, _V_SCALES,
+) = range(20)  # fmt: skip
 
 
-def prefill_float32(level: Level, head_dim: int) -> Kernel:
-    """Make attention over float32 pages with heads of this length."""
-    return _kernel(level, head_dim, 4)
-
-
-def prefill_bfloat16(level: Level, head_dim: int) -> Kernel:
-    """Make attention over bfloat16 pages with heads of this length."""
-    return _kernel(level, head_dim, 2)
-
-
-def _kernel(level: Level, head_dim: int, item: int) -> Kernel:
-    attend, row, most = _blocks(level, head_dim, item), head_dim * 4, _NUMBERS // head_dim // 8 * 8
+def prefill(level: Level, keys: str, values: str, head_dim: int) -> Kernel:
+    """Make attention over pages of these kinds, with heads of this length."""
+    attend, row, most = _blocks(level, head_dim, keys, values), head_dim * 4, _NUMBERS // head_dim // 8 * 8
     queries, sums, states = room(most * row), room(most * row), room(most * _STATE * 4)
     take, begin_rows, give = _take(row), _begin_rows(row), _give(row)
 
@@ -54,6 +45,8 @@ def _kernel(level: Level, head_dim: int, item: int) -> Kernel:
         q, k = argument(frame, 0), argument(frame, 1)
         for index in range(8):
             set_word(job, _Q + index, data(argument(frame, index)))
+        set_word(job, _K_SCALES, data(argument(frame, 8)))
+        set_word(job, _V_SCALES, data(argument(frame, 9)))
         out = data(result(frame, 0))
         set_word(job, _OUT, out)
         set_word(job, _REQUESTS, size(argument(frame, 4), 0))
@@ -157,30 +150,42 @@ def _tiles(job: int, request: int) -> int:
     return (_begin(job, request + 1) - _begin(job, request) + tokens - 1) // tokens
 
 
-def _blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]:
+def _blocks(level: Level, head_dim: int, keys: str, values: str) -> Callable[..., None]:
     """Make a function that takes a piece's rows through all blocks that they see."""
     rows = 8 if level.registers == 32 else 4
     vectors = 1 if head_dim % (2 * level.lanes) else 2  # of columns in a tile
     tile = make_tile(level, rows, vectors, False, by_float32)
-    lay, scale, soften, row = _lay(level, head_dim, item), _scale(level, head_dim), _soften(level), head_dim * 4
-    keys, values, scores = room(head_dim * _BLOCK * 4), room(_BLOCK * row), room(rows * _BLOCK * 4)
+    lay, scale, soften, row = _lay(level, head_dim, keys, values), _scale(level, head_dim), _soften(level), head_dim * 4
+    k_item, v_item = ITEM[keys], ITEM[values]
+    across_on_stack, wide_on_stack, scores = room(head_dim * _BLOCK * 4), room(_BLOCK * row), room(rows * _BLOCK * 4)
     lanes, strip, line = level.lanes, level.lanes * vectors, _BLOCK * 4
 
     @njit(**NUMBA)
     def attend(
         job: int, request: int, head: int, position: int, tokens: int, group: int, q: int, out: int, state: int
     ) -> None:
-        token_bytes, window = word(job, _KV_HEADS) * head_dim * item, word(job, _WINDOW)
-        k, v = word(job, _K) + head * head_dim * item, word(job, _V) + head * head_dim * item
+        numbers, window = word(job, _KV_HEADS) * head_dim, word(job, _WINDOW)
+        k, v = word(job, _K) + head * head_dim * k_item, word(job, _V) + head * head_dim * v_item
         stop = min(position + tokens, word(job, _PAGES) * word(job, _PAGE))
         first = max(position - window + 1, 0) if window > 0 else 0
-        across, wide, scored = keys(), values(), scores()
+        across, wide, scored = across_on_stack(), wide_on_stack(), scores()
         for begin in range(first // _BLOCK * _BLOCK, stop, _BLOCK):
             end = min(begin + _BLOCK, stop)
             for token in range(begin, begin + _BLOCK):
                 is_seen = types.int64(first <= token < end)
-                at = token_row(job, request, token) * token_bytes if is_seen else types.int64(0)
-                lay(k + at, v + at, across + (token - begin) * 4, wide + (token - begin) * row, is_seen)
+                at_row = token_row(job, request, token) if is_seen else types.int64(0)
+                k_scale = scale_of(job, word(job, _K_SCALES), at_row, head)
+                v_scale = scale_of(job, word(job, _V_SCALES), at_row, head)
+                column, line_of = across + (token - begin) * 4, wide + (token - begin) * row
+                lay(
+                    k + at_row * numbers * k_item,
+                    v + at_row * numbers * v_item,
+                    k_scale,
+                    v_scale,
+                    column,
+                    line_of,
+                    is_seen,
+                )
             for base in range(0, tokens * group, rows):
                 last = min(base + rows, tokens * group) - 1
                 most = min(position + last // group + 1, end) - begin
@@ -214,28 +219,36 @@ def _blocks(level: Level, head_dim: int, item: int) -> Callable[..., None]:
     return attend
 
 
-def _lay(level: Level, head_dim: int, item: int) -> Any:
+def _lay(level: Level, head_dim: int, keys: str, values: str) -> Any:
     """Lay a token's key down a column, and its value along a row; zeros if it is not seen."""
 
     @intrinsic
-    def lay(typing: Any, k: Any, v: Any, column: Any, row: Any, is_seen: Any) -> Any:
+    def lay(typing: Any, k: Any, v: Any, k_scale: Any, v_scale: Any, column: Any, row: Any, is_seen: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            k, v, column, row, is_seen = arguments
+            k, v, k_scale, v_scale, column, row, is_seen = arguments
             write = Writer(builder, level.lanes)
+
+            def loaded(place: Any, kind: str, scale: Any) -> Any:
+                numbers = load_widened(write, place, kind)
+                if not has_scales(kind):
+                    return numbers
+                return builder.fmul(numbers, write.splat(write.load(scale, ir.FloatType(), 4)))
+
             with builder.if_else(builder.icmp_signed("!=", is_seen, write.number(0))) as (seen, hidden):
                 for part, is_given in ((seen, True), (hidden, False)):
                     with part:
                         for at in range(0, head_dim, level.lanes):
                             key, value = write.zeros(2)
                             if is_given:
-                                key, value = (load_widened(write, write.plus(x, at * item), item) for x in (k, v))
+                                key = loaded(write.plus(k, at * ITEM[keys]), keys, k_scale)
+                                value = loaded(write.plus(v, at * ITEM[values]), values, v_scale)
                             write.store(value, write.plus(row, at * 4))
                             for lane in range(level.lanes):
                                 number = builder.extract_element(key, ir.Constant(ir.IntType(32), lane))
                                 write.store(number, write.plus(column, (at + lane) * _BLOCK * 4))
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 5), code
+        return types.void(*[types.int64] * 7), code
 
     return lay
 

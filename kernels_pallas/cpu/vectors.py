@@ -105,6 +105,33 @@ class Writer:
         shifted = self.builder.shl(wide, ir.Constant(wide.type, [16] * words.type.count))
         return self.builder.bitcast(shifted, ir.VectorType(F32, words.type.count))
 
+    def whole(self, numbers: Any) -> Any:
+        """Convert a vector of int8 to float32."""
+        wide = self.builder.sext(numbers, ir.VectorType(I32, numbers.type.count))
+        return self.builder.sitofp(wide, ir.VectorType(F32, numbers.type.count))
+
+    def fp8(self, numbers: Any) -> Any:
+        """Convert a vector of float8_e4m3fn, as 8-bit words, to float32; NaN, which is all ones, to 480 or -480.
+
+        Below the smallest normal number they are whole numbers of 2 ** -9, which do not depend on how a thread treats
+        denormal numbers.
+        """
+        builder, count = self.builder, numbers.type.count
+        words, floats = ir.VectorType(I32, count), ir.VectorType(F32, count)
+
+        def every(value: int) -> Any:
+            return ir.Constant(words, [value] * count)
+
+        wide = builder.zext(numbers, words)
+        magnitude = builder.and_(wide, every(0x7F))
+        # The exponent's bias is 7 here and 127 there.
+        normal = builder.bitcast(builder.add(builder.shl(magnitude, every(20)), every(120 << 23)), floats)
+        unit = ir.Constant(floats, [ir.Constant(F32, 2.0**-9)] * count)
+        small = builder.fmul(builder.sitofp(magnitude, floats), unit)
+        found = builder.select(builder.icmp_unsigned("<", magnitude, every(8)), small, normal)
+        sign = builder.shl(builder.and_(wide, every(0x80)), every(24))
+        return builder.bitcast(builder.or_(builder.bitcast(found, words), sign), floats)
+
     def part(self, vector: Any, start: int, count: int) -> Any:
         """Return `count` elements of a vector."""
         order = ir.Constant(ir.VectorType(I32, count), list(range(start, start + count)))

@@ -125,11 +125,11 @@ def plan_for(model: ModelConfig, context: int, prompt: int) -> MeshPlan:
     """
     config = EngineConfig(
         Topology.parse("both=1"), max_model_len=max(prompt, context + 1), max_num_seqs=BATCHES[-1],
-        prefill_buckets=(prompt,), prefill_rows=1, decode_buckets=BATCHES,
+        prefill_buckets=(prompt,), prefill_rows=1, decode_buckets=BATCHES, dtype="bfloat16",
     )  # fmt: skip
     pages = BATCHES[-1] * (context // config.page_size + 1) + prompt // config.page_size + 1
     (mesh,) = build_meshes(config.topology, jax.devices()[:1])
-    state = abstract_state(model, config, (pages,), jnp.dtype(jnp.bfloat16), mesh)
+    state = abstract_state(model, config, (pages,), config.kv_on(config.topology.meshes[0]), mesh)
     return MeshPlan(mesh, config.topology.meshes[0], model, abstract_params(model, jnp.bfloat16), config, state)
 
 

@@ -75,7 +75,7 @@ def test_a_hand_off_carries_pages_and_a_few_numbers(make_llm):
             llm.generate(PROMPTS[0], params(kind))
             executor = executor_of(llm)
             plan, traffic = executor.meshes[0].plan, executor.traffic
-            (page,) = page_bytes(plan.model, plan.config.page_size, plan.dtype.name)
+            (page,) = page_bytes(plan.model, plan.config.page_size, plan.kv)
             assert traffic.transfers == 1
             assert traffic.bytes == page + state_bytes()
             assert state_bytes() < 64

@@ -12,6 +12,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 from compile import DEVICES, MODELS, count, on_h100s
 from twinmesh.engine.config import EngineConfig
+from twinmesh.engine.kv_dtypes import KVDtype
 from twinmesh.engine.sampling.request_rows import Stage
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sizing.heads import model_on
@@ -33,7 +34,7 @@ def plan(name, tp):
         max_num_seqs=ROWS,
     )  # fmt: skip
     (mesh,) = build_meshes(config.topology, DEVICES[:tp])
-    state = abstract_state(model, config, (2048,), jnp.dtype("bfloat16"), mesh)
+    state = abstract_state(model, config, (2048,), KVDtype("bfloat16", "bfloat16"), mesh)
     return MeshPlan(mesh, config.topology.meshes[0], model, abstract_params(model, jnp.bfloat16), config, state)
 
 

@@ -29,6 +29,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from twinmesh import kernels_pallas
 from twinmesh.engine.config import EngineConfig
+from twinmesh.engine.kv_dtypes import KVDtype
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sizing.heads import model_on
 from twinmesh.engine.sizing.temporaries import temporary_bytes
@@ -163,7 +164,7 @@ def step(name, tp, kind, pages=2048, tokens=2048, rows=32, layers=None, split_k=
         max_num_seqs=rows, dtype="bfloat16",
     )  # fmt: skip
     (mesh,) = build_meshes(config.topology, DEVICES[:tp])
-    state = abstract_state(model, config, (pages,), jnp.dtype("bfloat16"), mesh)
+    state = abstract_state(model, config, (pages,), KVDtype("bfloat16", "bfloat16"), mesh)
     params = abstract_params(model, jnp.bfloat16)
     plan = MeshPlan(mesh, config.topology.meshes[0], model, params, config, state)
     with on_h100s(tp, "tp"), without_split_k(not split_k):

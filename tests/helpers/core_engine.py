@@ -19,6 +19,7 @@ from helpers.tiny_gguf import CHAT_TEMPLATE, TOKENIZER, TOKENS
 from twinmesh import LLM, SamplingParams
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.core.inspection import Observer
+from twinmesh.engine.kv_dtypes import parse_kv_dtypes
 from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.sharding.weights import Placer
 from twinmesh.engine.sizing.cache_groups import groups
@@ -72,12 +73,13 @@ def make_engine(model, topology="both=1", *, weights=None, room=1.25, **changes)
 
 def _bytes_for(model, topology, requests, changes):
     """Compute the `kv_cache_bytes` of so many requests of full length on each mesh, and of hand-offs of one besides."""
-    options = {name: value for name, value in (OPTIONS | changes).items() if name in OPTIONS}
+    options = {name: value for name, value in (OPTIONS | changes).items() if name in OPTIONS and name != "dtype"}
     windows, dtype = [group.window for group in groups(model)], jnp.dtype(changes.get("dtype", "float32"))
-    config = EngineConfig(Topology.parse(topology), windows=tuple(windows), **options)
+    kv = parse_kv_dtypes(changes.get("kv_cache_dtype", "auto"), dtype.name)
+    config = EngineConfig(Topology.parse(topology), windows=tuple(windows), dtype=dtype.name, kv=kv, **options)
     most = 0
     for spec in config.topology.meshes:
-        sizes = page_bytes(model_on(model, spec.tp), config.page_size, dtype.name)
+        sizes = page_bytes(model_on(model, spec.tp), config.page_size, config.kv_on(spec))
         whole = sum(config.most_pages(window) * size for window, size in zip(windows, sizes, strict=True))
         staging = sum(config.pages_to_send(window) * size for window, size in zip(windows, sizes, strict=True))
         most = max(most, math.ceil(requests * whole) + config.has_handoffs * staging)

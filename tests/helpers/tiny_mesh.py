@@ -55,7 +55,7 @@ def tiny_plans(config, model=None, pages=None):
     for mesh, spec in zip(build_meshes(config.topology), config.topology.meshes, strict=True):
         own = model_on(model, spec.tp)
         described = abstract_params(own, dtype)
-        state = abstract_state(own, config, pages, dtype, mesh)
+        state = abstract_state(own, config, pages, config.kv_on(spec), mesh)
         plans.append(MeshPlan(mesh, spec, model, described, config, state))
         placer = Placer(model, dtype, mesh)
         typed = {path: weights[path].astype(spec.value.dtype) for path, spec in described.specs.items()}

@@ -90,7 +90,7 @@ def shape(*dimensions, dtype=jnp.float32):
     ("change", "message"),
     [
         ({"q": shape(7, 5, 8)}, r"q is float32\[7, 5, 8\].*multiple of k_pages' heads"),
-        ({"q": shape(7, 6, 4)}, r"q is float32\[7, 6, 4\].*D and dtype as in k_pages"),
+        ({"q": shape(7, 6, 4)}, r"q is float32\[7, 6, 4\].*D as in k_pages"),
         ({"q": shape(7, 6, 8, dtype=jnp.bfloat16)}, "q is bfloat16"),
         ({"q": shape(7, 48)}, r"q is float32\[7, 48\]"),
         ({"k": shape(7, 3, 8)}, r"k has shape \(7, 3, 8\)"),

@@ -42,7 +42,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     format: str = _FORMAT
     version: int = VERSION
     model: str
-    dtype: str  # of activations, KV and weights that are not quantised
+    dtype: str  # of activations and weights that are not quantised
     formats: tuple[str, ...]  # that weights are kept quantised in
     tp: tuple[int, int]  # of meshes that prefill, and of meshes that decode
     device: str  # its kind, as JAX names it, or as `devices.py` does
@@ -52,6 +52,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     costs: CostModel
     source: Source
     date: str  # when it was made, ISO 8601
+    kv: str | None = None  # what keys and values are stored as, as `kv_cache_dtype` says it; None: as `dtype`
     spread: float = 0.0  # standard deviation of the logarithm of step times around the costs
     errors: tuple[Errors, ...] = ()  # of points that were held out of the fit; none: nothing was measured
 
@@ -71,6 +72,7 @@ def profile_of(
     return Profile(
         model=model,
         dtype=config.dtype,
+        kv=None if config.kv is None else str(config.kv),
         formats=config.formats,
         tp=degrees(config.topology),
         device=device,
@@ -151,6 +153,7 @@ def check_profile(
         ("model", profile.model, model),
         ("device", profile.device, device),
         ("dtype", profile.dtype, config.dtype),
+        ("dtype of KV", profile.kv or profile.dtype, str(config.kv_dtypes)),
         ("formats of quantised weights", profile.formats, config.formats),
         ("tp of prefill and decode", profile.tp, degrees(config.topology)),
         ("page size", profile.page_size, config.page_size),

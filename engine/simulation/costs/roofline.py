@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ....models.config import ModelConfig
 from ...config import EngineConfig
+from ...kv_dtypes import KVDtype
 from ...scheduler.cost_model import CostModel, HostCost, LinkCost, ProgramCost
 from ...sizing.weight_sizes import weight_parts
 from .devices import DevicePeaks
@@ -53,7 +54,9 @@ def roofline(
     """
     prefill_tp, decode_tp = degrees(config.topology)
     weights = _Weights.of(model, config.dtype, formats or {})
-    prefill, decode = (_Mesh(model, config, device, tp, efficiency, weights) for tp in (prefill_tp, decode_tp))
+    stored = config.kv_dtypes
+    prefill = _Mesh(model, config, stored.prefill, device, prefill_tp, efficiency, weights)
+    decode = _Mesh(model, config, stored.decode, device, decode_tp, efficiency, weights)
     fused: dict[int, ProgramCost] = {}
     if any(spec.fused for spec in config.topology.meshes):
         rows = config.decode_buckets[-1]
@@ -96,11 +99,13 @@ class _Mesh:
         self,
         model: ModelConfig,
         config: EngineConfig,
+        kv: KVDtype,
         device: DevicePeaks,
         tp: int,
         efficiency: Efficiency,
         weights: _Weights,
     ) -> None:
+        self._kv_bytes = model.num_kv_heads * kv.bytes_of(model.head_dim)  # of a token in a layer
         self._model, self._device, self._tp, self._efficiency = model, device, tp, efficiency
         self._weights = weights
         self._itemsize = 4 if config.dtype == "float32" else 2
@@ -115,7 +120,7 @@ class _Mesh:
         full = sum(layer.window is None for layer in model.layers)
         window = sum(layer.window for layer in model.layers if layer.window is not None)  # of all layers that have one
         pair = 4 * model.num_heads * model.head_dim / self._flops  # q . k, and weights x v, in one layer
-        read = 2 * model.num_kv_heads * model.head_dim * self._itemsize / self._bandwidth  # of a token, in one layer
+        read = self._kv_bytes / self._bandwidth  # of a token, in one layer
         is_prompt = tokens > sampled
         return ProgramCost(
             fixed=max(products, reading)

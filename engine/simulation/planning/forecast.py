@@ -72,7 +72,7 @@ def step_times(costs: CostModel, config: EngineConfig, pool: PoolSize, lengths: 
         return program.fixed + rows * (program.row + program.context * context)
 
     pages = config.pages_for(round(prompt))
-    handoff = costs.transfer(pages * sum(pool.page_bytes) + pool.state_bytes)
+    handoff = costs.transfer(pages * sum(pool.sent_pages) + pool.state_bytes)
     return StepTimes(
         _line(prefill, config.prefill_buckets[0], config.chunk_size), _line(decode, 1, config.max_num_seqs),
         handoff, is_measured=True,

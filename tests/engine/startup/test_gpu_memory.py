@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from twinmesh.engine.config import EngineConfig
+from twinmesh.engine.kv_dtypes import KVDtype
 from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.sizing.defaults import defaults_for, engine_config
 from twinmesh.engine.sizing.device_memory import FRACTION, Reported, Share, free_bytes
@@ -41,7 +42,9 @@ def kv_bytes(model, kind, environment, *, has_started=False, in_use=0, pool=1.0,
 def test_qwen3_8b_on_an_80_gb_card_gets_fifty_gigabytes_of_kv():
     budget, config = kv_bytes(QWEN3_8B, "NVIDIA H100 80GB HBM3", {})
     assert 50e9 <= budget <= 58e9
-    size = pool_that_fits(budget, page_bytes(QWEN3_8B, config.page_size, BF16), config, config.topology.meshes[0], 16)
+    size = pool_that_fits(
+        budget, page_bytes(QWEN3_8B, config.page_size, KVDtype(BF16, BF16)), config, config.topology.meshes[0], 16
+    )
     assert size.pages[0] * size.page_bytes[0] > 0.99 * budget
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers.tiny_mesh import tiny_config, tiny_model
+from twinmesh.engine.kv_dtypes import KVDtype
 from twinmesh.engine.protocol.service import SLO
 from twinmesh.engine.sampling.request_rows import Stage
 from twinmesh.engine.sharding.mesh import build_meshes
@@ -27,7 +28,7 @@ def plan(topology="both=1", model=None, mesh=0, pages=24, dtype="float32", **cha
     model, config = model or tiny_model(), tiny_config(topology, dtype=dtype, **changes)
     devices, spec = build_meshes(config.topology)[mesh], config.topology.meshes[mesh]
     own = model_on(model, spec.tp)
-    state = abstract_state(own, config, (pages,), jnp.dtype(dtype), devices)
+    state = abstract_state(own, config, (pages,), KVDtype(dtype, dtype), devices)
     return MeshPlan(devices, spec, model, abstract_params(own, jnp.dtype(dtype)), config, state)
 
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twinmesh.engine.config import EngineConfig, PoolSize
+from twinmesh.engine.kv_dtypes import KVDtype
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sizing.cache_groups import Group, groups
 from twinmesh.engine.sizing.device_memory import Share
@@ -18,6 +18,8 @@ from twinmesh.engine.startup.memory import memory_for_kv
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.kv_cache import abstract_dense, abstract_state, fresh
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
+
+FLOAT32 = KVDtype("float32", "float32")
 
 
 def model(*windows):
@@ -42,14 +44,14 @@ def test_layers_of_one_window_are_one_group_in_order_of_first_use():
 
 def test_page_bytes_count_keys_and_values_of_each_groups_layers():
     one = 2 * 16 * 2 * 16
-    assert page_bytes(model(None, None, None), 16, "float32") == (3 * one * 4,)
-    assert page_bytes(model(32, None, 32), 16, "bfloat16") == (2 * one * 2, one * 2)
+    assert page_bytes(model(None, None, None), 16, FLOAT32) == (3 * one * 4,)
+    assert page_bytes(model(32, None, 32), 16, KVDtype("bfloat16", "bfloat16")) == (2 * one * 2, one * 2)
 
 
 def test_a_state_has_a_pool_and_a_table_per_group():
     settings = config("both=1", windows=(32, None))
     (mesh,) = build_meshes(settings.topology)
-    state = abstract_state(model(32, None, 32), settings, (5, 7), jnp.dtype("float32"), mesh)
+    state = abstract_state(model(32, None, 32), settings, (5, 7), FLOAT32, mesh)
     dense = abstract_dense(model(32, None, 32), settings, mesh)
     assert dense.seen.shape == (2, 10)
     assert [cache.k.shape for cache in state.kv] == [(2, 5, 16, 2, 16), (1, 7, 16, 2, 16)]
@@ -160,7 +162,7 @@ def made(topology, pages):
     """Make a fresh state of the first mesh and its dense rows by a compiled program."""
     settings, described = config(topology), model(None)
     mesh = build_meshes(settings.topology)[0]
-    state = abstract_state(described, settings, (pages,), jnp.dtype("float32"), mesh)
+    state = abstract_state(described, settings, (pages,), FLOAT32, mesh)
     dense = abstract_dense(described, settings, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, (state, dense))
     return jax.jit(lambda: fresh(state, dense), out_shardings=shardings).lower().compile()()
