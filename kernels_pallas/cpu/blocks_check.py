@@ -7,7 +7,8 @@ from .blocks_records import NUMBER_BYTES, room_bytes
 from .frames import Call
 from .levels import Level
 
-_ROWS, _BLOCKS, _OUTPUTS = 15, 3, 2 * OUTPUTS + 3
+_ROWS, _BLOCKS, _OUTPUTS = 15, 4, 2 * OUTPUTS + 3
+_NAN = 0x7F  # of floats of 8 bits, whatever the sign
 _TOLERANCE = 1e-5  # of the largest sum
 _LARGEST = 127
 
@@ -39,8 +40,10 @@ def check_blocks(call: Call, level: Level, layout: int, activations: int) -> boo
 
 def _random_tiles(random: np.random.Generator, form: Layout) -> Tiles:
     u = random.integers(0, 2**form.bits, (_OUTPUTS, _BLOCKS * BLOCK)).astype(np.uint8)
-    scales, mins = (
-        (random.random((_OUTPUTS, _BLOCKS * BLOCK // form.group)) - 0.5).astype(form.scale_dtype) for _ in range(2)
-    )
-    packed = pack_scales(mins) if form.has_mins else None
-    return Tiles(pack_values(u, form.bits), pack_scales(scales), packed)
+    if form.float_dtype is not None:
+        u[u & _NAN == _NAN] = 0
+    scales, mins = (random.random((_OUTPUTS, _BLOCKS * BLOCK // form.group)) - 0.5 for _ in range(2))
+    if form.has_zeros:
+        mins = np.floor((mins + 0.5) * 2**form.bits)
+    packed = pack_scales(mins.astype(np.uint8 if form.has_zeros else form.scale_dtype)) if form.has_mins else None
+    return Tiles(pack_values(u, form.bits), pack_scales(scales.astype(form.scale_dtype)), packed)

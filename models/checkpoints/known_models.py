@@ -16,6 +16,7 @@ from ..families.known import known_config, known_name
 from ..families.raw_config import Settings
 from ..json_file import read_json
 from .catalog import CATALOG, cache_directory
+from .packing import of_family, packing_of
 
 _CONFIG = "config.json"
 
@@ -59,7 +60,8 @@ def _of_files(path: Path) -> tuple[ModelConfig, Mapping[str, str]]:
         settings = Settings(read_json(config))
         try:
             settings.refuse("vision_config")
-            model = format_named(HUGGING_FACE, settings.get("model_type"), "model_type").config(settings)
+            chosen = format_named(HUGGING_FACE, settings.get("model_type"), "model_type")
+            model = chosen.config(of_family(settings, packing_of(settings), has_own=chosen.packed_sources is not None))
         except ValueError as error:
             raise CheckpointError(f"{config}: {error}") from None
         return model, {}

@@ -31,6 +31,11 @@ class Settings:
         """Return the value unchecked; `default` where the key is absent, not where it is null."""
         return self._values.get(self._prefix + key, default)
 
+    def without(self, key: str) -> "Settings":
+        """Return the same settings but one."""
+        full = self._prefix + key
+        return Settings({name: value for name, value in self._values.items() if name != full}, self._prefix)
+
     def number(self, key: str, default: float | None = None) -> float:
         """Return a positive number.
 
