@@ -1,82 +1,139 @@
-"""Rows by the matrix that they go to: what a mixture of experts needs around its products, in plain XLA.
+"""Rows by the matrix that they go to: the products of a mixture of experts, and the order that they take rows in.
 
-Each of T rows is to pass K of X experts. `group` puts the T * K choices into blocks of a fixed number of rows that all
-go to one expert, without a sort: places are counted. `over_blocks` then runs a function over the blocks that are in
-use, so that only the experts that some row has chosen are read, each once for as many rows as a block holds. This is
-the CPU's way, and right on every device; `jax.lax.ragged_dot` computes every expert for every row.
+Each of T rows is to pass K of X experts. `group` gives the T * K choices places in the order of experts, without a
+sort. `grouped_matmul` multiplies rows that lie so by a stack of X matrices, each group of rows by the matrix of its
+expert. It is the one seam between experts and kernels: what `jax.lax.ragged_dot` computes, which is not used, because
+it computes every expert for every row. A kernel for a device takes the place of the loop over blocks below:
 
-Invariant: what a row becomes depends on that row and on the number of rows of a block, not on the rows beside it.
-Not here: routers, weights and activations (`models/moe.py`).
+    (x [M, k], w [X, k, n] or a quantised stack, sizes [X] int32) -> [M, n]
+
+    rows sizes[0] + ... + sizes[e - 1] and on, sizes[e] of them, times w[e]; matrices without rows are not read, and
+    rows past the sum of the sizes are neither read nor, of necessity, written
+
+On CPUs that is `cpu/stacks.py`. Every other device, and a CPU without kernels, takes the loop: it multiplies blocks of
+a fixed number of rows by a copy of their expert's matrix, and is right on every device.
+
+Invariant: what a row becomes depends on that row alone, for a number of rows M. Not here: routers, weights and
+activations (`models/moe.py`).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
-# Rows of a block: a CPU's products cost about the same for 1 to 8 rows, and use its arithmetic from 64 on.
+from .block_tiles import OUTPUTS, Tiles
+from .cpu import stacks
+from .matmul import PLAIN, Products, is_on_one_cpu, matmul_part
+from .quantized import QuantizedArray
+
+# Rows of a block: products cost about the same for 1 to 8 rows, and use a CPU's arithmetic from 64 on.
 _FEWEST, _MOST = 8, 64
+# Choices up to which all pairs of them are compared, in one pass over so many times so many.
+_COMPARED = 512
 
 
-class Blocks(NamedTuple):
-    """Choices of experts in M blocks of B rows."""
+class Groups(NamedTuple):
+    """M = T * K choices of experts in the order of experts; of one expert in the order of rows; none at the end."""
 
-    rows: Array  # [M, B] int32, the row that each place takes; T: none
-    expert: Array  # [M] int32, whose rows these are
-    used: Array  # [] int32: the blocks from this one on are empty
-    place: Array  # [T, K] int32, where among the M * B places each choice lies
+    rows: Array  # [M] int32, the row of each place
+    experts: Array  # [M] int32, the expert of each place; X: none
+    sizes: Array  # [X] int32, places of each expert
+    places: Array  # [T, K] int32, the place of each choice
 
 
-def block_rows(rows: int, per_row: int, experts: int) -> int:
-    """Choose the rows of a block for so many rows that pass `per_row` experts each: about as many as an expert gets."""
-    share = -(-rows * per_row // experts)
+def group(chosen: Array, experts: int) -> Groups:
+    """Give choices their places.
+
+    Args:
+        chosen: [T, K] int32 up to `experts`, which means none.
+        experts: X.
+    """
+    flat = chosen.reshape(-1)
+    sizes = jnp.sum(flat[:, None] == jnp.arange(experts, dtype=jnp.int32), axis=0, dtype=jnp.int32)
+    index = jnp.arange(flat.shape[0], dtype=jnp.int32)
+    places = _by_pairs(flat, index) if flat.shape[0] <= _COMPARED else _by_counts(flat, experts)
+    order = jnp.zeros_like(index).at[places].set(index, unique_indices=True)
+    return Groups(order // chosen.shape[1], flat[order], sizes, places.reshape(chosen.shape))
+
+
+def _by_pairs(flat: Array, index: Array) -> Array:
+    """Count for each choice those that come before it: of lower experts, and of its own in front of it."""
+    is_before = (flat < flat[:, None]) | ((flat == flat[:, None]) & (index < index[:, None]))
+    return jnp.sum(is_before, axis=1, dtype=jnp.int32)
+
+
+def _by_counts(flat: Array, experts: int) -> Array:
+    """Do the same by a running count over one column for each expert."""
+    is_of = (flat[:, None] == jnp.arange(experts + 1, dtype=jnp.int32)).astype(jnp.int32)  # [M, X + 1]
+    upto = jnp.cumsum(is_of, axis=0, dtype=jnp.int32)
+    first = jnp.cumsum(upto[-1], dtype=jnp.int32) - upto[-1]
+    return jnp.sum((upto + first) * is_of, axis=1, dtype=jnp.int32) - 1
+
+
+def grouped_matmul(
+    x: Array,
+    w: Array | QuantizedArray,
+    sizes: Array,
+    *,
+    products: Products = PLAIN,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Multiply groups of rows by a matrix each, of a stack that this device has, whole or the part `shard_map` gives.
+
+    Args:
+        x: [M, k], the rows of the first matrix, those of the second, and so on.
+        w: [X, k, n]; or a quantised stack of projections.
+        sizes: [X] int32, rows of each matrix, M or less together.
+        products: the program's.
+        dtype: the result's; None: x's.
+
+    Returns:
+        [M, n]; rows that belong to no matrix hold anything.
+    """
+    made = x.dtype if dtype is None else jnp.dtype(dtype)
+    if is_on_one_cpu():
+        product = _on_cpu(x, w, sizes, products, made)
+        if product is not None:
+            return product
+    return _by_blocks(x, w, sizes, products, made)
+
+
+def _on_cpu(x: Array, w: Array | QuantizedArray, sizes: Array, products: Products, dtype: jnp.dtype) -> Array | None:
+    if not isinstance(w, QuantizedArray):
+        return stacks.product(x, w, sizes, dtype=dtype)
+    # A part has whole tiles; `w.shape` is still that of the whole.
+    outputs = min(w.matrix[0], w.values.shape[1] * OUTPUTS)
+    tiles, activations = Tiles(w.values, w.scales, w.mins), products.activations
+    return stacks.product_of_tiles(x, tiles, sizes, w.format, outputs, dtype=dtype, activations=activations)
+
+
+def block_rows(rows: int, matrices: int) -> int:
+    """Choose the rows of a block for so many rows that go to so many matrices: about as many as one gets."""
+    share = -(-rows // matrices)
     return min(rows, max(_FEWEST, min(_MOST, 1 << (share - 1).bit_length())))
 
 
-def group(chosen: Array, experts: int, size: int) -> Blocks:
-    """Put choices into blocks.
+def _by_blocks(x: Array, w: Array | QuantizedArray, sizes: Array, products: Products, dtype: jnp.dtype) -> Array:
+    """Multiply a block of rows after the other; a group's last block goes on into the next, whose own comes later."""
+    count = block_rows(x.shape[0], sizes.shape[0])
+    blocks = -(-sizes // count)  # [X]
+    last, first_row = jnp.cumsum(blocks, dtype=jnp.int32), jnp.cumsum(sizes, dtype=jnp.int32) - sizes
+    padded = jnp.pad(x, ((0, count), (0, 0)))
 
-    Args:
-        chosen: [T, K] int32 below `experts`, distinct in a row.
-        experts: X.
-        size: B, rows of a block.
-    """
-    rows, per_row = chosen.shape
-    choices = rows * per_row
-    most = min(choices, experts + choices // size)  # M: blocks that end before their last row, and full ones
-    flat = chosen.reshape(-1)
-    is_of = (flat[:, None] == jnp.arange(experts, dtype=jnp.int32)).astype(jnp.int32)  # [T * K, X]
-    rank = jnp.sum((jnp.cumsum(is_of, axis=0, dtype=jnp.int32) - is_of) * is_of, axis=1, dtype=jnp.int32)
-    blocks = -(-jnp.sum(is_of, axis=0, dtype=jnp.int32) // size)  # [X]
-    end = jnp.cumsum(blocks, dtype=jnp.int32)
-    place = (end - blocks)[flat] * size + rank
-    row = jnp.arange(choices, dtype=jnp.int32) // per_row
-    taken = jnp.full(most * size, rows, jnp.int32).at[place].set(row, unique_indices=True)
-    is_past = end <= jnp.arange(most, dtype=jnp.int32)[:, None]  # [M, X]
-    expert = jnp.minimum(jnp.sum(is_past, axis=1, dtype=jnp.int32), experts - 1)
-    return Blocks(taken.reshape(most, size), expert, end[-1], place.reshape(rows, per_row))
+    def multiply(rows: Array, index: Array) -> Array:
+        matrix = w.matrix_at(index) if isinstance(w, QuantizedArray) else w[index]
+        return matmul_part(rows, matrix, products=products, dtype=dtype)
 
+    def step(block: Array, out: Array) -> Array:
+        index = jnp.sum(last <= block, dtype=jnp.int32)
+        start = first_row[index] + (block - last[index] + blocks[index]) * count
+        done = multiply(jax.lax.dynamic_slice_in_dim(padded, start, count), index)
+        return jax.lax.dynamic_update_slice_in_dim(out, done, start, axis=0)
 
-def over_blocks(x: Array, blocks: Blocks, transform: Callable[[Array, Array], Array]) -> Array:
-    """Transform rows in the blocks that are in use.
-
-    Args:
-        x: [T, k].
-        blocks: of its T rows.
-        transform: from [B, k] rows and their expert [] int32 to [B, n]; where a block has no row it gets zeros.
-
-    Returns:
-        [M * B, n]; zeros in blocks that are not in use.
-    """
-    most, size = blocks.rows.shape
-    like = jax.eval_shape(transform, jax.ShapeDtypeStruct((size, x.shape[1]), x.dtype), blocks.expert[0])
-
-    def step(index: Array, out: Array) -> Array:
-        rows = x.at[blocks.rows[index]].get(mode="fill", fill_value=0)
-        done = transform(rows, blocks.expert[index])
-        return jax.lax.dynamic_update_slice_in_dim(out, done, index * size, axis=0)
-
-    result: Array = jax.lax.fori_loop(0, blocks.used, step, jnp.zeros((most * size, like.shape[1]), like.dtype))
-    return result
+    like = jax.eval_shape(multiply, padded[:count], sizes[0])
+    empty = jnp.zeros((padded.shape[0], like.shape[1]), like.dtype)
+    result: Array = jax.lax.fori_loop(0, last[-1], step, empty)
+    return result[: x.shape[0]]

@@ -136,14 +136,14 @@ def _multiply(
     is_table: bool,
 ) -> Array:
     if not isinstance(w, QuantizedArray):
-        product = calls.product(x, w, by_output=is_table) if _is_on_one_cpu() else None
+        product = calls.product(x, w, by_output=is_table) if is_on_one_cpu() else None
         return _by_xla(x, w, is_table, dtype) if product is None else product.astype(dtype)
     if split is None or products.mesh is None:
         return _quantized(x, w, w.matrix[0], dtype, products)
     return _on_each(x, w, dtype, split, products, products.mesh)
 
 
-def _is_on_one_cpu() -> bool:
+def is_on_one_cpu() -> bool:
     """Whether what is traced runs on one CPU device, or on each of several by itself."""
     mesh = jax.sharding.get_abstract_mesh()
     is_manual = all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
@@ -186,7 +186,7 @@ def _on_each(
 
 def _quantized(x: Array, w: QuantizedArray, outputs: int, dtype: jnp.dtype, products: Products) -> Array:
     """Multiply by a matrix on one device; `outputs` may end inside its last tile."""
-    if _is_on_one_cpu():
+    if is_on_one_cpu():
         tiles = Tiles(w.values, w.scales, w.mins)
         product = blocks.product(x, tiles, w.format, outputs, dtype=dtype, activations=products.activations)
         if product is not None:

@@ -84,15 +84,17 @@ class Block(nnx.Module):
         tables: tuple[jax.Array, jax.Array],
         attend: Attend[KV, Rows],
         rows: Rows,
+        is_token: jax.Array | None,
     ) -> tuple[jax.Array, KV]:
-        """Run the layer on x [T, E]; `tables` are the rotary cosine and sine, [T, D / 2] each."""
+        """Run the layer on x [T, E]; `tables` are the rotary cosine and sine, [T, D / 2] each; else as `hidden`."""
         with jax.named_scope("attention"):
             q, k, v = self.attention.qkv(self.attention_norm(x))
             attended, kv = attend(kv, layer, q, k, v, self.attention.rotation(*tables), self.attention.sink, rows)
             out = self.attention.output(attended)
             x = x + (self.attention_output_norm(out) if self.is_sandwich else out)
         with jax.named_scope("mlp"):
-            out = self.mlp(self.mlp_norm(x))
+            normed = self.mlp_norm(x)
+            out = self.mlp(normed, is_token) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(normed)
             return x + (self.mlp_output_norm(out) if self.is_sandwich else out), kv
 
 
@@ -112,7 +114,13 @@ class Decoder(nnx.Module):
             self.head = Embedding(config, dtype=dtype, products=products)
 
     def hidden[KV, Rows](
-        self, tokens: jax.Array, positions: jax.Array, attend: Attend[KV, Rows], kv: KV, rows: Rows
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        attend: Attend[KV, Rows],
+        kv: KV,
+        rows: Rows,
+        is_token: jax.Array | None = None,
     ) -> tuple[jax.Array, KV]:
         """Compute the hidden states after the final norm.
 
@@ -122,6 +130,7 @@ class Decoder(nnx.Module):
             attend: attention of each layer; it alone decides which tokens a token attends to.
             kv: the cache that the first layer's attention takes.
             rows: passed on to every layer's attention.
+            is_token: [T] bool, False for padding, which then costs a mixture of experts nothing; None: all are tokens.
 
         Returns:
             [T, E] in `dtype`, and the cache after the last layer.
@@ -132,7 +141,7 @@ class Decoder(nnx.Module):
         tables = {rope: rotary_tables(positions, self.config.head_dim, rope) for rope in ropes}
         for index, (block, spec) in enumerate(zip(self.layers, self.config.layers, strict=True)):
             with jax.named_scope(f"layer{index}"):
-                x, kv = block(kv, index, x, tables[spec.rope], attend, rows)
+                x, kv = block(kv, index, x, tables[spec.rope], attend, rows, is_token)
         with jax.named_scope("final_norm"):
             return self.norm(x), kv
 

@@ -3,7 +3,8 @@
 Each token passes the `per_token` experts that the router scores highest. The largest scores are found one after the
 other, each as the least index among the maxima: `jax.lax.top_k` is a full sort on GPUs and slow on CPUs. Experts'
 weights are one array per projection with a leading axis of experts; the products of a step read those experts only
-that some token has chosen (`kernels_pallas/grouped.py`).
+that some token has chosen (`grouped_matmul` of `kernels_pallas/grouped.py`, which is where kernels come in). Rows that
+are padding of a step choose none.
 
 On several devices each has its columns of every expert; the sum over devices is taken once, of the weighted sum.
 Derivatives are those of `every_expert`, which computes all of them for all rows: the oracle as well. Shapes: T packed
@@ -18,7 +19,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from ..kernels_pallas.grouped import block_rows, group, over_blocks
+from ..kernels_pallas.grouped import group, grouped_matmul
 from ..kernels_pallas.matmul import PLAIN, Products, matmul_part
 from ..kernels_pallas.quantized import QuantizedArray
 from .config import Activation, ClampedGate, Experts, ModelConfig
@@ -43,7 +44,7 @@ _IN, _OUT, _BIAS = ("experts", "embed", "mlp"), ("experts", "mlp", "embed"), ("e
 class Choice(NamedTuple):
     """The experts that each token passes."""
 
-    experts: jax.Array  # [T, K] int32, by falling score
+    experts: jax.Array  # [T, K] int32, by falling score; as many as there are experts: none
     shares: jax.Array  # [T, K] float32, the weights of their outputs
 
 
@@ -107,11 +108,18 @@ def chosen_experts(x: jax.Array, w: ExpertWeights, choice: Choice, unit: Unit) -
 
     @jax.custom_jvp
     def mix(x: jax.Array, w: ExpertWeights, choice: Choice) -> jax.Array:
-        rows, per_row = choice.experts.shape
-        size = block_rows(rows, per_row, w.gate.shape[0])
-        blocks = group(choice.experts, w.gate.shape[0], size)
-        done = over_blocks(x, blocks, lambda rows, index: _expert(rows, w, index, unit))
-        return weighted(choice.shares, done[blocks.place])
+        groups = group(choice.experts, w.gate.shape[0])
+        rows = x[groups.rows]
+        gate, up = (grouped_matmul(rows, a, groups.sizes, products=unit.products) for a in (w.gate, w.up))
+        if w.gate_bias is not None and w.up_bias is not None:
+            gate, up = (
+                a + bias.at[groups.experts].get(mode="clip") for a, bias in ((gate, w.gate_bias), (up, w.up_bias))
+            )
+        hidden = gated(gate, up, unit.gate)
+        done = grouped_matmul(hidden, w.down, groups.sizes, products=unit.products, dtype=jnp.float32)
+        # What belongs to no expert is anything, NaN too.
+        is_there = choice.experts < w.gate.shape[0]
+        return weighted(choice.shares, jnp.where(is_there[:, :, None], done[groups.places], 0))
 
     @mix.defjvp
     def mix_jvp(
@@ -160,14 +168,16 @@ class MixtureOfExperts(nnx.Module):
             scores = scores + value(self.router_bias).astype(jnp.float32)
         return choose(scores, self.experts)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Transform hidden states [T, E] -> [T, E]."""
+    def __call__(self, x: jax.Array, is_token: jax.Array | None = None) -> jax.Array:
+        """Transform hidden states [T, E] -> [T, E]; `is_token` [T] says which are no padding, None: all."""
         with jax.named_scope("router"):
             choice = self.route(x)
+            if is_token is not None:
+                choice = choice._replace(experts=jnp.where(is_token[:, None], choice.experts, self.experts.count))
         with jax.named_scope("experts"):
             mixed = self._mix(x, self._weights(), choice)
         if self.experts.has_bias:
-            mixed = mixed + weighted(choice.shares, value(self.down_bias)[choice.experts])
+            mixed = mixed + weighted(choice.shares, value(self.down_bias).at[choice.experts].get(mode="clip"))
         return mixed.astype(x.dtype)
 
     def _weights(self) -> ExpertWeights:

@@ -102,6 +102,7 @@ class _Part(NamedTuple):
     tokens: jax.Array  # [T], ids
     positions: jax.Array  # [T], in their own sequences
     kv_slots: tuple[jax.Array, ...]  # per group [T], where their KV is written
+    is_token: jax.Array  # [T] bool; False: padding
 
 
 class _Chunks(NamedTuple):
@@ -133,7 +134,7 @@ def _forward(
     """Run the model on all parts: the state with their KV appended, and their hidden states [T, E] in order."""
     all_: _Part = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     attend, rows = PagedAttention(mesh, decoder.config), StepRows(all_.kv_slots, decode, prefill)
-    hidden, kv = decoder.hidden(all_.tokens, all_.positions, attend, state.kv, rows)
+    hidden, kv = decoder.hidden(all_.tokens, all_.positions, attend, state.kv, rows, all_.is_token)
     return state._replace(kv=kv), hidden
 
 
@@ -170,7 +171,8 @@ def _unpack_chunks(state: DeviceState, inputs: PrefillInputs) -> tuple[DeviceSta
     is_token = index < q_start[-1]
     positions = jnp.where(is_token, kv_len[row] - (q_start[row + 1] - index), 0)
     written = is_token & (positions >= write_from[row])
-    part = _Part(inputs.tokens, positions, _kv_slots(state, [table[row] for table in tables], positions, written))
+    kv_slots = _kv_slots(state, [table[row] for table in tables], positions, written)
+    part = _Part(inputs.tokens, positions, kv_slots, is_token)
     sampled = jnp.where(is_last > 0, slot, slots)
     scalars = Scalars(
         *(write_rows(x, sampled, new) for x, new in zip(state.scalars, (inputs.floats, ints), strict=True))
@@ -204,7 +206,7 @@ def _feed(state: DeviceState, slot: jax.Array, kv_len: jax.Array, forced: jax.Ar
     tokens = jnp.where(is_used, jnp.where(forced >= 0, forced, last), 0)
     positions = jnp.maximum(kv_len - 1, 0)
     return _Feeding(
-        _Part(tokens, positions, _kv_slots(state, tables, positions, is_used)),
+        _Part(tokens, positions, _kv_slots(state, tables, positions, is_used), is_used),
         DecodeRows(tables, kv_len),
         jnp.stack([slot, kv_len, tokens], axis=1),
     )

@@ -15,29 +15,30 @@ from jax.typing import DTypeLike
 
 from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
 from . import loader
-from .blocks_records import NUMBER_BYTES, Activations, room_bytes, taken
+from .blocks_records import NUMBER_BYTES, Activations, room_bytes, rounded_to
 
 # What the kernel reads and writes; float16 is widened in front of it, and rounded behind it.
-_TAKEN = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float32)}
+TAKEN = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float32)}
 
 
 def takes(format_name: str) -> bool:
-    """Return whether the kernel is written for a format: those whose values are numbers, not codes of numbers."""
-    return format_name in LAYOUTS and LAYOUTS[format_name].codes is None
+    """Return whether the kernel is written for a format."""
+    return format_name in LAYOUTS
 
 
 def kernels_of(formats: Iterable[str], activations: Activations) -> list[str]:
     """Name the kernels for formats, as `loader.compile_ahead` takes them."""
-    return [":".join(["blocks", *map(str, _parameters(name, activations))]) for name in formats if takes(name)]
+    return [":".join(["blocks", *map(str, parameters(name, activations))]) for name in formats if takes(name)]
 
 
 def _target(format_name: str, activations: Activations) -> str | None:
     """Return the name under which XLA knows the kernel for a format, loaded on its first use; None: XLA has to do."""
-    return loader.target("blocks", *_parameters(format_name, activations))
+    return loader.target("blocks", *parameters(format_name, activations))
 
 
-def _parameters(format_name: str, activations: Activations) -> tuple[int, int]:
-    made = taken(LAYOUTS[format_name], activations)
+def parameters(format_name: str, activations: Activations) -> tuple[int, int]:
+    """Return what a kernel for a format and a kind of activations is compiled for."""
+    made = rounded_to(LAYOUTS[format_name], activations)
     return list(LAYOUTS).index(format_name), list(NUMBER_BYTES).index(made)
 
 
@@ -58,13 +59,13 @@ def product(
         [T, n].
     """
     dtype = np.dtype(dtype)
-    if x.dtype.name not in _TAKEN or dtype.name not in _TAKEN or 0 in (*x.shape, outputs) or not takes(format_name):
+    if x.dtype.name not in TAKEN or dtype.name not in TAKEN or 0 in (*x.shape, outputs) or not takes(format_name):
         return None
     name = _target(format_name, activations)
     if name is None:
         return None
     _check(x, w, outputs)
-    x, made = x.astype(_TAKEN[x.dtype.name]), _TAKEN[dtype.name]
+    x, made = x.astype(TAKEN[x.dtype.name]), TAKEN[dtype.name]
     results = [jax.ShapeDtypeStruct((x.shape[0], outputs), made), _room(x, format_name, activations)]
     arrays = [array for array in (x, *w) if array is not None]
     sizes = {"out_bytes": np.int64(made.itemsize), "x_bytes": np.int64(x.dtype.itemsize)}
@@ -85,5 +86,5 @@ def _check(x: Array, w: Tiles, outputs: int) -> None:
 
 def _room(x: Array, format_name: str, activations: Activations) -> jax.ShapeDtypeStruct:
     layout = LAYOUTS[format_name]
-    size = room_bytes(x.shape[0], x.shape[1], layout, taken(layout, activations))
+    size = room_bytes(x.shape[0], x.shape[1], layout, rounded_to(layout, activations))
     return jax.ShapeDtypeStruct((size,), np.uint8)

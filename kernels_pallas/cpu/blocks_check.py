@@ -23,7 +23,7 @@ def check_blocks(call: Call, level: Level, layout: int, activations: int) -> boo
     random = np.random.default_rng(0)
     x = random.integers(-_LARGEST, _LARGEST + 1, (_ROWS, _BLOCKS * BLOCK)).astype(np.float32)
     x[:, ::BLOCK] = _LARGEST
-    w = _random_tiles(random, form)
+    w = random_tiles(random, form, _OUTPUTS, _BLOCKS * BLOCK)
     exact = dequantize(name, w)[:_OUTPUTS].astype(np.float64)
     expected = x.astype(np.float64) @ exact.T
 
@@ -38,12 +38,16 @@ def check_blocks(call: Call, level: Level, layout: int, activations: int) -> boo
     return bool(is_right and np.array_equal(alone[0], found[-1]))
 
 
-def _random_tiles(random: np.random.Generator, form: Layout) -> Tiles:
-    u = random.integers(0, 2**form.bits, (_OUTPUTS, _BLOCKS * BLOCK)).astype(np.uint8)
+def random_tiles(random: np.random.Generator, form: Layout, outputs: int, inputs: int) -> Tiles:
+    """Draw a matrix in a format."""
+    u = random.integers(0, 2**form.bits, (outputs, inputs)).astype(np.uint8)
     if form.float_dtype is not None:
         u[u & _NAN == _NAN] = 0
-    scales, mins = (random.random((_OUTPUTS, _BLOCKS * BLOCK // form.group)) - 0.5 for _ in range(2))
+    groups = outputs, inputs // form.group
+    scales, mins = ((random.random(groups) - 0.5).astype(form.scale_dtype) for _ in range(2))
+    if form.scale_dtype == "uint8":
+        scales = random.integers(120, 130, groups).astype(np.uint8)
     if form.has_zeros:
-        mins = np.floor((mins + 0.5) * 2**form.bits)
-    packed = pack_scales(mins.astype(np.uint8 if form.has_zeros else form.scale_dtype)) if form.has_mins else None
-    return Tiles(pack_values(u, form.bits), pack_scales(scales.astype(form.scale_dtype)), packed)
+        mins = random.integers(0, 2**form.bits, groups).astype(np.uint8)
+    packed = pack_scales(mins) if form.has_mins else None
+    return Tiles(pack_values(u, form.bits), pack_scales(scales), packed)

@@ -25,6 +25,8 @@ HIGH = 255  # what a high byte of a number of 16 bits is worth: odd, so that nei
 _QUADS = BLOCK // QUAD
 # Values that may be summed in 16 bits before they are widened: 127 * (2 ** bits - 1) * 2 of each quad's pair.
 _QUADS_IN_16_BITS = {4: 8, 5: 4, 6: 2, 8: 1}
+_QUADS_OF_CODES = 4  # likewise of codes' numbers, which are up to 24
+_CODE_PARTS = 2  # a code stands for a whole number of halves
 
 
 class Form(NamedTuple):
@@ -62,12 +64,29 @@ class Form(NamedTuple):
     @property
     def scale_bytes(self) -> int:
         """Bytes of a scale."""
-        return 4 if self.layout.scale_dtype == "float32" else 2
+        return {"uint8": 1, "float32": 4}.get(self.layout.scale_dtype, 2)
 
     @property
     def min_bytes(self) -> int:
         """Bytes of a min."""
         return 1 if self.layout.has_zeros else self.scale_bytes
+
+    @property
+    def table(self) -> list[int] | None:
+        """The whole number, none below 0, that takes the place of each code; None: values are numbers."""
+        codes = self.layout.codes
+        return None if codes is None else [round(_CODE_PARTS * (code + max(codes))) for code in codes]
+
+    @property
+    def zero(self) -> int:
+        """The whole number that stands for 0, or for the smallest value if there are mins."""
+        codes = self.layout.codes
+        return self.layout.zero if codes is None else round(_CODE_PARTS * max(codes))
+
+    @property
+    def quads_in_16_bits(self) -> int:
+        """Quads whose products may be summed in 16 bits."""
+        return _QUADS_IN_16_BITS[self.layout.bits] if self.layout.codes is None else _QUADS_OF_CODES
 
     @property
     def record_bytes(self) -> int:
@@ -117,8 +136,18 @@ class Code(Writer):
         """Load scales, or mins that are numbers, as float32."""
         if self.form.scale_bytes == 4:
             return self.load(address, self.vector, 4)
+        if self.form.scale_bytes == 1:
+            return self._from_exponents(self.load(address, ir.VectorType(I8, self.lanes), 1))
         halves = self.load(address, ir.VectorType(I16, self.lanes), 2)
         return self.widen(halves) if self.form.layout.scale_dtype == "bfloat16" else self.from_halves(halves)
+
+    def _from_exponents(self, exponents: Any) -> Any:
+        """Make powers of two of exponents plus 127, over the parts that codes are counted in."""
+        builder = self.builder
+        words = builder.shl(builder.zext(exponents, self.words), self.same(23))
+        is_least = builder.icmp_unsigned("==", words, self.same(0))  # 2 ** -127 has no exponent of its own
+        power = builder.bitcast(builder.select(is_least, self.same(1 << 22), words), self.vector)
+        return builder.fmul(power, self.constant(1 / _CODE_PARTS))
 
     def mins(self, address: Any, scale: Any) -> Any:
         """Load what is added to the products of values and their scale, as float32."""
@@ -171,9 +200,25 @@ class Values:
             self._loaded[quad % 4] = code.load(code.plus(self._low, 64 * (quad % 4)), code.words, 1)
         both = self._loaded[quad % 4]
         low = builder.and_(builder.lshr(both, code.same(4)) if quad >= 4 else both, code.same(0x0F0F0F0F))
+        if code.form.table is not None:
+            return self._numbers_of(low, code.form.table)
         if bits == 5:
             return self._with_fifth_bit(low, quad)
         return builder.or_(low, self._upper_two_bits(quad)) if bits == 6 else low
+
+    def _numbers_of(self, codes: Any, table: list[int]) -> Any:
+        """Put a table's numbers in the place of codes of four bits."""
+        code = self._code
+        kind = ir.VectorType(I8, QUAD * code.lanes)
+        if not code.form.is_plain:  # vpshufb
+            name = {8: "avx2.pshuf.b", 16: "avx512.pshuf.b.512"}[code.lanes]
+            repeated = ir.Constant(kind, table * (kind.count // len(table)))
+            return code.words_of(code.intrinsic(f"llvm.x86.{name}", kind, repeated, code.bytes_of(codes)))
+        found, asked = ir.Constant(kind, [table[0]] * kind.count), code.bytes_of(codes)
+        for index, number in enumerate(table):
+            is_it = code.builder.icmp_unsigned("==", asked, ir.Constant(kind, [index] * kind.count))
+            found = code.builder.select(is_it, ir.Constant(kind, [number] * kind.count), found)
+        return code.words_of(found)
 
     def _with_fifth_bit(self, low: Any, quad: int) -> Any:
         code, builder = self._code, self._code.builder
@@ -210,7 +255,7 @@ def integer_sums(
     form = code.form
     dot = _dot_by_vnni if form.level.has_vnni else _dot_by_widening if form.is_plain else _dot_by_pairs
     sums = list(starts)
-    at_once = 1 if form.level.has_vnni else _QUADS_IN_16_BITS[code.form.layout.bits]
+    at_once = 1 if form.level.has_vnni else code.form.quads_in_16_bits
     for begin in range(0, len(quads), at_once):
         some = quads[begin : begin + at_once]
         weights = [_operand(code, values.quad(quad)) for quad in some]
@@ -291,7 +336,7 @@ def block_of_integers(
         # Quads of one byte's halves one after the other.
         quads = range(every * group, every * (group + 1)) if form.groups > 1 else (0, 4, 1, 5, 2, 6, 3, 7)
         own = [code.plus(of_rows, PER_ROW * (1 + group) + 4 * row) for row in range(len(totals))]
-        has_zero = form.layout.zero != 0 and not form.is_signed
+        has_zero = form.zero != 0 and not form.is_signed
         starts = [code.broadcast(place, I32) if has_zero else code.same(0) for place in own]
         if form.activations == "int16":
             starts = _times_high(code, integer_sums(code, values, quads, rows, [code.same(0)] * len(rows)), starts)
@@ -328,8 +373,8 @@ def block_of_floats(
             least = code.mins(code.plus(mins, at * form.min_bytes), scale) if form.layout.has_mins else zeros
             if form.layout.float_dtype is not None:
                 scale = builder.fmul(scale, ir.Constant(code.vector, [_FP8_IN_HALVES] * code.lanes))
-            zero = ir.Constant(code.vector, [-float(form.layout.zero)] * code.lanes)
-            start = code.fma(scale, zero, least) if form.layout.zero else least
+            zero = ir.Constant(code.vector, [-float(form.zero)] * code.lanes)
+            start = code.fma(scale, zero, least) if form.zero else least
         word = values.quad(quad)
         for index in range(QUAD):
             value = builder.and_(builder.lshr(word, code.same(8 * index)), code.same(0xFF))

@@ -43,9 +43,9 @@ def product(level: Level, layout: int, activations: int) -> Kernel:
     """
     form = Form(list(LAYOUTS.values())[layout], level, list(NUMBER_BYTES)[activations])
     block_bytes, group_blocks = form.block_bytes, form.blocks
-    scales_bytes, mins_bytes = (form.groups * OUTPUTS * size for size in (form.scale_bytes, form.min_bytes))
+    scales_bytes, mins_bytes = (form.groups * OUTPUTS * each for each in (form.scale_bytes, form.min_bytes))
     has_mins, parts = form.layout.has_mins, OUTPUTS // level.lanes
-    prepare, multiply = _prepare(form), _row_groups(form)
+    prepare, multiply = prepare_rows(form), row_groups(form)
 
     @njit(**NUMBA)
     def setup(frame: int, job: int) -> int:
@@ -71,6 +71,7 @@ def product(level: Level, layout: int, activations: int) -> Kernel:
     @njit(**NUMBA)
     def work(job: int, piece: int) -> None:
         blocks, columns, each = word(job, _BLOCKS), word(job, _COLUMNS), word(job, _TILES)
+        x, rows, out, out_bytes = word(job, _X), word(job, _ROWS), word(job, _OUT), word(job, _OUT_BYTES)
         for tile in range(piece * each, min((piece + 1) * each, (columns + OUTPUTS - 1) // OUTPUTS)):
             values = word(job, _VALUES) + tile * blocks * block_bytes
             scales = word(job, _SCALES) + tile * (blocks // group_blocks) * scales_bytes
@@ -78,7 +79,7 @@ def product(level: Level, layout: int, activations: int) -> Kernel:
             if has_mins:
                 mins = word(job, _MINS) + tile * (blocks // group_blocks) * mins_bytes
             for part in range(parts):
-                multiply(job, values, scales, mins, part, tile * OUTPUTS)
+                multiply(x, rows, blocks, values, scales, mins, part, out, out_bytes, columns, tile * OUTPUTS)
 
     @njit(**NUMBA)
     def finish(job: int) -> None:
@@ -87,20 +88,17 @@ def product(level: Level, layout: int, activations: int) -> Kernel:
     return Kernel(setup, work, finish)
 
 
-def _row_groups(form: Form) -> Callable[..., None]:
+def row_groups(form: Form) -> Callable[..., None]:
     """Make a function that multiplies a part of a tile, a register's outputs, with all rows: 8, 4, 2 or 1 at a time."""
     tile8, tile4, tile2, tile1 = (_tile(form, rows) for rows in (8, 4, 2, 1))
     record, lanes, scale_bytes, min_bytes = form.record_bytes, form.level.lanes, form.scale_bytes, form.min_bytes
     row_bytes, is_tall = form.row_bytes, form.level.registers >= 32
 
     @njit(**NUMBA)
-    def multiply(job: int, values: int, scales: int, mins: int, part: int, column: int) -> None:
-        blocks, rows, columns, out_bytes = (
-            word(job, _BLOCKS),
-            word(job, _ROWS),
-            word(job, _COLUMNS),
-            word(job, _OUT_BYTES),
-        )
+    def multiply(
+        records: int, rows: int, blocks: int, values: int, scales: int, mins: int, part: int, to: int, out_bytes: int,
+        columns: int, column: int,
+    ) -> None:  # fmt: skip
         column += part * lanes
         count = min(columns - column, lanes)
         if count <= 0:
@@ -108,9 +106,9 @@ def _row_groups(form: Form) -> Callable[..., None]:
         scales, mins = scales + part * lanes * scale_bytes, mins + part * lanes * min_bytes
         out_row = columns * out_bytes
         for group in range((rows + ROWS - 1) // ROWS):
-            x = word(job, _X) + group * blocks * record
+            x = records + group * blocks * record
             of_rows = x + ROWS * row_bytes
-            out = word(job, _OUT) + group * ROWS * out_row + column * out_bytes
+            out = to + group * ROWS * out_row + column * out_bytes
             left = min(rows - group * ROWS, ROWS)
             if is_tall and left == 8:
                 tile8(values, scales, mins, part, x, of_rows, blocks, out, out_row, out_bytes, count)
@@ -131,7 +129,7 @@ def _row_groups(form: Form) -> Callable[..., None]:
 def _tile(form: Form, rows: int) -> Any:
     """Make the product of `rows` rows of a group with one register's outputs of a tile."""
     add_block = block_of_floats if form.is_float else block_of_integers
-    scales_bytes, mins_bytes = (form.groups * OUTPUTS * size for size in (form.scale_bytes, form.min_bytes))
+    scales_bytes, mins_bytes = (form.groups * OUTPUTS * each for each in (form.scale_bytes, form.min_bytes))
     shift = form.blocks.bit_length() - 1
 
     @intrinsic
@@ -193,7 +191,7 @@ def _to_bfloat16(code: Code, values: Any) -> Any:
     return builder.trunc(builder.select(is_nan, code.same(0x7FC0), rounded), ir.VectorType(I16, code.lanes))
 
 
-def _prepare(form: Form) -> Callable[..., None]:
+def prepare_rows(form: Form) -> Callable[..., None]:
     """Make a function that writes the records of all rows."""
     record, row_bytes, per_row = form.record_bytes, form.row_bytes, 0 if form.is_float else 4
     wide, half = _record(form, 4), _record(form, 2)
@@ -277,8 +275,8 @@ def _round(code: Code, floats: list[Any], at: Any, of_row: Any) -> None:
         total = _reduce(code, "add", some)
         if form.layout.has_mins:
             code.store(builder.fmul(scale, builder.sitofp(total, F32)), place)
-        elif form.layout.zero and not form.is_signed:
-            code.store(builder.mul(total, ir.Constant(I32, -form.layout.zero)), place)
+        elif form.zero and not form.is_signed:
+            code.store(builder.mul(total, ir.Constant(I32, -form.zero)), place)
 
 
 def _nearest(code: Code, values: Any) -> Any:

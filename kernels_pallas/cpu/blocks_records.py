@@ -19,7 +19,7 @@ type Activations = Literal["int8", "int16", "float"]
 NUMBER_BYTES: dict[Activations, int] = {"int8": 1, "int16": 2, "float": 4}  # by the number that kernels know a kind by
 
 
-def taken(layout: Layout, activations: Activations) -> Activations:
+def rounded_to(layout: Layout, activations: Activations) -> Activations:
     """Return what activations become where weights of a layout multiply them: floats of 8 bits take floats only."""
     return activations if layout.float_dtype is None else "float"
 

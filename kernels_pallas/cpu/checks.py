@@ -11,6 +11,7 @@ import numpy as np
 from .blocks_check import check_blocks
 from .frames import Call
 from .levels import Level
+from .stacks_check import check_stack, check_stack_blocks
 
 _ROWS, _DEPTH = 15, 99
 _TOLERANCE = 1e-4  # of sums of 99 products of numbers below 1
@@ -99,6 +100,10 @@ def _product(dtype: str, by_output: bool) -> Callable[..., bool]:
     return lambda call, level: check_product(call, level, dtype, by_output=by_output)
 
 
+def _stack(dtype: str) -> Callable[..., bool]:
+    return lambda call, level: check_stack(call, level, dtype)
+
+
 # By the kernel's name.
 CHECKS: dict[str, Callable[..., bool]] = {
     f"{kind}_{dtype}": _product(dtype, kind == "score")
@@ -106,4 +111,5 @@ CHECKS: dict[str, Callable[..., bool]] = {
     for dtype in ("float32", "bfloat16")
 } | {f"decode_{dtype}": _decode(dtype) for dtype in ("float32", "bfloat16")}
 CHECKS |= {f"prefill_{dtype}": _prefill(dtype) for dtype in ("float32", "bfloat16")}
-CHECKS["blocks"] = check_blocks
+CHECKS |= {f"stack_{dtype}": _stack(dtype) for dtype in ("float32", "bfloat16")}
+CHECKS |= {"blocks": check_blocks, "stack_blocks": check_stack_blocks}

@@ -13,4 +13,7 @@ KERNELS = {
     "prefill_float32": ("prefill", "prefill_float32"),
     "prefill_bfloat16": ("prefill", "prefill_bfloat16"),
     "blocks": ("blocks_kernel", "product"),
+    "stack_float32": ("stacks_kernel", "stack_float32"),
+    "stack_bfloat16": ("stacks_kernel", "stack_bfloat16"),
+    "stack_blocks": ("stacks_kernel", "stack_blocks"),
 }

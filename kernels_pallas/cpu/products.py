@@ -24,8 +24,8 @@ CHUNK = 96  # even, and a divisor of many models' sizes
 _AHEAD = 32  # rows of w that are asked for before they are needed
 _LINE = 64
 
-_RUN = 24  # the most vectors of columns in a run
-_GROUP = 8  # rows of w that are read side by side; a divisor of CHUNK
+RUN = 24  # the most vectors of columns in a run
+GROUP = 8  # rows of w that are read side by side; a divisor of CHUNK
 _X, _W, _OUT, _ROWS, _DEPTH, _COLUMNS, _STRIPS, _STREAM = range(8)
 
 # (x, bytes a row of x, w, bytes a row of w, out, bytes a row of out, depth, 1 if the sums are the first, columns)
@@ -40,21 +40,21 @@ def product_float32(level: Level) -> Kernel:
 def product_bfloat16(level: Level) -> Kernel:
     """Make the product with bfloat16 weights, of bfloat16 x where the level has instructions for it, else float32."""
     if level.has_bf16:
-        return _kernel(level, _by_pairs, x_bytes=2)
-    return _kernel(level, _by_bfloat16, x_bytes=4)
+        return _kernel(level, by_pairs, x_bytes=2)
+    return _kernel(level, by_bfloat16, x_bytes=4)
 
 
-def _kernel(level: Level, multiply: "_Multiply", x_bytes: int) -> Kernel:
+def _kernel(level: Level, multiply: "Multiply", x_bytes: int) -> Kernel:
     top, vectors = (8, 3) if level.registers == 32 else (4, 3)
-    if multiply is _by_pairs:
+    if multiply is by_pairs:
         vectors = 2
     lanes, strip = level.lanes, level.lanes * vectors
-    wide = _row_blocks(level, top, vectors, False, multiply, x_bytes)
-    narrow = _row_blocks(level, top, 1, False, multiply, x_bytes)
-    last = _row_blocks(level, top, 1, True, multiply, x_bytes)
+    wide = row_blocks(level, top, vectors, False, multiply, x_bytes)
+    narrow = row_blocks(level, top, 1, False, multiply, x_bytes)
+    last = row_blocks(level, top, 1, True, multiply, x_bytes)
 
     is_float32 = multiply is by_float32
-    stream = _streams(level)
+    stream = streams(level)
 
     @njit(**NUMBA)
     def setup(frame: int, job: int) -> int:
@@ -68,9 +68,9 @@ def _kernel(level: Level, multiply: "_Multiply", x_bytes: int) -> Kernel:
         set_word(job, _COLUMNS, columns)
         set_word(job, _STRIPS, columns // strip)
         set_word(job, _STREAM, 0)
-        if is_float32 and size(x, 0) <= 8 and columns % lanes == 0 and size(x, 1) % _GROUP == 0:
+        if is_float32 and size(x, 0) <= 8 and columns % lanes == 0 and size(x, 1) % GROUP == 0:
             vectors = columns // lanes
-            pieces = max((vectors + _RUN - 1) // _RUN, min(threads(frame), vectors // 4))
+            pieces = max((vectors + RUN - 1) // RUN, min(threads(frame), vectors // 4))
             run = (vectors + pieces - 1) // pieces
             set_word(job, _STREAM, run)
             return (vectors + run - 1) // run
@@ -103,8 +103,8 @@ def _kernel(level: Level, multiply: "_Multiply", x_bytes: int) -> Kernel:
     return Kernel(setup, work, finish)
 
 
-def _row_blocks(
-    level: Level, top: int, vectors: int, is_partial: bool, multiply: "_Multiply", x_bytes: int
+def row_blocks(
+    level: Level, top: int, vectors: int, is_partial: bool, multiply: "Multiply", x_bytes: int
 ) -> Callable[..., None]:
     """Make a function that computes a strip for all rows: `top` at a time, then 4, 2 and 1."""
     tile, tile4, tile2, tile1 = (make_tile(level, rows, vectors, is_partial, multiply) for rows in (top, 4, 2, 1))
@@ -136,7 +136,7 @@ def _row_blocks(
     return compute
 
 
-def make_tile(level: Level, rows: int, vectors: int, is_partial: bool, multiply: "_Multiply") -> Any:
+def make_tile(level: Level, rows: int, vectors: int, is_partial: bool, multiply: "Multiply") -> Any:
     """Make the product of `rows` rows of x with a chunk of w, `vectors` vectors of columns or a part of one."""
 
     @intrinsic
@@ -167,7 +167,7 @@ def make_tile(level: Level, rows: int, vectors: int, is_partial: bool, multiply:
     return tile
 
 
-def _streams(level: Level) -> Callable[..., None]:
+def streams(level: Level) -> Callable[..., None]:
     """Make a function that computes a run of columns for up to 8 rows of x, all of float32."""
     one, two, four, eight = (_stream(level, rows) for rows in (1, 2, 4, 8))
 
@@ -189,17 +189,17 @@ def _streams(level: Level) -> Callable[..., None]:
 def _stream(level: Level, rows: int) -> Callable[..., None]:
     """Make a function that computes a run of columns for up to `rows` rows of x, all of float32.
 
-    `_GROUP` rows of w pass by at a time, as far as the run goes, and the sums lie in the nearest cache: memory is read
+    `GROUP` rows of w pass by at a time, as far as the run goes, and the sums lie in the nearest cache: memory is read
     in long runs, which is what counts where each weight is used a few times.
     """
-    add, add_up, run_bytes = _add_rows(level, rows), _add_up(level), _RUN * level.lanes * 4
+    add, add_up, run_bytes = _add_rows(level, rows), _add_up(level), RUN * level.lanes * 4
     sums = room(rows * run_bytes)
 
     @njit(**NUMBA)
     def stream(x: int, count: int, w: int, out: int, depth: int, columns: int, vectors: int) -> None:
         fresh, row_bytes = sums(), columns * 4
         for begin in range(0, depth, CHUNK):
-            for k in range(begin, min(begin + CHUNK, depth), _GROUP):
+            for k in range(begin, min(begin + CHUNK, depth), GROUP):
                 is_first = types.int64(k == begin)
                 add(x + k * 4, depth * 4, count, w + k * row_bytes, row_bytes, fresh, is_first, vectors)
             for row in range(count):
@@ -234,7 +234,7 @@ def _add_up(level: Level) -> Any:
 
 
 def _add_rows(level: Level, rows: int) -> Any:
-    """Add `_GROUP` rows of w, each times its values of x, to sums in memory; a row of x too many is the last again."""
+    """Add `GROUP` rows of w, each times its values of x, to sums in memory; a row of x too many is the last again."""
 
     @intrinsic
     def add(
@@ -244,12 +244,12 @@ def _add_rows(level: Level, rows: int) -> Any:
             x, x_row, count, w, w_row, sums, is_first, vectors = arguments
             write = Writer(builder, level.lanes)
             starts = builder.icmp_signed("!=", is_first, write.number(0))
-            of_w = [write.plus(w, write.times(w_row, k)) for k in range(_GROUP)]
+            of_w = [write.plus(w, write.times(w_row, k)) for k in range(GROUP)]
             last, factors = builder.sub(count, write.number(1)), []
             for row in range(rows):
                 is_there = builder.icmp_signed(">", count, write.number(row))
                 of_x = write.plus(x, builder.mul(x_row, builder.select(is_there, write.number(row), last)))
-                factors.append([write.splat(write.load(write.plus(of_x, k * 4), F32, 4)) for k in range(_GROUP)])
+                factors.append([write.splat(write.load(write.plus(of_x, k * 4), F32, 4)) for k in range(GROUP)])
 
             def step(index: Any, _: list[Any]) -> list[Any]:
                 offset = write.times(index, level.lanes * 4)
@@ -257,7 +257,7 @@ def _add_rows(level: Level, rows: int) -> Any:
                 for place in of_w:
                     write.prefetch(write.plus(write.plus(place, offset), write.times(w_row, _AHEAD)))
                 for row in range(rows):
-                    place = write.plus(sums, write.plus(offset, row * _RUN * level.lanes * 4))
+                    place = write.plus(sums, write.plus(offset, row * RUN * level.lanes * 4))
                     total = builder.select(starts, *write.zeros(1), write.floats(place))
                     for factor, weight in zip(factors[row], weights, strict=True):
                         total = write.fma(factor, weight, total)
@@ -273,7 +273,7 @@ def _add_rows(level: Level, rows: int) -> Any:
 
 
 # (writer, rows of x, w, bytes a row of w, depth, vectors, mask) -> the sums, row by row
-type _Multiply = Callable[[Writer, list[Any], Any, Any, Any, int, Any], list[Any]]
+type Multiply = Callable[[Writer, list[Any], Any, Any, Any, int, Any], list[Any]]
 
 
 def by_float32(write: Writer, x_rows: list[Any], w: Any, w_row: Any, depth: Any, vectors: int, mask: Any) -> list[Any]:
@@ -281,9 +281,7 @@ def by_float32(write: Writer, x_rows: list[Any], w: Any, w_row: Any, depth: Any,
     return _by_rows(write, x_rows, w, w_row, depth, vectors, mask, F32)
 
 
-def _by_bfloat16(
-    write: Writer, x_rows: list[Any], w: Any, w_row: Any, depth: Any, vectors: int, mask: Any
-) -> list[Any]:
+def by_bfloat16(write: Writer, x_rows: list[Any], w: Any, w_row: Any, depth: Any, vectors: int, mask: Any) -> list[Any]:
     return _by_rows(write, x_rows, w, w_row, depth, vectors, mask, I16)
 
 
@@ -308,7 +306,7 @@ def _by_rows(
     return write.loop(depth, write.zeros(len(x_rows) * vectors), step)
 
 
-def _by_pairs(write: Writer, x_rows: list[Any], w: Any, w_row: Any, depth: Any, vectors: int, mask: Any) -> list[Any]:
+def by_pairs(write: Writer, x_rows: list[Any], w: Any, w_row: Any, depth: Any, vectors: int, mask: Any) -> list[Any]:
     """Multiply two rows of w at a time with two bfloat16 values of each row of x; an odd last row with zeros."""
     builder, lanes = write.builder, write.lanes
     width = lanes * vectors

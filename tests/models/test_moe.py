@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
-from twinmesh.kernels_pallas.grouped import block_rows, group
+from twinmesh.kernels_pallas import grouped
+from twinmesh.kernels_pallas.matmul import Products
+from twinmesh.kernels_pallas.quantized import abstract, parameter
 from twinmesh.models.config import ClampedGate, Experts
 from twinmesh.models.moe import Choice, ExpertWeights, Unit, choose, chosen_experts, every_expert, gated
 
@@ -63,27 +65,78 @@ def test_a_router_of_nan_stays_in_range():
     assert ((np.asarray(found.experts) >= 0) & (np.asarray(found.experts) < X)).all()
 
 
-@settings(max_examples=20, deadline=None)
+@pytest.mark.parametrize("compared", [0, T * K])
+@settings(max_examples=10, deadline=None)
 @given(arrays(np.int32, T, elements=dict(min_value=0, max_value=X - 1)))
-def test_every_choice_has_a_place_of_its_own_in_a_block_of_its_expert(first):
-    size = 4
+def test_every_choice_has_a_place_in_the_order_of_experts(compared, first):
     chosen = (first[:, None] + np.arange(K)) % X
-    blocks = jax.tree.map(np.asarray, group_jitted(jnp.asarray(chosen, jnp.int32), size))
-    block, offset = np.divmod(blocks.place, size)
-    assert len(np.unique(blocks.place)) == T * K
-    np.testing.assert_array_equal(blocks.expert[block], chosen)
-    np.testing.assert_array_equal(blocks.rows[block, offset], np.repeat(np.arange(T)[:, None], K, axis=1))
-    counts = np.bincount(chosen.reshape(-1), minlength=X)
-    assert blocks.used == sum(-(-count // size) for count in counts) <= len(blocks.rows)
-    assert (blocks.rows < T).sum() == T * K
+    chosen[first == 1] = X  # padding: none
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouped, "_COMPARED", compared)
+        found = jax.tree.map(np.asarray, GROUPS[compared > 0](jnp.asarray(chosen, jnp.int32)))
+    order = np.argsort(chosen.reshape(-1), kind="stable")
+    np.testing.assert_array_equal(found.rows, order // K)
+    np.testing.assert_array_equal(found.experts, chosen.reshape(-1)[order])
+    np.testing.assert_array_equal(found.sizes, np.bincount(chosen.reshape(-1), minlength=X + 1)[:X])
+    np.testing.assert_array_equal(found.places.reshape(-1)[order], np.arange(T * K))
 
 
-group_jitted = jax.jit(lambda chosen, size: group(chosen, X, size), static_argnums=1)
+GROUPS = [jax.jit(lambda chosen, way=way: grouped.group(chosen, X)) for way in range(2)]
 
 
 def test_blocks_hold_about_what_an_expert_gets():
-    assert [block_rows(rows, 4, 32) for rows in (1, 2, 16, 64, 256, 2048)] == [1, 2, 8, 8, 32, 64]
-    assert block_rows(3, 2, 2) == 3  # no expert gets a row twice
+    assert [grouped.block_rows(4 * rows, 32) for rows in (1, 2, 16, 64, 256, 2048)] == [4, 8, 8, 8, 32, 64]
+
+
+@pytest.mark.parametrize("has_kernels", [True, False])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "MXFP4", "Q4_1"])
+def test_rows_are_multiplied_by_the_matrix_of_their_group(monkeypatch, kind, has_kernels):
+    if not has_kernels:
+        monkeypatch.setattr(grouped, "is_on_one_cpu", lambda: False)
+    monkeypatch.setattr(grouped, "_FEWEST", 2)
+    sizes = np.array([0, 9, 0, 1, 5, 0], np.int32)
+    x, w = draw(17, 64), draw(6, 64, 40, seed=1)
+    if kind in ("MXFP4", "Q4_1"):
+        w = random_stack(kind, (6, 64, 40))
+        exact = np.stack([parameter(w.matrix_at(index)) for index in range(6)])
+        w = jax.tree.map(jnp.asarray, w)
+    else:
+        x, w = x.astype(kind), w.astype(kind)
+        exact = np.asarray(w, np.float64)
+    run = jax.jit(lambda x, w, sizes: grouped.grouped_matmul(x, w, sizes, products=PRODUCTS, dtype=jnp.float32))
+    found, used = np.asarray(run(x, w, sizes)), sizes.sum()
+    expected = np.einsum("mk,mkn->mn", np.asarray(x, np.float64)[:used], exact[np.repeat(np.arange(6), sizes)])
+    np.testing.assert_allclose(found[:used], expected, rtol=1e-4, atol=1e-3)
+    (alone,) = run(x[4:5], w, np.eye(6, dtype=np.int32)[1])
+    if has_kernels:
+        np.testing.assert_array_equal(alone, found[4])
+
+
+PRODUCTS = Products("float")
+
+
+def random_stack(kind, shape):
+    """Draw a quantised stack of projections: any bytes, and scales of about 1."""
+    random, like = np.random.default_rng(2), abstract(kind, shape, 1, 1)
+
+    def part(described):
+        if described.dtype != np.uint8:
+            return random.random(described.shape).astype(described.dtype)
+        return random.integers(0, 256, described.shape, np.uint8)
+
+    parts = {name: part(described) for name, described in like.parts()}
+    if kind == "MXFP4":
+        parts["scales"] = random.integers(125, 129, parts["scales"].shape, np.uint8)
+    return like.with_parts(parts)
+
+
+def test_padding_chooses_no_expert():
+    w, choice = weights(), random_choice(T)
+    padded = choice._replace(experts=choice.experts.at[4:].set(X))
+    run = jax.jit(lambda x, c: chosen_experts(x, w, c, Unit(CLAMPED)))
+    found = np.asarray(run(draw(T, E), padded))
+    np.testing.assert_array_equal(found[:4], np.asarray(run(draw(T, E), choice))[:4])
+    assert (found[4:] == 0).all()
 
 
 @pytest.mark.parametrize(("unit", "biases"), [("silu", False), (CLAMPED, True)])
