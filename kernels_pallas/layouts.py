@@ -13,6 +13,7 @@ A scale for a whole output, or for a matrix, is kept once for each group: 1/16 o
 of 128. `block_tiles.py` has the layout of the arrays. Not here: how files hold such weights.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -37,6 +38,7 @@ _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 FP8 = "float8_e4m3fn"
 GROUPS = (128, 64, 32)
 _SCALES = ("float16", "bfloat16", "float32")
+_DEVICES = 8  # that a matrix with one scale for all inputs stays divisible over
 
 
 def _grouped(group: int, scale_dtype: str) -> dict[Kind, Layout]:
@@ -52,6 +54,19 @@ def _grouped(group: int, scale_dtype: str) -> dict[Kind, Layout]:
 def layout_name(kind: Kind, group: int, scale_dtype: str) -> str:
     """Name a format of `LAYOUTS` by its kind, its group and the type of its scales."""
     return f"{kind}-{group}-{scale_dtype}"
+
+
+def repeated_group(inputs: int, bits: int, scale_bits: int) -> int | None:
+    """Return for how many inputs a scale that all of them share is kept, once for each group.
+
+    So many that the matrix stays divisible over up to eight devices as far as its blocks are, if that costs no more
+    than an eighth of the values' bytes. None: the inputs are no whole blocks.
+    """
+    dividing = [group for group in GROUPS if inputs % group == 0]
+    cheap = [group for group in dividing if 8 * scale_bits <= group * bits] or dividing
+    least = min(GROUPS)
+    fine = [group for group in cheap if inputs // group % math.gcd(inputs // least, _DEVICES) == 0]
+    return next(iter(fine or cheap[-1:]), None)
 
 
 LAYOUTS: Mapping[str, Layout] = {

@@ -4,9 +4,9 @@ Run by a maintainer, with the same Python as `make_fixtures.py`, which also runs
 
     python tests/make_family_fixtures.py [--gemma gemma-3-270m-q4_k_m.gguf] [--only gpt_oss mixtral]
 
-Of each tiny model of `helpers/tiny_families.py` and `helpers/packed.py`: config.json as transformers writes it, where the family has one also
-as files on the hub still have it (which transformers must read as the same model), the float32 logits of a prompt that
-is longer than every window, and what greedy sampling makes of a shorter one.
+Of each tiny model of `helpers/tiny_families.py` and `helpers/packed.py`: config.json as transformers writes it, where
+the family has one also as files on the hub still have it (which transformers must read as the same model), the float32
+logits of a prompt that is longer than every window, and what greedy sampling makes of a shorter one.
 """
 # Its packages are not in this project's environment.
 # mypy: ignore-errors

@@ -282,6 +282,7 @@ def by_float32(write: Writer, x_rows: list[Any], w: Any, w_row: Any, depth: Any,
 
 
 def by_bfloat16(write: Writer, x_rows: list[Any], w: Any, w_row: Any, depth: Any, vectors: int, mask: Any) -> list[Any]:
+    """Do the same with w of bfloat16."""
     return _by_rows(write, x_rows, w, w_row, depth, vectors, mask, I16)
 
 

@@ -54,8 +54,8 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
             config = chosen.config(of_family(settings, self._packing, has_own=chosen.packed_sources is not None))
         except ValueError as error:
             raise CheckpointError(f"{directory / CONFIG}: {error}") from None
-        self.method = None if self._packing is None else self._packing.method
         if self._packing is not None:
+            self.method, self.rounds_activations = self._packing.method, self._packing.rounds_activations
             self._file = _packed(self._file, chosen, self._packing, directory)
         self.config: ModelConfig = _as_stored(config, self._file)
         sources = chosen.sources if self._packing is None else chosen.packed_sources or chosen.sources
@@ -81,11 +81,6 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
         _, quantized = divide(wanted)
         if isinstance(file := self._file, MXFP4Files | PackedFiles):
             yield from stream_quantized(file, self._sources, quantized, allow_nonfinite=allow_nonfinite, report=report)
-
-    @property
-    def rounds_activations(self) -> bool:
-        """Return whether the method that packed the weights is made for activations that are quantised, too."""
-        return self._packing is not None and self._packing.rounds_activations
 
     def _kept(self) -> dict[str, str]:
         """Find the parameters that can stay as the files hold them: all matrices of a stack in the same format."""
@@ -140,8 +135,8 @@ def _packed(file: SafetensorsFiles, chosen: Format[Settings], packing: Packing, 
     found = PackedFiles(file, packing)
     if not any(found.packed()):
         raise CheckpointError(
-            f"{directory / CONFIG}: {KEY} names {packing.method}, but no tensor is packed by it: remove it, or fetch the "
-            "model again."
+            f"{directory / CONFIG}: {KEY} names {packing.method}, but no tensor is packed by it: remove it, or fetch "
+            "the model again."
         )
     return found
 

@@ -154,7 +154,7 @@ class PackedFiles(SafetensorsFiles):
             or found.max(initial=0) >= groups
         ):
             raise CheckpointError(
-                f"{index.path}: the groups of {k} inputs are expected to be {k} numbers below {groups}, and are others; "
+                f"{index.path}: the groups of {k} inputs are expected to be numbers below {groups}, and are not: "
                 "fetch the model again."
             )
         is_trivial = (found == -1).all() or np.array_equal(found, np.arange(k) // group)
@@ -169,8 +169,8 @@ class PackedFiles(SafetensorsFiles):
 
     def _refusal(self, name: str, tensor: Tensor, why: str) -> CheckpointError:
         return CheckpointError(
-            f"{tensor.path}: tensor {name!r}, {tensor.kind}{list(tensor.shape)}, is no weight that {self._method} packs "
-            f"and this version reads: {why}."
+            f"{tensor.path}: tensor {name!r}, {tensor.kind}{list(tensor.shape)}, is no weight that {self._method} "
+            f"packs and this version reads: {why}."
         )
 
     def packed(self) -> Iterator[tuple[str, PackedMatrix]]:

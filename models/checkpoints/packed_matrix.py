@@ -31,11 +31,10 @@ import ml_dtypes
 import numpy as np
 
 from ...kernels_pallas.block_tiles import BLOCK, Parts, numbers, scale_values
-from ...kernels_pallas.layouts import GROUPS, Kind, layout_name
+from ...kernels_pallas.layouts import GROUPS, Kind, layout_name, repeated_group
 from .safetensors import Tensor
 
 MXFP4 = "MXFP4"
-_DEVICES = 8  # that a matrix with one scale for all inputs stays divisible over
 _LITTLE, _NAN = 4, 0x7F  # bits of small values; of e4m3 NaN, whatever its sign
 # The place in a word, counted in values, of each of eight outputs of AWQ.
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -85,17 +84,11 @@ class PackedMatrix:
         return None if group is None else layout_name(self.kind, group, dtype.name)
 
     def _kept_group(self) -> int | None:
-        """Return for how many inputs a scale can be kept: as in the file or, where that has one for all, repeated.
-
-        One for all inputs is repeated so often that the matrix stays divisible over devices as far as its blocks are,
-        if that costs no more than an eighth of the values' bytes.
-        """
+        """Return for how many inputs a scale can be kept: as in the file or, where that has one for all, repeated."""
         k, scale_bits = self.shape[1], 8 * _DTYPES[self.tensors["scales"].kind].itemsize
-        dividing = [group for group in GROUPS if k % group == 0]
         if self.group < k:
-            return next((group for group in dividing if self.group % group == 0), None)
-        cheap = [group for group in dividing if 8 * scale_bits <= group * self.bits] or dividing
-        return next((group for group in cheap if k // group % math.gcd(k // BLOCK, _DEVICES) == 0), cheap[-1])
+            return next((group for group in GROUPS if k % group == 0 and self.group % group == 0), None)
+        return repeated_group(k, self.bits, scale_bits)
 
     def parts(self, start: int, stop: int, group: int | None = None) -> Parts:
         """Read rows `start` to `stop - 1`; scales and zeros for each `group` inputs, by default for each input.
@@ -124,7 +117,8 @@ class PackedMatrix:
                 return (values.astype(np.float32) - zeros.astype(np.float32)) * scales.astype(np.float32)
             name = MXFP4 if self.kind is None else layout_name(self.kind, BLOCK, "float32")
             floats, by = numbers(name, values), scale_values(name, scales)
-            return floats * (np.repeat(by, BLOCK, axis=1) if self.kind is None else by)
+            weights: np.ndarray = floats * (np.repeat(by, BLOCK, axis=1) if self.kind is None else by)
+            return weights
 
     def _groups(self) -> np.ndarray:
         """Return each input's group, [k]."""

@@ -89,9 +89,13 @@ def _read_matrix(
 
 def _in_order(parts: Parts, source: Source, every: int) -> Parts:
     """Take every so-manieth row, in the order of the parameter."""
-    taken = (None if part is None else part[::every] for part in parts)
     pairs = source.rotary_pairs
-    return Parts(*(part if part is None or pairs is None else halves(part, pairs) for part in taken))
+
+    def ordered(rows: np.ndarray) -> np.ndarray:
+        return rows[::every] if pairs is None else halves(rows[::every], pairs)
+
+    mins = None if parts.mins is None else ordered(parts.mins)
+    return Parts(ordered(parts.values), ordered(parts.scales), mins)
 
 
 def _are_finite(format_name: str, packed: Tiles) -> bool:

@@ -51,7 +51,7 @@ def words(values, bits, order=None):
 
 
 def per_group(scales, weight, group):
-    """Repeat the scale of each output for its groups, [n, G]; less by a power of two in some, as whole numbers allow."""
+    """Repeat the scale of each output for its groups, [n, G]."""
     return np.repeat(scales, weight.shape[1] // group, axis=1)
 
 
