@@ -38,10 +38,15 @@ scaling       limit (the first so many), keep (a share), copies (superimposed), 
 """
 
 
-def add_load_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the load, the model, and the device or profile that costs are of."""
+def add_load_arguments(parser: argparse.ArgumentParser, *, is_required: bool = True) -> None:
+    """Declare the load, which may be left out unless it `is_required`, the model, and the device or profile that costs
+    are of."""
     parser.add_argument(
-        "--trace", metavar="LOAD", type=arguments.not_empty, required=True, help="a trace or a generator, see above"
+        "--trace",
+        metavar="LOAD",
+        type=arguments.not_empty,
+        required=is_required,
+        help="a trace or a generator, see above",
     )
     parser.add_argument(
         "--model", metavar="NAME", type=arguments.not_empty, required=True,

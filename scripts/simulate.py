@@ -19,7 +19,7 @@ Run a load through Twinmesh's own scheduler in virtual time, on devices that nee
 
 Costs of steps come from a profile (--profile) or from the published peaks of a device, which nobody has measured. The
 memory plan is start-up's own: what does not fit is refused with its arithmetic. Weights are as in the engine that a
-profile was measured with; without one they are not quantised, as on a GPU where nobody asks for it.
+profile was measured with; without one those stay quantised that a GPU would keep so (--quantization).
 
 {HELP}"""
 
@@ -27,7 +27,7 @@ profile was measured with; without one they are not quantised, as on a GPU where
 OPTIONS = (
     "topology", "roles", "policy", "max_model_len", "page_size", "max_num_seqs", "prefill_buckets", "decode_buckets",
     "decode_steps", "kv_cache_bytes", "memory_fraction", "enable_prefix_caching", "deterministic", "max_retries",
-    "age_seconds", "max_waiting", "max_waiting_tokens", "decision_log",
+    "age_seconds", "max_waiting", "max_waiting_tokens", "quantization", "decision_log",
 )  # fmt: skip
 
 

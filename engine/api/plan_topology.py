@@ -25,6 +25,7 @@ def plan_topology(
     profile: str | PathLike[str] | None = None,
     max_model_len: int | None = None,
     kv_cache_bytes: int | None = None,
+    quantization: str = "auto",
     requests: int = REQUESTS,
     budget: int = BUDGET,
     say: Callable[[str], None] = lambda text: None,
@@ -40,6 +41,7 @@ def plan_topology(
         profile: costs that were measured, as `twinmesh profile` writes them; None: the roofline of the device's peaks.
         max_model_len: longest prompt and completion together, in tokens; None: the model's, or what memory allows.
         kv_cache_bytes: most memory of a mesh for KV; None: what the device leaves.
+        quantization: what becomes of weights that the files hold quantised: auto, keep or none.
         requests: of the workload so many are simulated, the first.
         budget: topologies that are simulated at most; what would have to change takes up to 15 more simulations.
         say: is told what is being done.
@@ -65,6 +67,7 @@ def plan_topology(
             page_size=64 if costs is None else costs.page_size,
             max_model_len=max_model_len,
             kv_cache_bytes=kv_cache_bytes,
+            quantization=quantization,
             slo=wanted,
         )
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from ...models.config import ModelConfig
 from ..scheduler.policy import Policy
 from ..sizing.asked import Asked
-from .capacity import DeviceMemory, capacity
+from ..sizing.weight_sizes import kept_on_gpus
+from .capacity import DeviceMemory, plan_memory
 from .costs.devices import DevicePeaks, device_named, peaks_of
 from .costs.profile import Profile, check_profile
 from .costs.roofline import roofline
@@ -71,7 +72,7 @@ def assemble(
     profile_name: str = "the profile",
     formats: Mapping[str, str] | None = None,
 ) -> SimulatedEngine:
-    """Make the engine. It has the weights quantised that a profile's engine kept so; GPUs keep none if nobody asks.
+    """Make the engine. It has the weights quantised that a profile's engine kept so, or that a GPU would keep.
 
     Args:
         name: the model's, as profiles have it.
@@ -88,13 +89,18 @@ def assemble(
     profile = source.profile
     # Where a profile has the bucket of one row, the engine that was measured had kernels for it.
     has_kernels = profile is not None and profile.decode_buckets[0] == 1
-    kept = {path: kind for path, kind in (formats or {}).items() if profile is not None and kind in profile.formats}
-    config, pools = capacity(
-        model, asked, source.memory, source.dtype, name=name, formats=kept, has_kernels=has_kernels
+    stored = formats or {}
+    if profile is None:
+        kept = kept_on_gpus(asked.quantization, stored)
+    else:
+        kept = {path: kind for path, kind in stored.items() if kind in profile.formats}
+    planned = plan_memory(
+        model, asked, source.memory, source.dtype, name=name, kept=kept, stored=stored, has_kernels=has_kernels
     )
+    config, pools = planned.config, planned.pools
     if profile is None:
         assert source.peaks is not None
-        return SimulatedEngine(config, pools, roofline(model, config, source.peaks), policy)
+        return SimulatedEngine(config, pools, roofline(model, config, source.peaks, formats=kept), policy)
     config = replace(config, formats=profile.formats)  # whatever they are, the costs are of them
     check_profile(profile, config, model=name, device=profile.device, name=profile_name)
     return SimulatedEngine(config, pools, profile.costs, policy)

@@ -6,16 +6,16 @@ devices and files is given here: the kind of device, its memory, and which weigh
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ...models.config import ModelConfig
 from ..config import EngineConfig, PoolSize
 from ..sizing.asked import Asked
 from ..sizing.defaults import Defaults, defaults_for, engine_config
-from ..sizing.device_memory import FRACTION, Reported, Share, free_bytes
+from ..sizing.device_memory import FRACTION, FRAGMENTS, Reported, Share, free_bytes, host_budget
+from ..sizing.fitting import Fit, Memory, Need, check_fits, gib
 from ..sizing.heads import check_tp, model_on
-from ..sizing.memory_needs import request_bytes, temporary_bytes, transit_bytes
 from ..sizing.pools import size_pools
-from ..sizing.weight_sizes import weight_bytes
 from ..topology import MeshSpec
 
 
@@ -24,13 +24,22 @@ class DeviceMemory:
     """A kind of device, as far as its memory goes."""
 
     kind: str  # as JAX names it, or short, as in "h100"
-    bytes: int | None  # of each; None: only `kv_cache_bytes` says what there is, as on CPUs
+    bytes: int | None  # of each GPU, or available on a CPU's host; None: only `kv_cache_bytes` says what there is
     platform: str = "gpu"  # as JAX names it
 
     @property
     def defaults(self) -> Defaults:
         """Return what an engine gets on it where nobody says otherwise."""
         return defaults_for(self.platform, self.kind.upper())
+
+
+class Planned(NamedTuple):
+    """What an engine's memory is divided into."""
+
+    config: EngineConfig
+    pools: tuple[PoolSize, ...]  # of each mesh
+    needs: tuple[Need, ...]  # of each mesh, on each of its devices; on a host, on all of them together
+    memory: Memory | None  # that each device has, or the host; None: nobody says
 
 
 def capacity(
@@ -43,7 +52,23 @@ def capacity(
     formats: Mapping[str, str] | None = None,
     has_kernels: bool = False,
 ) -> tuple[EngineConfig, tuple[PoolSize, ...]]:
-    """Return the configuration and the pools that an engine would have.
+    """Return the configuration and the pools that an engine would have; arguments and errors as of `plan_memory`."""
+    planned = plan_memory(model, asked, device, dtype, name=name, kept=formats, has_kernels=has_kernels)
+    return planned.config, planned.pools
+
+
+def plan_memory(
+    model: ModelConfig,
+    asked: Asked,
+    device: DeviceMemory,
+    dtype: str = "bfloat16",
+    *,
+    name: str = "the model",
+    kept: Mapping[str, str] | None = None,
+    stored: Mapping[str, str] | None = None,
+    has_kernels: bool = False,
+) -> Planned:
+    """Divide the memory of the devices that an engine would have.
 
     Args:
         model: what it serves.
@@ -51,7 +76,8 @@ def capacity(
         device: what it runs on.
         dtype: of activations, KV and the weights that are not quantised.
         name: of the model, in messages.
-        formats: path -> format, of the parameters that stay quantised; None: there are none.
+        kept: path -> format, of the parameters that stay quantised; None: there are none.
+        stored: of those that the files hold quantised, for the remedy of a refusal; None: those that stay.
         has_kernels: whether products of one 16-bit row are as fast as they should be, as on CPUs with our kernels.
 
     Raises:
@@ -65,56 +91,41 @@ def capacity(
     if has_kernels:
         defaults = replace(defaults, has_kernels=True)
     config = engine_config(asked, model, defaults, dtype)
-    models = {spec: model_on(model, spec.tp) for spec in dict.fromkeys(meshes)}
-    budgets = {}
-    for spec, on_mesh in models.items():
-        weights = weight_bytes(on_mesh, dtype, spec.tp, formats)
-        budgets[spec] = _budget(name, on_mesh, weights, asked, config, device, spec)
-    config, pools = size_pools(
-        config,
-        [models[spec] for spec in meshes],
-        [budgets[spec] for spec in meshes],
-        defaults.staging_part,
-        asked.max_model_len,
-    )
-    return config, tuple(pools)
+    kept = kept or {}
+    memory = None if device.bytes is None else _memory(asked, device, device.bytes)
 
+    def fit(meshes: tuple[MeshSpec, ...]) -> Fit:
+        return Fit(
+            name, model, config, meshes, memory or Memory(0, device.kind), defaults.staging_part, asked.max_model_len,
+            kept, kept if stored is None else stored,
+        )  # fmt: skip
 
-def _budget(
-    name: str,
-    on_mesh: ModelConfig,
-    weights: int,
-    asked: Asked,
-    config: EngineConfig,
-    device: DeviceMemory,
-    spec: MeshSpec,
-) -> int:
-    """Return the bytes of one mesh for KV pages and staging; `weights`: bytes on each of its devices."""
-    most = asked.kv_cache_bytes
-    if device.bytes is None:
-        if most is None:
+    if memory is None:
+        if asked.kv_cache_bytes is None:
             raise ValueError(f"nobody says how much memory {device.kind} has: give kv_cache_bytes.")
-        return most
-    needs = {
-        "weights": weights,
-        "request state": request_bytes(on_mesh, config) + transit_bytes(config),
-        "temporaries": temporary_bytes(on_mesh, config, spec.tp),
-    }
+        needs, budgets = fit(meshes).needs, [asked.kv_cache_bytes for _ in meshes]
+    elif memory.is_host:
+        whole = fit(meshes)
+        check_fits(whole)
+        needs, to_load = whole.needs, sum(need.weight_bytes for need in whole.needs)
+        most = asked.kv_cache_bytes
+        budgets = [host_budget(memory.usable, to_load, len(meshes)) if most is None else most for _ in meshes]
+    else:
+        fits = {spec: fit((spec,)) for spec in dict.fromkeys(meshes)}
+        for one in fits.values():
+            check_fits(one)
+        needs = tuple(fits[spec].needs[0] for spec in meshes)
+        left = [(memory.usable - need.total + need.kv) * spec.tp for need, spec in zip(needs, meshes, strict=True)]
+        budgets = left if asked.kv_cache_bytes is None else [min(size, asked.kv_cache_bytes) for size in left]
+    models = [model_on(model, spec.tp) for spec in meshes]
+    config, pools = size_pools(config, models, budgets, defaults.staging_part, asked.max_model_len)
+    return Planned(config, tuple(pools), needs, memory)
+
+
+def _memory(asked: Asked, device: DeviceMemory, size: int) -> Memory:
+    """Return what an engine may take of a device, or of a host."""
+    if device.platform == "cpu":
+        return Memory(size, f"{gib(size)} of memory that the host has available", is_host=True)
     held = FRACTION if asked.memory_fraction is None else asked.memory_fraction
-    share = Share(held, asked.memory_fraction)
-    aside = needs["request state"] + needs["temporaries"]
-    free = free_bytes(Reported(int(held * device.bytes), needs["weights"]), share) - aside
-    if free <= 0:
-        raise ValueError(_too_small(name, needs, held, device, spec))
-    return free * spec.tp if most is None else min(free * spec.tp, most)
-
-
-def _too_small(name: str, needs: dict[str, int], held: float, device: DeviceMemory, spec: MeshSpec) -> str:
-    assert device.bytes is not None
-    parts = " + ".join(f"{size / 2**30:.2f} GiB of {name}" for name, size in needs.items())
-    whole = held * device.bytes / 2**30
-    return (
-        f"{name} does not fit at tp {spec.tp}: each device of the {spec.role} mesh needs {parts} = "
-        f"{sum(needs.values()) / 2**30:.2f} GiB before any KV, and {held:g} of {device.kind}'s "
-        f"{device.bytes / 2**30:.2f} GiB are {whole:.2f}: raise tp, or lower max_num_seqs or prefill_buckets."
-    )
+    usable = free_bytes(Reported(int(held * size), 0), Share(held, asked.memory_fraction))
+    return Memory(usable, f"{held:g} of {device.kind}'s {gib(size)}, less {FRAGMENTS:.0%} for gaps")

@@ -93,6 +93,11 @@ class Asked(Protocol):
         ...
 
     @property
+    def quantization(self) -> str:
+        """Return what becomes of weights that the files hold quantised: one of `QUANTIZATIONS`."""
+        ...
+
+    @property
     def memory_fraction(self) -> float | None:
         """Return the part of each GPU's memory."""
         ...

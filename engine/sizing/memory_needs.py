@@ -1,4 +1,4 @@
-"""Bytes that a mesh needs besides weights and KV pages, and those of a page: request state, temporaries.
+"""Bytes of a page of KV, and of the request state that a mesh has besides.
 
 Invariant: these are the bytes of the arrays that the device plane makes (`worker/kv_cache.py`, `models/decoder.py`),
 counted without making them; tests compare.
@@ -11,9 +11,6 @@ from .cache_groups import groups
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of each of `config.DTYPES`
 TRANSFERS_WITH_STATE = 8  # that may carry a request's state at once, for each mesh
-# Bytes of temporaries for each logit of a row that is sampled for, and splits of a request in decode attention.
-_SAMPLER_BYTES, _MOST_SPLITS = 32, 64
-_BLOCK_ROWS = 64  # of a block of rows that pass one expert, at most
 _SCALARS = 11  # numbers of 4 bytes that a slot has, and for each token of the vocabulary it has two
 _DENSE_NUMBERS = 2
 
@@ -39,31 +36,3 @@ def state_bytes() -> int:
 def transit_bytes(config: EngineConfig) -> int:
     """Return bytes of request state on each device that is on its way: staging is for KV pages, and it comes on top."""
     return TRANSFERS_WITH_STATE * state_bytes() if config.has_handoffs else 0
-
-
-def temporary_bytes(model: ModelConfig, config: EngineConfig, tp: int) -> int:
-    """Return bytes of temporaries that a GPU's steps may take on each device, besides weights, KV and request state.
-
-    They are those of the largest prefill step's layers, of the sampler, of decode attention's partial sums, and one
-    parameter, the largest, which exists twice while it is replaced. `tests/h100` compares with what XLA plans; a CPU
-    takes them from the memory that its KV leaves.
-    """
-    size, rows = ITEM_BYTES[config.dtype], config.decode_buckets[-1]
-    layer = size * (2 * model.intermediate_size // tp + 4 * model.hidden_size)  # gate and up; rows of the hidden state
-    # A fused step has the rows of both phases at once.
-    fused = rows if any(spec.fused for spec in config.topology.meshes) else 0
-    sampled = max(rows, config.prefill_rows + fused) * model.vocab_size * _SAMPLER_BYTES
-    heads = -(-model.num_heads // (4 * tp)) * 4
-    sums = 4 * 2 * rows * _MOST_SPLITS * heads * model.head_dim
-    largest = model.vocab_size * model.hidden_size * size // tp
-    tokens = config.chunk_size + fused
-    return tokens * layer + sampled + sums + largest + _expert_bytes(model, tokens, tp, size)
-
-
-def _expert_bytes(model: ModelConfig, tokens: int, tp: int, size: int) -> int:
-    """Return bytes of a mixture of experts' temporaries: every choice's output in float32, in blocks of rows that may
-    be empty in part, and the weights of the expert at work."""
-    if model.experts is None:
-        return 0
-    choices = tokens * model.experts.per_token + model.experts.count * _BLOCK_ROWS
-    return 4 * choices * model.hidden_size + 3 * size * model.hidden_size * model.intermediate_size // tp

@@ -1,6 +1,6 @@
 """How many pages a mesh's memory holds, and refusals that show the arithmetic."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -86,6 +86,15 @@ def pool_that_fits(budget: int, per_page: tuple[int, ...], config: EngineConfig,
     needed = [config.most_pages(window) for window in config.windows]
     pages = tuple(min(config.max_num_seqs * count, rest * count // request) for count in needed)
     return PoolSize(pages, per_page, staging)
+
+
+def least_budget(per_page: tuple[int, ...], config: EngineConfig, part: int) -> int:
+    """Return the fewest bytes with which `pool_that_fits` finds room for one request of the config's length."""
+    request = _request(per_page, config)
+    most = request + _staging(part * request, per_page, config, part) + _staging(0, per_page, config, part)
+    budgets = range(request, 2 * most + part)
+    found = bisect_left(budgets, True, key=lambda budget: budget - _staging(budget, per_page, config, part) >= request)
+    return budgets[min(found, len(budgets) - 1)]
 
 
 def _staging(budget: int, per_page: tuple[int, ...], config: EngineConfig, part: int) -> int:

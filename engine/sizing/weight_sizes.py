@@ -1,23 +1,48 @@
-"""Bytes of a model's weights on each device of a mesh, counted without making them; quantised ones included.
+"""Bytes of a model's weights on each device of a mesh, by what they are and by format, counted without making them.
 
 Invariant: these are the bytes of the arrays that the device plane makes (`models/decoder.py`, `kernels_pallas/
 block_tiles.py`) and divides (`sharding/mesh.py`); tests compare. Which parameters stay quantised is not decided here.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ...models.config import ModelConfig
+from .heads import model_on
 from .memory_needs import ITEM_BYTES
 
 # Bits of a weight in each format that may stay: its own, and its part of scales and smallest values.
-FORMAT_BITS = {"Q8_0": 8.5, "Q5_0": 5.5, "Q4_0": 4.5, "Q4_1": 5.0, "Q6_K": 8.0, "Q4_K": 6.0, "MXFP4": 4.25}
-_TILE = 16  # outputs of a quantised matrix that lie together
+_GGUF_BITS = {"Q8_0": 8.5, "Q5_0": 5.5, "Q4_0": 4.5, "Q4_1": 5.0, "Q6_K": 8.0, "Q4_K": 6.0, "MXFP4": 4.25}
+# Hugging Face's are named KIND-GROUP-DTYPE: so many inputs share a scale of that type and, of unsigned integers, a byte
+# that stands for 0. A scale of a whole output is kept once for each group.
+_KINDS, _GROUPS = {"FP8": 8, "INT8": 8, "INT4": 4, "UINT8": 8, "UINT4": 4}, (32, 64, 128)
+FORMAT_BITS = _GGUF_BITS | {
+    f"{kind}-{group}-{dtype}": bits + (8 * size + 8 * kind.startswith("U")) / group
+    for kind, bits in _KINDS.items()
+    for group in _GROUPS
+    for dtype, size in ITEM_BYTES.items()
+}
+# Of them those that there are kernels for on GPUs: a GPU keeps the others only where it is asked to.
+GPU_FORMATS: tuple[str, ...] = ()
+_TILE, _BLOCK = 16, 32  # outputs, and inputs, of a quantised matrix that lie together
+
+
+class WeightPart(NamedTuple):
+    """Weights of one kind that are kept in one format."""
+
+    kind: str  # one of `KINDS`
+    format: str  # a dtype, or one of `FORMAT_BITS`
+    bytes: int  # on each device of a mesh
+
+
+KINDS = ("embedding", "attention", "MLP", "experts", "router", "norms", "head")
 
 
 class _Matrix(NamedTuple):
     """A parameter that a product multiplies by; a mesh divides it along either side."""
 
+    kind: str
     path: str
     outputs: int
     inputs: int
@@ -27,50 +52,100 @@ class _Matrix(NamedTuple):
 
 
 def weight_bytes(model: ModelConfig, dtype: str, tp: int, formats: Mapping[str, str] | None = None) -> int:
-    """Return bytes of weights on each device of a mesh.
+    """Return bytes of weights on each device of a mesh; arguments as of `weight_parts`."""
+    return sum(part.bytes for part in weight_parts(model, dtype, tp, formats))
+
+
+def weight_parts(
+    model: ModelConfig, dtype: str, tp: int, formats: Mapping[str, str] | None = None
+) -> tuple[WeightPart, ...]:
+    """Count the weights on each device of a mesh, by what they are (in the order of `KINDS`) and by format.
 
     Args:
         model: as the mesh runs it (`heads.model_on`).
-        dtype: of the weights that are not quantised; norms are float32.
+        dtype: of the weights that are not quantised; norms and sinks are float32.
         tp: devices of the mesh. Heads, MLP columns and the vocabulary are divided.
         formats: path -> format, of the parameters that stay quantised, which the mesh cuts nowhere.
     """
+    kept, item, sums = formats or {}, ITEM_BYTES[dtype], defaultdict[tuple[str, str], int](int)
+    for matrix in _matrices(model):
+        form = kept.get(matrix.path)
+        sums[matrix.kind, form or dtype] += _bytes(matrix, item, form, tp)
+    for kind, form, size in _vectors(model, dtype, tp):
+        sums[kind, form] += size
+    found = (WeightPart(kind, form, size) for (kind, form), size in sums.items() if size)
+    return tuple(sorted(found, key=lambda part: (KINDS.index(part.kind), part.format)))
+
+
+def largest_parameter(model: ModelConfig, dtype: str, tp: int, formats: Mapping[str, str] | None = None) -> int:
+    """Return the bytes of the largest one on each device of a mesh; arguments as of `weight_parts`."""
     kept, item = formats or {}, ITEM_BYTES[dtype]
-    matrices = sum(_bytes(matrix, item, kept.get(matrix.path), tp) for matrix in _matrices(model))
+    return max(_bytes(matrix, item, kept.get(matrix.path), tp) for matrix in _matrices(model))
+
+
+def _vectors(model: ModelConfig, dtype: str, tp: int) -> Iterator[WeightPart]:
+    """Count what no product multiplies by: biases, norms and sinks."""
+    layers, item = model.num_layers, ITEM_BYTES[dtype]
     norms = (4 if model.sandwich_norms else 2) * model.hidden_size + (2 * model.head_dim if model.qk_norm else 0)
-    sinks = model.num_heads // tp if model.has_sinks else 0
-    layers = model.num_layers * (item * _biases(model, tp) + 4 * (norms + sinks))
-    return matrices + layers + 4 * model.hidden_size
-
-
-def _biases(model: ModelConfig, tp: int) -> int:
-    """Count the numbers in a layer's biases on each device."""
+    yield WeightPart("norms", "float32", 4 * (layers * norms + model.hidden_size))
     divided = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim if model.qkv_bias else 0
     whole = model.hidden_size if model.output_bias else 0
+    yield WeightPart("attention", dtype, layers * item * (divided // tp + whole))
+    yield WeightPart("attention", "float32", layers * 4 * (model.num_heads // tp if model.has_sinks else 0))
     if model.experts is not None and model.experts.has_bias:
-        divided += 2 * model.experts.count * model.intermediate_size
-        whole += model.experts.count * (1 + model.hidden_size)
-    return divided // tp + whole
+        count = model.experts.count
+        each = 2 * model.intermediate_size // tp + model.hidden_size
+        yield WeightPart("experts", dtype, layers * item * count * each)
+        yield WeightPart("router", dtype, layers * item * count)
 
 
 def _matrices(model: ModelConfig) -> Iterator[_Matrix]:
     hidden, inner = model.hidden_size, model.intermediate_size
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    count = 1 if model.experts is None else model.experts.count
+    kind = "MLP" if model.experts is None else "experts"
     for layer in range(model.num_layers):
         attention, mlp = f"layers.{layer}.attention", f"layers.{layer}.mlp"
-        yield _Matrix(f"{attention}.q_proj", queries, hidden)
-        yield _Matrix(f"{attention}.k_proj", keys, hidden)
-        yield _Matrix(f"{attention}.v_proj", keys, hidden)
-        yield _Matrix(f"{attention}.o_proj", hidden, queries)
-        count = 1 if model.experts is None else model.experts.count
-        yield _Matrix(f"{mlp}.gate_proj", inner, hidden, stack=count)
-        yield _Matrix(f"{mlp}.up_proj", inner, hidden, stack=count)
-        yield _Matrix(f"{mlp}.down_proj", hidden, inner, stack=count)
+        yield _Matrix("attention", f"{attention}.q_proj", queries, hidden)
+        yield _Matrix("attention", f"{attention}.k_proj", keys, hidden)
+        yield _Matrix("attention", f"{attention}.v_proj", keys, hidden)
+        yield _Matrix("attention", f"{attention}.o_proj", hidden, queries)
+        yield _Matrix(kind, f"{mlp}.gate_proj", inner, hidden, stack=count)
+        yield _Matrix(kind, f"{mlp}.up_proj", inner, hidden, stack=count)
+        yield _Matrix(kind, f"{mlp}.down_proj", hidden, inner, stack=count)
         if model.experts is not None:
-            yield _Matrix(f"{mlp}.router", count, hidden, is_whole=True)
-    yield _Matrix("embedding.weight", model.vocab_size, hidden, is_table=True)
+            yield _Matrix("router", f"{mlp}.router", count, hidden, is_whole=True)
+    yield _Matrix("embedding", "embedding.weight", model.vocab_size, hidden, is_table=True)
     if not model.tie_embeddings:
-        yield _Matrix("head.weight", model.vocab_size, hidden, is_table=True)
+        yield _Matrix("head", "head.weight", model.vocab_size, hidden, is_table=True)
+
+
+def kept_on_gpus(asked: str, stored: Mapping[str, str]) -> Mapping[str, str]:
+    """Return those of the parameters that files hold quantised which stay so on GPUs, path -> format.
+
+    `asked` is the engine's `quantization`: auto, keep or none.
+    """
+    if asked == "keep":
+        return stored
+    return {path: form for path, form in stored.items() if asked == "auto" and form in GPU_FORMATS}
+
+
+def kept_on(model: ModelConfig, tp: int, formats: Mapping[str, str]) -> Mapping[str, str]:
+    """Return those of quantised parameters that a mesh of `tp` devices can keep so, path -> format: the others would be
+    cut inside a tile of outputs or a block of inputs. `model` is the checkpoint's."""
+    if tp == 1 or not formats:
+        return formats
+    cut = set[str]()
+    repeats = model.num_kv_heads < tp
+    for matrix in _matrices(model_on(model, tp)):
+        name = matrix.path.rpartition(".")[2]
+        if name in ("o_proj", "down_proj"):
+            is_cut = matrix.inputs // tp % _BLOCK != 0
+        else:
+            is_cut = not matrix.is_table and not matrix.is_whole and matrix.outputs // tp % _TILE != 0
+        if is_cut or (repeats and name in ("k_proj", "v_proj") and model.head_dim % _TILE):
+            cut.add(matrix.path)
+    return {path: form for path, form in formats.items() if path not in cut}
 
 
 def _bytes(matrix: _Matrix, item: int, format_name: str | None, tp: int) -> int:

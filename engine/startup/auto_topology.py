@@ -74,7 +74,7 @@ def choose_topology(
     if first.platform == "cpu" and options.devices is None:
         why = "CPU devices share cores and memory, so one mesh does both"
         return Chosen(replace(options, topology="both=1"), why)
-    memory = _memory(first, share)
+    memory = device_memory(first, share)
     tp, sized = _smallest(options, model, dtype, memory, formats, count)
     meshes = 1 if is_for_one else count // tp
     left_over = "" if is_for_one or count % tp == 0 else f" and leaves {count % tp} of them idle"
@@ -89,12 +89,15 @@ def choose_topology(
     slo = options.slo.with_percentile()
     wanted = replace(pooled, slo=slo)
     peaks = peaks_of(first.device_kind)
+    kept = choose(options.quantization, formats, model, first.platform, [tp], options.activations).kept
     if sized is None or peaks is None:
         return Chosen(wanted, f"{fits}; nothing is known of such a device's speed, so all do both until it is measured")
-    rate, best = _first_roles(SimulatedEngine(*sized, roofline(model, sized[0], peaks)), slo)
+    rate, best = _first_roles(SimulatedEngine(*sized, roofline(model, sized[0], peaks, formats=kept)), slo)
     fused = _fused(options, model, dtype, memory, formats, (meshes, tp))
     if fused is not None:
-        rate_fused, best_fused = _first_roles(SimulatedEngine(*fused, roofline(model, fused[0], peaks)), slo)
+        rate_fused, best_fused = _first_roles(
+            SimulatedEngine(*fused, roofline(model, fused[0], peaks, formats=kept)), slo
+        )
         if best_fused is not None and rate_fused > rate:
             rate, best, wanted = rate_fused, best_fused, replace(wanted, topology=_named(_FUSED, meshes, tp))
     mix = f"prompts of {_PROMPT} and answers of {_ANSWER} tokens"
@@ -108,7 +111,7 @@ def _named(role: str, meshes: int, tp: int) -> str:
     return f"{role}={meshes}" + (f"xtp{tp}" if tp > 1 else "")
 
 
-def _memory(device: jax.Device, share: Share) -> DeviceMemory:
+def device_memory(device: jax.Device, share: Share) -> DeviceMemory:
     """Return what a device has, of which JAX's allocator holds a part; None: it does not say, as CPUs."""
     stats = device.memory_stats()
     size = None if stats is None else int(stats["bytes_limit"] / share.held)

@@ -42,8 +42,9 @@ from ..sharding.weights import Params, held, load_weights
 from ..sizing.defaults import Defaults, compile_threads, defaults_for, engine_config
 from ..sizing.device_memory import Share
 from ..sizing.heads import check_tp, model_on
-from ..sizing.memory_needs import request_bytes, temporary_bytes, transit_bytes
+from ..sizing.memory_needs import request_bytes, transit_bytes
 from ..sizing.pools import size_pools
+from ..sizing.temporaries import temporary_bytes
 from ..sizing.weight_sizes import weight_bytes
 from ..worker.jax_settings import own_settings
 from ..worker.kv_cache import abstract_state
@@ -56,7 +57,7 @@ from .dtype import choose_dtype, parse_dtype, read_cpu_flags
 from .gpu_memory import backend_has_started, check_share, request_share
 from .kept_programs import kept_or_compiled
 from .links import time_links, warn_if_staged
-from .memory import give_back_freed, memory_for_kv
+from .memory import check_room, give_back_freed, memory_for_kv
 from .one_request import OneRequest
 from .quantization import Quantized, activations_line, asked_of, choose, cpu_kernels, dequantized_line, start_line
 
@@ -160,10 +161,12 @@ def _start_core(
         loader.compile_ahead(*cpu_kernels(model, dtype, quantized))
     if options.progress:
         say(start_line(quantized, dtype.name))
+    part, asked_len = defaults.staging_part, options.max_model_len
+    check_room(name_of(options.model), model, config, meshes, share, part, asked_len, quantized)
     # A CPU's memory is that of its host, of which the weights' part is known: programs compile while they are loaded.
     weights = None if is_cpu else load(dtype, meshes, quantized.kept)
     to_load = _weight_bytes(model, dtype, quantized.kept, meshes) if is_cpu else 0
-    config, pools = _size_pools(config, options, defaults, share, model, meshes, to_load)
+    config, pools = _size_pools(config, options, defaults, share, model, meshes, to_load, quantized.kept)
     if request is not None:
         config = request.narrow_prefill(config)
     plans = mesh_plans(model, config, quantized, meshes, pools)
@@ -298,14 +301,15 @@ def _size_pools(
     model: ModelConfig,
     meshes: Sequence[Mesh],
     to_load: int,
+    formats: Mapping[str, str],
 ) -> tuple[EngineConfig, list[PoolSize]]:
     """Size each mesh's pools. A max_model_len that was asked for must fit; one that was not shrinks until it does.
 
-    `to_load`: bytes of weights that are not loaded yet.
+    `to_load`: bytes of weights that are not loaded yet; `formats`: path -> format, of those that stay quantised.
     """
     models, in_transit = [model_on(model, mesh.size) for mesh in meshes], transit_bytes(config)
     reserved = [
-        request_bytes(on_mesh, config) + in_transit + temporary_bytes(on_mesh, config, mesh.size)
+        request_bytes(on_mesh, config) + in_transit + temporary_bytes(on_mesh, config, mesh.size, formats)
         for on_mesh, mesh in zip(models, meshes, strict=True)
     ]
     budgets = memory_for_kv(meshes, options.kv_cache_bytes, reserved, share, to_load)

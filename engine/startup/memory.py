@@ -9,8 +9,12 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from ..sizing.device_memory import Reported, Share, free_bytes
-from ..sizing.pools import in_steps
+from ...models.config import ModelConfig
+from ..config import EngineConfig
+from ..sizing.device_memory import FRAGMENTS, Reported, Share, free_bytes, host_budget
+from ..sizing.fitting import Fit, Memory, check_fits
+from ..topology import MeshSpec
+from .quantization import Quantized
 
 
 def memory_for_kv(
@@ -38,8 +42,7 @@ def memory_for_kv(
         elif most is not None:
             budgets.append(most)
         elif device.platform == "cpu":
-            left = max(0, _available_memory() - to_load)
-            budgets.append(min(in_steps(left // (4 * len(meshes))), 2 << 30))
+            budgets.append(host_budget(available_memory(), to_load, len(meshes)))
         else:
             raise ValueError(
                 f"{device.device_kind} does not report its memory, as with XLA_PYTHON_CLIENT_ALLOCATOR=platform: "
@@ -48,7 +51,61 @@ def memory_for_kv(
     return budgets
 
 
-def _available_memory() -> int:
+def check_room(
+    name: str,
+    model: ModelConfig,
+    config: EngineConfig,
+    meshes: Sequence[Mesh],
+    share: Share,
+    part: int,
+    asked_len: int | None,
+    quantized: Quantized,
+) -> None:
+    """Refuse a model that does not fit, before any of its weights is read.
+
+    Args:
+        name: of the model, in the message.
+        model: the checkpoint's.
+        config: the engine's, without sizes of pools.
+        meshes: the engine's.
+        share: of GPUs' memory.
+        part: hand-offs on their way get such a part of the KV memory.
+        asked_len: the max_model_len that was asked for, if any.
+        quantized: which weights stay quantised.
+
+    Raises:
+        ValueError: says what is needed, what there is, and the nearest remedy.
+    """
+    specs = config.topology.meshes
+    if meshes[0].devices.flat[0].platform == "cpu":
+        there = available_memory()
+        memory = Memory(there, "what the host has available", is_host=True)
+        shared = {specs: memory}
+    else:
+        shared = _on_gpus(meshes, specs, share)
+    for on_it, memory in shared.items():
+        check_fits(Fit(name, model, config, on_it, memory, part, asked_len, quantized.kept, quantized.stored))
+
+
+def _on_gpus(meshes: Sequence[Mesh], specs: tuple[MeshSpec, ...], share: Share) -> dict[tuple[MeshSpec, ...], Memory]:
+    """Return the least memory of a device for each set of meshes that share one; devices that do not report theirs are
+    left out."""
+    found: dict[tuple[MeshSpec, ...], Memory] = {}
+    for device in {device for mesh in meshes for device in mesh.devices.flat}:
+        stats = device.memory_stats()
+        if stats is None:
+            continue
+        on_it = tuple(spec for mesh, spec in zip(meshes, specs, strict=True) if device in mesh.devices.flat)
+        reported = Reported.of(stats)
+        text = (
+            f"{share.asked or share.held:g} of {device.device_kind}, less what is in use and {FRAGMENTS:.0%} for gaps"
+        )
+        memory = Memory(free_bytes(reported, share), text)
+        found[on_it] = min(found.get(on_it, memory), memory)
+    return found
+
+
+def available_memory() -> int:
     """Return bytes that programs can take without swapping, as Linux reports it; 8 GiB elsewhere."""
     try:
         found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())

@@ -65,6 +65,22 @@ def fetch_from_hub(model: HubModel) -> Path:
     return found[0]
 
 
+def cached_config(model: HubModel) -> Path | None:
+    """Return the model's config.json where the hub's cache has it; nothing is fetched. None: it has none, or the
+    library of the hub is not installed."""
+    try:
+        from huggingface_hub import constants, errors, try_to_load_from_cache
+    except ImportError:
+        return None
+    try:
+        found = try_to_load_from_cache(
+            model.repo, "config.json", cache_dir=constants.HF_HUB_CACHE, revision=model.revision
+        )
+    except errors.HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
 def _gguf_patterns(gguf: str) -> tuple[str, ...]:
     if gguf.endswith(".gguf"):
         return (gguf,)

@@ -1,7 +1,8 @@
 """What a model's name or place says about its sizes, without its weights: for plans and simulations.
 
-A name that is known (`families/known.py`), however the hub spells it; a directory, of which config.json is enough; or
-whatever else an engine could load: a fetched model, a GGUF file. Nothing is ever downloaded here.
+A name that is known (`families/known.py`), however the hub spells it; a directory, of which config.json is enough, or
+that file alone, also where the hub's cache has it; or whatever else an engine could load: a fetched model, a GGUF file.
+Nothing is ever downloaded here.
 """
 
 import os
@@ -11,12 +12,13 @@ from typing import NamedTuple
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from ..families import HUGGING_FACE, format_named
-from ..families.known import known_config, known_name
+from ..families.described import described
+from ..families.known import known_model as known_by_name
+from ..families.known import known_name
 from ..families.raw_config import Settings
 from ..json_file import read_json
 from .catalog import CATALOG, cache_directory
-from .packing import of_family, packing_of
+from .hub import cached_config, parse_hub_id
 
 _CONFIG = "config.json"
 
@@ -45,7 +47,11 @@ def named_model(name: str | Path) -> NamedModel:
         return NamedModel(profile_name(name), *_of_files(path))
     if known_name(text) is None and text in CATALOG and _exists(CATALOG[text].cached(cache_directory())):
         return NamedModel(text, *_of_files(CATALOG[text].cached(cache_directory())))
-    return NamedModel(profile_name(name), known_config(text))
+    if known_name(text) is None and (on_hub := parse_hub_id(text)) is not None:
+        config = cached_config(on_hub)
+        if config is not None:
+            return NamedModel(profile_name(name), *_of_config(config))
+    return NamedModel(profile_name(name), *known_by_name(text))
 
 
 def profile_name(name: str | Path) -> str:
@@ -55,20 +61,22 @@ def profile_name(name: str | Path) -> str:
 
 def _of_files(path: Path) -> tuple[ModelConfig, Mapping[str, str]]:
     """Read the sizes from a model's own files, and what they hold quantised."""
-    config = path / _CONFIG
-    if config.is_file():
-        settings = Settings(read_json(config))
-        try:
-            settings.refuse("vision_config")
-            chosen = format_named(HUGGING_FACE, settings.get("model_type"), "model_type")
-            model = chosen.config(of_family(settings, packing_of(settings), has_own=chosen.packed_sources is not None))
-        except ValueError as error:
-            raise CheckpointError(f"{config}: {error}") from None
-        return model, {}
+    config = path / _CONFIG if path.is_dir() else path
+    if config.name.endswith(".json") and config.is_file():
+        return _of_config(config)
     from .open import open_checkpoint  # which imports JAX
 
     checkpoint = open_checkpoint(path)
     return checkpoint.config, checkpoint.formats
+
+
+def _of_config(path: Path) -> tuple[ModelConfig, Mapping[str, str]]:
+    """Read the sizes from a file such as config.json."""
+    settings = Settings(read_json(path))
+    try:
+        return described(settings)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _exists(path: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from . import HUGGING_FACE, format_named
+from .described import Described, described
 from .raw_config import Settings
 
 _TUNED = re.compile(r"-(instruct|it|chat|base|pt|hf|2501|2507)(?=-|$)")
@@ -55,6 +55,18 @@ def _llama(*sizes: int, **more: Any) -> dict[str, Any]:
     return dict(zip(_SIZES, sizes, strict=True)) | {"model_type": "llama", "rms_norm_eps": 1e-5, **more}
 
 
+def _gpt_oss(layers: int, experts: int) -> dict[str, Any]:
+    scaling = {
+        "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+        "original_max_position_embeddings": 4096,
+    }  # fmt: skip
+    return dict(zip(_SIZES, (2880, 2880, layers, 64, 8), strict=True)) | {
+        "model_type": "gpt_oss", "vocab_size": 201088, "rms_norm_eps": 1e-5, "rope_theta": 150000.0, "head_dim": 64,
+        "max_position_embeddings": 131072, "sliding_window": 128, "num_local_experts": experts,
+        "num_experts_per_tok": 4, "rope_scaling": scaling, "quantization_config": {"quant_method": "mxfp4"},
+    }  # fmt: skip
+
+
 _SMOLLM2 = {"vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True}
 _LINEAR_8: Mapping[str, Any] = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
 
@@ -87,12 +99,19 @@ _SETTINGS: Mapping[str, Mapping[str, Any]] = {
                                 head_dim=128, max_position_embeddings=32768, sliding_window=None),
     "phi-4": _llama(5120, 17920, 40, 40, 10, model_type="phi3", vocab_size=100352, rope_theta=250000.0,
                     max_position_embeddings=16384),
+    "gpt-oss-20b": _gpt_oss(24, 32),
+    "gpt-oss-120b": _gpt_oss(36, 128),
+    "qwen3-30b-a3b": _qwen3(2048, 6144, 48, 32, 4, model_type="qwen3_moe", moe_intermediate_size=768, num_experts=128,
+                            num_experts_per_tok=8, norm_topk_prob=True),
+    "mixtral-8x7b-v0.1": _llama(4096, 14336, 32, 32, 8, model_type="mixtral", vocab_size=32000, rope_theta=1e6,
+                                max_position_embeddings=32768, sliding_window=None, num_local_experts=8,
+                                num_experts_per_tok=2),
     "smollm2-135m": _llama(576, 1536, 30, 9, 3, rope_theta=100000.0, **_SMOLLM2),
     "smollm2-360m": _llama(960, 2560, 32, 15, 5, rope_theta=100000.0, **_SMOLLM2),
     "smollm2-1.7b": _llama(2048, 8192, 24, 32, 32, rope_theta=130000.0, **_SMOLLM2),
 }  # fmt: skip
-# As `twinmesh fetch` calls them.
-_ALIASES = {"smollm2": "smollm2-135m", "gemma3-270m": "gemma-3-270m"}
+# As `twinmesh fetch` and others call them.
+_ALIASES = {"smollm2": "smollm2-135m", "gemma3-270m": "gemma-3-270m", "mixtral-8x7b": "mixtral-8x7b-v0.1"}
 
 
 def known_name(name: str) -> str | None:
@@ -105,7 +124,12 @@ def known_name(name: str) -> str | None:
 
 
 def known_config(name: str) -> ModelConfig:
-    """Return the configuration of a model by its name here or on the hub, whatever its case and tuning.
+    """Return the configuration of a model; raises as `known_model`."""
+    return known_model(name).config
+
+
+def known_model(name: str) -> Described:
+    """Return what is known of a model by its name here or on the hub, whatever its case and tuning.
 
     Raises:
         CheckpointError: no such model is known; names the nearest.
@@ -117,8 +141,7 @@ def known_config(name: str) -> ModelConfig:
             f"No model named {name!r} is known, and there is no such file: the nearest is {near!r}; of any "
             "other model name a directory with its config.json, or its GGUF file."
         )
-    settings = Settings(_SETTINGS[found])
-    return format_named(HUGGING_FACE, settings.get("model_type"), "model_type").config(settings)
+    return described(Settings(_SETTINGS[found]))
 
 
 def known_names() -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 A setting that changes what the model computes and is not implemented has to be refused by name: `refuse`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import CheckpointError
@@ -27,14 +27,19 @@ class Settings:
         """Return whether the key has a value other than null."""
         return self.get(key) is not None
 
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the keys, as `get` takes them."""
+        return (key.removeprefix(self._prefix) for key in self._values if key.startswith(self._prefix))
+
+    def without(self, key: str) -> "Settings":
+        """Return the settings but for one key."""
+        return Settings(
+            {name: value for name, value in self._values.items() if name != self._prefix + key}, self._prefix
+        )
+
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value unchecked; `default` where the key is absent, not where it is null."""
         return self._values.get(self._prefix + key, default)
-
-    def without(self, key: str) -> "Settings":
-        """Return the same settings but one."""
-        full = self._prefix + key
-        return Settings({name: value for name, value in self._values.items() if name != full}, self._prefix)
 
     def number(self, key: str, default: float | None = None) -> float:
         """Return a positive number.

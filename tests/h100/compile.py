@@ -31,7 +31,7 @@ from twinmesh import kernels_pallas
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sizing.heads import model_on
-from twinmesh.engine.sizing.memory_needs import temporary_bytes
+from twinmesh.engine.sizing.temporaries import temporary_bytes
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.engine.worker.kv_cache import abstract_state

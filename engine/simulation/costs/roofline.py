@@ -6,14 +6,16 @@ what is in the step. Peaks are reached in part only: `Efficiency` says how far, 
 in its proportions, and in its size as far as those parts are; it is marked "roofline" wherever it goes.
 
 Layers with an attention window count as though it were always full: for sequences shorter than the window that is too
-much. Quantised weights are not known here: they count in the engine's dtype.
+much. Products are as fast as the engine's dtype, whatever the weights are kept in.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ....models.config import ModelConfig
 from ...config import EngineConfig
 from ...scheduler.cost_model import CostModel, HostCost, LinkCost, ProgramCost
+from ...sizing.weight_sizes import weight_parts
 from .devices import DevicePeaks
 from .profile import degrees
 
@@ -39,11 +41,19 @@ USUAL = Efficiency()
 
 
 def roofline(
-    model: ModelConfig, config: EngineConfig, device: DevicePeaks, efficiency: Efficiency = USUAL
+    model: ModelConfig,
+    config: EngineConfig,
+    device: DevicePeaks,
+    efficiency: Efficiency = USUAL,
+    formats: Mapping[str, str] | None = None,
 ) -> CostModel:
-    """Compute the costs of an engine's programs on meshes of such devices, with the tp that its topology says."""
+    """Compute the costs of an engine's programs on meshes of such devices, with the tp that its topology says.
+
+    `formats`: path -> format, of the weights that stay quantised; None: there are none.
+    """
     prefill_tp, decode_tp = degrees(config.topology)
-    prefill, decode = (_Mesh(model, config, device, tp, efficiency) for tp in (prefill_tp, decode_tp))
+    weights = _Weights.of(model, config.dtype, formats or {})
+    prefill, decode = (_Mesh(model, config, device, tp, efficiency, weights) for tp in (prefill_tp, decode_tp))
     fused: dict[int, ProgramCost] = {}
     if any(spec.fused for spec in config.topology.meshes):
         rows = config.decode_buckets[-1]
@@ -58,13 +68,41 @@ def roofline(
     )
 
 
+class _Weights(NamedTuple):
+    """Bytes of a model's weights, on all devices of a mesh together."""
+
+    always: int  # of attention, norms and router, or of all layers where there are no experts
+    experts: int  # all of them
+    head: int
+
+    @classmethod
+    def of(cls, model: ModelConfig, dtype: str, formats: Mapping[str, str]) -> "_Weights":
+        """Count them; the embedding serves as the head where the two are one."""
+        parts = weight_parts(model, dtype, 1, formats)
+        head = "embedding" if model.tie_embeddings else "head"
+        tables = {kind: sum(part.bytes for part in parts if part.kind == kind) for kind in ("experts", head)}
+        layers = sum(part.bytes for part in parts if part.kind not in ("embedding", "head", "experts"))
+        return cls(layers, tables["experts"], tables[head])
+
+    def read(self, model: ModelConfig, tokens: int) -> float:
+        """Return the bytes that a step of so many tokens reads; of the embedding it reads a few rows."""
+        return self.always + share_read(model, tokens) * self.experts + self.head
+
+
 class _Mesh:
     """A model on devices that share its heads and columns."""
 
     def __init__(
-        self, model: ModelConfig, config: EngineConfig, device: DevicePeaks, tp: int, efficiency: Efficiency
+        self,
+        model: ModelConfig,
+        config: EngineConfig,
+        device: DevicePeaks,
+        tp: int,
+        efficiency: Efficiency,
+        weights: _Weights,
     ) -> None:
         self._model, self._device, self._tp, self._efficiency = model, device, tp, efficiency
+        self._weights = weights
         self._itemsize = 4 if config.dtype == "float32" else 2
         self._flops = efficiency.flops * device.flops[config.dtype] * tp
         self._bandwidth = efficiency.bandwidth * device.bandwidth * tp
@@ -73,7 +111,7 @@ class _Mesh:
         """Return the costs of a step that is padded to so many tokens, of which so many rows pass the head."""
         model = self._model
         products = 2 * (layer_weights(model) * tokens + head_weights(model) * sampled) / self._flops
-        reading = (weights_read(model, tokens) + head_weights(model)) * self._itemsize / self._bandwidth
+        reading = self._weights.read(model, tokens) / self._bandwidth
         full = sum(layer.window is None for layer in model.layers)
         window = sum(layer.window for layer in model.layers if layer.window is not None)  # of all layers that have one
         pair = 4 * model.num_heads * model.head_dim / self._flops  # q . k, and weights x v, in one layer
@@ -105,16 +143,14 @@ def layer_weights(model: ModelConfig) -> int:
     return model.num_layers * (_other_weights(model) + passed * _mlp_weights(model))
 
 
-def weights_read(model: ModelConfig, tokens: int) -> float:
-    """Count the weights that a step of so many tokens reads in all layers.
+def share_read(model: ModelConfig, tokens: int) -> float:
+    """Return the share of its experts that a step of so many tokens reads: of X those that some token passes.
 
-    Of X experts those that some token passes: X * (1 - (1 - K / X) ** tokens), if each token takes K of them at random.
+    It is 1 - (1 - K / X) ** tokens, if each token takes K of them at random; 1 where there are none.
     """
-    read = 1.0
-    if model.experts is not None:
-        count, passed = model.experts.count, model.experts.per_token
-        read = count * (1 - (1 - passed / count) ** tokens)
-    return model.num_layers * (_other_weights(model) + read * _mlp_weights(model))
+    if model.experts is None:
+        return 1.0
+    return 1 - (1 - model.experts.per_token / model.experts.count) ** tokens
 
 
 def _mlp_weights(model: ModelConfig) -> int:

@@ -75,7 +75,7 @@ def bytes_of_arrays(model, tp, formats):
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 @pytest.mark.parametrize("vocab", [512, 500, 507])
-@pytest.mark.parametrize("kind", FORMAT_BITS)
+@pytest.mark.parametrize("kind", LAYOUTS)
 def test_so_are_those_of_quantised_weights(kind, vocab, tp):
     model = replace(
         model_with_windows(None), hidden_size=256, intermediate_size=512, num_heads=8, num_kv_heads=2, head_dim=32,
@@ -89,7 +89,7 @@ def test_so_are_those_of_quantised_weights(kind, vocab, tp):
 
 
 def test_every_format_that_may_stay_has_its_bytes():
-    assert FORMAT_BITS.keys() == LAYOUTS.keys()
+    assert LAYOUTS.keys() <= FORMAT_BITS.keys()
 
 
 def test_the_state_of_requests_is_that_of_their_arrays():
@@ -111,7 +111,7 @@ def test_an_8b_model_has_fifty_gigabytes_of_kv_on_an_80_gb_card():
     [
         (
             {"memory_fraction": 0.2},
-            r"^llama-3.1-8b does not fit at tp 1: .*GiB of weights .* before any KV, and 0.2 of h100",
+            r"^llama-3.1-8b does not fit at tp 1: .*GiB of weights .* there are 14.60 GiB \(0.2 of h100.*: tp 2 fits",
         ),
         ({"kv_cache_bytes": 10**6}, r"KV cache of the both mesh does not fit: .* needs .* pages of"),
         ({"topology": "both=1xtp3"}, r"32 query heads do not divide by 3"),

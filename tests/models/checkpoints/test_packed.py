@@ -135,7 +135,7 @@ REFUSED = {
     "another layout of AWQ": ("awq", lambda w: None, {"version": "gemv"}, "version = 'gemv'"),
     "three bits": ("gptq", lambda w: None, {"bits": 3}, "bits = 3"),
     "another layout of GPTQ": ("gptq", lambda w: None, {"checkpoint_format": "marlin"}, "checkpoint_format = 'marlin'"),
-    "left out": ("int8", lambda w: None, {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config.format"),
+    "left out": ("int8", lambda w: None, {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config.f"),
     "turned": ("int8", lambda w: None, {"transform_config": {"config_groups": {"a": {}}}}, "transform_config.config"),
     "two scales": ("int8", lambda w: None, {"format": "nvfp4-pack-quantized"}, "format = 'nvfp4-pack-quantized'"),
 }  # fmt: skip

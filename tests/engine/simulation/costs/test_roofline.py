@@ -7,10 +7,10 @@ from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.protocol.actions import Chunk, DecodeRow
 from twinmesh.engine.scheduler.cost_model import HostCost
 from twinmesh.engine.simulation.costs.devices import DEVICES, device_named
-from twinmesh.engine.simulation.costs.roofline import USUAL, Efficiency, layer_weights, roofline, weights_read
+from twinmesh.engine.simulation.costs.roofline import USUAL, Efficiency, layer_weights, roofline, share_read
 from twinmesh.engine.topology import Topology
 from twinmesh.models.config import Experts
-from twinmesh.models.families.known import known_config
+from twinmesh.models.families.known import known_config, known_model
 
 # Weights and KV at the peak bandwidth and nothing else, which is what a floor means.
 FLOOR = Efficiency(1.0, 1.0, 1.0, kernels_of_layer=0.0, transfer=0.0, host=HostCost())
@@ -64,8 +64,19 @@ def test_a_step_multiplies_by_the_chosen_experts_and_reads_those_of_all_its_toke
     mlp, layers = 3 * model.hidden_size * model.intermediate_size, model.num_layers
     router = 16 * model.hidden_size
     assert layer_weights(model) - layer_weights(dense) == layers * (3 * mlp + router)
-    read = [(weights_read(model, tokens) - weights_read(dense, tokens)) / layers for tokens in (1, 2, 1000)]
-    assert read == pytest.approx([3 * mlp + router, 6 * mlp + router, 15 * mlp + router])
+    assert [share_read(model, tokens) for tokens in (1, 2, 1000)] == pytest.approx([4 / 16, 7 / 16, 1])
+    assert share_read(dense, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "floors"), [("gpt-oss-20b", (1.11, 3.99, 4.84)), ("gpt-oss-120b", (1.51, 12.9, 20.4))]
+)
+def test_floors_of_experts_in_mxfp4_are_those_published_within_two_percent(model, floors):
+    config, formats = known_model(model)
+    costs = roofline(config, make_config(), device_named("h100"), FLOOR, formats)
+    assert [decode_ms(costs, rows) for rows in (1, 32, 128)] == pytest.approx(floors, rel=0.02)
+    whole = roofline(config, make_config(), device_named("h100"), FLOOR)
+    assert decode_ms(whole, 128) > 2.5 * decode_ms(costs, 128)
 
 
 def test_a_fused_engine_has_fused_steps_that_cost_more_than_prompts_alone():

@@ -1,0 +1,151 @@
+"""What a mesh's largest steps take besides weights, KV and request state: XLA's own analysis of the compiled programs.
+
+Before anything runs: on the devices that are there, or on an H100 that is not, for which JAX's CUDA plugin compiles
+without one, in a process of its own (`python -m twinmesh.engine.startup.step_temporaries`). A program's need is its
+temporaries and those results that are not written in place. The model is cut to two layers of each kind, since layers
+follow each other and reuse what the one before has used.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
+
+from ...models.config import ModelConfig
+from ...models.decoder import abstract_params
+from ..config import EngineConfig
+from ..sampling.request_rows import Stage
+from ..sharding.mesh import products_on
+from ..sharding.rules import TP
+from ..simulation.planning.memory_plan import StepMemory
+from ..sizing.heads import model_on
+from ..topology import MeshSpec
+from ..worker.compile_program import compile_program
+from ..worker.kv_cache import abstract_state
+from ..worker.mesh_plan import MeshPlan
+from ..worker.programs import Job
+
+_LAYERS_OF_A_KIND = 2
+_KIND, _CORES = "NVIDIA H100 80GB HBM3", 132
+_PLUGIN, _MOST_DEVICES = "jax_cuda12_plugin", 8
+
+
+class Asked(NamedTuple):
+    """A mesh whose programs are to be compiled."""
+
+    model: ModelConfig  # the checkpoint's
+    config: EngineConfig
+    spec: MeshSpec
+    pages: tuple[int, ...]  # of each cache group
+    kept: Mapping[str, str]  # path -> format, of the weights that stay quantised
+    activations: str
+
+
+def temporaries_on(asked: Asked, devices: Sequence[jax.Device]) -> list[StepMemory]:
+    """Compile a mesh's largest programs for its devices, and say what each takes."""
+    return list(_measured(_plan(asked, Mesh(np.array(devices[: asked.spec.tp]), (TP,)))))
+
+
+def can_compile_for_h100() -> bool:
+    """Return whether what compiles for GPUs that are not there is installed."""
+    return importlib.util.find_spec(_PLUGIN) is not None
+
+
+def temporaries_on_h100(asked: Asked) -> list[StepMemory]:
+    """Compile a mesh's largest programs for H100s that need not be there, in a process of its own.
+
+    Raises:
+        RuntimeError: the compiler fails; its last words.
+    """
+    quiet = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu"}
+    paths = [str(Path(path).absolute()) for path in sys.path if path]
+    done = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=msgspec.json.encode(asked),
+        capture_output=True,
+        env={**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)},
+        check=False,
+    )
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it says nothing"]
+        raise RuntimeError(f"the compiler for H100s failed: {said[-1][:200]}")
+    return msgspec.json.decode(done.stdout.splitlines()[-1], type=list[StepMemory])
+
+
+def _plan(asked: Asked, mesh: Mesh) -> MeshPlan:
+    model, tp = cut(asked.model), asked.spec.tp
+    on_mesh, dtype = model_on(model, tp), jnp.dtype(asked.config.dtype)
+    layers = {f"layers.{index}." for index in range(model.num_layers)}
+    kept = {
+        path: form
+        for path, form in asked.kept.items()
+        if not path.startswith("layers.") or any(path.startswith(prefix) for prefix in layers)
+    }
+    activations = asked.activations
+    assert activations in ("int16", "int8", "float")
+    params = abstract_params(on_mesh, dtype, kept, products_on(mesh, activations))
+    state = abstract_state(on_mesh, asked.config, asked.pages, dtype, mesh)
+    return MeshPlan(mesh, asked.spec, model, params, asked.config, state)
+
+
+def cut(model: ModelConfig) -> ModelConfig:
+    """Return the model with two layers of each kind."""
+    seen, kept = Counter[object](), []
+    for spec in model.layers:
+        seen[spec] += 1
+        if seen[spec] <= _LAYERS_OF_A_KIND:
+            kept.append(spec)
+    return replace(model, layers=tuple(kept))
+
+
+def _jobs(plan: MeshPlan) -> Iterator[Job]:
+    config, spec = plan.config, plan.spec
+    rows = config.decode_buckets[-1] if spec.decodes else config.prefill_rows
+    if spec.prefills:
+        yield Job("prefill", (config.chunk_size,))
+        if spec.fused:
+            yield Job("fused", (config.chunk_size,))
+            rows = config.prefill_rows + config.decode_buckets[-1]
+        yield Job("score", (config.chunk_size,))
+    if spec.decodes:
+        yield Job("decode", (config.decode_buckets[-1],))
+    yield from (Job("sample", (stage, rows)) for stage in Stage)
+
+
+def _measured(plan: MeshPlan) -> Iterator[StepMemory]:
+    for job in _jobs(plan):
+        memory = compile_program(plan, job.kind, *job.size).memory_analysis()
+        assert memory is not None
+        new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        yield StepMemory(" ".join(map(str, (job.kind, *job.size))), memory.temp_size_in_bytes + max(0, new))
+
+
+def _on_absent() -> None:
+    """Read what is asked from stdin, compile, and write the answer to stdout."""
+    from jax.experimental import topologies
+
+    asked = msgspec.json.decode(sys.stdin.buffer.read(), type=Asked)
+    target = Path(__file__).with_name("h100.txtpb").read_text()
+    devices = topologies.get_topology_desc(
+        platform="cuda", topology_name="h100", topology=f"1x1x{max(_MOST_DEVICES, asked.spec.tp)}", target_config=target
+    ).devices  # fmt: skip
+    device = AbstractDevice(device_kind=_KIND, num_cores=_CORES, platform="gpu")
+    mesh = AbstractMesh((asked.spec.tp,), (TP,), (AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        found = temporaries_on(asked, devices)
+    sys.stdout.buffer.write(b"\n" + msgspec.json.encode(found) + b"\n")
+
+
+if __name__ == "__main__":
+    _on_absent()

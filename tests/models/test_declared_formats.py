@@ -1,0 +1,95 @@
+"""How weights are packed, by config.json alone: formats by path, and what is refused in a sentence."""
+
+from collections import Counter
+
+import pytest
+from twinmesh.engine.sizing.weight_sizes import FORMAT_BITS
+from twinmesh.models.errors import CheckpointError
+from twinmesh.models.families.described import described
+from twinmesh.models.families.raw_config import Settings
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 128, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 64,
+}  # fmt: skip
+MIXTRAL = LLAMA | {"model_type": "mixtral", "num_local_experts": 4}
+
+
+def group(**weights):
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
+
+
+def formats(packing, base=LLAMA, **settings):
+    return described(Settings(base | settings | {"quantization_config": packing})).formats
+
+
+@pytest.mark.parametrize(
+    ("packing", "format_"),
+    [
+        ({"quant_method": "fp8"}, "FP8-128-float32"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "FP8-128-float32"),
+        ({"quant_method": "fbgemm_fp8"}, "FP8-128-float32"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}, "UINT4-128-float16"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 64}, "UINT4-64-float16"),
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1, "sym": False}, "UINT8-128-float16"),
+        ({"quant_method": "awq", "w_bit": 4, "q_group_size": 32}, "UINT4-32-float16"),
+        (group(num_bits=8, type="float", strategy="channel"), "FP8-128-bfloat16"),
+        (group(num_bits=8, type="int", strategy="channel"), "INT8-128-bfloat16"),
+        (group(num_bits=8, type="int", strategy="channel", symmetric=False), "UINT8-128-bfloat16"),
+        (group(num_bits=4, type="int", strategy="group", group_size=128, symmetric=True), "INT4-128-bfloat16"),
+    ],
+)
+def test_every_projection_is_packed_in_the_format_that_the_method_has(packing, format_):
+    assert Counter(formats(packing).values()) == {format_: 14}
+    assert format_ in FORMAT_BITS
+
+
+@pytest.mark.parametrize(
+    ("key", "names", "packed"),
+    [
+        ("modules_to_not_convert", ["lm_head"], 14),
+        ("modules_to_not_convert", ["model.layers.*.self_attn"], 6),
+        ("ignored_layers", ["model.layers.0"], 7),
+        ("ignore", ["re:.*down_proj", "model.layers.1.self_attn.q_proj"], 11),
+    ],
+)
+def test_modules_that_stay_floats_are_named_by_name_part_or_pattern(key, names, packed):
+    assert len(formats({"quant_method": "fp8", key: names})) == packed
+
+
+def test_mxfp4_is_of_experts_alone_and_routers_stay_floats():
+    assert {path.rpartition(".")[2] for path in formats({"quant_method": "mxfp4"}, MIXTRAL)} == {
+        "gate_proj", "up_proj", "down_proj"
+    }  # fmt: skip
+    assert formats({"quant_method": "mxfp4"}) == {}
+    assert not any("router" in path for path in formats({"quant_method": "fp8"}, MIXTRAL))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes"}},
+            "quant_method = 'bitsandbytes'",
+        ),
+        ({"quantization_config": {}}, "quantization_config.quant_method = None is not implemented: mxfp4, fp8"),
+        (
+            {"quantization_config": {"quant_method": "awq", "bits": 3, "group_size": 128}},
+            "bits = 3 .*4 or 8 is",
+        ),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 48}}, "group_size = 48"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}, "weight_block_size"),
+        ({"quantization_config": {"quant_method": "fp8", "ignored_layers": "all"}}, "a list of names is expected"),
+        ({"quantization_config": group(num_bits=4, type="float", strategy="tensor_group")}, "num_bits = 4"),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "config_groups = None"),
+        ({"vision_config": {"depth": 2}}, "^vision_config: the model has vision input, .* its text model alone"),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: llama"),
+        ({"hidden_size": None}, "The settings have no 'hidden_size', which the architecture needs"),
+        ({"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 4}, "4 experts per token of 2"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_a_sentence(settings, words):
+    with pytest.raises(ValueError, match=words) as refusal:
+        described(Settings(LLAMA | settings))
+    assert isinstance(refusal.value, CheckpointError) or "experts" in words
+    assert "\n" not in str(refusal.value)
