@@ -21,6 +21,10 @@ from .topology import MeshSpec, Role, Topology
 DTYPES = ("float32", "bfloat16", "float16")
 # What becomes of quantised weights, and what the activations that they multiply are rounded to.
 QUANTIZATIONS = ("auto", "keep", "none")
+# Names of what quantised a checkpoint, as vLLM has them, which its files have to agree with.
+METHODS = ("awq", "compressed-tensors", "fbgemm_fp8", "fp8", "gguf", "gptq", "int8", "mxfp4")
+# What `twinmesh convert` rounds weights to.
+ROUNDINGS = ("int8", "fp8", "mxfp4")
 ACTIVATIONS: tuple[Literal["int16", "int8", "float"], ...] = ("int16", "int8", "float")
 
 

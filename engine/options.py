@@ -16,7 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Concatenate, ForwardRef, get_args
 
-from .config import ACTIVATIONS, QUANTIZATIONS, check_fraction, check_seconds, check_slo, check_whole_number
+from .config import ACTIVATIONS, METHODS, QUANTIZATIONS, check_fraction, check_seconds, check_slo, check_whole_number
 from .kv_dtypes import parse_kv_dtypes
 from .protocol.service import SLO
 from .roles import names_fused, starting_roles
@@ -105,11 +105,12 @@ class EngineOptions:
         ),
     ] = "auto"
     quantization: Annotated[
-        str,
+        str | None,
         Option(
             "what becomes of weights that the files hold quantised. auto: they stay as they are where this machine has "
             "a kernel for their format, and become dtype elsewhere; keep: they stay in any case, which takes less "
-            "memory and without a kernel more time; none: they become dtype"
+            "memory and without a kernel more time; none: they become dtype; a method such as awq, fp8 or gguf: as "
+            "auto, and the checkpoint has to be quantised by it"
         ),
     ] = "auto"
     activations: Annotated[
@@ -297,10 +298,10 @@ class EngineOptions:
         parse_kv_dtypes(self.kv_cache_dtype, "float32", None if self.is_auto else self.parsed_topology)
         if self.activations not in ACTIVATIONS:
             raise ValueError(f"activations={self.activations!r} is not usable: use one of {', '.join(ACTIVATIONS)}.")
-        if self.quantization not in QUANTIZATIONS:
+        if self.quantization not in (None, *QUANTIZATIONS, *METHODS):
             raise ValueError(
-                f"quantization={self.quantization!r} is not usable: use one of {', '.join(QUANTIZATIONS)}; a format is "
-                "the file's own, and no weights are quantised here."
+                f"quantization={self.quantization!r} is not usable: use one of {', '.join(QUANTIZATIONS)}; or, of a "
+                f"checkpoint that is quantised by it, {', '.join(METHODS)}."
             )
         check_whole_number("seed", self.seed, documentation()["seed"].least)
         check_seconds("age_seconds", self.age_seconds)

@@ -1,11 +1,11 @@
 """The layout of quantised weights: tiles of 16 outputs by blocks of 32 inputs, for kernels that multiply by them.
 
-A weight is a matrix W [n, k] of n outputs and k inputs, in one of GGUF's formats: `u` of a few bits, and a scale, in
-some formats a smallest value too, for each group of inputs of an output: w = scale * (u - zero) + min. In MXFP4 u is
-the code of a number instead, and a scale the exponent of two plus 127. Here
+A weight is a matrix W [n, k] of n outputs and k inputs, in one of the formats of `layouts.py`: `u` of a few bits, and a
+scale, in some formats a smallest value too, for each group of inputs of an output: w = scale * (u - zero) + min. In
+some u is the code of a number instead, and in MXFP4 a scale the exponent of two plus 127. Here
 
     values [T, B, 64 * bits] uint8    T = ceil(n / 16) tiles, B = k / 32 blocks
-    scales [T, G, 16], mins alike     G = k / group; as in the file, float32 where it multiplies two numbers
+    scales [T, G, 16], mins alike     G = k / group; mins are uint8 where they are values that stand for 0
 
 so that arrays can be cut along outputs at tiles (first axis) and along inputs at blocks (second axis), and a kernel
 reads each of them from one end to the other. The last tile is padded with outputs that are zero.
@@ -19,46 +19,36 @@ the tile and i the input of the quad:
     5 bits      as 4 bits, then the fifth bits: bit 64 * j + 4 * c + i of 64 bytes
     6 bits      as 4 bits, then the upper two: byte 64 * (j // 4) + 4 * c + i of 128, bits 2 * (j % 4) and up
 
-Invariants: `dequantize(pack(...))` is what gguf's own `dequantize` gives, to the last bit. Pure functions of numpy
-arrays, those that unpack of JAX's too. Not here: what a parameter is, and where it is placed.
+Invariants: `dequantize(pack(...))` of GGUF's blocks is what gguf's own `dequantize` gives, to the last bit. Pure
+functions of numpy arrays, those that unpack of JAX's too. Not here: what a parameter is, and where it is placed.
 """
 
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .layouts import LAYOUTS, Layout
+
+__all__ = [
+    "BLOCK", "LAYOUTS", "OUTPUTS", "QUAD", "Layout", "Parts", "Tiles", "dequantize", "numbers", "pack", "pack_parts",
+    "pack_scales", "pack_values", "scale_values", "scaled", "shapes", "take_apart", "unpack_scales",
+    "unpack_values",
+]  # fmt: skip
+
 OUTPUTS, BLOCK, QUAD = 16, 32, 4  # outputs of a tile, inputs of a block, inputs of a quad
-_SUPER = 256  # inputs of a block of the K formats
-
-
-class Layout(NamedTuple):
-    """How a format's values are kept."""
-
-    bits: int  # of a value
-    group: int  # inputs that share a scale
-    zero: int  # the value that stands for 0, or for the smallest value if there are mins
-    has_mins: bool
-    scale_dtype: str  # holds the scales without rounding; uint8: they are exponents
-    codes: tuple[float, ...] | None = None  # the number that each value stands for; None: the value less `zero`
-
-
-# Of FP4 (E2M1): a sign, and a number of four bits' other three (OCP Microscaling Formats 1.0).
-_FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _EXPONENT_BIAS, _NAN_EXPONENT = 127, 255
 
 
-LAYOUTS: Mapping[str, Layout] = {
-    "Q8_0": Layout(8, 32, 128, has_mins=False, scale_dtype="float16"),
-    "Q5_0": Layout(5, 32, 16, has_mins=False, scale_dtype="float16"),
-    "Q4_0": Layout(4, 32, 8, has_mins=False, scale_dtype="float16"),
-    "Q4_1": Layout(4, 32, 0, has_mins=True, scale_dtype="float16"),
-    "Q6_K": Layout(6, 16, 32, has_mins=False, scale_dtype="float32"),
-    "Q4_K": Layout(4, 32, 0, has_mins=True, scale_dtype="float32"),
-    "MXFP4": Layout(4, 32, 0, has_mins=False, scale_dtype="uint8", codes=_FP4),
-}
+class Parts(NamedTuple):
+    """Rows of a matrix as its format has them: values, scales, and mins where it has those."""
+
+    values: np.ndarray  # [n, k] uint8
+    scales: np.ndarray  # [n, G]
+    mins: np.ndarray | None  # [n, G]
 
 
 class Tiles(NamedTuple):
@@ -74,7 +64,8 @@ def shapes(name: str, n: int, k: int) -> dict[str, tuple[tuple[int, ...], np.dty
     layout, tiles = LAYOUTS[name], -(-n // OUTPUTS)
     scales = (tiles, k // layout.group, OUTPUTS), np.dtype(layout.scale_dtype)
     values = (tiles, k // BLOCK, 64 * layout.bits), np.dtype(np.uint8)
-    return {"values": values, "scales": scales} | ({"mins": scales} if layout.has_mins else {})
+    mins = scales[0], np.dtype(np.uint8) if layout.has_zeros else scales[1]
+    return {"values": values, "scales": scales} | ({"mins": mins} if layout.has_mins else {})
 
 
 def pack(name: str, raw: np.ndarray) -> Tiles:
@@ -84,10 +75,14 @@ def pack(name: str, raw: np.ndarray) -> Tiles:
         name: a format of `LAYOUTS`.
         raw: [n, bytes] uint8, the blocks of each output.
     """
-    u, scales, mins = take_apart(name, raw)
+    return pack_parts(name, take_apart(name, raw))
+
+
+def pack_parts(name: str, parts: Parts) -> Tiles:
+    """Bring rows into tiles."""
     layout = LAYOUTS[name]
-    padded = _pad(u, layout.zero)
-    return Tiles(pack_values(padded, layout.bits), pack_scales(scales), None if mins is None else pack_scales(mins))
+    values = pack_values(_pad(parts.values, layout.zero), layout.bits)
+    return Tiles(values, pack_scales(parts.scales), None if parts.mins is None else pack_scales(parts.mins))
 
 
 def pack_values(u: np.ndarray, bits: int) -> np.ndarray:
@@ -144,10 +139,16 @@ def dequantize(name: str, tiles: Tiles) -> Any:
     """Compute the matrix in float32, [T * 16, k]; the padding's outputs are 0."""
     layout, scales = LAYOUTS[name], scale_values(name, unpack_scales(tiles.scales))
     u = unpack_values(tiles.values, layout.bits)
-    w = numbers(name, u.reshape(*scales.shape, layout.group)) * scales[..., None]
-    if tiles.mins is not None:
-        w = w + unpack_scales(tiles.mins).astype(np.float32)[..., None]
-    return w.reshape(u.shape)
+    mins = None if tiles.mins is None else unpack_scales(tiles.mins)
+    return scaled(name, u.reshape(*scales.shape, layout.group), scales, mins).reshape(u.shape)
+
+
+def scaled(name: str, u: Any, scales: Any, mins: Any) -> Any:
+    """Compute the weights of values [..., group] with scales [...] in float32 and mins, which may be None, [...]."""
+    if LAYOUTS[name].has_zeros:
+        return (u.astype(np.float32) - mins.astype(np.float32)[..., None]) * scales[..., None]
+    w = numbers(name, u) * scales[..., None]
+    return w if mins is None else w + mins.astype(np.float32)[..., None]
 
 
 def numbers(name: str, u: Any) -> Any:
@@ -155,6 +156,10 @@ def numbers(name: str, u: Any) -> Any:
     layout = LAYOUTS[name]
     if layout.codes is not None:
         return _module(u).asarray(layout.codes, np.float32)[u]
+    if layout.float_dtype is not None:
+        dtype = jnp.dtype(layout.float_dtype)
+        floats = u.view(dtype) if isinstance(u, np.ndarray) else jax.lax.bitcast_convert_type(u, dtype)
+        return floats.astype(np.float32)
     return u.astype(np.float32) - np.float32(layout.zero)
 
 
@@ -168,12 +173,12 @@ def scale_values(name: str, scales: Any) -> Any:
     return xp.where(scales == _NAN_EXPONENT, np.float32(np.nan), powers)
 
 
-def take_apart(name: str, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Take rows of GGUF's blocks apart: u [n, k] uint8, scales [n, G], and mins [n, G] or None."""
+def take_apart(name: str, raw: np.ndarray) -> Parts:
+    """Take rows of GGUF's blocks, uint8 [n, bytes], apart."""
     block_bytes, parts = _BLOCKS[name]
     u, scales, *mins = parts(raw.reshape(raw.shape[0], -1, block_bytes))
     rows = raw.shape[0]
-    return u.reshape(rows, -1), scales.reshape(rows, -1), mins[0].reshape(rows, -1) if mins else None
+    return Parts(u.reshape(rows, -1), scales.reshape(rows, -1), mins[0].reshape(rows, -1) if mins else None)
 
 
 def _pad(rows: np.ndarray, value: int) -> np.ndarray:

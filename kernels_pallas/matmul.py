@@ -92,7 +92,8 @@ class Products:
         """Say what a split would cut in two, and how; None: it cuts nothing."""
         if split is None or self.mesh is None:
             return None
-        what, unit, size = ("blocks", BLOCK, w.matrix[1]) if split == "inputs" else ("tiles", OUTPUTS, w.matrix[0])
+        blocks = "blocks" if w.block <= BLOCK else "groups", max(BLOCK, w.block), w.matrix[1]
+        what, unit, size = blocks if split == "inputs" else ("tiles", OUTPUTS, w.matrix[0])
         devices = self.ways(stacked=w.stacked > 0)
         share = size // devices
         if share % unit == 0:

@@ -33,8 +33,8 @@ class QuantizedArray:
     """
 
     values: Any  # [*stack, tiles, blocks, bytes] uint8
-    scales: Any  # [*stack, tiles, groups, OUTPUTS] float16, float32 or, if they are exponents, uint8
-    mins: Any  # as the scales; None: the format has none
+    scales: Any  # [*stack, tiles, groups, OUTPUTS] of floats or, if they are exponents, uint8
+    mins: Any  # as the scales, or uint8 if they are values that stand for 0; None: the format has none
     format: str  # one of `LAYOUTS`
     shape: tuple[int, ...]  # of the parameter that it stands for
     # Leading axes of `shape` that a product sums over: the parameter is [*inputs, *outputs], and the matrix its
@@ -115,11 +115,10 @@ def take_rows(w: QuantizedArray, rows: jax.Array) -> jax.Array:
     """Compute rows [T] of a table in float32, [T, k]. Numbers past its end are clipped."""
     rows = jnp.clip(rows, 0, w.matrix[0] - 1)
     tile, row = rows // OUTPUTS, rows % OUTPUTS
-    u = block_tiles.numbers(w.format, _values(w, tile, row))  # [T, B, 32]
+    u = _values(w, tile, row)  # [T, B, 32]
     scales = block_tiles.scale_values(w.format, w.scales[tile, :, row])
-    out: jax.Array = u.reshape(*scales.shape, -1) * scales[:, :, None]
-    if w.mins is not None:
-        out = out + w.mins[tile, :, row].astype(jnp.float32)[:, :, None]
+    mins = None if w.mins is None else w.mins[tile, :, row]
+    out: jax.Array = block_tiles.scaled(w.format, u.reshape(*scales.shape, -1), scales, mins)
     return out.reshape(rows.shape[0], -1)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
-from twinmesh.engine.config import ACTIVATIONS, DTYPES, QUANTIZATIONS, check_seconds
+from twinmesh.engine.config import ACTIVATIONS, DTYPES, METHODS, QUANTIZATIONS, check_seconds
 from twinmesh.engine.kv_dtypes import parse_kv_dtypes
 from twinmesh.engine.options import EngineOptions, Option, documentation, signature
 from twinmesh.engine.protocol.service import SLO, is_positive, read_slo
@@ -30,7 +30,7 @@ _LAST_PORT = 65535
 # The values that an option may have, where they are few.
 _CHOICES: Mapping[str, Sequence[str]] = {
     "dtype": ("auto", *DTYPES),
-    "quantization": QUANTIZATIONS,
+    "quantization": (*QUANTIZATIONS, *METHODS),
     "activations": ACTIVATIONS,
 }
 

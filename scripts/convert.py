@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from twinmesh.engine.config import DTYPES
+from twinmesh.engine.config import DTYPES, ROUNDINGS
 from twinmesh.models.checkpoints.catalog import resolve_model
 from twinmesh.scripts import arguments
 
@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the parameters written (default: what SRC has; quantised ones stay so where they can)",
     )
     parser.add_argument(
+        "--quantize",
+        choices=ROUNDINGS,
+        help="round projections that are floats: int8 and fp8 with a scale for each output, mxfp4 with a power of two "
+        "for each 32 inputs (OCP Microscaling Formats 1.0); embedding, head and routers are left as they are",
+    )
+    parser.add_argument(
         "--allow-nonfinite", action="store_true", help="write weights that are NaN or infinite; otherwise refused"
     )
 
@@ -46,9 +52,12 @@ def run(args: argparse.Namespace) -> int:
 
     checkpoint = open_checkpoint(resolve_model(args.source))
     find_devices()  # refuses a platform that is not there before a directory is made
-    total = written_bytes(checkpoint, args.dtype)
+    total = written_bytes(checkpoint, args.dtype, args.quantize)
     with Progress("parameters", total, "B") as line:
-        write(checkpoint, args.destination, args.dtype, line.advance, allow_nonfinite=args.allow_nonfinite)
+        write(
+            checkpoint, args.destination, args.dtype, line.advance,
+            allow_nonfinite=args.allow_nonfinite, rounding=args.quantize,
+        )  # fmt: skip
     print(args.destination)
     return 0
 

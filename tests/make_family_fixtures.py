@@ -4,9 +4,9 @@ Run by a maintainer, with the same Python as `make_fixtures.py`, which also runs
 
     python tests/make_family_fixtures.py [--gemma gemma-3-270m-q4_k_m.gguf] [--only gpt_oss mixtral]
 
-Of each tiny model of `helpers/tiny_families.py`: config.json as transformers writes it, where the family has one also
-as files on the hub still have it (which transformers must read as the same model), the float32 logits of a prompt that
-is longer than every window, and what greedy sampling makes of a shorter one.
+Of each tiny model of `helpers/tiny_families.py` and `helpers/packed.py`: config.json as transformers writes it, where
+the family has one also as files on the hub still have it (which transformers must read as the same model), the float32
+logits of a prompt that is longer than every window, and what greedy sampling makes of a shorter one.
 """
 # Its packages are not in this project's environment.
 # mypy: ignore-errors
@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
 sys.path.insert(0, str(ROOT / "tests"))
 
+from helpers.packed import PACKED  # noqa: E402
 from helpers.tiny_families import TINY, TOKENS  # noqa: E402
 
 PROMPT, SHORT_PROMPT, GREEDY = 40, 21, 32
@@ -147,7 +148,7 @@ def families(names=()):
     """Every tiny model, or those of these names."""
     torch.set_num_threads(1)
     (FIXTURES / "families").mkdir(parents=True, exist_ok=True)
-    for model in TINY.values():
+    for model in (*TINY.values(), *PACKED.values()):
         if not names or model.name in names:
             tiny_family(model)
 

@@ -59,7 +59,7 @@ from .kept_programs import kept_or_compiled
 from .links import time_links, warn_if_staged
 from .memory import check_room, give_back_freed, memory_for_kv
 from .one_request import OneRequest
-from .quantization import Quantized, choose, cpu_kernels, dequantized_line, start_line
+from .quantization import Quantized, activations_line, asked_of, choose, cpu_kernels, dequantized_line, start_line
 
 # Gives each mesh the parameters, those with a format quantised and all others in the dtype.
 type Load = Callable[[jnp.dtype, Sequence[Mesh], Mapping[str, str]], list[Params]]
@@ -87,6 +87,7 @@ def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest
     """
     parse_dtype(options.dtype)
     checkpoint = open_checkpoint(resolve_model(options.model))
+    options = replace(options, quantization=asked_of(options.quantization, checkpoint.method, checkpoint.name))
     tokenizer, chat_template = checkpoint.tokenizer(), checkpoint.chat_template()
     request = None if only is None else only(checkpoint)
     maps = FileMaps() if options.mmap else None
@@ -95,6 +96,8 @@ def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest
         allowed = options.allow_nonfinite
         if options.progress and checkpoint.dequantized:
             say(dequantized_line(checkpoint.dequantized, checkpoint.config, dtype))
+        if options.progress and checkpoint.method is not None and checkpoint.rounds_activations:
+            say(activations_line(checkpoint.method))
         weights = load_weights(
             checkpoint, dtype, meshes, formats, progress=options.progress, allow_nonfinite=allowed, maps=maps
         )

@@ -21,6 +21,7 @@ from ...models.checkpoints.streaming import Packed
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
 from ...models.quantized import nbytes
+from ..config import QUANTIZATIONS, ROUNDINGS
 from ..kv_dtypes import KVDtypes
 from ..sharding.mesh import abstract_mesh, products_on
 from ..sizing.heads import model_on
@@ -46,8 +47,30 @@ class Quantized:
         return tuple(name for name, _ in Counter(self.kept.values()).most_common())
 
 
+def asked_of(asked: str | None, method: str | None, name: str) -> str:
+    """Return which of `QUANTIZATIONS` is asked for; a method's name asks for what the checkpoint is anyway.
+
+    Args:
+        asked: `EngineOptions.quantization`.
+        method: that quantised the checkpoint, or None.
+        name: the checkpoint's.
+
+    Raises:
+        ValueError: the checkpoint is quantised by another method, or by none.
+    """
+    if asked is None or asked == method:
+        return "auto"
+    if asked in QUANTIZATIONS:
+        return asked
+    found = "is not quantised" if method is None else f"is quantised by {method}"
+    write = (
+        f", or write a copy with twinmesh convert --quantize {asked}" if asked in ROUNDINGS and method is None else ""
+    )
+    raise ValueError(f"quantization={asked!r} is not usable: {name} {found}; leave it out{write}.")
+
+
 def choose(
-    asked: str,
+    asked: str | None,
     stored: Mapping[str, str],
     model: ModelConfig,
     platform: str,
@@ -57,7 +80,7 @@ def choose(
     """Choose the parameters that stay quantised.
 
     Args:
-        asked: one of `QUANTIZATIONS`.
+        asked: one of `QUANTIZATIONS`; None or a method's name: as "auto".
         stored: path -> format, of what the files hold quantised (`Checkpoint.formats`).
         model: the checkpoint's.
         platform: of the engine's devices, as JAX names it.
@@ -143,6 +166,14 @@ def dequantized_line(packed: Mapping[str, Packed], model: ModelConfig, dtype: jn
     return (
         f"weights: {shown} dequantised to {dtype.name} as they are loaded: no product takes them as they are; "
         f"{stored / 1e6:,.0f} MB of the files become {made / 1e6:,.0f} MB"
+    )
+
+
+def activations_line(method: str) -> str:
+    """Say that activations are not quantised where the checkpoint's method would quantise them."""
+    return (
+        f"weights: {method} would have activations quantised as well; they are not, so results are nearer those of the "
+        "floats, and weights are what is saved"
     )
 
 

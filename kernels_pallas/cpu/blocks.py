@@ -1,6 +1,7 @@
 """Products with quantised weights from programs: what the kernel takes, and the shapes that it gives. Traced; no numba.
 
-Activations are rounded to 8 or 16 bits, 32 inputs at a time, unless they are to stay floats. For any number of rows, so
+Activations are rounded to 8 or 16 bits, 32 inputs at a time, unless they are to stay floats, as weights that are floats
+take them in any case. For any number of rows, so
 that a row's bits are the same whatever the step that it is in.
 """
 
@@ -14,7 +15,7 @@ from jax.typing import DTypeLike
 
 from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
 from . import loader
-from .blocks_records import NUMBER_BYTES, Activations, room_bytes
+from .blocks_records import NUMBER_BYTES, Activations, room_bytes, rounded_to
 
 # What the kernel reads and writes; float16 is widened in front of it, and rounded behind it.
 TAKEN = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float32)}
@@ -37,7 +38,8 @@ def _target(format_name: str, activations: Activations) -> str | None:
 
 def parameters(format_name: str, activations: Activations) -> tuple[int, int]:
     """Return what a kernel for a format and a kind of activations is compiled for."""
-    return list(LAYOUTS).index(format_name), list(NUMBER_BYTES).index(activations)
+    made = rounded_to(LAYOUTS[format_name], activations)
+    return list(LAYOUTS).index(format_name), list(NUMBER_BYTES).index(made)
 
 
 def product(
@@ -83,5 +85,6 @@ def _check(x: Array, w: Tiles, outputs: int) -> None:
 
 
 def _room(x: Array, format_name: str, activations: Activations) -> jax.ShapeDtypeStruct:
-    size = room_bytes(x.shape[0], x.shape[1], LAYOUTS[format_name], activations)
+    layout = LAYOUTS[format_name]
+    size = room_bytes(x.shape[0], x.shape[1], layout, rounded_to(layout, activations))
     return jax.ShapeDtypeStruct((size,), np.uint8)

@@ -7,7 +7,8 @@ from .blocks_records import NUMBER_BYTES, room_bytes
 from .frames import Call
 from .levels import Level
 
-_ROWS, _BLOCKS, _OUTPUTS = 15, 3, 2 * OUTPUTS + 3
+_ROWS, _BLOCKS, _OUTPUTS = 15, 4, 2 * OUTPUTS + 3
+_NAN = 0x7F  # of floats of 8 bits, whatever the sign
 _TOLERANCE = 1e-5  # of the largest sum
 _LARGEST = 127
 
@@ -40,9 +41,13 @@ def check_blocks(call: Call, level: Level, layout: int, activations: int) -> boo
 def random_tiles(random: np.random.Generator, form: Layout, outputs: int, inputs: int) -> Tiles:
     """Draw a matrix in a format."""
     u = random.integers(0, 2**form.bits, (outputs, inputs)).astype(np.uint8)
+    if form.float_dtype is not None:
+        u[u & _NAN == _NAN] = 0
     groups = outputs, inputs // form.group
     scales, mins = ((random.random(groups) - 0.5).astype(form.scale_dtype) for _ in range(2))
     if form.scale_dtype == "uint8":
         scales = random.integers(120, 130, groups).astype(np.uint8)
+    if form.has_zeros:
+        mins = random.integers(0, 2**form.bits, groups).astype(np.uint8)
     packed = pack_scales(mins) if form.has_mins else None
     return Tiles(pack_values(u, form.bits), pack_scales(scales), packed)

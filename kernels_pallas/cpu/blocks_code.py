@@ -19,6 +19,8 @@ from .blocks_records import NUMBER_BYTES, PER_ROW, Activations, record_bytes
 from .levels import Level
 from .vectors import F32, I8, I16, I32, Writer
 
+_MIDDLE = 128  # of unsigned bytes: what signed ones are less by
+_FP8_IN_HALVES = 256.0  # what an e4m3 is times the float16 that has its exponent and its fraction
 HIGH = 255  # what a high byte of a number of 16 bits is worth: odd, so that neither byte is ever -128
 _QUADS = BLOCK // QUAD
 # Values that may be summed in 16 bits before they are widened: 127 * (2 ** bits - 1) * 2 of each quad's pair.
@@ -46,8 +48,13 @@ class Form(NamedTuple):
 
     @property
     def groups(self) -> int:
-        """Groups of inputs of a block."""
-        return BLOCK // self.layout.group
+        """Groups of inputs of a block; 1 where a group has several blocks."""
+        return max(1, BLOCK // self.layout.group)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a group; 1 where a block has several groups."""
+        return max(1, self.layout.group // BLOCK)
 
     @property
     def block_bytes(self) -> int:
@@ -57,7 +64,12 @@ class Form(NamedTuple):
     @property
     def scale_bytes(self) -> int:
         """Bytes of a scale."""
-        return {"uint8": 1, "float16": 2, "float32": 4}[self.layout.scale_dtype]
+        return {"uint8": 1, "float32": 4}.get(self.layout.scale_dtype, 2)
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes of a min."""
+        return 1 if self.layout.has_zeros else self.scale_bytes
 
     @property
     def table(self) -> list[int] | None:
@@ -121,14 +133,13 @@ class Code(Writer):
         return self.builder.bitcast(vector, self.words)
 
     def scales(self, address: Any) -> Any:
-        """Load scales or mins as float32."""
+        """Load scales, or mins that are numbers, as float32."""
         if self.form.scale_bytes == 4:
             return self.load(address, self.vector, 4)
         if self.form.scale_bytes == 1:
             return self._from_exponents(self.load(address, ir.VectorType(I8, self.lanes), 1))
-        if self.form.is_plain:
-            return self._from_halves(self.load(address, ir.VectorType(I16, self.lanes), 2))
-        return self.builder.fpext(self.load(address, ir.VectorType(ir.HalfType(), self.lanes), 2), self.vector)
+        halves = self.load(address, ir.VectorType(I16, self.lanes), 2)
+        return self.widen(halves) if self.form.layout.scale_dtype == "bfloat16" else self.from_halves(halves)
 
     def _from_exponents(self, exponents: Any) -> Any:
         """Make powers of two of exponents plus 127, over the parts that codes are counted in."""
@@ -138,9 +149,21 @@ class Code(Writer):
         power = builder.bitcast(builder.select(is_least, self.same(1 << 22), words), self.vector)
         return builder.fmul(power, self.constant(1 / _CODE_PARTS))
 
-    def _from_halves(self, halves: Any) -> Any:
-        """Convert float16 by arithmetic of words, where the machine that compiles may lack an instruction for it."""
+    def mins(self, address: Any, scale: Any) -> Any:
+        """Load what is added to the products of values and their scale, as float32."""
+        if not self.form.layout.has_zeros:
+            return self.scales(address)
         builder = self.builder
+        zeros = builder.zext(self.load(address, ir.VectorType(I8, self.lanes), 1), self.words)
+        if self.form.is_signed and not self.form.is_float:
+            zeros = builder.sub(zeros, self.same(_MIDDLE))
+        return builder.fmul(builder.sitofp(builder.sub(self.same(0), zeros), self.vector), scale)
+
+    def from_halves(self, halves: Any) -> Any:
+        """Convert float16 to float32: where the machine that compiles may lack an instruction, by words' arithmetic."""
+        builder = self.builder
+        if not self.form.is_plain:
+            return builder.fpext(builder.bitcast(halves, ir.VectorType(ir.HalfType(), self.lanes)), self.vector)
         words = builder.zext(halves, self.words)
         size = builder.and_(words, self.same(0x7FFF))
         is_special = builder.icmp_unsigned(">=", size, self.same(0x7C00))
@@ -320,9 +343,8 @@ def block_of_integers(
             sums = integer_sums(code, values, quads, [code.plus(row, BLOCK) for row in rows], starts)
         else:
             sums = integer_sums(code, values, quads, rows, starts)
-        offset = group * OUTPUTS * form.scale_bytes
-        scale = code.scales(code.plus(scales, offset))
-        least = code.scales(code.plus(mins, offset)) if form.layout.has_mins else None
+        scale = code.scales(code.plus(scales, group * OUTPUTS * form.scale_bytes))
+        least = code.mins(code.plus(mins, group * OUTPUTS * form.min_bytes), scale) if form.layout.has_mins else None
         for row, total in enumerate(sums):
             both = builder.fmul(scale, code.broadcast(code.plus(of_rows, 4 * row), F32))
             totals[row] = code.fma(builder.sitofp(total, code.vector), both, totals[row])
@@ -346,16 +368,27 @@ def block_of_floats(
     sums = [[zeros, zeros] for _ in totals]
     for quad in range(_QUADS):
         if quad % (_QUADS // form.groups) == 0:
-            offset = quad * form.groups // _QUADS * OUTPUTS * form.scale_bytes
-            scale = code.scales(code.plus(scales, offset))
-            least = code.scales(code.plus(mins, offset)) if form.layout.has_mins else zeros
+            at = quad * form.groups // _QUADS * OUTPUTS
+            scale = code.scales(code.plus(scales, at * form.scale_bytes))
+            least = code.mins(code.plus(mins, at * form.min_bytes), scale) if form.layout.has_mins else zeros
+            if form.layout.float_dtype is not None:
+                scale = builder.fmul(scale, ir.Constant(code.vector, [_FP8_IN_HALVES] * code.lanes))
             zero = ir.Constant(code.vector, [-float(form.zero)] * code.lanes)
             start = code.fma(scale, zero, least) if form.zero else least
         word = values.quad(quad)
         for index in range(QUAD):
             value = builder.and_(builder.lshr(word, code.same(8 * index)), code.same(0xFF))
-            w = code.fma(builder.sitofp(value, code.vector), scale, start)
+            number = builder.sitofp(value, code.vector) if form.layout.float_dtype is None else _from_fp8(code, value)
+            w = code.fma(number, scale, start)
             for row in range(len(totals)):
                 place = code.plus(x, 4 * (BLOCK * row + QUAD * quad + index))
                 sums[row][index % 2] = code.fma(code.broadcast(place, F32), w, sums[row][index % 2])
     return [builder.fadd(total, builder.fadd(*both)) for total, both in zip(totals, sums, strict=True)]
+
+
+def _from_fp8(code: Code, value: Any) -> Any:
+    """Convert words that hold an e4m3 each to float32, less by `_FP8_IN_HALVES`. NaN becomes a number: none is kept."""
+    builder = code.builder
+    size = builder.shl(builder.and_(value, code.same(0x7F)), code.same(7))
+    sign = builder.shl(builder.and_(value, code.same(0x80)), code.same(8))
+    return code.from_halves(builder.trunc(builder.or_(size, sign), ir.VectorType(I16, code.lanes)))

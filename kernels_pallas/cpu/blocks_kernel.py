@@ -42,7 +42,8 @@ def product(level: Level, layout: int, activations: int) -> Kernel:
         activations: which of `NUMBER_BYTES` they become, by number.
     """
     form = Form(list(LAYOUTS.values())[layout], level, list(NUMBER_BYTES)[activations])
-    block_bytes, scales_bytes = form.block_bytes, form.groups * OUTPUTS * form.scale_bytes
+    block_bytes, group_blocks = form.block_bytes, form.blocks
+    scales_bytes, mins_bytes = (form.groups * OUTPUTS * each for each in (form.scale_bytes, form.min_bytes))
     has_mins, parts = form.layout.has_mins, OUTPUTS // level.lanes
     prepare, multiply = prepare_rows(form), row_groups(form)
 
@@ -73,10 +74,10 @@ def product(level: Level, layout: int, activations: int) -> Kernel:
         x, rows, out, out_bytes = word(job, _X), word(job, _ROWS), word(job, _OUT), word(job, _OUT_BYTES)
         for tile in range(piece * each, min((piece + 1) * each, (columns + OUTPUTS - 1) // OUTPUTS)):
             values = word(job, _VALUES) + tile * blocks * block_bytes
-            scales = word(job, _SCALES) + tile * blocks * scales_bytes
+            scales = word(job, _SCALES) + tile * (blocks // group_blocks) * scales_bytes
             mins = types.int64(0)
             if has_mins:
-                mins = word(job, _MINS) + tile * blocks * scales_bytes
+                mins = word(job, _MINS) + tile * (blocks // group_blocks) * mins_bytes
             for part in range(parts):
                 multiply(x, rows, blocks, values, scales, mins, part, out, out_bytes, columns, tile * OUTPUTS)
 
@@ -90,7 +91,7 @@ def product(level: Level, layout: int, activations: int) -> Kernel:
 def row_groups(form: Form) -> Callable[..., None]:
     """Make a function that multiplies a part of a tile, a register's outputs, with all rows: 8, 4, 2 or 1 at a time."""
     tile8, tile4, tile2, tile1 = (_tile(form, rows) for rows in (8, 4, 2, 1))
-    record, lanes, scale_bytes = form.record_bytes, form.level.lanes, form.scale_bytes
+    record, lanes, scale_bytes, min_bytes = form.record_bytes, form.level.lanes, form.scale_bytes, form.min_bytes
     row_bytes, is_tall = form.row_bytes, form.level.registers >= 32
 
     @njit(**NUMBA)
@@ -102,7 +103,7 @@ def row_groups(form: Form) -> Callable[..., None]:
         count = min(columns - column, lanes)
         if count <= 0:
             return
-        scales, mins = scales + part * lanes * scale_bytes, mins + part * lanes * scale_bytes
+        scales, mins = scales + part * lanes * scale_bytes, mins + part * lanes * min_bytes
         out_row = columns * out_bytes
         for group in range((rows + ROWS - 1) // ROWS):
             x = records + group * blocks * record
@@ -128,7 +129,8 @@ def row_groups(form: Form) -> Callable[..., None]:
 def _tile(form: Form, rows: int) -> Any:
     """Make the product of `rows` rows of a group with one register's outputs of a tile."""
     add_block = block_of_floats if form.is_float else block_of_integers
-    scales_bytes = form.groups * OUTPUTS * form.scale_bytes
+    scales_bytes, mins_bytes = (form.groups * OUTPUTS * each for each in (form.scale_bytes, form.min_bytes))
+    shift = form.blocks.bit_length() - 1
 
     @intrinsic
     def tile(
@@ -141,8 +143,11 @@ def _tile(form: Form, rows: int) -> Any:
 
             def step(block: Any, totals: list[Any]) -> list[Any]:
                 here = Values(code, code.plus(values, code.times(block, form.block_bytes)), part)
-                along, activations = code.times(block, scales_bytes), code.times(block, form.record_bytes)
-                places = (code.plus(scales, along), code.plus(mins, along))
+                group, activations = builder.lshr(block, code.number(shift)), code.times(block, form.record_bytes)
+                places = (
+                    code.plus(scales, code.times(group, scales_bytes)),
+                    code.plus(mins, code.times(group, mins_bytes)),
+                )
                 at_x = (code.plus(x, activations), code.plus(of_rows, activations))
                 return add_block(code, here, *places, *at_x, list(totals))
 

@@ -19,12 +19,17 @@ type Activations = Literal["int8", "int16", "float"]
 NUMBER_BYTES: dict[Activations, int] = {"int8": 1, "int16": 2, "float": 4}  # by the number that kernels know a kind by
 
 
+def rounded_to(layout: Layout, activations: Activations) -> Activations:
+    """Return what activations become where weights of a layout multiply them: floats of 8 bits take floats only."""
+    return activations if layout.float_dtype is None else "float"
+
+
 def record_bytes(layout: Layout, activations: Activations) -> int:
     """Count the bytes of a record."""
     numbers = ROWS * BLOCK * NUMBER_BYTES[activations]
     if activations == "float":
         return numbers
-    return -(-(numbers + (1 + BLOCK // layout.group) * PER_ROW) // _LINE) * _LINE
+    return -(-(numbers + (1 + max(1, BLOCK // layout.group)) * PER_ROW) // _LINE) * _LINE
 
 
 def room_bytes(rows: int, inputs: int, layout: Layout, activations: Activations) -> int:

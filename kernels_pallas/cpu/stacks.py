@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from ..block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
 from . import blocks, loader
-from .blocks_records import ROWS, Activations, record_bytes
+from .blocks_records import ROWS, Activations, record_bytes, rounded_to
 from .calls import DTYPES
 
 
@@ -69,8 +69,8 @@ def product_of_tiles(
         )
     rows = x.shape[0]
     # A matrix's rows begin a record of their own.
-    records = (rows // ROWS + min(rows, matrices)) * inputs
-    room = jax.ShapeDtypeStruct((records * record_bytes(LAYOUTS[format_name], activations),), np.uint8)
+    records, layout = (rows // ROWS + min(rows, matrices)) * inputs, LAYOUTS[format_name]
+    room = jax.ShapeDtypeStruct((records * record_bytes(layout, rounded_to(layout, activations)),), np.uint8)
     arrays = [x.astype(taken), sizes, *(array for array in w if array is not None)]
     attributes = {"out_bytes": np.int64(made.itemsize), "x_bytes": np.int64(taken.itemsize)}
     results = [jax.ShapeDtypeStruct((rows, outputs), made), room]

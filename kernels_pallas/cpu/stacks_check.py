@@ -34,7 +34,7 @@ def check_stack_blocks(call: Call, level: Level, layout: int, activations: int) 
     """Say whether products with quantised matrices are right; activations are those of `check_blocks`."""
     random, kind = np.random.default_rng(0), list(NUMBER_BYTES)[activations]
     name, form = list(LAYOUTS.items())[layout]
-    inputs, outputs = 3 * BLOCK, 2 * OUTPUTS + 3
+    inputs, outputs = 4 * BLOCK, 2 * OUTPUTS + 3
     x = random.integers(-127, 128, (_ROWS, inputs)).astype(np.float32)
     x[:, ::BLOCK] = 127
     each = [random_tiles(random, form, outputs, inputs) for _ in _SIZES]

@@ -130,7 +130,8 @@ def _floats(level: Level, multiply: Multiply, x_bytes: int) -> Kernel:
 def stack_blocks(level: Level, layout: int, activations: int) -> Kernel:
     """Make the product with a stack of quantised matrices; parameters as of `blocks_kernel.product`."""
     form = Form(list(LAYOUTS.values())[layout], level, list(NUMBER_BYTES)[activations])
-    block_bytes, scales_bytes = form.block_bytes, form.groups * OUTPUTS * form.scale_bytes
+    block_bytes, group_blocks = form.block_bytes, form.blocks
+    scales_bytes, mins_bytes = (form.groups * OUTPUTS * each for each in (form.scale_bytes, form.min_bytes))
     has_mins, parts, record = form.layout.has_mins, OUTPUTS // level.lanes, form.record_bytes
     prepare, multiply = prepare_rows(form), row_groups(form)
 
@@ -177,10 +178,11 @@ def stack_blocks(level: Level, layout: int, activations: int) -> Kernel:
         first = piece % of_one * each
         for tile in range(first, min(first + each, tiles)):
             at = (matrix * tiles + tile) * blocks
-            values, scales = word(job, _W) + at * block_bytes, word(job, _SCALES) + at * scales_bytes
+            of_scales = at // group_blocks
+            values, scales = word(job, _W) + at * block_bytes, word(job, _SCALES) + of_scales * scales_bytes
             mins = types.int64(0)
             if has_mins:
-                mins = word(job, _MINS) + at * scales_bytes
+                mins = word(job, _MINS) + of_scales * mins_bytes
             for part in range(parts):
                 multiply(x, rows, blocks, values, scales, mins, part, out, out_bytes, columns, tile * OUTPUTS)
 

@@ -48,6 +48,16 @@ class Checkpoint(Protocol):
         ...
 
     @property
+    def method(self) -> str | None:
+        """Return what quantised the weights, as vLLM's `quantization` names it; None: nothing did."""
+        ...
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Return whether the method is made for activations that are quantised as well, which they are not here."""
+        ...
+
+    @property
     def dequantized(self) -> Mapping[str, Packed]:
         """Return the other parameters that the files hold quantised, by path: they become floats as they are loaded."""
         ...
@@ -102,6 +112,8 @@ class TextFiles:
     path: Path  # the directory, or the file
     name: str
     config: ModelConfig
+    method: str | None = None
+    rounds_activations: bool = False
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer, built on the first call."""

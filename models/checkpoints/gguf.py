@@ -27,6 +27,7 @@ class GGUFCheckpoint(TextFiles, StreamedTensors[GGUFFile]):
     """A GGUF file of a supported architecture, checked to hold exactly the tensors that the architecture needs."""
 
     dtype = jnp.dtype(jnp.float32)
+    method = "gguf"
 
     def __init__(self, path: Path) -> None:
         """Open `path`; see `open_checkpoint` for what it raises."""

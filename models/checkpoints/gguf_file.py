@@ -20,6 +20,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
+from ...kernels_pallas.block_tiles import Parts, take_apart
 from ..errors import CheckpointError
 from .gguf_parts import gguf_parts
 from .host_memory import Stamp
@@ -284,6 +285,10 @@ class GGUFFile:
             return raw.reshape(stop - start, row)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{info.path}: tensor {name!r} cannot be read: {error}.") from None
+
+    def read_parts(self, name: str, start: int, stop: int, group: int) -> Parts:
+        """Read rows of matrix `name` taken apart; see `BlockFile.read_parts`. A format has one group only."""
+        return take_apart(self.tensors[name].kind.name, self.read_blocks(name, start, stop))
 
     def _read(self, name: str, info: TensorInfo, start: int, stop: int) -> np.ndarray:
         """Read rows of the tensor, seen as a matrix whose rows are its last axis; each holds whole blocks."""

@@ -24,8 +24,10 @@ from ..quantized import Weight
 from .base import TextFiles
 from .host_memory import FileMaps
 from .mxfp4 import MXFP4Files
+from .packed_files import PackedFiles
+from .packing import KEY, Packing, of_family, packing_of
 from .quantized_streaming import stream_quantized
-from .safetensors import INDEX, SafetensorsFiles, open_sharded
+from .safetensors import INDEX, SafetensorsFiles, Tensor, open_sharded
 from .streaming import Report, StreamedTensors, Wanted, divide, ignore
 from .tensor_check import check_tensors
 
@@ -46,21 +48,25 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
         settings = Settings(read_json(directory / CONFIG))
         self._file: SafetensorsFiles = _open_weights(directory)
         try:
-            settings.refuse("vision_config")  # a better reason than an unknown model_type
+            refuse_vision(settings, self._file.tensors)
+            self._packing: Packing | None = packing_of(settings)
             chosen = format_named(HUGGING_FACE, settings.get("model_type"), "model_type")
-            config = chosen.config(settings)
+            config = chosen.config(of_family(settings, self._packing, has_own=chosen.packed_sources is not None))
         except ValueError as error:
             raise CheckpointError(f"{directory / CONFIG}: {error}") from None
+        if self._packing is not None:
+            self.method, self.rounds_activations = self._packing.method, self._packing.rounds_activations
+            self._file = _packed(self._file, chosen, self._packing, directory)
         self.config: ModelConfig = _as_stored(config, self._file)
-        self._sources: Mapping[str, Places] = self._find_sources(chosen, settings)
+        sources = chosen.sources if self._packing is None else chosen.packed_sources or chosen.sources
+        self._sources: Mapping[str, Places] = sources(self.config)
         if self.config.tie_embeddings and _EMBEDDING not in self._file.tensors and _HEAD in self._file.tensors:
             self._sources = _renamed(self._sources, {_EMBEDDING: _HEAD})
         expected = {source.tensor: source.shape for source in self._matrices()}
         check_tensors(directory, self._file.shapes, expected, self._is_harmless)
         self._file.check_readable(expected)
         self.dtype = jnp.dtype(self._file.dtype())
-        packed = ((path, self._file.format_of(each(places)[0].tensor)) for path, places in self._sources.items())
-        self.formats: Mapping[str, str] = {path: name for path, name in packed if name is not None}
+        self.formats: Mapping[str, str] = self._kept()
 
     def load(
         self,
@@ -73,16 +79,20 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
         """Load parameters straight onto devices, those of floats first; see `Checkpoint.load`."""
         yield from super().load(wanted, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
         _, quantized = divide(wanted)
-        if isinstance(file := self._file, MXFP4Files):
+        if isinstance(file := self._file, MXFP4Files | PackedFiles):
             yield from stream_quantized(file, self._sources, quantized, allow_nonfinite=allow_nonfinite, report=report)
 
-    def _find_sources(self, chosen: Format[Settings], settings: Settings) -> Mapping[str, Places]:
-        """Find the places of parameters in files of floats or, if config.json says so, of packed weights."""
-        if "quantization_config" not in settings:
-            return chosen.sources(self.config)
-        assert chosen.packed_sources is not None  # the family has read the setting, and refused what it does not know
-        self._file = MXFP4Files(self._file)
-        return chosen.packed_sources(self.config)
+    def _kept(self) -> dict[str, str]:
+        """Find the parameters that can stay as the files hold them: all matrices of a stack in the same format."""
+        if not isinstance(file := self._file, MXFP4Files | PackedFiles):
+            return {}
+        kept = {}
+        for path, places in self._sources.items():
+            found = {file.kept_format(source.tensor) for source in each(places)}
+            name = found.pop()
+            if name is not None and not found:
+                kept[path] = name
+        return kept
 
     def _is_harmless(self, name: str) -> bool:
         """Return whether an unexpected tensor may be ignored.
@@ -92,6 +102,43 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
         """
         is_copy = self.config.tie_embeddings and name == _HEAD
         return is_copy or name.endswith(".rotary_emb.inv_freq")
+
+
+def refuse_vision(settings: Settings, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a model with a vision or audio tower.
+
+    Raises:
+        CheckpointError: names the setting, and the first tensor of the tower with its file, where there is one.
+    """
+    for key in ("vision_config", "audio_config"):
+        if settings.get(key) is None:
+            continue
+        what = key.removesuffix("_config")
+        words = ("vision", "visual") if what == "vision" else ("audio",)
+        named = (name for name in sorted(tensors) if any(word in name for word in words))
+        first = next(named, None)
+        where = "" if first is None else f", tensor {first!r} in {tensors[first].path},"
+        raise CheckpointError(
+            f"{key} says that the model has a {what} tower{where} and none is implemented: give a checkpoint of its "
+            "language model alone."
+        )
+
+
+def _packed(file: SafetensorsFiles, chosen: Format[Settings], packing: Packing, directory: Path) -> SafetensorsFiles:
+    """Find the packed weights.
+
+    Raises:
+        CheckpointError: there are none, or tensors that make none.
+    """
+    if chosen.packed_sources is not None:
+        return MXFP4Files(file)
+    found = PackedFiles(file, packing)
+    if not any(found.packed()):
+        raise CheckpointError(
+            f"{directory / CONFIG}: {KEY} names {packing.method}, but no tensor is packed by it: remove it, or fetch "
+            "the model again."
+        )
+    return found
 
 
 def _as_stored(config: ModelConfig, file: SafetensorsFiles) -> ModelConfig:

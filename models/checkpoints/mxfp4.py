@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...kernels_pallas.block_tiles import Parts
 from ..errors import CheckpointError
 from .safetensors import SafetensorsFiles, Tensor
 from .streaming import Plain
@@ -65,15 +66,10 @@ class MXFP4Files(SafetensorsFiles):
         rows: np.ndarray = values.reshape(stop - start, -1)
         return rows
 
-    def read_blocks(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Read rows of a packed tensor as GGUF lays its blocks out: uint8 [rows, bytes].
-
-        Raises:
-            CheckpointError: the file can no longer be read.
-        """
+    def read_parts(self, name: str, start: int, stop: int, group: int) -> Parts:
+        """Read rows of a packed tensor; see `BlockFile.read_parts`. A group is always a block."""
         codes, scales = self._codes(name, start, stop)
-        halves = codes[..., :_HALF] | codes[..., _HALF:] << 4
-        return np.concatenate([scales[..., None], halves], axis=-1).reshape(stop - start, -1)
+        return Parts(codes.reshape(stop - start, -1), scales, None)
 
     def _codes(self, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Read rows: codes uint8 [rows, blocks, 32] in the order of their elements, and scales [rows, blocks]."""
@@ -97,6 +93,10 @@ class MXFP4Files(SafetensorsFiles):
     def format_of(self, name: str) -> str | None:
         """Return MXFP4 for a tensor that is packed."""
         return _KIND if name in self._parts else None
+
+    def kept_format(self, name: str) -> str | None:
+        """Return the same: all of them can stay as they are."""
+        return self.format_of(name)
 
     def plain(self, name: str) -> Plain | None:
         """Return where tensor `name` lies; None for one that is packed."""

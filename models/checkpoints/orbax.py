@@ -39,6 +39,7 @@ class OrbaxCheckpoint(TextFiles):
         description = read_description(directory)
         self.name, self.config, self.dtype = description.name, description.config, jnp.dtype(description.dtype)
         self.formats: Mapping[str, str] = description.formats
+        self.method = description.method
         known = abstract_params(self.config, self.dtype, self.formats).formats if self.formats else {}
         for path in self.formats.keys() - known.keys():
             raise CheckpointError(

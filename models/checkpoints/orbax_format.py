@@ -28,8 +28,8 @@ from ..json_file import read_json
 from .base import DESCRIPTION
 
 PARAMS = "params"  # the folder of the arrays
-FORMAT = 2
-_READ = (1, FORMAT)  # 1 had no quantised parameters
+FORMAT = 3
+_READ = (1, 2, FORMAT)  # 1 had no quantised parameters, 2 only those of GGUF and MXFP4
 _CONVERTER = make_converter(forbid_extra_keys=True)
 
 
@@ -43,6 +43,7 @@ class Description:
     config: ModelConfig
     files: dict[str, int]  # path of every other file in the directory -> its length in bytes
     formats: dict[str, str] = field(default_factory=dict)  # path of every quantised parameter -> its format
+    method: str | None = None  # that quantised them, as `Checkpoint.method`
 
     def write(self, directory: Path) -> None:
         """Write `twinmesh.json` into `directory`."""

@@ -20,10 +20,11 @@ from orbax.checkpoint import type_handlers
 
 from ..decoder import abstract_params
 from ..errors import CheckpointError
-from ..quantized import Described, nbytes, placed
+from ..quantized import Described, QuantizedArray, nbytes, placed, quantize
 from ..text.tokenizer_files import save_tokenizer
 from .base import Checkpoint
 from .orbax_format import FORMAT, PARAMS, Description, one_sentence, stored
+from .rounded import Rounding, rounded_formats
 
 # Called after each parameter that was written, with its length in bytes.
 type Progress = Callable[[int], object]
@@ -37,6 +38,7 @@ def write(
     chunk_bytes: int = 4 << 20,
     *,
     allow_nonfinite: bool = False,
+    rounding: Rounding | None = None,
 ) -> None:
     """Write `checkpoint` as an Orbax checkpoint.
 
@@ -47,6 +49,7 @@ def write(
         progress: called with the length in bytes of each parameter as it is written.
         chunk_bytes: the most that is stored together, and so read together by a device that needs part of it.
         allow_nonfinite: write weights that are NaN or infinite.
+        rounding: what projections are rounded to that would be written as floats; None: none are.
 
     Raises:
         CheckpointError: the source cannot be read or has a weight that is not finite, `directory` is there and not
@@ -55,7 +58,7 @@ def write(
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise CheckpointError(f"{directory} exists and is not an empty directory: give another name.")
-    described = _described(checkpoint, dtype)
+    described, formats = _described(checkpoint, dtype, rounding), formats_written(checkpoint, dtype, rounding)
     parent = directory.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix=".convert-") as scratch:
@@ -66,19 +69,45 @@ def write(
             _write_params(checkpoint, out / PARAMS, described, progress, chunk_bytes, allow_nonfinite)
         files = {path.relative_to(out).as_posix(): path.stat().st_size for path in out.rglob("*") if path.is_file()}
         stored_dtype = jnp.dtype(checkpoint.dtype if dtype is None else dtype).name
-        formats = dict(checkpoint.formats) if dtype is None else {}
-        Description(FORMAT, checkpoint.name, stored_dtype, checkpoint.config, files, formats).write(out)
+        method = (checkpoint.method if dtype is None else None) or rounding
+        Description(FORMAT, checkpoint.name, stored_dtype, checkpoint.config, files, formats, method).write(out)
         out.replace(directory)
 
 
-def written_bytes(checkpoint: Checkpoint, dtype: DTypeLike | None) -> int:
+def written_bytes(checkpoint: Checkpoint, dtype: DTypeLike | None, rounding: Rounding | None = None) -> int:
     """Return the bytes of all parameters as `write` stores them."""
-    return sum(map(nbytes, _described(checkpoint, dtype).values()))
+    return sum(map(nbytes, _described(checkpoint, dtype, rounding).values()))
 
 
-def _described(checkpoint: Checkpoint, dtype: DTypeLike | None) -> dict[str, Described]:
+def formats_written(
+    checkpoint: Checkpoint, dtype: DTypeLike | None, rounding: Rounding | None = None
+) -> dict[str, str]:
+    """Return the format of each parameter that `write` stores quantised, by path.
+
+    Raises:
+        CheckpointError: there is nothing to round.
+    """
+    kept = dict(checkpoint.formats) if dtype is None else {}
+    if rounding is None:
+        return kept
+    rounded = rounded_formats(checkpoint.config, rounding)
+    if not rounded.keys() - kept.keys():
+        why = (
+            "its projections are quantised already" if rounded else "it has no projection of whole blocks of 32 inputs"
+        )
+        raise CheckpointError(
+            f"{checkpoint.name} cannot be rounded to {rounding}: {why}; name a dtype to round them all the same."
+            if rounded
+            else f"{checkpoint.name} cannot be rounded to {rounding}: {why}."
+        )
+    return rounded | kept
+
+
+def _described(
+    checkpoint: Checkpoint, dtype: DTypeLike | None, rounding: Rounding | None = None
+) -> dict[str, Described]:
     """Describe the parameters as they are to be stored, by path."""
-    formats = checkpoint.formats if dtype is None else None
+    formats = formats_written(checkpoint, dtype, rounding)
     specs = abstract_params(checkpoint.config, checkpoint.dtype if dtype is None else dtype, formats).specs
     return {path: spec.value for path, spec in specs.items()}
 
@@ -98,17 +127,22 @@ def _write_params(
     that is being removed.
     """
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    wanted = {path: (placed(like, lambda _: place),) for path, like in described.items()}
+    rounded = _rounded(checkpoint, described)
+    loaded = {path: jax.ShapeDtypeStruct(like.shape, jnp.float32) for path, like in rounded.items()}
+    wanted = {path: (placed(loaded.get(path, like), lambda _: place),) for path, like in described.items()}
     pending = {
         name: _Pending(path, name, like)
-        for path, (one,) in wanted.items()
+        for path, one in described.items()
         for name, like in stored(path, one).items()
     }  # fmt: skip
     stopping = threading.Event()
 
     def load(paths: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
         some = {path: wanted[path] for path in paths}
-        for path, (parameter,) in checkpoint.load(some, allow_nonfinite=allow_nonfinite):
+        for path, (read,) in checkpoint.load(some, allow_nonfinite=allow_nonfinite):
+            parameter = read
+            if path in rounded and not isinstance(read, QuantizedArray):
+                parameter = quantize(read, rounded[path])
             for name, array in stored(path, parameter).items():
                 if stopping.is_set():
                     return
@@ -129,6 +163,16 @@ def _write_params(
     finally:
         _end(saved, stopping)
         thread.shutdown(wait=False)
+
+
+def _rounded(checkpoint: Checkpoint, described: Mapping[str, Described]) -> dict[str, QuantizedArray]:
+    """Find the parameters that are written in a format which they are not stored in."""
+    stored_as = checkpoint.formats
+    return {
+        path: like
+        for path, like in described.items()
+        if isinstance(like, QuantizedArray) and stored_as.get(path) != like.format
+    }
 
 
 def _end(saved: "Future[None]", stopping: threading.Event) -> None:

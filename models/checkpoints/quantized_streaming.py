@@ -1,6 +1,6 @@
-"""Loads parameters that stay quantised from a GGUF file onto devices, in bounded memory, as `streaming.py` does floats.
+"""Loads parameters that stay quantised from their files onto devices, in bounded memory, as `streaming.py` does floats.
 
-The arrays of one parameter at a time get host buffers of their final shape; rows of blocks are read, packed into
+The arrays of one parameter at a time get host buffers of their final shape; rows are read, packed into
 tiles, checked to have finite scales and copied into them; then every mesh takes its shards. A loaded parameter also
 becomes floats here, for devices that are to have those.
 """
@@ -12,7 +12,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from ...kernels_pallas.block_tiles import LAYOUTS, OUTPUTS, Tiles, pack, scale_values
+from ...kernels_pallas.block_tiles import LAYOUTS, OUTPUTS, Parts, Tiles, pack_parts, scale_values
 from ...kernels_pallas.quantized import QuantizedArray, dequantize
 from ..families.tensor_source import Places, Source, each
 from ..quantized import Weight
@@ -22,10 +22,10 @@ from .streaming import BLOCK_BYTES, Report, TensorFile, WantedQuantized, bytes_o
 
 
 class BlockFile(TensorFile, Protocol):
-    """A file whose tensors can also be read as they are stored."""
+    """A file whose tensors can also be read as they are quantised."""
 
-    def read_blocks(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Read rows `start` to `stop - 1` of matrix `name` as uint8 [rows, bytes], whole blocks.
+    def read_parts(self, name: str, start: int, stop: int, group: int) -> Parts:
+        """Read rows `start` to `stop - 1` of matrix `name`: values, and scales and mins for each `group` inputs.
 
         Raises:
             CheckpointError: the file can no longer be read.
@@ -55,7 +55,7 @@ def _read(
     """Read one parameter into host arrays as `like` describes them.
 
     Raises:
-        CheckpointError: as `BlockFile.read_blocks` does; or a scale that is not finite, unless `allow_nonfinite`.
+        CheckpointError: as `BlockFile.read_parts` does; or a scale that is not finite, unless `allow_nonfinite`.
     """
     out: QuantizedArray = jax.tree.map(lambda array: aligned_empty(array.shape, array.dtype), like)
     for index, source in enumerate(each(places)):
@@ -74,9 +74,9 @@ def _read_matrix(
         every, count = source.row_step, min(start + step, rows) - start
         first = source.first_row + start * every
         last = first + (count - 1) * every + 1
-        raw = file.read_blocks(source.tensor, first, last)[::every]
         with np.errstate(over="ignore", invalid="ignore"):  # found below
-            packed = pack(out.format, halves(raw, source.rotary_pairs) if source.rotary_pairs else raw)
+            parts = file.read_parts(source.tensor, first, last, out.block)
+            packed = pack_parts(out.format, _in_order(parts, source, every))
         if not allow_nonfinite and not _are_finite(out.format, packed):
             floats = file.read_rows(source.tensor, first, last)[::every]
             path, dtype = file.path_of(source.tensor), np.dtype(np.float32)
@@ -85,6 +85,17 @@ def _read_matrix(
         for (_, array), part in zip(out.parts(), packed, strict=False):
             array[tiles] = part
         report(bytes_of(file, source, count))
+
+
+def _in_order(parts: Parts, source: Source, every: int) -> Parts:
+    """Take every so-manieth row, in the order of the parameter."""
+    pairs = source.rotary_pairs
+
+    def ordered(rows: np.ndarray) -> np.ndarray:
+        return rows[::every] if pairs is None else halves(rows[::every], pairs)
+
+    mins = None if parts.mins is None else ordered(parts.mins)
+    return Parts(ordered(parts.values), ordered(parts.scales), mins)
 
 
 def _are_finite(format_name: str, packed: Tiles) -> bool:

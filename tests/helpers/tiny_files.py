@@ -17,6 +17,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 from helpers.mxfp4 import hugging_face
+from helpers.packed import FORMATS, PACKED, packed
 from helpers.tiny_families import TINY, TOKEN_TYPES, TOKENS
 from helpers.tiny_gguf import CHAT_TEMPLATE, MERGES, SPECIAL, TOKENIZER, USER_DEFINED, interleave_rotary, write_gguf
 from safetensors.numpy import save_file
@@ -45,7 +46,7 @@ def write_tiny_directory(path, name, *, config=None, shards=1, weights=None):
     _write(path / "tokenizer.json", _tokenizer())
     special = dict(bos_token=SPECIAL[1], eos_token=SPECIAL[2], chat_template=CHAT_TEMPLATE)
     _write(path / "tokenizer_config.json", special | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    weights = TINY[name].weights() if weights is None else weights
+    weights = (TINY | PACKED)[name].weights() if weights is None else weights
     if shards == 1:
         save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
         return path
@@ -73,6 +74,18 @@ def write_packed_directory(path, *, change=lambda weights: None, **options):
     packing = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
     config = tiny_config("gpt_oss", from_hub=True) | {"quantization_config": packing}
     return write_tiny_directory(path, "gpt_oss", config=config, weights=weights, **options)
+
+
+def write_packed(path, format_, *, name="packed", change=lambda weights: None, settings=None, **options):
+    """Write a model of `helpers/packed.py` with its projections in one of its formats, and return the directory.
+
+    `change` takes the tensors by name, to change some of them; `settings` are added to `quantization_config`.
+    """
+    weights = packed(format_, PACKED[name].weights())
+    change(weights)
+    packing = FORMATS[format_][1] | (settings or {})
+    config = tiny_config(name) | {"quantization_config": packing}
+    return write_tiny_directory(path, name, config=config, weights=weights, **options)
 
 
 def _write(path, value):
