@@ -116,10 +116,10 @@ def _kept(
     """Choose the weights that stay quantised, as start-up does; with what is to be said of the others."""
     from ..startup.quantization import choose
 
-    stored, degrees = named.formats, [spec.tp for spec in options.parsed_topology.meshes]
+    stored, meshes = named.formats, options.parsed_topology.meshes
     if unreadable := _unreadable(stored):
         return stored, (f"Files of {' and '.join(unreadable)} are not read by this version: planned as they lie.",)
-    chosen = choose(options.quantization, stored, named.config, where.memory.platform, degrees, options.activations)
+    chosen = choose(options.quantization, stored, named.config, where.memory.platform, meshes, options.activations)
     lost = Counter(form for path, form in stored.items() if path not in chosen.kept)
     if not lost:
         return chosen.kept, ()

@@ -60,7 +60,7 @@ def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None
                 f"devices= gives the {spec.role} mesh at {first} to {first + spec.tp - 1} a device twice: "
                 "meshes may share devices, but the devices of one mesh must all differ."
             )
-        meshes.append(Mesh(np.array(own).reshape(_shape(spec)), _axes(spec)))
+        meshes.append(mesh_of(spec, own))
         first += spec.tp
     return meshes
 
@@ -71,6 +71,11 @@ def _shape(spec: MeshSpec) -> tuple[int, ...]:
 
 def _axes(spec: MeshSpec) -> tuple[str, ...]:
     return (EP, TP) if spec.ep > 1 else (TP,)
+
+
+def mesh_of(spec: MeshSpec, devices: Sequence[jax.Device]) -> Mesh:
+    """Build the mesh of a specification on as many devices as it has."""
+    return Mesh(np.array(devices).reshape(_shape(spec)), _axes(spec))
 
 
 def abstract_mesh(spec: MeshSpec) -> AbstractMesh:

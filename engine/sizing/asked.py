@@ -98,7 +98,7 @@ class Asked(Protocol):
         ...
 
     @property
-    def quantization(self) -> str:
+    def quantization(self) -> str | None:
         """Return what becomes of weights that the files hold quantised: one of `QUANTIZATIONS`."""
         ...
 

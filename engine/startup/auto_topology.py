@@ -90,7 +90,9 @@ def choose_topology(
     slo = options.slo.with_percentile()
     wanted = replace(pooled, slo=slo)
     peaks = peaks_of(first.device_kind)
-    kept = choose(options.quantization, formats, model, first.platform, [tp], options.activations).kept
+    kept = choose(
+        options.quantization, formats, model, first.platform, [MeshSpec(Role.BOTH, tp)], options.activations
+    ).kept
     if sized is None or peaks is None:
         return Chosen(wanted, f"{fits}; nothing is known of such a device's speed, so all do both until it is measured")
     rate, best = _first_roles(SimulatedEngine(*sized, roofline(model, sized[0], peaks, formats=kept)), slo)

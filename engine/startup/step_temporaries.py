@@ -19,15 +19,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import msgspec
-import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 
+from ...kernels_pallas.cpu.blocks_records import Activations
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
 from ..config import EngineConfig
 from ..sampling.request_rows import Stage
-from ..sharding.mesh import products_on
-from ..sharding.rules import TP
+from ..sharding.mesh import abstract_mesh, mesh_of, products_on
 from ..simulation.planning.memory_plan import StepMemory
 from ..sizing.heads import model_on
 from ..topology import MeshSpec
@@ -49,12 +48,12 @@ class Asked(NamedTuple):
     spec: MeshSpec
     pages: tuple[int, ...]  # of each cache group
     kept: Mapping[str, str]  # path -> format, of the weights that stay quantised
-    activations: str
+    activations: Activations
 
 
 def temporaries_on(asked: Asked, devices: Sequence[jax.Device]) -> list[StepMemory]:
     """Compile a mesh's largest programs for its devices, and say what each takes."""
-    return list(_measured(_plan(asked, Mesh(np.array(devices[: asked.spec.tp]), (TP,)))))
+    return list(_measured(_plan(asked, mesh_of(asked.spec, devices[: asked.spec.tp]))))
 
 
 def can_compile_for_h100() -> bool:
@@ -92,10 +91,8 @@ def _plan(asked: Asked, mesh: Mesh) -> MeshPlan:
         for path, form in asked.kept.items()
         if not path.startswith("layers.") or any(path.startswith(prefix) for prefix in layers)
     }
-    activations = asked.activations
-    assert activations in ("int16", "int8", "float")
-    params = abstract_params(on_mesh, dtype, kept, products_on(mesh, activations))
-    state = abstract_state(on_mesh, asked.config, asked.pages, dtype, mesh)
+    params = abstract_params(on_mesh, dtype, kept, products_on(mesh, asked.activations))
+    state = abstract_state(on_mesh, asked.config, asked.pages, asked.config.kv_dtypes.on(asked.spec.role), mesh)
     return MeshPlan(mesh, asked.spec, model, params, asked.config, state)
 
 
@@ -141,7 +138,9 @@ def _on_absent() -> None:
         platform="cuda", topology_name="h100", topology=f"1x1x{max(_MOST_DEVICES, asked.spec.tp)}", target_config=target
     ).devices  # fmt: skip
     device = AbstractDevice(device_kind=_KIND, num_cores=_CORES, platform="gpu")
-    mesh = AbstractMesh((asked.spec.tp,), (TP,), (AxisType.Auto,), abstract_device=device)
+    like = abstract_mesh(asked.spec)
+    kinds = (AxisType.Auto,) * len(like.axis_names)
+    mesh = AbstractMesh(like.axis_sizes, like.axis_names, kinds, abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         found = temporaries_on(asked, devices)
     sys.stdout.buffer.write(b"\n" + msgspec.json.encode(found) + b"\n")
