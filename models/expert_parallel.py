@@ -27,7 +27,7 @@ class Parts(NamedTuple):
     """The axis that experts are divided over."""
 
     axis: str
-    count: int  # N
+    groups: int  # N
     experts: int  # X, of all devices
 
 
@@ -43,16 +43,16 @@ def exchanged(x: jax.Array, chosen: jax.Array, parts: Parts, run: Experts) -> ja
     Returns:
         [T, K, n] float32; where a row has chosen none, anything.
     """
-    groups, each = group(chosen, parts.experts), parts.experts // parts.count
-    most = groups.rows.shape[0]  # rows that may go to one device
-    sizes = jax.lax.all_gather(groups.sizes.reshape(parts.count, each), parts.axis)  # [from, to, experts of one]
+    places, each = group(chosen, parts.experts), parts.experts // parts.groups
+    most = places.rows.shape[0]  # rows that may go to one device
+    sizes = jax.lax.all_gather(places.sizes.reshape(parts.groups, each), parts.axis)  # [from, to, experts of one]
     sent, rank = jnp.sum(sizes, axis=2, dtype=jnp.int32), jax.lax.axis_index(parts.axis)
     starts = jnp.cumsum(sent[rank], dtype=jnp.int32) - sent[rank]
-    arrived = _exchange(x[groups.rows], starts, sent, most, parts)
+    arrived = _exchange(x[places.rows], starts, sent, most, parts)
     done = run(arrived, _expert_of(sizes[:, rank], most)[:, None])[:, 0]
-    back = _exchange(done, jnp.arange(parts.count, dtype=jnp.int32) * most, sent.T, most, parts)
-    device = jnp.minimum(chosen // each, parts.count - 1)
-    return back.at[device * most + groups.places - starts[device]].get(mode="clip")
+    back = _exchange(done, jnp.arange(parts.groups, dtype=jnp.int32) * most, sent.T, most, parts)
+    device = jnp.minimum(chosen // each, parts.groups - 1)
+    return back.at[device * most + places.places - starts[device]].get(mode="clip")
 
 
 def _expert_of(sizes: jax.Array, most: int) -> jax.Array:
@@ -79,10 +79,10 @@ def _exchange(rows: jax.Array, starts: jax.Array, sent: jax.Array, most: int, pa
         index = starts[:, None] + jnp.arange(most, dtype=jnp.int32)
         blocks = rows.at[index].get(mode="clip")  # what follows a run goes with it, and nobody looks
         received: jax.Array = jax.lax.all_to_all(blocks, parts.axis, 0, 0)
-        return received.reshape(parts.count * most, rows.shape[1])
+        return received.reshape(parts.groups * most, rows.shape[1])
     rank = jax.lax.axis_index(parts.axis)
-    room = jnp.zeros((parts.count * most, rows.shape[1]), rows.dtype)
-    places = jnp.full(parts.count, rank * most, jnp.int32)
+    room = jnp.zeros((parts.groups * most, rows.shape[1]), rows.dtype)
+    places = jnp.full(parts.groups, rank * most, jnp.int32)
     arrived: jax.Array = jax.lax.ragged_all_to_all(
         rows, room, starts, sent[rank], places, sent[:, rank], axis_name=parts.axis
     )

@@ -39,7 +39,7 @@ class ExpertWeights(NamedTuple):
     up_bias: jax.Array | None = None  # [X, F]
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         """Return how many experts there are on this device; a quantised parameter's own shape is that of all."""
         return int(jax.tree.leaves(self.gate)[0].shape[0])
 
@@ -111,7 +111,7 @@ def _expert(x: jax.Array, w: ExpertWeights, index: jax.Array, unit: Unit) -> jax
 
 def every_expert(x: jax.Array, w: ExpertWeights, choice: Choice, unit: Unit) -> jax.Array:
     """Compute all experts for all rows [T, E], one after the other, and add them up by weight: [T, E] float32."""
-    count = w.count
+    count = w.number
     weights = jnp.zeros((x.shape[0], count)).at[jnp.arange(x.shape[0])[:, None], choice.experts].add(choice.shares)
 
     def add(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
@@ -123,7 +123,7 @@ def every_expert(x: jax.Array, w: ExpertWeights, choice: Choice, unit: Unit) -> 
 def run_experts(x: jax.Array, w: ExpertWeights, chosen: jax.Array, unit: Unit) -> jax.Array:
     """Compute the chosen experts [T, K] for each row [T, E]: [T, K, E] float32, without the bias of the down
     projection; anything where none is chosen."""
-    groups, products = group(chosen, w.count), unit.products
+    groups, products = group(chosen, w.number), unit.products
     biases = () if w.gate_bias is None or w.up_bias is None else (w.gate_bias, w.up_bias)
     hidden = grouped_unit(x[groups.rows], (w.gate, w.up), biases, groups, Gated(unit.gate), products)
     return grouped_matmul(hidden, w.down, groups.sizes, products=products, dtype=jnp.float32)[groups.places]
@@ -134,7 +134,7 @@ def chosen_experts(x: jax.Array, w: ExpertWeights, choice: Choice, unit: Unit) -
 
     @jax.custom_jvp
     def mix(x: jax.Array, w: ExpertWeights, choice: Choice) -> jax.Array:
-        return weighted(choice, run_experts(x, w, choice.experts, unit), w.count)
+        return weighted(choice, run_experts(x, w, choice.experts, unit), w.number)
 
     @mix.defjvp
     def mix_jvp(
@@ -230,9 +230,9 @@ class MixtureOfExperts(nnx.Module):
     def _over_groups(self, x: jax.Array, w: ExpertWeights, choice: Choice, axis: str) -> jax.Array:
         """Compute a share of the rows [T, E] on every group of devices, with the experts of all: [T, E] float32."""
         count, rows = self.experts.count, x.shape[0]
-        parts = Parts(axis, count // w.count, count)
-        each = -(-rows // parts.count)
-        missing = each * parts.count - rows
+        parts = Parts(axis, count // w.number, count)
+        each = -(-rows // parts.groups)
+        missing = each * parts.groups - rows
         x = jnp.pad(x, ((0, missing), (0, 0)))
         chosen, shares = (
             jnp.pad(a, ((0, missing), (0, 0)), constant_values=fill) for a, fill in zip(choice, (count, 0), strict=True)

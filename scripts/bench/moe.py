@@ -155,12 +155,13 @@ def summarise(pairs: Sequence[dict[str, Turn]], bare: Turn, counts: Sequence[int
             }
     turn = pairs[-1]["twinmesh"]
     added = statistics.median(pair["twinmesh"]["peak_bytes"] for pair in pairs) - bare["peak_bytes"]
-    memory = {
+    memory: dict[str, Any] = {
         "weights_over_file": turn["weight_bytes"] / turn["file_bytes"],
         "kept_over_packed": turn["kept_bytes"] / turn["packed_bytes"] if turn["packed_bytes"] else None,
         "added_peak_over_file_and_kv": added / (turn["file_bytes"] + turn["kv_bytes"]),
     }
-    return {"speed": speed, "memory": memory | {name: turn[name] for name in ("weight_bytes", "file_bytes")}}
+    memory |= {name: turn[name] for name in ("weight_bytes", "kept_bytes", "file_bytes", "packed_bytes", "kv_bytes")}
+    return {"speed": speed, "memory": memory | {"added_peak_bytes": added}}
 
 
 def _middle(values: Sequence[float]) -> dict[str, float]:
@@ -184,7 +185,8 @@ def _rows(report: dict[str, Any]) -> str:
         lines.append(f"{count:>3} requests  tokens/s and ratio: {shown}")
     memory = report["memory"]
     lines.append(
-        f"weights on devices {memory['weights_over_file']:.3f} of the file's tensors; peak less that of the engine "
+        f"weights on devices {memory['weights_over_file']:.3f} of the file's tensors, those that stay quantised "
+        f"{memory['kept_over_packed'] or 0:.3f} of theirs; peak less that of the engine "
         f"without weights {memory['added_peak_over_file_and_kv']:.2f} of file and KV"
     )
     return "\n".join(lines)

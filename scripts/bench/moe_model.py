@@ -20,6 +20,10 @@ VOCABULARY = 20_000
 _BLOCK = 32  # numbers of a block of MXFP4
 _SCALES = (118, 121)  # exponents plus 127 of blocks, about 1 / sqrt(inputs) times the usual code
 _BYTES = 256  # tokens of the tokenizer: text is not what is measured
+_YARN = {
+    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "original_max_position_embeddings": 4096,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def _config(kind: str, size: Size) -> dict[str, Any]:
     config: dict[str, Any] = {
         "vocab_size": VOCABULARY, "hidden_size": size.hidden, "num_hidden_layers": size.layers,
         "num_attention_heads": size.heads, "num_key_value_heads": size.kv_heads, "head_dim": size.head_dim,
-        "num_experts_per_tok": size.per_token, "max_position_embeddings": 4096, "tie_word_embeddings": False,
+        "num_experts_per_tok": size.per_token, "max_position_embeddings": 131_072, "tie_word_embeddings": False,
         "rope_theta": 150_000.0, "hidden_act": "silu", "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
         "torch_dtype": "bfloat16",
     }  # fmt: skip
@@ -73,7 +77,7 @@ def _config(kind: str, size: Size) -> dict[str, Any]:
         return config | {
             "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "intermediate_size": size.inner,
             "num_local_experts": size.experts, "attention_bias": True, "sliding_window": 128, "layer_types": kinds,
-            "swiglu_limit": 7.0, "rms_norm_eps": 1e-5,
+            "rope_scaling": _YARN, "swiglu_limit": 7.0, "rms_norm_eps": 1e-5,
             "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": not_packed},
         }  # fmt: skip
     return config | {
@@ -133,7 +137,8 @@ def _attention(random: np.random.Generator, size: Size, layer: int) -> Iterator[
 
 
 def _matrix(random: np.random.Generator, outputs: int, inputs: int) -> np.ndarray:
-    return _floats(random, outputs, inputs) / np.asarray(inputs**0.5, ml_dtypes.bfloat16)
+    drawn: np.ndarray = random.standard_normal((outputs, inputs), np.float32) / np.float32(inputs**0.5)
+    return drawn.astype(ml_dtypes.bfloat16)
 
 
 def _bias(random: np.random.Generator, *shape: int) -> np.ndarray:
