@@ -25,7 +25,7 @@ from jax import Array
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.mlir import ir
-from jax.extend.mlir.dialects import arith, vector
+from jax.extend.mlir.dialects import arith, memref, vector
 
 from . import block_tiles
 from .block_tiles import BLOCK, LAYOUTS, OUTPUTS, QUAD, Tiles
@@ -73,7 +73,10 @@ def store_transposed(result: Array, target: Any, *, interpret: bool) -> None:
         return
 
     def run(_: Any, result: Any, target: Any) -> tuple[()]:
-        result.store_untiled(mgpu.memref_transpose(target, (1, 0)), optimized=False)
+        if mgpu.bitwidth(result.mlir_dtype) == 16:
+            result.store_untiled(mgpu.memref_transpose(target, (1, 0)), optimized=False)
+        else:
+            result.foreach(lambda number, index: memref.store(number, target, index[::-1]))
         return ()
 
     # By hand, because Mosaic looks for a layout of shared memory that serves both stores and copies without end.

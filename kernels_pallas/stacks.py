@@ -89,7 +89,8 @@ def why_unsupported(x: Array, w: Array | QuantizedArray) -> str | None:
         inputs, outputs = w.shape[1:]
     unit = UNIT[isinstance(w, QuantizedArray)]
     if outputs % ROWS or inputs % unit:
-        return f"A matrix has {outputs} outputs and {inputs} inputs: the Hopper kernel takes multiples of {ROWS} and {unit}."
+        units = f"multiples of {ROWS} and {unit}"
+        return f"A matrix has {outputs} outputs and {inputs} inputs: the Hopper kernel takes {units}."
     return None
 
 

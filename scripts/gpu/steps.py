@@ -1,11 +1,12 @@
 """Measures whole steps on one GPU, for `gpu_suite.py`: a model's shapes, random weights, no engine."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jax import Array
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.sampling.request_state import Float, Int
 from twinmesh.engine.sharding.mesh import build_meshes
+from twinmesh.engine.sizing.cache_groups import groups
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.engine.worker.kv_cache import DeviceState, abstract_state
@@ -21,10 +23,11 @@ from twinmesh.engine.worker.mesh_plan import MeshPlan
 from twinmesh.engine.worker.programs import Programs
 from twinmesh.engine.worker.step_layout import ChunkColumn, DecodeColumn, PrefillInputs, decode_columns, prefill_columns
 from twinmesh.kernels_pallas.tiles import length_class
-from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
+from twinmesh.models.config import AttentionSpec, ClampedGate, Experts, ModelConfig, Rope
 from twinmesh.models.decoder import AbstractParams, abstract_params
-from twinmesh.models.quantized import nbytes
+from twinmesh.models.quantized import Described, QuantizedArray, nbytes
 from twinmesh.scripts.gpu.budget import measure_budget
+from twinmesh.scripts.gpu.experts import random_quantized
 from twinmesh.scripts.gpu.facts import Facts
 from twinmesh.scripts.gpu.timing import copy_bandwidth, matmul_rate, noise, seconds
 
@@ -34,9 +37,28 @@ QWEN3_8B = ModelConfig(
 LLAMA_3_1_8B = ModelConfig(
     "llama", 128256, 4096, 14336, 32, 8, 128, 1e-5, False, 131072, (AttentionSpec(Rope(5e5)),) * 32
 )
+# Of GPT-OSS without YaRN's factors, which change no shape; every other layer has a window.
+_FULL, _WINDOWED = AttentionSpec(Rope(1.5e5)), AttentionSpec(Rope(1.5e5), window=128)
+GPT_OSS_20B = ModelConfig(
+    "gpt_oss", 201088, 2880, 2880, 64, 8, 64, 1e-5, False, 131072, (_WINDOWED, _FULL) * 12, qkv_bias=True,
+    output_bias=True, has_sinks=True, fits_float16=False,
+    experts=Experts(32, 4, has_bias=True, clamped=ClampedGate(1.702, 7.0)),
+)  # fmt: skip
+GPT_OSS_120B = dataclasses.replace(
+    GPT_OSS_20B,
+    layers=(_WINDOWED, _FULL) * 18,
+    experts=dataclasses.replace(cast(Experts, GPT_OSS_20B.experts), count=128),
+)
 CONTEXT, PROMPT, BATCHES = 1024, 8192, (1, 8, 32, 128)
 PROFILED = (1, 32)  # batches whose time is broken down
 VLLM_MS = {1: 7.22, 8: 7.67}  # public figures of vLLM for Qwen3-8B on an H100, ms a decode step
+
+
+# Of gpt-oss-20b in MXFP4 on one GPU, output tokens/s with 3,000 requests of 1,000 in and 1,000 out queued at once.
+PUBLIC_GPT_OSS = {
+    "tokens_s": {"NVIDIA H100": 11557, "NVIDIA H200": 13858},
+    "source": "TensorRT-LLM's performance page, read in 2026-11: whole requests, prefill included; not of this run",
+}
 
 
 def qwen3(scale: float) -> Iterator[Facts]:
@@ -49,12 +71,19 @@ def llama(scale: float) -> Iterator[Facts]:
     yield from measure_steps(LLAMA_3_1_8B, scale)
 
 
+def gpt_oss(scale: float) -> Iterator[Facts]:
+    """Measure steps of GPT-OSS-20B's shapes with experts in MXFP4, beside public figures of another engine."""
+    yield {"public": PUBLIC_GPT_OSS}
+    yield from measure_steps(GPT_OSS_20B, scale)
+
+
 def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
     """Measure the milliseconds of decode steps at several batches and of a prompt's prefill, and compare with ceilings.
 
-    `floor_ms` of a decode step: the time to read the weights (of the embedding, a step reads a few rows only) and the
-    rows' KV at the bandwidth of a copy. `of_matmul` of prefill: the rate of FLOPs of products and causal attention,
-    over that of a large product. `vllm_ms`: the public figure of another engine on an H100, not of this run.
+    `floor_ms` of a decode step: the time to read the weights (of the embedding, a step reads a few rows only; of
+    experts as many as rows choose that choose evenly) and the rows' KV at the bandwidth of a copy. `tokens_s` are those
+    of a step that follows the other without a pause. `of_matmul` of prefill: the rate of FLOPs of products and causal
+    attention, over that of a large product. `vllm_ms`: the public figure of another engine on an H100, not of this run.
     `length_class` determines the tiles of both steps' attention: as in an engine, it is the class of the longest
     request that fits, not of the rows' context.
     """
@@ -66,8 +95,9 @@ def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
     capacity = plan.config.max_pages * plan.config.page_size
     yield {"copy_tb_s": copy / 1e12, "matmul_tflop_s": rate / 1e12, "length_class": length_class(capacity)}
     params = random_params(plan)
-    weights, products = weight_bytes(plan.params)
-    token = 4 * model.num_kv_heads * model.head_dim * model.num_layers
+    reads = weight_reads(plan.params, model)
+    seen = sum(min(context, layer.window or context) for layer in model.layers)
+    cached = 4 * model.num_kv_heads * model.head_dim * seen
     tables = _tables(plan, context)
     held = [_filled(plan, made, tables)]  # one state for all, as two would not fit beside the weights
     calls, times = {}, {}
@@ -75,35 +105,76 @@ def measure_steps(model: ModelConfig, scale: float) -> Iterator[Facts]:
         inputs = _decode_inputs(plan, tables, rows, context)
         calls[rows] = partial(_step, partial(made.decode[rows], params), held, inputs)
         times[rows] = taken = seconds(calls[rows])
-        floor = (weights + rows * context * token) / copy
-        row: Facts = {"ms": 1e3 * taken, "floor_ms": 1e3 * floor, "of_floor": floor / taken}
+        weights = reads.step_bytes(rows)
+        floor = (weights + rows * cached) / copy
+        row: Facts = {"ms": 1e3 * taken, "floor_ms": 1e3 * floor, "of_floor": floor / taken, "tokens_s": rows / taken}
         row |= {"dispatch_ms": 1e3 * dispatch_seconds(calls[rows]), "weights_floor_ms": 1e3 * weights / copy}
         row |= {"vllm_ms": VLLM_MS.get(rows)} if model.family == "qwen3" else {}
         yield {"decode": {str(rows): row}}
     taken = seconds(partial(_step, partial(made.prefill[prompt], params), held, _prefill_inputs(plan, prompt)))
-    attention = 2.0 * model.num_layers * model.num_heads * model.head_dim * prompt**2
-    # Two FLOPs for each of the weights' 2-byte numbers; the head takes the last token only.
-    flops = products * prompt + (weights - products) + attention
+    visible = sum(prompt**2 if layer.window is None else 2 * prompt * layer.window for layer in model.layers)
+    attention = 2.0 * model.num_heads * model.head_dim * visible
+    # Two FLOPs for each number that a token is multiplied by; the head takes the last token only.
+    flops = 2.0 * reads.token_numbers * prompt + 2.0 * reads.head_numbers + attention
     yield {"prefill": {"tokens": prompt, "ms": 1e3 * taken, "of_matmul": flops / taken / rate}}
     for rows in PROFILED:  # last, as a profiler may go on to cost something
         found = measure_budget(calls[rows], made.decode[rows].as_text() or "", 1e3 * times[rows])
         yield {"decode": {str(rows): {"budget": found}}}
 
 
-def weight_bytes(params: AbstractParams) -> tuple[int, int]:
-    """Count the bytes of weights that a decode step reads whole, all but the embedding; with and without the head."""
-    sizes = {name: nbytes(spec.value) for name, spec in params.specs.items()}
-    read = sum(sizes.values()) - sizes["embedding.weight"]
-    return read, read - sizes["head.weight"]
+def mxfp4_experts(model: ModelConfig) -> dict[str, str]:
+    """Name the format of every expert's projections in MXFP4, by path."""
+    return {f"layers.{i}.mlp.{name}_proj": "MXFP4" for i in range(model.num_layers) for name in ("gate", "up", "down")}
 
 
-def random_params(plan: MeshPlan) -> tuple[Array, ...]:
-    """Make small random weights, and ones for norms."""
-    specs = jax.tree.leaves([spec.value for spec in plan.params.specs.values()])
-    return tuple(
-        jnp.ones(spec.shape, spec.dtype) if len(spec.shape) < 2 else (0.02 * noise(spec.shape, i)).astype(spec.dtype)
-        for i, spec in enumerate(specs)
+class Reads(NamedTuple):
+    """What steps read of the weights, and multiply by."""
+
+    whole_bytes: int  # that every decode step reads
+    expert_bytes: int  # of all experts
+    head_numbers: int
+    token_numbers: int  # that a token is multiplied by, the head's apart
+    experts: Experts | None
+
+    def step_bytes(self, rows: int) -> float:
+        """Count the bytes that a decode step reads, of experts on average if every choice is as likely."""
+        if self.experts is None:
+            return self.whole_bytes
+        missed = (1 - self.experts.per_token / self.experts.count) ** rows
+        return self.whole_bytes + self.expert_bytes * (1 - missed)
+
+
+def weight_reads(params: AbstractParams, model: ModelConfig) -> Reads:
+    """Count what decode steps read, all but the embedding, and what tokens are multiplied by."""
+    values = {name: spec.value for name, spec in params.specs.items() if name != "embedding.weight"}
+    numbers = {name: math.prod(value.shape) for name, value in values.items()}
+    stacks = {name for name, spec in params.specs.items() if spec.axes[0] == "experts" and len(spec.axes) == 3}
+    share = 1.0 if model.experts is None else model.experts.per_token / model.experts.count
+    of_experts = sum(nbytes(values[name]) for name in stacks)
+    head = numbers["head.weight"]
+    dense = sum(count for name, count in numbers.items() if name not in stacks) - head
+    return Reads(
+        whole_bytes=sum(map(nbytes, values.values())) - of_experts,
+        expert_bytes=of_experts,
+        head_numbers=head,
+        token_numbers=dense + round(share * sum(numbers[name] for name in stacks)),
+        experts=model.experts,
     )
+
+
+def random_params(plan: MeshPlan) -> tuple[Any, ...]:
+    """Make small random weights, and ones for norms, as the leaves of the parameters."""
+    return tuple(
+        leaf for i, spec in enumerate(plan.params.specs.values()) for leaf in jax.tree.leaves(_random(spec.value, i))
+    )
+
+
+def _random(value: Described, seed: int) -> Any:
+    if isinstance(value, QuantizedArray):
+        return random_quantized(value, seed)
+    if len(value.shape) < 2:
+        return jnp.ones(value.shape, value.dtype)
+    return (0.02 * noise(value.shape, seed)).astype(value.dtype)
 
 
 def _compiled(plan: MeshPlan, prompt: int) -> Programs:
@@ -126,16 +197,22 @@ def plan_for(model: ModelConfig, context: int, prompt: int) -> MeshPlan:
     config = EngineConfig(
         Topology.parse("both=1"), max_model_len=max(prompt, context + 1), max_num_seqs=BATCHES[-1],
         prefill_buckets=(prompt,), prefill_rows=1, decode_buckets=BATCHES, dtype="bfloat16",
+        windows=tuple(group.window for group in groups(model)),
     )  # fmt: skip
     pages = BATCHES[-1] * (context // config.page_size + 1) + prompt // config.page_size + 1
     (mesh,) = build_meshes(config.topology, jax.devices()[:1])
-    state = abstract_state(model, config, (pages,), config.kv_on(config.topology.meshes[0]), mesh)
-    return MeshPlan(mesh, config.topology.meshes[0], model, abstract_params(model, jnp.bfloat16), config, state)
+    # A window's pool is as large as the other, so that one table serves both: what a window has left is not read.
+    state = abstract_state(
+        model, config, (pages,) * len(config.windows), config.kv_on(config.topology.meshes[0]), mesh
+    )
+    params = abstract_params(model, jnp.bfloat16, None if model.experts is None else mxfp4_experts(model))
+    return MeshPlan(mesh, config.topology.meshes[0], model, params, config, state)
 
 
 def shrink(model: ModelConfig) -> ModelConfig:
     """Reduce layers and vocabulary, to try the suite quickly."""
-    return dataclasses.replace(model, layers=model.layers[:1], vocab_size=1024, hidden_size=256, intermediate_size=256)
+    layers = model.layers[: 1 if model.experts is None else 2]
+    return dataclasses.replace(model, layers=layers, vocab_size=1024, hidden_size=256, intermediate_size=256)
 
 
 def _tables(plan: MeshPlan, context: int) -> np.ndarray:
@@ -165,23 +242,25 @@ def _filled(plan: MeshPlan, made: Programs, tables: np.ndarray) -> DeviceState:
 
     shardings = jax.tree.map(lambda x: x.sharding, state.kv)
     kv = jax.jit(fill, donate_argnums=0, out_shardings=shardings)(state.kv)
-    return state._replace(kv=kv, tables=(jax.device_put(tables, state.tables[0].sharding),))
+    return state._replace(kv=kv, tables=tuple(jax.device_put(tables, table.sharding) for table in state.tables))
 
 
 def _decode_inputs(plan: MeshPlan, tables: np.ndarray, rows: int, context: int) -> Array:
-    size = plan.config.page_size
-    inputs = np.zeros((rows, decode_columns(1, 1, size)), np.int32)
+    size, count = plan.config.page_size, len(plan.config.windows)
+    inputs = np.zeros((rows, decode_columns(count, 1, size)), np.int32)
     inputs[:, DecodeColumn.SLOT], inputs[:, DecodeColumn.KV_LEN] = np.arange(rows), context
     inputs[:, DecodeColumn.FORCED] = 5
-    inputs[:, len(DecodeColumn)] = tables[:rows, (context - 1) // size]
+    written = inputs[:, len(DecodeColumn) :].reshape(rows, count, -1)  # of each cache group, its first pages
+    written[:, :, 0] = tables[:rows, (context - 1) // size, None]
     return jnp.asarray(inputs)
 
 
 def _prefill_inputs(plan: MeshPlan, prompt: int) -> PrefillInputs:
     config = plan.config
-    row = np.zeros((1, prefill_columns(1, config.max_pages)), np.int32)
+    count = len(config.windows)
+    row = np.zeros((1, prefill_columns(count, config.max_pages)), np.int32)
     row[0, : len(ChunkColumn)] = (0, prompt, prompt, 0, 1)  # in the order of ChunkColumn
-    row[0, len(ChunkColumn) + len(Int) :] = np.arange(config.max_pages) % plan.state.kv[0].k.shape[1]
+    row[0, len(ChunkColumn) + len(Int) :] = np.tile(np.arange(config.max_pages) % plan.state.kv[0].k.shape[1], count)
     tokens = np.random.default_rng(0).integers(0, plan.model.vocab_size, prompt)
     return PrefillInputs(jnp.asarray(tokens, jnp.int32), jnp.asarray(row), jnp.zeros((1, len(Float)), jnp.float32))
 

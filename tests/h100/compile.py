@@ -9,6 +9,7 @@ be importable; in a process that is to run anything it should not be, without a 
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 import sys
@@ -30,16 +31,21 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedShar
 from twinmesh import kernels_pallas
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.kv_dtypes import KVDtype
-from twinmesh.engine.sharding.mesh import build_meshes
+from twinmesh.engine.sharding.mesh import build_meshes, products_on
+from twinmesh.engine.sizing.cache_groups import groups
 from twinmesh.engine.sizing.heads import model_on
 from twinmesh.engine.sizing.temporaries import temporary_bytes
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.engine.worker.kv_cache import abstract_state
 from twinmesh.engine.worker.mesh_plan import MeshPlan
+from twinmesh.kernels_pallas import quantized, stacks
+from twinmesh.models.config import ClampedGate
 from twinmesh.models.decoder import abstract_params
+from twinmesh.models.moe import Gated
+from twinmesh.models.quantized import nbytes
 from twinmesh.scripts.gpu.gemm import skinny_matmul
-from twinmesh.scripts.gpu.steps import LLAMA_3_1_8B, QWEN3_8B
+from twinmesh.scripts.gpu.steps import GPT_OSS_20B, GPT_OSS_120B, LLAMA_3_1_8B, QWEN3_8B, mxfp4_experts
 
 MBARRIER = 8  # bytes
 BARRIERS = r"num_barriers=(\d+)[^)]*\): (\d+)"
@@ -51,6 +57,7 @@ DEVICES = topologies.get_topology_desc(
 # Opcodes of the top level that start nothing on the device.
 NAMES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 MODELS = {"qwen3-8b": QWEN3_8B, "llama-3.1-8b": LLAMA_3_1_8B}
+EXPERTS = {"gpt-oss-20b": GPT_OSS_20B, "gpt-oss-120b": GPT_OSS_120B}
 
 
 def on_h100s(count, axis):
@@ -183,6 +190,70 @@ def step(name, tp, kind, pages=2048, tokens=2048, rows=32, layers=None, split_k=
         "kernels": count(text, "custom-call", "mosaic_gpu"),
         "copies": [shape for _, shape in instructions(text, "copy") if size(shape) >= pool // 4],
     }
+
+
+def stack(rows, experts=32, inputs=2880, outputs=2880, name="MXFP4", dtype="bfloat16", is_unit=True):
+    """Gate and up of so many rows with their clamped unit, or the projection out of experts."""
+    dtype, like = jnp.dtype(dtype), (experts, inputs, outputs)
+    if name is None:
+        w = shape(*like, dtype=dtype)
+    else:
+        w = jax.tree.map(lambda x: shape(*x.shape, dtype=x.dtype), quantized.abstract(name, like, 1, 1))
+    x, sizes, bias = shape(rows, inputs, dtype=dtype), shape(experts), shape(experts, outputs, dtype=dtype)
+    if is_unit:
+        run = functools.partial(stacks.stack_product, combine=Gated(ClampedGate(1.702, 7.0)), dtype=dtype, cores=132)
+        return compiled(run, x, (w, w), (bias, bias), sizes)
+    run = functools.partial(stacks.stack_product, dtype=jnp.dtype(jnp.float32), cores=132)
+    return compiled(run, x, (w,), (), sizes)
+
+
+def experts_step(name, topology, kind, tokens=2048, rows=32, layers=None, pages=(512, 4096)):
+    """One whole step of a model with experts in MXFP4, with a pool of so many pages for each cache group."""
+    whole = EXPERTS[name]
+    topology = Topology.parse(f"both={topology}")
+    tp = topology.meshes[0].tp
+    model = model_on(replace(whole, layers=whole.layers[:layers]), tp)
+    config = EngineConfig(
+        topology, max_model_len=8192, prefill_buckets=(tokens,), decode_buckets=(rows,), max_num_seqs=rows,
+        dtype="bfloat16", windows=tuple(group.window for group in groups(model)),
+    )  # fmt: skip
+    (mesh,) = build_meshes(config.topology, DEVICES[:tp])
+    state = abstract_state(model, config, pages, jnp.dtype("bfloat16"), mesh)
+    params = abstract_params(model, jnp.bfloat16, mxfp4_experts(model), products_on(mesh))
+    plan = MeshPlan(mesh, config.topology.meshes[0], model, params, config, state)
+    device = AbstractDevice(device_kind=KIND, num_cores=132, platform="gpu")
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    abstract = AbstractMesh(mesh.axis_sizes, mesh.axis_names, kinds, abstract_device=device)
+    with jax.sharding.use_abstract_mesh(abstract):
+        program = compile_program(plan, kind, tokens if kind == "prefill" else rows)
+    memory, text = program.memory_analysis(), program.as_text()
+    facts = {field: getattr(memory, f"{field}_size_in_bytes") for field in ("argument", "output", "alias", "temp")}
+    matrix, pool = whole.hidden_size * whole.intermediate_size, {math.prod(group.k.shape) // tp for group in state.kv}
+    return {
+        **facts,
+        "weights": sum(nbytes(spec.value) for spec in params.specs.values()),
+        "pool": sum(2 * 2 * size for size in pool),
+        "set_aside": temporary_bytes(model, config, tp),
+        "layers": model.num_layers,
+        "stacks": count(text, "custom-call", "stack_product"),
+        "kernels": count(text, "custom-call", "mosaic_gpu"),
+        "all_reduce": count(text, "all-reduce"),
+        "all_to_all": count(text, "ragged-all-to-all"),
+        "whiles": count(text, "while"),
+        # What is made, not given, as large as an expert's matrix, and of floats; of rows, it has a row's length.
+        "large": sorted(
+            {found for found in made_floats(text) if math.prod(found) >= matrix // tp and math.prod(found) not in pool}
+        ),
+    }
+
+
+def made_floats(text):
+    """The shapes of the arrays of floats that a program without loops makes in memory, at its top level."""
+    for line in text[text.index("\nENTRY ") :].split("\n}", 1)[0].splitlines():
+        found = re.match(r"\s*(?:ROOT )?\S+ = (.*?) ([\w-]+)\(", line)
+        if found and found[2] not in NAMES:
+            for dims in re.findall(r"(?:bf16|f16|f32)\[([\d,]+)\]", found[1]):
+                yield tuple(map(int, dims.split(",")))
 
 
 @contextlib.contextmanager

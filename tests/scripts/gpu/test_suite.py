@@ -116,7 +116,7 @@ def test_every_section_exists_and_all_fit_into_the_deadline_even_when_all_hang()
         assert callable(getattr(importlib.import_module(f"twinmesh.scripts.gpu.{section.module}"), section.function))
     assert next(iter(gpu_suite.SECTIONS)) == "checks"
     shares = [section.share for section in gpu_suite.SECTIONS.values()]
-    assert gpu_suite.DEVICE.share + sum(shares) <= gpu_suite.DEADLINE < 480
+    assert gpu_suite.DEVICE.share + sum(shares) <= gpu_suite.DEADLINE < 600
     assert gpu_suite.BUILD.share <= shares[0]  # it runs beside the checks, and what comes next waits for it
 
 
