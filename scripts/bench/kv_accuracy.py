@@ -78,7 +78,6 @@ def _means(loss: Loss) -> tuple[float, float]:
 
 def _measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     import jax.numpy as jnp
-
     from twinmesh.engine.sharding.mesh import build_meshes
     from twinmesh.engine.sharding.weights import load_weights
     from twinmesh.engine.topology import Topology
@@ -139,7 +138,6 @@ def _forward(config: Any, mesh: Any, dtype: str, kv: str, window: int) -> Callab
     import jax
     import jax.numpy as jnp
     import numpy as np
-
     from twinmesh.engine.config import EngineConfig
     from twinmesh.engine.kv_dtypes import parse_kv_dtypes
     from twinmesh.engine.sizing.cache_groups import groups
@@ -173,7 +171,6 @@ def _comparison(config: Any, dtype: str) -> Callable[..., Any]:
     """Make what compares two passes: the divergence at each position, and whether the likeliest token is another."""
     import jax
     import jax.numpy as jnp
-
     from twinmesh.models.decoder import abstract_params, bind
 
     reference_graph = abstract_params(config, jnp.float32).graphdef
