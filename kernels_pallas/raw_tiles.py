@@ -17,7 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from .mosaic import Ref, copies_per_tile, load_tile, per_row
 from .pages import Pages, QuantizedPages
 
-_HEIGHT, _WIDTH = 64, 32  # of the part that is converted at a time, because producers have few registers
+_SIDE = 64  # of the part that is converted at a time, because producers have few registers
 _TILES = 2
 
 
@@ -43,10 +43,9 @@ def scratch(rows: int, head_dim: int, dtypes: tuple[Any, Any], page_size: int) -
     """Describe the shared memory, and the barriers, of which each is full once a tile's copies have arrived."""
 
     def tiles(dtype: Any) -> Any:
-        columns = min(128, head_dim)  # bytes of a swizzled row
         tiled: Any = plgpu.TilingTransform  # both are abstract as JAX annotates them
         swizzled: Any = plgpu.SwizzleTransform
-        return plgpu.SMEM((_TILES, rows, head_dim), dtype, transforms=(tiled((8, columns)), swizzled(columns)))
+        return plgpu.SMEM((_TILES, rows, head_dim), dtype, transforms=(tiled((8, _SIDE)), swizzled(_SIDE)))
 
     scales = plgpu.SMEM((_TILES, rows), jnp.float32)
     arrivals = 4 * copies_per_tile(rows, page_size)
@@ -113,15 +112,15 @@ def convert(raw: Ref, scales: Ref, target: Ref) -> None:
     """
     between = jnp.bfloat16 if raw.dtype == jnp.int8 else jnp.float16  # holds all numbers, and converts fast
 
-    @pl.loop(0, raw.shape[0] // _HEIGHT)
+    @pl.loop(0, raw.shape[0] // _SIDE)
     def _row(i: jax.Array) -> None:
-        row = pl.multiple_of(i * _HEIGHT, _HEIGHT)
-        scale = plgpu.load(scales.at[pl.ds(row, _HEIGHT)], layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
+        row = pl.multiple_of(i * _SIDE, _SIDE)
+        scale = plgpu.load(scales.at[pl.ds(row, _SIDE)], layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
 
-        @pl.loop(0, raw.shape[1] // _WIDTH)
+        @pl.loop(0, raw.shape[1] // _SIDE)
         def _column(j: jax.Array) -> None:
-            column = pl.multiple_of(j * _WIDTH, _WIDTH)
-            at = pl.ds(row, _HEIGHT), pl.ds(column, _WIDTH)
+            column = pl.multiple_of(j * _SIDE, _SIDE)
+            at = pl.ds(row, _SIDE), pl.ds(column, _SIDE)
             numbers = plgpu.load(raw.at[at], layout=plgpu.Layout.WGMMA, optimized=False)
             floats = numbers.astype(between).astype(jnp.float32)
             target.at[at][...] = (floats * per_row(scale, floats.shape)).astype(target.dtype)

@@ -156,7 +156,7 @@ def _start_core(
     if is_cpu:  # while weights are read
         loader.compile_ahead(*cpu_kernels(model, dtype, quantized, config.kv_dtypes))
     if options.progress:
-        say(start_line(quantized, dtype.name))
+        say(start_line(quantized, dtype.name, config.kv))
     # A CPU's memory is that of its host, of which the weights' part is known: programs compile while they are loaded.
     weights = None if is_cpu else load(dtype, meshes, quantized.kept)
     to_load = _weight_bytes(model, dtype, quantized.kept, meshes) if is_cpu else 0
