@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from . import raw_tiles
 from .arguments import AttentionOptions, PagedKV
 from .combine import combine_splits
 from .decode_block import Plan, decode_block, scratch
 from .mosaic import Softmax, launch, refuse
+from .pages import of_queries, of_results
 from .tiles import DecodeTiles
 from .work import Splits, split_work
 
@@ -60,13 +62,15 @@ def paged_decode_attention(
         blocks=cores,
         softmax=Softmax(options.scale, options.softcap),
         interpret=interpret is not None,
+        quantized=raw_tiles.dtypes_of(kv.k_pages, kv.v_pages),
     )
     with jax.named_scope("paged_decode_attention"):
         work = split_work(kv.kv_len, options.window, tiles.split, kv.capacity)
         fill = ((0, 0), (0, 0), (0, plan.rows - group), (0, 0))
-        heads = jnp.pad(q.reshape(requests, kv_heads, group, head_dim), fill)
+        heads = jnp.pad(of_queries(q, kv.k_pages).reshape(requests, kv_heads, group, head_dim), fill)
         sums, logs = _attend(plan, heads, kv, work, interpret)
-        return combine_splits(sums, logs, work.start, options.sink, group, q.dtype, interpret)
+        combined = combine_splits(sums, logs, work.start, options.sink, group, q.dtype, interpret)
+        return of_results(combined, kv.v_pages)
 
 
 def _attend(
@@ -87,4 +91,5 @@ def _attend(
         name="paged_decode_attention",
         interpret=interpret,
     )
-    return tuple(kernel(q, kv.k_pages, kv.v_pages, kv.page_table, kv.first_page, work.items, work.start))
+    pages, tokens = raw_tiles.arguments(kv.k_pages, kv.v_pages)
+    return tuple(kernel(q, *pages, kv.page_table, kv.first_page, work.items, work.start, *tokens))

@@ -11,8 +11,9 @@ A warpgroup that waits on a barrier must wait for all its phases, so the last us
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from . import raw_tiles
 from .mosaic import (
     CONSUMERS,
     LOWEST,
@@ -38,6 +40,7 @@ from .mosaic import (
     smem,
     zero_hidden_rows,
 )
+from .raw_tiles import RawBuffers, RawPools
 from .work import ceil_div
 
 _REGISTERS = (232, 40)  # per consumer's and per producer's thread: 504 of 512 in all
@@ -57,6 +60,7 @@ class Plan:
     blocks: int  # thread blocks
     softmax: Softmax
     interpret: bool  # whether the kernel runs in the interpreter on the CPU
+    quantized: tuple[Any, Any] | None = None  # dtypes of keys and values of 8 bits; None: they are floats
 
     @property
     def rows(self) -> int:
@@ -93,6 +97,7 @@ class Buffers(NamedTuple):
     sums: Ref  # [consumers, 64, staged]
     logs: Ref  # [consumers, 64]
     weights: Ref | None  # [consumers, 64, tile], for the interpreter; None on a GPU
+    raw: RawBuffers | None  # of 8-bit tiles
 
 
 class Barriers(NamedTuple):
@@ -103,11 +108,15 @@ class Barriers(NamedTuple):
     k_full: Ref
     v_full: Ref
     free: Ref
+    raw_full: Ref | None
 
 
 def scratch(plan: Plan, dtype: jax.typing.DTypeLike) -> tuple[Buffers, Barriers]:
     """Describe the shared memory and the barriers of a thread block."""
     slots, per_consumer = plan.rings * plan.stages, (CONSUMERS, WARPGROUP_ROWS)
+    raw, raw_full = None, None
+    if plan.quantized is not None:
+        raw, raw_full = raw_tiles.scratch(_TILE, plan.head_dim, plan.quantized, plan.page_size)
     buffers = Buffers(
         q=smem((2, WARPGROUP_ROWS, plan.head_dim), dtype),
         k=smem((slots, _TILE, plan.head_dim), dtype),
@@ -115,14 +124,16 @@ def scratch(plan: Plan, dtype: jax.typing.DTypeLike) -> tuple[Buffers, Barriers]
         sums=plgpu.SMEM((*per_consumer, _STAGED), jnp.float32),
         logs=plgpu.SMEM(per_consumer, jnp.float32),
         weights=smem((*per_consumer, _TILE), dtype) if plan.interpret else None,
+        raw=raw,
     )
-    copies = copies_per_tile(_TILE, plan.page_size)
+    copies = 1 if plan.quantized else copies_per_tile(_TILE, plan.page_size)
     barriers = Barriers(
         q_full=plgpu.Barrier(num_barriers=2),
         q_free=plgpu.Barrier(num_barriers=2, num_arrivals=CONSUMERS),
         k_full=plgpu.Barrier(num_barriers=slots, num_arrivals=copies),
         v_full=plgpu.Barrier(num_barriers=slots, num_arrivals=copies),
         free=plgpu.Barrier(num_barriers=slots, num_arrivals=CONSUMERS if plan.halves else 1),
+        raw_full=raw_full,
     )
     return buffers, barriers
 
@@ -160,6 +171,7 @@ class _Block:
     page_table: Ref  # [R, max_pages]
     first_page: Ref  # [1]
     items: Ref  # [U, 3]
+    tokens: tuple[Ref, ...]  # the scales of keys' and values' tokens, [N, Hk, P] each, if they have 8 bits
     sums: Ref  # [U, rings, Hk, stored, D], written
     logs: Ref  # [U, rings, Hk, stored], written
     smem: Buffers
@@ -193,12 +205,13 @@ def decode_block(
     first_page: Ref,
     items: Ref,
     start: Ref,
-    sums: Ref,
-    logs: Ref,
-    buffers: Buffers,
-    barriers: Barriers,
+    *others: Any,
 ) -> None:
-    """Run the kernel in one thread block; `start` [R + 1] is that of `Splits`, whose last entry counts the splits."""
+    """Run the kernel in one thread block; `start` [R + 1] is that of `Splits`, whose last entry counts the splits.
+
+    The other arguments are the tokens' scales of 8-bit keys and values, then sums, logs, buffers and barriers.
+    """
+    *tokens, sums, logs, buffers, barriers = others
     number, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
     total = start[start.shape[0] - 1] * plan.kv_heads
     block = _Block(
@@ -209,6 +222,7 @@ def decode_block(
         page_table=page_table,
         first_page=first_page,
         items=items,
+        tokens=tuple(tokens),
         sums=sums,
         logs=logs,
         smem=buffers,
@@ -256,8 +270,13 @@ def _load_item(
     rows = block.smem.q.at[buffer, pl.ds(0, plan.rows)]
     plgpu.copy_gmem_to_smem(block.q.at[item.request, item.head], rows, block.barriers.q_full.at[buffer])
     pages = Pages(block.page_table, first_page, item.request, item.begin, item.end, plan.page_size, _TILE)
-    tile = functools.partial(_load_tile, block, item, used, pages)
-    lax.fori_loop(0, item.tiles, tile, pages.ahead(item.base))
+    if plan.quantized is None:
+        tile = functools.partial(_load_tile, block, item, used, pages)
+        lax.fori_loop(0, item.tiles, tile, pages.ahead(item.base))
+    else:
+        _load_raw(block, item, pages.ids(pages.ahead(item.base)), item.base, jnp.int32(0))
+        tile = functools.partial(_convert_tile, block, item, used, pages)
+        lax.fori_loop(0, item.tiles, tile, pages.ahead(item.base + _TILE))
     return following, tuple(n + item.share(ring, plan.rings) for ring, n in enumerate(used))
 
 
@@ -277,6 +296,44 @@ def _load_tile(
 
     load_tile(block.k_pages, pages.ids(ahead), base, item.head, block.smem.k.at[at], barriers.k_full.at[at])
     load_tile(block.v_pages, pages.ids(ahead), base, item.head, block.smem.v.at[at], barriers.v_full.at[at])
+    return following
+
+
+def _load_raw(
+    block: _Block, item: _Item, page: Callable[[Array], Array], base: Array, tile: Array
+) -> None:  # fmt: skip
+    assert block.smem.raw is not None
+    pools = RawPools(block.k_pages, block.v_pages, *block.tokens)
+    raw_tiles.load_raw(pools, page, base, item.head, block.smem.raw, tile, block.barriers.raw_full)
+
+
+def _convert_tile(
+    block: _Block, item: _Item, used: tuple[Array, ...], pages: Pages, j: Array, ahead: Array
+) -> Array:  # fmt: skip
+    """Convert the j-th tile, which is on its way, and begin to copy the next, whose page `ahead` is carried."""
+    plan, barriers, raw = block.plan, block.barriers, block.smem.raw
+    assert raw is not None
+    ring, base, tile = lax.rem(j, plan.rings), item.base + j * _TILE, lax.rem(j, 2)
+    use = lax.div(j, plan.rings) + (used[0] if plan.rings == 1 else jnp.where(ring == 0, used[0], used[1]))
+    at = block.slot(ring, use)
+
+    @pl.when(j + 1 < item.tiles)
+    def _next() -> None:
+        _load_raw(block, item, pages.ids(ahead), base + _TILE, 1 - tile)
+
+    following = pages.ahead(base + 2 * _TILE, ahead)
+
+    @pl.when(use >= plan.stages)
+    def _wait_for_slot() -> None:
+        plgpu.barrier_wait(barriers.free.at[at])
+
+    plgpu.barrier_wait(barriers.raw_full.at[tile])
+    raw_tiles.convert(raw.k.at[tile], raw.k_tokens.at[tile], block.smem.k.at[at])
+    plgpu.commit_smem()
+    plgpu.barrier_arrive(barriers.k_full.at[at])
+    raw_tiles.convert(raw.v.at[tile], raw.v_tokens.at[tile], block.smem.v.at[at])
+    plgpu.commit_smem()  # also before the copies that overwrite what was read here
+    plgpu.barrier_arrive(barriers.v_full.at[at])
     return following
 
 

@@ -37,6 +37,7 @@ LOWEST = -1e30  # finite, so that a row without visible tokens so far never comp
 HEAD_DIMS = (64, 128, 256)
 PAGE_SIZES = (16, 32, 64, 128)
 DTYPES = (jnp.bfloat16, jnp.float16)
+FEWEST_SCALES = 32  # of a page's tokens: copies begin at multiples of 128 bytes in shared memory
 
 _SWIZZLE = 128  # bytes of a swizzled row
 
@@ -84,6 +85,8 @@ def why_unsupported(q: jax.Array, k_pages: Pages, v_pages: Pages) -> str | None:
         )
     if head_dim not in HEAD_DIMS:
         return f"k_pages has head_dim {head_dim}: the Hopper kernels take {_either(HEAD_DIMS)}."
+    if kinds == {True} and page_size < FEWEST_SCALES:
+        return f"k_pages has page_size {page_size}: the Hopper kernels take 8-bit pages of {FEWEST_SCALES} or more."
     if page_size not in PAGE_SIZES:
         return f"k_pages has page_size {page_size}: the Hopper kernels take {_either(PAGE_SIZES)}."
     if group > WARPGROUP_ROWS:

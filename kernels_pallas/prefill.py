@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from . import raw_tiles
 from .arguments import AttentionOptions, PagedKV
 from .mosaic import Softmax, launch, refuse, sinks_in_base_2
+from .pages import of_queries, of_results
 from .prefill_block import DESCRIPTION, ROWS, Plan, prefill_block, scratch
 from .tiles import PrefillTiles
 from .work import Piece, ceil_div, chunk_work
@@ -62,10 +64,11 @@ def paged_prefill_attention(
         has_sink=options.sink is not None,
         softmax=Softmax(options.scale, options.softcap),
         interpret=interpret is not None,
+        quantized=raw_tiles.dtypes_of(kv.k_pages, kv.v_pages),
     )
     with jax.named_scope("paged_prefill_attention"):
         rows = max(ceil_div(tokens, 8) * 8, ROWS)
-        q = jnp.pad(q, ((0, rows - tokens), (0, 0), (0, 0)))
+        q = jnp.pad(of_queries(q, kv.k_pages), ((0, rows - tokens), (0, 0), (0, 0)))
         pieces, count = chunk_work(kv.kv_len, q_start, options.window, rows, ROWS)
         pieces = jnp.pad(pieces, ((0, 0), (0, DESCRIPTION - len(Piece._fields))))
         sinks = sinks_in_base_2(options.sink, query_heads)
@@ -77,5 +80,6 @@ def paged_prefill_attention(
             name="paged_prefill_attention",
             interpret=interpret,
         )
-        out: Array = kernel(q, kv.k_pages, kv.v_pages, kv.page_table, kv.first_page, pieces, count, sinks)
-        return out[:tokens]
+        pages, scales = raw_tiles.arguments(kv.k_pages, kv.v_pages)
+        out: Array = kernel(q, *pages, kv.page_table, kv.first_page, pieces, count, sinks, *scales)
+        return of_results(out[:tokens], kv.v_pages)

@@ -11,8 +11,9 @@ A turn begins and ends within a piece, the same number of times in both consumer
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from . import raw_tiles
 from .mosaic import (
     CONSUMERS,
     LOWEST,
@@ -38,6 +40,7 @@ from .mosaic import (
     smem,
     zero_hidden_rows,
 )
+from .raw_tiles import RawBuffers, RawPools
 from .work import Piece
 
 ROWS = CONSUMERS * WARPGROUP_ROWS  # of a piece of work
@@ -61,6 +64,7 @@ class Plan:
     has_sink: bool
     softmax: Softmax
     interpret: bool  # whether the kernel runs in the interpreter on the CPU
+    quantized: tuple[Any, Any] | None = None  # dtypes of keys and values of 8 bits; None: they are floats
 
     @property
     def registers(self) -> tuple[int, int]:
@@ -82,6 +86,7 @@ class Buffers(NamedTuple):
     out: Ref  # [consumers, 64, staged]
     weights: Ref | None  # [consumers, 64, tile], for the interpreter; None on a GPU
     pieces: Ref  # [2, consumers, DESCRIPTION], of this piece of work and the next
+    raw: RawBuffers | None  # of 8-bit tiles
 
 
 class Barriers(NamedTuple):
@@ -95,11 +100,15 @@ class Barriers(NamedTuple):
     v_full: Ref
     v_free: Ref
     turn: Ref
+    raw_full: Ref | None
 
 
 def scratch(plan: Plan, dtype: jax.typing.DTypeLike) -> tuple[Buffers, Barriers]:
     """Describe the shared memory and the barriers of a thread block."""
     stages, per_consumer = plan.stages, (CONSUMERS, WARPGROUP_ROWS)
+    raw, raw_full = None, None
+    if plan.quantized is not None:
+        raw, raw_full = raw_tiles.scratch(plan.tile, plan.head_dim, plan.quantized, plan.page_size)
     buffers = Buffers(
         q=smem((*per_consumer, plan.head_dim), dtype),
         k=smem((stages, plan.tile, plan.head_dim), dtype),
@@ -107,8 +116,9 @@ def scratch(plan: Plan, dtype: jax.typing.DTypeLike) -> tuple[Buffers, Barriers]
         out=plgpu.SMEM((*per_consumer, plan.staged), dtype),
         weights=smem((*per_consumer, plan.tile), dtype) if plan.interpret else None,
         pieces=plgpu.SMEM((2, CONSUMERS, DESCRIPTION), jnp.int32),
+        raw=raw,
     )
-    copies = copies_per_tile(plan.tile, plan.page_size)
+    copies = 1 if plan.quantized else copies_per_tile(plan.tile, plan.page_size)
     barriers = Barriers(
         q_full=plgpu.Barrier(num_barriers=CONSUMERS, num_arrivals=2),
         q_free=plgpu.Barrier(num_barriers=CONSUMERS),
@@ -118,6 +128,7 @@ def scratch(plan: Plan, dtype: jax.typing.DTypeLike) -> tuple[Buffers, Barriers]
         v_full=plgpu.Barrier(num_barriers=stages, num_arrivals=copies),
         v_free=plgpu.Barrier(num_barriers=stages, num_arrivals=CONSUMERS),
         turn=plgpu.Barrier(num_arrivals=CONSUMERS),
+        raw_full=raw_full,
     )
     return buffers, barriers
 
@@ -134,6 +145,7 @@ class _Block:
     first_page: Ref  # [1]
     pieces: Ref  # [U, DESCRIPTION]
     sinks: Ref  # [Hq]
+    tokens: tuple[Ref, ...]  # the scales of keys' and values' tokens, [N, Hk, P] each, if they have 8 bits
     out: Ref  # [T, Hq, D], written
     smem: Buffers
     barriers: Barriers
@@ -172,11 +184,13 @@ def prefill_block(
     pieces: Ref,
     count: Ref,
     sinks: Ref,
-    out: Ref,
-    buffers: Buffers,
-    barriers: Barriers,
+    *others: Any,
 ) -> None:
-    """Run the kernel in one thread block; `count` [1] is the number of rows of `pieces` that are used."""
+    """Run the kernel in one thread block; `count` [1] is the number of rows of `pieces` that are used.
+
+    The other arguments are the tokens' scales of 8-bit keys and values, then the result, buffers and barriers.
+    """
+    *tokens, out, buffers, barriers = others
     number, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
     total = count[0] * plan.query_heads
     block = _Block(
@@ -188,6 +202,7 @@ def prefill_block(
         first_page=first_page,
         pieces=pieces,
         sinks=sinks,
+        tokens=tuple(tokens),
         out=out,
         smem=buffers,
         barriers=barriers,
@@ -230,8 +245,18 @@ def _load_piece(block: _Block, first_page: Array, i: Array, used: Array) -> Arra
         _load_rows(block, consumer, i, number, head, piece)
     pages = Pages(block.page_table, first_page, piece.request, piece.low, piece.high, plan.page_size, plan.tile)
     first, last = piece.tiles(plan.tile)
-    tile = functools.partial(_load_tile, block, piece, lax.div(head, plan.group), pages)
-    used, _ = lax.fori_loop(first, last, tile, (used, pages.ahead(first * plan.tile)))
+    kv_head, base = lax.div(head, plan.group), first * plan.tile
+    if plan.quantized is None:
+        tile = functools.partial(_load_tile, block, piece, kv_head, pages)
+        used, _ = lax.fori_loop(first, last, tile, (used, pages.ahead(base)))
+        return used
+
+    @pl.when(last > first)
+    def _begin() -> None:
+        _load_raw(block, kv_head, pages.ids(pages.ahead(base)), base, lax.rem(first, 2))
+
+    tile = functools.partial(_convert_tile, block, piece, kv_head, pages, last)
+    used, _ = lax.fori_loop(first, last, tile, (used, pages.ahead(base + plan.tile)))
     return used
 
 
@@ -279,6 +304,47 @@ def _load_tile(
         for _arrival in range(copies_per_tile(plan.tile, plan.page_size)):
             plgpu.barrier_arrive(barriers.v_full.at[slot])
 
+    return use + 1, following
+
+
+def _load_raw(block: _Block, kv_head: Array, page: Callable[[Array], Array], base: Array, tile: Array) -> None:
+    assert block.smem.raw is not None
+    pools = RawPools(block.k_pages, block.v_pages, *block.tokens)
+    raw_tiles.load_raw(pools, page, base, kv_head, block.smem.raw, tile, block.barriers.raw_full)
+
+
+def _convert_tile(
+    block: _Block, piece: Piece, kv_head: Array, pages: Pages, last: Array, j: Array, carry: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Convert the j-th tile, which is on its way, and begin to copy the next, whose page is carried."""
+    plan, barriers, raw, (use, ahead) = block.plan, block.barriers, block.smem.raw, carry
+    assert raw is not None
+    slot, tile, base = lax.rem(use, plan.stages), lax.rem(j, 2), j * plan.tile
+
+    @pl.when(j + 1 < last)
+    def _next() -> None:
+        _load_raw(block, kv_head, pages.ids(ahead), base + plan.tile, 1 - tile)
+
+    following = pages.ahead(base + 2 * plan.tile, ahead)
+
+    def wait_for(free: Ref) -> None:
+        pl.when(use >= plan.stages)(functools.partial(plgpu.barrier_wait, free.at[slot]))
+
+    plgpu.barrier_wait(barriers.raw_full.at[tile])
+    wait_for(barriers.k_free)
+    raw_tiles.convert(raw.k.at[tile], raw.k_tokens.at[tile], block.smem.k.at[slot])
+    plgpu.commit_smem()
+    plgpu.barrier_arrive(barriers.k_full.at[slot])
+    wait_for(barriers.v_free)
+    values = block.smem.v.at[slot]
+    raw_tiles.convert(raw.v.at[tile], raw.v_tokens.at[tile], values)
+
+    @pl.when(base + plan.tile > piece.unwritten_from(plan.page_size))
+    def _zero() -> None:
+        zero_hidden_rows(values, base, piece.low, piece.length)
+
+    plgpu.commit_smem()  # also before the copies that overwrite what was read here
+    plgpu.barrier_arrive(barriers.v_full.at[slot])
     return use + 1, following
 
 

@@ -83,7 +83,7 @@ class Fit:
 
     def _need(self, spec: MeshSpec) -> Need:
         on_mesh, config, tp = model_on(self.model, spec.tp), self.config, spec.tp
-        per_page = page_bytes(on_mesh, config.page_size, config.kv_dtypes.on(spec.role))
+        per_page = page_bytes(on_mesh, config.page_size, config.kv_on(spec))
         state = request_bytes(on_mesh, config) + transit_bytes(config)
         kept = kept_on(self.model, tp, self.kept)
         weights = weight_parts(on_mesh, config.dtype, tp, kept)
@@ -196,7 +196,7 @@ def _longest(fit: Fit) -> int:
     lengths = []
     for spec, need in zip(fit.meshes, fit.needs, strict=True):
         share = rest * need.kv // sum(need.kv for need in fit.needs) * (1 if fit.memory.is_host else spec.tp)
-        on_mesh, stored = model_on(fit.model, spec.tp), fit.config.kv_dtypes.on(spec.role)
+        on_mesh, stored = model_on(fit.model, spec.tp), fit.config.kv_on(spec)
         per_page = page_bytes(on_mesh, fit.config.page_size, stored)
         lengths.append(longest_that_fits(max(0, share), per_page, fit.config, fit.part))
     return min(lengths)

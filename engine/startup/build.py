@@ -160,7 +160,7 @@ def _start_core(
     if is_cpu:  # while weights are read
         loader.compile_ahead(*cpu_kernels(model, dtype, quantized, config.kv_dtypes))
     if options.progress:
-        say(start_line(quantized, dtype.name))
+        say(start_line(quantized, dtype.name, config.kv))
     part, asked_len = defaults.staging_part, options.max_model_len
     check_room(name_of(options.model), model, config, meshes, share, part, asked_len, quantized)
     # A CPU's memory is that of its host, of which the weights' part is known: programs compile while they are loaded.

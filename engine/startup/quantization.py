@@ -139,8 +139,8 @@ def cpu_kernels(model: ModelConfig, dtype: jnp.dtype, quantized: Quantized, kv: 
     return own + stacks.kernels_of(dtype, quantized.formats, quantized.activations)
 
 
-def start_line(weights: Quantized, dtype: str) -> str:
-    """Say what weights are stored as, what multiplies them, and what activations are."""
+def start_line(weights: Quantized, dtype: str, kv: KVDtypes | None = None) -> str:
+    """Say what weights are stored as, what multiplies them, what activations are, and KV where that is something else."""
     parts, rounds = [], False
     for name, count in Counter(weights.kept.values()).most_common():
         level = kernel_for(weights.platform, name)
@@ -154,7 +154,10 @@ def start_line(weights: Quantized, dtype: str) -> str:
         parts.append(f"{shown} dequantised to {dtype}: {'; '.join(weights.reasons)}; {cost}")
     parts.append(f"all else {dtype}" if parts else f"all {dtype}")
     rounded = f", rounded to {weights.activations} where quantised weights multiply them" if rounds else ""
-    return f"weights: {', '.join(parts)}; activations and KV: {dtype}{rounded}"
+    if kv is None:
+        return f"weights: {', '.join(parts)}; activations and KV: {dtype}{rounded}"
+    scaled = ", with a scale for each token and head of 8-bit numbers" if kv.is_quantized else ""
+    return f"weights: {', '.join(parts)}; activations: {dtype}{rounded}; KV: {kv}{scaled}"
 
 
 def dequantized_line(packed: Mapping[str, Packed], model: ModelConfig, dtype: jnp.dtype) -> str:

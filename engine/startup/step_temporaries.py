@@ -92,7 +92,7 @@ def _plan(asked: Asked, mesh: Mesh) -> MeshPlan:
         if not path.startswith("layers.") or any(path.startswith(prefix) for prefix in layers)
     }
     params = abstract_params(on_mesh, dtype, kept, products_on(mesh, asked.activations))
-    state = abstract_state(on_mesh, asked.config, asked.pages, asked.config.kv_dtypes.on(asked.spec.role), mesh)
+    state = abstract_state(on_mesh, asked.config, asked.pages, asked.config.kv_on(asked.spec), mesh)
     return MeshPlan(mesh, asked.spec, model, params, asked.config, state)
 
 

@@ -37,7 +37,7 @@ from twinmesh.engine.sizing.heads import model_on
 from twinmesh.engine.sizing.temporaries import temporary_bytes
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.compile_program import compile_program
-from twinmesh.engine.worker.kv_cache import abstract_state
+from twinmesh.engine.worker.kv_cache import abstract_state, jax_dtype
 from twinmesh.engine.worker.mesh_plan import MeshPlan
 from twinmesh.kernels_pallas import quantized, stacks
 from twinmesh.models.config import ClampedGate
@@ -71,9 +71,19 @@ def shape(*dimensions, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(dimensions, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
 
-def cache(requests, heads, head_dim, page_size, dtype):
-    pool = shape(256, page_size, heads[1], head_dim, dtype=jnp.dtype(dtype))
-    return pool, pool, shape(requests, 8192 // page_size), shape(requests)
+def pages(heads, head_dim, page_size, dtype):
+    """A pool of 256 pages; of 8-bit numbers with their scales."""
+    dtype = jax_dtype(dtype)
+    numbers = shape(256, page_size, heads[1], head_dim, dtype=dtype)
+    if dtype.itemsize > 1:
+        return numbers
+    tokens, channels = shape(256, heads[1], page_size, dtype=jnp.float32), shape(heads[1], head_dim, dtype=jnp.float32)
+    return kernels_pallas.QuantizedPages(numbers, tokens, channels)
+
+
+def cache(requests, heads, head_dim, page_size, dtype, kv=None):
+    pools = [pages(heads, head_dim, page_size, name) for name in kv or (dtype, dtype)]
+    return *pools, shape(requests, 8192 // page_size), shape(requests)
 
 
 def compiled(function, *arguments, donated=()):
@@ -126,20 +136,20 @@ def kernels(text):
     ]  # fmt: skip
 
 
-def decode(heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16", requests=32, **options):
+def decode(heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16", requests=32, kv=None, **options):
     q = shape(requests, heads[0], head_dim, dtype=jnp.dtype(dtype))
     sink = jnp.zeros(heads[0]) if options.pop("sink", False) else None
     options = dict(scale=head_dim**-0.5, sink=sink) | options
     function = lambda *arrays: kernels_pallas.paged_decode_attention(*arrays, **options)  # noqa: E731
-    return compiled(function, q, *cache(requests, heads, head_dim, page_size, dtype))
+    return compiled(function, q, *cache(requests, heads, head_dim, page_size, dtype, kv))
 
 
-def prefill(heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16", tokens=2048, requests=8, **options):
+def prefill(heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16", tokens=2048, requests=8, kv=None, **options):
     q = shape(tokens, heads[0], head_dim, dtype=jnp.dtype(dtype))
     sink = jnp.zeros(heads[0]) if options.pop("sink", False) else None
     options = dict(scale=head_dim**-0.5, sink=sink) | options
     function = lambda *arrays: kernels_pallas.paged_prefill_attention(*arrays, **options)  # noqa: E731
-    return compiled(function, q, *cache(requests, heads, head_dim, page_size, dtype), shape(requests + 1))
+    return compiled(function, q, *cache(requests, heads, head_dim, page_size, dtype, kv), shape(requests + 1))
 
 
 def product(rows, depth, columns):
@@ -218,7 +228,7 @@ def experts_step(name, topology, kind, tokens=2048, rows=32, layers=None, pages=
         dtype="bfloat16", windows=tuple(group.window for group in groups(model)),
     )  # fmt: skip
     (mesh,) = build_meshes(config.topology, DEVICES[:tp])
-    state = abstract_state(model, config, pages, jnp.dtype("bfloat16"), mesh)
+    state = abstract_state(model, config, pages, KVDtype("bfloat16", "bfloat16"), mesh)
     params = abstract_params(model, jnp.bfloat16, mxfp4_experts(model), products_on(mesh))
     plan = MeshPlan(mesh, config.topology.meshes[0], model, params, config, state)
     device = AbstractDevice(device_kind=KIND, num_cores=132, platform="gpu")

@@ -31,6 +31,9 @@ KERNELS = [
     "{}(heads=(16, 16), head_dim=64, page_size=128)",
     "{}(heads=(4, 1), head_dim=256, page_size=128)",
     "{}(heads=(4, 1), head_dim=128, page_size=32)",
+    "{}(kv=('int8', 'int8'))",
+    "{}(heads=(64, 8), head_dim=64, window=128, sink=True, kv=('int8', 'fp8'))",
+    "{}(heads=(8, 4), head_dim=256, window=1024, page_size=32, kv=('fp8', 'fp8'))",
 ]  # fmt: skip
 HEADS = [
     "heads()",

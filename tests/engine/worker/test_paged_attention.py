@@ -5,12 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from twinmesh.engine.config import EngineConfig
+from twinmesh.engine.kv_dtypes import parse_kv_dtypes
 from twinmesh.engine.sharding.mesh import sharding
 from twinmesh.engine.sharding.rules import TP
 from twinmesh.engine.sizing.cache_groups import groups
-from twinmesh.engine.worker.kv_cache import KV_AXES, KVCache
+from twinmesh.engine.topology import Topology
+from twinmesh.engine.worker.kv_cache import KV_AXES, KVCache, abstract_state, jax_dtype
 from twinmesh.engine.worker.paged_attention import DecodeRows, PagedAttention, PrefillRows, StepRows
 from twinmesh.kernels_pallas import Rotation
+from twinmesh.kernels_pallas.pages import dequantize, quantize
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import dense_causal
 
@@ -65,14 +69,14 @@ def chunk(tables, stop, length):
     return PrefillRows(tables, np.array([stop], np.int32), np.array([0, length], np.int32))
 
 
-def run(mesh, kv, sequences, slots, **rows):
+def run(mesh, kv, sequences, slots, sink=None, **rows):
     """All layers over packed tokens: the pools afterwards, and each layer's result."""
 
     @jax.jit
     def step(kv, layers, slots, rows):
         attend, out = PagedAttention(mesh, MODEL), []
         for layer, qkv in enumerate(layers):
-            attended, kv = attend(kv, layer, *qkv, unturned(len(qkv[0])), None, StepRows(slots, **rows))
+            attended, kv = attend(kv, layer, *qkv, unturned(len(qkv[0])), sink, StepRows(slots, **rows))
             out.append(attended)
         return kv, out
 
@@ -121,6 +125,32 @@ def test_decode_rows_and_a_chunk_in_one_call_give_what_they_give_alone(tp):
         np.testing.assert_allclose(got[0], first[-1], atol=2e-6)
         assert not np.any(got[1])
         np.testing.assert_allclose(got[2:], second, atol=2e-6)
+
+
+def in_8_bits(mesh, kv):
+    """Empty pools of the dtypes that an engine has for this `kv_cache_dtype`, with channels' scales of 1."""
+    config = EngineConfig(Topology.parse("both=1"), max_model_len=16, page_size=SIZE, windows=(None, 5))
+    state = abstract_state(MODEL, config, PAGES, parse_kv_dtypes(kv, "float32").decode, mesh)
+    return jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype), x.sharding), state.kv)
+
+
+@pytest.mark.parametrize(("kv", "tp"), [("float32", 1), ("int8", 1), ("int8/fp8", 2)])
+def test_sinks_count_in_chunks_and_in_decode_rows_however_keys_and_values_are_stored(kv, tp):
+    mesh, sequence = make_mesh(tp), draw()
+    sink, before, dtypes = np.linspace(-1, 2, 4).astype(np.float32), LENGTH - 1, parse_kv_dtypes(kv, "float32").decode
+    pools, prompt = in_8_bits(mesh, kv), chunk(TABLES, before, before)
+    pools, chunks = run(mesh, pools, part(sequence, 0, before), slots(TABLES, 0, before), sink, prefill=prompt)
+    rows = DecodeRows(TABLES, np.int32([LENGTH]))
+    _, last = run(mesh, pools, part(sequence, before, LENGTH), slots(TABLES, before, LENGTH), sink, decode=rows)
+
+    def kept(x, name):
+        dtype = jax_dtype(name)
+        return jnp.asarray(x) if dtype.itemsize > 1 else dequantize(*quantize(x, jnp.ones((2, 8)), dtype), 1.0)
+
+    for layer, (q, k, v) in enumerate(sequence):
+        read = q, kept(k, dtypes.k), kept(v, dtypes.v)
+        want = np.asarray(dense_causal(MODEL)(None, layer, *read, unturned(LENGTH), jnp.asarray(sink), None)[0])
+        np.testing.assert_allclose(np.concatenate([chunks[layer], last[layer]]), want, atol=3e-6, err_msg=f"{layer}")
 
 
 def test_padding_writes_to_no_page_of_any_layer():
