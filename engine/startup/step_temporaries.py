@@ -24,7 +24,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
-from ..config import EngineConfig
+from ..config import ACTIVATIONS, EngineConfig
 from ..sampling.request_rows import Stage
 from ..sharding.mesh import products_on
 from ..sharding.rules import TP
@@ -92,8 +92,7 @@ def _plan(asked: Asked, mesh: Mesh) -> MeshPlan:
         for path, form in asked.kept.items()
         if not path.startswith("layers.") or any(path.startswith(prefix) for prefix in layers)
     }
-    activations = asked.activations
-    assert activations in ("int16", "int8", "float")
+    activations = next(name for name in ACTIVATIONS if name == asked.activations)
     params = abstract_params(on_mesh, dtype, kept, products_on(mesh, activations))
     state = abstract_state(on_mesh, asked.config, asked.pages, dtype, mesh)
     return MeshPlan(mesh, asked.spec, model, params, asked.config, state)
