@@ -114,7 +114,8 @@ def _check_search(args: argparse.Namespace) -> None:
     if missing:
         raise ValueError(f"{', '.join(missing)} must be given, or --memory, which plans memory alone.")
     defaults = signature().parameters
-    ignored = [name for name in MEMORY_OPTIONS if getattr(args, name) != defaults[name].default]
+    # As text, since an argument's default has passed its parser too.
+    ignored = [name for name in MEMORY_OPTIONS if str(getattr(args, name)) != str(defaults[name].default)]
     ignored += [] if args.compiles else ["no_compile"]
     if ignored:
         raise ValueError(f"--{ignored[0].replace('_', '-')} goes with --memory: the search chooses what it tries.")

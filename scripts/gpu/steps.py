@@ -202,9 +202,7 @@ def plan_for(model: ModelConfig, context: int, prompt: int) -> MeshPlan:
     pages = BATCHES[-1] * (context // config.page_size + 1) + prompt // config.page_size + 1
     (mesh,) = build_meshes(config.topology, jax.devices()[:1])
     # A window's pool is as large as the other, so that one table serves both: what a window has left is not read.
-    state = abstract_state(
-        model, config, (pages,) * len(config.windows), config.kv_on(config.topology.meshes[0]), mesh
-    )
+    state = abstract_state(model, config, (pages,) * len(config.windows), config.kv_on(config.topology.meshes[0]), mesh)
     params = abstract_params(model, jnp.bfloat16, None if model.experts is None else mxfp4_experts(model))
     return MeshPlan(mesh, config.topology.meshes[0], model, params, config, state)
 

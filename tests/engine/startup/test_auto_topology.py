@@ -88,7 +88,7 @@ def test_one_device_does_both():
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_the_arithmetic():
-    with pytest.raises(ValueError, match=r"GiB of weights.* of KV for one request.* and there are .*: tp 2 fits"):
+    with pytest.raises(ValueError, match=r"GiB of weights.* of KV for one request.* and there are .*: tp 4 fits"):
         chosen("llama-3.1-70b", count=1)
 
 
