@@ -12,7 +12,7 @@ from twinmesh.engine.sizing.fitting import Fit, Memory, check_fits
 from twinmesh.engine.sizing.pools import least_budget, pool_that_fits
 from twinmesh.engine.sizing.weight_sizes import kept_on, weight_bytes, weight_parts
 from twinmesh.engine.startup.quantization import choose
-from twinmesh.engine.topology import Topology
+from twinmesh.engine.topology import MeshSpec, Role, Topology
 from twinmesh.models.families.described import described
 from twinmesh.models.families.known import known_model
 from twinmesh.models.families.raw_config import Settings
@@ -120,6 +120,6 @@ def test_what_a_remedy_says_fits():
 @pytest.mark.parametrize("tp", [2, 4, 8, 16])
 def test_weights_that_a_mesh_would_cut_are_those_that_start_up_finds(tp):
     model, formats = known_model("gpt-oss-20b")
-    kept = choose("keep", formats, model, "cpu", [tp], "int8").kept
+    kept = choose("keep", formats, model, "cpu", [MeshSpec(Role.BOTH, tp)], "int8").kept
     assert kept_on(model, tp, formats) == kept
     assert weight_bytes(model, "bfloat16", 1, kept) > 0
