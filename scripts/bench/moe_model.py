@@ -47,7 +47,8 @@ class Size:
         return self.layers * (attention + experts) + VOCABULARY * self.hidden
 
 
-WHOLE, BARE = Size(), Size(1, 64, 64, 1, 1, 64, 4, 4)  # the model, and one that hardly has weights
+WHOLE = Size()
+BARE = Size(hidden=64, inner=64, heads=1, kv_heads=1)  # as many operations, and hardly any weights
 
 
 def write_model(folder: Path, kind: str, size: Size = WHOLE) -> Path:
