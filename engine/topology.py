@@ -43,6 +43,9 @@ class MeshSpec:
     # BOTH, and POOL while it does both: a step may hold prompt chunks and decode rows at once (Sarathi-Serve, Agrawal
     # 2024).
     fused: bool = False
+    # Expert-parallel degree: the mesh's devices in so many groups, each with its share of the experts (`sharding/
+    # rules.py`). Attention is divided over all devices whatever it is.
+    ep: int = 1
 
     @property
     def prefills(self) -> bool:
@@ -55,11 +58,13 @@ class MeshSpec:
         return self.role.decodes
 
 
-_GROUP = re.compile(r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>[0-9]{1,18})(xtp(?P<tp>[0-9]{1,18}))?")
+_GROUP = re.compile(
+    r"(?P<role>\w+)(\(mode=(?P<mode>\w+)\))?=(?P<count>[0-9]{1,18})(xtp(?P<tp>[0-9]{1,18})(ep(?P<ep>[0-9]{1,18}))?)?"
+)
 _MODES = ("alternate", "fused")
 _MODES_TEXT = " and ".join(_MODES)
 _MOST_DEVICES = 65536  # that a topology may name; how many a real engine may have is `sharding/mesh.py`'s business
-_EXAMPLES = "'both=1', 'both(mode=fused)=2', 'prefill=1,decode=1', 'prefill=2xtp2,decode=1xtp4' or 'pool=4'"
+_EXAMPLES = "'both=1', 'both(mode=fused)=2', 'prefill=1,decode=1', 'prefill=2xtp2,decode=1xtp4ep4' or 'pool=4'"
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,9 @@ class Topology:
     @classmethod
     def parse(cls, text: str) -> "Topology":
         """Read `role=N` or `role=NxtpK`, joined by commas: N meshes of K devices each for that role.
+
+        `role=NxtpKepE` divides the experts of a mixture over E groups of the K devices, and each expert's columns over
+        the K / E devices of a group.
 
         `both(mode=fused)=N` packs prompt chunks and decode rows into one step; `both(mode=alternate)=N` is `both=N`.
         `pool=N` stands alone: its meshes change roles (`roles.py`); those of `pool(mode=fused)=N` that do both are
@@ -116,9 +124,14 @@ class Topology:
     def __str__(self) -> str:
         """Return the text that `parse` reads back."""
         return ",".join(
-            f"{spec.role}{'(mode=fused)' if spec.fused else ''}={count}{f'xtp{spec.tp}' if spec.tp > 1 else ''}"
+            f"{spec.role}{'(mode=fused)' if spec.fused else ''}={count}{_degrees(spec)}"
             for spec, count in Counter(self.meshes).items()
         )
+
+
+def _degrees(spec: MeshSpec) -> str:
+    experts = f"ep{spec.ep}" if spec.ep > 1 else ""
+    return f"xtp{spec.tp}{experts}" if spec.tp > 1 else ""
 
 
 def _parse_group(part: str, text: str) -> tuple[Role, tuple[MeshSpec, ...]]:
@@ -127,9 +140,13 @@ def _parse_group(part: str, text: str) -> tuple[Role, tuple[MeshSpec, ...]]:
         raise TopologyError(f"topology {text!r} is not readable at {part!r}: write for example {_EXAMPLES}.")
     if match["role"] not in set(Role):
         raise TopologyError(f"topology {text!r} has no role {match['role']!r}: the roles are {', '.join(Role)}.")
-    count, tp = int(match["count"]), int(match["tp"] or 1)
-    if count < 1 or tp < 1:
-        raise TopologyError(f"topology {text!r} asks for none at {part!r}: counts and tp start at 1.")
+    count, tp, ep = int(match["count"]), int(match["tp"] or 1), int(match["ep"] or 1)
+    if count < 1 or tp < 1 or ep < 1:
+        raise TopologyError(f"topology {text!r} asks for none at {part!r}: counts, tp and ep start at 1.")
+    if tp % ep:
+        raise TopologyError(
+            f"topology {text!r} divides {tp} devices into {ep} groups at {part!r}: use an ep that divides tp."
+        )
     if count * tp > _MOST_DEVICES:
         raise TopologyError(
             f"topology {text!r} asks for {count * tp} devices at {part!r}: use at most {_MOST_DEVICES}."
@@ -139,7 +156,7 @@ def _parse_group(part: str, text: str) -> tuple[Role, tuple[MeshSpec, ...]]:
         raise TopologyError(
             f"topology {text!r} has no mode {mode!r} at {part!r}: only both and pool have modes, {_MODES_TEXT}."
         )
-    return role, (MeshSpec(role, tp, mode == "fused"),) * count
+    return role, (MeshSpec(role, tp, mode == "fused", ep),) * count
 
 
 def _check_roles(roles: set[Role], text: str) -> None:

@@ -14,7 +14,7 @@ of rows. With several devices quantised weights are read where they are: what is
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,12 +37,30 @@ type Split = Literal["outputs", "inputs"]
 
 @dataclass(frozen=True)
 class Products:
-    """How a program multiplies by quantised weights, and the devices that these are divided over."""
+    """How a program multiplies by quantised weights, and the devices that these are divided over.
+
+    Matrices are divided over all of a mesh, as are heads; experts, if at all, over one of its axes, and the columns of
+    each over the other.
+    """
 
     activations: Activations = "int16"  # what kernels multiply by, where there are any
     mesh: Mesh | AbstractMesh | None = None  # None: one device
-    axis: str = ""  # of the mesh
-    split_axes: frozenset[str] = frozenset()  # logical axes that are divided over it, where their length allows it
+    column_axis: str = ""  # of the mesh: over which an expert's columns are divided
+    split_axes: frozenset[str] = frozenset()  # logical axes that are divided, where their length allows it
+    expert_axis: str | None = (
+        None  # of the mesh: over which experts are divided; None: every device has its part of all
+    )
+
+    @property
+    def axis(self) -> str | tuple[str, ...]:
+        """Return what divides all but experts: every axis of the mesh."""
+        return self.column_axis if self.expert_axis is None else (self.expert_axis, self.column_axis)
+
+    def ways(self, *, stacked: bool) -> int:
+        """Return over how many devices a matrix is divided, or one of a stack."""
+        if self.mesh is None:
+            return 1
+        return self.mesh.shape[self.column_axis] if stacked else self.mesh.size
 
     def split(self, axes: Sequence[str], w: QuantizedArray) -> Split | None:
         """Find how a parameter with these logical axes is divided; None: it is whole on every device.
@@ -51,7 +69,8 @@ class Products:
         cannot be kept quantised: `cut` tells.
         """
         for index, (name, size) in enumerate(zip(axes[w.stacked :], w.shape[w.stacked :], strict=True)):
-            if self.mesh is not None and name in self.split_axes and size % self.mesh.size == 0:
+            parts = self.ways(stacked=w.stacked > 0)
+            if self.mesh is not None and name in self.split_axes and parts > 1 and size % parts == 0:
                 split: Split = "inputs" if is_column(index, w.inputs) else "outputs"
                 return None if w.inputs == 0 and self.cut(split, w) else split
         return None
@@ -61,21 +80,24 @@ class Products:
 
         Axes of floats that are divided must divide evenly.
         """
+        over = self.column_axis if "experts" in axes else self.axis
         if not isinstance(w, QuantizedArray):
-            return PartitionSpec(*(self.axis if name in self.split_axes else None for name in axes))
+            kinds: dict[str, Any] = dict.fromkeys(self.split_axes, over) | {"experts": self.expert_axis}
+            return PartitionSpec(*(kinds.get(name) for name in axes))
         split = self.split(axes, w)
-        sides = (self.axis if split == side else None for side in ("outputs", "inputs"))
-        return PartitionSpec(*(None,) * w.stacked, *sides)
+        sides = (over if split == side else None for side in ("outputs", "inputs"))
+        return PartitionSpec(*(self.expert_axis,) * w.stacked, *sides)
 
     def cut(self, split: Split | None, w: QuantizedArray) -> str | None:
         """Say what a split would cut in two, and how; None: it cuts nothing."""
         if split is None or self.mesh is None:
             return None
         what, unit, size = ("blocks", BLOCK, w.matrix[1]) if split == "inputs" else ("tiles", OUTPUTS, w.matrix[0])
-        share = size // self.mesh.size
+        devices = self.ways(stacked=w.stacked > 0)
+        share = size // devices
         if share % unit == 0:
             return None
-        return f"{share} {split} on each of {self.mesh.size} devices are no multiple of {unit}, which {what} have"
+        return f"{share} {split} on each of {devices} devices are no multiple of {unit}, which {what} have"
 
 
 PLAIN = Products()

@@ -6,7 +6,8 @@ weights are one array per projection with a leading axis of experts; the product
 that some token has chosen (`grouped_matmul` of `kernels_pallas/grouped.py`, which is where kernels come in). Rows that
 are padding of a step choose none.
 
-On several devices each has its columns of every expert; the sum over devices is taken once, of the weighted sum.
+On several devices each has its columns of every expert, and the sum over devices is taken once, of the weighted sum; or
+experts are divided too, and rows go to them (`expert_parallel.py`).
 Derivatives are those of `every_expert`, which computes all of them for all rows: the oracle as well. Shapes: T packed
 tokens, E hidden, F columns of an expert, X experts, K of them per token.
 """
@@ -23,6 +24,7 @@ from ..kernels_pallas.grouped import group, grouped_matmul, grouped_unit
 from ..kernels_pallas.matmul import PLAIN, Products, matmul_part
 from ..kernels_pallas.quantized import QuantizedArray
 from .config import Activation, ClampedGate, Experts, ModelConfig
+from .expert_parallel import Parts, exchanged
 from .layers import activate, multiply, param, value
 from .quantized import Weight
 
@@ -35,6 +37,11 @@ class ExpertWeights(NamedTuple):
     down: Weight  # [X, F, E]
     gate_bias: jax.Array | None = None  # [X, F]; None exactly where `up_bias` is
     up_bias: jax.Array | None = None  # [X, F]
+
+    @property
+    def number(self) -> int:
+        """Return how many experts there are on this device; a quantised parameter's own shape is that of all."""
+        return int(jax.tree.leaves(self.gate)[0].shape[0])
 
 
 # Logical axes of the projections into an expert, of the one out of it, and of the biases of the former.
@@ -104,7 +111,7 @@ def _expert(x: jax.Array, w: ExpertWeights, index: jax.Array, unit: Unit) -> jax
 
 def every_expert(x: jax.Array, w: ExpertWeights, choice: Choice, unit: Unit) -> jax.Array:
     """Compute all experts for all rows [T, E], one after the other, and add them up by weight: [T, E] float32."""
-    count = w.gate.shape[0]
+    count = w.number
     weights = jnp.zeros((x.shape[0], count)).at[jnp.arange(x.shape[0])[:, None], choice.experts].add(choice.shares)
 
     def add(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
@@ -113,19 +120,22 @@ def every_expert(x: jax.Array, w: ExpertWeights, choice: Choice, unit: Unit) -> 
     return jax.lax.scan(add, jnp.zeros(x.shape, jnp.float32), jnp.arange(count, dtype=jnp.int32))[0]
 
 
+def run_experts(x: jax.Array, w: ExpertWeights, chosen: jax.Array, unit: Unit) -> jax.Array:
+    """Compute the chosen experts [T, K] for each row [T, E]: [T, K, E] float32, without the bias of the down
+    projection; anything where none is chosen."""
+    groups, products = group(chosen, w.number), unit.products
+    rows = x[groups.rows]
+    biases = () if w.gate_bias is None or w.up_bias is None else (w.gate_bias, w.up_bias)
+    hidden = grouped_unit(rows, (w.gate, w.up), biases, groups, Gated(unit.gate), products)
+    return grouped_matmul(hidden, w.down, groups.sizes, products=products, dtype=jnp.float32)[groups.places]
+
+
 def chosen_experts(x: jax.Array, w: ExpertWeights, choice: Choice, unit: Unit) -> jax.Array:
     """Compute the chosen experts for each row [T, E] and add them up by weight, in their order: [T, E] float32."""
 
     @jax.custom_jvp
     def mix(x: jax.Array, w: ExpertWeights, choice: Choice) -> jax.Array:
-        groups = group(choice.experts, w.gate.shape[0])
-        rows = x[groups.rows]
-        biases = () if w.gate_bias is None or w.up_bias is None else (w.gate_bias, w.up_bias)
-        hidden = grouped_unit(rows, (w.gate, w.up), biases, groups, Gated(unit.gate), unit.products)
-        done = grouped_matmul(hidden, w.down, groups.sizes, products=unit.products, dtype=jnp.float32)
-        # What belongs to no expert is anything, NaN too.
-        is_there = choice.experts < w.gate.shape[0]
-        return weighted(choice.shares, jnp.where(is_there[:, :, None], done[groups.places], 0))
+        return weighted(choice, run_experts(x, w, choice.experts, unit), w.number)
 
     @mix.defjvp
     def mix_jvp(
@@ -142,9 +152,13 @@ def chosen_experts(x: jax.Array, w: ExpertWeights, choice: Choice, unit: Unit) -
     return mix(x, w, choice)
 
 
-def weighted(shares: jax.Array, outputs: jax.Array) -> jax.Array:
-    """Add up outputs [T, K, E] by shares [T, K] in order: [T, E] float32."""
-    first, *rest = (shares[:, i, None] * outputs[:, i].astype(jnp.float32) for i in range(shares.shape[1]))
+def weighted(choice: Choice, outputs: jax.Array, count: int) -> jax.Array:
+    """Add up outputs [T, K, E] by their shares in order: [T, E] float32. Those of no expert, of `count`, are 0."""
+    is_there = choice.experts < count
+    first, *rest = (
+        jnp.where(is_there[:, i, None], choice.shares[:, i, None] * outputs[:, i].astype(jnp.float32), 0)
+        for i in range(choice.shares.shape[1])
+    )
     return sum(rest, first)
 
 
@@ -165,7 +179,8 @@ class MixtureOfExperts(nnx.Module):
             self.router_bias = param((count,), ("routes",), dtype)
             self.gate_bias = param((count, inner), _BIAS, dtype)
             self.up_bias = param((count, inner), _BIAS, dtype)
-            self.down_bias = param((count, hidden), ("experts", "embed"), dtype)
+            # Of a route and not of an expert: added where rows are, it is whole on every device.
+            self.down_bias = param((count, hidden), ("routes", "embed"), dtype)
 
     def route(self, x: jax.Array) -> Choice:
         """Choose the experts of hidden states [T, E]."""
@@ -183,7 +198,8 @@ class MixtureOfExperts(nnx.Module):
         with jax.named_scope("experts"):
             mixed = self._mix(x, self._weights(), choice)
         if self.experts.has_bias:
-            mixed = mixed + weighted(choice.shares, value(self.down_bias).at[choice.experts].get(mode="clip"))
+            biases = value(self.down_bias).at[choice.experts].get(mode="clip")
+            mixed = mixed + weighted(choice, biases, self.experts.count)
         return mixed.astype(x.dtype)
 
     def _weights(self) -> ExpertWeights:
@@ -194,18 +210,37 @@ class MixtureOfExperts(nnx.Module):
 
     def _mix(self, x: jax.Array, w: ExpertWeights, choice: Choice) -> jax.Array:
         """Compute the chosen experts on every device, with the columns that it has."""
-        mesh, axis = self.products.mesh, self.products.axis
-        if mesh is None:
+        products = self.products
+        if products.mesh is None:
             return chosen_experts(x, w, choice, self.unit)
 
         def part(x: jax.Array, w: ExpertWeights, choice: Choice) -> jax.Array:
-            total: jax.Array = jax.lax.psum(chosen_experts(x, w, choice, self.unit), axis)
+            if products.expert_axis is not None:
+                return self._over_groups(x, w, choice, products.expert_axis)
+            total: jax.Array = jax.lax.psum(chosen_experts(x, w, choice, self.unit), products.column_axis)
             return total
 
         whole, axes = PartitionSpec(), (_IN, _IN, _OUT, _BIAS, _BIAS)
-        lie: Any = [whole if a is None else self.products.partition(names, a) for names, a in zip(axes, w, strict=True)]
+        lie: Any = [whole if a is None else products.partition(names, a) for names, a in zip(axes, w, strict=True)]
         on_each = jax.shard_map(
-            part, mesh=mesh, in_specs=(whole, ExpertWeights(*lie), whole), out_specs=whole, check_vma=False
+            part, mesh=products.mesh, in_specs=(whole, ExpertWeights(*lie), whole), out_specs=whole, check_vma=False
         )
         mixed: jax.Array = on_each(x, w, choice)
         return mixed
+
+    def _over_groups(self, x: jax.Array, w: ExpertWeights, choice: Choice, axis: str) -> jax.Array:
+        """Compute a share of the rows [T, E] on every group of devices, with the experts of all: [T, E] float32."""
+        count, rows = self.experts.count, x.shape[0]
+        parts = Parts(axis, count // w.number, count)
+        each = -(-rows // parts.groups)
+        missing = each * parts.groups - rows
+        x = jnp.pad(x, ((0, missing), (0, 0)))
+        chosen, shares = (
+            jnp.pad(a, ((0, missing), (0, 0)), constant_values=fill) for a, fill in zip(choice, (count, 0), strict=True)
+        )
+        start = jax.lax.axis_index(axis) * each
+        x, chosen, shares = (jax.lax.dynamic_slice_in_dim(a, start, each) for a in (x, chosen, shares))
+        outputs = exchanged(x, chosen, parts, lambda rows, experts: run_experts(rows, w, experts, self.unit))
+        total = jax.lax.psum(weighted(Choice(chosen, shares), outputs, count), self.products.column_axis)
+        everyone: jax.Array = jax.lax.all_gather(total, axis, tiled=True)
+        return everyone[:rows]

@@ -27,7 +27,7 @@ ENGINE: Mapping[str, str] = _by_name(
     {
         # Devices, processes and parallelism.
         "use topology: both=1xtp2 is one mesh of two devices, prefill=1,decode=1 keeps the phases apart": (
-            "tensor_parallel_size pipeline_parallel_size enable_expert_parallel prefill_context_parallel_size "
+            "tensor_parallel_size pipeline_parallel_size prefill_context_parallel_size "
             "decode_context_parallel_size dcp_comm_backend dcp_q_replicate dcp_kv_cache_interleave_size "
             "cp_kv_cache_interleave_size enable_hc_sp enable_batch_sharded_sampling performance_mode"
         ),
@@ -41,6 +41,7 @@ ENGINE: Mapping[str, str] = _by_name(
             "disable_nccl_for_dp_synchronization enable_nccl_comm_suspend enable_elastic_ep elastic_ep_max_dp_size "
             "enable_fault_tolerance fault_tolerance_config enable_shm_tensor_arena ray_workers_use_nsight"
         ),
+        "use topology, such as both=1xtp4ep4": "enable_expert_parallel",
         "use devices": "device_ids",
         "use devices, or set JAX_PLATFORMS": "device",
         "start the program with numactl, which binds a process": "numa_bind numa_bind_nodes numa_bind_cpus",

@@ -1,9 +1,11 @@
 """Builds JAX meshes from a topology, and shardings on them from logical axis names.
 
-Each mesh has the single axis "tp"; `rules.py` says which logical axes are divided over it, everything else is
-replicated. No arrays are made here; `sizing/heads.py` checks which degrees a model allows.
+Each mesh has the axis "tp", and one whose experts are divided "ep" in front of it; `rules.py` says which logical axes
+are divided over them, everything else is replicated. No arrays are made here; `sizing/heads.py` checks which degrees a
+model allows.
 """
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -16,8 +18,8 @@ from ...kernels_pallas.matmul import Products
 from ...kernels_pallas.quantized import QuantizedArray
 from ...models.decoder import ParamSpec
 from ...models.quantized import Described, placed
-from ..topology import Topology, TopologyError
-from .rules import TENSOR_PARALLEL, TP, ShardingRules
+from ..topology import MeshSpec, Topology, TopologyError
+from .rules import EP, EXPERT_PARALLEL, TENSOR_PARALLEL, TP, MeshAxis, ShardingRules, axes_of
 
 # The fewest and the most CPU devices that a process gets where its topology needs no more.
 _FEWEST, _MOST = 2, 8
@@ -58,9 +60,32 @@ def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None
                 f"devices= gives the {spec.role} mesh at {first} to {first + spec.tp - 1} a device twice: "
                 "meshes may share devices, but the devices of one mesh must all differ."
             )
-        meshes.append(Mesh(np.array(own), (TP,)))
+        meshes.append(Mesh(np.array(own).reshape(_shape(spec)), _axes(spec)))
         first += spec.tp
     return meshes
+
+
+def _shape(spec: MeshSpec) -> tuple[int, ...]:
+    return (spec.ep, spec.tp // spec.ep) if spec.ep > 1 else (spec.tp,)
+
+
+def _axes(spec: MeshSpec) -> tuple[str, ...]:
+    return (EP, TP) if spec.ep > 1 else (TP,)
+
+
+def abstract_mesh(spec: MeshSpec) -> AbstractMesh:
+    """Describe the mesh of a specification without devices."""
+    return AbstractMesh(_shape(spec), _axes(spec))
+
+
+def rules_of(mesh: Mesh | AbstractMesh) -> ShardingRules:
+    """Return the rules by which a mesh of these axes divides a model."""
+    return EXPERT_PARALLEL if EP in mesh.axis_names else TENSOR_PARALLEL
+
+
+def ways(mesh: Mesh | AbstractMesh, axis: MeshAxis | None) -> int:
+    """Return into how many parts an entry of a partition divides a dimension."""
+    return math.prod(mesh.shape[one] for one in axes_of(axis))
 
 
 def find_devices() -> list[jax.Device]:
@@ -121,33 +146,35 @@ def _too_few(topology: Topology, devices: Sequence[jax.Device]) -> str:
     return f"{start}: ask for fewer meshes, or run where there are more."
 
 
-def sharding(mesh: Mesh, axes: Sequence[str | None], rules: ShardingRules = TENSOR_PARALLEL) -> NamedSharding:
+def sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
     """Make the sharding on `mesh` of an array with these logical axes, one name (or None) per dimension.
 
-    Dimensions that are split must divide by the mesh's size.
+    Dimensions that are split must divide by the number of their parts.
     """
-    return NamedSharding(mesh, rules.spec(axes))
+    return NamedSharding(mesh, rules_of(mesh).spec(axes))
 
 
-def param_sharding(mesh: Mesh, spec: ParamSpec, rules: ShardingRules = TENSOR_PARALLEL) -> NamedSharding:
+def param_sharding(mesh: Mesh, spec: ParamSpec) -> NamedSharding:
     """Make the sharding of a parameter of floats. A vocabulary that does not divide is whole on every device."""
-    divides = (size % mesh.size == 0 for size in spec.value.shape)
-    return sharding(mesh, [axis if ok else None for axis, ok in zip(spec.axes, divides, strict=True)], rules)
+    rules = rules_of(mesh)
+    divides = [size % ways(mesh, rules.axis(axis)) == 0 for size, axis in zip(spec.value.shape, spec.axes, strict=True)]
+    return sharding(mesh, [axis if ok else None for axis, ok in zip(spec.axes, divides, strict=True)])
 
 
-def products_on(
-    mesh: Mesh | AbstractMesh, activations: Activations = "int16", rules: ShardingRules = TENSOR_PARALLEL
-) -> Products:
-    """Describe how a mesh's programs multiply by quantised weights, or would if it had devices."""
-    return Products(activations) if mesh.size == 1 else Products(activations, mesh, TP, frozenset(rules.over(TP)))
+def products_on(mesh: Mesh | AbstractMesh, activations: Activations = "int16") -> Products:
+    """Describe how a mesh's programs multiply by weights that are divided, or would if it had devices."""
+    if mesh.size == 1:
+        return Products(activations)
+    expert_axis = EP if EP in mesh.axis_names else None
+    return Products(activations, mesh, TP, frozenset(rules_of(mesh).over(TP)), expert_axis)
 
 
-def param_on(mesh: Mesh, spec: ParamSpec, rules: ShardingRules = TENSOR_PARALLEL) -> Described:
+def param_on(mesh: Mesh, spec: ParamSpec) -> Described:
     """Describe a parameter as it lies on `mesh`: arrays of a quantised one are divided along one axis, all the same."""
     value = spec.value
     if not isinstance(value, QuantizedArray):
-        return placed(value, lambda _: param_sharding(mesh, spec, rules))
-    axes = products_on(mesh, rules=rules).partition(spec.axes, value)
+        return placed(value, lambda _: param_sharding(mesh, spec))
+    axes = products_on(mesh).partition(spec.axes, value)
     return placed(value, lambda _: NamedSharding(mesh, axes))
 
 

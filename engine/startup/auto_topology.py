@@ -27,6 +27,7 @@ from ..simulation.planning.candidates import degrees
 from ..simulation.planning.forecast import forecast_splits, steady
 from ..simulation.simulator import SimulatedEngine
 from ..sizing.device_memory import Share
+from ..topology import MeshSpec, Role
 from .decision_file import name_of
 from .quantization import choose
 
@@ -131,7 +132,9 @@ def _smallest(
         asked = replace(options, topology=_named("pool" if meshes > 1 else "both", meshes, tp))
         if memory.bytes is None and options.kv_cache_bytes is None:
             return tp, None
-        kept = choose(options.quantization, formats, model, memory.platform, [tp], options.activations).kept
+        kept = choose(
+            options.quantization, formats, model, memory.platform, [MeshSpec(Role.BOTH, tp)], options.activations
+        ).kept
         try:
             return tp, capacity(model, asked, memory, dtype, name=name, formats=kept)
         except ValueError as error:
@@ -150,7 +153,9 @@ def _fused(
     """Return the sizes of so many meshes of this tp that are fused where they do both; None: there can be none."""
     if options.deterministic:
         return None
-    kept = choose(options.quantization, formats, model, memory.platform, [shape[1]], options.activations).kept
+    kept = choose(
+        options.quantization, formats, model, memory.platform, [MeshSpec(Role.BOTH, shape[1])], options.activations
+    ).kept
     asked = replace(options, topology=_named(_FUSED, *shape))
     try:
         return capacity(model, asked, memory, dtype, name=name_of(options.model), formats=kept)

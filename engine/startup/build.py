@@ -150,8 +150,8 @@ def _start_core(
         config = request.narrow(config)
     dtype = jnp.dtype(config.dtype)
     is_cpu = device.platform == "cpu"
-    degrees = [mesh.size for mesh in meshes]
-    quantized = choose(options.quantization, formats, model, device.platform, degrees, options.activations)
+    specs = tuple(dict.fromkeys(config.topology.meshes))
+    quantized = choose(options.quantization, formats, model, device.platform, specs, options.activations)
     config = replace(config, formats=quantized.formats, activations=options.activations)
     if is_cpu:  # while weights are read
         loader.compile_ahead(*cpu_kernels(model, dtype, quantized))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from ...kernels_pallas.block_tiles import OUTPUTS
-from ...kernels_pallas.cpu import blocks, calls
+from ...kernels_pallas.cpu import blocks, calls, stacks
 from ...kernels_pallas.cpu.blocks_records import Activations
 from ...kernels_pallas.matmul import kernel_for
 from ...kernels_pallas.quantized import QuantizedArray
@@ -21,9 +21,9 @@ from ...models.checkpoints.streaming import Packed
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
 from ...models.quantized import nbytes
-from ..sharding.mesh import products_on
-from ..sharding.rules import TP
+from ..sharding.mesh import abstract_mesh, products_on
 from ..sizing.heads import model_on
+from ..topology import MeshSpec
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def choose(
     stored: Mapping[str, str],
     model: ModelConfig,
     platform: str,
-    degrees: Sequence[int],
+    meshes: Sequence[MeshSpec],
     activations: Activations,
 ) -> Quantized:
     """Choose the parameters that stay quantised.
@@ -59,7 +59,7 @@ def choose(
         stored: path -> format, of what the files hold quantised (`Checkpoint.formats`).
         model: the checkpoint's.
         platform: of the engine's devices, as JAX names it.
-        degrees: of tensor parallelism, of its meshes.
+        meshes: of the engine.
         activations: what kernels are to multiply by.
     """
     if asked == "none":
@@ -68,7 +68,7 @@ def choose(
     lacking = {name for name in set(stored.values()) if kernel_for(platform, name) is None}
     fast = stored if asked == "keep" else {path: name for path, name in stored.items() if name not in lacking}
     why_slow = (f"no kernel multiplies by {_listed(sorted(lacking))} here",) if len(fast) < len(stored) else ()
-    cut = {path: reason for tp in dict.fromkeys(degrees) for path, reason in _cut(fast, model, tp).items()}
+    cut = {path: reason for mesh in map(abstract_mesh, meshes) for path, reason in _cut(fast, model, mesh).items()}
     kept = {path: name for path, name in fast.items() if path not in cut}
     lost = {path: name for path, name in stored.items() if path not in kept}
     reasons = (*why_slow, *dict.fromkeys(cut.values()))
@@ -82,9 +82,9 @@ def _sizes(formats: Mapping[str, str], model: ModelConfig) -> tuple[int, int]:
     return sum(map(nbytes, values)), sum(math.prod(value.shape) for value in values)
 
 
-def _cut(formats: Mapping[str, str], model: ModelConfig, tp: int) -> dict[str, str]:
-    """Find the parameters that cannot be divided over a mesh of so many devices, by path, each with a reason."""
-    products, found = products_on(AbstractMesh((tp,), (TP,))), dict[str, str]()
+def _cut(formats: Mapping[str, str], model: ModelConfig, mesh: AbstractMesh) -> dict[str, str]:
+    """Find the parameters that cannot be divided over a mesh, by path, each with a reason."""
+    products, found, tp = products_on(mesh), dict[str, str](), mesh.size
     if tp == 1:
         return found
     specs = abstract_params(model_on(model, tp), jnp.float32, formats).specs
@@ -106,7 +106,11 @@ def cpu_kernels(model: ModelConfig, dtype: jnp.dtype, quantized: Quantized) -> l
     matrices = (spec.value for spec in specs if len(spec.axes) > 1 and "embed" in spec.axes)  # neither norms nor biases
     has_matrices = any(not isinstance(value, QuantizedArray) for value in matrices)
     own = calls.kernels_of(dtype, model.head_dim, has_matrices=has_matrices)
-    return own + blocks.kernels_of(quantized.formats, quantized.activations)
+    own += blocks.kernels_of(quantized.formats, quantized.activations)
+    if model.experts is None:
+        return own
+    # An expert's matrix may be quantised in one layer and floats in another: few models, and a kernel compiles once.
+    return own + stacks.kernels_of(dtype, quantized.formats, quantized.activations)
 
 
 def start_line(weights: Quantized, dtype: str) -> str:

@@ -29,13 +29,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ...kernels_pallas.scatter import write_rows
 from ..config import EngineConfig
 from ..sampling.request_state import Scalars
-from ..sharding.mesh import replicated
-from ..sharding.rules import TENSOR_PARALLEL, TP
+from ..sharding.mesh import replicated, rules_of, sharding, ways
 from ..topology import TopologyError
 from .kv_cache import KV_AXES, DeviceState, KVCache
 
 _WHOLE = PartitionSpec()
-_HEADS = TENSOR_PARALLEL.spec(KV_AXES)  # of pools and staging alike
 
 
 class Staging(NamedTuple):
@@ -47,9 +45,11 @@ class Staging(NamedTuple):
     scalars: Scalars  # the request's row without the slot axis; replicated
 
 
-# Prefixes of the trees: each specification applies to all leaves below it.
-_STATE: Any = DeviceState(kv=_HEADS, tables=_WHOLE, scalars=_WHOLE)  # type: ignore[arg-type]
-_STAGING: Any = Staging(kv=_HEADS, scalars=_WHOLE)  # type: ignore[arg-type]
+def _specs(mesh: Mesh) -> tuple[Any, Any]:
+    """Say how state and staging lie on a mesh: prefixes of the trees, each for all leaves below it."""
+    heads: Any = rules_of(mesh).spec(KV_AXES)
+    whole: Any = _WHOLE
+    return DeviceState(kv=heads, tables=whole, scalars=whole), Staging(kv=heads, scalars=whole)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def gather(state: DeviceState, pages: tuple[jax.Array, ...], slot: jax.Array, *,
         )  # fmt: skip
         return Staging(tuple(kv), state.scalars.at(slot))
 
-    step = _per_shard(on_shard, mesh, (_STATE, _WHOLE, _WHOLE), _STAGING)
+    of_state, of_staging = _specs(mesh)
+    step = _per_shard(on_shard, mesh, (of_state, _WHOLE, _WHOLE), of_staging)
     with jax.named_scope("gather"):
         return step(state, pages, slot)
 
@@ -174,7 +175,8 @@ def scatter(
         scalars = jax.tree.map(store, state.scalars, staging.scalars)
         return DeviceState(kv=tuple(kv), tables=tuple(map(store, state.tables, tables)), scalars=scalars)
 
-    step = _per_shard(on_shard, mesh, (_STATE, _STAGING, _WHOLE, _WHOLE, _WHOLE), _STATE)
+    of_state, of_staging = _specs(mesh)
+    step = _per_shard(on_shard, mesh, (of_state, of_staging, _WHOLE, _WHOLE, _WHOLE), of_state)
     with jax.named_scope("scatter"):
         return step(state, staging, pages, slot, tables)
 
@@ -182,7 +184,7 @@ def scatter(
 def send(staging: Staging, source: Mesh, destination: Mesh, route: Route) -> Staging:
     """Start to copy what `gather` returned on `source` to `destination`; returns at once and compiles nothing."""
     before, after = (list(mesh.devices.flat) for mesh in (source, destination))
-    split, whole = NamedSharding(destination, _HEADS), NamedSharding(destination, _WHOLE)
+    split, whole = sharding(destination, KV_AXES), replicated(destination)
     if len(before) == len(after) and (before == after or not set(before) & set(after)):
         sent: Staging = jax.device_put(staging, Staging(split, whole))  # type: ignore[arg-type]
         return sent
@@ -203,18 +205,18 @@ def send(staging: Staging, source: Mesh, destination: Mesh, route: Route) -> Sta
     return Staging(_assemble(kv, split), _assemble(scalars, whole))
 
 
-def _assemble(parts: Any, sharding: NamedSharding) -> Any:
-    """Copy each leaf, a list with one array per device of `sharding`, to these devices and join it into one array."""
+def _assemble(parts: Any, place: NamedSharding) -> Any:
+    """Copy each leaf, a list with one array per device of `place`, to these devices and join it into one array."""
     leaves, structure = jax.tree.flatten(parts, is_leaf=lambda x: isinstance(x, list))
-    devices = list(sharding.mesh.devices.flat)
+    devices = list(place.mesh.devices.flat)
     moved = iter(jax.device_put([part for leaf in leaves for part in leaf], devices * len(leaves)))
     arrays = []
     for leaf in leaves:
         shape = list(leaf[0].shape)
-        if TP in sharding.spec:
-            shape[sharding.spec.index(TP)] *= len(devices)
+        for index, axis in enumerate(place.spec):
+            shape[index] *= ways(place.mesh, axis)
         own = [next(moved) for _ in devices]
-        arrays.append(jax.make_array_from_single_device_arrays(tuple(shape), sharding, own))
+        arrays.append(jax.make_array_from_single_device_arrays(tuple(shape), place, own))
     return jax.tree.unflatten(structure, arrays)
 
 
@@ -227,7 +229,7 @@ def abstract_staging(state: DeviceState, mesh: Mesh, route: Route, pages: tuple[
     def piece(pool: jax.Array, bucket: int) -> Any:
         layers, _, page_size, _, head_dim = pool.shape
         shape = (layers, bucket, page_size, mesh.size * route.piece_heads, head_dim)
-        return jax.ShapeDtypeStruct(shape, pool.dtype, sharding=NamedSharding(mesh, _HEADS))
+        return jax.ShapeDtypeStruct(shape, pool.dtype, sharding=sharding(mesh, KV_AXES))
 
     def row(x: jax.Array) -> Any:
         return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=replicated(mesh))

@@ -19,12 +19,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ...kernels_pallas import Rotation, paged_decode_attention, paged_prefill_attention, prepare_heads
 from ...models.config import AttentionSpec, ModelConfig
-from ..sharding.rules import TENSOR_PARALLEL
+from ..sharding.mesh import rules_of
 from ..sizing.cache_groups import groups
 from .kv_cache import KV_AXES, KVCache
 
-# How queries, and the new keys and values that go with them, and pools are divided.
-_HEADS, _SINKS, _POOL = map(TENSOR_PARALLEL.spec, ((None, "q_heads"), ("q_heads",), KV_AXES))
+# Of queries, and the new keys and values that go with them, of sinks and of pools.
+_AXES = (None, "q_heads"), ("q_heads",), KV_AXES
 
 
 class PrefillRows(NamedTuple):
@@ -107,10 +107,10 @@ class PagedAttention:
             return attended, KVCache(*(_reshape(x, shape) for x in flat))
 
         if self._mesh.size > 1:
-            heads, pool, whole = _HEADS, _POOL, PartitionSpec()
+            (heads, sinks, pool), whole = map(rules_of(self._mesh).spec, _AXES), PartitionSpec()
             # The kernels' loops start from constants, which the check would treat as values equal on all devices.
             step = jax.shard_map(
-                step, mesh=self._mesh, in_specs=(pool, heads, heads, heads, whole, _SINKS, whole),
+                step, mesh=self._mesh, in_specs=(pool, heads, heads, heads, whole, sinks, whole),
                 out_specs=(heads, pool), check_vma=False,
             )  # fmt: skip
         attended, pool_after = step(kv[group], q, k, v, rotation, sink, _tokens(rows, group))

@@ -282,6 +282,7 @@ def by_float32(write: Writer, x_rows: list[Any], w: Any, w_row: Any, depth: Any,
 
 
 def by_bfloat16(write: Writer, x_rows: list[Any], w: Any, w_row: Any, depth: Any, vectors: int, mask: Any) -> list[Any]:
+    """Multiply one row of w at a time, of bfloat16 that is widened, with float32 x."""
     return _by_rows(write, x_rows, w, w_row, depth, vectors, mask, I16)
 
 

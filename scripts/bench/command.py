@@ -27,6 +27,7 @@ BENCHMARKS = {
     "memory": "peak memory from the start to the end of 32 requests, beside an earlier checkout",
     "metrics": "what metrics for Prometheus cost decode steps, scraped and not",
     "mlperf": "MLPerf's own LoadGen issues, stamps and judges: Server and Offline, with its limits",
+    "moe": "a mixture of experts beside transformers: tokens per second, bytes of weights, peak memory",
     "offline": "throughput of a whole workload, against transformers and vLLM",
     "peers": "decode steps, prefill and memory, against llama.cpp, vLLM, transformers and an earlier checkout",
     "planner": "the planner against every static split, colocation and an oracle, on simulated devices",

@@ -23,6 +23,12 @@ def test_prefill_meshes_come_first():
     assert Topology.parse("both=1xtp4").meshes == (MeshSpec(Role.BOTH, 4),)
 
 
+def test_experts_are_divided_over_groups_of_a_meshs_devices():
+    topology = Topology.parse("prefill=2xtp2ep2,decode=1xtp4ep1")
+    assert topology.meshes == (MeshSpec(Role.PREFILL, 2, ep=2),) * 2 + (MeshSpec(Role.DECODE, 4),)
+    assert (topology.num_devices, str(topology)) == (8, "prefill=2xtp2ep2,decode=1xtp4")
+
+
 @given(st.text(alphabet="bothprefildc=,x0123456789 -", max_size=30))
 def test_any_text_parses_or_is_refused_in_a_sentence(text):
     try:
@@ -44,6 +50,9 @@ def test_any_text_parses_or_is_refused_in_a_sentence(text):
         ("both=999xtp999", "at most 65536"),
         ("both=99999999999999999999999", "not readable"),
         ("both=1xtp0", "start at 1"),
+        ("both=1xtp2ep0", "start at 1"),
+        ("both=1ep2", "not readable at 'both=1ep2'"),
+        ("both=1xtp4ep3", "divides 4 devices into 3 groups at 'both=1xtp4ep3': use an ep that divides tp"),
         ("encode=1,decode=1", "no role 'encode'"),
         ("prefill=1", "no decode mesh"),
         ("decode=1", "no prefill mesh"),

@@ -257,10 +257,10 @@ _MODELS = (
         "phi3",
     ),
     _mixtral(
-        "mixtral", 1,
+        "mixtral", 3,
         _settings(
             2, 40, 28, 8, 2, tied=False, rope={"rope_theta": 1e6}, rms_norm_eps=1e-5, head_dim=10,
-            num_local_experts=5, num_experts_per_tok=2, sliding_window=None,
+            num_local_experts=8, num_experts_per_tok=2, sliding_window=None,
         ), "llama", {},
     ),
     _qwen_moe(

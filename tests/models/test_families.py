@@ -196,7 +196,7 @@ REFUSED = {
     "experts of qwen": ("qwen3", {"num_experts": 128}, "num_experts"),
     "layers without experts": ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
     "experts in every second layer": ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
-    "more experts than there are": ("mixtral", {"num_experts_per_tok": 6}, "6 experts per token of 5"),
+    "more experts than there are": ("mixtral", {"num_experts_per_tok": 9}, "9 experts per token of 8"),
     "no experts": ("gpt_oss", {"num_local_experts": None}, "num_experts"),
     "another packing": ("gpt_oss", {"quantization_config": {"quant_method": "fp8"}}, "quant_method"),
     "packed weights of another family": ("mixtral", {"quantization_config": {"quant_method": "mxfp4"}}, "quantization"),

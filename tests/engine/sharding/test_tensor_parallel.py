@@ -17,7 +17,7 @@ from twinmesh.engine.sizing.heads import check_tp, model_on
 from twinmesh.engine.topology import MeshSpec, Role, TopologyError
 from twinmesh.engine.worker.kv_cache import KV_AXES, KVCache
 from twinmesh.engine.worker.paged_attention import PagedAttention, PrefillRows, StepRows
-from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
+from twinmesh.models.config import AttentionSpec, Experts, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_hidden
 
 LAYERS = (AttentionSpec(Rope(1e4)), AttentionSpec(Rope(1e4), window=5, softcap=2.0))
@@ -147,6 +147,24 @@ def test_degrees_that_do_not_fit_are_refused(heads, kv_heads, inner, fits):
 def test_a_refusal_names_what_does_not_divide(tp, inner, message):
     with pytest.raises(TopologyError, match=message):
         check_tp(replace(MODEL, intermediate_size=inner), MeshSpec(Role.PREFILL, tp))
+
+
+@pytest.mark.parametrize(
+    ("tp", "ep", "experts", "message"),
+    [
+        (4, 4, 6, "the prefill mesh has ep 4 and the model's 6 experts do not divide by 4: use one of ep 1, 2"),
+        (2, 2, None, "has ep 2 and the model has no experts: leave ep out"),
+        (8, 4, 4, "5 MLP columns do not divide by 2: use one of tp 4"),
+        (4, 4, 4, None),
+    ],
+)
+def test_experts_that_ep_does_not_divide_are_refused(tp, ep, experts, message):
+    model = replace(MODEL, experts=None if experts is None else Experts(experts, 2), intermediate_size=5)
+    if message is None:  # whole experts: their columns need not divide
+        check_tp(model, MeshSpec(Role.PREFILL, tp, ep=ep))
+        return
+    with pytest.raises(TopologyError, match=message):
+        check_tp(model, MeshSpec(Role.PREFILL, tp, ep=ep))
 
 
 def test_heads_between_the_two_divisibilities_are_refused():

@@ -7,7 +7,7 @@ import pytest
 from helpers.quantized import MIXED, write_quantized
 from twinmesh.engine.startup import quantization
 from twinmesh.engine.startup.quantization import choose, cpu_kernels, dequantized_line, start_line
-from twinmesh.engine.topology import Topology
+from twinmesh.engine.topology import MeshSpec, Role, Topology
 from twinmesh.kernels_pallas.cpu import calls
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.checkpoints.streaming import Packed
@@ -21,8 +21,8 @@ def checkpoint(tmp_path_factory):
 
 def chosen(checkpoint, asked, kernels, monkeypatch, topology="both=1"):
     monkeypatch.setattr(quantization, "kernel_for", lambda platform, name: kernels.get(name))
-    degrees = [spec.tp for spec in Topology.parse(topology).meshes]
-    return choose(asked, checkpoint.formats, checkpoint.config, "cpu", degrees, "int8")
+    meshes = Topology.parse(topology).meshes
+    return choose(asked, checkpoint.formats, checkpoint.config, "cpu", meshes, "int8")
 
 
 BOTH = {"Q8_0": "AVX", "Q4_1": "AVX"}
@@ -64,7 +64,7 @@ def test_products_of_floats_are_compiled_ahead_where_a_matrix_is_of_floats(tmp_p
 def test_the_cost_of_dequantising_is_said_in_bytes(checkpoint, monkeypatch):
     model = replace(checkpoint.config, hidden_size=8192, intermediate_size=16384)
     stored = dict.fromkeys(("layers.0.mlp.up_proj", "layers.1.mlp.up_proj"), "Q8_0")
-    line = start_line(choose("none", stored, model, "cpu", [1], "int8"), "float32")
+    line = start_line(choose("none", stored, model, "cpu", [MeshSpec(Role.BOTH)], "int8"), "float32")
     assert "2 Q8_0 dequantised to float32: quantization='none'; 285 MB become 1,074 MB, all else" in line
 
 
