@@ -31,12 +31,13 @@ from . import block_tiles
 from .block_tiles import BLOCK, LAYOUTS, OUTPUTS, QUAD, Tiles
 
 ROWS = 64  # of a tile, outputs
+RUN = 256  # bytes of values that a copy takes in a row at most; a block of 4 bits has one run, of 8 bits two
 _TILES = ROWS // OUTPUTS  # of `block_tiles.py`, one for each warp
 
 SCALES = plgpu.Layout.TILED(plgpu.Tiling(((_TILES, OUTPUTS), (8,), (1,))), (-4,), (-2, plgpu.Replicated(4)), -1)
 VALUES = {
-    4: plgpu.Layout.TILED(plgpu.Tiling(((_TILES, 256), (64,), (32,), (QUAD,))), (-5,), (-2, -4), -1),
-    8: plgpu.Layout.TILED(plgpu.Tiling(((_TILES, 512), (256,), (64,), (32,), (QUAD,))), (-6,), (-2, -4), -1),
+    4: plgpu.Layout.TILED(plgpu.Tiling(((_TILES, RUN), (64,), (32,), (QUAD,))), (-5,), (-2, -4), -1),
+    8: plgpu.Layout.TILED(plgpu.Tiling(((_TILES, 2, RUN), (64,), (32,), (QUAD,))), (-6,), (-2, -4), -1),
 }
 
 
@@ -51,7 +52,7 @@ def fragment(format_name: str, tiles: Tiles, dtype: jax.typing.DTypeLike, *, int
 
     Args:
         format_name: one of `dispatch.HOPPER_FORMATS`.
-        tiles: references, values [4, bytes of a block], scales and mins [4, 16].
+        tiles: references, values [4, 256] of 4 bits or [4, 2, 256] of 8, scales and mins [4, 16].
         dtype: bfloat16 or float16.
         interpret: whether the kernel runs on the CPU.
     """
@@ -84,7 +85,8 @@ def store_transposed(result: Array, target: Any, *, interpret: bool) -> None:
 
 
 def _plain(format_name: str, tiles: Tiles, dtype: jax.typing.DTypeLike) -> Array:
-    layout, blocked = LAYOUTS[format_name], [None if part is None else part[...][:, None] for part in tiles]
+    layout = LAYOUTS[format_name]
+    blocked = [None if part is None else part[...].reshape(_TILES, 1, -1) for part in tiles]
     u = block_tiles.unpack_values(blocked[0], layout.bits)
     scales, mins = (None if part is None else block_tiles.unpack_scales(part) for part in blocked[1:])
     if layout.codes:

@@ -17,6 +17,7 @@ Invariant: a row's sum is added up in the order of the inputs, whatever the rows
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,11 +29,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .block_tiles import BLOCK, LAYOUTS, OUTPUTS, Tiles
-from .fragments import ROWS, fragment, store_transposed
+from .fragments import ROWS, RUN, fragment, store_transposed
 from .mosaic import CONSUMERS, PRODUCER, Ref, per_row, smem
 from .work import ceil_div
 
 _TILES = ROWS // OUTPUTS  # of `block_tiles.py`, in the outputs of one sum
+_PLACE = 128  # bytes that a copy into shared memory begins at a multiple of
 _STAGED = 64  # rows of a result that are copied to global memory at a time
 _REGISTERS = 232, 40  # per thread of a consumer and of the producer
 UNIT = {True: BLOCK, False: 64}  # inputs of a unit, by whether weights are quantised
@@ -65,6 +67,11 @@ class Plan:
         return UNIT[self.format is not None]
 
     @property
+    def runs(self) -> int:
+        """Return how many runs of bytes the values of a block of a tile are."""
+        return 2 * BLOCK * LAYOUTS[self.format].bits // RUN if self.format else 1
+
+    @property
     def steps(self) -> int:
         """Return how many stages a piece of work takes."""
         return self.inputs // (self.unit * self.units * self.parts)
@@ -92,8 +99,9 @@ class Plan:
 class Weights(NamedTuple):
     """The arrays of a stack, or their parts in shared memory: floats, or those of `QuantizedArray`."""
 
-    values: Ref  # floats [X, k, n], in the ring [stages, parts, k of a stage, 64]; or [X, T, B, bytes], [.., 4, B, ..]
-    scales: Ref | None = None  # [X, T, B, 16], in the ring [stages, parts, 4, B of a stage, 16]
+    # Floats [X, k, n], in the ring [stages, parts, k of a stage, 64]; or runs [X, T, B * runs, 256], [.., 4, .., 256].
+    values: Ref
+    scales: Ref | None = None  # [X, T, B, 16], in the ring [stages, parts, 4 or 8, B of a stage, 16]
     mins: Ref | None = None
 
 
@@ -128,8 +136,15 @@ def _weight_bytes(plan: Plan) -> int:
     if plan.format is None:
         return 2 * plan.units * plan.unit * ROWS
     layout = LAYOUTS[plan.format]
-    scales = jnp.dtype(layout.scale_dtype).itemsize * (1 + layout.has_mins)
-    return plan.units * ROWS * (BLOCK * layout.bits // 8 + int(scales))
+    scales = int(jnp.dtype(layout.scale_dtype).itemsize) * (1 + layout.has_mins) * _lying(plan) // _TILES
+    return plan.units * ROWS * (BLOCK * layout.bits // 8 + scales)
+
+
+def _lying(plan: Plan) -> int:
+    """Return for how many tiles of scales there is room, so that each part lies at a multiple of 128 bytes."""
+    assert plan.format is not None
+    scales = _TILES * plan.units * OUTPUTS * int(jnp.dtype(LAYOUTS[plan.format].scale_dtype).itemsize)
+    return _TILES * _PLACE // math.gcd(_PLACE, scales)
 
 
 def scratch(plan: Plan, dtype: jax.typing.DTypeLike) -> tuple[Buffers, Barriers]:
@@ -140,8 +155,8 @@ def scratch(plan: Plan, dtype: jax.typing.DTypeLike) -> tuple[Buffers, Barriers]
         arrays = 1
     else:
         layout, of = LAYOUTS[plan.format], (plan.stages, parts, _TILES, plan.units)
-        scales = plgpu.SMEM((*of, OUTPUTS), jnp.dtype(layout.scale_dtype))
-        values = plgpu.SMEM((*of, 2 * BLOCK * layout.bits), jnp.uint8)
+        scales = plgpu.SMEM((*of[:2], _lying(plan), *of[3:], OUTPUTS), jnp.dtype(layout.scale_dtype))
+        values = plgpu.SMEM((*of[:3], plan.units * plan.runs, RUN), jnp.uint8)
         weights = Weights(values, scales, scales if layout.has_mins else None)
         arrays = 2 + layout.has_mins
     needs_tile = plan.interpret and plan.format is not None
@@ -235,8 +250,11 @@ def _load_piece(block: _Block, i: Array) -> None:
                     inputs = pl.ds(pl.multiple_of(unit * plan.unit, plan.unit), plan.units * plan.unit)
                     some = source.at[matrix, inputs, pl.ds(pl.multiple_of(first * ROWS, ROWS), ROWS)]
                 else:
-                    some = source.at[matrix, pl.ds(first * _TILES, _TILES), pl.ds(unit, plan.units)]
-                plgpu.copy_gmem_to_smem(some, target.at[slot, target_part], full)
+                    runs = plan.runs if target is block.smem.weights.values else 1
+                    blocks = pl.ds(unit * runs, plan.units * runs)
+                    some = source.at[matrix, pl.ds(first * _TILES, _TILES), blocks]
+                place = target.at[slot, target_part]
+                plgpu.copy_gmem_to_smem(some, place if plan.format is None else place.at[pl.ds(0, _TILES)], full)
 
 
 def _sum_piece(block: _Block, warpgroup: Array, i: Array) -> None:
@@ -299,7 +317,11 @@ def _operand(block: _Block, warpgroup: Array, slot: Array, part: Array, unit: in
     plan, ring = block.plan, block.smem.weights
     if plan.format is None:
         return ring.values.at[slot, part, pl.ds(unit * plan.unit, plan.unit)].transpose((1, 0))
-    tiles = Tiles(*(None if array is None else array.at[slot, part, :, unit] for array in ring))
+    own, values = pl.ds(0, _TILES), ring.values.at[slot, part, :, unit]
+    if plan.runs > 1:
+        values = ring.values.at[slot, part, :, pl.ds(unit * plan.runs, plan.runs)]
+    factors = (None if array is None else array.at[slot, part, own, unit] for array in (ring.scales, ring.mins))
+    tiles = Tiles(values, *factors)
     weights = fragment(plan.format, tiles, block.smem.x.dtype, interpret=plan.interpret)
     if block.smem.tile is None:
         return weights

@@ -21,7 +21,7 @@ from jax import Array
 
 from .block_tiles import BLOCK, OUTPUTS
 from .dispatch import HOPPER_FORMATS
-from .fragments import ROWS, ordered
+from .fragments import ROWS, RUN, ordered
 from .mosaic import CONSUMERS, DTYPES, launch
 from .quantized import QuantizedArray
 from .stack_block import UNIT, Combine, Plan, Weights, scratch, stack_block, stage_bytes, staging_bytes
@@ -72,7 +72,7 @@ def _interval(ends: Array, index: Array) -> Array:
 def item_rows(rows: int, matrices: int) -> int:
     """Choose N for M rows: twice what a matrix gets on average, so that most need one pass over their weights."""
     share = 2 * ceil_div(rows, matrices)
-    return max(_FEWEST, min(_MOST, 1 << (share - 1).bit_length(), ceil_div(rows, 8) * 8))
+    return max(_FEWEST, min(_MOST, 1 << (share - 1).bit_length(), 1 << (rows - 1).bit_length()))
 
 
 def why_unsupported(x: Array, w: Array | QuantizedArray) -> str | None:
@@ -146,7 +146,10 @@ def stack_product(
         interpret=interpret,
     )
     weights = tuple(
-        Weights(w.values, w.scales, w.mins) if isinstance(w, QuantizedArray) else Weights(w) for w in stacks
+        Weights(w.values.reshape(*w.values.shape[:2], -1, RUN), w.scales, w.mins)
+        if isinstance(w, QuantizedArray)
+        else Weights(w)
+        for w in stacks
     )
     made = kernel(units, weights, biases, work.items, work.used)
     first = stacks[0]

@@ -7,6 +7,8 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from twinmesh.kernels_pallas import decode, dispatch, paged_decode_attention, paged_prefill_attention, prefill, xla
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
+from twinmesh.kernels_pallas.grouped import grouped_matmul
+from twinmesh.kernels_pallas.quantized import abstract
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles, decode_tiles, length_class, prefill_tiles
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
@@ -83,3 +85,14 @@ def test_tiles_depend_on_how_long_requests_can_get_and_not_on_how_many_there_are
         assert splits == sorted(splits)
         assert all(split % 64 == 0 for split in splits)
         assert prefill_tiles(head_dim, 4, 64, 8192).tile % 64 == 0
+
+
+@pytest.mark.parametrize(("kind", "is_kernel"), [(H100, True), (A100, False)])
+def test_experts_get_the_kernel_on_hopper_and_the_loop_elsewhere(kind, is_kernel):
+    device = AbstractDevice(device_kind=kind, num_cores=132, platform="gpu")
+    mesh = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)
+    x, sizes = jax.ShapeDtypeStruct((8, 64), jnp.bfloat16), jax.ShapeDtypeStruct((4,), jnp.int32)
+    with jax.sharding.use_abstract_mesh(mesh):
+        text = str(jax.make_jaxpr(grouped_matmul)(x, abstract("MXFP4", (4, 64, 64), 1, 1), sizes))
+    assert uses_kernel(text) == is_kernel
+    assert ("while" in text) != is_kernel

@@ -94,7 +94,7 @@ def test_each_register_gets_the_weights_of_its_place(numpy_code, name, dtype):
 
     code = fragments.Code(jnp.dtype(dtype), layout.zero)
     lies = fragments.VALUES[layout.bits].to_mgpu(), fragments.SCALES.to_mgpu()
-    arrays = [registers_of(values[:, 0], lies[0])]
+    arrays = [registers_of(values.reshape(4, -1, 256).squeeze(), lies[0])]
     arrays += [registers_of(part[:, 0], lies[1]) for part in tiles[1:] if part is not None]
     made = fragments.in_registers(code.codes if layout.codes else code.numbers, layout.bits)(None, *arrays)
     at = elements(plgpu.Layout.WGMMA.to_mgpu(), (64, 32))

@@ -5,8 +5,9 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from twinmesh.kernels_pallas import decode, prefill
+from twinmesh.kernels_pallas import decode, prefill, stacks
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
+from twinmesh.kernels_pallas.quantized import abstract
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles
 
 PLACE = 128  # bytes that an address in shared memory is a multiple of, whichever way a tensor is copied
@@ -57,6 +58,22 @@ def unit_of_place(copy):
     return unit
 
 
+def check(traced):
+    for name in ("copy_gmem_to_smem", "copy_smem_to_gmem"):
+        found = list(copies(traced.jaxpr, name))
+        assert len(found) >= 3
+        assert not [size for copy in found if (size := bytes_copied(copy)) % SIZE]
+        assert not [unit for copy in found if (unit := unit_of_place(copy)) % PLACE]
+
+
+@pytest.mark.parametrize(("name", "rows", "inputs"), [("MXFP4", 4, 2880), ("Q8_0", 512, 1440), (None, 64, 192)])
+def test_copies_of_experts_are_of_sizes_and_to_places_that_the_copy_engine_takes(name, rows, inputs):
+    x, sizes = jax.ShapeDtypeStruct((rows, inputs), jnp.bfloat16), jax.ShapeDtypeStruct((8,), jnp.int32)
+    like = (8, inputs, 192)
+    w = abstract(name, like, 1, 1) if name else jax.ShapeDtypeStruct(like, jnp.bfloat16)
+    check(stacks.stack_product.trace(x, (w,), (), sizes, dtype=jnp.dtype("float32"), cores=132))
+
+
 @pytest.mark.parametrize(("group", "head_dim", "page_size"), [(1, 64, 16), (4, 128, 64), (16, 256, 128)])
 @pytest.mark.parametrize("kernel", ["decode", "prefill"])
 def test_copies_are_of_sizes_and_to_places_that_the_copy_engine_takes(kernel, group, head_dim, page_size):
@@ -73,8 +90,4 @@ def test_copies_are_of_sizes_and_to_places_that_the_copy_engine_takes(kernel, gr
         traced = prefill.paged_prefill_attention.trace(q, kv, array(5), options, tiles=tiles, cores=132)
     else:
         traced = decode.paged_decode_attention.trace(q, kv, options, tiles=DecodeTiles(512, 2), cores=132)
-    for name in ("copy_gmem_to_smem", "copy_smem_to_gmem"):
-        found = list(copies(traced.jaxpr, name))
-        assert len(found) >= 3
-        assert not [size for copy in found if (size := bytes_copied(copy)) % SIZE]
-        assert not [unit for copy in found if (unit := unit_of_place(copy)) % PLACE]
+    check(traced)

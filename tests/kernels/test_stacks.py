@@ -99,7 +99,13 @@ def test_a_matrix_of_more_rows_than_an_item_is_multiplied_by_all_of_them():
 
 def test_no_rows_are_no_work():
     w = np.ones((2, 64, 64), "bfloat16")
-    assert on_interpreter(np.ones((4, 64), "bfloat16"), (w,), [0, 0]).shape == (4, 64)
+    assert on_interpreter(np.ones((4, 64), "bfloat16"), (w,), [0, 0], cores=1).shape == (4, 64)
+
+
+def test_items_have_powers_of_two_rows_which_copies_are_cut_into():
+    assert [item_rows(*case) for case in ((1, 1), (4, 32), (100, 1), (128, 32), (512, 128), (32768, 32))] == [
+        8, 8, 128, 8, 8, 128
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("sizes", [[3, 0, 17, 8], [0, 0, 0, 0], [28, 0, 0, 0]])

@@ -78,7 +78,7 @@ def bytes_of_arrays(model, tp, formats):
 @pytest.mark.parametrize("tp", [1, 2, 4])
 @pytest.mark.parametrize("vocab", [512, 500, 507])
 @pytest.mark.parametrize(
-    "kind", [*(name for name in LAYOUTS if "-" not in name), "FP8-32-float32", "INT4-64-float16", "UINT8-128-bfloat16"]
+    "kind", [*(name for name in LAYOUTS if "-" not in name), "FP8-32-float32", "INT4-64-float16", "UINT8-64-bfloat16"]
 )
 def test_so_are_those_of_quantised_weights(kind, vocab, tp):
     model = replace(

@@ -1,6 +1,5 @@
 """A hand-off of a model with windows: the arrays that move hold the windows' pages and no more."""
 
-import jax.numpy as jnp
 import pytest
 from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.sharding.mesh import build_meshes
@@ -17,7 +16,7 @@ def test_the_arrays_of_a_hand_off_are_the_bytes_that_are_planned_and_half_are_sp
     options = EngineOptions("", topology=f"prefill=1xtp{tp},decode=1xtp{tp}", max_model_len=16384)
     config, (pool, _), *_ = plan_memory(model, options, DeviceMemory("h100", 84_942_979_072), kept=formats)
     mesh, _ = build_meshes(config.topology)
-    state = abstract_state(model, config, pool.pages, jnp.dtype(config.dtype), mesh)
+    state = abstract_state(model, config, pool.pages, config.kv_on(config.topology.meshes[0]), mesh)
     pages = staged_pages(config, 8192 // config.page_size)
     moved = nbytes(abstract_staging(state, mesh, plan(model.num_kv_heads, tp, tp), pages).kv)
     caps = [config.pages_to_send(window) for window in config.windows]
