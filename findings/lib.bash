@@ -85,6 +85,25 @@ PY
         >>"$folder/finding.py"
 }
 
+# fetch_o200k: the vocabulary that openai-harmony would download, from npm's js-tiktoken, and the variable that says where it is.
+fetch_o200k() {
+    command -v npm >/dev/null || die "npm is needed: it brings the vocabulary."
+    { npm pack --silent js-tiktoken@1.0.21 && tar xzf js-tiktoken-1.0.21.tgz; } >"$folder/npm.log" 2>&1 ||
+        die "npm could not bring js-tiktoken 1.0.21."
+    "$folder/venv/bin/python" - <<'PY'
+import json
+import re
+
+with open("package/dist/ranks/o200k_base.cjs") as file:
+    lines = json.loads(re.search(r'"bpe_ranks":\s*("(?:[^"\\]|\\.)*")', file.read())[1]).splitlines()
+with open("o200k_base.tiktoken", "w") as file:
+    for line in filter(None, lines):
+        _, start, *tokens = line.split(" ")
+        file.writelines(f"{token} {rank}\n" for rank, token in enumerate(tokens, int(start)))
+PY
+    export TIKTOKEN_ENCODINGS_BASE="$folder"
+}
+
 # run_python: the program on standard input.
 run_python() {
     "$folder/venv/bin/python" - || die "The finding does not hold with these versions: see above."
