@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import pytest
 from helpers.quantized import MIXED, write_quantized
+from twinmesh.engine.kv_dtypes import same_everywhere
 from twinmesh.engine.startup import quantization
 from twinmesh.engine.startup.quantization import choose, cpu_kernels, dequantized_line, start_line
 from twinmesh.engine.topology import MeshSpec, Role, Topology
@@ -55,10 +56,10 @@ def test_products_of_floats_are_compiled_ahead_where_a_matrix_is_of_floats(tmp_p
     path = write_quantized(tmp_path / "tiny.gguf", formats=dict.fromkeys(MIXED, "Q8_0"))
     checkpoint = open_checkpoint(path)
     model = replace(checkpoint.config, qkv_bias=True)
-    monkeypatch.setattr(calls, "kernels_of", lambda dtype, head_dim, *, has_matrices: [has_matrices])
+    monkeypatch.setattr(calls, "kernels_of", lambda dtype, pages, head_dim, *, has_matrices: [has_matrices])
     for asked, names in (("auto", [False, "blocks:0:1"]), ("none", [True])):
         found = chosen(checkpoint, asked, {"Q8_0": "AVX"}, monkeypatch)
-        assert cpu_kernels(model, "float32", replace(found, activations="int16")) == names
+        assert cpu_kernels(model, "float32", replace(found, activations="int16"), same_everywhere("float32")) == names
 
 
 def test_the_cost_of_dequantising_is_said_in_bytes(checkpoint, monkeypatch):
