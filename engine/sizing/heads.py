@@ -28,8 +28,11 @@ def check_tp(model: ModelConfig, spec: MeshSpec) -> None:
         problem = f"the model's {model.intermediate_size} MLP columns do not divide by {tp // spec.ep}"
     else:
         return
-    fitting = ", ".join(str(n) for n in range(1, model.num_heads + 1) if _fits(model, n, spec.ep))
-    raise TopologyError(f"the {spec.role} mesh has tp {tp} and {problem}: use one of tp {fitting}.")
+    degrees = range(1, model.num_heads + 1)
+    fitting = [n for n in degrees if _fits(model, n, spec.ep)]
+    smaller_ep = "" if fitting else ", and an ep that divides it"
+    shown = ", ".join(map(str, fitting or [n for n in degrees if _fits(model, n, 1)]))
+    raise TopologyError(f"the {spec.role} mesh has tp {tp} and {problem}: use one of tp {shown}{smaller_ep}.")
 
 
 def _check_ep(model: ModelConfig, spec: MeshSpec) -> None:
