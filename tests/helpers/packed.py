@@ -34,10 +34,22 @@ def is_packed(name):
 
 PACKED = {
     "packed": PackedFamily(
-        "packed", "LlamaConfig", "LlamaForCausalLM", 3,
-        _settings(2, 256, 512, 8, 4, tied=False, rope={"rope_theta": 1e4}, rms_norm_eps=1e-5), None,
+        "packed",
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        3,
+        _settings(2, 256, 512, 8, 4, tied=False, rope={"rope_theta": 1e4}, rms_norm_eps=1e-5),
+        None,
     ),
-}  # fmt: skip
+}
+# Of this one transformers was not asked: its settings take the place of Mixtral's.
+PACKED_EXPERTS = PackedFamily(
+    "packed_experts", "MixtralConfig", "MixtralForCausalLM", 3,
+    _settings(
+        1, 128, 256, 4, 2, tied=False, rope={"rope_theta": 1e4}, rms_norm_eps=1e-5, num_local_experts=3,
+        num_experts_per_tok=2, sliding_window=None,
+    ), None,
+)  # fmt: skip
 
 
 def words(values, bits, order=None):

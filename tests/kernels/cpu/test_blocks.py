@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from twinmesh.kernels_pallas import block_tiles
 from twinmesh.kernels_pallas.block_tiles import LAYOUTS, Tiles
 from twinmesh.kernels_pallas.cpu import blocks, frames, loader
-from twinmesh.kernels_pallas.cpu.blocks_check import check_blocks
+from twinmesh.kernels_pallas.cpu.blocks_check import check_blocks, random_tiles
 from twinmesh.kernels_pallas.cpu.blocks_records import NUMBER_BYTES, room_bytes
 from twinmesh.kernels_pallas.cpu.levels import LEVELS, Level
 
@@ -91,6 +91,22 @@ def test_a_rows_bits_are_its_own(name, activations):
         for first in (0, 130 - count):
             found = multiply(x[first : first + count], w, name, 83, activations=activations)
             np.testing.assert_array_equal(found, every[first : first + count])
+
+
+# One of each way of groups of several blocks: floats of 8 bits, zero points, and scales of every type.
+GROUPED = [("FP8-128-float32", "int16"), ("UINT4-128-float16", "int16"), ("INT8-64-bfloat16", "int8")]
+
+
+@pytest.mark.parametrize(("name", "activations"), GROUPED)
+def test_groups_of_several_blocks_are_right_and_a_rows_bits_its_own(name, activations):
+    packed = random_tiles(np.random.default_rng(3), LAYOUTS[name], 83, 512)
+    w, exact = jax.tree.map(jnp.asarray, packed), block_tiles.dequantize(name, packed)[:83]
+    x = rows(19, 512)
+    every = np.asarray(multiply(x, w, name, 83, activations=activations))
+    check(every, x, exact, "float" if name.startswith("FP8") else activations)
+    for count in (1, 3, 8):
+        found = multiply(x[-count:], w, name, 83, activations=activations)
+        np.testing.assert_array_equal(found, every[-count:])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.loading import load_on_one_device
-from helpers.packed import FORMATS, PACKED, words
+from helpers.packed import FORMATS, PACKED, PACKED_EXPERTS, is_packed, packed, words
 from helpers.tiny_files import expected, tiny_config, write_packed, write_tiny_directory
 from twinmesh.kernels_pallas.quantized import QuantizedArray, parameter
 from twinmesh.models.checkpoints.open import open_checkpoint
@@ -78,10 +78,40 @@ def test_it_gives_the_logits_and_tokens_of_transformers(directories, dense_forwa
     np.testing.assert_array_equal(likeliest[len(case["prompt_ids"]) - 1 : -1], case["greedy_ids"])
 
 
+def experts(path, format_, is_packed=is_packed):
+    """A Mixtral with its projections in a format, and as floats."""
+    weights = PACKED_EXPERTS.weights()
+    config = tiny_config("mixtral") | PACKED_EXPERTS.settings
+    tensors = packed(format_, weights, is_packed)
+    settings = config | {"quantization_config": FORMATS[format_][1]}
+    checkpoints = [
+        open_checkpoint(write_tiny_directory(path / name, "mixtral", config=these, weights=held))
+        for name, these, held in (("packed", settings, tensors), ("floats", config, weights))
+    ]
+    return checkpoints[0], load_on_one_device(checkpoints[1], jnp.float32)
+
+
+@pytest.mark.parametrize("name", ["fp8 in blocks", "awq"])
+def test_experts_are_one_stack_and_stay_packed(tmp_path, name):
+    checkpoint, floats = experts(tmp_path, name)
+    kept = load_on_one_device(checkpoint, jnp.float32, formats=checkpoint.formats)
+    assert [kept[f"layers.0.mlp.{part}_proj"].stacked for part in ("gate", "up", "down")] == [1, 1, 1]
+    same(kept, floats)
+
+
+def test_a_stack_of_mixed_formats_becomes_floats(tmp_path):
+    def is_one(name):
+        return is_packed(name) and "experts.1." not in name
+
+    checkpoint, floats = experts(tmp_path, "int4 of 128", is_one)
+    assert {path.rpartition(".")[2] for path in checkpoint.formats} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    same(load_on_one_device(checkpoint, jnp.float32, formats=checkpoint.formats), floats)
+
+
 def test_inputs_out_of_order_become_floats_with_their_cost(directories):
-    packed = open_checkpoint(directories("gptq out of order")).dequantized
-    assert {one.format for one in packed.values()} == {"UINT4-128 out of order"}
-    assert packed["layers.0.mlp.down_proj"].nbytes == 256 * 512 // 2 + 4 * 256 * 2 + 4 * 256 // 2 + 512 * 4
+    found = open_checkpoint(directories("gptq out of order")).dequantized
+    assert {one.format for one in found.values()} == {"UINT4-128 out of order"}
+    assert found["layers.0.mlp.down_proj"].nbytes == 256 * 512 // 2 + 4 * 256 * 2 + 4 * 256 // 2 + 512 * 4
 
 
 def test_the_first_format_of_gptq_borrows_from_the_next_zero_point(tmp_path):
