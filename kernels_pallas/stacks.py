@@ -31,6 +31,7 @@ _FEWEST, _MOST = 8, 128  # rows of an item
 _TILE = 8  # rows of x in a tile of the tensor cores
 _UNITS = 4  # the most of a stage
 _STAGES = 8  # the most of the ring
+_PARTS = 16  # the most of the inputs
 _SHARED = 220 * 1024  # bytes of shared memory for ring and staging
 
 
@@ -131,8 +132,8 @@ def stack_product(
             raise ValueError(reason)
     rows, inputs = x.shape
     plan = plan_for(x, stacks, combine, dtype, cores, interpret is not None)
-    if biases and plan.parts > 1:
-        plan = replace(plan, parts=1)
+    if combine is None and not biases:
+        plan = _cut(plan, rows, matrices=sizes.shape[0])
     work = list_work(sizes, rows, plan.rows)
     lying = x.at[work.source].get(mode="fill", fill_value=0)
     units = lying.reshape(lying.shape[0], inputs // plan.unit, plan.unit)
@@ -168,17 +169,15 @@ def plan_for(
 ) -> Plan:
     """Choose the sizes of a call."""
     first, (rows, inputs) = stacks[0], x.shape
-    matrices, outputs = first.shape[0], 0
-    is_quantized = isinstance(first, QuantizedArray)
-    if isinstance(first, QuantizedArray):
-        matrices, outputs = first.values.shape[0], first.values.shape[1] * OUTPUTS
+    if isinstance(first, QuantizedArray):  # a part has whole tiles; its shape is still that of the whole
+        name, matrices, outputs = first.format, first.values.shape[0], first.values.shape[1] * OUTPUTS
     else:
-        outputs = first.shape[2]
-    count, unit = item_rows(rows, matrices), UNIT[is_quantized]
+        name, matrices, outputs = None, first.shape[0], first.shape[2]
+    count, unit = item_rows(rows, matrices), UNIT[name is not None]
     # With many rows x is most of what is read, so that each thread block takes as many outputs as registers hold.
     width = 2 if len(stacks) == 1 and count == _MOST and outputs >= 2 * ROWS * CONSUMERS else 1
     plan = Plan(
-        format=first.format if isinstance(first, QuantizedArray) else None,
+        format=name,
         stacks=len(stacks),
         width=width,
         rows=count,
@@ -192,15 +191,13 @@ def plan_for(
         dtype=jnp.dtype(dtype),
         interpret=interpret,
     )
-    plan = _with_ring(plan)
-    parts = (
-        1 if combine is not None else _parts(plan, min(rows, matrices) * ceil_div(rows, count * min(rows, matrices)))
-    )
-    return plan if parts == 1 else replace(plan, parts=parts, dtype=jnp.dtype(jnp.float32))
+    return _with_ring(plan)
 
 
-def _parts(plan: Plan, items: int) -> int:
+def _cut(plan: Plan, rows: int, matrices: int) -> Plan:
     """Cut the inputs so that blocks share the work evenly, and partial sums cost little beside the weights."""
+    chosen = min(rows, matrices)
+    items = chosen * ceil_div(rows, plan.rows * chosen)
 
     def cost(parts: int) -> float:
         pieces = items * plan.tiles * parts
@@ -208,7 +205,8 @@ def _parts(plan: Plan, items: int) -> int:
         weights = stage_bytes(plan) * plan.steps / parts * rounds * plan.blocks
         return weights + 8.0 * (parts - 1) * plan.outputs * items * plan.rows
 
-    return min((n for n in range(1, 17) if plan.steps % n == 0), key=cost)
+    parts = min((n for n in range(1, _PARTS + 1) if plan.steps % n == 0), key=cost)
+    return plan if parts == 1 else replace(plan, parts=parts, dtype=jnp.dtype(jnp.float32))
 
 
 def _with_ring(plan: Plan) -> Plan:
