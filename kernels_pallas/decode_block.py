@@ -43,7 +43,8 @@ from .mosaic import (
 from .raw_tiles import RawBuffers, RawPools
 from .work import ceil_div
 
-_REGISTERS = (232, 40)  # per consumer's and per producer's thread: 504 of 512 in all
+# Per consumer's and per producer's thread: 504 of 512 in all. Who converts 8-bit tiles needs more.
+_REGISTERS, _REGISTERS_TO_CONVERT = (232, 40), (208, 88)
 _TILE = 64  # tokens
 _STAGED = 32  # columns of a partial sum that are copied to global memory at a time
 
@@ -213,6 +214,7 @@ def decode_block(
     """
     *tokens, sums, logs, buffers, barriers = others
     number, warpgroup = lax.axis_index("block"), lax.axis_index("warpgroup")
+    registers = _REGISTERS if plan.quantized is None else _REGISTERS_TO_CONVERT
     total = start[start.shape[0] - 1] * plan.kv_heads
     block = _Block(
         plan=plan,
@@ -233,12 +235,12 @@ def decode_block(
 
     @pl.when(warpgroup == PRODUCER)
     def _() -> None:
-        plgpu.set_max_registers(_REGISTERS[1], action="decrease")
+        plgpu.set_max_registers(registers[1], action="decrease")
         pl.when(block.mine > 0)(functools.partial(_produce, block))
 
     @pl.when(warpgroup < CONSUMERS)
     def _() -> None:
-        plgpu.set_max_registers(_REGISTERS[0], action="increase")
+        plgpu.set_max_registers(registers[0], action="increase")
         pl.when(block.mine > 0)(functools.partial(_consume, block, warpgroup))
 
 

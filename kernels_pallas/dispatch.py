@@ -22,7 +22,7 @@ from jax import Array
 from . import xla
 from .arguments import AttentionOptions, NewTokens, PagedKV, Pools
 from .cpu import calls
-from .pages import Pages
+from .pages import Pages, QuantizedPages
 from .quantized import QuantizedArray
 from .tiles import decode_tiles, prefill_tiles
 
@@ -40,7 +40,7 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
     def kernel(cores: int) -> Callable[..., Array]:
         from . import prefill
 
-        tiles = prefill_tiles(*_shape(q, kv), _capacity(kv, options))
+        tiles = prefill_tiles(*_shape(q, kv), _capacity(kv, options), is_quantized=_is_quantized(kv))
         return functools.partial(prefill.paged_prefill_attention, options=options, tiles=tiles, cores=cores)
 
     attended = calls.paged_prefill_attention(q, kv, q_start, options) if runs_on_cpu() else None
@@ -56,7 +56,7 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
     def kernel(cores: int) -> Callable[..., Array]:
         from . import decode
 
-        tiles = decode_tiles(*_shape(q, kv), _capacity(kv, options))
+        tiles = decode_tiles(*_shape(q, kv), _capacity(kv, options), is_quantized=_is_quantized(kv))
         return functools.partial(decode.paged_decode_attention, options=options, tiles=tiles, cores=cores)
 
     attended = calls.paged_decode_attention(q, kv, options) if runs_on_cpu() else None
@@ -175,6 +175,10 @@ def warn_once(sentence: str) -> None:
 def _shape(q: Array, kv: PagedKV) -> tuple[int, int, int]:
     page_size, kv_heads, head_dim = kv.k_pages.shape[1:]
     return head_dim, q.shape[1] // kv_heads, page_size
+
+
+def _is_quantized(kv: PagedKV) -> bool:
+    return isinstance(kv.k_pages, QuantizedPages)
 
 
 def _capacity(kv: PagedKV, options: AttentionOptions) -> int:

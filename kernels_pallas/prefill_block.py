@@ -69,6 +69,8 @@ class Plan:
     @property
     def registers(self) -> tuple[int, int]:
         """Return registers per consumer's and per producer's thread, 504 of 512 in all; the producer's do not spill."""
+        if self.quantized is not None:
+            return (208, 88)
         return (224, 56) if self.head_dim == 64 else (232, 40)
 
     @property

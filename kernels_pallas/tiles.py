@@ -35,16 +35,28 @@ def length_class(tokens: int) -> int:
     return next((limit for limit in LENGTH_CLASSES if tokens <= limit), LENGTH_CLASSES[-1])
 
 
-def decode_tiles(head_dim: int, group: int, page_size: int, capacity: int) -> DecodeTiles:
-    """Look up the decode kernel's sizes for requests of up to `capacity` visible tokens."""
+def decode_tiles(
+    head_dim: int, group: int, page_size: int, capacity: int, *, is_quantized: bool = False
+) -> DecodeTiles:
+    """Look up the decode kernel's sizes for requests of up to `capacity` visible tokens.
+
+    With pages of 8 bits, raw tiles take their part of shared memory; those sizes are not measured.
+    """
+    split = max(512, length_class(capacity) // 64)
+    if is_quantized:
+        return DecodeTiles(split, {64: 4, 128: 2, 256: 1}[head_dim])
     measured = _measured().get(("decode", HOPPER, head_dim, group, page_size, length_class(capacity)))
     if measured is not None:
         return DecodeTiles(*measured)
-    return DecodeTiles(max(512, length_class(capacity) // 64), {64: 4, 128: 2, 256: 2}[head_dim])
+    return DecodeTiles(split, {64: 4, 128: 2, 256: 2}[head_dim])
 
 
-def prefill_tiles(head_dim: int, group: int, page_size: int, capacity: int) -> PrefillTiles:
-    """Look up the prefill kernel's sizes for requests of up to `capacity` visible tokens."""
+def prefill_tiles(
+    head_dim: int, group: int, page_size: int, capacity: int, *, is_quantized: bool = False
+) -> PrefillTiles:
+    """Look up the prefill kernel's sizes for requests of up to `capacity` visible tokens; 8 bits as in decode."""
+    if is_quantized:
+        return {64: PrefillTiles(128, 3), 128: PrefillTiles(64, 3), 256: PrefillTiles(64, 1)}[head_dim]
     measured = _measured().get(("prefill", HOPPER, head_dim, group, page_size, length_class(capacity)))
     if measured is not None:
         return PrefillTiles(*measured)

@@ -1,4 +1,4 @@
-"""Which dtype a model runs in: weights, activations and KV alike; norms and softmax are float32 always.
+"""Which dtype a model runs in: weights and activations alike; norms and softmax are float32 always.
 
 Invariant: the choice is a pure function of what is stored, the model's family, the platform, the CPU's instruction
 sets, the rows of a decode step and deterministic mode, so that every start on a machine makes the same one: another

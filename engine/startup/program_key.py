@@ -75,7 +75,7 @@ def describe_plan(plan: MeshPlan) -> str:
     )  # fmt: skip
     return "\n".join(
         [
-            repr(plan.model), repr(config), f"{plan.mesh} {plan.mesh.axis_names}",
+            repr(plan.model), repr(config), f"{plan.mesh} {plan.mesh.axis_names}", f"sent as {plan.converted_to}",
             *(f"{device.id} {device.device_kind}" for device in plan.mesh.devices.flat),
             *_leaves(plan.state),
             *(f"{path} {spec.axes} {line}" for path, spec in plan.params.specs.items() for line in _leaves(spec.value)),

@@ -97,11 +97,12 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
     def _is_harmless(self, name: str) -> bool:
         """Return whether an unexpected tensor may be ignored.
 
-        These are rotary frequencies, which follow from config.json and were saved with early Llamas, and the copy of
-        the embedding that some tools save as a head although config.json says that the head is the embedding.
+        These are rotary frequencies, which follow from config.json and were saved with early Llamas, the copy of the
+        embedding that some tools save as a head although config.json says that the head is the embedding, and scales
+        for a cache of 8 bits, which every token has of its own here.
         """
         is_copy = self.config.tie_embeddings and name == _HEAD
-        return is_copy or name.endswith(".rotary_emb.inv_freq")
+        return is_copy or name.endswith((".rotary_emb.inv_freq", ".k_scale", ".v_scale", ".kv_scale"))
 
 
 def refuse_vision(settings: Settings, tensors: Mapping[str, Tensor]) -> None:

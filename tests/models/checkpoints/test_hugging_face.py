@@ -53,6 +53,7 @@ def test_what_is_known_to_be_harmless_may_be_there(tmp_path):
     extras = {
         "lm_head.weight": TinyLlama().weights()[EMBEDDING],
         "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32),
+        "model.layers.0.self_attn.k_scale": np.ones(1, np.float32),
     }
     open_checkpoint(write_tiny_llama_directory(tmp_path / "tiny", tensors=extras))
 
