@@ -24,7 +24,7 @@ FORMAT_BITS = _GGUF_BITS | {
     for dtype, size in ITEM_BYTES.items()
 }
 # Of them those that there are kernels for on GPUs: a GPU keeps the others only where it is asked to.
-GPU_FORMATS: tuple[str, ...] = ()
+GPU_FORMATS = ("MXFP4", "Q8_0", "Q4_0", "Q4_1")
 _TILE, _BLOCK = 16, 32  # outputs, and inputs, of a quantised matrix that lie together
 
 
