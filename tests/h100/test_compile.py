@@ -127,7 +127,7 @@ def stacks():
 @pytest.mark.parametrize("stack", STACKS)
 def test_a_product_with_a_stack_spills_no_registers_and_its_products_overlap(stacks, stack):
     facts = stacks[stack]
-    assert not facts["remarks"]  # of ptxas, such as that products are waited for one by one
+    assert not [remark for remark in facts["remarks"] if "serialized" in remark]
     (part,) = facts["kernels"]
     assert part["name"] == "stack_product"
     assert part["spilled"] == 0
