@@ -238,7 +238,7 @@ def experts_step(name, topology, kind, tokens=2048, rows=32, layers=None, pages=
         program = compile_program(plan, kind, tokens if kind == "prefill" else rows)
     memory, text = program.memory_analysis(), program.as_text()
     facts = {field: getattr(memory, f"{field}_size_in_bytes") for field in ("argument", "output", "alias", "temp")}
-    matrix, pool = whole.hidden_size * whole.intermediate_size, {math.prod(group.k.shape) // tp for group in state.kv}
+    matrix, pool = whole.hidden_size * whole.intermediate_size, [math.prod(group.k.shape) // tp for group in state.kv]
     return {
         **facts,
         "weights": sum(nbytes(spec.value) for spec in params.specs.values()),
