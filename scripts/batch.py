@@ -42,9 +42,9 @@ examples:
   twinmesh batch --model smollm2 --input in.parquet --output out.parquet --summary summary.json --gpu-hour-price 2.5
   zcat in.jsonl.gz | twinmesh batch --model smollm2 --input - --output out.jsonl
 
-A run goes on only with the same model, input, sampling arguments, --chat-template-kwargs, --dtype, --quantization,
---activations and --deterministic; what it was made with is in OUTPUT.run. Everything else may change from start to
-start. While it runs, nobody else may write to the output.
+A run goes on only with the same model, input, sampling arguments, --chat-template-kwargs, --dtype,
+--kv-cache-dtype, --quantization, --activations and --deterministic; what it was made with is in OUTPUT.run. Everything
+else may change from start to start. While it runs, nobody else may write to the output.
 
 exit codes:
   0    every line has a result
@@ -128,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
             defaults=defaults,
             engine={
                 "dtype": args.dtype,
+                "kv_cache_dtype": args.kv_cache_dtype,
                 "quantization": args.quantization,
                 "activations": args.activations,
                 "deterministic": args.deterministic,

@@ -17,7 +17,11 @@ from ..api.sampling_params import SamplingParams
 from ..host.whole_file import write_whole
 
 _FORMAT = 1
-_ENGINE_LEFT_ALONE: Mapping[str, Any] = {"quantization": "auto", "activations": "int16"}
+_ENGINE_LEFT_ALONE: Mapping[str, Any] = {
+    "quantization": "auto",
+    "activations": "int16",
+    "kv_cache_dtype": "auto",
+}
 _HEAD_BYTES = 1 << 20
 _SAMPLES, _SAMPLE_BYTES = 256, 4096
 

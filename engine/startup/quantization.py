@@ -140,7 +140,7 @@ def cpu_kernels(model: ModelConfig, dtype: jnp.dtype, quantized: Quantized, kv: 
 
 
 def start_line(weights: Quantized, dtype: str, kv: KVDtypes | None = None) -> str:
-    """Say what weights are stored as, what multiplies them, and what activations and KV are."""
+    """Say what weights are stored as, what multiplies them, and what activations and KV are; `kv` where it differs."""
     parts, rounds = [], False
     for name, count in Counter(weights.kept.values()).most_common():
         level = kernel_for(weights.platform, name)

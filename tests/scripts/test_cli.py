@@ -164,7 +164,7 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
     main([*start, "--topology", "both=2", "--dtype", "bfloat16", "--max-model-len", "64", "--deterministic",
           "--decode-steps", "4", "--no-prefix-caching", "--decision-log", "run.log", "--page-size", "16",
           "--max-num-seqs", "8", "--prefill-buckets", "16,32", "--decode-buckets", "8", "--kv-cache-bytes", "4096",
-          "--memory-fraction", "0.25",
+          "--memory-fraction", "0.25", "--kv-cache-dtype", "int8/fp8",
           "--max-retries", "0", "--age-seconds", "5", "--max-waiting", "9", "--max-waiting-tokens", "999",
           "--policy", "spf", "--allow-nonfinite", "--no-mmap", "--serve-early"])  # fmt: skip
     assert given == {
@@ -176,7 +176,7 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
         "max_retries": 0, "age_seconds": 5.0, "max_waiting": 9, "max_waiting_tokens": 999,
         "roles": None, "slo": None,
         "policy": "spf", "allow_nonfinite": True, "mmap": False, "progress": True,
-        "quantization": "auto", "activations": "int16",
+        "quantization": "auto", "activations": "int16", "kv_cache_dtype": "int8/fp8",
     }  # fmt: skip
 
 

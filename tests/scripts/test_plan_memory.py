@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from helpers.tiny_files import tiny_config
 from twinmesh.engine.sizing.weight_sizes import GPU_FORMATS
-from twinmesh.kernels_pallas.block_tiles import LAYOUTS
-from twinmesh.kernels_pallas.matmul import kernel_for
+from twinmesh.kernels_pallas.dispatch import HOPPER_FORMATS
 from twinmesh.scripts.cli import main
 
 GPT_OSS = str(Path(__file__).parents[1] / "fixtures" / "gpt-oss-120b.json")

@@ -5,13 +5,15 @@ from dataclasses import replace
 import jax.numpy as jnp
 import pytest
 from helpers.quantized import MIXED, write_quantized
-from twinmesh.engine.kv_dtypes import same_everywhere
+from twinmesh.engine.kv_dtypes import parse_kv_dtypes, same_everywhere
 from twinmesh.engine.startup import quantization
 from twinmesh.engine.startup.quantization import choose, cpu_kernels, dequantized_line, start_line
 from twinmesh.engine.topology import MeshSpec, Role, Topology
 from twinmesh.kernels_pallas.cpu import calls
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.checkpoints.streaming import Packed
+
+FLOATS = (jnp.dtype("float32"), jnp.dtype("float32"))
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +58,8 @@ def test_products_of_floats_are_compiled_ahead_where_a_matrix_is_of_floats(tmp_p
     path = write_quantized(tmp_path / "tiny.gguf", formats=dict.fromkeys(MIXED, "Q8_0"))
     checkpoint = open_checkpoint(path)
     model = replace(checkpoint.config, qkv_bias=True)
-    monkeypatch.setattr(calls, "kernels_of", lambda dtype, pages, head_dim, *, has_matrices: [has_matrices])
-    for asked, names in (("auto", [False, "blocks:0:1"]), ("none", [True])):
+    monkeypatch.setattr(calls, "kernels_of", lambda dtype, pages, head_dim, *, has_matrices: [*pages, has_matrices])
+    for asked, names in (("auto", [FLOATS, False, "blocks:0:1"]), ("none", [FLOATS, True])):
         found = chosen(checkpoint, asked, {"Q8_0": "AVX"}, monkeypatch)
         assert cpu_kernels(model, "float32", replace(found, activations="int16"), same_everywhere("float32")) == names
 
@@ -72,6 +74,11 @@ def test_the_cost_of_dequantising_is_said_in_bytes(checkpoint, monkeypatch):
 def test_a_model_of_floats_has_a_line_too(tiny_path, monkeypatch):
     found = chosen(open_checkpoint(tiny_path), "auto", {}, monkeypatch)
     assert start_line(found, "float32") == "weights: all float32; activations and KV: float32"
+    stored = parse_kv_dtypes("prefill=auto,decode=int8/fp8", "float32")
+    assert start_line(found, "float32", stored) == (
+        "weights: all float32; activations: float32; KV: prefill=float32,decode=int8/fp8, "
+        "with a scale for each token and head of 8-bit numbers"
+    )
 
 
 def test_what_cannot_stay_is_said_with_its_cost_in_bytes(checkpoint):

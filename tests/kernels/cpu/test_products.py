@@ -160,5 +160,13 @@ def test_kernels_that_are_compiled_ahead_are_those_that_a_model_calls(dtype, hea
         [f"product_{dtype}", f"score_{dtype}"],
         [f"{kind}_{dtype}:{head_dim}" for kind in ("decode", "prefill")],
     )
-    assert calls.kernels_of(dtype, head_dim, has_matrices=has_matrices) == products * has_matrices + attention * attends
-    assert calls.kernels_of("float16", head_dim, has_matrices=has_matrices) == []
+    made = calls.kernels_of(dtype, [(dtype, dtype)], head_dim, has_matrices=has_matrices)
+    assert made == products * has_matrices + attention * attends
+    assert calls.kernels_of("float16", [(dtype, dtype)], head_dim, has_matrices=has_matrices) == []
+
+
+def test_kernels_are_those_of_what_every_mesh_stores():
+    pages = [("bfloat16", "bfloat16"), ("int8", "float8_e4m3fn"), ("int8", "bfloat16"), ("int8", "float8_e4m3fn")]
+    made = calls.kernels_of("bfloat16", pages, 64, has_matrices=False)
+    kinds = [f"{phase}_{kind}:64" for kind in ("bfloat16", "int8_fp8") for phase in ("decode", "prefill")]
+    assert made == kinds  # no kernel takes pages of which only one side has 8 bits
