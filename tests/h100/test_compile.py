@@ -43,29 +43,28 @@ HEADS = [
     "heads(heads=(8, 8), head_dim=128, page_size=16)",
 ]
 PRODUCTS = ["product(1, 4096, 4096)", "product(128, 12288, 4096)"]
-# Gate and up in one call and the projection out of experts, of few rows and of many: every format that is dequantised,
-# and floats; GPT-OSS, Qwen3-MoE and Mixtral.
+# Gate and up in one call and the projection out of experts, of few rows and of many, and floats.
 STACKS = [
     "stack(4)",
-    "stack(128, is_unit=False)",
     "stack(8192, is_unit=False)",
+    "stack(256, experts=128, inputs=2048, outputs=768, name=None)",
+]
+MORE_STACKS = [
+    "stack(128, is_unit=False)",
     "stack(32768)",
     "stack(512, name='Q8_0', dtype='float16')",
     "stack(64, experts=1, inputs=4096, outputs=12288, name='Q4_1', is_unit=False)",
-    "stack(256, experts=128, inputs=2048, outputs=768, name=None)",
     "stack(4096, experts=8, inputs=14336, outputs=4096, name=None, is_unit=False)",
 ]
-# Whole steps of GPT-OSS, cut to a few layers of each kind but for one.
-EXPERT_  # All layers: minutes each, so only when asked for (`pytest -m long`).
+# Steps of GPT-OSS, cut to a layer with a window and one without.
+EXPERT_STEPS = ["experts_step('gpt-oss-20b', '1xtp2', 'decode', layers=2)"]
+MORE_EXPERT_STEPS = ["experts_step('gpt-oss-20b', '1xtp1', 'prefill', layers=2)"]
+# All layers: minutes each, so only when asked for (`pytest -m long`).
 WHOLE = [
     f"experts_step({name!r}, {topology!r}, {kind!r})"
     for name in ("gpt-oss-20b", "gpt-oss-120b")
     for topology in ("1xtp1", "1xtp2", "1xtp4ep4", "1xtp8ep8")
     for kind in ("decode", "prefill")
-]
-STEPS = [
-    "experts_step('gpt-oss-20b', '1xtp1', 'prefill', layers=2)",
-    "experts_step('gpt-oss-20b', '1xtp2', 'decode', layers=2)",
 ]
 STEPS = ["step('qwen3-8b', 1, 'decode')", "step('llama-3.1-8b', 4, 'prefill')"]
 # Of a layer: every layer is compiled to the same operations, so that a few layers tell what all do.
@@ -130,13 +129,11 @@ def test_the_experimental_product_of_few_rows_spills_no_registers_and_fits_the_s
 
 
 @pytest.fixture(scope="module")
-def stacks():
-    return run(STACKS)
+def of_experts():
+    return run([*STACKS, *EXPERT_STEPS])
 
 
-@pytest.mark.parametrize("stack", STACKS)
-def test_a_product_with_a_stack_spills_no_registers_and_its_products_overlap(stacks, stack):
-    facts = stacks[stack]
+def check_stack(facts):
     assert not [remark for remark in facts["remarks"] if "serialized" in remark]
     (part,) = facts["kernels"]
     assert part["name"] == "stack_product"
@@ -144,14 +141,12 @@ def test_a_product_with_a_stack_spills_no_registers_and_its_products_overlap(sta
     assert 0 < part["shared"] <= SHARED
 
 
-@pytest.fixture(scope="module")
-def expert_steps():
-    return run(EXPERT_STEPS)
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_product_with_a_stack_spills_no_registers_and_its_products_overlap(of_experts, stack):
+    check_stack(of_experts[stack])
 
 
-@pytest.mark.parametrize("step", EXPERT_STEPS)
-def test_a_step_of_experts_multiplies_by_them_as_they_lie(expert_steps, step):
-    facts = expert_steps[step]
+def check_experts_step(step, facts):
     assert facts["stacks"] == 2 * facts["layers"]
     assert facts["whiles"] == 0
     # Whatever is made as large as an expert's matrix has rows, with four experts each; a decode step's are few.
@@ -159,6 +154,20 @@ def test_a_step_of_experts_multiplies_by_them_as_they_lie(expert_steps, step):
     assert all(dims[0] in rows or dims[1] in rows for dims in facts["large"])
     assert facts["temp"] < facts["set_aside"]
     assert facts["alias"] >= facts["pool"]
+
+
+@pytest.mark.parametrize("step", EXPERT_STEPS)
+def test_a_step_of_experts_multiplies_by_them_as_they_lie(of_experts, step):
+    check_experts_step(step, of_experts[step])
+
+
+@pytest.mark.long
+def test_more_products_and_steps_of_experts_are_the_same():
+    found = run([*MORE_STACKS, *MORE_EXPERT_STEPS])
+    for stack in MORE_STACKS:
+        check_stack(found[stack])
+    for step in MORE_EXPERT_STEPS:
+        check_experts_step(step, found[step])
 
 
 @pytest.mark.long

@@ -63,7 +63,7 @@ def check(got, want, tolerance=1e-5):
     ("name", "dtype", "sizes", "k"),
     [
         ("MXFP4", "bfloat16", [5, 0, 9], 160),
-        ("Q8_0", "float16", [0, 3], 64),
+        pytest.param("Q8_0", "float16", [0, 3], 64, marks=pytest.mark.long),
         (None, "bfloat16", [0, 11], 320),
     ],
 )
