@@ -92,14 +92,10 @@ def formats_written(
         return kept
     rounded = rounded_formats(checkpoint.config, rounding)
     if not rounded.keys() - kept.keys():
-        why = (
-            "its projections are quantised already" if rounded else "it has no projection of whole blocks of 32 inputs"
-        )
-        raise CheckpointError(
-            f"{checkpoint.name} cannot be rounded to {rounding}: {why}; name a dtype to round them all the same."
-            if rounded
-            else f"{checkpoint.name} cannot be rounded to {rounding}: {why}."
-        )
+        why = "no projection has inputs of whole blocks of 32"
+        if rounded:
+            why = "its projections are quantised already; name a dtype to round them all the same"
+        raise CheckpointError(f"{checkpoint.name} cannot be rounded to {rounding}: {why}.")
     return rounded | kept
 
 

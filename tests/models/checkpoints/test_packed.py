@@ -81,7 +81,7 @@ def test_it_gives_the_logits_and_tokens_of_transformers(directories, dense_forwa
 def experts(path, format_, is_packed=is_packed):
     """A Mixtral with its projections in a format, and as floats."""
     weights = PACKED_EXPERTS.weights()
-    config = tiny_config("mixtral") | PACKED_EXPERTS.settings
+    config = tiny_config("mixtral") | PACKED_EXPERTS.settings | {"head_dim": 32}
     tensors = packed(format_, weights, is_packed)
     settings = config | {"quantization_config": FORMATS[format_][1]}
     checkpoints = [
