@@ -27,8 +27,8 @@ from .mosaic import (
     LOWEST,
     PRODUCER,
     WARPGROUP_ROWS,
-    Pages,
     Ref,
+    RequestPages,
     Softmax,
     accumulate,
     copies_per_tile,
@@ -271,7 +271,7 @@ def _load_item(
 
     rows = block.smem.q.at[buffer, pl.ds(0, plan.rows)]
     plgpu.copy_gmem_to_smem(block.q.at[item.request, item.head], rows, block.barriers.q_full.at[buffer])
-    pages = Pages(block.page_table, first_page, item.request, item.begin, item.end, plan.page_size, _TILE)
+    pages = RequestPages(block.page_table, first_page, item.request, item.begin, item.end, plan.page_size, _TILE)
     if plan.quantized is None:
         tile = functools.partial(_load_tile, block, item, used, pages)
         lax.fori_loop(0, item.tiles, tile, pages.ahead(item.base))
@@ -283,7 +283,7 @@ def _load_item(
 
 
 def _load_tile(
-    block: _Block, item: _Item, used: tuple[Array, ...], pages: Pages, j: Array, ahead: Array
+    block: _Block, item: _Item, used: tuple[Array, ...], pages: RequestPages, j: Array, ahead: Array
 ) -> Array:  # fmt: skip
     plan, barriers = block.plan, block.barriers
     ring = lax.rem(j, plan.rings)
@@ -310,11 +310,11 @@ def _load_raw(
 
 
 def _convert_tile(
-    block: _Block, item: _Item, used: tuple[Array, ...], pages: Pages, j: Array, ahead: Array
+    block: _Block, item: _Item, used: tuple[Array, ...], pages: RequestPages, j: Array, ahead: Array
 ) -> Array:  # fmt: skip
     """Convert the j-th tile, which is on its way, and begin to copy the next, whose page `ahead` is carried."""
     plan, barriers, raw = block.plan, block.barriers, block.smem.raw
-    assert raw is not None
+    assert raw is not None and barriers.raw_full is not None
     ring, base, tile = lax.rem(j, plan.rings), item.base + j * _TILE, lax.rem(j, 2)
     use = lax.div(j, plan.rings) + (used[0] if plan.rings == 1 else jnp.where(ring == 0, used[0], used[1]))
     at = block.slot(ring, use)

@@ -103,7 +103,8 @@ def stack_product(
             return plain(*arrays)
     kernel = functools.partial(hopper.stack_product, combine=combine, dtype=jnp.dtype(dtype), cores=cores)
     if is_certain:
-        return kernel(*arrays)
+        made: Array = kernel(*arrays)
+        return made
     chosen: Array = jax.lax.platform_dependent(*arrays, cuda=kernel, default=plain)
     return chosen
 

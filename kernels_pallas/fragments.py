@@ -88,7 +88,8 @@ def _plain(format_name: str, tiles: Tiles, dtype: jax.typing.DTypeLike) -> Array
     layout = LAYOUTS[format_name]
     blocked = [None if part is None else part[...].reshape(_TILES, 1, -1) for part in tiles]
     u = block_tiles.unpack_values(blocked[0], layout.bits)
-    scales, mins = (None if part is None else block_tiles.unpack_scales(part) for part in blocked[1:])
+    scales: Any = block_tiles.unpack_scales(blocked[1])
+    mins: Any = None if blocked[2] is None else block_tiles.unpack_scales(blocked[2])
     if layout.codes:
         w = _e2m1(u.astype(jnp.int32)) * jax.lax.bitcast_convert_type(scales.astype(jnp.int32) << 23, jnp.float32)
     else:
@@ -167,7 +168,7 @@ class Code:
         for a in range(2):
             # The number 2**23 + u by its bits: conversions of integers are slow.
             bits = arith.ori(_masked(_shifted(word, 16 * a), 0xFF), _int(0x4B000000))
-            u = arith.subf(arith.bitcast(_f32(), bits), arith.constant(_f32(), float(2**23 + self.zero)))
+            u = arith.subf(arith.bitcast(_f32(), bits), _constant(_f32(), float(2**23 + self.zero)))
             w = arith.mulf(u, scale)
             pair.append(w if smallest is None else arith.addf(w, smallest))
         return arith.truncf(_vector(2, self.kind), vector.from_elements(_vector(2, _f32()), pair))
@@ -194,7 +195,12 @@ def _vector(size: int, kind: ir.Type) -> ir.Type:
 
 def _int(value: int) -> Any:
     signed = value - (1 << 32) if value >= 1 << 31 else value
-    return arith.constant(_i32(), ir.IntegerAttr.get(_i32(), signed))
+    return _constant(_i32(), ir.IntegerAttr.get(_i32(), signed))
+
+
+def _constant(kind: ir.Type, value: Any) -> Any:
+    constant: Any = arith.constant  # annotated as if it took no arguments
+    return constant(kind, value)
 
 
 def _word(four: Any) -> Any:

@@ -121,7 +121,7 @@ def copies_per_tile(rows: int, page_size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Pages:
+class RequestPages:
     """Finds the pages that hold the tiles of one request.
 
     If a tile is in one page, a loop over tiles carries the id of the next tile's page, read while this one is copied.

@@ -27,8 +27,8 @@ from .mosaic import (
     LOWEST,
     PRODUCER,
     WARPGROUP_ROWS,
-    Pages,
     Ref,
+    RequestPages,
     Softmax,
     accumulate,
     copies_per_tile,
@@ -245,7 +245,7 @@ def _load_piece(block: _Block, first_page: Array, i: Array, used: Array) -> Arra
     piece = Piece.read(block.pieces.at[number])
     for consumer in range(CONSUMERS):
         _load_rows(block, consumer, i, number, head, piece)
-    pages = Pages(block.page_table, first_page, piece.request, piece.low, piece.high, plan.page_size, plan.tile)
+    pages = RequestPages(block.page_table, first_page, piece.request, piece.low, piece.high, plan.page_size, plan.tile)
     first, last = piece.tiles(plan.tile)
     kv_head, base = lax.div(head, plan.group), first * plan.tile
     if plan.quantized is None:
@@ -276,9 +276,9 @@ def _load_rows(block: _Block, consumer: int, i: Array, number: Array, head: Arra
 
 
 def _load_tile(
-    block: _Block, piece: Piece, kv_head: Array, pages: Pages, j: Array, carry: tuple[Array, Array]
+    block: _Block, piece: Piece, kv_head: Array, pages: RequestPages, j: Array, carry: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    """Load the j-th tile; carry how many tiles went through the ring, and the page id that `Pages` reads ahead."""
+    """Load the j-th tile; carry how many tiles went through the ring, and the page id that is read ahead."""
     plan, barriers, (use, ahead) = block.plan, block.barriers, carry
     slot = lax.rem(use, plan.stages)
     base = j * plan.tile
@@ -316,11 +316,11 @@ def _load_raw(block: _Block, kv_head: Array, page: Callable[[Array], Array], bas
 
 
 def _convert_tile(
-    block: _Block, piece: Piece, kv_head: Array, pages: Pages, last: Array, j: Array, carry: tuple[Array, Array]
+    block: _Block, piece: Piece, kv_head: Array, pages: RequestPages, last: Array, j: Array, carry: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     """Convert the j-th tile, which is on its way, and begin to copy the next, whose page is carried."""
     plan, barriers, raw, (use, ahead) = block.plan, block.barriers, block.smem.raw, carry
-    assert raw is not None
+    assert raw is not None and barriers.raw_full is not None
     slot, tile, base = lax.rem(use, plan.stages), lax.rem(j, 2), j * plan.tile
 
     @pl.when(j + 1 < last)

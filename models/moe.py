@@ -12,6 +12,7 @@ Derivatives are those of `every_expert`, which computes all of them for all rows
 tokens, E hidden, F columns of an expert, X experts, K of them per token.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -88,7 +89,8 @@ def gated(gate: jax.Array, up: jax.Array, unit: Activation | ClampedGate) -> jax
     return gate * jax.nn.sigmoid(gate * unit.alpha) * (up + 1)
 
 
-class Gated(NamedTuple):
+@dataclass(frozen=True)
+class Gated:
     """`gated` as a value: two with the same unit are equal, so that layers share a kernel."""
 
     unit: Activation | ClampedGate

@@ -110,7 +110,8 @@ def abstract_pages(shape: tuple[int, int, int, int, int], dtype: jnp.dtype, mesh
     layers, count, page_size, heads, head_dim = shape
     shapes = shape, (layers, count, heads, page_size), (layers, heads, head_dim)
     parts = zip(shapes, (dtype, jnp.float32, jnp.float32), QUANTIZED_AXES, strict=True)
-    return QuantizedPages(*(jax.ShapeDtypeStruct(*part, sharding=sharding(mesh, axes)) for *part, axes in parts))
+    described: list[Any] = [jax.ShapeDtypeStruct(*part, sharding=sharding(mesh, axes)) for *part, axes in parts]
+    return QuantizedPages(*described)
 
 
 def jax_dtype(name: str) -> jnp.dtype:
@@ -125,8 +126,9 @@ def specs_of(tree: Any, mesh: Mesh) -> Any:
     def of(pages: Any) -> Any:
         if not isinstance(pages, QuantizedPages):
             return rules.spec(KV_AXES)
-        found = QuantizedPages(*map(rules.spec, QUANTIZED_AXES))  # type: ignore[arg-type]
-        return found if pages.channels is not None else found._replace(channels=None)  # type: ignore[arg-type]
+        numbers, tokens, channels = map(rules.spec, QUANTIZED_AXES)
+        found: list[Any] = [numbers, tokens, None if pages.channels is None else channels]
+        return QuantizedPages(*found)
 
     return jax.tree.map(of, tree, is_leaf=lambda pages: isinstance(pages, QuantizedPages))
 

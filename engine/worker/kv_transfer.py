@@ -300,8 +300,9 @@ def abstract_staging(
     def piece(pool: Pages, bucket: int, name: str | None) -> Any:
         layers, _, page_size, _, head_dim = pool.shape
         shape = (layers, bucket, page_size, mesh.size * route.piece_heads, head_dim)
-        made = abstract_pages(shape, pool.dtype if name is None else jax_dtype(name), mesh)
-        return made._replace(channels=None) if isinstance(made, QuantizedPages) else made
+        made: Any = abstract_pages(shape, pool.dtype if name is None else jax_dtype(name), mesh)
+        is_quantized = isinstance(made, QuantizedPages)
+        return made._replace(channels=None) if is_quantized else made
 
     def row(x: jax.Array) -> Any:
         return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=replicated(mesh))

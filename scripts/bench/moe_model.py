@@ -144,7 +144,8 @@ def _matrix(random: np.random.Generator, outputs: int, inputs: int) -> np.ndarra
 
 def _bias(random: np.random.Generator, *shape: int) -> np.ndarray:
     """Draw small ones: large ones would send all tokens to the same experts."""
-    return _floats(random, *shape) * np.asarray(0.02, ml_dtypes.bfloat16)
+    small: np.ndarray = _floats(random, *shape) * np.asarray(0.02, ml_dtypes.bfloat16)
+    return small
 
 
 def _floats(random: np.random.Generator, *shape: int) -> np.ndarray:

@@ -7,6 +7,7 @@ is the relative distance of its output from ours. The most important rows come f
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -158,9 +159,10 @@ def append_row(heads: Heads, tokens: int, scale: float) -> Facts:
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def appends(k_pages: Array, v_pages: Array, k: Array, v: Array, slots: Array) -> tuple[Array, Array, Array]:
+        filled: tuple[Any, Any] = k_pages, v_pages
         for slot in slots:
-            k_pages, v_pages = append_kv(k_pages, v_pages, k, v, slot)
-        return k_pages, v_pages, k_pages[0, 0, 0, 0]
+            filled = append_kv(filled[0], filled[1], k, v, slot)
+        return *filled, filled[0][0, 0, 0, 0]
 
     def call(*new: Array) -> Array:
         written: Array  # the only result to wait for, as the next call donates the pools
