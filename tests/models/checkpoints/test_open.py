@@ -103,8 +103,9 @@ def test_truncated_tensor(tmp_path, tiny_path):
     ("metadata", "words"),
     [
         ({"general.architecture": "mamba"}, ["'mamba'", "supported: llama"]),
-        ({"llama.rope.scaling.type": "yarn"}, ["rope.scaling.type", "'yarn'"]),
-        ({"llama.expert_count": 8}, ["expert_count", "8"]),
+        ({"llama.rope.scaling.type": "longrope"}, ["rope.scaling.type", "'longrope'"]),
+        ({"llama.rope.scaling.type": "yarn"}, ["no 'llama.rope.scaling.factor'"]),
+        ({"llama.expert_count": 8}, ["no 'llama.expert_used_count'"]),
         ({"llama.attention.sliding_window": 4096}, ["sliding_window"]),
         ({"llama.rope.dimension_count": 8}, ["rope.dimension_count", "16"]),
         ({"llama.attention.value_length": 8}, ["value_length"]),
