@@ -138,18 +138,17 @@ def _attention(random: np.random.Generator, size: Size, layer: int) -> Iterator[
 
 
 def _matrix(random: np.random.Generator, outputs: int, inputs: int) -> np.ndarray:
-    drawn: np.ndarray = random.standard_normal((outputs, inputs), np.float32) / np.float32(inputs**0.5)
-    return drawn.astype(ml_dtypes.bfloat16)
+    return _floats(random, outputs, inputs, scale=inputs**-0.5)
 
 
 def _bias(random: np.random.Generator, *shape: int) -> np.ndarray:
     """Draw small ones: large ones would send all tokens to the same experts."""
-    small: np.ndarray = _floats(random, *shape) * np.asarray(0.02, ml_dtypes.bfloat16)
-    return small
+    return _floats(random, *shape, scale=0.02)
 
 
-def _floats(random: np.random.Generator, *shape: int) -> np.ndarray:
-    return random.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
+def _floats(random: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:
+    drawn: np.ndarray = (random.standard_normal(shape, np.float32) * np.float32(scale)).astype(ml_dtypes.bfloat16)
+    return drawn
 
 
 def _tokenizer() -> Mapping[str, Any]:
