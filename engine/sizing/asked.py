@@ -93,8 +93,8 @@ class Asked(Protocol):
         ...
 
     @property
-    def quantization(self) -> str:
-        """Return what becomes of weights that the files hold quantised: one of `QUANTIZATIONS`."""
+    def quantization(self) -> str | None:
+        """Return what becomes of weights that the files hold quantised: one of `QUANTIZATIONS`, a method, or None."""
         ...
 
     @property

@@ -120,14 +120,14 @@ def _matrices(model: ModelConfig) -> Iterator[_Matrix]:
         yield _Matrix("head", "head.weight", model.vocab_size, hidden, is_table=True)
 
 
-def kept_on_gpus(asked: str, stored: Mapping[str, str]) -> Mapping[str, str]:
+def kept_on_gpus(asked: str | None, stored: Mapping[str, str]) -> Mapping[str, str]:
     """Return those of the parameters that files hold quantised which stay so on GPUs, path -> format.
 
-    `asked` is the engine's `quantization`: auto, keep or none.
+    `asked` is the engine's `quantization`: auto, keep, none, or a method or None, which mean auto.
     """
     if asked == "keep":
         return stored
-    return {path: form for path, form in stored.items() if asked == "auto" and form in GPU_FORMATS}
+    return {path: form for path, form in stored.items() if asked != "none" and form in GPU_FORMATS}
 
 
 def kept_on(model: ModelConfig, tp: int, formats: Mapping[str, str]) -> Mapping[str, str]:
