@@ -99,7 +99,7 @@ class Asked(Protocol):
 
     @property
     def quantization(self) -> str | None:
-        """Return what becomes of weights that the files hold quantised: one of `QUANTIZATIONS`."""
+        """Return what becomes of weights that the files hold quantised: one of `QUANTIZATIONS`, a method, or None."""
         ...
 
     @property

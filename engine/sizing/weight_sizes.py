@@ -123,7 +123,7 @@ def _matrices(model: ModelConfig) -> Iterator[_Matrix]:
 def kept_on_gpus(asked: str | None, stored: Mapping[str, str]) -> Mapping[str, str]:
     """Return those of the parameters that files hold quantised which stay so on GPUs, path -> format.
 
-    `asked` is the engine's `quantization`; None or a method's name: as auto.
+    `asked` is the engine's `quantization`: auto, keep, none, or a method or None, which mean auto.
     """
     if asked == "keep":
         return stored
