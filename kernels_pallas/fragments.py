@@ -154,8 +154,8 @@ class Code:
         bits = arith.ori(_masked(sign, 0x80008000), _masked(rest, 0x0E000E00))
         codes = arith.mulf(self._pair(bits), self._power(14))
         # Through float32, whose exponents are as many as a scale may have.
-        scale = arith.bitcast(_f32(), _times(_extended(row.scale), 1 << 23))
-        numbers = arith.extf(_vector(2, _f32()), codes)
+        scale = arith.bitcast(f32(), _times(_extended(row.scale), 1 << 23))
+        numbers = arith.extf(_vector(2, f32()), codes)
         return arith.truncf(_vector(2, self.kind), arith.mulf(numbers, _splat(scale)))
 
     def numbers(self, row: _Row, h: int, b: int) -> Any:
@@ -167,25 +167,25 @@ class Code:
         pair = []
         for a in range(2):
             # The number 2**23 + u by its bits: conversions of integers are slow.
-            bits = arith.ori(_masked(_shifted(word, 16 * a), 0xFF), _int(0x4B000000))
-            u = arith.subf(arith.bitcast(_f32(), bits), _constant(_f32(), float(2**23 + self.zero)))
+            bits = arith.ori(_masked(_shifted(word, 16 * a), 0xFF), integer(0x4B000000))
+            u = arith.subf(arith.bitcast(f32(), bits), _constant(f32(), float(2**23 + self.zero)))
             w = arith.mulf(u, scale)
             pair.append(w if smallest is None else arith.addf(w, smallest))
-        return arith.truncf(_vector(2, self.kind), vector.from_elements(_vector(2, _f32()), pair))
+        return arith.truncf(_vector(2, self.kind), vector.from_elements(_vector(2, f32()), pair))
 
     def _pair(self, word: Any) -> Any:
-        return vector.bitcast(_vector(2, self.kind), vector.broadcast(_vector(1, _i32()), word))
+        return vector.bitcast(_vector(2, self.kind), vector.broadcast(_vector(1, i32()), word))
 
     def _power(self, exponent: int) -> Any:
         bits = (exponent + 127) << 7 if self.is_wide else (exponent + 15) << 10
-        return self._pair(_int(bits * 0x10001))
+        return self._pair(integer(bits * 0x10001))
 
 
-def _i32() -> ir.Type:
+def i32() -> ir.Type:
     return ir.IntegerType.get_signless(32)
 
 
-def _f32() -> ir.Type:
+def f32() -> ir.Type:
     return ir.F32Type.get()
 
 
@@ -193,9 +193,9 @@ def _vector(size: int, kind: ir.Type) -> ir.Type:
     return ir.VectorType.get((size,), kind)
 
 
-def _int(value: int) -> Any:
+def integer(value: int) -> Any:
     signed = value - (1 << 32) if value >= 1 << 31 else value
-    return _constant(_i32(), ir.IntegerAttr.get(_i32(), signed))
+    return _constant(i32(), ir.IntegerAttr.get(i32(), signed))
 
 
 def _constant(kind: ir.Type, value: Any) -> Any:
@@ -205,31 +205,31 @@ def _constant(kind: ir.Type, value: Any) -> Any:
 
 def _word(four: Any) -> Any:
     """Read a vector of four bytes as one integer."""
-    return vector.extract(vector.bitcast(_vector(1, _i32()), four), [], [0])
+    return vector.extract(vector.bitcast(_vector(1, i32()), four), [], [0])
 
 
 def _masked(word: Any, mask: int) -> Any:
-    return arith.andi(word, _int(mask))
+    return arith.andi(word, integer(mask))
 
 
 def _shifted(word: Any, right: int) -> Any:
-    return arith.shrui(word, _int(right)) if right else word
+    return arith.shrui(word, integer(right)) if right else word
 
 
 def _times(word: Any, factor: int) -> Any:
-    return arith.muli(word, _int(factor))
+    return arith.muli(word, integer(factor))
 
 
 def _extended(one: Any) -> Any:
     """Read a vector of one byte as an integer."""
-    return arith.extui(_i32(), vector.extract(one, [], [0]))
+    return arith.extui(i32(), vector.extract(one, [], [0]))
 
 
 def _number(one: Any) -> Any:
     """Read a vector of one float as float32."""
     value = vector.extract(one, [], [0])
-    return value if value.type == _f32() else arith.extf(_f32(), value)
+    return value if value.type == f32() else arith.extf(f32(), value)
 
 
 def _splat(value: Any) -> Any:
-    return vector.broadcast(_vector(2, _f32()), value)
+    return vector.broadcast(_vector(2, f32()), value)

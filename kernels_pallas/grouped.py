@@ -33,7 +33,7 @@ from .matmul import PLAIN, Products, is_on_one_cpu, matmul_part
 from .quantized import QuantizedArray
 
 # Rows of a block: products cost about the same for 1 to 8 rows, and use a CPU's arithmetic from 64 on.
-_FEWEST, _MOST = 8, 64
+FEWEST_ROWS, _MOST = 8, 64
 # Choices up to which all pairs of them are compared, in one pass over so many times so many.
 _COMPARED = 512
 
@@ -156,7 +156,7 @@ def _on_cpu(x: Array, w: Array | QuantizedArray, sizes: Array, products: Product
 def block_rows(rows: int, matrices: int) -> int:
     """Choose the rows of a block for so many rows that go to so many matrices: about as many as one gets."""
     share = -(-rows // matrices)
-    return min(rows, max(_FEWEST, min(_MOST, 1 << (share - 1).bit_length())))
+    return min(rows, max(FEWEST_ROWS, min(_MOST, 1 << (share - 1).bit_length())))
 
 
 def _by_blocks(x: Array, w: Array | QuantizedArray, sizes: Array, products: Products, dtype: jnp.dtype) -> Array:

@@ -93,7 +93,7 @@ def test_blocks_hold_about_what_an_expert_gets():
 def test_rows_are_multiplied_by_the_matrix_of_their_group(monkeypatch, kind, has_kernels):
     if not has_kernels:
         monkeypatch.setattr(grouped, "is_on_one_cpu", lambda: False)
-    monkeypatch.setattr(grouped, "_FEWEST", 2)
+    monkeypatch.setattr(grouped, "FEWEST_ROWS", 2)
     sizes = np.array([0, 9, 0, 1, 5, 0], np.int32)
     x, w = draw(17, 64), draw(6, 64, 40, seed=1)
     if kind in ("MXFP4", "Q4_1"):
