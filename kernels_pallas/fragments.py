@@ -155,15 +155,15 @@ class Code:
         codes = arith.mulf(self._pair(bits), self._power(14))
         # Through float32, whose exponents are as many as a scale may have.
         scale = arith.bitcast(f32(), _times(_extended(row.scale), 1 << 23))
-        numbers = arith.extf(_vector(2, f32()), codes)
-        return arith.truncf(_vector(2, self.kind), arith.mulf(numbers, _splat(scale)))
+        numbers = arith.extf(vector_of(2, f32()), codes)
+        return arith.truncf(vector_of(2, self.kind), arith.mulf(numbers, _splat(scale)))
 
     def numbers(self, row: _Row, h: int, b: int) -> Any:
         """Write the numbers of a format with scales that are factors, rounded once."""
         word = _shifted(row.words[-1 if h else 0], 8 * b)
         if len(row.words) == 1:
             word = _masked(_shifted(word, 4 * h), 0xF000F)
-        scale, smallest = (None if part is None else _number(part) for part in (row.scale, row.smallest))
+        scale, smallest = (None if part is None else number_of(part) for part in (row.scale, row.smallest))
         pair = []
         for a in range(2):
             # The number 2**23 + u by its bits: conversions of integers are slow.
@@ -171,10 +171,10 @@ class Code:
             u = arith.subf(arith.bitcast(f32(), bits), _constant(f32(), float(2**23 + self.zero)))
             w = arith.mulf(u, scale)
             pair.append(w if smallest is None else arith.addf(w, smallest))
-        return arith.truncf(_vector(2, self.kind), vector.from_elements(_vector(2, f32()), pair))
+        return arith.truncf(vector_of(2, self.kind), vector.from_elements(vector_of(2, f32()), pair))
 
     def _pair(self, word: Any) -> Any:
-        return vector.bitcast(_vector(2, self.kind), vector.broadcast(_vector(1, i32()), word))
+        return vector.bitcast(vector_of(2, self.kind), vector.broadcast(vector_of(1, i32()), word))
 
     def _power(self, exponent: int) -> Any:
         bits = (exponent + 127) << 7 if self.is_wide else (exponent + 15) << 10
@@ -189,7 +189,7 @@ def f32() -> ir.Type:
     return ir.F32Type.get()
 
 
-def _vector(size: int, kind: ir.Type) -> ir.Type:
+def vector_of(size: int, kind: ir.Type) -> ir.Type:
     return ir.VectorType.get((size,), kind)
 
 
@@ -205,7 +205,7 @@ def _constant(kind: ir.Type, value: Any) -> Any:
 
 def _word(four: Any) -> Any:
     """Read a vector of four bytes as one integer."""
-    return vector.extract(vector.bitcast(_vector(1, i32()), four), [], [0])
+    return vector.extract(vector.bitcast(vector_of(1, i32()), four), [], [0])
 
 
 def _masked(word: Any, mask: int) -> Any:
@@ -225,11 +225,11 @@ def _extended(one: Any) -> Any:
     return arith.extui(i32(), vector.extract(one, [], [0]))
 
 
-def _number(one: Any) -> Any:
+def number_of(one: Any) -> Any:
     """Read a vector of one float as float32."""
     value = vector.extract(one, [], [0])
     return value if value.type == f32() else arith.extf(f32(), value)
 
 
 def _splat(value: Any) -> Any:
-    return vector.broadcast(_vector(2, f32()), value)
+    return vector.broadcast(vector_of(2, f32()), value)

@@ -35,7 +35,7 @@ from .quantized import QuantizedArray
 # Rows of a block: products cost about the same for 1 to 8 rows, and use a CPU's arithmetic from 64 on.
 FEWEST_ROWS, _MOST = 8, 64
 # Choices up to which all pairs of them are compared, in one pass over so many times so many.
-_COMPARED = 512
+MOST_COMPARED = 512
 
 
 class Groups(NamedTuple):
@@ -57,7 +57,7 @@ def group(chosen: Array, experts: int) -> Groups:
     flat = chosen.reshape(-1)
     sizes = jnp.sum(flat[:, None] == jnp.arange(experts, dtype=jnp.int32), axis=0, dtype=jnp.int32)
     index = jnp.arange(flat.shape[0], dtype=jnp.int32)
-    places = _by_pairs(flat, index) if flat.shape[0] <= _COMPARED else _by_counts(flat, experts)
+    places = _by_pairs(flat, index) if flat.shape[0] <= MOST_COMPARED else _by_counts(flat, experts)
     order = jnp.zeros_like(index).at[places].set(index, unique_indices=True)
     return Groups(order // chosen.shape[1], flat[order], sizes, places.reshape(chosen.shape))
 

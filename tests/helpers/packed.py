@@ -7,7 +7,7 @@ the tensors of a matrix, and `write_packed` a directory. Also run by Python 3.11
 
 import numpy as np
 from helpers.mxfp4 import hugging_face
-from helpers.tiny_families import TinyFamily, tiny_settings
+from helpers.tiny_families import TinyFamily, described
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # outputs of a word, from the lowest bits up
 
@@ -38,14 +38,14 @@ PACKED = {
         "LlamaConfig",
         "LlamaForCausalLM",
         3,
-        tiny_settings(2, 256, 512, 8, 4, tied=False, rope={"rope_theta": 1e4}, rms_norm_eps=1e-5),
+        described(2, 256, 512, 8, 4, tied=False, rope={"rope_theta": 1e4}, rms_norm_eps=1e-5),
         None,
     ),
 }
 # Of this one transformers was not asked: its settings take the place of Mixtral's.
 PACKED_EXPERTS = PackedFamily(
     "packed_experts", "MixtralConfig", "MixtralForCausalLM", 3,
-    tiny_settings(
+    described(
         1, 128, 256, 4, 2, tied=False, rope={"rope_theta": 1e4}, rms_norm_eps=1e-5, num_local_experts=3,
         num_experts_per_tok=2, sliding_window=None,
     ), None,

@@ -147,7 +147,7 @@ def _dense(random, rows, columns):
     return random.standard_normal((rows, columns)) / np.sqrt(columns)
 
 
-def tiny_settings(layers, hidden, inner, heads, kv_heads, *, tied, rope, **others):
+def described(layers, hidden, inner, heads, kv_heads, *, tied, rope, **others):
     if not all(isinstance(value, dict) for value in rope.values()):
         rope = {"rope_type": "default"} | rope
     return dict(
@@ -168,7 +168,7 @@ def _gemma_settings(*sizes, local=1e4, **others):
         "sliding_attention": {"rope_type": "default", "rope_theta": local},
         "full_attention": {"rope_type": "default", "rope_theta": 1e6} | others.pop("rope", {}),
     }
-    return tiny_settings(*sizes, tied=True, rope=rope, rms_norm_eps=1e-6, bos_token_id=2, eos_token_id=[1, 3], **others)
+    return described(*sizes, tied=True, rope=rope, rms_norm_eps=1e-6, bos_token_id=2, eos_token_id=[1, 3], **others)
 
 
 def _family(family):
@@ -190,46 +190,46 @@ YARN = dict(rope_type="yarn", factor=4.0, beta_fast=6.0, beta_slow=1.0, original
 
 _MODELS = (
     _llama(
-        "llama2", 7, tiny_settings(2, 48, 80, 4, 4, tied=False, rope={"rope_theta": 1e4}, rms_norm_eps=1e-5), "llama",
+        "llama2", 7, described(2, 48, 80, 4, 4, tied=False, rope={"rope_theta": 1e4}, rms_norm_eps=1e-5), "llama",
         # The first configurations of Llama 2 named none of these.
         {"pretraining_tp": 1}, ("rope_theta", "head_dim", "num_key_value_heads", "tie_word_embeddings", "mlp_bias"),
     ),
     _llama(
-        "llama3", 4, tiny_settings(2, 40, 84, 8, 2, tied=False, rope=LLAMA3_ROPE, head_dim=16, eos_token_id=[2, 3]),
+        "llama3", 4, described(2, 40, 84, 8, 2, tied=False, rope=LLAMA3_ROPE, head_dim=16, eos_token_id=[2, 3]),
         "llama", {"pretraining_tp": 1},
     ),
     _llama(
         "llama_linear", 6,
-        tiny_settings(2, 36, 60, 4, 1, tied=True, rope=dict(rope_type="linear", factor=4.0, rope_theta=1e4), head_dim=10),
+        described(2, 36, 60, 4, 1, tied=True, rope=dict(rope_type="linear", factor=4.0, rope_theta=1e4), head_dim=10),
         "llama", {"rope_scaling": {"type": "linear", "factor": 4.0}},
     ),
     _llama(
-        "smollm2", 2, tiny_settings(3, 56, 76, 8, 4, tied=True, rope={"rope_theta": 1e5}, head_dim=8, rms_norm_eps=1e-5),
+        "smollm2", 2, described(3, 56, 76, 8, 4, tied=True, rope={"rope_theta": 1e5}, head_dim=8, rms_norm_eps=1e-5),
         "llama", {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}},
     ),
     _qwen(
-        "qwen2", 2, tiny_settings(2, 56, 92, 4, 2, tied=True, rope={"rope_theta": 1e6}, rms_norm_eps=1e-6), "qwen2",
+        "qwen2", 2, described(2, 56, 92, 4, 2, tied=True, rope={"rope_theta": 1e6}, rms_norm_eps=1e-6), "qwen2",
         {"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 1, "use_mrope": False},
     ),
     _qwen(
         "qwen2_window", 10,
-        tiny_settings(
+        described(
             4, 64, 44, 8, 8, tied=False, rope={"rope_theta": 1e4}, rms_norm_eps=1e-6, use_sliding_window=True,
             sliding_window=12, max_window_layers=2,
         ), None, {},
     ),
     _qwen(
         "qwen3", 0,
-        tiny_settings(3, 40, 68, 8, 4, tied=True, rope={"rope_theta": 1e6}, rms_norm_eps=1e-6, head_dim=12), "qwen3",
+        described(3, 40, 68, 8, 4, tied=True, rope={"rope_theta": 1e6}, rms_norm_eps=1e-6, head_dim=12), "qwen3",
         {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 3},
     ),
     _mistral(
         "mistral", 3,
-        tiny_settings(3, 48, 100, 8, 2, tied=False, rope={"rope_theta": 1e4}, head_dim=10, sliding_window=10), None, {},
+        described(3, 48, 100, 8, 2, tied=False, rope={"rope_theta": 1e4}, head_dim=10, sliding_window=10), None, {},
     ),
     _mistral(
         "mistral_nemo", 3,
-        tiny_settings(2, 32, 52, 8, 4, tied=False, rope={"rope_theta": 1e6}, head_dim=12, sliding_window=None), "llama",
+        described(2, 32, 52, 8, 4, tied=False, rope={"rope_theta": 1e6}, head_dim=12, sliding_window=None), "llama",
     ),
     _gemma(
         "gemma3", 2,
@@ -248,31 +248,31 @@ _MODELS = (
     ),
     _phi(
         "phi3", 5,
-        tiny_settings(2, 64, 52, 8, 2, tied=False, rope={"rope_theta": 1e4}, rms_norm_eps=1e-5, sliding_window=13), "phi3",
+        described(2, 64, 52, 8, 2, tied=False, rope={"rope_theta": 1e4}, rms_norm_eps=1e-5, sliding_window=13), "phi3",
         {"auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}},
     ),
     _phi(
         "phi4", 5,
-        tiny_settings(2, 48, 84, 4, 4, tied=True, rope={"rope_theta": 25e4}, rms_norm_eps=1e-5, sliding_window=None),
+        described(2, 48, 84, 4, 4, tied=True, rope={"rope_theta": 25e4}, rms_norm_eps=1e-5, sliding_window=None),
         "phi3",
     ),
     _mixtral(
         "mixtral", 3,
-        tiny_settings(
+        described(
             2, 40, 28, 8, 2, tied=False, rope={"rope_theta": 1e6}, rms_norm_eps=1e-5, head_dim=10,
             num_local_experts=8, num_experts_per_tok=2, sliding_window=None,
         ), "llama", {},
     ),
     _qwen_moe(
         "qwen3_moe", 0,
-        tiny_settings(
+        described(
             2, 36, 60, 8, 4, tied=False, rope=YARN | {"rope_theta": 1e4}, rms_norm_eps=1e-6, head_dim=12,
             moe_intermediate_size=20, num_experts=6, num_experts_per_tok=3, norm_topk_prob=True,
         ), "qwen3moe", {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 2},
     ),
     _gpt_oss(
         "gpt_oss", 0,
-        tiny_settings(
+        described(
             3, 64, 32, 8, 2, tied=False, rope=YARN | {"rope_theta": 1500.0, "truncate": False}, rms_norm_eps=1e-5,
             head_dim=16, num_local_experts=7, num_experts_per_tok=3, sliding_window=9,
         ), "gpt-oss", {"experts_per_token": 3, "initial_context_length": 32},

@@ -70,9 +70,9 @@ def numpy_code(monkeypatch):
     monkeypatch.setattr(fragments, "vector", Vector)
     monkeypatch.setattr(fragments, "i32", lambda: "uint32")
     monkeypatch.setattr(fragments, "f32", lambda: "float32")
-    monkeypatch.setattr(fragments, "_vector", lambda size, kind: (size, kind))
+    monkeypatch.setattr(fragments, "vector_of", lambda size, kind: (size, kind))
     monkeypatch.setattr(fragments, "integer", lambda value: np.full(THREADS, value, np.uint32))
-    monkeypatch.setattr(fragments, "_number", lambda one: one[:, 0].astype(np.float32))
+    monkeypatch.setattr(fragments, "number_of", lambda one: one[:, 0].astype(np.float32))
     monkeypatch.setattr(fragments.Code, "kind", property(lambda self: "bfloat16" if self.is_wide else "float16"))
     made = lambda _registers, _layout, _is_signed: SimpleNamespace(registers=_registers)  # noqa: E731
     kept = SimpleNamespace(WGMMA_LAYOUT=mgpu.WGMMA_LAYOUT, FragmentedArray=made)

@@ -72,7 +72,7 @@ def test_every_choice_has_a_place_in_the_order_of_experts(compared, first):
     chosen = (first[:, None] + np.arange(K)) % X
     chosen[first == 1] = X  # padding: none
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grouped, "_COMPARED", compared)
+        patch.setattr(grouped, "MOST_COMPARED", compared)
         found = jax.tree.map(np.asarray, GROUPS[compared > 0](jnp.asarray(chosen, jnp.int32)))
     order = np.argsort(chosen.reshape(-1), kind="stable")
     np.testing.assert_array_equal(found.rows, order // K)
