@@ -162,7 +162,8 @@ def summarise(pairs: Sequence[dict[str, Turn]], bare: Turn, counts: Sequence[int
         "added_peak_over_file_and_kv": added / (turn["file_bytes"] + turn["kv_bytes"]),
     }
     memory |= {name: turn[name] for name in ("weight_bytes", "kept_bytes", "file_bytes", "packed_bytes", "kv_bytes")}
-    return {"speed": speed, "memory": memory | {"added_peak_bytes": added}}
+    memory["added_peak_bytes"] = added
+    return {"speed": speed, "memory": memory}
 
 
 def _middle(values: Sequence[float]) -> dict[str, float]:
