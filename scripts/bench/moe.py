@@ -172,7 +172,8 @@ def _middle(values: Sequence[float]) -> dict[str, float]:
 
 def _save(report: dict[str, Any], args: argparse.Namespace) -> None:
     if args.json:
-        about = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform(), "cores": os.cpu_count()}
+        about: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform()}
+        about["cores"] = os.cpu_count()
         about |= {"args": vars(args), "active_parameters": WHOLE.active}
         Path(args.json).write_text(json.dumps(about | report, indent=1) + "\n")
 
