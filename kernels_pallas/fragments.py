@@ -182,18 +182,22 @@ class Code:
 
 
 def i32() -> ir.Type:
+    """Return the type of 32-bit integers."""
     return ir.IntegerType.get_signless(32)
 
 
 def f32() -> ir.Type:
+    """Return the type of float32."""
     return ir.F32Type.get()
 
 
 def vector_of(size: int, kind: ir.Type) -> ir.Type:
+    """Return the type of a vector."""
     return ir.VectorType.get((size,), kind)
 
 
 def integer(value: int) -> Any:
+    """Write a 32-bit constant; one from 2**31 on by its bits."""
     signed = value - (1 << 32) if value >= 1 << 31 else value
     return _constant(i32(), ir.IntegerAttr.get(i32(), signed))
 

@@ -162,7 +162,8 @@ def summarise(pairs: Sequence[dict[str, Turn]], bare: Turn, counts: Sequence[int
         "added_peak_over_file_and_kv": added / (turn["file_bytes"] + turn["kv_bytes"]),
     }
     memory |= {name: turn[name] for name in ("weight_bytes", "kept_bytes", "file_bytes", "packed_bytes", "kv_bytes")}
-    return {"speed": speed, "memory": memory | {"added_peak_bytes": added}}
+    memory["added_peak_bytes"] = added
+    return {"speed": speed, "memory": memory}
 
 
 def _middle(values: Sequence[float]) -> dict[str, float]:
@@ -171,11 +172,8 @@ def _middle(values: Sequence[float]) -> dict[str, float]:
 
 def _save(report: dict[str, Any], args: argparse.Namespace) -> None:
     if args.json:
-        about: dict[str, Any] = {
-            "date": time.strftime("%Y-%m-%d"),
-            "machine": platform.platform(),
-            "cores": os.cpu_count(),
-        }
+        about: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform()}
+        about["cores"] = os.cpu_count()
         about |= {"args": vars(args), "active_parameters": WHOLE.active}
         Path(args.json).write_text(json.dumps(about | report, indent=1) + "\n")
 
