@@ -95,4 +95,4 @@ def test_experts_get_the_kernel_on_hopper_and_the_loop_elsewhere(kind, is_kernel
     with jax.sharding.use_abstract_mesh(mesh):
         text = str(jax.make_jaxpr(grouped_matmul)(x, abstract("MXFP4", (4, 64, 64), 1, 1), sizes))
     assert uses_kernel(text) == is_kernel
-    assert ("while" in text) != is_kernel
+    assert is_kernel or "while" in text
