@@ -70,7 +70,7 @@ class Plan:
     def registers(self) -> tuple[int, int]:
         """Return registers per consumer's and per producer's thread, 504 of 512 in all; the producer's do not spill."""
         if self.quantized is not None:
-            return (208, 88) if self.head_dim < 256 else (224, 56)
+            return (208, 88)
         return (224, 56) if self.head_dim == 64 else (232, 40)
 
     @property
