@@ -315,6 +315,7 @@ def _convert_tile(
     """Convert the j-th tile, which is on its way, and begin to copy the next, whose page `ahead` is carried."""
     plan, barriers, raw = block.plan, block.barriers, block.smem.raw
     assert raw is not None
+    assert barriers.raw_full is not None
     ring, base, tile = lax.rem(j, plan.rings), item.base + j * _TILE, lax.rem(j, 2)
     use = lax.div(j, plan.rings) + (used[0] if plan.rings == 1 else jnp.where(ring == 0, used[0], used[1]))
     at = block.slot(ring, use)

@@ -321,6 +321,7 @@ def _convert_tile(
     """Convert the j-th tile, which is on its way, and begin to copy the next, whose page is carried."""
     plan, barriers, raw, (use, ahead) = block.plan, block.barriers, block.smem.raw, carry
     assert raw is not None
+    assert barriers.raw_full is not None
     slot, tile, base = lax.rem(use, plan.stages), lax.rem(j, 2), j * plan.tile
 
     @pl.when(j + 1 < last)

@@ -49,7 +49,8 @@ def scratch(rows: int, head_dim: int, dtypes: tuple[Any, Any], page_size: int) -
 
     scales = plgpu.SMEM((_TILES, rows), jnp.float32)
     arrivals = 4 * copies_per_tile(rows, page_size)
-    return RawBuffers(*map(tiles, dtypes), scales, scales), plgpu.Barrier(num_barriers=_TILES, num_arrivals=arrivals)
+    keys, values = map(tiles, dtypes)
+    return RawBuffers(keys, values, scales, scales), plgpu.Barrier(num_barriers=_TILES, num_arrivals=arrivals)
 
 
 def dtypes_of(k_pages: Pages, v_pages: Pages) -> tuple[Any, Any] | None:

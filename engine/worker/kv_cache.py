@@ -111,7 +111,8 @@ def abstract_pages(shape: tuple[int, int, int, int, int], dtype: jnp.dtype, mesh
     layers, count, page_size, heads, head_dim = shape
     shapes = shape, (layers, count, heads, page_size), (layers, heads, head_dim)
     parts = zip(shapes, (dtype, jnp.float32, jnp.float32), QUANTIZED_AXES, strict=True)
-    return QuantizedPages(*(jax.ShapeDtypeStruct(*part, sharding=sharding(mesh, axes)) for *part, axes in parts))
+    made: list[Any] = [jax.ShapeDtypeStruct(*part, sharding=sharding(mesh, axes)) for *part, axes in parts]
+    return QuantizedPages(*made)
 
 
 def jax_dtype(name: str) -> jnp.dtype:
@@ -126,7 +127,7 @@ def specs_of(tree: Any) -> Any:
     def of(pages: Any) -> Any:
         if not isinstance(pages, QuantizedPages):
             return split
-        found = QuantizedPages(*map(TENSOR_PARALLEL.spec, QUANTIZED_AXES))  # type: ignore[arg-type]
+        found = QuantizedPages(*map(TENSOR_PARALLEL.spec, QUANTIZED_AXES))
         return found if pages.channels is not None else found._replace(channels=None)  # type: ignore[arg-type]
 
     return jax.tree.map(of, tree, is_leaf=lambda pages: isinstance(pages, QuantizedPages))

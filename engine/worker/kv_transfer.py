@@ -301,7 +301,7 @@ def abstract_staging(
         layers, _, page_size, _, head_dim = pool.shape
         shape = (layers, bucket, page_size, mesh.size * route.piece_heads, head_dim)
         made = abstract_pages(shape, pool.dtype if name is None else jax_dtype(name), mesh)
-        return made._replace(channels=None) if isinstance(made, QuantizedPages) else made
+        return made._replace(channels=None) if isinstance(made, QuantizedPages) else made  # type: ignore[arg-type]
 
     def row(x: jax.Array) -> Any:
         return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=replicated(mesh))

@@ -71,8 +71,8 @@ def check_decode(call: Call, level: Level, head_dim: int, keys: str, values: str
     for row, length in enumerate(lengths):
         places = [(table[row, token // page] + 2, token % page) for token in range(max(length - window, 0), length)]
         if places:
-            seen = [np.stack([pages.write(*place, random) for place in places]) for pages in (k, v)]
-            expected[row] = _attend(q[row], *seen, sink)
+            seen, held = (np.stack([pages.write(*place, random) for place in places]) for pages in (k, v))
+            expected[row] = _attend(q[row], seen, held, sink)
     out, parts = np.full_like(q, np.nan), np.full((4, 3, kv_heads * group, head_dim + 2), np.nan, np.float32)
     arrays = [q, k.numbers, v.numbers, table, lengths, first, sink, k.scales, v.scales]
     call(arrays, [out, parts], [split, window])

@@ -159,7 +159,7 @@ def append_row(heads: Heads, tokens: int, scale: float) -> Facts:
     @partial(jax.jit, donate_argnums=(0, 1))
     def appends(k_pages: Array, v_pages: Array, k: Array, v: Array, slots: Array) -> tuple[Array, Array, Array]:
         for slot in slots:
-            k_pages, v_pages = append_kv(k_pages, v_pages, k, v, slot)
+            k_pages, v_pages = append_kv(k_pages, v_pages, k, v, slot)  # type: ignore[assignment]
         return k_pages, v_pages, k_pages[0, 0, 0, 0]
 
     def call(*new: Array) -> Array:
