@@ -127,8 +127,9 @@ def specs_of(tree: Any) -> Any:
     def of(pages: Any) -> Any:
         if not isinstance(pages, QuantizedPages):
             return split
-        found = QuantizedPages(*map(TENSOR_PARALLEL.spec, QUANTIZED_AXES))
-        return found if pages.channels is not None else found._replace(channels=None)  # type: ignore[arg-type]
+        specs: list[Any] = [TENSOR_PARALLEL.spec(axes) for axes in QUANTIZED_AXES]
+        found = QuantizedPages(*specs)
+        return found if pages.channels is not None else found._replace(channels=None)
 
     return jax.tree.map(of, tree, is_leaf=lambda pages: isinstance(pages, QuantizedPages))
 

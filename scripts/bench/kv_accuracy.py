@@ -93,7 +93,7 @@ def _measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     }  # fmt: skip
     losses: dict[str, Loss] = {}
     passes = {
-        way: _forward(checkpoint.config, meshes[0], *way.split(":"), args.window) for way in (_REFERENCE, *args.ways)
+        way: _forward(checkpoint.config, meshes[0], way, args.window) for way in (_REFERENCE, *args.ways)
     }  # fmt: skip
     compare = {dtype: _comparison(checkpoint.config, dtype) for dtype in dtypes}
     references = [passes[_REFERENCE](weights["float32"], window) for window in windows]
@@ -133,7 +133,7 @@ def _windows(tokenizer: Any, args: argparse.Namespace) -> list[Any]:
     return windows
 
 
-def _forward(config: Any, mesh: Any, dtype: str, kv: str, window: int) -> Callable[[Any, Any], Any]:
+def _forward(config: Any, mesh: Any, way: str, window: int) -> Callable[[Any, Any], Any]:
     """Make the pass over one window: hidden states [T, E], with keys and values stored in pages."""
     import jax
     import jax.numpy as jnp
@@ -147,20 +147,24 @@ def _forward(config: Any, mesh: Any, dtype: str, kv: str, window: int) -> Callab
     from twinmesh.engine.worker.paged_attention import PagedAttention, PrefillRows, StepRows
     from twinmesh.models.decoder import abstract_params, bind
 
+    dtype, kv = way.split(":")
     dtypes = parse_kv_dtypes(kv, dtype)
     engine = EngineConfig(Topology.parse("both=1"), max_model_len=window, dtype=dtype, kv=dtypes)
     pages = engine.pages_for(window)
     counts = [pages for _ in groups(config)]
     state = abstract_state(config, engine, counts, dtypes.decode, mesh)
     graphdef = abstract_params(config, jnp.dtype(dtype)).graphdef
-    table, position = np.arange(pages, dtype=np.int32)[None], np.arange(window, dtype=np.int32)
+    table: Any = np.arange(pages, dtype=np.int32)[None]
+    position: Any = np.arange(window, dtype=np.int32)
+    length: Any = np.array([window], np.int32)
+    starts: Any = np.array([0, window], np.int32)
 
     @jax.jit
     def forward(params: Any, tokens: Any) -> Any:
         decoder = bind(graphdef, params)
         empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.kv)
         pools = with_scales(empty, of_groups(channel_scales(decoder), config, dtypes.decode))
-        chunk = PrefillRows((table,) * len(counts), np.int32([window]), np.int32([0, window]))
+        chunk = PrefillRows((table,) * len(counts), length, starts)
         rows = StepRows((position,) * len(counts), prefill=chunk)
         return decoder.hidden(tokens, position, PagedAttention(mesh, config), pools, rows)[0]
 
