@@ -25,7 +25,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .pages import Pages, QuantizedPages
+from .pages import Pages as StoredPages
+from .pages import QuantizedPages
 
 Ref = Any  # a Pallas reference; JAX gives them no public type
 
@@ -71,7 +72,7 @@ class Softmax:
         return risen, jnp.exp2(peak - risen), weights
 
 
-def why_unsupported(q: jax.Array, k_pages: Pages, v_pages: Pages) -> str | None:
+def why_unsupported(q: jax.Array, k_pages: StoredPages, v_pages: StoredPages) -> str | None:
     """Say in one sentence why these kernels do not support q [.., Hq, D] and pages [N, P, Hk, D]; None if they do."""
     page_size, kv_heads, head_dim = k_pages.shape[1:]
     group = q.shape[1] // kv_heads
@@ -97,7 +98,7 @@ def why_unsupported(q: jax.Array, k_pages: Pages, v_pages: Pages) -> str | None:
     return None
 
 
-def refuse(q: jax.Array, k_pages: Pages, v_pages: Pages) -> None:
+def refuse(q: jax.Array, k_pages: StoredPages, v_pages: StoredPages) -> None:
     """Raise the sentence of `why_unsupported` as a ValueError, if there is one."""
     reason = why_unsupported(q, k_pages, v_pages)
     if reason is not None:
