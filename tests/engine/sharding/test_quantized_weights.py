@@ -11,7 +11,7 @@ from helpers.tiny_gguf import TinyLlama
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sharding.weights import Placer, load_weights
 from twinmesh.engine.startup.quantization import choose
-from twinmesh.engine.topology import Topology
+from twinmesh.engine.topology import MeshSpec, Role, Topology
 from twinmesh.kernels_pallas.quantized import QuantizedArray, abstract, parameter
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.checkpoints.orbax_writer import write
@@ -39,8 +39,8 @@ def by_path(checkpoint, meshes, formats):
 @pytest.mark.parametrize("topology", ["both=1", "both=1xtp2", "both=1xtp8", "prefill=1xtp2,decode=1xtp4"])
 def test_every_mesh_has_the_parameters_of_one_that_dequantises(sources, source, topology):
     checkpoint, meshes = sources[source], build_meshes(Topology.parse(topology))
-    degrees = [mesh.size for mesh in meshes]
-    kept = choose("keep", checkpoint.formats, checkpoint.config, "cpu", degrees, "int8").kept
+    specs = [MeshSpec(Role.BOTH, mesh.size) for mesh in meshes]
+    kept = choose("keep", checkpoint.formats, checkpoint.config, "cpu", specs, "int8").kept
     assert kept == checkpoint.formats
     for found, expected in zip(by_path(checkpoint, meshes, kept), by_path(checkpoint, meshes, {}), strict=True):
         for path, array in expected.items():
