@@ -65,7 +65,7 @@ def test_a_split_inside_a_block_dequantises_the_parameter_and_says_so(tmp_path):
     model = TinyLlama(hidden=64, inner=96, heads=4, kv_heads=2, head_dim=16)
     formats = {"ffn_down": "Q4_0", "ffn_up": "Q4_0", "attn_output": "Q8_0"}
     checkpoint = open_checkpoint(write_quantized(tmp_path / "tiny.gguf", model, formats))
-    found = choose("keep", checkpoint.formats, checkpoint.config, "cpu", [2], "int8")
+    found = choose("keep", checkpoint.formats, checkpoint.config, "cpu", [MeshSpec(Role.BOTH, 2)], "int8")
     assert {path.rpartition(".")[2] for path in found.kept} == {"up_proj", "o_proj"}
     assert found.reasons == (
         "of down_proj, 48 inputs on each of 2 devices are no multiple of 32, which blocks have",
