@@ -18,6 +18,11 @@ from .tensor_names import ExpertNames, router_of, sources_of
 from .tensor_source import Places, Source, stacked
 
 _WINDOW, _ALPHA, _LIMIT = 128, 1.702, 7.0
+# What transformers' configuration of the family takes where the file says nothing about rotation.
+_YARN = {
+    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "original_max_position_embeddings": 4096,
+}  # fmt: skip
 _ROUTER = ExpertNames("mlp.router", "", "", "")
 _NAMES = replace(from_hugging_face.NAMES, sinks="self_attn.sinks")
 _READ = ("num_local_experts", "num_experts", "attention_bias", "quantization_config")
@@ -27,6 +32,8 @@ def _of_hugging_face(settings: Settings) -> ModelConfig:
     packing = settings.section("quantization_config")
     if packing is not None and packing.get("quant_method") != "mxfp4":
         raise packing.refusal("quant_method", "mxfp4 is expected")
+    if settings.section("rope_parameters") is None and settings.section("rope_scaling") is None:
+        settings = settings.including("rope_scaling", _YARN)
     config = from_hugging_face.config_of(
         settings, "gpt_oss", kinds=_kinds, head_dim=64, theta=150_000.0, window=_WINDOW, reads=_READ
     )

@@ -37,6 +37,10 @@ class Settings:
             {name: value for name, value in self._values.items() if name != self._prefix + key}, self._prefix
         )
 
+    def including(self, key: str, value: Any) -> "Settings":
+        """Return these settings with one more, or with another value of one."""
+        return Settings({**self._values, key: value}, self._prefix)
+
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value unchecked; `default` where the key is absent, not where it is null."""
         return self._values.get(self._prefix + key, default)
