@@ -39,7 +39,7 @@ class Settings:
 
     def including(self, key: str, value: Any) -> "Settings":
         """Return these settings with one more, or with another value of one."""
-        return Settings({**self._values, key: value}, self._prefix)
+        return Settings({**self._values, self._prefix + key: value}, self._prefix)
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value unchecked; `default` where the key is absent, not where it is null."""

@@ -232,4 +232,4 @@ def test_gpt_oss_without_a_word_on_rotation_has_the_yarn_of_its_reference():
     said = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
     said |= {"original_max_position_embeddings": 4096, "rope_theta": 150_000.0}
     silent = config_of("gpt_oss", rope_parameters=None, rope_scaling=None, rope_theta=None)
-    assert silent.ropes == config_of("gpt_oss", rope_parameters=said).ropes
+    assert silent.layers == config_of("gpt_oss", rope_parameters=said).layers
