@@ -22,9 +22,11 @@ except ImportError:
     HERE = None
 needs_kernels = pytest.mark.skipif(HERE is None, reason="no CPU kernels here")
 PARAMETERS = {name: ":64" for name in CHECKS if name.startswith(("decode", "prefill"))} | {"blocks": ":2:1"}
-KERNELS = [name + PARAMETERS.get(name, "") for name in CHECKS]
+# Keys and values are read by the same code, so that int8 and fp8 stand for both of them mixed.
+KERNELS = [name + PARAMETERS.get(name, "") for name in CHECKS if "int8_fp8" not in name]
+# What converts 8 bits is for all levels the same, and stacks are multiplied by the code of single matrices.
+ELSEWHERE = [name for name in KERNELS if "_fp8" not in name and not name.startswith(("prefill_int8", "stack"))]
 # The rest is compiled from the same source as for avx512_bf16, which has more instructions.
-ELSEWHERE = [name for name in KERNELS if "_fp8" not in name]  # what converts fp8 is for all levels the same
 OF_LEVEL = {"avx512": [name for name in KERNELS if name.startswith(("product_bf", "score_bf", "blocks"))]}
 PROGRAM = """
 import sys, logging
