@@ -14,7 +14,7 @@ from ...kernels_pallas.block_tiles import BLOCK, Parts
 from ...kernels_pallas.layouts import Kind
 from ..errors import CheckpointError
 from .packed_matrix import MXFP4, SCALES, PackedMatrix, whole
-from .packing import Packing
+from .packing import KEY, Packing
 from .safetensors import SafetensorsFiles, Tensor
 from .streaming import Plain
 
@@ -23,6 +23,7 @@ _PLAIN: Mapping[str, Kind] = {"F8_E4M3": "FP8", "I8": "INT8"}
 _WITH_ZEROS: Mapping[Kind, Kind] = {"INT8": "UINT8", "INT4": "UINT4"}
 _OF_BITS: Mapping[int, Kind] = {8: "INT8", 4: "INT4"}
 _PACKED_BY_METHOD = {"gptq": "gptq", "awq": "awq"}
+_INDICES = ("I32", "I64")
 _BLOCKS = (32, 64, 128, 256, 512, 1024)  # how many outputs or inputs a scale may stand for
 # Of activations and of KV, not of weights.
 _OF_ACTIVATIONS = (
@@ -40,7 +41,7 @@ class PackedFiles(SafetensorsFiles):
         Raises:
             CheckpointError: tensors that do not make one, by name.
         """
-        self.stamps, self._method = files.stamps, packing.method
+        self.stamps, self._method, self._packing = files.stamps, packing.method, packing
         self.tensors = {name: one for name, one in files.tensors.items() if not name.endswith(_OF_ACTIVATIONS)}
         self._matrices = dict[str, PackedMatrix]()
         for name, tensor in files.tensors.items():
@@ -56,8 +57,22 @@ class PackedFiles(SafetensorsFiles):
         name, values = f"{module}.weight", matrix.tensors["values"]
         if name in self.tensors:
             raise self._refusal(name, values, "there is another tensor of this weight")
+        self._check_declared(name, matrix)
         self.tensors[name] = replace(values, kind=matrix.name, shape=matrix.shape, nbytes=matrix.nbytes)
         self._matrices[name] = matrix
+
+    def _check_declared(self, name: str, matrix: PackedMatrix) -> None:
+        """Refuse a matrix that is not packed as `quantization_config` says of all: parts were lost, or cut off."""
+        values, block = matrix.tensors["values"], self._packing.block
+        if block is not None and matrix.kind is not None:
+            expected, found = (
+                (min(block[0], matrix.shape[0]), min(block[1], matrix.shape[1])),
+                (matrix.rows, matrix.group),
+            )
+            if found != expected:
+                raise self._refusal(name, values, f"{_each(found)} share a scale, and {KEY} says {_each(expected)}")
+        if self._packing.has_zeros and matrix.kind in _WITH_ZEROS:
+            raise self._refusal(name, values, f"it has no zero points, and {KEY} says that all have")
 
     def _take(self, module: str, *endings: str) -> Tensor | None:
         """Take a tensor of a module out of those that are left."""
@@ -95,7 +110,7 @@ class PackedFiles(SafetensorsFiles):
         if values.kind == "U8" and scales is not None and len(values.shape) == 2:
             return self._mxfp4(name, values, scales)
         scales = self._scales(name, values, scales)
-        size = () if shape is None else tuple(whole(shape).tolist())
+        size = () if shape is None or shape.kind not in _INDICES else tuple(whole(shape).reshape(-1).tolist())
         if values.kind != "I32" or len(values.shape) != 2 or len(size) != 2 or size[0] != values.shape[0]:
             raise self._refusal(name, values, f"I32[n, k / values of 32 bits] and weight_shape, {list(size)}, misfit")
         n, k = size
@@ -106,11 +121,13 @@ class PackedFiles(SafetensorsFiles):
             raise self._refusal(
                 name, values, f"weight_shape {[n, k]} and scales {list(scales.shape)} do not fit 4 or 8 bits"
             )
-        if zeros is not None and zeros.shape != (-(-n * bits // 32), grid[1]):
+        if zeros is not None and (zeros.kind != "I32" or zeros.shape != (-(-n * bits // 32), grid[1])):
             raise self._refusal(name, values, f"its zero points are {zeros.kind}{list(zeros.shape)}")
         kind = _OF_BITS[bits] if zeros is None else _WITH_ZEROS[_OF_BITS[bits]]
         rows = 1 if grid[0] == n else n
-        return PackedMatrix(self._ordered(index, group, k, values, scales, zeros), (n, k), kind, "rows", group, rows)
+        return PackedMatrix(
+            self._ordered(name, index, group, k, values, scales, zeros), (n, k), kind, "rows", group, rows
+        )
 
     def _mxfp4(self, name: str, values: Tensor, scales: Tensor) -> PackedMatrix:
         n, k = values.shape[0], values.shape[1] * 2
@@ -136,27 +153,25 @@ class PackedFiles(SafetensorsFiles):
             raise self._refusal(
                 name, values, f"scales {list(scales.shape)} and qzeros {list(zeros.shape)} do not fit 4 or 8 bits"
             )
-        kind, parts = _WITH_ZEROS[_OF_BITS[bits]], self._ordered(index, group, k, values, scales, zeros)
+        kind, parts = _WITH_ZEROS[_OF_BITS[bits]], self._ordered(name, index, group, k, values, scales, zeros)
         return PackedMatrix(parts, (n, k), kind, packing.method, group, adds_one=packing.adds_one)
 
     def _ordered(
-        self, index: Tensor | None, group: int, k: int, values: Tensor, scales: Tensor, zeros: Tensor | None
+        self, name: str, index: Tensor | None, group: int, k: int, values: Tensor, scales: Tensor, zeros: Tensor | None
     ) -> dict[str, Tensor]:
         """Return the parts, with the index of groups only if inputs are not in the order of their groups."""
         parts = {"values": values, "scales": scales} | ({"zeros": zeros} if zeros is not None else {})
         if index is None:
             return parts
-        found = whole(index).reshape(-1)
+        found = whole(index).reshape(-1) if index.kind in _INDICES else np.empty(0, np.int32)
         groups = -(-k // group)
         if (
             len(found) != k
             or found.min(initial=0) < (-1 if (found == -1).all() else 0)
             or found.max(initial=0) >= groups
         ):
-            raise CheckpointError(
-                f"{index.path}: the groups of {k} inputs are expected to be numbers below {groups}, and are not: "
-                "fetch the model again."
-            )
+            why = f"its g_idx, {index.kind}{list(index.shape)}, is not {k} whole numbers below {groups}"
+            raise self._refusal(name, values, why)
         is_trivial = (found == -1).all() or np.array_equal(found, np.arange(k) // group)
         return parts if is_trivial else parts | {"index": index}
 
@@ -219,6 +234,10 @@ class PackedFiles(SafetensorsFiles):
     def plain(self, name: str) -> Plain | None:
         """Return where tensor `name` lies; None for one that is packed."""
         return None if name in self._matrices else super().plain(name)
+
+
+def _each(scaled: tuple[int, int]) -> str:
+    return f"{scaled[0]} x {scaled[1]} weights"
 
 
 def _per_scale(size: int, scales: int) -> int | None:

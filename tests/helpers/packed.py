@@ -194,7 +194,7 @@ FORMATS = {
     "awq": (_awq, {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}, "UINT4-128-float16"),
     "gptq": (_gptq, _GPTQ, "UINT4-128-float16"),
     "gptq v2": (lambda w: _gptq(w, is_first=False), _GPTQ | {"checkpoint_format": "gptq_v2"}, "UINT4-128-float16"),
-    "gptq of 8 bits": (lambda w: _gptq(w, 8, 64), _GPTQ | {"bits": 8}, "UINT8-64-float16"),
+    "gptq of 8 bits": (lambda w: _gptq(w, 8, 64), _GPTQ | {"bits": 8, "group_size": 64}, "UINT8-64-float16"),
     "gptq out of order": (_gptq_act_order, _GPTQ | {"desc_act": True}, ""),
     "mxfp4": (_mxfp4, _compressed("mxfp4-pack-quantized"), "MXFP4"),
 }  # fmt: skip

@@ -154,6 +154,22 @@ REFUSED = {
         "int4 of 128", lambda w: w.update({f"{UP}.weight": np.ones((512, 256), np.float32)}), {}, "weight.*another",
     ),
     "another shape": ("int4 of 32", _set(f"{UP}.weight_shape", 1, 288), {}, f"{UP}.weight_packed.*weight_shape"),
+    "scales that were cut off": (
+        "fp8 in blocks", lambda w: w.update({f"{UP}.weight_scale_inv": np.ones((1, 1), np.float32)}), {},
+        f"{UP}.weight.*512 x 256 weights share a scale, and quantization_config says 128 x 128",
+    ),
+    "groups of another size": ("awq", lambda w: None, {"group_size": 64}, "qweight.*1 x 128 weights.*says 1 x 64"),
+    "zero points that were lost": (
+        "int4 with zeros", _drop(f"{UP}.weight_zero_point"),
+        {"config_groups": {"group_0": {"weights": {"symmetric": False}}}}, f"{UP}.weight_packed.*no zero points",
+    ),
+    "groups that are no whole numbers": (
+        "gptq", lambda w: w.update({f"{UP}.g_idx": w[f"{UP}.g_idx"].astype(np.float32)}), {}, f"{UP}.qweight.*F32",
+    ),
+    "zero points that are no words": (
+        "int4 with zeros", lambda w: w.update({f"{UP}.weight_zero_point": w[f"{UP}.weight_zero_point"].view("f4")}), {},
+        f"{UP}.weight_packed.*F32",
+    ),
     "groups beyond the last": ("gptq", _set(f"{UP}.g_idx", 3, 9), {}, "numbers below 2"),
     "a second scale": (
         "mxfp4", lambda w: w.update({f"{UP}.weight_global_scale": np.ones(1, np.float32)}), {}, f"{UP}.*NVFP4",
