@@ -16,16 +16,15 @@ from twinmesh.engine.startup.gpu_memory import check_share, request_share
 from twinmesh.engine.topology import Topology
 from twinmesh.models.decoder import abstract_params
 from twinmesh.models.families.known import known_model
-from twinmesh.scripts.gpu.steps import LLAMA_3_1_8B, QWEN3_8B, weight_bytes
+from twinmesh.models.quantized import nbytes
+from twinmesh.scripts.gpu.steps import LLAMA_3_1_8B, QWEN3_8B
 
 CARDS = {"NVIDIA H100 80GB HBM3": 84_942_979_072, "NVIDIA H200": 150_121_545_728}
 BF16 = "bfloat16"
 
 
 def weights(model):
-    params = abstract_params(model, BF16)
-    embedding = params.specs["embedding.weight"].value
-    return weight_bytes(params)[0] + embedding.size * 2
+    return sum(nbytes(spec.value) for spec in abstract_params(model, BF16).specs.values())
 
 
 def kv_bytes(model, kind, environment, *, has_started=False, in_use=0, pool=1.0, **options):

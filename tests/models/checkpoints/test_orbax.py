@@ -212,7 +212,7 @@ def edit(copy, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.update(format=3), ["is of format 3, and this version reads up to 2"]),
+        (lambda d: d.update(format=4), ["is of format 4, and this version reads up to 3"]),
         (lambda d: d.pop("config"), ["does not describe a model"]),
         (lambda d: d["config"].update(surprise=1), ["does not describe a model"]),
         (lambda d: d["config"].update(num_heads=5), ["does not describe a model"]),
