@@ -60,27 +60,15 @@ class HarmonyPrompts:
         left = _left_open(chat) if is_left_open else None
         if is_left_open:
             chat[-1] = {**chat[-1], "content": ""}
-        written = _Writer(self._package, _variables(options), schemas).write(chat, is_open=is_left_open)
+        writer = _Writer(self._package, _variables(options), schemas)
         try:
-            return self._ids(written, left, opens=opens)
-        except ValueError:
+            written = writer.write(chat, is_open=is_left_open)
+            return _ids(self._package, self._encoding, written, left, opens=opens)
+        except ChatTemplateError:
             raise
-        except Exception as error:  # of the package, which has one class for all
-            raise ChatTemplateError(f"The harmony format of {self._name} failed: {error}.") from None
-
-    def _ids(self, messages: list[Any], left: str | None, *, opens: bool) -> list[int]:
-        package, encoding = self._package, self._encoding
-        conversation = package.Conversation.from_messages(messages)
-        _check_text(conversation.to_json())
-        config = {"config": package.RenderConversationConfig(auto_drop_analysis=False)}
-        ids: list[int]
-        if opens:
-            ids = encoding.render_conversation_for_completion(conversation, package.Role.ASSISTANT, **config)
-        else:
-            ids = encoding.render_conversation(conversation, **config)
-        if left is not None:
-            ids += encoding.encode(_FINAL, allowed_special="all") + encoding.encode(left, disallowed_special=())
-        return ids
+        except Exception as error:  # of the package, which has one class for all, and pydantic's of several lines
+            why = " ".join(str(error).split())
+            raise ChatTemplateError(f"The harmony format of {self._name} failed: {why}.") from None
 
 
 class _Writer:
@@ -152,22 +140,22 @@ class _Writer:
             if text or not (reasoning or message.get("tool_calls")):
                 self._say("assistant", text, "commentary" if message.get("tool_calls") else "final")
             for call in message.get("tool_calls", ()):
-                self._add_call(call)
+                self._add_call(index, call)
         else:
             raise ChatTemplateError(
                 f"The harmony format leaves out message {index} (role {role!r}): it has no place for it. Give it "
                 "another role, or remove it."
             )
 
-    def _add_call(self, call: dict[str, Any]) -> None:
+    def _add_call(self, index: int, call: dict[str, Any]) -> None:
         function = call.get("function", call)
-        self._called |= dict.fromkeys((call.get("id"), None), function["name"])
+        self._called |= dict.fromkeys((_id(index, "id", call), None), function["name"])
         arguments = json.dumps(function["arguments"], ensure_ascii=False)
         message = self._say("assistant", arguments, "commentary")
         message.with_recipient(f"functions.{function['name']}").with_content_type("<|constrain|>json")
 
     def _add_result(self, index: int, message: dict[str, Any], text: str) -> None:
-        called = self._called.get(message.get("tool_call_id")) or self._called.get(None)
+        called = self._called.get(_id(index, "tool_call_id", message)) or self._called.get(None)
         name = str(message.get("name") or "").removeprefix("functions.") or called
         if not name:
             raise ChatTemplateError(f"Message {index} is a tool's, and no message before it calls one: remove it.")
@@ -181,8 +169,29 @@ class _Writer:
         return message
 
 
+def _ids(package: ModuleType, encoding: Any, messages: list[Any], left: str | None, *, opens: bool) -> list[int]:
+    conversation = package.Conversation.from_messages(messages)
+    _check_text(conversation.to_json())
+    config = {"config": package.RenderConversationConfig(auto_drop_analysis=False)}
+    ids: list[int]
+    if opens:
+        ids = encoding.render_conversation_for_completion(conversation, package.Role.ASSISTANT, **config)
+    else:
+        ids = encoding.render_conversation(conversation, **config)
+    if left is not None:
+        ids += encoding.encode(_FINAL, allowed_special="all") + encoding.encode(left, disallowed_special=())
+    return ids
+
+
 def _is_answer(message: Mapping[str, Any]) -> bool:
     return message["role"] == "assistant" and not message.get("tool_calls") and bool(_text(message))
+
+
+def _id(index: int, key: str, fields: Mapping[str, Any]) -> str | None:
+    found = fields.get(key)
+    if not isinstance(found, str | None):
+        raise ChatTemplateError(f"Message {index} has {key}={found!r}: it must be a text, that of a tool call.")
+    return found
 
 
 def _text(message: Mapping[str, Any]) -> str:
@@ -202,7 +211,7 @@ def _check_text(text: str) -> None:
     try:
         json.dumps(json.loads(text), ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ValueError("The conversation has a lone surrogate: it is not Unicode.") from None
+        raise ChatTemplateError("The conversation has a lone surrogate: it is not Unicode.") from None
 
 
 def _variables(options: ChatOptions) -> dict[str, Any]:

@@ -41,7 +41,13 @@ class MXFP4Files(SafetensorsFiles):
                 continue
             scales = self.tensors.pop(name.removesuffix(_BLOCKS) + _SCALES, None)
             fits = scales is not None and scales.shape == blocks.shape[:-1] and scales.kind == "U8"
-            if scales is None or not fits or blocks.kind != "U8" or blocks.shape[-1:] != (_HALF,):
+            if (
+                scales is None
+                or not fits
+                or len(blocks.shape) < 2
+                or blocks.kind != "U8"
+                or blocks.shape[-1:] != (_HALF,)
+            ):
                 raise CheckpointError(
                     f"{blocks.path}: tensor {name!r}, {blocks.kind}{list(blocks.shape)}, and its scales are no weight "
                     f"in MXFP4: U8[..., k / {_BLOCK}, {_HALF}] and U8[..., k / {_BLOCK}] are expected; fetch the model "

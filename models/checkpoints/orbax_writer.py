@@ -53,11 +53,16 @@ def write(
 
     Raises:
         CheckpointError: the source cannot be read or has a weight that is not finite, `directory` is there and not
-            empty, or it cannot be written.
+            empty, or it cannot be written; or both `allow_nonfinite` and `rounding`.
         OSError: there is no place for the directory.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise CheckpointError(f"{directory} exists and is not an empty directory: give another name.")
+    if allow_nonfinite and rounding is not None:
+        raise CheckpointError(
+            f"{checkpoint.name} cannot be rounded to {rounding} with allow_nonfinite: NaN and infinity have no nearest "
+            "number, leave out one of the two."
+        )
     described, formats = _described(checkpoint, dtype, rounding), formats_written(checkpoint, dtype, rounding)
     parent = directory.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +76,12 @@ def write(
         stored_dtype = jnp.dtype(checkpoint.dtype if dtype is None else dtype).name
         method = (checkpoint.method if dtype is None else None) or rounding
         Description(FORMAT, checkpoint.name, stored_dtype, checkpoint.config, files, formats, method).write(out)
-        out.replace(directory)
+        try:
+            out.replace(directory)
+        except OSError as error:  # its own sentence would name the temporary directory
+            raise CheckpointError(
+                f"{directory} cannot be made, {error.strerror or error}: was it written to meanwhile? Give another."
+            ) from None
 
 
 def written_bytes(checkpoint: Checkpoint, dtype: DTypeLike | None, rounding: Rounding | None = None) -> int:

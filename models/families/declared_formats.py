@@ -97,9 +97,17 @@ def _names(section: Settings, key: str) -> tuple[str, ...]:
     found = section.get(key)
     if found is None:
         return ()
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise section.refusal(key, "a list of names is expected")
+    if not isinstance(found, list) or not all(isinstance(name, str) and _is_pattern(name) for name in found):
+        raise section.refusal(key, "a list of names is expected, behind 're:' of regular expressions")
     return tuple(found)
+
+
+def _is_pattern(name: str) -> bool:
+    try:
+        re.compile(name.removeprefix("re:") if name.startswith("re:") else "")
+    except re.error:
+        return False
+    return True
 
 
 def _fp8(section: Settings) -> str:
@@ -133,6 +141,8 @@ def _compressed(section: Settings, scales: str) -> str:
     if weights is None:
         raise section.refusal("config_groups", "one group with its weights is expected")
     kind, bits, strategy = weights.get("type", "int"), weights.integer("num_bits"), weights.get("strategy")
+    if (kind, bits, section.get("format")) == ("float", 4, "mxfp4-pack-quantized"):
+        return "MXFP4"
     if (kind, bits) == ("float", 8) and strategy in ("tensor", "channel"):
         return f"FP8-128-{scales}"
     if (kind, bits, strategy) == ("float", 8, "block"):

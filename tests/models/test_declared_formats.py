@@ -33,6 +33,10 @@ def formats(packing, base=LLAMA, **settings):
         ({"quant_method": "gptq", "bits": 4, "group_size": 64}, "UINT4-64-float16"),
         ({"quant_method": "gptq", "bits": 8, "group_size": -1, "sym": False}, "UINT8-128-float16"),
         ({"quant_method": "awq", "w_bit": 4, "q_group_size": 32}, "UINT4-32-float16"),
+        (
+            group(num_bits=4, type="float", strategy="group", group_size=32) | {"format": "mxfp4-pack-quantized"},
+            "MXFP4",
+        ),
         (group(num_bits=8, type="float", strategy="channel"), "FP8-128-bfloat16"),
         (group(num_bits=8, type="int", strategy="channel"), "INT8-128-bfloat16"),
         (group(num_bits=8, type="int", strategy="channel", symmetric=False), "UINT8-128-bfloat16"),
@@ -80,6 +84,10 @@ def test_mxfp4_is_of_experts_alone_and_routers_stay_floats():
         ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 48}}, "group_size = 48"),
         ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}, "weight_block_size"),
         ({"quantization_config": {"quant_method": "fp8", "ignored_layers": "all"}}, "a list of names is expected"),
+        (
+            {"quantization_config": {"quant_method": "fp8", "ignored_layers": ["re:["]}},
+            r"ignored_layers = \['re:\['\].*regular",
+        ),
         ({"quantization_config": group(num_bits=4, type="float", strategy="tensor_group")}, "num_bits = 4"),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "config_groups = None"),
         ({"vision_config": {"depth": 2}}, "^vision_config: the model has vision input, .* its text model alone"),

@@ -26,3 +26,10 @@ def test_what_is_wrong_is_one_sentence(tiny_path, tmp_path, capsys):
     )
     assert main(["convert", "gpt5", str(tmp_path / "out")]) == 2
     assert "no model named 'gpt5'" in capsys.readouterr().err
+
+
+def test_what_is_not_finite_is_not_rounded(tiny_path, tmp_path, capsys):
+    arguments = ["convert", str(tiny_path), str(tmp_path / "out"), "--quantize", "mxfp4", "--allow-nonfinite"]
+    assert main(arguments) == 2
+    assert "cannot be rounded to mxfp4 with allow_nonfinite: NaN and" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -121,6 +121,24 @@ def test_a_missing_package_is_named(monkeypatch):
         format_of(byte_tokenizer()).encode(CHAT)
 
 
+CALL = {"id": ["a"], "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("chat", "tools", "says"),
+    [
+        ([*CHAT, {"role": "assistant", "tool_calls": [CALL]}], None, r"Message \d has id=\['a'\]: it must be a text"),
+        ([*CHAT, {"role": "tool", "content": "1", "tool_call_id": ["a"]}], None, r"has tool_call_id=\['a'\]: it must"),
+        (CHAT, [{"function": {"name": "f", "parameters": {1: 2}}}], "The harmony format of gpt-oss failed: "),
+    ],
+)
+def test_what_cannot_be_written_is_refused_in_a_sentence(chat, tools, says):
+    pytest.importorskip("openai_harmony")
+    with pytest.raises(ChatTemplateError, match=says) as refusal:
+        format_of(byte_tokenizer()).encode(chat, tools)
+    assert "\n" not in str(refusal.value)
+
+
 # ---- with openai-harmony and its vocabulary
 
 

@@ -90,8 +90,11 @@ def test_a_scale_of_255_is_refused_by_tensor_and_row(tmp_path):
         lambda weights: weights.pop(BLOCKS.replace("blocks", "scales")),
         lambda weights: weights.update({BLOCKS: weights[BLOCKS].astype(np.int32)}),
         lambda weights: weights.update({BLOCKS: weights[BLOCKS][..., :8].copy()}),
+        lambda weights: weights.update(
+            {BLOCKS: np.zeros(16, np.uint8), BLOCKS.replace("blocks", "scales"): np.zeros((), np.uint8)}
+        ),
     ],
-    ids=["no scales", "no bytes", "half a block"],
+    ids=["no scales", "no bytes", "half a block", "one block without an axis"],
 )
 def test_what_is_no_packed_weight_is_refused_by_name(tmp_path, change):
     path = write_packed_directory(tmp_path / "gpt-oss", change=change)

@@ -127,6 +127,16 @@ def test_what_is_there_is_not_overwritten(source, tmp_path, what):
     refused(lambda: write(source, target), str(target), "exists and is not an empty directory")
 
 
+def test_what_another_run_writes_meanwhile_is_not_overwritten(source, tmp_path):
+    other = tmp_path / "out" / "of-another-run"
+
+    def meanwhile(nbytes):
+        other.mkdir(parents=True, exist_ok=True)
+
+    refused(lambda: write(source, tmp_path / "out", progress=meanwhile), "/out cannot be made, ", "Give another.")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "out", other]
+
+
 def test_an_empty_directory_is_filled(source, tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     write(source, tmp_path / "a" / "b")

@@ -158,10 +158,10 @@ REFUSED = {
         "fp8 in blocks", lambda w: w.update({f"{UP}.weight_scale_inv": np.ones((1, 1), np.float32)}), {},
         f"{UP}.weight.*512 x 256 weights share a scale, and quantization_config says 128 x 128",
     ),
-    "groups of another size": ("awq", lambda w: None, {"group_size": 64}, "qweight.*1 x 128 weights.*says 1 x 64"),
+    "groups of another size": ("awq", lambda w: None, {"group_size": 64}, "proj.weight.*1 x 128 weights.*says 1 x 64"),
     "zero points that were lost": (
         "int4 with zeros", _drop(f"{UP}.weight_zero_point"),
-        {"config_groups": {"group_0": {"weights": {"symmetric": False}}}}, f"{UP}.weight_packed.*no zero points",
+        {"config_groups": {"group_0": {"weights": {"symmetric": False}}}}, f"{UP}.weight.*no zero points",
     ),
     "groups that are no whole numbers": (
         "gptq", lambda w: w.update({f"{UP}.g_idx": w[f"{UP}.g_idx"].astype(np.float32)}), {}, f"{UP}.qweight.*F32",
