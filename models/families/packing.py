@@ -1,8 +1,8 @@
 """Reads `quantization_config` of a Hugging Face config.json: which method packed the weights, and what is refused.
 
-How tensors lie follows from the tensors themselves (`checkpoints/packed_matrix.py`), so lists of modules that were left alone
-(`ignore`, `modules_to_not_convert`, `dynamic`) decide nothing here, as mixtures of formats need no list. What is read
-here is what tensors do not tell: the method, and settings under which the same tensors would mean other numbers.
+How tensors lie follows from the tensors themselves (`checkpoints/packed_matrix.py`), so lists of modules that were left
+alone (`ignore`, `modules_to_not_convert`, `dynamic`) decide nothing here, as mixtures of formats need no list. What is
+read here is what tensors do not tell: the method, and settings under which the same tensors would mean other numbers.
 Activations stay as they are, also where a method would quantise them. Plans read the same, and in which formats weights
 are besides (`declared_formats.py`). No JAX.
 """
