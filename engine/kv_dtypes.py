@@ -38,7 +38,7 @@ class KVDtype:
 
 @dataclass(frozen=True)
 class KVDtypes:
-    """Those of meshes that only prefill, and of all others, which decode."""
+    """What meshes that only prefill store, and what all others do, which decode."""
 
     prefill: KVDtype
     decode: KVDtype

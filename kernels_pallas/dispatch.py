@@ -109,10 +109,12 @@ def stack_product(
     return chosen
 
 
-def is_hopper() -> bool:
-    """Whether JAX's first device is a Hopper GPU."""
-    device = jax.devices()[0]
-    return device.platform == "gpu" and _HOPPER.search(device.device_kind) is not None
+def is_hopper(kind: str | None = None) -> bool:
+    """Whether a kind of GPU, as JAX names it or short as in "h100", is Hopper; None: that of JAX's first device."""
+    if kind is None:
+        device = jax.devices()[0]
+        kind = device.device_kind if device.platform == "gpu" else ""
+    return _HOPPER.search(kind.upper()) is not None
 
 
 def _is_on_one_device() -> bool:

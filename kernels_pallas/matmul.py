@@ -104,14 +104,14 @@ class Products:
 PLAIN = Products()
 
 
-def kernel_for(platform: str, format_name: str) -> str | None:
+def kernel_for(platform: str, format_name: str, kind: str | None = None) -> str | None:
     """Name the level of the kernel that multiplies by weights of a format on this machine's devices of a platform.
 
     Compiles nothing. None: there is none, and XLA makes floats of a part of the weights at a time, which it also does
-    should the kernel turn out to be unusable.
+    should the kernel turn out to be unusable. `kind`: of a GPU that need not be there.
     """
     if platform == "gpu":
-        return "Hopper" if format_name in HOPPER_FORMATS and is_hopper() else None
+        return "Hopper" if format_name in HOPPER_FORMATS and is_hopper(kind) else None
     tools = loader.toolchain() if platform == "cpu" and blocks.takes(format_name) else None
     return None if tools is None else tools.level.name
 

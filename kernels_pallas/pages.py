@@ -7,7 +7,7 @@ keys differ by orders of magnitude in some models, and without it the small ones
 steps. Neither costs an inner loop anything: attention multiplies queries by the channels of keys and its results by
 those of values, scores by the tokens' scales of keys and weights by those of values.
 
-Not here: which numbers `channels` holds (`engine/worker/calibration.py`); where pages lie.
+Not here: which numbers `channels` holds (`engine/worker/channel_scales.py`); where pages lie.
 """
 
 from typing import NamedTuple

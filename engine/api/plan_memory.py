@@ -58,8 +58,7 @@ def plan_memory(
         named.config, options, where.memory, dtype, name=named.name, kept=kept, stored=named.formats,
         has_kernels=_has_kernels(where),
     )  # fmt: skip
-    is_readable = not _unreadable(named.formats)
-    analysed = _analysed(options, named, where, planned, kept, say) if compiles and is_readable else None
+    analysed = _analysed(options, named, where, planned, kept, say) if compiles else None
     size = where.memory.bytes
     return MemoryPlan(named.name, named.config, where.memory.kind, size, planned, analysed, notes)
 
@@ -117,21 +116,13 @@ def _kept(
     from ..startup.quantization import choose
 
     stored, meshes = named.formats, options.parsed_topology.meshes
-    if unreadable := _unreadable(stored):
-        return stored, (f"Files of {' and '.join(unreadable)} are not read by this version: planned as they lie.",)
-    chosen = choose(options.quantization, stored, named.config, where.memory.platform, meshes, options.activations)
+    memory, absent = where.memory, None if where.present else where.memory.kind
+    chosen = choose(options.quantization, stored, named.config, memory.platform, meshes, options.activations, absent)
     lost = Counter(form for path, form in stored.items() if path not in chosen.kept)
     if not lost:
         return chosen.kept, ()
     counts = ", ".join(f"{count} in {form}" for form, count in lost.items())
     return chosen.kept, (f"Parameters that become {dtype}: {counts}; {'; '.join(chosen.reasons)}.",)
-
-
-def _unreadable(formats: Mapping[str, str]) -> list[str]:
-    """Name the formats that config.json may say and that no engine of this version reads."""
-    from ...kernels_pallas.block_tiles import LAYOUTS
-
-    return [form for form in dict.fromkeys(formats.values()) if form not in LAYOUTS]
 
 
 def _analysed(

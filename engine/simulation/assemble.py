@@ -91,7 +91,7 @@ def assemble(
     has_kernels = profile is not None and profile.decode_buckets[0] == 1
     stored = formats or {}
     if profile is None:
-        kept = kept_on_gpus(asked.quantization, stored)
+        kept = kept_on_gpus(asked.quantization, stored, source.device)
     else:
         kept = {path: kind for path, kind in stored.items() if kind in profile.formats}
     planned = plan_memory(

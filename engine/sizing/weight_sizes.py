@@ -4,6 +4,7 @@ Invariant: these are the bytes of the arrays that the device plane makes (`model
 block_tiles.py`) and divides (`sharding/mesh.py`); tests compare. Which parameters stay quantised is not decided here.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -23,8 +24,8 @@ FORMAT_BITS = _GGUF_BITS | {
     for group in _GROUPS
     for dtype, size in ITEM_BYTES.items()
 }
-# Of them those that there are kernels for on GPUs: a GPU keeps the others only where it is asked to.
-GPU_FORMATS = ("MXFP4", "Q8_0", "Q4_0", "Q4_1")
+# Of them those that there is a kernel for on Hopper GPUs, and what these are called.
+_HOPPER_FORMATS, _HOPPER = ("MXFP4", "Q8_0", "Q4_0", "Q4_1"), re.compile(r"\bG?H(20|100|200|800)\b")
 _TILE, _BLOCK = 16, 32  # outputs, and inputs, of a quantised matrix that lie together
 
 
@@ -120,14 +121,15 @@ def _matrices(model: ModelConfig) -> Iterator[_Matrix]:
         yield _Matrix("head", "head.weight", model.vocab_size, hidden, is_table=True)
 
 
-def kept_on_gpus(asked: str | None, stored: Mapping[str, str]) -> Mapping[str, str]:
-    """Return those of the parameters that files hold quantised which stay so on GPUs, path -> format.
+def kept_on_gpus(asked: str | None, stored: Mapping[str, str], kind: str) -> Mapping[str, str]:
+    """Return those of the parameters that files hold quantised which stay so on a kind of GPU, path -> format.
 
     `asked` is the engine's `quantization`: auto, keep, none, or a method or None, which mean auto.
     """
     if asked == "keep":
         return stored
-    return {path: form for path, form in stored.items() if asked != "none" and form in GPU_FORMATS}
+    has_kernels = asked != "none" and _HOPPER.search(kind.upper()) is not None
+    return {path: form for path, form in stored.items() if has_kernels and form in _HOPPER_FORMATS}
 
 
 def kept_on(model: ModelConfig, tp: int, formats: Mapping[str, str]) -> Mapping[str, str]:

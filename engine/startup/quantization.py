@@ -76,6 +76,7 @@ def choose(
     platform: str,
     meshes: Sequence[MeshSpec],
     activations: Activations,
+    kind: str | None = None,
 ) -> Quantized:
     """Choose the parameters that stay quantised.
 
@@ -86,11 +87,12 @@ def choose(
         platform: of the engine's devices, as JAX names it.
         meshes: of the engine.
         activations: what kernels are to multiply by.
+        kind: of a GPU that is planned for and need not be there; None: the devices are here.
     """
     if asked == "none":
         reasons = ("quantization='none'",) if stored else ()
         return Quantized(stored, {}, platform, activations, reasons, *_sizes(stored, model))
-    lacking = {name for name in set(stored.values()) if kernel_for(platform, name) is None}
+    lacking = {name for name in set(stored.values()) if kernel_for(platform, name, kind) is None}
     fast = stored if asked == "keep" else {path: name for path, name in stored.items() if name not in lacking}
     why_slow = (f"no kernel multiplies by {_listed(sorted(lacking))} here",) if len(fast) < len(stored) else ()
     cut = {path: reason for mesh in map(abstract_mesh, meshes) for path, reason in _cut(fast, model, mesh).items()}

@@ -17,6 +17,7 @@ from ..errors import CheckpointError
 from ..families import HUGGING_FACE, format_named
 from ..families.family import Format
 from ..families.from_hugging_face import NAMES
+from ..families.packing import KEY, Packing, of_family, packing_of
 from ..families.raw_config import Settings
 from ..families.tensor_source import Places, each, renamed
 from ..json_file import read_json
@@ -25,7 +26,6 @@ from .base import TextFiles
 from .host_memory import FileMaps
 from .mxfp4 import MXFP4Files
 from .packed_files import PackedFiles
-from .packing import KEY, Packing, of_family, packing_of
 from .quantized_streaming import stream_quantized
 from .safetensors import INDEX, SafetensorsFiles, Tensor, open_sharded
 from .streaming import Report, StreamedTensors, Wanted, divide, ignore

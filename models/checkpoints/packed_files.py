@@ -13,8 +13,8 @@ import numpy as np
 from ...kernels_pallas.block_tiles import BLOCK, Parts
 from ...kernels_pallas.layouts import Kind
 from ..errors import CheckpointError
+from ..families.packing import KEY, Packing
 from .packed_matrix import MXFP4, SCALES, PackedMatrix, whole
-from .packing import KEY, Packing
 from .safetensors import SafetensorsFiles, Tensor
 from .streaming import Plain
 

@@ -19,7 +19,7 @@ first in the lowest bits unless it says otherwise, and G is the number of groups
         0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits up
             AutoAWQ 0.2.9, modules/linear/gemm.py
 
-Not here: config.json (`packing.py`), and which matrices stay as they are.
+Not here: config.json (`families/packing.py`), and which matrices stay as they are.
 """
 
 import math

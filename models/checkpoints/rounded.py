@@ -1,6 +1,6 @@
 """Says which parameters of a model `twinmesh convert --quantize` rounds, and to which format each."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -11,7 +11,6 @@ from ..config import ModelConfig
 from ..decoder import abstract_params
 
 type Rounding = Literal["int8", "fp8", "mxfp4"]
-ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding.__value__)
 
 
 def rounded_formats(config: ModelConfig, rounding: Rounding) -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""How a checkpoint's weights are packed, as far as config.json alone tells: its `quantization_config`.
+"""In which formats a checkpoint's weights are, as far as config.json alone tells: its `quantization_config`.
 
 For plans that have no weight file: which of the decoder's parameters are packed, and in what. Only projections are, of
 attention and of the MLP or experts; embedding, head, router, norms and biases stay floats. Formats have the names that
 an engine keeps them under: GGUF's, or KIND-GROUP-DTYPE of values, inputs that share a scale, and scales. Files say the
-type of the scales and config.json does not: it is taken for what the method's own tools write. Whether an engine reads
-such files is not decided here, and no tensor is looked at.
+type of the scales and config.json does not: it is taken for what the method's own tools write. What no engine reads is
+refused as it is there (`packing.py`); no tensor is looked at.
 """
 
 import re
@@ -13,10 +13,10 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from ..config import ModelConfig
+from .packing import KEY, packing_of
 from .raw_config import Settings
 from .tensor_source import Places, each
 
-_KEY = "quantization_config"
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
 
@@ -33,12 +33,12 @@ def declared_packing(settings: Settings) -> Declared | None:
     """Read how the weights are packed; None: they are floats.
 
     Raises:
-        CheckpointError: a method, or a setting of one, that is not known.
+        CheckpointError: a method or a setting that is not implemented, by name.
     """
-    section = settings.section(_KEY)
-    if section is None:
+    packing, section = packing_of(settings), settings.section(KEY)
+    if packing is None or section is None:
         return None
-    method = section.get("quant_method")
+    method = packing.method
     floats = tuple(
         name for key in ("modules_to_not_convert", "ignored_layers", "ignore") for name in _names(section, key)
     )
@@ -52,9 +52,8 @@ def declared_packing(settings: Settings) -> Declared | None:
         return Declared(method, _words(section, "bits", "w_bit", "group_size", "q_group_size"), floats)
     if method == "gptq":
         return Declared(method, _words(section, "bits", "bits", "group_size", "group_size"), floats)
-    if method == "compressed-tensors":
-        return Declared(method, _compressed(section, _scales(settings)), floats)
-    raise section.refusal("quant_method", "mxfp4, fp8, awq, gptq or compressed-tensors are expected")
+    assert method == "compressed-tensors"
+    return Declared(method, _compressed(section, _scales(settings)), floats)
 
 
 def declared_formats(packing: Declared | None, model: ModelConfig, sources: Mapping[str, Places]) -> dict[str, str]:
@@ -75,11 +74,6 @@ def declared_formats(packing: Declared | None, model: ModelConfig, sources: Mapp
         for path, places in sources.items()
         if path.rpartition(".")[2] in names and not _is_float(each(places)[0].tensor, packing.floats)
     }
-
-
-def without_packing(settings: Settings) -> Settings:
-    """Return the settings of the same model with weights of floats, which every family reads."""
-    return settings.without(_KEY)
 
 
 def _is_float(tensor: str, patterns: tuple[str, ...]) -> bool:
@@ -125,11 +119,8 @@ def _scales(settings: Settings) -> str:
 
 def _words(section: Settings, bits: str, old_bits: str, group: str, old_group: str) -> str:
     """Name the format of AWQ or GPTQ: words of 32 bits, and zero points in any case."""
-    key, group_key = (bits if bits in section else old_bits), (group if group in section else old_group)
-    count = section.integer(key)
-    if count not in (4, 8):
-        raise section.refusal(key, "4 or 8 is expected")
-    return _grouped(section, group_key, f"UINT{count}", "float16")
+    count = section.integer(bits if bits in section else old_bits)
+    return _grouped(section, group if group in section else old_group, f"UINT{count}", "float16")
 
 
 def _compressed(section: Settings, scales: str) -> str:

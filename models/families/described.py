@@ -6,7 +6,8 @@ from typing import NamedTuple
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from . import HUGGING_FACE, format_named
-from .declared_formats import declared_formats, declared_packing, without_packing
+from .declared_formats import declared_formats, declared_packing
+from .packing import KEY
 from .raw_config import Settings
 
 _TOWERS = {"vision_config": "vision", "audio_config": "audio"}
@@ -28,8 +29,8 @@ def described(settings: Settings) -> Described:
     """
     refuse_towers(settings)
     chosen = format_named(HUGGING_FACE, settings.get("model_type"), "model_type")
-    packing, plain = declared_packing(settings), without_packing(settings)
-    config = chosen.config(plain)
+    packing = declared_packing(settings)
+    config = chosen.config(settings.without(KEY))  # of floats, which every family reads
     return Described(config, declared_formats(packing, config, chosen.sources(config)))
 
 

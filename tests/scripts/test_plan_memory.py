@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from helpers.tiny_files import tiny_config
-from twinmesh.engine.sizing.weight_sizes import GPU_FORMATS
-from twinmesh.kernels_pallas.dispatch import HOPPER_FORMATS
+from twinmesh.engine.simulation.costs.devices import DEVICES
+from twinmesh.engine.sizing.weight_sizes import FORMAT_BITS, kept_on_gpus
+from twinmesh.kernels_pallas.matmul import kernel_for
 from twinmesh.scripts.cli import main
 
 GPT_OSS = str(Path(__file__).parents[1] / "fixtures" / "gpt-oss-120b.json")
@@ -39,8 +40,17 @@ def test_a_config_alone_becomes_a_table_and_json(tmp_path, capsys):
         assert mesh["staging"] > 0
 
 
-def test_simulations_know_which_formats_gpus_have_kernels_for():
-    assert HOPPER_FORMATS == GPU_FORMATS
+def test_an_absent_gpu_keeps_the_formats_that_it_would_keep(capsys):
+    assert planned("--model", GPT_OSS, *H100) == 0
+    assert "experts MXFP4 56.73" in " ".join(capsys.readouterr().out.split())
+    assert planned("--model", GPT_OSS, "--device", "b200", "--no-compile") == 2  # no kernel: 217 GiB of floats
+    assert "with quantization='keep'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [*DEVICES, "NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB", "NVIDIA A100-SXM4-80GB"])
+def test_simulations_know_which_formats_a_gpu_has_kernels_for(kind):
+    stored = {name: name for name in FORMAT_BITS}
+    assert set(kept_on_gpus("auto", stored, kind)) == {name for name in stored if kernel_for("gpu", name, kind)}
 
 
 def config(tmp_path, **changes):

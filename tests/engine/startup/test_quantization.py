@@ -23,7 +23,7 @@ def checkpoint(tmp_path_factory):
 
 
 def chosen(checkpoint, asked, kernels, monkeypatch, topology="both=1"):
-    monkeypatch.setattr(quantization, "kernel_for", lambda platform, name: kernels.get(name))
+    monkeypatch.setattr(quantization, "kernel_for", lambda platform, name, kind=None: kernels.get(name))
     meshes = Topology.parse(topology).meshes
     return choose(asked, checkpoint.formats, checkpoint.config, "cpu", meshes, "int8")
 

@@ -21,7 +21,10 @@ try:
 except ImportError:
     HERE = None
 needs_kernels = pytest.mark.skipif(HERE is None, reason="no CPU kernels here")
-PARAMETERS = {name: ":64" for name in CHECKS if name.startswith(("decode", "prefill"))} | {"blocks": ":2:1", "stack_blocks": ":2:1"}
+PARAMETERS = {name: ":64" for name in CHECKS if name.startswith(("decode", "prefill"))} | {
+    "blocks": ":2:1",
+    "stack_blocks": ":2:1",
+}
 # Keys and values are read by the same code, so that int8 and fp8 stand for both of them mixed.
 KERNELS = [name + PARAMETERS.get(name, "") for name in CHECKS if "int8_fp8" not in name]
 # What converts 8 bits is for all levels the same, and stacks are multiplied by the code of single matrices.

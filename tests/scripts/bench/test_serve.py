@@ -120,7 +120,9 @@ def _profile(path, costs, buckets):
     from twinmesh.engine.topology import Topology
     from twinmesh.models.checkpoints.known_models import named_model
 
-    like = SimpleNamespace(dtype="float32", formats=(), topology=Topology.parse("both=1"), page_size=16, kv=None, **buckets)
+    like = SimpleNamespace(
+        dtype="float32", formats=(), topology=Topology.parse("both=1"), page_size=16, kv=None, **buckets
+    )
     kind = find_devices()[0].device_kind
     return profile_of(
         like, costs, model=named_model(path).name, device=kind, source="measured", date="2026-11-30", spread=0.1

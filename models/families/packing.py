@@ -1,17 +1,18 @@
 """Reads `quantization_config` of a Hugging Face config.json: which method packed the weights, and what is refused.
 
-How tensors lie follows from the tensors themselves (`packed_matrix.py`), so lists of modules that were left alone
-(`ignore`, `modules_to_not_convert`, `dynamic`) decide nothing here, as mixtures of formats need no list. What is read
-here is what tensors do not tell: the method, and settings under which the same tensors would mean other numbers; and
+How tensors lie follows from the tensors themselves (`checkpoints/packed_matrix.py`), so lists of modules that were left
+alone (`ignore`, `modules_to_not_convert`, `dynamic`) decide nothing here, as mixtures of formats need no list. What is
+read here is what tensors do not tell: the method, and settings under which the same tensors would mean other numbers; and
 what they do tell but may contradict, where one statement holds for all of them, so that scales or zero points that were
 lost or cut off are found.
-Activations stay as they are, also where a method would quantise them. No JAX.
+Activations stay as they are, also where a method would quantise them. Plans read the same, and in which formats weights
+are besides (`declared_formats.py`). No JAX.
 """
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from ..families.raw_config import Settings
+from .raw_config import Settings
 
 KEY = "quantization_config"
 
@@ -131,4 +132,3 @@ _METHODS: Mapping[str, Callable[[Settings], Packing]] = {
     "gptq": _gptq,
     "mxfp4": lambda section: Packing("mxfp4"),
 }
-METHODS = tuple(_METHODS)
