@@ -51,7 +51,7 @@ def test_hopper_gets_the_kernels_and_nothing_else_does(attention):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dtype": jnp.float32}, "k_pages has dtype float32.*bfloat16 and float16"),
+        ({"dtype": jnp.float32}, "q has dtype float32.*bfloat16 and float16"),
         ({"head_dim": 96}, "k_pages has head_dim 96.*64, 128 and 256"),
         ({"page_size": 8}, "k_pages has page_size 8.*16, 32, 64 and 128"),
         ({"heads": (130, 2)}, "q has 65 heads for each of k_pages' 2.*64"),
