@@ -47,7 +47,7 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
     if attended is not None:
         return attended
     plain = functools.partial(xla.paged_prefill_attention, options=options)
-    return _choose(kernel, plain, (q, kv, q_start), q, kv.k_pages, kv.v_pages)
+    return _choose(kernel, plain, (q, kv, q_start), q, kv.k_pages, kv.v_pages, is_prefill=True)
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
@@ -130,6 +130,8 @@ def _choose[Result](
     q: Array,  # among them
     k_pages: Pages,
     v_pages: Pages,
+    *,
+    is_prefill: bool = False,
 ) -> Result:
     kind, cores, is_certain = gpu_to_trace_for()
     if kind is None:
@@ -139,7 +141,7 @@ def _choose[Result](
         return plain(*arrays)
     from .mosaic import why_unsupported
 
-    reason = why_unsupported(q, k_pages, v_pages)
+    reason = why_unsupported(q, k_pages, v_pages, is_prefill=is_prefill)
     if reason is not None:
         warn_once(f"{reason} Paged attention runs in plain XLA.")
         return plain(*arrays)

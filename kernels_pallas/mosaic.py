@@ -38,6 +38,7 @@ LOWEST = -1e30  # finite, so that a row without visible tokens so far never comp
 HEAD_DIMS = (64, 128, 256)
 PAGE_SIZES = (16, 32, 64, 128)
 DTYPES = (jnp.bfloat16, jnp.float16)
+WIDEST_8_BITS = 128  # head_dim of 8-bit pages in prefill: with 256 its warpgroups need more registers than there are
 FEWEST_SCALES = 32  # of a page's tokens: copies begin at multiples of 128 bytes in shared memory
 
 _SWIZZLE = 128  # bytes of a swizzled row
@@ -72,7 +73,9 @@ class Softmax:
         return risen, jnp.exp2(peak - risen), weights
 
 
-def why_unsupported(q: jax.Array, k_pages: StoredPages, v_pages: StoredPages) -> str | None:
+def why_unsupported(
+    q: jax.Array, k_pages: StoredPages, v_pages: StoredPages, *, is_prefill: bool = False
+) -> str | None:
     """Say in one sentence why these kernels do not support q [.., Hq, D] and pages [N, P, Hk, D]; None if they do."""
     page_size, kv_heads, head_dim = k_pages.shape[1:]
     group = q.shape[1] // kv_heads
@@ -86,6 +89,8 @@ def why_unsupported(q: jax.Array, k_pages: StoredPages, v_pages: StoredPages) ->
         )
     if head_dim not in HEAD_DIMS:
         return f"k_pages has head_dim {head_dim}: the Hopper kernels take {_either(HEAD_DIMS)}."
+    if kinds == {True} and is_prefill and head_dim > WIDEST_8_BITS:
+        return f"k_pages of 8 bits have head_dim {head_dim}: the Hopper prefill kernel takes up to {WIDEST_8_BITS}."
     if kinds == {True} and page_size < FEWEST_SCALES:
         return f"k_pages has page_size {page_size}: the Hopper kernels take 8-bit pages of {FEWEST_SCALES} or more."
     if page_size not in PAGE_SIZES:
@@ -98,9 +103,9 @@ def why_unsupported(q: jax.Array, k_pages: StoredPages, v_pages: StoredPages) ->
     return None
 
 
-def refuse(q: jax.Array, k_pages: StoredPages, v_pages: StoredPages) -> None:
+def refuse(q: jax.Array, k_pages: StoredPages, v_pages: StoredPages, *, is_prefill: bool = False) -> None:
     """Raise the sentence of `why_unsupported` as a ValueError, if there is one."""
-    reason = why_unsupported(q, k_pages, v_pages)
+    reason = why_unsupported(q, k_pages, v_pages, is_prefill=is_prefill)
     if reason is not None:
         raise ValueError(reason)
 

@@ -49,7 +49,7 @@ def paged_prefill_attention(
     Raises:
         ValueError: a dtype, head_dim, page size or number of heads that the kernel does not support; names it.
     """
-    refuse(q, kv.k_pages, kv.v_pages)
+    refuse(q, kv.k_pages, kv.v_pages, is_prefill=True)
     tokens, query_heads, head_dim = q.shape
     page_size, kv_heads = kv.k_pages.shape[1:3]
     plan = Plan(

@@ -11,7 +11,8 @@ Weights that are 16-bit floats, [X, k, n], go from shared memory straight into t
 
 Pieces are those of the rows that there are: matrices without rows are not read, and cost nothing. The last tile of
 outputs may hold fewer than all consumers take: those that are left over multiply the last ones again, and write
-nothing. A piece writes its own rows only, although it multiplies N.
+nothing. Where a matrix has no multiple of 64 outputs, its last 64 are the last sum: some of them are in the sum before
+it too, and `stacks.py` takes them from there. A piece writes its own rows only, although it multiplies N.
 
 Invariant: a row's sum is added up in the order of the inputs, whatever the rows beside it.
 """
@@ -52,7 +53,7 @@ class Plan:
     width: int  # times 64 outputs of a stack for each consumer
     rows: int  # N, a multiple of 8
     inputs: int  # k, a multiple of `units` units
-    outputs: int  # n, a multiple of 64
+    outputs: int  # n, 64 or more, a multiple of 16
     units: int  # of a stage
     parts: int  # of the inputs, each a piece of work of its own
     stages: int  # of the ring
@@ -79,7 +80,12 @@ class Plan:
     @property
     def tiles(self) -> int:
         """Return how many pieces of work there are for the same rows and inputs."""
-        return ceil_div(self.outputs, ROWS * self.width * CONSUMERS)
+        return ceil_div(self.columns, self.width * CONSUMERS)
+
+    @property
+    def columns(self) -> int:
+        """Return how many times 64 outputs are summed."""
+        return ceil_div(self.outputs, ROWS)
 
     @property
     def sums(self) -> int:
@@ -91,9 +97,13 @@ class Plan:
         """Return how many rows of a result are copied to global memory at a time."""
         return min(self.rows, _STAGED)
 
-    def first(self, tile: Array, consumer: Array | int, column: int) -> Array:
+    def number(self, tile: Array, consumer: Array | int, column: int) -> Array:
         """Number the 64 outputs, of all of a matrix, that a consumer sums as its `column`-th of `width`."""
         return (tile * CONSUMERS + consumer) * self.width + column
+
+    def lies(self, number: Array) -> Array:
+        """Return the tile of 16 outputs with which they begin; what is past the end is the last 64 again."""
+        return jnp.minimum(number * _TILES, self.outputs // OUTPUTS - _TILES)
 
 
 class Weights(NamedTuple):
@@ -182,7 +192,7 @@ class _Block:
     weights: tuple[Weights, ...]  # of each stack
     biases: tuple[Ref, ...]  # [X, n] of each stack, or none
     items: Ref  # [U, 4], as `stacks.Work` has them
-    out: Ref  # [parts, M, n], written
+    out: Ref  # [parts, M, 64 * columns], written
     smem: Buffers
     barriers: Barriers
     mine: Array  # pieces of work of this block
@@ -241,18 +251,17 @@ def _load_piece(block: _Block, i: Array) -> None:
         plgpu.copy_gmem_to_smem(rows, block.smem.x.at[slot], full)
         for target_part in range(plan.sums * CONSUMERS):
             stack, rest = divmod(target_part, CONSUMERS * plan.width)
-            first = plan.first(tile, *divmod(rest, plan.width))
-            first = jnp.minimum(first, plan.outputs // ROWS - 1)  # what is left over is loaded, and not written
+            lies = plan.lies(plan.number(tile, *divmod(rest, plan.width)))  # what is left over is loaded, not written
             for source, target in zip(block.weights[stack], block.smem.weights, strict=True):
                 if source is None:
                     continue
                 if plan.format is None:
                     inputs = pl.ds(pl.multiple_of(unit * plan.unit, plan.unit), plan.units * plan.unit)
-                    some = source.at[matrix, inputs, pl.ds(pl.multiple_of(first * ROWS, ROWS), ROWS)]
+                    some = source.at[matrix, inputs, pl.ds(pl.multiple_of(lies * OUTPUTS, OUTPUTS), ROWS)]
                 else:
                     runs = plan.runs if target is block.smem.weights.values else 1
                     blocks = pl.ds(unit * runs, plan.units * runs)
-                    some = source.at[matrix, pl.ds(first * _TILES, _TILES), blocks]
+                    some = source.at[matrix, pl.ds(lies, _TILES), blocks]
                 place = target.at[slot, target_part]
                 plgpu.copy_gmem_to_smem(some, place if plan.format is None else place.at[pl.ds(0, _TILES)], full)
 
@@ -267,15 +276,16 @@ def _sum_piece(block: _Block, warpgroup: Array, i: Array) -> None:
     number, tile, part = block.place(i)
     matrix, row, count = (block.items[number, column] for column in (0, 2, 3))
     for column in range(plan.width):
-        first = plan.first(tile, warpgroup, column)
+        at = plan.number(tile, warpgroup, column)
         of_stacks = sums[column :: plan.width]
 
-        @pl.when(first < plan.outputs // ROWS)
-        def _write(first: Array = first, of_stacks: Sequence[Array] = of_stacks) -> None:
-            outputs = pl.ds(pl.multiple_of(first * ROWS, ROWS), ROWS)
+        @pl.when(at < plan.columns)
+        def _write(at: Array = at, of_stacks: Sequence[Array] = of_stacks) -> None:
+            outputs = pl.ds(pl.multiple_of(at * ROWS, ROWS), ROWS)
             biased = of_stacks
             if block.biases:
-                biases = [_bias(bias.at[matrix, outputs]) for bias in block.biases]
+                own = pl.ds(pl.multiple_of(plan.lies(at) * OUTPUTS, OUTPUTS), ROWS)
+                biases = [_bias(bias.at[matrix, own]) for bias in block.biases]
                 biased = [total + per_row(bias, total.shape) for total, bias in zip(of_stacks, biases, strict=True)]
             result = biased[0] if plan.combine is None else plan.combine(*biased)
             _store(block, warpgroup, result.astype(plan.dtype), block.out.at[part, :, outputs], row, count)

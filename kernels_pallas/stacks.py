@@ -89,8 +89,8 @@ def why_unsupported(x: Array, w: Array | QuantizedArray) -> str | None:
             return f"Weights are {w.dtype} and activations {x.dtype}: the Hopper kernel takes floats of one dtype."
         inputs, outputs = w.shape[1:]
     unit = UNIT[isinstance(w, QuantizedArray)]
-    if outputs % ROWS or inputs % unit:
-        units = f"multiples of {ROWS} and {unit}"
+    if outputs < ROWS or outputs % OUTPUTS or inputs % unit:
+        units = f"{ROWS} or more in multiples of {OUTPUTS}, and multiples of {unit}"
         return f"A matrix has {outputs} outputs and {inputs} inputs: the Hopper kernel takes {units}."
     return None
 
@@ -140,7 +140,7 @@ def stack_product(
     units = jnp.swapaxes(units if plan.format is None else ordered(units), 0, 1)
     kernel = launch(
         functools.partial(stack_block, plan),
-        out_type=jax.ShapeDtypeStruct((plan.parts, rows, plan.outputs), plan.dtype),
+        out_type=jax.ShapeDtypeStruct((plan.parts, rows, plan.columns * ROWS), plan.dtype),
         scratch_types=scratch(plan, x.dtype),
         blocks=plan.blocks,
         name="stack_product",
@@ -152,11 +152,18 @@ def stack_product(
         else Weights(w)
         for w in stacks
     )
+    biases = tuple(jnp.pad(bias, ((0, 0), (0, plan.outputs - bias.shape[1]))) for bias in biases)  # to whole tiles
     made = kernel(units, weights, biases, work.items, work.used)
     first = stacks[0]
     outputs = min(plan.outputs, first.matrix[0]) if isinstance(first, QuantizedArray) else plan.outputs
-    product: Array = functools.reduce(jnp.add, made).astype(dtype)[:, :outputs]
+    product: Array = _in_order(functools.reduce(jnp.add, made).astype(dtype), plan.outputs)[:, :outputs]
     return product
+
+
+def _in_order(made: Array, outputs: int) -> Array:
+    """Drop from the last 64 outputs those that the 64 before them end with, [M, columns * 64] -> [M, outputs]."""
+    whole, own = divmod(outputs, ROWS)
+    return jnp.concatenate([made[:, : whole * ROWS], made[:, -own:]], axis=1) if own else made
 
 
 def plan_for(

@@ -54,9 +54,12 @@ def decode_tiles(
 def prefill_tiles(
     head_dim: int, group: int, page_size: int, capacity: int, *, is_quantized: bool = False
 ) -> PrefillTiles:
-    """Look up the prefill kernel's sizes for requests of up to `capacity` visible tokens; 8 bits as in decode."""
+    """Look up the prefill kernel's sizes for requests of up to `capacity` visible tokens; 8 bits as in decode.
+
+    There are none for pages of 8 bits with head_dim 256.
+    """
     if is_quantized:
-        return {64: PrefillTiles(128, 3), 128: PrefillTiles(64, 3), 256: PrefillTiles(64, 1)}[head_dim]
+        return {64: PrefillTiles(128, 3), 128: PrefillTiles(64, 3)}[head_dim]
     measured = _measured().get(("prefill", HOPPER, head_dim, group, page_size, length_class(capacity)))
     if measured is not None:
         return PrefillTiles(*measured)

@@ -3,7 +3,7 @@
 import pytest
 from helpers.core_engine import Reference, greedy, make_engine, model_with_windows, prompts_of
 
-MODEL, PROMPTS = model_with_windows(None, 6), prompts_of(9, 23, 31, 30)
+MODEL, PROMPTS = model_with_windows(None, 6), prompts_of(9, 11, 10, 12)
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def reference():
 def tokens_of(topology, kv, **changes):
     """The tokens of all prompts at once, and how often a request was preempted."""
     with make_engine(MODEL, topology, kv_cache_dtype=kv, deterministic=True, **changes) as llm:
-        outputs = llm.generate(PROMPTS, greedy(20))
+        outputs = llm.generate(PROMPTS, greedy(40))
         return [output.outputs[0].token_ids for output in outputs], llm.metrics().preemptions
 
 

@@ -33,7 +33,6 @@ KERNELS = [
     "{}(heads=(4, 1), head_dim=128, page_size=32)",
     "{}(kv=('int8', 'int8'))",
     "{}(heads=(64, 8), head_dim=64, window=128, sink=True, kv=('int8', 'fp8'))",
-    # With heads of 256, prefill over 8-bit pages still spills 212 bytes (decision 0127): not among these.
 ]  # fmt: skip
 HEADS = [
     "heads()",

@@ -1,5 +1,7 @@
 """Which implementation a trace gets, by the GPU it is for; and what the Hopper kernels refuse."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from twinmesh.kernels_pallas import decode, dispatch, paged_decode_attention, paged_prefill_attention, prefill, xla
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.kernels_pallas.grouped import grouped_matmul
+from twinmesh.kernels_pallas.pages import QuantizedPages
 from twinmesh.kernels_pallas.quantized import abstract
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles, decode_tiles, length_class, prefill_tiles
 
@@ -66,6 +69,22 @@ def test_what_the_kernels_do_not_take_is_named_and_runs_elsewhere(change, messag
         assert not uses_kernel(traced(paged_decode_attention, H100, **change))
     assert len(caplog.records) == 1
     assert caplog.records[0].message.endswith("Paged attention runs in plain XLA.")
+
+
+def test_prompts_over_8_bit_pages_of_wide_heads_run_in_xla_because_the_kernel_would_spill(caplog):
+    q, k_pages, *cache, q_start = arrays(head_dim=256, chunks=True)
+    values = jax.ShapeDtypeStruct(k_pages.shape, jnp.int8)
+    tokens, channels = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((10, 2, 64), (2, 256)))
+    pages = QuantizedPages(values, tokens, channels)
+    device = AbstractDevice(device_kind=H100, num_cores=132, platform="gpu")
+    mesh = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)
+    attend = functools.partial(paged_prefill_attention, scale=0.1)
+    dispatch.warn_once.cache_clear()
+    with jax.sharding.use_abstract_mesh(mesh):
+        text = str(jax.make_jaxpr(attend)(q, pages, pages, *cache[1:], q_start))
+    assert not uses_kernel(text)
+    (record,) = caplog.records
+    assert "k_pages of 8 bits have head_dim 256: the Hopper prefill kernel takes up to 128." in record.message
 
 
 def test_a_program_for_the_cpu_of_a_machine_with_a_gpu_runs_in_xla(monkeypatch, make_case):

@@ -68,8 +68,8 @@ def check(got, want, tolerance=1e-5):
     ],
 )
 def test_rows_are_multiplied_by_their_matrix(name, dtype, sizes, k):
-    """Three times 64 outputs for two consumers, matrices without rows, rows without a matrix."""
-    rng, n = np.random.default_rng(0), 192
+    """More than twice 64 outputs for two consumers, matrices without rows, rows without a matrix."""
+    rng, n = np.random.default_rng(0), 176
     x = rng.standard_normal((sum(sizes) + 2, k)).astype(dtype)
     if name is None:
         w = floats = rng.standard_normal((len(sizes), k, n)).astype(dtype)
@@ -87,6 +87,15 @@ def test_two_stacks_are_combined_with_their_biases():
     of_rows = [bias[np.repeat([0, 1], sizes)].astype(np.float32) for bias in biases]
     sums = [multiplied(x, w, sizes) + bias for w, bias in zip((gate_floats, up_floats), of_rows, strict=True)]
     check(np.asarray(got, np.float32), np.asarray(Gated()(*sums)), 2**-8)
+
+
+def test_products_of_few_pieces_are_cut_along_the_inputs():
+    rng, k, n = np.random.default_rng(3), 160, 80
+    x = rng.standard_normal((3, k)).astype("bfloat16")
+    w, floats = drawn_stack(rng, "MXFP4", 1, k, n)
+    check(on_interpreter(x, (w,), [3], cores=6), multiplied(x, floats, [3]))
+    traced = stack_product.trace(x, (w,), (), np.array([3], np.int32), dtype=jnp.float32, cores=6)
+    assert "f32[5,3,128]" in str(traced.jaxpr)  # five parts of twice 64 outputs
 
 
 def test_a_matrix_of_more_rows_than_an_item_is_multiplied_by_all_of_them():
@@ -126,8 +135,8 @@ def test_the_list_of_work_covers_each_row_once(sizes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": 96, "name": None}, "96 inputs.*multiples of 64 and 64"),
-        ({"n": 80}, "80 outputs.*multiples of 64 and 32"),
+        ({"k": 96, "name": None}, "96 inputs.*64 or more in multiples of 16, and multiples of 64"),
+        ({"n": 48}, "48 outputs.*64 or more in multiples of 16, and multiples of 32"),
         ({"name": "Q6_K", "k": 256}, "Weights are Q6_K: .* takes MXFP4"),
         ({"dtype": "float32"}, "Activations are float32"),
     ],
