@@ -3,10 +3,9 @@
 How tensors lie follows from the tensors themselves (`checkpoints/packed_matrix.py`), so lists of modules that were left
 alone (`ignore`, `modules_to_not_convert`, `dynamic`) decide nothing here, as mixtures of formats need no list. What is
 read here is what tensors do not tell: the method, and settings under which the same tensors would mean other numbers;
-and what they do tell but may contradict, where one statement holds for all of them, so that scales or zero points that were
-lost or cut off are found.
-Activations stay as they are, also where a method would quantise them. Plans read the same, and in which formats weights
-are besides (`declared_formats.py`). No JAX.
+and what they do tell but may contradict, where one statement holds for all of them, so that scales or zero points that
+were lost or cut off are found. Activations stay as they are, also where a method would quantise them. Plans read the
+same, and in which formats weights are besides (`declared_formats.py`). No JAX.
 """
 
 from collections.abc import Callable, Mapping
