@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from guidellm.backends import Backend
 from guidellm.data.tokenizers import TokenizerRegistry
@@ -32,7 +32,7 @@ from ..metrics.benchmark_file import About, Benchmark, Point, write_benchmark
 from .engine_target import EngineTarget, Watch
 from .streamed_run import StreamedRun
 
-KIND = "twinmesh"
+KIND: Final = "twinmesh"
 
 
 @BackendArgs.register(KIND)
