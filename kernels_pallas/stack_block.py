@@ -53,7 +53,7 @@ class Plan:
     width: int  # times 64 outputs of a stack for each consumer
     rows: int  # N, a multiple of 8
     inputs: int  # k, a multiple of `units` units
-    outputs: int  # n, 64 or more, a multiple of 16
+    outputs: int  # n, 64 or more, a multiple of 16; of floats, of 64
     units: int  # of a stage
     parts: int  # of the inputs, each a piece of work of its own
     stages: int  # of the ring
@@ -251,13 +251,16 @@ def _load_piece(block: _Block, i: Array) -> None:
         plgpu.copy_gmem_to_smem(rows, block.smem.x.at[slot], full)
         for target_part in range(plan.sums * CONSUMERS):
             stack, rest = divmod(target_part, CONSUMERS * plan.width)
-            lies = plan.lies(plan.number(tile, *divmod(rest, plan.width)))  # what is left over is loaded, not written
+            column = plan.number(tile, *divmod(rest, plan.width))
+            lies = plan.lies(column)  # what is left over is loaded, not written
             for source, target in zip(block.weights[stack], block.smem.weights, strict=True):
                 if source is None:
                     continue
                 if plan.format is None:
                     inputs = pl.ds(pl.multiple_of(unit * plan.unit, plan.unit), plan.units * plan.unit)
-                    some = source.at[matrix, inputs, pl.ds(pl.multiple_of(lies * OUTPUTS, OUTPUTS), ROWS)]
+                    # Mosaic finds a layout for whole swizzled tiles only.
+                    whole = jnp.minimum(column, plan.columns - 1) * ROWS
+                    some = source.at[matrix, inputs, pl.ds(pl.multiple_of(whole, ROWS), ROWS)]
                 else:
                     runs = plan.runs if target is block.smem.weights.values else 1
                     blocks = pl.ds(unit * runs, plan.units * runs)

@@ -88,9 +88,10 @@ def why_unsupported(x: Array, w: Array | QuantizedArray) -> str | None:
         if w.dtype != x.dtype:
             return f"Weights are {w.dtype} and activations {x.dtype}: the Hopper kernel takes floats of one dtype."
         inputs, outputs = w.shape[1:]
-    unit = UNIT[isinstance(w, QuantizedArray)]
-    if outputs < ROWS or outputs % OUTPUTS or inputs % unit:
-        units = f"{ROWS} or more in multiples of {OUTPUTS}, and multiples of {unit}"
+    is_quantized = isinstance(w, QuantizedArray)
+    unit, step = UNIT[is_quantized], OUTPUTS if is_quantized else ROWS
+    if outputs < ROWS or outputs % step or inputs % unit:
+        units = f"{ROWS} or more in multiples of {step}, and multiples of {unit}"
         return f"A matrix has {outputs} outputs and {inputs} inputs: the Hopper kernel takes {units}."
     return None
 

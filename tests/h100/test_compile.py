@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(
     reason="jax's CUDA plugin is not in .venv/h100: scripts/test.sh installs it",
 )
 
-# Every head_dim, page size and dtype, MQA and no grouping, windows, softcaps and sinks; and tp 8's single head. Heads differ
-# from case to case, as a process assembles the same kernel (`combine_splits`) only once.
+# Every head_dim, page size and dtype, MQA and no grouping, windows, softcaps and sinks; and tp 8's single head.
+# Heads differ from case to case, as a process assembles the same kernel (`combine_splits`) only once.
 KERNELS = [
     "{}()",
     "{}(heads=(64, 8), head_dim=64, window=128, sink=True)",
