@@ -4,7 +4,7 @@ The arithmetic is start-up's own (`sizing/`): the same defaults, the same bucket
 devices and files is given here: the kind of device, its memory, and which weights stay quantised.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -100,26 +100,39 @@ def plan_memory(
             kept, kept if stored is None else stored,
         )  # fmt: skip
 
-    if memory is None:
-        if asked.kv_cache_bytes is None:
-            raise ValueError(f"nobody says how much memory {device.kind} has: give kv_cache_bytes.")
-        needs, budgets = fit(meshes).needs, [asked.kv_cache_bytes for _ in meshes]
-    elif memory.is_host:
-        whole = fit(meshes)
-        check_fits(whole)
-        needs, to_load = whole.needs, sum(need.weight_bytes for need in whole.needs)
-        most = asked.kv_cache_bytes
-        budgets = [host_budget(memory.usable, to_load, len(meshes)) if most is None else most for _ in meshes]
-    else:
-        fits = {spec: fit((spec,)) for spec in dict.fromkeys(meshes)}
-        for one in fits.values():
-            check_fits(one)
-        needs = tuple(fits[spec].needs[0] for spec in meshes)
-        left = [(memory.usable - need.total + need.kv) * spec.tp for need, spec in zip(needs, meshes, strict=True)]
-        budgets = left if asked.kv_cache_bytes is None else [min(size, asked.kv_cache_bytes) for size in left]
+    if memory is None and asked.kv_cache_bytes is None:
+        raise ValueError(f"nobody says how much memory {device.kind} has: give kv_cache_bytes.")
+    needs, budgets = _divided(meshes, memory, asked.kv_cache_bytes, fit)
     models = [model_on(model, spec.tp) for spec in meshes]
     config, pools = size_pools(config, models, budgets, defaults.staging_part, asked.max_model_len)
     return Planned(config, tuple(pools), needs, memory)
+
+
+def _divided(
+    meshes: tuple[MeshSpec, ...],
+    memory: Memory | None,
+    most: int | None,
+    fit: Callable[[tuple[MeshSpec, ...]], Fit],
+) -> tuple[tuple[Need, ...], list[int]]:
+    """Return what each mesh needs, and its bytes for KV and hand-offs; `most` for each, if it is given.
+
+    Raises:
+        ValueError: something does not fit.
+    """
+    if memory is None:
+        assert most is not None
+        return fit(meshes).needs, [most for _ in meshes]
+    if memory.is_host:
+        whole = fit(meshes)
+        check_fits(whole)
+        to_load = sum(need.weight_bytes for need in whole.needs)
+        return whole.needs, [host_budget(memory.usable, to_load, len(meshes)) if most is None else most for _ in meshes]
+    fits = {spec: fit((spec,)) for spec in dict.fromkeys(meshes)}
+    for one in fits.values():
+        check_fits(one)
+    needs = tuple(fits[spec].needs[0] for spec in meshes)
+    left = [(memory.usable - need.total + need.kv) * spec.tp for need, spec in zip(needs, meshes, strict=True)]
+    return needs, left if most is None else [min(size, most) for size in left]
 
 
 def _memory(asked: Asked, device: DeviceMemory, size: int) -> Memory:

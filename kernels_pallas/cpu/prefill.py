@@ -177,15 +177,8 @@ def _blocks(level: Level, head_dim: int, keys: str, values: str) -> Callable[...
                 k_scale = scale_of(job, word(job, _K_SCALES), at_row, head)
                 v_scale = scale_of(job, word(job, _V_SCALES), at_row, head)
                 column, line_of = across + (token - begin) * 4, wide + (token - begin) * row
-                lay(
-                    k + at_row * numbers * k_item,
-                    v + at_row * numbers * v_item,
-                    k_scale,
-                    v_scale,
-                    column,
-                    line_of,
-                    is_seen,
-                )
+                key, number = k + at_row * numbers * k_item, v + at_row * numbers * v_item
+                lay(key, number, k_scale, v_scale, column, line_of, is_seen)
             for base in range(0, tokens * group, rows):
                 last = min(base + rows, tokens * group) - 1
                 most = min(position + last // group + 1, end) - begin

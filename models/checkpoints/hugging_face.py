@@ -20,6 +20,7 @@ from ..families.from_hugging_face import NAMES
 from ..families.packing import KEY, Packing, of_family, packing_of
 from ..families.raw_config import Settings
 from ..families.tensor_source import Places, each, renamed
+from ..families.towers import refuse_towers
 from ..json_file import read_json
 from ..quantized import Weight
 from .base import TextFiles
@@ -27,7 +28,7 @@ from .host_memory import FileMaps
 from .mxfp4 import MXFP4Files
 from .packed_files import PackedFiles
 from .quantized_streaming import stream_quantized
-from .safetensors import INDEX, SafetensorsFiles, Tensor, open_sharded
+from .safetensors import INDEX, SafetensorsFiles, open_sharded
 from .streaming import Report, StreamedTensors, Wanted, divide, ignore
 from .tensor_check import check_tensors
 
@@ -48,7 +49,7 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
         settings = Settings(read_json(directory / CONFIG))
         self._file: SafetensorsFiles = _open_weights(directory)
         try:
-            refuse_vision(settings, self._file.tensors)
+            refuse_towers(settings, {name: tensor.path for name, tensor in self._file.tensors.items()})
             self._packing: Packing | None = packing_of(settings)
             chosen = format_named(HUGGING_FACE, settings.get("model_type"), "model_type")
             config = chosen.config(of_family(settings, self._packing, has_own=chosen.packed_sources is not None))
@@ -103,26 +104,6 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
         """
         is_copy = self.config.tie_embeddings and name == _HEAD
         return is_copy or name.endswith((".rotary_emb.inv_freq", ".k_scale", ".v_scale", ".kv_scale"))
-
-
-def refuse_vision(settings: Settings, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a model with a vision or audio tower.
-
-    Raises:
-        CheckpointError: names the setting, and the first tensor of the tower with its file, where there is one.
-    """
-    for key in ("vision_config", "audio_config"):
-        if settings.get(key) is None:
-            continue
-        what = key.removesuffix("_config")
-        words = ("vision", "visual") if what == "vision" else ("audio",)
-        named = (name for name in sorted(tensors) if any(word in name for word in words))
-        first = next(named, None)
-        where = "" if first is None else f", tensor {first!r} in {tensors[first].path},"
-        raise CheckpointError(
-            f"{key} says that the model has a {what} tower{where} and none is implemented: give a checkpoint of its "
-            "language model alone."
-        )
 
 
 def _packed(file: SafetensorsFiles, chosen: Format[Settings], packing: Packing, directory: Path) -> SafetensorsFiles:

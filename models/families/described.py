@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..config import ModelConfig
-from ..errors import CheckpointError
 from . import HUGGING_FACE, format_named
 from .declared_formats import declared_formats, declared_packing
 from .packing import KEY
 from .raw_config import Settings
-
-_TOWERS = {"vision_config": "vision", "audio_config": "audio"}
+from .towers import refuse_towers
 
 
 class Described(NamedTuple):
@@ -32,17 +30,3 @@ def described(settings: Settings) -> Described:
     packing = declared_packing(settings)
     config = chosen.config(settings.without(KEY))  # of floats, which every family reads
     return Described(config, declared_formats(packing, config, chosen.sources(config)))
-
-
-def refuse_towers(settings: Settings) -> None:
-    """Refuse a model that has more than a decoder of text: a better reason than an unknown model_type.
-
-    Raises:
-        CheckpointError: names the tower.
-    """
-    for key, what in _TOWERS.items():
-        if key in settings:
-            raise CheckpointError(
-                f"{key}: the model has {what} input, which is not implemented: take a checkpoint of its text model "
-                "alone."
-            )

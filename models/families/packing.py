@@ -36,9 +36,9 @@ def packing_of(settings: Settings) -> Packing | None:
     if section is None:
         return None
     method = section.get("quant_method")
-    read = _METHODS.get(method) if isinstance(method, str) else None
+    read = METHODS.get(method) if isinstance(method, str) else None
     if read is None:
-        raise section.refusal("quant_method", f"{', '.join(_METHODS)} are")
+        raise section.refusal("quant_method", f"{', '.join(METHODS)} are")
     return read(section)
 
 
@@ -123,7 +123,7 @@ def _group(section: Settings, key: str) -> tuple[int, int] | None:
     return None if section.get(key) in (None, -1) else (1, section.integer(key))
 
 
-_METHODS: Mapping[str, Callable[[Settings], Packing]] = {
+METHODS: Mapping[str, Callable[[Settings], Packing]] = {
     "awq": _awq,
     "compressed-tensors": _compressed_tensors,
     "fbgemm_fp8": lambda section: Packing("fbgemm_fp8", rounds_activations=True),

@@ -1,11 +1,15 @@
 """How weights are packed, by config.json alone: formats by path, and what is refused in a sentence."""
 
 from collections import Counter
+from typing import get_args
 
 import pytest
+from twinmesh.engine.config import METHODS, ROUNDINGS
 from twinmesh.kernels_pallas.layouts import LAYOUTS
+from twinmesh.models.checkpoints.rounded import Rounding
 from twinmesh.models.errors import CheckpointError
 from twinmesh.models.families.described import described
+from twinmesh.models.families.packing import METHODS as read_methods
 from twinmesh.models.families.raw_config import Settings
 
 LLAMA = {
@@ -91,7 +95,10 @@ def test_mxfp4_is_of_experts_alone_and_routers_stay_floats():
         ),
         ({"quantization_config": group(num_bits=4, type="float", strategy="tensor_group")}, "num_bits = 4"),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "config_groups = None"),
-        ({"vision_config": {"depth": 2}}, "^vision_config: the model has vision input, .* its text model alone"),
+        (
+            {"vision_config": {"depth": 2}},
+            "^vision_config says that the model has a vision tower and none is implemented: .* language model alone",
+        ),
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported; supported: llama"),
         ({"hidden_size": None}, "The settings have no 'hidden_size', which the architecture needs"),
         ({"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 4}, "4 experts per token of 2"),
@@ -102,3 +109,8 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(settings, words):
         described(Settings(LLAMA | settings))
     assert isinstance(refusal.value, CheckpointError) or "experts" in words
     assert "\n" not in str(refusal.value)
+
+
+def test_every_method_that_is_read_may_be_named_as_quantization():
+    assert {*read_methods, "gguf", "int8"} == set(METHODS)  # GGUF's files, and what `convert --quantize int8` writes
+    assert set(ROUNDINGS) == set(get_args(Rounding.__value__))
