@@ -94,6 +94,7 @@ def forget() -> None:
     """Look at everything anew when the next kernel is asked for; programs that have one keep it."""
     for known in (toolchain, _load, _warn_once):
         known.cache_clear()
+    _unkept.clear()
 
 
 def takes_bfloat16() -> bool:

@@ -80,7 +80,7 @@ def test_what_cannot_be_planned_is_said_in_one_line(arguments, words, capsys):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"vision_config": {"depth": 2}}, "vision input"),
+        ({"vision_config": {"depth": 2}}, "has a vision tower"),
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quant_method = 'bitsandbytes'"),
         ({"num_hidden_layers": None}, "no 'num_hidden_layers'"),
