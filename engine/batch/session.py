@@ -278,7 +278,8 @@ class Batch:
 
     def _standing(self) -> str:
         """Describe how far the run has come and how to go on with it."""
-        count = self._kept.lines if self._result is None else self._result.finished
+        # The file's own lines: an interruption may come between the writing of one and the counting.
+        count = self._kept.lines if self._result is None else self._journal.count_lines()
         place = f"results are in {self._output.shown_journal}"
         if self._source.path is None:
             return f"{count} {place}; a run from stdin cannot be resumed."

@@ -10,6 +10,7 @@ import pytest
 from helpers.batch_files import BatchFiles, chat_line, prompts
 from helpers.fake_llm import FakeLLM
 from twinmesh.engine.batch.session import Batch
+from twinmesh.engine.batch.summary import BatchResult
 from twinmesh.engine.errors import BatchStopped
 
 
@@ -210,6 +211,17 @@ def test_ctrl_c_leaves_the_engine_and_keeps_what_is_written(files):
     assert llm.was_left_with == 3
     assert len(files.read()) == 2
     assert stop.value.__notes__ == [f"2 of 9 results are in {files.target}; the same command goes on from there."]
+
+
+def test_ctrl_c_before_a_written_line_is_counted_says_what_is_written(files, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BatchResult, "add", interrupt)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        files.run(prompts(9), FakeLLM())
+    assert len(files.read()) == 1
+    assert stop.value.__notes__ == [f"1 of 9 results are in {files.target}; the same command goes on from there."]
 
 
 def test_an_engine_that_ends_writes_nothing_off(files):
