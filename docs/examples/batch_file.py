@@ -18,7 +18,7 @@ def main() -> None:
     """Write the requests, run them twice, and print every result."""
     with (
         tempfile.TemporaryDirectory() as directory,
-        LLM("smollm2", max_model_len=128, max_num_seqs=8, prefill_buckets=(64,)) as llm,
+        LLM("smollm2", max_model_len=128, max_num_seqs=8, prefill_buckets=(64,), decode_buckets=(8,)) as llm,
     ):
         source, target = Path(directory, "requests.jsonl"), Path(directory, "results.jsonl")
         source.write_text("".join(json.dumps(request) + "\n" for request in REQUESTS))

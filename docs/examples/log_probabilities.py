@@ -7,7 +7,7 @@ PROMPT = "The capital of France is"
 
 def main() -> None:
     """Print the alternatives to each token, then rank three continuations."""
-    with LLM("smollm2", max_model_len=128, max_num_seqs=8, prefill_buckets=(64,)) as llm:
+    with LLM("smollm2", max_model_len=128, max_num_seqs=8, prefill_buckets=(64,), decode_buckets=(8,)) as llm:
         (output,) = llm.generate(PROMPT, SamplingParams(temperature=0, max_tokens=4, logprobs=3))
         for choices in output.outputs[0].logprobs or []:
             print("  ".join(f"{choice.decoded_token!r} {choice.logprob:.2f}" for choice in choices.values()))

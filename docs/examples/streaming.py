@@ -20,7 +20,9 @@ async def answer(llm: AsyncLLM, question: str) -> None:
 
 async def main() -> None:
     """Ask all questions at once; their requests share the engine's batches."""
-    llm = await asyncio.to_thread(AsyncLLM, "smollm2", max_model_len=128, max_num_seqs=8, prefill_buckets=(64,))
+    llm = await asyncio.to_thread(
+        AsyncLLM, "smollm2", max_model_len=128, max_num_seqs=8, prefill_buckets=(64,), decode_buckets=(8,),
+    )  # fmt: skip
     async with llm:
         await asyncio.gather(*(answer(llm, question) for question in QUESTIONS))
 

@@ -18,6 +18,7 @@ def main() -> None:
         max_model_len=128,
         max_num_seqs=8,
         prefill_buckets=(64,),
+        decode_buckets=(8,),
     ) as llm:
         print("as trained:", repr(llm.generate(PROMPT, params)[0].outputs[0].text))
         llm.update_params({"layers.0.mlp.down_proj": np.zeros((1536, 576), np.float32)})

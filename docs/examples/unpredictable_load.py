@@ -27,7 +27,8 @@ async def main() -> None:
     """Start the job, ask all questions at once, and give decoding both meshes meanwhile."""
     llm = await asyncio.to_thread(
         AsyncLLM, "smollm2", topology="pool=2", roles="prefill=1,decode=1", max_waiting=4,
-        slo=SLO(ttft_ms=2000, tpot_ms=200), max_model_len=128, max_num_seqs=4, prefill_buckets=(64,),
+        slo=SLO(ttft_ms=2000, tpot_ms=200), max_model_len=128, max_num_seqs=8, prefill_buckets=(64,),
+        decode_buckets=(8,),
     )  # fmt: skip
     async with llm:
         print("roles at first:", llm.roles())

@@ -4,6 +4,9 @@ JAX finds a program in its own cache by what it was lowered to, so that every st
 which takes most of such a start's time. What is kept here is found by what it depends on (`program_key.py`), in a
 folder of its own (`program_folder.py`). Any doubt is a miss, and the program is compiled as if nothing were kept.
 
+Meshes that differ in nothing but their devices share what is kept: the first of them compiles, and the others load its
+programs onto devices of their own (`moved_program.py`).
+
 Invariant: never both. An executable that JAX has read from its cache serialises without an error into one that loads
 and then fails when it runs ("Function ... not found", seen on CPUs with jax 0.12.0.1).
 """
@@ -11,6 +14,8 @@ and then fails when it runs ("Function ... not found", seen on CPUs with jax 0.1
 import os
 import pickle
 import re
+import threading
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +29,7 @@ from ..worker.compile_program import compile_program
 from ..worker.mesh_plan import MeshPlan
 from ..worker.unwritten import register
 from .compilation import Make
+from .moved_program import load_onto
 from .program_folder import ProgramFolder
 from .program_key import describe_plan, program_name, surroundings
 
@@ -71,33 +77,35 @@ class KeptPrograms:
     def __init__(self, folder: ProgramFolder, surroundings: str) -> None:
         self._folder, self._surroundings = folder, surroundings
         self._described: dict[int, tuple[MeshPlan, str]] = {}  # by identity
+        self._one_at_a_time: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by name
 
     def __call__(self, plan: MeshPlan, kind: str, /, *size: object) -> Compiled:
         """Make the program that `compile_program` would make."""
         if id(plan) not in self._described:
             self._described[id(plan)] = plan, describe_plan(plan)
         name = program_name(self._surroundings, self._described[id(plan)][1], kind, size)
-        kept = self._folder.read(name)
-        if kept is not None:
-            with suppress(Exception):  # whatever it is, the program can be compiled
-                made = load(kept, plan)
-                jax.monitoring.record_event(READ_EVENT)
-                return made
-        made = compile_program(plan, kind, *size)
-        jax.monitoring.record_event(COMPILED_EVENT)
-        with suppress(Exception):  # JAX does not serialise every program
-            if jax.config.jax_compilation_cache_dir is None:  # by now
-                self._folder.write(name, dump(made))
-        return made
+        with self._one_at_a_time[name]:  # the same program of another mesh may be under way
+            kept = self._folder.read(name)
+            if kept is not None:
+                with suppress(Exception):  # whatever it is, the program can be compiled
+                    made = load(kept, plan)
+                    jax.monitoring.record_event(READ_EVENT)
+                    return made
+            made = compile_program(plan, kind, *size)
+            jax.monitoring.record_event(COMPILED_EVENT)
+            with suppress(Exception):  # JAX does not serialise every program
+                if jax.config.jax_compilation_cache_dir is None:  # by now
+                    self._folder.write(name, dump(made, plan))
+            return made
 
 
-def dump(program: Compiled) -> bytes:
-    """Serialise a program; raises what JAX raises where it cannot."""
-    return pickle.dumps(serialize(program))
+def dump(program: Compiled, plan: MeshPlan) -> bytes:
+    """Serialise a program of this plan, with its devices' numbers; raises what JAX raises where it cannot."""
+    return pickle.dumps(([device.id for device in plan.mesh.devices.flat], *serialize(program)))
 
 
 def load(data: bytes, plan: MeshPlan) -> Compiled:
-    """Load a program onto the devices of the mesh that it was serialised from; `data` must be trusted.
+    """Load a program onto the devices of the mesh; `data`, of one whose plan is described alike, must be trusted.
 
     Kernels that it calls are made known to XLA first, which tracing would have done.
 
@@ -105,11 +113,13 @@ def load(data: bytes, plan: MeshPlan) -> Compiled:
         LookupError: it calls a kernel of another version, or one that this process cannot have.
     """
     devices = list(plan.mesh.devices.flat)
-    program, arguments, results = pickle.loads(data)
+    compiled_for, program, arguments, results = pickle.loads(data)
     for name, kernel, parameters in set(_KERNEL.findall(program)):
         own = loader.target(kernel.decode(), *map(int, parameters.split(b":")[1:]))
         if own != name.decode():
             raise LookupError(f"the program calls {name!r}, and this process has {own}")
+    if compiled_for != [device.id for device in devices]:
+        return load_onto(devices, compiled_for, program, arguments, results)
     loaded: Compiled = deserialize_and_load(
         program, arguments, results, backend=devices[0].client, execution_devices=devices
     )

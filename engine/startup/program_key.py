@@ -66,7 +66,7 @@ def describe_plan(plan: MeshPlan) -> str:
     """Describe what the programs of one mesh depend on besides.
 
     They do not depend on what only decides which programs there are, so that engines of several topologies, and
-    prompts of several lengths, share them; a test compares the programs.
+    prompts of several lengths, share them, nor on which devices of a kind the mesh has; a test compares the programs.
     """
     config = replace(
         plan.config, topology=_ANY, prefill_buckets=(1,), decode_buckets=plan.config.decode_buckets[-1:],
@@ -76,7 +76,7 @@ def describe_plan(plan: MeshPlan) -> str:
     return "\n".join(
         [
             repr(plan.model), repr(config), f"{plan.mesh} {plan.mesh.axis_names}", f"sent as {plan.converted_to}",
-            *(f"{device.id} {device.device_kind}" for device in plan.mesh.devices.flat),
+            *(device.device_kind for device in plan.mesh.devices.flat),
             *_leaves(plan.state),
             *(f"{path} {spec.axes} {line}" for path, spec in plan.params.specs.items() for line in _leaves(spec.value)),
         ]

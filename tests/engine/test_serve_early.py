@@ -13,8 +13,8 @@ from helpers.core_engine import (
     prompts_of,
     token_ids,
 )
+from helpers.shared_programs import SharedPrograms
 from twinmesh.engine.startup import build
-from twinmesh.engine.worker.compile_program import compile_program
 
 MODEL = model_with_windows(None)
 OPTIONS = dict(prefill_buckets=(4, 16), decode_buckets=(1, 2, 4), room=6)
@@ -28,13 +28,13 @@ def reference():
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Programs of small sizes are compiled once the gate is set."""
-    gate = threading.Event()
+    """Programs of small sizes are there once the gate is set."""
+    gate, programs = threading.Event(), SharedPrograms()
 
     def make(plan, kind, *size):
         if kind in ("prefill", "decode", "fused") and size[0] < (16 if kind != "decode" else 4):
             assert gate.wait(120)
-        return compile_program(plan, kind, *size)
+        return programs(plan, kind, *size)
 
     monkeypatch.setattr(build, "kept_or_compiled", lambda directory, platform: make)
     yield gate
@@ -91,11 +91,11 @@ def test_sizes_take_over_in_the_middle_of_a_request(gate, reference):
 
 
 def test_a_deterministic_engine_waits_for_all(monkeypatch):
-    made = []
+    made, programs = [], SharedPrograms()
 
     def make(plan, kind, *size):
         made.append((kind, *size))
-        return compile_program(plan, kind, *size)
+        return programs(plan, kind, *size)
 
     monkeypatch.setattr(build, "kept_or_compiled", lambda directory, platform: make)
     with make_engine(MODEL, deterministic=True, serve_early=True) as llm:

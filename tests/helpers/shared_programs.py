@@ -5,10 +5,10 @@
 Compiling takes nearly all the time of a test that starts an engine. Tests of compilation itself, and of programs on
 disk, put something else in this one's place.
 
-Invariant: an engine runs the program that it would have compiled. A program is found by the plan of its mesh, as those
-that outlast a process are (`program_key.py`), by JAX's settings, the level of CPU kernels and the environment's flags,
-and by what stands in the modules that programs are traced from: after a test has replaced something there, engines
-compile their own. What is compiled late is no compilation to `Counter`: everything else is.
+Invariant: an engine runs the program that it would have compiled. A program is found by the devices and the plan of its
+mesh, as those that outlast a process are by the plan (`program_key.py`), by JAX's settings, the level of CPU kernels
+and the environment's flags, and by what stands in the modules that programs are traced from: after a test has replaced
+something there, engines compile their own. What is compiled late is no compilation to `Counter`: everything else is.
 """
 
 import os
@@ -45,7 +45,8 @@ class SharedPrograms:
 
     def __call__(self, plan, kind, /, *size):
         if id(plan) not in self._plans:
-            self._plans[id(plan)] = plan, describe_plan(plan)
+            devices = [device.id for device in plan.mesh.devices.flat]
+            self._plans[id(plan)] = plan, f"{devices} {describe_plan(plan)}"
         key = self.surroundings, self._plans[id(plan)][1], kind, size
         if kind in _LATE:
             return LateProgram(key, plan)

@@ -13,7 +13,7 @@ from twinmesh.engine.batch.paths import Output
 from twinmesh.engine.batch.source import Source
 from twinmesh.engine.options import documentation
 from twinmesh.engine.simulation.logs.replay import replay
-from twinmesh.models.checkpoints.catalog import resolve_model
+from twinmesh.models.checkpoints.catalog import cache_directory, resolve_model
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.scripts import arguments
 from twinmesh.scripts.bench import machine
@@ -25,6 +25,7 @@ def home(tmp_path, monkeypatch):
     """The user's home; the current directory is another one, and stays empty."""
     (tmp_path / "home").mkdir()
     (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_directory().parent))  # kernels are not to be compiled anew
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "elsewhere")
     yield tmp_path / "home"

@@ -47,7 +47,7 @@ def test_disaggregated_and_colocated_give_the_same_tokens_alone_and_in_a_batch(s
 @pytest.mark.parametrize("topology", ["prefill=2,decode=2", "both=2"])
 def test_several_meshes_per_role_give_the_same_tokens(make_llm, split, topology):
     expected = tokens(split.generate(PROMPTS * 3, GREEDY))
-    with make_llm(topology) as llm:
+    with make_llm(topology, prefill_buckets=(64,), decode_buckets=(4,)) as llm:
         assert tokens(llm.generate(PROMPTS * 3, GREEDY)) == expected
 
 
@@ -331,7 +331,7 @@ def test_sixteen_bit_types_run_too(make_llm):
     import jax.numpy as jnp
 
     for dtype in (jnp.bfloat16, "float16"):
-        with make_llm("prefill=1,decode=1", dtype=dtype) as llm:
+        with make_llm("prefill=1,decode=1", dtype=dtype, prefill_buckets=(64,), decode_buckets=(4,)) as llm:
             assert [len(ids) for ids in tokens(llm.generate(PROMPTS, GREEDY))] == [12] * 4
 
 

@@ -81,7 +81,7 @@ KINDS = ["plain", "ties", "zeros", "forbidden", "flat", "one", "tail", "tiny"]
 shares = st.one_of(st.sampled_from([1e-30, 0.1, 0.5, 0.9, 0.95, 0.99, 0.99998]), st.floats(1e-6, 1 - 1e-6))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     st.integers(0, 2**32 - 1), st.lists(st.sampled_from(KINDS), min_size=ROWS, max_size=ROWS), shares,
     st.sampled_from([0.01, 0.7, 1.0, 2.0, 100.0, 1e30]), st.sampled_from([0.0, 0.0, 0.05]),
@@ -94,7 +94,7 @@ def test_top_p_keeps_the_nucleus_of_float64(seed, kinds, top_p, temperature, min
         assert_nucleus(row, found, temperature, top_p, min_p)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     st.integers(0, 2**32 - 1), st.lists(st.sampled_from(KINDS), min_size=ROWS, max_size=ROWS),
     st.lists(st.one_of(st.integers(1, 100), st.integers(1, VOCABULARY)), min_size=ROWS, max_size=ROWS),
@@ -141,7 +141,7 @@ def test_a_running_sum_that_steps_down_lets_nothing_in():
         assert_nucleus(logits, stays, 1.0, top_p)
 
 
-@pytest.mark.parametrize("vocabulary", [1, 2, 7, 8, 9, 255, 257, 2049])
+@pytest.mark.parametrize("vocabulary", [1, 2, 8, 257, 2049])
 def test_vocabularies_of_any_size(vocabulary):
     logits = np.round(np.random.default_rng(0).standard_normal((ROWS, vocabulary)) * 2).astype(np.float32)
     counts = np.minimum([1, 2, 5, 300], vocabulary)
@@ -168,8 +168,8 @@ TIED = {  # logits, top_k, top_p: what is kept
 
 @pytest.mark.parametrize(("logits", "top_k", "top_p", "want"), TIED.values(), ids=TIED.keys())
 def test_every_path_agrees_on_tied_tokens(logits, top_k, top_p, want):
-    """Cuts, greedy sampling, draws, and the ranks of log-probabilities."""
-    logits = np.array([logits], np.float32)
+    """Cuts, greedy sampling, draws, and the ranks of log-probabilities; of one vocabulary, so as to compile once."""
+    logits = np.array([logits + [-np.inf] * (5 - len(logits))], np.float32)
     parameters = scalars(1, top_k=top_k, top_p=top_p)
     name, stage = (Stage.TOP_K, TOP_K) if top_k else (Stage.TOP_P, TOP_P)
     assert np.flatnonzero(kept(stage, logits, parameters)[0]).tolist() == want

@@ -99,15 +99,18 @@ def test_it_has_the_transfers_that_its_tokens_fill(tokens, most):
 OPTIONS = dict(
     max_model_len=128, page_size=16, max_num_seqs=4, prefill_buckets=(16, 64), decode_buckets=(1, 4), dtype="float32"
 )
+DRAWN = SamplingParams(temperature=0.9, top_p=0.8, top_k=30, seed=5, max_tokens=20, ignore_eos=True)
 
 
-@pytest.mark.parametrize("topology", ["both=1", "both(mode=fused)=1", "prefill=1,decode=1", "both=2"])
 @pytest.mark.parametrize(
-    ("length", "params"),
+    ("topology", "length", "params"),
     [
-        (5, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)),
-        (70, SamplingParams(temperature=0.9, top_p=0.8, top_k=30, seed=5, max_tokens=20, ignore_eos=True)),
-        (30, SamplingParams(temperature=0, repetition_penalty=1.3, min_tokens=20, max_tokens=20)),
+        ("both=1", 5, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)),
+        ("both=1", 70, DRAWN),
+        ("both=1", 30, SamplingParams(temperature=0, repetition_penalty=1.3, min_tokens=20, max_tokens=20)),
+        ("prefill=1,decode=1", 70, DRAWN),
+        ("both(mode=fused)=1", 70, DRAWN),
+        ("both=2", 70, DRAWN),
     ],
 )
 def test_it_gives_the_tokens_that_an_engine_for_many_gives(tiny_path, topology, length, params):

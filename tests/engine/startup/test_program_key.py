@@ -40,7 +40,6 @@ OTHERS = {
     "rows of a prefill step": dict(prefill_rows=2),
     "type": dict(dtype="bfloat16"),
     "tp": dict(topology="both=1xtp2"),
-    "device": dict(topology="both=2", mesh=1),
     "rows of a fused step": dict(decode_buckets=(1, 5)),
     "deterministic": dict(deterministic=True, decode_buckets=(4,)),
     "vocabulary": dict(model=replace(tiny_model(), vocab_size=51)),
@@ -199,6 +198,7 @@ def test_python_is_in_the_surroundings(monkeypatch):
 
 SAME = {
     "topology": dict(topology="both=2"),
+    "device": dict(topology="both=2", mesh=1),
     "role": dict(topology="prefill=1,decode=1"),
     "mode": dict(topology="both(mode=fused)=1"),
     "sizes of prefill steps": dict(prefill_buckets=(8, 16)),
