@@ -86,7 +86,7 @@ class Fit:
         per_page = page_bytes(on_mesh, config.page_size, config.kv_on(spec))
         state = request_bytes(on_mesh, config) + transit_bytes(config)
         kept = kept_on(self.model, spec, self.kept)
-        weights = weight_parts(on_mesh, config.dtype, tp, kept, spec.ep)
+        weights = weight_parts(on_mesh, config.dtype, tp, kept)
         shortest = config if self.asked_len is not None else replace(config, max_model_len=self.shortest)
         kv = least_budget(per_page, shortest, self.part)
         if self.memory.is_host:  # which has them all; temporaries come from the memory that KV leaves

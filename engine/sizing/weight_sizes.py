@@ -39,28 +39,27 @@ class _Matrix(NamedTuple):
     is_whole: bool = False  # a mesh divides it along neither side
 
 
-def weight_bytes(model: ModelConfig, dtype: str, tp: int, formats: Mapping[str, str] | None = None, ep: int = 1) -> int:
+def weight_bytes(model: ModelConfig, dtype: str, tp: int, formats: Mapping[str, str] | None = None) -> int:
     """Return bytes of weights on each device of a mesh; arguments as of `weight_parts`."""
-    return sum(part.bytes for part in weight_parts(model, dtype, tp, formats, ep))
+    return sum(part.bytes for part in weight_parts(model, dtype, tp, formats))
 
 
 def weight_parts(
-    model: ModelConfig, dtype: str, tp: int, formats: Mapping[str, str] | None = None, ep: int = 1
+    model: ModelConfig, dtype: str, tp: int, formats: Mapping[str, str] | None = None
 ) -> tuple[WeightPart, ...]:
     """Count the weights on each device of a mesh, by what they are (in the order of `KINDS`) and by format.
 
     Args:
         model: as the mesh runs it (`heads.model_on`).
         dtype: of the weights that are not quantised; norms and sinks are float32.
-        tp: devices of the mesh. Heads, MLP columns and the vocabulary are divided.
+        tp: devices of the mesh. Heads, the vocabulary and MLP columns or experts are divided.
         formats: path -> format, of the parameters that stay quantised, which the mesh cuts nowhere.
-        ep: groups of these devices that experts are divided over.
     """
     kept, item, sums = formats or {}, ITEM_BYTES[dtype], defaultdict[tuple[str, str], int](int)
     for matrix in _matrices(model):
         form = kept.get(matrix.path)
         sums[matrix.kind, form or dtype] += _bytes(matrix, item, form, tp)
-    for kind, form, size in _vectors(model, dtype, tp, ep):
+    for kind, form, size in _vectors(model, dtype, tp):
         sums[kind, form] += size
     found = (WeightPart(kind, form, size) for (kind, form), size in sums.items() if size)
     return tuple(sorted(found, key=lambda part: (KINDS.index(part.kind), part.format)))
@@ -72,7 +71,7 @@ def largest_parameter(model: ModelConfig, dtype: str, tp: int, formats: Mapping[
     return max(_bytes(matrix, item, kept.get(matrix.path), tp) for matrix in _matrices(model))
 
 
-def _vectors(model: ModelConfig, dtype: str, tp: int, ep: int) -> Iterator[WeightPart]:
+def _vectors(model: ModelConfig, dtype: str, tp: int) -> Iterator[WeightPart]:
     """Count what no product multiplies by: biases, norms and sinks."""
     layers, item = model.num_layers, ITEM_BYTES[dtype]
     norms = (4 if model.sandwich_norms else 2) * model.hidden_size + (2 * model.head_dim if model.qk_norm else 0)
@@ -83,8 +82,8 @@ def _vectors(model: ModelConfig, dtype: str, tp: int, ep: int) -> Iterator[Weigh
     yield WeightPart("attention", "float32", layers * 4 * (model.num_heads // tp if model.has_sinks else 0))
     if model.experts is not None and model.experts.has_bias:
         count = model.experts.count
-        each = 2 * model.intermediate_size // (tp // ep) + model.hidden_size
-        yield WeightPart("experts", dtype, layers * item * (count // ep) * each)
+        each = 2 * model.intermediate_size // tp + model.hidden_size
+        yield WeightPart("experts", dtype, layers * item * count * each)
         yield WeightPart("router", dtype, layers * item * count)
 
 

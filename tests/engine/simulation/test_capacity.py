@@ -68,7 +68,7 @@ def test_so_are_those_of_experts_divided_over_groups_of_devices(ep):
     experts = Experts(4, 2, has_bias=True)
     model = model_on(replace(model_with_windows(None, 6), hidden_size=128, intermediate_size=256, experts=experts), 4)
     kept = dict.fromkeys((f"layers.{layer}.mlp.down_proj" for layer in range(model.num_layers)), "MXFP4")
-    assert weight_bytes(model, "bfloat16", 4, kept, ep) == bytes_of_arrays(model, f"4ep{ep}", kept)
+    assert weight_bytes(model, "bfloat16", 4, kept) == bytes_of_arrays(model, f"4ep{ep}", kept)
 
 
 def bytes_of_arrays(model, tp, formats):

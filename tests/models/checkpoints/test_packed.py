@@ -1,5 +1,6 @@
 """Hugging Face's quantised checkpoints: the model in floats bit for bit, transformers' logits, and what is refused."""
 
+import json
 import re
 
 import jax
@@ -69,12 +70,13 @@ def test_what_stays_packed_is_the_same_and_takes_about_the_bytes_of_the_file(dir
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_plan_by_config_json_alone_keeps_what_the_files_do(directories, name):
-    """But for the type of scales, which only the files say."""
-    found, planned = open_checkpoint(directories(name)).formats, named_model(directories(name) / "config.json").formats
-    assert {path: form.rpartition("-")[0] for path, form in planned.items()} == {
-        path: form.rpartition("-")[0] for path, form in found.items()
-    }
+def test_a_plan_by_config_json_alone_keeps_what_the_files_do(directories, tmp_path, name):
+    """Scales of compressed-tensors are taken for the model's dtype, which here is theirs."""
+    found, alone = open_checkpoint(directories(name)).formats, tmp_path / "config.json"
+    settings = json.loads((directories(name) / "config.json").read_text())
+    scales = {form.rpartition("-")[2] for form in found.values()} or {"float16"}
+    alone.write_text(json.dumps(settings | {"dtype": scales.pop()}))
+    assert named_model(alone).formats == found
     assert named_model(directories(name)).formats == found
 
 
