@@ -1,8 +1,8 @@
 """The layout of quantised weights: tiles of 16 outputs by blocks of 32 inputs, for kernels that multiply by them.
 
-A weight is a matrix W [n, k] of n outputs and k inputs, in one of the formats of `layouts.py`: `u` of a few bits, and a
-scale, in some formats a smallest value too, for each group of inputs of an output: w = scale * (u - zero) + min. In
-some u is the code of a number instead, and in MXFP4 a scale the exponent of two plus 127. Here
+A weight is a matrix W [n, k] of n outputs and k inputs, in one of the formats of `formats/layouts.py`: `u` of few bits,
+and a scale, in some formats a smallest value too, for each group of inputs of an output: w = scale * (u - zero) + min.
+In some u is the code of a number instead, and in MXFP4 a scale the exponent of two plus 127. Here
 
     values [T, B, 64 * bits] uint8    T = ceil(n / 16) tiles, B = k / 32 blocks
     scales [T, G, 16], mins alike     G = k / group; mins are uint8 where they are values that stand for 0
@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .layouts import LAYOUTS, Layout
+from ..formats.layouts import BLOCK, LAYOUTS, OUTPUTS, Layout
 
 __all__ = [
     "BLOCK", "LAYOUTS", "OUTPUTS", "QUAD", "Layout", "Parts", "Tiles", "dequantize", "numbers", "pack", "pack_parts",
@@ -39,7 +39,7 @@ __all__ = [
     "unpack_values",
 ]  # fmt: skip
 
-OUTPUTS, BLOCK, QUAD = 16, 32, 4  # outputs of a tile, inputs of a block, inputs of a quad
+QUAD = 4  # inputs of a quad
 _EXPONENT_BIAS, _NAN_EXPONENT = 127, 255
 
 

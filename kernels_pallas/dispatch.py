@@ -11,7 +11,6 @@ The Mosaic kernels are imported when a program is traced for a GPU: their import
 
 import functools
 import logging
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..formats.hopper import is_hopper
 from . import xla
 from .arguments import AttentionOptions, NewTokens, PagedKV, Pools
 from .cpu import calls
@@ -30,8 +30,6 @@ _log = logging.getLogger(__name__)
 _CORES = 132  # multiprocessors of an H100 SXM or an H200, for devices that do not report theirs
 # Mosaic tries layouts of shared memory without end where heads are no multiple of this (2 key/value heads, no norms).
 _ROWS = 8
-_HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
-HOPPER_FORMATS = ("MXFP4", "Q8_0", "Q4_0", "Q4_1")  # of weights that the kernel of `stacks.py` dequantises
 
 
 def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array:
@@ -93,7 +91,7 @@ def stack_product(
     """Compute `stacks.stack_product` on a Hopper GPU; else `plain` of the same four arrays."""
     arrays = x, stacks, biases, sizes
     kind, cores, is_certain = gpu_to_trace_for()
-    if kind is None or not _HOPPER.search(kind) or not _is_on_one_device():
+    if kind is None or not is_hopper(kind) or not _is_on_one_device():
         return plain(*arrays)
     from . import stacks as hopper
 
@@ -109,12 +107,10 @@ def stack_product(
     return chosen
 
 
-def is_hopper(kind: str | None = None) -> bool:
-    """Whether a kind of GPU, as JAX names it or short as in "h100", is Hopper; None: that of JAX's first device."""
-    if kind is None:
-        device = jax.devices()[0]
-        kind = device.device_kind if device.platform == "gpu" else ""
-    return _HOPPER.search(kind.upper()) is not None
+def device_kind() -> str:
+    """Return what JAX calls its first device if that is a GPU; empty: it is none."""
+    device = jax.devices()[0]
+    return device.device_kind if device.platform == "gpu" else ""
 
 
 def _is_on_one_device() -> bool:
@@ -136,7 +132,7 @@ def _choose[Result](
     kind, cores, is_certain = gpu_to_trace_for()
     if kind is None:
         return plain(*arrays)
-    if not _HOPPER.search(kind):
+    if not is_hopper(kind):
         warn_once(f"{kind} is not a Hopper GPU: paged attention runs in plain XLA.")
         return plain(*arrays)
     from .mosaic import why_unsupported

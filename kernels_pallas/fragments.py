@@ -51,7 +51,7 @@ def fragment(format_name: str, tiles: Tiles, dtype: jax.typing.DTypeLike, *, int
     """Read one block of inputs of 64 outputs from shared memory, [64, 32] of a 16-bit dtype.
 
     Args:
-        format_name: one of `dispatch.HOPPER_FORMATS`.
+        format_name: one of `formats.hopper.HOPPER_FORMATS`.
         tiles: references, values [4, 256] of 4 bits or [4, 2, 256] of 8, scales and mins [4, 16].
         dtype: bfloat16 or float16.
         interpret: whether the kernel runs on the CPU.

@@ -22,10 +22,11 @@ from jax import Array
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
+from ..formats.hopper import HOPPER_FORMATS, is_hopper
 from .block_tiles import BLOCK, OUTPUTS, Tiles
 from .cpu import blocks, calls, loader
 from .cpu.blocks_records import Activations
-from .dispatch import HOPPER_FORMATS, is_hopper, runs_on_cpu, stack_product
+from .dispatch import device_kind, runs_on_cpu, stack_product
 from .quantized import QuantizedArray, dequantize, is_column
 
 # The most bytes of quantised weights that are floats at a time.
@@ -111,7 +112,8 @@ def kernel_for(platform: str, format_name: str, kind: str | None = None) -> str 
     should the kernel turn out to be unusable. `kind`: of a GPU that need not be there.
     """
     if platform == "gpu":
-        return "Hopper" if format_name in HOPPER_FORMATS and is_hopper(kind) else None
+        has_kernel = format_name in HOPPER_FORMATS and is_hopper(device_kind() if kind is None else kind)
+        return "Hopper" if has_kernel else None
     tools = loader.toolchain() if platform == "cpu" and blocks.takes(format_name) else None
     return None if tools is None else tools.level.name
 

@@ -2,7 +2,7 @@
 
 Rows lie in the order of matrices, and `sizes` counts those of each. They are cut into items of up to N rows of one
 matrix, a list of work that is computed on the device; N follows from the shapes alone. `stack_block.py` is the code of
-a thread block. Weights are 16-bit floats or one of `dispatch.HOPPER_FORMATS`, which is read as it lies and dequantised
+a thread block. Weights are 16-bit floats or one of `HOPPER_FORMATS`, which is read as it lies and dequantised
 in the kernel. Activations are brought into the order that the tensor cores read them in by one pass in XLA, which may
 be part of gathering them. One stack's products of few rows are cut along the inputs too, where that shares the work
 more evenly: XLA adds up the parts.
@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..formats.hopper import HOPPER_FORMATS
 from .block_tiles import BLOCK, OUTPUTS
-from .dispatch import HOPPER_FORMATS
 from .fragments import ROWS, RUN, ordered
 from .mosaic import CONSUMERS, DTYPES, launch
 from .quantized import QuantizedArray

@@ -28,7 +28,7 @@ With --memory it is the memory plan alone, of one topology and without a load: a
 weights by format, KV, staging and temporaries, from config.json alone or a GGUF file's header. It is start-up's own
 arithmetic, and a model that does not fit is refused as it would be there. Where something can compile for the device
 (the device itself, or JAX's CUDA plugin for an H100), the largest steps are compiled to tell what temporaries they
-take, which takes minutes.
+take, which takes minutes: stderr says how many of them are done, and --no-compile leaves it out.
 
 {HELP}"""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import twinmesh
 
+FOLDERS = ("engine", "formats", "kernels_pallas", "models", "scripts")
 ROOT = Path(twinmesh.__file__).parent
 OF_GUIDELLM = "twinmesh.engine.benchmark.guidellm_backend"  # needs an environment of its own
 
@@ -59,7 +60,7 @@ def test_the_wheel_holds_the_package_and_no_tests(wheel):
     assert tops == {"twinmesh", f"twinmesh-{version('twinmesh')}.dist-info"}
     assert not [name for name in names if "test" in name]
     sources = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.py")}
-    sources = {name for name in sources if name.split("/")[0] in ("engine", "kernels_pallas", "models", "scripts")}
+    sources = {name for name in sources if name.split("/")[0] in FOLDERS}
     assert {f"twinmesh/{name}" for name in sources} <= set(names)
 
 
@@ -67,7 +68,7 @@ def test_the_wheel_holds_what_modules_read_beside_themselves(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     read = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("engine", "kernels_pallas", "models", "scripts")
+        for folder in FOLDERS
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".css", ".js", ".json", ".jsonl")
     }

@@ -1,7 +1,7 @@
 """`twinmesh.plan_memory`: what each device would hold of an engine, before a byte of its weights is read."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +48,7 @@ def plan_memory(
 
     Raises:
         ValueError: something is unknown or unusable, or the model does not fit, with the arithmetic.
+        EngineError: the compiler for an absent H100 fails.
     """
     if options.is_auto:
         raise ValueError("topology='auto' is chosen when an engine starts: name the meshes whose memory is planned.")
@@ -145,9 +146,19 @@ def _analysed(
     for spec, pool in zip(config.topology.meshes, planned.pools, strict=True):
         if spec in found:
             continue
-        say(f"compiling the largest steps of the {spec.role} mesh (--no-compile does without)")
         asked = steps.Asked(named.config, config, spec, pool.pages, kept, options.activations)
-        found[spec] = (
-            steps.temporaries_on_h100(asked) if is_absent_hopper else steps.temporaries_on(asked, where.present)
-        )
+        makes = steps.temporaries_on_h100(asked) if is_absent_hopper else steps.temporaries_on(asked, where.present)
+        found[spec] = _told(makes, steps.programs(config, spec), f"{spec.role} mesh", say)
     return Analysed(found, how)
+
+
+def _told(
+    makes: Iterator[StepMemory], programs: Sequence[str], mesh: str, say: Callable[[str], None]
+) -> list[StepMemory]:
+    """Collect what each program takes as it is compiled, and say how far that has come."""
+    found = list[StepMemory]()
+    say(f"{mesh}: {len(programs)} programs to compile, the first is {programs[0]} (--no-compile does without)")
+    for step in makes:
+        found.append(step)
+        say(f"{mesh}: {len(found)} of {len(programs)} compiled, {step.program}: {step.bytes / 1e6:,.0f} MB")
+    return found

@@ -85,7 +85,7 @@ class Fit:
         on_mesh, config, tp = model_on(self.model, spec.tp), self.config, spec.tp
         per_page = page_bytes(on_mesh, config.page_size, config.kv_on(spec))
         state = request_bytes(on_mesh, config) + transit_bytes(config)
-        kept = kept_on(self.model, tp, self.kept)
+        kept = kept_on(self.model, spec, self.kept)
         weights = weight_parts(on_mesh, config.dtype, tp, kept)
         shortest = config if self.asked_len is not None else replace(config, max_model_len=self.shortest)
         kv = least_budget(per_page, shortest, self.part)
@@ -179,14 +179,16 @@ def _remedies(fit: Fit) -> Iterator[str]:
 
 
 def _by_tp(fit: Fit, quantised: Fit) -> Iterator[str]:
-    """List the degrees of tensor parallelism that would make it fit, without and with its weights quantised."""
+    """List the degrees of tensor parallelism that would make it fit, without and with its weights quantised; where
+    columns of experts do not help, with whole experts on each device."""
     for keeps in (fit, quantised):
         tp = 2 * fit.meshes[0].tp
         while tp <= _MOST_TP:
-            spec = replace(fit.meshes[0], tp=tp)
-            if _divides(fit.model, spec) and replace(keeps, meshes=(spec,)).fits:
-                kept = " with quantization='keep'" if keeps is quantised and len(fit.stored) > len(fit.kept) else ""
-                yield f"tp {tp}{kept} fits, as in {spec.role}=1xtp{tp}"
+            for ep in (1,) if fit.model.experts is None else (1, tp):
+                spec = replace(fit.meshes[0], tp=tp, ep=ep)
+                if _divides(fit.model, spec) and replace(keeps, meshes=(spec,)).fits:
+                    kept = " with quantization='keep'" if keeps is quantised and len(fit.stored) > len(fit.kept) else ""
+                    yield f"tp {tp}{kept} fits, as in {spec.role}=1xtp{tp}{f'ep{ep}' if ep > 1 else ''}"
             tp *= 2
 
 

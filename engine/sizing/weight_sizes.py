@@ -4,36 +4,23 @@ Invariant: these are the bytes of the arrays that the device plane makes (`model
 block_tiles.py`) and divides (`sharding/mesh.py`); tests compare. Which parameters stay quantised is not decided here.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from ...formats.hopper import HOPPER_FORMATS, is_hopper
+from ...formats.layouts import BLOCK, LAYOUTS, OUTPUTS
 from ...models.config import ModelConfig
+from ..topology import MeshSpec
 from .heads import model_on
 from .memory_needs import ITEM_BYTES
-
-# Bits of a weight in each format that may stay: its own, and its part of scales and smallest values.
-_GGUF_BITS = {"Q8_0": 8.5, "Q5_0": 5.5, "Q4_0": 4.5, "Q4_1": 5.0, "Q6_K": 8.0, "Q4_K": 6.0, "MXFP4": 4.25}
-# Hugging Face's are named KIND-GROUP-DTYPE: so many inputs share a scale of that type and, of unsigned integers, a byte
-# that stands for 0. A scale of a whole output is kept once for each group.
-_KINDS, _GROUPS = {"FP8": 8, "INT8": 8, "INT4": 4, "UINT8": 8, "UINT4": 4}, (32, 64, 128)
-FORMAT_BITS = _GGUF_BITS | {
-    f"{kind}-{group}-{dtype}": bits + (8 * size + 8 * kind.startswith("U")) / group
-    for kind, bits in _KINDS.items()
-    for group in _GROUPS
-    for dtype, size in ITEM_BYTES.items()
-}
-# Of them those that there is a kernel for on Hopper GPUs, and what these are called.
-_HOPPER_FORMATS, _HOPPER = ("MXFP4", "Q8_0", "Q4_0", "Q4_1"), re.compile(r"\bG?H(20|100|200|800)\b")
-_TILE, _BLOCK = 16, 32  # outputs, and inputs, of a quantised matrix that lie together
 
 
 class WeightPart(NamedTuple):
     """Weights of one kind that are kept in one format."""
 
     kind: str  # one of `KINDS`
-    format: str  # a dtype, or one of `FORMAT_BITS`
+    format: str  # a dtype, or one of `LAYOUTS`
     bytes: int  # on each device of a mesh
 
 
@@ -65,7 +52,7 @@ def weight_parts(
     Args:
         model: as the mesh runs it (`heads.model_on`).
         dtype: of the weights that are not quantised; norms and sinks are float32.
-        tp: devices of the mesh. Heads, MLP columns and the vocabulary are divided.
+        tp: devices of the mesh. Heads, the vocabulary and MLP columns or experts are divided.
         formats: path -> format, of the parameters that stay quantised, which the mesh cuts nowhere.
     """
     kept, item, sums = formats or {}, ITEM_BYTES[dtype], defaultdict[tuple[str, str], int](int)
@@ -128,24 +115,26 @@ def kept_on_gpus(asked: str | None, stored: Mapping[str, str], kind: str) -> Map
     """
     if asked == "keep":
         return stored
-    has_kernels = asked != "none" and _HOPPER.search(kind.upper()) is not None
-    return {path: form for path, form in stored.items() if has_kernels and form in _HOPPER_FORMATS}
+    has_kernels = asked != "none" and is_hopper(kind)
+    return {path: form for path, form in stored.items() if has_kernels and form in HOPPER_FORMATS}
 
 
-def kept_on(model: ModelConfig, tp: int, formats: Mapping[str, str]) -> Mapping[str, str]:
-    """Return those of quantised parameters that a mesh of `tp` devices can keep so, path -> format: the others would be
-    cut inside a tile of outputs or a block of inputs. `model` is the checkpoint's."""
-    if tp == 1 or not formats:
+def kept_on(model: ModelConfig, spec: MeshSpec, formats: Mapping[str, str]) -> Mapping[str, str]:
+    """Return those of quantised parameters that a mesh can keep so, path -> format: the others would be cut inside a
+    tile of outputs, or a block of inputs or group that shares a scale. `model` is the checkpoint's."""
+    if spec.tp == 1 or not formats:
         return formats
-    cut = set[str]()
-    repeats = model.num_kv_heads < tp
-    for matrix in _matrices(model_on(model, tp)):
-        name = matrix.path.rpartition(".")[2]
+    cut, repeats = set[str](), model.num_kv_heads < spec.tp
+    for matrix in _matrices(model_on(model, spec.tp)):
+        if (form := formats.get(matrix.path)) is None:
+            continue
+        name, ways = matrix.path.rpartition(".")[2], spec.tp // (spec.ep if matrix.kind == "experts" else 1)
         if name in ("o_proj", "down_proj"):
-            is_cut = matrix.inputs // tp % _BLOCK != 0
+            is_cut = matrix.inputs // ways % max(BLOCK, LAYOUTS[form].group) != 0
         else:
-            is_cut = not matrix.is_table and not matrix.is_whole and matrix.outputs // tp % _TILE != 0
-        if is_cut or (repeats and name in ("k_proj", "v_proj") and model.head_dim % _TILE):
+            is_cut = not matrix.is_table and not matrix.is_whole and matrix.outputs // ways % OUTPUTS != 0
+        # One device's share of a matrix is whole, however it lies.
+        if (ways > 1 and is_cut) or (repeats and name in ("k_proj", "v_proj") and model.head_dim % OUTPUTS):
             cut.add(matrix.path)
     return {path: form for path, form in formats.items() if path not in cut}
 
@@ -155,7 +144,7 @@ def _bytes(matrix: _Matrix, item: int, format_name: str | None, tp: int) -> int:
     if format_name is None:
         whole, unit = matrix.outputs * matrix.inputs * item, 1
     else:
-        tiles = -(-matrix.outputs // _TILE)
-        whole, unit = int(tiles * _TILE * matrix.inputs * FORMAT_BITS[format_name] / 8), _TILE
+        tiles = -(-matrix.outputs // OUTPUTS)
+        whole, unit = int(tiles * OUTPUTS * matrix.inputs * LAYOUTS[format_name].bits_per_weight / 8), OUTPUTS
     is_whole = matrix.is_whole or (matrix.is_table and matrix.outputs % (tp * unit) != 0)
     return matrix.stack * (whole if is_whole else whole // tp)

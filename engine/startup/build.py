@@ -59,7 +59,16 @@ from .kept_programs import kept_or_compiled
 from .links import time_links, warn_if_staged
 from .memory import check_room, give_back_freed, memory_for_kv
 from .one_request import OneRequest
-from .quantization import Quantized, activations_line, asked_of, choose, cpu_kernels, dequantized_line, start_line
+from .quantization import (
+    KV_SCALES_LINE,
+    Quantized,
+    activations_line,
+    asked_of,
+    choose,
+    cpu_kernels,
+    dequantized_line,
+    start_line,
+)
 
 # Gives each mesh the parameters, those with a format quantised and all others in the dtype.
 type Load = Callable[[jnp.dtype, Sequence[Mesh], Mapping[str, str]], list[Params]]
@@ -98,6 +107,8 @@ def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest
             say(dequantized_line(checkpoint.dequantized, checkpoint.config, dtype))
         if options.progress and checkpoint.method is not None and checkpoint.rounds_activations:
             say(activations_line(checkpoint.method))
+        if options.progress and checkpoint.has_kv_scales:
+            say(KV_SCALES_LINE)
         weights = load_weights(
             checkpoint, dtype, meshes, formats, progress=options.progress, allow_nonfinite=allowed, maps=maps
         )

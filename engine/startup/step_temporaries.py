@@ -10,10 +10,13 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 from typing import NamedTuple
 
 import jax
@@ -25,6 +28,7 @@ from ...kernels_pallas.cpu.blocks_records import Activations
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
 from ..config import EngineConfig
+from ..errors import EngineError
 from ..sampling.request_rows import Stage
 from ..sharding.mesh import abstract_mesh, mesh_of, products_on
 from ..simulation.planning.memory_plan import StepMemory
@@ -51,9 +55,19 @@ class Asked(NamedTuple):
     activations: Activations
 
 
-def temporaries_on(asked: Asked, devices: Sequence[jax.Device]) -> list[StepMemory]:
-    """Compile a mesh's largest programs for its devices, and say what each takes."""
-    return list(_measured(_plan(asked, mesh_of(asked.spec, devices[: asked.spec.tp]))))
+def temporaries_on(asked: Asked, devices: Sequence[jax.Device]) -> Iterator[StepMemory]:
+    """Compile the `programs` of a mesh for its devices, and say what each takes, one after the other."""
+    plan = _plan(asked, mesh_of(asked.spec, devices[: asked.spec.tp]))
+    for job in _jobs(asked.config, asked.spec):
+        memory = compile_program(plan, job.kind, *job.size).memory_analysis()
+        assert memory is not None
+        new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        yield StepMemory(_name(job), memory.temp_size_in_bytes + max(0, new))
+
+
+def programs(config: EngineConfig, spec: MeshSpec) -> list[str]:
+    """Name a mesh's largest programs, in the order in which they are compiled."""
+    return [_name(job) for job in _jobs(config, spec)]
 
 
 def can_compile_for_h100() -> bool:
@@ -61,25 +75,36 @@ def can_compile_for_h100() -> bool:
     return importlib.util.find_spec(_PLUGIN) is not None
 
 
-def temporaries_on_h100(asked: Asked) -> list[StepMemory]:
-    """Compile a mesh's largest programs for H100s that need not be there, in a process of its own.
+def temporaries_on_h100(asked: Asked) -> Iterator[StepMemory]:
+    """Compile the `programs` of a mesh for H100s that need not be there, in a process of its own.
+
+    That process ends when the iterator is closed, also in the middle of a program.
 
     Raises:
-        RuntimeError: the compiler fails; its last words.
+        EngineError: the compiler fails; its last words.
     """
     quiet = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu"}
     paths = [str(Path(path).absolute()) for path in sys.path if path]
-    done = subprocess.run(
-        [sys.executable, "-m", __name__],
-        input=msgspec.json.encode(asked),
-        capture_output=True,
-        env={**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)},
-        check=False,
-    )
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it says nothing"]
-        raise RuntimeError(f"the compiler for H100s failed: {said[-1][:200]}")
-    return msgspec.json.decode(done.stdout.splitlines()[-1], type=list[StepMemory])
+    environment = {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", __name__]
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=said, env=environment) as child,
+    ):
+        try:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            with suppress(BrokenPipeError), child.stdin as question:  # it has failed already: its words follow
+                question.write(msgspec.json.encode(asked))
+            for line in child.stdout:
+                yield msgspec.json.decode(line, type=StepMemory)
+        except BaseException:
+            child.kill()
+            raise
+        if child.wait() != 0:
+            said.seek(0)
+            words = said.read().decode(errors="replace").strip().splitlines() or ["it says nothing"]
+            raise EngineError(f"the compiler for H100s failed, {words[-1][:200]}: plan without it, by --no-compile.")
 
 
 def _plan(asked: Asked, mesh: Mesh) -> MeshPlan:
@@ -106,8 +131,11 @@ def cut(model: ModelConfig) -> ModelConfig:
     return replace(model, layers=tuple(kept))
 
 
-def _jobs(plan: MeshPlan) -> Iterator[Job]:
-    config, spec = plan.config, plan.spec
+def _name(job: Job) -> str:
+    return " ".join(map(str, (job.kind, *job.size)))
+
+
+def _jobs(config: EngineConfig, spec: MeshSpec) -> Iterator[Job]:
     rows = config.decode_buckets[-1] if spec.decodes else config.prefill_rows
     if spec.prefills:
         yield Job("prefill", (config.chunk_size,))
@@ -120,17 +148,12 @@ def _jobs(plan: MeshPlan) -> Iterator[Job]:
     yield from (Job("sample", (stage, rows)) for stage in Stage)
 
 
-def _measured(plan: MeshPlan) -> Iterator[StepMemory]:
-    for job in _jobs(plan):
-        memory = compile_program(plan, job.kind, *job.size).memory_analysis()
-        assert memory is not None
-        new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        yield StepMemory(" ".join(map(str, (job.kind, *job.size))), memory.temp_size_in_bytes + max(0, new))
-
-
 def _on_absent() -> None:
-    """Read what is asked from stdin, compile, and write the answer to stdout."""
+    """Read what is asked from stdin, compile, and write each answer to stdout, as a line of its own."""
     from jax.experimental import topologies
+
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever compilers print
 
     asked = msgspec.json.decode(sys.stdin.buffer.read(), type=Asked)
     target = Path(__file__).with_name("h100.txtpb").read_text()
@@ -142,8 +165,9 @@ def _on_absent() -> None:
     kinds = (AxisType.Auto,) * len(like.axis_names)
     mesh = AbstractMesh(like.axis_sizes, like.axis_names, kinds, abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
-        found = temporaries_on(asked, devices)
-    sys.stdout.buffer.write(b"\n" + msgspec.json.encode(found) + b"\n")
+        for found in temporaries_on(asked, devices):
+            answers.write(msgspec.json.encode(found) + b"\n")
+            answers.flush()
 
 
 if __name__ == "__main__":

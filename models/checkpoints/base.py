@@ -58,6 +58,11 @@ class Checkpoint(Protocol):
         ...
 
     @property
+    def has_kv_scales(self) -> bool:
+        """Return whether the files hold scales for 8-bit keys and values, which tokens have of their own here."""
+        ...
+
+    @property
     def dequantized(self) -> Mapping[str, Packed]:
         """Return the other parameters that the files hold quantised, by path: they become floats as they are loaded."""
         ...
@@ -114,6 +119,7 @@ class TextFiles:
     config: ModelConfig
     method: str | None = None
     rounds_activations: bool = False
+    has_kv_scales: bool = False
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer, built on the first call."""

@@ -35,6 +35,7 @@ from .tensor_check import check_tensors
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 _EMBEDDING, _HEAD = f"{NAMES.embedding}.weight", f"{NAMES.head}.weight"
+_KV_SCALES = (".k_scale", ".v_scale", ".kv_scale")
 _ROWS_COMPARED = 4096  # at a time
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -55,6 +56,7 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
             config = chosen.config(of_family(settings, self._packing, has_own=chosen.packed_sources is not None))
         except ValueError as error:
             raise CheckpointError(f"{directory / CONFIG}: {error}") from None
+        self.has_kv_scales = any(name.endswith(_KV_SCALES) for name in self._file.tensors)
         if self._packing is not None:
             self.method, self.rounds_activations = self._packing.method, self._packing.rounds_activations
             self._file = _packed(self._file, chosen, self._packing, directory)
@@ -103,7 +105,7 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
         for a cache of 8 bits, which every token has of its own here.
         """
         is_copy = self.config.tie_embeddings and name == _HEAD
-        return is_copy or name.endswith((".rotary_emb.inv_freq", ".k_scale", ".v_scale", ".kv_scale"))
+        return is_copy or name.endswith((".rotary_emb.inv_freq", *_KV_SCALES))
 
 
 def _packed(file: SafetensorsFiles, chosen: Format[Settings], packing: Packing, directory: Path) -> SafetensorsFiles:

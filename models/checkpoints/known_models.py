@@ -1,7 +1,8 @@
 """What a model's name or place says about its sizes, without its weights: for plans and simulations.
 
-A name that is known (`families/known.py`), however the hub spells it; a directory, of which config.json is enough, or
-that file alone, also where the hub's cache has it; or whatever else an engine could load: a fetched model, a GGUF file.
+A name that is known (`families/known.py`), however the hub spells it; a config.json, alone or in a directory without
+weights, also where the hub's cache has it; or whatever an engine could load, whose files' headers are read: a directory
+with weights, a fetched model, a GGUF file.
 Nothing is ever downloaded here.
 """
 
@@ -21,6 +22,7 @@ from .catalog import CATALOG, cache_directory
 from .hub import cached_config, parse_hub_id
 
 _CONFIG = "config.json"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # beside it, whose headers say more
 
 
 class NamedModel(NamedTuple):
@@ -62,7 +64,7 @@ def profile_name(name: str | Path) -> str:
 def _of_files(path: Path) -> tuple[ModelConfig, Mapping[str, str]]:
     """Read the sizes from a model's own files, and what they hold quantised."""
     config = path / _CONFIG if path.is_dir() else path
-    if config.name.endswith(".json") and config.is_file():
+    if config.name.endswith(".json") and config.is_file() and not any((path / name).is_file() for name in _WEIGHTS):
         return _of_config(config)
     from .open import open_checkpoint  # which imports JAX
 

@@ -81,8 +81,9 @@ def read_description(directory: Path) -> Description:
 
 
 @contextmanager
-def one_sentence(what: str) -> Iterator[None]:
-    """Turn any exception of Orbax into one `CheckpointError` that begins with `what`.
+def one_sentence(what: str, written: Path | None = None) -> Iterator[None]:
+    """Turn any exception of Orbax into one `CheckpointError` that begins with `what`; where something is `written` and
+    the system refuses, as for want of space, into its own `OSError` about that path.
 
     Orbax passes on TensorStore's messages, over many lines and as any kind of exception, and logs them as well.
     """
@@ -97,6 +98,8 @@ def one_sentence(what: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         if number := re.search(r"os_error_code='(\d+)'", text):
             text = os.strerror(int(number[1]))
+            if written is not None:
+                raise OSError(int(number[1]), text, str(written)) from None
         raise CheckpointError(f"{what}: {text[:160].rstrip('.')}.") from None
     finally:
         log.setLevel(level)

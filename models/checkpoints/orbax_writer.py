@@ -4,10 +4,12 @@ The directory is made under a temporary name beside the final one and renamed, s
 half-made. `orbax_format.py` documents the format.
 """
 
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,8 @@ def write(
 
     Raises:
         CheckpointError: the source cannot be read or has a weight that is not finite, `directory` is there and not
-            empty, or it cannot be written; or both `allow_nonfinite` and `rounding`.
-        OSError: there is no place for the directory.
+            empty, or Orbax fails to write it; or both `allow_nonfinite` and `rounding`.
+        OSError: there is no place for the directory, or the system refuses to write it: no space is left. Nothing is.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise CheckpointError(f"{directory} exists and is not an empty directory: give another name.")
@@ -64,13 +66,14 @@ def write(
             "number, leave out one of the two."
         )
     described, formats = _described(checkpoint, dtype, rounding), formats_written(checkpoint, dtype, rounding)
+    tokenizer, template = checkpoint.tokenizer(), checkpoint.chat_template()
     parent = directory.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".convert-") as scratch:
+    with _named(directory), tempfile.TemporaryDirectory(dir=parent, prefix=".convert-") as scratch:
         out = Path(scratch) / "checkpoint"
         out.mkdir()
-        save_tokenizer(checkpoint.tokenizer(), checkpoint.chat_template(), out)
-        with one_sentence(f"{directory} cannot be written"):
+        save_tokenizer(tokenizer, template, out)
+        with one_sentence(f"{directory} cannot be written", directory):
             _write_params(checkpoint, out / PARAMS, described, progress, chunk_bytes, allow_nonfinite)
         files = {path.relative_to(out).as_posix(): path.stat().st_size for path in out.rglob("*") if path.is_file()}
         stored_dtype = jnp.dtype(checkpoint.dtype if dtype is None else dtype).name
@@ -82,6 +85,17 @@ def write(
             raise CheckpointError(
                 f"{directory} cannot be made, {error.strerror or error}: was it written to meanwhile? Give another."
             ) from None
+
+
+@contextmanager
+def _named(directory: Path) -> Iterator[None]:
+    """Have the system's errors name the directory that is asked for, not a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(directory)) from None
 
 
 def written_bytes(checkpoint: Checkpoint, dtype: DTypeLike | None, rounding: Rounding | None = None) -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...formats.layouts import Kind
 from ...kernels_pallas.block_tiles import BLOCK, Parts
-from ...kernels_pallas.layouts import Kind
 from ..errors import CheckpointError
 from ..families.packing import KEY, Packing
 from .packed_matrix import MXFP4, SCALES, PackedMatrix, whole
@@ -65,10 +65,9 @@ class PackedFiles(SafetensorsFiles):
         """Refuse a matrix that is not packed as `quantization_config` says of all: parts were lost, or cut off."""
         values, block = matrix.tensors["values"], self._packing.block
         if block is not None and matrix.kind is not None:
-            expected, found = (
-                (min(block[0], matrix.shape[0]), min(block[1], matrix.shape[1])),
-                (matrix.rows, matrix.group),
-            )
+            n, k = matrix.shape
+            expected = (n if block[0] is None else min(block[0], n), k if block[1] is None else min(block[1], k))
+            found = (matrix.rows, matrix.group)
             if found != expected:
                 raise self._refusal(name, values, f"{_each(found)} share a scale, and {KEY} says {_each(expected)}")
         if self._packing.has_zeros and matrix.kind in _WITH_ZEROS:

@@ -30,8 +30,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ...formats.layouts import Kind, kept_layout, layout_name
 from ...kernels_pallas.block_tiles import BLOCK, Parts, numbers, scale_values
-from ...kernels_pallas.layouts import GROUPS, Kind, layout_name, repeated_group
 from .safetensors import Tensor
 
 MXFP4 = "MXFP4"
@@ -76,19 +76,11 @@ class PackedMatrix:
     @property
     def kept(self) -> str | None:
         """Return the layout that holds it without loss; None: there is none, or its inputs are no whole blocks."""
-        if self.shape[1] % BLOCK or "index" in self.tensors:
+        if "index" in self.tensors:
             return None
         if self.kind is None:
-            return MXFP4
-        dtype, group = _DTYPES[self.tensors["scales"].kind], self._kept_group()
-        return None if group is None else layout_name(self.kind, group, dtype.name)
-
-    def _kept_group(self) -> int | None:
-        """Return for how many inputs a scale can be kept: as in the file or, where that has one for all, repeated."""
-        k, scale_bits = self.shape[1], 8 * _DTYPES[self.tensors["scales"].kind].itemsize
-        if self.group < k:
-            return next((group for group in GROUPS if k % group == 0 and self.group % group == 0), None)
-        return repeated_group(k, self.bits, scale_bits)
+            return None if self.shape[1] % BLOCK else MXFP4
+        return kept_layout(self.kind, self.group, self.shape[1], _DTYPES[self.tensors["scales"].kind].name)
 
     def parts(self, start: int, stop: int, group: int | None = None) -> Parts:
         """Read rows `start` to `stop - 1`; scales and zeros for each `group` inputs, by default for each input.

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from ..config import ModelConfig
 from . import HUGGING_FACE, format_named
-from .declared_formats import declared_formats, declared_packing
-from .packing import KEY
+from .declared_formats import declared_formats
+from .packing import of_family, packing_of
 from .raw_config import Settings
 from .towers import refuse_towers
 
@@ -27,6 +27,7 @@ def described(settings: Settings) -> Described:
     """
     refuse_towers(settings)
     chosen = format_named(HUGGING_FACE, settings.get("model_type"), "model_type")
-    packing = declared_packing(settings)
-    config = chosen.config(settings.without(KEY))  # of floats, which every family reads
-    return Described(config, declared_formats(packing, config, chosen.sources(config)))
+    packing = packing_of(settings)
+    config = chosen.config(of_family(settings, packing, has_own=chosen.packed_sources is not None))
+    sources = chosen.sources if packing is None else chosen.packed_sources or chosen.sources
+    return Described(config, declared_formats(packing, sources(config)))

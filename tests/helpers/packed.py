@@ -169,34 +169,52 @@ def _mxfp4(weight):
     return {"weight_packed": blocks.reshape(len(weight), -1), "weight_scale": scales}
 
 
-def _compressed(format_, activations=None):
-    group = {"targets": ["Linear"], "weights": {"num_bits": 4}, "input_activations": activations}
-    return {"quant_method": "compressed-tensors", "format": format_, "config_groups": {"group_0": group}}
+def compressed(format_, activations=None, **weights):
+    """A `quantization_config` of one group, as compressed-tensors writes it."""
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+    packing = {"quant_method": "compressed-tensors", "format": format_, "ignore": ["lm_head"]}
+    return packing | {"config_groups": {"group_0": group}}
 
 
 _GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": False}
+_AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
 _FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
-_PACK, _INT8 = _compressed("pack-quantized"), _compressed("int-quantized", {"num_bits": 8, "dynamic": True})
+_FP8_CHANNEL = compressed("float-quantized", num_bits=8, type="float", strategy="channel")
+_MXFP4 = compressed("mxfp4-pack-quantized", num_bits=4, type="float", strategy="group", group_size=32)
+
+
+def _pack(bits, group, **more):
+    strategy = {"strategy": "channel"} if group is None else {"strategy": "group", "group_size": group}
+    return compressed("pack-quantized", num_bits=bits, type="int", **strategy, **more)
+
+
+def _int8_of(**more):
+    activations = {"num_bits": 8, "dynamic": True}
+    return compressed("int-quantized", activations, num_bits=8, type="int", strategy="channel", **more)
+
+
 # Name -> what packs a matrix, the `quantization_config`, and a pattern of the layouts that keep it.
 FORMATS = {
     "fp8 per tensor": (_float8_tensor, _FP8, "FP8-.*-float32"),
-    "fp8 per channel": (_float8_channel, _compressed("float-quantized"), "FP8-.*-bfloat16"),
+    "fp8 per channel": (_float8_channel, _FP8_CHANNEL, "FP8-.*-bfloat16"),
     "fp8 in blocks": (_float8_block, _FP8 | {"weight_block_size": [128, 128]}, "FP8-128-float32"),
     "fbgemm": (lambda w: _float8(w, scales_of(w)), {"quant_method": "fbgemm_fp8"}, "FP8-.*-float32"),
-    "int8": (_int8, _INT8, "INT8-.*-float32"),
-    "int8 with zeros": (_int8_zeros, _INT8, "UINT8-.*-float32"),
-    "int8 in groups": (lambda w: _rows(w, 8, 128), _PACK, "INT8-128-float16"),
-    "int4 of 32": (lambda w: _rows(w, 4, 32), _PACK, "INT4-32-float16"),
-    "int4 of 64": (lambda w: _rows(w, 4, 64, "float32"), _PACK, "INT4-64-float32"),
-    "int4 of 128": (lambda w: _rows(w, 4, 128, "bfloat16"), _PACK, "INT4-128-bfloat16"),
-    "int4 per channel": (lambda w: _rows(w, 4, w.shape[1]), _PACK, "INT4-.*-float16"),
-    "int4 with zeros": (lambda w: _rows(w, 4, 128, has_zeros=True), _PACK, "UINT4-128-float16"),
-    "awq": (_awq, {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}, "UINT4-128-float16"),
+    "int8": (_int8, _int8_of(), "INT8-.*-float32"),
+    "int8 with zeros": (_int8_zeros, _int8_of(symmetric=False), "UINT8-.*-float32"),
+    "int8 in groups": (lambda w: _rows(w, 8, 128), _pack(8, 128), "INT8-128-float16"),
+    "int4 of 32": (lambda w: _rows(w, 4, 32), _pack(4, 32), "INT4-32-float16"),
+    "int4 of 64": (lambda w: _rows(w, 4, 64, "float32"), _pack(4, 64), "INT4-64-float32"),
+    "int4 of 128": (lambda w: _rows(w, 4, 128, "bfloat16"), _pack(4, 128), "INT4-128-bfloat16"),
+    "int4 per channel": (lambda w: _rows(w, 4, w.shape[1]), _pack(4, None), "INT4-.*-float16"),
+    "int4 with zeros": (
+        lambda w: _rows(w, 4, 128, has_zeros=True), _pack(4, 128, symmetric=False), "UINT4-128-float16",
+    ),
+    "awq": (_awq, _AWQ, "UINT4-128-float16"),
     "gptq": (_gptq, _GPTQ, "UINT4-128-float16"),
     "gptq v2": (lambda w: _gptq(w, is_first=False), _GPTQ | {"checkpoint_format": "gptq_v2"}, "UINT4-128-float16"),
     "gptq of 8 bits": (lambda w: _gptq(w, 8, 64), _GPTQ | {"bits": 8, "group_size": 64}, "UINT8-64-float16"),
     "gptq out of order": (_gptq_act_order, _GPTQ | {"desc_act": True}, ""),
-    "mxfp4": (_mxfp4, _compressed("mxfp4-pack-quantized"), "MXFP4"),
+    "mxfp4": (_mxfp4, _MXFP4, "MXFP4"),
 }  # fmt: skip
 
 

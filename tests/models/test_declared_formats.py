@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 from twinmesh.engine.config import METHODS, ROUNDINGS
-from twinmesh.kernels_pallas.layouts import LAYOUTS
+from twinmesh.formats.layouts import LAYOUTS
 from twinmesh.models.checkpoints.rounded import Rounding
 from twinmesh.models.errors import CheckpointError
 from twinmesh.models.families.described import described
@@ -13,14 +13,21 @@ from twinmesh.models.families.packing import METHODS as read_methods
 from twinmesh.models.families.raw_config import Settings
 
 LLAMA = {
-    "model_type": "llama", "vocab_size": 128, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+    "model_type": "llama", "vocab_size": 128, "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 64,
 }  # fmt: skip
 MIXTRAL = LLAMA | {"model_type": "mixtral", "num_local_experts": 4}
+GPT_OSS = LLAMA | {"model_type": "gpt_oss", "num_local_experts": 4, "head_dim": 64}
 
 
 def group(**weights):
     return {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
+
+
+def groups(**each):
+    """A `quantization_config` of several groups: name -> targets and weights."""
+    made = {name: {"targets": targets, "weights": weights} for name, (targets, weights) in each.items()}
+    return {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": made}
 
 
 def formats(packing, base=LLAMA, **settings):
@@ -32,6 +39,8 @@ def formats(packing, base=LLAMA, **settings):
     [
         ({"quant_method": "fp8"}, "FP8-128-float32"),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "FP8-128-float32"),
+        ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "FP8-64-float32"),
+        ({"quant_method": "fp8", "weight_block_size": [1, 256]}, "FP8-128-float32"),
         ({"quant_method": "fbgemm_fp8"}, "FP8-128-float32"),
         ({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}, "UINT4-128-float16"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 64}, "UINT4-64-float16"),
@@ -42,13 +51,15 @@ def formats(packing, base=LLAMA, **settings):
             "MXFP4",
         ),
         (group(num_bits=8, type="float", strategy="channel"), "FP8-128-bfloat16"),
+        (group(num_bits=8, type="float", strategy="block", block_structure=[32, 32]), "FP8-32-bfloat16"),
         (group(num_bits=8, type="int", strategy="channel"), "INT8-128-bfloat16"),
         (group(num_bits=8, type="int", strategy="channel", symmetric=False), "UINT8-128-bfloat16"),
         (group(num_bits=4, type="int", strategy="group", group_size=128, symmetric=True), "INT4-128-bfloat16"),
     ],
 )
 def test_every_projection_is_packed_in_the_format_that_the_method_has(packing, format_):
-    assert Counter(formats(packing).values()) == {format_: 14}
+    heads = {} if packing["quant_method"] != "compressed-tensors" else {"ignore": ["lm_head"]}
+    assert Counter(formats(packing | heads).values()) == {format_: 14}
     assert format_ in LAYOUTS
 
 
@@ -65,11 +76,46 @@ def test_modules_that_stay_floats_are_named_by_name_part_or_pattern(key, names, 
     assert len(formats({"quant_method": "fp8", key: names})) == packed
 
 
-def test_mxfp4_is_of_experts_alone_and_routers_stay_floats():
-    assert {path.rpartition(".")[2] for path in formats({"quant_method": "mxfp4"}, MIXTRAL)} == {
+def test_each_group_has_its_modules_and_names_come_before_classes():
+    eights, fours = {"num_bits": 8, "type": "float", "strategy": "channel"}, {"num_bits": 4, "group_size": 64}
+    found = formats(groups(a=(["Linear"], eights), b=(["re:.*mlp.*"], fours), c=(["lm_head"], eights)))
+    assert Counter(found.values()) == {"FP8-128-bfloat16": 9, "INT4-64-bfloat16": 6}
+    assert {form for path, form in found.items() if ".mlp." in path} == {"INT4-64-bfloat16"}
+    assert len(formats(groups(b=(["re:.*mlp.*"], fours)))) == 6
+
+
+def test_modules_of_gptq_may_have_settings_of_their_own():
+    dynamic = {"+:.*down_proj": {"bits": 8, "group_size": 32}, "-:.*layers.0.self_attn": {}, ".*q_proj": {"bits": 8}}
+    found = formats({"quant_method": "gptq", "bits": 4, "group_size": 64, "dynamic": dynamic, "lm_head": True})
+    assert found["layers.1.mlp.down_proj"] == "UINT8-32-float16"
+    assert found["layers.1.attention.q_proj"] == "UINT8-64-float16"
+    assert found["head.weight"] == "UINT4-64-float16"
+    assert not any(path.startswith("layers.0.attention") for path in found)
+
+
+def test_inputs_out_of_the_order_of_their_groups_do_not_stay_packed():
+    assert formats({"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True}) == {}
+    assert len(formats({"quant_method": "gptq", "bits": 4, "group_size": -1, "desc_act": True})) == 14
+    assert formats(group(num_bits=4, group_size=64, actorder="group")) == {}
+
+
+def test_a_scale_of_a_whole_output_is_repeated_as_an_engine_does():
+    """192 inputs are six blocks of 32, which two devices divide as no larger groups do."""
+    fp8 = {"quant_method": "fp8"}
+    found = formats(fp8, MIXTRAL, hidden_size=192, num_attention_heads=3, num_key_value_heads=3)
+    assert found["layers.0.mlp.gate_proj"] == "FP8-32-float32"
+    assert found["layers.0.mlp.down_proj"] == "FP8-128-float32"
+    assert formats(fp8, hidden_size=200, num_attention_heads=5, num_key_value_heads=5).keys() == {
+        "layers.0.mlp.down_proj", "layers.1.mlp.down_proj"
+    }  # fmt: skip
+
+
+def test_mxfp4_is_of_gpt_oss_experts_alone_and_routers_stay_floats():
+    assert {path.rpartition(".")[2] for path in formats({"quant_method": "mxfp4"}, GPT_OSS)} == {
         "gate_proj", "up_proj", "down_proj"
     }  # fmt: skip
-    assert formats({"quant_method": "mxfp4"}) == {}
+    with pytest.raises(CheckpointError, match="quantization_config"):
+        formats({"quant_method": "mxfp4"}, MIXTRAL)
     assert not any("router" in path for path in formats({"quant_method": "fp8"}, MIXTRAL))
 
 
@@ -87,14 +133,19 @@ def test_mxfp4_is_of_experts_alone_and_routers_stay_floats():
         ),
         ({"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}}, "version = 'gemv'"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 48}}, "group_size = 48"),
-        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}, "weight_block_size"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [48, 64]}}, "two powers of two"),
         ({"quantization_config": {"quant_method": "fp8", "ignored_layers": "all"}}, "a list of names is expected"),
         (
             {"quantization_config": {"quant_method": "fp8", "ignored_layers": ["re:["]}},
             r"ignored_layers = \['re:\['\].*regular",
         ),
-        ({"quantization_config": group(num_bits=4, type="float", strategy="tensor_group")}, "num_bits = 4"),
+        ({"quantization_config": group(num_bits=4, type="float", strategy="group", group_size=16)}, "num_bits = 4"),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "config_groups = None"),
+        ({"quantization_config": group(num_bits=4, group_size=32, strategy="attn_head")}, "strategy = 'attn_head'"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4, "dynamic": {"+:(": {}}}},
+            r"quantization_config.dynamic.\+:\( = \{\} is not implemented: its name",
+        ),
         (
             {"vision_config": {"depth": 2}},
             "^vision_config says that the model has a vision tower and .* language model alone",

@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 from helpers.tiny_files import tiny_config
-from twinmesh.engine.simulation.costs.devices import DEVICES
-from twinmesh.engine.sizing.weight_sizes import FORMAT_BITS, kept_on_gpus
-from twinmesh.kernels_pallas.matmul import kernel_for
 from twinmesh.scripts.cli import main
 
 GPT_OSS = str(Path(__file__).parents[1] / "fixtures" / "gpt-oss-120b.json")
@@ -45,12 +42,6 @@ def test_an_absent_gpu_keeps_the_formats_that_it_would_keep(capsys):
     assert "experts MXFP4 56.73" in " ".join(capsys.readouterr().out.split())
     assert planned("--model", GPT_OSS, "--device", "b200", "--no-compile") == 2  # no kernel: 217 GiB of floats
     assert "with quantization='keep'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("kind", [*DEVICES, "NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB", "NVIDIA A100-SXM4-80GB"])
-def test_simulations_know_which_formats_a_gpu_has_kernels_for(kind):
-    stored = {name: name for name in FORMAT_BITS}
-    assert set(kept_on_gpus("auto", stored, kind)) == {name for name in stored if kernel_for("gpu", name, kind)}
 
 
 def config(tmp_path, **changes):

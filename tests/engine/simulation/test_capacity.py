@@ -1,6 +1,5 @@
 """The memory plan of devices that are not there is that of start-up, and what does not fit is refused with numbers."""
 
-import math
 from dataclasses import replace
 
 import jax
@@ -12,12 +11,12 @@ from twinmesh.engine.sharding.mesh import build_meshes, param_on
 from twinmesh.engine.simulation.capacity import DeviceMemory, capacity
 from twinmesh.engine.sizing.heads import model_on
 from twinmesh.engine.sizing.memory_needs import request_bytes, state_bytes
-from twinmesh.engine.sizing.weight_sizes import FORMAT_BITS, weight_bytes
+from twinmesh.engine.sizing.weight_sizes import weight_bytes
 from twinmesh.engine.startup import build
 from twinmesh.engine.startup.quantization import choose
 from twinmesh.engine.topology import MeshSpec, Role
 from twinmesh.engine.worker.kv_cache import abstract_scalars, groups
-from twinmesh.kernels_pallas.block_tiles import LAYOUTS, shapes
+from twinmesh.kernels_pallas.block_tiles import LAYOUTS
 from twinmesh.models.config import Experts
 from twinmesh.models.decoder import abstract_params
 from twinmesh.models.quantized import nbytes
@@ -64,6 +63,14 @@ def test_bytes_counted_without_arrays_are_those_of_the_arrays(tp, changes):
     assert weight_bytes(model, "bfloat16", tp) == bytes_of_arrays(model, tp, {})
 
 
+@pytest.mark.parametrize("ep", [2, 4])
+def test_so_are_those_of_experts_divided_over_groups_of_devices(ep):
+    experts = Experts(4, 2, has_bias=True)
+    model = model_on(replace(model_with_windows(None, 6), hidden_size=128, intermediate_size=256, experts=experts), 4)
+    kept = dict.fromkeys((f"layers.{layer}.mlp.down_proj" for layer in range(model.num_layers)), "MXFP4")
+    assert weight_bytes(model, "bfloat16", 4, kept) == bytes_of_arrays(model, f"4ep{ep}", kept)
+
+
 def bytes_of_arrays(model, tp, formats):
     """Bytes of the arrays that a device of a mesh has."""
     (mesh,) = build_meshes(EngineOptions("", topology=f"both=1xtp{tp}").parsed_topology)
@@ -90,12 +97,6 @@ def test_so_are_those_of_quantised_weights(kind, vocab, tp):
     assert len(kept) == len(paths)
     on_mesh = model_on(model, tp)
     assert weight_bytes(on_mesh, "bfloat16", tp, kept) == bytes_of_arrays(on_mesh, tp, kept)
-
-
-@pytest.mark.parametrize("kind", LAYOUTS)
-def test_every_format_that_may_stay_has_its_bytes(kind):
-    arrays = shapes(kind, 16, 256).values()
-    assert FORMAT_BITS[kind] * 16 * 256 == 8 * sum(math.prod(shape) * dtype.itemsize for shape, dtype in arrays)
 
 
 def test_the_state_of_requests_is_that_of_their_arrays():

@@ -96,6 +96,10 @@ def fit(name="llama-3.1-8b", usable=16e9, topology="both=1", asked_len=8192, **c
         ({"name": "gpt-oss-20b", "usable": 20e9}, "with quantization='keep' its weights stay MXFP4 and it fits"),
         ({"name": "llama-3.1-70b", "usable": 70e9}, "tp 4 fits, as in both=1xtp4"),
         ({"name": "gpt-oss-120b", "usable": 36e9}, "tp 8 fits|tp 2 with quantization='keep' fits"),
+        (
+            {"name": "gpt-oss-120b", "usable": 12e9, "kept": known_model("gpt-oss-120b").formats},
+            "tp 8 fits, as in both=1xtp8ep8",
+        ),
         ({"usable": 20e9, "is_host": True, "config": {"dtype": "float32"}}, "dtype='bfloat16' halves"),
         ({"usable": 30e9, "is_host": True, "topology": "prefill=1xtp2,decode=1"}, ".*topology='both=1' has one"),
         ({"usable": 5e9, "is_host": True}, "take a smaller or a quantised model, or free memory"),
@@ -117,9 +121,11 @@ def test_what_a_remedy_says_fits():
     assert length > 16384
 
 
-@pytest.mark.parametrize("tp", [2, 4, 8, 16])
-def test_weights_that_a_mesh_would_cut_are_those_that_start_up_finds(tp):
+@pytest.mark.parametrize(("tp", "ep"), [(2, 1), (4, 1), (8, 1), (16, 1), (4, 4), (8, 4), (16, 4)])
+@pytest.mark.parametrize("form", ["MXFP4", "INT4-128-float16"])
+def test_weights_that_a_mesh_would_cut_are_those_that_start_up_finds(tp, ep, form):
     model, formats = known_model("gpt-oss-20b")
-    kept = choose("keep", formats, model, "cpu", [MeshSpec(Role.BOTH, tp)], "int8").kept
-    assert kept_on(model, tp, formats) == kept
+    formats, spec = dict.fromkeys(formats, form), MeshSpec(Role.BOTH, tp, ep=ep)
+    kept = choose("keep", formats, model, "cpu", [spec], "int8").kept
+    assert kept_on(model, spec, formats) == kept
     assert weight_bytes(model, "bfloat16", 1, kept) > 0

@@ -1,5 +1,6 @@
 """Hugging Face's quantised checkpoints: the model in floats bit for bit, transformers' logits, and what is refused."""
 
+import json
 import re
 
 import jax
@@ -10,6 +11,7 @@ from helpers.loading import load_on_one_device
 from helpers.packed import FORMATS, PACKED, PACKED_EXPERTS, is_packed, packed, words
 from helpers.tiny_files import expected, tiny_config, write_packed, write_tiny_directory
 from twinmesh.kernels_pallas.quantized import QuantizedArray, parameter
+from twinmesh.models.checkpoints.known_models import named_model
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.errors import CheckpointError
 
@@ -67,6 +69,17 @@ def test_what_stays_packed_is_the_same_and_takes_about_the_bytes_of_the_file(dir
         assert on_device <= 1.15 * in_file
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_plan_by_config_json_alone_keeps_what_the_files_do(directories, tmp_path, name):
+    """Scales of compressed-tensors are taken for the model's dtype, which here is theirs."""
+    found, alone = open_checkpoint(directories(name)).formats, tmp_path / "config.json"
+    settings = json.loads((directories(name) / "config.json").read_text())
+    scales = {form.rpartition("-")[2] for form in found.values()} or {"float16"}
+    alone.write_text(json.dumps(settings | {"dtype": scales.pop()}))
+    assert named_model(alone).formats == found
+    assert named_model(directories(name)).formats == found
+
+
 @pytest.mark.parametrize("name", ["fp8 in blocks", "int8", "int4 of 64", "awq", "gptq", "gptq out of order"])
 def test_it_gives_the_logits_and_tokens_of_transformers(directories, dense_forward, name):
     """All formats are the same floats, as above: here one of each kind goes the whole way."""
@@ -95,6 +108,7 @@ def experts(path, format_, is_packed=is_packed):
 def test_experts_are_one_stack_and_stay_packed(tmp_path, name):
     checkpoint, floats = experts(tmp_path, name)
     kept = load_on_one_device(checkpoint, jnp.float32, formats=checkpoint.formats)
+    assert named_model(checkpoint.path / "config.json").formats == checkpoint.formats
     assert [kept[f"layers.0.mlp.{part}_proj"].stacked for part in ("gate", "up", "down")] == [1, 1, 1]
     same(kept, floats)
 
@@ -157,6 +171,10 @@ REFUSED = {
     "scales that were cut off": (
         "fp8 in blocks", lambda w: w.update({f"{UP}.weight_scale_inv": np.ones((1, 1), np.float32)}), {},
         f"{UP}.weight.*512 x 256 weights share a scale, and quantization_config says 128 x 128",
+    ),
+    "scales of outputs that were cut off": (
+        "int8", lambda w: w.update({f"{UP}.weight_scale": np.ones((1, 1), np.float32)}), {},
+        f"{UP}.weight.*512 x 256 weights share a scale, and quantization_config says 1 x 256",
     ),
     "groups of another size": ("awq", lambda w: None, {"group_size": 64}, "proj.weight.*1 x 128 weights.*says 1 x 64"),
     "zero points that were lost": (

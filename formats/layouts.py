@@ -10,7 +10,7 @@ as UINT4-128-float16, by the kind of their values, the inputs that share a scale
     UINT4   likewise
 
 A scale for a whole output, or for a matrix, is kept once for each group: 1/16 of a byte of float32 a weight with groups
-of 128. `block_tiles.py` has the layout of the arrays. Not here: how files hold such weights.
+of 128. `kernels_pallas/block_tiles.py` has the layout of the arrays. Not here: how files hold such weights.
 """
 
 import math
@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 type Kind = Literal["FP8", "INT8", "INT4", "UINT8", "UINT4"]
+
+_BITS = {"uint8": 8, "float16": 16, "bfloat16": 16, "float32": 32}
 
 
 class Layout(NamedTuple):
@@ -32,10 +34,18 @@ class Layout(NamedTuple):
     float_dtype: str | None = None  # of 8 bits: the values are floats of this type; None: they are none
     has_zeros: bool = False  # the mins are uint8, and each is the value that stands for 0 in its group
 
+    @property
+    def bits_per_weight(self) -> float:
+        """Return the bits of a weight with its part of scales and mins."""
+        scale = _BITS[self.scale_dtype]
+        mins = _BITS["uint8"] if self.has_zeros else scale
+        return self.bits + (scale + (mins if self.has_mins else 0)) / self.group
+
 
 # Of FP4 (E2M1): a sign, and a number of four bits' other three (OCP Microscaling Formats 1.0).
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 FP8 = "float8_e4m3fn"
+OUTPUTS, BLOCK = 16, 32  # of a tile, which lies together: outputs, and inputs of each of its blocks
 GROUPS = (128, 64, 32)
 _SCALES = ("float16", "bfloat16", "float32")
 _DEVICES = 8  # that a matrix with one scale for all inputs stays divisible over
@@ -54,6 +64,23 @@ def _grouped(group: int, scale_dtype: str) -> dict[Kind, Layout]:
 def layout_name(kind: Kind, group: int, scale_dtype: str) -> str:
     """Name a format of `LAYOUTS` by its kind, its group and the type of its scales."""
     return f"{kind}-{group}-{scale_dtype}"
+
+
+def kept_layout(kind: Kind, group: int, inputs: int, scale_dtype: str) -> str | None:
+    """Name the layout that holds a matrix of a checkpoint without loss; None: there is none.
+
+    Args:
+        kind: of its values.
+        group: its inputs that share a scale; as many as there are, or more: all do.
+        inputs: of the matrix.
+        scale_dtype: of its scales.
+    """
+    if inputs % BLOCK:
+        return None
+    kept = next((size for size in GROUPS if inputs % size == 0 and group % size == 0), None)
+    if group >= inputs:
+        kept = repeated_group(inputs, LAYOUTS[layout_name(kind, BLOCK, scale_dtype)].bits, _BITS[scale_dtype])
+    return None if kept is None else layout_name(kind, kept, scale_dtype)
 
 
 def repeated_group(inputs: int, bits: int, scale_bits: int) -> int | None:

@@ -1,0 +1,1 @@
+"""What numbers weights may be kept as: plain data, without JAX, for kernels, checkpoints and plans alike."""
