@@ -18,7 +18,8 @@ from jax import Array
 from . import raw_tiles
 from .arguments import AttentionOptions, PagedKV
 from .combine import combine_splits
-from .decode_block import Plan, decode_block, scratch
+from .decode_block import decode_block
+from .decode_plan import Plan, scratch
 from .mosaic import Softmax, launch, refuse
 from .pages import of_queries, of_results
 from .tiles import DecodeTiles

@@ -18,7 +18,8 @@ from . import raw_tiles
 from .arguments import AttentionOptions, PagedKV
 from .mosaic import Softmax, launch, refuse, sinks_in_base_2
 from .pages import of_queries, of_results
-from .prefill_block import DESCRIPTION, ROWS, Plan, prefill_block, scratch
+from .prefill_block import prefill_block
+from .prefill_plan import DESCRIPTION, ROWS, Plan, scratch
 from .tiles import PrefillTiles
 from .work import Piece, ceil_div, chunk_work
 

@@ -24,7 +24,8 @@ from .dispatch import HOPPER_FORMATS
 from .fragments import ROWS, RUN, ordered
 from .mosaic import CONSUMERS, DTYPES, launch
 from .quantized import QuantizedArray
-from .stack_block import UNIT, Combine, Plan, Weights, scratch, stack_block, stage_bytes, staging_bytes
+from .stack_block import stack_block
+from .stack_plan import UNIT, Combine, Plan, Weights, scratch, stage_bytes, staging_bytes
 from .work import ceil_div
 
 _FEWEST, _MOST = 8, 128  # rows of an item
@@ -147,18 +148,20 @@ def stack_product(
         name="stack_product",
         interpret=interpret,
     )
-    weights = tuple(
-        Weights(w.values.reshape(*w.values.shape[:2], -1, RUN), w.scales, w.mins)
-        if isinstance(w, QuantizedArray)
-        else Weights(w)
-        for w in stacks
-    )
+    weights = tuple(map(_weights, stacks))
     biases = tuple(jnp.pad(bias, ((0, 0), (0, plan.outputs - bias.shape[1]))) for bias in biases)  # to whole tiles
     made = kernel(units, weights, biases, work.items, work.used)
     first = stacks[0]
     outputs = min(plan.outputs, first.matrix[0]) if isinstance(first, QuantizedArray) else plan.outputs
     product: Array = _in_order(functools.reduce(jnp.add, made).astype(dtype), plan.outputs)[:, :outputs]
     return product
+
+
+def _weights(w: Array | QuantizedArray) -> Weights:
+    """Take the arrays of a stack as the kernel copies them: values in runs of bytes."""
+    if isinstance(w, QuantizedArray):
+        return Weights(w.values.reshape(*w.values.shape[:2], -1, RUN), w.scales, w.mins)
+    return Weights(w)
 
 
 def _in_order(made: Array, outputs: int) -> Array:
