@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from . import raw_tiles
+from . import quantized_page_tiles
 from .mosaic import CONSUMERS, WARPGROUP_ROWS, Ref, Softmax, copies_per_tile, smem
-from .raw_tiles import RawBuffers
+from .quantized_page_tiles import RawBuffers
 from .work import ceil_div
 
 TILE = 64  # tokens
@@ -88,7 +88,7 @@ def scratch(plan: Plan, dtype: jax.typing.DTypeLike) -> tuple[Buffers, Barriers]
     slots, per_consumer = plan.rings * plan.stages, (CONSUMERS, WARPGROUP_ROWS)
     raw, raw_full = None, None
     if plan.quantized is not None:
-        raw, raw_full = raw_tiles.scratch(TILE, plan.head_dim, plan.quantized, plan.page_size)
+        raw, raw_full = quantized_page_tiles.scratch(TILE, plan.head_dim, plan.quantized, plan.page_size)
     buffers = Buffers(
         q=smem((2, WARPGROUP_ROWS, plan.head_dim), dtype),
         k=smem((slots, TILE, plan.head_dim), dtype),

@@ -12,10 +12,10 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from . import raw_tiles
+from . import quantized_page_tiles
 from .decode_plan import TILE, Block, Item
 from .mosaic import RequestPages, load_tile
-from .raw_tiles import RawPools
+from .quantized_page_tiles import RawPools
 
 
 def produce(block: Block) -> None:
@@ -81,7 +81,7 @@ def _load_raw(
 ) -> None:  # fmt: skip
     assert block.smem.raw is not None
     pools = RawPools(block.k_pages, block.v_pages, *block.tokens)
-    raw_tiles.load_raw(pools, page, base, item.head, block.smem.raw, tile, block.barriers.raw_full)
+    quantized_page_tiles.load_raw(pools, page, base, item.head, block.smem.raw, tile, block.barriers.raw_full)
 
 
 def _convert_tile(
@@ -106,10 +106,10 @@ def _convert_tile(
         plgpu.barrier_wait(barriers.free.at[at])
 
     plgpu.barrier_wait(barriers.raw_full.at[tile])
-    raw_tiles.convert(raw.k.at[tile], raw.k_tokens.at[tile], block.smem.k.at[at])
+    quantized_page_tiles.convert(raw.k.at[tile], raw.k_tokens.at[tile], block.smem.k.at[at])
     plgpu.commit_smem()
     plgpu.barrier_arrive(barriers.k_full.at[at])
-    raw_tiles.convert(raw.v.at[tile], raw.v_tokens.at[tile], block.smem.v.at[at])
+    quantized_page_tiles.convert(raw.v.at[tile], raw.v_tokens.at[tile], block.smem.v.at[at])
     plgpu.commit_smem()  # also before the copies that overwrite what was read here
     plgpu.barrier_arrive(barriers.v_full.at[at])
     return following

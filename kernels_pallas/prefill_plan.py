@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from . import raw_tiles
+from . import quantized_page_tiles
 from .mosaic import CONSUMERS, WARPGROUP_ROWS, Ref, Softmax, copies_per_tile, smem
-from .raw_tiles import RawBuffers
+from .quantized_page_tiles import RawBuffers
 
 ROWS = CONSUMERS * WARPGROUP_ROWS  # of a piece of work
 DESCRIPTION = 32  # integers of a piece: 128 bytes, because tensor copies begin at multiples of that in shared memory
@@ -80,7 +80,7 @@ def scratch(plan: Plan, dtype: jax.typing.DTypeLike) -> tuple[Buffers, Barriers]
     stages, per_consumer = plan.stages, (CONSUMERS, WARPGROUP_ROWS)
     raw, raw_full = None, None
     if plan.quantized is not None:
-        raw, raw_full = raw_tiles.scratch(plan.tile, plan.head_dim, plan.quantized, plan.page_size)
+        raw, raw_full = quantized_page_tiles.scratch(plan.tile, plan.head_dim, plan.quantized, plan.page_size)
     buffers = Buffers(
         q=smem((*per_consumer, plan.head_dim), dtype),
         k=smem((stages, plan.tile, plan.head_dim), dtype),

@@ -12,10 +12,10 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from . import raw_tiles
+from . import quantized_page_tiles
 from .mosaic import CONSUMERS, WARPGROUP_ROWS, Ref, RequestPages, copies_per_tile, load_tile, zero_hidden_rows
 from .prefill_plan import Block
-from .raw_tiles import RawPools
+from .quantized_page_tiles import RawPools
 from .work import Piece
 
 
@@ -107,7 +107,7 @@ def _load_tile(
 def _load_raw(block: Block, kv_head: Array, page: Callable[[Array], Array], base: Array, tile: Array) -> None:
     assert block.smem.raw is not None
     pools = RawPools(block.k_pages, block.v_pages, *block.tokens)
-    raw_tiles.load_raw(pools, page, base, kv_head, block.smem.raw, tile, block.barriers.raw_full)
+    quantized_page_tiles.load_raw(pools, page, base, kv_head, block.smem.raw, tile, block.barriers.raw_full)
 
 
 def _convert_tile(
@@ -130,12 +130,12 @@ def _convert_tile(
 
     plgpu.barrier_wait(barriers.raw_full.at[tile])
     wait_for(barriers.k_free)
-    raw_tiles.convert(raw.k.at[tile], raw.k_tokens.at[tile], block.smem.k.at[slot])
+    quantized_page_tiles.convert(raw.k.at[tile], raw.k_tokens.at[tile], block.smem.k.at[slot])
     plgpu.commit_smem()
     plgpu.barrier_arrive(barriers.k_full.at[slot])
     wait_for(barriers.v_free)
     values = block.smem.v.at[slot]
-    raw_tiles.convert(raw.v.at[tile], raw.v_tokens.at[tile], values)
+    quantized_page_tiles.convert(raw.v.at[tile], raw.v_tokens.at[tile], values)
 
     @pl.when(base + plan.tile > piece.unwritten_from(plan.page_size))
     def _zero() -> None:

@@ -39,7 +39,8 @@ from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.engine.worker.kv_cache import abstract_state, jax_dtype
 from twinmesh.engine.worker.mesh_plan import MeshPlan
-from twinmesh.kernels_pallas import quantized, stacks
+from twinmesh.kernels_pallas import quantized
+from twinmesh.kernels_pallas.grouped_matmul import grouped_matmul
 from twinmesh.models.config import ClampedGate
 from twinmesh.models.decoder import abstract_params
 from twinmesh.models.moe import Gated
@@ -221,9 +222,9 @@ def stack(rows, experts=32, inputs=2880, outputs=2880, name="MXFP4", dtype="bflo
         w = jax.tree.map(lambda x: shape(*x.shape, dtype=x.dtype), quantized.abstract(name, like, 1, 1))
     x, sizes, bias = shape(rows, inputs, dtype=dtype), shape(experts), shape(experts, outputs, dtype=dtype)
     if is_unit:
-        run = functools.partial(stacks.stack_product, combine=Gated(ClampedGate(1.702, 7.0)), dtype=dtype, cores=132)
+        run = functools.partial(grouped_matmul, combine=Gated(ClampedGate(1.702, 7.0)), dtype=dtype, cores=132)
         return compiled(run, x, (w, w), (bias, bias), sizes)
-    run = functools.partial(stacks.stack_product, dtype=jnp.dtype(jnp.float32), cores=132)
+    run = functools.partial(grouped_matmul, dtype=jnp.dtype(jnp.float32), cores=132)
     return compiled(run, x, (w,), (), sizes)
 
 
@@ -257,7 +258,7 @@ def experts_step(name, topology, kind, tokens=2048, rows=32, layers=None, pages=
         "pool": sum(2 * 2 * size for size in pool),
         "set_aside": temporary_bytes(model, config, tp),
         "layers": model.num_layers,
-        "stacks": count(text, "custom-call", "stack_product"),
+        "stacks": count(text, "custom-call", "grouped_matmul"),
         "kernels": count(text, "custom-call", "mosaic_gpu"),
         "spilled": spilled(said),
         "all_reduce": count(text, "all-reduce"),

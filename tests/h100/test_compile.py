@@ -137,7 +137,7 @@ def of_experts():
 def check_stack(facts):
     assert not [remark for remark in facts["remarks"] if "serialized" in remark]
     (part,) = facts["kernels"]
-    assert part["name"] == "stack_product"
+    assert part["name"] == "grouped_matmul"
     assert part["spilled"] == 0
     assert 0 < part["shared"] <= SHARED
 
@@ -187,7 +187,7 @@ def test_a_whole_model_of_experts_fits_with_its_kv(step):
     assert facts["argument"] + facts["output"] - facts["alias"] + facts["temp"] < 80e9
     check_experts_step(step, facts)
     assert not any(facts["spilled"].values())
-    assert "stack_product" in facts["spilled"]
+    assert "grouped_matmul" in facts["spilled"]
     # Not even the experts of one layer would fit into the temporaries as floats of 16 bits.
     assert facts["temp"] < facts["layer_experts"]
     if "120b', '1xtp1'" in step:

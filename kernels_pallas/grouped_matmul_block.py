@@ -12,7 +12,7 @@ Weights that are 16-bit floats, [X, k, n], go from shared memory straight into t
 Pieces are those of the rows that there are: matrices without rows are not read, and cost nothing. The last tile of
 outputs may hold fewer than all consumers take: those that are left over multiply the last ones again, and write
 nothing. Where a matrix has no multiple of 64 outputs, its last 64 are the last sum: some of them are in the sum before
-it too, and `stacks.py` takes them from there. A piece writes its own rows only, although it multiplies N.
+it too, and `grouped_matmul.py` takes them from there. A piece writes its own rows only, although it multiplies N.
 
 Invariant: a row's sum is added up in the order of the inputs, whatever the rows beside it.
 """
@@ -28,13 +28,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .block_tiles import OUTPUTS, Tiles
 from .fragments import ROWS, fragment, store_transposed
+from .grouped_matmul_plan import TILES, Barriers, Block, Buffers, Plan, Weights
 from .mosaic import CONSUMERS, PRODUCER, Ref, per_row
-from .stack_plan import TILES, Barriers, Block, Buffers, Plan, Weights
 
 _REGISTERS = 232, 40  # per thread of a consumer and of the producer
 
 
-def stack_block(
+def grouped_matmul_block(
     plan: Plan,
     x: Ref,
     weights: tuple[Weights, ...],

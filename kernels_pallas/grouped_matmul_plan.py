@@ -1,6 +1,7 @@
 """What the producer and the consumers of the Hopper kernel for grouped products share: sizes, shared memory, the work.
 
-Not here: how many rows, stages and parts a call has (`stacks.py`), and what is done with them (`stack_block.py`).
+Not here: how many rows, stages and parts a call has (`grouped_matmul.py`), and what is done with them
+(`grouped_matmul_block.py`).
 """
 
 import math
@@ -174,7 +175,7 @@ class Block:
     x: Ref  # [k / unit, P, unit]
     weights: tuple[Weights, ...]  # of each stack
     biases: tuple[Ref, ...]  # [X, n] of each stack, or none
-    items: Ref  # [U, 4], as `stacks.Work` has them
+    items: Ref  # [U, 4], as `grouped_matmul.Work` has them
     out: Ref  # [parts, M, 64 * columns], written
     smem: Buffers
     barriers: Barriers
