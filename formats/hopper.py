@@ -1,4 +1,4 @@
-"""Which GPUs are Hopper, and which formats of weights have a kernel on them (`kernels_pallas/stacks.py`)."""
+"""Which GPUs are Hopper, and which formats of weights have a kernel on them (`kernels_pallas/grouped_matmul.py`)."""
 
 import re
 

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from . import raw_tiles
+from . import quantized_page_tiles
 from .arguments import AttentionOptions, PagedKV
 from .combine import combine_splits
-from .decode_block import Plan, decode_block, scratch
+from .decode_block import decode_block
+from .decode_plan import Plan, scratch
 from .mosaic import Softmax, launch, refuse
 from .pages import of_queries, of_results
 from .tiles import DecodeTiles
@@ -62,7 +63,7 @@ def paged_decode_attention(
         blocks=cores,
         softmax=Softmax(options.scale, options.softcap),
         interpret=interpret is not None,
-        quantized=raw_tiles.dtypes_of(kv.k_pages, kv.v_pages),
+        quantized=quantized_page_tiles.dtypes_of(kv.k_pages, kv.v_pages),
     )
     with jax.named_scope("paged_decode_attention"):
         work = split_work(kv.kv_len, options.window, tiles.split, kv.capacity)
@@ -91,5 +92,5 @@ def _attend(
         name="paged_decode_attention",
         interpret=interpret,
     )
-    pages, tokens = raw_tiles.arguments(kv.k_pages, kv.v_pages)
+    pages, tokens = quantized_page_tiles.arguments(kv.k_pages, kv.v_pages)
     return tuple(kernel(q, *pages, kv.page_table, kv.first_page, work.items, work.start, *tokens))

@@ -78,7 +78,7 @@ def prepare_heads(new: NewTokens, pools: Pools) -> tuple[Array, Pages, Pages]:
     return _choose(kernel, xla.prepare_heads, (new, pools), new.q, pools.k_pages, pools.v_pages)
 
 
-def stack_product(
+def grouped_matmul(
     x: Array,
     stacks: tuple[Array | QuantizedArray, ...],
     biases: tuple[Array, ...],
@@ -88,18 +88,18 @@ def stack_product(
     dtype: jax.typing.DTypeLike,
     plain: Callable[..., Array],
 ) -> Array:
-    """Compute `stacks.stack_product` on a Hopper GPU; else `plain` of the same four arrays."""
+    """Compute `grouped_matmul.grouped_matmul` on a Hopper GPU; else `plain` of the same four arrays."""
     arrays = x, stacks, biases, sizes
     kind, cores, is_certain = gpu_to_trace_for()
     if kind is None or not is_hopper(kind) or not _is_on_one_device():
         return plain(*arrays)
-    from . import stacks as hopper
+    from . import grouped_matmul as hopper
 
     for w in stacks:
         if (reason := hopper.why_unsupported(x, w)) is not None:
             warn_once(f"{reason} XLA makes floats of a part of the weights at a time.")
             return plain(*arrays)
-    kernel = functools.partial(hopper.stack_product, combine=combine, dtype=jnp.dtype(dtype), cores=cores)
+    kernel = functools.partial(hopper.grouped_matmul, combine=combine, dtype=jnp.dtype(dtype), cores=cores)
     if is_certain:
         made: Array = kernel(*arrays)
         return made

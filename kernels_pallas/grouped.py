@@ -10,9 +10,9 @@ it computes every expert for every row. A kernel for a device takes the place of
     rows sizes[0] + ... + sizes[e - 1] and on, sizes[e] of them, times w[e]; matrices without rows are not read, and
     rows past the sum of the sizes are neither read nor, of necessity, written
 
-On CPUs that is `cpu/stacks.py`, on Hopper GPUs `stacks.py`, which also combines the products of two stacks. Every other
-device, and a CPU without kernels, takes the loop: it multiplies blocks of
-a fixed number of rows by a copy of their expert's matrix, and is right on every device.
+On CPUs that is `cpu/stacks.py`, on Hopper GPUs `grouped_matmul.py`, which also combines the products of two stacks.
+Every other device, and a CPU without kernels, takes the loop: it multiplies blocks of a fixed number of rows by a copy
+of their expert's matrix, and is right on every device.
 
 Invariant: what a row becomes depends on that row alone, for a number of rows M. Not here: routers, weights and
 activations (`models/moe.py`).
@@ -26,9 +26,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from . import dispatch
 from .block_tiles import OUTPUTS, Tiles
 from .cpu import stacks
-from .dispatch import stack_product
 from .matmul import PLAIN, Products, is_on_one_cpu, matmul_part
 from .quantized import QuantizedArray
 
@@ -105,7 +105,7 @@ def grouped_matmul(
     def plain(x: Array, stacks: tuple[Array | QuantizedArray], _: tuple[()], sizes: Array) -> Array:
         return _by_blocks(x, stacks[0], sizes, products, made)
 
-    return stack_product(x, (w,), (), sizes, dtype=made, plain=plain)
+    return dispatch.grouped_matmul(x, (w,), (), sizes, dtype=made, plain=plain)
 
 
 def grouped_unit(
@@ -141,7 +141,7 @@ def grouped_unit(
 
     if is_on_one_cpu():
         return plain(x, stacks, biases, groups.sizes)
-    return stack_product(x, stacks, biases, groups.sizes, combine=combine, dtype=x.dtype, plain=plain)
+    return dispatch.grouped_matmul(x, stacks, biases, groups.sizes, combine=combine, dtype=x.dtype, plain=plain)
 
 
 def _on_cpu(x: Array, w: Array | QuantizedArray, sizes: Array, products: Products, dtype: jnp.dtype) -> Array | None:

@@ -26,7 +26,7 @@ from ..formats.hopper import HOPPER_FORMATS, is_hopper
 from .block_tiles import BLOCK, OUTPUTS, Tiles
 from .cpu import blocks, calls, loader
 from .cpu.blocks_records import Activations
-from .dispatch import device_kind, runs_on_cpu, stack_product
+from .dispatch import device_kind, grouped_matmul, runs_on_cpu
 from .quantized import QuantizedArray, dequantize, is_column
 
 # The most bytes of quantised weights that are floats at a time.
@@ -223,7 +223,7 @@ def _quantized(x: Array, w: QuantizedArray, outputs: int, dtype: jnp.dtype, prod
 
     one = replace(jax.tree.map(lambda array: array[None], w), shape=(1, *w.shape), stacked=1)
     sizes = jnp.full(1, x.shape[0], jnp.int32)
-    return stack_product(x, (one,), (), sizes, dtype=dtype, plain=plain)[:, :outputs]
+    return grouped_matmul(x, (one,), (), sizes, dtype=dtype, plain=plain)[:, :outputs]
 
 
 def _in_parts(x: Array, w: QuantizedArray, outputs: int, dtype: jnp.dtype) -> Array:

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from . import raw_tiles
+from . import quantized_page_tiles
 from .arguments import AttentionOptions, PagedKV
 from .mosaic import Softmax, launch, refuse, sinks_in_base_2
 from .pages import of_queries, of_results
-from .prefill_block import DESCRIPTION, ROWS, Plan, prefill_block, scratch
+from .prefill_block import prefill_block
+from .prefill_plan import DESCRIPTION, ROWS, Plan, scratch
 from .tiles import PrefillTiles
 from .work import Piece, ceil_div, chunk_work
 
@@ -64,7 +65,7 @@ def paged_prefill_attention(
         has_sink=options.sink is not None,
         softmax=Softmax(options.scale, options.softcap),
         interpret=interpret is not None,
-        quantized=raw_tiles.dtypes_of(kv.k_pages, kv.v_pages),
+        quantized=quantized_page_tiles.dtypes_of(kv.k_pages, kv.v_pages),
     )
     with jax.named_scope("paged_prefill_attention"):
         rows = max(ceil_div(tokens, 8) * 8, ROWS)
@@ -80,6 +81,6 @@ def paged_prefill_attention(
             name="paged_prefill_attention",
             interpret=interpret,
         )
-        pages, scales = raw_tiles.arguments(kv.k_pages, kv.v_pages)
+        pages, scales = quantized_page_tiles.arguments(kv.k_pages, kv.v_pages)
         out: Array = kernel(q, *pages, kv.page_table, kv.first_page, pieces, count, sinks, *scales)
         return of_results(out[:tokens], kv.v_pages)

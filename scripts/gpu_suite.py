@@ -5,8 +5,8 @@
 Sections run in processes of their own, one after the other, the most important first, so that one that fails or hangs
 costs only itself. Each has a share of the deadline, and what those before it left of theirs; what a section had found
 when it was stopped stays in the report, which is written anew with every finding. Its keys: the head (command, date,
-driver, device, versions), then one for each section, with `seconds` it took and, where it did not end well, `failed`
-with the reason:
+driver, device, versions, and `not_yet_measured` where figures mean nothing), then one for each section, with `seconds`
+it took and, where it did not end well, `failed` with the reason:
 
 `checks` (kernels, append and hand-off against plain XLA in float32; pytest's tests marked `gpu`), `ceilings` (copy
 bandwidth, matmul rate), `decode` and `prefill` (kernels alone beside FlashInfer, FlashAttention 3, torch and cuDNN,
@@ -189,9 +189,13 @@ def _suite(args: argparse.Namespace, processes: Processes, started: float) -> in
         )
         return 2
     report = _head() | {"scale": processes.scale, **device}
+    is_trial = device.get("platform") != "gpu" or processes.scale < 1
+    if is_trial:
+        kind = device.get("device", "no device that answered")
+        report["not_yet_measured"] = f"This tries the suite itself, on {kind} at {processes.scale:g}."
     names = args.only or list(SECTIONS)
     run_sections(report, names, processes, started + args.deadline, args.json)
-    report["graphs"], report["aims"] = graphs(report), aims(report)
+    report["graphs"], report["aims"] = graphs(report), aims({} if is_trial else report)
     report["total_seconds"] = round(time.monotonic() - started, 1)
     if args.json is not None:
         save(report, args.json)

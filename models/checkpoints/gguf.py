@@ -1,6 +1,6 @@
 """Opens a GGUF file as a checkpoint: it holds configuration, weights, tokenizer and chat template."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,19 +11,16 @@ from ..families import GGUF, format_named
 from ..families.from_gguf import NAMES, ROPE_FACTORS, GGUFHeader
 from ..families.raw_config import Settings
 from ..families.tensor_source import each
-from ..quantized import Weight
 from ..text.chat import ChatTemplate
 from ..text.chat_files import templates_from_gguf
 from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_gguf import tokenizer_from_gguf
 from .base import TextFiles
 from .gguf_file import GGUFFile
-from .host_memory import FileMaps
-from .quantized_streaming import stream_quantized
-from .streaming import Report, StreamedTensors, Wanted, divide, ignore
+from .quantized_streaming import StreamedWeights
 
 
-class GGUFCheckpoint(TextFiles, StreamedTensors[GGUFFile]):
+class GGUFCheckpoint(TextFiles, StreamedWeights[GGUFFile]):
     """A GGUF file of a supported architecture, checked to hold exactly the tensors that the architecture needs."""
 
     dtype = jnp.dtype(jnp.float32)
@@ -32,6 +29,7 @@ class GGUFCheckpoint(TextFiles, StreamedTensors[GGUFFile]):
     def __init__(self, path: Path) -> None:
         """Open `path`; see `open_checkpoint` for what it raises."""
         self.path, self._file = path, GGUFFile(path)
+        self._blocks = self._file
         metadata = self._file.metadata
         self.name = str(metadata.get("general.name", path.stem))
         architecture = metadata.get("general.architecture")
@@ -87,20 +85,6 @@ class GGUFCheckpoint(TextFiles, StreamedTensors[GGUFFile]):
     def _is_input_scale(name: str) -> bool:
         """Return whether a tensor only says how activations may be quantised, which are not, here or in llama.cpp."""
         return name.endswith(".input_scale")
-
-    def load(
-        self,
-        wanted: Wanted,
-        *,
-        allow_nonfinite: bool = False,
-        maps: FileMaps | None = None,
-        report: Report = ignore,
-    ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
-        """Load parameters straight onto devices, those of floats first; see `Checkpoint.load`."""
-        yield from super().load(wanted, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
-        _, quantized = divide(wanted)
-        file, sources = self._file, self._sources
-        yield from stream_quantized(file, sources, quantized, allow_nonfinite=allow_nonfinite, report=report)
 
     def _read_tokenizer(self) -> Tokenizer:
         try:

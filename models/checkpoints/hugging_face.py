@@ -5,7 +5,7 @@ Weights are in `model.safetensors`, or in the files that `model.safetensors.inde
 is checked that exactly the expected ones exist.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,14 +22,11 @@ from ..families.raw_config import Settings
 from ..families.tensor_source import Places, each, renamed
 from ..families.towers import refuse_towers
 from ..json_file import read_json
-from ..quantized import Weight
 from .base import TextFiles
-from .host_memory import FileMaps
 from .mxfp4 import MXFP4Files
 from .packed_files import PackedFiles
-from .quantized_streaming import stream_quantized
+from .quantized_streaming import StreamedWeights
 from .safetensors import INDEX, SafetensorsFiles, open_sharded
-from .streaming import Report, StreamedTensors, Wanted, divide, ignore
 from .tensor_check import check_tensors
 
 CONFIG = "config.json"
@@ -40,7 +37,7 @@ _ROWS_COMPARED = 4096  # at a time
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
+class HuggingFaceCheckpoint(TextFiles, StreamedWeights[SafetensorsFiles]):
     """A directory of a supported family, checked to hold exactly the tensors that the family needs."""
 
     def __init__(self, directory: Path) -> None:
@@ -49,6 +46,7 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
         self.name = _name(directory)
         settings = Settings(read_json(directory / CONFIG))
         self._file: SafetensorsFiles = _open_weights(directory)
+        self._blocks: MXFP4Files | PackedFiles | None = None
         try:
             refuse_towers(settings, {name: tensor.path for name, tensor in self._file.tensors.items()})
             self._packing: Packing | None = packing_of(settings)
@@ -59,7 +57,7 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
         self.has_kv_scales = any(name.endswith(_KV_SCALES) for name in self._file.tensors)
         if self._packing is not None:
             self.method, self.rounds_activations = self._packing.method, self._packing.rounds_activations
-            self._file = _packed(self._file, chosen, self._packing, directory)
+            self._file = self._blocks = _packed(self._file, chosen, self._packing, directory)
         self.config: ModelConfig = _as_stored(config, self._file)
         sources = chosen.sources if self._packing is None else chosen.packed_sources or chosen.sources
         self._sources: Mapping[str, Places] = sources(self.config)
@@ -71,27 +69,13 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
         self.dtype = jnp.dtype(self._file.dtype())
         self.formats: Mapping[str, str] = self._kept()
 
-    def load(
-        self,
-        wanted: Wanted,
-        *,
-        allow_nonfinite: bool = False,
-        maps: FileMaps | None = None,
-        report: Report = ignore,
-    ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
-        """Load parameters straight onto devices, those of floats first; see `Checkpoint.load`."""
-        yield from super().load(wanted, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
-        _, quantized = divide(wanted)
-        if isinstance(file := self._file, MXFP4Files | PackedFiles):
-            yield from stream_quantized(file, self._sources, quantized, allow_nonfinite=allow_nonfinite, report=report)
-
     def _kept(self) -> dict[str, str]:
         """Find the parameters that can stay as the files hold them: all matrices of a stack in the same format."""
-        if not isinstance(file := self._file, MXFP4Files | PackedFiles):
+        if self._blocks is None:
             return {}
         kept = {}
         for path, places in self._sources.items():
-            found = {file.kept_format(source.tensor) for source in each(places)}
+            found = {self._blocks.kept_format(source.tensor) for source in each(places)}
             name = found.pop()
             if name is not None and not found:
                 kept[path] = name
@@ -108,7 +92,9 @@ class HuggingFaceCheckpoint(TextFiles, StreamedTensors[SafetensorsFiles]):
         return is_copy or name.endswith((".rotary_emb.inv_freq", *_KV_SCALES))
 
 
-def _packed(file: SafetensorsFiles, chosen: Format[Settings], packing: Packing, directory: Path) -> SafetensorsFiles:
+def _packed(
+    file: SafetensorsFiles, chosen: Format[Settings], packing: Packing, directory: Path
+) -> MXFP4Files | PackedFiles:
     """Find the packed weights.
 
     Raises:

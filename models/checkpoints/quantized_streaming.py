@@ -17,8 +17,20 @@ from ...kernels_pallas.quantized import QuantizedArray, dequantize
 from ..families.tensor_source import Places, Source, each
 from ..quantized import Weight
 from .finite import is_finite, refusal
-from .host_memory import aligned_empty
-from .streaming import BLOCK_BYTES, Report, TensorFile, WantedQuantized, bytes_of, check_files, halves
+from .host_memory import FileMaps, aligned_empty
+from .streaming import (
+    BLOCK_BYTES,
+    Report,
+    StreamedTensors,
+    TensorFile,
+    Wanted,
+    WantedQuantized,
+    bytes_of,
+    check_files,
+    divide,
+    halves,
+    ignore,
+)
 
 
 class BlockFile(TensorFile, Protocol):
@@ -33,7 +45,27 @@ class BlockFile(TensorFile, Protocol):
         ...
 
 
-def stream_quantized(
+class StreamedWeights[File: TensorFile](StreamedTensors[File]):
+    """As `StreamedTensors`, and of blocks too, where parameters stay quantised."""
+
+    _blocks: BlockFile | None  # the files; None: all that they hold is floats here
+
+    def load(
+        self,
+        wanted: Wanted,
+        *,
+        allow_nonfinite: bool = False,
+        maps: FileMaps | None = None,
+        report: Report = ignore,
+    ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
+        """Load parameters straight onto devices, those of floats first; see `Checkpoint.load`."""
+        yield from super().load(wanted, allow_nonfinite=allow_nonfinite, maps=maps, report=report)
+        if self._blocks is not None:
+            _, quantized = divide(wanted)
+            yield from _stream(self._blocks, self._sources, quantized, allow_nonfinite=allow_nonfinite, report=report)
+
+
+def _stream(
     file: BlockFile, sources: Mapping[str, Places], wanted: WantedQuantized, *, allow_nonfinite: bool, report: Report
 ) -> Iterator[tuple[str, tuple[Weight, ...]]]:
     """Yield each wanted path with its parameter on every mesh, in the order of `wanted`; see `Checkpoint.load`."""

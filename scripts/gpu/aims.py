@@ -16,6 +16,7 @@ def aims(report: Facts) -> dict[str, Facts]:
     """Compute every aim, by name."""
     decode, prefill = (report.get(name, {}).get("rows", {}) for name in ("decode", "prefill"))
     steps, transformers = report.get("steps", {}), report.get("transformers", {})
+    experts = {name: row for name, row in report.get("experts", {}).get("rows", {}).items() if name.startswith("MXFP4")}
     dense = {name: row for name, row in prefill.items() if name.endswith((" 8k", " 16k"))}
     chunks = {name: row for name, row in prefill.items() if " of " in name}
     prompt = {"prefill": steps["prefill"]} if "prefill" in steps else {}
@@ -26,6 +27,12 @@ def aims(report: Facts) -> dict[str, Facts]:
         "chunk of the dense rate": _aim(OF_DENSE_RATE, chunks, lambda row: row.get("of_dense_rate")),
         "decode step of its floor": _aim(OF_FLOOR, steps.get("decode", {}), lambda row: row["of_floor"]),
         "prefill step of matmul rate": _aim(PREFILL_OF_MATMUL, prompt, lambda row: row["of_matmul"]),
+        "decode step of gpt-oss of its floor": _aim(
+            OF_FLOOR, report.get("steps_gpt_oss", {}).get("decode", {}), lambda row: row["of_floor"]
+        ),
+        "experts in MXFP4 over the floor in 16 bits": _aim(
+            1.0, experts, lambda row: row["bfloat16_floor_us"] / row["us"]
+        ),
         "decode step over transformers": _aim(1.0, dict(_over(steps, transformers)), lambda row: row["ratio"]),
     }
     for heads, rate in PREFILL_TFLOP.items():

@@ -27,7 +27,9 @@ _KINDS = (
     ("append", re.compile(r"append_kv|prepare_heads")),
     ("sampling", re.compile(r"\bsample\b|sort|top_?k", re.IGNORECASE)),
 )
-_GEMM = re.compile(r"dot_general|\bdot\b|gemm|gemv|nvjet|cutlass|cublas|xmma|splitk|wgmma", re.IGNORECASE)
+_GEMM = re.compile(
+    r"grouped_matmul|dot_general|\bdot\b|gemm|gemv|nvjet|cutlass|cublas|xmma|splitk|wgmma", re.IGNORECASE
+)
 _CONTROL = re.compile(r"while|conditional|call")  # operations that only hold others
 _COPY = re.compile(r"memcpy|memset|^copy", re.IGNORECASE)
 

@@ -27,6 +27,7 @@ from twinmesh.scripts.gpu.timing import attempt, copy_bandwidth, matmul_rate, no
 
 EXPERTS, PER_ROW, HIDDEN = 32, 4, 2880
 ROWS = (1, 8, 32, 128, 8192)
+CHECKED_ROWS = (1, 37, 700)
 LAYERS = 4  # whose weights a chain passes: 1.7 GB, which no cache holds
 LIMIT = 1e-2  # of an error: rounding weights' products and results to bfloat16 costs about half its epsilon
 _UNIT = Gated(ClampedGate(1.702, 7.0))
@@ -104,7 +105,7 @@ def _errors(name: str | None, size: int) -> dict[str, float]:
     """Measure errors by the number of rows: |ours - wanted| / |wanted|; infinite for NaN, or if two calls differ."""
     layer, found = _layer(name, size, 1), dict[str, float]()
     gate, up, down = (parameter(w) if name else w.astype(jnp.float32) for w in (layer.gate, layer.up, layer.down))
-    for rows in (1, 37, 700):
+    for rows in CHECKED_ROWS:
         x, (groups, chosen) = noise((rows, size), rows), _grouped(rows)
         run = jax.jit(mixed)
         got = np.asarray(run(x, layer, groups), np.float32)

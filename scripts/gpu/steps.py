@@ -163,10 +163,8 @@ def weight_reads(params: AbstractParams, model: ModelConfig) -> Reads:
 
 
 def random_params(plan: MeshPlan) -> tuple[Any, ...]:
-    """Make small random weights, and ones for norms, as the leaves of the parameters."""
-    return tuple(
-        leaf for i, spec in enumerate(plan.params.specs.values()) for leaf in jax.tree.leaves(_random(spec.value, i))
-    )
+    """Make small random weights, and ones for norms: every parameter, in the order in which steps take them."""
+    return tuple(_random(spec.value, i) for i, spec in enumerate(plan.params.specs.values()))
 
 
 def _random(value: Described, seed: int) -> Any:

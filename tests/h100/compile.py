@@ -39,7 +39,8 @@ from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.engine.worker.kv_cache import abstract_state, jax_dtype
 from twinmesh.engine.worker.mesh_plan import MeshPlan
-from twinmesh.kernels_pallas import quantized, stacks
+from twinmesh.kernels_pallas import quantized
+from twinmesh.kernels_pallas.grouped_matmul import grouped_matmul
 from twinmesh.models.config import ClampedGate
 from twinmesh.models.decoder import abstract_params
 from twinmesh.models.moe import Gated
@@ -49,6 +50,9 @@ from twinmesh.scripts.gpu.steps import GPT_OSS_20B, GPT_OSS_120B, LLAMA_3_1_8B, 
 
 MBARRIER = 8  # bytes
 BARRIERS = r"num_barriers=(\d+)[^)]*\): (\d+)"
+SPILLS = re.compile(
+    r"entry function '(\w+)_mosaic_gpu_kernel'.*?(\d+) bytes spill stores, (\d+) bytes spill loads", re.DOTALL
+)
 KIND = "NVIDIA H100 80GB HBM3"
 TARGET = (Path(__file__).parent / "target.txtpb").read_text()
 DEVICES = topologies.get_topology_desc(
@@ -87,15 +91,22 @@ def cache(requests, heads, head_dim, page_size, dtype, kv=None):
 
 
 def compiled(function, *arguments, donated=()):
-    with on_h100s(1, "x"), tempfile.TemporaryFile("w+") as said:
-        with redirected(said.fileno()):
-            program = jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
-        said.seek(0)
-        text = said.read()
-    print(text)
+    with on_h100s(1, "x"):
+        program, text = heard(lambda: jax.jit(function, donate_argnums=donated).lower(*arguments).compile())
     memory = program.memory_analysis()
     facts = {"temp": memory.temp_size_in_bytes, "alias": memory.alias_size_in_bytes}
     return {"kernels": kernels(text), "remarks": re.findall(r"\(C7\d+\).*", text), **facts}
+
+
+def heard(compile_it):
+    """The program, and what Mosaic and ptxas say while it is compiled."""
+    with tempfile.TemporaryFile("w+") as said:
+        with redirected(said.fileno()):
+            program = compile_it()
+        said.seek(0)
+        text = said.read()
+    print(text)
+    return program, text
 
 
 @contextlib.contextmanager
@@ -211,9 +222,9 @@ def stack(rows, experts=32, inputs=2880, outputs=2880, name="MXFP4", dtype="bflo
         w = jax.tree.map(lambda x: shape(*x.shape, dtype=x.dtype), quantized.abstract(name, like, 1, 1))
     x, sizes, bias = shape(rows, inputs, dtype=dtype), shape(experts), shape(experts, outputs, dtype=dtype)
     if is_unit:
-        run = functools.partial(stacks.stack_product, combine=Gated(ClampedGate(1.702, 7.0)), dtype=dtype, cores=132)
+        run = functools.partial(grouped_matmul, combine=Gated(ClampedGate(1.702, 7.0)), dtype=dtype, cores=132)
         return compiled(run, x, (w, w), (bias, bias), sizes)
-    run = functools.partial(stacks.stack_product, dtype=jnp.dtype(jnp.float32), cores=132)
+    run = functools.partial(grouped_matmul, dtype=jnp.dtype(jnp.float32), cores=132)
     return compiled(run, x, (w,), (), sizes)
 
 
@@ -235,18 +246,21 @@ def experts_step(name, topology, kind, tokens=2048, rows=32, layers=None, pages=
     kinds = (AxisType.Auto,) * len(mesh.axis_names)
     abstract = AbstractMesh(mesh.axis_sizes, mesh.axis_names, kinds, abstract_device=device)
     with jax.sharding.use_abstract_mesh(abstract):
-        program = compile_program(plan, kind, tokens if kind == "prefill" else rows)
+        program, said = heard(lambda: compile_program(plan, kind, tokens if kind == "prefill" else rows))
     memory, text = program.memory_analysis(), program.as_text()
     facts = {field: getattr(memory, f"{field}_size_in_bytes") for field in ("argument", "output", "alias", "temp")}
     matrix, pool = whole.hidden_size * whole.intermediate_size, [math.prod(group.k.shape) // tp for group in state.kv]
     return {
         **facts,
         "weights": sum(nbytes(spec.value) for spec in params.specs.values()),
+        "experts": whole.experts.count // topology.meshes[0].ep,  # of a device
+        "layer_experts": 2 * 3 * whole.experts.count * matrix // tp,  # of a device, in 16 bits
         "pool": sum(2 * 2 * size for size in pool),
         "set_aside": temporary_bytes(model, config, tp),
         "layers": model.num_layers,
-        "stacks": count(text, "custom-call", "stack_product"),
+        "stacks": count(text, "custom-call", "grouped_matmul"),
         "kernels": count(text, "custom-call", "mosaic_gpu"),
+        "spilled": spilled(said),
         "all_reduce": count(text, "all-reduce"),
         "all_to_all": count(text, "ragged-all-to-all"),
         "whiles": count(text, "while"),
@@ -255,6 +269,14 @@ def experts_step(name, topology, kind, tokens=2048, rows=32, layers=None, pages=
             {found for found in made_floats(text) if math.prod(found) >= matrix // tp and math.prod(found) not in pool}
         ),
     }
+
+
+def spilled(text):
+    """The most bytes that each of Mosaic's kernels spills, by name, of those that ptxas assembles."""
+    most = {}
+    for name, stores, loads in SPILLS.findall(text):
+        most[name] = max(most.get(name, 0), int(stores) + int(loads))
+    return most
 
 
 def made_floats(text):

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from twinmesh.kernels_pallas import decode, prefill, stacks
+from twinmesh.kernels_pallas import decode, grouped_matmul, prefill
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
 from twinmesh.kernels_pallas.quantized import abstract
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles
@@ -71,7 +71,7 @@ def test_copies_of_experts_are_of_sizes_and_to_places_that_the_copy_engine_takes
     x, sizes = jax.ShapeDtypeStruct((rows, inputs), jnp.bfloat16), jax.ShapeDtypeStruct((8,), jnp.int32)
     like = (8, inputs, 192)
     w = abstract(name, like, 1, 1) if name else jax.ShapeDtypeStruct(like, jnp.bfloat16)
-    check(stacks.stack_product.trace(x, (w,), (), sizes, dtype=jnp.dtype("float32"), cores=132))
+    check(grouped_matmul.grouped_matmul.trace(x, (w,), (), sizes, dtype=jnp.dtype("float32"), cores=132))
 
 
 @pytest.mark.parametrize(("group", "head_dim", "page_size"), [(1, 64, 16), (4, 128, 64), (16, 256, 128)])

@@ -30,6 +30,7 @@ ENTRY %main {
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n", "", "gemm"),
         ("unknown_kernel", "custom-call.5", "gemm"),
         ("gemm_fusion_dot_12", "", "gemm"),
+        ("grouped_matmul_mosaic_gpu_kernel", "", "gemm"),
         ("MemcpyD2D", "", "copy"),
         ("something_else", "", "elementwise"),
     ],

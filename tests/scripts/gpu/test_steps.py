@@ -40,6 +40,8 @@ def test_requests_are_as_long_as_the_prompt_and_weights_have_the_models_shapes(m
     assert isinstance(plan.state, DeviceState)
     assert length_class(plan.config.max_pages * plan.config.page_size) == 8192
     specs = jax.tree.leaves([spec.value for spec in plan.params.specs.values()])
-    made = gpu_steps.random_params(plan)
+    params = gpu_steps.random_params(plan)
+    assert len(params) == len(plan.params.specs)
+    made = jax.tree.leaves(params)
     assert [(x.shape, x.dtype) for x in made] == [(spec.shape, spec.dtype) for spec in specs]
     assert all(jnp.isfinite(x).all() for x in made)

@@ -44,6 +44,7 @@ def test_sections_of_a_tiny_suite_write_one_report(tmp_path):
     report = json.loads(path.read_text())
     assert {"command", "date", "driver", "device", "jax", "aims", "graphs", "total_seconds"} <= set(report)
     assert report["ceilings"]["copy_tb_s"] > 0
+    assert report["not_yet_measured"] == "This tries the suite itself, on cpu at 0.001."
     assert all(aim["met"] is None for aim in report["aims"].values())
 
 

@@ -1,13 +1,13 @@
 """Products with a stack of matrices for Hopper: rows that are grouped by matrix, in Mosaic GPU.
 
 Rows lie in the order of matrices, and `sizes` counts those of each. They are cut into items of up to N rows of one
-matrix, a list of work that is computed on the device; N follows from the shapes alone. `stack_block.py` is the code of
-a thread block. Weights are 16-bit floats or one of `HOPPER_FORMATS`, which is read as it lies and dequantised
-in the kernel. Activations are brought into the order that the tensor cores read them in by one pass in XLA, which may
-be part of gathering them. One stack's products of few rows are cut along the inputs too, where that shares the work
-more evenly: XLA adds up the parts.
+matrix, a list of work that is computed on the device; N follows from the shapes alone. `grouped_matmul_block.py` is the
+code of a thread block. Weights are 16-bit floats or one of `HOPPER_FORMATS`, which is read as it lies and
+dequantised in the kernel. Activations are brought into the order that the tensor cores read them in by one pass in XLA,
+which may be part of gathering them. One stack's products of few rows are cut along the inputs too, where that shares
+the work more evenly: XLA adds up the parts.
 
-Not here: routers and what is done with the results; other devices.
+Not here: how rows get their matrices (`grouped.py`), routers, what is done with the results; other devices.
 """
 
 import functools
@@ -22,9 +22,10 @@ from jax import Array
 from ..formats.hopper import HOPPER_FORMATS
 from .block_tiles import BLOCK, OUTPUTS
 from .fragments import ROWS, RUN, ordered
+from .grouped_matmul_block import grouped_matmul_block
+from .grouped_matmul_plan import UNIT, Combine, Plan, Weights, scratch, stage_bytes, staging_bytes
 from .mosaic import CONSUMERS, DTYPES, launch
 from .quantized import QuantizedArray
-from .stack_block import UNIT, Combine, Plan, Weights, scratch, stack_block, stage_bytes, staging_bytes
 from .work import ceil_div
 
 _FEWEST, _MOST = 8, 128  # rows of an item
@@ -98,7 +99,7 @@ def why_unsupported(x: Array, w: Array | QuantizedArray) -> str | None:
 
 # Jitted, so that the layers of a model share one trace and one lowering of the kernel.
 @functools.partial(jax.jit, static_argnames=("combine", "dtype", "cores", "interpret"))
-def stack_product(
+def grouped_matmul(
     x: Array,
     stacks: tuple[Array | QuantizedArray, ...],
     biases: tuple[Array, ...],
@@ -140,25 +141,27 @@ def stack_product(
     units = lying.reshape(lying.shape[0], inputs // plan.unit, plan.unit)
     units = jnp.swapaxes(units if plan.format is None else ordered(units), 0, 1)
     kernel = launch(
-        functools.partial(stack_block, plan),
+        functools.partial(grouped_matmul_block, plan),
         out_type=jax.ShapeDtypeStruct((plan.parts, rows, plan.columns * ROWS), plan.dtype),
         scratch_types=scratch(plan, x.dtype),
         blocks=plan.blocks,
-        name="stack_product",
+        name="grouped_matmul",
         interpret=interpret,
     )
-    weights = tuple(
-        Weights(w.values.reshape(*w.values.shape[:2], -1, RUN), w.scales, w.mins)
-        if isinstance(w, QuantizedArray)
-        else Weights(w)
-        for w in stacks
-    )
+    weights = tuple(map(_weights, stacks))
     biases = tuple(jnp.pad(bias, ((0, 0), (0, plan.outputs - bias.shape[1]))) for bias in biases)  # to whole tiles
     made = kernel(units, weights, biases, work.items, work.used)
     first = stacks[0]
     outputs = min(plan.outputs, first.matrix[0]) if isinstance(first, QuantizedArray) else plan.outputs
     product: Array = _in_order(functools.reduce(jnp.add, made).astype(dtype), plan.outputs)[:, :outputs]
     return product
+
+
+def _weights(w: Array | QuantizedArray) -> Weights:
+    """Take the arrays of a stack as the kernel copies them: values in runs of bytes."""
+    if isinstance(w, QuantizedArray):
+        return Weights(w.values.reshape(*w.values.shape[:2], -1, RUN), w.scales, w.mins)
+    return Weights(w)
 
 
 def _in_order(made: Array, outputs: int) -> Array:

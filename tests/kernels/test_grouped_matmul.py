@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from twinmesh.kernels_pallas.block_tiles import LAYOUTS, Tiles, dequantize, pack_scales, pack_values
+from twinmesh.kernels_pallas.grouped_matmul import grouped_matmul, item_rows, list_work
 from twinmesh.kernels_pallas.quantized import abstract
-from twinmesh.kernels_pallas.stacks import item_rows, list_work, stack_product
 
 INTERPRET = plgpu.InterpretGPUParams(detect_races=True)
 
@@ -50,7 +50,7 @@ def multiplied(x, floats, sizes):
 
 
 def on_interpreter(x, stacks, sizes, biases=(), combine=None, dtype="float32", cores=3):
-    return stack_product(
+    return grouped_matmul(
         x, stacks, biases, np.array(sizes, np.int32), combine=combine, dtype=dtype, cores=cores, interpret=INTERPRET
     )  # fmt: skip
 
@@ -94,7 +94,7 @@ def test_products_of_few_pieces_are_cut_along_the_inputs():
     x = rng.standard_normal((3, k)).astype("bfloat16")
     w, floats = drawn_stack(rng, "MXFP4", 1, k, n)
     check(on_interpreter(x, (w,), [3], cores=6), multiplied(x, floats, [3]))
-    traced = stack_product.trace(x, (w,), (), np.array([3], np.int32), dtype=jnp.float32, cores=6)
+    traced = grouped_matmul.trace(x, (w,), (), np.array([3], np.int32), dtype=jnp.float32, cores=6)
     assert "f32[5,3,128]" in str(traced.jaxpr)  # five parts of twice 64 outputs
 
 
@@ -147,4 +147,4 @@ def test_what_the_kernel_does_not_take_is_said(change, message):
     shape = (2, case["k"], case["n"])
     w = jax.ShapeDtypeStruct(shape, x.dtype) if case["name"] is None else abstract(case["name"], shape, 1, 1)
     with pytest.raises(ValueError, match=message):
-        stack_product.trace(x, (w,), (), jax.ShapeDtypeStruct((2,), jnp.int32), dtype=x.dtype, cores=132)
+        grouped_matmul.trace(x, (w,), (), jax.ShapeDtypeStruct((2,), jnp.int32), dtype=x.dtype, cores=132)
