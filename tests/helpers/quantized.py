@@ -57,7 +57,7 @@ MIXED = {
     "attn_q": "Q5_0", "attn_k": "Q8_0", "attn_v": "Q6_K", "attn_output": "Q4_K", "ffn_gate": "Q4_0", "ffn_up": "Q4_1",
     "ffn_down": "Q6_K", "token_embd": "Q8_0", "output": "Q4_1",
 }  # fmt: skip
-MODEL = TinyLlama(hidden=256, inner=512, heads=8, kv_heads=4, head_dim=32)
+MODEL = TinyLlama(hidden=256, inner=512, heads=16, kv_heads=4, head_dim=16)
 
 
 def write_quantized(path, model=MODEL, formats=MIXED, *, metadata=None, seed=0):

@@ -104,7 +104,7 @@ def with_mins(like):
 @pytest.mark.parametrize(
     ("path", "make", "words"),
     [
-        (QUERY, lambda like: np.zeros(like.shape, np.float32), ["must be Q5_0[256, 8, 32]", "quantization='none'"]),
+        (QUERY, lambda like: np.zeros(like.shape, np.float32), ["must be Q5_0[256, 16, 16]", "quantization='none'"]),
         (QUERY, lambda like: zeros("Q4_1"), ["is Q4_1[256, 512]", "must be Q5_0"]),
         (QUERY, with_wide_scales, [".scales is float32[16, 8, 16]", "must be float16[16, 8, 16]"]),
         (QUERY, with_mins, ["has values and scales and mins: it must have values and scales, as before"]),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from twinmesh.kernels_pallas.cpu import frames, loader
+from twinmesh.kernels_pallas.cpu import frames, loader, objects
 from twinmesh.kernels_pallas.cpu.checks import CHECKS
 from twinmesh.kernels_pallas.cpu.levels import LEVELS, MASK, level_named, read_level
 from twinmesh.kernels_pallas.matmul import matmul
@@ -21,16 +21,21 @@ try:
 except ImportError:
     HERE = None
 needs_kernels = pytest.mark.skipif(HERE is None, reason="no CPU kernels here")
-PARAMETERS = {name: ":64" for name in CHECKS if name.startswith(("decode", "prefill"))} | {
+# As other tests have them, which so share the kernels of this CPU's level.
+PARAMETERS = {name: ":16" for name in CHECKS if name.startswith(("decode", "prefill"))} | {
     "blocks": ":2:1",
-    "stack_blocks": ":2:1",
+    "stack_blocks": ":6:1",
 }
 # Keys and values are read by the same code, so that int8 and fp8 stand for both of them mixed.
 KERNELS = [name + PARAMETERS.get(name, "") for name in CHECKS if "int8_fp8" not in name]
 # What converts 8 bits is for all levels the same, and stacks are multiplied by the code of single matrices.
 ELSEWHERE = [name for name in KERNELS if "_fp8" not in name and not name.startswith(("prefill_int8", "stack"))]
-# The rest is compiled from the same source as for avx512_bf16, which has more instructions.
-OF_LEVEL = {"avx512": [name for name in KERNELS if name.startswith(("product_bf", "score_bf", "blocks"))]}
+OF_LEVEL = {
+    # The rest is compiled from the same source as for avx512_bf16, which has more instructions.
+    "avx512": [name for name in KERNELS if name.startswith(("product_bf", "score_bf", "blocks"))],
+    # Weights with mins, and with two scales to a block.
+    "neon": [name for name in ELSEWHERE if name != "blocks:2:1"] + ["blocks:3:1", "blocks:4:1"],
+}
 PROGRAM = """
 import sys, logging
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -61,34 +66,40 @@ def run(cache, program=PROGRAM, **environment):
 
 
 @pytest.fixture
-def fresh(monkeypatch, tmp_path):
-    """A loader that has not looked at anything yet, over an empty cache; as it was, afterwards."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def anew(monkeypatch):
+    """A loader that has not looked at anything yet; as it was, afterwards."""
     monkeypatch.delenv(MASK, raising=False)
     loader.forget()
     yield
     loader.forget()
 
 
-@needs_kernels
-def test_a_second_process_compiles_nothing_and_computes_the_same(tmp_path):
-    first, again = run(tmp_path), run(tmp_path)
-    assert (first[0], again[0]) == (1, 0)
-    assert first[1:] == again[1:]
-    (file,) = (tmp_path / "twinmesh" / "kernels").iterdir()
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    assert run(tmp_path) == first
-    assert run(tmp_path) == again
+@pytest.fixture
+def fresh(anew, monkeypatch, tmp_path):
+    """Such a loader over an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def kept(kernel):
+    """The object file of a kernel of this CPU's level, which other tests may have compiled."""
+    name, *parameters = kernel.split(":")
+    assert loader.target(name, *map(int, parameters))
+    file = f"{kernel.replace(':', '-')}-{loader.toolchain().identity}.o"
+    return objects.read(objects.default_folder() / file)
 
 
 @needs_kernels
-def test_two_processes_may_start_on_one_cache_at_once(tmp_path):
+def test_processes_that_start_at_once_or_later_share_a_cache_and_compute_the_same(tmp_path):
     both = [start(tmp_path) for _ in range(2)]
-    found = [process.communicate()[0].split()[1] for process in both]
-    assert found[0] == found[1]
-    assert len(list((tmp_path / "twinmesh" / "kernels").iterdir())) == 1
+    compiled, (product, other) = zip(*(process.communicate()[0].split() for process in both), strict=True)
+    assert "1" in compiled
+    assert product == other
+    (file,) = (tmp_path / "twinmesh" / "kernels").iterdir()
+    assert run(tmp_path) == (0, product, "")
+    content = file.read_bytes()
+    file.write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
+    assert run(tmp_path) == (1, product, "")
+    assert file.read_bytes() == content
 
 
 @needs_kernels
@@ -101,19 +112,17 @@ def test_a_cache_that_is_a_file_costs_one_line(tmp_path):
 
 
 @needs_kernels
-def test_the_callers_settings_of_numba_do_not_count(tmp_path):
-    assert run(tmp_path, NUMBA_CPU_NAME="generic", NUMBA_DISABLE_JIT="1")[1] == run(tmp_path)[1]
-
-
-@needs_kernels
 @pytest.mark.parametrize("level", ["avx512_bf16", "avx512", "avx2", "neon"])
 def test_every_level_is_compiled_and_right_where_this_cpu_has_it(level):
     """In processes of their own: what the CPU lacks is compiled too."""
-    kernels = OF_LEVEL.get(level, ELSEWHERE)
-    level = level_named(level)
+    kernels, level = OF_LEVEL.get(level, ELSEWHERE), level_named(level)
     if level == HERE:
         kernels = KERNELS
-    for kernel, code in zip(kernels, loader.compile_in_child(level, *kernels), strict=True):
+        loader.compile_ahead(*kernels).join()
+        compiled = [kept(kernel) for kernel in kernels]
+    else:
+        compiled = loader.compile_in_child(level, *kernels)
+    for kernel, code in zip(kernels, compiled, strict=True):
         name, *parameters = kernel.split(":")
         assert code[:4] == b"\x7fELF"
         assert int.from_bytes(code[18:20], "little") == {"x86_64": 62, "aarch64": 183}[level.machine]
@@ -124,19 +133,21 @@ def test_every_level_is_compiled_and_right_where_this_cpu_has_it(level):
 
 @needs_kernels
 def test_compiling_twice_gives_the_same_code(monkeypatch):
-    """No address of a process is in it, and nothing that this process has set for its own use of Python."""
-    before = loader.compile_in_child(HERE, "product_float32")
+    """No address of a process is in it, and nothing that this process has set for its own use of Python and numba."""
+    before = kept("product_float32")
     monkeypatch.setattr(sys, "path", [*sys.path, Path("no string"), ""])
-    monkeypatch.setenv("PYTHONWARNINGS", "error")
-    assert loader.compile_in_child(HERE, "product_float32") == before
+    for name, value in {"PYTHONWARNINGS": "error", "NUMBA_CPU_NAME": "generic", "NUMBA_DISABLE_JIT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert loader.compile_in_child(HERE, "product_float32") == [before]
 
 
 @needs_kernels
 @pytest.mark.parametrize("level", ["avx2"])
-def test_a_masked_level_computes_nearly_the_same(tmp_path, level):
+def test_a_masked_level_computes_nearly_the_same(level):
     if level_named(level).machine != HERE.machine:
         pytest.skip("not a level of this machine")
-    found, want = (np.frombuffer(bytes.fromhex(run(tmp_path, **env)[1]), np.float32) for env in ({MASK: level}, {}))
+    cache = objects.default_folder().parents[1]
+    found, want = (np.frombuffer(bytes.fromhex(run(cache, **env)[1]), np.float32) for env in ({MASK: level}, {}))
     np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
@@ -166,7 +177,7 @@ def test_with_an_old_numba_too(fresh, monkeypatch, caplog, version):
 
 
 @needs_kernels
-def test_a_kernel_that_fails_its_self_test_is_not_used(fresh, monkeypatch, caplog):
+def test_a_kernel_that_fails_its_self_test_is_not_used(anew, monkeypatch, caplog):
     monkeypatch.setitem(CHECKS, "product_float32", lambda *_: False)
     without(monkeypatch, caplog, "The CPU kernel product_float32 computes wrong results in its self-test.")
 
@@ -197,7 +208,7 @@ def test_what_a_child_writes_besides_is_never_taken_for_code(fresh, monkeypatch,
 
 
 @needs_kernels
-def test_a_kernel_that_xla_refuses_is_not_used(fresh, monkeypatch, caplog):
+def test_a_kernel_that_xla_refuses_is_not_used(anew, monkeypatch, caplog):
     def refuse(*_, **__):
         raise RuntimeError("API version 0.1 is not supported")
 

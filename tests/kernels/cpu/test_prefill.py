@@ -14,7 +14,7 @@ from twinmesh.kernels_pallas.cpu.checks import check_prefill
 from twinmesh.kernels_pallas.cpu.levels import LEVELS
 
 pytestmark = pytest.mark.skipif(loader.toolchain() is None, reason="no CPU kernels here")
-LENGTH, PAGE, KV_HEADS, DIM = 300, 16, 2, 32
+LENGTH, PAGE, KV_HEADS, DIM = 300, 16, 2, 16
 
 
 def draw(dtype, heads=6, seed=0):
@@ -68,7 +68,7 @@ def test_a_token_that_is_not_finite_is_seen_by_later_rows_alone():
 def test_what_it_does_not_take_is_xlas():
     q, k, v, table = draw("float32")
     assert "twinmesh.prefill" not in attend.lower(q, k, v, table, LENGTH, softcap=3.0).as_text()
-    odd = (x[..., :24] for x in (q, k, v))
+    odd = (x[..., :8] for x in (q, k, v))
     if loader.toolchain().level.lanes > 8:
         assert "twinmesh.prefill" not in attend.lower(*odd, table, LENGTH).as_text()
 
@@ -77,8 +77,8 @@ def test_lesser_cpus_compute_the_same():
     level = next(level for level in LEVELS if level.name == "avx2")
     if loader.toolchain().level.machine != level.machine or loader.toolchain().level.name == level.name:
         pytest.skip("this CPU's own level is tested above")
-    (code,) = loader.compile_in_child(level, "prefill_bfloat16:32")
-    assert check_prefill(functools.partial(frames.call, loader.load_object(code)), level, 32, "bfloat16")
+    (code,) = loader.compile_in_child(level, f"prefill_bfloat16:{DIM}")
+    assert check_prefill(functools.partial(frames.call, loader.load_object(code)), level, DIM, "bfloat16", "bfloat16")
 
 
 @pytest.mark.parametrize(("head_dim", "heads", "takes"), [(256, 32, True), (256, 33, False), (512, 1, False)])
