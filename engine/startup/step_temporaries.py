@@ -117,6 +117,8 @@ def _jobs(plan: MeshPlan) -> Iterator[Job]:
         yield Job("score", (config.chunk_size,))
     if spec.decodes:
         yield Job("decode", (config.decode_buckets[-1],))
+    if plan.measures_scales:
+        yield Job("scales")
     yield from (Job("sample", (stage, rows)) for stage in Stage)
 
 
