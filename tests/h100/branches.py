@@ -1,16 +1,15 @@
-"""Looks for branches and loops in the programs of H100s that are not there. A program, not a test.
+"""Looks for branches and loops in what samples on H100s that are not there. A program, not a test.
 
 `python branches.py JOB...` prints, for each job, a line `@@ {"job": ...}` and a line `## {facts}`, as `compile.py`;
 `test_branches.py` reads them.
 """
 
 import json
-import re
 import sys
 from dataclasses import replace
 
 import jax.numpy as jnp
-from compile import DEVICES, MODELS, count, on_h100s
+from compile import DEVICES, MODELS, branches, count, on_h100s
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.kv_dtypes import KVDtype
 from twinmesh.engine.sampling.request_rows import Stage
@@ -23,7 +22,7 @@ from twinmesh.engine.worker.mesh_plan import MeshPlan
 from twinmesh.models.decoder import abstract_params
 
 ROWS, TOKENS = 32, 2048
-LAYERS = 2  # every layer is compiled to the same operations, which `test_compile.py` counts
+LAYERS = 2  # sampling is the same behind any number of them
 
 
 def plan(name, tp):
@@ -38,28 +37,10 @@ def plan(name, tp):
     return MeshPlan(mesh, config.topology.meshes[0], model, abstract_params(model, jnp.bfloat16), config, state)
 
 
-def facts(name, tp, kind, *size):
-    with on_h100s(tp, "tp"):
-        text = compile_program(plan(name, tp), kind, *size).as_text()
-    loops = [line for line in text.splitlines() if re.search(r" while\(", line)]
-    trips = [re.search(r'"known_trip_count":\s*\{"n":"(\d+)"', line) for line in loops]
-    return {
-        "conditionals": count(text, "conditional"),
-        "trips": [trip and int(trip[1]) for trip in trips],
-        "sorts": count(text, "sort"),
-    }
-
-
-def decode(name, tp=1):
-    return facts(name, tp, "decode", ROWS)
-
-
-def prefill(name, tp=1):
-    return facts(name, tp, "prefill", TOKENS)
-
-
 def stage(which, name="qwen3-8b", tp=1):
-    return facts(name, tp, "sample", Stage(which), ROWS)
+    with on_h100s(tp, "tp"):
+        text = compile_program(plan(name, tp), "sample", Stage(which), ROWS).as_text()
+    return {**branches(text), "sorts": count(text, "sort")}
 
 
 if __name__ == "__main__":

@@ -206,6 +206,7 @@ def step(name, tp, kind, pages=2048, tokens=2048, rows=32, layers=None, split_k=
         "set_aside": temporary_bytes(model, config, tp),
         "layers": model.num_layers,
         **launches(text),
+        **branches(text),
         "all_reduce": count(text, "all-reduce"),
         "all_gather": [shape for _, shape in instructions(text, "all-gather")],
         "kernels": count(text, "custom-call", "mosaic_gpu"),
@@ -310,6 +311,13 @@ def launches(text):
     started = [shape for shape, opcode in found if opcode not in NAMES and not opcode.endswith("-done")]
     whole = [shape for shape in started if set(re.findall(r"(\w+)\[", shape)) <= {"s32", "u32", "pred"}]
     return {"operations": len(started), "integers": len(whole)}
+
+
+def branches(text):
+    """A program's conditionals, and of its loops how often each turns; None of one that is not known."""
+    loops = [line for line in text.splitlines() if re.search(r" while\(", line)]
+    trips = [re.search(r'"known_trip_count":\s*\{"n":"(\d+)"', line) for line in loops]
+    return {"conditionals": count(text, "conditional"), "trips": [trip and int(trip[1]) for trip in trips]}
 
 
 def instructions(text, opcode, target=""):

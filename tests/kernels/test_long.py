@@ -74,7 +74,7 @@ def long_case(make_case):
     """
     hidden = LONGEST // 64 - 6
     case = make_case(
-        [384, 313], [5, 3], page_size=64, max_pages=6, heads=(4, 2), head_dim=64, dtype=jnp.dtype("bfloat16")
+        [384, 313], [5, 3], page_size=64, max_pages=6, heads=(2, 1), head_dim=64, dtype=jnp.dtype("bfloat16")
     )  # fmt: skip
     padding = np.full((2, hidden), 2**31 - 1, np.int32)
     moved = dataclasses.replace(
