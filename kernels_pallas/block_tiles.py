@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..formats.layouts import BLOCK, LAYOUTS, OUTPUTS, Layout
+from .formats.layouts import BLOCK, LAYOUTS, OUTPUTS, Layout
 
 __all__ = [
     "BLOCK", "LAYOUTS", "OUTPUTS", "QUAD", "Layout", "Parts", "Tiles", "dequantize", "numbers", "pack", "pack_parts",

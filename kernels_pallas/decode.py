@@ -37,7 +37,7 @@ def paged_decode_attention(
     cores: int,
     interpret: Any = None,
 ) -> Array:
-    """Compute attention as `kernels_pallas.paged_decode_attention` describes it.
+    """Compute attention as `attention.paged_decode_attention` describes it.
 
     Args:
         q: [R, Hq, D].

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..formats.hopper import is_hopper
 from . import xla
 from .arguments import AttentionOptions, NewTokens, PagedKV, Pools
 from .cpu import calls
+from .formats.hopper import is_hopper
 from .pages import Pages, QuantizedPages
 from .quantized import QuantizedArray
 from .tiles import decode_tiles, prefill_tiles
@@ -33,7 +33,7 @@ _ROWS = 8
 
 
 def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array:
-    """Compute `kernels_pallas.paged_prefill_attention` by the implementation that fits; arguments are checked."""
+    """Compute `attention.paged_prefill_attention` by the implementation that fits; arguments are checked."""
 
     def kernel(cores: int) -> Callable[..., Array]:
         from . import prefill
@@ -49,7 +49,7 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
-    """Compute `kernels_pallas.paged_decode_attention` by the implementation that fits; arguments are checked."""
+    """Compute `attention.paged_decode_attention` by the implementation that fits; arguments are checked."""
 
     def kernel(cores: int) -> Callable[..., Array]:
         from . import decode
@@ -65,7 +65,7 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
 
 
 def prepare_heads(new: NewTokens, pools: Pools) -> tuple[Array, Pages, Pages]:
-    """Compute `kernels_pallas.prepare_heads` by the implementation that fits; arguments are checked."""
+    """Compute `attention.prepare_heads` by the implementation that fits; arguments are checked."""
     is_plain = pools.k_pages.dtype == pools.v_pages.dtype == new.q.dtype
     if new.q.shape[1] % _ROWS or new.k.shape[1] % _ROWS or not is_plain:
         return xla.prepare_heads(new, pools)

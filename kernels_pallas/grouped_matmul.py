@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..formats.hopper import HOPPER_FORMATS
 from .block_tiles import BLOCK, OUTPUTS
+from .formats.hopper import HOPPER_FORMATS
 from .fragments import ROWS, RUN, ordered
 from .grouped_matmul_block import grouped_matmul_block
 from .grouped_matmul_plan import UNIT, Combine, Plan, Weights, scratch, stage_bytes, staging_bytes

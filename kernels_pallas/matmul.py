@@ -22,11 +22,11 @@ from jax import Array
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
-from ..formats.hopper import HOPPER_FORMATS, is_hopper
 from .block_tiles import BLOCK, OUTPUTS, Tiles
 from .cpu import blocks, calls, loader
 from .cpu.blocks_records import Activations
 from .dispatch import device_kind, grouped_matmul, runs_on_cpu
+from .formats.hopper import HOPPER_FORMATS, is_hopper
 from .quantized import QuantizedArray, dequantize, is_column
 
 # The most bytes of quantised weights that are floats at a time.

@@ -36,7 +36,7 @@ def paged_prefill_attention(
     cores: int,
     interpret: Any = None,
 ) -> Array:
-    """Compute attention as `kernels_pallas.paged_prefill_attention` describes it.
+    """Compute attention as `attention.paged_prefill_attention` describes it.
 
     Args:
         q: [T, Hq, D].

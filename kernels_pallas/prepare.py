@@ -26,7 +26,7 @@ _COLUMNS = 32  # of a half of the heads at a time: more take registers from the 
 # Jitted, so that the layers of a model share one trace and one lowering of the kernel.
 @functools.partial(jax.jit, static_argnames=("interpret",))
 def prepare_heads(new: NewTokens, pools: Pools, *, interpret: Any = None) -> tuple[Array, Array, Array]:
-    """See `kernels_pallas.prepare_heads`.
+    """See `attention.prepare_heads`.
 
     Raises:
         ValueError: a dtype, head_dim, page size or number of heads that the kernel does not support; names it.

@@ -15,7 +15,7 @@ _NEVER = -1  # the position of a row without visible tokens
 
 
 def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array:
-    """Compute causal attention of packed chunks; see `kernels_pallas.paged_prefill_attention`."""
+    """Compute causal attention of packed chunks; see `attention.paged_prefill_attention`."""
     rows = jnp.arange(q.shape[0], dtype=jnp.int32)  # [T]
     request = jnp.searchsorted(q_start[1:], rows, side="right").astype(jnp.int32)
     is_padding = request >= kv.kv_len.shape[0]
@@ -26,14 +26,14 @@ def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: Atte
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
-    """Compute attention of one new token per request; see `kernels_pallas.paged_decode_attention`."""
+    """Compute attention of one new token per request; see `attention.paged_decode_attention`."""
     return _attend(q, kv, kv.kv_len - 1, options)
 
 
 def append_kv(
     k_pages: Pages, v_pages: Pages, k: Array, v: Array, slot: Array, first_page: int = 0
 ) -> tuple[Pages, Pages]:
-    """Write new keys and values into their slots; see `kernels_pallas.append_kv`."""
+    """Write new keys and values into their slots; see `attention.append_kv`."""
 
     def write(pages: Pages, new: Array) -> Pages:
         page, offset = slot // pages.shape[1] + first_page, slot % pages.shape[1]

@@ -44,7 +44,7 @@ class _Softmax(NamedTuple):
 def append_kv(
     k_pages: Pages, v_pages: Pages, k: Array, v: Array, slot: Array, first_page: Array
 ) -> tuple[Pages, Pages]:
-    """Write new keys and values into their slots, as `kernels_pallas.append_kv` describes it; `first_page` is [1]."""
+    """Write new keys and values into their slots, as `attention.append_kv` describes it; `first_page` is [1]."""
     # By page and offset: as flat rows, [N * P, Hk, D], a pool with a single head would be copied.
     num_pages, page_size = k_pages.shape[:2]
     page = jnp.minimum(slot // page_size, num_pages - first_page) + first_page
@@ -64,13 +64,13 @@ def _append(pages: Pages, page: Array, offset: Array, new: Array) -> Pages:
 
 
 def prepare_heads(new: NewTokens, pools: Pools) -> tuple[Array, Pages, Pages]:
-    """See `kernels_pallas.prepare_heads`."""
+    """See `attention.prepare_heads`."""
     q, k = new.rotation.apply(new.q, new.k)
     return q, *append_kv(pools.k_pages, pools.v_pages, k, new.v, new.slot, pools.first_page)
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array:
-    """Compute attention as `kernels_pallas.paged_decode_attention` describes it.
+    """Compute attention as `attention.paged_decode_attention` describes it.
 
     Split-KV, so that a request of a ragged batch does not cost as much as the longest: the splits of all requests are
     one list, of which an iteration takes the next few, whatever their requests. A split is one block, or several in an
@@ -168,7 +168,7 @@ def _combine(parts: _Softmax, listed: _ListedSplits, state: _Softmax) -> _Softma
 
 
 def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array:
-    """Compute attention as `kernels_pallas.paged_prefill_attention` describes it.
+    """Compute attention as `attention.paged_prefill_attention` describes it.
 
     The work is a list of tiles of query rows, those of request 0 first. A tile that ends past its chunk leaves zeros in
     the rows that follow; the tiles of the next request, which come later in the list, overwrite them.

@@ -61,7 +61,7 @@ link_package() {
     local package="$venv/mypy/twinmesh" part
     rm -rf "$package"
     mkdir -p "$package"
-    for part in "$root"/*.py "$root"/{py.typed,docs,engine,formats,kernels_pallas,models,scripts}; do
+    for part in "$root"/*.py "$root"/{py.typed,docs,engine,kernels_pallas,models,scripts}; do
         ln -s "$part" "$package/"
     done
 }

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from ...formats.hopper import HOPPER_FORMATS, is_hopper
-from ...formats.layouts import BLOCK, LAYOUTS, OUTPUTS
+from ...kernels_pallas.formats.hopper import HOPPER_FORMATS, is_hopper
+from ...kernels_pallas.formats.layouts import BLOCK, LAYOUTS, OUTPUTS
 from ...models.config import ModelConfig
 from ..topology import MeshSpec
 from .heads import model_on

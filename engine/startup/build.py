@@ -46,7 +46,6 @@ from ..sizing.memory_needs import request_bytes, transit_bytes
 from ..sizing.pools import size_pools
 from ..sizing.temporaries import temporary_bytes
 from ..sizing.weight_sizes import weight_bytes
-from ..worker.channel_scales import share
 from ..worker.jax_settings import own_settings
 from ..worker.kv_cache import abstract_state
 from ..worker.local_executor import LocalExecutor
@@ -240,10 +239,9 @@ def _compile(
 def _workers(
     plans: Sequence[MeshPlan], weights: Sequence[Params], compilation: Compilation, progress: bool
 ) -> list[MeshWorker]:
-    """Wait for the programs, allocate each mesh's pools with their scales, and time the links between meshes."""
+    """Wait for the programs, allocate each mesh's pools, and time the links between meshes."""
     programs = compilation.wait(progress=progress)
     workers = [MeshWorker(*parts) for parts in zip(plans, programs, weights, strict=True)]
-    share(workers)
     if plans[0].mesh.devices.flat[0].platform != "cpu":  # there the host's memory is the device's
         for link in time_links(workers, time.monotonic):
             warn_if_staged(link)

@@ -145,8 +145,6 @@ def _jobs(config: EngineConfig, spec: MeshSpec) -> Iterator[Job]:
         yield Job("score", (config.chunk_size,))
     if spec.decodes:
         yield Job("decode", (config.decode_buckets[-1],))
-    if plan.measures_scales:
-        yield Job("scales")
     yield from (Job("sample", (stage, rows)) for stage in Stage)
 
 

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 
 from ...models.decoder import Decoder, bind
-from ..kv_dtypes import KVDtype
 from ..protocol.results import TokenScores
 from ..sampling.cuts import top_k, top_p
 from ..sampling.logits_processors import adjust, empty_dense, load_dense
@@ -25,9 +24,9 @@ from ..sampling.request_state import DenseRows, DrawColumn, Float
 from ..sampling.sampler import draw
 from ..sharding.mesh import param_on, replicate_logits, replicated, sharding
 from ..sharding.weights import Params
-from .channel_scales import measure, of_groups
+from .channel_scales import channel_scales, of_groups
 from .jax_settings import own_settings
-from .kv_cache import CHANNEL_AXES, DeviceState, Scales, copy_page, fresh
+from .kv_cache import CHANNEL_AXES, DeviceState, KVCache, copy_page, fresh
 from .kv_transfer import Staging, abstract_staging, gather, scatter, staged_pages
 from .kv_transfer import plan as plan_route
 from .mesh_plan import MeshPlan
@@ -170,7 +169,7 @@ def _compile_gather(plan: MeshPlan, tp: int, bucket: int) -> Compiled:
     pages, stored = staged_pages(plan.config, bucket), plan.converted_to
     out = _shardings(abstract_staging(state, mesh, route, pages, stored))
     jitted = jax.jit(partial(gather, mesh=mesh, route=route, stored=stored), out_shardings=out)
-    scales = None if stored is None else _sent_scales(plan, stored)
+    scales = None if stored is None else _described_scales(plan)[1]
     return jitted.lower(state, tuple(arg((count,)) for count in pages), arg(()), scales).compile()
 
 
@@ -192,18 +191,22 @@ def _compile_copy_page(plan: MeshPlan, group: int) -> Compiled:
 
 
 def _compile_scales(plan: MeshPlan) -> Compiled:
-    def scales(params: Params) -> Scales:
-        return measure(_decoder(plan, params))
+    def scales(params: Params) -> tuple[tuple[KVCache, ...], tuple[KVCache, ...] | None]:
+        return _scales(plan, params)
 
-    jitted = jax.jit(scales, out_shardings=replicated(plan.mesh))
-    return _compile(plan, jitted.lower(_params(plan)), {})
+    return jax.jit(scales, out_shardings=_shardings(_described_scales(plan))).lower(_params(plan)).compile()
 
 
-def _sent_scales(plan: MeshPlan, sent: KVDtype) -> Any:
-    """Describe the channels' scales of what the mesh converts before it sends it, by shapes and shardings."""
-    pool = plan.state.kv[0].k
-    side = jax.ShapeDtypeStruct((len(plan.model.layers), *pool.shape[3:]), jnp.float32)
-    described = jax.eval_shape(partial(of_groups, model=plan.model, kv=sent), Scales(side, side))  # type: ignore[arg-type]
+def _scales(plan: MeshPlan, params: Params) -> tuple[tuple[KVCache, ...], tuple[KVCache, ...] | None]:
+    """Compute the channels' scales of the mesh's own pools, and of what it converts before it sends it."""
+    decoder, sent = _decoder(plan, params), plan.converted_to
+    found, model = channel_scales(decoder), decoder.config
+    return of_groups(found, model, plan.kv), None if sent is None else of_groups(found, model, sent)
+
+
+def _described_scales(plan: MeshPlan) -> Any:
+    """Describe what `_scales` returns, by shapes and shardings."""
+    described = jax.eval_shape(partial(_scales, plan), _params(plan))
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(plan.mesh, CHANNEL_AXES)), described
     )

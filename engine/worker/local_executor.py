@@ -34,7 +34,6 @@ from ..protocol.actions import (
 from ..protocol.events import TransferFailed, TransferReady
 from ..protocol.results import Completion, StepFailed, StepResult, Traffic, describe
 from ..sharding.weights import replace
-from .channel_scales import share
 from .kv_transfer import Staging, plan, send
 from .mesh_worker import Dispatched, MeshWorker
 from .request_records import RequestRecords
@@ -145,7 +144,6 @@ class LocalExecutor:
         replace([mesh.placer for mesh in self.meshes], params, new)
         for mesh, replaced in zip(self.meshes, params, strict=True):
             mesh.replace(tuple(replaced))
-        share(self.meshes)
 
     def close(self) -> None:
         """Wait for what is in flight, join the threads and let go of every array."""

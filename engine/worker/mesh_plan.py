@@ -1,6 +1,6 @@
 """What one mesh's programs depend on, and the meshes that it exchanges KV with."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -60,13 +60,6 @@ class MeshPlan:
     def has_scales(self) -> bool:
         """Return whether it stores or sends 8-bit pages, whose channels have scales."""
         return any(kv is not None and kv.is_quantized for kv in (self.kv, self.converted_to))
-
-    @property
-    def measures_scales(self) -> bool:
-        """Return whether it is the first that has scales, or like the first, and measures them for all meshes."""
-        return next(
-            (self.spec == spec for spec in self.config.topology.meshes if replace(self, spec=spec).has_scales), False
-        )
 
     @property
     def _others(self) -> list[MeshSpec]:

@@ -6,7 +6,6 @@ is given.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,10 +15,8 @@ from ..protocol.actions import Chunk, CopyPage, Decode, DecodeRow, Fused, Prefil
 from ..protocol.results import HostScores, TokenScores
 from ..sampling.request_rows import Stage, dense_row
 from ..sampling.request_state import DenseRows
-from ..sharding.mesh import sharding
 from ..sharding.weights import Params, Placer
-from .channel_scales import of_groups
-from .kv_cache import CHANNEL_AXES, DeviceState, KVCache, Scales, with_scales
+from .kv_cache import DeviceState, KVCache, with_scales
 from .kv_transfer import Staging, padded, staged_pages
 from .mesh_plan import MeshPlan
 from .programs import Programs
@@ -73,8 +70,7 @@ class MeshWorker:
         self.placer = Placer(plan.model, plan.dtype, plan.mesh, plan.params.formats)
         self._padding = [kv.num_pages for kv in plan.state.kv]  # in each group a page id that no request has
         self.inputs = StepInputs(plan.config, self._padding)
-        self._scales: Scales | None = None  # of channels; None: not shared yet, or nothing has 8 bits
-        self._sent_scales: tuple[KVCache, ...] | None = None  # those of what it converts before it sends it
+        self._sent_scales: tuple[KVCache, ...] | None = None  # of channels, where it converts what it sends
         self._allocate()
 
     def reset(self) -> None:
@@ -87,38 +83,21 @@ class MeshWorker:
         self.dense: DenseRows
         allocate: Any = self.programs.allocate
         self.state, self.dense = allocate()
-        if self._scales is not None:
-            self.use_scales(self._scales)
+        self._compute_scales()
         self._dense_of: dict[int, tuple[int, int]] = {}  # by slot, the request and run whose dense row is loaded
 
     def replace(self, params: Params) -> None:
         """Use other parameters from here on; no page of KV may be in use."""
         self.params = params
+        self._compute_scales()
 
-    # ---- channels' scales, which 8-bit pages have for as long as the parameters stay (`channel_scales.share`)
-
-    @property
-    def has_scales(self) -> bool:
-        """Return whether it stores or sends 8-bit pages."""
-        return self.plan.has_scales
-
-    def measure_scales(self) -> Scales:
-        """Compute the scales of the model's layers and heads, on the host."""
+    def _compute_scales(self) -> None:
+        """Compute what 8-bit pages have for as long as the parameters stay."""
+        if not self.plan.has_scales:
+            return
         program: Any = self.programs.scales
-        found: Scales = jax.device_get(program(self.params))
-        times = found.k.shape[1] // self.plan.model.num_kv_heads  # that the mesh repeats a head
-        return Scales(*(side[:, ::times] for side in found))
-
-    def use_scales(self, scales: Scales) -> None:
-        """Give its pools these scales, and what it converts before it sends it."""
-        model, sent = self.plan.model, self.plan.converted_to
-        times = self.state.kv[0].k.shape[3] // model.num_kv_heads
-        place = partial(jax.device_put, device=sharding(self.plan.mesh, CHANNEL_AXES))
-        on_mesh = Scales(*(np.repeat(side, times, axis=1) for side in scales))  # type: ignore[arg-type]
-        own = jax.tree.map(place, of_groups(on_mesh, model, self.plan.kv))
-        self._scales, self.state = scales, self.state._replace(kv=with_scales(self.state.kv, own))
-        if sent is not None:
-            self._sent_scales = jax.tree.map(place, of_groups(on_mesh, model, sent))
+        own, self._sent_scales = program(self.params)
+        self.state = self.state._replace(kv=with_scales(self.state.kv, own))
 
     # ---- actions
 

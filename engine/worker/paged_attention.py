@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, PartitionSpec
 
-from ...kernels_pallas import (
+from ...kernels_pallas.attention import (
     Pages,
     QuantizedPages,
     Rotation,

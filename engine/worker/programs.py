@@ -35,7 +35,7 @@ class Programs:
     sample: dict[tuple[Stage, int], Compiled] = field(default_factory=dict)  # by stage of sampling, and rows of logits
     gather: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by destination's tp, and bucket in pages
     scatter: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by source's tp, and bucket in pages
-    scales: Compiled | None = None  # the channels' scales of 8-bit pages, where the mesh measures them
+    scales: Compiled | None = None  # the channels' scales of 8-bit pages, its own and those of what it sends
     copy_page: dict[int, Compiled] = field(default_factory=dict)  # by cache group
     load_dense: Compiled | None = None
     ready: dict[Phase, tuple[int, ...]] = field(default_factory=dict)  # sizes of steps that can run, ascending
@@ -110,7 +110,7 @@ def _of_all(plan: MeshPlan) -> Iterator[Job]:
     yield Job("allocate")
     yield from (Job("sample", (stage, rows)) for rows in sorted(_rows_of_prefill(plan)) for stage in Stage)
     yield Job("load_dense")
-    if plan.measures_scales:
+    if plan.has_scales:
         yield Job("scales")
     for tp in sorted(plan.destinations):
         yield from (Job("gather", (tp, pages)) for pages in config.handoff_buckets)

@@ -110,7 +110,7 @@ def _scales(kv: PagedKV) -> list[Array]:
 
 
 def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> Array | None:
-    """Compute `kernels_pallas.paged_decode_attention`; None where XLA has to."""
+    """Compute `attention.paged_decode_attention`; None where XLA has to."""
     rows, query_heads, head_dim = q.shape
     target = None if options.softcap is not None else _target("decode", q, kv)
     if target is None:
@@ -134,7 +134,7 @@ def paged_decode_attention(q: Array, kv: PagedKV, options: AttentionOptions) -> 
 
 
 def paged_prefill_attention(q: Array, kv: PagedKV, q_start: Array, options: AttentionOptions) -> Array | None:
-    """Compute `kernels_pallas.paged_prefill_attention`; None where XLA has to."""
+    """Compute `attention.paged_prefill_attention`; None where XLA has to."""
     query_heads, head_dim = q.shape[1:]
     if options.softcap is not None or 0 in q.shape:
         return None

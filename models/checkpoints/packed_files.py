@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...formats.layouts import Kind
 from ...kernels_pallas.block_tiles import BLOCK, Parts
+from ...kernels_pallas.formats.layouts import Kind
 from ..errors import CheckpointError
 from ..families.packing import KEY, Packing
 from .packed_matrix import MXFP4, SCALES, PackedMatrix, whole

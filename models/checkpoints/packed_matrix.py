@@ -30,8 +30,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ...formats.layouts import Kind, kept_layout, layout_name
 from ...kernels_pallas.block_tiles import BLOCK, Parts, numbers, scale_values
+from ...kernels_pallas.formats.layouts import Kind, kept_layout, layout_name
 from .safetensors import Tensor
 
 MXFP4 = "MXFP4"

@@ -4,8 +4,8 @@ from typing import Literal
 
 import numpy as np
 
-from ...formats.layouts import layout_name, repeated_group
 from ...kernels_pallas.block_tiles import BLOCK
+from ...kernels_pallas.formats.layouts import layout_name, repeated_group
 from ...kernels_pallas.quantized import QuantizedArray
 from ..config import ModelConfig
 from ..decoder import abstract_params

@@ -8,7 +8,7 @@ engine reads is refused as it is there (`packing.py`); no tensor is looked at.
 
 from collections.abc import Mapping
 
-from ...formats.layouts import BLOCK, kept_layout
+from ...kernels_pallas.formats.layouts import BLOCK, kept_layout
 from .packing import Packing, Scheme
 from .tensor_source import Places, Source, each
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from ...formats.layouts import Kind
+from ...kernels_pallas.formats.layouts import Kind
 from .raw_config import Settings
 
 KEY = "quantization_config"

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention, xla
+from twinmesh.kernels_pallas import xla
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
+from twinmesh.kernels_pallas.attention import append_kv, paged_decode_attention, paged_prefill_attention
 from twinmesh.kernels_pallas.work import ceil_div
 
 PAGE_SIZE = 64

@@ -96,12 +96,11 @@ def _measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         way: _forward(checkpoint.config, meshes[0], way, args.window) for way in (_REFERENCE, *args.ways)
     }  # fmt: skip
     compare = {dtype: _comparison(checkpoint.config, dtype) for dtype in dtypes}
-    scales = {dtype: _scales(checkpoint.config, dtype, weights[dtype]) for dtype in dtypes}
-    references = [passes[_REFERENCE](weights["float32"], scales["float32"], window) for window in windows]
+    references = [passes[_REFERENCE](weights["float32"], window) for window in windows]
     for way in args.ways:
         dtype, found = way.split(":")[0], Loss([], [])
         for window, reference in zip(windows, references, strict=True):
-            hidden = passes[way](weights[dtype], scales[dtype], window)
+            hidden = passes[way](weights[dtype], window)
             divergence, changed = compare[dtype](weights["float32"], weights[dtype], reference, hidden)
             found.divergence.extend(divergence.tolist())
             found.changed.extend(changed.tolist())
@@ -134,18 +133,7 @@ def _windows(tokenizer: Any, args: argparse.Namespace) -> list[Any]:
     return windows
 
 
-def _scales(config: Any, dtype: str, weights: Any) -> Any:
-    """Measure the channels, as an engine does when it starts."""
-    import jax
-    import jax.numpy as jnp
-    from twinmesh.engine.worker.channel_scales import measure
-    from twinmesh.models.decoder import abstract_params, bind
-
-    graphdef = abstract_params(config, jnp.dtype(dtype)).graphdef
-    return jax.jit(lambda params: measure(bind(graphdef, params)))(weights)
-
-
-def _forward(config: Any, mesh: Any, way: str, window: int) -> Callable[[Any, Any, Any], Any]:
+def _forward(config: Any, mesh: Any, way: str, window: int) -> Callable[[Any, Any], Any]:
     """Make the pass over one window: hidden states [T, E], with keys and values stored in pages."""
     import jax
     import jax.numpy as jnp
@@ -153,7 +141,7 @@ def _forward(config: Any, mesh: Any, way: str, window: int) -> Callable[[Any, An
     from twinmesh.engine.kv_dtypes import parse_kv_dtypes
     from twinmesh.engine.sizing.cache_groups import groups
     from twinmesh.engine.topology import Topology
-    from twinmesh.engine.worker.channel_scales import of_groups
+    from twinmesh.engine.worker.channel_scales import channel_scales, of_groups
     from twinmesh.engine.worker.kv_cache import abstract_state, with_scales
     from twinmesh.engine.worker.paged_attention import PagedAttention, PrefillRows, StepRows
     from twinmesh.models.decoder import abstract_params, bind
@@ -168,10 +156,10 @@ def _forward(config: Any, mesh: Any, way: str, window: int) -> Callable[[Any, An
     table, position = jnp.arange(pages, dtype=jnp.int32)[None], jnp.arange(window, dtype=jnp.int32)
 
     @jax.jit
-    def forward(params: Any, scales: Any, tokens: Any) -> Any:
+    def forward(params: Any, tokens: Any) -> Any:
         decoder = bind(graphdef, params)
         empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.kv)
-        pools = with_scales(empty, of_groups(scales, config, dtypes.decode))
+        pools = with_scales(empty, of_groups(channel_scales(decoder), config, dtypes.decode))
         chunk = PrefillRows((table,) * len(counts), jnp.int32([window]), jnp.int32([0, window]))
         rows = StepRows((position,) * len(counts), prefill=chunk)
         return decoder.hidden(tokens, position, PagedAttention(mesh, config), pools, rows)[0]

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from twinmesh.kernels_pallas import paged_decode_attention
+from twinmesh.kernels_pallas.attention import paged_decode_attention
 from twinmesh.kernels_pallas.cpu import loader
 from twinmesh.kernels_pallas.cpu.threads import Cores, lower_pool_priority, process_cores
 from twinmesh.kernels_pallas.matmul import matmul

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from twinmesh.kernels_pallas import append_kv
+from twinmesh.kernels_pallas.attention import append_kv
 from twinmesh.kernels_pallas.work import ceil_div
 from twinmesh.scripts.gpu.facts import Facts
 from twinmesh.scripts.gpu.peers import DECODE, PREFILL, Peer, build, measured

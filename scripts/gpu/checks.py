@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention, xla
+from twinmesh.kernels_pallas import xla
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
+from twinmesh.kernels_pallas.attention import append_kv, paged_decode_attention, paged_prefill_attention
 from twinmesh.kernels_pallas.work import ceil_div
 from twinmesh.scripts.gpu.facts import Facts
 from twinmesh.scripts.gpu.timing import Heads, attempt, pool, queries

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from twinmesh.formats.hopper import HOPPER_FORMATS
+from twinmesh.kernels_pallas.formats.hopper import HOPPER_FORMATS
 from twinmesh.kernels_pallas.grouped import Groups, group, grouped_matmul, grouped_unit
 from twinmesh.kernels_pallas.quantized import QuantizedArray, abstract, parameter
 from twinmesh.models.config import ClampedGate

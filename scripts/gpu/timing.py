@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention
+from twinmesh.kernels_pallas.attention import paged_decode_attention, paged_prefill_attention
 from twinmesh.kernels_pallas.work import ceil_div
 
 MOST_DRAWN = 2**27  # random numbers at once, as drawing takes several times their memory

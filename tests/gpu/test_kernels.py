@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.oracle import spelled_out
-from twinmesh.kernels_pallas import Rotation, paged_decode_attention, paged_prefill_attention, prepare_heads, xla
+from twinmesh.kernels_pallas import xla
 from twinmesh.kernels_pallas.arguments import NewTokens, Pools
+from twinmesh.kernels_pallas.attention import Rotation, paged_decode_attention, paged_prefill_attention, prepare_heads
 from twinmesh.scripts.gpu.checks import LIMITS, distance
 from twinmesh.scripts.gpu.timing import Heads, cached, queries
 

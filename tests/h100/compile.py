@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from twinmesh import kernels_pallas
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.kv_dtypes import KVDtype
 from twinmesh.engine.sharding.mesh import build_meshes, products_on
@@ -39,7 +38,7 @@ from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.compile_program import compile_program
 from twinmesh.engine.worker.kv_cache import abstract_state, jax_dtype
 from twinmesh.engine.worker.mesh_plan import MeshPlan
-from twinmesh.kernels_pallas import quantized
+from twinmesh.kernels_pallas import attention, quantized
 from twinmesh.kernels_pallas.grouped_matmul import grouped_matmul
 from twinmesh.models.config import ClampedGate
 from twinmesh.models.decoder import abstract_params
@@ -82,7 +81,7 @@ def pages(heads, head_dim, page_size, dtype):
     if dtype.itemsize > 1:
         return numbers
     tokens, channels = shape(256, heads[1], page_size, dtype=jnp.float32), shape(heads[1], head_dim, dtype=jnp.float32)
-    return kernels_pallas.QuantizedPages(numbers, tokens, channels)
+    return attention.QuantizedPages(numbers, tokens, channels)
 
 
 def cache(requests, heads, head_dim, page_size, dtype, kv=None):
@@ -151,7 +150,7 @@ def decode(heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16", requests
     q = shape(requests, heads[0], head_dim, dtype=jnp.dtype(dtype))
     sink = jnp.zeros(heads[0]) if options.pop("sink", False) else None
     options = dict(scale=head_dim**-0.5, sink=sink) | options
-    function = lambda *arrays: kernels_pallas.paged_decode_attention(*arrays, **options)  # noqa: E731
+    function = lambda *arrays: attention.paged_decode_attention(*arrays, **options)  # noqa: E731
     return compiled(function, q, *cache(requests, heads, head_dim, page_size, dtype, kv))
 
 
@@ -159,7 +158,7 @@ def prefill(heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16", tokens=
     q = shape(tokens, heads[0], head_dim, dtype=jnp.dtype(dtype))
     sink = jnp.zeros(heads[0]) if options.pop("sink", False) else None
     options = dict(scale=head_dim**-0.5, sink=sink) | options
-    function = lambda *arrays: kernels_pallas.paged_prefill_attention(*arrays, **options)  # noqa: E731
+    function = lambda *arrays: attention.paged_prefill_attention(*arrays, **options)  # noqa: E731
     return compiled(function, q, *cache(requests, heads, head_dim, page_size, dtype, kv), shape(requests + 1))
 
 
@@ -173,9 +172,9 @@ def heads(heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16", tokens=32
     """Norm, rotation and append; the pools are donated, and what the program keeps beside them is reported."""
     q, k = (shape(tokens, count, head_dim, dtype=jnp.dtype(dtype)) for count in heads)
     angle, norm = shape(tokens, head_dim // 2, dtype=jnp.float32), shape(head_dim, dtype=jnp.float32)
-    rotation = kernels_pallas.Rotation(angle, angle, *(norm, norm) if norms else (None, None), eps=1e-6)
+    rotation = attention.Rotation(angle, angle, *(norm, norm) if norms else (None, None), eps=1e-6)
     pool = shape(256, page_size, heads[1], head_dim, dtype=jnp.dtype(dtype))
-    function = functools.partial(kernels_pallas.prepare_heads, first_page=3)
+    function = functools.partial(attention.prepare_heads, first_page=3)
     return compiled(function, q, k, k, rotation, pool, pool, shape(tokens), donated=(4, 5))
 
 

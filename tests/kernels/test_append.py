@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention, reference
+from twinmesh.kernels_pallas import reference
+from twinmesh.kernels_pallas.attention import append_kv, paged_decode_attention, paged_prefill_attention
 
 LAYERS, PAGES, PAGE_SIZE, KV_HEADS, HEAD_DIM = 4, 256, 16, 2, 32
 

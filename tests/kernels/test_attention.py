@@ -7,7 +7,8 @@ import pytest
 from helpers import oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twinmesh.kernels_pallas import paged_decode_attention, paged_prefill_attention, xla
+from twinmesh.kernels_pallas import xla
+from twinmesh.kernels_pallas.attention import paged_decode_attention, paged_prefill_attention
 
 SINK = np.linspace(-1, 3, 6).astype(np.float32)
 OPTIONS = [{}, {"window": 1}, {"window": 13, "sink": SINK}, {"window": 24, "softcap": 1.5, "sink": SINK}]

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from twinmesh.kernels_pallas import append_kv, paged_decode_attention, paged_prefill_attention
+from twinmesh.kernels_pallas.attention import append_kv, paged_decode_attention, paged_prefill_attention
 
 
 def array(*shape, dtype=jnp.float32):

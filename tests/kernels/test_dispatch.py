@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
-from twinmesh.kernels_pallas import decode, dispatch, paged_decode_attention, paged_prefill_attention, prefill, xla
+from twinmesh.kernels_pallas import decode, dispatch, prefill, xla
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
+from twinmesh.kernels_pallas.attention import paged_decode_attention, paged_prefill_attention
 from twinmesh.kernels_pallas.grouped import grouped_matmul
 from twinmesh.kernels_pallas.pages import QuantizedPages
 from twinmesh.kernels_pallas.quantized import abstract

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from twinmesh.formats.hopper import HOPPER_FORMATS
 from twinmesh.kernels_pallas import fragments
 from twinmesh.kernels_pallas.block_tiles import LAYOUTS, Tiles, dequantize, pack_scales, pack_values
+from twinmesh.kernels_pallas.formats.hopper import HOPPER_FORMATS
 
 THREADS = 128
 BITS = {"uint32": np.uint32, "float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}

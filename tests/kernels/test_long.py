@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from helpers import oracle
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from twinmesh.kernels_pallas import append_kv, decode, prefill
+from twinmesh.kernels_pallas import decode, prefill
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
+from twinmesh.kernels_pallas.attention import append_kv
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles, decode_tiles
 from twinmesh.kernels_pallas.work import Piece, chunk_work, split_work
 

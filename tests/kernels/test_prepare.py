@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from twinmesh.kernels_pallas import Rotation, prepare, prepare_heads
+from twinmesh.kernels_pallas import prepare
 from twinmesh.kernels_pallas.arguments import NewTokens, Pools
+from twinmesh.kernels_pallas.attention import Rotation, prepare_heads
 
 INTERPRET = plgpu.InterpretGPUParams(detect_races=True)
 PAGES = 6

@@ -9,17 +9,9 @@ import numpy as np
 import pytest
 from helpers import oracle
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from twinmesh.kernels_pallas import (
-    QuantizedPages,
-    append_kv,
-    decode,
-    paged_decode_attention,
-    paged_prefill_attention,
-    prefill,
-    reference,
-    xla,
-)
+from twinmesh.kernels_pallas import decode, prefill, reference, xla
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
+from twinmesh.kernels_pallas.attention import QuantizedPages, append_kv, paged_decode_attention, paged_prefill_attention
 from twinmesh.kernels_pallas.cpu import loader
 from twinmesh.kernels_pallas.pages import dequantize, quantize
 from twinmesh.kernels_pallas.tiles import DecodeTiles, PrefillTiles

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 from twinmesh.engine.config import METHODS, ROUNDINGS
-from twinmesh.formats.layouts import LAYOUTS
+from twinmesh.kernels_pallas.formats.layouts import LAYOUTS
 from twinmesh.models.checkpoints.rounded import Rounding
 from twinmesh.models.errors import CheckpointError
 from twinmesh.models.families.described import described

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.loading import load_on_one_device
 from helpers.tiny_gguf import TinyLlama, write_tiny_gguf
-from twinmesh.kernels_pallas import Rotation
+from twinmesh.kernels_pallas.attention import Rotation
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import abstract_params, bind, dense_causal, dense_hidden

@@ -10,7 +10,7 @@ from helpers.core_engine import model_with_windows
 from twinmesh.engine.sharding.mesh import build_meshes
 from twinmesh.engine.sharding.weights import Placer
 from twinmesh.engine.topology import Topology
-from twinmesh.formats.layouts import LAYOUTS
+from twinmesh.kernels_pallas.formats.layouts import LAYOUTS
 from twinmesh.kernels_pallas.quantized import abstract, parameter
 from twinmesh.models.quantized import quantize
 

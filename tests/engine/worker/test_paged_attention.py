@@ -13,7 +13,7 @@ from twinmesh.engine.sizing.cache_groups import groups
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.kv_cache import KV_AXES, KVCache, abstract_state, jax_dtype
 from twinmesh.engine.worker.paged_attention import DecodeRows, PagedAttention, PrefillRows, StepRows
-from twinmesh.kernels_pallas import Rotation
+from twinmesh.kernels_pallas.attention import Rotation
 from twinmesh.kernels_pallas.pages import dequantize, quantize
 from twinmesh.models.config import AttentionSpec, ModelConfig, Rope
 from twinmesh.models.decoder import dense_causal

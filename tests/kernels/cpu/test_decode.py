@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import oracle
-from twinmesh.kernels_pallas import paged_decode_attention
+from twinmesh.kernels_pallas.attention import paged_decode_attention
 from twinmesh.kernels_pallas.cpu import loader
 
 pytestmark = pytest.mark.skipif(loader.toolchain() is None, reason="no CPU kernels here")

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from twinmesh.kernels_pallas import paged_prefill_attention, xla
+from twinmesh.kernels_pallas import xla
 from twinmesh.kernels_pallas.arguments import AttentionOptions, PagedKV
+from twinmesh.kernels_pallas.attention import paged_prefill_attention
 from twinmesh.kernels_pallas.cpu import frames, loader
 from twinmesh.kernels_pallas.cpu.checks import check_prefill
 from twinmesh.kernels_pallas.cpu.levels import LEVELS

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twinmesh.kernels_pallas import paged_decode_attention
+from twinmesh.kernels_pallas.attention import paged_decode_attention
 from twinmesh.kernels_pallas.block_tiles import Tiles, shapes
 from twinmesh.kernels_pallas.cpu import blocks, loader
 from twinmesh.kernels_pallas.cpu.threads import (
