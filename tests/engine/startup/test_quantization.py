@@ -1,13 +1,14 @@
 """Which weights stay quantised, and the line that says so."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
 from helpers.quantized import MIXED, write_quantized
 from twinmesh.engine.kv_dtypes import parse_kv_dtypes, same_everywhere
 from twinmesh.engine.startup import quantization
-from twinmesh.engine.startup.quantization import choose, cpu_kernels, dequantized_line, start_line
+from twinmesh.engine.startup.quantization import choose, cpu_kernels, dequantized_line, file_lines, start_line
 from twinmesh.engine.topology import MeshSpec, Role, Topology
 from twinmesh.kernels_pallas.cpu import calls
 from twinmesh.models.checkpoints.open import open_checkpoint
@@ -89,3 +90,12 @@ def test_what_cannot_stay_is_said_with_its_cost_in_bytes(checkpoint):
         "weights: 2 MXFP4 and 1 Q5_K dequantised to bfloat16 as they are loaded: no product takes them as they are; "
         "120 MB of the files become 805 MB"
     )
+
+
+def test_what_files_hold_in_vain_is_said_where_they_hold_it():
+    files = SimpleNamespace(dequantized={}, method="fp8", rounds_activations=False, has_kv_scales=False)
+    assert list(file_lines(files, jnp.dtype(jnp.float32))) == []
+    files.rounds_activations = files.has_kv_scales = True
+    activations, scales = file_lines(files, jnp.dtype(jnp.float32))
+    assert activations.startswith("weights: fp8 would have activations quantised as well; they are not")
+    assert scales.startswith("KV: the checkpoint's own scales of keys and values (k_scale, v_scale) are not needed")
