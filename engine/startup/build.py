@@ -94,8 +94,9 @@ def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest
 
     def load(dtype: jnp.dtype, meshes: Sequence[Mesh], formats: Mapping[str, str]) -> list[Params]:
         allowed = options.allow_nonfinite
-        for line in file_lines(checkpoint, dtype) if options.progress else ():
-            say(line)
+        if options.progress:
+            for line in file_lines(checkpoint, dtype):
+                say(line)
         weights = load_weights(
             checkpoint, dtype, meshes, formats, progress=options.progress, allow_nonfinite=allowed, maps=maps
         )

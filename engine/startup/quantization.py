@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 from ...kernels_pallas.block_tiles import OUTPUTS
 from ...kernels_pallas.cpu import blocks, calls, stacks
 from ...kernels_pallas.cpu.blocks_records import Activations
-from ...kernels_pallas.matmul import Products, kernel_for
+from ...kernels_pallas.matmul import kernel_for
 from ...kernels_pallas.quantized import QuantizedArray
 from ...models.checkpoints.base import Checkpoint
 from ...models.checkpoints.streaming import Packed
@@ -129,13 +129,12 @@ def _cut(formats: Mapping[str, str], model: ModelConfig, mesh: AbstractMesh) -> 
         if repeats_heads and model.head_dim % OUTPUTS:
             reason = f"heads of {model.head_dim} that are repeated are no multiple of {OUTPUTS}, which tiles have"
         if reason is not None:
-            found[path] = f"of {name}, {reason}{_whole_experts(model, products, value)}"
+            found[path] = f"of {name}, {reason}{_whole_experts(model, tp, value)}"
     return found
 
 
-def _whole_experts(model: ModelConfig, products: Products, value: QuantizedArray) -> str:
+def _whole_experts(model: ModelConfig, tp: int, value: QuantizedArray) -> str:
     """Say how the devices of a mesh would hold whole matrices of a stack instead of parts; empty: they cannot."""
-    tp = 1 if products.mesh is None else products.mesh.size
     divides = value.stacked and model.experts is not None and model.experts.count % tp == 0
     return f" (xtp{tp}ep{tp} divides whole experts)" if divides else ""
 

@@ -11,6 +11,7 @@ from twinmesh.engine.startup import quantization
 from twinmesh.engine.startup.quantization import choose, cpu_kernels, dequantized_line, file_lines, start_line
 from twinmesh.engine.topology import MeshSpec, Role, Topology
 from twinmesh.kernels_pallas.cpu import calls
+from twinmesh.models.checkpoints.known_models import known_model
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.checkpoints.streaming import Packed
 
@@ -99,3 +100,11 @@ def test_what_files_hold_in_vain_is_said_where_they_hold_it():
     activations, scales = file_lines(files, jnp.dtype(jnp.float32))
     assert activations.startswith("weights: fp8 would have activations quantised as well; they are not")
     assert scales.startswith("KV: the checkpoint's own scales of keys and values (k_scale, v_scale) are not needed")
+
+
+def test_experts_that_a_mesh_would_cut_are_said_with_the_topology_that_has_them_whole():
+    model, formats = known_model("gpt-oss-20b")
+    cut, whole = (choose("keep", formats, model, "cpu", [MeshSpec(Role.BOTH, 4, ep=ep)], "int8") for ep in (1, 4))
+    assert cut.reasons[-1].startswith("of down_proj, ")
+    assert cut.reasons[-1].endswith(" (xtp4ep4 divides whole experts)")
+    assert whole.kept == formats
