@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from ...kernels_pallas.formats.layouts import Kind
+from ...kernels_pallas.formats.layouts import WITH_ZEROS, Kind
 from .raw_config import Settings
 
 KEY = "quantization_config"
 _REGEX = "re:"
 _CLASS = "Linear"  # of the modules that methods pack, as targets name it
-_WITH_ZEROS: Mapping[Kind, Kind] = {"INT4": "UINT4", "INT8": "UINT8"}
 
 # How many outputs and inputs share a scale; None in either place: all of them.
 type Block = tuple[int | None, int | None]
@@ -199,7 +198,7 @@ def _compressed_tensors(section: Settings, dtype: str) -> Packing:
     is_one = len(groups) == 1
     return Packing(
         "compressed-tensors", schemes, rounds_activations=any("input_activations" in group for group, _ in groups),
-        block=blocks[0] if is_one else None, has_zeros=is_one and schemes[0].kind in _WITH_ZEROS.values(),
+        block=blocks[0] if is_one else None, has_zeros=is_one and schemes[0].kind in WITH_ZEROS.values(),
         packs_head=True,
     )  # fmt: skip
 
@@ -231,7 +230,7 @@ def _compressed_scheme(group: Settings, weights: Settings, dtype: str) -> tuple[
     if kind != "int" or bits not in (4, 8):
         raise weights.refusal("num_bits", "floats of 8 bits, integers of 4 or 8, or MXFP4's floats in groups of 32 are")
     plain: Kind = "INT4" if bits == 4 else "INT8"
-    values = plain if weights.flag("symmetric", True) else _WITH_ZEROS[plain]
+    values = plain if weights.flag("symmetric", True) else WITH_ZEROS[plain]
     return Scheme(values, size, dtype, is_ordered, targets), block
 
 
