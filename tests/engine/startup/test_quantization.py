@@ -11,9 +11,9 @@ from twinmesh.engine.startup import quantization
 from twinmesh.engine.startup.quantization import choose, cpu_kernels, dequantized_line, file_lines, start_line
 from twinmesh.engine.topology import MeshSpec, Role, Topology
 from twinmesh.kernels_pallas.cpu import calls
-from twinmesh.models.checkpoints.known_models import known_model
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.checkpoints.streaming import Packed
+from twinmesh.models.families.known import known_model
 
 FLOATS = (jnp.dtype("float32"), jnp.dtype("float32"))
 
