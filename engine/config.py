@@ -46,7 +46,7 @@ class EngineConfig:
     decode_buckets: tuple[int, ...] = (1, 8, 32)  # row counts of decode steps
     dtype: str = "float32"  # of activations and weights that are not quantised: one of `DTYPES`
     kv: KVDtypes | None = None  # what keys and values are stored as; None: as `dtype`
-    formats: tuple[str, ...] = ()  # that weights are kept quantised in, as `formats/layouts.py` names them
+    formats: tuple[str, ...] = ()  # of weights that are kept quantised: of `kernels_pallas/formats/layouts.py`
     activations: str = "int16"  # one of `ACTIVATIONS`: what kernels round them to where quantised weights multiply them
     windows: tuple[int | None, ...] = (None,)  # of each cache group, its attention window; None: all tokens are seen
     decode_steps: int = 1  # the most that one dispatch runs

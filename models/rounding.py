@@ -1,4 +1,4 @@
-"""Rounds floats to the formats of `formats/layouts.py` that are not GGUF's: which scale, and which nearest number.
+"""Rounds floats to those formats of `kernels_pallas/formats/layouts.py` that are not GGUF's: which scale and number.
 
     FP8, INT8      one scale for an output: its largest magnitude over 448 or 127
     INT4           one scale for a group: its largest magnitude over 7

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import twinmesh
 
-FOLDERS = ("engine", "formats", "kernels_pallas", "models", "scripts")
+FOLDERS = ("engine", "kernels_pallas", "models", "scripts")
 ROOT = Path(twinmesh.__file__).parent
 OF_GUIDELLM = "twinmesh.engine.benchmark.guidellm_backend"  # needs an environment of its own
 

@@ -157,7 +157,8 @@ def _told(
 ) -> list[StepMemory]:
     """Collect what each program takes as it is compiled, and say how far that has come."""
     found = list[StepMemory]()
-    say(f"{mesh}: {len(programs)} programs to compile, the first is {programs[0]} (--no-compile does without)")
+    without = "compiles=False or --no-compile does without"
+    say(f"{mesh}: {len(programs)} programs to compile, the first is {programs[0]} ({without})")
     for step in makes:
         found.append(step)
         say(f"{mesh}: {len(found)} of {len(programs)} compiled, {step.program}: {step.bytes / 1e6:,.0f} MB")

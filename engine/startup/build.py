@@ -59,16 +59,7 @@ from .kept_programs import kept_or_compiled
 from .links import time_links, warn_if_staged
 from .memory import check_room, give_back_freed, memory_for_kv
 from .one_request import OneRequest
-from .quantization import (
-    KV_SCALES_LINE,
-    Quantized,
-    activations_line,
-    asked_of,
-    choose,
-    cpu_kernels,
-    dequantized_line,
-    start_line,
-)
+from .quantization import Quantized, asked_of, choose, cpu_kernels, file_lines, start_line
 
 # Gives each mesh the parameters, those with a format quantised and all others in the dtype.
 type Load = Callable[[jnp.dtype, Sequence[Mesh], Mapping[str, str]], list[Params]]
@@ -103,12 +94,9 @@ def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest
 
     def load(dtype: jnp.dtype, meshes: Sequence[Mesh], formats: Mapping[str, str]) -> list[Params]:
         allowed = options.allow_nonfinite
-        if options.progress and checkpoint.dequantized:
-            say(dequantized_line(checkpoint.dequantized, checkpoint.config, dtype))
-        if options.progress and checkpoint.method is not None and checkpoint.rounds_activations:
-            say(activations_line(checkpoint.method))
-        if options.progress and checkpoint.has_kv_scales:
-            say(KV_SCALES_LINE)
+        if options.progress:
+            for line in file_lines(checkpoint, dtype):
+                say(line)
         weights = load_weights(
             checkpoint, dtype, meshes, formats, progress=options.progress, allow_nonfinite=allowed, maps=maps
         )

@@ -1,4 +1,4 @@
-"""Which weights stay quantised, and the line that says so when an engine starts.
+"""Which weights stay quantised, and the lines that say so when an engine starts.
 
 Invariant: the choice is a pure function of the option, the files, the meshes' sizes and what kernels there are for this
 kind of device, so that every start on a machine makes the same one, and the same for all meshes.
@@ -6,7 +6,7 @@ kind of device, so that every start on a machine makes the same one, and the sam
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -15,8 +15,9 @@ from jax.sharding import AbstractMesh
 from ...kernels_pallas.block_tiles import OUTPUTS
 from ...kernels_pallas.cpu import blocks, calls, stacks
 from ...kernels_pallas.cpu.blocks_records import Activations
-from ...kernels_pallas.matmul import Products, kernel_for
+from ...kernels_pallas.matmul import kernel_for
 from ...kernels_pallas.quantized import QuantizedArray
+from ...models.checkpoints.base import Checkpoint
 from ...models.checkpoints.streaming import Packed
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
@@ -28,7 +29,7 @@ from ..sizing.heads import model_on
 from ..topology import MeshSpec
 from ..worker.kv_cache import jax_dtype
 
-KV_SCALES_LINE = (
+_KV_SCALES_LINE = (
     "KV: the checkpoint's own scales of keys and values (k_scale, v_scale) are not needed: in 8 bits every token and "
     "head has a scale here, in which one of a whole layer would cancel out"
 )
@@ -128,13 +129,12 @@ def _cut(formats: Mapping[str, str], model: ModelConfig, mesh: AbstractMesh) -> 
         if repeats_heads and model.head_dim % OUTPUTS:
             reason = f"heads of {model.head_dim} that are repeated are no multiple of {OUTPUTS}, which tiles have"
         if reason is not None:
-            found[path] = f"of {name}, {reason}{_whole_experts(model, products, value)}"
+            found[path] = f"of {name}, {reason}{_whole_experts(model, tp, value)}"
     return found
 
 
-def _whole_experts(model: ModelConfig, products: Products, value: QuantizedArray) -> str:
+def _whole_experts(model: ModelConfig, tp: int, value: QuantizedArray) -> str:
     """Say how the devices of a mesh would hold whole matrices of a stack instead of parts; empty: they cannot."""
-    tp = 1 if products.mesh is None else products.mesh.size
     divides = value.stacked and model.experts is not None and model.experts.count % tp == 0
     return f" (xtp{tp}ep{tp} divides whole experts)" if divides else ""
 
@@ -186,7 +186,17 @@ def dequantized_line(packed: Mapping[str, Packed], model: ModelConfig, dtype: jn
     )
 
 
-def activations_line(method: str) -> str:
+def file_lines(checkpoint: Checkpoint, dtype: jnp.dtype) -> Iterator[str]:
+    """Say, a line each, what the files hold that an engine does not take as it is there; `dtype` is that of floats."""
+    if checkpoint.dequantized:
+        yield dequantized_line(checkpoint.dequantized, checkpoint.config, dtype)
+    if checkpoint.method is not None and checkpoint.rounds_activations:
+        yield _activations_line(checkpoint.method)
+    if checkpoint.has_kv_scales:
+        yield _KV_SCALES_LINE
+
+
+def _activations_line(method: str) -> str:
     """Say that activations are not quantised where the checkpoint's method would quantise them."""
     return (
         f"weights: {method} would have activations quantised as well; they are not, so results are nearer those of the "

@@ -104,7 +104,8 @@ def temporaries_on_h100(asked: Asked) -> Iterator[StepMemory]:
         if child.wait() != 0:
             said.seek(0)
             words = said.read().decode(errors="replace").strip().splitlines() or ["it says nothing"]
-            raise EngineError(f"the compiler for H100s failed, {words[-1][:200]}: plan without it, by --no-compile.")
+            remedy = "plan without it, by compiles=False or --no-compile"
+            raise EngineError(f"the compiler for H100s failed, {words[-1][:200]}: {remedy}.")
 
 
 def _plan(asked: Asked, mesh: Mesh) -> MeshPlan:

@@ -19,6 +19,8 @@ from typing import Literal, NamedTuple
 
 type Kind = Literal["FP8", "INT8", "INT4", "UINT8", "UINT4"]
 
+WITH_ZEROS: Mapping[Kind, Kind] = {"INT8": "UINT8", "INT4": "UINT4"}  # what integers are where they have zero points
+
 _BITS = {"uint8": 8, "float16": 16, "bfloat16": 16, "float32": 32}
 
 

@@ -2,8 +2,7 @@
 
 A name that is known (`families/known.py`), however the hub spells it; a config.json, alone or in a directory without
 weights, also where the hub's cache has it; or whatever an engine could load, whose files' headers are read: a directory
-with weights, a fetched model, a GGUF file.
-Nothing is ever downloaded here.
+with weights, a fetched model, a GGUF file. Nothing is ever downloaded here.
 """
 
 import os
@@ -22,7 +21,7 @@ from .catalog import CATALOG, cache_directory
 from .hub import cached_config, parse_hub_id
 
 _CONFIG = "config.json"
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # beside it, whose headers say more
+_WEIGHTS = "model*.safetensors"  # beside it, whose headers say more; an index alone says nothing
 
 
 class NamedModel(NamedTuple):
@@ -64,7 +63,7 @@ def profile_name(name: str | Path) -> str:
 def _of_files(path: Path) -> tuple[ModelConfig, Mapping[str, str]]:
     """Read the sizes from a model's own files, and what they hold quantised."""
     config = path / _CONFIG if path.is_dir() else path
-    if config.name.endswith(".json") and config.is_file() and not any((path / name).is_file() for name in _WEIGHTS):
+    if config.name.endswith(".json") and config.is_file() and not any(path.glob(_WEIGHTS)):
         return _of_config(config)
     from .open import open_checkpoint  # which imports JAX
 

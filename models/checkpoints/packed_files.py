@@ -11,18 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from ...kernels_pallas.block_tiles import BLOCK, Parts
-from ...kernels_pallas.formats.layouts import Kind
+from ...kernels_pallas.formats.layouts import WITH_ZEROS, Kind
 from ..errors import CheckpointError
 from ..families.packing import KEY, Packing
 from .packed_matrix import MXFP4, SCALES, PackedMatrix, whole
 from .safetensors import SafetensorsFiles, Tensor
 from .streaming import Plain
 
-# Kinds of values, and what they are with zero points.
+# Kinds of values, by the type of tensors and by bits.
 _PLAIN: Mapping[str, Kind] = {"F8_E4M3": "FP8", "I8": "INT8"}
-_WITH_ZEROS: Mapping[Kind, Kind] = {"INT8": "UINT8", "INT4": "UINT4"}
 _OF_BITS: Mapping[int, Kind] = {8: "INT8", 4: "INT4"}
-_PACKED_BY_METHOD = {"gptq": "gptq", "awq": "awq"}
+_IN_WORDS = ("gptq", "awq")  # methods
 _INDICES = ("I32", "I64")
 _BLOCKS = (32, 64, 128, 256, 512, 1024)  # how many outputs or inputs a scale may stand for
 # Of activations and of KV, not of weights.
@@ -70,7 +69,7 @@ class PackedFiles(SafetensorsFiles):
             found = (matrix.rows, matrix.group)
             if found != expected:
                 raise self._refusal(name, values, f"{_each(found)} share a scale, and {KEY} says {_each(expected)}")
-        if self._packing.has_zeros and matrix.kind in _WITH_ZEROS:
+        if self._packing.has_zeros and matrix.kind in WITH_ZEROS:
             raise self._refusal(name, values, f"it has no zero points, and {KEY} says that all have")
 
     def _take(self, module: str, *endings: str) -> Tensor | None:
@@ -96,7 +95,7 @@ class PackedFiles(SafetensorsFiles):
         if zeros is not None and (zeros.kind != "I8" or zeros.shape != scales.shape):
             raise self._refusal(name, values, f"its zero points are {zeros.kind}{list(zeros.shape)}")
         parts = {"values": values, "scales": scales} | ({"zeros": zeros} if zeros is not None else {})
-        return PackedMatrix(parts, (n, k), kind if zeros is None else _WITH_ZEROS[kind], "plain", group, rows)
+        return PackedMatrix(parts, (n, k), kind if zeros is None else WITH_ZEROS[kind], "plain", group, rows)
 
     def _by_rows(self, module: str, values: Tensor) -> PackedMatrix:
         name = f"{module}.weight_packed"
@@ -122,7 +121,7 @@ class PackedFiles(SafetensorsFiles):
             )
         if zeros is not None and (zeros.kind != "I32" or zeros.shape != (-(-n * bits // 32), grid[1])):
             raise self._refusal(name, values, f"its zero points are {zeros.kind}{list(zeros.shape)}")
-        kind = _OF_BITS[bits] if zeros is None else _WITH_ZEROS[_OF_BITS[bits]]
+        kind = _OF_BITS[bits] if zeros is None else WITH_ZEROS[_OF_BITS[bits]]
         rows = 1 if grid[0] == n else n
         return PackedMatrix(
             self._ordered(name, index, group, k, values, scales, zeros), (n, k), kind, "rows", group, rows
@@ -139,7 +138,7 @@ class PackedFiles(SafetensorsFiles):
         del self.tensors[name]
         zeros, index = self._take(module, "qzeros"), self._take(module, "g_idx")
         scales = self._scales(name, values, self._take(module, "scales"))
-        if packing.method not in _PACKED_BY_METHOD or zeros is None or zeros.kind != "I32" or values.kind != "I32":
+        if packing.method not in _IN_WORDS or zeros is None or zeros.kind != "I32" or values.kind != "I32":
             raise self._refusal(name, values, "I32 words with qzeros, as GPTQ and AWQ have them, are expected")
         if any(len(tensor.shape) != 2 for tensor in (values, scales, zeros)):
             raise self._refusal(name, values, "it is no matrix")
@@ -152,7 +151,7 @@ class PackedFiles(SafetensorsFiles):
             raise self._refusal(
                 name, values, f"scales {list(scales.shape)} and qzeros {list(zeros.shape)} do not fit 4 or 8 bits"
             )
-        kind, parts = _WITH_ZEROS[_OF_BITS[bits]], self._ordered(name, index, group, k, values, scales, zeros)
+        kind, parts = WITH_ZEROS[_OF_BITS[bits]], self._ordered(name, index, group, k, values, scales, zeros)
         return PackedMatrix(parts, (n, k), kind, packing.method, group, adds_one=packing.adds_one)
 
     def _ordered(

@@ -2,8 +2,8 @@
 
 For plans that have no weight file. Only projections are packed, of attention and of the MLP or experts, and where the
 method packs it the head; embedding, router, norms and biases stay floats. Formats have the names that an engine keeps
-them under: GGUF's, or KIND-GROUP-DTYPE of values, inputs that share a scale, and scales (`formats/layouts.py`). What no
-engine reads is refused as it is there (`packing.py`); no tensor is looked at.
+them under (`kernels_pallas/formats/layouts.py`). What no engine reads is refused as it is there (`packing.py`); no
+tensor is looked at.
 """
 
 from collections.abc import Mapping

@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from ...kernels_pallas.formats.layouts import Kind
+from ...kernels_pallas.formats.layouts import WITH_ZEROS, Kind
 from .raw_config import Settings
 
 KEY = "quantization_config"
 _REGEX = "re:"
 _CLASS = "Linear"  # of the modules that methods pack, as targets name it
-_WITH_ZEROS: Mapping[Kind, Kind] = {"INT4": "UINT4", "INT8": "UINT8"}
-
 
 # How many outputs and inputs share a scale; None in either place: all of them.
 type Block = tuple[int | None, int | None]
@@ -171,13 +169,13 @@ def _gptq_scheme(own: Settings, common: Settings) -> Scheme:
 
 
 def _awq(section: Settings, dtype: str) -> Packing:
-    bits, group = ("bits", "group_size") if "bits" in section or "w_bit" not in section else ("w_bit", "q_group_size")
+    bits = "w_bit" if "w_bit" in section and "bits" not in section else "bits"
+    key = "q_group_size" if "q_group_size" in section and "group_size" not in section else "group_size"
     if section.get(bits) != 4:
         raise section.refusal(bits, "4 is")
     version = section.get("version")
     if version is not None and str(version).lower() != "gemm":
         raise section.refusal("version", "gemm is")
-    key = "group_size" if "group_size" in section else group
     return Packing("awq", (Scheme("UINT4", _group(section, key), "float16"),), block=_rows(section, key))
 
 
@@ -196,11 +194,12 @@ def _compressed_tensors(section: Settings, dtype: str) -> Packing:
     groups = list(_groups(section))
     if not groups:
         raise section.refusal("config_groups", "at least one group with its weights is expected")
-    schemes, blocks, zeros = zip(*(_compressed_scheme(group, weights, dtype) for group, weights in groups), strict=True)
+    schemes, blocks = zip(*(_compressed_scheme(group, weights, dtype) for group, weights in groups), strict=True)
     is_one = len(groups) == 1
     return Packing(
         "compressed-tensors", schemes, rounds_activations=any("input_activations" in group for group, _ in groups),
-        block=blocks[0] if is_one else None, has_zeros=is_one and zeros[0], packs_head=True,
+        block=blocks[0] if is_one else None, has_zeros=is_one and schemes[0].kind in WITH_ZEROS.values(),
+        packs_head=True,
     )  # fmt: skip
 
 
@@ -216,24 +215,23 @@ def _groups(section: Settings) -> Iterator[tuple[Settings, Settings]]:
             yield group, weights
 
 
-def _compressed_scheme(group: Settings, weights: Settings, dtype: str) -> tuple[Scheme, Block | None, bool]:
-    """Read a group's scheme, the block that shares a scale, and whether there are zero points.
+def _compressed_scheme(group: Settings, weights: Settings, dtype: str) -> tuple[Scheme, Block | None]:
+    """Read a group's scheme, and the block that shares a scale.
 
     What is not said is as compressed-tensors 0.20.1 has it (`QuantizationArgs`).
     """
     kind, bits = weights.get("type", "int"), weights.integer("num_bits", 8)
-    is_symmetric = weights.flag("symmetric", True)
     block, targets = _compressed_block(weights), _names(group, "targets") or (_CLASS,)
     size, is_ordered = None if block is None else block[1], weights.get("actorder") not in ("group", "dynamic", True)
     if (kind, bits, size) == ("float", 4, 32):
-        return Scheme(None, targets=targets), block, False
+        return Scheme(None, targets=targets), block
     if (kind, bits) == ("float", 8):
-        return Scheme("FP8", size, dtype, targets=targets), block, False
+        return Scheme("FP8", size, dtype, targets=targets), block
     if kind != "int" or bits not in (4, 8):
         raise weights.refusal("num_bits", "floats of 8 bits, integers of 4 or 8, or MXFP4's floats in groups of 32 are")
     plain: Kind = "INT4" if bits == 4 else "INT8"
-    values = plain if is_symmetric else _WITH_ZEROS[plain]
-    return Scheme(values, size, dtype, is_ordered, targets), block, not is_symmetric
+    values = plain if weights.flag("symmetric", True) else WITH_ZEROS[plain]
+    return Scheme(values, size, dtype, is_ordered, targets), block
 
 
 def _compressed_block(weights: Settings) -> Block | None:

@@ -32,4 +32,5 @@ def test_who_is_left_has_the_tokens_of_a_quiet_engine(llm):
     assert all(output.token_ids == quiet[index] for index, output in left)
     after = llm.metrics()
     assert after.preemptions > before.preemptions
+    assert after.cached_tokens > before.cached_tokens
     assert_at_rest(llm)

@@ -1,5 +1,7 @@
 """The layout of quantised weights: what goes in comes out as the gguf package has it, to the last bit."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,13 @@ def test_shapes_are_those_of_packed_arrays(name):
     tiles = block_tiles.pack(name, draw_raw(name, 37, 512, np.random.default_rng(0)))
     described = {part: (array.shape, array.dtype) for part, array in tiles._asdict().items() if array is not None}
     assert block_tiles.shapes(name, 37, 512) == described
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_bits_of_a_weight_are_those_of_the_arrays(name):
+    arrays = block_tiles.shapes(name, 16, 256).values()
+    held = sum(math.prod(shape) * dtype.itemsize for shape, dtype in arrays)
+    assert LAYOUTS[name].bits_per_weight * 16 * 256 == 8 * held
 
 
 @pytest.mark.parametrize("name", FORMATS)

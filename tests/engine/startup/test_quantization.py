@@ -1,17 +1,19 @@
 """Which weights stay quantised, and the line that says so."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
 from helpers.quantized import MIXED, write_quantized
 from twinmesh.engine.kv_dtypes import parse_kv_dtypes, same_everywhere
 from twinmesh.engine.startup import quantization
-from twinmesh.engine.startup.quantization import choose, cpu_kernels, dequantized_line, start_line
+from twinmesh.engine.startup.quantization import choose, cpu_kernels, dequantized_line, file_lines, start_line
 from twinmesh.engine.topology import MeshSpec, Role, Topology
 from twinmesh.kernels_pallas.cpu import calls
 from twinmesh.models.checkpoints.open import open_checkpoint
 from twinmesh.models.checkpoints.streaming import Packed
+from twinmesh.models.families.known import known_model
 
 FLOATS = (jnp.dtype("float32"), jnp.dtype("float32"))
 
@@ -89,3 +91,20 @@ def test_what_cannot_stay_is_said_with_its_cost_in_bytes(checkpoint):
         "weights: 2 MXFP4 and 1 Q5_K dequantised to bfloat16 as they are loaded: no product takes them as they are; "
         "120 MB of the files become 805 MB"
     )
+
+
+def test_what_files_hold_in_vain_is_said_where_they_hold_it():
+    files = SimpleNamespace(dequantized={}, method="fp8", rounds_activations=False, has_kv_scales=False)
+    assert list(file_lines(files, jnp.dtype(jnp.float32))) == []
+    files.rounds_activations = files.has_kv_scales = True
+    activations, scales = file_lines(files, jnp.dtype(jnp.float32))
+    assert activations.startswith("weights: fp8 would have activations quantised as well; they are not")
+    assert scales.startswith("KV: the checkpoint's own scales of keys and values (k_scale, v_scale) are not needed")
+
+
+def test_experts_that_a_mesh_would_cut_are_said_with_the_topology_that_has_them_whole():
+    model, formats = known_model("gpt-oss-20b")
+    cut, whole = (choose("keep", formats, model, "cpu", [MeshSpec(Role.BOTH, 4, ep=ep)], "int8") for ep in (1, 4))
+    assert cut.reasons[-1].startswith("of down_proj, ")
+    assert cut.reasons[-1].endswith(" (xtp4ep4 divides whole experts)")
+    assert whole.kept == formats

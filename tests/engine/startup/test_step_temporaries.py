@@ -37,7 +37,7 @@ def compiler(monkeypatch, tmp_path):
 
 
 def test_answers_are_told_as_they_come_and_the_compiler_ends_with_who_asked(compiler, asked):
-    folder = compiler(f"echo $$ > {'$0'}.pid; echo '{ANSWER}'; exec sleep 60")
+    folder = compiler(f"echo $$ > $0.pid; echo '{ANSWER}'; exec sleep 60")
     found = steps.temporaries_on_h100(asked)
     assert next(found) == ("decode 8", 5)
     found.close()

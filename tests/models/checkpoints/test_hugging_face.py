@@ -55,7 +55,9 @@ def test_what_is_known_to_be_harmless_may_be_there(tmp_path):
         "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32),
         "model.layers.0.self_attn.k_scale": np.ones(1, np.float32),
     }
-    open_checkpoint(write_tiny_llama_directory(tmp_path / "tiny", tensors=extras))
+    assert open_checkpoint(write_tiny_llama_directory(tmp_path / "tiny", tensors=extras)).has_kv_scales
+    del extras["model.layers.0.self_attn.k_scale"]
+    assert not open_checkpoint(write_tiny_llama_directory(tmp_path / "without", tensors=extras)).has_kv_scales
 
 
 def test_the_name_in_the_hubs_cache_is_the_hubs(tmp_path):

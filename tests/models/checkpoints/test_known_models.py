@@ -45,8 +45,11 @@ def test_every_known_model_is_one_that_its_family_reads():
 
 
 def test_a_directory_needs_no_more_than_its_config(tmp_path):
+    """An index whose weights were not fetched is no hindrance."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text(json.dumps(settings_of(TinyLlama())))
+    places = {"model.norm.weight": "model-00001-of-00001.safetensors"}
+    (tmp_path / "mine" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     name, config, _ = named_model(tmp_path / "mine")
     assert (name, config.num_layers, config.hidden_size) == ("mine", 2, 72)
 
