@@ -9,7 +9,7 @@ from twinmesh.engine.scheduler.request import State
 from twinmesh.models.checkpoints.catalog import resolve_model
 from twinmesh.models.errors import CheckpointError
 
-WINDOW, LONG = 512, 1100
+WINDOW, LONG = 512, 2000
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def gemma3():
         path = resolve_model("gemma3-270m")
     except CheckpointError as error:
         pytest.skip(str(error))
-    options = dict(max_model_len=1152, max_num_seqs=1, prefill_buckets=(256,), decode_buckets=(1,), dtype="float32")
+    options = dict(max_model_len=2048, max_num_seqs=1, prefill_buckets=(256,), decode_buckets=(1,), dtype="float32")
     with LLM(path, topology="prefill=1,decode=1", **options) as llm:
         yield llm
 
@@ -38,7 +38,7 @@ def test_photosynthesis(gemma3, expected):
 
 
 def test_tokens_after_more_than_a_window_are_those_of_transformers(gemma3, expected):
-    rows = [i for i, row in enumerate(expected["rows"]) if row in (WINDOW, WINDOW + 1, expected["rows"][-1])]
+    rows = [i for i, row in enumerate(expected["rows"]) if row >= WINDOW]
     prompts = [expected["ids"][: expected["rows"][i] + 1].tolist() for i in rows]
     assert [ids[0] for ids in token_ids(gemma3.generate(prompts, greedy(1)))] == expected["top_ids"][rows, 0].tolist()
 

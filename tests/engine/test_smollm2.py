@@ -1,5 +1,4 @@
-"""The real small model, through pages, a hand-off and both meshes; examples of the documentation run it on one mesh.
-Skipped where it has not been fetched."""
+"""The real small model, through pages, a hand-off and both meshes. Skipped where it has not been fetched."""
 
 import pytest
 from twinmesh import LLM, SamplingParams
@@ -9,14 +8,14 @@ from twinmesh.models.errors import CheckpointError
 FRANCE = [504, 3575, 282, 4649, 314, 7042, 30, 2]
 
 
-@pytest.fixture(scope="module")
-def smollm2():
+@pytest.fixture(scope="module", params=["both=1", "prefill=1,decode=1"])
+def smollm2(request):
     try:
         path = resolve_model("smollm2")
     except CheckpointError as error:
         pytest.skip(str(error))
     options = dict(max_model_len=512, max_num_seqs=4, prefill_buckets=(64,), decode_buckets=(4,))
-    with LLM(path, topology="prefill=1,decode=1", **options) as llm:
+    with LLM(path, topology=request.param, **options) as llm:
         yield llm
 
 

@@ -22,6 +22,8 @@ def directory(tmp_path_factory):
     ("topology", "dtype"),
     [
         ("both=1", "bfloat16"),
+        ("both=1", "float32"),
+        ("both=1xtp2", "bfloat16"),
         ("both=1xtp4", "float32"),
         ("prefill=1,decode=2", "bfloat16"),  # one copy for the three
     ],
