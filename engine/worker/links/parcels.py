@@ -44,7 +44,7 @@ def fetch_staging(link: Link, offer: KVOffer, expected: Staging, mesh: Mesh, rou
 def cut(staging: Staging, mesh: Mesh, route: Route) -> list[jax.Array]:
     """List the arrays of an offer, each on one device of `mesh`, the route's source; copies nothing."""
     devices = list(mesh.devices.flat)
-    pieces = [[_by_device(x) for x in leaves] for leaves in _leaves(staging)]
+    pieces = [[_by_device(x) for x in leaves] for leaves in leaves_by_piece(staging)]
     arrays = []
     for index in range(route.slices):
         shard, piece = route.holder(index)
@@ -54,7 +54,7 @@ def cut(staging: Staging, mesh: Mesh, route: Route) -> list[jax.Array]:
 
 def wanted(expected: Staging, mesh: Mesh, route: Route) -> list[jax.ShapeDtypeStruct]:
     """Describe the arrays of an offer as the destination wants them: shape, dtype, and the device that fetches each."""
-    described, pieces = [], _leaves(expected)
+    described, pieces = [], leaves_by_piece(expected)
     for index in range(route.slices):
         shard, piece = _first_need(route, index)
         described += [_on(mesh, shard, x, x.sharding.shard_shape(x.shape)) for x in pieces[piece]]
@@ -72,7 +72,7 @@ def join(arrays: Sequence[jax.Array], expected: Staging, mesh: Mesh, route: Rout
             _assemble(x, [slices[route.slice_on(shard, piece)][leaf] for shard in range(len(devices))], devices)
             for leaf, x in enumerate(leaves)
         ]
-        for piece, leaves in enumerate(_leaves(expected))
+        for piece, leaves in enumerate(leaves_by_piece(expected))
     ]
     groups = _regroup(made, expected)
     rows = [
@@ -82,7 +82,7 @@ def join(arrays: Sequence[jax.Array], expected: Staging, mesh: Mesh, route: Rout
     return Staging(jax.tree.unflatten(tree, groups), jax.tree.unflatten(jax.tree.structure(expected.scalars), rows))
 
 
-def _leaves(staging: Staging) -> list[list[Any]]:
+def leaves_by_piece(staging: Staging) -> list[list[Any]]:
     """List the leaves of all cache groups, piece by piece."""
     return [jax.tree.leaves(groups) for groups in zip(*staging.kv, strict=True)]
 
