@@ -70,11 +70,12 @@ class Dispatcher:
                 if failure is not None:
                     has_failed = True
                     lost |= self._on_failure(action, failure)
+        self._executor.flush()
 
-    def lose_mesh(self, t: float, mesh: int, reason: str) -> None:
-        """Make a mesh's KV pool anew, and have the scheduler start its requests over."""
+    def lose_mesh(self, t: float, mesh: int, reason: str, *, is_gone: bool = False) -> None:
+        """Make a mesh's KV pool anew, and have the scheduler start its requests over; one that is gone, without it."""
         self._executor.perform(ResetMesh(mesh))
-        self._scheduler.on(MeshFailed(t, mesh, reason))
+        self._scheduler.on(MeshFailed(t, mesh, reason, is_gone))
 
     def _decide(self) -> list[Action]:
         self._observers.deciding(self._scheduler)

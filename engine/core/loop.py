@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 
 from ..config import EngineConfig
 from ..metrics.counters import HostTime
-from ..protocol.actions import FinishReason
+from ..protocol.actions import FinishReason, ResetMesh
 from ..protocol.events import (
     AbortRequested,
     Arrived,
+    MeshJoined,
     MigrateRequested,
     PreemptRequested,
     ServiceChanged,
@@ -74,11 +75,11 @@ class Loop:
             case StepFailed(t=t, mesh=mesh, step=step, reason=reason):
                 if self.scheduler.is_in_flight(mesh, step):  # not already lost with an earlier step
                     self._dispatcher.lose_mesh(t, mesh, reason)
-            case MeshLost(t=t, mesh=mesh, reason=reason):
-                # Word of what it was sending may have been lost as well.
-                for transfer in self.scheduler.transfers_from(mesh):
-                    self.scheduler.on(TransferFailed(t, transfer, reason))
-                self._dispatcher.lose_mesh(t, mesh, reason)
+            case MeshLost():
+                self._lose_mesh(message)
+            case MeshJoined(mesh=mesh):
+                self.executor.perform(ResetMesh(mesh))  # from here on it performs what it is sent
+                self.scheduler.on(message)
             case Change():
                 self.changes.ask(message)
             case _:
@@ -114,6 +115,20 @@ class Loop:
         self.scheduler.on(Arrived(submission.arrival, submission.facts))
         request = self.scheduler.requests[submission.facts.id]
         self.requests.add(self._running(submission, request, self.scheduler.config))
+
+    def _lose_mesh(self, lost: MeshLost) -> None:
+        """Take in that a mesh is lost, and that word of what it was sending may be lost as well.
+
+        A transfer that fails costs its request a try. One of a mesh that is gone does not: there the request is lost
+        with the mesh, and its transfers fail when nobody needs them any more.
+        """
+        transfers = self.scheduler.transfers_from(lost.mesh)
+        if lost.is_gone:
+            self._dispatcher.lose_mesh(lost.t, lost.mesh, lost.reason, is_gone=True)
+        for transfer in transfers:
+            self.scheduler.on(TransferFailed(lost.t, transfer, lost.reason))
+        if not lost.is_gone:
+            self._dispatcher.lose_mesh(lost.t, lost.mesh, lost.reason)
 
     def _take_step(self, result: StepResult) -> None:
         if self.scheduler.is_in_flight(result.mesh, result.step):

@@ -95,11 +95,22 @@ class TransferFailed(Message, frozen=True):
 
 
 class MeshFailed(Message, frozen=True):
-    """A step on this mesh raised; its KV pool is gone and has been made anew."""
+    """A step on this mesh raised; its KV pool is gone and has been made anew.
+
+    With `is_gone` the mesh is gone as well, with the process that had it: nothing can run there until `MeshJoined`.
+    """
 
     t: float
     mesh: int
     reason: str
+    is_gone: bool = False
+
+
+class MeshJoined(Message, frozen=True):
+    """A mesh that was gone is there again, with an empty KV pool."""
+
+    t: float
+    mesh: int
 
 
 class SetRoles(Message, frozen=True):
@@ -143,6 +154,7 @@ Event = (
     | TransferReady
     | TransferFailed
     | MeshFailed
+    | MeshJoined
     | SetRoles
     | Tick
     | Hold

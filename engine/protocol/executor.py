@@ -27,6 +27,10 @@ class Executor(Protocol):
         """
         ...
 
+    def flush(self) -> None:
+        """Let what was performed go out: a turn of the loop is over. Where nothing is kept back it does nothing."""
+        ...
+
     def check_params(self, new: Mapping[str, object]) -> None:
         """Raise ValueError for parameters, by name, that cannot stand in for the present ones.
 

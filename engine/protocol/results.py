@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from .actions import Chunk, DecodeRow
-from .events import TransferFailed, TransferReady
+from .events import MeshJoined, TransferFailed, TransferReady
 from .message import Message
 
 
@@ -63,15 +63,17 @@ class StepFailed(Message, frozen=True):
 class MeshLost(Message, frozen=True):
     """A message to or from this mesh could not be read, so what it has done since is unknown.
 
-    Each costs the requests of the mesh one of their starts, also where several come of one incident.
+    Each costs the requests of the mesh one of their starts, also where several come of one incident. With `is_gone` it
+    is the process of the mesh that is lost: that costs none as long as a request gets on (`scheduler/lifecycle.py`).
     """
 
     t: float
     mesh: int
     reason: str
+    is_gone: bool = False
 
 
-Completion = StepResult | StepFailed | TransferReady | TransferFailed | MeshLost
+Completion = StepResult | StepFailed | TransferReady | TransferFailed | MeshLost | MeshJoined
 
 
 class Link(NamedTuple):

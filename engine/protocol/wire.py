@@ -3,6 +3,7 @@
 Host arrays travel as dtype, shape and raw little-endian bytes. What arrives is checked against the message's fields, so
 that nothing but a well-formed message comes out; everything else is a `WireError`, a sentence about what was wrong.
 `read_command` and `read_completion` make of it the failure of one mesh, for executors whose other half is elsewhere.
+Workers and their driver send many at once, in messages of their own (`worker.py`).
 """
 
 import math
@@ -13,6 +14,7 @@ import numpy as np
 
 from .actions import Command
 from .results import Completion, MeshLost
+from .worker import FromWorker, ToWorker
 
 VERSION = 1
 _DTYPES = frozenset({"<i4", "<f4"})
@@ -50,9 +52,11 @@ def unpack_array(kind: type, value: object) -> Any:
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=pack_array)
 _COMMANDS: Any = msgspec.msgpack.Decoder(Command, dec_hook=unpack_array)
 _COMPLETIONS: Any = msgspec.msgpack.Decoder(Completion, dec_hook=unpack_array)
+_TO_WORKER: Any = msgspec.msgpack.Decoder(ToWorker, dec_hook=unpack_array)
+_FROM_WORKER: Any = msgspec.msgpack.Decoder(FromWorker, dec_hook=unpack_array)
 
 
-def encode(message: Command | Completion) -> bytes:
+def encode(message: Command | Completion | ToWorker | FromWorker) -> bytes:
     """Encode the message as bytes."""
     return bytes((VERSION,)) + _ENCODER.encode(message)
 
@@ -71,6 +75,18 @@ def decode_completion(data: bytes) -> Completion:
     """Decode the completion in `data`; raises as `decode_command` does."""
     completion: Completion = _decode(_COMPLETIONS, data)
     return completion
+
+
+def decode_to_worker(data: bytes) -> ToWorker:
+    """Decode what a driver sent to a worker, with all that is in it; raises as `decode_command` does."""
+    message: ToWorker = _decode(_TO_WORKER, data)
+    return message
+
+
+def decode_from_worker(data: bytes) -> FromWorker:
+    """Decode what a worker sent to its driver, with all that is in it; raises as `decode_command` does."""
+    message: FromWorker = _decode(_FROM_WORKER, data)
+    return message
 
 
 def read_command(data: bytes, mesh: int, t: float) -> Command | MeshLost:

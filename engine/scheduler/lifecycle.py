@@ -150,8 +150,13 @@ class Lifecycle:
         request.suspects = transfer.source  # a mesh that is lost shows in its transfers first
         self._retry(request, transfer.source, reason, now)
 
-    def lose_mesh(self, mesh: MeshState, reason: str, now: float) -> None:
-        """Start all requests over whose KV was on a lost mesh, or on its way from it, or only on its way to it."""
+    def lose_mesh(self, mesh: MeshState, reason: str, now: float, *, is_gone: bool = False) -> None:
+        """Start all requests over whose KV was on a lost mesh, or on its way from it, or only on its way to it.
+
+        Where it `is_gone`, with its whole process, that is hardly a request's fault. It costs a try only those that
+        got no token since they were lost so before: one that ends every process that it comes to fails in the end, and
+        all others outlive any number of losses.
+        """
         mesh.in_flight.clear()
         mesh.wake()
         leaving = {request.id: request for request in self._handoffs.leaving(mesh.index)}
@@ -160,7 +165,12 @@ class Lifecycle:
             is_here = request.placement is not None and request.placement.mesh == mesh.index
             goes_here = request.handoff is not None and request.handoff.placement.mesh == mesh.index
             if is_here or request.id in leaving or (goes_here and request.placement is None):
-                self._lose(request, mesh.index, reason, now)
+                if is_gone and request.confirmed > request.confirmed_when_lost:
+                    request.confirmed_when_lost, request.suspects = request.confirmed, None
+                    request.lost_on = mesh.index
+                    self._start_over(request, keeps_pages=False)
+                else:
+                    self._lose(request, mesh.index, reason, now)
             elif goes_here:
                 self._handoffs.release_credit(request)
         mesh.pages.flush(MissReason.MESH_LOST)

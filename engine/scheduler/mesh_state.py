@@ -65,6 +65,7 @@ class MeshState:
     last_was_prefill: bool = False
     batch: int = 0  # how many of `placed` use what interactive requests leave
     holds_back: bool = False  # some of these, until a step that is in flight ends
+    is_gone: bool = False  # the process that had it has ended: nothing runs here until it is there again
     draining: Phase | None = None  # work of a phase that its role has no more; it takes none anew
     prefills: bool = field(init=False)  # whether prompts may come here
     decodes: bool = field(init=False)  # whether requests may come here to be decoded, and prompts stay to be
@@ -79,8 +80,26 @@ class MeshState:
 
     def take_role(self, role: Role) -> None:
         """Change the role: what it adds is taken at once, what it has no more is left to `draining`."""
-        self.role, self.prefills, self.decodes = role, role.prefills, role.decodes
+        self.role = role
+        self._open()
         self.drain(None)
+
+    def leave(self) -> None:
+        """Take nothing from here on: the mesh is gone."""
+        self.is_gone = True
+        self._open()
+
+    def join(self) -> None:
+        """Take what the role takes again: the mesh is back."""
+        self.is_gone = False
+        self._open()
+
+    def _open(self) -> None:
+        """Take what the role takes, or nothing where the mesh is gone."""
+        self.prefills = self.role.prefills and not self.is_gone
+        self.decodes = self.role.decodes and not self.is_gone
+        self.shared.room.more(self.index)
+        self.wake()
 
     def drain(self, phase: Phase | None) -> None:
         """Note what phase there is work left of that the role has no more."""
@@ -91,6 +110,8 @@ class MeshState:
     @property
     def shown_role(self) -> str:
         """Return the role as people read it, with what is left of the one before."""
+        if self.is_gone:
+            return f"{self.role} (gone)"
         return self.role.value if self.draining is None else f"{self.role} (draining {self.draining})"
 
     @property

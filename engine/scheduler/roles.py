@@ -4,7 +4,8 @@ Invariants: at no event is a phase without a mesh; a role is gained at once, and
 (`drains.py`): new work goes elsewhere meanwhile. Every call is answered once: when all meshes have their roles and
 nothing drains, when a later call takes its place, when its time is over, or at once where it would leave a phase
 without a mesh. When the time is over, meshes that have drained keep their new roles, as far as both phases stay
-covered; those that have not take the role that they had.
+covered; those that have not take the role that they had. Where a mesh that is gone leaves a phase without one, another
+mesh of the pool does both until it is back.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,7 @@ from ..roles import ROLES, as_text, uncovered
 from ..topology import Role
 from .agenda import ROLES_CALL, Agenda, Due
 from .drains import Drains
-from .mesh_state import SharedState
+from .mesh_state import MeshState, SharedState
 
 
 class Roles:
@@ -31,6 +32,7 @@ class Roles:
         self._call: SetRoles | None = None  # that was not answered
         self._answer: Callable[[RolesSettled], None] = shared.emit  # takes the answer
         self._before: dict[int, Role] = {}  # of meshes that have changed, their role when all was settled last
+        self._stand_ins: dict[int, Role] = {}  # meshes that do both for one that is gone, and the role that they had
 
     def shown(self) -> list[str]:
         """Return each mesh's role, with what is left of the one before."""
@@ -58,9 +60,36 @@ class Roles:
         if self._call is not None:
             self._settle("superseded")
         self._call, self._answer = call, answer
+        self._stand_ins.clear()
         self._agenda.set((ROLES_CALL, call.call), call.due)
         self._drains.new_flip()
         self._change(changes)
+
+    def left(self, mesh: MeshState) -> None:
+        """Take in that a mesh is gone: another of the pool does its part where nobody else does."""
+        mesh.leave()
+        self._cover()
+
+    def joined(self, mesh: MeshState) -> None:
+        """Take in that a mesh is back: those that stood in for it have their own role again, as far as that leaves no
+        phase without a mesh."""
+        mesh.join()
+        self._cover()
+        back = {index: role for index, role in self._stand_ins.items() if self._meshes[index].role is Role.BOTH}
+        self._stand_ins.clear()
+        for index, role in back.items():
+            if uncovered(self._after({index: role})) is None:
+                self._change({index: role})
+            else:
+                self._stand_ins[index] = role
+
+    def _cover(self) -> None:
+        """Let the mesh with the least to do do both, if a phase of the pool has none of those that are there."""
+        there = [mesh for mesh in self._meshes if not mesh.is_gone]
+        if there and self._meshes[0].spec.role is Role.POOL and uncovered(mesh.role for mesh in there) is not None:
+            least = min(there, key=lambda mesh: (mesh.load, mesh.index))
+            self._stand_ins.setdefault(least.index, least.role)
+            self._change({least.index: Role.BOTH})
 
     def look(self, due: Iterable[int]) -> None:
         """Go on with drains, on meshes where something has happened, and answer the call if all is done."""
@@ -78,9 +107,12 @@ class Roles:
         held = "; ".join(self._drains.held_by(self._meshes[index]) for index in self._drains.meshes)
         back = {index: self._before[index] for index in self._drains.meshes if index in self._before}
         while (missing := uncovered(self._after(back))) is not None:
-            served_it = (index for index, role in self._before.items() if index not in back and _serves(role, missing))
+            served_it = [index for index, role in self._before.items() if index not in back and _serves(role, missing)]
+            if not served_it:  # it is gone
+                break
             back |= {(index := min(served_it)): self._before[index]}
         self._change(back)
+        self._cover()
         self._before.clear()
         self._settle("late", f"the roles were not reached in time: {held}; the roles are {as_text(self._roles())}.")
 
@@ -130,11 +162,14 @@ class Roles:
         ]
 
     def _after(self, changes: Mapping[int, Role]) -> list[Role]:
-        """List the roles that some mesh has after these changes."""
-        counts = {role: len(meshes) for role, meshes in self._meshes_of.items()}
+        """List the roles that some mesh that is there has after these changes."""
+        counts = {
+            role: sum(not self._meshes[index].is_gone for index in meshes) for role, meshes in self._meshes_of.items()
+        }
         for index, role in changes.items():
-            counts[self._meshes[index].role] -= 1
-            counts[role] += 1
+            if not self._meshes[index].is_gone:
+                counts[self._meshes[index].role] -= 1
+                counts[role] += 1
         return [role for role, count in counts.items() if count]
 
     # ---- the change
@@ -157,8 +192,9 @@ class Roles:
         for role, meshes in self._meshes_of.items():
             if meshes.keys() != {mesh.index for mesh in self._meshes if mesh.role is role}:
                 raise RuntimeError(f"the roles are {as_text(self._roles())}, and {list(meshes)} are listed as {role}")
-        if self._meshes[0].spec.role is Role.POOL and (missing := uncovered(self._roles())) is not None:
-            raise RuntimeError(f"the roles {as_text(self._roles())} leave no mesh to {missing}")
+        there = [mesh.role for mesh in self._meshes if not mesh.is_gone]
+        if there and self._meshes[0].spec.role is Role.POOL and (missing := uncovered(there)) is not None:
+            raise RuntimeError(f"the roles {as_text(there)} of the meshes that are there leave no mesh to {missing}")
         self._drains.check()
 
 

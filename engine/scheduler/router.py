@@ -110,7 +110,7 @@ class Router:
                 return depth
             meshes &= self._shared.index.meshes(hashes[depth - 1])
         hits = [self._meshes[i].pages.hit(hashes, request.to_prefill) for i in islice(members(meshes), MOST)]
-        return max(hits) // self._config.page_size
+        return max(hits, default=0) // self._config.page_size
 
     def _short_list(self, by_load: "ByLoad", request: Request, tokens: int) -> list[MeshState]:
         """List, in their own order, the meshes to be ranked for a sequence of so many tokens."""

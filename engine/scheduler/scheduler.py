@@ -19,6 +19,7 @@ from ..protocol.events import (
     Event,
     Hold,
     MeshFailed,
+    MeshJoined,
     MigrateRequested,
     Outcome,
     PreemptRequested,
@@ -111,10 +112,14 @@ class Scheduler:
             case TransferFailed(transfer=number, reason=reason):
                 self.costs.end_transfer(number, None)
                 self._lifecycle.lose_transfer(number, reason, self._now)
-            case MeshFailed(mesh=mesh, reason=reason):
+            case MeshFailed(mesh=mesh, reason=reason, is_gone=is_gone):
                 self.costs.lose_mesh(mesh)
                 self._batching.forget(self.meshes[mesh])
-                self._lifecycle.lose_mesh(self.meshes[mesh], reason, self._now)
+                self._lifecycle.lose_mesh(self.meshes[mesh], reason, self._now, is_gone=is_gone)
+                if is_gone:
+                    self._roles.left(self.meshes[mesh])
+            case MeshJoined(mesh=mesh):
+                self._roles.joined(self.meshes[mesh])
             case SetRoles():
                 self._roles.set_roles(event)
                 if self._planning is not None:

@@ -106,6 +106,9 @@ class VirtualExecutor:
         if not any(isinstance(action, Prefill | Decode | Fused) for action in lost):
             self._post(MeshLost(self._time.now, mesh, reason))
 
+    def flush(self) -> None:
+        """Do nothing: every command is performed at once."""
+
     def check_params(self, new: Mapping[str, object]) -> None:
         """Take any parameters: there are none."""
 

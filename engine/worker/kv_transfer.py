@@ -83,12 +83,19 @@ class Route:
         """
         return max(1, self.slices // tp)
 
+    def slice_on(self, shard: int, piece: int) -> int:
+        """Find the slice that a destination shard needs as `piece`."""
+        return shard * self.slices // self.destination_tp + piece
+
+    def holder(self, index: int) -> tuple[int, int]:
+        """Find slice `index` on the source: the first (shard, piece) that holds it."""
+        if self.slices < self.source_tp:
+            return index * (self.source_tp // self.slices), 0
+        return divmod(index, self.pieces_on(self.source_tp))
+
     def origin(self, shard: int, piece: int) -> tuple[int, int]:
         """Find the slice that a destination shard needs as `piece`: the first (shard, piece) that holds it there."""
-        needed = shard * self.slices // self.destination_tp + piece
-        if self.slices < self.source_tp:
-            return needed * (self.source_tp // self.slices), 0
-        return divmod(needed, self.pieces_on(self.source_tp))
+        return self.holder(self.slice_on(shard, piece))
 
 
 def plan(kv_heads: int, source_tp: int, destination_tp: int) -> Route:

@@ -127,6 +127,9 @@ class LocalExecutor:
             case ResetMesh(mesh=mesh):
                 self._reset(mesh)
 
+    def flush(self) -> None:
+        """Do nothing: every command is dispatched as it is performed."""
+
     def check_params(self, new: Mapping[str, Any]) -> None:
         """Refuse parameters that cannot stand in for those of the same names; see `Placer.check`.
 

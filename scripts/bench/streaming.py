@@ -95,6 +95,9 @@ class HollowExecutor:
         tokens = np.array([[97 + row.kv_len % 26 for row in rows]], np.int32)
         self._post(self._result(time.monotonic(), step.mesh, step.step, rows, tokens))
 
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
     def check_params(self, new: Mapping[str, object]) -> None:
         """Nothing to check."""
 

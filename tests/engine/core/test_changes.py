@@ -35,6 +35,9 @@ class Idle:
     def __init__(self):
         self.performed, self.params = [], []
 
+    def flush(self):
+        pass
+
     def perform(self, command):
         self.performed.append(command)
 

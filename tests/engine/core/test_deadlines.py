@@ -54,6 +54,9 @@ class Stuck:
 
     traffic = Traffic()
 
+    def flush(self):
+        pass
+
     def perform(self, command):
         pass
 

@@ -21,6 +21,7 @@ from twinmesh.engine.protocol.events import (
     AbortRequested,
     Hold,
     MeshFailed,
+    MeshJoined,
     MigrateRequested,
     PreemptRequested,
     Resume,
@@ -466,6 +467,66 @@ class Machine(RuleBasedStateMachine):
         assert counters.prompt_tokens == sum(tokens for tokens, _ in reports)
         assert counters.prompt_tokens == counters.cached_tokens + sum(counters.missed_tokens.values())
         Machine.reasons |= {miss.reason for _, report in reports for miss in report.missed}
+
+
+class Leaving(Machine):
+    """Meshes go, each with all that it has, and join again; nothing is performed on one that is gone."""
+
+    def _act(self):
+        gone = {mesh.index for mesh in self.scheduler.meshes if mesh.is_gone}
+        super()._act()
+        assert not any(self.scheduler.meshes[index].in_flight or self.scheduler.meshes[index].placed for index in gone)
+
+    @precondition(lambda self: hasattr(self, "scheduler"))
+    @rule(pick=st.integers(0, 99))
+    def mesh_goes(self, pick):
+        mesh = self.scheduler.meshes[pick % len(self.scheduler.meshes)]
+        if not mesh.is_gone:
+            FLIPS["gone"] += 1
+            FLIPS["gone during a drain"] += self._is_draining
+            FLIPS["gone with requests"] += bool(mesh.placed)
+            self.device.lose(mesh.index)
+            self.scheduler.on(MeshFailed(self._advance(), mesh.index, "boom", is_gone=True))
+            FLIPS["all gone"] += all(mesh.is_gone for mesh in self.scheduler.meshes)
+            self._act()
+
+    @precondition(lambda self: hasattr(self, "scheduler"))
+    @rule(pick=st.integers(0, 99))
+    def mesh_joins(self, pick):
+        gone = [mesh for mesh in self.scheduler.meshes if mesh.is_gone]
+        if gone:
+            self._join(gone[pick % len(gone)])
+
+    def _join(self, mesh):
+        self.scheduler.on(MeshJoined(self._advance(), mesh.index))
+        self._act()
+
+    @precondition(lambda self: hasattr(self, "scheduler") and self.scheduler.config.topology.is_pool)
+    @rule(roles=ROLES_OF_MESHES, by_name=st.booleans(), time=st.integers(1, 40))
+    def set_roles(self, roles, by_name, time):
+        """A call that would leave a phase to meshes that are gone may be refused."""
+        roles = roles[: len(self.scheduler.meshes)]
+        self._set_roles({} if by_name else Counter(roles), dict(enumerate(roles)) if by_name else {}, time)
+
+    def teardown(self):
+        if hasattr(self, "scheduler"):
+            for mesh in self.scheduler.meshes:
+                if mesh.is_gone:
+                    self._join(mesh)
+        super().teardown()
+
+
+def test_meshes_that_go_and_join_again_lose_nothing():
+    FLIPS.clear()
+    run_state_machine_as_test(
+        Leaving,
+        settings=settings(
+            max_examples=60, stateful_step_count=60, derandomize=True, deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )  # fmt: skip
+    for what in ("gone", "gone during a drain", "gone with requests", "all gone"):
+        assert FLIPS[what] > 0, what
 
 
 def test_whatever_happens_nothing_is_lost():
