@@ -6,24 +6,14 @@ members do the same is up to whoever tells them what to do; where one has ended,
 never return.
 """
 
-from dataclasses import dataclass
-
 import jax
 
+from ..protocol.worker import Member
 from ..topology import TopologyError
 from .mesh import find_devices, request_cpu_devices
 
 # At its end a member waits so long for the others to end as well.
 _LEAVING_SECONDS = 10
-
-
-@dataclass(frozen=True)
-class Member:
-    """The place of a process in a group."""
-
-    index: int  # from 0, which has the group's coordinator
-    count: int  # of all members
-    coordinator: str  # host:port, at which the first member waits for the others
 
 
 def join(member: Member, timeout: float) -> None:

@@ -17,8 +17,9 @@ import numpy as np
 from helpers import tiny_mesh
 from helpers.shared_programs import SharedPrograms
 from twinmesh.engine.protocol.sampling_plan import SamplingPlan
+from twinmesh.engine.protocol.worker import Member
 from twinmesh.engine.sharding.mesh import build_meshes
-from twinmesh.engine.sharding.spanning import Member, join, spanned_devices
+from twinmesh.engine.sharding.spanning import join, spanned_devices
 from twinmesh.engine.sharding.weights import load_weights
 from twinmesh.engine.startup.compilation import Compilation
 from twinmesh.engine.startup.kept_programs import use_cache

@@ -13,7 +13,8 @@ import pytest
 from helpers.mesh_member import read_weights, run_requests
 from helpers.tiny_directory import write_tiny_llama_directory
 from helpers.tiny_gguf import TinyLlama, write_tiny_gguf
-from twinmesh.engine.sharding.spanning import Member, join, spanned_devices
+from twinmesh.engine.protocol.worker import Member
+from twinmesh.engine.sharding.spanning import join, spanned_devices
 from twinmesh.engine.topology import TopologyError
 
 MEMBER = Path(helpers.__path__[0]) / "mesh_member.py"
