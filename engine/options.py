@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from ..kernels_pallas.cpu.blocks_records import Activations
 
 
+# What `workers` may be.
+WORKERS = ("processes",)
+
+
 @dataclass(frozen=True)
 class Option:
     """What a field of `EngineOptions` carries: its documentation, and how the command line takes it."""
@@ -284,6 +288,18 @@ class EngineOptions:
             flag=None,
         ),
     ] = None
+    workers: Annotated[
+        str | None,
+        Option(
+            "where the meshes live. By default in this process; processes: each in a process of its own on this "
+            "machine, which is started again if it is lost, while its requests go on from the tokens they have",
+            metavar="KIND",
+        ),
+    ] = None
+    worker_timeout: Annotated[
+        float,
+        Option("seconds of silence after which a worker counts as lost", metavar="X"),
+    ] = 5.0
     progress: Annotated[bool, Option("show on stderr how far loading and compiling have come", flag=None)] = False
 
     def __post_init__(self) -> None:
@@ -308,8 +324,26 @@ class EngineOptions:
         for name in ("max_num_seqs", "kv_cache_bytes", "max_waiting", "max_waiting_tokens"):
             if getattr(self, name) is not None:
                 check_whole_number(name, getattr(self, name), documentation()[name].least)
+        self._check_workers()
         if self.memory_fraction is not None:
             check_fraction("memory_fraction", self.memory_fraction)
+
+    def _check_workers(self) -> None:
+        """Refuse what does not go with workers."""
+        check_seconds("worker_timeout", self.worker_timeout)
+        if not self.worker_timeout:
+            raise ValueError("worker_timeout=0 is not usable: it must be a number of seconds above 0.")
+        if self.workers is None:
+            return
+        if self.workers not in WORKERS:
+            raise ValueError(f"workers={self.workers!r} is not usable: use one of {', '.join(WORKERS)}, or None.")
+        if self.is_auto:
+            raise ValueError(
+                "topology='auto' looks at the devices of this process, which workers leave alone: name a topology, "
+                "such as 'prefill=1,decode=1', with workers."
+            )
+        if self.devices is not None:
+            raise ValueError("devices= are of this process, and workers have their own: leave one of the two out.")
 
     def _check_kinds(self) -> None:
         """Refuse values of a type that would be taken for something else, or found to be unusable much later."""
@@ -317,6 +351,7 @@ class EngineOptions:
         for name, kind, wanted in (
             ("model", str | PathLike, "a name or a path"),
             ("topology", str | Topology, "a text such as 'both=1', or a Topology"),
+            ("workers", str | None, "a kind of workers, such as 'processes', or None for none"),
             ("roles", str | None, "a text such as 'prefill=1,decode=3', or None for the default"),
             ("decision_log", str | PathLike | None, "a path, or None for no log"),
             ("devices", Sequence | None, "a list of devices, or None for JAX's"),

@@ -48,7 +48,10 @@ class Compilations(Protocol):
     """A counter of compilations in this process, which counts until it is closed, but not those of the engine's own
     programs."""
 
-    count: int
+    @property
+    def count(self) -> int:
+        """Return how often something was compiled."""
+        ...
 
     @property
     def coming(self) -> tuple[str, ...]:

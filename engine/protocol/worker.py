@@ -9,8 +9,8 @@ A worker serves one epoch, a number that no other start of any worker has. Every
 of another epoch is refused. What runs in a worker, whatever its backend, is `startup/worker_main.serve(driver)`.
 
 A KV transfer between meshes of two workers: the source performs `StartTransfer`, gathers, offers the pages through a
-link and answers `Offered`; the driver passes its descriptor on as `Fetch`; the destination fetches on a thread of its
-own and posts `TransferReady` or `TransferFailed`. Then, or when the transfer is dropped, `Withdraw` lets the source go.
+link and answers `Offered`; the driver passes the offer on as `Fetch`; the destination fetches on a thread of its
+own and posts `TransferReady` or `TransferFailed`. Then, or where nobody needs it, `Withdraw` lets the source go.
 """
 
 from collections.abc import Callable, Sequence
@@ -141,10 +141,11 @@ class Fetch(Message, frozen=True):
 
 
 class Withdraw(Message, frozen=True):
-    """Let go of what was gathered for a transfer: it has arrived, or is not needed any more."""
+    """Let go of what was gathered for a transfer: it was fetched, or will not be."""
 
     epoch: int
     transfer: int
+    was_fetched: bool
 
 
 class NewParams(Message, frozen=True, eq=False):

@@ -65,6 +65,26 @@ def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None
     return meshes
 
 
+def build_part(topology: Topology, part: Sequence[int]) -> list[Mesh]:
+    """Build the meshes of a topology whose numbers are given, on this process's devices in order.
+
+    Raises:
+        TopologyError: JAX has no devices, or too few.
+    """
+    specs = [topology.meshes[number] for number in part]
+    count = sum(spec.tp for spec in specs)
+    _request_cpu_devices(count)
+    devices = find_devices()
+    if len(devices) < count:
+        named = ", ".join(map(str, part))
+        raise TopologyError(
+            f"mesh {named} of topology {topology} needs {count} devices here and JAX has {len(devices)} "
+            f"({devices[0].platform}): ask for fewer meshes, or run where there are more."
+        )
+    firsts = [sum(spec.tp for spec in specs[:index]) for index in range(len(specs))]
+    return [mesh_of(spec, devices[first : first + spec.tp]) for spec, first in zip(specs, firsts, strict=True)]
+
+
 def _shape(spec: MeshSpec) -> tuple[int, ...]:
     return (spec.ep, spec.tp // spec.ep) if spec.ep > 1 else (spec.tp,)
 

@@ -156,20 +156,29 @@ class Placer:
         Raises:
             ValueError: names the parameter and what was expected.
         """
-        for path, parameter in new.items():
-            if path not in self.specs:
-                known = next(iter(self.specs))
-                raise ValueError(f"params names {path!r}, which the model does not have: use paths such as {known!r}.")
-            wanted = self.specs[path].value
-            difference = _difference(f"params[{path!r}]", parameter, wanted)
-            if difference is None:
-                continue
-            if isinstance(wanted, QuantizedArray) and not isinstance(parameter, QuantizedArray):
-                difference += (
-                    "; round it with `quantize` of twinmesh.models.quantized, or start the engine with "
-                    "quantization='none' to give floats"
-                )
-            raise ValueError(f"{difference}.")
+        check_params(self.specs, new)
+
+
+def check_params(specs: Mapping[str, ParamSpec], new: Mapping[str, NewParam]) -> None:
+    """Refuse names that are not in `specs`, and arrays of another shape, dtype or format; needs no device.
+
+    Raises:
+        ValueError: names the parameter and what was expected.
+    """
+    for path, parameter in new.items():
+        if path not in specs:
+            known = next(iter(specs))
+            raise ValueError(f"params names {path!r}, which the model does not have: use paths such as {known!r}.")
+        wanted = specs[path].value
+        difference = _difference(f"params[{path!r}]", parameter, wanted)
+        if difference is None:
+            continue
+        if isinstance(wanted, QuantizedArray) and not isinstance(parameter, QuantizedArray):
+            difference += (
+                "; round it with `quantize` of twinmesh.models.quantized, or start the engine with "
+                "quantization='none' to give floats"
+            )
+        raise ValueError(f"{difference}.")
 
 
 def _difference(name: str, given: NewParam, wanted: Described) -> str | None:

@@ -46,6 +46,7 @@ from ..sizing.memory_needs import request_bytes, transit_bytes
 from ..sizing.pools import size_pools
 from ..sizing.temporaries import temporary_bytes
 from ..sizing.weight_sizes import weight_bytes
+from ..topology import MeshSpec
 from ..worker.jax_settings import own_settings
 from ..worker.kv_cache import abstract_state
 from ..worker.local_executor import LocalExecutor
@@ -85,6 +86,10 @@ def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest
         ValueError: anything wrong with the options, the model's files, the devices or the memory, in one sentence.
             Nothing stays open then, and an existing decision log is as it was.
     """
+    if options.workers is not None:
+        from .workers import start_with_workers  # which needs what is here
+
+        return start_with_workers(options)
     parse_dtype(options.dtype)
     checkpoint = open_checkpoint(resolve_model(options.model))
     options = replace(options, quantization=asked_of(options.quantization, checkpoint.method, checkpoint.name))
@@ -148,7 +153,7 @@ def _start_core(
     meshes = build_meshes(options.parsed_topology, options.devices)
     device = meshes[0].devices.flat[0]
     check_share(share, device.platform)
-    config, defaults = _configure(options, model, stored, device)
+    config, defaults = configure(options, model, stored, device)
     if request is not None:
         config = request.narrow(config)
     dtype = jnp.dtype(config.dtype)
@@ -170,9 +175,9 @@ def _start_core(
         config = request.narrow_prefill(config)
     plans = mesh_plans(model, config, quantized, meshes, pools)
     with ExitStack() as opened:
-        compilation = _compile(plans, options, config, request)
+        compilation = begin_compiling(plans, options, config, request)
         opened.callback(compilation.close)
-        workers = _workers(
+        workers = mesh_workers(
             plans, load(dtype, meshes, quantized.kept) if weights is None else weights, compilation, options.progress
         )
         core = _run(config, pools, workers, policy, compilation, options.decision_log, name_of(options.model), maps)
@@ -195,7 +200,7 @@ def _with_topology(
     given = options.devices
     device = build_meshes(one.parsed_topology, None if given is None else given[:1])[0].devices.flat[0]
     check_share(share, device.platform)
-    dtype = _configure(one, model, stored, device)[0].dtype
+    dtype = configure(one, model, stored, device)[0].dtype
     devices = list(given) if given is not None else find_devices()
     chosen = choose_topology(options, model, dtype, devices, share, formats, is_for_one=request is not None)
     if options.progress:
@@ -209,7 +214,7 @@ def _weight_bytes(model: ModelConfig, dtype: jnp.dtype, formats: Mapping[str, st
     return sum(size * weight_bytes(model_on(model, size), dtype.name, size, formats) for size in sizes)
 
 
-def _compile(
+def begin_compiling(
     plans: Sequence[MeshPlan], options: EngineOptions, config: EngineConfig, request: OneRequest | None
 ) -> Compilation:
     """Begin to compile, or to read what is kept."""
@@ -224,7 +229,7 @@ def _compile(
     )
 
 
-def _workers(
+def mesh_workers(
     plans: Sequence[MeshPlan], weights: Sequence[Params], compilation: Compilation, progress: bool
 ) -> list[MeshWorker]:
     """Wait for the programs, allocate each mesh's pools, and time the links between meshes."""
@@ -273,7 +278,7 @@ def _facts(plan: MeshPlan, name: str) -> RunFacts:
     return RunFacts(plan.model, name, plan.mesh.devices.flat[0].device_kind)
 
 
-def _configure(
+def configure(
     options: EngineOptions, model: ModelConfig, stored: DTypeLike, device: jax.Device
 ) -> tuple[EngineConfig, Defaults]:
     """Fill the gaps that the options leave as suits this kind of device, and choose the dtype."""
@@ -323,10 +328,18 @@ def mesh_plans(
     pools: Sequence[PoolSize],
 ) -> list[MeshPlan]:
     """Plan every mesh: its part of the model, and its state with so many pages."""
-    plans, dtype = list[MeshPlan](), jnp.dtype(config.dtype)
-    for mesh, spec, pool in zip(meshes, config.topology.meshes, pools, strict=True):
-        on_mesh = model_on(model, mesh.size)
-        state = abstract_state(on_mesh, config, pool.pages, config.kv_on(spec), mesh)
-        params = abstract_params(on_mesh, dtype, quantized.kept, products_on(mesh, quantized.activations))
-        plans.append(MeshPlan(mesh, spec, model, params, config, state))
-    return plans
+    return [
+        mesh_plan(model, config, quantized, mesh, spec, pool)
+        for mesh, spec, pool in zip(meshes, config.topology.meshes, pools, strict=True)
+    ]
+
+
+def mesh_plan(
+    model: ModelConfig, config: EngineConfig, quantized: Quantized, mesh: Mesh, spec: MeshSpec, pool: PoolSize
+) -> MeshPlan:
+    """Plan one mesh."""
+    on_mesh = model_on(model, mesh.size)
+    state = abstract_state(on_mesh, config, pool.pages, config.kv_on(spec), mesh)
+    products = products_on(mesh, quantized.activations)
+    params = abstract_params(on_mesh, jnp.dtype(config.dtype), quantized.kept, products)
+    return MeshPlan(mesh, spec, model, params, config, state)

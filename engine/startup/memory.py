@@ -18,10 +18,15 @@ from .quantization import Quantized
 
 
 def memory_for_kv(
-    meshes: Sequence[Mesh], most: int | None, reserved: Sequence[int], share: Share, to_load: int = 0
+    meshes: Sequence[Mesh],
+    most: int | None,
+    reserved: Sequence[int],
+    share: Share,
+    to_load: int = 0,
+    on_host: int | None = None,
 ) -> list[int]:
     """Return bytes that KV pages and staging may take on each mesh, but for `to_load` bytes of weights already loaded;
-    meshes may share devices.
+    meshes may share devices, and on CPUs `on_host` meshes, with those of other processes, share the host's memory.
 
     Devices that report their memory give what `share` leaves free on them, less each mesh's `reserved` bytes. CPUs do
     not report: there it is a quarter of the machine's available memory for all meshes together, and at most 2 GiB each.
@@ -42,7 +47,7 @@ def memory_for_kv(
         elif most is not None:
             budgets.append(most)
         elif device.platform == "cpu":
-            budgets.append(host_budget(available_memory(), to_load, len(meshes)))
+            budgets.append(host_budget(available_memory(), to_load, len(meshes) if on_host is None else on_host))
         else:
             raise ValueError(
                 f"{device.device_kind} does not report its memory, as with XLA_PYTHON_CLIENT_ALLOCATOR=platform: "
@@ -60,6 +65,7 @@ def check_room(
     part: int,
     asked_len: int | None,
     quantized: Quantized,
+    on: Sequence[int] | None = None,
 ) -> None:
     """Refuse a model that does not fit, before any of its weights is read.
 
@@ -72,11 +78,13 @@ def check_room(
         part: hand-offs on their way get such a part of the KV memory.
         asked_len: the max_model_len that was asked for, if any.
         quantized: which weights stay quantised.
+        on: the numbers of `meshes` in the topology; None: they are all of it. On CPUs, of all that share the host's
+            memory, also those of other processes.
 
     Raises:
         ValueError: says what is needed, what there is, and the nearest remedy.
     """
-    specs = config.topology.meshes
+    specs = config.topology.meshes if on is None else tuple(config.topology.meshes[number] for number in on)
     if meshes[0].devices.flat[0].platform == "cpu":
         there = available_memory()
         memory = Memory(there, "what the host has available", is_host=True)

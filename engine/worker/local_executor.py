@@ -40,7 +40,7 @@ from .request_records import RequestRecords
 from .waiter import Waiter
 
 
-class _Staged(NamedTuple):
+class Staged(NamedTuple):
     """A transfer in its destination's staging."""
 
     staging: Staging
@@ -58,29 +58,35 @@ class LocalExecutor:
         post: Callable[[Completion], None],
         clock: Callable[[], float],
         maps: FileMaps | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         """Start the waiter threads.
 
         Args:
-            meshes: the topology's, in order.
+            meshes: the topology's, in order, or a worker's part of them.
             post: takes completions from any thread.
             clock: gives their times in seconds.
             maps: the files that weights lie in, if any do.
+            numbers: by which commands and completions name the meshes; None: they are all of the topology's.
         """
         self.meshes, self._maps = list(meshes), maps
         self._placer = meshes[0].placer  # to check with, also once the meshes are gone
         self.records = RequestRecords()
         self.traffic, self._traffic_lock = Traffic(), threading.Lock()
-        self._staged: dict[int, _Staged] = {}
+        self._staged: dict[int, Staged] = {}
         self._post, self._clock = post, clock
         # How many cores kernels on CPUs may use hangs on which meshes have steps under way.
-        self._under_way = [StepsUnderWay(_cpu_devices(mesh), process_cores()) for mesh in self.meshes]
-        self._step_waiters = [Waiter(f"twinmesh-steps-{index}") for index in range(len(self.meshes))]
+        self._place = {number: index for index, number in enumerate(numbers or range(len(self.meshes)))}
+        self._under_way = {
+            number: StepsUnderWay(_cpu_devices(self.meshes[index]), process_cores())
+            for number, index in self._place.items()
+        }
+        self._step_waiters = {number: Waiter(f"twinmesh-steps-{number}") for number in self._place}
         # Per source, because what leaves one source leaves in order; two sources must not wait for each other.
         self._transfer_waiters = {
-            index: Waiter(f"twinmesh-transfers-{index}")
-            for index, mesh in enumerate(self.meshes)
-            if mesh.plan.destinations
+            number: Waiter(f"twinmesh-transfers-{number}")
+            for number, index in self._place.items()
+            if self.meshes[index].plan.destinations
         }
 
     @property
@@ -91,7 +97,7 @@ class LocalExecutor:
     @property
     def threads(self) -> list[threading.Thread]:
         """Return the threads that wait for results."""
-        return [waiter.thread for waiter in (*self._step_waiters, *self._transfer_waiters.values())]
+        return [waiter.thread for waiter in (*self._step_waiters.values(), *self._transfer_waiters.values())]
 
     def perform(self, command: Command) -> None:
         """Dispatch one command without waiting for the device.
@@ -105,21 +111,21 @@ class LocalExecutor:
             case Accept():
                 self.records.accept(command)
             case AssignPages():
-                self.meshes[command.mesh].inputs.assign(command)
+                self._mesh(command.mesh).inputs.assign(command)
             case CopyPage():
-                self.meshes[command.mesh].copy_page(command)
+                self._mesh(command.mesh).copy_page(command)
             case Prefill(chunks=chunks):
-                self._report(command, chunks, self.meshes[command.mesh].prefill(command, self.records))
+                self._report(command, chunks, self._mesh(command.mesh).prefill(command, self.records))
             case Decode(rows=rows):
-                self._report(command, rows, self.meshes[command.mesh].decode(command, self.records))
+                self._report(command, rows, self._mesh(command.mesh).decode(command, self.records))
             case Fused(chunks=chunks, rows=rows):
-                self._report(command, (*chunks, *rows), self.meshes[command.mesh].fused(command, self.records))
+                self._report(command, (*chunks, *rows), self._mesh(command.mesh).fused(command, self.records))
             case StartTransfer():
                 self._start_transfer(command)
             case Scatter(transfer=transfer, destination=destination):
                 staged = self._staged.pop(transfer, None)
                 if staged is not None:  # else its destination was reset meanwhile
-                    self.meshes[destination].scatter(command, staged.staging, staged.source_tp, staged.bucket)
+                    self._mesh(destination).scatter(command, staged.staging, staged.source_tp, staged.bucket)
             case DropTransfer(transfer=transfer):
                 self._staged.pop(transfer, None)
             case Finish(request_id=request_id):
@@ -150,11 +156,14 @@ class LocalExecutor:
 
     def close(self) -> None:
         """Wait for what is in flight, join the threads and let go of every array."""
-        for waiter in (*self._step_waiters, *self._transfer_waiters.values()):
+        for waiter in (*self._step_waiters.values(), *self._transfer_waiters.values()):
             waiter.close()
         self.meshes.clear()
         self._staged.clear()
         self.records.clear()
+
+    def _mesh(self, number: int) -> MeshWorker:
+        return self.meshes[self._place[number]]
 
     def _check_files(self) -> None:
         """Look whether the files that weights lie in are as they were; one system call for each, under 1 us."""
@@ -168,7 +177,7 @@ class LocalExecutor:
     def _reset(self, mesh: int) -> None:
         """Drop what is staged for the mesh and make its pool anew."""
         self._staged = {number: staged for number, staged in self._staged.items() if staged.destination != mesh}
-        self.meshes[mesh].reset()
+        self._mesh(mesh).reset()
 
     def _report(
         self, action: Prefill | Decode | Fused, rows: tuple[Chunk | DecodeRow, ...], dispatched: Dispatched
@@ -191,11 +200,11 @@ class LocalExecutor:
 
     def _start_transfer(self, action: StartTransfer) -> None:
         transfer, start = action.transfer, self._clock()
-        source, destination = self.meshes[action.source], self.meshes[action.destination]
+        source, destination = self._mesh(action.source), self._mesh(action.destination)
         tp, new_tp = source.plan.mesh.size, destination.plan.mesh.size
         route = plan(source.plan.model.num_kv_heads, tp, new_tp)
         staging = send(source.gather(action, new_tp), source.plan.mesh, destination.plan.mesh, route)
-        self._staged[transfer] = _Staged(staging, tp, action.bucket, action.destination)
+        self._staged[transfer] = Staged(staging, tp, action.bucket, action.destination)
 
         def ready(staging: Staging) -> None:
             t = self._clock()

@@ -9,6 +9,7 @@ over: they belong on a waiter's thread, never on the one that dispatches. A link
 meshes: `parcels.py` makes the arrays of a `Staging`, and a `Staging` of arrays.
 """
 
+import secrets
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -91,6 +92,11 @@ def check_offer(offer: KVOffer, kind: str, wanted: Sequence[jax.ShapeDtypeStruct
                 f"array {index} of offer {offer.uuid} is {parcel.dtype}{list(parcel.shape)}, and "
                 f"{want.dtype.name}{list(want.shape)} is wanted: both workers need the same model and options."
             )
+
+
+def new_uuid() -> int:
+    """Draw the number of an offer, which nobody can guess and no other offer has."""
+    return secrets.randbits(62)
 
 
 def parcel_of(array: jax.Array, offset: int = 0) -> Parcel:

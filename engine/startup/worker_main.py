@@ -1,0 +1,127 @@
+"""What runs in a worker, whatever started it: it checks, loads, and serves until its driver is gone.
+
+    serve(driver)               # a `DriverEnd` of any backend
+    python -c "... main(fd)"    # of `worker/remote/processes.py`
+
+The thread that reads starts before JAX is imported, and answers beats while everything else happens. Invariant: the
+process does not outlive its driver: where it cannot end in order within seconds, it ends at once.
+"""
+
+import os
+import threading
+import time
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from ..host.threads import EngineThread
+from ..protocol import wire
+from ..protocol.worker import Alive, Beat, Checked, DriverEnd, Load, Prepare, Refused, Serving
+
+if TYPE_CHECKING:
+    from .worker_part import Loaded, WorkerPart
+
+_END_SECONDS = 5.0  # to end in order once the driver is gone
+
+
+def main(descriptor: int) -> None:
+    """Serve the driver at the other end of an inherited socket; the process ends with it."""
+    from ..worker.remote.processes import DriverConnection
+
+    serve(DriverConnection(descriptor))
+    os._exit(0)  # threads that wait for a device or a fetch must not keep it
+
+
+def serve(driver: DriverEnd) -> None:
+    """Do a worker's part until the driver is gone, or the worker refuses to go on, which it has said by then.
+
+    It ends the process where that takes too long.
+    """
+    _Worker(driver).run()
+
+
+class _Worker:
+    """One worker, from its first message to its end."""
+
+    def __init__(self, driver: DriverEnd) -> None:
+        self._driver, self._inbox = driver, SimpleQueue[Any]()
+        self._lock = threading.Lock()
+        self._epoch = 0
+        self._loaded: Loaded | None = None
+        self._reader = EngineThread(target=self._read, name="twinmesh-worker-reader", daemon=True)
+
+    def run(self) -> None:
+        """Serve."""
+        self._reader.start()
+        try:
+            self._serve()
+        except ValueError as error:
+            self._send(Refused(self._epoch, str(error)))
+        except Exception as error:
+            from ..protocol.results import describe
+
+            self._send(Refused(self._epoch, f"it failed to start: {describe(error)}."))
+
+    def _send(self, message: Any) -> None:
+        data = wire.encode(message)
+        with self._lock:
+            self._driver.send(data)
+
+    def _send_bytes(self, data: bytes) -> None:
+        with self._lock:
+            self._driver.send(data)
+
+    def _read(self) -> None:
+        """Read what the driver sends; beats are answered here."""
+        while (data := self._driver.receive()) is not None:
+            try:
+                message = wire.decode_to_worker(data)
+            except wire.WireError as error:
+                self._inbox.put(error)
+                continue
+            if isinstance(message, Beat):
+                counter = None if self._loaded is None else self._loaded.compilations
+                self._send(Alive(message.epoch, message.number, 0 if counter is None else counter.count))
+            else:
+                self._inbox.put(message)
+        self._inbox.put(None)
+        threading.Timer(_END_SECONDS, os._exit, (1,)).start()
+
+    def _serve(self) -> None:
+        first = self._inbox.get()
+        if first is None:
+            return
+        if not isinstance(first, Prepare):
+            raise ValueError(f"it was sent {type(first).__name__} before anything else.")
+        self._epoch = first.epoch
+        from ..worker.jax_settings import own_settings
+        from .worker_part import WorkerPart, to_bytes
+
+        part = WorkerPart(first.asked, first.place)
+        found = part.check()
+        self._send(Checked(self._epoch, to_bytes(found)))
+        load = self._inbox.get()
+        if not isinstance(load, Load):
+            return  # the driver is gone, or has ended the start
+        with own_settings():
+            self._run(part, load, first.worker)
+
+    def _run(self, part: "WorkerPart", load: Load, worker: int) -> None:
+        """Load, and perform what comes."""
+        from ..worker.links.shared_memory import SharedMemoryLink
+        from ..worker.remote.outbox import Outbox
+        from ..worker.remote.worker_executor import WorkerExecutor
+        from ..worker.remote.worker_loop import WorkerLoop
+
+        loaded = self._loaded = part.load(load.agreed)
+        link = SharedMemoryLink()
+        outbox: Outbox = Outbox(self._epoch, self._send_bytes, time.monotonic)
+        executor = WorkerExecutor(
+            loaded.meshes, outbox.post, time.monotonic, loaded.maps, {link.kind: link}, outbox.offered, self._inbox.put
+        )
+        executor.traffic = outbox
+        self._send(Serving(self._epoch))
+        try:
+            WorkerLoop(self._epoch, self._inbox, outbox, executor, time.monotonic).run()
+        finally:
+            executor.close()
+            loaded.compilations.close()
