@@ -73,7 +73,7 @@ def build_part(topology: Topology, part: Sequence[int]) -> list[Mesh]:
     """
     specs = [topology.meshes[number] for number in part]
     count = sum(spec.tp for spec in specs)
-    _request_cpu_devices(count)
+    request_cpu_devices(count)
     devices = find_devices()
     if len(devices) < count:
         named = ", ".join(map(str, part))

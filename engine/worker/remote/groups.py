@@ -215,7 +215,7 @@ class _Group:
         ends = [one for one in in_order if isinstance(one, Transferred)]
         failed = [one for one in ends if isinstance(one.completion, TransferFailed)]
         if failed:
-            self.send(wire.encode(Withdraw(self._epoch, number)))
+            self.send(wire.encode(Withdraw(self._epoch, number, was_fetched=False)))
             self.send(wire.encode(Turn(self._epoch, (DropTransfer(number),))))
         last = (failed or ends)[0]
         return Posted(self._epoch, last.sent, (last.completion,))
