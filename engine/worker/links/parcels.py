@@ -116,7 +116,7 @@ def for_member(offer: KVOffer, route: Route, member: Member) -> list[tuple[Ends,
 def cut(staging: Staging, mesh: Mesh, route: Route, ends: Ends = ALONE) -> list[jax.Array]:
     """List the arrays of an offer, each on one device of `mesh`, the route's source; copies nothing."""
     devices = list(mesh.devices.flat)
-    pieces = [[_by_device(x) for x in leaves] for leaves in _leaves(staging)]
+    pieces = [[_by_device(x) for x in leaves] for leaves in leaves_by_piece(staging)]
     arrays = []
     for index in slices_of(route, ends):
         shard, piece = route.holder(index)
@@ -128,7 +128,7 @@ def cut(staging: Staging, mesh: Mesh, route: Route, ends: Ends = ALONE) -> list[
 
 def wanted(expected: Staging, mesh: Mesh, route: Route, ends: Ends = ALONE) -> list[jax.ShapeDtypeStruct]:
     """Describe the arrays of an offer as the destination wants them: shape, dtype, and the device that fetches each."""
-    described, pieces = [], _leaves(expected)
+    described, pieces = [], leaves_by_piece(expected)
     for index in slices_of(route, ends):
         shard, piece = _first_need(route, index, ends)
         described += [_on(mesh, shard, x, x.sharding.shard_shape(x.shape)) for x in pieces[piece]]
@@ -142,7 +142,7 @@ def join(fetched: Sequence[tuple[Ends, Sequence[jax.Array]]], expected: Staging,
     """Make `expected` of all fetched arrays that are for this process, which lie where `wanted` says."""
     shards, tree = fetched[0][0].needing(route), jax.tree.structure(expected.kv)
     devices = [mesh.devices.flat[shard] for shard in shards]
-    count = sum(len(leaves) for leaves in _leaves(expected)[:1])
+    count = sum(len(leaves) for leaves in leaves_by_piece(expected)[:1])
     scalars, slices = jax.tree.leaves(expected.scalars), dict[int, Sequence[jax.Array]]()
     for ends, arrays in fetched:
         for place, index in enumerate(slices_of(route, ends)):
@@ -154,14 +154,14 @@ def join(fetched: Sequence[tuple[Ends, Sequence[jax.Array]]], expected: Staging,
             _assemble(x, [slices[route.slice_on(shard, piece)][leaf] for shard in shards], devices)
             for leaf, x in enumerate(leaves)
         ]
-        for piece, leaves in enumerate(_leaves(expected))
+        for piece, leaves in enumerate(leaves_by_piece(expected))
     ]
     groups = _regroup(made, expected)
     rows = [_assemble(x, [row] * len(devices), devices) for x, row in zip(scalars, given, strict=True)]
     return Staging(jax.tree.unflatten(tree, groups), jax.tree.unflatten(jax.tree.structure(expected.scalars), rows))
 
 
-def _leaves(staging: Staging) -> list[list[Any]]:
+def leaves_by_piece(staging: Staging) -> list[list[Any]]:
     """List the leaves of all cache groups, piece by piece."""
     return [jax.tree.leaves(groups) for groups in zip(*staging.kv, strict=True)]
 

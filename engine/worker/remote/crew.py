@@ -176,6 +176,22 @@ class Crew:
 
     # ---- while it runs
 
+    def epoch(self, worker: int) -> int:
+        """Return the epoch of a worker's last start."""
+        return self._members[worker].epoch
+
+    def wait_until_it_serves(self, worker: int, after: int = 0, timeout: float | None = None) -> bool:
+        """Wait until a worker serves in an epoch later than `after`; return False if it does not in `timeout` seconds,
+        or never will."""
+        member = self._members[worker]
+
+        def is_settled() -> bool:
+            serves = member.stage is Stage.SERVING and member.epoch > after
+            return serves or member.stage is Stage.GIVEN_UP or self._is_closed
+
+        with self._changed:
+            return self._changed.wait_for(is_settled, timeout) and member.stage is Stage.SERVING
+
     def send(self, worker: int, message: ToWorker) -> None:
         """Send a message to a worker, unless it is of an epoch that has ended."""
         member = self._members[worker]

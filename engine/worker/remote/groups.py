@@ -61,16 +61,16 @@ class Groups:
             merge: makes of what all members have found when they checked what the driver is told; raises ValueError
                 where they cannot serve together.
         """
-        self._backend, self._size, self._coordinator, self._merge = backend, size, coordinator, merge
+        self.backend, self._size, self._coordinator, self._merge = backend, size, coordinator, merge
 
     @property
     def places(self) -> Sequence[Place]:
         """Return where each group stands: where its first member does."""
-        return self._backend.places[:: self._size]
+        return self.backend.places[:: self._size]
 
     def name(self, worker: int) -> str:
         """Name a group by its members."""
-        return " and ".join(self._backend.name(member) for member in self._members(worker))
+        return " and ".join(self.backend.name(member) for member in self._members(worker))
 
     def start(self, worker: int, epoch: int, received: Received, ended: Ended) -> WorkerHandle:
         """Start all members of a group; raises as the backend does, and then none is left."""
@@ -78,7 +78,7 @@ class Groups:
         group = _Group(epoch, self._coordinator(members[0]), self._size, self._merge, received, ended)
         for rank, member in enumerate(members):
             try:
-                group.add(self._backend.start(member, epoch, group.receiver(rank), group.ender(self._backend, member)))
+                group.add(self.backend.start(member, epoch, group.receiver(rank), group.ender(self.backend, member)))
             except ValueError:
                 group.kill()
                 raise
@@ -86,7 +86,7 @@ class Groups:
 
     def close(self) -> None:
         """End all members, and wait for their end."""
-        self._backend.close()
+        self.backend.close()
 
     def _members(self, worker: int) -> range:
         return range(worker * self._size, (worker + 1) * self._size)

@@ -51,7 +51,7 @@ class RemoteExecutor:
             check: refuses parameters that cannot stand in for the present ones.
             why_over: says why an engine without these meshes cannot go on; None: it can.
         """
-        self._crew, self._post, self._clock = crew, post, clock
+        self.crew, self._post, self._clock = crew, post, clock
         self._check, self._why_over = check, why_over
         self._lock = threading.RLock()
         self._worker_of = {mesh: index for index, place in enumerate(crew.places) for mesh in place.meshes}
@@ -109,7 +109,7 @@ class RemoteExecutor:
             for worker, commands in enumerate(self._turns):
                 if commands:
                     self._turns[worker] = []
-                    self._crew.send(worker, Turn(self._epochs[worker], tuple(commands)))
+                    self.crew.send(worker, Turn(self._epochs[worker], tuple(commands)))
 
     def check_params(self, new: Mapping[str, Any]) -> None:
         """Refuse parameters that cannot stand in for those of the same names, or cannot be sent."""
@@ -126,14 +126,14 @@ class RemoteExecutor:
 
     def close(self) -> None:
         """End the workers and let go of all that is kept of requests."""
-        self._crew.close()
+        self.crew.close()
         self.records.clear()
 
     def _perform_on_mesh(self, command: Command) -> None:
         mesh = mesh_of(command)
         assert mesh is not None
         worker = self._worker_of[mesh]
-        if isinstance(command, ResetMesh) and self._crew.stage(worker) is Stage.SERVING:
+        if isinstance(command, ResetMesh) and self.crew.stage(worker) is Stage.SERVING:
             self._closed_meshes.discard(mesh)
         if mesh in self._closed_meshes:
             if isinstance(command, Scatter):
@@ -159,7 +159,7 @@ class RemoteExecutor:
 
     def _send_params(self, worker: int, epoch: int, arrays: Mapping[str, np.ndarray]) -> None:
         for path, array in arrays.items():  # one at a time: all at once would be in memory twice
-            self._crew.send(worker, NewParams(epoch, {path: as_message(array)}))
+            self.crew.send(worker, NewParams(epoch, {path: as_message(array)}))
 
     # ---- threads of the crew
 
@@ -176,13 +176,13 @@ class RemoteExecutor:
 
     def unreadable(self, worker: int, why: str) -> None:
         """Take in that something a worker sent could not be read: what its meshes did is not known."""
-        for mesh in self._crew.places[worker].meshes:
+        for mesh in self.crew.places[worker].meshes:
             self._post(MeshLost(self._clock(), mesh, why))
 
     def lost(self, worker: int, why: str) -> None:
         """Take in that a worker is gone, with all that it had and all that was on its way to it."""
-        meshes, t = self._crew.places[worker].meshes, self._clock()
-        name = self._crew.backend.name(worker)
+        meshes, t = self.crew.places[worker].meshes, self._clock()
+        name = self.crew.backend.name(worker)
         with self._lock:
             self._closed_meshes |= set(meshes)
             self._turns[worker].clear()
@@ -198,23 +198,23 @@ class RemoteExecutor:
         with self._lock:
             self._epochs[worker] = epoch
             self._send_params(worker, epoch, self._params)
-        for mesh in self._crew.places[worker].meshes:
+        for mesh in self.crew.places[worker].meshes:
             self._post(MeshJoined(self._clock(), mesh))
 
     def given_up(self, worker: int, why: str) -> None:
         """Take in that a worker will not come back; the engine ends if nobody can do what it did."""
-        meshes = self._crew.places[worker].meshes
+        meshes = self.crew.places[worker].meshes
         with self._lock:
             self._given_up |= set(meshes)
             over = self._why_over(self._given_up)
             if over is not None:
-                name = self._crew.backend.name(worker)
+                name = self.crew.backend.name(worker)
                 self._over = f"{over} since {name} could not be started again: {why}"
         for mesh in meshes:
             self._post(MeshLost(self._clock(), mesh, why, is_gone=True))
 
     def _posted(self, worker: int, message: Posted) -> None:
-        now, meshes = self._clock(), self._crew.places[worker].meshes
+        now, meshes = self._clock(), self.crew.places[worker].meshes
         with self._lock:
             for moved in message.moved:
                 self.traffic.count(moved.source, moved.destination, moved.size, moved.seconds)

@@ -3,6 +3,7 @@
 import collections.abc
 import types
 import typing
+from contextlib import suppress
 
 import msgspec
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from helpers.messages import messages, plain
 from hypothesis import given
 from hypothesis import strategies as st
-from twinmesh.engine.protocol.actions import Accept, Action, Command, Decode, DecodeRow
+from twinmesh.engine.protocol.actions import Accept, Action, AssignPages, Command, Decode, DecodeRow
 from twinmesh.engine.protocol.events import Event
 from twinmesh.engine.protocol.results import Completion, MeshLost, StepFailed, StepResult, TokenScores
 from twinmesh.engine.protocol.sampling_plan import SamplingPlan
@@ -19,13 +20,17 @@ from twinmesh.engine.protocol.wire import (
     WireError,
     decode_command,
     decode_completion,
+    decode_from_worker,
+    decode_to_worker,
     encode,
     pack_array,
     read_command,
     read_completion,
 )
+from twinmesh.engine.protocol.worker import FromWorker, Posted, ToWorker, Turn
 
 COMMANDS, COMPLETIONS = typing.get_args(Command), typing.get_args(Completion)
+TO_WORKER, FROM_WORKER = typing.get_args(ToWorker), typing.get_args(FromWorker)
 DECODE = Decode(0, 7, 8, 1, (DecodeRow(3, 4, 0, 17), DecodeRow(5, 6, 1, 9, True)))
 PROMPT = np.arange(5, dtype=np.int32)
 ACCEPT = Accept(3, PROMPT, SamplingPlan(0.5, 9, logit_bias={4: 1.5}, stop_ids=frozenset({1, 2})), PROMPT[:0])
@@ -35,7 +40,10 @@ RESULT = StepResult(1.5, 0, 7, DECODE.rows, np.array([[8, 9]], np.int32), SCORES
 
 @pytest.mark.parametrize(
     ("kind", "decode"),
-    [(kind, decode_command) for kind in COMMANDS] + [(kind, decode_completion) for kind in COMPLETIONS],
+    [(kind, decode_command) for kind in COMMANDS]
+    + [(kind, decode_completion) for kind in COMPLETIONS]
+    + [(kind, decode_to_worker) for kind in TO_WORKER]
+    + [(kind, decode_from_worker) for kind in FROM_WORKER],
 )
 def test_every_message_survives_bytes(kind, decode):
     @given(messages(kind))
@@ -43,6 +51,24 @@ def test_every_message_survives_bytes(kind, decode):
         assert plain(decode(encode(message))) == plain(message)
 
     check()
+
+
+def test_a_turn_and_its_answer_take_less_than_200_bytes_a_decode_row():
+    rows = tuple(DecodeRow(2**31 + index, 2**31 + index, index, 131_072 + index) for index in range(64))
+    grown = tuple(AssignPages(3, row.slot, 0, 2048, (2**20 + row.slot,)) for row in rows)
+    turn = Turn(7, (*grown, Decode(3, 2**31, 64, 1, rows)))
+    answer = Posted(7, 1e6 / 3, (StepResult(1e6 / 7, 3, 2**31, rows, np.full((1, 64), 2**17, np.int32)),))
+    assert (len(encode(turn)) + len(encode(answer))) / len(rows) < 200
+
+
+@given(st.sampled_from([Turn(3, (DECODE, ACCEPT)), Posted(3, 1.0, (RESULT,))]), st.data())
+def test_damaged_batches_never_raise_anything_else(message, data):
+    damaged = bytearray(encode(message))
+    for index in data.draw(st.lists(st.integers(0, len(damaged) - 1), min_size=1, max_size=4)):
+        damaged[index] = data.draw(st.integers(0, 255))
+    for decode in (decode_to_worker, decode_from_worker):
+        with suppress(WireError):
+            decode(bytes(damaged))
 
 
 def test_messages_are_equal_by_content_and_cannot_be_changed():
@@ -90,7 +116,9 @@ def unfit(kind):
 
 
 @pytest.mark.parametrize(
-    "union", [Command, Completion, Event, Action], ids=["command", "completion", "event", "action"]
+    "union",
+    [Command, Completion, Event, Action, ToWorker, FromWorker],
+    ids=["command", "completion", "event", "action", "to a worker", "from a worker"],
 )
 def test_messages_are_made_of_plain_data(union):
     assert unfit(union) == []

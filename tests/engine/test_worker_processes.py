@@ -1,0 +1,181 @@
+"""Engines over worker processes: the tokens of one process, also when workers are killed, stopped or replaced."""
+
+import itertools
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+from helpers.core_engine import ask, executor_of, greedy, prompts_of
+from helpers.workers import LONG, OPTIONS, kill, nothing_left, pid_of, start, wait_until_back
+from twinmesh import LLM
+
+PROMPTS = prompts_of(*(3 + 11 * index % 60 for index in range(24)))
+PARAMS = greedy(24)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_path):
+    """The same engine in one process."""
+    with LLM(tiny_path, topology="prefill=1,decode=1", **OPTIONS) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def expected(alone):
+    """Its tokens for `PROMPTS`."""
+    return tokens_of(alone.generate(PROMPTS, PARAMS))
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_path):
+    with start(tiny_path) as llm:
+        yield llm
+
+
+def tokens_of(outputs):
+    assert [output.error for output in outputs] == [None] * len(outputs)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+class Reading:
+    """A stream as it is read: what has come so far, and the rest."""
+
+    def __init__(self, llm, prompt):
+        self.stream = llm.stream(prompt, PARAMS)
+        self._deltas, self.tokens = iter(self.stream), []
+
+    def read(self, deltas=None):
+        """Read so many deltas; None: to the end. Return all tokens so far."""
+        for delta in itertools.islice(self._deltas, deltas):
+            self.tokens += delta.token_ids
+        return self.tokens
+
+
+def test_tokens_are_those_of_one_process_also_with_preemptions(llm, expected):
+    with nothing_left(llm):
+        reading = Reading(llm, PROMPTS[0])
+        reading.read(1)
+        llm.preempt(reading.stream.request_id)
+        aborted = llm.stream(PROMPTS[1], greedy(60))
+        llm.abort(aborted.request_id)
+        assert tokens_of(llm.generate(PROMPTS, PARAMS)) == expected
+        assert reading.read() == expected[0]
+        assert aborted.result().outputs[0].finish_reason == "abort"
+    metrics = llm.metrics()
+    assert metrics.preemptions
+    assert metrics.compiles == 0
+    assert metrics.handoff_bytes == metrics.links[0, 1].bytes > 0
+
+
+def test_log_probabilities_and_penalties_cross(llm, alone):
+    params = greedy(6, logprobs=2, prompt_logprobs=1, repetition_penalty=1.3)
+    (there,) = llm.generate([PROMPTS[2]], params)
+    (here,) = alone.generate([PROMPTS[2]], params)
+    assert there.prompt_logprobs == here.prompt_logprobs
+    assert there.outputs[0].logprobs == here.outputs[0].logprobs
+
+
+def test_killed_workers_cost_no_request_a_token(llm, expected):
+    results = {}
+    with nothing_left(llm):
+        batch = threading.Thread(target=lambda: results.update(batch=llm.generate(PROMPTS, PARAMS)))
+        for worker in (1, 0):
+            if worker:
+                batch.start()
+            reading = Reading(llm, PROMPTS[5])
+            reading.read(3)
+            epoch = kill(llm, worker)
+            assert reading.read() == expected[5]
+            wait_until_back(llm, worker, epoch)
+        batch.join(LONG)
+        assert tokens_of(results["batch"]) == expected
+        assert tokens_of(llm.generate(PROMPTS, PARAMS)) == expected
+    assert llm.roles() == {0: "prefill", 1: "decode"}
+
+
+def test_new_parameters_reach_every_worker(llm, alone, expected):
+    name = "layers.0.attention.q_proj"
+    with pytest.raises(ValueError, match=r"params names 'no\.such', which the model does not have"):
+        llm.update_params({"no.such": np.zeros(1, np.float32)})
+    old = np.asarray(parameter_of(alone, name))
+    new = {name: np.roll(old, 1, axis=-1)}
+    alone.update_params(new)
+    changed = tokens_of(alone.generate(PROMPTS[:6], PARAMS))
+    alone.update_params({name: old})
+    assert changed != expected[:6]
+    llm.update_params(new)
+    assert tokens_of(llm.generate(PROMPTS[:6], PARAMS)) == changed
+    llm.update_params({name: old})
+    assert tokens_of(llm.generate(PROMPTS[:6], PARAMS)) == expected[:6]
+
+
+def parameter_of(llm, name):
+    mesh = executor_of(llm).meshes[0]
+    return mesh.params[list(mesh.placer.specs).index(name)]
+
+
+def test_what_workers_cannot_do_is_said_in_a_sentence(tiny_path):
+    with pytest.raises(ValueError, match="workers='threads' is not usable: use one of processes"):
+        LLM(tiny_path, workers="threads")
+    with pytest.raises(ValueError, match=r"topology='auto' looks at the devices of this process, .*\.$"):
+        LLM(tiny_path, workers="processes", topology="auto")
+    with pytest.raises(ValueError, match=r"devices= are of this process, and workers have their own: .*\.$"):
+        LLM(tiny_path, workers="processes", devices=[])
+    with pytest.raises(ValueError, match="worker_timeout=-1 is not usable"):
+        LLM(tiny_path, workers="processes", worker_timeout=-1)
+
+
+def stop(llm, worker):
+    """Stop a worker as a hung device would, and return its process."""
+    os.kill(pid := pid_of(llm, worker), signal.SIGSTOP)
+    return pid
+
+
+@pytest.mark.long
+def test_a_worker_that_is_stopped_is_lost_killed_and_replaced(tiny_path, expected):
+    with start(tiny_path, worker_timeout=5.0) as llm, nothing_left(llm):
+        reading = Reading(llm, PROMPTS[5])
+        reading.read(3)
+        epoch, pid = executor_of(llm).crew.epoch(1), stop(llm, 1)
+        assert reading.read() == expected[5]
+        wait_until_back(llm, 1, epoch)
+        assert pid_of(llm, 1) != pid
+        assert tokens_of(llm.generate(PROMPTS, PARAMS)) == expected
+        assert ask(llm, lambda scheduler, executor: scheduler.counters.retries) == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("topology", ["prefill=1xtp2,decode=2", "prefill=1,decode=2xtp2", "pool=3"])
+def test_three_processes_of_unequal_size_give_the_tokens_of_one(tiny_path, topology):
+    with LLM(tiny_path, topology=topology, **OPTIONS) as llm:
+        expected = tokens_of(llm.generate(PROMPTS, PARAMS))
+    with start(tiny_path, topology) as llm, nothing_left(llm):
+        readings = [Reading(llm, prompt) for prompt in PROMPTS]
+        for number, reading in enumerate(readings):
+            reading.read(2)
+            (llm.migrate if number % 2 else llm.preempt)(reading.stream.request_id)
+        assert [reading.read() for reading in readings] == expected
+        metrics = llm.metrics()
+        assert metrics.preemptions
+        assert metrics.migrations
+
+
+@pytest.mark.long
+def test_thousand_aborted_handoffs_leave_the_source_as_it_was(llm):
+    def memory():
+        return [int(open(f"/proc/{pid_of(llm, worker)}/statm").read().split()[1]) * 4096 for worker in (0, 1)]
+
+    def abort_many(count):
+        for number in range(count):
+            reading = Reading(llm, PROMPTS[number % len(PROMPTS)])
+            reading.read(1)  # of the prefill mesh: its KV leaves about now
+            llm.abort(reading.stream.request_id)
+            reading.read()
+
+    with nothing_left(llm):
+        abort_many(100)
+        before = memory()
+        abort_many(1000)
+        assert all(now - then < 8 << 20 for then, now in zip(before, memory(), strict=True))
