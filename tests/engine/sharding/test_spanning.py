@@ -1,4 +1,4 @@
-"""A mesh over two processes computes what one of as many devices in one process does, and each reads its own part."""
+"""Of a mesh over two processes each has its own shards of the weights, and reads little else."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import helpers
 import jax
 import pytest
-from helpers.mesh_member import read_weights, run_requests
+from helpers.mesh_member import read_weights
 from helpers.tiny_directory import write_tiny_llama_directory
 from helpers.tiny_gguf import TinyLlama, write_tiny_gguf
 from twinmesh.engine.protocol.worker import Member
@@ -54,21 +54,14 @@ def found(tmp_path_factory):
     ]
     processes, devices = start_members(2, *paths), jax.devices()[:2]
     try:
-        weights = [json.loads(json.dumps(read_weights(path, devices))) for path in paths]
-        return {"tokens": run_requests(devices), "weights": weights}, *outputs(processes)
+        return json.loads(json.dumps([read_weights(path, devices) for path in paths])), *outputs(processes)
     finally:
         for process in processes:
             process.kill()
 
 
-def test_two_processes_give_the_tokens_and_scores_of_one(found):
-    one, *two = found
-    assert [member["tokens"] for member in two] == [one["tokens"]] * 2
-    assert one["tokens"][0] == one["tokens"][-1]  # after a reset, too
-
-
 def test_each_process_holds_its_own_shards_and_reads_little_else(found):
-    (one, *two) = (member["weights"] for member in found)
+    one, *two = found
     for whole, *members in zip(one, *two, strict=True):
         (expected, all_read), (shards, read) = whole, zip(*members, strict=True)
         for array, *parts in zip(expected, *shards, strict=True):
