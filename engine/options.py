@@ -296,6 +296,14 @@ class EngineOptions:
             metavar="KIND",
         ),
     ] = None
+    mesh_hosts: Annotated[
+        int,
+        Option(
+            "over how many workers each mesh is divided; needs workers, and a number that divides every tp. They run "
+            "one mesh between them by jax.distributed, and are lost and started again together",
+            metavar="N",
+        ),
+    ] = 1
     worker_timeout: Annotated[
         float,
         Option("seconds of silence after which a worker counts as lost", metavar="X"),
@@ -333,7 +341,10 @@ class EngineOptions:
         check_seconds("worker_timeout", self.worker_timeout)
         if not self.worker_timeout:
             raise ValueError("worker_timeout=0 is not usable: it must be a number of seconds above 0.")
+        check_whole_number("mesh_hosts", self.mesh_hosts, documentation()["mesh_hosts"].least)
         if self.workers is None:
+            if self.mesh_hosts > 1:
+                raise ValueError(f"mesh_hosts={self.mesh_hosts} divides meshes over workers: name them with workers=.")
             return
         if self.workers not in WORKERS:
             raise ValueError(f"workers={self.workers!r} is not usable: use one of {', '.join(WORKERS)}, or None.")
@@ -344,6 +355,12 @@ class EngineOptions:
             )
         if self.devices is not None:
             raise ValueError("devices= are of this process, and workers have their own: leave one of the two out.")
+        for spec in self.parsed_topology.meshes:
+            if spec.tp % self.mesh_hosts:
+                raise ValueError(
+                    f"mesh_hosts={self.mesh_hosts} cannot divide the {spec.role} mesh of tp {spec.tp} in topology "
+                    f"'{self.parsed_topology}': use a number that divides the tp of every mesh."
+                )
 
     def _check_kinds(self) -> None:
         """Refuse values of a type that would be taken for something else, or found to be unusable much later."""

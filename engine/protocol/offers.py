@@ -4,6 +4,8 @@ It crosses between workers by way of the driver, which reads nothing of it but `
 `where` is the link's own affair (`engine/worker/links`).
 """
 
+from collections.abc import Iterable
+
 from .message import Message, Row
 
 
@@ -26,3 +28,13 @@ class KVOffer(Message, frozen=True):
     where: str  # how its link finds it
     nbytes: int  # of all arrays
     parcels: tuple[Parcel, ...]
+    # Where the meshes span processes, the offers of all those of the source, in the order of `ends_between`; then there
+    # is nothing else here.
+    parts: tuple["KVOffer", ...] = ()
+
+
+def joined(offers: Iterable[KVOffer]) -> KVOffer:
+    """Make one offer of several, of those that have parts of these."""
+    parts = tuple(part for offer in offers for part in offer.parts or (offer,))
+    link = parts[0].link if parts else ""
+    return KVOffer(link, 0, "", sum(part.nbytes for part in parts), (), parts)

@@ -49,6 +49,11 @@ def unpack_array(kind: type, value: object) -> Any:
     return np.frombuffer(array.data, array.dtype).reshape(array.shape)
 
 
+class _Kind(msgspec.Struct):
+    type: str
+
+
+_KINDS = msgspec.msgpack.Decoder(_Kind)
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=pack_array)
 _COMMANDS: Any = msgspec.msgpack.Decoder(Command, dec_hook=unpack_array)
 _COMPLETIONS: Any = msgspec.msgpack.Decoder(Completion, dec_hook=unpack_array)
@@ -87,6 +92,14 @@ def decode_from_worker(data: bytes) -> FromWorker:
     """Decode what a worker sent to its driver, with all that is in it; raises as `decode_command` does."""
     message: FromWorker = _decode(_FROM_WORKER, data)
     return message
+
+
+def kind_of(data: bytes) -> str | None:
+    """Return the type of a message, and read nothing else of it; None: it is not readable."""
+    try:
+        return _KINDS.decode(memoryview(data)[1:]).type if data[:1] == bytes((VERSION,)) else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def read_command(data: bytes, mesh: int, t: float) -> Command | MeshLost:

@@ -19,6 +19,7 @@ from typing import Protocol
 import msgspec
 
 from .actions import Command
+from .events import TransferFailed, TransferReady
 from .message import Message
 from .offers import KVOffer
 from .results import Completion
@@ -31,6 +32,14 @@ class Place(msgspec.Struct, frozen=True):
 
     meshes: tuple[int, ...]  # by their number in the topology
     on_machine: tuple[int, ...]  # its own and those of other workers there
+
+
+class Member(msgspec.Struct, frozen=True):
+    """The place of a process among those that have a mesh between them, its group."""
+
+    index: int  # from 0, which has the group's coordinator
+    count: int  # of all members
+    coordinator: str  # host:port, at which the first member waits for the others
 
 
 class WorkerHandle(Protocol):
@@ -103,6 +112,7 @@ class Prepare(Message, frozen=True):
     worker: int
     place: Place
     asked: bytes  # what for: `startup/worker_part.py`'s
+    member: Member | None = None  # of a group that has the mesh between them; None: it has its meshes alone
 
 
 class Load(Message, frozen=True):
@@ -211,6 +221,14 @@ class Offered(Message, frozen=True):
     offer: KVOffer
 
 
+class Transferred(Message, frozen=True):
+    """A transfer has ended in one of the processes that have a mesh between them; in place of `Posted`."""
+
+    epoch: int
+    sent: float  # on the worker's clock
+    completion: TransferReady | TransferFailed
+
+
 class Alive(Message, frozen=True):
     """Answer a `Beat`."""
 
@@ -219,4 +237,4 @@ class Alive(Message, frozen=True):
     compiled: int = 0  # how often something was compiled after start-up
 
 
-FromWorker = Checked | Refused | Serving | Posted | Offered | Alive
+FromWorker = Checked | Refused | Serving | Posted | Offered | Transferred | Alive

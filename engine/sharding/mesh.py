@@ -44,7 +44,7 @@ def build_meshes(topology: Topology, devices: Sequence[jax.Device] | None = None
             "simulation has room for more."
         )
     if devices is None:
-        _request_cpu_devices(topology.num_devices)
+        request_cpu_devices(topology.num_devices)
         devices = find_devices()
         if len(devices) < topology.num_devices:
             raise TopologyError(_too_few(topology, devices))
@@ -73,7 +73,7 @@ def build_part(topology: Topology, part: Sequence[int]) -> list[Mesh]:
     """
     specs = [topology.meshes[number] for number in part]
     count = sum(spec.tp for spec in specs)
-    _request_cpu_devices(count)
+    request_cpu_devices(count)
     devices = find_devices()
     if len(devices) < count:
         named = ", ".join(map(str, part))
@@ -143,7 +143,7 @@ def _no_devices(error: Exception) -> str:
     )
 
 
-def _request_cpu_devices(count: int) -> None:
+def request_cpu_devices(count: int) -> None:
     """Ask JAX for CPU devices; it refuses once a backend exists, and then the devices that exist must suffice.
 
     JAX keys compiled programs by the number of devices. One number for all topologies of a few devices lets them find

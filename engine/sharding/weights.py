@@ -23,6 +23,7 @@ from ...models.checkpoints.base import Checkpoint
 from ...models.checkpoints.host_memory import FileMaps, aligned_empty
 from ...models.config import ModelConfig
 from ...models.decoder import ParamSpec, abstract_params
+from ...models.placing import put
 from ...models.quantized import Described, Weight, placed
 from ..host.progress import Progress
 from ..sizing.heads import model_on
@@ -86,10 +87,10 @@ class Placer:
     def wanted(self, path: str) -> Described:
         """Describe how a checkpoint is to load the parameter before `put`: the checkpoint's shape, and a sharding.
 
-        Where the mesh's layout has another shape, the parameter is to be loaded whole onto one device.
+        Where the mesh's layout has another shape, the parameter is to be loaded whole onto one device, of this process.
         """
         if self._is_repeated(path):
-            first = SingleDeviceSharding(self._mesh.devices.flat[0])
+            first = SingleDeviceSharding(self._mesh.local_devices[0])
             return placed(self.specs[path].value, lambda _: first)
         return param_on(self._mesh, self.specs[path])
 
@@ -128,8 +129,7 @@ class Placer:
 
     def _put(self, array: ArrayLike, sharding: Any, *, is_shared: bool) -> jax.Array:
         source = _on_host(array) if _is_one_cpu(self._mesh) else array
-        placed: jax.Array = jax.device_put(source, sharding, may_alias=None if is_shared else False)
-        return placed
+        return put(source, sharding, may_alias=None if is_shared else False)
 
     @property
     def is_on_cpus(self) -> bool:

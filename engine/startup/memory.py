@@ -38,7 +38,7 @@ def memory_for_kv(
     sharing = Counter(device for mesh in meshes for device in mesh.devices.flat)
     budgets = []
     for mesh, aside in zip(meshes, reserved, strict=True):
-        device = mesh.devices.flat[0]
+        device = mesh.local_devices[0]
         stats = device.memory_stats()
         if stats is not None:
             free = free_bytes(Reported.of(stats), share)
@@ -99,7 +99,7 @@ def _on_gpus(meshes: Sequence[Mesh], specs: tuple[MeshSpec, ...], share: Share) 
     """Return the least memory of a device for each set of meshes that share one; devices that do not report theirs are
     left out."""
     found: dict[tuple[MeshSpec, ...], Memory] = {}
-    for device in {device for mesh in meshes for device in mesh.devices.flat}:
+    for device in {device for mesh in meshes for device in mesh.local_devices}:
         stats = device.memory_stats()
         if stats is None:
             continue

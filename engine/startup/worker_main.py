@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..host.threads import EngineThread
 from ..protocol import wire
-from ..protocol.worker import Alive, Beat, Checked, DriverEnd, Load, Prepare, Refused, Serving
+from ..protocol.worker import Alive, Beat, Checked, DriverEnd, Load, Member, Prepare, Refused, Serving
 
 if TYPE_CHECKING:
     from .worker_part import Loaded, WorkerPart
 
+_JOIN_SECONDS = 120.0  # until all processes of a mesh have started
 _END_SECONDS = 5.0  # to end in order once the driver is gone
 
 
@@ -93,31 +94,36 @@ class _Worker:
         if not isinstance(first, Prepare):
             raise ValueError(f"it was sent {type(first).__name__} before anything else.")
         self._epoch = first.epoch
+        from ..sharding.spanning import join
         from ..worker.jax_settings import own_settings
         from .worker_part import WorkerPart, to_bytes
 
-        part = WorkerPart(first.asked, first.place)
+        if first.member is not None:
+            join(first.member, _JOIN_SECONDS)
+        part = WorkerPart(first.asked, first.place, first.member)
         found = part.check()
         self._send(Checked(self._epoch, to_bytes(found)))
         load = self._inbox.get()
         if not isinstance(load, Load):
             return  # the driver is gone, or has ended the start
         with own_settings():
-            self._run(part, load, first.worker)
+            self._run(part, load, first.member)
 
-    def _run(self, part: "WorkerPart", load: Load, worker: int) -> None:
+    def _run(self, part: "WorkerPart", load: Load, member: Member | None) -> None:
         """Load, and perform what comes."""
         from ..worker.links.shared_memory import SharedMemoryLink
-        from ..worker.remote.outbox import Outbox
+        from ..worker.remote.outbox import MemberOutbox, Outbox
         from ..worker.remote.worker_executor import WorkerExecutor
         from ..worker.remote.worker_loop import WorkerLoop
 
         loaded = self._loaded = part.load(load.agreed)
         link = SharedMemoryLink()
-        outbox: Outbox = Outbox(self._epoch, self._send_bytes, time.monotonic)
+        to_driver = self._epoch, self._send_bytes, time.monotonic
+        outbox = Outbox(*to_driver) if member is None else MemberOutbox(*to_driver, member)
         executor = WorkerExecutor(
-            loaded.meshes, outbox.post, time.monotonic, loaded.maps, {link.kind: link}, outbox.offered, self._inbox.put
-        )
+            loaded.meshes, outbox.post, time.monotonic, loaded.maps, {link.kind: link}, outbox.offered, self._inbox.put,
+            member,
+        )  # fmt: skip
         executor.traffic = outbox
         self._send(Serving(self._epoch))
         try:

@@ -8,6 +8,7 @@ goes to every worker, also to one that is started again later. In bytes these ar
 import hashlib
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import msgspec
+from jax.sharding import Mesh
 
 from ...kernels_pallas.cpu import loader
 from ...kernels_pallas.cpu.threads import lower_pool_priority
@@ -24,8 +26,9 @@ from ...models.checkpoints.open import open_checkpoint
 from ..config import EngineConfig, PoolSize
 from ..options import EngineOptions
 from ..protocol.service import SLO
-from ..protocol.worker import Place
-from ..sharding.mesh import build_part
+from ..protocol.worker import Member, Place
+from ..sharding.mesh import build_part, mesh_of
+from ..sharding.spanning import spanned_devices
 from ..sharding.weights import load_weights
 from ..sizing.defaults import Defaults
 from ..sizing.device_memory import Share
@@ -33,6 +36,7 @@ from ..sizing.heads import check_tp, model_on
 from ..sizing.memory_needs import request_bytes, transit_bytes
 from ..sizing.temporaries import temporary_bytes
 from ..sizing.weight_sizes import weight_bytes
+from ..topology import Topology
 from ..worker.mesh_worker import MeshWorker
 from .build import begin_compiling, configure, mesh_plan, mesh_workers
 from .compilation import CompileCounter
@@ -46,7 +50,7 @@ from .quantization import Quantized, asked_of, choose, cpu_kernels
 _PACKAGE = Path(__file__).resolve().parents[2]
 _VERSIONS = ("jax", "jaxlib", "numpy")
 # Options that are the driver's alone, or that cannot cross.
-_STAY = ("policy", "decision_log", "devices", "workers", "worker_timeout", "progress", "seed")
+_STAY = ("policy", "decision_log", "devices", "workers", "mesh_hosts", "worker_timeout", "progress", "seed")
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -86,6 +90,25 @@ def to_bytes(message: Asked | Found | Agreed) -> bytes:
 def read_found(data: bytes) -> Found:
     """Decode what a worker has found."""
     return msgspec.msgpack.decode(data, type=Found)
+
+
+def merge_found(data: Sequence[bytes]) -> bytes:
+    """Make of what the processes of one mesh have found what the mesh has: no more than each of them.
+
+    Raises:
+        ValueError: they are not alike.
+    """
+    found = list(map(read_found, data))
+    first = found[0]
+    for index, one in enumerate(found):
+        for name in ("versions", "platform", "device_kind", "config", "staging_part", "kept"):
+            if (here := getattr(one, name)) != (there := getattr(first, name)):
+                raise ValueError(
+                    f"process {index} of one mesh has another {name.replace('_', ' ')} than process 0 "
+                    f"({str(here)[:80]}, and {str(there)[:80]}): let the machines and the model's files be alike."
+                )
+    budgets = tuple(map(min, zip(*(one.budgets for one in found), strict=True)))
+    return to_bytes(msgspec.structs.replace(first, budgets=budgets, files=" ".join(one.files for one in found)))
 
 
 def versions() -> dict[str, str]:
@@ -134,9 +157,9 @@ class Loaded:
 class WorkerPart:
     """The start of one worker: `check`, and later `load`."""
 
-    def __init__(self, asked: bytes, place: Place) -> None:
+    def __init__(self, asked: bytes, place: Place, member: Member | None = None) -> None:
         self._options = read_options(msgspec.msgpack.decode(asked, type=Asked))
-        self._place = place
+        self._place, self._member = place, member
 
     def check(self) -> Found:
         """Check all that can be checked before anything loads.
@@ -152,7 +175,7 @@ class WorkerPart:
         for spec in dict.fromkeys(options.parsed_topology.meshes):
             check_tp(checkpoint.config, spec)
         share = request_share(options.memory_fraction, os.environ, has_started=backend_has_started())
-        self._meshes = build_part(options.parsed_topology, self._place.meshes)
+        self._meshes = self._build_meshes(options.parsed_topology)
         device = self._meshes[0].devices.flat[0]
         check_share(share, device.platform)
         config, defaults = configure(options, checkpoint.config, checkpoint.dtype, device)
@@ -196,6 +219,12 @@ class WorkerPart:
         if config.has_handoffs and self._is_cpu:
             lower_pool_priority()  # prompts of one mesh may not stop the tokens of another
         return Loaded(dict(zip(self._place.meshes, workers, strict=True)), maps, CompileCounter(compilation))
+
+    def _build_meshes(self, topology: Topology) -> list[Mesh]:
+        if self._member is None:
+            return build_part(topology, self._place.meshes)
+        (spec,) = (topology.meshes[number] for number in self._place.meshes)
+        return [mesh_of(spec, spanned_devices(spec.tp, self._member.count))]
 
     @property
     def _is_cpu(self) -> bool:

@@ -5,6 +5,7 @@ driver agrees with all on a configuration (the least length, the pools that fit)
 Refusals are one sentence that names the worker. After a failure no worker is left.
 """
 
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -34,12 +35,13 @@ from ..sizing.heads import check_tp, model_on
 from ..sizing.pools import size_pools
 from ..topology import Topology
 from ..worker.remote.crew import Crew
+from ..worker.remote.groups import Groups
 from ..worker.remote.processes import WorkerProcesses
 from ..worker.remote.remote_executor import RemoteExecutor
 from .build import Engine
 from .decision_file import check_log, name_of, open_log
 from .dtype import parse_dtype
-from .worker_part import Agreed, Found, asked_options, read_found, to_bytes, versions
+from .worker_part import Agreed, Found, asked_options, merge_found, read_found, to_bytes, versions
 
 
 def start_with_workers(options: EngineOptions, backend: WorkerBackend | None = None) -> Engine:
@@ -103,7 +105,15 @@ class CrewCompilations:
 
 def _backend(options: EngineOptions, topology: Topology) -> WorkerBackend:
     """Make what starts the workers that the options name."""
-    return WorkerProcesses(topology)
+    hosts = options.mesh_hosts
+    processes = WorkerProcesses(topology, hosts=hosts)
+    return processes if hosts == 1 else Groups(processes, hosts, lambda first: _free_address(), merge_found)
+
+
+def _free_address() -> str:
+    """Return an address of this machine that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
 
 
 def _check_alike(crew: Crew, found: Sequence[Found]) -> None:

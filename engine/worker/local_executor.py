@@ -222,4 +222,4 @@ class LocalExecutor:
 
 
 def _cpu_devices(mesh: MeshWorker) -> int:
-    return sum(device.platform == "cpu" for device in mesh.plan.mesh.devices.flat)
+    return sum(device.platform == "cpu" for device in mesh.plan.mesh.local_devices)

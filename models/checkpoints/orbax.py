@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from ...kernels_pallas.quantized import QuantizedArray
 from ..decoder import abstract_params
 from ..errors import CheckpointError
+from ..placing import put
 from ..quantized import Described, Weight, nbytes, placed
 from .base import TextFiles
 from .finite import check_array
@@ -78,12 +79,12 @@ class OrbaxCheckpoint(TextFiles):
         for path, parameters in self._load_as_stored(checkpointer, rest, allow_nonfinite):
             report(nbytes(described[path]))
             yield path, parameters
-        host = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+        host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         for path, places in loose.items():
             whole = {path: (placed(described[path], lambda _: host),)}
             for _, (quantized,) in self._load_as_stored(checkpointer, whole, allow_nonfinite):
                 host_floats = as_floats(jax.tree.map(np.asarray, quantized), places[0].dtype)
-                arrays = tuple(jax.device_put(host_floats, place.sharding) for place in places)
+                arrays = tuple(put(host_floats, place.sharding) for place in places)
                 if not allow_nonfinite:
                     check_array(self._params, path, arrays[0])
                 report(nbytes(described[path]))

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...kernels_pallas.block_tiles import LAYOUTS, OUTPUTS, Parts, Tiles, pack_parts, scale_values
 from ...kernels_pallas.quantized import QuantizedArray, dequantize
+from .. import placing
 from ..families.tensor_source import Places, Source, each
 from ..quantized import Weight
 from .finite import is_finite, refusal
@@ -77,7 +78,7 @@ def _stream(
 
 def put(host: QuantizedArray, place: QuantizedArray) -> QuantizedArray:
     """Put a parameter's arrays where `place` describes them."""
-    placed: QuantizedArray = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), host, place)
+    placed: QuantizedArray = jax.tree.map(lambda array, like: placing.put(array, like.sharding), host, place)
     return placed
 
 

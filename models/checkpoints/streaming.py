@@ -16,6 +16,7 @@ import numpy as np
 
 from ...kernels_pallas.quantized import QuantizedArray
 from ..families.tensor_source import Places, Source, each
+from ..placing import own_rows, put
 from ..quantized import Described, Weight
 from .finite import is_finite, refusal
 from .host_memory import ALIGNMENT, FEWEST_MAPPED_BYTES, FileMaps, Stamp, aligned_empty, check_unchanged
@@ -149,12 +150,12 @@ class StreamedTensors[File: TensorFile]:
             if maps is not None and isinstance(source, Source) and all(_is_on_cpus(place) for place in places):
                 host = mapped(file, source, places[0], maps)
                 if host is not None:
-                    _check_finite(file, source, host, allow_nonfinite=allow_nonfinite)
+                    _check_finite(file, source, host, places, allow_nonfinite=allow_nonfinite)
                     report(host.nbytes)
             if host is None:
-                host = read(file, source, places[0], allow_nonfinite=allow_nonfinite, report=report)
+                host = read(file, source, places, allow_nonfinite=allow_nonfinite, report=report)
             # Wait, so that the host buffer is freed before the next one is allocated.
-            yield path, jax.block_until_ready(tuple(jax.device_put(host, place.sharding) for place in places))
+            yield path, jax.block_until_ready(tuple(put(host, place.sharding) for place in places))
         check_files(file, (self._sources[path] for path in floats))
 
 
@@ -170,21 +171,39 @@ def check_files(file: TensorFile, places: Iterable[Places]) -> None:
 
 
 def read(
-    file: TensorFile, places: Places, like: jax.ShapeDtypeStruct, *, allow_nonfinite: bool, report: Report = ignore
+    file: TensorFile,
+    places: Places,
+    wanted: Sequence[jax.ShapeDtypeStruct],
+    *,
+    allow_nonfinite: bool,
+    report: Report = ignore,
 ) -> np.ndarray:
-    """Read one parameter into a host array of the shape and dtype of `like`.
+    """Read one parameter into a host array of the shape and dtype that is `wanted`, on every mesh alike.
+
+    Rows of which no device of this process holds a part are left out; what is reported counts them.
 
     Raises:
         CheckpointError: as `TensorFile.read_rows` does; or a value that is not finite, unless `allow_nonfinite`.
     """
-    out = aligned_empty(like.shape, like.dtype)
-    for source, part in zip(each(places), [out] if isinstance(places, Source) else out, strict=True):
-        _read(file, source, part, allow_nonfinite=allow_nonfinite, report=report)
+    out, is_one = aligned_empty(wanted[0].shape, wanted[0].dtype), isinstance(places, Source)
+    for index, (source, part) in enumerate(zip(each(places), [out] if is_one else out, strict=True)):
+        needed = own_rows(
+            wanted, source.taken[0], transposed=source.transposed, matrix=None if is_one else index
+        )  # fmt: skip
+        _read(file, source, part, needed, allow_nonfinite=allow_nonfinite, report=report)
     return out
 
 
-def _read(file: TensorFile, source: Source, out: np.ndarray, *, allow_nonfinite: bool, report: Report) -> None:
-    """Read one matrix into its part of a host array."""
+def _read(
+    file: TensorFile,
+    source: Source,
+    out: np.ndarray,
+    needed: np.ndarray | None,
+    *,
+    allow_nonfinite: bool,
+    report: Report,
+) -> None:
+    """Read one matrix, or at least its rows that are `needed`, into its part of a host array."""
     rows, columns = source.taken
     first, every = source.first_row, source.row_step
     matrix = out.reshape(columns, rows).T if source.transposed else out.reshape(rows, columns)
@@ -192,6 +211,9 @@ def _read(file: TensorFile, source: Source, out: np.ndarray, *, allow_nonfinite:
     step = max(1, BLOCK_BYTES // (4 * columns * every * source.column_step * unit)) * unit
     for start in range(0, rows, step):
         stop = min(start + step, rows)
+        if needed is not None and not needed[start:stop].any():
+            report(bytes_of(file, source, stop - start))
+            continue
         with np.errstate(over="ignore", invalid="ignore"):  # found below
             block = file.read_rows(source.tensor, first + start * every, first + (stop - 1) * every + 1)
             block = block[::every, source.first_column :: source.column_step]
@@ -223,13 +245,22 @@ def mapped(file: TensorFile, source: Source, like: jax.ShapeDtypeStruct, maps: F
         return None
 
 
-def _check_finite(file: TensorFile, source: Source, host: np.ndarray, *, allow_nonfinite: bool) -> None:
-    """Refuse a mapped parameter, a block at a time."""
+def _check_finite(
+    file: TensorFile,
+    source: Source,
+    host: np.ndarray,
+    wanted: Sequence[jax.ShapeDtypeStruct],
+    *,
+    allow_nonfinite: bool,
+) -> None:
+    """Refuse a mapped parameter, a block at a time, of what devices of this process hold."""
     if allow_nonfinite:
         return
-    matrix = host.reshape(source.taken)
+    matrix, needed = host.reshape(source.taken), own_rows(wanted, source.taken[0])
     step = max(1, BLOCK_BYTES // max(1, matrix[0].nbytes))
     for start in range(0, len(matrix), step):
+        if needed is not None and not needed[start : start + step].any():
+            continue
         if not is_finite(block := matrix[start : start + step]):
             raise refusal(file.path_of(source.tensor), source.tensor, source.first_row + start, block, block.dtype)
 

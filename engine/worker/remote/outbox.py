@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import Callable
 
 from ...protocol import wire
+from ...protocol.events import TransferFailed, TransferReady
 from ...protocol.offers import KVOffer
-from ...protocol.results import Completion, Traffic
-from ...protocol.worker import FromWorker, Moved, Offered, Posted
+from ...protocol.results import Completion, MeshLost, StepFailed, Traffic
+from ...protocol.worker import FromWorker, Member, Moved, Offered, Posted, Refused, Transferred
 
 
 class Outbox(Traffic):
@@ -53,6 +54,30 @@ class Outbox(Traffic):
                     self._send(wire.encode(Posted(self._epoch, self._clock(), posted, moved)))
             finally:
                 self._lock.release()  # and look again: others may have posted while they could not send
+
+
+class MemberOutbox(Outbox):
+    """That of one of the processes that have a mesh between them.
+
+    All have the same results, which the first one posts. How a transfer ends each says for itself. After a step that
+    has failed in one of them nobody knows how far the others came: it refuses to go on, and all are lost.
+    """
+
+    def __init__(self, epoch: int, send: Callable[[bytes], None], clock: Callable[[], float], member: Member) -> None:
+        """Send nothing yet."""
+        super().__init__(epoch, send, clock)
+        self._member = member
+
+    def post(self, completion: Completion) -> None:
+        """Send a completion, where it is this process's to send."""
+        match completion:
+            case StepFailed(reason=reason) | MeshLost(reason=reason):
+                place = f"process {self._member.index} of the {self._member.count} of mesh {completion.mesh}"
+                self.say(Refused(self._epoch, f"{place} failed: {reason}"))
+            case TransferReady() | TransferFailed():
+                self.say(Transferred(self._epoch, self._clock(), completion))
+            case _ if self._member.index == 0:
+                super().post(completion)
 
 
 def _all[T](queue: deque[T]) -> tuple[T, ...]:

@@ -31,14 +31,19 @@ _MAIN = "import sys; sys.path[:] = sys.argv[2:]; from {module} import main; main
 class WorkerProcesses:
     """The worker processes of one engine; a `WorkerBackend` (`protocol/worker.py`)."""
 
-    def __init__(self, topology: Topology, count: int | None = None) -> None:
-        """Start none yet. The meshes are divided, in order, over `count` processes; None: one for each mesh."""
+    def __init__(self, topology: Topology, count: int | None = None, hosts: int = 1) -> None:
+        """Start none yet.
+
+        The meshes are divided, in order, over `count` processes; None: one for each mesh. Or each mesh is divided over
+        `hosts` processes, which follow each other.
+        """
         meshes = range(len(topology.meshes))
         count = len(meshes) if count is None else count
         cuts = [len(meshes) * index // count for index in range(count + 1)]
         self.places: Sequence[Place] = [
-            Place(tuple(meshes[first:stop]), tuple(meshes)) for first, stop in pairwise(cuts)
+            Place(tuple(meshes[first:stop]), tuple(meshes)) for first, stop in pairwise(cuts) for _ in range(hosts)
         ]
+        self._hosts = hosts
         self._devices = [spec.tp for spec in topology.meshes]
         self._processes: dict[int, _Process] = {}  # by worker, the one that was started last
         self._ended: list[_Process] = []  # those before, until their end is seen
@@ -73,8 +78,8 @@ class WorkerProcesses:
     def _environment(self, worker: int) -> dict[str, str]:
         """Return the environment of a worker: the driver's, with the GPUs of its meshes alone."""
         meshes = self.places[worker].meshes
-        first = sum(self._devices[: meshes[0]])
-        count = sum(self._devices[mesh] for mesh in meshes)
+        count = sum(self._devices[mesh] for mesh in meshes) // self._hosts
+        first = sum(self._devices[: meshes[0]]) + worker % self._hosts * count
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         visible = [str(index) for index in range(first + count)] if given is None else given.split(",")
         return {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(visible[first : first + count])}

@@ -17,11 +17,11 @@ from ...protocol.actions import Command, DropTransfer, StartTransfer
 from ...protocol.events import TransferFailed, TransferReady
 from ...protocol.offers import KVOffer
 from ...protocol.results import Completion, describe
-from ...protocol.worker import Fetch
+from ...protocol.worker import Fetch, Member
 from ..jax_settings import own_settings
-from ..kv_transfer import Staging, abstract_staging, plan, staged_pages
+from ..kv_transfer import Route, Staging, abstract_staging, plan, staged_pages
 from ..links.link import Link
-from ..links.parcels import fetch_staging, offer_staging
+from ..links.parcels import ALONE, fetch_parts, for_member, offer_of_member, offer_staging
 from ..local_executor import LocalExecutor, Staged
 from ..mesh_worker import MeshWorker
 
@@ -48,6 +48,7 @@ class WorkerExecutor(LocalExecutor):
         links: Mapping[str, Link],
         offered: Callable[[int, KVOffer], None],
         later: Callable[[Callable[[], None]], None],
+        member: Member | None = None,
     ) -> None:
         """Start the waiter threads.
 
@@ -59,12 +60,13 @@ class WorkerExecutor(LocalExecutor):
             links: by kind; the first is the one that offers.
             offered: takes a transfer and its offer, from any thread.
             later: has something done by the thread that performs.
+            member: which process of those that have the mesh between them this is; None: it has its meshes alone.
         """
         super().__init__(list(meshes.values()), post, clock, maps, list(meshes))
         self._links, self._link = links, next(iter(links.values()), None)
-        self._offered, self._later = offered, later
+        self._offered, self._later, self._member = offered, later, member
         self._lock = threading.Lock()  # for the uuids, which waiters add
-        self._uuids: dict[int, int] = {}  # transfer -> the offer that is held for it
+        self._uuids: dict[int, list[int]] = {}  # transfer -> the offers that are held for it
         self._fetching: dict[int, _Fetching] = {}
         self._fetchers: dict[int, _Fetcher] = {}  # by source mesh
 
@@ -89,7 +91,9 @@ class WorkerExecutor(LocalExecutor):
             try:
                 if link is None:
                     raise ValueError(f"this worker has no link by {message.offer.link}.")
-                staging = fetch_staging(link, message.offer, expected, here.mesh, route, FETCH_SECONDS)
+                offer, member = message.offer, self._member
+                parts = [(ALONE, offer)] if member is None else for_member(offer, route, member)
+                staging = fetch_parts(link, parts, expected, here.mesh, route, FETCH_SECONDS)
             except Exception as error:
                 why = describe(error)
             t = self._clock()
@@ -102,8 +106,9 @@ class WorkerExecutor(LocalExecutor):
     def let_go(self, transfer: int, *, was_fetched: bool) -> None:
         """Let go of what is held for a transfer; unknown ones are ignored."""
         with self._lock:
-            uuid = self._uuids.pop(transfer, None)
-        if uuid is not None and self._link is not None:
+            uuids = self._uuids.pop(transfer, [])
+        for uuid in uuids:
+            assert self._link is not None
             (self._link.release if was_fetched else self._link.withdraw)(uuid)
 
     @property
@@ -113,7 +118,7 @@ class WorkerExecutor(LocalExecutor):
 
     @property
     def num_held(self) -> int:
-        """Return how many offers are held for others."""
+        """Return of how many transfers offers are held for others."""
         return len(self._uuids)
 
     def close(self) -> None:
@@ -138,15 +143,20 @@ class WorkerExecutor(LocalExecutor):
         route = plan(source.plan.model.num_kv_heads, tp, new_tp)
 
         def ready(staging: Staging) -> None:
-            offer = offer_staging(link, staging, source.plan.mesh, route)
+            offer = self._make_offer(link, staging, source, route)
             with self._lock:
-                self._uuids[transfer] = offer.uuid
+                self._uuids[transfer] = [part.uuid for part in offer.parts or (offer,)]
             self._offered(transfer, offer)
 
         def failed(error: Exception) -> None:
             self._post(TransferFailed(self._clock(), transfer, describe(error)))
 
         self._transfer_waiters[action.source].watch(source.gather(action, new_tp), ready, failed)
+
+    def _make_offer(self, link: Link, staging: Staging, source: MeshWorker, route: Route) -> KVOffer:
+        if self._member is None:
+            return offer_staging(link, staging, source.plan.mesh, route)
+        return offer_of_member(link, staging, source.plan.mesh, route, self._member)
 
     # ---- in
 
