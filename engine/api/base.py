@@ -145,7 +145,7 @@ class BaseLLM:
         """
         arrival = self._client.clock() if arrival is None else arrival
         ids = self.chat_prompt(messages, tools, **(options or {}))
-        job = self._client.check(ids, sampling_params, arrival, service_of(service or {}))
+        job = self._client.check(ids, sampling_params, arrival, service_of(service or {}), self._chat.reasoning_end)
         return replace(job, answers=self._chat.answers)
 
     def check_prompt(self, prompt: PromptLike) -> Prompt:
@@ -224,9 +224,11 @@ class BaseLLM:
         """Refuse parameters that do not go with this model's vocabulary.
 
         Raises:
-            ValueError: token ids outside it, bad words that are too many or too long, or no token left to choose.
+            ValueError: token ids outside it, bad words that are too many or too long, no token left to choose, or
+                structured outputs that cannot be kept to.
         """
         resolve(sampling_params, self.tokenizer, seed=0)
+        self._client.grammar(sampling_params)
 
     def check_health(self) -> None:
         """Check that the engine takes requests, as vLLM's method of this name does.

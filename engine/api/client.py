@@ -22,6 +22,7 @@ from ..protocol.events import RequestFacts
 from ..protocol.sampling_plan import SamplingPlan
 from ..protocol.service import DEFAULT, Service
 from ..startup.build import Engine
+from ..structured.grammar import Grammar, Grammars
 from .active_requests import ActiveRequest, ActiveRequests, Post
 from .collector import RequestCollector
 from .detokenizer import StopSearch
@@ -54,6 +55,7 @@ class EngineClient:
         """Serve `engine`. Requests without a seed of their own draw theirs from `seed` and from their number."""
         self._core, self.config, self.tokenizer = engine.core, engine.config, engine.tokenizer
         self._seed, self._numbers, self._active = seed, itertools.count(), ActiveRequests()
+        self._grammars = Grammars(engine.tokenizer)
 
     def clock(self) -> float:
         """Return the time on the engine's clock, in seconds."""
@@ -65,10 +67,12 @@ class EngineClient:
         params: SamplingParams | None,
         arrival: float | None = None,
         service: Service = DEFAULT,
+        reasoning_end: bytes | None = None,
     ) -> Job:
         """Check a request that is to be started, served in this way, and that arrived at this time.
 
-        None: now, and the default parameters.
+        None: now, and the default parameters. `reasoning_end`: behind it begins what an answer's grammar is for, where
+        the parameters say nothing of that (`structured/grammar.py`); None: at once.
 
         Raises:
             ValueError: a prompt or parameters that this model cannot run.
@@ -77,7 +81,20 @@ class EngineClient:
         params = SamplingParams() if params is None else params
         checked = check_prompt(prompt, self.tokenizer, self.config.max_model_len)
         plan = resolve(params, self.tokenizer, seed=0)
-        return Job(checked, params, plan, arrival, service, self.clock())
+        grammar = self.grammar(params, reasoning_end)
+        return Job(checked, params, plan, arrival, service, self.clock(), grammar)
+
+    def grammar(self, params: SamplingParams, reasoning_end: bytes | None = None) -> Grammar | None:
+        """Compile what answers have to keep to, and what devices need for it; None: they keep to nothing.
+
+        Raises:
+            ValueError: it cannot be kept to.
+        """
+        if params.structured_outputs is None:
+            return None
+        made = self._grammars.compile(params.structured_outputs, reasoning_end)
+        self._core.prepare_masks()
+        return made
 
     def check_all(
         self,
@@ -104,13 +121,14 @@ class EngineClient:
         arrival: float,
         services: Sequence[Service],
         answers: AnswerFormat | None,
+        reasoning_end: bytes | None = None,
     ) -> Iterator[Job]:
         """Check conversations, in the words of the chat template or its tokens, as `check_all` does prompts; `answers`
-        reads theirs."""
+        reads theirs, and `reasoning_end` is as for `check`."""
         plans, most = self._plans(params), self.config.max_model_len
         given = [one if isinstance(one, str) else check_prompt(one, self.tokenizer, most) for one in rendered]
         blocks = (check_texts(block, self.tokenizer, most, is_rendered=True) for block in _blocks(given))
-        jobs = self._jobs(blocks, params, plans, arrival, services)
+        jobs = self._jobs(blocks, params, plans, arrival, services, reasoning_end)
         return jobs if answers is None else (dataclasses.replace(job, answers=answers) for job in jobs)
 
     def _jobs(
@@ -120,9 +138,13 @@ class EngineClient:
         plans: Mapping[int, SamplingPlan],
         arrival: float,
         services: Sequence[Service],
+        reasoning_end: bytes | None = None,
     ) -> Iterator[Job]:
-        for prompt, one, service in zip(itertools.chain.from_iterable(blocks), params, services, strict=True):
-            yield Job(prompt, one, plans[id(one)], arrival, service, self.clock())
+        grammars = {id_: self.grammar(one, reasoning_end) for id_, one in {id(one): one for one in params}.items()}
+        return (
+            Job(prompt, one, plans[id(one)], arrival, service, self.clock(), grammars[id(one)])
+            for prompt, one, service in zip(itertools.chain.from_iterable(blocks), params, services, strict=True)
+        )
 
     def _plans(self, params: Sequence[SamplingParams]) -> dict[int, SamplingPlan]:
         """Resolve parameters, each once, by their Python id: many requests share them."""
@@ -151,6 +173,7 @@ class EngineClient:
                 eos_ids=eos_ids(job.params, self.tokenizer),
                 stop=self._stop_check(job),
                 sink=request,
+                constraint=None if job.grammar is None else job.grammar.matcher(job.prompt.ids),
                 tokenised=job.tokenised,
                 entered=entered,
                 after=after,
@@ -213,7 +236,7 @@ class EngineClient:
         room = self.config.max_model_len - length
         asked = job.params.max_tokens
         most = room if asked is None else min(int(asked), room)
-        return RequestFacts(id_, length, most, hashes, leader, job.service)
+        return RequestFacts(id_, length, most, hashes, leader, job.service, job.grammar is not None)
 
     def _block_hashes(self, job: Job) -> tuple[bytes, ...]:
         """Hash the prompt's pages; none where the prefix cache is off or every prompt token has to be computed."""

@@ -115,7 +115,9 @@ class LLM(BaseLLM):
         services = services_of(service, len(conversations))
         rendered = [self._chat.prompt(one, tools, **options) for one in conversations]  # type: ignore[arg-type]
         params = _one_each(sampling_params, len(rendered))
-        jobs = self._client.check_rendered(rendered, params, arrival, services, self._chat.answers)
+        jobs = self._client.check_rendered(
+            rendered, params, arrival, services, self._chat.answers, self._chat.reasoning_end
+        )
         return self._run_all(jobs, len(rendered), use_tqdm)
 
     @names_what_is_missing("LLM.stream", GENERATE, ServiceOptions)

@@ -17,6 +17,7 @@ from .harmony_parser import HarmonyFormat
 from .harmony_prompt import HarmonyPrompts
 
 HARMONY = "harmony"
+_FINAL_CHANNEL = rb"<\|channel\|>final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 
 
 class ChatFormat:
@@ -30,6 +31,14 @@ class ChatFormat:
         """The format by which answers are read into parts; None: none is known for this model."""
         markers = self._tokenizer.harmony
         return None if markers is None else HarmonyFormat(self._tokenizer, markers)
+
+    @property
+    def reasoning_end(self) -> bytes | None:
+        """The pattern of what comes before what an answer says to the user, behind its reasoning; None: not known.
+
+        Harmony's final channel, which may name what it is constrained to.
+        """
+        return None if self._tokenizer.harmony is None else _FINAL_CHANNEL
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **options: Unpack[ChatOptions]
