@@ -16,7 +16,16 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Concatenate, ForwardRef, get_args
 
-from .config import ACTIVATIONS, METHODS, QUANTIZATIONS, check_fraction, check_seconds, check_slo, check_whole_number
+from .config import (
+    ACTIVATIONS,
+    LOGPROBS_MODES,
+    METHODS,
+    QUANTIZATIONS,
+    check_fraction,
+    check_seconds,
+    check_slo,
+    check_whole_number,
+)
 from .kv_dtypes import parse_kv_dtypes
 from .protocol.service import SLO
 from .roles import names_fused, starting_roles
@@ -272,6 +281,24 @@ class EngineOptions:
             metavar="FILE",
         ),
     ] = None
+    logprobs_mode: Annotated[
+        str,
+        Option(
+            "which numbers log-probabilities are. raw_logprobs: the model's, before temperature, penalties and cuts; "
+            "raw_logits: its logits; processed_logprobs: of the distribution that the token was drawn from; "
+            "processed_logits: its logits, -inf where a token was cut. Those of prompts are always the model's",
+            metavar="MODE",
+        ),
+    ] = "raw_logprobs"
+    max_logprobs: Annotated[
+        int,
+        Option(
+            "most likely tokens that logprobs and prompt_logprobs of a request may ask for: programs compute so many "
+            "wherever one is asked for. -1: the whole vocabulary, sorted",
+            metavar="N",
+            least=-1,
+        ),
+    ] = 20
     # The commands have a --seed of their own, which is the requests'.
     seed: Annotated[
         int,
@@ -303,7 +330,12 @@ class EngineOptions:
                 f"quantization={self.quantization!r} is not usable: use one of {', '.join(QUANTIZATIONS)}; or, of a "
                 f"checkpoint that is quantised by it, {', '.join(METHODS)}."
             )
-        check_whole_number("seed", self.seed, documentation()["seed"].least)
+        if self.logprobs_mode not in LOGPROBS_MODES:
+            raise ValueError(
+                f"logprobs_mode={self.logprobs_mode!r} is not usable: use one of {', '.join(LOGPROBS_MODES)}."
+            )
+        for name in ("seed", "max_logprobs"):
+            check_whole_number(name, getattr(self, name), documentation()[name].least)
         check_seconds("age_seconds", self.age_seconds)
         for name in ("max_num_seqs", "kv_cache_bytes", "max_waiting", "max_waiting_tokens"):
             if getattr(self, name) is not None:

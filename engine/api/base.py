@@ -24,7 +24,6 @@ from .job import Job
 from .job_run import JobRun
 from .outputs import RequestOutput
 from .prompts import Prompt, PromptLike, check_prompt
-from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
 from .service_options import ServiceOptions, check_deadline, service_of
 from .vllm_names import unknown
@@ -226,7 +225,7 @@ class BaseLLM:
         Raises:
             ValueError: token ids outside it, bad words that are too many or too long, or no token left to choose.
         """
-        resolve(sampling_params, self.tokenizer, seed=0)
+        self._client.resolve(sampling_params)
 
     def check_health(self) -> None:
         """Check that the engine takes requests, as vLLM's method of this name does.

@@ -59,6 +59,10 @@ class EngineClient:
         """Return the time on the engine's clock, in seconds."""
         return self._core.clock()
 
+    def resolve(self, params: SamplingParams) -> SamplingPlan:
+        """Check parameters against this model, and make their plan; raises ValueError as `resolve_sampling` does."""
+        return resolve(params, self.tokenizer, 0, self.config.max_logprobs)
+
     def check(
         self,
         prompt: PromptLike,
@@ -76,7 +80,7 @@ class EngineClient:
         arrival = self.clock() if arrival is None else arrival
         params = SamplingParams() if params is None else params
         checked = check_prompt(prompt, self.tokenizer, self.config.max_model_len)
-        plan = resolve(params, self.tokenizer, seed=0)
+        plan = self.resolve(params)
         return Job(checked, params, plan, arrival, service, self.clock())
 
     def check_all(
@@ -126,7 +130,7 @@ class EngineClient:
 
     def _plans(self, params: Sequence[SamplingParams]) -> dict[int, SamplingPlan]:
         """Resolve parameters, each once, by their Python id: many requests share them."""
-        return {id_: resolve(one, self.tokenizer, seed=0) for id_, one in {id(one): one for one in params}.items()}
+        return {id_: self.resolve(one) for id_, one in {id(one): one for one in params}.items()}
 
     def ticket(self, job: Job, post: Post, request_id: str | None = None, after: int | None = None) -> Ticket:
         """Give a request its name, ids, seeds and sink; `post` gets its updates once it starts.

@@ -299,13 +299,14 @@ class RequestCollector:
 def _name_logprobs(
     pieces: Iterable[HostScores], token_ids: list[int], count: int, tokenizer: Tokenizer | None
 ) -> Iterator[LogprobsAt]:
-    """Yield one dict per token: the token itself, then the `count` most likely ones."""
+    """Yield one dict per token: the token itself, then the `count` most likely ones, -1: all."""
+    most = None if count == -1 else count
     rows = chain.from_iterable(
         zip(
             scores.logprob.tolist(),
             scores.rank.tolist(),
-            scores.top_ids[:, :count].tolist(),
-            scores.top_logprobs[:, :count].tolist(),
+            scores.top_ids[:, :most].tolist(),
+            scores.top_logprobs[:, :most].tolist(),
             strict=True,
         )
         for scores in pieces

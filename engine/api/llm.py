@@ -25,7 +25,6 @@ from .job import Job
 from .job_run import JobRun
 from .outputs import RequestOutput, Score
 from .prompts import PromptLike, as_list, check_continuation, check_ids_or_text, check_texts
-from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
 from .service_options import ServiceOptions, ServicesOptions, service_of, services_of
 from .streams import HandDriven, RequestStream
@@ -191,7 +190,7 @@ class LLM(BaseLLM):
                 f"There are {len(befores)} prompts and {len(afters)} continuations: give one prompt, or one for each."
             )
         jobs, starts, arrival = [], [], self._client.clock()
-        plan = resolve(_SCORING, self.tokenizer, seed=0)
+        plan = self._client.resolve(_SCORING)
         bounds = self.tokenizer, self.config.max_model_len
         checked = check_texts([check_ids_or_text(before, *bounds) for before in befores], *bounds)
         for prompt, after in zip(checked, afters, strict=True):

@@ -16,7 +16,8 @@ from .growing_text import GrowingAnswer, GrowingText
 
 
 class Logprob(NamedTuple):
-    """One token's natural log-probability, from the model's raw logits: before temperature, penalties and the like."""
+    """One token's natural log-probability, of the distribution that the engine's `logprobs_mode` names; by default from
+    the model's raw logits: before temperature, penalties and the like."""
 
     logprob: float
     rank: int  # 1 for the most likely

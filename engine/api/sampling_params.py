@@ -10,7 +10,6 @@ from enum import IntEnum
 from numbers import Integral, Real
 from typing import cast
 
-from ..protocol.sampling_plan import MAX_LOGPROBS
 from .vllm_names import names_missing_fields
 from .vllm_tables import SAMPLING
 
@@ -32,10 +31,9 @@ class RequestOutputKind(IntEnum):
 class SamplingParams:
     """Sampling and stopping of one request, with vLLM's names, defaults and meanings.
 
-    It differs from vLLM where a static shape has to bound it: `logprobs` and `prompt_logprobs` stop at 20 and -1 (the
-    whole vocabulary) is refused; bad words are at most 64 token sequences of at most 8 tokens. Greedy sampling may ask
-    for n > 1, and gets n equal completions. There is no `spaces_between_special_tokens`, because no supported
-    tokenizer adds any.
+    It differs from vLLM where a static shape has to bound it: bad words are at most 64 token sequences of at most 8
+    tokens. Greedy sampling may ask for n > 1, and gets n equal completions. There is no
+    `spaces_between_special_tokens`, because no supported tokenizer adds any.
 
     Raises:
         ValueError: a value is out of range or of the wrong type; the message names the field, the value and the range.
@@ -55,7 +53,9 @@ class SamplingParams:
     ignore_eos: bool = False  # go on after EOS
     max_tokens: int | None = 16  # the most tokens to generate; None: up to `max_model_len`
     min_tokens: int = 0  # EOS, stop tokens and stop strings do not end the completion before this many tokens
-    logprobs: int | None = None  # 0 to 20; report the log-probabilities of each token and of this many most likely ones
+    # Report the log-probabilities of each token and of this many most likely ones: 0 to the engine's `max_logprobs`, or
+    # -1: all, where the engine has max_logprobs=-1.
+    logprobs: int | None = None
     prompt_logprobs: int | None = None  # likewise for the prompt's tokens; the request does not use the prefix cache
     detokenize: bool = True  # False leaves `text` empty, and allows no stop strings
     skip_special_tokens: bool = True  # leave control tokens out of the text
@@ -114,7 +114,7 @@ class SamplingParams:
             )
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), 0, MAX_LOGPROBS, f"a whole number from 0 to {MAX_LOGPROBS}")
+                _check_int(name, getattr(self, name), -1, None, "a whole number, 0 or more, or -1 (all tokens)")
 
     def _check_lists(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop

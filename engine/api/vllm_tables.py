@@ -128,8 +128,6 @@ ENGINE: Mapping[str, str] = _by_name(
             "kda_prefill_backend kda_decode_backend engram_config diffusion_config"
         ),
         # What is generated.
-        "leave it out: logprobs may be 0 to 20": "max_logprobs",
-        "leave it out: log-probabilities are those of the raw logits": "logprobs_mode",
         "leave it out: outputs are tokens, texts and log-probabilities": "return_sampling_mask aux_output_config",
         "leave it out: every token is the model's": "enable_trace_replay",
         "use allowed_token_ids, bad_words and logit_bias of SamplingParams": (
