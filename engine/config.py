@@ -30,6 +30,10 @@ ACTIVATIONS: tuple[Literal["int16", "int8", "float"], ...] = ("int16", "int8", "
 LOGPROBS_MODES = ("raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits")
 
 
+class GpuShare(float):
+    """A `memory_fraction` that was given as vLLM's `gpu_memory_utilization`: CPUs, which have none, leave it out."""
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Lengths, buckets and modes of one engine; the same on every mesh.

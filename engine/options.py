@@ -10,11 +10,11 @@ import difflib
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Concatenate, ForwardRef, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ForwardRef, get_args
 
 from .config import (
     ACTIVATIONS,
@@ -311,6 +311,10 @@ class EngineOptions:
             flag=None,
         ),
     ] = None
+    profile_dir: Annotated[
+        str | Path,
+        Option("folder in which `start_profile` has JAX write traces, for XProf or Perfetto", flag=None),
+    ] = "twinmesh_profile"
     progress: Annotated[bool, Option("show on stderr how far loading and compiling have come", flag=None)] = False
 
     def __post_init__(self) -> None:
@@ -351,6 +355,7 @@ class EngineOptions:
             ("topology", str | Topology, "a text such as 'both=1', or a Topology"),
             ("roles", str | None, "a text such as 'prefill=1,decode=3', or None for the default"),
             ("decision_log", str | PathLike | None, "a path, or None for no log"),
+            ("profile_dir", str | PathLike, "a path"),
             ("devices", Sequence | None, "a list of devices, or None for JAX's"),
             *((name, bool, "True or False") for name in switches),
         ):
@@ -391,19 +396,26 @@ def _plain(annotation: object) -> object:
 
 
 def with_options[Engine, **Options](
-    options: Callable[Options, EngineOptions], unknown: Callable[[type, str], str]
+    options: Callable[Options, EngineOptions],
+    unknown: Callable[[type, str], str],
+    adapt: Callable[[str, Mapping[str, Any]], dict[str, Any]] = lambda _, given: dict(given),
 ) -> Callable[[Callable[[Engine, EngineOptions], None]], Callable[Concatenate[Engine, Options], None]]:
     """Let an `__init__` that takes `EngineOptions` be called with the options themselves.
 
     Type checkers see the parameters of `options`, which is `EngineOptions`; `inspect.signature` sees the same.
-    An unknown name is a TypeError, as for any function; `unknown` makes its sentence of the class and the name.
+    `adapt` gets the class's name and the keyword arguments first, and returns those to use. An unknown name is a
+    TypeError, as for any function; `unknown` makes its sentence of the class and the name.
     """
 
     def decorate(start: Callable[[Engine, EngineOptions], None]) -> Callable[Concatenate[Engine, Options], None]:
         shape = signature()
 
         @functools.wraps(start)
-        def init(self: Engine, /, *args: Options.args, **kwargs: Options.kwargs) -> None:
+        def init(self: Engine, /, *args: Options.args, **given: Options.kwargs) -> None:
+            first = {"model": args[0]} if args and "model" not in given else {}
+            kwargs: Any = adapt(type(self).__name__, {**first, **given})
+            if first:
+                args = (kwargs.pop("model"), *args[1:])  # type: ignore[assignment]
             for name in kwargs:
                 if name not in documentation():
                     raise TypeError(unknown(type(self), name))

@@ -7,7 +7,6 @@ import inspect
 import weakref
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import Any, Self, Unpack
 
 from ...models.text.chat import ChatOptions, ReasoningEffort
@@ -26,7 +25,9 @@ from .outputs import RequestOutput
 from .prompts import Prompt, PromptLike, check_prompt
 from .sampling_params import SamplingParams
 from .service_options import ServiceOptions, check_deadline, service_of
+from .vllm_methods import VllmMethods
 from .vllm_names import unknown
+from .vllm_options import adapt
 from .vllm_tables import ENGINE
 
 DRAIN_TIMEOUT = 30.0  # seconds that a change of roles may take
@@ -36,13 +37,13 @@ def _unknown_option(engine: type, name: str) -> str:
     return unknown(engine.__name__, "option", name, ENGINE, documentation())
 
 
-class BaseLLM:
+class BaseLLM(VllmMethods):
     """An engine made from its options: the base of `LLM` and `AsyncLLM`. Methods may be called from any thread.
 
     An engine that is dropped or still open when the program ends is closed then.
     """
 
-    @with_options(EngineOptions, _unknown_option)
+    @with_options(EngineOptions, _unknown_option, adapt)
     def __init__(self, options: EngineOptions) -> None:
         self._serve(start_engine(options), options.seed)
 
@@ -143,9 +144,9 @@ class BaseLLM:
             ValueError: as `chat_prompt` and `check_request`.
         """
         arrival = self._client.clock() if arrival is None else arrival
-        ids = self.chat_prompt(messages, tools, **(options or {}))
-        job = self._client.check(ids, sampling_params, arrival, service_of(service or {}))
-        return replace(job, answers=self._chat.answers)
+        rendered = self._chat.prompt(messages, tools, **(options or {}))
+        served = service_of(service or {})
+        return self._client.check_chat(rendered, sampling_params, arrival, served, self._chat.answers)
 
     def check_prompt(self, prompt: PromptLike) -> Prompt:
         """Turn a prompt into token ids that this engine can run.

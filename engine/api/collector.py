@@ -4,7 +4,7 @@ Runs on callers' threads; a collector belongs to one of them at a time. It knows
 """
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -173,7 +173,8 @@ class CompletionCollector:
         if not update.token_ids:
             return
         decode = self._tokenizer if self._params.detokenize else None
-        self._logprobs.extend(_name_logprobs(update.scores, update.token_ids, count, decode))
+        only = self._params.logprob_token_ids
+        self._logprobs.extend(_name_logprobs(update.scores, update.token_ids, count, decode, only))
         self._cumulative += sum(float(scores.logprob.sum(dtype="float64")) for scores in update.scores)
 
 
@@ -297,10 +298,15 @@ class RequestCollector:
 
 
 def _name_logprobs(
-    pieces: Iterable[HostScores], token_ids: list[int], count: int, tokenizer: Tokenizer | None
+    pieces: Iterable[HostScores],
+    token_ids: list[int],
+    count: int,
+    tokenizer: Tokenizer | None,
+    only: Sequence[int] | None = None,
 ) -> Iterator[LogprobsAt]:
-    """Yield one dict per token: the token itself, then the `count` most likely ones, -1: all."""
+    """Yield one dict per token: itself, then the `count` most likely ones, -1: all, or of these `only` some."""
     most = None if count == -1 else count
+    wanted = None if only is None else frozenset(only)
     rows = chain.from_iterable(
         zip(
             scores.logprob.tolist(),
@@ -314,7 +320,8 @@ def _name_logprobs(
     for token, (logprob, rank, top_ids, top_logprobs) in zip(token_ids, rows, strict=True):
         at = {token: Logprob(logprob, rank, _decode(token, tokenizer))}
         for top_rank, (top, value) in enumerate(zip(top_ids, top_logprobs, strict=True), start=1):
-            at.setdefault(top, Logprob(value, top_rank, _decode(top, tokenizer)))
+            if wanted is None or top in wanted:
+                at.setdefault(top, Logprob(value, top_rank, _decode(top, tokenizer)))
         yield at
 
 

@@ -76,3 +76,4 @@ class Submission:
     tokenised: float | None = None  # when its prompt was checked, on the engine's clock; None: on arrival
     entered: float | None = None  # when it was given to the engine; None: on arrival
     after: int | None = None  # the request whose end it waited for; None: it came at a time of its own
+    chain: bytes = b""  # what the hashes of its pages begin with (`paging/block_hash.py`)
