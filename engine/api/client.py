@@ -254,7 +254,7 @@ class EngineClient:
 
     def _seeds(self, params: SamplingParams, number: int) -> list[int]:
         if params.seed is not None:
-            return [_folded(int(params.seed) + i) for i in range(params.n)]
+            return [(_folded(int(params.seed)) + i) % 2**32 for i in range(params.n)]
         return [int(word) for word in np.random.SeedSequence([self._seed, number]).generate_state(params.n)]
 
     def _stop_check(self, job: Job) -> StopSearch | None:

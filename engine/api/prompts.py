@@ -58,14 +58,15 @@ def read_prompt(prompt: PromptLike) -> Given:
         return Given(prompt, None) if isinstance(prompt, str) else Given(None, _token_ids(prompt))
     parts = {name: value for name, value in prompt.items() if value is not None}
     text, ids, salt = (parts.pop(name, None) for name in ("prompt", "prompt_token_ids", "cache_salt"))
-    if parts or not isinstance(text, str | None) or (text is None and ids is None):
+    is_neither = text is None and "prompt_token_ids" not in prompt
+    if parts or not isinstance(text, str | None) or is_neither:
         raise ValueError(
             "A prompt dict needs text under 'prompt' or ids under 'prompt_token_ids' and nothing else but a "
             f"'cache_salt', not {list(prompt)}."
         )
     if salt is not None and (not isinstance(salt, str) or not salt):
         raise ValueError(f"cache_salt={salt!r} is not usable: it must be a text that is not empty.")
-    return Given(text, None if ids is None else _token_ids(ids), salt)
+    return Given(text, None if ids is None and text is not None else _token_ids(ids), salt)
 
 
 def _checked(given: Given, tokenizer: Tokenizer, max_model_len: int) -> Prompt:

@@ -25,5 +25,5 @@ class LLMEngine(LLM):
 def view(llm: LLM) -> LLMEngine:
     """Return the engine of an `LLM` under vLLM's names: the same one."""
     made = object.__new__(LLMEngine)
-    made.__dict__ = llm.__dict__
+    made.__dict__.update(llm.__dict__, _owner=llm)  # an LLM that nobody holds closes its engine
     return made

@@ -46,7 +46,7 @@ EOS = TOKENIZE.eos_token_ids
         ("min_tokens", -1),
         ("min_tokens", 17),
         ("seed", -2),
-        ("seed", 2**32),
+        ("seed", 2**63),
         ("logprobs", -2),
         ("logprobs", True),
         ("prompt_logprobs", -2),
