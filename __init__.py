@@ -7,11 +7,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .engine.api.async_llm import AsyncLLM
+    from .engine.api.async_llm import AsyncLLM, AsyncLLMEngine
+    from .engine.api.beam_search import BeamSearchOutput, BeamSearchParams
     from .engine.api.llm import LLM
     from .engine.api.outputs import CompletionOutput, Logprob, RequestOutput, Score, TextDelta
     from .engine.api.plan_topology import plan_topology
     from .engine.api.sampling_params import RequestOutputKind, SamplingParams
+    from .engine.api.vllm_args import AsyncEngineArgs, EngineArgs, FlexibleArgumentParser
+    from .engine.api.vllm_engine import LLMEngine
+    from .engine.api.vllm_metrics import Counter, Gauge, Histogram, Vector
     from .engine.chat.answers import ToolCall
     from .engine.errors import EngineError, Overloaded
     from .engine.protocol.service import SLO
@@ -23,9 +27,19 @@ if TYPE_CHECKING:
 __all__ = [
     "LLM",
     "SLO",
+    "AsyncEngineArgs",
     "AsyncLLM",
+    "AsyncLLMEngine",
+    "BeamSearchOutput",
+    "BeamSearchParams",
     "CompletionOutput",
+    "Counter",
+    "EngineArgs",
     "EngineError",
+    "FlexibleArgumentParser",
+    "Gauge",
+    "Histogram",
+    "LLMEngine",
     "Logprob",
     "Overloaded",
     "RequestOutput",
@@ -36,9 +50,21 @@ __all__ = [
     "TextDelta",
     "ToolCall",
     "Topology",
+    "Vector",
     "plan_topology",
 ]
 _MODULES = {
+    "AsyncEngineArgs": "api.vllm_args",
+    "AsyncLLMEngine": "api.async_llm",
+    "BeamSearchParams": "api.beam_search",
+    "BeamSearchOutput": "api.beam_search",
+    "Counter": "api.vllm_metrics",
+    "EngineArgs": "api.vllm_args",
+    "FlexibleArgumentParser": "api.vllm_args",
+    "Gauge": "api.vllm_metrics",
+    "Histogram": "api.vllm_metrics",
+    "LLMEngine": "api.vllm_engine",
+    "Vector": "api.vllm_metrics",
     "LLM": "api.llm",
     "AsyncLLM": "api.async_llm",
     "CompletionOutput": "api.outputs",

@@ -26,6 +26,12 @@ METHODS = ("awq", "compressed-tensors", "fbgemm_fp8", "fp8", "gguf", "gptq", "in
 # What `twinmesh convert` rounds weights to.
 ROUNDINGS = ("int8", "fp8", "mxfp4")
 ACTIVATIONS: tuple[Literal["int16", "int8", "float"], ...] = ("int16", "int8", "float")
+# Of which distribution log-probabilities are, by vLLM's names: the model's, or what the token was drawn from.
+LOGPROBS_MODES = ("raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits")
+
+
+class GpuShare(float):
+    """A `memory_fraction` that was given as vLLM's `gpu_memory_utilization`: CPUs, which have none, leave it out."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,14 @@ class EngineConfig:
     age_seconds: float = 60.0
     max_waiting: int | None = None  # interactive requests that wait and never began; None: any number
     max_waiting_tokens: int | None = None  # their prompt tokens to compute; None: likewise
+    logprobs_mode: str = "raw_logprobs"  # one of `LOGPROBS_MODES`
+    max_logprobs: int = 20  # the most likely tokens that programs report log-probabilities of
 
     def __post_init__(self) -> None:
         # A prompt and one more token is the least that can be served.
         for name, least in (
             ("max_model_len", 2), ("page_size", 1), ("max_num_seqs", 1), ("prefill_rows", 1), ("decode_steps", 1),
-            ("max_retries", 0), ("handoff_factor", 2),
+            ("max_retries", 0), ("handoff_factor", 2), ("max_logprobs", 0),
         ):  # fmt: skip
             check_whole_number(name, getattr(self, name), least)
         check_seconds("age_seconds", self.age_seconds)
@@ -100,6 +108,16 @@ class EngineConfig:
             raise ValueError(f"deterministic=True does not go with decode_steps={self.decode_steps}: use 1.")
         if any(spec.fused for spec in self.topology.meshes):
             raise ValueError(f"deterministic=True does not go with {self.topology}: use both without mode=fused.")
+
+    @property
+    def scores_processed(self) -> bool:
+        """Return whether log-probabilities are of the distribution that tokens are drawn from, not of the model's."""
+        return self.logprobs_mode.startswith("processed")
+
+    @property
+    def scores_logits(self) -> bool:
+        """Return whether logits are reported in place of log-probabilities."""
+        return self.logprobs_mode.endswith("logits")
 
     @cached_property
     def chunk_size(self) -> int:

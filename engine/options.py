@@ -10,13 +10,22 @@ import difflib
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Concatenate, ForwardRef, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ForwardRef, get_args
 
-from .config import ACTIVATIONS, METHODS, QUANTIZATIONS, check_fraction, check_seconds, check_slo, check_whole_number
+from .config import (
+    ACTIVATIONS,
+    LOGPROBS_MODES,
+    METHODS,
+    QUANTIZATIONS,
+    check_fraction,
+    check_seconds,
+    check_slo,
+    check_whole_number,
+)
 from .kv_dtypes import parse_kv_dtypes
 from .protocol.service import SLO
 from .roles import names_fused, starting_roles
@@ -276,6 +285,24 @@ class EngineOptions:
             metavar="FILE",
         ),
     ] = None
+    logprobs_mode: Annotated[
+        str,
+        Option(
+            "which numbers log-probabilities are. raw_logprobs: the model's, before temperature, penalties and cuts; "
+            "raw_logits: its logits; processed_logprobs: of the distribution that the token was drawn from; "
+            "processed_logits: its logits, -inf where a token was cut. Those of prompts are always the model's",
+            metavar="MODE",
+        ),
+    ] = "raw_logprobs"
+    max_logprobs: Annotated[
+        int,
+        Option(
+            "most likely tokens that logprobs and prompt_logprobs of a request may ask for: programs compute so many "
+            "wherever one is asked for. -1: the whole vocabulary, sorted",
+            metavar="N",
+            least=-1,
+        ),
+    ] = 20
     # The commands have a --seed of their own, which is the requests'.
     seed: Annotated[
         int,
@@ -308,6 +335,10 @@ class EngineOptions:
         float,
         Option("seconds of silence after which a worker counts as lost", metavar="X"),
     ] = 5.0
+    profile_dir: Annotated[
+        str | Path,
+        Option("folder in which `start_profile` has JAX write traces, for XProf or Perfetto", flag=None),
+    ] = "twinmesh_profile"
     progress: Annotated[bool, Option("show on stderr how far loading and compiling have come", flag=None)] = False
 
     def __post_init__(self) -> None:
@@ -327,7 +358,12 @@ class EngineOptions:
                 f"quantization={self.quantization!r} is not usable: use one of {', '.join(QUANTIZATIONS)}; or, of a "
                 f"checkpoint that is quantised by it, {', '.join(METHODS)}."
             )
-        check_whole_number("seed", self.seed, documentation()["seed"].least)
+        if self.logprobs_mode not in LOGPROBS_MODES:
+            raise ValueError(
+                f"logprobs_mode={self.logprobs_mode!r} is not usable: use one of {', '.join(LOGPROBS_MODES)}."
+            )
+        for name in ("seed", "max_logprobs"):
+            check_whole_number(name, getattr(self, name), documentation()[name].least)
         check_seconds("age_seconds", self.age_seconds)
         for name in ("max_num_seqs", "kv_cache_bytes", "max_waiting", "max_waiting_tokens"):
             if getattr(self, name) is not None:
@@ -371,6 +407,7 @@ class EngineOptions:
             ("workers", str | None, "a kind of workers, such as 'processes', or None for none"),
             ("roles", str | None, "a text such as 'prefill=1,decode=3', or None for the default"),
             ("decision_log", str | PathLike | None, "a path, or None for no log"),
+            ("profile_dir", str | PathLike, "a path"),
             ("devices", Sequence | None, "a list of devices, or None for JAX's"),
             *((name, bool, "True or False") for name in switches),
         ):
@@ -411,19 +448,26 @@ def _plain(annotation: object) -> object:
 
 
 def with_options[Engine, **Options](
-    options: Callable[Options, EngineOptions], unknown: Callable[[type, str], str]
+    options: Callable[Options, EngineOptions],
+    unknown: Callable[[type, str], str],
+    adapt: Callable[[str, Mapping[str, Any]], dict[str, Any]] = lambda _, given: dict(given),
 ) -> Callable[[Callable[[Engine, EngineOptions], None]], Callable[Concatenate[Engine, Options], None]]:
     """Let an `__init__` that takes `EngineOptions` be called with the options themselves.
 
     Type checkers see the parameters of `options`, which is `EngineOptions`; `inspect.signature` sees the same.
-    An unknown name is a TypeError, as for any function; `unknown` makes its sentence of the class and the name.
+    `adapt` gets the class's name and the keyword arguments first, and returns those to use. An unknown name is a
+    TypeError, as for any function; `unknown` makes its sentence of the class and the name.
     """
 
     def decorate(start: Callable[[Engine, EngineOptions], None]) -> Callable[Concatenate[Engine, Options], None]:
         shape = signature()
 
         @functools.wraps(start)
-        def init(self: Engine, /, *args: Options.args, **kwargs: Options.kwargs) -> None:
+        def init(self: Engine, /, *args: Options.args, **given: Options.kwargs) -> None:
+            first = {"model": args[0]} if args and "model" not in given else {}
+            kwargs: Any = adapt(type(self).__name__, {**first, **given})
+            if first:
+                args = (kwargs.pop("model"), *args[1:])  # type: ignore[assignment]
             for name in kwargs:
                 if name not in documentation():
                     raise TypeError(unknown(type(self), name))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
-from twinmesh.engine.config import ACTIVATIONS, DTYPES, METHODS, QUANTIZATIONS, check_seconds
+from twinmesh.engine.config import ACTIVATIONS, DTYPES, LOGPROBS_MODES, METHODS, QUANTIZATIONS, check_seconds
 from twinmesh.engine.kv_dtypes import parse_kv_dtypes
 from twinmesh.engine.options import EngineOptions, Option, documentation, signature
 from twinmesh.engine.protocol.service import SLO, is_positive, read_slo
@@ -32,6 +32,7 @@ _CHOICES: Mapping[str, Sequence[str]] = {
     "dtype": ("auto", *DTYPES),
     "quantization": (*QUANTIZATIONS, *METHODS),
     "activations": ACTIVATIONS,
+    "logprobs_mode": LOGPROBS_MODES,
 }
 
 

@@ -51,6 +51,11 @@ class ActiveRequests:
             request = self._by_name.get(name)
             return [] if request is None else list(request.sequence_ids)
 
+    def all_sequences(self) -> list[int]:
+        """Return the ids of all completions that run."""
+        with self._lock:
+            return [one for request in self._by_name.values() for one in request.sequence_ids]
+
 
 class ActiveRequest:
     """One request: the sink of its completions, which passes their updates on to the caller."""

@@ -39,6 +39,7 @@ class AsyncLLM(BaseLLM):
 
     def _prepare(self) -> None:
         self._outlets = WeakValueDictionary[int, LoopOutlet]()
+        self._is_paused = False
 
     @names_what_is_missing("AsyncLLM.generate", GENERATE, ServiceOptions)
     def generate(
@@ -145,6 +146,52 @@ class AsyncLLM(BaseLLM):
         """
         self._client.abort(request_id)
 
+    async def pause_generation(
+        self, *, mode: Literal["abort", "wait", "keep"] = "abort", clear_cache: bool = True
+    ) -> None:
+        """Begin nothing from here on until `resume_generation`; requests that arrive wait. Return when nothing runs.
+
+        Args:
+            mode: what becomes of requests that run: "abort" ends them with what they have, "wait" waits for their end,
+                "keep" lets them stand where they are and go on later.
+            clear_cache: "abort" and "wait" drop cached prefixes in any case, "keep" never does.
+
+        Raises:
+            ValueError: another mode.
+            EngineError: the engine is closed or has failed.
+        """
+        if mode not in ("abort", "wait", "keep"):
+            raise ValueError(f"mode={mode!r} is not usable: it must be 'abort', 'wait' or 'keep'.")
+        self._is_paused = True
+        if mode == "keep":
+            self.engine.core.freeze()
+            return
+        if mode == "abort":
+            self._client.abort_all()
+        await asyncio.to_thread(self.engine.core.drain)
+
+    async def resume_generation(self) -> None:
+        """Go on after `pause_generation`; does nothing where nothing is paused.
+
+        Raises:
+            EngineError: the engine is closed or has failed.
+        """
+        await asyncio.to_thread(self.engine.core.restart)
+        self._is_paused = False
+
+    async def is_paused(self) -> bool:
+        """Return whether `pause_generation` was called last."""
+        return self._is_paused
+
+    async def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        """Drop every cached prefix as `LLM.reset_prefix_cache` does, without holding up the event loop."""
+        await asyncio.to_thread(self.engine.core.update_params, {})
+        return True
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Close the engine as `close` does, for callers that cannot await; `timeout` is vLLM's, and not needed."""
+        self.engine.core.close()
+
     async def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
         """Replace parameters of the model as `LLM.update_params` does, without holding up the event loop."""
         await asyncio.to_thread(self.engine.core.update_params, params)
@@ -166,3 +213,6 @@ class AsyncLLM(BaseLLM):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+AsyncLLMEngine = AsyncLLM  # as vLLM calls it, too

@@ -7,7 +7,6 @@ import inspect
 import weakref
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import Any, Self, Unpack
 
 from ...models.text.chat import ChatOptions, ReasoningEffort
@@ -24,10 +23,11 @@ from .job import Job
 from .job_run import JobRun
 from .outputs import RequestOutput
 from .prompts import Prompt, PromptLike, check_prompt
-from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
 from .service_options import ServiceOptions, check_deadline, service_of
+from .vllm_methods import VllmMethods
 from .vllm_names import unknown
+from .vllm_options import adapt
 from .vllm_tables import ENGINE
 
 DRAIN_TIMEOUT = 30.0  # seconds that a change of roles may take
@@ -37,13 +37,13 @@ def _unknown_option(engine: type, name: str) -> str:
     return unknown(engine.__name__, "option", name, ENGINE, documentation())
 
 
-class BaseLLM:
+class BaseLLM(VllmMethods):
     """An engine made from its options: the base of `LLM` and `AsyncLLM`. Methods may be called from any thread.
 
     An engine that is dropped or still open when the program ends is closed then.
     """
 
-    @with_options(EngineOptions, _unknown_option)
+    @with_options(EngineOptions, _unknown_option, adapt)
     def __init__(self, options: EngineOptions) -> None:
         self._serve(start_engine(options), options.seed)
 
@@ -144,9 +144,9 @@ class BaseLLM:
             ValueError: as `chat_prompt` and `check_request`.
         """
         arrival = self._client.clock() if arrival is None else arrival
-        ids = self.chat_prompt(messages, tools, **(options or {}))
-        job = self._client.check(ids, sampling_params, arrival, service_of(service or {}), self._chat.reasoning_end)
-        return replace(job, answers=self._chat.answers)
+        rendered = self._chat.prompt(messages, tools, **(options or {}))
+        served, chat = service_of(service or {}), self._chat
+        return self._client.check_chat(rendered, sampling_params, arrival, served, chat.answers, chat.reasoning_end)
 
     def check_prompt(self, prompt: PromptLike) -> Prompt:
         """Turn a prompt into token ids that this engine can run.
@@ -227,7 +227,7 @@ class BaseLLM:
             ValueError: token ids outside it, bad words that are too many or too long, no token left to choose, or
                 structured outputs that cannot be kept to.
         """
-        resolve(sampling_params, self.tokenizer, seed=0)
+        self._client.resolve(sampling_params)
         self._client.grammar(sampling_params)
 
     def check_health(self) -> None:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from ..chat.answers import AnswerFormat
 from ..core.submission import Submission
-from ..paging.block_hash import block_hashes
+from ..paging.block_hash import block_hashes, salted
 from ..protocol.events import RequestFacts
 from ..protocol.sampling_plan import SamplingPlan
 from ..protocol.service import DEFAULT, Service
@@ -61,6 +61,10 @@ class EngineClient:
         """Return the time on the engine's clock, in seconds."""
         return self._core.clock()
 
+    def resolve(self, params: SamplingParams) -> SamplingPlan:
+        """Check parameters against this model, and make their plan; raises ValueError as `resolve_sampling` does."""
+        return resolve(params, self.tokenizer, 0, self.config.max_logprobs)
+
     def check(
         self,
         prompt: PromptLike,
@@ -78,10 +82,9 @@ class EngineClient:
             ValueError: a prompt or parameters that this model cannot run.
         """
         arrival = self.clock() if arrival is None else arrival
-        params = SamplingParams() if params is None else params
+        params = own_params([SamplingParams() if params is None else params])[0]
         checked = check_prompt(prompt, self.tokenizer, self.config.max_model_len)
-        plan = resolve(params, self.tokenizer, seed=0)
-        grammar = self.grammar(params, reasoning_end)
+        plan, grammar = self.resolve(params), self.grammar(params, reasoning_end)
         return Job(checked, params, plan, arrival, service, self.clock(), grammar)
 
     def grammar(self, params: SamplingParams, reasoning_end: bytes | None = None) -> Grammar | None:
@@ -96,6 +99,22 @@ class EngineClient:
         self._core.prepare_masks()
         return made
 
+    def check_chat(
+        self,
+        rendered: str | list[int],
+        params: SamplingParams | None,
+        arrival: float,
+        service: Service,
+        answers: AnswerFormat | None,
+        reasoning_end: bytes | None = None,
+    ) -> Job:
+        """Check a conversation, in the words of the chat template or its tokens, as `check` does a prompt."""
+        if isinstance(rendered, str):
+            most = self.config.max_model_len
+            rendered_ids = check_texts([rendered], self.tokenizer, most, is_rendered=True)[0]
+            rendered = {"prompt": rendered, "prompt_token_ids": rendered_ids.ids}  # type: ignore[assignment]
+        return dataclasses.replace(self.check(rendered, params, arrival, service, reasoning_end), answers=answers)
+
     def check_all(
         self,
         prompts: Sequence[PromptLike],
@@ -109,6 +128,7 @@ class EngineClient:
         Raises:
             ValueError: as `check`; of a text's length when its job is due.
         """
+        params = own_params(params)
         plans = self._plans(params)
         given = [check_ids_or_text(prompt, self.tokenizer, self.config.max_model_len) for prompt in prompts]
         blocks = (check_texts(block, self.tokenizer, self.config.max_model_len) for block in _blocks(given))
@@ -125,6 +145,7 @@ class EngineClient:
     ) -> Iterator[Job]:
         """Check conversations, in the words of the chat template or its tokens, as `check_all` does prompts; `answers`
         reads theirs, and `reasoning_end` is as for `check`."""
+        params = own_params(params)
         plans, most = self._plans(params), self.config.max_model_len
         given = [one if isinstance(one, str) else check_prompt(one, self.tokenizer, most) for one in rendered]
         blocks = (check_texts(block, self.tokenizer, most, is_rendered=True) for block in _blocks(given))
@@ -148,7 +169,7 @@ class EngineClient:
 
     def _plans(self, params: Sequence[SamplingParams]) -> dict[int, SamplingPlan]:
         """Resolve parameters, each once, by their Python id: many requests share them."""
-        return {id_: resolve(one, self.tokenizer, seed=0) for id_, one in {id(one): one for one in params}.items()}
+        return {id_: self.resolve(one) for id_, one in {id(one): one for one in params}.items()}
 
     def ticket(self, job: Job, post: Post, request_id: str | None = None, after: int | None = None) -> Ticket:
         """Give a request its name, ids, seeds and sink; `post` gets its updates once it starts.
@@ -177,6 +198,7 @@ class EngineClient:
                 tokenised=job.tokenised,
                 entered=entered,
                 after=after,
+                chain=_chain(job),
             )
             for index, (id_, seed) in enumerate(zip(ids, self._seeds(job.params, number), strict=True))
         ]
@@ -203,6 +225,11 @@ class EngineClient:
     def abort(self, request_id: str) -> None:
         """End every completion of a request; a name not in use is ignored."""
         for sequence_id in self._active.sequences(request_id):
+            self._core.abort(sequence_id)
+
+    def abort_all(self) -> None:
+        """End every completion of every request that runs."""
+        for sequence_id in self._active.all_sequences():
             self._core.abort(sequence_id)
 
     def withdraw(self, collector: RequestCollector) -> None:
@@ -242,7 +269,7 @@ class EngineClient:
         """Hash the prompt's pages; none where the prefix cache is off or every prompt token has to be computed."""
         if not self.config.prefix_cache or job.params.prompt_logprobs is not None:
             return ()
-        return block_hashes(job.prompt.ids, self.config.page_size)
+        return block_hashes(job.prompt.ids, self.config.page_size, _chain(job))
 
     def _plan(self, job: Job, index: int, seed: int) -> SamplingPlan:
         """Return a completion's plan; only the first completion, which computes the prompt, reports prompt_logprobs."""
@@ -250,7 +277,7 @@ class EngineClient:
 
     def _seeds(self, params: SamplingParams, number: int) -> list[int]:
         if params.seed is not None:
-            return [(int(params.seed) + i) % 2**32 for i in range(params.n)]
+            return [(_folded(int(params.seed)) + i) % 2**32 for i in range(params.n)]
         return [int(word) for word in np.random.SeedSequence([self._seed, number]).generate_state(params.n)]
 
     def _stop_check(self, job: Job) -> StopSearch | None:
@@ -263,6 +290,29 @@ class EngineClient:
             skip_special=job.params.skip_special_tokens,
             after=job.prompt.token_ids,
         )
+
+
+def own_params(params: Sequence[SamplingParams]) -> list[SamplingParams]:
+    """Return parameters that their caller cannot assign to; those that several share stay shared.
+
+    Raises:
+        ValueError: no `SamplingParams`, or something that was assigned is out of range.
+    """
+    for one in params:
+        if not isinstance(one, SamplingParams):
+            raise ValueError(f"sampling_params of type {type(one).__name__} are not usable: give SamplingParams.")
+    own = {key: one.clone() for key, one in {id(one): one for one in params}.items()}
+    return [own[id(one)] for one in params]
+
+
+def _chain(job: Job) -> bytes:
+    return b"" if job.prompt.salt is None else salted(job.prompt.salt)
+
+
+def _folded(seed: int) -> int:
+    """Fold a seed into the 32 bits that draws take; seeds below 2**32 stay as they are."""
+    high = seed >> 32
+    return seed % 2**32 if not high else int(np.random.SeedSequence([seed % 2**32, high]).generate_state(1)[0])
 
 
 def _blocks[T](items: Sequence[T]) -> Iterator[Sequence[T]]:

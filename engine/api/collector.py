@@ -4,8 +4,6 @@ Runs on callers' threads; a collector belongs to one of them at a time. It knows
 """
 
 from array import array
-from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import Any
 
 from ...models.text.tokenizer import Tokenizer
@@ -19,7 +17,8 @@ from ..protocol.results import HostScores
 from ..protocol.timeline import Timeline
 from .detokenizer import Detokenizer
 from .growing_text import GrowingAnswer, GrowingText
-from .outputs import CompletionOutput, CompletionSoFar, Logprob, LogprobsAt, RequestOutput, make
+from .logprob_names import LogprobNames
+from .outputs import CompletionOutput, CompletionSoFar, LogprobsAt, RequestOutput, make
 from .prompts import Prompt
 from .sampling_params import RequestOutputKind, SamplingParams
 
@@ -47,6 +46,7 @@ class CompletionCollector:
         self._given = 0, 0  # tokens, and pieces of text, that `new` has given
         self._whole: CompletionOutput | None = None
         self._logprobs: list[LogprobsAt] = []
+        self._names = LogprobNames(tokenizer if params.detokenize else None, params.logprob_token_ids)
         self._cumulative = 0.0
         self._stop_reason: int | str | None = None
         self._detokenizer = Detokenizer(
@@ -172,8 +172,7 @@ class CompletionCollector:
     def _take_scores(self, update: Update, count: int) -> None:
         if not update.token_ids:
             return
-        decode = self._tokenizer if self._params.detokenize else None
-        self._logprobs.extend(_name_logprobs(update.scores, update.token_ids, count, decode))
+        self._logprobs.extend(self._names.named(update.scores, update.token_ids, count))
         self._cumulative += sum(float(scores.logprob.sum(dtype="float64")) for scores in update.scores)
 
 
@@ -291,31 +290,6 @@ class RequestCollector:
             return self._prompt_logprobs
         wanted = self.prompt.token_ids[1:]
         if sum(len(scores.logprob) for scores in self.prompt_scores) >= len(wanted):
-            decode = self._tokenizer if self._params.detokenize else None
-            self._prompt_logprobs = [None, *_name_logprobs(self.prompt_scores, wanted, count, decode)]
+            names = LogprobNames(self._tokenizer if self._params.detokenize else None)
+            self._prompt_logprobs = [None, *names.named(self.prompt_scores, wanted, count)]
         return self._prompt_logprobs
-
-
-def _name_logprobs(
-    pieces: Iterable[HostScores], token_ids: list[int], count: int, tokenizer: Tokenizer | None
-) -> Iterator[LogprobsAt]:
-    """Yield one dict per token: the token itself, then the `count` most likely ones."""
-    rows = chain.from_iterable(
-        zip(
-            scores.logprob.tolist(),
-            scores.rank.tolist(),
-            scores.top_ids[:, :count].tolist(),
-            scores.top_logprobs[:, :count].tolist(),
-            strict=True,
-        )
-        for scores in pieces
-    )
-    for token, (logprob, rank, top_ids, top_logprobs) in zip(token_ids, rows, strict=True):
-        at = {token: Logprob(logprob, rank, _decode(token, tokenizer))}
-        for top_rank, (top, value) in enumerate(zip(top_ids, top_logprobs, strict=True), start=1):
-            at.setdefault(top, Logprob(value, top_rank, _decode(top, tokenizer)))
-        yield at
-
-
-def _decode(token: int, tokenizer: Tokenizer | None) -> str | None:
-    return None if tokenizer is None else tokenizer.decode_token(token)

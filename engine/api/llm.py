@@ -9,28 +9,32 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import jax
 import numpy as np
 
 from ...models.text.chat import ChatOptions, ReasoningEffort
 from ...models.text.chat_messages import Message, Tool
+from ..config import check_whole_number
 from ..core.submission import Update
 from ..errors import EngineError
 from ..host.progress import Progress
 from .base import DRAIN_TIMEOUT, BaseLLM
+from .beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
 from .collector import RequestCollector
 from .job import Job
 from .job_run import JobRun
 from .outputs import RequestOutput, Score
 from .prompts import PromptLike, as_list, check_continuation, check_ids_or_text, check_texts
-from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
 from .service_options import ServiceOptions, ServicesOptions, service_of, services_of
 from .streams import HandDriven, RequestStream
 from .vllm_names import names_what_is_missing
 from .vllm_tables import GENERATE
+
+if TYPE_CHECKING:
+    from .vllm_engine import LLMEngine
 
 # Of a score: one token has to be sampled, and only the prompt's log-probabilities are looked at.
 _SCORING = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -54,16 +58,16 @@ class LLM(BaseLLM):
         self,
         prompts: PromptLike | Iterable[PromptLike],
         sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
-        *,
         use_tqdm: bool = False,
         **service: Unpack[ServicesOptions],
     ) -> list[RequestOutput]:
         """Complete prompts and return the results in their order.
 
         Args:
-            prompts: text, token ids, {"prompt": text} or {"prompt_token_ids": ids}; one, or many in a list, a
-                generator or a series. Token ids are a list or an array of one dimension: numpy's, JAX's, torch's; an
-                array of two dimensions is a prompt a row.
+            prompts: text, token ids, {"prompt": text} or {"prompt_token_ids": ids}, which may have a "cache_salt": its
+                cached pages serve prompts of the same salt alone. One, or many in a list, a generator or a series.
+                Token ids are a list or an array of one dimension: numpy's, JAX's, torch's; an array of two dimensions
+                is a prompt a row.
             sampling_params: one for all prompts, or one for each; None: the defaults.
             use_tqdm: say on stderr how many are answered.
             service: how they are to be served, see `ServicesOptions`.
@@ -84,6 +88,7 @@ class LLM(BaseLLM):
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = False,
         *,
         tools: Sequence[Tool] | None = None,
         add_generation_prompt: bool = True,
@@ -91,7 +96,6 @@ class LLM(BaseLLM):
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         reasoning_effort: ReasoningEffort | None = None,
-        use_tqdm: bool = False,
         **service: Unpack[ServicesOptions],
     ) -> list[RequestOutput]:
         """Answer one conversation, or a list of them, each a list of {"role": ..., "content": ...}.
@@ -193,7 +197,7 @@ class LLM(BaseLLM):
                 f"There are {len(befores)} prompts and {len(afters)} continuations: give one prompt, or one for each."
             )
         jobs, starts, arrival = [], [], self._client.clock()
-        plan = resolve(_SCORING, self.tokenizer, seed=0)
+        plan = self._client.resolve(_SCORING)
         bounds = self.tokenizer, self.config.max_model_len
         checked = check_texts([check_ids_or_text(before, *bounds) for before in befores], *bounds)
         for prompt, after in zip(checked, afters, strict=True):
@@ -256,6 +260,57 @@ class LLM(BaseLLM):
             EngineError: the engine is closed or has failed.
         """
         self.engine.core.update_params(params)
+
+    def beam_search(
+        self,
+        prompts: PromptLike | Iterable[PromptLike],
+        params: BeamSearchParams,
+        *,
+        use_tqdm: bool = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """Search for the most likely completions, as vLLM's method does: one request for each token of each beam.
+
+        Args:
+            prompts: as for `generate`.
+            params: width, length and penalty.
+            use_tqdm: as for `generate`, of each step.
+            concurrency_limit: prompts that are searched together; None: all.
+
+        Raises:
+            ValueError: as `generate`, or 2 * beam_width is more than `max_logprobs`.
+            EngineError: as `generate`.
+        """
+        eos = frozenset(self.tokenizer.eos_token_ids)
+        given = [self.check_prompt(prompt).token_ids for prompt in as_list(prompts)]
+        size = max(1, len(given)) if concurrency_limit is None else concurrency_limit
+        check_whole_number("concurrency_limit", size, 1)
+
+        def run(tokens: list[list[int]], one: SamplingParams) -> list[RequestOutput]:
+            return self.generate(tokens, one, use_tqdm=use_tqdm)
+
+        blocks = [given[start : start + size] for start in range(0, len(given), size)]
+        found = [best for block in blocks for best in BeamSearch(block, params, eos, run).outputs()]
+        for beam in (beam for best in found for beam in best):
+            beam.text = self.tokenizer.decode(beam.tokens, params.skip_special_tokens)
+        return [BeamSearchOutput(best) for best in found]
+
+    @property
+    def llm_engine(self) -> "LLMEngine":
+        """Return this engine under the names of vLLM's `LLMEngine`."""
+        from .vllm_engine import view
+
+        return view(self)
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        """Drop every cached prefix, and return True once that is done. Requests that run end first, and those that
+        arrive meanwhile wait, so neither argument is needed.
+
+        Raises:
+            EngineError: the engine is closed or has failed.
+        """
+        self.engine.core.update_params({})
+        return True
 
     def set_roles(
         self, roles: str | Mapping[int, str], *, drain_timeout: float = DRAIN_TIMEOUT

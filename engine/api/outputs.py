@@ -16,7 +16,8 @@ from .growing_text import GrowingAnswer, GrowingText
 
 
 class Logprob(NamedTuple):
-    """One token's natural log-probability, from the model's raw logits: before temperature, penalties and the like."""
+    """One token's natural log-probability, of the distribution that the engine's `logprobs_mode` names; by default from
+    the model's raw logits: before temperature, penalties and the like."""
 
     logprob: float
     rank: int  # 1 for the most likely
@@ -121,6 +122,33 @@ class RequestOutput:
         While completions run, it is the timeline of one of them.
         """
         return max((output.timeline for output in self.outputs), key=_finish)
+
+    @property
+    def metrics(self) -> "RequestStateStats":
+        """Return its times by the names that vLLM has for them; `timeline` has more."""
+        line = self.timeline
+        return RequestStateStats(
+            arrival_time=line.arrival,
+            queued_ts=line.arrival,
+            scheduled_ts=line.prefill_start or 0.0,
+            first_token_ts=line.first_token or 0.0,
+            last_token_ts=line.tokens[-1] if line.tokens else 0.0,
+            first_token_latency=line.ttft or 0.0,
+            num_generation_tokens=sum(len(output.token_ids) for output in self.outputs),
+        )
+
+
+@dataclass(frozen=True)
+class RequestStateStats:
+    """A request's times by vLLM's names, in seconds on the engine's clock; 0.0 until it happens."""
+
+    arrival_time: float
+    queued_ts: float  # when it arrived
+    scheduled_ts: float  # when its first chunk was dispatched
+    first_token_ts: float
+    last_token_ts: float
+    first_token_latency: float  # from arrival
+    num_generation_tokens: int  # of all completions
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ class Prompt:
 
     text: str | None
     ids: np.ndarray  # [n] int32, never written to
+    salt: str | None = None  # its pages are shared with prompts of the same salt alone
 
     @cached_property
     def token_ids(self) -> list[int]:
@@ -30,34 +31,51 @@ class Prompt:
 
 
 def check_prompt(prompt: PromptLike, tokenizer: Tokenizer, max_model_len: int) -> Prompt:
-    """Check a prompt and turn it into token ids: text, ids, {"prompt": text} or {"prompt_token_ids": ids}.
+    """Check a prompt and turn it into token ids: text, ids, or a dict with "prompt" or "prompt_token_ids", and perhaps
+    "cache_salt". With both the ids are run, and the text is what the output shows.
 
     Raises:
         ValueError: empty, without room for one more token, ids outside the vocabulary, or of another form.
     """
-    given = read_prompt(prompt)
-    if isinstance(given, str):
-        ids = np.array(tokenizer.encode(given, at_most=max_model_len), np.int64)
-        return check_tokens(given, ids, tokenizer, max_model_len)
-    return check_tokens(None, given, tokenizer, max_model_len)
+    return _checked(read_prompt(prompt), tokenizer, max_model_len)
 
 
-def read_prompt(prompt: PromptLike) -> str | np.ndarray:
-    """Find a prompt's text, or its token ids, [n] of whole numbers, which were not looked at.
+class Given(NamedTuple):
+    """A prompt as it was given: a text, token ids [n], which were not looked at, or both, and a salt."""
+
+    text: str | None
+    ids: np.ndarray | None
+    salt: str | None = None
+
+
+def read_prompt(prompt: PromptLike) -> Given:
+    """Find a prompt's text and its token ids, at least one of them.
 
     Raises:
         ValueError: it has neither.
     """
     if not isinstance(prompt, Mapping):
-        return prompt if isinstance(prompt, str) else _token_ids(prompt)
-    match dict(prompt):
-        case {"prompt": str(text), **rest} if not rest:
-            return text
-        case {"prompt_token_ids": ids, **rest} if not rest:
-            return _token_ids(ids)
-    raise ValueError(
-        f"A prompt dict needs text under 'prompt' or ids under 'prompt_token_ids' and nothing else, not {list(prompt)}."
-    )
+        return Given(prompt, None) if isinstance(prompt, str) else Given(None, _token_ids(prompt))
+    parts = {name: value for name, value in prompt.items() if value is not None}
+    text, ids, salt = (parts.pop(name, None) for name in ("prompt", "prompt_token_ids", "cache_salt"))
+    is_neither = text is None and "prompt_token_ids" not in prompt
+    if parts or not isinstance(text, str | None) or is_neither:
+        raise ValueError(
+            "A prompt dict needs text under 'prompt' or ids under 'prompt_token_ids' and nothing else but a "
+            f"'cache_salt', not {list(prompt)}."
+        )
+    if salt is not None and (not isinstance(salt, str) or not salt):
+        raise ValueError(f"cache_salt={salt!r} is not usable: it must be a text that is not empty.")
+    return Given(text, None if ids is None and text is not None else _token_ids(ids), salt)
+
+
+def _checked(given: Given, tokenizer: Tokenizer, max_model_len: int) -> Prompt:
+    ids = given.ids
+    if ids is None:
+        assert given.text is not None
+        ids = np.array(tokenizer.encode(given.text, at_most=max_model_len), np.int64)
+    prompt = check_tokens(given.text, ids, tokenizer, max_model_len)
+    return prompt if given.salt is None else replace(prompt, salt=given.salt)
 
 
 def check_tokens(text: str | None, ids: np.ndarray, tokenizer: Tokenizer, max_model_len: int) -> Prompt:
@@ -87,7 +105,9 @@ def check_ids_or_text(prompt: PromptLike, tokenizer: Tokenizer, max_model_len: i
         ValueError: as `check_prompt`.
     """
     given = read_prompt(prompt)
-    return given if isinstance(given, str) else check_tokens(None, given, tokenizer, max_model_len)
+    if given.text is not None and given.ids is None and given.salt is None:
+        return given.text
+    return _checked(given, tokenizer, max_model_len)
 
 
 def check_texts(
@@ -95,12 +115,12 @@ def check_texts(
 ) -> list[Prompt]:
     """Check texts as `check_prompt` does, and raise as it does; they are tokenised together, on every core. What was
     checked before passes. `is_rendered`: they are conversations in the words of a chat template, which has written
-    special tokens out, and whose words are not what the caller gave.
+    special tokens out.
     """
     new = [text for text in texts if isinstance(text, str)]
     encoded = iter(tokenizer.encode_batch(new, add_special=not is_rendered, at_most=max_model_len))
     return [
-        check_tokens(None if is_rendered else text, np.array(next(encoded), np.int64), tokenizer, max_model_len)
+        check_tokens(text, np.array(next(encoded), np.int64), tokenizer, max_model_len)
         if isinstance(text, str)
         else text
         for text in texts
@@ -114,7 +134,7 @@ def check_continuation(prompt: Prompt, continuation: PromptLike, tokenizer: Toke
         ValueError: as `check_prompt`, of the two together, or an empty continuation.
     """
     given = read_prompt(continuation)
-    ids = np.array(tokenizer.encode_after(given), np.int64) if isinstance(given, str) else given
+    ids = np.array(tokenizer.encode_after(given.text or ""), np.int64) if given.ids is None else given.ids
     if not len(ids):
         raise ValueError("A continuation is empty: give at least one token.")
     return check_tokens(None, np.concatenate([prompt.ids, ids]), tokenizer, max_model_len)

@@ -7,24 +7,25 @@ import math
 from collections.abc import Iterable
 
 from ...models.text.tokenizer import Tokenizer
-from ..protocol.sampling_plan import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, SamplingPlan
+from ..protocol.sampling_plan import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_LOGPROBS, SamplingPlan
 from .sampling_params import SamplingParams
 
 # vLLM's: what is below counts as 0.
 _LEAST_TEMPERATURE = 1e-5
 
 
-def resolve(params: SamplingParams, tokenizer: Tokenizer, seed: int) -> SamplingPlan:
-    """Make the plan of one completion that draws with `seed`.
+def resolve(params: SamplingParams, tokenizer: Tokenizer, seed: int, max_logprobs: int = MAX_LOGPROBS) -> SamplingPlan:
+    """Make the plan of one completion that draws with `seed`, for an engine with this `max_logprobs`.
 
     Raises:
-        ValueError: no `SamplingParams`, token ids outside the vocabulary, bad words that are too many or too long, or
-            nothing left to choose from.
+        ValueError: no `SamplingParams`, more log-probabilities than the engine has, token ids outside the vocabulary,
+            bad words that are too many or too long, or nothing left to choose from.
     """
     if not isinstance(params, SamplingParams):
         raise ValueError(f"sampling_params of type {type(params).__name__} are not usable: give SamplingParams.")
-    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+    for name in ("stop_token_ids", "allowed_token_ids", "logprob_token_ids", "logit_bias"):
         _check_ids(name, getattr(params, name) or (), tokenizer.vocab_size)
+    _check_logprobs(params, tokenizer.vocab_size, max_logprobs)
     is_greedy = params.temperature < _LEAST_TEMPERATURE
     plan = SamplingPlan(
         temperature=0.0 if is_greedy else float(params.temperature),
@@ -55,6 +56,17 @@ def eos_ids(params: SamplingParams, tokenizer: Tokenizer) -> frozenset[int]:
 def _whole(number: int | None) -> int | None:
     """Return numpy's whole numbers, which parameters may be, as Python's: plans go into messages."""
     return None if number is None else int(number)
+
+
+def _check_logprobs(params: SamplingParams, vocab_size: int, most: int) -> None:
+    for name in ("logprobs", "prompt_logprobs"):
+        count = getattr(params, name)
+        if count is not None and most < (vocab_size if count == -1 else count):
+            asked = "asks for the whole vocabulary" if count == -1 else "is too many"
+            raise ValueError(
+                f"{name}={count} {asked}, and the engine has max_logprobs={most}: ask for no more, or make the engine "
+                f"with max_logprobs={count}."
+            )
 
 
 def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:

@@ -67,6 +67,11 @@ class HandDriven:
         """Return whether a request was added whose end `step` has not returned yet."""
         return bool(self._running)
 
+    @property
+    def unfinished(self) -> int:
+        """Return how many there are of these."""
+        return len(self._running)
+
     def add(self, request_id: str, job: Job) -> None:
         """Start a request.
 

@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 
-from .vllm_tables import ENGINE, GENERATE, SAMPLING
+from .vllm_tables import ENGINE, GENERATE, IGNORED, METHODS, SAMPLING
 
 
 def unknown(what: str, kind: str, name: str, instead: Mapping[str, str], known: Iterable[str]) -> str:
@@ -25,6 +25,7 @@ def names_what_is_missing[**P, R](
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a method that is called with an argument that it lacks say what to use instead, in its TypeError.
 
+    One of vLLM's that is None or False asks for nothing, and is left out.
     `what` is what callers call it, `more` the TypedDict of its `**` parameter, if it has one: its signature shows them.
     """
 
@@ -38,9 +39,10 @@ def names_what_is_missing[**P, R](
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            for name in kwargs:
-                if name not in known:
+            for name in [name for name in kwargs if name not in known]:
+                if name not in instead or not (kwargs[name] is None or kwargs[name] is False):
                     raise TypeError(unknown(what, "argument", name, instead, known))
+                del kwargs[name]
             if len(args) - 1 > len(positional):
                 raise TypeError(f"{what} takes {', '.join(positional)} by position: give other arguments by name.")
             return function(*args, **kwargs)
@@ -63,7 +65,12 @@ def names_missing_fields[T](instead: Mapping[str, str]) -> Callable[[type[T]], t
 
 def as_table() -> str:
     """Write the tables in Markdown, for the reference."""
-    groups = {"option of `LLM`": ENGINE, "argument of `SamplingParams`": SAMPLING, "argument of `generate`": GENERATE}
+    groups = {
+        "option of `LLM`": {name: instead for name, instead in ENGINE.items() if name not in IGNORED},
+        "argument of `SamplingParams`": SAMPLING,
+        "argument of `generate`": GENERATE,
+        "method": METHODS,
+    }
     parts = []
     for title, names in groups.items():
         rows = [f"| `{name}` | {instead} |" for name, instead in sorted(names.items())]

@@ -14,7 +14,7 @@ _GRAMMAR = "use structured_outputs=StructuredOutputsParams(...) of SamplingParam
 _REASONING = "leave it out: `LLM.chat` reads an answer into its parts where the model's format is known"
 _LOGS = "leave it out: `LLM.metrics()` has counts and latencies, and decision_log writes a file"
 _WATERMARK = "leave it out: texts carry no watermark"
-_BEAMS = "use n with a temperature: there is no beam search"
+_BEAMS = "use `LLM.beam_search`"
 
 
 def _by_name(groups: Mapping[str, str]) -> dict[str, str]:
@@ -128,8 +128,6 @@ ENGINE: Mapping[str, str] = _by_name(
             "kda_prefill_backend kda_decode_backend engram_config diffusion_config"
         ),
         # What is generated.
-        "leave it out: logprobs may be 0 to 20": "max_logprobs",
-        "leave it out: log-probabilities are those of the raw logits": "logprobs_mode",
         "leave it out: outputs are tokens, texts and log-probabilities": "return_sampling_mask aux_output_config",
         "leave it out: every token is the model's": "enable_trace_replay",
         "use allowed_token_ids, bad_words and logit_bias of SamplingParams": (
@@ -171,6 +169,20 @@ ENGINE: Mapping[str, str] = _by_name(
         ),
     }
 )
+# Of these, what says how vLLM is deployed, and is left out: it changes neither answers nor memory here.
+IGNORED = frozenset(
+    """
+    enforce_eager compilation_config cuda_graph_sizes cudagraph_capture_sizes max_cudagraph_capture_size
+    max_seq_len_to_capture optimization_level disable_custom_all_reduce attention_backend enable_flashinfer_autotune
+    disable_cascade_attn swap_space disable_log_stats disable_log_requests enable_log_requests
+    aggregate_engine_logging show_hidden_metrics_for_version kv_cache_metrics cudagraph_metrics jit_monitor_mode
+    jit_monitor_verbose enable_logging_iteration_details per_request_spec_decode_metrics enable_chunked_prefill
+    async_scheduling max_parallel_loading_workers ray_workers_use_nsight renderer_num_workers served_model_name
+    trust_remote_code safetensors_load_strategy use_fp64_gumbel
+    disable_hybrid_kv_cache_manager performance_mode fail_on_environ_validation shutdown_timeout model_impl
+    prefix_caching_hash_algo config_format
+    """.split()  # noqa: SIM905
+)
 SAMPLING: Mapping[str, str] = _by_name(
     {
         "use n, and take the completion with the highest cumulative_logprob": "best_of",
@@ -183,7 +195,7 @@ SAMPLING: Mapping[str, str] = _by_name(
         "use max_tokens, or stop": "thinking_token_budget",
         "use repetition_penalty, presence_penalty or frequency_penalty": "repetition_detection",
         "leave it out: log-probabilities are a dict a token": "flat_logprobs",
-        "use `LLM.score`, one continuation for each token": "logprob_token_ids prompt_logprob_token_ids",
+        "use `LLM.score`, one continuation for each token": "prompt_logprob_token_ids",
         "use prompt_logprobs, which begin with the prompt": "prompt_logprob_start",
         "use output_kind, or decode_steps of LLM": "stream_interval",
         "leave it out: parameters are never changed, and not copied": "skip_clone",
@@ -198,7 +210,7 @@ SAMPLING: Mapping[str, str] = _by_name(
 GENERATE: Mapping[str, str] = _by_name(
     {
         "give token ids as prompts": "prompt_token_ids",
-        "give the token ids alone: an output has no text of such a prompt": "prompt_text",
+        'give {"prompt": text, "prompt_token_ids": ids} as the prompt': "prompt_text",
         _LORA: "lora_request prompt_adapter_request",
         _GRAMMAR: "guided_options_request",
         "cut or encode the prompt yourself: `get_tokenizer()` has the tokenizer": "tokenization_kwargs",
@@ -211,5 +223,26 @@ GENERATE: Mapping[str, str] = _by_name(
         _REASONING: "reasoning_ended reasoning_parser_kwargs",
         "use sampling_params": "params",
         "leave it out: a request arrives when this is called": "arrival_time",
+    }
+)
+# Methods of `LLM` and `AsyncLLM`.
+METHODS: Mapping[str, str] = _by_name(
+    {
+        "models generate, and have no heads that classify": "classify reward",
+        "close the engine, and make another one later": "sleep wake_up is_sleeping",
+        "parameters are replaced by update_params, and an engine has no worker processes": (
+            "collective_rpc apply_model reload_weights load_model"
+        ),
+        "use update_params": (
+            "init_weight_transfer_engine start_weight_update update_weights finish_weight_update "
+            "shutdown_weight_transfer_engine"
+        ),
+        "merge the adapter into the weights first": "add_lora remove_lora list_loras pin_lora",
+        "models take text only": "reset_mm_cache reset_encoder_cache transcribe",
+        "use add_request and step": "enqueue enqueue_chat wait_for_completion",
+        "read `engine.config`, which has lengths, buckets and modes": "vllm_config model_config get_vllm_config",
+        "an engine has no processes of its own": "model_executor engine_core renderer",
+        "use tokenizer": "set_tokenizer",
+        "use metrics, metrics_text or get_metrics": "do_log_stats is_tracing_enabled",
     }
 )

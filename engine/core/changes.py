@@ -48,6 +48,16 @@ class NewRoles(Change):
     why: str | None = None
 
 
+@dataclass(eq=False)
+class Pause(Change):
+    """A call that waits until what runs has ended; nothing begins before a `Restart`."""
+
+
+@dataclass(eq=False)
+class Restart(Change):
+    """A call that ends a pause: requests begin again, and every cached page is void."""
+
+
 class Changes:
     """The changes of one engine."""
 
@@ -57,6 +67,8 @@ class Changes:
         self._asked = deque[Change]()  # not begun
         self._params: list[NewParams] = []  # that wait for what runs to end
         self._roles: dict[int, NewRoles] = {}  # calls that the scheduler has not answered
+        self._pauses: list[Pause] = []  # likewise
+        self._is_held = False  # by a pause
         self._calls = count()
 
     def ask(self, change: Change) -> None:
@@ -72,15 +84,20 @@ class Changes:
 
     def go_on(self) -> bool:
         """Do what has become possible; return whether the scheduler has something new to decide."""
-        if not self._asked and not self._params:
+        if not self._asked and not self._params and not self._pauses:
             return False
         self._end_late_calls()
+        if self._pauses and self._scheduler.is_drained:
+            for pause in self._pauses:
+                pause.done.set()
+            self._pauses.clear()
         if self._params and self._scheduler.is_drained:
             for change in self._params:
                 self._executor.replace_params(change.params)
                 change.done.set()
             self._params.clear()
-            self._scheduler.on(Resume(self._clock()))
+            if not self._is_held:
+                self._scheduler.on(Resume(self._clock()))
             self._begin()
             return True
         return self._begin()
@@ -93,7 +110,7 @@ class Changes:
 
     def end(self, why: str) -> None:
         """Answer all that have not been, since the engine has ended."""
-        for change in (*self._asked, *self._params, *self._roles.values()):
+        for change in (*self._asked, *self._params, *self._pauses, *self._roles.values()):
             change.refuse(why)
 
     def _end_late_calls(self) -> None:
@@ -118,7 +135,20 @@ class Changes:
                 self._scheduler.on(Hold(self._clock()))
             elif isinstance(change, NewRoles):
                 self._set_roles(change)
+            elif isinstance(change, Pause):
+                self._pauses.append(change)
+                self._is_held = True
+                self._scheduler.on(Hold(self._clock()))
+            else:
+                self._restart(change)
         return has_begun
+
+    def _restart(self, change: Change) -> None:
+        if self._is_held:
+            self._is_held = False
+            if not self._params:  # which resume when they are in place
+                self._scheduler.on(Resume(self._clock()))
+        change.done.set()
 
     def _set_roles(self, change: NewRoles) -> None:
         call, goal = next(self._calls), change.goal

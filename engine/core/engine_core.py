@@ -33,7 +33,7 @@ from ..protocol.service import Service, is_positive
 from ..roles import read_goal
 from ..scheduler.decision_log import DecisionLog
 from ..scheduler.scheduler import Scheduler
-from .changes import Change, NewParams, NewRoles
+from .changes import Change, NewParams, NewRoles, Pause, Restart
 from .inspection import Observer, Question
 from .integrity import IdleCheck
 from .loop import Loop, Message
@@ -137,9 +137,15 @@ class EngineCore:
         Returns when the parameters are in place.
 
         Raises:
-            ValueError: an unknown name, or another shape or dtype than the parameter has.
+            ValueError: an unknown name, or another shape or dtype than the parameter has; or running requests are
+                frozen, which would have to end first.
             EngineError: the engine is closed or has failed.
         """
+        if self._loop.is_frozen:
+            raise ValueError(
+                'generation is paused with mode="keep", and running requests end with the parameters that they began '
+                'with: call resume_generation first, or pause with mode="wait".'
+            )
         self._executor.check_params(params)
         self._wait_for(NewParams(params))
 
@@ -164,6 +170,28 @@ class EngineCore:
         if call.outcome == "late":
             raise TimeoutError(call.why)
         return "reached" if call.outcome == "reached" else "superseded"
+
+    def freeze(self) -> None:
+        """Dispatch nothing from here on until `restart`; what is in flight comes to its end."""
+        self._loop.is_frozen = True
+
+    def drain(self) -> None:
+        """Let no request begin until `restart`, and wait until none runs that has begun.
+
+        Raises:
+            EngineError: the engine is closed or has failed.
+        """
+        self._loop.is_frozen = False
+        self._wait_for(Pause())
+
+    def restart(self) -> None:
+        """Go on after `freeze` or `drain`, which voids cached pages; does nothing where neither was called.
+
+        Raises:
+            EngineError: the engine is closed or has failed.
+        """
+        self._loop.is_frozen = False
+        self._wait_for(Restart())
 
     def roles(self) -> list[str]:
         """Return the role of each mesh, with what it still drains, as in "decode (draining prefill)"."""

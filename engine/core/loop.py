@@ -58,6 +58,7 @@ class Loop:
             scheduler, executor, self.requests, self.observers, clock, self.host, self.changes.settled
         )
         self._entering: list[Submission] = []
+        self.is_frozen = False  # nothing is dispatched, and what is due waits
 
     def take(self, message: Message) -> None:
         """Take in one message; what it allows waits for `dispatch`."""
@@ -88,6 +89,9 @@ class Loop:
 
     def dispatch(self) -> None:
         """Dispatch all that the messages allow, and send what is new to the callers."""
+        if self.is_frozen:
+            self.requests.flush()
+            return
         self._dispatcher.dispatch()
         self.requests.flush()
         while self.changes.go_on():
@@ -96,6 +100,8 @@ class Loop:
 
     def next_due(self) -> float | None:
         """Return the next instant at which a `Tick` has to come if nothing else does; None: there is none."""
+        if self.is_frozen:
+            return None
         due, change = self.scheduler.next_due(), self.changes.next_due()
         if change is None:
             return due

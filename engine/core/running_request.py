@@ -34,7 +34,7 @@ class RunningRequest:
         self._stop, self._stop_ids = submission.stop, plan.stop_ids
         self._constraint = submission.constraint
         self._prompt_scores: list[HostScores] = []
-        self._last_hash = facts.block_hashes[-1] if facts.block_hashes else b""
+        self._last_hash = facts.block_hashes[-1] if facts.block_hashes else submission.chain
         hashes_all = len(facts.block_hashes) == facts.prompt_len // config.page_size
         # In deterministic mode an answer's pages do not feed the cache, and its conversation remembers their hashes.
         is_kept = not config.deterministic or facts.service.session is not None

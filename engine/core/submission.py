@@ -105,3 +105,4 @@ class Submission:
     entered: float | None = None  # when it was given to the engine; None: on arrival
     after: int | None = None  # the request whose end it waited for; None: it came at a time of its own
     constraint: Constraint | None = None  # keeps its answer to a grammar; None: every token may come
+    chain: bytes = b""  # what the hashes of its pages begin with (`paging/block_hash.py`)

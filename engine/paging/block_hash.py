@@ -13,13 +13,18 @@ import numpy as np
 _BYTES_PER_TOKEN = 4
 
 
-def block_hashes(token_ids: Sequence[int] | np.ndarray, page_size: int) -> tuple[bytes, ...]:
+def salted(salt: str) -> bytes:
+    """Return what the chain of a prompt with this salt begins with, so that it shares no hash with any other salt."""
+    return blake2b(salt.encode(errors="surrogatepass"), digest_size=16, person=b"twinmesh salt").digest()
+
+
+def block_hashes(token_ids: Sequence[int] | np.ndarray, page_size: int, parent: bytes = b"") -> tuple[bytes, ...]:
     """Hash the full pages of a sequence, `token_ids` [n], of `page_size` tokens each: 16 bytes for each, first to last.
 
-    What does not fill a page at the end has no hash.
+    What does not fill a page at the end has no hash. `parent` begins the chain: nothing, or what `salted` returns.
     """
     data = memoryview(_encode(token_ids))
-    size, hashes, parent = page_size * _BYTES_PER_TOKEN, list[bytes](), b""
+    size, hashes = page_size * _BYTES_PER_TOKEN, list[bytes]()
     for start in range(0, len(data) - size + 1, size):
         parent = _chain(parent, data[start : start + size])
         hashes.append(parent)

@@ -12,9 +12,9 @@ from .message import Message
 
 
 class TokenScores[ArrayT](NamedTuple):
-    """Log-probabilities of n tokens, from the model's raw logits, and each token's rank, 1 for the most likely.
+    """Log-probabilities of n tokens, or what else `logprobs_mode` names, and each token's rank, 1 for the most likely.
 
-    `top_ids` and `top_logprobs` are of the K = MAX_LOGPROBS most likely tokens, in descending order.
+    `top_ids` and `top_logprobs` are of the K = `EngineConfig.max_logprobs` most likely tokens, in descending order.
     """
 
     logprob: ArrayT  # [n] float32

@@ -23,7 +23,7 @@ class SamplingPlan(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be completed
     stop_ids: frozenset[int] = frozenset()  # end the request; may not come among the first `min_tokens`
     min_tokens: int = 0
-    logprobs: int | None = None  # of how many most likely tokens besides the sampled one; None: none at all
+    logprobs: int | None = None  # of how many most likely tokens besides the sampled one, -1: all; None: none at all
     prompt_logprobs: int | None = None  # likewise for the prompt
 
     @property
@@ -40,7 +40,7 @@ class SamplingPlan(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=
         )
 
 
-# The most that `logprobs` and `prompt_logprobs` may ask for: a static size of the programs.
+# The most that `logprobs` and `prompt_logprobs` may ask for unless an engine's `max_logprobs` says otherwise.
 MAX_LOGPROBS = 20
 # Bounds of `bad_words`: sequences of a request, and tokens of one.
 MAX_BAD_WORDS = 64

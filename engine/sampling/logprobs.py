@@ -1,10 +1,11 @@
-"""Computes log-probabilities of given tokens and of the most likely ones, from a model's raw logits.
+"""Computes log-probabilities of given tokens and of the most likely ones, from a model's logits.
 
-Raw means before temperature, penalties and every other step of sampling, which is vLLM's default ("raw_logprobs"). A
-row's scores depend on its own logits only. There are always K = `MAX_LOGPROBS` most likely tokens, because every other
-number would need a program of its own; the host takes as many as a request asked for. Among equally likely tokens the
-lower ids come first in `rank` and `top_ids`, as in greedy sampling and in cuts (`cuts.py`); a vocabulary smaller than K
-is padded with id -1 at log-probability -inf.
+Raw ones are of the logits before temperature, penalties and every other step of sampling, which is vLLM's default
+("raw_logprobs"); processed ones (`score_processed`) of what all of these leave, from which the token was drawn. A row's
+scores depend on its own logits and parameters only. There are always K (`EngineConfig.max_logprobs`) most likely
+tokens, because every other number would need a program of its own; the host takes as many as a request asked for. Among
+equally likely tokens the lower ids come first in `rank` and `top_ids`, as in greedy sampling and in cuts (`cuts.py`); a
+vocabulary smaller than K is padded with id -1 at log-probability -inf.
 
 `TokenScores` is the protocol's type. Here its fields are arrays on a device with one row per scored token.
 """
@@ -17,22 +18,29 @@ from jax import Array, lax
 
 from ..protocol.results import TokenScores
 from ..protocol.sampling_plan import MAX_LOGPROBS
+from .request_state import DrawColumn, Float, Scalars
+from .sampler import weigh
 
 # Rows per call of the LM head: enough for an efficient GEMM, and 64 rows of 150,000 logits take only 40 MB.
 _HEAD_ROWS = 64
 
 
-def score(logits: Array, tokens: Array) -> TokenScores[Array]:
-    """Score tokens [R] int32 against raw logits [R, V] float32; also a stage of sampling (`sampler.py`)."""
+def score(logits: Array, tokens: Array, *, count: int = MAX_LOGPROBS, are_logits: bool = False) -> TokenScores[Array]:
+    """Score tokens [R] int32 against logits [R, V] float32; also a stage of sampling (`sampler.py`).
+
+    `count` is K; `are_logits` reports the logits themselves in place of log-probabilities.
+    """
     vocabulary = logits.shape[1]
     logits = jnp.where(logits == 0, 0.0, logits)  # `top_k` would put -0.0 behind 0.0
     own = jnp.take_along_axis(logits, tokens[:, None], axis=1, mode="clip")  # [R, 1]
     id_ = jnp.arange(vocabulary, dtype=jnp.int32)
     ahead = (logits > own) | ((logits == own) & (id_ < tokens[:, None]))
+    top, top_ids = lax.top_k(logits, min(count, vocabulary))
+    fill = ((0, 0), (0, count - top.shape[1]))
     peak = logits.max(axis=-1, keepdims=True)
     log_total = jnp.log(jnp.exp(logits - peak).sum(axis=-1, keepdims=True))
-    top, top_ids = lax.top_k(logits, min(MAX_LOGPROBS, vocabulary))
-    fill = ((0, 0), (0, MAX_LOGPROBS - top.shape[1]))
+    if are_logits:
+        peak, log_total = jnp.zeros_like(peak), jnp.zeros_like(peak)
     return TokenScores(
         logprob=(own - peak - log_total)[:, 0],
         rank=1 + ahead.sum(axis=-1, dtype=jnp.int32),
@@ -41,19 +49,51 @@ def score(logits: Array, tokens: Array) -> TokenScores[Array]:
     )
 
 
-def score_tokens(head: Callable[[Array], Array], hidden: Array, targets: Array) -> TokenScores[Array]:
+def score_processed(
+    scalars: Scalars, rows: Array, logits: Array, tokens: Array, *, count: int, are_logits: bool
+) -> TokenScores[Array]:
+    """Score tokens against the distribution that they were drawn from; a stage of sampling (`sampler.py`).
+
+    Args:
+        scalars: of all S slots.
+        rows: [R, len(DrawColumn)] int32.
+        logits: [R, V] float32, adjusted and cut, as `draw` takes them; here the temperature is applied, and min_p. A
+            greedy row, which draws from nothing, is scored at temperature 1, as in vLLM.
+        tokens: [R] int32.
+        count: K.
+        are_logits: report logits, as for `score`.
+    """
+    own = scalars.at(rows[:, DrawColumn.SLOT])
+    is_drawn = own.floats[:, Float.TEMPERATURE, None] > 0
+    weights = weigh(logits, own)
+    # Divided after the peak is taken off: at a tiny temperature the quotients themselves have no digits left.
+    base = jnp.zeros_like(weights.peak) if are_logits else weights.peak
+    drawn = jnp.where(weights.of(logits) > 0, (logits - base) / weights.temperature, -jnp.inf)
+    return score(jnp.where(is_drawn, drawn, logits), tokens, count=count, are_logits=are_logits)
+
+
+def score_tokens(
+    head: Callable[[Array], Array],
+    hidden: Array,
+    targets: Array,
+    *,
+    count: int = MAX_LOGPROBS,
+    are_logits: bool = False,
+) -> TokenScores[Array]:
     """Score one target token per hidden state, without ever holding the logits of all rows.
 
     Args:
         head: the LM head, [n, E] -> [n, V] float32.
         hidden: [T, E]; row i of a prompt gives the distribution of its token i + 1.
         targets: [T] int32.
+        count: K.
+        are_logits: as for `score`.
 
     Returns:
         Scores of the T rows.
     """
-    count = targets.shape[0]
-    padding = -count % _HEAD_ROWS
+    length = targets.shape[0]
+    padding = -length % _HEAD_ROWS
     blocks = (
         jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, _HEAD_ROWS, hidden.shape[1]),
         jnp.pad(targets, (0, padding)).reshape(-1, _HEAD_ROWS),
@@ -61,8 +101,10 @@ def score_tokens(head: Callable[[Array], Array], hidden: Array, targets: Array) 
 
     def block(inputs: tuple[Array, Array]) -> TokenScores[Array]:
         hidden, targets = inputs
-        return score(head(hidden), targets)
+        return score(head(hidden), targets, count=count, are_logits=are_logits)
 
     with jax.named_scope("score_tokens"):
-        scores: TokenScores[Array] = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], lax.map(block, blocks))
+        scores: TokenScores[Array] = jax.tree.map(
+            lambda x: x.reshape(-1, *x.shape[2:])[:length], lax.map(block, blocks)
+        )
         return scores

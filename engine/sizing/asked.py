@@ -93,6 +93,16 @@ class Asked(Protocol):
         ...
 
     @property
+    def logprobs_mode(self) -> str:
+        """Return what log-probabilities are of."""
+        ...
+
+    @property
+    def max_logprobs(self) -> int:
+        """Return how many most likely tokens requests may ask for, -1: all."""
+        ...
+
+    @property
     def kv_cache_bytes(self) -> int | None:
         """Return the most bytes per mesh for KV pages and hand-offs."""
         ...

@@ -74,6 +74,7 @@ class Engine:
     config: EngineConfig
     tokenizer: Tokenizer
     chat_template: ChatTemplate
+    profile_dir: str | Path = "twinmesh_profile"  # where traces go
 
 
 def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest] | None = None) -> Engine:
@@ -110,7 +111,7 @@ def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest
         return weights
 
     core, config = start_core(checkpoint.config, checkpoint.dtype, load, options, checkpoint.formats, maps, request)
-    return Engine(core, config, tokenizer, chat_template)
+    return Engine(core, config, tokenizer, chat_template, options.profile_dir)
 
 
 def start_core(

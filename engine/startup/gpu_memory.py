@@ -13,6 +13,7 @@ from collections.abc import MutableMapping
 
 import jax
 
+from ..config import GpuShare
 from ..sizing.device_memory import FRACTION, Share
 
 _JAX_FRACTION = 0.75  # what JAX's allocator holds where nobody says otherwise
@@ -70,7 +71,7 @@ def check_share(share: Share, platform: str) -> None:
         ValueError: says why, and what to use.
     """
     if platform == "cpu":
-        if share.asked is not None:
+        if share.asked is not None and not isinstance(share.asked, GpuShare):
             raise ValueError(
                 f"memory_fraction={share.asked} is a part of a GPU's memory, and this engine runs on a CPU: "
                 "use kv_cache_bytes."

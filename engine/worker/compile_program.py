@@ -19,7 +19,7 @@ from ..protocol.results import TokenScores
 from ..sampling.allow import allow, words_for
 from ..sampling.cuts import top_k, top_p
 from ..sampling.logits_processors import adjust, empty_dense, load_dense
-from ..sampling.logprobs import score, score_tokens
+from ..sampling.logprobs import score, score_processed, score_tokens
 from ..sampling.request_rows import Stage
 from ..sampling.request_state import DenseRows, DrawColumn, Float
 from ..sampling.sampler import draw
@@ -96,12 +96,18 @@ def _compile_decode_steps(plan: MeshPlan, rows: int, steps: int) -> Compiled:
 def _compile_sample(plan: MeshPlan, stage: Stage, rows: int) -> Compiled:
     arg, scalars = partial(_argument, plan.mesh), plan.state.scalars
     logits, drawn = arg((rows, plan.model.vocab_size), jnp.float32), arg((rows, len(DrawColumn)))
+    config, tokens = plan.config, arg((rows,))
+    count, are_logits = config.max_logprobs, config.scores_logits
     stages: dict[Stage, tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]] = {  # arguments; those donated
         Stage.ADJUST: (adjust, (plan.dense, scalars, drawn, logits), (0,)),
         Stage.TOP_K: (top_k, (scalars, drawn, logits), ()),
         Stage.TOP_P: (top_p, (scalars, drawn, logits), ()),
         Stage.DRAW: (draw, (scalars, drawn, logits), (0,)),
-        Stage.SCORE: (score, (logits, arg((rows,))), ()),
+        Stage.SCORE: (
+            (partial(score_processed, count=count, are_logits=are_logits), (scalars, drawn, logits, tokens), ())
+            if config.scores_processed
+            else (partial(score, count=count, are_logits=are_logits), (logits, tokens), ())
+        ),
     }
     function, arguments, donated = stages[stage]
     jitted = jax.jit(function, donate_argnums=donated, out_shardings=replicated(plan.mesh))
@@ -156,7 +162,13 @@ def _params(plan: MeshPlan) -> Any:
 def _compile_score(plan: MeshPlan, tokens: int) -> Compiled:
     def score(params: Params, hidden: jax.Array, targets: jax.Array) -> TokenScores[jax.Array]:
         decoder = _decoder(plan, params)
-        return score_tokens(lambda rows: replicate_logits(decoder.logits(rows), plan.mesh), hidden, targets)
+        return score_tokens(
+            lambda rows: replicate_logits(decoder.logits(rows), plan.mesh),
+            hidden,
+            targets,
+            count=plan.config.max_logprobs,
+            are_logits=plan.config.scores_logits,
+        )
 
     arg = partial(_argument, plan.mesh)
     hidden = arg((tokens, plan.model.hidden_size), plan.dtype)

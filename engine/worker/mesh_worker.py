@@ -211,7 +211,11 @@ class MeshWorker:
         if Stage.DRAW in run:
             scalars, tokens = run[Stage.DRAW](self.state.scalars, passed.rows, logits)
             self.state = self.state._replace(scalars=scalars)
-        return tokens, (run[Stage.SCORE](passed.logits, tokens),) if Stage.SCORE in run else ()
+        if Stage.SCORE not in run:
+            return tokens, ()
+        if self.plan.config.scores_processed:
+            return tokens, (run[Stage.SCORE](self.state.scalars, passed.rows, logits, tokens),)
+        return tokens, (run[Stage.SCORE](passed.logits, tokens),)
 
     def _load_dense(self, rows: Sequence[Chunk | DecodeRow], records: RequestRecords) -> None:
         """Load the dense rows of requests that have come to their slots since they were last loaded. They count all

@@ -76,3 +76,28 @@ def adjuster(
         return logits
 
     return adjust
+
+
+def processed(logits, plan, prompt, generated, are_logits=False):
+    """Compute what a token of a `SamplingPlan` is drawn from: log-probabilities [V] float64 of logits [V], or logits.
+
+    The order is vLLM's: allowed tokens and biases, penalties, temperature, min_p, top_k, top_p.
+    """
+    logits = adjuster(
+        repetition=plan.repetition_penalty,
+        presence=plan.presence_penalty,
+        frequency=plan.frequency_penalty,
+        bias=plan.logit_bias,
+        allowed=None if plan.allowed_token_ids is None else list(plan.allowed_token_ids),
+    )(logits, list(prompt), list(generated))
+    if plan.temperature > 0:
+        logits = logits / plan.temperature
+        logits[np.exp(logits - logits.max()) < plan.min_p] = -np.inf
+        order = np.argsort(-logits, kind="stable")
+        if plan.top_k:
+            logits[order[plan.top_k :]] = -np.inf
+        masses = np.exp(logits[order] - logits.max())
+        before = np.cumsum(masses) / masses.sum() - masses / masses.sum()
+        if plan.top_p < 1:
+            logits[order[before >= plan.top_p]] = -np.inf
+    return logits if are_logits else logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())

@@ -10,7 +10,10 @@ from twinmesh.engine.sampling.logits_processors import empty_dense
 from twinmesh.engine.sampling.request_rows import Stage
 
 ADJUST, TOP_K, TOP_P = (jax.jit(f) for f in (logits_processors.adjust, cuts.top_k, cuts.top_p))
-DRAW, SCORE = jax.jit(sampler.draw), jax.jit(logprobs.score)
+DRAW = jax.jit(sampler.draw)
+SCORE, SCORE_PROCESSED = (
+    jax.jit(f, static_argnames=("count", "are_logits")) for f in (logprobs.score, logprobs.score_processed)
+)
 GREEDY = jax.jit(sampler.greedy)
 ALL = frozenset(Stage)
 
@@ -22,7 +25,7 @@ class Sampled(NamedTuple):
     scores: Any  # None unless asked for
 
 
-def sample(logits, scalars, position, dense=None, slot=None, stages=ALL):
+def sample(logits, scalars, position, dense=None, slot=None, stages=ALL, mode="raw_logprobs", most=20):
     """Run stages on logits [R, V]; scalars and dense rows are those of slots, by default as many as there are rows."""
     count = len(logits)
     slot = np.arange(count) if slot is None else slot
@@ -39,4 +42,9 @@ def sample(logits, scalars, position, dense=None, slot=None, stages=ALL):
         logits = TOP_P(scalars, rows, logits)
     if Stage.DRAW in stages:
         scalars, tokens = DRAW(scalars, rows, logits)
-    return Sampled(np.asarray(tokens), jax.tree.map(np.asarray, SCORE(raw, tokens)) if Stage.SCORE in stages else None)
+    if Stage.SCORE not in stages:
+        return Sampled(np.asarray(tokens), None)
+    shown = {"count": most, "are_logits": mode.endswith("logits")}
+    is_raw = mode.startswith("raw")
+    scores = SCORE(raw, tokens, **shown) if is_raw else SCORE_PROCESSED(scalars, rows, logits, tokens, **shown)
+    return Sampled(np.asarray(tokens), jax.tree.map(np.asarray, scores))

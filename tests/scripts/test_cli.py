@@ -166,7 +166,8 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
           "--max-num-seqs", "8", "--prefill-buckets", "16,32", "--decode-buckets", "8", "--kv-cache-bytes", "4096",
           "--memory-fraction", "0.25", "--kv-cache-dtype", "int8/fp8",
           "--max-retries", "0", "--age-seconds", "5", "--max-waiting", "9", "--max-waiting-tokens", "999",
-          "--policy", "spf", "--allow-nonfinite", "--no-mmap", "--serve-early"])  # fmt: skip
+          "--policy", "spf", "--allow-nonfinite", "--no-mmap", "--serve-early",
+          "--logprobs-mode", "raw_logits", "--max-logprobs=-1"])  # fmt: skip
     assert given == {
         "seed": 0, "devices": None, "serve_early": True,
         "model": "m.gguf", "topology": Topology.parse("both=2"), "dtype": "bfloat16", "max_model_len": 64,
@@ -177,6 +178,7 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
         "roles": None, "slo": None,
         "policy": "spf", "allow_nonfinite": True, "mmap": False, "progress": True,
         "quantization": "auto", "activations": "int16", "kv_cache_dtype": "int8/fp8",
+        "logprobs_mode": "raw_logits", "max_logprobs": -1,
     }  # fmt: skip
 
 

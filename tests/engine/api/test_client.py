@@ -66,7 +66,7 @@ def test_chat_gives_the_same_tools_to_every_conversation():
     chat = [{"role": "user", "content": "hi"}]
     outputs = llm.chat([chat, chat * 2], tools=[{"name": "sea"}])
     assert [output.prompt_token_ids for output in outputs] == [ids(llm, "sea1"), ids(llm, "sea2")]
-    assert [output.prompt for output in outputs] == [None, None]
+    assert [output.prompt for output in outputs] == ["sea1", "sea2"]
 
 
 QUIET = "{{ '<' if add_generation_prompt }}{{ 'quiet ' if not think | default(true) }}{{ messages[0].content }}"
@@ -143,6 +143,61 @@ def test_completions_of_a_request_enter_together_and_follow_the_first(llm, core)
 def test_seeds_wrap_around(llm, core):
     llm.stream([5], SamplingParams(n=2, seed=2**32 - 1))
     assert [s.plan.seed for s in core.running.values()] == [2**32 - 1, 0]
+
+
+def test_seeds_of_more_than_32_bits_are_seeds_of_their_own(llm, core):
+    for seed in (5, 2**32 + 5, 2**62 + 5, 2**63 - 1):
+        llm.stream([5], SamplingParams(seed=seed))
+    drawn = [s.plan.seed for s in core.running.values()]
+    assert drawn[0] == 5
+    assert len(set(drawn)) == 4
+    assert all(0 <= seed < 2**32 for seed in drawn)
+
+
+def test_what_is_assigned_is_checked_when_a_request_starts_and_changes_none_that_has(llm, core):
+    params = SamplingParams()
+    params.min_tokens, params.max_tokens = 20, 30
+    stream = llm.stream([5], params)
+    params.detokenize, params.max_tokens = False, 40
+    (submission,) = core.running.values()
+    core.send(submission.facts.id, [5], finish_reason="length")
+    assert (submission.plan.min_tokens, submission.facts.max_tokens) == (20, 30)
+    assert stream.result().outputs[0].text != ""
+    params.top_p = 7
+    with pytest.raises(ValueError, match=r"^top_p=7 is not usable"):
+        llm.stream([5], params)
+    with pytest.raises(AttributeError, match="has no field max_token: the nearest is max_tokens"):
+        params.max_token = 3
+
+
+def test_clones_and_optional_values():
+    params = SamplingParams.from_optional(temperature=0.5, top_p=None, stop=None, seed=4)
+    assert params == SamplingParams(temperature=0.5, seed=4)
+    twin = params.clone()
+    twin.temperature = 0.7
+    assert (params.temperature, twin.temperature, twin.seed) == (0.5, 0.7, 4)
+
+
+def test_ids_with_a_text_are_run_and_the_text_is_shown(llm, core):
+    stream = llm.stream({"prompt": "shown", "prompt_token_ids": [5, 6]})
+    (submission,) = core.running.values()
+    core.send(submission.facts.id, [7], finish_reason="length")
+    output = stream.result()
+    assert (output.prompt, output.prompt_token_ids) == ("shown", [5, 6])
+
+
+def test_a_cache_salt_keeps_pages_apart_also_of_prompts_shorter_than_a_page(core):
+    llm, ids = make_fake(LLM, core), [5, 6, 7, 8, 9]
+    plain, one, same, other = ({"prompt_token_ids": ids, "cache_salt": salt} for salt in (None, "a", "a", "b"))
+    for prompt in (plain, one, same, other):
+        llm.stream(prompt)
+    hashes = [s.facts.block_hashes for s in core.running.values()]
+    assert [len(each) for each in hashes] == [1] * 4
+    assert hashes[1] == hashes[2]
+    assert len(set(hashes)) == 3
+    assert len({s.chain for s in core.running.values()}) == 3
+    with pytest.raises(ValueError, match=r"^cache_salt='' is not usable"):
+        llm.stream({"prompt": "a", "cache_salt": ""})
 
 
 def test_requests_without_a_seed_draw_one_from_the_engines(llm, core):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.dense import DenseModel, adjuster
+from helpers.dense import DenseModel, adjuster, processed
 from helpers.tiny_gguf import TinyLlama, write_tiny_gguf
 from twinmesh import LLM, AsyncLLM, SamplingParams
 from twinmesh.engine.api.resolve_sampling import resolve
@@ -288,3 +288,48 @@ def test_new_parameters_change_what_is_said_and_nothing_compiles(tiny_path, tmp_
             llm.update_params({"no.such": np.zeros(3)})
     assert before == restored == dense.greedy(prompt, 12)
     assert changed == other.greedy(prompt, 12) != before
+
+
+# ---- of which distribution log-probabilities are
+
+DRAWN = SamplingParams(
+    temperature=0.8, top_k=60, top_p=0.9, min_p=0.01, repetition_penalty=1.3, presence_penalty=0.2,
+    logit_bias={40: 1.5}, seed=3, max_tokens=6, ignore_eos=True, logprobs=-1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["processed_logprobs", "processed_logits"])
+def whole(request, tiny_path):
+    """An engine that reports every token of the distribution that a token is drawn from."""
+    with LLM(tiny_path, logprobs_mode=request.param, max_logprobs=-1, **OPTIONS) as llm:
+        yield llm, request.param == "processed_logits"
+
+
+def test_processed_logprobs_are_what_tokens_were_drawn_from_on_both_meshes(whole, dense, llm):
+    engine, are_logits = whole
+    completion, prompt = one(engine, DRAWN), engine.tokenizer.encode(PROMPT)
+    assert completion.token_ids == one(llm, replace(DRAWN, logprobs=None)).token_ids
+    for index, at in enumerate(completion.logprobs):
+        before = completion.token_ids[:index]
+        logits = dense.logits([*prompt, *before])[-1].astype(np.float64)
+        want = processed(logits, resolve(DRAWN, engine.tokenizer, 3, len(logits)), prompt, before, are_logits)
+        assert sorted(at) == list(range(len(want)))
+        found = np.array([at[token].logprob for token in range(len(want))])
+        np.testing.assert_array_equal(np.isneginf(found), np.isneginf(want))
+        np.testing.assert_allclose(found, want, rtol=2e-3, atol=2e-3)
+        assert np.isfinite(at[completion.token_ids[index]].logprob)
+
+
+def test_logprobs_of_prompts_are_the_models_own_whatever_the_mode(whole, dense):
+    engine, are_logits = whole
+    params = replace(DRAWN, logprobs=None, prompt_logprobs=-1, max_tokens=1)
+    (output,) = engine.generate(PROMPT, params)
+    wanted = (dense.logits if are_logits else dense.logprobs)(output.prompt_token_ids)
+    assert output.prompt_logprobs[0] is None
+    for at, want in zip(output.prompt_logprobs[1:], wanted, strict=False):
+        np.testing.assert_allclose([at[token].logprob for token in range(len(want))], want, rtol=2e-3, atol=2e-3)
+
+
+def test_an_engine_made_for_20_refuses_the_whole_vocabulary(llm):
+    with pytest.raises(ValueError, match="make the engine with max_logprobs=-1"):
+        llm.generate(PROMPT, replace(GREEDY, logprobs=-1))

@@ -46,12 +46,10 @@ EOS = TOKENIZE.eos_token_ids
         ("min_tokens", -1),
         ("min_tokens", 17),
         ("seed", -2),
-        ("seed", 2**32),
-        ("logprobs", -1),
-        ("logprobs", 21),
+        ("seed", 2**63),
+        ("logprobs", -2),
         ("logprobs", True),
-        ("prompt_logprobs", -1),
-        ("prompt_logprobs", 21),
+        ("prompt_logprobs", -2),
         ("stop", ""),
         ("stop", [""]),
         ("stop", [1]),
@@ -110,6 +108,18 @@ def test_a_seed_of_minus_one_is_none():
 
 
 # ---- with a vocabulary
+
+
+@pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
+@pytest.mark.parametrize(("count", "most"), [(21, 20), (-1, 20), (6, 5)])
+def test_more_logprobs_than_the_engine_has_are_refused_with_what_to_write(name, count, most):
+    with pytest.raises(ValueError, match=rf"^{name}={count} .* max_logprobs={most}: .* with max_logprobs={count}\.$"):
+        resolve(SamplingParams(**{name: count}), TOKENIZE, 0, most)
+
+
+def test_as_many_logprobs_as_the_engine_has_are_taken():
+    for count, most in ((20, 20), (-1, TOKENIZE.vocab_size), (0, 0)):
+        assert resolve(SamplingParams(logprobs=count), TOKENIZE, 0, most).logprobs == count
 
 
 def plan(seed=7, **fields):

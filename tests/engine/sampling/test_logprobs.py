@@ -4,11 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.dense import processed
+from helpers.sampling_stages import SCORE, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twinmesh.engine.protocol.results import TokenScores
-from twinmesh.engine.protocol.sampling_plan import MAX_LOGPROBS
+from twinmesh.engine.protocol.sampling_plan import MAX_LOGPROBS, SamplingPlan
 from twinmesh.engine.sampling import logprobs
+from twinmesh.engine.sampling.request_rows import dense_row, scalars_of
+from twinmesh.engine.sampling.request_state import Scalars
 
 ROWS, VOCABULARY, EMBED = 16, 300, 24
 score = jax.jit(logprobs.score)
@@ -113,3 +117,59 @@ def test_it_traces_under_strict_promotion():
         tokens = np.zeros(ROWS, np.int32)
         jax.jit(lambda *a: logprobs.score(*a)).trace(LOGITS, tokens)
         jax.jit(lambda *a: logprobs.score_tokens(head, *a)).trace(np.zeros((ROWS, EMBED), np.float32), tokens)
+
+
+# ---- of the distribution that tokens are drawn from
+
+CUTS = {
+    "temperature": dict(temperature=0.6),
+    "greedy": dict(temperature=0.0),
+    "top_k": dict(temperature=1.3, top_k=7),
+    "top_p": dict(temperature=0.9, top_p=0.8),
+    "min_p": dict(temperature=1.1, min_p=0.05),
+    "all": dict(temperature=0.8, top_k=40, top_p=0.9, min_p=0.01),
+    "penalties": dict(
+        temperature=0.7,
+        repetition_penalty=1.4,
+        presence_penalty=0.5,
+        frequency_penalty=0.3,
+        logit_bias={5: 2.0, 9: -3.0},
+    ),
+    "all and penalties": dict(
+        temperature=1.2,
+        top_k=30,
+        top_p=0.95,
+        min_p=0.02,
+        repetition_penalty=0.8,
+        presence_penalty=-0.4,
+        logit_bias={2: 1.0},
+    ),
+    "allowed": dict(temperature=1.0, allowed_token_ids=(3, 4, 50, 60), top_k=3),
+}
+PROMPT, GENERATED = (1, 2, 5, 5), (9, 5, 9)
+
+
+@pytest.mark.parametrize("mode", ["processed_logprobs", "processed_logits"])
+def test_processed_scores_are_those_of_a_calculation_in_float64(mode):
+    plans = [SamplingPlan(seed=row, **fields) for row, fields in enumerate(CUTS.values())]
+    logits = LOGITS[: len(plans)]
+    host = [scalars_of(plan, len(PROMPT)) for plan in plans]
+    scalars = Scalars(*map(np.stack, zip(*host, strict=True)))
+    rows = [dense_row(plan, np.array(PROMPT), GENERATED, VOCABULARY) for plan in plans]
+    dense = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+    sampled = sample(logits, scalars, np.full(len(plans), 7), dense, mode=mode, most=VOCABULARY)
+    for row, plan in enumerate(plans):
+        want = processed(logits[row].astype(np.float64), plan, PROMPT, GENERATED, mode == "processed_logits")
+        found = np.empty(VOCABULARY)
+        found[sampled.scores.top_ids[row]] = sampled.scores.top_logprobs[row]
+        np.testing.assert_array_equal(np.isneginf(found), np.isneginf(want), err_msg=list(CUTS)[row])
+        np.testing.assert_allclose(found, want, rtol=2e-5, atol=2e-5, err_msg=list(CUTS)[row])
+        token = sampled.tokens[row]
+        np.testing.assert_allclose(sampled.scores.logprob[row], want[token], rtol=2e-5, atol=2e-5)
+        assert sampled.scores.rank[row] == 1 + (want > want[token]).sum()
+
+
+def test_raw_logits_are_the_logits_themselves():
+    scores = SCORE(LOGITS, np.arange(ROWS, dtype=np.int32), count=3, are_logits=True)
+    np.testing.assert_array_equal(scores.logprob, LOGITS[np.arange(ROWS), np.arange(ROWS)])
+    np.testing.assert_array_equal(scores.top_logprobs, -np.sort(-LOGITS)[:, :3])
