@@ -323,7 +323,7 @@ class EngineOptions:
             metavar="KIND",
         ),
     ] = None
-    mesh_hosts: Annotated[
+    mesh_workers: Annotated[
         int,
         Option(
             "over how many workers each mesh is divided; needs workers, and a number that divides every tp. They run "
@@ -377,10 +377,10 @@ class EngineOptions:
         check_seconds("worker_timeout", self.worker_timeout)
         if not self.worker_timeout:
             raise ValueError("worker_timeout=0 is not usable: it must be a number of seconds above 0.")
-        check_whole_number("mesh_hosts", self.mesh_hosts, documentation()["mesh_hosts"].least)
+        check_whole_number("mesh_workers", self.mesh_workers, documentation()["mesh_workers"].least)
         if self.workers is None:
-            if self.mesh_hosts > 1:
-                raise ValueError(f"mesh_hosts={self.mesh_hosts} divides meshes over workers: name them with workers=.")
+            if self.mesh_workers > 1:
+                raise ValueError(f"mesh_workers={self.mesh_workers} divides meshes over workers: name them with workers=.")
             return
         if self.workers not in WORKERS:
             raise ValueError(f"workers={self.workers!r} is not usable: use one of {', '.join(WORKERS)}, or None.")
@@ -392,9 +392,9 @@ class EngineOptions:
         if self.devices is not None:
             raise ValueError("devices= are of this process, and workers have their own: leave one of the two out.")
         for spec in self.parsed_topology.meshes:
-            if spec.tp % self.mesh_hosts:
+            if spec.tp % self.mesh_workers:
                 raise ValueError(
-                    f"mesh_hosts={self.mesh_hosts} cannot divide the {spec.role} mesh of tp {spec.tp} in topology "
+                    f"mesh_workers={self.mesh_workers} cannot divide the {spec.role} mesh of tp {spec.tp} in topology "
                     f"'{self.parsed_topology}': use a number that divides the tp of every mesh."
                 )
 

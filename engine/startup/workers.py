@@ -105,7 +105,7 @@ class CrewCompilations:
 
 def _backend(options: EngineOptions, topology: Topology) -> WorkerBackend:
     """Make what starts the workers that the options name."""
-    hosts = options.mesh_hosts
+    hosts = options.mesh_workers
     processes = WorkerProcesses(topology, hosts=hosts)
     return processes if hosts == 1 else Groups(processes, hosts, lambda first: _free_address(), merge_found)
 
