@@ -35,6 +35,7 @@ from ..sizing.pools import size_pools
 from ..topology import Topology
 from ..worker.remote.crew import Crew
 from ..worker.remote.processes import WorkerProcesses
+from ..worker.remote.ray_actors import RayWorkers
 from ..worker.remote.remote_executor import RemoteExecutor
 from .build import Engine
 from .decision_file import check_log, name_of, open_log
@@ -103,6 +104,9 @@ class CrewCompilations:
 
 def _backend(options: EngineOptions, topology: Topology) -> WorkerBackend:
     """Make what starts the workers that the options name."""
+    if options.workers == "ray":
+        hosts = None if options.mesh_hosts is None else [host.strip() for host in options.mesh_hosts.split(",")]
+        return RayWorkers(topology, options.ray_address, hosts)
     return WorkerProcesses(topology)
 
 
