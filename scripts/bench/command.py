@@ -44,6 +44,7 @@ BENCHMARKS = {
     "streaming": "what streams cost the host, beside an earlier checkout",
     "threads": "kernels of decode alone, and beside a prefill on another CPU device of the process",
     "whatif": "what a run's log says of another topology beside real runs of that",
+    "workers": "what worker processes cost a step, beside the same engine in one process",
 }
 # Scripts that cannot be named as what they run, whose package they would hide.
 _SCRIPTS = {"guidellm": "guidellm_run"}

@@ -1,6 +1,7 @@
 """Engines over worker processes: the tokens of one process, also when workers are killed, stopped or replaced."""
 
 import itertools
+import json
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ import pytest
 from helpers.core_engine import ask, executor_of, greedy, prompts_of
 from helpers.workers import LONG, OPTIONS, kill, nothing_left, pid_of, start, wait_until_back
 from twinmesh import LLM
+from twinmesh.engine.batch import run
 
 PROMPTS = prompts_of(*(3 + 11 * index % 60 for index in range(24)))
 PARAMS = greedy(24)
@@ -50,6 +52,8 @@ class Reading:
         """Read so many deltas; None: to the end. Return all tokens so far."""
         for delta in itertools.islice(self._deltas, deltas):
             self.tokens += delta.token_ids
+        if deltas is None:
+            assert self.stream.result().error is None
         return self.tokens
 
 
@@ -144,6 +148,42 @@ def test_a_worker_that_is_stopped_is_lost_killed_and_replaced(tiny_path, expecte
         assert pid_of(llm, 1) != pid
         assert tokens_of(llm.generate(PROMPTS, PARAMS)) == expected
         assert ask(llm, lambda scheduler, executor: scheduler.counters.retries) == 0
+
+
+@pytest.mark.long
+def test_a_batch_whose_workers_are_killed_ten_times_each_has_every_line_once(tiny_path, tmp_path):
+    lines = [
+        {"custom_id": str(number), "prompt": f"line {number} of many", "max_tokens": 40, "temperature": 0}
+        for number in range(200)
+    ]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    random = np.random.default_rng(0)
+    with LLM(tiny_path, topology="prefill=1,decode=1", **OPTIONS) as llm:
+        run(llm, source, tmp_path / "expected.jsonl", model=tiny_path)
+        expected = tokens_of(llm.generate(PROMPTS, PARAMS))
+    with start(tiny_path) as llm, nothing_left(llm):
+        batch = threading.Thread(target=run, args=(llm, source, target), kwargs={"model": tiny_path})
+        batch.start()
+        for number in range(20):
+            worker, index = number % 2, number % len(PROMPTS)
+            reading = Reading(llm, PROMPTS[index])
+            reading.read(int(random.integers(1, 20)))
+            epoch = kill(llm, worker)
+            wait_until_back(llm, worker, epoch)
+            assert reading.read() == expected[index]
+        batch.join(LONG)
+        assert not batch.is_alive()
+    assert results_of(target) == results_of(tmp_path / "expected.jsonl")
+
+
+def results_of(path):
+    """The text of each line, by its id; every id once."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert not any(line["error"] for line in found)
+    by_id = {line["custom_id"]: line["response"]["body"]["choices"][0]["text"] for line in found}
+    assert len(by_id) == len(found) == 200
+    return by_id
 
 
 @pytest.mark.long

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...protocol.actions import Action, Decode, DropTransfer, Fused, Prefill, Scatter, StartTransfer
-from ...protocol.events import MeshFailed, TransferFailed
+from ...protocol.events import MeshFailed, MeshJoined, TransferFailed
 from ...protocol.stamps import StepStamps, TransferStamps
 from ...scheduler.scheduler import Scheduler
 from .timeline_tracks import Begin, Count, End, Instant, Lane, Lanes, Mark, Notes, Track
@@ -85,7 +85,10 @@ class MeshTimeline:
             mesh = self._meshes[event.mesh]
             mesh.in_flight.clear()
             mesh.done = max(mesh.done, now)
-            self._emit(Instant(mesh.steps, mesh.done, "mesh failed", (("reason", event.reason),)))
+            what = "mesh gone" if event.is_gone else "mesh failed"
+            self._emit(Instant(mesh.steps, mesh.done, what, (("reason", event.reason),)))
+        elif isinstance(event, MeshJoined):
+            self._emit(Instant(self._meshes[event.mesh].steps, now, "mesh joined", ()))
         elif isinstance(event, TransferFailed) and (transfer := self._transfers.pop(event.transfer, None)) is not None:
             lane = transfer.sending
             t = max(lane.end, now)

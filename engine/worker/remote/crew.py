@@ -1,10 +1,10 @@
 """The workers of one engine, as its driver keeps them: started, listened to, missed, ended and started again.
 
 A worker counts as lost when its backend says so, when it refuses to go on, or when nothing was heard of it for longer
-than `worker_timeout` on the driver's clock, whatever else believes it alive: it is killed then, so that it cannot come
-back by itself. Beats go out from a thread that does nothing else, and a worker answers them on a thread that computes
-nothing. What was lost is started again after a while, loads what was agreed when the engine started, and serves under
-an epoch of its own; whatever an earlier epoch still sends is refused.
+than `worker_timeout` on the driver's clock, or minutes while it starts, whatever else believes it alive: it is killed
+then, so that it cannot come back by itself. Beats go out from a thread that does nothing else, and a worker answers
+them on a thread that computes nothing. What was lost is started again after a while, loads what was agreed when the
+engine started, and serves under an epoch of its own; whatever an earlier epoch still sends is refused.
 
 Invariant: for each epoch that has served, `lost` is called once before another serves. It knows no scheduler and no
 mesh: `remote_executor.py` does.
@@ -36,8 +36,8 @@ from ...protocol.worker import (
 )
 
 MOST_TRIES = 5  # starts in a row that come to nothing, until a worker is given up
-_BOOT_SECONDS = 180.0  # until a process that was started says its first word
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0  # seconds before a worker is started again, each time twice as long
+_START_SECONDS = 180.0  # of silence while a worker starts: loading libraries and files may hold up all its threads
+FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0  # seconds before a worker is started again, each time twice as long
 _LONG_AGO = 60.0  # seconds after which a loss makes the next pause no longer
 _BEATS = 5  # in a `worker_timeout`
 
@@ -297,7 +297,7 @@ class Crew:
         member.stage, member.why = Stage.DOWN, why
         member.tries += not had_served
         member.losses += 1
-        pause = min(_FIRST_PAUSE * 2 ** (member.losses - 1), _LONGEST_PAUSE)
+        pause = min(FIRST_PAUSE * 2 ** (member.losses - 1), _LONGEST_PAUSE)
         member.due = self._clock() + pause
         if handle is not None:
             handle.kill()
@@ -344,7 +344,7 @@ class Crew:
         if was_asleep and member.heard is not None:
             member.heard = now
         silent = now - (member.begun if member.heard is None else member.heard)
-        most = _BOOT_SECONDS if member.heard is None else self._timeout
+        most = self._timeout if member.stage is Stage.SERVING else max(_START_SECONDS, self._timeout)
         if silent > most:
             self._lose(member, f"{self.backend.name(member.index)} was silent for {silent:.1f} s.")
             return

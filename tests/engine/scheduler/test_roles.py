@@ -6,13 +6,13 @@ import pytest
 from helpers.fake_device import FakeDevice
 from twinmesh.engine.config import EngineConfig, PoolSize
 from twinmesh.engine.protocol.actions import DropTransfer, StartTransfer
-from twinmesh.engine.protocol.events import AbortRequested, MeshFailed, MigrateRequested, SetRoles, Tick
+from twinmesh.engine.protocol.events import AbortRequested, MeshFailed, MeshJoined, MigrateRequested, SetRoles, Tick
 from twinmesh.engine.roles import starting_roles
 from twinmesh.engine.scheduler.decision_log import DecisionLog, RecordingScheduler
 from twinmesh.engine.scheduler.request import State
 from twinmesh.engine.scheduler.scheduler import Scheduler
 from twinmesh.engine.simulation.logs.replay import replay
-from twinmesh.engine.topology import Topology
+from twinmesh.engine.topology import Role, Topology
 
 from .test_scheduler import PAGE, arrive, only, step
 
@@ -333,6 +333,68 @@ def test_a_mesh_that_fails_while_it_drains_has_drained():
     assert pool.answer(call) == "reached"
     assert pool.roles[lost] == "prefill"
     assert pool.finish() == {"a": "length"}
+
+
+# ---- meshes that are gone
+
+
+def go(pool, mesh):
+    pool.device.lose(mesh)
+    pool.scheduler.on(MeshFailed(pool.t, mesh, "boom", is_gone=True))
+    pool.step()
+
+
+def join(pool, mesh):
+    pool.scheduler.on(MeshJoined(pool.t, mesh))
+    pool.step()
+
+
+@pytest.mark.parametrize(("gone", "stands_in"), [(0, 1), (1, 0)])
+def test_the_mesh_that_is_left_does_both_until_the_one_that_is_gone_is_back(gone, stands_in):
+    pool = Pool("prefill=1,decode=1")
+    pool.decode(pool.arrive("a"))
+    pool.arrive("b")
+    go(pool, gone)
+    assert pool.scheduler.meshes[stands_in].role is Role.BOTH
+    assert pool.roles[gone].endswith("(gone)")
+    assert pool.finish() == {"a": "length", "b": "length"}
+    pool.arrive("c")
+    join(pool, gone)
+    assert pool.finish()["c"] == "length"
+    assert pool.roles == ["prefill", "decode"]
+    assert not pool.scheduler.counters.retries
+
+
+def test_without_any_mesh_requests_wait_until_one_joins():
+    pool = Pool("prefill=1,decode=1")
+    for mesh in (0, 1):
+        go(pool, mesh)
+    pool.arrive("a")
+    assert not pool.step()
+    assert pool.set_roles("prefill=1,decode=1") in pool.device.settled
+    join(pool, 1)
+    assert pool.finish() == {"a": "length"}
+
+
+def test_a_request_that_ends_every_process_fails_and_one_that_gets_on_outlives_any_number_of_losses():
+    pool = Pool("both=2", max_retries=1)
+    request = pool.decode(pool.arrive("a", max_tokens=20))
+    for _ in range(5):
+        before = request.confirmed
+        while request.confirmed == before:
+            pool.run_once()
+            pool.step()
+        lost = mesh_of(request)
+        go(pool, lost)
+        join(pool, lost)
+    assert not request.retries
+    for retries in (1, 2):  # before anything is read
+        lost = mesh_of(request)
+        go(pool, lost)
+        join(pool, lost)
+        assert request.retries == retries
+    assert request.state is State.FAILED
+    assert pool.finish() == {"a": "error"}
 
 
 # ---- calls beside calls
