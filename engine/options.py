@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 # What `workers` may be.
-WORKERS = ("processes",)
+WORKERS = ("processes", "ray")
 
 
 @dataclass(frozen=True)
@@ -319,7 +319,8 @@ class EngineOptions:
         str | None,
         Option(
             "where the meshes live. By default in this process; processes: each in a process of its own on this "
-            "machine, which is started again if it is lost, while its requests go on from the tokens they have",
+            "machine, which is started again if it is lost, while its requests go on from the tokens they have; ray: "
+            "each an actor of a Ray cluster, likewise",
             metavar="KIND",
         ),
     ] = None
@@ -331,6 +332,22 @@ class EngineOptions:
             metavar="N",
         ),
     ] = 1
+    ray_address: Annotated[
+        str | None,
+        Option(
+            "the Ray cluster to join, as ray.init takes it, such as 10.0.0.1:6379 or auto. By default the one that "
+            "this process has joined, else a new one on this machine",
+            metavar="ADDRESS",
+        ),
+    ] = None
+    mesh_hosts: Annotated[
+        str | None,
+        Option(
+            "the host of each mesh in a Ray cluster, by address or name, in the topology's order, with commas. The "
+            "meshes of one host share a worker. By default each has its own, where Ray has room",
+            metavar="HOSTS",
+        ),
+    ] = None
     worker_timeout: Annotated[
         float,
         Option("seconds of silence after which a worker counts as lost", metavar="X"),
@@ -378,6 +395,13 @@ class EngineOptions:
         if not self.worker_timeout:
             raise ValueError("worker_timeout=0 is not usable: it must be a number of seconds above 0.")
         check_whole_number("mesh_workers", self.mesh_workers, documentation()["mesh_workers"].least)
+        for name in ("ray_address", "mesh_hosts"):
+            if getattr(self, name) is not None and self.workers != "ray":
+                raise ValueError(f"{name} is of workers='ray' alone: leave it out, or ask for them.")
+        if self.workers == "ray" and self.mesh_workers > 1:
+            raise ValueError(
+                f"mesh_workers={self.mesh_workers} is of workers='processes' alone: with Ray each mesh is one actor's."
+            )
         if self.workers is None:
             if self.mesh_workers > 1:
                 raise ValueError(f"mesh_workers={self.mesh_workers} divides meshes over workers: name them with workers=.")
@@ -405,6 +429,8 @@ class EngineOptions:
             ("model", str | PathLike, "a name or a path"),
             ("topology", str | Topology, "a text such as 'both=1', or a Topology"),
             ("workers", str | None, "a kind of workers, such as 'processes', or None for none"),
+            ("ray_address", str | None, "an address such as '10.0.0.1:6379', or None"),
+            ("mesh_hosts", str | None, "a text such as '10.0.0.1,10.0.0.2', or None"),
             ("roles", str | None, "a text such as 'prefill=1,decode=3', or None for the default"),
             ("decision_log", str | PathLike | None, "a path, or None for no log"),
             ("profile_dir", str | PathLike, "a path"),

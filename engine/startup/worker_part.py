@@ -50,7 +50,10 @@ from .quantization import Quantized, asked_of, choose, cpu_kernels
 _PACKAGE = Path(__file__).resolve().parents[2]
 _VERSIONS = ("jax", "jaxlib", "numpy")
 # Options that are the driver's alone, or that cannot cross.
-_STAY = ("policy", "decision_log", "devices", "workers", "mesh_workers", "worker_timeout", "progress", "seed")
+_STAY = (
+    "policy", "decision_log", "devices", "workers", "mesh_workers", "worker_timeout", "ray_address", "mesh_hosts",
+    "progress", "seed",
+)  # fmt: skip
 
 
 class Asked(msgspec.Struct, frozen=True):

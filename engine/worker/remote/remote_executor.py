@@ -117,7 +117,7 @@ class RemoteExecutor:
 
     def replace_params(self, new: Mapping[str, Any]) -> None:
         """Send new parameters to every worker, in order with the commands; those that join later get them too."""
-        arrays = {path: np.asarray(array) for path, array in new.items()}
+        arrays = {path: np.array(array) for path, array in new.items()}  # copies: the caller may write to its own
         self.flush()
         with self._lock:
             self._params |= arrays
