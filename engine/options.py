@@ -324,7 +324,7 @@ class EngineOptions:
             metavar="KIND",
         ),
     ] = None
-    mesh_workers: Annotated[
+    workers_per_mesh: Annotated[
         int,
         Option(
             "over how many workers each mesh is divided; needs workers, and a number that divides every tp. They run "
@@ -394,17 +394,19 @@ class EngineOptions:
         check_seconds("worker_timeout", self.worker_timeout)
         if not self.worker_timeout:
             raise ValueError("worker_timeout=0 is not usable: it must be a number of seconds above 0.")
-        check_whole_number("mesh_workers", self.mesh_workers, documentation()["mesh_workers"].least)
+        check_whole_number("workers_per_mesh", self.workers_per_mesh, documentation()["workers_per_mesh"].least)
         for name in ("ray_address", "mesh_hosts"):
             if getattr(self, name) is not None and self.workers != "ray":
                 raise ValueError(f"{name} is of workers='ray' alone: leave it out, or ask for them.")
-        if self.workers == "ray" and self.mesh_workers > 1:
+        if self.workers == "ray" and self.workers_per_mesh > 1:
             raise ValueError(
-                f"mesh_workers={self.mesh_workers} is of workers='processes' alone: with Ray each mesh is one actor's."
+                f"workers_per_mesh={self.workers_per_mesh} is of workers='processes' alone: with Ray each mesh is one actor's."
             )
         if self.workers is None:
-            if self.mesh_workers > 1:
-                raise ValueError(f"mesh_workers={self.mesh_workers} divides meshes over workers: name them with workers=.")
+            if self.workers_per_mesh > 1:
+                raise ValueError(
+                    f"workers_per_mesh={self.workers_per_mesh} divides meshes over workers: name them with workers=."
+                )
             return
         if self.workers not in WORKERS:
             raise ValueError(f"workers={self.workers!r} is not usable: use one of {', '.join(WORKERS)}, or None.")
@@ -416,9 +418,9 @@ class EngineOptions:
         if self.devices is not None:
             raise ValueError("devices= are of this process, and workers have their own: leave one of the two out.")
         for spec in self.parsed_topology.meshes:
-            if spec.tp % self.mesh_workers:
+            if spec.tp % self.workers_per_mesh:
                 raise ValueError(
-                    f"mesh_workers={self.mesh_workers} cannot divide the {spec.role} mesh of tp {spec.tp} in topology "
+                    f"workers_per_mesh={self.workers_per_mesh} cannot divide the {spec.role} mesh of tp {spec.tp} in topology "
                     f"'{self.parsed_topology}': use a number that divides the tp of every mesh."
                 )
 

@@ -51,7 +51,7 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 _VERSIONS = ("jax", "jaxlib", "numpy")
 # Options that are the driver's alone, or that cannot cross.
 _STAY = (
-    "policy", "decision_log", "devices", "workers", "mesh_workers", "worker_timeout", "ray_address", "mesh_hosts",
+    "policy", "decision_log", "devices", "workers", "workers_per_mesh", "worker_timeout", "ray_address", "mesh_hosts",
     "progress", "seed",
 )  # fmt: skip
 

@@ -109,7 +109,7 @@ def _backend(options: EngineOptions, topology: Topology) -> WorkerBackend:
     if options.workers == "ray":
         hosts = None if options.mesh_hosts is None else [host.strip() for host in options.mesh_hosts.split(",")]
         return RayWorkers(topology, options.ray_address, hosts)
-    divided = options.mesh_workers
+    divided = options.workers_per_mesh
     processes = WorkerProcesses(topology, hosts=divided)
     return processes if divided == 1 else Groups(processes, divided, lambda first: _free_address(), merge_found)
 
