@@ -8,7 +8,9 @@ import warnings
 import pytest
 from helpers.byte_words import ByteWords, allowed
 from twinmesh import StructuredOutputsParams
+from twinmesh.engine.chat.chat_format import FINAL_CHANNEL
 from twinmesh.engine.structured.grammar import Grammars
+from twinmesh.engine.structured.opening import Opening
 from twinmesh.engine.structured.vocabulary import bits
 
 FIELDS = {"name": {"type": "string"}, "age": {"type": "integer"}}
@@ -184,6 +186,28 @@ def test_reasoning_that_the_prompt_has_ended_does_not_begin_again(grammars):
     grammar = grammars.compile(StructuredOutputsParams(regex="ab", after="</think>"))
     assert {*allowed(grammar.matcher([*b"<think>\n\n</think>\n\n"]))} == {ord("a")}
     assert {*allowed(grammar.matcher([*b"</think> more"]))} != {ord("a")}
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        (b"<|start|>assistant<|channel|>final<|message|>", True),
+        (b"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>", True),
+        (b"<|channel|>final <|constrain|>json<|message|>", True),
+        (b"<|channel|>analysis<|message|>", False),
+        (b"<|channel|>commentary to=functions.f <|constrain|>json<|message|>", False),
+        (b"<|channel|>final<|message|>Hi", False),
+    ],
+)
+def test_harmonys_final_channel_is_where_an_answer_begins(text, begins):
+    assert Opening(FINAL_CHANNEL, ByteWords.pieces).stands_at_end(text) is begins
+
+
+def test_a_schema_cannot_have_keywords_passed_over(grammars):
+    for lenient in ({"lenient": True}, {"coerce_one_of": True}):
+        schema = {"x-guidance": lenient, "uniqueItems": True, "oneOf": [{"minimum": 1}, {"maximum": 3}]}
+        with pytest.raises(ValueError, match="which cannot be kept to"):
+            grammars.compile(StructuredOutputsParams(json=schema))
 
 
 def test_bits_are_those_of_tokens():
