@@ -45,7 +45,6 @@ _SAME: Mapping[str, tuple[object, ...]] = {
     "kv_offloading_size": (0,),
     "preemption_mode": ("recompute",),
     "scheduling_policy": ("priority",),  # requests have a priority under every policy
-    "hf_overrides": ({},),
     "logits_processors": ([], ()),
     "limit_mm_per_prompt": ({},),
     "additional_config": ({},),

@@ -104,7 +104,7 @@ ENGINE: Mapping[str, str] = _by_name(
         ),
         "leave it out: model is where the weights are": "model_weights",
         "use progress": "use_tqdm_on_load",
-        "leave it out: change the model's config.json": "hf_overrides rope_scaling rope_theta",
+        "use hf_overrides": "rope_scaling rope_theta",
         "leave it out: attention windows are the model's": "disable_sliding_window",
         "leave it out: the defaults of SamplingParams are its own": "generation_config override_generation_config",
         "leave it out: the tokenizer is the one in the model's files": "tokenizer tokenizer_mode",

@@ -87,7 +87,7 @@ def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest
             Nothing stays open then, and an existing decision log is as it was.
     """
     parse_dtype(options.dtype)
-    checkpoint = open_checkpoint(resolve_model(options.model))
+    checkpoint = open_checkpoint(resolve_model(options.model), options.hf_overrides)
     options = replace(options, quantization=asked_of(options.quantization, checkpoint.method, checkpoint.name))
     tokenizer, chat_template = checkpoint.tokenizer(), checkpoint.chat_template()
     request = None if only is None else only(checkpoint)
