@@ -83,6 +83,7 @@ class EngineClient:
         """
         arrival = self.clock() if arrival is None else arrival
         params = own_params([SamplingParams() if params is None else params])[0]
+        _refuse_trace(params)
         checked = check_prompt(prompt, self.tokenizer, self.config.max_model_len)
         plan, grammar = self.resolve(params), self.grammar(params, reasoning_end)
         return Job(checked, params, plan, arrival, service, self.clock(), grammar)
@@ -146,6 +147,8 @@ class EngineClient:
         """Check conversations, in the words of the chat template or its tokens, as `check_all` does prompts; `answers`
         reads theirs, and `reasoning_end` is as for `check`."""
         params = own_params(params)
+        for one in params:
+            _refuse_trace(one)
         plans, most = self._plans(params), self.config.max_model_len
         given = [one if isinstance(one, str) else check_prompt(one, self.tokenizer, most) for one in rendered]
         blocks = (check_texts(block, self.tokenizer, most, is_rendered=True) for block in _blocks(given))
@@ -303,6 +306,11 @@ def own_params(params: Sequence[SamplingParams]) -> list[SamplingParams]:
             raise ValueError(f"sampling_params of type {type(one).__name__} are not usable: give SamplingParams.")
     own = {key: one.clone() for key, one in {id(one): one for one in params}.items()}
     return [own[id(one)] for one in params]
+
+
+def _refuse_trace(params: SamplingParams) -> None:
+    if params.trace_decode_token_ids is not None:
+        raise ValueError("trace_decode_token_ids are for LLM.generate: it replays them, and nothing else does.")
 
 
 def _chain(job: Job) -> bytes:

@@ -5,7 +5,7 @@ Every method may be called from any thread; the requests of all callers run in t
 policy's order. `step` alone is for one thread at a time.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from queue import SimpleQueue
 from types import TracebackType
@@ -30,6 +30,7 @@ from .prompts import PromptLike, as_list, check_continuation, check_ids_or_text,
 from .sampling_params import SamplingParams
 from .service_options import ServiceOptions, ServicesOptions, service_of, services_of
 from .streams import HandDriven, RequestStream
+from .trace_replay import replayed, scoring_of
 from .vllm_names import names_what_is_missing
 from .vllm_tables import GENERATE
 
@@ -352,13 +353,25 @@ class LLM(BaseLLM):
     def _run_all(self, jobs: Iterable[Job], count: int, use_tqdm: bool) -> list[RequestOutput]:
         """Run `count` jobs, and return their results in order."""
         outputs: list[RequestOutput | None] = [None] * count
+        replays: dict[int, Job] = {}
+
+        def runnable() -> Iterator[Job]:
+            for index, job in enumerate(jobs):
+                if job.params.trace_decode_token_ids is not None:
+                    replays[index] = job
+                    yield scoring_of(job, self._client)
+                else:
+                    yield job
+
         with (
             Progress("answered", count, "requests", shown=use_tqdm) as line,
-            closing(JobRun(self._client, jobs, None).results()) as results,
+            closing(JobRun(self._client, runnable(), None).results()) as results,
         ):
             for result in results:
                 if result is not None:
-                    outputs[result[0]] = result[1].output()
+                    index, collector = result
+                    job = replays.get(index)
+                    outputs[index] = collector.output() if job is None else replayed(collector, job, self._client)
                     line.advance(1)
         return [output for output in outputs if output is not None]
 

@@ -30,7 +30,8 @@ _CACHES = _words(
 # Values that say no more than what is so anyway.
 _SAME: Mapping[str, tuple[object, ...]] = {
     "generation_config": ("auto", "vllm"),
-    "load_format": ("auto", "safetensors", "hf", "pt", "gguf"),
+    # A checkpoint's own files say how its weights are stored; "dummy" alone asks for something else.
+    "load_format": ("auto", "hf", "safetensors", "fastsafetensors", "pt", "gguf", "sharded_state", "mistral"),
     "tokenizer_mode": ("auto", "slow", "fast", "hf"),
     "runner": ("auto", "generate", "pooling"),
     "convert": ("auto", "none", "embed"),
@@ -44,7 +45,6 @@ _SAME: Mapping[str, tuple[object, ...]] = {
     "kv_offloading_size": (0,),
     "preemption_mode": ("recompute",),
     "scheduling_policy": ("priority",),  # requests have a priority under every policy
-    "hf_overrides": ({},),
     "logits_processors": ([], ()),
     "limit_mm_per_prompt": ({},),
     "additional_config": ({},),
