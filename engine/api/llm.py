@@ -172,7 +172,8 @@ class LLM(BaseLLM):
     def score(
         self, prompts: PromptLike | Iterable[PromptLike], continuations: PromptLike | Iterable[PromptLike]
     ) -> list[Score]:
-        """Score continuations: how likely each is after its prompt, in one forward pass each.
+        """Score continuations: how likely each is after its prompt, in one forward pass each. What prompts begin with
+        alike is computed once, where the prefix cache is on.
 
         Args:
             prompts: as for `generate`; one may go with several continuations.
@@ -196,7 +197,7 @@ class LLM(BaseLLM):
         checked = check_texts([check_ids_or_text(before, *bounds) for before in befores], *bounds)
         for prompt, after in zip(checked, afters, strict=True):
             whole = check_continuation(prompt, after, *bounds)
-            jobs.append(Job(whole, _SCORING, plan, arrival))
+            jobs.append(Job(whole, _SCORING, plan, arrival, scored_from=len(prompt.ids)))
             starts.append(len(prompt.ids))
         with closing(JobRun(self._client, jobs, None).results()) as results:
             found = [result for result in results if result is not None]
@@ -318,10 +319,13 @@ def _one_each(params: SamplingParams | Iterable[SamplingParams] | None, count: i
 
 
 def _score(collector: RequestCollector, start: int) -> Score:
-    """Score the tokens of a prompt from `start` on, once the request has ended."""
+    """Score the tokens of a prompt from `start` on, once the request has ended. Of those before there are scores only
+    where they were computed."""
     output = collector.output()
     if output.outputs[0].finish_reason in ("abort", "error"):
         raise EngineError(output.error or f"{output.request_id} was aborted before it was scored.")
-    scores = np.concatenate([scores.logprob for scores in collector.prompt_scores])  # [n - 1]
-    logprobs = scores[start - 1 :].astype(np.float32)
-    return Score(output.prompt_token_ids[start:], logprobs, float(logprobs.sum(dtype=np.float64)))
+    token_ids, pieces = output.prompt_token_ids[start:], collector.prompt_scores
+    last = slice(-len(token_ids), None)
+    logprobs = np.concatenate([scores.logprob for scores in pieces])[last].astype(np.float32)
+    ranks = np.concatenate([scores.rank for scores in pieces])[last].astype(np.int32)
+    return Score(token_ids, logprobs, float(logprobs.sum(dtype=np.float64)), ranks)

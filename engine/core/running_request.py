@@ -33,6 +33,7 @@ class RunningRequest:
         self._id, self._outputs, self._page_size = facts.id, array("i"), config.page_size
         self._stop, self._stop_ids = submission.stop, plan.stop_ids
         self._prompt_scores: list[HostScores] = []
+        self._scored_run: int | None = None  # the run that these are of
         self._last_hash = facts.block_hashes[-1] if facts.block_hashes else b""
         hashes_all = len(facts.block_hashes) == facts.prompt_len // config.page_size
         # In deterministic mode an answer's pages do not feed the cache, and its conversation remembers their hashes.
@@ -63,8 +64,9 @@ class RunningRequest:
 
     def take_prompt_scores(self, row: Chunk, scores: HostScores | None) -> None:
         """Keep the scores of a chunk of the prompt; they are sent with the first token."""
-        if row.start == 0:
+        if row.run != self._scored_run:
             self._prompt_scores.clear()  # of an earlier run
+            self._scored_run = row.run
         if scores is not None:
             self._prompt_scores.append(scores)
 

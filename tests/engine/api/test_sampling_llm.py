@@ -210,6 +210,32 @@ def test_scores_are_the_continuations_log_probabilities(llm, dense):
         assert score.token_ids == ids
         np.testing.assert_allclose(score.logprobs, expected, atol=2e-3)
         assert score.total == pytest.approx(expected.sum(), abs=0.02)
+        ahead = (rows > expected[:, None] + 1e-2).sum(-1)  # surely
+        at_most = (rows > expected[:, None] - 1e-2).sum(-1)
+        assert (score.ranks >= 1 + ahead).all()
+        assert (score.ranks <= at_most).all()
+
+
+def test_a_score_says_whether_greedy_decoding_gives_the_continuation(llm, plain):
+    other = [*plain[:-1], plain[-1] ^ 1]
+    right, wrong = llm.score(PROMPT, [plain, other])
+    assert right.is_greedy
+    assert not wrong.is_greedy
+    assert wrong.ranks[-1] > 1
+    np.testing.assert_array_equal(wrong.ranks[:-1], 1)
+
+
+def test_scores_behind_a_common_prompt_compute_it_once(llm):
+    prompt = np.random.RandomState(5).randint(5, 200, 40).tolist()  # two full pages of 16 and a part
+    ends = [[40, 41], [42], [43, 44, 45]]
+    before = llm.metrics().cached_tokens
+    together = llm.score([prompt], ends)
+    assert llm.metrics().cached_tokens - before >= 2 * 32
+    llm.update_params({})  # drops cached prefixes
+    for end, score in zip(ends, together, strict=True):
+        (alone,) = llm.score([prompt], [end])
+        np.testing.assert_allclose(score.logprobs, alone.logprobs, atol=1e-5)
+        np.testing.assert_array_equal(score.ranks, alone.ranks)
 
 
 # ---- other ways in
