@@ -189,9 +189,7 @@ class Tokenizer:
         found: int | None = None if text is None else self.backend.token_to_id(text)
         return found
 
-    def decode(
-        self, ids: Sequence[int], skip_special: bool = True, *, skip_special_tokens: bool | None = None
-    ) -> str:
+    def decode(self, ids: Sequence[int], skip_special: bool = True, *, skip_special_tokens: bool | None = None) -> str:
         """Convert `ids` to text; bytes that are not UTF-8 become U+FFFD.
 
         `skip_special`, or `skip_special_tokens` as vLLM and transformers call it, leaves control tokens out; here that
