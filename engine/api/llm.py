@@ -25,6 +25,7 @@ from .job import Job
 from .job_run import JobRun
 from .outputs import RequestOutput, Score
 from .prompts import PromptLike, as_list, check_continuation, check_ids_or_text, check_texts
+from .research import EmbeddingRequestOutput, HiddenStates, ParameterInfo, Pooling, PromptLogits, Research
 from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
 from .service_options import ServiceOptions, ServicesOptions, service_of, services_of
@@ -48,6 +49,7 @@ class LLM(BaseLLM):
 
     def _prepare(self) -> None:
         self._hand_driven = HandDriven(self._client)
+        self._research = Research(self.engine.core, self.tokenizer, self.config.max_model_len)
 
     @names_what_is_missing("LLM.generate", GENERATE, ServicesOptions)
     def generate(
@@ -203,6 +205,67 @@ class LLM(BaseLLM):
             found = [result for result in results if result is not None]
         scores = {index: _score(collector, starts[index]) for index, collector in found}
         return [scores[index] for index in range(len(jobs))]
+
+    def hidden_states(
+        self,
+        prompts: PromptLike | Iterable[PromptLike],
+        *,
+        layers: Sequence[int] = (-1,),
+        positions: Sequence[int] | None = None,
+    ) -> list[HiddenStates]:
+        """Compute hidden states of prompts, in a step of its own beside what the engine serves.
+
+        It is compiled on the first call of each size, and for each choice of layers; the engine's memory does not grow
+        with the number of prompts. Parameters are those at the time of the call.
+
+        Args:
+            prompts: as for `generate`.
+            layers: counted as transformers' `hidden_states`: 0 for the embeddings, l for what the l-th layer gives, the
+                last, also -1, for what the final norm makes of it.
+            positions: of which of a prompt's tokens, from 0 on or from -1 backwards; None: of all.
+
+        Raises:
+            ValueError: prompts that `generate` would refuse, layers or positions that there are not, or an engine whose
+                meshes are in other processes. Nothing was computed.
+            EngineError: the engine is closed, or the device has no memory left for the step.
+        """
+        return self._research.hidden_states(prompts, layers, positions)
+
+    def logits(
+        self, prompts: PromptLike | Iterable[PromptLike], *, positions: Sequence[int] | None = (-1,)
+    ) -> list[PromptLogits]:
+        """Compute the logits of the whole vocabulary after tokens of prompts, in a step of its own.
+
+        `positions`: after which of a prompt's tokens, from 0 on or from -1 backwards; None: after all. The head runs on
+        64 of them at a time. Else as `hidden_states`, and raises as it does.
+        """
+        return self._research.logits(prompts, positions)
+
+    def embed(
+        self, prompts: PromptLike | Iterable[PromptLike], *, pooling: Pooling = "last", normalize: bool = True
+    ) -> list[EmbeddingRequestOutput]:
+        """Compute an embedding of each prompt, from the hidden states after the final norm.
+
+        Args:
+            prompts: as for `generate`; a text gets the special tokens that it gets there.
+            pooling: "last", the last token's state; "mean", their mean; "cls", the first token's.
+            normalize: whether to divide it by its length.
+
+        Returns:
+            Outputs whose `outputs.embedding` is a list of numbers, as vLLM has them.
+
+        Raises as `hidden_states` does, and ValueError for another pooling.
+        """
+        return self._research.embed(prompts, pooling, normalize)
+
+    def parameters(self) -> dict[str, ParameterInfo]:
+        """Return the shape and dtype of each parameter by the name that `update_params` takes.
+
+        Raises:
+            ValueError: an engine whose meshes are in other processes.
+            EngineError: the engine is closed or has failed.
+        """
+        return self._research.parameters()
 
     @names_what_is_missing("LLM.add_request", GENERATE, ServiceOptions)
     def add_request(
