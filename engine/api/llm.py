@@ -11,7 +11,6 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Literal, Unpack
 
-import jax
 import numpy as np
 
 from ...models.text.chat import ChatOptions, ReasoningEffort
@@ -23,6 +22,7 @@ from .base import DRAIN_TIMEOUT, BaseLLM
 from .collector import RequestCollector
 from .job import Job
 from .job_run import JobRun
+from .new_params import named_params
 from .outputs import RequestOutput, Score
 from .prompts import PromptLike, as_list, check_continuation, check_ids_or_text, check_texts
 from .research import EmbeddingRequestOutput, HiddenStates, ParameterInfo, Pooling, PromptLogits, Research
@@ -302,22 +302,25 @@ class LLM(BaseLLM):
         """
         self._client.abort(request_id)
 
-    def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
+    def update_params(self, params: Mapping[str, Any]) -> None:
         """Replace parameters of the model on every mesh; return when new requests run with them.
 
         Running requests finish with the old parameters, and requests that arrive meanwhile wait. Nothing compiles.
         Cached prefixes are dropped.
 
         Args:
-            params: dotted path, such as "layers.0.attention.q_proj", to an array of the parameter's shape and
-                dtype, as `models.decoder.AbstractParams.specs` lists them; those left out stay as they are. Values
-                are taken as they are, NaN and infinity included.
+            params: arrays by name, of JAX, numpy, or what hands them over by DLPack or `__array__`, such as torch.
+                Names are the model's, such as "layers.0.attention.q_proj", with the shape and dtype that `parameters`
+                lists; or Hugging Face's, such as "model.layers.0.self_attn.q_proj.weight", as files on the hub have
+                them, which are transposed, divided and cast as they are when they are loaded. Those left out stay as
+                they are. Values are taken as they are, NaN and infinity included.
 
         Raises:
-            ValueError: a path that the model does not have, or another shape or dtype. Nothing was replaced.
+            ValueError: a name that the model does not have, another shape or dtype, or a part of a parameter. Nothing
+                was replaced.
             EngineError: the engine is closed or has failed.
         """
-        self.engine.core.update_params(params)
+        self.engine.core.update_params(named_params(params, self.engine.core))
 
     def set_roles(
         self, roles: str | Mapping[int, str], *, drain_timeout: float = DRAIN_TIMEOUT
