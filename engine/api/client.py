@@ -220,13 +220,15 @@ class EngineClient:
         others are scored have to be computed."""
         if not self.config.prefix_cache:
             return ()
-        scored_from = None if job.params.prompt_logprobs is None else job.scored_from or 1
+        scored_from = None if job.plan.prompt_logprobs is None else job.scored_from or 1
         cached = job.prompt.ids if scored_from is None else job.prompt.ids[: scored_from - 1]
         return block_hashes(cached, self.config.page_size)
 
     def _plan(self, job: Job, index: int, seed: int) -> SamplingPlan:
         """Return a completion's plan; only the first completion, which computes the prompt, reports prompt_logprobs."""
-        return replace(job.plan, seed=seed, prompt_logprobs=None if index else job.plan.prompt_logprobs)
+        wanted = None if index else job.plan.prompt_logprobs
+        first = job.scored_from or 1
+        return replace(job.plan, seed=seed, prompt_logprobs=wanted, scored_from=first, alternatives=job.alternatives)
 
     def _seeds(self, params: SamplingParams, number: int) -> list[int]:
         if params.seed is not None:

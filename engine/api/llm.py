@@ -11,30 +11,23 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Literal, Unpack
 
-import numpy as np
-
 from ...models.text.chat import ChatOptions, ReasoningEffort
 from ...models.text.chat_messages import Message, Tool
 from ..core.submission import Update
-from ..errors import EngineError
 from ..host.progress import Progress
 from .base import DRAIN_TIMEOUT, BaseLLM
-from .collector import RequestCollector
 from .job import Job
 from .job_run import JobRun
 from .new_params import named_params
 from .outputs import RequestOutput, Score
 from .prompts import PromptLike, as_list, check_continuation, check_ids_or_text, check_texts
 from .research import EmbeddingRequestOutput, HiddenStates, ParameterInfo, Pooling, PromptLogits, Research
-from .resolve_sampling import resolve
 from .sampling_params import SamplingParams
+from .scorer import Scorer
 from .service_options import ServiceOptions, ServicesOptions, service_of, services_of
 from .streams import HandDriven, RequestStream
 from .vllm_names import names_what_is_missing
 from .vllm_tables import GENERATE
-
-# Of a score: one token has to be sampled, and only the prompt's log-probabilities are looked at.
-_SCORING = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
 
 
 class LLM(BaseLLM):
@@ -49,6 +42,7 @@ class LLM(BaseLLM):
 
     def _prepare(self) -> None:
         self._hand_driven = HandDriven(self._client)
+        self._scorer = Scorer(self._client)
         self._research = Research(self.engine.core, self.tokenizer, self.config.max_model_len)
 
     @names_what_is_missing("LLM.generate", GENERATE, ServicesOptions)
@@ -174,8 +168,9 @@ class LLM(BaseLLM):
     def score(
         self, prompts: PromptLike | Iterable[PromptLike], continuations: PromptLike | Iterable[PromptLike]
     ) -> list[Score]:
-        """Score continuations: how likely each is after its prompt, in one forward pass each. What prompts begin with
-        alike is computed once, where the prefix cache is on.
+        """Score continuations: how likely each is after its prompt, in one forward pass each. Those that differ in
+        their last token alone share one, and what prompts begin with alike is computed once, where the prefix cache is
+        on.
 
         Args:
             prompts: as for `generate`; one may go with several continuations.
@@ -193,18 +188,10 @@ class LLM(BaseLLM):
             raise ValueError(
                 f"There are {len(befores)} prompts and {len(afters)} continuations: give one prompt, or one for each."
             )
-        jobs, starts, arrival = [], [], self._client.clock()
-        plan = resolve(_SCORING, self.tokenizer, seed=0)
         bounds = self.tokenizer, self.config.max_model_len
         checked = check_texts([check_ids_or_text(before, *bounds) for before in befores], *bounds)
-        for prompt, after in zip(checked, afters, strict=True):
-            whole = check_continuation(prompt, after, *bounds)
-            jobs.append(Job(whole, _SCORING, plan, arrival, scored_from=len(prompt.ids)))
-            starts.append(len(prompt.ids))
-        with closing(JobRun(self._client, jobs, None).results()) as results:
-            found = [result for result in results if result is not None]
-        scores = {index: _score(collector, starts[index]) for index, collector in found}
-        return [scores[index] for index in range(len(jobs))]
+        wholes = [check_continuation(prompt, after, *bounds) for prompt, after in zip(checked, afters, strict=True)]
+        return self._scorer.score([len(prompt.ids) for prompt in checked], wholes)
 
     def hidden_states(
         self,
@@ -382,16 +369,3 @@ def _one_each(params: SamplingParams | Iterable[SamplingParams] | None, count: i
     if len(listed) != count:
         raise ValueError(f"There are {count} prompts and {len(listed)} sampling_params: give one, or one for each.")
     return listed
-
-
-def _score(collector: RequestCollector, start: int) -> Score:
-    """Score the tokens of a prompt from `start` on, once the request has ended. Of those before there are scores only
-    where they were computed."""
-    output = collector.output()
-    if output.outputs[0].finish_reason in ("abort", "error"):
-        raise EngineError(output.error or f"{output.request_id} was aborted before it was scored.")
-    token_ids, pieces = output.prompt_token_ids[start:], collector.prompt_scores
-    last = slice(-len(token_ids), None)
-    logprobs = np.concatenate([scores.logprob for scores in pieces])[last].astype(np.float32)
-    ranks = np.concatenate([scores.rank for scores in pieces])[last].astype(np.int32)
-    return Score(token_ids, logprobs, float(logprobs.sum(dtype=np.float64)), ranks)

@@ -82,7 +82,9 @@ class TwinmeshLM(TemplateLM):
         if model is None:
             raise ValueError("model_args names no model: give model=smollm2, or a path.")
         own = {name: given.pop(name) for name in _OWN if name in given}
-        return cls(model, given, **own)
+        # JSON has no tuples, such as buckets are.
+        engine = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        return cls(model, engine, **own)
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:

@@ -18,8 +18,8 @@ from jax import Array, lax
 from ..protocol.results import TokenScores
 from ..protocol.sampling_plan import MAX_LOGPROBS
 
-# Rows per call of the LM head: enough for an efficient GEMM, and 64 rows of 150,000 logits take only 40 MB.
-_HEAD_ROWS = 64
+# Rows of a prompt that are scored at a time: enough for an efficient GEMM; 64 rows of 150,000 logits take only 40 MB.
+SCORED_ROWS = 64
 
 
 def score(logits: Array, tokens: Array) -> TokenScores[Array]:
@@ -41,28 +41,17 @@ def score(logits: Array, tokens: Array) -> TokenScores[Array]:
     )
 
 
-def score_tokens(head: Callable[[Array], Array], hidden: Array, targets: Array) -> TokenScores[Array]:
-    """Score one target token per hidden state, without ever holding the logits of all rows.
+def score_rows(head: Callable[[Array], Array], hidden: Array, rows: Array, targets: Array) -> TokenScores[Array]:
+    """Score a target token after each of some rows; logits exist for these rows alone.
 
     Args:
         head: the LM head, [n, E] -> [n, V] float32.
         hidden: [T, E]; row i of a prompt gives the distribution of its token i + 1.
-        targets: [T] int32.
+        rows: [R] int32, which of the T.
+        targets: [R] int32.
 
     Returns:
-        Scores of the T rows.
+        Scores of the R rows.
     """
-    count = targets.shape[0]
-    padding = -count % _HEAD_ROWS
-    blocks = (
-        jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, _HEAD_ROWS, hidden.shape[1]),
-        jnp.pad(targets, (0, padding)).reshape(-1, _HEAD_ROWS),
-    )
-
-    def block(inputs: tuple[Array, Array]) -> TokenScores[Array]:
-        hidden, targets = inputs
-        return score(head(hidden), targets)
-
-    with jax.named_scope("score_tokens"):
-        scores: TokenScores[Array] = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], lax.map(block, blocks))
-        return scores
+    with jax.named_scope("score_rows"):
+        return score(head(hidden.at[rows].get(mode="clip")), targets)

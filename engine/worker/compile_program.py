@@ -18,7 +18,7 @@ from ...models.decoder import Decoder, bind
 from ..protocol.results import TokenScores
 from ..sampling.cuts import top_k, top_p
 from ..sampling.logits_processors import adjust, empty_dense, load_dense
-from ..sampling.logprobs import score, score_tokens
+from ..sampling.logprobs import SCORED_ROWS, score, score_rows
 from ..sampling.request_rows import Stage
 from ..sampling.request_state import DenseRows, DrawColumn, Float
 from ..sampling.sampler import draw
@@ -147,14 +147,14 @@ def _params(plan: MeshPlan) -> Any:
 
 
 def _compile_score(plan: MeshPlan, tokens: int) -> Compiled:
-    def score(params: Params, hidden: jax.Array, targets: jax.Array) -> TokenScores[jax.Array]:
+    def score(params: Params, hidden: jax.Array, rows: jax.Array, targets: jax.Array) -> TokenScores[jax.Array]:
         decoder = _decoder(plan, params)
-        return score_tokens(lambda rows: replicate_logits(decoder.logits(rows), plan.mesh), hidden, targets)
+        return score_rows(lambda found: replicate_logits(decoder.logits(found), plan.mesh), hidden, rows, targets)
 
     arg = partial(_argument, plan.mesh)
     hidden = arg((tokens, plan.model.hidden_size), plan.dtype)
     jitted = jax.jit(score, out_shardings=replicated(plan.mesh))
-    return jitted.lower(_params(plan), hidden, arg((tokens,))).compile()
+    return jitted.lower(_params(plan), hidden, arg((SCORED_ROWS,)), arg((SCORED_ROWS,))).compile()
 
 
 def _compile_states_pool(plan: MeshPlan, pages: int) -> Compiled:

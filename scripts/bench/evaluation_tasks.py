@@ -9,13 +9,25 @@ import random
 from pathlib import Path
 
 import numpy as np
-
 from twinmesh.models.checkpoints.state_dict import sources_by_path
 from twinmesh.models.families.tensor_source import Source
 from twinmesh.models.loaded import LoadedModel
 
 CHOICE, ANSWER = "local_choice", "local_answer"
-_WORDS = ("apple", "river", "stone", "cloud", "engine", "garden", "letter", "mirror", "paper", "silver", "window", "yellow")
+_WORDS = (
+    "apple",
+    "river",
+    "stone",
+    "cloud",
+    "engine",
+    "garden",
+    "letter",
+    "mirror",
+    "paper",
+    "silver",
+    "window",
+    "yellow",
+)
 _YAML = """\
 task: {name}
 dataset_path: json
@@ -65,7 +77,10 @@ def write_tasks(folder: Path, count: int, shots: int = 3, seed: int = 0) -> Path
 def _question(draw: random.Random) -> tuple[str, str]:
     words = draw.sample(_WORDS, 3)
     number = draw.randint(2, 9)
-    return f"Question: A box holds {number} {words[0]}s, a {words[1]} and a {words[2]}. What is counted?\nAnswer:", words[0]
+    return (
+        f"Question: A box holds {number} {words[0]}s, a {words[1]} and a {words[2]}. What is counted?\nAnswer:",
+        words[0],
+    )
 
 
 def _document(draw: random.Random, solved: str) -> dict[str, object]:

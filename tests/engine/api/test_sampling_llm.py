@@ -231,6 +231,10 @@ def test_scores_behind_a_common_prompt_compute_it_once(llm):
     before = llm.metrics().cached_tokens
     together = llm.score([prompt], ends)
     assert llm.metrics().cached_tokens - before >= 2 * 32
+    ends += [[46], [40, 47], [42]]  # which share a request with one before
+    requests = len(llm.metrics().recent)
+    together = llm.score([prompt], ends)
+    assert len(llm.metrics().recent) - requests == 3
     llm.update_params({})  # drops cached prefixes
     for end, score in zip(ends, together, strict=True):
         (alone,) = llm.score([prompt], [end])
