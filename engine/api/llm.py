@@ -224,7 +224,7 @@ class LLM(BaseLLM):
         """Compute the logits of the whole vocabulary after tokens of prompts, in a step of its own.
 
         `positions`: after which of a prompt's tokens, from 0 on or from -1 backwards; None: after all. The head runs on
-        64 of them at a time. Else as `hidden_states`, and raises as it does.
+        `scored_rows` of them at a time, which are 8 to 64. Else as `hidden_states`, and raises as it does.
         """
         return self._research.logits(prompts, positions)
 

@@ -18,7 +18,7 @@ from ...models.decoder import Decoder, bind
 from ..protocol.results import TokenScores
 from ..sampling.cuts import top_k, top_p
 from ..sampling.logits_processors import adjust, empty_dense, load_dense
-from ..sampling.logprobs import SCORED_ROWS, score, score_rows
+from ..sampling.logprobs import score, score_rows
 from ..sampling.request_rows import Stage
 from ..sampling.request_state import DenseRows, DrawColumn, Float
 from ..sampling.sampler import draw
@@ -154,7 +154,8 @@ def _compile_score(plan: MeshPlan, tokens: int) -> Compiled:
     arg = partial(_argument, plan.mesh)
     hidden = arg((tokens, plan.model.hidden_size), plan.dtype)
     jitted = jax.jit(score, out_shardings=replicated(plan.mesh))
-    return jitted.lower(_params(plan), hidden, arg((SCORED_ROWS,)), arg((SCORED_ROWS,))).compile()
+    rows = arg((plan.config.scored_rows,))
+    return jitted.lower(_params(plan), hidden, rows, rows).compile()
 
 
 def _compile_states_pool(plan: MeshPlan, pages: int) -> Compiled:

@@ -13,7 +13,6 @@ import numpy as np
 
 from ..protocol.actions import Chunk, CopyPage, Decode, DecodeRow, Fused, Prefill, Scatter, StartTransfer
 from ..protocol.results import HostScores, TokenScores
-from ..sampling.logprobs import SCORED_ROWS
 from ..sampling.request_rows import Stage, dense_row
 from ..sampling.request_state import DenseRows
 from ..sharding.weights import Params, Placer
@@ -213,11 +212,13 @@ class MeshWorker:
         rows, targets = (np.concatenate(x) for x in zip(*((rows, wanted) for _, rows, wanted in pieces), strict=True))
         ends = np.cumsum([0, *(len(piece.rows) for piece in pieces)]).tolist()
         of_rows = tuple((piece.row, *ends[index : index + 2]) for index, piece in enumerate(pieces))
-        return tuple(self._score_block(hidden, rows, targets, at) for at in range(0, len(rows), SCORED_ROWS)), of_rows
+        starts = range(0, len(rows), self.plan.config.scored_rows)
+        return tuple(self._score_block(hidden, rows[at:], targets[at:]) for at in starts), of_rows
 
-    def _score_block(self, hidden: jax.Array, rows: np.ndarray, targets: np.ndarray, at: int) -> TokenScores[jax.Array]:
-        block = filled(0, 2, SCORED_ROWS)
-        count = len(rows[at : at + SCORED_ROWS])
-        block[:, :count] = rows[at : at + SCORED_ROWS], targets[at : at + SCORED_ROWS]
+    def _score_block(self, hidden: jax.Array, rows: np.ndarray, targets: np.ndarray) -> TokenScores[jax.Array]:
+        """Dispatch the scoring of the first `scored_rows` of these."""
+        block = filled(0, 2, self.plan.config.scored_rows)
+        count = min(len(rows), block.shape[1])
+        block[:, :count] = rows[:count], targets[:count]
         scores: TokenScores[jax.Array] = self.programs.score[hidden.shape[0]](self.params, hidden, *block)
         return scores

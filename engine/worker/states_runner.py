@@ -20,7 +20,7 @@ from ..errors import EngineError
 from ..sharding.weights import Params
 from .compile_program import compile_program
 from .mesh_plan import MeshPlan
-from .states_step import KV_LEN, LENGTH, LOGIT_ROWS, TABLE
+from .states_step import KV_LEN, LENGTH, TABLE
 
 # Calls a function, which dispatches a program and returns (what is to be read, anything else), where the mesh's other
 # programs are dispatched, and returns what it does.
@@ -65,12 +65,12 @@ class StatesRunner:
         Raises:
             EngineError: as `states` does.
         """
-        blocks = []
-        for start in range(0, len(hidden), LOGIT_ROWS):
-            block = hidden[start : start + LOGIT_ROWS]
-            padded = np.zeros((LOGIT_ROWS, hidden.shape[1]), hidden.dtype)
+        blocks, rows = [], self.plan.config.scored_rows
+        for start in range(0, len(hidden), rows):
+            block = hidden[start : start + rows]
+            padded = np.zeros((rows, hidden.shape[1]), hidden.dtype)
             padded[: len(block)] = block
-            found, _ = self._run(dispatch, "logits", (LOGIT_ROWS,), (params, padded))
+            found, _ = self._run(dispatch, "logits", (rows,), (params, padded))
             blocks.append(_read(found)[: len(block)])
         return np.concatenate(blocks)
 

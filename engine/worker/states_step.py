@@ -21,8 +21,6 @@ from .paged_attention import PagedAttention, PrefillRows, StepRows
 
 # The first columns of `rows`; the row's page table follows.
 LENGTH, KV_LEN, TABLE = 0, 1, 2
-# Rows of hidden states whose logits are computed at a time: as many as a step that scores prompts has.
-LOGIT_ROWS = 64
 
 
 def states_step(
