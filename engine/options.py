@@ -408,7 +408,8 @@ class EngineOptions:
                 raise ValueError(f"{name} is of workers='ray' alone: leave it out, or ask for them.")
         if self.workers == "ray" and self.workers_per_mesh > 1:
             raise ValueError(
-                f"workers_per_mesh={self.workers_per_mesh} is of workers='processes' alone: with Ray each mesh is one actor's."
+                f"workers_per_mesh={self.workers_per_mesh} is of workers='processes' alone: with Ray each mesh is one "
+                "actor's."
             )
         if self.workers is None:
             if self.workers_per_mesh > 1:
@@ -428,8 +429,8 @@ class EngineOptions:
         for spec in self.parsed_topology.meshes:
             if spec.tp % self.workers_per_mesh:
                 raise ValueError(
-                    f"workers_per_mesh={self.workers_per_mesh} cannot divide the {spec.role} mesh of tp {spec.tp} in topology "
-                    f"'{self.parsed_topology}': use a number that divides the tp of every mesh."
+                    f"workers_per_mesh={self.workers_per_mesh} cannot divide the {spec.role} mesh of tp {spec.tp} in "
+                    f"topology '{self.parsed_topology}': use a number that divides the tp of every mesh."
                 )
 
     def _check_kinds(self) -> None:

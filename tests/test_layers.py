@@ -13,7 +13,7 @@ import twinmesh
 
 ROOT = Path(twinmesh.__file__).parent
 # Rooms of the engine on neither side of the protocol: they start both, or are there for callers.
-AROUND = {"batch", "benchmark", "api", "startup", "options", "chat"}
+AROUND = {"batch", "benchmark", "evaluation", "api", "startup", "options", "chat"}
 FOLDERS = ("engine", "kernels_pallas", "models", "scripts")
 PLANTED = {
     "package": ("models/layers.py", "from ..engine.config import EngineConfig"),

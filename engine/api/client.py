@@ -269,14 +269,19 @@ class EngineClient:
         return RequestFacts(id_, length, most, hashes, leader, job.service, job.grammar is not None)
 
     def _block_hashes(self, job: Job) -> tuple[bytes, ...]:
-        """Hash the prompt's pages; none where the prefix cache is off or every prompt token has to be computed."""
-        if not self.config.prefix_cache or job.params.prompt_logprobs is not None:
+        """Hash those of the prompt's pages that the prefix cache may have; none where it is off. Tokens after which
+        others are scored have to be computed."""
+        if not self.config.prefix_cache:
             return ()
-        return block_hashes(job.prompt.ids, self.config.page_size, _chain(job))
+        scored_from = None if job.plan.prompt_logprobs is None else job.scored_from or 1
+        cached = job.prompt.ids if scored_from is None else job.prompt.ids[: scored_from - 1]
+        return block_hashes(cached, self.config.page_size, _chain(job))
 
     def _plan(self, job: Job, index: int, seed: int) -> SamplingPlan:
         """Return a completion's plan; only the first completion, which computes the prompt, reports prompt_logprobs."""
-        return replace(job.plan, seed=seed, prompt_logprobs=None if index else job.plan.prompt_logprobs)
+        wanted = None if index else job.plan.prompt_logprobs
+        first = job.scored_from or 1
+        return replace(job.plan, seed=seed, prompt_logprobs=wanted, scored_from=first, alternatives=job.alternatives)
 
     def _seeds(self, params: SamplingParams, number: int) -> list[int]:
         if params.seed is not None:

@@ -14,6 +14,7 @@ BENCHMARKS = {
     "cache": "programs that a start finds compiled after starts with other topologies",
     "driver": "how late the driver of 'serve' sends requests, on an engine that computes nothing",
     "dtype": 'products in float32 and bfloat16, which the choice of dtype="auto" rests on',
+    "evaluation": "lm-evaluation-harness on an engine beside its own class for transformers: numbers and speed",
     "first_token": "seconds from the command to its first token, cold and warm, beside an earlier checkout",
     "flip": "gaps between tokens while meshes change their roles, in a spike of long prompts",
     "generate": "tokens per second of whole batches, by topology and number of requests",
