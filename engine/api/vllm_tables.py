@@ -33,9 +33,11 @@ ENGINE: Mapping[str, str] = _by_name(
         ),
         "use topology, such as both=2 or prefill=2,decode=2": "data_parallel_size",
         "use topology, such as prefill=1,decode=1": "kv_transfer_config",
-        "leave it out: an engine is one process, which drives all devices of a machine": (
-            "distributed_executor_backend worker_cls worker_extension_cls master_addr master_port nnodes node_rank "
-            "distributed_timeout_seconds cpu_distributed_timeout_seconds data_parallel_rank data_parallel_start_rank "
+        "use workers, which puts each mesh into a process of its own": "distributed_executor_backend",
+        "use worker_timeout": "distributed_timeout_seconds cpu_distributed_timeout_seconds",
+        "leave it out: an engine is one process, which drives all devices of a machine, or with workers its driver": (
+            "worker_cls worker_extension_cls master_addr master_port nnodes node_rank "
+            "data_parallel_rank data_parallel_start_rank "
             "data_parallel_size_local data_parallel_address data_parallel_rpc_port data_parallel_hybrid_lb "
             "data_parallel_external_lb data_parallel_multi_port_external_lb data_parallel_backend dp_sync_interval "
             "disable_nccl_for_dp_synchronization enable_nccl_comm_suspend enable_elastic_ep elastic_ep_max_dp_size "

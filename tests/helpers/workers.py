@@ -14,7 +14,7 @@ OPTIONS = dict(
     max_model_len=128, page_size=16, max_num_seqs=4, prefill_buckets=(16,), decode_buckets=(4,), kv_cache_bytes=4 << 20,
     dtype="float32", deterministic=True,
 )  # fmt: skip
-LONG = 120.0  # seconds, after which a test has failed
+LONG = 300.0  # seconds, after which a test has failed
 
 
 def start(path, topology="prefill=1,decode=1", **changes):

@@ -37,7 +37,7 @@ from ...protocol.worker import (
 
 MOST_TRIES = 5  # starts in a row that come to nothing, until a worker is given up
 _START_SECONDS = 180.0  # of silence while a worker starts: loading libraries and files may hold up all its threads
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0  # seconds before a worker is started again, each time twice as long
+FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0  # seconds before a worker is started again, each time twice as long
 _LONG_AGO = 60.0  # seconds after which a loss makes the next pause no longer
 _BEATS = 5  # in a `worker_timeout`
 
@@ -297,7 +297,7 @@ class Crew:
         member.stage, member.why = Stage.DOWN, why
         member.tries += not had_served
         member.losses += 1
-        pause = min(_FIRST_PAUSE * 2 ** (member.losses - 1), _LONGEST_PAUSE)
+        pause = min(FIRST_PAUSE * 2 ** (member.losses - 1), _LONGEST_PAUSE)
         member.due = self._clock() + pause
         if handle is not None:
             handle.kill()

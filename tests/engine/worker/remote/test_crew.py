@@ -92,6 +92,7 @@ class FakeBackend:
     def __init__(self, plans=({}, {})):
         self.places = [Place((mesh,), (0, 1)) for mesh in range(len(plans))]
         self.plans, self.started, self.is_closed = list(plans), [[] for _ in plans], False
+        self.all_started = threading.Event()
 
     def name(self, worker):
         return f"worker {worker}"
@@ -99,6 +100,8 @@ class FakeBackend:
     def start(self, worker, epoch, received, ended):
         made = FakeWorker(epoch, received, ended, self.plans[worker])
         self.started[worker].append(made)
+        if all(self.started):
+            self.all_started.set()
         return made
 
     def close(self):
@@ -152,7 +155,7 @@ class Running:
 
 @pytest.fixture
 def running(monkeypatch):
-    monkeypatch.setattr(crew_module, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(crew_module, "FIRST_PAUSE", 0.0)
     made = []
 
     def make(**options):
@@ -190,8 +193,7 @@ def test_nothing_loads_before_all_have_checked():
     crew = Crew(backend, [b""] * 2, lambda: 0.0, LONG)
     checking = threading.Thread(target=crew.check)
     checking.start()
-    with crew._changed:  # noqa: SLF001 (until both are started)
-        assert crew._changed.wait_for(lambda: all(backend.started), LONG)  # noqa: SLF001
+    assert backend.all_started.wait(LONG)
     assert not backend.last(0).of(Load)
     backend.last(1).say(Checked(backend.last(1).epoch, b"found"))
     checking.join(LONG)
@@ -295,8 +297,8 @@ def test_a_worker_that_never_comes_back_ends_an_engine_that_needs_it(running):
     one = running(why_over=lambda gone: "no mesh is left to decode" if gone == {1} else None)
     one.backend.plans[1] = {"check": lambda epoch: Refused(epoch, "its disk is gone.")}
     one.second.die()
-    with one.crew._changed:  # noqa: SLF001
-        assert one.crew._changed.wait_for(lambda: one.crew.stage(1) is Stage.GIVEN_UP, LONG)  # noqa: SLF001
+    assert not one.crew.wait_until_it_serves(1, one.second.epoch, LONG)
+    assert one.crew.stage(1) is Stage.GIVEN_UP
     assert len(one.backend.started[1]) == 1 + MOST_TRIES
     with pytest.raises(
         RuntimeError, match=r"^no mesh is left to decode since worker 1 could not be started again: its disk is gone\.$"
