@@ -28,6 +28,7 @@ def main(descriptor: int) -> None:
     """Serve the driver at the other end of an inherited socket; the process ends with it."""
     from ..worker.remote.processes import DriverConnection
 
+    os.dup2(2, 1)  # what libraries print is no part of the driver's output
     serve(DriverConnection(descriptor))
     os._exit(0)  # threads that wait for a device or a fetch must not keep it
 

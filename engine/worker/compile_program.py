@@ -37,6 +37,9 @@ from .steps import Passed, decode_step, decode_steps, fused_step, prefill_step
 
 # XLA's options for GPUs that make all programs compute alike; not yet tried on a GPU.
 _FIXED: dict[str, str | bool | int] = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": "0"}
+# Each process of a mesh tunes for itself: to share the work all would have to compile the same programs at once, and
+# one that finds a program kept would leave the others waiting. Not yet tried on GPUs.
+_OWN_TUNING: dict[str, str | bool | int] = {"xla_gpu_shard_autotuning": False}
 # Gate and up of a decode step are one product, which reads both weights where they are. In MB of weights.
 _MERGED: dict[str, str | bool | int] = {"xla_gpu_dot_merger_threshold_mb": 1024}
 
@@ -152,8 +155,10 @@ def _compile(plan: MeshPlan, lowered: Lowered, options: Mapping[str, str | bool 
     """Compile for the mesh's devices; `options` are XLA's, for GPUs alone."""
     # Each mesh's programs are compiled separately, so autotuning could choose different kernels for two meshes.
     fixed = _FIXED if plan.config.deterministic else {}
+    processes = {device.process_index for device in plan.mesh.devices.flat}
+    own = _OWN_TUNING if len(processes) > 1 else {}
     is_gpu = plan.mesh.devices.flat[0].platform == "gpu"
-    return lowered.compile(compiler_options={**fixed, **options} if is_gpu else None)
+    return lowered.compile(compiler_options={**fixed, **own, **options} if is_gpu else None)
 
 
 def _params(plan: MeshPlan) -> Any:

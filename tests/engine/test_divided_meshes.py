@@ -112,11 +112,12 @@ def test_kv_moves_between_meshes_over_processes_and_a_mesh_does_not_share_the_fa
         expected = tokens_of(llm.generate(PROMPTS, PARAMS))
     with start(path, topology, workers_per_mesh=2) as llm, nothing_left(llm):
         streams = [llm.stream(prompt, PARAMS) for prompt in PROMPTS]
-        tokens = [list(next(iter(stream)).token_ids) for stream in streams]
+        deltas = [iter(stream) for stream in streams]
+        tokens = [list(next(some).token_ids) for some in deltas]
         for number, stream in enumerate(streams):
             (llm.migrate if number % 2 else llm.preempt)(stream.request_id)
-        for stream, found in zip(streams, tokens, strict=True):
-            found += [token for delta in stream for token in delta.token_ids]
+        for some, found in zip(deltas, tokens, strict=True):
+            found += [token for delta in some for token in delta.token_ids]
         assert tokens == expected
         metrics = llm.metrics()
         assert metrics.preemptions
