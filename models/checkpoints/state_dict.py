@@ -70,7 +70,7 @@ def from_state_dict(
                 f"params[{present[0]!r}] is {path} here, which is {like.format}: round it with `quantize` of "
                 "twinmesh.models.quantized under that name, or start the engine with quantization='none'."
             )
-        made[path] = read(file, places, like, allow_nonfinite=True)
+        made[path] = read(file, places, [like], allow_nonfinite=True)
     return made
 
 
