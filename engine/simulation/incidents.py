@@ -18,8 +18,8 @@ class MeshFails:
 
 @dataclass(frozen=True)
 class MeshGone:
-    """The process or host of a mesh is lost at `at`, which is known at once, and joins again, empty, after `down` seconds:
-    of a real one what it takes to miss it, to start it again and to load."""
+    """The process or host of a mesh is lost at `at`, which is known at once, and joins again, empty, `down` seconds
+    later: of a real one what it takes to miss it, to start it again and to load."""
 
     at: float
     mesh: int
