@@ -107,16 +107,16 @@ class _Worker:
 
     def _run(self, part: "WorkerPart", load: Load, worker: int) -> None:
         """Load, and perform what comes."""
-        from ..worker.links.shared_memory import SharedMemoryLink
+        from ..worker.links.choice import open_links
         from ..worker.remote.outbox import Outbox
         from ..worker.remote.worker_executor import WorkerExecutor
         from ..worker.remote.worker_loop import WorkerLoop
 
         loaded = self._loaded = part.load(load.agreed)
-        link = SharedMemoryLink()
+        links = open_links(part.place.on_machine, self._driver.host)
         outbox: Outbox = Outbox(self._epoch, self._send_bytes, time.monotonic)
         executor = WorkerExecutor(
-            loaded.meshes, outbox.post, time.monotonic, loaded.maps, {link.kind: link}, outbox.offered, self._inbox.put
+            loaded.meshes, outbox.post, time.monotonic, loaded.maps, links, outbox.offered, self._inbox.put
         )
         executor.traffic = outbox
         self._send(Serving(self._epoch))

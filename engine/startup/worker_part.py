@@ -138,7 +138,7 @@ class WorkerPart:
 
     def __init__(self, asked: bytes, place: Place) -> None:
         self._options = read_options(msgspec.msgpack.decode(asked, type=Asked))
-        self._place = place
+        self.place = place
 
     def check(self) -> Found:
         """Check all that can be checked before anything loads.
@@ -154,7 +154,7 @@ class WorkerPart:
         for spec in dict.fromkeys(options.parsed_topology.meshes):
             check_tp(checkpoint.config, spec)
         share = request_share(options.memory_fraction, os.environ, has_started=backend_has_started())
-        self._meshes = build_part(options.parsed_topology, self._place.meshes)
+        self._meshes = build_part(options.parsed_topology, self.place.meshes)
         device = self._meshes[0].devices.flat[0]
         check_share(share, device.platform)
         config, defaults = configure(options, checkpoint.config, checkpoint.dtype, device)
@@ -181,7 +181,7 @@ class WorkerPart:
         model, quantized = self._checkpoint.config, self._quantized
         plans = [
             mesh_plan(model, config, quantized, mesh, specs[number], plan.pools[number])
-            for number, mesh in zip(self._place.meshes, self._meshes, strict=True)
+            for number, mesh in zip(self.place.meshes, self._meshes, strict=True)
         ]
         maps = FileMaps() if options.mmap else None
         compilation = begin_compiling(plans, options, config, None)
@@ -197,7 +197,7 @@ class WorkerPart:
         give_back_freed()
         if config.has_handoffs and self._is_cpu:
             lower_pool_priority()  # prompts of one mesh may not stop the tokens of another
-        return Loaded(dict(zip(self._place.meshes, workers, strict=True)), maps, CompileCounter(compilation))
+        return Loaded(dict(zip(self.place.meshes, workers, strict=True)), maps, CompileCounter(compilation))
 
     @property
     def _is_cpu(self) -> bool:
@@ -206,7 +206,7 @@ class WorkerPart:
     def _budgets(self, config: EngineConfig, defaults: Defaults, share: Share, quantized: Quantized) -> tuple[int, ...]:
         """Return bytes of each mesh here for KV, weights that are to come taken off; refuse a model that does not
         fit."""
-        model, options, place = self._checkpoint.config, self._options, self._place
+        model, options, place = self._checkpoint.config, self._options, self.place
         if self._is_cpu:
             loader.compile_ahead(*cpu_kernels(model, jnp.dtype(config.dtype), quantized, config.kv_dtypes))
         check_room(
