@@ -162,7 +162,7 @@ class WorkerPart:
 
     def __init__(self, asked: bytes, place: Place, member: Member | None = None) -> None:
         self._options = read_options(msgspec.msgpack.decode(asked, type=Asked))
-        self._place, self._member = place, member
+        self.place, self._member = place, member
 
     def check(self) -> Found:
         """Check all that can be checked before anything loads.
@@ -205,7 +205,7 @@ class WorkerPart:
         model, quantized = self._checkpoint.config, self._quantized
         plans = [
             mesh_plan(model, config, quantized, mesh, specs[number], plan.pools[number])
-            for number, mesh in zip(self._place.meshes, self._meshes, strict=True)
+            for number, mesh in zip(self.place.meshes, self._meshes, strict=True)
         ]
         maps = FileMaps() if options.mmap else None
         compilation = begin_compiling(plans, options, config, None)
@@ -221,12 +221,12 @@ class WorkerPart:
         give_back_freed()
         if config.has_handoffs and self._is_cpu:
             lower_pool_priority()  # prompts of one mesh may not stop the tokens of another
-        return Loaded(dict(zip(self._place.meshes, workers, strict=True)), maps, CompileCounter(compilation))
+        return Loaded(dict(zip(self.place.meshes, workers, strict=True)), maps, CompileCounter(compilation))
 
     def _build_meshes(self, topology: Topology) -> list[Mesh]:
         if self._member is None:
-            return build_part(topology, self._place.meshes)
-        (spec,) = (topology.meshes[number] for number in self._place.meshes)
+            return build_part(topology, self.place.meshes)
+        (spec,) = (topology.meshes[number] for number in self.place.meshes)
         return [mesh_of(spec, spanned_devices(spec.tp, self._member.count))]
 
     @property
@@ -236,7 +236,7 @@ class WorkerPart:
     def _budgets(self, config: EngineConfig, defaults: Defaults, share: Share, quantized: Quantized) -> tuple[int, ...]:
         """Return bytes of each mesh here for KV, weights that are to come taken off; refuse a model that does not
         fit."""
-        model, options, place = self._checkpoint.config, self._options, self._place
+        model, options, place = self._checkpoint.config, self._options, self.place
         if self._is_cpu:
             loader.compile_ahead(*cpu_kernels(model, jnp.dtype(config.dtype), quantized, config.kv_dtypes))
         check_room(

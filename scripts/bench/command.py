@@ -46,13 +46,14 @@ BENCHMARKS = {
     "structured": "what answers that keep to a JSON schema cost, beside free ones",
     "threads": "kernels of decode alone, and beside a prefill on another CPU device of the process",
     "whatif": "what a run's log says of another topology beside real runs of that",
+    "worker_links": "KV from one process to another, beside memcpy and a bare pull",
     "workers": "what worker processes cost a step, beside the same engine in one process",
 }
 # Scripts that cannot be named as what they run, whose package they would hide.
 _SCRIPTS = {"guidellm": "guidellm_run"}
 SUMMARY = "measure the engine, or the machine it runs on"
 DESCRIPTION = "Run one measurement; 'twinmesh bench NAME --help' lists its arguments.\n\n" + "\n".join(
-    f"  {name:<12}{what}" for name, what in BENCHMARKS.items()
+    f"  {name:<13}{what}" for name, what in BENCHMARKS.items()
 )
 
 

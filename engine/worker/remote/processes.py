@@ -194,6 +194,8 @@ def _how(code: int) -> str:
 class DriverConnection:
     """What a worker process has of its driver; a `DriverEnd`."""
 
+    host: str | None = None  # all workers are on this machine
+
     def __init__(self, descriptor: int) -> None:
         self._connection = Connection(descriptor)
 

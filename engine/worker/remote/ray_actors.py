@@ -59,10 +59,10 @@ class RayWorkers:
             self._leave()
             raise
         self._hosts = _hosts_of(ray, self._group)
-        meshes = list(parts.values())
+        where = list(zip(parts.values(), self._hosts, strict=True))
         self.places: Sequence[Place] = [
-            Place(own, tuple(m for m, host in zip(meshes, self._hosts, strict=True) if host == here for m in m))
-            for own, here in zip(meshes, self._hosts, strict=True)
+            Place(own, tuple(mesh for others, there in where if there == here for mesh in others))
+            for own, here in where
         ]
         self._actors: list[_Actor] = []
 
@@ -172,6 +172,7 @@ class WorkerActor:
     """What runs on the worker's host: `serve`, and the calls that carry its messages."""
 
     def __init__(self, worker: int) -> None:
+        self.host: str | None = need("ray", "ray", "workers='ray'").util.get_node_ip_address()
         self._incoming: SimpleQueue[bytes | None] = SimpleQueue()
         self._ordered, self._adding = Ordered(self._incoming.put), threading.Lock()
         self._outgoing: list[bytes] = []
@@ -257,9 +258,10 @@ def _join(ray: Any, address: str | None, devices: int) -> bool:
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if address is None:
-        # Of a cluster of this machine alone the CPUs are only counted, and a device may share one.
+        # Of a cluster of this machine alone the CPUs are only counted, and a device may share one. Ray would run its
+        # workers behind whatever else the machine does.
         cpus = max(devices, os.cpu_count() or 1)
-        quiet |= {"num_cpus": cpus, "include_dashboard": False}
+        quiet |= {"num_cpus": cpus, "include_dashboard": False, "_system_config": {"worker_niceness": 0}}
     try:
         ray.init(address=address or "local", **quiet)
     except Exception as error:
