@@ -82,6 +82,11 @@ class Agreed(msgspec.Struct, frozen=True):
     pools: tuple[PoolSize, ...]  # of all meshes
 
 
+# What processes of one mesh must have found alike.
+_ALIKE = {
+    "versions": "versions", "platform": "devices", "device_kind": "devices", "config": "defaults for its devices",
+    "staging_part": "defaults for its devices", "kept": "quantised weights",
+}  # fmt: skip
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -104,11 +109,11 @@ def merge_found(data: Sequence[bytes]) -> bytes:
     found = list(map(read_found, data))
     first = found[0]
     for index, one in enumerate(found):
-        for name in ("versions", "platform", "device_kind", "config", "staging_part", "kept"):
+        for name, what in _ALIKE.items():
             if (here := getattr(one, name)) != (there := getattr(first, name)):
                 raise ValueError(
-                    f"process {index} of one mesh has another {name.replace('_', ' ')} than process 0 "
-                    f"({str(here)[:80]}, and {str(there)[:80]}): let the machines and the model's files be alike."
+                    f"process {index} of one mesh has other {what} than process 0 ({str(here)[:80]}, and "
+                    f"{str(there)[:80]}): let the machines and the model's files be alike."
                 )
     budgets = tuple(map(min, zip(*(one.budgets for one in found), strict=True)))
     return to_bytes(msgspec.structs.replace(first, budgets=budgets, files=" ".join(one.files for one in found)))
