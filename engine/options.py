@@ -353,7 +353,7 @@ class EngineOptions:
         Option("seconds of silence after which a worker counts as lost", metavar="X"),
     ] = 5.0
     hf_overrides: Annotated[
-        Mapping[str, Any] | None,
+        dict[str, object] | None,
         Option(
             'entries in place of those of config.json, by name, as in {"rope_parameters": {"rope_type": "yarn", '
             '"rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768}}',
@@ -445,7 +445,7 @@ class EngineOptions:
             ("roles", str | None, "a text such as 'prefill=1,decode=3', or None for the default"),
             ("decision_log", str | PathLike | None, "a path, or None for no log"),
             ("profile_dir", str | PathLike, "a path"),
-            ("hf_overrides", Mapping | None, "a dict, or None for config.json as it is"),
+            ("hf_overrides", dict | None, "a dict, or None for config.json as it is"),
             ("devices", Sequence | None, "a list of devices, or None for JAX's"),
             *((name, bool, "True or False") for name in switches),
         ):
