@@ -53,13 +53,14 @@ def arrive(
     t=0.0,
     prompt=None,
     fork_of=None,
-    is_constrained=False,
+    *,
+    constrained=False,
     **service,
 ):
     """A request arrives, to be served in this way; those with the same `prompt` share it as far as both go."""
     device.prompts[name] = (prompt or name, prompt_len)
     hashes = block_hashes(prompt or name, prompt_len, PAGE)
-    facts = RequestFacts(name, prompt_len, max_tokens, hashes, fork_of, Service(**service), is_constrained)
+    facts = RequestFacts(name, prompt_len, max_tokens, hashes, fork_of, Service(**service), constrained)
     scheduler.on(Arrived(t, facts))
     return scheduler.requests[name]
 
