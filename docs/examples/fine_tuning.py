@@ -1,5 +1,7 @@
 """Fine-tuning without an engine, by optax, and the new parameters in an engine that runs."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,12 +18,12 @@ def main() -> None:
     tokens = jnp.array([model.tokenizer.encode(TEXT)])  # [B, T]
     optimizer = optax.adam(5e-5)
 
-    def loss(params: dict[str, jax.Array]) -> jax.Array:
+    def loss(params: dict[str, jax.Array]) -> Any:
         logits = model.forward(params, tokens[:, :-1])  # [B, T - 1, V]
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
     @jax.jit
-    def step(params, state):
+    def step(params: dict[str, jax.Array], state: Any) -> Any:
         value, gradients = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(gradients, state)
         return optax.apply_updates(params, updates), state, value
