@@ -41,7 +41,7 @@ def package(tmp_path):
     """A copy of the package that a test may spoil."""
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, tmp_path / "twinmesh" / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("__init__.py", "__main__.py"):
+    for file in ("__init__.py", "__main__.py", "eval.py"):
         shutil.copy(ROOT / file, tmp_path / "twinmesh")
     return tmp_path
 

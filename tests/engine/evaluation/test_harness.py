@@ -96,8 +96,8 @@ def test_both_local_tasks_run_without_network_and_the_harness_keeps_answers(lm, 
         )  # fmt: skip
 
     first = run()
-    monkeypatch.setattr(lm, "_scores", None)  # nothing is computed any more
-    monkeypatch.setattr(lm, "generate_until", None)
+    monkeypatch.setattr(lm.llm, "score", None)  # nothing is computed any more
+    monkeypatch.setattr(lm.llm, "as_completed", None)
     again = run()
     assert first["results"] == again["results"]
     assert first["results"][CHOICE]["acc,none"] in (0, 1 / 3, 2 / 3, 1)
