@@ -138,7 +138,7 @@ def _run(examples: Path, path: Path, model: str, limit: float, work: Path) -> Ou
     start = time.monotonic()
     code, output = _process(command, limit, folder)
     seconds = time.monotonic() - start
-    reason = "" if code == 0 else f"not within {limit:.0f} s" if code is None else _reason(output)
+    reason = "" if code == 0 else f"not within {limit:g} s" if code is None else _reason(output)
     return Outcome(path.as_posix(), code == 0, round(seconds, 1), reason, lacking, output[-_KEPT:])
 
 
