@@ -161,12 +161,11 @@ class AsyncLLM(BaseLLM):
         if mode not in ("abort", "wait", "keep"):
             raise ValueError(f"mode={mode!r} is not usable: it must be 'abort', 'wait' or 'keep'.")
         self._is_paused = True
-        if mode == "keep":
-            self.engine.core.freeze()
-            return
         if mode == "abort":
             self._client.abort_all()
-        await asyncio.to_thread(self.engine.core.drain)
+        core = self.engine.core
+        await asyncio.to_thread(core.freeze if mode == "keep" else core.drain)
+        await asyncio.sleep(0)  # who waits for the last outputs has them before this returns
 
     async def resume_generation(self) -> None:
         """Go on after `pause_generation`; does nothing where nothing is paused.
