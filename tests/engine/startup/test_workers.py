@@ -112,9 +112,11 @@ def test_a_model_that_is_not_there_is_refused_before_any_worker_starts(tmp_path)
 
 
 @pytest.mark.long
-def test_a_worker_refuses_what_does_not_fit_in_a_sentence_that_names_it(tiny_path):
-    with pytest.raises(ValueError, match=r"^worker 0 \(process \d+\) cannot serve: .*\.$") as caught:
-        LLM(tiny_path, topology="both=2", workers="processes", **OPTIONS | {"max_model_len": 100_000})
+def test_what_only_a_worker_finds_out_is_refused_in_a_sentence_that_names_it(tiny_path):
+    with pytest.raises(
+        ValueError, match=r"^worker [01] \(process \d+\) cannot serve: .*memory_fraction.*\.$"
+    ) as caught:
+        LLM(tiny_path, topology="both=2", workers="processes", memory_fraction=0.5, **OPTIONS)
     assert "\n" not in str(caught.value)
 
 
