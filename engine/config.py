@@ -124,6 +124,12 @@ class EngineConfig:
         """Return the most prompt tokens of one step."""
         return self.prefill_buckets[-1]
 
+    @property
+    def scored_rows(self) -> int:
+        """Return after how many tokens of prompts others are scored at a time: as many as a decode step has rows, 8 to
+        64, so that scoring takes no more memory than generating does."""
+        return min(max(8, self.decode_buckets[-1]), 64)
+
     @cached_property
     def max_pages(self) -> int:
         """Return the pages of the longest request, which is the width of a page table."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 # What `workers` may be.
-WORKERS = ("processes",)
+WORKERS = ("processes", "ray")
 
 
 @dataclass(frozen=True)
@@ -319,11 +319,12 @@ class EngineOptions:
         str | None,
         Option(
             "where the meshes live. By default in this process; processes: each in a process of its own on this "
-            "machine, which is started again if it is lost, while its requests go on from the tokens they have",
+            "machine, which is started again if it is lost, while its requests go on from the tokens they have; ray: "
+            "each an actor of a Ray cluster, likewise",
             metavar="KIND",
         ),
     ] = None
-    mesh_hosts: Annotated[
+    workers_per_mesh: Annotated[
         int,
         Option(
             "over how many workers each mesh is divided; needs workers, and a number that divides every tp. They run "
@@ -331,10 +332,34 @@ class EngineOptions:
             metavar="N",
         ),
     ] = 1
+    ray_address: Annotated[
+        str | None,
+        Option(
+            "the Ray cluster to join, as ray.init takes it, such as 10.0.0.1:6379 or auto. By default the one that "
+            "this process has joined, else a new one on this machine",
+            metavar="ADDRESS",
+        ),
+    ] = None
+    mesh_hosts: Annotated[
+        str | None,
+        Option(
+            "the host of each mesh in a Ray cluster, by address or name, in the topology's order, with commas. The "
+            "meshes of one host share a worker. By default each has its own, where Ray has room",
+            metavar="HOSTS",
+        ),
+    ] = None
     worker_timeout: Annotated[
         float,
         Option("seconds of silence after which a worker counts as lost", metavar="X"),
     ] = 5.0
+    hf_overrides: Annotated[
+        dict[str, object] | None,
+        Option(
+            'entries in place of those of config.json, by name, as in {"rope_parameters": {"rope_type": "yarn", '
+            '"rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768}}',
+            flag=None,
+        ),
+    ] = None
     profile_dir: Annotated[
         str | Path,
         Option("folder in which `start_profile` has JAX write traces, for XProf or Perfetto", flag=None),
@@ -377,10 +402,20 @@ class EngineOptions:
         check_seconds("worker_timeout", self.worker_timeout)
         if not self.worker_timeout:
             raise ValueError("worker_timeout=0 is not usable: it must be a number of seconds above 0.")
-        check_whole_number("mesh_hosts", self.mesh_hosts, documentation()["mesh_hosts"].least)
+        check_whole_number("workers_per_mesh", self.workers_per_mesh, documentation()["workers_per_mesh"].least)
+        for name in ("ray_address", "mesh_hosts"):
+            if getattr(self, name) is not None and self.workers != "ray":
+                raise ValueError(f"{name} is of workers='ray' alone: leave it out, or ask for them.")
+        if self.workers == "ray" and self.workers_per_mesh > 1:
+            raise ValueError(
+                f"workers_per_mesh={self.workers_per_mesh} is of workers='processes' alone: with Ray each mesh is one "
+                "actor's."
+            )
         if self.workers is None:
-            if self.mesh_hosts > 1:
-                raise ValueError(f"mesh_hosts={self.mesh_hosts} divides meshes over workers: name them with workers=.")
+            if self.workers_per_mesh > 1:
+                raise ValueError(
+                    f"workers_per_mesh={self.workers_per_mesh} divides meshes over workers: name them with workers=."
+                )
             return
         if self.workers not in WORKERS:
             raise ValueError(f"workers={self.workers!r} is not usable: use one of {', '.join(WORKERS)}, or None.")
@@ -392,10 +427,10 @@ class EngineOptions:
         if self.devices is not None:
             raise ValueError("devices= are of this process, and workers have their own: leave one of the two out.")
         for spec in self.parsed_topology.meshes:
-            if spec.tp % self.mesh_hosts:
+            if spec.tp % self.workers_per_mesh:
                 raise ValueError(
-                    f"mesh_hosts={self.mesh_hosts} cannot divide the {spec.role} mesh of tp {spec.tp} in topology "
-                    f"'{self.parsed_topology}': use a number that divides the tp of every mesh."
+                    f"workers_per_mesh={self.workers_per_mesh} cannot divide the {spec.role} mesh of tp {spec.tp} in "
+                    f"topology '{self.parsed_topology}': use a number that divides the tp of every mesh."
                 )
 
     def _check_kinds(self) -> None:
@@ -405,9 +440,12 @@ class EngineOptions:
             ("model", str | PathLike, "a name or a path"),
             ("topology", str | Topology, "a text such as 'both=1', or a Topology"),
             ("workers", str | None, "a kind of workers, such as 'processes', or None for none"),
+            ("ray_address", str | None, "an address such as '10.0.0.1:6379', or None"),
+            ("mesh_hosts", str | None, "a text such as '10.0.0.1,10.0.0.2', or None"),
             ("roles", str | None, "a text such as 'prefill=1,decode=3', or None for the default"),
             ("decision_log", str | PathLike | None, "a path, or None for no log"),
             ("profile_dir", str | PathLike, "a path"),
+            ("hf_overrides", dict | None, "a dict, or None for config.json as it is"),
             ("devices", Sequence | None, "a list of devices, or None for JAX's"),
             *((name, bool, "True or False") for name in switches),
         ):

@@ -135,15 +135,36 @@ class Decoder(nnx.Module):
         Returns:
             [T, E] in `dtype`, and the cache after the last layer.
         """
+        (hidden,), kv = self.states((len(self.config.layers),), tokens, positions, attend, kv, rows, is_token)
+        return hidden, kv
+
+    def states[KV, Rows](
+        self,
+        after: Sequence[int],
+        tokens: jax.Array,
+        positions: jax.Array,
+        attend: Attend[KV, Rows],
+        kv: KV,
+        rows: Rows,
+        is_token: jax.Array | None = None,
+    ) -> tuple[list[jax.Array], KV]:
+        """Compute the hidden states after some layers, numbered as transformers' `hidden_states` are.
+
+        `after`: 0 for the embeddings, l for what the l-th layer gives, and the number of layers for what the final norm
+        makes of the last one's. Else as `hidden`. Returns [T, E] for each, in the order of `after`.
+        """
         with jax.named_scope("embedding"):
             x = self.embedding.lookup(tokens)  # [T, E]
+        kept = {0: x}
         ropes = dict.fromkeys(spec.rope for spec in self.config.layers)
         tables = {rope: rotary_tables(positions, self.config.head_dim, rope) for rope in ropes}
         for index, (block, spec) in enumerate(zip(self.layers, self.config.layers, strict=True)):
             with jax.named_scope(f"layer{index}"):
                 x, kv = block(kv, index, x, tables[spec.rope], attend, rows, is_token)
+            kept[index + 1] = x
         with jax.named_scope("final_norm"):
-            return self.norm(x), kv
+            kept[len(self.layers)] = self.norm(x)
+        return [kept[index] for index in after], kv
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Score the vocabulary after hidden states [R, E]: [R, V] float32."""
@@ -153,16 +174,27 @@ class Decoder(nnx.Module):
 
 def dense_hidden(decoder: Decoder, tokens: jax.Array) -> jax.Array:
     """Compute the hidden states [T, E] of one sequence, tokens [T], without a cache; differentiable."""
-    positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    hidden, _ = decoder.hidden(tokens, positions, dense_causal(decoder.config), None, None)
-    return hidden
+    return dense_states(decoder, tokens[None], (len(decoder.config.layers),))[0][0]
 
 
-def dense_causal(config: ModelConfig) -> Attend[None, None]:
-    """Make plain causal attention over one sequence, differentiable: position t is row t. For tests and gradients.
+def dense_states(decoder: Decoder, tokens: jax.Array, after: Sequence[int]) -> list[jax.Array]:
+    """Compute hidden states of sequences of one length, tokens [B, T], without a cache; differentiable.
+
+    `after` is as for `Decoder.states`. Returns [B, T, E] for each of it.
+    """
+    count, length = tokens.shape
+    positions = jnp.tile(jnp.arange(length, dtype=jnp.int32), count)
+    attend = dense_causal(decoder.config, count)
+    states, _ = decoder.states(after, tokens.reshape(-1), positions, attend, None, None)
+    return [state.reshape(count, length, -1) for state in states]
+
+
+def dense_causal(config: ModelConfig, count: int = 1) -> Attend[None, None]:
+    """Make plain causal attention over `count` sequences of one length, differentiable: position t of the first is
+    row t. For tests and gradients.
 
     Honours each layer's window and softcap, which `jax.nn.dot_product_attention` does not have. Materialises
-    [Hq, T, T] scores in float32.
+    [count, Hq, T, T] scores in float32.
     """
 
     def attend(
@@ -176,26 +208,35 @@ def dense_causal(config: ModelConfig) -> Attend[None, None]:
         rows: None,
     ) -> tuple[jax.Array, None]:
         q, k = rotation.apply(q, k)
-        spec, groups = config.layers[layer], config.num_heads // config.num_kv_heads
-        grouped = q.reshape(q.shape[0], config.num_kv_heads, groups, config.head_dim).astype(jnp.float32)
-        highest = jax.lax.Precision.HIGHEST
-        scores = jnp.einsum("tkgd,skd->kgts", grouped, k.astype(jnp.float32), precision=highest)
-        scores = scores * config.attention_scale  # [Hk, G, T, T]
-        if spec.softcap is not None:
-            scores = spec.softcap * jnp.tanh(scores / spec.softcap)
-        query, key = jnp.arange(q.shape[0])[:, None], jnp.arange(q.shape[0])[None, :]
-        seen = key <= query
-        if spec.window is not None:
-            seen &= key > query - spec.window
-        scores = jnp.where(seen, scores, -jnp.inf)
-        if sink is not None:
-            sinks = sink.reshape(config.num_kv_heads, groups, 1, 1)
-            scores = jnp.concatenate([scores, jnp.broadcast_to(sinks, (*scores.shape[:3], 1))], axis=-1)
-        weights = jax.nn.softmax(scores, axis=-1)[..., : q.shape[0]]
-        mixed = jnp.einsum("kgts,skd->tkgd", weights, v.astype(jnp.float32), precision=highest)
-        return mixed.reshape(q.shape).astype(q.dtype), None
+        apart = [x.reshape(count, -1, *x.shape[1:]) for x in (q, k, v)]
+        mixed = jax.vmap(lambda q, k, v: _attend_causally(config, layer, q, k, v, sink))(*apart)
+        return mixed.reshape(q.shape), None
 
     return attend
+
+
+def _attend_causally(
+    config: ModelConfig, layer: int, q: jax.Array, k: jax.Array, v: jax.Array, sink: jax.Array | None
+) -> jax.Array:
+    """Attend within one sequence: q [T, Hq, D] and k, v [T, Hk, D] to [T, Hq, D]."""
+    spec, groups = config.layers[layer], config.num_heads // config.num_kv_heads
+    grouped = q.reshape(q.shape[0], config.num_kv_heads, groups, config.head_dim).astype(jnp.float32)
+    highest = jax.lax.Precision.HIGHEST
+    scores = jnp.einsum("tkgd,skd->kgts", grouped, k.astype(jnp.float32), precision=highest)
+    scores = scores * config.attention_scale  # [Hk, G, T, T]
+    if spec.softcap is not None:
+        scores = spec.softcap * jnp.tanh(scores / spec.softcap)
+    query, key = jnp.arange(q.shape[0])[:, None], jnp.arange(q.shape[0])[None, :]
+    seen = key <= query
+    if spec.window is not None:
+        seen &= key > query - spec.window
+    scores = jnp.where(seen, scores, -jnp.inf)
+    if sink is not None:
+        sinks = sink.reshape(config.num_kv_heads, groups, 1, 1)
+        scores = jnp.concatenate([scores, jnp.broadcast_to(sinks, (*scores.shape[:3], 1))], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., : q.shape[0]]
+    mixed = jnp.einsum("kgts,skd->tkgd", weights, v.astype(jnp.float32), precision=highest)
+    return mixed.reshape(q.shape).astype(q.dtype)
 
 
 class ParamSpec(NamedTuple):

@@ -33,12 +33,12 @@ def own_rows(
     """Find which rows of a matrix this process needs for its devices: [rows] bool; None: all of them.
 
     Args:
-        places: where the parameter goes, one description for each mesh.
+        places: where the parameter goes, one description for each mesh; one without a sharding needs all rows.
         rows: of the matrix, which are the parameter's first axes, or where it is `transposed` its last ones.
         transposed: whether the parameter is the matrix's transpose.
         matrix: which of the matrices along the parameter's first axis it is; None: it is the only one.
     """
-    if all(place.sharding.is_fully_addressable for place in places):
+    if any(place.sharding is None for place in places) or all(place.sharding.is_fully_addressable for place in places):
         return None
     shape = places[0].shape[matrix is not None :]
     axes = _axes_of(shape[::-1] if transposed else shape, rows)

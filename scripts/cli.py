@@ -20,6 +20,7 @@ from typing import NoReturn, TextIO
 import twinmesh
 from twinmesh.engine.errors import BatchStopped, EngineError
 from twinmesh.scripts import batch, convert, explain, fetch, generate, plan, profile, replay, simulate, trace, whatif
+from twinmesh.scripts import eval as evaluate
 from twinmesh.scripts.bench import command as bench
 from twinmesh.scripts.fetch import FetchError
 from twinmesh.scripts.parser import Parser
@@ -27,6 +28,7 @@ from twinmesh.scripts.parser import Parser
 COMMANDS = {
     "generate": generate,
     "batch": batch,
+    "eval": evaluate,
     "fetch": fetch,
     "convert": convert,
     "profile": profile,
@@ -42,6 +44,7 @@ EPILOG = """\
 examples:
   twinmesh fetch smollm2
   twinmesh generate --model smollm2 --chat --prompt "What is the capital of France?"
+  twinmesh eval --model smollm2 --tasks arc_easy --limit 100
   twinmesh batch --model smollm2 --input in.jsonl --output out.jsonl --topology prefill=1,decode=1
   twinmesh generate --model smollm2 --prompt "Once upon a time" --decision-log run.log
   twinmesh replay run.log

@@ -11,11 +11,21 @@ from twinmesh.engine.options import nearest
 class Parser(argparse.ArgumentParser):
     """A parser that answers a bad argument with one line, not with the usage, and an unknown one with the nearest."""
 
+    _unknown_as: str | None = None
+
+    def keep_unknown_as(self, name: str) -> None:
+        """Keep arguments that are unknown, in their order, as the attribute `name` of what is found: they are somebody
+        else's. None is taken for the beginning of a known one."""
+        self._unknown_as, self.allow_abbrev = name, False
+
     def parse_known_args(  # type: ignore[override]  # of argparse's overloads, the commands need one
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse arguments, and refuse an unknown one here, as only this command's parser can name the nearest."""
         found, unknown = super().parse_known_args(args, namespace)
+        if self._unknown_as is not None:
+            setattr(found, self._unknown_as, unknown)
+            return found, []
         for text in unknown:
             name = text.partition("=")[0]
             if name.startswith("--") and name != "--":

@@ -62,6 +62,8 @@ def _measured(args: argparse.Namespace) -> "Profile":
     from twinmesh.scripts.profile_loads import OnMesh
     from twinmesh.scripts.profile_run import ROUNDS, errors_of, fitted, held_out, run_loads, spread_of
 
+    if args.workers is not None:
+        raise ValueError("profile measures the devices of this process: leave --workers out.")
     args.policy = OnMesh()
     with arguments.load_llm(args) as llm:
         seen = run_loads(llm, 1 if args.quick else ROUNDS, is_quick=args.quick, progress=True)

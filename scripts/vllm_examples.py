@@ -48,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _unpacked(args.sdist, args.version) as source, tempfile.TemporaryDirectory() as work:
             found = [path for path in find_examples(source / "examples") if args.only in path.as_posix()]
-            outcomes = [_run(source / "examples", path, args.model, args.limit, Path(work)) for path in _told(found)]
+            outcomes = []
+            for number, path in enumerate(found, start=1):
+                outcomes.append(_run(source / "examples", path, args.model, args.limit, Path(work)))
+                print(f"{number} of {len(found)}: {_told(outcomes[-1])}", file=sys.stderr, flush=True)
     except (OSError, ValueError) as error:
         print(f"vllm_examples: {error}", file=sys.stderr)
         return 1
@@ -75,7 +78,8 @@ def find_examples(folder: Path) -> list[Path]:
     Raises:
         ValueError: there are none.
     """
-    scripts = sorted(folder.rglob("*.py"))
+    # What fills a cache goes before what reads it.
+    scripts = sorted(folder.rglob("*.py"), key=lambda path: (path.parent, not path.name.startswith("prefill"), path))
     found = [path.relative_to(folder) for path in scripts if makes_text_engine(path.read_text(encoding="utf-8"))]
     if not found:
         raise ValueError(f"{folder} has no examples: give the source distribution of a vLLM.")
@@ -89,10 +93,8 @@ def as_table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join([f"{ran} of {len(outcomes)} run.", "", "| example | runs |", "|---|---|", *rows])
 
 
-def _told(found: Sequence[Path]) -> Iterator[Path]:
-    for number, path in enumerate(found, start=1):
-        print(f"{number} of {len(found)}: {path}", file=sys.stderr)
-        yield path
+def _told(outcome: Outcome) -> str:
+    return f"{outcome.example} {outcome.seconds} s {'ran' if outcome.ran else outcome.reason}"
 
 
 @contextmanager
@@ -128,13 +130,15 @@ def _fetched(version: str, folder: Path) -> Path:
 def _run(examples: Path, path: Path, model: str, limit: float, work: Path) -> Outcome:
     source = (examples / path).read_text(encoding="utf-8")
     changed, lacking = rewrite(source, model, frozenset(twinmesh.__all__))
-    script = work / path.name
+    folder = work / path.parent  # examples of one folder leave files for each other
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / path.name
     script.write_text(changed, encoding="utf-8")
     command = [sys.executable, str(script), *(["--model", model] if takes_model_argument(source) else [])]
     start = time.monotonic()
-    code, output = _process(command, limit, work)
+    code, output = _process(command, limit, folder)
     seconds = time.monotonic() - start
-    reason = "" if code == 0 else f"not within {limit:.0f} s" if code is None else _reason(output)
+    reason = "" if code == 0 else f"not within {limit:g} s" if code is None else _reason(output)
     return Outcome(path.as_posix(), code == 0, round(seconds, 1), reason, lacking, output[-_KEPT:])
 
 

@@ -53,8 +53,9 @@ def rewrite(source: str, model: str, known: Set[str]) -> tuple[str, list[str]]:
 
 
 def takes_model_argument(source: str) -> bool:
-    """Whether a script's model is an option of its command line, with no default of its own."""
-    return "add_cli_args" in source and not re.search(r"set_defaults\(\s*[^)]*model=", source)
+    """Whether a script's model has to be said on its command line, or has no default of the script's own."""
+    is_engines = "add_cli_args" in source and not re.search(r"set_defaults\(\s*[^)]*model=", source)
+    return is_engines or re.search(r"add_argument\(\s*\"--model\",[^)]*required=True", source) is not None
 
 
 class _Changes(ast.NodeTransformer):

@@ -2,11 +2,12 @@
 
 Run by a maintainer, with the same Python as `make_fixtures.py`, which also runs the first half of this:
 
-    python tests/make_family_fixtures.py [--gemma gemma-3-270m-q4_k_m.gguf] [--only gpt_oss mixtral]
+    python tests/make_family_fixtures.py [--gemma gemma-3-270m-q4_k_m.gguf] [--only gpt_oss mixtral] [--hidden]
 
 Of each tiny model of `helpers/tiny_families.py` and `helpers/packed.py`: config.json as transformers writes it, where
 the family has one also as files on the hub still have it (which transformers must read as the same model), the float32
-logits of a prompt that is longer than every window, and what greedy sampling makes of a shorter one.
+logits of a prompt that is longer than every window, and what greedy sampling makes of a shorter one; in one file for
+all of them some hidden states of that prompt, which `--hidden` alone writes anew.
 """
 # Its packages are not in this project's environment.
 # mypy: ignore-errors
@@ -32,6 +33,7 @@ from helpers.packed import PACKED  # noqa: E402
 from helpers.tiny_families import TINY, TOKENS  # noqa: E402
 
 PROMPT, SHORT_PROMPT, GREEDY = 40, 21, 32
+POSITIONS = (0, 7, 39)
 LEAST_MARGIN, LEAST_DISTINCT = 0.02, 16
 PHOTOSYNTHESIS = "Photosynthesis is the process by which"
 PASSAGE = (
@@ -139,6 +141,20 @@ def tiny_family(model):
     np.savez_compressed(folder / f"{model.name}.npz", logits=scores, **arrays)
 
 
+@torch.no_grad()
+def hidden_states():
+    """Of each tiny model, for the prompt of its fixture: hidden states after the embeddings, the first layer and the
+    last one, at three positions, and the mean of the last over all."""
+    out = {}
+    for model in TINY.values():
+        config = getattr(transformers, model.config_class)(**model.settings, attn_implementation="eager")
+        ids = np.load(FIXTURES / "families" / f"{model.name}.npz")["ids"].tolist()
+        states = build(model, config)(torch.tensor([ids]), use_cache=False, output_hidden_states=True).hidden_states
+        out[model.name] = np.stack([states[layer][0, list(POSITIONS)].numpy() for layer in (0, 1, -1)])
+        out[f"{model.name}_mean"] = states[-1][0].numpy().mean(0)
+    np.savez_compressed(FIXTURES / "families" / "hidden_states.npz", **out)
+
+
 def write_json(path, value):
     """As transformers lays it out."""
     path.write_text(json.dumps(value, indent=2) + "\n")
@@ -232,9 +248,12 @@ def main():
     parser = argparse.ArgumentParser(description="Write tests/fixtures/families, and gemma3_logits.npz.")
     parser.add_argument("--gemma", type=Path, help="gemma-3-270m-q4_k_m.gguf")
     parser.add_argument("--only", nargs="*", default=(), metavar="NAME", help="tiny models; without it all of them")
+    parser.add_argument("--hidden", action="store_true", help="only the hidden states, for fixtures that are there")
     arguments = parser.parse_args()
     path = arguments.gemma
-    families(arguments.only)
+    if not arguments.hidden:
+        families(arguments.only)
+    hidden_states()
     if path is not None:
         gemma(path)
 

@@ -13,7 +13,7 @@ import twinmesh
 
 ROOT = Path(twinmesh.__file__).parent
 # Rooms of the engine on neither side of the protocol: they start both, or are there for callers.
-AROUND = {"batch", "benchmark", "api", "startup", "options", "chat"}
+AROUND = {"batch", "benchmark", "evaluation", "api", "startup", "options", "chat"}
 FOLDERS = ("engine", "kernels_pallas", "models", "scripts")
 PLANTED = {
     "package": ("models/layers.py", "from ..engine.config import EngineConfig"),
@@ -41,7 +41,7 @@ def package(tmp_path):
     """A copy of the package that a test may spoil."""
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, tmp_path / "twinmesh" / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("__init__.py", "__main__.py"):
+    for file in ("__init__.py", "__main__.py", "eval.py"):
         shutil.copy(ROOT / file, tmp_path / "twinmesh")
     return tmp_path
 

@@ -11,14 +11,12 @@ from types import TracebackType
 from typing import Any, Literal, Unpack
 from weakref import WeakValueDictionary
 
-import jax
-import numpy as np
-
 from ...models.text.chat import ChatOptions, ReasoningEffort
 from ...models.text.chat_messages import Message, Tool
 from .base import DRAIN_TIMEOUT, BaseLLM
 from .job import Job
 from .loop_outlet import Consumer, LoopOutlet
+from .new_params import named_params
 from .outputs import RequestOutput
 from .prompts import PromptLike
 from .sampling_params import RequestOutputKind, SamplingParams
@@ -192,9 +190,10 @@ class AsyncLLM(BaseLLM):
         """Close the engine as `close` does, for callers that cannot await; `timeout` is vLLM's, and not needed."""
         self.engine.core.close()
 
-    async def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
+    async def update_params(self, params: Mapping[str, Any]) -> None:
         """Replace parameters of the model as `LLM.update_params` does, without holding up the event loop."""
-        await asyncio.to_thread(self.engine.core.update_params, params)
+        core = self.engine.core
+        await asyncio.to_thread(lambda: core.update_params(named_params(params, core)))
 
     async def set_roles(
         self, roles: str | Mapping[int, str], *, drain_timeout: float = DRAIN_TIMEOUT

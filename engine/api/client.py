@@ -83,6 +83,7 @@ class EngineClient:
         """
         arrival = self.clock() if arrival is None else arrival
         params = own_params([SamplingParams() if params is None else params])[0]
+        _refuse_trace(params)
         checked = check_prompt(prompt, self.tokenizer, self.config.max_model_len)
         plan, grammar = self.resolve(params), self.grammar(params, reasoning_end)
         return Job(checked, params, plan, arrival, service, self.clock(), grammar)
@@ -146,6 +147,8 @@ class EngineClient:
         """Check conversations, in the words of the chat template or its tokens, as `check_all` does prompts; `answers`
         reads theirs, and `reasoning_end` is as for `check`."""
         params = own_params(params)
+        for one in params:
+            _refuse_trace(one)
         plans, most = self._plans(params), self.config.max_model_len
         given = [one if isinstance(one, str) else check_prompt(one, self.tokenizer, most) for one in rendered]
         blocks = (check_texts(block, self.tokenizer, most, is_rendered=True) for block in _blocks(given))
@@ -266,14 +269,19 @@ class EngineClient:
         return RequestFacts(id_, length, most, hashes, leader, job.service, job.grammar is not None)
 
     def _block_hashes(self, job: Job) -> tuple[bytes, ...]:
-        """Hash the prompt's pages; none where the prefix cache is off or every prompt token has to be computed."""
-        if not self.config.prefix_cache or job.params.prompt_logprobs is not None:
+        """Hash those of the prompt's pages that the prefix cache may have; none where it is off. Tokens after which
+        others are scored have to be computed."""
+        if not self.config.prefix_cache:
             return ()
-        return block_hashes(job.prompt.ids, self.config.page_size, _chain(job))
+        scored_from = None if job.plan.prompt_logprobs is None else job.scored_from or 1
+        cached = job.prompt.ids if scored_from is None else job.prompt.ids[: scored_from - 1]
+        return block_hashes(cached, self.config.page_size, _chain(job))
 
     def _plan(self, job: Job, index: int, seed: int) -> SamplingPlan:
         """Return a completion's plan; only the first completion, which computes the prompt, reports prompt_logprobs."""
-        return replace(job.plan, seed=seed, prompt_logprobs=None if index else job.plan.prompt_logprobs)
+        wanted = None if index else job.plan.prompt_logprobs
+        first = job.scored_from or 1
+        return replace(job.plan, seed=seed, prompt_logprobs=wanted, scored_from=first, alternatives=job.alternatives)
 
     def _seeds(self, params: SamplingParams, number: int) -> list[int]:
         if params.seed is not None:
@@ -303,6 +311,11 @@ def own_params(params: Sequence[SamplingParams]) -> list[SamplingParams]:
             raise ValueError(f"sampling_params of type {type(one).__name__} are not usable: give SamplingParams.")
     own = {key: one.clone() for key, one in {id(one): one for one in params}.items()}
     return [own[id(one)] for one in params]
+
+
+def _refuse_trace(params: SamplingParams) -> None:
+    if params.trace_decode_token_ids is not None:
+        raise ValueError("trace_decode_token_ids are for LLM.generate: it replays them, and nothing else does.")
 
 
 def _chain(job: Job) -> bytes:

@@ -22,6 +22,8 @@ class Job:
     tokenised: float | None = None  # when it was checked; None: on arrival
     grammar: Grammar | None = None  # what its answers keep to; None: nothing
     answers: AnswerFormat | None = None  # the format by which its answers are read into parts; None: they are not
+    scored_from: int | None = None  # of a scored prompt, the first token whose score is wanted; None: the second
+    alternatives: tuple[int, ...] = ()  # what else is scored in the place of its last token
 
     def served(self, service: Service) -> "Job":
         """Return the same job, to be served in this way."""

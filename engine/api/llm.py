@@ -5,39 +5,35 @@ Every method may be called from any thread; the requests of all callers run in t
 policy's order. `step` alone is for one thread at a time.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-import jax
-import numpy as np
-
 from ...models.text.chat import ChatOptions, ReasoningEffort
 from ...models.text.chat_messages import Message, Tool
 from ..config import check_whole_number
 from ..core.submission import Update
-from ..errors import EngineError
 from ..host.progress import Progress
 from .base import DRAIN_TIMEOUT, BaseLLM
 from .beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
-from .collector import RequestCollector
 from .job import Job
 from .job_run import JobRun
+from .new_params import named_params
 from .outputs import RequestOutput, Score
 from .prompts import PromptLike, as_list, check_continuation, check_ids_or_text, check_texts
+from .research import EmbeddingRequestOutput, HiddenStates, ParameterInfo, Pooling, PromptLogits, Research
 from .sampling_params import SamplingParams
+from .scorer import Scorer
 from .service_options import ServiceOptions, ServicesOptions, service_of, services_of
 from .streams import HandDriven, RequestStream
+from .trace_replay import replayed, scoring_of
 from .vllm_names import names_what_is_missing
 from .vllm_tables import GENERATE
 
 if TYPE_CHECKING:
     from .vllm_engine import LLMEngine
-
-# Of a score: one token has to be sampled, and only the prompt's log-probabilities are looked at.
-_SCORING = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
 
 
 class LLM(BaseLLM):
@@ -52,6 +48,8 @@ class LLM(BaseLLM):
 
     def _prepare(self) -> None:
         self._hand_driven = HandDriven(self._client)
+        self._scorer = Scorer(self._client)
+        self._research = Research(self.engine.core, self.tokenizer, self.config.max_model_len)
 
     @names_what_is_missing("LLM.generate", GENERATE, ServicesOptions)
     def generate(
@@ -178,7 +176,9 @@ class LLM(BaseLLM):
     def score(
         self, prompts: PromptLike | Iterable[PromptLike], continuations: PromptLike | Iterable[PromptLike]
     ) -> list[Score]:
-        """Score continuations: how likely each is after its prompt, in one forward pass each.
+        """Score continuations: how likely each is after its prompt, in one forward pass each. Those that differ in
+        their last token alone share one, and what prompts begin with alike is computed once, where the prefix cache is
+        on.
 
         Args:
             prompts: as for `generate`; one may go with several continuations.
@@ -196,18 +196,71 @@ class LLM(BaseLLM):
             raise ValueError(
                 f"There are {len(befores)} prompts and {len(afters)} continuations: give one prompt, or one for each."
             )
-        jobs, starts, arrival = [], [], self._client.clock()
-        plan = self._client.resolve(_SCORING)
         bounds = self.tokenizer, self.config.max_model_len
         checked = check_texts([check_ids_or_text(before, *bounds) for before in befores], *bounds)
-        for prompt, after in zip(checked, afters, strict=True):
-            whole = check_continuation(prompt, after, *bounds)
-            jobs.append(Job(whole, _SCORING, plan, arrival))
-            starts.append(len(prompt.ids))
-        with closing(JobRun(self._client, jobs, None).results()) as results:
-            found = [result for result in results if result is not None]
-        scores = {index: _score(collector, starts[index]) for index, collector in found}
-        return [scores[index] for index in range(len(jobs))]
+        wholes = [check_continuation(prompt, after, *bounds) for prompt, after in zip(checked, afters, strict=True)]
+        return self._scorer.score([len(prompt.ids) for prompt in checked], wholes)
+
+    def hidden_states(
+        self,
+        prompts: PromptLike | Iterable[PromptLike],
+        *,
+        layers: Sequence[int] = (-1,),
+        positions: Sequence[int] | None = None,
+    ) -> list[HiddenStates]:
+        """Compute hidden states of prompts, in a step of its own beside what the engine serves.
+
+        It is compiled on the first call of each size, and for each choice of layers; the engine's memory does not grow
+        with the number of prompts. Parameters are those at the time of the call.
+
+        Args:
+            prompts: as for `generate`.
+            layers: counted as transformers' `hidden_states`: 0 for the embeddings, l for what the l-th layer gives, the
+                last, also -1, for what the final norm makes of it.
+            positions: of which of a prompt's tokens, from 0 on or from -1 backwards; None: of all.
+
+        Raises:
+            ValueError: prompts that `generate` would refuse, layers or positions that there are not, or an engine whose
+                meshes are in other processes. Nothing was computed.
+            EngineError: the engine is closed, or the device has no memory left for the step.
+        """
+        return self._research.hidden_states(prompts, layers, positions)
+
+    def logits(
+        self, prompts: PromptLike | Iterable[PromptLike], *, positions: Sequence[int] | None = (-1,)
+    ) -> list[PromptLogits]:
+        """Compute the logits of the whole vocabulary after tokens of prompts, in a step of its own.
+
+        `positions`: after which of a prompt's tokens, from 0 on or from -1 backwards; None: after all. The head runs on
+        `scored_rows` of them at a time, which are 8 to 64. Else as `hidden_states`, and raises as it does.
+        """
+        return self._research.logits(prompts, positions)
+
+    def embed(
+        self, prompts: PromptLike | Iterable[PromptLike], *, pooling: Pooling = "last", normalize: bool = True
+    ) -> list[EmbeddingRequestOutput]:
+        """Compute an embedding of each prompt, from the hidden states after the final norm.
+
+        Args:
+            prompts: as for `generate`; a text gets the special tokens that it gets there.
+            pooling: "last", the last token's state; "mean", their mean; "cls", the first token's.
+            normalize: whether to divide it by its length.
+
+        Returns:
+            Outputs whose `outputs.embedding` is a list of numbers, as vLLM has them.
+
+        Raises as `hidden_states` does, and ValueError for another pooling.
+        """
+        return self._research.embed(prompts, pooling, normalize)
+
+    def parameters(self) -> dict[str, ParameterInfo]:
+        """Return the shape and dtype of each parameter by the name that `update_params` takes.
+
+        Raises:
+            ValueError: an engine whose meshes are in other processes.
+            EngineError: the engine is closed or has failed.
+        """
+        return self._research.parameters()
 
     @names_what_is_missing("LLM.add_request", GENERATE, ServiceOptions)
     def add_request(
@@ -244,22 +297,25 @@ class LLM(BaseLLM):
         """
         self._client.abort(request_id)
 
-    def update_params(self, params: Mapping[str, jax.Array | np.ndarray]) -> None:
+    def update_params(self, params: Mapping[str, Any]) -> None:
         """Replace parameters of the model on every mesh; return when new requests run with them.
 
         Running requests finish with the old parameters, and requests that arrive meanwhile wait. Nothing compiles.
         Cached prefixes are dropped.
 
         Args:
-            params: dotted path, such as "layers.0.attention.q_proj", to an array of the parameter's shape and
-                dtype, as `models.decoder.AbstractParams.specs` lists them; those left out stay as they are. Values
-                are taken as they are, NaN and infinity included.
+            params: arrays by name, of JAX, numpy, or what hands them over by DLPack or `__array__`, such as torch.
+                Names are the model's, such as "layers.0.attention.q_proj", with the shape and dtype that `parameters`
+                lists; or Hugging Face's, such as "model.layers.0.self_attn.q_proj.weight", as files on the hub have
+                them, which are transposed, divided and cast as they are when they are loaded. Those left out stay as
+                they are. Values are taken as they are, NaN and infinity included.
 
         Raises:
-            ValueError: a path that the model does not have, or another shape or dtype. Nothing was replaced.
+            ValueError: a name that the model does not have, another shape or dtype, or a part of a parameter. Nothing
+                was replaced.
             EngineError: the engine is closed or has failed.
         """
-        self.engine.core.update_params(params)
+        self.engine.core.update_params(named_params(params, self.engine.core))
 
     def beam_search(
         self,
@@ -352,13 +408,25 @@ class LLM(BaseLLM):
     def _run_all(self, jobs: Iterable[Job], count: int, use_tqdm: bool) -> list[RequestOutput]:
         """Run `count` jobs, and return their results in order."""
         outputs: list[RequestOutput | None] = [None] * count
+        replays: dict[int, Job] = {}
+
+        def runnable() -> Iterator[Job]:
+            for index, job in enumerate(jobs):
+                if job.params.trace_decode_token_ids is not None:
+                    replays[index] = job
+                    yield scoring_of(job, self._client)
+                else:
+                    yield job
+
         with (
             Progress("answered", count, "requests", shown=use_tqdm) as line,
-            closing(JobRun(self._client, jobs, None).results()) as results,
+            closing(JobRun(self._client, runnable(), None).results()) as results,
         ):
             for result in results:
                 if result is not None:
-                    outputs[result[0]] = result[1].output()
+                    index, collector = result
+                    job = replays.get(index)
+                    outputs[index] = collector.output() if job is None else replayed(collector, job, self._client)
                     line.advance(1)
         return [output for output in outputs if output is not None]
 
@@ -372,13 +440,3 @@ def _one_each(params: SamplingParams | Iterable[SamplingParams] | None, count: i
     if len(listed) != count:
         raise ValueError(f"There are {count} prompts and {len(listed)} sampling_params: give one, or one for each.")
     return listed
-
-
-def _score(collector: RequestCollector, start: int) -> Score:
-    """Score the tokens of a prompt from `start` on, once the request has ended."""
-    output = collector.output()
-    if output.outputs[0].finish_reason in ("abort", "error"):
-        raise EngineError(output.error or f"{output.request_id} was aborted before it was scored.")
-    scores = np.concatenate([scores.logprob for scores in collector.prompt_scores])  # [n - 1]
-    logprobs = scores[start - 1 :].astype(np.float32)
-    return Score(output.prompt_token_ids[start:], logprobs, float(logprobs.sum(dtype=np.float64)))

@@ -172,6 +172,12 @@ class Score:
     token_ids: list[int]
     logprobs: np.ndarray  # [n] float32, one for each token
     total: float  # their sum
+    ranks: np.ndarray  # [n] int32, of each token in its distribution; 1 for the most likely
+
+    @property
+    def is_greedy(self) -> bool:
+        """Return whether greedy decoding after the prompt would have given these very tokens."""
+        return bool((self.ranks == 1).all())
 
 
 def _finish(timeline: Timeline) -> float:

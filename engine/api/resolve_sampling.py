@@ -23,7 +23,7 @@ def resolve(params: SamplingParams, tokenizer: Tokenizer, seed: int, max_logprob
     """
     if not isinstance(params, SamplingParams):
         raise ValueError(f"sampling_params of type {type(params).__name__} are not usable: give SamplingParams.")
-    for name in ("stop_token_ids", "allowed_token_ids", "logprob_token_ids", "logit_bias"):
+    for name in ("stop_token_ids", "allowed_token_ids", "logprob_token_ids", "trace_decode_token_ids", "logit_bias"):
         _check_ids(name, getattr(params, name) or (), tokenizer.vocab_size)
     _check_logprobs(params, tokenizer.vocab_size, max_logprobs)
     is_greedy = params.temperature < _LEAST_TEMPERATURE

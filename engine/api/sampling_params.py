@@ -84,6 +84,9 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = field(default=None, hash=False)  # added to logits: -1e6 to 1e6, or -inf
     allowed_token_ids: Sequence[int] | None = None  # no other token may be generated; None: all may
     bad_words: Sequence[str] | None = None  # texts not to be completed, as spelled at a text's start and behind a space
+    # Tokens that are the answer, whatever the model would say: their log-probabilities are wanted. `LLM.generate`
+    # alone replays them, and nothing is drawn. n has to be 1, and prompt_logprobs None.
+    trace_decode_token_ids: Sequence[int] | None = None
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE  # of `AsyncLLM.generate` and `LLM.step` while it runs
     structured_outputs: StructuredOutputsParams | None = None  # what the answer has to keep to, such as a JSON schema
 
@@ -182,12 +185,23 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), -1, None, "a whole number, 0 or more, or -1 (all tokens)")
 
+    def _check_trace(self, given: Sequence[int]) -> None:
+        wanted = "a list of token ids, 0 or more"
+        _check("trace_decode_token_ids", given, lambda x: isinstance(x, Sequence) and not isinstance(x, str), wanted)
+        for token in given:
+            _check_int("trace_decode_token_ids", token, 0, None, wanted)
+        if not given or self.n != 1 or self.prompt_logprobs is not None:
+            raise ValueError("trace_decode_token_ids need at least one token, n=1 and no prompt_logprobs.")
+        self.__dict__["trace_decode_token_ids"] = tuple(map(int, given))
+
     def _check_lists(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         own = self.__dict__
         own["stop"] = _texts("stop", stop)
         own["bad_words"] = _texts("bad_words", self.bad_words)
         own["stop_token_ids"] = _token_ids("stop_token_ids", self.stop_token_ids)
+        if self.trace_decode_token_ids is not None:
+            self._check_trace(self.trace_decode_token_ids)
         if self.logprob_token_ids is not None:
             own["logprob_token_ids"] = _token_ids("logprob_token_ids", self.logprob_token_ids)
             own["logprobs"] = -1

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..config import GpuShare, check_fraction, check_whole_number
+from ..options import documentation
 from .vllm_tables import ENGINE, IGNORED
 
 _LOG = logging.getLogger("twinmesh")
@@ -30,7 +31,8 @@ _CACHES = _words(
 # Values that say no more than what is so anyway.
 _SAME: Mapping[str, tuple[object, ...]] = {
     "generation_config": ("auto", "vllm"),
-    "load_format": ("auto", "safetensors", "hf", "pt", "gguf"),
+    # A checkpoint's own files say how its weights are stored; "dummy" alone asks for something else.
+    "load_format": ("auto", "hf", "safetensors", "fastsafetensors", "pt", "gguf", "sharded_state", "mistral"),
     "tokenizer_mode": ("auto", "slow", "fast", "hf"),
     "runner": ("auto", "generate", "pooling"),
     "convert": ("auto", "none", "embed"),
@@ -44,7 +46,6 @@ _SAME: Mapping[str, tuple[object, ...]] = {
     "kv_offloading_size": (0,),
     "preemption_mode": ("recompute",),
     "scheduling_policy": ("priority",),  # requests have a priority under every policy
-    "hf_overrides": ({},),
     "logits_processors": ([], ()),
     "limit_mm_per_prompt": ({},),
     "additional_config": ({},),
@@ -60,8 +61,8 @@ def adapt(engine: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     options = {name: value for name, value in given.items() if name not in ENGINE}
     asked = {name: value for name, value in given.items() if name in ENGINE and not _asks_nothing(value)}
-    for name in [name for name, value in options.items() if value is None and name not in _MAY_BE_NONE]:
-        del options[name]
+    if len(given) > len(documentation()):  # as `EngineArgs` gives them; nobody writes so many by hand
+        options = {name: value for name, value in options.items() if value is not None}
     ignored = [name for name in asked if name in IGNORED]
     same = [name for name, value in asked.items() if value in _SAME.get(name, ())]
     lost = [name for name, value in asked.items() if name in _SPEED_ONLY or _is_cache(name, value)]
@@ -78,10 +79,6 @@ def adapt(engine: str, given: Mapping[str, Any]) -> dict[str, Any]:
             "%s: %s would make vLLM faster and change no answer; here they do nothing", engine, ", ".join(sorted(lost))
         )
     return {**options, **left}
-
-
-# Options of which None says something.
-_MAY_BE_NONE = frozenset({"quantization"})
 
 
 def _asks_nothing(value: object) -> bool:

@@ -33,9 +33,11 @@ ENGINE: Mapping[str, str] = _by_name(
         ),
         "use topology, such as both=2 or prefill=2,decode=2": "data_parallel_size",
         "use topology, such as prefill=1,decode=1": "kv_transfer_config",
-        "leave it out: an engine is one process, which drives all devices of a machine": (
-            "distributed_executor_backend worker_cls worker_extension_cls master_addr master_port nnodes node_rank "
-            "distributed_timeout_seconds cpu_distributed_timeout_seconds data_parallel_rank data_parallel_start_rank "
+        "use workers, which puts each mesh into a process of its own": "distributed_executor_backend",
+        "use worker_timeout": "distributed_timeout_seconds cpu_distributed_timeout_seconds",
+        "leave it out: an engine is one process, which drives all devices of a machine, or with workers its driver": (
+            "worker_cls worker_extension_cls master_addr master_port nnodes node_rank "
+            "data_parallel_rank data_parallel_start_rank "
             "data_parallel_size_local data_parallel_address data_parallel_rpc_port data_parallel_hybrid_lb "
             "data_parallel_external_lb data_parallel_multi_port_external_lb data_parallel_backend dp_sync_interval "
             "disable_nccl_for_dp_synchronization enable_nccl_comm_suspend enable_elastic_ep elastic_ep_max_dp_size "
@@ -104,7 +106,7 @@ ENGINE: Mapping[str, str] = _by_name(
         ),
         "leave it out: model is where the weights are": "model_weights",
         "use progress": "use_tqdm_on_load",
-        "leave it out: change the model's config.json": "hf_overrides rope_scaling rope_theta",
+        "use hf_overrides": "rope_scaling rope_theta",
         "leave it out: attention windows are the model's": "disable_sliding_window",
         "leave it out: the defaults of SamplingParams are its own": "generation_config override_generation_config",
         "leave it out: the tokenizer is the one in the model's files": "tokenizer tokenizer_mode",
@@ -129,7 +131,7 @@ ENGINE: Mapping[str, str] = _by_name(
         ),
         # What is generated.
         "leave it out: outputs are tokens, texts and log-probabilities": "return_sampling_mask aux_output_config",
-        "leave it out: every token is the model's": "enable_trace_replay",
+        "leave it out: trace_decode_token_ids of SamplingParams needs nothing else": "enable_trace_replay",
         "use allowed_token_ids, bad_words and logit_bias of SamplingParams": (
             "logits_processors logits_processor_pattern"
         ),
@@ -180,7 +182,7 @@ IGNORED = frozenset(
     async_scheduling max_parallel_loading_workers ray_workers_use_nsight renderer_num_workers served_model_name
     trust_remote_code safetensors_load_strategy use_fp64_gumbel
     disable_hybrid_kv_cache_manager performance_mode fail_on_environ_validation shutdown_timeout model_impl
-    prefix_caching_hash_algo config_format
+    prefix_caching_hash_algo config_format enable_trace_replay
     """.split()  # noqa: SIM905
 )
 SAMPLING: Mapping[str, str] = _by_name(
@@ -200,7 +202,6 @@ SAMPLING: Mapping[str, str] = _by_name(
         "use output_kind, or decode_steps of LLM": "stream_interval",
         "leave it out: parameters are never changed, and not copied": "skip_clone",
         "leave it out: a stop string's beginning is held back by itself": "output_text_buffer_length",
-        "leave it out: every token is the model's; `LLM.score` scores those that are given": "trace_decode_token_ids",
         _EXPERTS: "routed_experts_prompt_start",
         _WATERMARK: "watermarking",
         "leave it out: there are no plug-ins": "extra_args",

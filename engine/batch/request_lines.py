@@ -25,7 +25,14 @@ COMPLETIONS: Endpoint = "/v1/completions"
 
 _LONGEST_MESSAGE = 1000  # characters
 _ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
-_NOT_OF_LINES = {"logprobs", "prompt_logprobs", "detokenize", "output_kind"}
+_NOT_OF_LINES = {
+    "logprobs",
+    "logprob_token_ids",
+    "prompt_logprobs",
+    "detokenize",
+    "output_kind",
+    "trace_decode_token_ids",
+}
 _SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - _NOT_OF_LINES
 # Whatever these hold, the completion is the same.
 _WITHOUT_EFFECT = frozenset(

@@ -17,7 +17,8 @@ from .harmony_parser import HarmonyFormat
 from .harmony_prompt import HarmonyPrompts
 
 HARMONY = "harmony"
-_FINAL_CHANNEL = rb"<\|channel\|>final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
+# Where an answer begins that the user is to read.
+FINAL_CHANNEL = rb"<\|channel\|>final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 
 
 class ChatFormat:
@@ -38,7 +39,7 @@ class ChatFormat:
 
         Harmony's final channel, which may name what it is constrained to.
         """
-        return None if self._tokenizer.harmony is None else _FINAL_CHANNEL
+        return None if self._tokenizer.harmony is None else FINAL_CHANNEL
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **options: Unpack[ChatOptions]

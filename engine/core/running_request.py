@@ -34,6 +34,7 @@ class RunningRequest:
         self._stop, self._stop_ids = submission.stop, plan.stop_ids
         self._constraint = submission.constraint
         self._prompt_scores: list[HostScores] = []
+        self._scored_run: int | None = None  # the run that these are of
         self._last_hash = facts.block_hashes[-1] if facts.block_hashes else submission.chain
         hashes_all = len(facts.block_hashes) == facts.prompt_len // config.page_size
         # In deterministic mode an answer's pages do not feed the cache, and its conversation remembers their hashes.
@@ -64,8 +65,9 @@ class RunningRequest:
 
     def take_prompt_scores(self, row: Chunk, scores: HostScores | None) -> None:
         """Keep the scores of a chunk of the prompt; they are sent with the first token."""
-        if row.start == 0:
+        if row.run != self._scored_run:
             self._prompt_scores.clear()  # of an earlier run
+            self._scored_run = row.run
         if scores is not None:
             self._prompt_scores.append(scores)
 

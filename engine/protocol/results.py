@@ -64,7 +64,7 @@ class MeshLost(Message, frozen=True):
     """A message to or from this mesh could not be read, so what it has done since is unknown.
 
     Each costs the requests of the mesh one of their starts, also where several come of one incident. With `is_gone` it
-    is the process of the mesh that is lost: that costs none as long as a request gets on (`scheduler/lifecycle.py`).
+    is the process of the mesh that is lost, which costs none (`scheduler/lifecycle.py`).
     """
 
     t: float

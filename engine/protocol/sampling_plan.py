@@ -25,6 +25,8 @@ class SamplingPlan(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=
     min_tokens: int = 0
     logprobs: int | None = None  # of how many most likely tokens besides the sampled one, -1: all; None: none at all
     prompt_logprobs: int | None = None  # likewise for the prompt
+    scored_from: int = 1  # the first of the prompt's tokens for which that holds
+    alternatives: tuple[int, ...] = ()  # tokens that are scored besides in the place of the prompt's last
 
     @property
     def is_dense(self) -> bool:

@@ -93,6 +93,11 @@ class WorkerBackend(Protocol):
 class DriverEnd(Protocol):
     """What a worker has of its driver."""
 
+    @property
+    def host(self) -> str | None:
+        """Return this machine's address as workers of other machines reach it; None: all are on this one."""
+        ...
+
     def receive(self) -> bytes | None:
         """Wait for the next message; None: the driver has ended, or wants this worker to end."""
         ...

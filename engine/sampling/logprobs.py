@@ -21,9 +21,6 @@ from ..protocol.sampling_plan import MAX_LOGPROBS
 from .request_state import DrawColumn, Float, Scalars
 from .sampler import weigh
 
-# Rows per call of the LM head: enough for an efficient GEMM, and 64 rows of 150,000 logits take only 40 MB.
-_HEAD_ROWS = 64
-
 
 def score(logits: Array, tokens: Array, *, count: int = MAX_LOGPROBS, are_logits: bool = False) -> TokenScores[Array]:
     """Score tokens [R] int32 against logits [R, V] float32; also a stage of sampling (`sampler.py`).
@@ -72,39 +69,27 @@ def score_processed(
     return score(jnp.where(is_drawn, drawn, logits), tokens, count=count, are_logits=are_logits)
 
 
-def score_tokens(
+def score_rows(
     head: Callable[[Array], Array],
     hidden: Array,
+    rows: Array,
     targets: Array,
     *,
     count: int = MAX_LOGPROBS,
     are_logits: bool = False,
 ) -> TokenScores[Array]:
-    """Score one target token per hidden state, without ever holding the logits of all rows.
+    """Score a target token after each of some rows; logits exist for these rows alone.
 
     Args:
         head: the LM head, [n, E] -> [n, V] float32.
         hidden: [T, E]; row i of a prompt gives the distribution of its token i + 1.
-        targets: [T] int32.
+        rows: [R] int32, which of the T.
+        targets: [R] int32.
         count: K.
         are_logits: as for `score`.
 
     Returns:
-        Scores of the T rows.
+        Scores of the R rows.
     """
-    length = targets.shape[0]
-    padding = -length % _HEAD_ROWS
-    blocks = (
-        jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, _HEAD_ROWS, hidden.shape[1]),
-        jnp.pad(targets, (0, padding)).reshape(-1, _HEAD_ROWS),
-    )
-
-    def block(inputs: tuple[Array, Array]) -> TokenScores[Array]:
-        hidden, targets = inputs
-        return score(head(hidden), targets, count=count, are_logits=are_logits)
-
-    with jax.named_scope("score_tokens"):
-        scores: TokenScores[Array] = jax.tree.map(
-            lambda x: x.reshape(-1, *x.shape[2:])[:length], lax.map(block, blocks)
-        )
-        return scores
+    with jax.named_scope("score_rows"):
+        return score(head(hidden.at[rows].get(mode="clip")), targets, count=count, are_logits=are_logits)

@@ -16,6 +16,8 @@ from .order import candidates as may_give_way
 from .policy import Policy
 from .request import Request, State
 
+MOST_LOSSES = 10  # of its process in a row that a request outlives without a token in between
+
 
 class Lifecycle:
     """How the requests of an engine begin, end and start over."""
@@ -153,9 +155,8 @@ class Lifecycle:
     def lose_mesh(self, mesh: MeshState, reason: str, now: float, *, is_gone: bool = False) -> None:
         """Start all requests over whose KV was on a lost mesh, or on its way from it, or only on its way to it.
 
-        Where it `is_gone`, with its whole process, that is hardly a request's fault. It costs a try only those that
-        got no token since they were lost so before: one that ends every process that it comes to fails in the end, and
-        all others outlive any number of losses.
+        Where it `is_gone`, with its whole process, that is hardly a request's fault, and costs none of its tries. One
+        that was lost so `MOST_LOSSES` times without a token in between fails: it may be what ends the processes.
         """
         mesh.in_flight.clear()
         mesh.wake()
@@ -165,15 +166,21 @@ class Lifecycle:
             is_here = request.placement is not None and request.placement.mesh == mesh.index
             goes_here = request.handoff is not None and request.handoff.placement.mesh == mesh.index
             if is_here or request.id in leaving or (goes_here and request.placement is None):
-                if is_gone and request.confirmed > request.confirmed_when_lost:
-                    request.confirmed_when_lost, request.suspects = request.confirmed, None
-                    request.lost_on = mesh.index
-                    self._start_over(request, keeps_pages=False)
-                else:
-                    self._lose(request, mesh.index, reason, now)
+                (self._lose_process if is_gone else self._lose)(request, mesh.index, reason, now)
             elif goes_here:
                 self._handoffs.release_credit(request)
         mesh.pages.flush(MissReason.MESH_LOST)
+
+    def _lose_process(self, request: Request, mesh: int, reason: str, now: float) -> None:
+        if request.confirmed > request.confirmed_when_lost:
+            request.losses = 0
+        request.losses, request.confirmed_when_lost = request.losses + 1, request.confirmed
+        if request.losses > MOST_LOSSES:
+            why = f"{reason} (after {request.losses} losses without a token)"
+            self.finish(request, State.FAILED, "error", now, why)
+        else:
+            request.lost_on, request.suspects = mesh, None
+            self._start_over(request, keeps_pages=False)
 
     def _lose(self, request: Request, mesh: int, reason: str, now: float) -> None:
         if request.suspects == mesh:  # its transfer failed for the same reason, and has cost it a try already

@@ -108,7 +108,8 @@ class Request:
     home: int | None = None  # where its conversation's KV was left, of the meshes that it could go to when last asked
     wait: "Wait | None" = None  # what it sleeps for; None: it is awake
     lost_on: int | None = None  # the mesh whose failure it has survived last
-    confirmed_when_lost: int = -1  # what `confirmed` was when its mesh was gone last; -1: it never was
+    losses: int = 0  # how often its mesh was gone since it got a token last
+    confirmed_when_lost: int = 0  # what `confirmed` was then
     suspects: int | None = None  # a mesh from which a transfer failed, so that it may be lost
     hashes: list[bytes] = field(default_factory=list)  # of its full pages, as far as their tokens are known
     unshared: list[bytes] = field(default_factory=list)  # in deterministic mode, of the pages that its answer fills

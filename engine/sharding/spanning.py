@@ -17,10 +17,12 @@ _LEAVING_SECONDS = 10
 
 
 def join(member: Member, timeout: float) -> None:
-    """Join a group; wait for all members, `timeout` seconds at most. JAX must not have looked for devices yet.
+    """Join a group, and wait for all members. JAX must not have looked for devices yet.
+
+    Where the others do not come within `timeout` seconds XLA ends this process (jax 0.12.0.1).
 
     Raises:
-        TopologyError: JAX has devices already, or the others do not come.
+        TopologyError: JAX has devices already, or somebody else listens at the coordinator's address.
     """
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     try:
@@ -37,7 +39,7 @@ def join(member: Member, timeout: float) -> None:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise TopologyError(
             f"process {member.index} of the {member.count} of one mesh could not join the others at "
-            f"{member.coordinator} ({reason}): see that all of them run and reach that address."
+            f"{member.coordinator} ({reason}): let it be a process of its own, and an address that is free."
         ) from error
 
 

@@ -17,6 +17,16 @@ class MeshFails:
 
 
 @dataclass(frozen=True)
+class MeshGone:
+    """The process or host of a mesh is lost at `at`, which is known at once, and joins again, empty, `down` seconds
+    later: of a real one what it takes to miss it, to start it again and to load."""
+
+    at: float
+    mesh: int
+    down: float
+
+
+@dataclass(frozen=True)
 class MeshStarts:
     """A mesh is not ready before `at`: what it is given until then waits."""
 
@@ -41,4 +51,4 @@ class Aborted:
     number: int
 
 
-type Incident = MeshFails | MeshStarts | RolesCalled | Aborted
+type Incident = MeshFails | MeshGone | MeshStarts | RolesCalled | Aborted

@@ -27,7 +27,7 @@ from ..metrics.metrics import Metrics
 from ..metrics.request_records import RequestRecord, RequestRecords
 from ..metrics.series import Series
 from ..protocol.actions import Action
-from ..protocol.events import AbortRequested, Tick
+from ..protocol.events import AbortRequested, MeshJoined, Tick
 from ..protocol.service import is_positive
 from ..roles import read_goal
 from ..scheduler.cost_model import CostModel
@@ -37,7 +37,7 @@ from ..scheduler.scheduler import Scheduler
 from .arrivals import Arrivals
 from .folding import Folding
 from .garbage import seldom_collected
-from .incidents import Aborted, Incident, MeshFails, MeshStarts, RolesCalled
+from .incidents import Aborted, Incident, MeshFails, MeshGone, MeshStarts, RolesCalled
 from .simulated_request import SimulatedRequest
 from .virtual_executor import VirtualExecutor
 from .virtual_meshes import TrueTimes
@@ -273,11 +273,14 @@ class _Run(Observer):
             ValueError: there is no such mesh, or these roles cannot be called for.
         """
         meshes = len(self._scheduler.meshes)
-        if isinstance(incident, MeshFails | MeshStarts) and not 0 <= incident.mesh < meshes:
+        if isinstance(incident, MeshFails | MeshGone | MeshStarts) and not 0 <= incident.mesh < meshes:
             raise ValueError(f"{incident} is of no mesh that there is: they are 0 to {meshes - 1}.")
         match incident:
             case MeshFails():
                 self._time.at(incident.at, self._fail, incident)
+            case MeshGone(at=at, mesh=mesh, down=down):
+                self._time.at(at, self._lose, mesh)
+                self._time.at(at + down, self._join, mesh)
             case MeshStarts(at=at, mesh=mesh):
                 self._executor.meshes.pause(mesh, at)
             case RolesCalled(at=at, roles=roles, drain_timeout=seconds):
@@ -291,3 +294,13 @@ class _Run(Observer):
             self._folding.end_all()
         self._executor.meshes.pause(incident.mesh, incident.at + incident.down)
         self._executor.fail(incident.mesh, "the mesh has failed.")
+
+    def _lose(self, mesh: int) -> None:
+        if self._folding is not None:
+            self._folding.end_all()
+        self._executor.lose(mesh)
+
+    def _join(self, mesh: int) -> None:
+        if self._folding is not None:
+            self._folding.end_all()
+        self._inbox.append(MeshJoined(self._time.now, mesh))

@@ -106,6 +106,13 @@ class VirtualExecutor:
         if not any(isinstance(action, Prefill | Decode | Fused) for action in lost):
             self._post(MeshLost(self._time.now, mesh, reason))
 
+    def lose(self, mesh: int) -> None:
+        """Let a mesh be gone now, with all that it was doing."""
+        for action in self.meshes.fail(mesh):
+            if isinstance(action, StartTransfer):
+                del self._dispatched[action.transfer]
+        self._post(MeshLost(self._time.now, mesh, "the mesh is gone.", is_gone=True))
+
     def flush(self) -> None:
         """Do nothing: every command is performed at once."""
 

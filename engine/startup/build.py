@@ -92,7 +92,7 @@ def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest
 
         return start_with_workers(options)
     parse_dtype(options.dtype)
-    checkpoint = open_checkpoint(resolve_model(options.model))
+    checkpoint = open_checkpoint(resolve_model(options.model), options.hf_overrides)
     options = replace(options, quantization=asked_of(options.quantization, checkpoint.method, checkpoint.name))
     tokenizer, chat_template = checkpoint.tokenizer(), checkpoint.chat_template()
     request = None if only is None else only(checkpoint)

@@ -28,6 +28,7 @@ def main(descriptor: int) -> None:
     """Serve the driver at the other end of an inherited socket; the process ends with it."""
     from ..worker.remote.processes import DriverConnection
 
+    os.dup2(2, 1)  # what libraries print is no part of the driver's output
     serve(DriverConnection(descriptor))
     os._exit(0)  # threads that wait for a device or a fetch must not keep it
 
@@ -111,19 +112,18 @@ class _Worker:
 
     def _run(self, part: "WorkerPart", load: Load, member: Member | None) -> None:
         """Load, and perform what comes."""
-        from ..worker.links.shared_memory import SharedMemoryLink
+        from ..worker.links.choice import open_links
         from ..worker.remote.outbox import MemberOutbox, Outbox
         from ..worker.remote.worker_executor import WorkerExecutor
         from ..worker.remote.worker_loop import WorkerLoop
 
         loaded = self._loaded = part.load(load.agreed)
-        link = SharedMemoryLink()
+        links = open_links(part.place.on_machine, self._driver.host)
         to_driver = self._epoch, self._send_bytes, time.monotonic
         outbox = Outbox(*to_driver) if member is None else MemberOutbox(*to_driver, member)
         executor = WorkerExecutor(
-            loaded.meshes, outbox.post, time.monotonic, loaded.maps, {link.kind: link}, outbox.offered, self._inbox.put,
-            member,
-        )  # fmt: skip
+            loaded.meshes, outbox.post, time.monotonic, loaded.maps, links, outbox.offered, self._inbox.put, member
+        )
         executor.traffic = outbox
         self._send(Serving(self._epoch))
         try:

@@ -50,7 +50,10 @@ from .quantization import Quantized, asked_of, choose, cpu_kernels
 _PACKAGE = Path(__file__).resolve().parents[2]
 _VERSIONS = ("jax", "jaxlib", "numpy")
 # Options that are the driver's alone, or that cannot cross.
-_STAY = ("policy", "decision_log", "devices", "workers", "mesh_hosts", "worker_timeout", "progress", "seed")
+_STAY = (
+    "policy", "decision_log", "devices", "workers", "workers_per_mesh", "worker_timeout", "ray_address", "mesh_hosts",
+    "progress", "seed",
+)  # fmt: skip
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -79,6 +82,11 @@ class Agreed(msgspec.Struct, frozen=True):
     pools: tuple[PoolSize, ...]  # of all meshes
 
 
+# What processes of one mesh must have found alike.
+_ALIKE = {
+    "versions": "versions", "platform": "devices", "device_kind": "devices", "config": "defaults for its devices",
+    "staging_part": "defaults for its devices", "kept": "quantised weights",
+}  # fmt: skip
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -101,11 +109,11 @@ def merge_found(data: Sequence[bytes]) -> bytes:
     found = list(map(read_found, data))
     first = found[0]
     for index, one in enumerate(found):
-        for name in ("versions", "platform", "device_kind", "config", "staging_part", "kept"):
+        for name, what in _ALIKE.items():
             if (here := getattr(one, name)) != (there := getattr(first, name)):
                 raise ValueError(
-                    f"process {index} of one mesh has another {name.replace('_', ' ')} than process 0 "
-                    f"({str(here)[:80]}, and {str(there)[:80]}): let the machines and the model's files be alike."
+                    f"process {index} of one mesh has other {what} than process 0 ({str(here)[:80]}, and "
+                    f"{str(there)[:80]}): let the machines and the model's files be alike."
                 )
     budgets = tuple(map(min, zip(*(one.budgets for one in found), strict=True)))
     return to_bytes(msgspec.structs.replace(first, budgets=budgets, files=" ".join(one.files for one in found)))
@@ -159,7 +167,7 @@ class WorkerPart:
 
     def __init__(self, asked: bytes, place: Place, member: Member | None = None) -> None:
         self._options = read_options(msgspec.msgpack.decode(asked, type=Asked))
-        self._place, self._member = place, member
+        self.place, self._member = place, member
 
     def check(self) -> Found:
         """Check all that can be checked before anything loads.
@@ -202,7 +210,7 @@ class WorkerPart:
         model, quantized = self._checkpoint.config, self._quantized
         plans = [
             mesh_plan(model, config, quantized, mesh, specs[number], plan.pools[number])
-            for number, mesh in zip(self._place.meshes, self._meshes, strict=True)
+            for number, mesh in zip(self.place.meshes, self._meshes, strict=True)
         ]
         maps = FileMaps() if options.mmap else None
         compilation = begin_compiling(plans, options, config, None)
@@ -218,12 +226,12 @@ class WorkerPart:
         give_back_freed()
         if config.has_handoffs and self._is_cpu:
             lower_pool_priority()  # prompts of one mesh may not stop the tokens of another
-        return Loaded(dict(zip(self._place.meshes, workers, strict=True)), maps, CompileCounter(compilation))
+        return Loaded(dict(zip(self.place.meshes, workers, strict=True)), maps, CompileCounter(compilation))
 
     def _build_meshes(self, topology: Topology) -> list[Mesh]:
         if self._member is None:
-            return build_part(topology, self._place.meshes)
-        (spec,) = (topology.meshes[number] for number in self._place.meshes)
+            return build_part(topology, self.place.meshes)
+        (spec,) = (topology.meshes[number] for number in self.place.meshes)
         return [mesh_of(spec, spanned_devices(spec.tp, self._member.count))]
 
     @property
@@ -233,7 +241,7 @@ class WorkerPart:
     def _budgets(self, config: EngineConfig, defaults: Defaults, share: Share, quantized: Quantized) -> tuple[int, ...]:
         """Return bytes of each mesh here for KV, weights that are to come taken off; refuse a model that does not
         fit."""
-        model, options, place = self._checkpoint.config, self._options, self._place
+        model, options, place = self._checkpoint.config, self._options, self.place
         if self._is_cpu:
             loader.compile_ahead(*cpu_kernels(model, jnp.dtype(config.dtype), quantized, config.kv_dtypes))
         check_room(

@@ -37,10 +37,12 @@ from ..topology import Topology
 from ..worker.remote.crew import Crew
 from ..worker.remote.groups import Groups
 from ..worker.remote.processes import WorkerProcesses
+from ..worker.remote.ray_actors import RayWorkers
 from ..worker.remote.remote_executor import RemoteExecutor
 from .build import Engine
 from .decision_file import check_log, name_of, open_log
 from .dtype import parse_dtype
+from .worker_main import serve
 from .worker_part import Agreed, Found, asked_options, merge_found, read_found, to_bytes, versions
 
 
@@ -68,11 +70,11 @@ def start_with_workers(options: EngineOptions, backend: WorkerBackend | None = N
         if options.progress:
             say(f"starting {len(backend.places)} workers")
         found = list(map(read_found, crew.check()))
-        _check_alike(crew, found)
+        check_alike(crew, found)
         config, pools = _agree(options, model, crew, found)
         if options.progress:
             say("workers load the weights and compile")
-        crew.load(to_bytes(Agreed(config, tuple(pools))), lambda worker, now: _why_not(found[worker], now))
+        crew.load(to_bytes(Agreed(config, tuple(pools))), lambda worker, now: why_not(found[worker], now))
         log = None
         if options.decision_log is not None:
             log = open_log(options.decision_log, RunFacts(model, name_of(options.model), found[0].device_kind))
@@ -81,7 +83,7 @@ def start_with_workers(options: EngineOptions, backend: WorkerBackend | None = N
 
         def make_executor(post: Callable[[Completion], None]) -> RemoteExecutor:
             check = _checker(model, config, found[0])
-            return RemoteExecutor(crew, post, time.monotonic, check, lambda gone: _why_over(topology, gone))
+            return RemoteExecutor(crew, post, time.monotonic, check, lambda gone: why_over(topology, gone))
 
         core = EngineCore(scheduler, make_executor, time.monotonic, CrewCompilations(crew), log)
         opened.pop_all()  # the engine closes them from here on
@@ -109,9 +111,12 @@ class CrewCompilations:
 
 def _backend(options: EngineOptions, topology: Topology) -> WorkerBackend:
     """Make what starts the workers that the options name."""
-    hosts = options.mesh_hosts
-    processes = WorkerProcesses(topology, hosts=hosts)
-    return processes if hosts == 1 else Groups(processes, hosts, lambda first: _free_address(), merge_found)
+    if options.workers == "ray":
+        hosts = None if options.mesh_hosts is None else [host.strip() for host in options.mesh_hosts.split(",")]
+        return RayWorkers(topology, serve, options.ray_address, hosts)
+    divided = options.workers_per_mesh
+    processes = WorkerProcesses(topology, hosts=divided)
+    return processes if divided == 1 else Groups(processes, divided, lambda first: _free_address(), merge_found)
 
 
 def _free_address() -> str:
@@ -120,7 +125,7 @@ def _free_address() -> str:
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def _check_alike(crew: Crew, found: Sequence[Found]) -> None:
+def check_alike(crew: Crew, found: Sequence[Found]) -> None:
     """Refuse workers that are not what the driver and the first of them are."""
     here = versions()
     for worker, one in enumerate(found):
@@ -164,7 +169,7 @@ def _agree(
     return size_pools(config, models, in_order, found[0].staging_part, options.max_model_len)
 
 
-def _why_not(before: Found, data: bytes) -> str | None:
+def why_not(before: Found, data: bytes) -> str | None:
     """Return why a worker that was started again may not join: it is not as it was."""
     now = read_found(data)
     if now.files != before.files:
@@ -176,7 +181,7 @@ def _why_not(before: Found, data: bytes) -> str | None:
     return None
 
 
-def _why_over(topology: Topology, gone: set[int]) -> str | None:
+def why_over(topology: Topology, gone: set[int]) -> str | None:
     """Return why an engine cannot go on without these meshes, None if it can."""
     missing = uncovered(spec.role for mesh, spec in enumerate(topology.meshes) if mesh not in gone)
     return None if missing is None else f"no mesh is left to {missing}"

@@ -19,7 +19,7 @@ from ..protocol.results import TokenScores
 from ..sampling.allow import allow, words_for
 from ..sampling.cuts import top_k, top_p
 from ..sampling.logits_processors import adjust, empty_dense, load_dense
-from ..sampling.logprobs import score, score_processed, score_tokens
+from ..sampling.logprobs import score, score_processed, score_rows
 from ..sampling.request_rows import Stage
 from ..sampling.request_state import DenseRows, DrawColumn, Float
 from ..sampling.sampler import draw
@@ -31,11 +31,15 @@ from .kv_cache import CHANNEL_AXES, DeviceState, KVCache, copy_page, fresh
 from .kv_transfer import Staging, abstract_staging, gather, scatter, staged_pages
 from .kv_transfer import plan as plan_route
 from .mesh_plan import MeshPlan
+from .states_step import TABLE, abstract_pool, states_step
 from .step_layout import PrefillInputs, decode_columns, prefill_columns
 from .steps import Passed, decode_step, decode_steps, fused_step, prefill_step
 
 # XLA's options for GPUs that make all programs compute alike; not yet tried on a GPU.
 _FIXED: dict[str, str | bool | int] = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": "0"}
+# Each process of a mesh tunes for itself: to share the work all would have to compile the same programs at once, and
+# one that finds a program kept would leave the others waiting. Not yet tried on GPUs.
+_OWN_TUNING: dict[str, str | bool | int] = {"xla_gpu_shard_autotuning": False}
 # Gate and up of a decode step are one product, which reads both weights where they are. In MB of weights.
 _MERGED: dict[str, str | bool | int] = {"xla_gpu_dot_merger_threshold_mb": 1024}
 
@@ -151,8 +155,10 @@ def _compile(plan: MeshPlan, lowered: Lowered, options: Mapping[str, str | bool 
     """Compile for the mesh's devices; `options` are XLA's, for GPUs alone."""
     # Each mesh's programs are compiled separately, so autotuning could choose different kernels for two meshes.
     fixed = _FIXED if plan.config.deterministic else {}
+    processes = {device.process_index for device in plan.mesh.devices.flat}
+    own = _OWN_TUNING if len(processes) > 1 else {}
     is_gpu = plan.mesh.devices.flat[0].platform == "gpu"
-    return lowered.compile(compiler_options={**fixed, **options} if is_gpu else None)
+    return lowered.compile(compiler_options={**fixed, **own, **options} if is_gpu else None)
 
 
 def _params(plan: MeshPlan) -> Any:
@@ -160,11 +166,12 @@ def _params(plan: MeshPlan) -> Any:
 
 
 def _compile_score(plan: MeshPlan, tokens: int) -> Compiled:
-    def score(params: Params, hidden: jax.Array, targets: jax.Array) -> TokenScores[jax.Array]:
+    def score(params: Params, hidden: jax.Array, rows: jax.Array, targets: jax.Array) -> TokenScores[jax.Array]:
         decoder = _decoder(plan, params)
-        return score_tokens(
-            lambda rows: replicate_logits(decoder.logits(rows), plan.mesh),
+        return score_rows(
+            lambda found: replicate_logits(decoder.logits(found), plan.mesh),
             hidden,
+            rows,
             targets,
             count=plan.config.max_logprobs,
             are_logits=plan.config.scores_logits,
@@ -173,7 +180,39 @@ def _compile_score(plan: MeshPlan, tokens: int) -> Compiled:
     arg = partial(_argument, plan.mesh)
     hidden = arg((tokens, plan.model.hidden_size), plan.dtype)
     jitted = jax.jit(score, out_shardings=replicated(plan.mesh))
-    return jitted.lower(_params(plan), hidden, arg((tokens,))).compile()
+    rows = arg((plan.config.scored_rows,))
+    return jitted.lower(_params(plan), hidden, rows, rows).compile()
+
+
+def _compile_states_pool(plan: MeshPlan, pages: int) -> Compiled:
+    pool = abstract_pool(plan, pages)
+
+    def allocate() -> tuple[KVCache, ...]:
+        zeros: tuple[KVCache, ...] = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), pool)
+        return zeros
+
+    return jax.jit(allocate, out_shardings=_shardings(pool)).lower().compile()
+
+
+def _compile_states(plan: MeshPlan, tokens: int, pages: int, after: tuple[int, ...]) -> Compiled:
+    def states(
+        params: Params, kv: tuple[KVCache, ...], tokens: jax.Array, rows: jax.Array
+    ) -> tuple[tuple[KVCache, ...], list[jax.Array]]:
+        return states_step(_decoder(plan, params), plan.mesh, after, kv, tokens, rows)
+
+    pool, arg = abstract_pool(plan, pages), partial(_argument, plan.mesh)
+    out = _shardings(pool), replicated(plan.mesh)
+    jitted = jax.jit(states, donate_argnums=1, out_shardings=out)
+    rows = arg((plan.config.prefill_rows, TABLE + pages))
+    return _compile(plan, jitted.lower(_params(plan), pool, arg((tokens,)), rows), {})
+
+
+def _compile_logits(plan: MeshPlan, rows: int) -> Compiled:
+    def logits(params: Params, hidden: jax.Array) -> jax.Array:
+        return replicate_logits(_decoder(plan, params).logits(hidden), plan.mesh)
+
+    jitted = jax.jit(logits, out_shardings=replicated(plan.mesh))
+    return jitted.lower(_params(plan), _argument(plan.mesh, (rows, plan.model.hidden_size), plan.dtype)).compile()
 
 
 def _compile_load_dense(plan: MeshPlan) -> Compiled:
@@ -256,4 +295,8 @@ _COMPILERS: dict[str, Callable[..., Compiled]] = {
     "copy_page": _compile_copy_page,
     "scales": _compile_scales,
     "load_dense": _compile_load_dense,
+    # Of no `Programs`: compiled when somebody asks for what they compute (`states_runner.py`).
+    "states_pool": _compile_states_pool,
+    "states": _compile_states,
+    "logits": _compile_logits,
 }

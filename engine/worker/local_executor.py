@@ -13,6 +13,7 @@ import jax
 
 from ...kernels_pallas.cpu.threads import StepsUnderWay, process_cores
 from ...models.checkpoints.host_memory import FileMaps
+from ...models.decoder import ParamSpec
 from ...models.errors import CheckpointError
 from ..errors import EngineError
 from ..protocol.actions import (
@@ -138,6 +139,27 @@ class LocalExecutor:
 
     def flush(self) -> None:
         """Do nothing: every command is dispatched as it is performed."""
+
+    @property
+    def specs(self) -> Mapping[str, ParamSpec]:
+        """Return the description of each parameter by its name, as callers know it."""
+        return self._placer.specs
+
+    def run_beside(self, mesh: int, call: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+        """Dispatch a program that is no command's, on the thread that calls `perform`; it counts as a step of the mesh.
+
+        `call` dispatches it; it returns the arrays that somebody will read, and anything else, and so does this.
+        """
+        self._check_files()
+        under_way = self._under_way[mesh]
+        under_way.begin()
+        try:
+            read, rest = call()
+        except BaseException:
+            under_way.end()
+            raise
+        self._step_waiters[mesh].watch(read, lambda _: under_way.end(), lambda _: under_way.end())
+        return read, rest
 
     def check_params(self, new: Mapping[str, Any]) -> None:
         """Refuse parameters that cannot stand in for those of the same names; see `Placer.check`.

@@ -32,8 +32,8 @@ class Dispatched:
     tokens: tuple[jax.Array, ...]  # of each pass [n], or of all of them [k, n]
     rows: np.ndarray  # which of the n each row of the action is
     scores: tuple[TokenScores[jax.Array], ...] = ()  # of each pass's tokens, [n, ...], if a row wants them
-    prompt: TokenScores[jax.Array] | None = None  # of a prefill step's tokens, [T, ...], if a chunk wants them
-    pieces: tuple[tuple[int, int, int], ...] = ()  # of such chunks: row, and start and stop among the T
+    prompt: tuple[TokenScores[jax.Array], ...] = ()  # of prompt tokens, block by block, if a chunk wants them
+    pieces: tuple[tuple[int, int, int], ...] = ()  # of such chunks: row, and start and stop among all of these
 
     def __post_init__(self) -> None:
         """Start to copy to the host."""
@@ -50,8 +50,8 @@ class Dispatched:
         scores, pieces = None, {}
         if self.scores:
             scores = jax.tree.map(lambda *x: self._of_rows(x), *self.scores)
-        if self.prompt is not None:
-            prompt = jax.device_get(self.prompt)
+        if self.prompt:
+            prompt = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(self.prompt))
             for row, start, stop in self.pieces:
                 pieces[row] = jax.tree.map(lambda x, piece=slice(start, stop): x[piece], prompt)
         return self._of_rows(self.tokens, is_stacked=self.tokens[0].ndim == 2), scores, pieces
@@ -232,13 +232,22 @@ class MeshWorker:
 
     def _score_prompts(
         self, hidden: jax.Array, chunks: Sequence[Chunk], records: RequestRecords
-    ) -> tuple[TokenScores[jax.Array] | None, tuple[tuple[int, int, int], ...]]:
-        """Dispatch the scoring of the chunks' prompt tokens where it is wanted: scores [T, ...], and of which rows."""
+    ) -> tuple[tuple[TokenScores[jax.Array], ...], tuple[tuple[int, int, int], ...]]:
+        """Dispatch the scoring of the chunks' prompt tokens where it is wanted, a block of them at a time: scores of
+        each block, and the pieces of all that are each row's."""
         pieces = scored_pieces(chunks, records)
         if not pieces:
-            return None, ()
-        targets = filled(0, hidden.shape[0])
-        for row, start, stop in pieces:
-            first = chunks[row].start + 1
-            targets[start:stop] = records[chunks[row].request_id].prompt[first : first + stop - start]
-        return self.programs.score[hidden.shape[0]](self.params, hidden, targets), pieces
+            return (), ()
+        rows, targets = (np.concatenate(x) for x in zip(*((rows, wanted) for _, rows, wanted in pieces), strict=True))
+        ends = np.cumsum([0, *(len(piece.rows) for piece in pieces)]).tolist()
+        of_rows = tuple((piece.row, *ends[index : index + 2]) for index, piece in enumerate(pieces))
+        starts = range(0, len(rows), self.plan.config.scored_rows)
+        return tuple(self._score_block(hidden, rows[at:], targets[at:]) for at in starts), of_rows
+
+    def _score_block(self, hidden: jax.Array, rows: np.ndarray, targets: np.ndarray) -> TokenScores[jax.Array]:
+        """Dispatch the scoring of the first `scored_rows` of these."""
+        block = filled(0, 2, self.plan.config.scored_rows)
+        count = min(len(rows), block.shape[1])
+        block[:, :count] = rows[:count], targets[:count]
+        scores: TokenScores[jax.Array] = self.programs.score[hidden.shape[0]](self.params, hidden, *block)
+        return scores

@@ -5,7 +5,7 @@ read the host's memory. Pages of a row are looked up in the host's copy of the p
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -91,14 +91,26 @@ def last_of(chunks: Sequence[Chunk]) -> list[Chunk]:
     return [chunk for chunk in chunks if chunk.is_last]
 
 
-def scored_pieces(chunks: Sequence[Chunk], records: RequestRecords) -> tuple[tuple[int, int, int], ...]:
-    """Find a step's tokens that predict prompt tokens to be scored: row, start and stop of each piece."""
+class ScoredPiece(NamedTuple):
+    """Tokens of a chunk after which tokens are scored."""
+
+    row: int  # the chunk's
+    rows: np.ndarray  # [n], which of the step's T tokens
+    targets: np.ndarray  # [n], what is scored after each
+
+
+def scored_pieces(chunks: Sequence[Chunk], records: RequestRecords) -> tuple[ScoredPiece, ...]:
+    """Find a step's tokens that predict prompt tokens to be scored; after them the alternatives to the last one."""
     pieces, end = [], 0
     for row, chunk in enumerate(chunks):
-        record = records[chunk.request_id]
-        count = min(chunk.kv_len, len(record.prompt) - 1) - chunk.start
-        if record.plan.prompt_logprobs is not None and not len(record.generated) and count > 0:
-            pieces.append((row, end, end + count))
+        record, plan = records[chunk.request_id], records[chunk.request_id].plan
+        last = len(record.prompt) - 1
+        positions = np.arange(max(chunk.start, plan.scored_from - 1), min(chunk.kv_len, last))
+        if plan.prompt_logprobs is not None and not len(record.generated) and len(positions):
+            others = plan.alternatives if positions[-1] == last - 1 else ()
+            targets = np.concatenate([record.prompt[positions + 1], np.array(others, np.int32)])
+            positions = np.concatenate([positions, np.full(len(others), last - 1)])
+            pieces.append(ScoredPiece(row, end + positions - chunk.start, targets))
         end += chunk.length
     return tuple(pieces)
 

@@ -8,6 +8,7 @@ is checked that exactly the expected ones exist.
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,11 +41,11 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 class HuggingFaceCheckpoint(TextFiles, StreamedWeights[SafetensorsFiles]):
     """A directory of a supported family, checked to hold exactly the tensors that the family needs."""
 
-    def __init__(self, directory: Path) -> None:
-        """Open `directory`; see `open_checkpoint` for what it raises."""
+    def __init__(self, directory: Path, overrides: Mapping[str, Any] | None = None) -> None:
+        """Open `directory`; see `open_checkpoint` for what it raises. `overrides` replace entries of config.json."""
         self.path = directory
         self.name = _name(directory)
-        settings = Settings(read_json(directory / CONFIG))
+        settings = Settings({**read_json(directory / CONFIG), **(overrides or {})})
         self._file: SafetensorsFiles = _open_weights(directory)
         self._blocks: MXFP4Files | PackedFiles | None = None
         try:

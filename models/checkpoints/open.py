@@ -4,7 +4,9 @@ The kinds are `gguf.py`, `hugging_face.py` and `orbax.py`; `base.py` is the inte
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from .base import DESCRIPTION, Checkpoint
@@ -12,17 +14,23 @@ from .gguf import GGUFCheckpoint
 from .hugging_face import CONFIG, HuggingFaceCheckpoint, refuse_pickles
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Checkpoint:
     """Open a model's files and check their structure; no tensor is read yet. In `path` "~" is the user's home.
 
     A file is opened as GGUF. A directory is an Orbax checkpoint if it holds twinmesh.json, and in Hugging Face's format
-    if it holds config.json.
+    if it holds config.json, of which `overrides` replace entries by name.
 
     Raises:
-        CheckpointError: no such file, a directory or file of another kind, truncated or damaged, an architecture or
-            feature that is not implemented, or tensors that are missing, superfluous or of another shape.
+        CheckpointError: overrides of a checkpoint without a config.json, no such file, a directory or file of another
+            kind, truncated or damaged, an architecture or feature that is not implemented, or tensors that are missing,
+            superfluous or of another shape.
     """
     path = Path(os.path.expanduser(path))
+    if overrides and not ((path / CONFIG).is_file() and not (path / DESCRIPTION).is_file()):
+        raise CheckpointError(
+            f"{path} has no {CONFIG} that hf_overrides could change: leave them out, or name a directory in Hugging "
+            "Face's format."
+        )
     if not os.path.isdir(path):  # unlike Path.is_dir, it takes names of any length
         if path.suffix == ".safetensors":
             raise CheckpointError(f"{path} holds tensors only: name the directory with its config.json and tokenizer.")
@@ -32,7 +40,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
         return OrbaxCheckpoint(path)
     if (path / CONFIG).is_file():
-        return HuggingFaceCheckpoint(path)
+        return HuggingFaceCheckpoint(path, overrides)
     raise CheckpointError(_what_is_missing(path))
 
 

@@ -172,15 +172,33 @@ class Tokenizer:
         whole = self.encode("\n" + text, add_special=False)
         return whole[len(start) :] if whole[: len(start)] == start else ids
 
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Convert `ids` to text; bytes that are not UTF-8 become U+FFFD. `skip_special` leaves control tokens out.
+    @property
+    def bos_token_id(self) -> int | None:
+        """Return the id that begins a text; None: the model has none."""
+        return self._id_of(self.special.bos)
 
-        Ids past the vocabulary, which a model with padded embeddings can sample, stand for nothing.
+    @property
+    def eos_token_id(self) -> int | None:
+        """Return the id that ends a text, as the model's files name it; None: they name none.
+
+        A generation may end at others as well: `eos_token_ids`.
+        """
+        return self._id_of(self.special.eos)
+
+    def _id_of(self, text: str | None) -> int | None:
+        found: int | None = None if text is None else self.backend.token_to_id(text)
+        return found
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True, *, skip_special_tokens: bool | None = None) -> str:
+        """Convert `ids` to text; bytes that are not UTF-8 become U+FFFD.
+
+        `skip_special`, or `skip_special_tokens` as vLLM and transformers call it, leaves control tokens out; here that
+        is the default. Ids past the vocabulary, which a model with padded embeddings can sample, stand for nothing.
 
         Raises:
             ValueError: a negative id.
         """
-        stream = self.stream(skip_special)
+        stream = self.stream(skip_special if skip_special_tokens is None else skip_special_tokens)
         return stream.push(ids) + stream.finish()
 
     def stream(self, skip_special: bool = True, after: Iterable[int] = ()) -> TokenStream:

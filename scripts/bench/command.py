@@ -14,6 +14,7 @@ BENCHMARKS = {
     "cache": "programs that a start finds compiled after starts with other topologies",
     "driver": "how late the driver of 'serve' sends requests, on an engine that computes nothing",
     "dtype": 'products in float32 and bfloat16, which the choice of dtype="auto" rests on',
+    "evaluation": "lm-evaluation-harness on an engine beside its own class for transformers: numbers and speed",
     "first_token": "seconds from the command to its first token, cold and warm, beside an earlier checkout",
     "flip": "gaps between tokens while meshes change their roles, in a spike of long prompts",
     "generate": "tokens per second of whole batches, by topology and number of requests",
@@ -42,15 +43,17 @@ BENCHMARKS = {
     "simulation": "what the simulator costs a request, by meshes, beside AISimulate",
     "start": "seconds to start an engine that compiles everything, beside an earlier checkout",
     "streaming": "what streams cost the host, beside an earlier checkout",
+    "structured": "what answers that keep to a JSON schema cost, beside free ones",
     "threads": "kernels of decode alone, and beside a prefill on another CPU device of the process",
     "whatif": "what a run's log says of another topology beside real runs of that",
+    "worker_links": "KV from one process to another, beside memcpy and a bare pull",
     "workers": "what worker processes cost a step, beside the same engine in one process",
 }
 # Scripts that cannot be named as what they run, whose package they would hide.
 _SCRIPTS = {"guidellm": "guidellm_run"}
 SUMMARY = "measure the engine, or the machine it runs on"
 DESCRIPTION = "Run one measurement; 'twinmesh bench NAME --help' lists its arguments.\n\n" + "\n".join(
-    f"  {name:<12}{what}" for name, what in BENCHMARKS.items()
+    f"  {name:<13}{what}" for name, what in BENCHMARKS.items()
 )
 
 

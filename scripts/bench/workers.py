@@ -92,7 +92,7 @@ def measure(args: argparse.Namespace, kind: str) -> dict[str, float]:
 
     options = {
         "topology": args.topology, "dtype": args.dtype, "max_num_seqs": args.requests,
-        "decode_buckets": (args.requests,), "max_model_len": 512, "worker_timeout": 60.0,
+        "decode_buckets": (args.requests,), "max_model_len": args.prompt_tokens + args.tokens, "worker_timeout": 60.0,
     }  # fmt: skip
     with LLM(args.model, workers="processes" if kind == "processes" else None, **options) as llm:
         _generate(llm, args, seed=0)

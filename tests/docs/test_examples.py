@@ -21,6 +21,7 @@ PRINTS = {
     ],
     "unpredictable_load": ["set_roles: reached", "{0: 'both', 1: 'decode'}", "answers: 12 lines of the job: 8"],
     "log_probabilities": ["' Paris' -"],
+    "fine_tuning": ["- lower: True", "after:"],
     "swapping_weights": ["as trained: ' Paris", "2 hand-offs moved", "0 compilations"],
 }
 
@@ -29,7 +30,12 @@ def test_every_example_is_run():
     assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == sorted(PRINTS)
 
 
-@pytest.mark.parametrize("name", PRINTS)
+LONG = ("fine_tuning",)  # gradients of the whole model
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in PRINTS]
+)
 @pytest.mark.skipif(
     not CATALOG["smollm2"].cached(cache_directory()).exists(), reason="needs the model: twinmesh fetch smollm2"
 )

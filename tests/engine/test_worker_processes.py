@@ -13,6 +13,9 @@ from helpers.core_engine import ask, executor_of, greedy, prompts_of
 from helpers.workers import LONG, OPTIONS, kill, nothing_left, pid_of, start, wait_until_back
 from twinmesh import LLM, SamplingParams, StructuredOutputsParams
 from twinmesh.engine.batch import run
+from twinmesh.engine.options import EngineOptions
+from twinmesh.engine.startup.workers import start_with_workers
+from twinmesh.engine.worker.remote.processes import WorkerProcesses
 
 PROMPTS = prompts_of(*(3 + 11 * index % 60 for index in range(24)))
 PARAMS = greedy(24)
@@ -207,7 +210,7 @@ def test_a_batch_whose_workers_are_killed_ten_times_each_has_every_line_once(tin
 def results_of(path):
     """The text of each line, by its id; every id once."""
     found = [json.loads(line) for line in path.read_text().splitlines()]
-    assert not any(line["error"] for line in found)
+    assert [line["error"] for line in found if line["error"]] == []
     by_id = {line["custom_id"]: line["response"]["body"]["choices"][0]["text"] for line in found}
     assert len(by_id) == len(found) == 200
     return by_id
@@ -227,6 +230,27 @@ def test_three_processes_of_unequal_size_give_the_tokens_of_one(tiny_path, topol
         metrics = llm.metrics()
         assert metrics.preemptions
         assert metrics.migrations
+
+
+@pytest.mark.long
+def test_a_worker_with_two_meshes_hands_on_within_itself_and_is_lost_as_a_whole(tiny_path):
+    topology = "prefill=2,decode=1"
+    with LLM(tiny_path, topology=topology, **OPTIONS) as llm:
+        expected = tokens_of(llm.generate(PROMPTS, PARAMS))
+    options = EngineOptions(tiny_path, topology=topology, workers="processes", worker_timeout=60.0, **OPTIONS)
+    engine = start_with_workers(options, WorkerProcesses(options.parsed_topology, 2))
+    with LLM.from_engine(engine) as llm, nothing_left(llm):
+        assert [place.meshes for place in executor_of(llm).crew.places] == [(0,), (1, 2)]
+        assert tokens_of(llm.generate(PROMPTS, PARAMS)) == expected
+        links = llm.metrics().links
+        assert links[0, 2].bytes > 0
+        assert links[1, 2].bytes > 0
+        reading = Reading(llm, PROMPTS[5])
+        reading.read(3)
+        epoch = kill(llm, 1)
+        assert reading.read() == expected[5]
+        wait_until_back(llm, 1, epoch)
+        assert tokens_of(llm.generate(PROMPTS, PARAMS)) == expected
 
 
 @pytest.mark.long

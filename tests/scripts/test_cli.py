@@ -179,6 +179,7 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
         "policy": "spf", "allow_nonfinite": True, "mmap": False, "progress": True,
         "quantization": "auto", "activations": "int16", "kv_cache_dtype": "int8/fp8",
         "logprobs_mode": "raw_logits", "max_logprobs": -1,
+        "hf_overrides": None, "profile_dir": "twinmesh_profile",
     }  # fmt: skip
 
 

@@ -119,6 +119,7 @@ def test_a_gpu_that_is_not_here_has_its_costs_computed(tmp_path, capsys):
         (["--device", "h100", "--dtype", "float32"], "computes costs in bfloat16"),
         (["--device", "h100", "--model", "lama-3.1-8b"], "the nearest is 'llama-3.1-8b'"),
         (["--device", "h100", "--model", "llama-3.1-70b"], "tp 2 fits"),
+        (["--workers", "processes"], "measures the devices of this process"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_computed_is_refused_in_a_line(arguments, why, capsys):

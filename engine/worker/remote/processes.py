@@ -20,6 +20,8 @@ from itertools import pairwise
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
+import jax
+
 from ...host.threads import EngineThread
 from ...protocol.worker import Place, WorkerHandle
 from ...topology import Topology
@@ -63,7 +65,7 @@ class WorkerProcesses:
         """Start the process of a worker."""
         before = self._processes.get(worker)
         self._ended = [one for one in (*self._ended, *filter(None, [before])) if one.is_alive]
-        process = self._processes[worker] = _Process(f"twinmesh-worker-{worker}", self._environment(worker))
+        process = self._processes[worker] = _Process(f"twinmesh-worker-{worker}", self.environment(worker))
         process.listen(received, ended)
         return process
 
@@ -75,14 +77,17 @@ class WorkerProcesses:
         for process in processes:
             process.wait(_CLOSE_SECONDS)
 
-    def _environment(self, worker: int) -> dict[str, str]:
-        """Return the environment of a worker: the driver's, with the GPUs of its meshes alone."""
+    def environment(self, worker: int) -> dict[str, str]:
+        """Return the environment of a worker's process: the driver's, with the GPUs of its meshes alone."""
         meshes = self.places[worker].meshes
         count = sum(self._devices[mesh] for mesh in meshes) // self._hosts
         first = sum(self._devices[: meshes[0]]) + worker % self._hosts * count
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         visible = [str(index) for index in range(first + count)] if given is None else given.split(",")
-        return {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(visible[first : first + count])}
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(visible[first : first + count])}
+        if jax.config.jax_platforms:  # which the program may have chosen
+            environment["JAX_PLATFORMS"] = jax.config.jax_platforms
+        return environment
 
 
 class _Process:
@@ -188,6 +193,8 @@ def _how(code: int) -> str:
 
 class DriverConnection:
     """What a worker process has of its driver; a `DriverEnd`."""
+
+    host: str | None = None  # all workers are on this machine
 
     def __init__(self, descriptor: int) -> None:
         self._connection = Connection(descriptor)

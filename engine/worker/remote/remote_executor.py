@@ -117,7 +117,7 @@ class RemoteExecutor:
 
     def replace_params(self, new: Mapping[str, Any]) -> None:
         """Send new parameters to every worker, in order with the commands; those that join later get them too."""
-        arrays = {path: np.asarray(array) for path, array in new.items()}
+        arrays = {path: np.array(array) for path, array in new.items()}  # copies: the caller may write to its own
         self.flush()
         with self._lock:
             self._params |= arrays
@@ -158,7 +158,7 @@ class RemoteExecutor:
                     turn.append(self.records[row.request_id])
 
     def _send_params(self, worker: int, epoch: int, arrays: Mapping[str, np.ndarray]) -> None:
-        for path, array in arrays.items():  # one at a time: all at once would be in memory twice
+        for path, array in arrays.items():  # a message each: one for all would have to be made as a whole
             self.crew.send(worker, NewParams(epoch, {path: as_message(array)}))
 
     # ---- threads of the crew

@@ -20,6 +20,7 @@ from ...protocol.results import Completion, describe
 from ...protocol.worker import Fetch, Member
 from ..jax_settings import own_settings
 from ..kv_transfer import Route, Staging, abstract_staging, plan, staged_pages
+from ..links.choice import Links
 from ..links.link import Link
 from ..links.parcels import ALONE, fetch_parts, for_member, offer_of_member, offer_staging
 from ..local_executor import LocalExecutor, Staged
@@ -45,7 +46,7 @@ class WorkerExecutor(LocalExecutor):
         post: Callable[[Completion], None],
         clock: Callable[[], float],
         maps: FileMaps | None,
-        links: Mapping[str, Link],
+        links: Links,
         offered: Callable[[int, KVOffer], None],
         later: Callable[[Callable[[], None]], None],
         member: Member | None = None,
@@ -57,16 +58,16 @@ class WorkerExecutor(LocalExecutor):
             post: takes completions from any thread.
             clock: gives their times in seconds.
             maps: the files that weights lie in, if any do.
-            links: by kind; the first is the one that offers.
+            links: to and from other workers; closed with this.
             offered: takes a transfer and its offer, from any thread.
             later: has something done by the thread that performs.
             member: which process of those that have the mesh between them this is; None: it has its meshes alone.
         """
         super().__init__(list(meshes.values()), post, clock, maps, list(meshes))
-        self._links, self._link = links, next(iter(links.values()), None)
+        self._links = links
         self._offered, self._later, self._member = offered, later, member
         self._lock = threading.Lock()  # for the uuids, which waiters add
-        self._uuids: dict[int, list[int]] = {}  # transfer -> the offers that are held for it
+        self._held: dict[int, tuple[Link, list[int]]] = {}  # transfer -> the offers that are held for it, by uuid
         self._fetching: dict[int, _Fetching] = {}
         self._fetchers: dict[int, _Fetcher] = {}  # by source mesh
 
@@ -84,14 +85,12 @@ class WorkerExecutor(LocalExecutor):
         tp, pages = self._tp_of(message.source), staged_pages(here.config, message.bucket)
         route = plan(here.model.num_kv_heads, tp, here.mesh.size)
         expected = abstract_staging(here.state, here.mesh, route, pages)
-        link = self._links.get(message.offer.link)
+        links = self._links
 
         def fetch() -> None:
             staging, why = None, ""
             try:
-                if link is None:
-                    raise ValueError(f"this worker has no link by {message.offer.link}.")
-                offer, member = message.offer, self._member
+                link, offer, member = links.of(message.offer.link), message.offer, self._member
                 parts = [(ALONE, offer)] if member is None else for_member(offer, route, member)
                 staging = fetch_parts(link, parts, expected, here.mesh, route, FETCH_SECONDS)
             except Exception as error:
@@ -106,10 +105,10 @@ class WorkerExecutor(LocalExecutor):
     def let_go(self, transfer: int, *, was_fetched: bool) -> None:
         """Let go of what is held for a transfer; unknown ones are ignored."""
         with self._lock:
-            uuids = self._uuids.pop(transfer, [])
+            link, uuids = self._held.pop(transfer, (None, []))
         for uuid in uuids:
-            assert self._link is not None
-            (self._link.release if was_fetched else self._link.withdraw)(uuid)
+            assert link is not None
+            (link.release if was_fetched else link.withdraw)(uuid)
 
     @property
     def numbers(self) -> list[int]:
@@ -119,13 +118,12 @@ class WorkerExecutor(LocalExecutor):
     @property
     def num_held(self) -> int:
         """Return of how many transfers offers are held for others."""
-        return len(self._uuids)
+        return len(self._held)
 
     def close(self) -> None:
         """Wait for what is in flight, join the threads and let go of every array and link."""
         super().close()
-        for link in self._links.values():
-            link.close()
+        self._links.close()
         for fetcher in self._fetchers.values():
             fetcher.close()
         self._fetching.clear()
@@ -136,16 +134,15 @@ class WorkerExecutor(LocalExecutor):
         if action.destination in self._place:
             super()._start_transfer(action)
             return
-        source, transfer, link = self._mesh(action.source), action.transfer, self._link
-        if link is None:
-            raise ValueError("this worker has no link to others.")
+        source, transfer = self._mesh(action.source), action.transfer
+        link = self._links.towards(action.destination)
         tp, new_tp = source.plan.mesh.size, source.plan.config.topology.meshes[action.destination].tp
         route = plan(source.plan.model.num_kv_heads, tp, new_tp)
 
         def ready(staging: Staging) -> None:
             offer = self._make_offer(link, staging, source, route)
             with self._lock:
-                self._uuids[transfer] = [part.uuid for part in offer.parts or (offer,)]
+                self._held[transfer] = link, [part.uuid for part in offer.parts or (offer,)]
             self._offered(transfer, offer)
 
         def failed(error: Exception) -> None:

@@ -226,7 +226,7 @@ def test_chat_takes_one_conversation_or_many(split):
         ([-1], "outside 0 to"),
         ({"text": "a"}, "under 'prompt' or ids under 'prompt_token_ids'"),
         ({"prompt_token_ids": "a"}, "text or a list of token ids"),
-        ({"prompt": "a", "prompt_token_ids": [5]}, "nothing else"),
+        ({"prompt": "a", "prompt_ids": [5]}, "nothing else"),
         (b"abc", "text or a list of token ids"),
         (np.array([[5, 6]]), "text or a list of token ids"),
         ([1.5], "text or a list of token ids"),

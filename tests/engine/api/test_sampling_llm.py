@@ -210,6 +210,36 @@ def test_scores_are_the_continuations_log_probabilities(llm, dense):
         assert score.token_ids == ids
         np.testing.assert_allclose(score.logprobs, expected, atol=2e-3)
         assert score.total == pytest.approx(expected.sum(), abs=0.02)
+        ahead = (rows > expected[:, None] + 1e-2).sum(-1)  # surely
+        at_most = (rows > expected[:, None] - 1e-2).sum(-1)
+        assert (score.ranks >= 1 + ahead).all()
+        assert (score.ranks <= at_most).all()
+
+
+def test_a_score_says_whether_greedy_decoding_gives_the_continuation(llm, plain):
+    other = [*plain[:-1], plain[-1] ^ 1]
+    right, wrong = llm.score(PROMPT, [plain, other])
+    assert right.is_greedy
+    assert not wrong.is_greedy
+    assert wrong.ranks[-1] > 1
+    np.testing.assert_array_equal(wrong.ranks[:-1], 1)
+
+
+def test_scores_behind_a_common_prompt_compute_it_once(llm):
+    prompt = np.random.RandomState(5).randint(5, 200, 40).tolist()  # two full pages of 16 and a part
+    ends = [[40, 41], [42], [43, 44, 45]]
+    before = llm.metrics().cached_tokens
+    together = llm.score([prompt], ends)
+    assert llm.metrics().cached_tokens - before >= 2 * 32
+    ends += [[46], [40, 47], [42]]  # which share a request with one before
+    requests = len(llm.metrics().recent)
+    together = llm.score([prompt], ends)
+    assert len(llm.metrics().recent) - requests == 3
+    llm.update_params({})  # drops cached prefixes
+    for end, score in zip(ends, together, strict=True):
+        (alone,) = llm.score([prompt], [end])
+        np.testing.assert_allclose(score.logprobs, alone.logprobs, atol=1e-5)
+        np.testing.assert_array_equal(score.ranks, alone.ranks)
 
 
 # ---- other ways in
@@ -283,11 +313,13 @@ def test_new_parameters_change_what_is_said_and_nothing_compiles(tiny_path, tmp_
         changed = one(llm, GREEDY).token_ids
         llm.update_params(dense.params)
         restored = one(llm, GREEDY).token_ids
+        llm.update_params(TinyLlama(seed=1).weights())  # by Hugging Face's names
+        changed_again = one(llm, GREEDY).token_ids
         assert llm.metrics().compiles == compiles
         with pytest.raises(ValueError, match=r"no\.such"):
             llm.update_params({"no.such": np.zeros(3)})
     assert before == restored == dense.greedy(prompt, 12)
-    assert changed == other.greedy(prompt, 12) != before
+    assert changed == changed_again == other.greedy(prompt, 12) != before
 
 
 # ---- of which distribution log-probabilities are

@@ -4,11 +4,13 @@ import dataclasses
 import logging
 
 import pytest
+from helpers.tiny_directory import write_tiny_llama_directory
 from twinmesh import LLM, AsyncEngineArgs, EngineArgs, FlexibleArgumentParser
 from twinmesh.engine.api.vllm_options import adapt
 from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.sizing.device_memory import Share
 from twinmesh.engine.startup.gpu_memory import check_share
+from twinmesh.models.checkpoints.open import open_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ from twinmesh.engine.startup.gpu_memory import check_share
         (dict(block_size=16), dict(page_size=16)),
         (dict(kv_cache_memory_bytes=4096), dict(kv_cache_bytes=4096)),
         (dict(kv_cache_dtype="fp8_e4m3", dtype="half"), dict(kv_cache_dtype="fp8", dtype="float16")),
-        (dict(max_model_len=-1, seed=None, max_num_seqs=None), {}),
+        (dict(max_model_len=-1), {}),
         (dict(revision="main"), {}),
         (dict(revision="abc"), dict(model="m@abc")),
         (dict(tokenizer="m", tokenizer_mode="auto", load_format="auto", runner="pooling"), {}),
@@ -66,7 +68,6 @@ def test_values_that_cannot_be_had_are_refused_in_a_sentence(given, says):
         dict(cpu_offload_gb=4),
         dict(logits_processors=[print]),
         dict(enable_lora=True),
-        dict(hf_overrides={"a": 1}),
     ],
 )
 def test_what_means_something_and_is_missing_is_refused(given):
@@ -111,7 +112,6 @@ def test_engine_args_are_a_dataclass_of_all_options_and_vllms():
     assert {field.name for field in dataclasses.fields(EngineOptions)} <= dataclasses.asdict(args).keys()
     assert isinstance(AsyncEngineArgs(), EngineArgs)
     options = adapt("LLM", dataclasses.asdict(args))
-    assert options.pop("quantization") is None
     assert options == {"model": "m", "max_model_len": 64, "topology": "both=1xtp2"}
     EngineOptions(**options)
 
@@ -129,7 +129,6 @@ def test_a_command_line_gives_what_llm_takes():
          "--prefill-buckets", "16,64", "--compilation-config", '{"level": 3}', "--trust-remote-code"]
     )  # fmt: skip
     options = adapt("LLM", vars(args))
-    assert options.pop("quantization") is None
     assert options == {
         "model": "m", "max_model_len": 512, "topology": "both=1xtp2", "memory_fraction": 0.5,
         "enable_prefix_caching": False, "prefill_buckets": (16, 64),
@@ -143,3 +142,23 @@ def test_underscores_in_values_stay():
     parser.add_argument("--some-name")
     assert parser.parse_args(["--some_name=a_b"]).some_name == "a_b"
     assert parser.parse_args(["--some_name", "a_b"]).some_name == "a_b"
+
+
+# ---- hf_overrides
+
+
+def test_overrides_take_the_place_of_the_models_own_configuration(tmp_path):
+    path = write_tiny_llama_directory(tmp_path / "tiny")
+    own = open_checkpoint(path).config
+    yarn = {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": own.max_position}
+    longer = open_checkpoint(path, {"rope_parameters": yarn}).config
+    assert longer.max_position == 4 * own.max_position
+    assert longer.layers[0].rope != own.layers[0].rope
+    assert open_checkpoint(path, {}).config == own
+
+
+def test_overrides_of_a_model_without_a_configuration_are_refused(tiny_path):
+    with pytest.raises(ValueError, match=r"has no config\.json that hf_overrides could change"):
+        LLM(tiny_path, hf_overrides={"rope_theta": 1.0})
+    with pytest.raises(ValueError, match="hf_overrides='a' is not usable: it must be a dict"):
+        LLM("m", hf_overrides="a")

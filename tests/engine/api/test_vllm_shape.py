@@ -128,6 +128,37 @@ def test_ending_a_trace_that_was_not_begun_is_refused(llm):
         llm.stop_profile()
 
 
+def test_a_trace_is_replayed_with_the_models_own_logprobs(llm):
+    (output,) = llm.generate(PROMPT, replace(GREEDY, logprobs=3, max_tokens=8))
+    made = output.outputs[0]
+    params = SamplingParams(trace_decode_token_ids=made.token_ids, logprobs=3, max_tokens=2)
+    other = replace(GREEDY, logprobs=None)
+    (again,), (plain,) = llm.generate(PROMPT, params), llm.generate(PROMPT, other)
+    replay = again.outputs[0]
+    assert (replay.token_ids, replay.text, replay.finish_reason) == (made.token_ids, made.text, "length")
+    assert (again.prompt, again.prompt_token_ids) == (output.prompt, output.prompt_token_ids)
+    for at, known in zip(replay.logprobs, made.logprobs, strict=True):
+        assert list(at) == list(known)
+        assert [one.decoded_token for one in at.values()] == [one.decoded_token for one in known.values()]
+        np.testing.assert_allclose([x.logprob for x in at.values()], [x.logprob for x in known.values()], atol=2e-3)
+    assert plain.outputs[0].token_ids == made.token_ids[:6]
+    foreign = replace(params, trace_decode_token_ids=[40] * 500, logprobs=None)
+    mixed = llm.generate([PROMPT, PROMPT], [foreign, other])
+    assert len(mixed[0].outputs[0].token_ids) == 127 - len(output.prompt_token_ids)
+    assert set(mixed[0].outputs[0].token_ids) == {40}
+    assert mixed[1].outputs[0].token_ids == plain.outputs[0].token_ids
+
+
+def test_a_trace_is_refused_where_nothing_replays_it(llm):
+    params = SamplingParams(trace_decode_token_ids=[5])
+    with pytest.raises(ValueError, match=r"^trace_decode_token_ids are for LLM\.generate: "):
+        llm.stream(PROMPT, params)
+    with pytest.raises(ValueError, match=r"need at least one token, n=1 and no prompt_logprobs\.$"):
+        replace(params, n=2)
+    with pytest.raises(ValueError, match="trace_decode_token_ids holds token id 99999"):
+        llm.generate(PROMPT, SamplingParams(trace_decode_token_ids=[99999]))
+
+
 # ---- pauses
 
 

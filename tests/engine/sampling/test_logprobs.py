@@ -80,26 +80,28 @@ def test_a_row_does_not_depend_on_its_index_or_its_neighbours():
 
 
 @pytest.mark.parametrize("count", [1, 64, 150])
-def test_a_scored_prompt_equals_its_whole_logits_scored(count):
-    hidden = rng.standard_normal((count, EMBED)).astype(np.float32)
-    targets = rng.integers(0, VOCABULARY, count).astype(np.int32)
-    scores = jax.jit(lambda *a: logprobs.score_tokens(head, *a))(hidden, targets)
+def test_scored_rows_equal_their_whole_logits_scored(count):
+    hidden = rng.standard_normal((150, EMBED)).astype(np.float32)
+    rows, targets = (rng.integers(0, most, count).astype(np.int32) for most in (150, VOCABULARY))
+    scores = jax.jit(lambda *a: logprobs.score_rows(head, *a))(hidden, rows, targets)
     assert scores.top_ids.shape == (count, MAX_LOGPROBS)
-    assert_scores(scores, np.asarray(jax.jit(head)(hidden)), targets)
+    assert_scores(scores, np.asarray(jax.jit(head)(hidden))[rows], targets)
 
 
 def test_a_prompt_token_scores_the_same_wherever_it_lies():
     hidden = rng.standard_normal((150, EMBED)).astype(np.float32)
-    targets = rng.integers(0, VOCABULARY, 150).astype(np.int32)
-    scored = jax.jit(lambda *a: logprobs.score_tokens(head, *a))
-    want, order = scored(hidden, targets), rng.permutation(150)
-    got = scored(hidden[order], targets[order])
+    targets = rng.integers(0, VOCABULARY, 64).astype(np.int32)
+    scored = jax.jit(lambda *a: logprobs.score_rows(head, *a))
+    rows, order, moved = np.arange(64, dtype=np.int32), rng.permutation(64), rng.permutation(150).astype(np.int32)
+    want = scored(hidden, rows, targets)
+    got = scored(hidden[moved], np.argsort(moved).astype(np.int32)[rows][order], targets[order])
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[order]), got, want)
 
 
 def test_a_prompt_s_logits_never_exist_all_at_once():
-    shapes = jax.ShapeDtypeStruct((2048, EMBED), jnp.float32), jax.ShapeDtypeStruct((2048,), jnp.int32)
-    compiled = jax.jit(lambda *a: logprobs.score_tokens(head, *a)).lower(*shapes).compile()
+    rows = jax.ShapeDtypeStruct((64,), jnp.int32)
+    shapes = jax.ShapeDtypeStruct((2048, EMBED), jnp.float32), rows, rows
+    compiled = jax.jit(lambda *a: logprobs.score_rows(head, *a)).lower(*shapes).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 2048 * VOCABULARY * 4 / 2
 
 
@@ -116,7 +118,8 @@ def test_it_traces_under_strict_promotion():
     with jax.numpy_dtype_promotion("strict"):
         tokens = np.zeros(ROWS, np.int32)
         jax.jit(lambda *a: logprobs.score(*a)).trace(LOGITS, tokens)
-        jax.jit(lambda *a: logprobs.score_tokens(head, *a)).trace(np.zeros((ROWS, EMBED), np.float32), tokens)
+        hidden = np.zeros((ROWS, EMBED), np.float32)
+        jax.jit(lambda *a: logprobs.score_rows(head, *a)).trace(hidden, tokens, tokens)
 
 
 # ---- of the distribution that tokens are drawn from

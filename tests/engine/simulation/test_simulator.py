@@ -10,7 +10,7 @@ from twinmesh.engine.metrics.gaps import Gaps
 from twinmesh.engine.protocol.service import Service
 from twinmesh.engine.scheduler.cost_model import HostCost, LinkCost, ProgramCost
 from twinmesh.engine.scheduler.decision_log import DecisionLog
-from twinmesh.engine.simulation.incidents import Aborted, MeshFails, MeshStarts, RolesCalled
+from twinmesh.engine.simulation.incidents import Aborted, MeshFails, MeshGone, MeshStarts, RolesCalled
 from twinmesh.engine.simulation.logs.replay import replay
 from twinmesh.engine.simulation.simulator import SimulatedEngine, simulate
 from twinmesh.engine.simulation.workload import WorkRequest
@@ -129,6 +129,31 @@ def test_requests_of_a_mesh_that_fails_start_again_and_take_longer():
         WorkRequest(200, 2, at=0.0), incidents=[MeshFails(0.3, 0, down=0.5)]
     )
     assert after.ttft == pytest.approx(0.3 + 0.5 + before.ttft)
+
+
+@pytest.mark.parametrize("topology", ["both=2", "prefill=2,decode=2", "prefill=1,decode=1", "pool=3"])
+@pytest.mark.parametrize("at", [0.2, 0.41, 1.0])
+def test_nothing_is_lost_when_a_mesh_is_gone_and_joins_again(topology, at):
+    requests = [WorkRequest(200, 20, at=0.1 * number) for number in range(10)]
+    for mesh in range(len(engine(topology).pools)):
+        log = io.StringIO()
+        lost = [MeshGone(at, mesh, down=0.7), MeshGone(at + 1.0, mesh, down=0.2)]
+        done = simulate(load(*requests), engine(topology), incidents=lost, log=DecisionLog(log))
+        assert [(record.reason, record.output_len) for record in done.records] == [("length", 20)] * 10
+        log.seek(0)
+        assert len(replay(log).finished) == 10
+
+
+@pytest.mark.long
+def test_of_256_hosts_13_are_lost_within_a_minute_and_no_request():
+    requests = [WorkRequest(300, 40, at=0.03 * number) for number in range(3000)]
+    lost = [MeshGone(20.0 + 4.6 * number, 19 * number, down=20.0) for number in range(13)]
+    on = engine("prefill=96,decode=160")
+    without, done = simulate(load(*requests), on), simulate(load(*requests), on, incidents=lost)
+    assert [(record.reason, record.output_len) for record in done.records] == [("length", 40)] * 3000
+    assert done.metrics.retries == 0
+    worst = max(record.finish for record in done.records) - max(record.finish for record in without.records)
+    assert worst < 2.0  # seconds: what the requests of the last lost mesh compute again
 
 
 def test_a_mesh_that_fails_idle_costs_its_cache_alone():

@@ -67,6 +67,12 @@ def test_special_tokens_become_their_ids_and_look_alikes_do_not(tokenizer):
 def test_control_tokens_are_skipped_and_user_defined_ones_kept(tokenizer):
     assert tokenizer.decode([1, 274, 2]) == "<think>"
     assert tokenizer.decode([1, 274, 2], skip_special=False) == "<|im_start|><think><|im_end|>"
+    assert tokenizer.decode([1, 274, 2], skip_special_tokens=False) == "<|im_start|><think><|im_end|>"
+    assert tokenizer.decode([1, 274, 2], skip_special_tokens=True) == "<think>"
+
+
+def test_special_tokens_have_ids_by_their_names(tokenizer):
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
 
 
 def test_end_ids_include_endoftext(tokenizer):

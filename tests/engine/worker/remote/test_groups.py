@@ -2,21 +2,32 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from twinmesh.engine.protocol import wire
+from twinmesh.engine.protocol.actions import DropTransfer
+from twinmesh.engine.protocol.events import TransferFailed, TransferReady
+from twinmesh.engine.protocol.offers import KVOffer, joined
+from twinmesh.engine.protocol.results import StepFailed, StepResult
 from twinmesh.engine.protocol.worker import (
     Alive,
     Beat,
     Checked,
     MasksPrepared,
+    Member,
+    Offered,
     Place,
     Posted,
     Prepare,
     PrepareMasks,
     Refused,
     Serving,
+    Transferred,
+    Turn,
+    Withdraw,
 )
 from twinmesh.engine.worker.remote.groups import Groups
+from twinmesh.engine.worker.remote.outbox import MemberOutbox
 
 
 class FakeWorker:
@@ -172,3 +183,53 @@ def test_what_is_no_message_goes_to_the_driver_which_says_so(member):
     Driver(backend).groups.start(1, 7, heard.append, heard.append)
     backend.started[2 + member].receive(b"\x01no message")
     assert heard == [b"\x01no message"]
+
+
+def offer(uuid):
+    return KVOffer("shared_memory", uuid, "", 10, ())
+
+
+def test_an_offer_is_made_of_what_all_members_offer_in_their_order():
+    driver = Driver(FakeBackend())
+    driver.members[1].say(Offered(7, 4, joined([offer(3)])))
+    assert not driver.heard
+    driver.members[0].say(Offered(7, 4, joined([offer(1), offer(2)])))
+    (message,) = driver.heard
+    assert (message.transfer, message.offer.nbytes) == (4, 30)
+    assert [part.uuid for part in message.offer.parts] == [1, 2, 3]
+
+
+def test_a_transfer_is_there_when_all_members_have_their_parts():
+    driver = Driver(FakeBackend())
+    for member in driver.members:
+        assert not driver.heard
+        member.say(Transferred(7, 2.0, TransferReady(1.0, 4)))
+    assert [(message.sent, message.completions) for message in driver.heard] == [(2.0, (TransferReady(1.0, 4),))]
+
+
+@pytest.mark.parametrize("other", [TransferReady(1.0, 4), None])
+def test_a_transfer_that_fails_in_one_member_has_failed_and_all_let_go_of_it(other):
+    driver = Driver(FakeBackend())
+    failed = TransferFailed(1.0, 4, "the offer is gone.")
+    driver.members[1].say(Transferred(7, 2.0, failed))
+    assert not driver.heard
+    driver.members[0].say(Offered(7, 4, offer(1)) if other is None else Transferred(7, 2.0, other))
+    assert [message.completions for message in driver.heard] == [(failed,)]
+    for member in driver.members:
+        assert member.sent == [Withdraw(7, 4, False), Turn(7, (DropTransfer(4),))]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_member_posts_what_is_its_own_to_say(index):
+    sent = []
+    outbox = MemberOutbox(7, lambda data: sent.append(wire.decode_from_worker(data)), lambda: 5.0, Member(index, 2, ""))
+    result = StepResult(1.0, 0, 3, (), np.zeros((1, 0), np.int32))
+    outbox.post(result)
+    assert [message.completions[0].step for message in sent] == [3] * (index == 0)
+    sent.clear()
+    outbox.post(TransferReady(1.0, 4))
+    outbox.post(StepFailed(1.0, 0, 4, "no memory"))
+    assert sent == [
+        Transferred(7, 5.0, TransferReady(1.0, 4)),
+        Refused(7, f"process {index} of the 2 of mesh 0 failed: no memory"),
+    ]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers import abandoned_workers
 
 LONG = 60_000  # milliseconds
@@ -23,10 +24,11 @@ def wait_for_end(pid):
     os.close(descriptor)
 
 
-def test_no_worker_outlives_a_driver_that_is_killed():
+def kill_a_driver(*arguments):
+    """Start a driver, kill it once it has workers, and wait for their end."""
     path = os.pathsep.join(map(os.path.abspath, sys.path))
     driver = subprocess.Popen(
-        [sys.executable, Path(abandoned_workers.__file__)],
+        [sys.executable, Path(abandoned_workers.__file__), *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     workers = list(map(int, driver.stdout.readline().split()))
@@ -37,3 +39,12 @@ def test_no_worker_outlives_a_driver_that_is_killed():
         wait_for_end(pid)
     driver.stdin.close()
     driver.stdout.close()
+
+
+def test_no_worker_outlives_a_driver_that_is_killed():
+    kill_a_driver()
+
+
+@pytest.mark.long
+def test_no_worker_outlives_an_engine_that_is_killed(tiny_path):
+    kill_a_driver(tiny_path)

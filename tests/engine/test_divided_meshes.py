@@ -37,7 +37,7 @@ def alone(path):
 @pytest.fixture(scope="module")
 def llm(path):
     """One mesh of tp 2 over two processes."""
-    with start(path, "both=1xtp2", mesh_hosts=2) as llm:
+    with start(path, "both=1xtp2", workers_per_mesh=2) as llm:
         yield llm
 
 
@@ -107,7 +107,7 @@ def test_a_killed_process_takes_its_mesh_along_which_comes_back_and_no_request_l
 @pytest.mark.long
 def test_the_first_process_may_be_killed_and_one_that_is_stopped_is_as_good_as_dead(path, alone):
     expected = tokens_of(alone.generate(PROMPTS, PARAMS))
-    with start(path, "both=1xtp2", mesh_hosts=2, worker_timeout=5.0) as llm, nothing_left(llm):
+    with start(path, "both=1xtp2", workers_per_mesh=2, worker_timeout=5.0) as llm, nothing_left(llm):
         for member, signal_ in ((0, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)):
             assert lose_one_of(llm, 0, member, signal_) == (expected, expected[0])
         assert ask(llm, lambda scheduler, executor: scheduler.counters.retries) == 0
@@ -118,13 +118,14 @@ def test_the_first_process_may_be_killed_and_one_that_is_stopped_is_as_good_as_d
 def test_kv_moves_between_meshes_over_processes_and_a_mesh_does_not_share_the_fate_of_another(path, topology):
     with LLM(path, topology=topology, **OPTIONS) as llm:
         expected = tokens_of(llm.generate(PROMPTS, PARAMS))
-    with start(path, topology, mesh_hosts=2) as llm, nothing_left(llm):
+    with start(path, topology, workers_per_mesh=2) as llm, nothing_left(llm):
         streams = [llm.stream(prompt, PARAMS) for prompt in PROMPTS]
-        tokens = [list(next(iter(stream)).token_ids) for stream in streams]
+        deltas = [iter(stream) for stream in streams]
+        tokens = [list(next(some).token_ids) for some in deltas]
         for number, stream in enumerate(streams):
             (llm.migrate if number % 2 else llm.preempt)(stream.request_id)
-        for stream, found in zip(streams, tokens, strict=True):
-            found += [token for delta in stream for token in delta.token_ids]
+        for some, found in zip(deltas, tokens, strict=True):
+            found += [token for delta in some for token in delta.token_ids]
         assert tokens == expected
         metrics = llm.metrics()
         assert metrics.preemptions
@@ -136,11 +137,11 @@ def test_kv_moves_between_meshes_over_processes_and_a_mesh_does_not_share_the_fa
 
 
 def test_what_cannot_be_divided_is_refused():
-    with pytest.raises(ValueError, match=r"mesh_hosts=2 divides meshes over workers: name them with workers=\.$"):
-        EngineOptions("m", topology="both=1xtp2", mesh_hosts=2)
+    with pytest.raises(ValueError, match=r"workers_per_mesh=2 divides meshes over workers: name them with workers=\.$"):
+        EngineOptions("m", topology="both=1xtp2", workers_per_mesh=2)
     with pytest.raises(
-        ValueError, match=r"mesh_hosts=2 cannot divide the prefill mesh of tp 1 in topology '.*': use .*"
+        ValueError, match=r"workers_per_mesh=2 cannot divide the prefill mesh of tp 1 in topology '.*': use .*"
     ):
-        EngineOptions("m", topology="prefill=1,decode=1xtp2", workers="processes", mesh_hosts=2)
-    with pytest.raises(ValueError, match="mesh_hosts=0"):
-        EngineOptions("m", topology="both=1xtp2", workers="processes", mesh_hosts=0)
+        EngineOptions("m", topology="prefill=1,decode=1xtp2", workers="processes", workers_per_mesh=2)
+    with pytest.raises(ValueError, match="workers_per_mesh=0"):
+        EngineOptions("m", topology="both=1xtp2", workers="processes", workers_per_mesh=0)
