@@ -160,6 +160,15 @@ class NewParams(Message, frozen=True, eq=False):
     params: dict[str, "HostArray"]  # by name
 
 
+class PrepareMasks(Message, frozen=True):
+    """Compile what masks over tokens need, on a thread of its own while steps go on; answer `MasksPrepared`.
+
+    It is sent before the first `AllowTokens`, which waits for the answer.
+    """
+
+    epoch: int
+
+
 class Beat(Message, frozen=True):
     """Answer with the same number at once, whatever else there is to do."""
 
@@ -175,7 +184,7 @@ class HostArray(msgspec.Struct, frozen=True):
     data: bytes
 
 
-ToWorker = Prepare | Load | Turn | Fetch | Withdraw | NewParams | Beat
+ToWorker = Prepare | Load | Turn | Fetch | Withdraw | NewParams | PrepareMasks | Beat
 
 # ---- from a worker to the driver
 
@@ -198,6 +207,13 @@ class Serving(Message, frozen=True):
     """Everything is loaded and compiled; KV pools are empty."""
 
     epoch: int
+
+
+class MasksPrepared(Message, frozen=True):
+    """What masks over tokens need is there, or could not be made; the worker goes on either way."""
+
+    epoch: int
+    why: str | None = None  # a sentence: why not
 
 
 class Moved(msgspec.Struct, frozen=True, array_like=True):
@@ -242,4 +258,4 @@ class Alive(Message, frozen=True):
     compiled: int = 0  # how often something was compiled after start-up
 
 
-FromWorker = Checked | Refused | Serving | Posted | Offered | Transferred | Alive
+FromWorker = Checked | Refused | Serving | MasksPrepared | Posted | Offered | Transferred | Alive

@@ -127,7 +127,8 @@ class _Worker:
         executor.traffic = outbox
         self._send(Serving(self._epoch))
         try:
-            WorkerLoop(self._epoch, self._inbox, outbox, executor, time.monotonic).run()
+            prepare = loaded.compilations.prepare_masks
+            WorkerLoop(self._epoch, self._inbox, outbox, executor, time.monotonic, prepare).run()
         finally:
             executor.close()
             loaded.compilations.close()

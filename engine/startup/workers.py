@@ -101,6 +101,10 @@ class CrewCompilations:
         """Return how often."""
         return self._crew.compiled
 
+    def prepare_masks(self) -> None:
+        """Have all workers compile what masks over tokens need; it is no compilation that counts."""
+        self._crew.prepare_masks()
+
     def close(self) -> None:
         """Do nothing."""
 

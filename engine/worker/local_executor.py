@@ -113,7 +113,7 @@ class LocalExecutor:
             case Accept():
                 self.records.accept(command)
             case AllowTokens():
-                self.meshes[command.mesh].allow(command)
+                self._mesh(command.mesh).allow(command)
             case AssignPages():
                 self._mesh(command.mesh).inputs.assign(command)
             case CopyPage():

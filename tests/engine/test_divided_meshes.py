@@ -9,7 +9,7 @@ import pytest
 from helpers.core_engine import ask, executor_of, greedy, prompts_of
 from helpers.tiny_gguf import TinyLlama, write_tiny_gguf
 from helpers.workers import LONG, OPTIONS, nothing_left, start, wait_until_back
-from twinmesh import LLM, SamplingParams
+from twinmesh import LLM, SamplingParams, StructuredOutputsParams
 from twinmesh.engine.options import EngineOptions
 
 PROMPTS = prompts_of(*(3 + 11 * index % 60 for index in range(16)))
@@ -55,6 +55,14 @@ def test_two_processes_give_the_tokens_of_one(llm, alone):
         for there, here in zip(llm.generate(PROMPTS[:6], scored), alone.generate(PROMPTS[:6], scored), strict=True):
             assert there.prompt_logprobs == here.prompt_logprobs
             assert there.outputs[0].logprobs == here.outputs[0].logprobs
+    assert llm.metrics().compiles == 0
+
+
+def test_masks_reach_every_process_of_the_mesh(llm, alone):
+    asked = StructuredOutputsParams(regex="[0-9]{2}:[0-9]{2}")
+    params = [SamplingParams(seed=seed, max_tokens=12, structured_outputs=asked) for seed in range(4)]
+    with nothing_left(llm):
+        assert tokens_of(llm.generate(PROMPTS[:4], params)) == tokens_of(alone.generate(PROMPTS[:4], params))
     assert llm.metrics().compiles == 0
 
 

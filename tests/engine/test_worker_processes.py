@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import threading
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from helpers.core_engine import ask, executor_of, greedy, prompts_of
 from helpers.workers import LONG, OPTIONS, kill, nothing_left, pid_of, start, wait_until_back
-from twinmesh import LLM
+from twinmesh import LLM, SamplingParams, StructuredOutputsParams
 from twinmesh.engine.batch import run
 from twinmesh.engine.errors import Overloaded
 from twinmesh.engine.options import EngineOptions
@@ -107,6 +108,32 @@ def test_killed_workers_cost_no_request_a_token(llm, expected):
         assert tokens_of(results["batch"]) == expected
         assert tokens_of(llm.generate(PROMPTS, PARAMS)) == expected
     assert llm.roles() == {0: "prefill", 1: "decode"}
+
+
+DATE = StructuredOutputsParams(regex="[0-9]{4}-[0-9]{2}-[0-9]{2}")
+DATES = [
+    SamplingParams(temperature=0.0, max_tokens=20, structured_outputs=DATE),
+    SamplingParams(temperature=1.3, top_p=0.95, seed=7, max_tokens=20, logprobs=1, structured_outputs=DATE),
+]
+
+
+def test_structured_output_has_the_tokens_of_one_process_also_where_workers_are_killed(llm, alone):
+    prompts = [prompt for prompt in PROMPTS[:4] for _ in DATES]
+    here = alone.generate(prompts, DATES * 4)
+    with nothing_left(llm):
+        there = llm.generate(prompts, DATES * 4)
+        assert tokens_of(there) == tokens_of(here)
+        assert [one.outputs[0].logprobs for one in there] == [one.outputs[0].logprobs for one in here]
+        assert all(re.fullmatch(DATE.regex, output.outputs[0].text) for output in there)
+        for worker in (1, 0):
+            streams = [llm.stream(prompt, params) for prompt, params in zip(prompts, DATES * 4, strict=True)]
+            next(iter(streams[1]))
+            epoch = kill(llm, worker)
+            results = [stream.result() for stream in streams]
+            assert tokens_of(results) == tokens_of(here)
+            wait_until_back(llm, worker, epoch)
+        assert tokens_of(llm.generate(prompts, DATES * 4)) == tokens_of(here)  # of workers that have been away
+    assert llm.metrics().compiles == 0
 
 
 def test_new_parameters_reach_every_worker(llm, alone, expected):

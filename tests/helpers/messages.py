@@ -22,7 +22,11 @@ PLAIN = {int: WHOLE, float: FINITE, bool: st.booleans(), str: st.text(), bytes: 
 def messages(kind):
     """Draw any value of a class of the protocol."""
     hints = typing.get_type_hints(kind)
-    fields = {name: values_of(hints[name]) for name in kind.__struct_fields__}
+    names = [name for name in kind.__struct_fields__ if hints[name] != tuple[kind, ...]]
+    fields = {name: values_of(hints[name]) for name in names}
+    if len(names) < len(kind.__struct_fields__):  # an offer, which may have offers as parts, and these have none
+        inner = st.lists(st.builds(kind, **fields), max_size=3).map(tuple)
+        fields |= {name: inner for name in kind.__struct_fields__ if name not in names}
     if kind is not StepResult:
         return st.builds(kind, **fields)
 

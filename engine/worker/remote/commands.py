@@ -1,6 +1,7 @@
 """Which meshes a command is for, which both ends of a worker need to know."""
 
 from ...protocol.actions import (
+    AllowTokens,
     AssignPages,
     Command,
     CopyPage,
@@ -12,7 +13,7 @@ from ...protocol.actions import (
     StartTransfer,
 )
 
-_ON_ONE = (AssignPages, CopyPage, Prefill, Decode, Fused, ResetMesh)
+_ON_ONE = (AllowTokens, AssignPages, CopyPage, Prefill, Decode, Fused, ResetMesh)
 
 
 def mesh_of(command: Command) -> int | None:

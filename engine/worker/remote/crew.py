@@ -26,14 +26,17 @@ from ...protocol.worker import (
     Checked,
     FromWorker,
     Load,
+    MasksPrepared,
     Place,
     Prepare,
+    PrepareMasks,
     Refused,
     Serving,
     ToWorker,
     WorkerBackend,
     WorkerHandle,
 )
+from .mask_programs import MaskPrograms
 
 MOST_TRIES = 5  # starts in a row that come to nothing, until a worker is given up
 _START_SECONDS = 180.0  # of silence while a worker starts: loading libraries and files may hold up all its threads
@@ -111,6 +114,7 @@ class Crew:
         self._may_join: Callable[[int, bytes], str | None] = lambda worker, found: None
         self._listener: Listener | None = None
         self._is_closed = False
+        self._masks = MaskPrograms(self._changed, self._ask_for_masks, backend.name)
         self._keeper = EngineThread(target=self._keep, name="twinmesh-workers", daemon=True)
 
     @property
@@ -192,6 +196,14 @@ class Crew:
         with self._changed:
             return self._changed.wait_for(is_settled, timeout) and member.stage is Stage.SERVING
 
+    def prepare_masks(self) -> None:
+        """Have every worker that serves compile what masks over tokens need, and wait for it, on the calling thread;
+        those that join later have it by then. Raises as `MaskPrograms.prepare` does."""
+        self._masks.prepare(
+            lambda: [member.index for member in self._members if member.stage is Stage.SERVING],
+            lambda: self._is_closed,
+        )
+
     def send(self, worker: int, message: ToWorker) -> None:
         """Send a message to a worker, unless it is of an epoch that has ended."""
         member = self._members[worker]
@@ -216,6 +228,7 @@ class Crew:
         epoch = member.epoch = next(self._epochs)
         member.stage, member.heard, member.begun = Stage.CHECKING, None, self._clock()
         index = member.index
+        self._masks.forget(index)
         received, ended = partial(self._received, index, epoch), partial(self._ended, index, epoch)
         try:
             member.handle = self.backend.start(index, epoch, received, ended)
@@ -256,6 +269,8 @@ class Crew:
                 self._checked(member, found)
             case Serving():
                 self._serves(member)
+            case MasksPrepared(why=why):
+                self._prepared(member, why)
             case Refused(why=why, epoch=epoch):
                 self._end(member, epoch, why)
             case _ if self._listener is not None:
@@ -273,8 +288,22 @@ class Crew:
         if why is not None:
             self._end(member, member.epoch, why)
 
+    def _ask_for_masks(self, worker: int) -> None:
+        self.send(worker, PrepareMasks(self._members[worker].epoch))
+
+    def _prepared(self, member: _Member, why: str | None) -> None:
+        with self._changed:
+            self._masks.answered(member.index, why)
+        if member.stage is Stage.LOADING:  # it could have served but for these
+            if why is None:
+                self._serves(member)
+            else:
+                self._end(member, member.epoch, f"it could not compile what structured outputs need: {why}")
+
     def _serves(self, member: _Member) -> None:
         with self._changed:
+            if self._masks.lacks(member.index):
+                return
             member.stage, member.tries, member.why = Stage.SERVING, 0, None
             self._changed.notify_all()
             if self._listener is not None:  # within the lock, so that no loss comes before it

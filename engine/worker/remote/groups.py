@@ -23,6 +23,7 @@ from ...protocol.worker import (
     Alive,
     Checked,
     FromWorker,
+    MasksPrepared,
     Member,
     Offered,
     Place,
@@ -112,6 +113,7 @@ class _Group:
         self._lock = threading.Lock()
         self._found: dict[int, bytes] = {}  # by member
         self._serving: set[int] = set()
+        self._masks: dict[int, str | None] = {}  # by member: why it could not prepare them, if so
         self._alive: defaultdict[int, dict[int, int]] = defaultdict(dict)  # by number: each member's compilations
         self._transfers: defaultdict[int, dict[int, Offered | Transferred]] = defaultdict(dict)  # by number, and member
         self._left = size  # members whose end was not seen
@@ -188,6 +190,12 @@ class _Group:
                 self._serving.add(rank)
                 if len(self._serving) == self._size:
                     return message
+            case MasksPrepared(why=why):
+                self._masks[rank] = why
+                if len(self._masks) == self._size:
+                    whys = [self._masks[member] for member in range(self._size)]
+                    self._masks.clear()
+                    return replace(message, why=next(filter(None, whys), None))
             case Alive(number=number, compiled=compiled):
                 said = self._alive[number]
                 said[rank] = compiled
@@ -227,4 +235,4 @@ class _Group:
             return Refused(self._epoch, str(error))
 
 
-_JOINED = frozenset(kind.__name__ for kind in (Checked, Serving, Alive, Offered, Transferred))
+_JOINED = frozenset(kind.__name__ for kind in (Checked, Serving, MasksPrepared, Alive, Offered, Transferred))

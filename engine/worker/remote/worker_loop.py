@@ -11,11 +11,23 @@ from queue import SimpleQueue
 import numpy as np
 
 from ...errors import EngineError
+from ...host.threads import EngineThread
 from ...protocol import wire
 from ...protocol.actions import Command, DropTransfer, ResetMesh, Scatter, StartTransfer
 from ...protocol.events import TransferFailed
 from ...protocol.results import MeshLost, describe
-from ...protocol.worker import Fetch, HostArray, NewParams, Refused, ToWorker, Turn, Withdraw
+from ...protocol.worker import (
+    Fetch,
+    HostArray,
+    MasksPrepared,
+    NewParams,
+    PrepareMasks,
+    Refused,
+    ToWorker,
+    Turn,
+    Withdraw,
+)
+from ..jax_settings import own_settings
 from .commands import mesh_of
 from .outbox import Outbox
 from .worker_executor import WorkerExecutor
@@ -33,9 +45,11 @@ class WorkerLoop:
         outbox: Outbox,
         executor: WorkerExecutor,
         clock: Callable[[], float],
+        prepare_masks: Callable[[], None],
     ) -> None:
-        """Perform nothing yet; None in the `inbox` ends it."""
+        """Perform nothing yet; None in the `inbox` ends it. `prepare_masks` compiles what those need, on any thread."""
         self._epoch, self._inbox, self._outbox = epoch, inbox, outbox
+        self._prepare_masks = prepare_masks
         self._executor, self._clock = executor, clock
         self._lost: set[int] = set()  # meshes that the driver has not reset yet
 
@@ -62,6 +76,8 @@ class WorkerLoop:
                 self._executor.let_go(transfer, was_fetched=was_fetched)
             case NewParams(epoch=epoch, params=params) if epoch == self._epoch:
                 self._executor.replace_params({path: as_array(array) for path, array in params.items()})
+            case PrepareMasks(epoch=epoch) if epoch == self._epoch:
+                EngineThread(target=self._prepare, name="twinmesh-compile-masks", daemon=True).start()
             case wire.WireError():
                 self._lose_all(f"this worker could not read what it was sent: {work}")
             case _ if callable(work):
@@ -98,6 +114,16 @@ class WorkerLoop:
         for mesh in self._executor.numbers:
             self._lost.add(mesh)
             self._outbox.post(MeshLost(self._clock(), mesh, why))
+
+    def _prepare(self) -> None:
+        """Compile what masks need, beside the steps, and say so."""
+        why = None
+        try:
+            with own_settings():
+                self._prepare_masks()
+        except Exception as error:
+            why = describe(error)
+        self._outbox.say(MasksPrepared(self._epoch, why))
 
     def _fetch(self, message: Fetch) -> None:
         try:

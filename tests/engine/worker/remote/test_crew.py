@@ -8,9 +8,11 @@ from collections import deque
 
 import numpy as np
 import pytest
+from twinmesh.engine.errors import EngineError
 from twinmesh.engine.protocol import wire
 from twinmesh.engine.protocol.actions import (
     Accept,
+    AllowTokens,
     Decode,
     DecodeRow,
     DropTransfer,
@@ -29,11 +31,13 @@ from twinmesh.engine.protocol.worker import (
     Checked,
     Fetch,
     Load,
+    MasksPrepared,
     NewParams,
     Offered,
     Place,
     Posted,
     Prepare,
+    PrepareMasks,
     Refused,
     Serving,
     Turn,
@@ -53,7 +57,7 @@ class FakeWorker:
 
     def __init__(self, epoch, received, ended, plan):
         self.epoch, self._received, self._ended, self.plan = epoch, received, ended, plan
-        self.sent, self.is_dead = [], False
+        self.sent, self.is_dead, self.asked = [], False, threading.Condition()
 
     def send(self, data):
         message = wire.decode_to_worker(data)
@@ -61,11 +65,15 @@ class FakeWorker:
             if "silent" not in self.plan:
                 self.say(Alive(self.epoch, message.number))
             return
-        self.sent.append(message)
+        with self.asked:
+            self.sent.append(message)
+            self.asked.notify_all()
         if isinstance(message, Prepare):
             self.say(self.plan.get("check", lambda epoch: Checked(epoch, b"found"))(self.epoch))
         elif isinstance(message, Load):
             self.say(Serving(self.epoch))
+        elif isinstance(message, PrepareMasks) and (answer := self.plan.get("masks", MasksPrepared)) is not None:
+            self.say(answer(self.epoch))
 
     def say(self, message):
         self.say_bytes(wire.encode(message))
@@ -91,15 +99,21 @@ class FakeWorker:
 class FakeBackend:
     def __init__(self, plans=({}, {})):
         self.places = [Place((mesh,), (0, 1)) for mesh in range(len(plans))]
-        self.plans, self.started, self.is_closed = list(plans), [[] for _ in plans], False
-        self.all_started = threading.Event()
+        self.plans, self.started, self.is_closed = [dict(plan) for plan in plans], [[] for _ in plans], False
+        self.all_started, self._started = threading.Event(), threading.Condition()
+
+    def wait_for_start(self, worker, count):
+        with self._started:
+            assert self._started.wait_for(lambda: len(self.started[worker]) >= count, LONG)
 
     def name(self, worker):
         return f"worker {worker}"
 
     def start(self, worker, epoch, received, ended):
         made = FakeWorker(epoch, received, ended, self.plans[worker])
-        self.started[worker].append(made)
+        with self._started:
+            self.started[worker].append(made)
+            self._started.notify_all()
         if all(self.started):
             self.all_started.set()
         return made
@@ -304,6 +318,112 @@ def test_a_worker_that_never_comes_back_ends_an_engine_that_needs_it(running):
         RuntimeError, match=r"^no mesh is left to decode since worker 1 could not be started again: its disk is gone\.$"
     ):
         one.perform(ResetMesh(1))
+
+
+# ---- programs for masks
+
+
+def in_thread(work):
+    """Call `work` on a thread, and return it with what it raised, None while it runs."""
+    raised = []
+
+    def run():
+        try:
+            work()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, raised
+
+
+def test_programs_for_masks_are_asked_for_once_and_waited_for(running):
+    one = running()
+    one.backend.plans[1]["masks"] = None
+    thread, raised = in_thread(one.crew.prepare_masks)
+    with one.second.asked:
+        assert one.second.asked.wait_for(lambda: one.second.of(PrepareMasks), LONG)
+    assert thread.is_alive()
+    one.second.say(MasksPrepared(one.second.epoch))
+    thread.join(LONG)
+    assert not raised
+    one.crew.prepare_masks()
+    assert [worker.of(PrepareMasks) for worker in (one.first, one.second)] == [
+        [PrepareMasks(one.first.epoch)],
+        [PrepareMasks(one.second.epoch)],
+    ]
+    one.perform(accept(3), AllowTokens(1, 7, (3,), np.zeros((1, 2), np.int32)), step(1, 3))
+    assert [type(command) for command in one.second.commands] == [AllowTokens, Accept, Decode]
+    assert not one.first.commands
+
+
+def test_a_worker_that_is_started_again_has_them_before_it_joins(running):
+    one = running()
+    one.crew.prepare_masks()
+    one.backend.plans[1]["masks"] = None
+    one.second.die()
+    one.backend.wait_for_start(1, 2)
+    again = one.backend.last(1)
+    with again.asked:
+        assert again.asked.wait_for(lambda: again.of(PrepareMasks), LONG)
+    assert one.crew.stage(1) is Stage.LOADING
+    one.crew.prepare_masks()  # whoever needs them now does not wait for a worker that is away
+    assert not any(isinstance(message, MeshJoined) for message in one.inbox.messages)
+    again.say(MasksPrepared(again.epoch))
+    assert one.inbox.wait_for(MeshJoined).mesh == 1
+    assert len(again.of(PrepareMasks)) == 1
+
+
+def test_a_worker_that_cannot_compile_them_is_named_in_a_sentence_and_asked_again_the_next_time(running):
+    one = running()
+    one.backend.plans[1]["masks"] = lambda epoch: MasksPrepared(epoch, "MemoryError: the device is full")
+    for asked in (1, 2):
+        with pytest.raises(
+            EngineError,
+            match=r"^worker 1 could not compile what structured outputs need: MemoryError: the device is full$",
+        ):
+            one.crew.prepare_masks()
+        assert len(one.second.of(PrepareMasks)) == asked
+    assert one.crew.stage(1) is Stage.SERVING
+    del one.backend.plans[1]["masks"]
+    one.crew.prepare_masks()
+    assert [len(worker.of(PrepareMasks)) for worker in (one.first, one.second)] == [1, 3]
+
+
+def test_a_worker_that_cannot_compile_them_when_it_is_started_again_does_not_join(running):
+    one = running()
+    one.crew.prepare_masks()
+    one.backend.plans[1]["masks"] = lambda epoch: MasksPrepared(epoch, "MemoryError: the device is full")
+    one.second.die()
+    assert not one.crew.wait_until_it_serves(1, one.second.epoch, LONG)
+    assert len(one.backend.started[1]) == 1 + MOST_TRIES
+    reasons = [message.reason for message in one.inbox.messages if isinstance(message, MeshLost)]
+    assert "it could not compile what structured outputs need: MemoryError: the device is full" in reasons
+
+
+def test_a_worker_that_is_lost_meanwhile_is_not_waited_for(running):
+    one = running()
+    one.backend.plans[1]["masks"] = None
+    thread, raised = in_thread(one.crew.prepare_masks)
+    with one.second.asked:
+        assert one.second.asked.wait_for(lambda: one.second.of(PrepareMasks), LONG)
+    one.second.die()
+    thread.join(LONG)
+    assert not thread.is_alive()
+    assert not raised
+
+
+def test_a_crew_that_is_closed_keeps_nobody_waiting(running):
+    one = running()
+    one.backend.plans[1]["masks"] = None
+    thread, raised = in_thread(one.crew.prepare_masks)
+    with one.second.asked:
+        assert one.second.asked.wait_for(lambda: one.second.of(PrepareMasks), LONG)
+    one.crew.close()
+    thread.join(LONG)
+    assert not thread.is_alive()
+    assert not raised
 
 
 # ---- transfers

@@ -13,11 +13,13 @@ from twinmesh.engine.protocol.worker import (
     Alive,
     Beat,
     Checked,
+    MasksPrepared,
     Member,
     Offered,
     Place,
     Posted,
     Prepare,
+    PrepareMasks,
     Refused,
     Serving,
     Transferred,
@@ -111,6 +113,19 @@ def test_the_driver_hears_what_holds_for_all_members_and_results_of_the_first():
     first.say(posted)
     second.say(posted)
     assert len(driver.heard) == 4
+
+
+def test_programs_for_masks_are_there_when_every_member_has_them():
+    driver = Driver(FakeBackend())
+    first, second = driver.members
+    for why, said in ((None, MasksPrepared(7)), ("its disk is full", MasksPrepared(7, "its disk is full"))):
+        driver.handle.send(wire.encode(PrepareMasks(7)))
+        second.say(MasksPrepared(7, why))
+        assert said not in driver.heard
+        first.say(MasksPrepared(7))
+        assert driver.heard[-1] == said
+    assert [member.sent for member in driver.members] == [[PrepareMasks(7)] * 2] * 2
+    assert len(driver.heard) == 2
 
 
 def test_any_member_may_refuse_and_so_does_a_group_that_has_not_found_the_same():
