@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
+from twinmesh.engine.chat.parser_names import REASONING_PARSERS, TOOL_CALL_PARSERS
 from twinmesh.engine.config import ACTIVATIONS, DTYPES, METHODS, QUANTIZATIONS, check_seconds
 from twinmesh.engine.kv_dtypes import parse_kv_dtypes
 from twinmesh.engine.options import EngineOptions, Option, documentation, signature
@@ -32,6 +33,8 @@ _CHOICES: Mapping[str, Sequence[str]] = {
     "dtype": ("auto", *DTYPES),
     "quantization": (*QUANTIZATIONS, *METHODS),
     "activations": ACTIVATIONS,
+    "tool_call_parser": TOOL_CALL_PARSERS,
+    "reasoning_parser": REASONING_PARSERS,
 }
 
 

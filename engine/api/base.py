@@ -14,6 +14,7 @@ from ...models.text.chat import ChatOptions, ReasoningEffort
 from ...models.text.chat_messages import Message, Tool
 from ...models.text.tokenizer import Tokenizer
 from ..chat.chat_format import ChatFormat
+from ..chat.tool_use import ToolChoice, read_tool_use
 from ..config import EngineConfig, check_whole_number
 from ..metrics.metrics import Metrics
 from ..metrics.prometheus import EngineCollector, as_prometheus
@@ -61,7 +62,8 @@ class BaseLLM:
     def _serve(self, engine: Engine, seed: int) -> None:
         self.engine: Engine = engine
         self.config: EngineConfig = engine.config
-        self.tokenizer, self._chat = engine.tokenizer, ChatFormat(engine.tokenizer, engine.chat_template)
+        self.tokenizer = engine.tokenizer
+        self._chat = engine.chat_format or ChatFormat(engine.tokenizer, engine.chat_template)
         self._client = EngineClient(engine, seed)
         self._prepare()
         # At exit too: threads that still wait for a device when Python ends would take the process down with them.
@@ -129,6 +131,9 @@ class BaseLLM:
         arrival: float | None = None,
         options: ChatOptions | None = None,
         service: ServiceOptions | None = None,
+        tool_choice: ToolChoice | None = None,
+        parallel_tool_calls: bool | None = None,
+        name: str | None = None,
     ) -> Job:
         """Do for a conversation what `check_request` does for a prompt; its answer is read into parts.
 
@@ -139,14 +144,18 @@ class BaseLLM:
             arrival: as for `check_request`.
             options: the other arguments of `chat_prompt`.
             service: how it is to be served.
+            tool_choice: which tools may and must be called, see `LLM.chat`.
+            parallel_tool_calls: likewise, whether there may be several calls.
+            name: what ids of the answer's tool calls are made of; None: they are like no others.
 
         Raises:
-            ValueError: as `chat_prompt` and `check_request`.
+            ValueError: as `chat_prompt` and `check_request`, or tools that cannot be called.
         """
+        use = read_tool_use(tools, tool_choice, parallel_tool_calls)
         arrival = self._client.clock() if arrival is None else arrival
         ids = self.chat_prompt(messages, tools, **(options or {}))
         job = self._client.check(ids, sampling_params, arrival, service_of(service or {}))
-        return replace(job, answers=self._chat.answers)
+        return replace(job, answers=self._chat.answers(messages, use, options or {}), name=name)
 
     def check_prompt(self, prompt: PromptLike) -> Prompt:
         """Turn a prompt into token ids that this engine can run.

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from uuid import uuid4
 
 import numpy as np
 from msgspec.structs import replace
@@ -54,6 +55,8 @@ class EngineClient:
         """Serve `engine`. Requests without a seed of their own draw theirs from `seed` and from their number."""
         self._core, self.config, self.tokenizer = engine.core, engine.config, engine.tokenizer
         self._seed, self._numbers, self._active = seed, itertools.count(), ActiveRequests()
+        # What ids of tool calls are made of besides: no other engine's are the same, unless a run is to be repeated.
+        self._name = f"seed {seed}" if self.config.deterministic else uuid4().hex
 
     def clock(self) -> float:
         """Return the time on the engine's clock, in seconds."""
@@ -103,15 +106,15 @@ class EngineClient:
         params: Sequence[SamplingParams],
         arrival: float,
         services: Sequence[Service],
-        answers: AnswerFormat | None,
+        answers: Sequence[AnswerFormat | None],
     ) -> Iterator[Job]:
         """Check conversations, in the words of the chat template or its tokens, as `check_all` does prompts; `answers`
-        reads theirs."""
+        read theirs, where they are known."""
         plans, most = self._plans(params), self.config.max_model_len
         given = [one if isinstance(one, str) else check_prompt(one, self.tokenizer, most) for one in rendered]
         blocks = (check_texts(block, self.tokenizer, most, is_rendered=True) for block in _blocks(given))
         jobs = self._jobs(blocks, params, plans, arrival, services)
-        return jobs if answers is None else (dataclasses.replace(job, answers=answers) for job in jobs)
+        return (dataclasses.replace(job, answers=reads) for job, reads in zip(jobs, answers, strict=True))
 
     def _jobs(
         self,
@@ -139,7 +142,9 @@ class EngineClient:
         number = next(self._numbers)
         request_id = self._new_name(number) if request_id is None else check_name(request_id)
         ids = tuple(next(self._core.ids) for _ in range(job.params.n))
-        collector = RequestCollector(request_id, ids, job.prompt, job.params, self.tokenizer, job.arrival, job.answers)
+        name = f"{self._name}:{number}" if job.name is None else job.name
+        whose = ids, job.prompt, job.params, self.tokenizer, job.arrival, job.answers, name
+        collector = RequestCollector(request_id, *whose)
         request = ActiveRequest(post, collector, self._active)
         entered, hashes = self.clock(), self._block_hashes(job)
         submissions = [

@@ -20,6 +20,7 @@ class Job:
     service: Service = DEFAULT
     tokenised: float | None = None  # when it was checked; None: on arrival
     answers: AnswerFormat | None = None  # the format by which its answers are read into parts; None: they are not
+    name: str | None = None  # what ids of its answers' calls are made of; None: of the request's number
 
     def served(self, service: Service) -> "Job":
         """Return the same job, to be served in this way."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...models.text.chat import ChatOptions, ReasoningEffort
 from ...models.text.chat_messages import Message, Tool
+from ..chat.tool_use import ToolChoice, read_tool_use
 from ..core.submission import Update
 from ..errors import EngineError
 from ..host.progress import Progress
@@ -86,6 +87,8 @@ class LLM(BaseLLM):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice | None = None,
+        parallel_tool_calls: bool | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template: str | None = None,
@@ -102,7 +105,7 @@ class LLM(BaseLLM):
         ValueError where the model has no chat template, or the template refuses the messages or would leave some of
         them out.
         """
-        arrival = self._client.clock()
+        arrival, use = self._client.clock(), read_tool_use(tools, tool_choice, parallel_tool_calls)
         options: ChatOptions = {
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
@@ -115,7 +118,8 @@ class LLM(BaseLLM):
         services = services_of(service, len(conversations))
         rendered = [self._chat.prompt(one, tools, **options) for one in conversations]  # type: ignore[arg-type]
         params = _one_each(sampling_params, len(rendered))
-        jobs = self._client.check_rendered(rendered, params, arrival, services, self._chat.answers)
+        answers = [self._chat.answers(one, use, options) for one in conversations]  # type: ignore[arg-type]
+        jobs = self._client.check_rendered(rendered, params, arrival, services, answers)
         return self._run_all(jobs, len(rendered), use_tqdm)
 
     @names_what_is_missing("LLM.stream", GENERATE, ServiceOptions)
@@ -138,6 +142,8 @@ class LLM(BaseLLM):
         sampling_params: SamplingParams | None = None,
         *,
         tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice | None = None,
+        parallel_tool_calls: bool | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template: str | None = None,
@@ -156,7 +162,11 @@ class LLM(BaseLLM):
             "chat_template_kwargs": chat_template_kwargs,
             "reasoning_effort": reasoning_effort,
         }
-        return self._stream(self.check_chat(messages, sampling_params, tools, options=options, service=service))
+        job = self.check_chat(
+            messages, sampling_params, tools, options=options, service=service,
+            tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls,
+        )  # fmt: skip
+        return self._stream(job)
 
     def _stream(self, job: Job) -> RequestStream:
         updates: SimpleQueue[Update] = SimpleQueue()

@@ -1,8 +1,8 @@
 """How a model is talked to: what makes a prompt of a conversation, and what reads the answer.
 
 The model's own template is the reference. A model without one that has the markers of the harmony format is talked to
-in that; `chat_template="harmony"` asks for it of one that has a template. Answers are read by their vocabulary,
-whatever has written the prompt.
+in that; `chat_template="harmony"` asks for it of one that has a template. Answers are read as harmony where the
+vocabulary has its markers, whatever has written the prompt; else by what the template itself writes, see `families.py`.
 """
 
 from collections.abc import Sequence
@@ -10,26 +10,84 @@ from functools import cached_property
 from typing import Unpack
 
 from ...models.text.chat import ChatOptions, ChatTemplate
-from ...models.text.chat_messages import Message, Tool
+from ...models.text.chat_messages import Message, Tool, read_messages
 from ...models.text.tokenizer import Tokenizer
 from .answers import AnswerFormat
+from .families import Parsers, find_parsers
 from .harmony_parser import HarmonyFormat
 from .harmony_prompt import HarmonyPrompts
+from .parser_names import HARMONY_CALLS, HARMONY_REASONING
+from .text_parser import TextFormat
+from .tool_use import ToolUse
 
 HARMONY = "harmony"
+# Templates that callers give are looked at once each while there are no more than this.
+_TEMPLATES = 32
 
 
 class ChatFormat:
     """The format of one model's conversations and answers."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-        self._tokenizer, self._template = tokenizer, template
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        tool_call_parser: str | None = None,
+        reasoning_parser: str | None = None,
+    ) -> None:
+        """Read answers by the parsers of these names, which exist; None: by what the model's template writes.
 
-    @cached_property
-    def answers(self) -> AnswerFormat | None:
-        """The format by which answers are read into parts; None: none is known for this model."""
-        markers = self._tokenizer.harmony
-        return None if markers is None else HarmonyFormat(self._tokenizer, markers)
+        Raises:
+            ValueError: a parser does not fit the model's template.
+        """
+        self._tokenizer, self._template = tokenizer, template
+        self._asked = tool_call_parser, reasoning_parser
+        self._found: dict[str | None, Parsers] = {}
+        if tokenizer.harmony is not None:
+            self._check_harmony()
+        elif any(self._asked):
+            self._parsers(None)
+
+    def answers(self, messages: Sequence[Message], use: ToolUse, options: ChatOptions) -> AnswerFormat | None:
+        """Return the format by which answers to a conversation are read into parts; None: none is known for the model.
+
+        Args:
+            messages: that a prompt was made of.
+            use: the request's tools.
+            options: as for `ChatTemplate.render`.
+
+        Raises:
+            ValueError: a parser that was asked for does not fit the `chat_template` among the options.
+        """
+        if use.is_forced:
+            raise ValueError("tool_choice can only be 'auto' or 'none' yet: leave it out.")
+        if self._tokenizer.harmony is not None:
+            return HarmonyFormat(self._tokenizer, self._tokenizer.harmony, use.most_calls)
+        parsers = self._parsers(options.get("chat_template"))
+        if parsers.syntax is None and parsers.reasoning is None:
+            return None
+        reasoning, syntax = parsers.reasoning, parsers.syntax if use.callable else None
+        tags, always = (None, False) if reasoning is None else (reasoning.tags, reasoning.is_always)
+        return TextFormat(self._tokenizer, tags, syntax, use.known, use.most_calls, always, _begun(messages, options))
+
+    def _parsers(self, chat_template: str | None) -> Parsers:
+        found = self._found.get(chat_template)
+        if found is None:
+            if len(self._found) >= _TEMPLATES:
+                self._found.clear()
+            found = find_parsers(self._template, self._tokenizer, chat_template, *self._asked)
+            self._found[chat_template] = found
+        return found
+
+    def _check_harmony(self) -> None:
+        """Refuse other parsers for a model whose vocabulary says what it writes."""
+        options = zip(("tool_call_parser", "reasoning_parser"), self._asked, strict=True)
+        for (option, asked), own in zip(options, (HARMONY_CALLS, HARMONY_REASONING), strict=True):
+            if asked not in (None, own):
+                raise ValueError(
+                    f"{option}={asked!r} does not fit {self._template.name}, which writes in the harmony format: leave "
+                    f"it out, or write {own!r}."
+                )
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **options: Unpack[ChatOptions]
@@ -62,3 +120,9 @@ class ChatFormat:
     @cached_property
     def _harmony(self) -> HarmonyPrompts:
         return HarmonyPrompts(self._tokenizer, self._template.name)
+
+
+def _begun(messages: Sequence[Message], options: ChatOptions) -> str:
+    """Return the beginning of an answer that is to be gone on with."""
+    content = read_messages(messages[-1:])[0].get("content", "") if options.get("continue_final_message") else ""
+    return content if isinstance(content, str) else content[-1]["text"]
