@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .engine.chat.answers import ToolCall
     from .engine.errors import EngineError, Overloaded
     from .engine.protocol.service import SLO
+    from .engine.structured.params import StructuredOutputsParams
     from .engine.topology import Topology
 
     __version__: str
@@ -31,6 +32,7 @@ __all__ = [
     "RequestOutputKind",
     "SamplingParams",
     "Score",
+    "StructuredOutputsParams",
     "TextDelta",
     "ToolCall",
     "Topology",
@@ -48,6 +50,7 @@ _MODULES = {
     "SLO": "protocol.service",
     "SamplingParams": "api.sampling_params",
     "Score": "api.outputs",
+    "StructuredOutputsParams": "structured.params",
     "TextDelta": "api.outputs",
     "ToolCall": "chat.answers",
     "Topology": "topology",
