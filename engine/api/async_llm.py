@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 from ...models.text.chat import ChatOptions, ReasoningEffort
 from ...models.text.chat_messages import Message, Tool
+from ..chat.tool_use import ToolChoice
 from .base import DRAIN_TIMEOUT, BaseLLM
 from .job import Job
 from .loop_outlet import Consumer, LoopOutlet
@@ -77,6 +78,8 @@ class AsyncLLM(BaseLLM):
         request_id: str | None = None,
         *,
         tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice | None = None,
+        parallel_tool_calls: bool | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template: str | None = None,
@@ -86,7 +89,7 @@ class AsyncLLM(BaseLLM):
     ) -> AsyncGenerator[RequestOutput, None]:
         """Answer one conversation as `generate` completes a prompt; outputs have the answer's parts as well.
 
-        The other arguments are those of `chat_prompt`. Raises as that and as `generate` do.
+        The other arguments are those of `chat_prompt` and, of tools, of `LLM.chat`. Raises as those and as `generate` do.
         """
         options: ChatOptions = {
             "add_generation_prompt": add_generation_prompt,
@@ -95,12 +98,20 @@ class AsyncLLM(BaseLLM):
             "chat_template_kwargs": chat_template_kwargs,
             "reasoning_effort": reasoning_effort,
         }
-        return self._follow(
-            lambda arrival: self.check_chat(
-                messages, sampling_params, tools, arrival=arrival, options=options, service=service
-            ),
-            request_id,
-        )
+
+        def check(arrival: float) -> Job:
+            return self.check_chat(
+                messages,
+                sampling_params,
+                tools,
+                arrival=arrival,
+                options=options,
+                service=service,
+                tool_choice=tool_choice,
+                parallel_tool_calls=parallel_tool_calls,
+            )
+
+        return self._follow(check, request_id)
 
     async def _follow(
         self, check: Callable[[float], Job], request_id: str | None
