@@ -7,6 +7,7 @@ import inspect
 import weakref
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, Self, Unpack
 
 from ...models.text.chat import ChatOptions, ReasoningEffort

@@ -180,7 +180,7 @@ class WorkerPart:
         """
         parse_dtype(self._options.dtype)
         path = resolve_model(self._options.model)
-        checkpoint = self._checkpoint = open_checkpoint(path)
+        checkpoint = self._checkpoint = open_checkpoint(path, self._options.hf_overrides)
         asked = asked_of(self._options.quantization, checkpoint.method, checkpoint.name)
         options = self._options = replace(self._options, quantization=asked)
         for spec in dict.fromkeys(options.parsed_topology.meshes):
