@@ -17,7 +17,7 @@ from twinmesh.scripts.bench.command import BENCHMARKS
 from twinmesh.scripts.cli import COMMANDS, main
 
 SCRIPTS = Path(twinmesh.__file__).parent / "scripts"
-STARTING = ("generate", "batch", "profile")
+STARTING = ("generate", "batch", "eval", "profile")
 LINE = '{"prompt": "a"}\n'
 
 
