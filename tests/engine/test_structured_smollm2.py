@@ -54,10 +54,11 @@ def test_a_real_models_answers_validate(smollm2, schema, temperature):
 
 @pytest.mark.long
 def test_a_real_model_answers_as_asked(smollm2):
+    cities = StructuredOutputsParams(choice=[" Berlin", " Paris", " Rome"])
+    greedy = SamplingParams(temperature=0, max_tokens=8, structured_outputs=cities)
+    (output,) = smollm2.generate("The capital of France is", greedy)
+    assert output.outputs[0].text == " Paris"
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    cities = StructuredOutputsParams(choice=["Berlin", "Paris", "Rome"])
-    (output,) = smollm2.chat(question, SamplingParams(temperature=0, max_tokens=8, structured_outputs=cities))
-    assert output.outputs[0].text == "Paris"
     phone = StructuredOutputsParams(regex=r"\+33 [1-9]( \d\d){4}")
     (output,) = smollm2.chat(question, SamplingParams(temperature=1, seed=1, max_tokens=40, structured_outputs=phone))
     assert re.fullmatch(phone.regex, output.outputs[0].text)

@@ -24,6 +24,7 @@ from twinmesh.engine.protocol.events import (
     MeshJoined,
     MigrateRequested,
     PreemptRequested,
+    RequestFailed,
     Resume,
     ServiceChanged,
     SetRoles,
@@ -146,6 +147,11 @@ class Machine(RuleBasedStateMachine):
         self.device.perform(self.scheduler.actions())
         Machine.displaced += sum(request.preempted - count for request, count in before.items())
         assert first is None or first.preempted == before[first], "the first of all is never a victim"
+        assert all(
+            request.dispatched <= request.confirmed + 1
+            for request in self.scheduler.requests.values()
+            if request.is_constrained
+        ), "a constrained request runs ahead"
         self._check_that_what_is_awaited_is_under_way()
         self._check_that_nobody_is_held_up_by_one_less_urgent()
         self._check_that_nobody_was_forgotten()
@@ -295,6 +301,18 @@ class Machine(RuleBasedStateMachine):
         name, due = f"r{len(self.requests)}", (None, 5.0, 50.0)[prompt_len % 3]
         facts = self.scheduler, self.device, name, prompt_len, max_tokens, self._advance(), prompt
         self.requests.append(arrive(*facts, is_batch=True, due=due))
+        self._act()
+
+    @rule(prompt=st.sampled_from("pqr"), prompt_len=st.integers(1, 36), max_tokens=st.integers(1, 12))
+    def arrive_constrained(self, prompt, prompt_len, max_tokens):
+        facts = self.scheduler, self.device, f"r{len(self.requests)}", prompt_len, max_tokens, self._advance(), prompt
+        self.requests.append(arrive(*facts, constrained=True))
+        self._act()
+
+    @precondition(lambda self: self.requests)
+    @rule(pick=st.integers(0, 99))
+    def fail(self, pick):
+        self.scheduler.on(RequestFailed(self._advance(), self._some(pick), "stuck"))
         self._act()
 
     @precondition(lambda self: self.requests)
