@@ -13,6 +13,7 @@ from ...models.text.chat import ChatOptions, ChatTemplate
 from ...models.text.chat_messages import Message, Tool, read_messages
 from ...models.text.tokenizer import Tokenizer
 from .answers import AnswerFormat
+from .call_grammar import CallGrammar, harmony_lark
 from .families import Parsers, find_parsers
 from .harmony_parser import HarmonyFormat
 from .harmony_prompt import HarmonyPrompts
@@ -23,6 +24,7 @@ from .tool_use import ToolUse
 HARMONY = "harmony"
 # Templates that callers give are looked at once each while there are no more than this.
 _TEMPLATES = 32
+_TAIL = 64  # characters at the end of a prompt in which its last tag is looked for
 
 
 class ChatFormat:
@@ -59,16 +61,51 @@ class ChatFormat:
         Raises:
             ValueError: a parser that was asked for does not fit the `chat_template` among the options.
         """
-        if use.is_forced:
-            raise ValueError("tool_choice can only be 'auto' or 'none' yet: leave it out.")
         if self._tokenizer.harmony is not None:
             return HarmonyFormat(self._tokenizer, self._tokenizer.harmony, use.most_calls)
         parsers = self._parsers(options.get("chat_template"))
         if parsers.syntax is None and parsers.reasoning is None:
             return None
+        return self._text_format(parsers, messages, use, options)
+
+    def _text_format(
+        self, parsers: Parsers, messages: Sequence[Message], use: ToolUse, options: ChatOptions
+    ) -> TextFormat:
         reasoning, syntax = parsers.reasoning, parsers.syntax if use.callable else None
         tags, always = (None, False) if reasoning is None else (reasoning.tags, reasoning.is_always)
         return TextFormat(self._tokenizer, tags, syntax, use.known, use.most_calls, always, _begun(messages, options))
+
+    def grammar(
+        self, prompt: str | Sequence[int], messages: Sequence[Message], use: ToolUse, options: ChatOptions
+    ) -> tuple[str, str | None]:
+        """Return the grammar, in llguidance's Lark, of answers to a prompt that have to call tools; and the text behind
+        which it begins, None: at once.
+
+        Args:
+            prompt: as `prompt` or `encode` gave it; the others are as for `answers`.
+
+        Raises:
+            ValueError: calls in no form that is known, or parameters that the form cannot be held to.
+        """
+        if self._tokenizer.harmony is not None:
+            return harmony_lark(use, self._special), None
+        parsers = self._parsers(options.get("chat_template"))
+        if parsers.syntax is None or parsers.written is None:
+            raise ValueError(
+                f"tool_choice cannot be kept to, because the chat template of {self._template.name} does not show how "
+                "calls are written: use 'auto'."
+            )
+        form = self._text_format(parsers, messages, use, options)
+        reasons = form.reasons(prompt[-_TAIL:] if isinstance(prompt, str) else form.tail_of(prompt))
+        tags = None if form.tags is None else (form.tags.open, form.tags.close)
+        writer = CallGrammar(parsers.written, self._special, parsers.syntax.markers | {*(tags or ())})
+        lark = writer.lark(use, thinks=tags if reasons is None else None, may_begin_with_lines=reasons is True)
+        return lark, tags[1] if tags is not None and reasons else None
+
+    def _special(self, text: str) -> int | None:
+        """Return the id of a special token; None: the text is none."""
+        number = self._tokenizer.backend.token_to_id(text)
+        return number if number in self._tokenizer.control_ids else None
 
     def _parsers(self, chat_template: str | None) -> Parsers:
         found = self._found.get(chat_template)

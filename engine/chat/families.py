@@ -6,38 +6,15 @@ tags are in the template's text.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from ...models.errors import ChatTemplateError
 from ...models.text.chat import ChatTemplate
 from ...models.text.tokenizer import Tokenizer
 from .answers import Piece, joined
 from .call_syntax import CallSyntax, KnownTools
 from .parser_names import HARMONY_CALLS, HARMONY_REASONING, REASONINGS, SYNTAXES, Reasoning, own_name
 from .text_parser import TextFormat, TextParser
-
-_NAME, _ARGUMENTS = "find_glacier", {"valley": "Jostedal"}
-_TOOL: Mapping[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": _NAME,
-        "description": "Finds a glacier.",
-        "parameters": {
-            "type": "object",
-            "properties": {"valley": {"type": "string", "description": "Where."}},
-            "required": ["valley"],
-        },
-    },
-}
-_ASKED: Mapping[str, Any] = {"role": "user", "content": "Where is it?"}
-_CALLED: Mapping[str, Any] = {
-    "role": "assistant",
-    "content": "",
-    # Mistral's templates want nine letters and digits.
-    "tool_calls": [{"id": "glacier01", "type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}],
-}
+from .written_calls import ARGUMENTS, NAME, WrittenCall, around_calls, written_call
 
 
 @dataclass(frozen=True)
@@ -48,6 +25,7 @@ class Parsers:
     reasoning: Reasoning | None  # None: no reasoning
     calls: str | None = None  # the name of `syntax`
     thoughts: str | None = None  # the name of `reasoning`
+    written: WrittenCall | None = None  # what the template writes around calls; None: it cannot be told
 
 
 def find_parsers(
@@ -71,13 +49,13 @@ def find_parsers(
     thoughts = _thoughts(source or "")
     if reasoning_parser is not None:
         thoughts = _checked_thoughts(reasoning_parser, source or "", tokenizer, label)
-    return Parsers(
-        None if calls is None else SYNTAXES[calls], None if thoughts is None else REASONINGS[thoughts], calls, thoughts
-    )
+    syntax, reasoning = SYNTAXES.get(calls or ""), REASONINGS.get(thoughts or "")
+    written = None if syntax is None else around_calls(template, chat_template, syntax)
+    return Parsers(syntax, reasoning, calls, thoughts, written)
 
 
 def _calls(template: ChatTemplate, tokenizer: Tokenizer, chat_template: str | None, source: str) -> str | None:
-    written = _written_call(template, chat_template)
+    written = written_call(template, chat_template)
     if written is not None:
         return next((name for name, syntax in SYNTAXES.items() if _reads(syntax, tokenizer, written)), None)
     marked = (name for name, syntax in SYNTAXES.items() if any(text in source for text in _own_starts(syntax)))
@@ -94,27 +72,14 @@ def _is_bare(syntax: CallSyntax) -> bool:
     return len(_own_starts(syntax)) < len(syntax.starts)
 
 
-def _written_call(template: ChatTemplate, chat_template: str | None) -> str | None:
-    """Return what the template writes for a call behind the words of a user's turn; None: it cannot be rendered."""
-    try:
-        asked = template.render([_ASKED], tools=[_TOOL], chat_template=chat_template)
-        whole = template.render(
-            [_ASKED, _CALLED], tools=[_TOOL], chat_template=chat_template, add_generation_prompt=False
-        )
-    except ChatTemplateError:
-        return None
-    same = next((i for i, (one, other) in enumerate(zip(asked, whole, strict=False)) if one != other), len(asked))
-    return whole[same:]
-
-
 def _reads(syntax: CallSyntax, tokenizer: Tokenizer, written: str) -> bool:
     """Whether a syntax finds the call in what a template writes for it."""
     if _is_bare(syntax) and not written.lstrip().startswith(syntax.starts):
         return False
-    tools = KnownTools(frozenset({_NAME}), {_NAME: {"valley": frozenset({"string"})}})
+    tools = KnownTools(frozenset({NAME}), {NAME: {"valley": frozenset({"string"})}})
     parser = TextParser(TextFormat(tokenizer, None, syntax, tools), False, lambda: "")
     found = joined((parser.push([Piece(-1, written)]), parser.finish())).tool_calls
-    return [(call.name, json.loads(call.arguments)) for call in found] == [(_NAME, _ARGUMENTS)]
+    return [(call.name, json.loads(call.arguments)) for call in found] == [(NAME, ARGUMENTS)]
 
 
 def _checked_calls(asked: str, found: str | None, source: str, label: str) -> str | None:

@@ -57,20 +57,24 @@ class TextFormat:
 
     def parser(self, prompt: Sequence[int], new_id: Callable[[], str]) -> "TextParser":
         """Return what reads an answer to this prompt, which may have opened its reasoning, or closed it."""
-        tail = self.begun or self.tokenizer.decode(list(prompt[-_TAIL:]), skip_special=False)
-        return TextParser(self, self._state(tail), new_id)
+        return TextParser(self, self.reasons(self.tail_of(prompt)), new_id)
 
-    def _state(self, tail: str) -> bool | None:
-        """Whether the answer begins inside of reasoning; None: it may open it itself."""
+    def tail_of(self, prompt: Sequence[int]) -> str:
+        """Return the end of a prompt as text."""
+        return self.tokenizer.decode(list(prompt[-_TAIL:]), skip_special=False)
+
+    def reasons(self, tail: str) -> bool | None:
+        """Whether the answer behind a prompt that ends so begins inside of reasoning; None: it may open it itself."""
         if self.tags is None:
             return False
-        opened, closed = tail.rfind(self.tags.open.strip()), tail.rfind(self.tags.close.strip())
+        opening, closing = self.tags.open.strip(), self.tags.close.strip()
         if self.begun:
+            opened, closed = self.begun.rfind(opening), self.begun.rfind(closing)
             return opened > closed if max(opened, closed) >= 0 else None
         end = tail.rstrip()
-        if end.endswith(self.tags.close.strip()):
+        if end.endswith(closing):
             return False
-        return True if self.always_reasons or end.endswith(self.tags.open.strip()) else None
+        return True if self.always_reasons or end.endswith(opening) else None
 
 
 class TextParser:
