@@ -14,12 +14,13 @@ from ...models.text.chat import ChatOptions, ReasoningEffort
 from ...models.text.chat_messages import Message, Tool
 from ...models.text.tokenizer import Tokenizer
 from ..chat.chat_format import ChatFormat
-from ..chat.tool_use import ToolChoice, read_tool_use
+from ..chat.tool_use import ToolChoice, ToolUse, read_tool_use
 from ..config import EngineConfig, check_whole_number
 from ..metrics.metrics import Metrics
 from ..metrics.prometheus import EngineCollector, as_prometheus
 from ..options import EngineOptions, as_text, documentation, with_options
 from ..startup.build import Engine, start_engine
+from ..structured.params import StructuredOutputsParams
 from .client import EngineClient
 from .job import Job
 from .job_run import JobRun
@@ -154,8 +155,34 @@ class BaseLLM:
         use = read_tool_use(tools, tool_choice, parallel_tool_calls)
         arrival = self._client.clock() if arrival is None else arrival
         ids = self.chat_prompt(messages, tools, **(options or {}))
-        job = self._client.check(ids, sampling_params, arrival, service_of(service or {}))
+        params = SamplingParams() if sampling_params is None else sampling_params
+        params, end = self._held(params, ids, messages, use, options or {})
+        job = self._client.check(ids, params, arrival, service_of(service or {}), end)
         return replace(job, answers=self._chat.answers(messages, use, options or {}), name=name)
+
+    def _held(
+        self,
+        params: SamplingParams,
+        prompt: str | Sequence[int],
+        messages: Sequence[Message],
+        use: ToolUse,
+        options: ChatOptions,
+    ) -> tuple[SamplingParams, bytes | None]:
+        """Return what an answer has to keep to besides, where tools have to be called, and behind which pattern that
+        begins, where the parameters do not say.
+
+        Raises:
+            ValueError: it has to keep to something else, or calls cannot be kept to.
+        """
+        if not use.is_forced:
+            is_bound = isinstance(params, SamplingParams) and params.structured_outputs is not None
+            return params, self._chat.reasoning_end(prompt, messages, options) if is_bound else None
+        if params.structured_outputs is not None:
+            raise ValueError(
+                "structured_outputs and a tool_choice that asks for a call exclude each other: leave one of them out."
+            )
+        lark, after = self._chat.grammar(prompt, messages, use, options)
+        return replace(params, structured_outputs=StructuredOutputsParams(grammar=lark, after=after)), None
 
     def check_prompt(self, prompt: PromptLike) -> Prompt:
         """Turn a prompt into token ids that this engine can run.
@@ -233,9 +260,11 @@ class BaseLLM:
         """Refuse parameters that do not go with this model's vocabulary.
 
         Raises:
-            ValueError: token ids outside it, bad words that are too many or too long, or no token left to choose.
+            ValueError: token ids outside it, bad words that are too many or too long, no token left to choose, or
+                structured outputs that cannot be kept to.
         """
         resolve(sampling_params, self.tokenizer, seed=0)
+        self._client.grammar(sampling_params)
 
     def check_health(self) -> None:
         """Check that the engine takes requests, as vLLM's method of this name does.

@@ -23,6 +23,7 @@ from ..protocol.events import RequestFacts
 from ..protocol.sampling_plan import SamplingPlan
 from ..protocol.service import DEFAULT, Service
 from ..startup.build import Engine
+from ..structured.grammar import Grammar, Grammars
 from .active_requests import ActiveRequest, ActiveRequests, Post
 from .collector import RequestCollector
 from .detokenizer import StopSearch
@@ -57,6 +58,7 @@ class EngineClient:
         self._seed, self._numbers, self._active = seed, itertools.count(), ActiveRequests()
         # What ids of tool calls are made of besides: no other engine's are the same, unless a run is to be repeated.
         self._name = f"seed {seed}" if self.config.deterministic else uuid4().hex
+        self._grammars = Grammars(engine.tokenizer)
 
     def clock(self) -> float:
         """Return the time on the engine's clock, in seconds."""
@@ -68,10 +70,12 @@ class EngineClient:
         params: SamplingParams | None,
         arrival: float | None = None,
         service: Service = DEFAULT,
+        reasoning_end: bytes | None = None,
     ) -> Job:
         """Check a request that is to be started, served in this way, and that arrived at this time.
 
-        None: now, and the default parameters.
+        None: now, and the default parameters. `reasoning_end`: behind it begins what an answer's grammar is for, where
+        the parameters say nothing of that (`structured/grammar.py`); None: at once.
 
         Raises:
             ValueError: a prompt or parameters that this model cannot run.
@@ -80,7 +84,20 @@ class EngineClient:
         params = SamplingParams() if params is None else params
         checked = check_prompt(prompt, self.tokenizer, self.config.max_model_len)
         plan = resolve(params, self.tokenizer, seed=0)
-        return Job(checked, params, plan, arrival, service, self.clock())
+        grammar = self.grammar(params, reasoning_end)
+        return Job(checked, params, plan, arrival, service, self.clock(), grammar)
+
+    def grammar(self, params: SamplingParams, reasoning_end: bytes | None = None) -> Grammar | None:
+        """Compile what answers have to keep to, and what devices need for it; None: they keep to nothing.
+
+        Raises:
+            ValueError: it cannot be kept to.
+        """
+        if params.structured_outputs is None:
+            return None
+        made = self._grammars.compile(params.structured_outputs, reasoning_end)
+        self._core.prepare_masks()
+        return made
 
     def check_all(
         self,
@@ -107,13 +124,14 @@ class EngineClient:
         arrival: float,
         services: Sequence[Service],
         answers: Sequence[AnswerFormat | None],
+        reasoning_ends: Sequence[bytes | None],
     ) -> Iterator[Job]:
         """Check conversations, in the words of the chat template or its tokens, as `check_all` does prompts; `answers`
-        read theirs, where they are known."""
+        read theirs, where they are known, and `reasoning_ends` are as for `check`."""
         plans, most = self._plans(params), self.config.max_model_len
         given = [one if isinstance(one, str) else check_prompt(one, self.tokenizer, most) for one in rendered]
         blocks = (check_texts(block, self.tokenizer, most, is_rendered=True) for block in _blocks(given))
-        jobs = self._jobs(blocks, params, plans, arrival, services)
+        jobs = self._jobs(blocks, params, plans, arrival, services, reasoning_ends)
         return (dataclasses.replace(job, answers=reads) for job, reads in zip(jobs, answers, strict=True))
 
     def _jobs(
@@ -123,9 +141,16 @@ class EngineClient:
         plans: Mapping[int, SamplingPlan],
         arrival: float,
         services: Sequence[Service],
+        reasoning_ends: Sequence[bytes | None] | None = None,
     ) -> Iterator[Job]:
-        for prompt, one, service in zip(itertools.chain.from_iterable(blocks), params, services, strict=True):
-            yield Job(prompt, one, plans[id(one)], arrival, service, self.clock())
+        ends = [None] * len(params) if reasoning_ends is None else reasoning_ends
+        asked = {(id(one), end): (one, end) for one, end in zip(params, ends, strict=True)}
+        grammars = {key: self.grammar(*each) for key, each in asked.items()}
+        prompts = itertools.chain.from_iterable(blocks)
+        return (
+            Job(prompt, one, plans[id(one)], arrival, service, self.clock(), grammars[id(one), end])
+            for prompt, one, service, end in zip(prompts, params, services, ends, strict=True)
+        )
 
     def _plans(self, params: Sequence[SamplingParams]) -> dict[int, SamplingPlan]:
         """Resolve parameters, each once, by their Python id: many requests share them."""
@@ -156,6 +181,7 @@ class EngineClient:
                 eos_ids=eos_ids(job.params, self.tokenizer),
                 stop=self._stop_check(job),
                 sink=request,
+                constraint=None if job.grammar is None else job.grammar.matcher(job.prompt.ids),
                 tokenised=job.tokenised,
                 entered=entered,
                 after=after,
@@ -218,7 +244,7 @@ class EngineClient:
         room = self.config.max_model_len - length
         asked = job.params.max_tokens
         most = room if asked is None else min(int(asked), room)
-        return RequestFacts(id_, length, most, hashes, leader, job.service)
+        return RequestFacts(id_, length, most, hashes, leader, job.service, job.grammar is not None)
 
     def _block_hashes(self, job: Job) -> tuple[bytes, ...]:
         """Hash the prompt's pages; none where the prefix cache is off or every prompt token has to be computed."""

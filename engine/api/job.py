@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from ..chat.answers import AnswerFormat
 from ..protocol.sampling_plan import SamplingPlan
 from ..protocol.service import DEFAULT, Service
+from ..structured.grammar import Grammar
 from .prompts import Prompt
 from .sampling_params import SamplingParams
 
@@ -19,6 +20,7 @@ class Job:
     arrival: float  # when it reached us, before it was tokenised; in seconds on the engine's clock
     service: Service = DEFAULT
     tokenised: float | None = None  # when it was checked; None: on arrival
+    grammar: Grammar | None = None  # what its answers keep to; None: nothing
     answers: AnswerFormat | None = None  # the format by which its answers are read into parts; None: they are not
     name: str | None = None  # what ids of its answers' calls are made of; None: of the request's number
 

@@ -118,8 +118,14 @@ class LLM(BaseLLM):
         services = services_of(service, len(conversations))
         rendered = [self._chat.prompt(one, tools, **options) for one in conversations]  # type: ignore[arg-type]
         params = _one_each(sampling_params, len(rendered))
+        held = [
+            self._held(one, prompt, conversation, use, options)  # type: ignore[arg-type]
+            for one, prompt, conversation in zip(params, rendered, conversations, strict=True)
+        ]
         answers = [self._chat.answers(one, use, options) for one in conversations]  # type: ignore[arg-type]
-        jobs = self._client.check_rendered(rendered, params, arrival, services, answers)
+        jobs = self._client.check_rendered(
+            rendered, [one for one, _ in held], arrival, services, answers, [end for _, end in held]
+        )
         return self._run_all(jobs, len(rendered), use_tqdm)
 
     @names_what_is_missing("LLM.stream", GENERATE, ServiceOptions)

@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import cast
 
 from ..protocol.sampling_plan import MAX_LOGPROBS
+from ..structured.params import StructuredOutputsParams
 from .vllm_names import names_missing_fields
 from .vllm_tables import SAMPLING
 
@@ -64,6 +65,7 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None  # no other token may be generated; None: all may
     bad_words: Sequence[str] | None = None  # texts not to be completed, as spelled at a text's start and behind a space
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE  # of `AsyncLLM.generate` and `LLM.step` while it runs
+    structured_outputs: StructuredOutputsParams | None = None  # what the answer has to keep to, such as a JSON schema
 
     def __post_init__(self) -> None:
         """Check every value, and turn lists into tuples, which nobody can change afterwards."""
@@ -76,6 +78,27 @@ class SamplingParams:
         self._check_lists()
         if self.stop and not self.detokenize:
             raise ValueError("stop strings need the text: leave detokenize on, or use stop_token_ids.")
+        if self.structured_outputs is not None:
+            self._check_structured()
+
+    def _check_structured(self) -> None:
+        """Refuse what cannot go with an answer that has to keep to a grammar."""
+        _check(
+            "structured_outputs",
+            self.structured_outputs,
+            lambda x: isinstance(x, StructuredOutputsParams),
+            "StructuredOutputsParams",
+        )
+        if self.ignore_eos:
+            raise ValueError("structured_outputs ends where its grammar ends: leave ignore_eos out.")
+        if self.allowed_token_ids is not None:
+            raise ValueError(
+                "structured_outputs and allowed_token_ids may leave no token to choose: leave one of the two out."
+            )
+        if self.logit_bias and -math.inf in self.logit_bias.values():
+            raise ValueError(
+                "structured_outputs and a logit_bias of -inf may leave no token to choose: use a bias such as -100."
+            )
 
     def with_seed(self, seed: int) -> "SamplingParams":
         """Return the same parameters with another seed, without checking the others again.

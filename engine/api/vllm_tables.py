@@ -10,7 +10,7 @@ from collections.abc import Mapping
 _NO_IMAGES = "leave it out: models take text only"
 _LORA = "merge the adapter into the weights first: adapters are not supported yet"
 _EXPERTS = "leave it out: how experts are computed cannot be chosen"
-_GRAMMAR = "leave it out: output is not constrained yet; allowed_token_ids, bad_words and logit_bias bound tokens"
+_GRAMMAR = "use structured_outputs=StructuredOutputsParams(...) of SamplingParams: llguidance is what keeps to it"
 _REASONING = "leave it out: `LLM.chat` reads an answer into its parts, by the engine's reasoning_parser"
 _LOGS = "leave it out: `LLM.metrics()` has counts and latencies, and decision_log writes a file"
 _WATERMARK = "leave it out: texts carry no watermark"
@@ -175,7 +175,7 @@ SAMPLING: Mapping[str, str] = _by_name(
     {
         "use n, and take the completion with the highest cumulative_logprob": "best_of",
         _BEAMS: "use_beam_search length_penalty early_stopping",
-        _GRAMMAR: "structured_outputs guided_decoding",
+        "use structured_outputs=StructuredOutputsParams(...)": "guided_decoding",
         "use allowed_token_ids, bad_words and logit_bias": "logits_processors",
         "cut the prompt's token ids: `LLM.get_tokenizer()` makes them": "truncate_prompt_tokens",
         "leave it out: no supported tokenizer adds any": "spaces_between_special_tokens",

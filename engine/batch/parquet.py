@@ -40,7 +40,16 @@ _ROWS_READ = 256
 _ROWS_WRITTEN = 8192
 # What pandas writes of rows whose numbers are not 0, 1, 2 and so on, as after a filter.
 _PANDAS_INDEX = re.compile(r"__index_level_[0-9]+__")
-_NESTED = ("messages", "body", "metadata", "logit_bias", "response_format", "tools", "chat_template_kwargs")
+_NESTED = (
+    "messages",
+    "body",
+    "metadata",
+    "logit_bias",
+    "response_format",
+    "structured_outputs",
+    "tools",
+    "chat_template_kwargs",
+)
 
 
 def is_parquet(path: str | Path) -> bool:

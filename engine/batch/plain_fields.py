@@ -8,6 +8,8 @@ as an element of a list. Tables also make 16.0 of 16. Pure functions of JSON's v
 from collections.abc import Mapping
 from typing import Any
 
+# What holds JSON schemas.
+_SCHEMAS = frozenset({"tools", "response_format", "structured_outputs"})
 # What is below these is the caller's data.
 _DATA = frozenset({"arguments"})
 _WHOLE_NUMBERS = frozenset({"n", "best_of", "top_k", "seed", "max_tokens", "max_completion_tokens", "min_tokens"})
@@ -28,7 +30,7 @@ def _plain(name: str, value: Any) -> Any:
         return int(value) if name in _WHOLE_NUMBERS and value.is_integer() else value
     if name in _LISTS_OF_IDS and isinstance(value, list):
         return _whole(value)
-    if name == "tools":
+    if name in _SCHEMAS:
         return without_nulls_in_schema(value)
     return without_nulls(value) if isinstance(value, dict) or name == "messages" else value
 

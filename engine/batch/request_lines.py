@@ -15,6 +15,7 @@ from typing import Any, Literal, TypedDict, cast
 from ..api.sampling_params import SamplingParams
 from .line_fields import TOO_DEEP, Line, check_readable, kind_of, line_fields
 from .plain_fields import plain_fields
+from .structured_fields import structured_outputs
 
 type Message = dict[str, Any]
 type Tool = dict[str, Any]
@@ -52,7 +53,7 @@ _RENDERING = (
     "reasoning_effort",
 )
 _OF_CHATS = frozenset({"tools", "tool_choice", "parallel_tool_calls", *_RENDERING})
-_KNOWN = frozenset({"custom_id", "max_completion_tokens", "best_of"}) | _SAMPLING | _WITHOUT_EFFECT
+_KNOWN = frozenset({"custom_id", "max_completion_tokens", "best_of", "response_format"}) | _SAMPLING | _WITHOUT_EFFECT
 # Fields that are not implemented, each with the values that ask for nothing; null always asks for nothing.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "stream": (False,),
@@ -62,7 +63,6 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
 
@@ -287,6 +287,9 @@ def _sampling_params(body: dict[str, Any], line: int, defaults: SamplingParams) 
         given["max_tokens"] = limits[0]
     if "logit_bias" in given:
         given["logit_bias"] = _biases(given["logit_bias"])
+    constrained = structured_outputs(given.pop("structured_outputs", None), body.get("response_format"))
+    if constrained is not None:
+        given["structured_outputs"] = constrained
     _check_best_of(body.get("best_of"), given.get("n", defaults.n))
     if not given:  # most lines of most inputs: nothing has to be checked again, which took half of a short line's time
         return defaults.with_seed(line_seed(defaults.seed, line))

@@ -11,11 +11,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .tool_use import Function, ToolUse
+from .tool_use import Function, ToolUse, types_of
 from .written_calls import ID, Kind, WrittenCall
 
-_SCALARS = {"integer": r"/-?(0|[1-9][0-9]*)/", "number": r"/-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?/"}
-_OF_TEXTS = ("minLength", "maxLength", "pattern", "format")  # which a text without quotes is not held to
+_SCALARS = frozenset({"integer", "number", "boolean", "null"})
+_NOTES = frozenset({"type", "title", "description", "default", "examples", "$schema", "$id", "$defs", "definitions"})
+_OF_OBJECTS = _NOTES | {"properties", "required", "additionalProperties"}
+_OF_ARRAYS = _NOTES | {"items"}
+# Which a text without quotes is not held to.
+_OF_TEXTS = ("minLength", "maxLength", "pattern", "format", "enum", "const", "not", "allOf")
 _REFERENCES = ("$defs", "definitions")
 
 
@@ -73,6 +77,8 @@ class CallGrammar:
         kinds: dict[Kind, Callable[[int, Function], str]] = {
             "json": self._json, "tags": self._tags, "gemma": self._gemma, "python": self._python,
         }  # fmt: skip
+        if self._written.kind != "json":
+            _check_whole(function)
         arguments = kinds[self._written.kind](number, function)
         name = json.dumps(function.name)[1:-1] if self._written.kind == "json" else function.name
         return f"{_literal(name)} {self.text(self._written.middle)} {arguments}"
@@ -129,25 +135,23 @@ class CallGrammar:
     def _gemma_value(self, name: str, function: Function, key: str, schema: Any) -> str:
         """Write a value as Gemma's calls have it, texts between quotes of their own."""
         kind = schema.get("type") if isinstance(schema, Mapping) else None
-        quote = self._written.quote
+        quote = self.text(self._written.quote)
         if choices := _choices(schema):
-            return f"({' | '.join(self.text(f'{quote}{choice}{quote}') for choice in choices)})"
+            return f"({' | '.join(f'{quote} {_literal(choice)} {quote}' for choice in choices)})"
         if kind in _SCALARS:
-            return _SCALARS[kind]
-        if kind in ("boolean", "null"):
-            return '("true" | "false")' if kind == "boolean" else '"null"'
-        if kind == "string" and _is_text(function, key, schema):
-            self._rules |= dict([self._up_to(name, quote)[0].split(": ", 1)])
-            return f"{self.text(quote)} {name}"
-        if kind == "object" and "properties" in schema:
+            return self._rule(name, self.of_schema(schema))
+        if _is_text(function, key, schema):
+            self._rules |= dict([self._up_to(name, self._written.quote)[0].split(": ", 1)])
+            return f'({quote} {name} | "null")' if "null" in types_of(schema) else f"{quote} {name}"
+        if kind == "object" and schema.keys() <= _OF_OBJECTS:
             return f'"{{" {self._members(name, function, schema)} "}}"'
-        if kind == "array" and isinstance(schema.get("items"), Mapping):
+        if kind == "array" and schema.keys() <= _OF_ARRAYS and "items" in schema:
             item = self._gemma_value(f"{name}_item", function, key, schema["items"])
             return f'"[" ({item} ("," {item})*)? "]"'
         raise ValueError(
             f"tool_choice cannot hold an answer to the parameter {key!r} of {function.name!r} in this model's form of "
-            "calls: give it one of the types string, integer, number, boolean, array with items or object with "
-            "properties; or use tool_choice='auto'."
+            "calls: give it one of the types string, integer, number, boolean, array with nothing but items or object "
+            "with nothing but properties; or use tool_choice='auto'."
         )
 
     def _listed(self, name: str, items: list[tuple[str, bool]], comma: str) -> str:
@@ -204,15 +208,28 @@ def _choices(schema: Any) -> list[str]:
     return list(values) if values and all(isinstance(value, str) for value in values) else []
 
 
+def _check_whole(function: Function) -> None:
+    """Refuse what arguments that are written one by one cannot be held to together."""
+    stranger = next((keyword for keyword in function.parameters if keyword not in _OF_OBJECTS), None)
+    if stranger is not None:
+        raise ValueError(
+            f"tool_choice cannot hold an answer to {stranger!r} of the parameters of {function.name!r} in this model's "
+            "form of calls, which writes each for itself: remove it, and check what is called; or use "
+            "tool_choice='auto'."
+        )
+
+
 def _is_text(function: Function, key: str, schema: Any) -> bool:
-    """Whether a value is any text.
+    """Whether a value is any text, or nothing.
 
     Raises:
         ValueError: it is a text that a form without quotes cannot be held to.
     """
-    if not isinstance(schema, Mapping) or schema.get("type") != "string":
+    types = types_of(schema)
+    if "string" not in types or not types <= {"string", "null"}:
         return False
-    keyword = next((keyword for keyword in _OF_TEXTS if keyword in schema), None)
+    branches = [schema, *(branch for name in ("anyOf", "oneOf") for branch in schema.get(name, ()))]
+    keyword = next((keyword for keyword in _OF_TEXTS for branch in branches if keyword in branch), None)
     if keyword is None:
         return True
     raise ValueError(

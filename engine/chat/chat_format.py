@@ -5,6 +5,7 @@ in that; `chat_template="harmony"` asks for it of one that has a template. Answe
 vocabulary has its markers, whatever has written the prompt; else by what the template itself writes, see `families.py`.
 """
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Unpack
@@ -25,6 +26,7 @@ HARMONY = "harmony"
 # Templates that callers give are looked at once each while there are no more than this.
 _TEMPLATES = 32
 _TAIL = 64  # characters at the end of a prompt in which its last tag is looked for
+_FINAL_CHANNEL = rb"<\|channel\|>final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 
 
 class ChatFormat:
@@ -96,7 +98,7 @@ class ChatFormat:
                 "calls are written: use 'auto'."
             )
         form = self._text_format(parsers, messages, use, options)
-        reasons = form.reasons(prompt[-_TAIL:] if isinstance(prompt, str) else form.tail_of(prompt))
+        reasons = self._reasons(form, prompt)
         tags = None if form.tags is None else (form.tags.open, form.tags.close)
         writer = CallGrammar(parsers.written, self._special, parsers.syntax.markers | {*(tags or ())})
         lark = writer.lark(use, thinks=tags if reasons is None else None, may_begin_with_lines=reasons is True)
@@ -125,6 +127,23 @@ class ChatFormat:
                     f"{option}={asked!r} does not fit {self._template.name}, which writes in the harmony format: leave "
                     f"it out, or write {own!r}."
                 )
+
+    def reasoning_end(
+        self, prompt: str | Sequence[int], messages: Sequence[Message], options: ChatOptions
+    ) -> bytes | None:
+        """Return the pattern of what comes before what an answer says to the user; None: nothing need come before it.
+
+        Where the prompt has opened a block of reasoning its end, of harmony the final channel, which may name what it
+        is constrained to. A model that opens a block by itself need not, and what it is held to begins at once.
+        """
+        if self._tokenizer.harmony is not None:
+            return _FINAL_CHANNEL
+        parsers = self._parsers(options.get("chat_template"))
+        form = self._text_format(parsers, messages, ToolUse(), options)
+        return re.escape(form.tags.close.encode()) if form.tags is not None and self._reasons(form, prompt) else None
+
+    def _reasons(self, form: TextFormat, prompt: str | Sequence[int]) -> bool | None:
+        return form.reasons(prompt[-_TAIL:] if isinstance(prompt, str) else form.tail_of(prompt))
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **options: Unpack[ChatOptions]

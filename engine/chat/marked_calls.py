@@ -53,10 +53,22 @@ class QwenCoderCalls:
             if not (yield from cursor.accept("<parameter=")):
                 return None
             key = yield from cursor.until(">")
-            text = None if key is None else (yield from cursor.until("</parameter>"))
+            text = None if key is None else (yield from self._value(cursor, tools.types_of(name, key)))
             if key is None or text is None:
                 return None
             found[key] = value_of(text.removeprefix("\n").removesuffix("\n"), name, key, tools)
+
+    def _value(self, cursor: TextCursor, types: frozenset[str]) -> Reading[str | None]:
+        """Pass a value and its end, and return it; a list or an object may have the end in one of its texts."""
+        start = cursor.at
+        yield from cursor.accept("\n")
+        if types and types <= {"array", "object", "null"} and (yield from cursor.peek()) in ("[", "{"):
+            text = yield from cursor.brackets()
+            yield from cursor.accept("\n")
+            if text is not None and (yield from cursor.accept("</parameter>")):
+                return text
+        cursor.at = start
+        return (yield from cursor.until("</parameter>"))
 
 
 def value_of(text: str, function: str, argument: str, tools: KnownTools) -> Any:

@@ -64,7 +64,9 @@ class ToolUse:
         if not functions:
             return NO_TOOLS
         types = {
-            function.name: {name: _types(schema) for name, schema in function.parameters.get("properties", {}).items()}
+            function.name: {
+                name: types_of(schema) for name, schema in function.parameters.get("properties", {}).items()
+            }
             for function in functions
         }
         return KnownTools(frozenset(types), types)
@@ -169,7 +171,7 @@ def _numbered(items: list[Any]) -> list[tuple[str, Any]]:
     return [(f"items.{number}", held) for number, held in enumerate(items)]
 
 
-def _types(schema: Any) -> frozenset[str]:
+def types_of(schema: Any) -> frozenset[str]:
     """Return the types of what fits a schema; empty: it does not say."""
     if not isinstance(schema, dict):
         return frozenset()
@@ -180,6 +182,6 @@ def _types(schema: Any) -> frozenset[str]:
         return frozenset({"string"})
     for key in ("anyOf", "oneOf"):
         if key in schema:
-            found = [_types(one) for one in schema[key]]
+            found = [types_of(one) for one in schema[key]]
             return frozenset().union(*found) if all(found) else frozenset()
     return frozenset()

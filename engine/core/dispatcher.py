@@ -25,11 +25,12 @@ from ..protocol.actions import (
     Scatter,
     StartTransfer,
 )
-from ..protocol.events import MeshFailed, TransferFailed
+from ..protocol.events import MeshFailed, RequestFailed, TransferFailed
 from ..protocol.executor import Executor
 from ..protocol.results import describe
 from ..scheduler.scheduler import Scheduler
 from .busy_time import STEPS
+from .constraints import masks_of
 from .inspection import Observers
 from .running_requests import RunningRequests
 
@@ -53,6 +54,7 @@ class Dispatcher:
         """Dispatch nothing yet; `host` counts the steps, `settled` takes answers to calls for roles."""
         self._scheduler, self._executor, self._requests = scheduler, executor, requests
         self._observers, self._clock, self._host, self._settled = observers, clock, host, settled
+        self._stuck: dict[int, str] = {}  # requests that cannot be followed through their grammar any further, and why
 
     def dispatch(self) -> None:
         """Perform all that the scheduler decides.
@@ -70,6 +72,7 @@ class Dispatcher:
                 if failure is not None:
                     has_failed = True
                     lost |= self._on_failure(action, failure)
+            has_failed |= self._fail_stuck()
 
     def lose_mesh(self, t: float, mesh: int, reason: str) -> None:
         """Make a mesh's KV pool anew, and have the scheduler start its requests over."""
@@ -90,6 +93,11 @@ class Dispatcher:
             self._accept_runs(action.chunks)
         if self._requests.dense and isinstance(action, _WITH_ROWS):
             self._accept_arrivals(action.rows)
+        if self._requests.constrained and isinstance(action, STEPS):
+            masks, stuck = masks_of(action, self._requests.constrained)
+            self._stuck |= stuck
+            if masks is not None:
+                self._executor.perform(masks)
         self._executor.perform(action)
         self._observers.performed(action)
         if isinstance(action, STEPS):
@@ -130,6 +138,13 @@ class Dispatcher:
                 raise
             return describe(error)
         return None
+
+    def _fail_stuck(self) -> bool:
+        """Report requests whose grammar cannot be followed; return whether there were any."""
+        stuck, self._stuck = self._stuck, {}
+        for request_id, reason in stuck.items():
+            self._scheduler.on(RequestFailed(self._clock(), request_id, reason))
+        return bool(stuck)
 
     def _skip(self, action: Action) -> None:
         """Leave out an action on a mesh that was lost, and let go of what it would have moved."""

@@ -175,6 +175,11 @@ class EngineCore:
         if change.error is not None:
             raise EngineError(change.error)
 
+    def prepare_masks(self) -> None:
+        """Have what constrained requests need compiled, before the first of them is submitted; later calls return at
+        once. It takes about as long as a start takes for the stages of sampling, and steps go on meanwhile."""
+        self._compilations.prepare_masks()
+
     def metrics(self) -> Metrics:
         """Return the figures so far."""
         scheduler, made = self._scheduler, self._compilations

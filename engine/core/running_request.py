@@ -32,6 +32,7 @@ class RunningRequest:
         self._accepted_at: Placement | None = None  # where the request was when it got them; None: on its way
         self._id, self._outputs, self._page_size = facts.id, array("i"), config.page_size
         self._stop, self._stop_ids = submission.stop, plan.stop_ids
+        self._constraint = submission.constraint
         self._prompt_scores: list[HostScores] = []
         self._last_hash = facts.block_hashes[-1] if facts.block_hashes else b""
         hashes_all = len(facts.block_hashes) == facts.prompt_len // config.page_size
@@ -83,6 +84,10 @@ class RunningRequest:
         update = self.update or self.new_update()
         update.token_ids.append(token)
         stopped = (self._stop is not None or token in self._stop_ids) and self._is_stopped(update, token)
+        if self._constraint is not None:
+            self._constraint.push(token)
+            # Where the model has no token that ends an answer, the end of the grammar does.
+            stopped = stopped or (not self.submission.eos_ids and self._constraint.is_over)
         return Outcome(self._id, stopped, None if self.length % self._page_size else self._block_hash())
 
     def _is_stopped(self, update: Update, token: int) -> bool:

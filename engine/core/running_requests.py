@@ -26,6 +26,7 @@ class RunningRequests(dict[int, RunningRequest]):
         super().__init__()
         self.conversations = Conversations(page_size)
         self.dense: set[int] = set()  # ids of those with a dense row
+        self.constrained: dict[int, RunningRequest] = {}  # those whose answer keeps to a grammar
         self._with_update: list[RunningRequest] = []
         self._outlets: dict[Outlet, None] = {}  # to be flushed: an ordered set
         self._log, self._lock = RequestLog(), threading.Lock()
@@ -47,6 +48,8 @@ class RunningRequests(dict[int, RunningRequest]):
             self[id_] = running
         if running.submission.plan.is_dense:
             self.dense.add(id_)
+        if running.submission.constraint is not None:
+            self.constrained[id_] = running
 
     def take(self, result: StepResult, owner: Callable[[Chunk | DecodeRow], Request | None]) -> tuple[Outcome, ...]:
         """Take a step's tokens into their requests; return what they mean to the scheduler.
@@ -84,6 +87,7 @@ class RunningRequests(dict[int, RunningRequest]):
         """End a request as the scheduler says, with the tokens that were not sent yet."""
         running = self[action.request_id]
         self.dense.discard(action.request_id)
+        self.constrained.pop(action.request_id, None)
         with self._lock:
             del self[action.request_id]
             self._log_end(running.request, action.reason)
@@ -99,6 +103,7 @@ class RunningRequests(dict[int, RunningRequest]):
             ended = list(self.values())
             self.clear()
         self.dense.clear()
+        self.constrained.clear()
         for running in ended:
             self._send_last(running, reason, error)
         self.flush()

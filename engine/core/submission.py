@@ -62,6 +62,34 @@ class Sink(Protocol):
         ...
 
 
+class Constraint(Protocol):
+    """What keeps an answer to a grammar: it is fed each of the answer's tokens once, in order. Each request has its
+    own; not thread-safe."""
+
+    @property
+    def words(self) -> int:
+        """Return the length of a mask."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether nothing but the end may come."""
+        ...
+
+    @property
+    def failure(self) -> str | None:
+        """Say in a sentence why it cannot be followed any further; None: it can."""
+        ...
+
+    def push(self, token: int) -> None:
+        """Take the next token."""
+        ...
+
+    def fill(self, mask: np.ndarray) -> None:
+        """Set the bits of the tokens that may come next in a mask [words] int32, and no others."""
+        ...
+
+
 @dataclass(frozen=True)
 class Submission:
     """A request on its way in."""
@@ -76,3 +104,4 @@ class Submission:
     tokenised: float | None = None  # when its prompt was checked, on the engine's clock; None: on arrival
     entered: float | None = None  # when it was given to the engine; None: on arrival
     after: int | None = None  # the request whose end it waited for; None: it came at a time of its own
+    constraint: Constraint | None = None  # keeps its answer to a grammar; None: every token may come

@@ -55,6 +55,10 @@ class Compilations(Protocol):
         """Name the sizes of steps whose programs are still being compiled."""
         ...
 
+    def prepare_masks(self) -> None:
+        """Compile what masks over tokens need, on the calling thread, unless it is there; none of it counts."""
+        ...
+
     def close(self) -> None:
         """Stop counting."""
         ...

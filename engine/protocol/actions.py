@@ -166,10 +166,22 @@ class Accept(Message, frozen=True, eq=False):
     generated: np.ndarray  # [k] int32: all tokens so far; k = 0 at the start of the first run
 
 
+class AllowTokens(Message, frozen=True, eq=False):
+    """Let rows of a mesh's next step, this one, draw only tokens whose bit is set: right before the step.
+
+    A mask is of the row's next token alone, so that a `Decode` that has one is of one step.
+    """
+
+    mesh: int
+    step: int
+    request_ids: tuple[int, ...]  # of the rows
+    masks: np.ndarray  # [n, w] int32, of each: token t is bit t % 32 of word t // 32; what has no word may not come
+
+
 class ResetMesh(Message, frozen=True):
     """Make a mesh's KV pool anew, empty: a step that raised has taken the old one with it."""
 
     mesh: int
 
 
-Command = Action | Accept | ResetMesh
+Command = Action | Accept | AllowTokens | ResetMesh

@@ -21,6 +21,7 @@ class RequestFacts(Message, frozen=True):
     block_hashes: tuple[bytes, ...] = ()  # of the prompt's full pages; empty: it neither reads nor feeds the cache
     fork_of: int | None = None  # an earlier request with the very same prompt, for n > 1
     service: Service = DEFAULT
+    is_constrained: bool = False  # each of its tokens needs all before it on the host: no step of it runs ahead
 
 
 class Arrived(Message, frozen=True):
@@ -94,6 +95,14 @@ class TransferFailed(Message, frozen=True):
     reason: str
 
 
+class RequestFailed(Message, frozen=True):
+    """A request cannot go on, whatever its mesh does. Unknown or finished requests are ignored."""
+
+    t: float
+    request_id: int
+    reason: str
+
+
 class MeshFailed(Message, frozen=True):
     """A step on this mesh raised; its KV pool is gone and has been made anew."""
 
@@ -142,6 +151,7 @@ Event = (
     | StepDone
     | TransferReady
     | TransferFailed
+    | RequestFailed
     | MeshFailed
     | SetRoles
     | Tick

@@ -41,6 +41,10 @@ class Batching:
             found = len(prefilling) + len(ready)
             prefilling, ready, budget = self._allowance.allowed(mesh, prefilling, ready)
             mesh.holds_back = len(prefilling) + len(ready) < found
+        if mesh.constrained and _would_split(mesh, ready):
+            ready, mesh.holds_back = (), True
+            if not prefilling:
+                return False
         prefills = bool(prefilling) and (mesh.spec.fused or not (ready and mesh.last_was_prefill))
         mesh.last_was_prefill = prefills
         steps = 1 if prefills else self._steps_at_once(mesh)
@@ -166,10 +170,11 @@ class Batching:
     def _steps_at_once(self, mesh: MeshState) -> int:
         """Return how many decode steps to dispatch at once.
 
-        It is `decode_steps` where nothing can interfere and the pages for all of them are free, else 1.
+        It is `decode_steps` where nothing can interfere and the pages for all of them are free, else 1; a constrained
+        request interferes, because its next token has to be read before another step of it.
         """
         steps = self._config.decode_steps
-        if steps == 1:
+        if steps == 1 or mesh.constrained:
             return 1
         decoding = [request for request in mesh.placed if request.state is State.DECODE]
         pages = len(decoding) * (self._config.pages_for(steps) + 1)
@@ -201,3 +206,14 @@ class Batching:
                 return True
             self._lifecycle.make_way(request, mesh, may_move=True)
         return False
+
+
+def _would_split(mesh: MeshState, ready: Sequence[Request]) -> bool:
+    """Return whether a decode step of these alone would part constrained requests that could take their steps together:
+    others of them are in a step that was not read, and no request that runs ahead needs one now.
+
+    Two parts would take turns for good, each at the price of a whole step.
+    """
+    if not mesh.in_flight or not all(request.is_constrained for request in ready):
+        return False
+    return any(request.is_constrained and request.has_row_ahead for request in mesh.placed)

@@ -64,7 +64,8 @@ class MeshState:
     in_flight: set[int] = field(default_factory=set)  # steps not read yet
     last_was_prefill: bool = False
     batch: int = 0  # how many of `placed` use what interactive requests leave
-    holds_back: bool = False  # some of these, until a step that is in flight ends
+    constrained: int = 0  # how many of `placed` have no step run ahead
+    holds_back: bool = False  # some of its work, until a step that is in flight ends
     draining: Phase | None = None  # work of a phase that its role has no more; it takes none anew
     prefills: bool = field(init=False)  # whether prompts may come here
     decodes: bool = field(init=False)  # whether requests may come here to be decoded, and prompts stay to be
@@ -144,6 +145,14 @@ class MeshState:
         if not self._runs_decodes:
             return []
         state = State.DECODE
+        if self.constrained:
+            return [
+                request
+                for request in self.placed
+                if request.state is state
+                and request.dispatched < request.max_tokens
+                and not (request.is_constrained and request.runs_ahead)
+            ]
         return [
             request for request in self.placed if request.state is state and request.dispatched < request.max_tokens
         ]
@@ -165,6 +174,7 @@ class MeshState:
         self.shared.levels.enter(request.level, self.index)
         self.targets.add(request.tpot_target)
         self.batch += request.is_batch
+        self.constrained += request.is_constrained
         self.wake()
 
     def load_before(self, request: Request) -> int:
@@ -194,6 +204,7 @@ class MeshState:
         self.shared.levels.leave(request.level, self.index)
         self.targets.remove(request.tpot_target)
         self.batch -= request.is_batch
+        self.constrained -= request.is_constrained
         self.wake()
         return ended
 
@@ -201,6 +212,8 @@ class MeshState:
         """Raise unless this mesh is in `due` if it could run another step, and is listed with the blocks it expects."""
         if self.batch != sum(request.is_batch for request in self.placed):
             raise RuntimeError(f"mesh {self.index}: {self.batch} batch requests counted, not those that are here")
+        if self.constrained != sum(request.is_constrained for request in self.placed):
+            raise RuntimeError(f"mesh {self.index}: {self.constrained} constrained requests counted, not those here")
         has_work = (self.prefilling() or self.ready()) and not (self.holds_back and self.in_flight)
         if has_work and len(self.in_flight) < MAX_STEPS_IN_FLIGHT and self.index not in self.shared.due:
             raise RuntimeError(f"mesh {self.index} could run another step and would not be asked to")

@@ -120,12 +120,13 @@ class Request:
     max_tokens: int = field(init=False)
     tpot_target: float = field(init=False)  # seconds, see `tpot_targets.py`
     is_batch: bool = field(init=False)  # it uses what interactive requests leave
+    is_constrained: bool = field(init=False)  # no step of it runs ahead
 
     def __post_init__(self) -> None:
         """Copy the facts that every step reads."""
         self.tpot_target = tpot_target(self.slo)
         self.id, self.prompt_len, self.max_tokens = self.facts.id, self.facts.prompt_len, self.facts.max_tokens
-        self.is_batch = self.facts.service.is_batch
+        self.is_batch, self.is_constrained = self.facts.service.is_batch, self.facts.is_constrained
 
     def serve(self, service: Service) -> None:
         """Take in how the request is to be served from here on."""
@@ -141,6 +142,16 @@ class Request:
     def kv_len(self) -> int:
         """Return the number of tokens in the cache, dispatched steps included: all but the one sampled last."""
         return self.prompt_len + self.dispatched - 1 if self.dispatched else self.prefilled
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Return whether a token of it is computed that is not read, of this run or of its prompt's last chunk."""
+        return self.dispatched > self.confirmed
+
+    @property
+    def has_row_ahead(self) -> bool:
+        """Return whether such a token is of a decode step."""
+        return self.dispatched > max(self.confirmed, self.to_prefill - self.prompt_len + 1)
 
     @property
     def has_begun(self) -> bool:

@@ -23,6 +23,7 @@ from ..protocol.events import (
     Outcome,
     PreemptRequested,
     RequestFacts,
+    RequestFailed,
     Resume,
     ServiceChanged,
     SetRoles,
@@ -111,6 +112,8 @@ class Scheduler:
             case TransferFailed(transfer=number, reason=reason):
                 self.costs.end_transfer(number, None)
                 self._lifecycle.lose_transfer(number, reason, self._now)
+            case RequestFailed(request_id=id_, reason=reason) if id_ in self.requests:
+                self._lifecycle.finish(self.requests[id_], State.FAILED, "error", self._now, reason)
             case MeshFailed(mesh=mesh, reason=reason):
                 self.costs.lose_mesh(mesh)
                 self._batching.forget(self.meshes[mesh])

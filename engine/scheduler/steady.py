@@ -47,6 +47,7 @@ def find_steady(mesh: MeshState, running: list[Request], queued: list[Request]) 
         len(mesh.in_flight) != MAX_STEPS_IN_FLIGHT
         or mesh.prefill_load
         or mesh.batch
+        or mesh.constrained
         or mesh.draining is not None
         or not mesh.kept.is_empty
         or mesh.shared.notes.are_kept

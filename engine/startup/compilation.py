@@ -19,7 +19,7 @@ from ..host.threads import EngineThread
 from ..protocol.results import describe
 from ..worker.compile_program import compile_program
 from ..worker.mesh_plan import MeshPlan
-from ..worker.programs import Bundle, Job, Programs, bundles
+from ..worker.programs import Bundle, Job, Programs, bundles, jobs_of_masks
 
 _EVENTS = frozenset({"/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/backend_compile_duration"})
 
@@ -79,6 +79,7 @@ class Compilation:
     ) -> None:
         """Begin. `needs` may leave programs out that will not be asked for."""
         self._programs, self._make = [Programs() for _ in plans], make
+        self._plans, self._masks_lock, self._has_masks = plans, threading.Lock(), False
         first: list[_Pending] = []
         rest: list[_Pending] = []
         for mesh, (plan, programs) in enumerate(zip(plans, self._programs, strict=True)):
@@ -121,6 +122,29 @@ class Compilation:
     def coming(self) -> tuple[str, ...]:
         """Name what is still being compiled; steps that it is for run in larger sizes meanwhile."""
         return tuple(pending.name for pending in self._all if pending.left and not pending.has_failed)
+
+    def prepare_masks(self) -> None:
+        """Make, on the calling thread, what a mesh needs once requests constrain their tokens, unless it is there.
+
+        Raises:
+            Exception: what a compilation raised. The next call tries again.
+        """
+        with self._masks_lock:
+            if self._has_masks:
+                return
+            late = [
+                _Pending(mesh, plan, programs, Bundle(None, 0, jobs_of_masks(plan)))
+                for mesh, (plan, programs) in enumerate(zip(self._plans, self._programs, strict=True))
+            ]
+            before = self._all
+            self._all = [*before, *late]  # `coming` has them: these are the engine's own
+            try:
+                for pending in late:
+                    for job in pending.bundle.jobs:
+                        pending.take(job, self._make(pending.plan, job.kind, *job.size))
+            finally:
+                self._all = before
+            self._has_masks = True
 
     def close(self) -> None:
         """Begin no other compilation, and wait for those under way."""
@@ -189,6 +213,11 @@ class CompileCounter:
     def coming(self) -> tuple[str, ...]:
         """Name what the engine is still compiling."""
         return () if self._compilation is None else self._compilation.coming
+
+    def prepare_masks(self) -> None:
+        """Have what masks over tokens need compiled; it is no compilation that counts."""
+        if self._compilation is not None:
+            self._compilation.prepare_masks()
 
     def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event in _EVENTS and not self.coming:

@@ -9,13 +9,16 @@ import json
 import re
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
 from ..host.extras import need
 from .matcher import Matcher
-from .opening import Opening
+from .opening import PROMPT_TAIL, Opening
 from .params import StructuredOutputsParams
 from .schema import can_end, closed, unknown_keywords, where
 from .vocabulary import Vocabulary, Words
@@ -33,10 +36,10 @@ class Grammar:
     compiled: Any  # llguidance's matcher at the beginning
     opening: Opening | None  # None: it begins at once
 
-    def matcher(self, prompt: tuple[int, ...] | list[int] = ()) -> Matcher:
-        """Return what follows one answer to this prompt, of which the end is enough."""
-        before = self.vocabulary.text_of(prompt)
-        return Matcher(self.vocabulary, self.compiled.deep_copy(), self.opening, before)
+    def matcher(self, prompt: Sequence[int] | np.ndarray = ()) -> Matcher:
+        """Return what follows one answer to a prompt of these tokens."""
+        tail = [] if self.opening is None else [int(token) for token in prompt[-PROMPT_TAIL:]]
+        return Matcher(self.vocabulary, self.compiled.deep_copy(), self.opening, self.vocabulary.text_of(tail))
 
 
 class Grammars:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _TAIL = 256  # bytes in which the end of what is free is looked for
+PROMPT_TAIL = 64  # tokens of a prompt that are looked at
 
 
 class Opening:

@@ -16,6 +16,7 @@ from jax.stages import Compiled, Lowered
 
 from ...models.decoder import Decoder, bind
 from ..protocol.results import TokenScores
+from ..sampling.allow import allow, words_for
 from ..sampling.cuts import top_k, top_p
 from ..sampling.logits_processors import adjust, empty_dense, load_dense
 from ..sampling.logprobs import score, score_tokens
@@ -105,6 +106,13 @@ def _compile_sample(plan: MeshPlan, stage: Stage, rows: int) -> Compiled:
     function, arguments, donated = stages[stage]
     jitted = jax.jit(function, donate_argnums=donated, out_shardings=replicated(plan.mesh))
     return _compile(plan, jitted.lower(*arguments), {})
+
+
+def _compile_allow(plan: MeshPlan, rows: int) -> Compiled:
+    arg, vocabulary = partial(_argument, plan.mesh), plan.model.vocab_size
+    masks, logits = arg((rows, words_for(vocabulary))), arg((rows, vocabulary), jnp.float32)
+    jitted = jax.jit(allow, donate_argnums=0, out_shardings=replicated(plan.mesh))
+    return _compile(plan, jitted.lower(plan.state.scalars, arg((rows, len(DrawColumn))), masks, logits), {})
 
 
 def _decoder(plan: MeshPlan, params: Params) -> Decoder:
@@ -230,6 +238,7 @@ _COMPILERS: dict[str, Callable[..., Compiled]] = {
     "decode": _compile_decode,
     "decode_steps": _compile_decode_steps,
     "sample": _compile_sample,
+    "allow": _compile_allow,
     "gather": _compile_gather,
     "scatter": _compile_scatter,
     "copy_page": _compile_copy_page,

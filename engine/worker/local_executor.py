@@ -17,6 +17,7 @@ from ...models.errors import CheckpointError
 from ..errors import EngineError
 from ..protocol.actions import (
     Accept,
+    AllowTokens,
     AssignPages,
     Chunk,
     Command,
@@ -104,6 +105,8 @@ class LocalExecutor:
         match command:
             case Accept():
                 self.records.accept(command)
+            case AllowTokens():
+                self.meshes[command.mesh].allow(command)
             case AssignPages():
                 self.meshes[command.mesh].inputs.assign(command)
             case CopyPage():

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..protocol.actions import Chunk, CopyPage, Decode, DecodeRow, Fused, Prefill, Scatter, StartTransfer
+from ..protocol.actions import AllowTokens, Chunk, CopyPage, Decode, DecodeRow, Fused, Prefill, Scatter, StartTransfer
 from ..protocol.results import HostScores, TokenScores
 from ..sampling.request_rows import Stage, dense_row
 from ..sampling.request_state import DenseRows
@@ -21,7 +21,7 @@ from .kv_transfer import Staging, padded, staged_pages
 from .mesh_plan import MeshPlan
 from .programs import Programs
 from .request_records import RequestRecords, tokens_of
-from .step_inputs import StepInputs, filled, last_of, later, scored_pieces
+from .step_inputs import StepInputs, filled, last_of, later, masks_of, scored_pieces
 from .steps import Passed
 
 
@@ -85,6 +85,7 @@ class MeshWorker:
         self.state, self.dense = allocate()
         self._compute_scales()
         self._dense_of: dict[int, tuple[int, int]] = {}  # by slot, the request and run whose dense row is loaded
+        self._allowed: AllowTokens | None = None  # of a step that comes next
 
     def replace(self, params: Params) -> None:
         """Use other parameters from here on; no page of KV may be in use."""
@@ -101,6 +102,10 @@ class MeshWorker:
 
     # ---- actions
 
+    def allow(self, action: AllowTokens) -> None:
+        """Keep the masks for the step that comes next."""
+        self._allowed = action
+
     def copy_page(self, action: CopyPage) -> None:
         """Dispatch a copy of one page."""
         kv, program = list(self.state.kv), self.programs.copy_page[action.group]
@@ -112,19 +117,21 @@ class MeshWorker:
         bucket = self.programs.size_for("prefill", action.bucket)
         inputs = self.inputs.prefill(bucket, action.chunks, records)
         self.state, passed, hidden = self.programs.prefill[bucket](self.params, self.state, inputs)
-        tokens, scores = self._sample(passed, last_of(action.chunks), records)
-        rows = np.arange(len(action.chunks))
+        rows, masks = np.arange(len(action.chunks)), self._masks(action.step, passed, action.chunks)
+        tokens, scores = self._sample(passed, last_of(action.chunks), records, masks)
         return Dispatched((tokens,), rows, scores, *self._score_prompts(hidden, action.chunks, records))
 
     def decode(self, action: Decode, records: RequestRecords) -> Dispatched:
         """Dispatch one or several decode steps."""
         index, bucket = np.arange(len(action.rows)), self.programs.size_for("decode", action.bucket)
+        if action.steps > 1 and self._allowed is not None and self._allowed.step == action.step:
+            raise ValueError(f"step {action.step} has masks, which are of one step, and {action.steps} steps.")
         if action.steps > 1 and not records.stages([row.request_id for row in action.rows]):
             rows = self.inputs.decode(bucket, action.steps, action.rows, records)
             program = self.programs.decode_steps[bucket, action.steps]
             self.state, tokens = program(self.params, self.state, rows)
             return Dispatched((tokens,), index)
-        passes = [self._decode(bucket, later(action.rows, step), records) for step in range(action.steps)]
+        passes = [self._decode(action.step, bucket, later(action.rows, k), records) for k in range(action.steps)]
         return Dispatched(tuple(tokens for tokens, _ in passes), index, sum((scores for _, scores in passes), ()))
 
     def fused(self, action: Fused, records: RequestRecords) -> Dispatched:
@@ -133,8 +140,9 @@ class MeshWorker:
         inputs = self.inputs.prefill(bucket, action.chunks, records)
         rows = self.inputs.decode(config.decode_buckets[-1], 1, action.rows, records)
         self.state, passed, hidden = self.programs.fused[bucket](self.params, self.state, inputs, rows)
-        tokens, scores = self._sample(passed, (*last_of(action.chunks), *action.rows), records)
         index = np.concatenate([np.arange(len(action.chunks)), config.prefill_rows + np.arange(len(action.rows))])
+        masks = self._masks(action.step, passed, (*action.chunks, *action.rows), index)
+        tokens, scores = self._sample(passed, (*last_of(action.chunks), *action.rows), records, masks)
         return Dispatched((tokens,), index, scores, *self._score_prompts(hidden, action.chunks, records))
 
     def gather(self, action: StartTransfer, destination_tp: int) -> Staging:
@@ -160,20 +168,37 @@ class MeshWorker:
         return tuple(map(padded, pages, buckets, self._padding))
 
     def _decode(
-        self, bucket: int, rows: Sequence[DecodeRow], records: RequestRecords
+        self, step: int, bucket: int, rows: Sequence[DecodeRow], records: RequestRecords
     ) -> tuple[jax.Array, tuple[TokenScores[jax.Array], ...]]:
         """Dispatch one decode step; return its tokens, and their scores if a row wants them."""
         inputs = self.inputs.decode(bucket, 1, rows, records)
         self.state, passed = self.programs.decode[bucket](self.params, self.state, inputs)
-        return self._sample(passed, rows, records)
+        return self._sample(passed, rows, records, self._masks(step, passed, rows))
+
+    def _masks(
+        self, step: int, passed: Passed, rows: Sequence[Chunk | DecodeRow], index: np.ndarray | None = None
+    ) -> np.ndarray | None:
+        """Take the masks that came for this step; None: none did."""
+        allowed, self._allowed = self._allowed, None
+        if allowed is None or allowed.step != step:
+            return None
+        return masks_of(allowed, [row.request_id for row in rows], index, *passed.logits.shape)
 
     def _sample(
-        self, passed: Passed, rows: Sequence[Chunk | DecodeRow], records: RequestRecords
+        self,
+        passed: Passed,
+        rows: Sequence[Chunk | DecodeRow],
+        records: RequestRecords,
+        masks: np.ndarray | None,
     ) -> tuple[jax.Array, tuple[TokenScores[jax.Array], ...]]:
         """Dispatch the stages of sampling that one of the rows, which all sample, needs: tokens [n] of all that passed,
         and their scores if a row wants them."""
         stages = records.stages([row.request_id for row in rows])
         tokens, logits, scores = passed.tokens, passed.logits, ()
+        if masks is not None:
+            allow: Any = self.programs.allow[logits.shape[0]]
+            scalars, logits, tokens = allow(self.state.scalars, passed.rows, masks, logits)
+            self.state = self.state._replace(scalars=scalars)
         if not stages:
             return tokens, scores
         run: dict[Stage, Any] = {stage: self.programs.sample[stage, logits.shape[0]] for stage in stages}

@@ -33,6 +33,7 @@ class Programs:
     decode: dict[int, Compiled] = field(default_factory=dict)  # by bucket in rows
     decode_steps: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by bucket in rows, and steps
     sample: dict[tuple[Stage, int], Compiled] = field(default_factory=dict)  # by stage of sampling, and rows of logits
+    allow: dict[int, Compiled] = field(default_factory=dict)  # by rows of logits; there once masks were asked for
     gather: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by destination's tp, and bucket in pages
     scatter: dict[tuple[int, int], Compiled] = field(default_factory=dict)  # by source's tp, and bucket in pages
     scales: Compiled | None = None  # the channels' scales of 8-bit pages, its own and those of what it sends
@@ -79,6 +80,12 @@ def bundles(plan: MeshPlan, needs: Callable[[Job], bool] = lambda job: True) -> 
         first += of_phase[-1:]
         rest += of_phase[:-1]
     return [*first, Bundle(None, 0, tuple(filter(needs, _of_all(plan))))], rest
+
+
+def jobs_of_masks(plan: MeshPlan) -> tuple[Job, ...]:
+    """List what a mesh needs besides, once some request constrains its tokens by masks."""
+    rows = _rows_of_prefill(plan) | set(plan.config.decode_buckets if plan.spec.decodes else ())
+    return tuple(Job("allow", (count,)) for count in sorted(rows))
 
 
 def _phases(plan: MeshPlan) -> Iterator[tuple[Phase, tuple[int, ...], Callable[[MeshPlan, int], Iterator[Job]]]]:

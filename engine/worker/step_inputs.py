@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..config import EngineConfig
-from ..protocol.actions import AssignPages, Chunk, DecodeRow
+from ..protocol.actions import AllowTokens, AssignPages, Chunk, DecodeRow
+from ..sampling.allow import words_for
 from ..sampling.request_rows import scalars_of
 from ..sampling.request_state import Float, Int
 from .request_records import RequestRecords, tokens_of
@@ -100,6 +101,20 @@ def scored_pieces(chunks: Sequence[Chunk], records: RequestRecords) -> tuple[tup
             pieces.append((row, end, end + count))
         end += chunk.length
     return tuple(pieces)
+
+
+def masks_of(
+    allowed: AllowTokens, ids: Sequence[int], index: np.ndarray | None, rows: int, vocabulary: int
+) -> np.ndarray:
+    """Lay out masks [rows, words_for(vocabulary)] int32 for a step whose rows of logits are of these requests, row i at
+    `index[i]` (None: at i). Rows without a mask may draw every token."""
+    masks: np.ndarray = filled(-1, rows, words_for(vocabulary))
+    at = dict(zip(ids, range(len(ids)) if index is None else index.tolist(), strict=True))
+    taken = [at[request_id] for request_id in allowed.request_ids]
+    width = min(masks.shape[1], allowed.masks.shape[1])
+    masks[taken] = 0
+    masks[taken, :width] = allowed.masks[:, :width]
+    return masks
 
 
 def filled(value: float, *shape: int, dtype: DTypeLike = np.int32) -> Any:

@@ -111,6 +111,9 @@ class Compilations:
     count = 0
     coming = ()
 
+    def prepare_masks(self) -> None:
+        """Nothing to prepare."""
+
     def close(self) -> None:
         """Nothing to close."""
 

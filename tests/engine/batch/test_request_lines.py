@@ -4,6 +4,7 @@ import json
 
 import pytest
 from helpers.batch_files import DEFAULTS, BatchFiles, chat_line
+from twinmesh import StructuredOutputsParams
 from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.request_lines import BatchLineError, line_seed, parse_line, read_custom_id
 from twinmesh.models.errors import ChatTemplateError
@@ -291,3 +292,45 @@ def test_a_value_of_any_length_makes_no_long_message(fields):
     assert len(str(refused.value)) < 1100
     assert str(refused.value).startswith("line 1: ")
     assert str(refused.value).endswith(".")
+
+
+# ---- what answers keep to
+
+SCHEMA = {"type": "object", "properties": {"a": {"const": None}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        ({"response_format": {"type": "json_object"}}, {"json_object": True}),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}, {"json": SCHEMA}),
+        ({"structured_outputs": {"regex": "a+", "choice": None}}, {"regex": "a+"}),
+        ({"structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True}},
+         {"json": SCHEMA, "disable_any_whitespace": True}),
+    ],
+)  # fmt: skip
+def test_a_line_says_what_its_answer_keeps_to(fields, asked):
+    line = json.dumps({"prompt": "a", **fields}).encode()
+    assert parse_line(line, 1, SamplingParams()).sampling_params.structured_outputs == StructuredOutputsParams(**asked)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"response_format": "json"}, 'response_format=\'json\' is not usable: it must be {"type": "json_object"}, '),
+        ({"response_format": {"type": "yaml"}}, "is not usable: it must be"),
+        ({"response_format": {"type": "json_schema"}}, "response_format has no schema"),
+        ({"response_format": {"type": "json_object", "schema": {}}}, "has 'schema', which json_object has not"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "sort": 1}}}, "has 'sort'"),
+        ({"structured_outputs": "a+"}, "structured_outputs is a text, not an object"),
+        ({"structured_outputs": {"regexp": "a+"}}, "structured_outputs has no 'regexp'"),
+        ({"structured_outputs": {"regex": "a+", "choice": ["b"]}}, "has regex and choice: give one"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "leave one out"),
+        ({"structured_outputs": {"regex": "a"}, "ignore_eos": True}, "leave ignore_eos out"),
+    ],
+)
+def test_a_line_whose_answer_cannot_keep_to_it_is_an_error(fields, message):
+    with pytest.raises(BatchLineError, match=r"^line 4: ") as raised:
+        parse_line(json.dumps({"prompt": "a", **fields}).encode(), 4, SamplingParams())
+    assert message in str(raised.value)
+    assert raised.value.code == "invalid_request"

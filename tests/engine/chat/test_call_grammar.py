@@ -30,7 +30,8 @@ SCHEMA = {
             "required": ["lat"],
             "additionalProperties": False,
         },
-        "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 2},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
     },
     "required": ["city", "exact"],
     "additionalProperties": False,
@@ -167,6 +168,11 @@ def test_in_the_harmony_format_a_call_comes_behind_reasoning_or_at_once():
     ("family", "schema", "says"),
     [
         ("qwen3_coder", {"type": "string", "pattern": "a+"}, "cannot hold an answer to 'pattern' of the parameter 'a'"),
+        (
+            "functiongemma",
+            {"type": "array", "items": {"type": "integer"}, "maxItems": 2},
+            "cannot hold an answer to the",
+        ),
         ("functiongemma", {}, "cannot hold an answer to the parameter 'a' of 'f' in this model's form of calls"),
     ],
 )
@@ -174,6 +180,13 @@ def test_what_a_form_cannot_be_held_to_is_refused(family, schema, says):
     use = read_tool_use([{"name": "f", "parameters": {"properties": {"a": schema}}}], "required")
     with pytest.raises(ValueError, match=says):
         ChatFormat(tokenizer(), chat_template(family)).grammar([], CHAT, use, {})
+
+
+def test_what_binds_parameters_together_is_refused_where_each_is_written_for_itself():
+    use = read_tool_use([{"name": "f", "parameters": {"minProperties": 1}}], "required")
+    ChatFormat(tokenizer(), chat_template("hermes")).grammar([], CHAT, use, {})
+    with pytest.raises(ValueError, match="cannot hold an answer to 'minProperties' of the parameters of 'f'"):
+        ChatFormat(tokenizer(), chat_template("pythonic")).grammar([], CHAT, use, {})
 
 
 def test_a_template_that_writes_no_calls_cannot_be_held_to_any():

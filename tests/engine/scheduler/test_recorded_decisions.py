@@ -42,7 +42,7 @@ NEW_FIELDS: dict[tuple[str, str], object] = {
 # (name of the type now, field now): fields of actions that are no decisions and have nothing to compare with.
 NOT_COMPARED: frozenset[tuple[str, str]] = frozenset()
 # Names of types of events now that there were none of then, and likewise of actions.
-NEW_EVENTS = frozenset({"ServiceChanged", "SetRoles", "Tick"})
+NEW_EVENTS = frozenset({"RequestFailed", "ServiceChanged", "SetRoles", "Tick"})
 NEW_ACTIONS = frozenset({"RolesSettled"})
 # Fields, by their names then, that hold the id of a request; bytes, as hexadecimal.
 ID_FIELDS = frozenset({"id", "fork_of", "request_id"})
