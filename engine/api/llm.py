@@ -100,10 +100,12 @@ class LLM(BaseLLM):
         """Answer one conversation, or a list of them, each a list of {"role": ..., "content": ...}.
 
         Of models whose format of answers is known, outputs have `reasoning`, `content` and `tool_calls`; what a
-        function is called with is also in the text of the answer, in the model's own form. The other arguments are
-        those of `chat_prompt`, for every conversation, and of `ServicesOptions`. Raises as `generate` does, and
-        ValueError where the model has no chat template, or the template refuses the messages or would leave some of
-        them out.
+        function is called with is also in the text of the answer, in the model's own form. `tool_choice` is "auto" (the
+        model decides, as without it), "none" (calls are not read), "required" (the answer is calls and nothing else) or
+        {"type": "function", "function": {"name": ...}} (the answer is one call of it); parallel_tool_calls=False means
+        at most one call. The other arguments are those of `chat_prompt`, for every conversation, and of
+        `ServicesOptions`. Raises as `generate` does, and ValueError where the model has no chat template, the template
+        refuses the messages or would leave some of them out, or tools cannot be called as is asked for.
         """
         arrival, use = self._client.clock(), read_tool_use(tools, tool_choice, parallel_tool_calls)
         options: ChatOptions = {
@@ -159,7 +161,7 @@ class LLM(BaseLLM):
     ) -> RequestStream:
         """Start the answer to one conversation as `stream` does; deltas have what is new of its parts.
 
-        The arguments are those of `chat_prompt`, and it raises as that and as `stream` do.
+        The arguments are those of `chat`, and it raises as that and as `stream` do.
         """
         options: ChatOptions = {
             "add_generation_prompt": add_generation_prompt,
