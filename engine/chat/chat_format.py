@@ -26,7 +26,8 @@ HARMONY = "harmony"
 # Templates that callers give are looked at once each while there are no more than this.
 _TEMPLATES = 32
 _TAIL = 64  # characters at the end of a prompt in which its last tag is looked for
-_FINAL_CHANNEL = rb"<\|channel\|>final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
+# Where an answer begins that the user is to read.
+FINAL_CHANNEL = rb"<\|channel\|>final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 
 
 class ChatFormat:
@@ -137,7 +138,7 @@ class ChatFormat:
         is constrained to. A model that opens a block by itself need not, and what it is held to begins at once.
         """
         if self._tokenizer.harmony is not None:
-            return _FINAL_CHANNEL
+            return FINAL_CHANNEL
         parsers = self._parsers(options.get("chat_template"))
         form = self._text_format(parsers, messages, ToolUse(), options)
         return re.escape(form.tags.close.encode()) if form.tags is not None and self._reasons(form, prompt) else None

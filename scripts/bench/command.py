@@ -42,6 +42,7 @@ BENCHMARKS = {
     "simulation": "what the simulator costs a request, by meshes, beside AISimulate",
     "start": "seconds to start an engine that compiles everything, beside an earlier checkout",
     "streaming": "what streams cost the host, beside an earlier checkout",
+    "structured": "what answers that keep to a JSON schema cost, beside free ones",
     "threads": "kernels of decode alone, and beside a prefill on another CPU device of the process",
     "whatif": "what a run's log says of another topology beside real runs of that",
 }

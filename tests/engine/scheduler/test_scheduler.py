@@ -44,11 +44,24 @@ def make(
     return scheduler, FakeDevice(scheduler, {})
 
 
-def arrive(scheduler, device, name, prompt_len=6, max_tokens=4, t=0.0, prompt=None, fork_of=None, **service):
+def arrive(
+    scheduler,
+    device,
+    name,
+    prompt_len=6,
+    max_tokens=4,
+    t=0.0,
+    prompt=None,
+    fork_of=None,
+    *,
+    constrained=False,
+    **service,
+):
     """A request arrives, to be served in this way; those with the same `prompt` share it as far as both go."""
     device.prompts[name] = (prompt or name, prompt_len)
     hashes = block_hashes(prompt or name, prompt_len, PAGE)
-    scheduler.on(Arrived(t, RequestFacts(name, prompt_len, max_tokens, hashes, fork_of, Service(**service))))
+    facts = RequestFacts(name, prompt_len, max_tokens, hashes, fork_of, Service(**service), constrained)
+    scheduler.on(Arrived(t, facts))
     return scheduler.requests[name]
 
 

@@ -5,41 +5,22 @@ import re
 import sys
 import warnings
 
-import numpy as np
 import pytest
+from helpers.byte_words import ByteWords, allowed
 from twinmesh import StructuredOutputsParams
+from twinmesh.engine.chat.chat_format import FINAL_CHANNEL
 from twinmesh.engine.structured.grammar import Grammars
+from twinmesh.engine.structured.opening import Opening
 from twinmesh.engine.structured.vocabulary import bits
 
 FIELDS = {"name": {"type": "string"}, "age": {"type": "integer"}}
 PERSON = {"type": "object", "properties": FIELDS, "required": ["name"]}
-ENDS = frozenset({300, 301})
-
-
-class Bytes:
-    """A tokenizer of bytes, some pairs of them, control tokens and two ends."""
-
-    vocab_size, control_ids, eos_token_ids = 310, frozenset(range(300, 305)), ENDS
-    pieces = [bytes([i]) for i in range(256)] + [b'{"', b"</", b"think", b">\n", b">{", b"> x", b"  ", b'": ']
-    pieces += [b"" for _ in range(len(pieces), 300)] + [b"<|eos|>", b"<|eot|>", b"<|a|>", b"<|b|>", b"<|c|>"]
-    pieces += [b"" for _ in range(len(pieces), 310)]
-
-    def piece(self, token_id):
-        return self.pieces[token_id]
-
-    def encode(self, text, *, add_special=True):
-        return list(text.encode())
+ENDS = ByteWords.eos_token_ids
 
 
 @pytest.fixture(scope="module")
 def grammars():
-    return Grammars(Bytes())
-
-
-def allowed(matcher):
-    mask = np.empty(matcher.words, np.int32)
-    matcher.fill(mask)
-    return {int(i) for i in np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))}
+    return Grammars(ByteWords())
 
 
 def takes(grammar, text):
@@ -49,16 +30,16 @@ def takes(grammar, text):
         if byte not in allowed(matcher):
             return False, False
         matcher.push(byte)
-    return True, bool(ENDS & allowed(matcher))
+    return True, bool(ENDS & {*allowed(matcher)})
 
 
 def test_an_answer_may_end_exactly_where_its_grammar_may(grammars):
     matcher = grammars.compile(StructuredOutputsParams(json=PERSON)).matcher()
     for byte in b'{"name":"x","age":1':
-        assert not ENDS & allowed(matcher)
+        assert not ENDS & {*allowed(matcher)}
         matcher.push(byte)
     matcher.push(ord("}"))
-    assert allowed(matcher) == ENDS
+    assert {*allowed(matcher)} == ENDS
     assert matcher.is_over
 
 
@@ -90,7 +71,7 @@ def test_a_regular_expression_that_may_go_on_may_end_or_go_on(grammars):
     assert takes(grammars.compile(StructuredOutputsParams(regex="a+")), "aa") == (True, True)
     matcher = grammars.compile(StructuredOutputsParams(regex="a+")).matcher()
     matcher.push(ord("a"))
-    assert {ord("a"), *ENDS} <= allowed(matcher)
+    assert {ord("a"), *ENDS} <= {*allowed(matcher)}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +128,7 @@ def test_parameters_that_ask_for_nothing_or_for_several_are_refused(params, sent
 
 
 def test_a_keyword_that_nobody_keeps_to_is_named_once():
-    grammars = Grammars(Bytes())
+    grammars = Grammars(ByteWords())
     schema = {"type": "object", "properties": {"a": {"type": "string", "minLenght": 3, "title": "A"}}}
     with pytest.warns(UserWarning, match=re.escape("'minLenght' at /properties/a, which is no keyword")):
         grammars.compile(StructuredOutputsParams(json=schema))
@@ -159,7 +140,7 @@ def test_a_keyword_that_nobody_keeps_to_is_named_once():
 def test_without_its_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ValueError, match=r"extra 'structured': pip install 'twinmesh\[structured\]'"):
-        Grammars(Bytes()).compile(StructuredOutputsParams(regex="a"))
+        Grammars(ByteWords()).compile(StructuredOutputsParams(regex="a"))
 
 
 def test_what_was_compiled_once_is_not_compiled_again(grammars):
@@ -171,40 +152,62 @@ def test_completions_of_one_grammar_do_not_disturb_each_other(grammars):
     grammar = grammars.compile(StructuredOutputsParams(regex="ab"))
     one, other = grammar.matcher(), grammar.matcher()
     one.push(ord("a"))
-    assert allowed(one) == {ord("b")}
-    assert allowed(other) == {ord("a")}
+    assert {*allowed(one)} == {ord("b")}
+    assert {*allowed(other)} == {ord("a")}
 
 
 # ---- behind a block of reasoning
 
 
 def spelled(*texts):
-    return [Bytes.pieces.index(text) for text in texts]
+    return [ByteWords.pieces.index(text) for text in texts]
 
 
 def test_behind_reasoning_all_is_free_but_the_end_until_the_text_that_ends_it(grammars):
     grammar = grammars.compile(StructuredOutputsParams(regex="ab", after="</think>"))
     matcher = grammar.matcher([*b"Hello <think>"])
-    assert not ENDS & allowed(matcher)
-    assert set(range(256)) <= allowed(matcher)
+    assert not ENDS & {*allowed(matcher)}
+    assert set(range(256)) <= {*allowed(matcher)}
     for token in spelled(b"x", b"</", b"think"):
         matcher.push(token)
     ok, brace, more = spelled(b">\n", b">{", b"> x")
-    assert {ok, ord(">")} <= allowed(matcher)
-    assert not {brace, more} & allowed(matcher)  # they would begin the answer outside its grammar
+    assert {ok, ord(">")} <= {*allowed(matcher)}
+    assert not {brace, more} & {*allowed(matcher)}  # they would begin the answer outside its grammar
     matcher.push(ok)
-    assert allowed(matcher) == {ord("a")}
+    assert {*allowed(matcher)} == {ord("a")}
 
 
 def test_a_token_that_ends_no_reasoning_may_hold_its_last_character(grammars):
     matcher = grammars.compile(StructuredOutputsParams(regex="ab", after="</think>")).matcher()
-    assert set(spelled(b">{", b"> x")) <= allowed(matcher)
+    assert set(spelled(b">{", b"> x")) <= {*allowed(matcher)}
 
 
 def test_reasoning_that_the_prompt_has_ended_does_not_begin_again(grammars):
     grammar = grammars.compile(StructuredOutputsParams(regex="ab", after="</think>"))
-    assert allowed(grammar.matcher([*b"<think>\n\n</think>\n\n"])) == {ord("a")}
-    assert allowed(grammar.matcher([*b"</think> more"])) != {ord("a")}
+    assert {*allowed(grammar.matcher([*b"<think>\n\n</think>\n\n"]))} == {ord("a")}
+    assert {*allowed(grammar.matcher([*b"</think> more"]))} != {ord("a")}
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        (b"<|start|>assistant<|channel|>final<|message|>", True),
+        (b"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>", True),
+        (b"<|channel|>final <|constrain|>json<|message|>", True),
+        (b"<|channel|>analysis<|message|>", False),
+        (b"<|channel|>commentary to=functions.f <|constrain|>json<|message|>", False),
+        (b"<|channel|>final<|message|>Hi", False),
+    ],
+)
+def test_harmonys_final_channel_is_where_an_answer_begins(text, begins):
+    assert Opening(FINAL_CHANNEL, ByteWords.pieces).stands_at_end(text) is begins
+
+
+def test_a_schema_cannot_have_keywords_passed_over(grammars):
+    for lenient in ({"lenient": True}, {"coerce_one_of": True}):
+        schema = {"x-guidance": lenient, "uniqueItems": True, "oneOf": [{"minimum": 1}, {"maximum": 3}]}
+        with pytest.raises(ValueError, match="which cannot be kept to"):
+            grammars.compile(StructuredOutputsParams(json=schema))
 
 
 def test_bits_are_those_of_tokens():
