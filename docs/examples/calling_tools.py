@@ -1,6 +1,7 @@
 """Have a model call a function, and go on with what the function returns."""
 
 import json
+from typing import Any
 
 from twinmesh import LLM, SamplingParams
 
@@ -30,16 +31,15 @@ Call a function as <tool_call>
 </tool_call>{% endfor %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
-OPTIONS = {"max_model_len": 512, "max_num_seqs": 4, "prefill_buckets": (256,), "decode_buckets": (4,)}
 
 
 def main() -> None:
     """Ask, call what the model wants called, and ask again."""
-    with LLM("smollm2", **OPTIONS) as llm:
-        chat = [{"role": "user", "content": "How warm is it in Oslo, in degrees Celsius?"}]
+    with LLM("smollm2", max_model_len=512, max_num_seqs=4, prefill_buckets=(256,), decode_buckets=(4,)) as llm:
+        chat: list[dict[str, Any]] = [{"role": "user", "content": "How warm is it in Oslo, in degrees Celsius?"}]
         params = SamplingParams(temperature=0, max_tokens=60)
         (output,) = llm.chat(chat, params, tools=[WEATHER], tool_choice="required", chat_template=TEMPLATE)
-        (call,) = output.outputs[0].tool_calls
+        (call,) = output.outputs[0].tool_calls or ()
         arguments = json.loads(call.arguments)
         print(f"{call.name} of {arguments['city']} in {arguments['unit']}")
         made = {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
