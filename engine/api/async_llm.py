@@ -89,7 +89,7 @@ class AsyncLLM(BaseLLM):
     ) -> AsyncGenerator[RequestOutput, None]:
         """Answer one conversation as `generate` completes a prompt; outputs have the answer's parts as well.
 
-        The other arguments are those of `chat_prompt` and, of tools, `LLM.chat`. Raises as those and `generate` do.
+        The other arguments are those of `LLM.chat`, for one conversation. Raises as that and as `generate` do.
         """
         options: ChatOptions = {
             "add_generation_prompt": add_generation_prompt,
