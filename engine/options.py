@@ -16,6 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ForwardRef, get_args
 
+from .chat.parser_names import check_names
 from .config import (
     ACTIVATIONS,
     LOGPROBS_MODES,
@@ -304,6 +305,24 @@ class EngineOptions:
         ),
     ] = 20
     # The commands have a --seed of their own, which is the requests'.
+    tool_call_parser: Annotated[
+        str | None,
+        Option(
+            "what reads the tool calls of chats out of answers, by vLLM's names: hermes, qwen3_coder, llama3_json, "
+            "mistral, deepseek_v3, functiongemma, gemma4, pythonic, openai. By default what reads the calls that the "
+            "chat template writes; one that does not read them is refused",
+            metavar="NAME",
+        ),
+    ] = None
+    reasoning_parser: Annotated[
+        str | None,
+        Option(
+            "what tells the reasoning of chats from the rest of their answers, by vLLM's names: qwen3, deepseek_r1 "
+            "(all is reasoning up to </think>, whoever opened it), mistral, gemma4, openai_gptoss. By default what the "
+            "chat template has the tags of",
+            metavar="NAME",
+        ),
+    ] = None
     seed: Annotated[
         int,
         Option("requests without a seed of their own draw theirs from it and from their number", flag=None, least=0),
@@ -375,6 +394,7 @@ class EngineOptions:
         if isinstance(self.policy, str):
             policy_named(self.policy)
         check_slo(self.slo)
+        check_names(self.tool_call_parser, self.reasoning_parser)
         parse_kv_dtypes(self.kv_cache_dtype, "float32", None if self.is_auto else self.parsed_topology)
         if self.activations not in ACTIVATIONS:
             raise ValueError(f"activations={self.activations!r} is not usable: use one of {', '.join(ACTIVATIONS)}.")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinmesh.engine.batch.files import is_inside, is_same, real_path
+from twinmesh.engine.chat.parser_names import REASONING_PARSERS, TOOL_CALL_PARSERS
 from twinmesh.engine.config import ACTIVATIONS, DTYPES, LOGPROBS_MODES, METHODS, QUANTIZATIONS, check_seconds
 from twinmesh.engine.kv_dtypes import parse_kv_dtypes
 from twinmesh.engine.options import EngineOptions, Option, documentation, signature
@@ -33,6 +34,8 @@ _CHOICES: Mapping[str, Sequence[str]] = {
     "quantization": (*QUANTIZATIONS, *METHODS),
     "activations": ACTIVATIONS,
     "logprobs_mode": LOGPROBS_MODES,
+    "tool_call_parser": TOOL_CALL_PARSERS,
+    "reasoning_parser": REASONING_PARSERS,
 }
 
 

@@ -43,8 +43,9 @@ examples:
   zcat in.jsonl.gz | twinmesh batch --model smollm2 --input - --output out.jsonl
 
 A run goes on only with the same model, input, sampling arguments, --chat-template-kwargs, --dtype,
---kv-cache-dtype, --quantization, --activations and --deterministic; what it was made with is in OUTPUT.run. Everything
-else may change from start to start. While it runs, nobody else may write to the output.
+--kv-cache-dtype, --quantization, --activations, --deterministic, --tool-call-parser and --reasoning-parser; what it
+was made with is in OUTPUT.run. Everything else may change from start to start. While it runs, nobody else may write to
+the output.
 
 exit codes:
   0    every line has a result
@@ -132,6 +133,8 @@ def run(args: argparse.Namespace) -> int:
                 "quantization": args.quantization,
                 "activations": args.activations,
                 "deterministic": args.deterministic,
+                "tool_call_parser": args.tool_call_parser,
+                "reasoning_parser": args.reasoning_parser,
             },
             restart=args.restart,
             retry_errors=args.retry_errors,

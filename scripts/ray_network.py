@@ -19,6 +19,7 @@ and nothing else.
 """
 
 import argparse
+import itertools
 import json
 import os
 import secrets
@@ -88,11 +89,11 @@ def _why_not() -> str | None:
 def network(opened: ExitStack) -> None:
     """Make the bridge and the namespaces, each with an interface `eth0` and an address."""
     _ip("link", "add", _BRIDGE, "type", "bridge")
-    opened.callback(_ip, "link", "del", _BRIDGE)
+    opened.callback(_gone, "link", "del", _BRIDGE)
     _ip("link", "set", _BRIDGE, "up")
     for index, name in enumerate(_NAMES):
         _ip("netns", "add", name)
-        opened.callback(_ip, "netns", "del", name)
+        opened.callback(_gone, "netns", "del", name)
         outside = f"{name}-v"
         _ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", name)
         _ip("link", "set", outside, "master", _BRIDGE, "up")
@@ -105,6 +106,10 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True)
 
 
+def _gone(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=False)
+
+
 def ray_nodes(opened: ExitStack) -> dict[str, str]:
     """Start Ray in every namespace; return the environment that its clients need."""
     folder = Path(tempfile.mkdtemp(prefix="twm-ray-"))
@@ -112,17 +117,17 @@ def ray_nodes(opened: ExitStack) -> dict[str, str]:
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
     ray = shutil.which("ray", path=os.path.dirname(sys.executable)) or "ray"
-    environment = os.environ | {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0",
-            }  # fmt: skip
+    of_all = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0"}
+    environment = os.environ | of_all
     for index, name in enumerate(_NAMES):
         address = f"{_NET}.{index + 1}"
-        where = ["--head", f"--port={_PORT}"] if index == 0 else [f"--address={_NET}.1:{_PORT}"]
+        head = ["--head", f"--port={_PORT}", "--include-dashboard=false", f"--temp-dir={folder / name}"]
+        where = head if index == 0 else [f"--address={_NET}.1:{_PORT}"]
+        more = [f"--node-ip-address={address}", "--num-cpus=2", "--disable-usage-stats", "--block"]
+        start = [ray, "start", *where, *more]
         node = subprocess.Popen(
-            ["ip", "netns", "exec", name, ray, "start", *where, f"--node-ip-address={address}", "--num-cpus=2",
-             "--include-dashboard=false", "--disable-usage-stats", "--block", *([f"--temp-dir={folder / name}"] if index == 0 else [])],
-            env=environment, stdout=subprocess.DEVNULL, process_group=0,
-        )  # fmt: skip
+            ["ip", "netns", "exec", name, *start], env=environment, stdout=subprocess.DEVNULL, process_group=0
+        )
         opened.callback(_end, node)
         if index == 0:
             _wait_for((folder / name / "session_latest" / "sockets" / "raylet").exists, "Ray's first node")
@@ -191,7 +196,6 @@ def _workers_in(name: str) -> list[int]:
 def inside(args: argparse.Namespace) -> int:
     """Run the engine and the cases."""
     import ray
-
     from twinmesh import LLM
 
     ray.init(address=f"{_NET}.1:{_PORT}", log_to_driver=False)
@@ -200,7 +204,7 @@ def inside(args: argparse.Namespace) -> int:
     rows = []
     with LLM(
         args.model, topology=_TOPOLOGY, workers="ray", mesh_hosts=hosts,
-        deterministic=True, worker_timeout=args.worker_timeout, max_model_len=1024,
+        deterministic=True, worker_timeout=args.worker_timeout, max_model_len=args.tokens + 100,
     ) as llm:  # fmt: skip
         expected = streams(llm, args)[0]
         for case in args.cases.split(","):
@@ -223,7 +227,7 @@ def run_case(llm: Any, case: Disturbance, args: argparse.Namespace, expected: li
 
     got, times = streams(llm, args, disturb)
     over = begun[0] + case.seconds
-    gaps = [max((b - a for a, b in zip(t, t[1:], strict=False)), default=0.0) for t in times]
+    gaps = [max((b - a for a, b in itertools.pairwise(t)), default=0.0) for t in times]
     during = sum(begun[0] + args.worker_timeout + 1 < at < over for t in times for at in t)
     time.sleep(max(0.0, over - time.monotonic()))
     back = until_all_serve(llm)

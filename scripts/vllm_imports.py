@@ -40,7 +40,7 @@ def makes_text_engine(source: str) -> bool:
     """Whether a script imports vLLM and runs an engine of its own, and takes neither images nor sounds."""
     imported = re.search(r"^\s*(?:from|import) vllm\b", source, re.MULTILINE)
     makes = re.search(r"\b(LLM|LLMEngine|AsyncLLM|AsyncLLMEngine|EngineArgs|AsyncEngineArgs)\b", source)
-    other = re.search(r"multi_modal_data|vllm\.multimodal|import OpenAI|serve_http", source)
+    other = re.search(r"multi_modal_data|vllm\.multimodal|import OpenAI|serve_http|IOProcessor", source)
     return bool(imported) and bool(makes) and not other
 
 

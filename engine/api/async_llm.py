@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 from ...models.text.chat import ChatOptions, ReasoningEffort
 from ...models.text.chat_messages import Message, Tool
+from ..chat.tool_use import ToolChoice
 from .base import DRAIN_TIMEOUT, BaseLLM
 from .job import Job
 from .loop_outlet import Consumer, LoopOutlet
@@ -77,6 +78,8 @@ class AsyncLLM(BaseLLM):
         request_id: str | None = None,
         *,
         tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice | None = None,
+        parallel_tool_calls: bool | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template: str | None = None,
@@ -86,7 +89,7 @@ class AsyncLLM(BaseLLM):
     ) -> AsyncGenerator[RequestOutput, None]:
         """Answer one conversation as `generate` completes a prompt; outputs have the answer's parts as well.
 
-        The other arguments are those of `chat_prompt`. Raises as that and as `generate` do.
+        The other arguments are those of `chat_prompt` and, of tools, `LLM.chat`. Raises as those and `generate` do.
         """
         options: ChatOptions = {
             "add_generation_prompt": add_generation_prompt,
@@ -95,12 +98,20 @@ class AsyncLLM(BaseLLM):
             "chat_template_kwargs": chat_template_kwargs,
             "reasoning_effort": reasoning_effort,
         }
-        return self._follow(
-            lambda arrival: self.check_chat(
-                messages, sampling_params, tools, arrival=arrival, options=options, service=service
-            ),
-            request_id,
-        )
+
+        def check(arrival: float) -> Job:
+            return self.check_chat(
+                messages,
+                sampling_params,
+                tools,
+                arrival=arrival,
+                options=options,
+                service=service,
+                tool_choice=tool_choice,
+                parallel_tool_calls=parallel_tool_calls,
+            )
+
+        return self._follow(check, request_id)
 
     async def _follow(
         self, check: Callable[[float], Job], request_id: str | None
@@ -161,12 +172,11 @@ class AsyncLLM(BaseLLM):
         if mode not in ("abort", "wait", "keep"):
             raise ValueError(f"mode={mode!r} is not usable: it must be 'abort', 'wait' or 'keep'.")
         self._is_paused = True
-        if mode == "keep":
-            self.engine.core.freeze()
-            return
         if mode == "abort":
             self._client.abort_all()
-        await asyncio.to_thread(self.engine.core.drain)
+        core = self.engine.core
+        await asyncio.to_thread(core.freeze if mode == "keep" else core.drain)
+        await asyncio.sleep(0)  # who waits for the last outputs has them before this returns
 
     async def resume_generation(self) -> None:
         """Go on after `pause_generation`; does nothing where nothing is paused.

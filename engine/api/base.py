@@ -7,17 +7,20 @@ import inspect
 import weakref
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, Self, Unpack
 
 from ...models.text.chat import ChatOptions, ReasoningEffort
 from ...models.text.chat_messages import Message, Tool
 from ...models.text.tokenizer import Tokenizer
 from ..chat.chat_format import ChatFormat
+from ..chat.tool_use import ToolChoice, ToolUse, read_tool_use
 from ..config import EngineConfig, check_whole_number
 from ..metrics.metrics import Metrics
 from ..metrics.prometheus import EngineCollector, as_prometheus
 from ..options import EngineOptions, as_text, documentation, with_options
 from ..startup.build import Engine, start_engine
+from ..structured.params import StructuredOutputsParams
 from .client import EngineClient
 from .job import Job
 from .job_run import JobRun
@@ -61,7 +64,8 @@ class BaseLLM(VllmMethods):
     def _serve(self, engine: Engine, seed: int) -> None:
         self.engine: Engine = engine
         self.config: EngineConfig = engine.config
-        self.tokenizer, self._chat = engine.tokenizer, ChatFormat(engine.tokenizer, engine.chat_template)
+        self.tokenizer = engine.tokenizer
+        self._chat = engine.chat_format or ChatFormat(engine.tokenizer, engine.chat_template)
         self._client = EngineClient(engine, seed)
         self._prepare()
         # At exit too: threads that still wait for a device when Python ends would take the process down with them.
@@ -129,6 +133,9 @@ class BaseLLM(VllmMethods):
         arrival: float | None = None,
         options: ChatOptions | None = None,
         service: ServiceOptions | None = None,
+        tool_choice: ToolChoice | None = None,
+        parallel_tool_calls: bool | None = None,
+        name: str | None = None,
     ) -> Job:
         """Do for a conversation what `check_request` does for a prompt; its answer is read into parts.
 
@@ -139,14 +146,44 @@ class BaseLLM(VllmMethods):
             arrival: as for `check_request`.
             options: the other arguments of `chat_prompt`.
             service: how it is to be served.
+            tool_choice: which tools may and must be called, see `LLM.chat`.
+            parallel_tool_calls: likewise, whether there may be several calls.
+            name: what ids of the answer's tool calls are made of; None: they are like no others.
 
         Raises:
-            ValueError: as `chat_prompt` and `check_request`.
+            ValueError: as `chat_prompt` and `check_request`, or tools that cannot be called.
         """
+        use = read_tool_use(tools, tool_choice, parallel_tool_calls)
         arrival = self._client.clock() if arrival is None else arrival
         rendered = self._chat.prompt(messages, tools, **(options or {}))
-        served, chat = service_of(service or {}), self._chat
-        return self._client.check_chat(rendered, sampling_params, arrival, served, chat.answers, chat.reasoning_end)
+        params = SamplingParams() if sampling_params is None else sampling_params
+        params, end = self._held(params, rendered, messages, use, options or {})
+        answers, served = self._chat.answers(messages, use, options or {}), service_of(service or {})
+        return replace(self._client.check_chat(rendered, params, arrival, served, answers, end), name=name)
+
+    def _held(
+        self,
+        params: SamplingParams,
+        prompt: str | Sequence[int],
+        messages: Sequence[Message],
+        use: ToolUse,
+        options: ChatOptions,
+    ) -> tuple[SamplingParams, bytes | None]:
+        """Return what an answer has to keep to besides, where tools have to be called, and behind which pattern that
+        begins, where the parameters do not say.
+
+        Raises:
+            ValueError: it has to keep to something else, or calls cannot be kept to.
+        """
+        if not use.is_forced:
+            is_bound = isinstance(params, SamplingParams) and params.structured_outputs is not None
+            return params, self._chat.reasoning_end(prompt, messages, options) if is_bound else None
+        if params.structured_outputs is not None:
+            raise ValueError(
+                "structured_outputs and a tool_choice that asks for a call exclude each other: leave one of them out."
+            )
+        lark, after = self._chat.grammar(prompt, messages, use, options)
+        return replace(params, structured_outputs=StructuredOutputsParams(grammar=lark, after=after)), None
 
     def check_prompt(self, prompt: PromptLike) -> Prompt:
         """Turn a prompt into token ids that this engine can run.

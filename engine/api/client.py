@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from uuid import uuid4
 
 import numpy as np
 from msgspec.structs import replace
@@ -55,6 +56,8 @@ class EngineClient:
         """Serve `engine`. Requests without a seed of their own draw theirs from `seed` and from their number."""
         self._core, self.config, self.tokenizer = engine.core, engine.config, engine.tokenizer
         self._seed, self._numbers, self._active = seed, itertools.count(), ActiveRequests()
+        # What ids of tool calls are made of besides: no other engine's are the same, unless a run is to be repeated.
+        self._name = f"seed {seed}" if self.config.deterministic else uuid4().hex
         self._grammars = Grammars(engine.tokenizer)
 
     def clock(self) -> float:
@@ -141,19 +144,19 @@ class EngineClient:
         params: Sequence[SamplingParams],
         arrival: float,
         services: Sequence[Service],
-        answers: AnswerFormat | None,
-        reasoning_end: bytes | None = None,
+        answers: Sequence[AnswerFormat | None],
+        reasoning_ends: Sequence[bytes | None],
     ) -> Iterator[Job]:
         """Check conversations, in the words of the chat template or its tokens, as `check_all` does prompts; `answers`
-        reads theirs, and `reasoning_end` is as for `check`."""
+        read theirs, where they are known, and `reasoning_ends` are as for `check`."""
         params = own_params(params)
         for one in params:
             _refuse_trace(one)
         plans, most = self._plans(params), self.config.max_model_len
         given = [one if isinstance(one, str) else check_prompt(one, self.tokenizer, most) for one in rendered]
         blocks = (check_texts(block, self.tokenizer, most, is_rendered=True) for block in _blocks(given))
-        jobs = self._jobs(blocks, params, plans, arrival, services, reasoning_end)
-        return jobs if answers is None else (dataclasses.replace(job, answers=answers) for job in jobs)
+        jobs = self._jobs(blocks, params, plans, arrival, services, reasoning_ends)
+        return (dataclasses.replace(job, answers=reads) for job, reads in zip(jobs, answers, strict=True))
 
     def _jobs(
         self,
@@ -162,12 +165,15 @@ class EngineClient:
         plans: Mapping[int, SamplingPlan],
         arrival: float,
         services: Sequence[Service],
-        reasoning_end: bytes | None = None,
+        reasoning_ends: Sequence[bytes | None] | None = None,
     ) -> Iterator[Job]:
-        grammars = {id_: self.grammar(one, reasoning_end) for id_, one in {id(one): one for one in params}.items()}
+        ends = [None] * len(params) if reasoning_ends is None else reasoning_ends
+        asked = {(id(one), end): (one, end) for one, end in zip(params, ends, strict=True)}
+        grammars = {key: self.grammar(*each) for key, each in asked.items()}
+        prompts = itertools.chain.from_iterable(blocks)
         return (
-            Job(prompt, one, plans[id(one)], arrival, service, self.clock(), grammars[id(one)])
-            for prompt, one, service in zip(itertools.chain.from_iterable(blocks), params, services, strict=True)
+            Job(prompt, one, plans[id(one)], arrival, service, self.clock(), grammars[id(one), end])
+            for prompt, one, service, end in zip(prompts, params, services, ends, strict=True)
         )
 
     def _plans(self, params: Sequence[SamplingParams]) -> dict[int, SamplingPlan]:
@@ -185,7 +191,9 @@ class EngineClient:
         number = next(self._numbers)
         request_id = self._new_name(number) if request_id is None else check_name(request_id)
         ids = tuple(next(self._core.ids) for _ in range(job.params.n))
-        collector = RequestCollector(request_id, ids, job.prompt, job.params, self.tokenizer, job.arrival, job.answers)
+        name = f"{self._name}:{number}" if job.name is None else job.name
+        whose = ids, job.prompt, job.params, self.tokenizer, job.arrival, job.answers, name
+        collector = RequestCollector(request_id, *whose)
         request = ActiveRequest(post, collector, self._active)
         entered, hashes = self.clock(), self._block_hashes(job)
         submissions = [

@@ -7,7 +7,7 @@ from array import array
 from typing import Any
 
 from ...models.text.tokenizer import Tokenizer
-from ..chat.answers import AnswerFormat, Parts
+from ..chat.answers import AnswerFormat, Parts, call_ids
 from ..chat.reader import AnswerReader
 from ..core.submission import Update
 from ..protocol.actions import FinishReason
@@ -34,9 +34,10 @@ class CompletionCollector:
         tokenizer: Tokenizer,
         arrival: float,
         answers: AnswerFormat | None,
+        name: str,
     ) -> None:
         """Begin without tokens, behind `prompt`; `arrival` is in seconds on the engine's clock. `answers`: the format
-        by which the answer is read into parts; None: it is not."""
+        by which the answer is read into parts; None: it is not. Ids of its calls are made of `name`."""
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self._index, self._params, self._tokenizer = index, params, tokenizer
@@ -61,7 +62,7 @@ class CompletionCollector:
         if answers is not None and params.detokenize:
             self._answer = GrowingAnswer()
             self._reader = AnswerReader(
-                answers.parser(prompt.token_ids),
+                answers.parser(prompt.token_ids, call_ids(name)),
                 tokenizer,
                 prompt.token_ids,
                 may_stop=bool(params.stop),
@@ -191,15 +192,16 @@ class RequestCollector:
         tokenizer: Tokenizer,
         arrival: float,
         answers: AnswerFormat | None = None,
+        name: str = "",
     ) -> None:
         """Begin without tokens; `arrival` is in seconds on the engine's clock. `answers`: the format by which answers
-        are read into parts; None: they are not."""
+        are read into parts; None: they are not. Ids of their calls are made of `name`."""
         self.request_id, self.sequence_ids, self.prompt = request_id, sequence_ids, prompt
         # Of the prompt's tokens but the first, in pieces.
         self.prompt_scores: list[HostScores] = []
         self._params, self._tokenizer = params, tokenizer
         self._completions = {
-            sequence_id: CompletionCollector(index, prompt, params, tokenizer, arrival, answers)
+            sequence_id: CompletionCollector(index, prompt, params, tokenizer, arrival, answers, f"{name}:{index}")
             for index, sequence_id in enumerate(sequence_ids)
         }
         self._running = dict.fromkeys(sequence_ids)  # an ordered set

@@ -24,6 +24,7 @@ class Job:
     answers: AnswerFormat | None = None  # the format by which its answers are read into parts; None: they are not
     scored_from: int | None = None  # of a scored prompt, the first token whose score is wanted; None: the second
     alternatives: tuple[int, ...] = ()  # what else is scored in the place of its last token
+    name: str | None = None  # what ids of its answers' calls are made of; None: of the request's number
 
     def served(self, service: Service) -> "Job":
         """Return the same job, to be served in this way."""

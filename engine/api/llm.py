@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from ...models.text.chat import ChatOptions, ReasoningEffort
 from ...models.text.chat_messages import Message, Tool
+from ..chat.tool_use import ToolChoice, read_tool_use
 from ..config import check_whole_number
 from ..core.submission import Update
 from ..host.progress import Progress
@@ -89,6 +90,8 @@ class LLM(BaseLLM):
         use_tqdm: bool = False,
         *,
         tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice | None = None,
+        parallel_tool_calls: bool | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template: str | None = None,
@@ -99,12 +102,14 @@ class LLM(BaseLLM):
         """Answer one conversation, or a list of them, each a list of {"role": ..., "content": ...}.
 
         Of models whose format of answers is known, outputs have `reasoning`, `content` and `tool_calls`; what a
-        function is called with is also in the text of the answer, in the model's own form. The other arguments are
-        those of `chat_prompt`, for every conversation, and of `ServicesOptions`. Raises as `generate` does, and
-        ValueError where the model has no chat template, or the template refuses the messages or would leave some of
-        them out.
+        function is called with is also in the text of the answer, in the model's own form. `tool_choice` is "auto" (the
+        model decides, as without it), "none" (calls are not read), "required" (the answer is calls and nothing else) or
+        {"type": "function", "function": {"name": ...}} (the answer is one call of it); parallel_tool_calls=False means
+        at most one call. The other arguments are those of `chat_prompt`, for every conversation, and of
+        `ServicesOptions`. Raises as `generate` does, and ValueError where the model has no chat template, the template
+        refuses the messages or would leave some of them out, or tools cannot be called as is asked for.
         """
-        arrival = self._client.clock()
+        arrival, use = self._client.clock(), read_tool_use(tools, tool_choice, parallel_tool_calls)
         options: ChatOptions = {
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
@@ -117,8 +122,13 @@ class LLM(BaseLLM):
         services = services_of(service, len(conversations))
         rendered = [self._chat.prompt(one, tools, **options) for one in conversations]  # type: ignore[arg-type]
         params = _one_each(sampling_params, len(rendered))
+        held = [
+            self._held(one, prompt, conversation, use, options)  # type: ignore[arg-type]
+            for one, prompt, conversation in zip(params, rendered, conversations, strict=True)
+        ]
+        answers = [self._chat.answers(one, use, options) for one in conversations]  # type: ignore[arg-type]
         jobs = self._client.check_rendered(
-            rendered, params, arrival, services, self._chat.answers, self._chat.reasoning_end
+            rendered, [one for one, _ in held], arrival, services, answers, [end for _, end in held]
         )
         return self._run_all(jobs, len(rendered), use_tqdm)
 
@@ -142,6 +152,8 @@ class LLM(BaseLLM):
         sampling_params: SamplingParams | None = None,
         *,
         tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice | None = None,
+        parallel_tool_calls: bool | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template: str | None = None,
@@ -151,7 +163,7 @@ class LLM(BaseLLM):
     ) -> RequestStream:
         """Start the answer to one conversation as `stream` does; deltas have what is new of its parts.
 
-        The arguments are those of `chat_prompt`, and it raises as that and as `stream` do.
+        The arguments are those of `chat`, and it raises as that and as `stream` do.
         """
         options: ChatOptions = {
             "add_generation_prompt": add_generation_prompt,
@@ -160,7 +172,11 @@ class LLM(BaseLLM):
             "chat_template_kwargs": chat_template_kwargs,
             "reasoning_effort": reasoning_effort,
         }
-        return self._stream(self.check_chat(messages, sampling_params, tools, options=options, service=service))
+        job = self.check_chat(
+            messages, sampling_params, tools, options=options, service=service,
+            tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls,
+        )  # fmt: skip
+        return self._stream(job)
 
     def _stream(self, job: Job) -> RequestStream:
         updates: SimpleQueue[Update] = SimpleQueue()

@@ -24,6 +24,7 @@ _DEFAULTS = {
     "pipeline_parallel_size": 1,
     "data_parallel_size": 1,
 }
+_OF_PYTHON = ("slo", "devices", "progress", "profile_dir")  # a script's own arguments may have these names
 _SHORT = {
     "tensor_parallel_size": "-tp",
     "pipeline_parallel_size": "-pp",
@@ -55,9 +56,9 @@ class _Args:
 
     @staticmethod
     def add_cli_args(parser: Any) -> Any:
-        """Declare an argument for every field, and return the parser."""
+        """Declare an argument for every field but what is Python's alone, and return the parser."""
         group = parser.add_argument_group("engine")
-        for one in fields(EngineArgs):
+        for one in [one for one in fields(EngineArgs) if one.name not in _OF_PYTHON]:
             names = [f"--{one.name.replace('_', '-')}", *([_SHORT[one.name]] if one.name in _SHORT else [])]
             group.add_argument(*names, dest=one.name, default=one.default, type=_read, nargs="?", const=True)
             group.add_argument(f"--no-{names[0][2:]}", dest=one.name, action="store_false", help=argparse.SUPPRESS)

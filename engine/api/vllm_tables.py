@@ -11,7 +11,7 @@ _NO_IMAGES = "leave it out: models take text only"
 _LORA = "merge the adapter into the weights first: adapters are not supported yet"
 _EXPERTS = "leave it out: how experts are computed cannot be chosen"
 _GRAMMAR = "use structured_outputs=StructuredOutputsParams(...) of SamplingParams: llguidance is what keeps to it"
-_REASONING = "leave it out: `LLM.chat` reads an answer into its parts where the model's format is known"
+_REASONING = "leave it out: `LLM.chat` reads an answer into its parts, by the engine's reasoning_parser"
 _LOGS = "leave it out: `LLM.metrics()` has counts and latencies, and decision_log writes a file"
 _WATERMARK = "leave it out: texts carry no watermark"
 _BEAMS = "use `LLM.beam_search`"
@@ -136,7 +136,7 @@ ENGINE: Mapping[str, str] = _by_name(
             "logits_processors logits_processor_pattern"
         ),
         _GRAMMAR: "structured_outputs_config guided_decoding_backend",
-        _REASONING: "reasoning_parser reasoning_parser_plugin reasoning_config",
+        _REASONING: "reasoning_parser_plugin reasoning_config",
         "leave it out: there is no speculative decoding yet; decode_steps runs several steps at a time": (
             "speculative_config speculative_model num_speculative_tokens spec_method spec_model spec_tokens"
         ),

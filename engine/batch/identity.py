@@ -21,6 +21,8 @@ _ENGINE_LEFT_ALONE: Mapping[str, Any] = {
     "quantization": "auto",
     "activations": "int16",
     "kv_cache_dtype": "auto",
+    "tool_call_parser": None,
+    "reasoning_parser": None,
 }
 _HEAD_BYTES = 1 << 20
 _SAMPLES, _SAMPLE_BYTES = 256, 4096

@@ -59,7 +59,7 @@ _RENDERING = (
     "chat_template_kwargs",
     "reasoning_effort",
 )
-_OF_CHATS = frozenset({"tools", *_RENDERING})
+_OF_CHATS = frozenset({"tools", "tool_choice", "parallel_tool_calls", *_RENDERING})
 _KNOWN = frozenset({"custom_id", "max_completion_tokens", "best_of", "response_format"}) | _SAMPLING | _WITHOUT_EFFECT
 # Fields that are not implemented, each with the values that ask for nothing; null always asks for nothing.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
@@ -111,6 +111,8 @@ class BatchRequest:
     model: str | None  # the name that the line gives, which the output line repeats
     sampling_params: SamplingParams
     tools: list[Tool] | None = None  # JSON schemas of the functions that the model may call in a conversation
+    tool_choice: Any = None  # as the line has it; None: it says nothing
+    parallel_tool_calls: Any = None
     # What the line says of the other arguments of `LLM.chat_prompt`.
     rendering: Rendering = field(default_factory=Rendering)
 
@@ -147,7 +149,8 @@ def parse_line(text: Line, line: int, defaults: SamplingParams) -> BatchRequest:
     except RecursionError:  # JSON is read to a greater depth than Python's own functions reach
         raise BatchLineError("invalid_request", line, custom_id, TOO_DEEP) from None
     name = custom_id or default_id(line)
-    return BatchRequest(line, name, messages, prompt, body.get("model"), params, tools, rendering)
+    asked = (body.get("tool_choice"), body.get("parallel_tool_calls")) if endpoint == CHAT else (None, None)
+    return BatchRequest(line, name, messages, prompt, body.get("model"), params, tools, *asked, rendering)
 
 
 def default_id(line: int) -> str:
@@ -260,12 +263,10 @@ def with_variables(rendering: Rendering, variables: Mapping[str, Any]) -> Render
 
 
 def _tools(body: dict[str, Any]) -> list[Tool] | None:
-    """Return the schemas for the chat template; the template or the engine reports what is wrong with one of them."""
+    """Return the schemas for the chat template; the engine reports what is wrong with one of them."""
     tools = body.get("tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise ValueError("'tools' must be a list of objects, each the JSON schema of a function.")
-    if tools and body.get("tool_choice") == "none":
-        raise ValueError("tool_choice='none' is not supported yet beside tools: leave out one of the two.")
     return tools or None
 
 

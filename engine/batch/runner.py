@@ -143,8 +143,13 @@ class BatchRun:
             assert request.prompt is not None  # a request has the one or the other
             return self._llm.check_request(request.prompt, request.sampling_params, arrival)
         options = cast("ChatOptions", with_variables(request.rendering, self._variables))
-        params, tools = request.sampling_params, request.tools
-        return self._llm.check_chat(request.messages, params, tools, arrival=arrival, options=options)
+        params = request.sampling_params
+        return self._llm.check_chat(
+            request.messages, params, request.tools, arrival=arrival, options=options, tool_choice=request.tool_choice,
+            parallel_tool_calls=request.parallel_tool_calls,
+            # The line's own, whenever it runs: `params` have its seed.
+            name=f"{self._model}:{request.line}:{request.custom_id}:{params.seed}",
+        )  # fmt: skip
 
     def _check_name(self, request: BatchRequest) -> None:
         """Refuse a custom_id of stdin that was used before; those of a file were compared before the run began."""

@@ -3,11 +3,14 @@
 A format of answers is an `AnswerFormat`; for each completion it gives an `AnswerParser`, which takes pieces of the
 answer as they come and says what they add. Invariants of every parser: it never raises, whatever the model writes; of
 the text that is no markup nothing is lost, in whatever order it comes; what was given out is never taken back; markup
-is in no part. How tokens become pieces, and where a stop string cuts them, is `reader.py`'s business.
+is in no part, unless it marks nothing. How tokens become pieces, and where a stop string cuts them, is `reader.py`'s
+business.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
 
@@ -53,9 +56,15 @@ class AnswerParser(Protocol):
 class AnswerFormat(Protocol):
     """How a model writes its answers."""
 
-    def parser(self, prompt: Sequence[int]) -> AnswerParser:
-        """Return what reads an answer to this prompt, which may have begun it."""
+    def parser(self, prompt: Sequence[int], new_id: Callable[[], str]) -> AnswerParser:
+        """Return what reads an answer to this prompt, which may have begun it; `new_id` names its calls."""
         ...
+
+
+def call_ids(answer: str) -> Callable[[], str]:
+    """Return what names the calls of an answer, which has a name of its own: the same again for the same name."""
+    numbers = itertools.count()
+    return lambda: f"call_{blake2b(f'{answer}:{next(numbers)}'.encode(), digest_size=12).hexdigest()}"
 
 
 def joined(parts: Iterable[Parts]) -> Parts:

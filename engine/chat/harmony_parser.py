@@ -13,7 +13,6 @@ two on what both read.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
-from uuid import uuid4
 
 from ...models.text.harmony_tokens import HarmonyTokens
 from ...models.text.tokenizer import Tokenizer
@@ -46,14 +45,15 @@ class _Header(NamedTuple):
 class HarmonyFormat:
     """The format of answers of models with a harmony vocabulary."""
 
-    def __init__(self, tokenizer: Tokenizer, markers: HarmonyTokens) -> None:
-        self._tokenizer, self._markers = tokenizer, markers
+    def __init__(self, tokenizer: Tokenizer, markers: HarmonyTokens, most_calls: int | None = None) -> None:
+        """`most_calls`: what is called behind so many is content; None: any number of calls."""
+        self._tokenizer, self._markers, self._most_calls = tokenizer, markers, most_calls
 
-    def parser(self, prompt: Sequence[int]) -> "HarmonyParser":
+    def parser(self, prompt: Sequence[int], new_id: Callable[[], str]) -> "HarmonyParser":
         """Return what reads an answer to this prompt: from its last marker of a start on, it is the answer's."""
         last = next((i for i in range(len(prompt) - 1, -1, -1) if prompt[i] == self._markers.start), len(prompt))
         begun = [Piece(token, self._tokenizer.decode_token(token)) for token in prompt[last:]]
-        return HarmonyParser(self._markers, self._tokenizer.control_ids, begun)
+        return HarmonyParser(self._markers, self._tokenizer.control_ids, begun, new_id, most_calls=self._most_calls)
 
 
 class HarmonyParser:
@@ -63,10 +63,13 @@ class HarmonyParser:
         self,
         markers: HarmonyTokens,
         control_ids: frozenset[int],
-        begun: Iterable[Piece] = (),
-        new_id: Callable[[], str] = lambda: f"call_{uuid4().hex[:24]}",
+        begun: Iterable[Piece],
+        new_id: Callable[[], str],
+        *,
+        most_calls: int | None = None,
     ) -> None:
-        """Begin behind what is `begun`, the end of the prompt. `control_ids` are of tokens that are in no text."""
+        """Begin behind what is `begun`, the end of the prompt. `control_ids` are of tokens that are in no text; calls
+        behind `most_calls` are content; None: any number of calls."""
         self._markers, self._control, self._new_id = markers, control_ids, new_id
         self._places: dict[int, Place] = {
             markers.start: "author",
@@ -74,6 +77,7 @@ class HarmonyParser:
             markers.constrain: "constrain",
         }
         self._known, self._header = _Header(), list[tuple[Place, str]]()
+        self._called, self._most_calls = 0, most_calls
         self._call: ToolCall | None = None  # the one whose arguments come
         self._kind: Literal["reasoning", "content", "call"] | None = None  # of what comes; None: a header does
         self._breaks: set[str] = set()  # kinds that have text, before which a message of theirs begins a line
@@ -127,10 +131,11 @@ class HarmonyParser:
         lost = self._said(header.astray)
         name = header.recipient.removeprefix(_FUNCTIONS)
         self._is_new = True
-        if name and name != "all" and header.author in ("", "assistant"):
-            self._call, self._kind = ToolCall(self._new_id(), name, ""), "call"
+        is_call = name and name != "all" and header.author in ("", "assistant")
+        if is_call and self._called != self._most_calls:
+            self._call, self._kind, self._called = ToolCall(self._new_id(), name, ""), "call", self._called + 1
             return joined((lost, Parts(tool_calls=(self._call,))))
-        self._kind = "reasoning" if header.channel == "analysis" else "content"
+        self._kind = "reasoning" if header.channel == "analysis" and not is_call else "content"
         return lost
 
     def _text(self, text: str) -> Parts:

@@ -58,6 +58,11 @@ class Restart(Change):
     """A call that ends a pause: requests begin again, and every cached page is void."""
 
 
+@dataclass(eq=False)
+class Freeze(Change):
+    """A call that has nothing dispatched any more, and waits for the steps that are in flight."""
+
+
 class Changes:
     """The changes of one engine."""
 

@@ -33,7 +33,7 @@ from ..protocol.service import Service, is_positive
 from ..roles import read_goal
 from ..scheduler.decision_log import DecisionLog
 from ..scheduler.scheduler import Scheduler
-from .changes import Change, NewParams, NewRoles, Pause, Restart
+from .changes import Change, Freeze, NewParams, NewRoles, Pause, Restart
 from .inspection import Observer, Question
 from .integrity import IdleCheck
 from .loop import Loop, Message
@@ -172,8 +172,12 @@ class EngineCore:
         return "reached" if call.outcome == "reached" else "superseded"
 
     def freeze(self) -> None:
-        """Dispatch nothing from here on until `restart`; what is in flight comes to its end."""
-        self._loop.is_frozen = True
+        """Dispatch nothing from here on until `restart`, and wait for the steps that are in flight.
+
+        Raises:
+            EngineError: the engine is closed or has failed.
+        """
+        self._wait_for(Freeze())
 
     def drain(self) -> None:
         """Let no request begin until `restart`, and wait until none runs that has begun.

@@ -28,7 +28,7 @@ from ..protocol.results import Completion, MeshLost, StepFailed, StepResult
 from ..protocol.timeline import Timeline
 from ..scheduler.request import Request
 from ..scheduler.scheduler import Scheduler
-from .changes import Change, Changes
+from .changes import Change, Changes, Freeze
 from .dispatcher import Dispatcher
 from .inspection import Observers, Question
 from .running_request import RunningRequest
@@ -59,6 +59,7 @@ class Loop:
         )
         self._entering: list[Submission] = []
         self.is_frozen = False  # nothing is dispatched, and what is due waits
+        self._freezing: list[Freeze] = []
 
     def take(self, message: Message) -> None:
         """Take in one message; what it allows waits for `dispatch`."""
@@ -81,6 +82,9 @@ class Loop:
             case MeshJoined(mesh=mesh):
                 self.executor.perform(ResetMesh(mesh))  # from here on it performs what it is sent
                 self.scheduler.on(message)
+            case Freeze():
+                self.is_frozen = True
+                self._freezing.append(message)
             case Change():
                 self.changes.ask(message)
             case _:
@@ -91,6 +95,7 @@ class Loop:
         """Dispatch all that the messages allow, and send what is new to the callers."""
         if self.is_frozen:
             self.requests.flush()
+            self._end_freezing()
             return
         self._dispatcher.dispatch()
         self.requests.flush()
@@ -111,11 +116,20 @@ class Loop:
         """End every request with this reason, those in `left` too, which were not taken in, and every change: each gets
         its last update."""
         self.changes.end(why)
+        for freeze in self._freezing:
+            freeze.refuse(why)
         entering = [submission for submission in self._entering if submission.facts.id not in self.requests]
         for submission in (*entering, *left):
             request = Request(submission.facts, -1, Timeline(submission.arrival))
             self.requests.add(self._running(submission, request, self.scheduler.config))
         self.requests.end_all(reason, why if reason == "error" else None, now)
+
+    def _end_freezing(self) -> None:
+        """Answer those that freeze the engine once no step is in flight."""
+        if self._freezing and not any(mesh.in_flight for mesh in self.scheduler.meshes):
+            for freeze in self._freezing:
+                freeze.done.set()
+            self._freezing.clear()
 
     def _accept(self, submission: Submission) -> None:
         self.scheduler.on(Arrived(submission.arrival, submission.facts))

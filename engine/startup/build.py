@@ -29,6 +29,7 @@ from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
 from ...models.text.chat import ChatTemplate
 from ...models.text.tokenizer import Tokenizer
+from ..chat.chat_format import ChatFormat
 from ..config import EngineConfig, PoolSize
 from ..core.engine_core import EngineCore
 from ..host.progress import say
@@ -74,6 +75,7 @@ class Engine:
     config: EngineConfig
     tokenizer: Tokenizer
     chat_template: ChatTemplate
+    chat_format: ChatFormat | None = None  # how answers are read; None: as the template says
     profile_dir: str | Path = "twinmesh_profile"  # where traces go
 
 
@@ -95,6 +97,7 @@ def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest
     checkpoint = open_checkpoint(resolve_model(options.model), options.hf_overrides)
     options = replace(options, quantization=asked_of(options.quantization, checkpoint.method, checkpoint.name))
     tokenizer, chat_template = checkpoint.tokenizer(), checkpoint.chat_template()
+    chat_format = ChatFormat(tokenizer, chat_template, options.tool_call_parser, options.reasoning_parser)
     request = None if only is None else only(checkpoint)
     maps = FileMaps() if options.mmap else None
 
@@ -111,7 +114,7 @@ def start_engine(options: EngineOptions, only: Callable[[Checkpoint], OneRequest
         return weights
 
     core, config = start_core(checkpoint.config, checkpoint.dtype, load, options, checkpoint.formats, maps, request)
-    return Engine(core, config, tokenizer, chat_template, options.profile_dir)
+    return Engine(core, config, tokenizer, chat_template, chat_format, options.profile_dir)
 
 
 def start_core(

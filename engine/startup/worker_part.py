@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from ...kernels_pallas.cpu import loader
 from ...kernels_pallas.cpu.threads import lower_pool_priority
+from ...models.checkpoints.base import DESCRIPTION
 from ...models.checkpoints.catalog import resolve_model
 from ...models.checkpoints.host_memory import FileMaps, Stamp
 from ...models.checkpoints.open import open_checkpoint
@@ -87,6 +88,8 @@ _ALIKE = {
     "versions": "versions", "platform": "devices", "device_kind": "devices", "config": "defaults for its devices",
     "staging_part": "defaults for its devices", "kept": "quantised weights",
 }  # fmt: skip
+# Of a directory; others, such as results that somebody writes there, may come and go.
+_MODEL_FILES = ("config.json", "*.index.json", "*.safetensors", "*.gguf", DESCRIPTION)
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -177,7 +180,7 @@ class WorkerPart:
         """
         parse_dtype(self._options.dtype)
         path = resolve_model(self._options.model)
-        checkpoint = self._checkpoint = open_checkpoint(path)
+        checkpoint = self._checkpoint = open_checkpoint(path, self._options.hf_overrides)
         asked = asked_of(self._options.quantization, checkpoint.method, checkpoint.name)
         options = self._options = replace(self._options, quantization=asked)
         for spec in dict.fromkeys(options.parsed_topology.meshes):
@@ -268,7 +271,8 @@ class WorkerPart:
 
 
 def files_stamp(path: Path) -> str:
-    """Return a text that changes when a model's file, or a file of its directory, is written to or replaced."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stamps = [(file.name, Stamp.of(file)) for file in files if file.is_file()]
+    """Return a text that changes when a model's file is written to or replaced; in a directory, those that say what the
+    model is and hold its weights."""
+    files = sorted(file for kind in _MODEL_FILES for file in path.glob(kind)) if path.is_dir() else [path]
+    stamps = [(file.name, Stamp.of(file)) for file in files]
     return hashlib.sha256(repr(stamps).encode()).hexdigest()

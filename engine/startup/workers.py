@@ -19,6 +19,7 @@ from ...models.checkpoints.catalog import resolve_model
 from ...models.checkpoints.open import open_checkpoint
 from ...models.config import ModelConfig
 from ...models.decoder import abstract_params
+from ..chat.chat_format import ChatFormat
 from ..config import EngineConfig, PoolSize
 from ..core.engine_core import EngineCore
 from ..host.progress import say
@@ -54,8 +55,9 @@ def start_with_workers(options: EngineOptions, backend: WorkerBackend | None = N
             sentence. No worker is left then.
     """
     parse_dtype(options.dtype)
-    checkpoint = open_checkpoint(resolve_model(options.model))
+    checkpoint = open_checkpoint(resolve_model(options.model), options.hf_overrides)
     tokenizer, chat_template = checkpoint.tokenizer(), checkpoint.chat_template()
+    chat_format = ChatFormat(tokenizer, chat_template, options.tool_call_parser, options.reasoning_parser)
     topology, model = options.parsed_topology, checkpoint.config
     for spec in dict.fromkeys(topology.meshes):
         check_tp(model, spec)
@@ -87,7 +89,7 @@ def start_with_workers(options: EngineOptions, backend: WorkerBackend | None = N
 
         core = EngineCore(scheduler, make_executor, time.monotonic, CrewCompilations(crew), log)
         opened.pop_all()  # the engine closes them from here on
-    return Engine(core, config, tokenizer, chat_template)
+    return Engine(core, config, tokenizer, chat_template, chat_format, options.profile_dir)
 
 
 class CrewCompilations:

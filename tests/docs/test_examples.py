@@ -22,6 +22,7 @@ PRINTS = {
     "unpredictable_load": ["set_roles: reached", "{0: 'both', 1: 'decode'}", "answers: 12 lines of the job: 8"],
     "log_probabilities": ["' Paris' -"],
     "fine_tuning": ["- lower: True", "after:"],
+    "calling_tools": ["weather of Oslo in C", "answer: 7"],
     "swapping_weights": ["as trained: ' Paris", "2 hand-offs moved", "0 compilations"],
 }
 

@@ -8,6 +8,7 @@ import re
 
 import jsonschema
 import pytest
+from helpers.batch_files import BatchFiles
 from helpers.core_engine import Watch, executor_of
 from twinmesh import SamplingParams, StructuredOutputsParams
 from twinmesh.engine.protocol.actions import Decode, Prefill
@@ -304,3 +305,30 @@ def test_prefill_steps_carry_masks_too(both):
         (output,) = both.generate("a", SamplingParams(max_tokens=1, structured_outputs=DATE))
     assert re.fullmatch("[0-9]+", output.outputs[0].text)
     assert [type(action) for action in watch.seen if isinstance(action, Prefill | Decode)] == [Prefill]
+
+
+def test_lines_of_a_batch_keep_to_their_schemas_and_one_that_cannot_is_an_error_line(make_llm, tmp_path):
+    schema = {
+        "type": "json_schema",
+        "json_schema": {"name": "age", "schema": {"type": "integer", "maximum": 99, "minimum": 9}},
+    }
+    bad = {"type": "json_schema", "json_schema": {"name": "set", "schema": {"type": "array", "uniqueItems": True}}}
+    files = BatchFiles(tmp_path)
+    with make_llm("both=1") as llm:
+        files.run(
+            [
+                {"prompt": "a", "custom_id": "good", "response_format": schema},
+                {"prompt": "a", "custom_id": "bad", "response_format": bad},
+                {"prompt": "a", "custom_id": "chosen", "structured_outputs": {"choice": ["yes", "no"]}},
+            ],
+            llm,
+            defaults=SamplingParams(max_tokens=20),
+        )
+    lines = {line["custom_id"]: line for line in files.read()}
+    text = {name: line["response"]["body"]["choices"][0]["text"] for name, line in lines.items() if line["response"]}
+    assert text["chosen"] in ("yes", "no")
+    assert 9 <= int(text["good"]) <= 99
+    assert lines["bad"]["response"] is None
+    assert (
+        "line 2: structured_outputs.json has the keyword 'uniqueItems' at the top" in lines["bad"]["error"]["message"]
+    )

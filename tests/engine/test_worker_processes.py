@@ -13,6 +13,7 @@ from helpers.core_engine import ask, executor_of, greedy, prompts_of
 from helpers.workers import LONG, OPTIONS, kill, nothing_left, pid_of, start, wait_until_back
 from twinmesh import LLM, SamplingParams, StructuredOutputsParams
 from twinmesh.engine.batch import run
+from twinmesh.engine.errors import Overloaded
 from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.startup.workers import start_with_workers
 from twinmesh.engine.worker.remote.processes import WorkerProcesses
@@ -43,6 +44,12 @@ def llm(tiny_path):
 def tokens_of(outputs):
     assert [output.error for output in outputs] == [None] * len(outputs)
     return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def stream_all(llm, streams):
+    """Add a stream for each prompt, as far as they are let in."""
+    for prompt in PROMPTS:
+        streams.append(llm.stream(prompt, PARAMS))
 
 
 class Reading:
@@ -252,6 +259,30 @@ def test_a_worker_with_two_meshes_hands_on_within_itself_and_is_lost_as_a_whole(
         assert reading.read() == expected[5]
         wait_until_back(llm, 1, epoch)
         assert tokens_of(llm.generate(PROMPTS, PARAMS)) == expected
+
+
+@pytest.mark.long
+def test_in_a_pool_the_mesh_that_is_left_does_both_and_calls_wait_in_a_bounded_queue(tiny_path):
+    pool = dict(topology="pool=2", roles="prefill=1,decode=1")
+    with LLM(tiny_path, **pool, **OPTIONS) as llm:
+        expected = tokens_of(llm.generate(PROMPTS, PARAMS))
+    with start(tiny_path, **pool, max_waiting=3) as llm, nothing_left(llm):
+        reading = Reading(llm, PROMPTS[5])
+        reading.read(3)
+        epoch = kill(llm, 1)
+        assert reading.read() == expected[5]
+        if llm.roles()[1].endswith("(gone)"):  # it takes seconds to come back
+            assert llm.roles()[0] == "both"
+        os.kill(other := pid_of(llm, 0), signal.SIGSTOP)  # so that nothing gets on
+        streams = []
+        with pytest.raises(Overloaded):
+            stream_all(llm, streams)
+        os.kill(other, signal.SIGCONT)
+        assert len(streams) >= 3
+        assert [list(stream.result().outputs[0].token_ids) for stream in streams] == expected[: len(streams)]
+        wait_until_back(llm, 1, epoch)
+        assert tokens_of(llm.generate(PROMPTS, PARAMS)) == expected
+        assert llm.roles() == {0: "prefill", 1: "decode"}
 
 
 @pytest.mark.long

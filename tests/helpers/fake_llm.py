@@ -8,6 +8,7 @@ from twinmesh.engine.api.job import Job
 from twinmesh.engine.api.outputs import CompletionOutput, RequestOutput, TextDelta
 from twinmesh.engine.api.prompts import Prompt
 from twinmesh.engine.api.sampling_params import SamplingParams
+from twinmesh.engine.chat.tool_use import read_tool_use
 from twinmesh.engine.errors import EngineError
 from twinmesh.engine.protocol.sampling_plan import SamplingPlan
 from twinmesh.engine.protocol.timeline import Timeline
@@ -26,6 +27,7 @@ class FakeLLM:
     sampling: list[SamplingParams] = field(default_factory=list)
     deadlines: list[float | None] = field(default_factory=list)
     chat_options: list[dict] = field(default_factory=list)
+    answer_names: list[str] = field(default_factory=list)
     config: SimpleNamespace = field(
         default_factory=lambda: SimpleNamespace(max_num_seqs=2, page_size=4, topology=Topology.parse("both=1"))
     )
@@ -57,7 +59,9 @@ class FakeLLM:
         ids = np.array(self.check_prompt(prompt).token_ids, np.int32)
         return Job(Prompt(None, ids), sampling_params, SamplingPlan(temperature=1.0, seed=0), arrival)
 
-    def check_chat(self, messages, sampling_params, tools=None, *, arrival=None, options=None):
+    def check_chat(self, messages, sampling_params, tools=None, *, arrival=None, options=None, name=None, **choice):
+        read_tool_use(tools, **choice)
+        self.answer_names.append(name)
         return self.check_request(self.chat_prompt(messages, tools, **(options or {})), sampling_params, arrival)
 
     def check_health(self):

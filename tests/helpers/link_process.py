@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -58,6 +59,10 @@ class Other:
         from twinmesh.engine.worker.links.transfer_server import TransferServerLink
 
         self.links = {"shared_memory": SharedMemoryLink(), "transfer_server": TransferServerLink("127.0.0.1")}
+        if find_spec("nixl") is not None:
+            from twinmesh.engine.worker.links.nixl import NixlLink
+
+            self.links["nixl"] = NixlLink()
         self.kept = []
 
     def fetch(self, offer, kv_heads, source_tp, tp, dtype, timeout=60.0):
@@ -101,8 +106,9 @@ def main():
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)
-    other, answers = Other(), os.fdopen(os.dup(1), "wb")
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
+    other = Other()
     while True:
         try:
             name, args = pickle.load(sys.stdin.buffer)

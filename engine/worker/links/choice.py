@@ -1,18 +1,20 @@
 """The links of one worker: opened and timed when it starts, and for each destination the fastest that reaches it.
 
 A link is timed by an offer that the worker fetches itself, which also shows that it works here. Shared memory reaches
-the meshes of its machine, a transfer server those of other hosts as well. What neither can do is said when somebody
-needs it, in the sentence of a transfer that fails.
+the meshes of its machine, a transfer server those of other hosts as well, and so does NIXL, where it is installed. What
+none can do is said when somebody needs it, in the sentence of a transfer that fails.
 """
 
 import time
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
 
 from .link import Link, LinkError
+from .nixl import NixlLink
 from .shared_memory import SharedMemoryLink
 from .transfer_server import TransferServerLink
 
@@ -70,7 +72,10 @@ def open_links(on_machine: Collection[int], host: str | None) -> Links:
         host: this machine's address as workers of other hosts reach it; None: there are none.
     """
     links, refused = list[Link](), list[str]()
-    for make in (SharedMemoryLink, lambda: TransferServerLink(host or _LOOPBACK)):
+    makes: list[Callable[[], Link]] = [SharedMemoryLink, lambda: TransferServerLink(host or _LOOPBACK)]
+    if find_spec("nixl") is not None:
+        makes.append(NixlLink)
+    for make in makes:
         if links and host is None:
             break  # nobody needs more
         try:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twinmesh import LLM, AsyncLLM, RequestOutputKind, SamplingParams
 from twinmesh.engine.api.detokenizer import Detokenizer, StopSearch
-from twinmesh.engine.chat.answers import joined
+from twinmesh.engine.chat.answers import call_ids, joined
 from twinmesh.engine.chat.harmony_parser import HarmonyFormat
 from twinmesh.engine.chat.reader import AnswerReader
 
@@ -167,7 +167,7 @@ def run_with_stop(tokens, stop, skip_special):
     """Detokenise as the collector does, with text held back; return the text, whether it was cut, and the parts."""
     prompt = ids("<|start|>assistant")
     reader = AnswerReader(
-        HarmonyFormat(TOKENIZER, TOKENIZER.harmony).parser(prompt), TOKENIZER, prompt,
+        HarmonyFormat(TOKENIZER, TOKENIZER.harmony).parser(prompt, call_ids("x")), TOKENIZER, prompt,
         may_stop=True, skip_special=skip_special,
     )  # fmt: skip
     search = StopSearch(TOKENIZER, [stop], min_tokens=0, skip_special=skip_special, after=prompt)

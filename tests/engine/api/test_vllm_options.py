@@ -123,11 +123,13 @@ def test_a_name_that_neither_has_is_no_engine_arg():
 
 def test_a_command_line_gives_what_llm_takes():
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    parser.add_argument("--profile-dir", default="the script's own")
     parser.set_defaults(model="m", runner="pooling", enforce_eager=True)
     args = parser.parse_args(
         ["--max_model_len", "512", "-tp", "2", "--gpu-memory-utilization=0.5", "--no-enable-prefix-caching",
          "--prefill-buckets", "16,64", "--compilation-config", '{"level": 3}', "--trust-remote-code"]
     )  # fmt: skip
+    assert vars(args).pop("profile_dir") == "the script's own"
     options = adapt("LLM", vars(args))
     assert options == {
         "model": "m", "max_model_len": 512, "topology": "both=1xtp2", "memory_fraction": 0.5,

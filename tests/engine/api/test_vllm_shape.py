@@ -176,13 +176,15 @@ def test_a_request_stands_still_while_paused_and_goes_on_with_the_same_tokens(ll
         outputs = coroutines.generate(PROMPT, params)
         await anext(outputs)
         await coroutines.pause_generation(mode="keep")
+        flying = await asyncio.to_thread(llm.engine.core.inspect, lambda s, _: [m.in_flight for m in s.meshes])
+        assert not any(flying)
         assert await coroutines.is_paused()
         with pytest.raises(ValueError, match=r'paused with mode="keep".*: call resume_generation first'):
             await coroutines.update_params({})
         later = asyncio.ensure_future(anext(coroutines.generate("a", GREEDY)))
-        # Two round trips through the dispatching thread: whatever was in flight has been taken in.
-        for _ in range(2):
-            await asyncio.to_thread(llm.engine.core.inspect, lambda scheduler, executor: None)
+        waiting = 0
+        while waiting < 2:  # the new request has arrived
+            waiting = await asyncio.to_thread(llm.engine.core.inspect, lambda scheduler, _: len(scheduler.requests))
         assert not later.done()
         await coroutines.resume_generation()
         assert not await coroutines.is_paused()

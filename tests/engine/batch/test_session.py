@@ -96,6 +96,37 @@ def test_tools_and_what_became_of_them_reach_the_chat_template(files):
     assert line["response"]["body"]["choices"][0]["message"]["content"] == "\x01nownoon"
 
 
+NOW = {"type": "function", "function": {"name": "now", "parameters": {}}}
+
+
+@pytest.mark.parametrize(
+    ("asks", "says"),
+    [
+        ({"tools": [NOW, NOW]}, "Tools 0 and 1 are both called 'now'"),
+        ({"tools": [{"type": "function", "function": {}}]}, "Tool 0 has no name"),
+        ({"tools": [NOW], "tool_choice": {"type": "function", "function": {"name": "then"}}}, "the function 'then'"),
+        ({"tool_choice": "required"}, "needs tools"),
+        ({"tools": [{**NOW, "function": {"name": "now", "parameters": {"type": "text"}}}]}, "no JSON schema"),
+        ({"tools": [NOW], "parallel_tool_calls": "no"}, "parallel_tool_calls='no'"),
+    ],
+)
+def test_tools_that_cannot_be_called_are_an_error_of_their_line(files, asks, says):
+    message = {"messages": [{"role": "user", "content": "x"}]}
+    result, lines = run(files, [{**message, **asks}, message])
+    refused, fine = sorted(lines, key=lambda line: line["custom_id"])
+    assert refused["error"]["code"] == "invalid_request"
+    assert says in refused["error"]["message"]
+    assert (fine["error"], result.failed) == (None, 1)
+
+
+def test_calls_of_a_line_have_the_same_ids_whenever_it_runs(files, tmp_path):
+    llms, lines = [FakeLLM(), FakeLLM()], [chat_line("a"), chat_line("b"), chat_line("b2", "hi")]
+    for llm in llms:
+        files.run(lines, llm, restart=True)
+    assert sorted(llms[0].answer_names) == sorted(llms[1].answer_names)
+    assert len(set(llms[0].answer_names)) == 3
+
+
 def test_what_a_line_says_of_its_rendering_reaches_the_chat_template(files):
     llm, options = FakeLLM(), {"chat_template_kwargs": {"enable_thinking": False}, "add_generation_prompt": False}
     run(files, [chat_line("a", **options), chat_line("b")], llm)

@@ -28,7 +28,7 @@ def pieces(text):
 
 def parser(begun=START):
     ids = map("call_{}".format, itertools.count())
-    return HarmonyParser(MARKERS, frozenset(IDS.values()), pieces(begun), new_id=lambda: next(ids))
+    return HarmonyParser(MARKERS, frozenset(IDS.values()), pieces(begun), lambda: next(ids))
 
 
 def parts(text, begun=START, size=1):

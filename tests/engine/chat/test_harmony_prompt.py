@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.harmony import byte_tokenizer, o200k_tokenizer
+from twinmesh.engine.chat.answers import call_ids
 from twinmesh.engine.chat.chat_format import ChatFormat
 from twinmesh.engine.chat.harmony_parser import HarmonyFormat
 from twinmesh.engine.chat.harmony_vocabulary import ranks_of
@@ -203,7 +204,7 @@ def test_answers_are_read_as_openai_harmony_reads_them(gpt_oss, answer):
     theirs.process_eos()
     tokenizer = o200k_tokenizer()
     parser = HarmonyFormat(tokenizer, tokenizer.harmony).parser(
-        encoding.encode("<|start|>assistant", allowed_special="all")
+        encoding.encode("<|start|>assistant", allowed_special="all"), call_ids("x")
     )
     ours = AnswerReader(parser, tokenizer, [], may_stop=False, skip_special=True).finish(ids, "", is_cut=False)
     said = [(m.channel, m.recipient, m.content[0].text) for m in theirs.messages]

@@ -113,7 +113,7 @@ def test_a_gpu_without_room_refuses_too_and_counts_the_meshes_that_share_it(size
     none = Quantized({}, {}, "gpu", "int16")
 
     def check(topology, device):
-        meshes = [SimpleNamespace(devices=np.array([device])) for _ in topology.meshes]
+        meshes = [SimpleNamespace(devices=np.array([device]), local_devices=[device]) for _ in topology.meshes]
         check_room("llama", model, replace(config, topology=topology), meshes, Share(1.0), 16, 8192, none)
 
     with (

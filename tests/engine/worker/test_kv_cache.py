@@ -120,7 +120,7 @@ class Device:
 
 class Mesh:
     def __init__(self, *devices):
-        self.devices = np.array(devices)
+        self.devices, self.local_devices = np.array(devices), devices
 
 
 def test_memory_is_what_is_left_on_the_devices_less_what_each_mesh_sets_aside():
