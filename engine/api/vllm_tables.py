@@ -231,7 +231,7 @@ METHODS: Mapping[str, str] = _by_name(
     {
         "models generate, and have no heads that classify": "classify reward",
         "close the engine, and make another one later": "sleep wake_up is_sleeping",
-        "parameters are replaced by update_params, and an engine has no worker processes": (
+        "parameters are replaced by update_params, and neither functions nor methods are sent to workers": (
             "collective_rpc apply_model reload_weights load_model"
         ),
         "use update_params": (

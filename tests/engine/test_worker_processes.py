@@ -127,7 +127,8 @@ def test_structured_output_has_the_tokens_of_one_process_also_where_workers_are_
         assert all(re.fullmatch(DATE.regex, output.outputs[0].text) for output in there)
         for worker in (1, 0):
             streams = [llm.stream(prompt, params) for prompt, params in zip(prompts, DATES * 4, strict=True)]
-            next(iter(streams[1]))
+            reading = iter(streams[1])  # which would end the request if it were dropped
+            next(reading)
             epoch = kill(llm, worker)
             results = [stream.result() for stream in streams]
             assert tokens_of(results) == tokens_of(here)

@@ -488,11 +488,28 @@ class Machine(RuleBasedStateMachine):
 
 
 class Leaving(Machine):
-    """Meshes go, each with all that it has, and join again; nothing is performed on one that is gone."""
+    """Meshes go, each with all that it has, and join again; nothing is performed on one that is gone. Some requests
+    are constrained, and take no step ahead wherever they are; some fail alone."""
+
+    def _arrive(self, prompt, prompt_len, max_tokens, siblings, **service):
+        super()._arrive(prompt, prompt_len, max_tokens, siblings, constrained=len(self.requests) % 3 == 0, **service)
+
+    @precondition(lambda self: getattr(self, "requests", None))
+    @rule(pick=st.integers(0, 99))
+    def request_fails(self, pick):
+        name = self._some(pick)
+        FLIPS["failed"] += name in self.scheduler.requests
+        self.scheduler.on(RequestFailed(self._advance(), name, "its grammar is too much"))
+        assert name not in self.scheduler.requests
+        self._act()
 
     def _act(self):
         gone = {mesh.index for mesh in self.scheduler.meshes if mesh.is_gone}
         super()._act()
+        for request in self.scheduler.requests.values():
+            if request.is_constrained and request.state is State.DECODE:
+                FLIPS["constrained"] += 1
+                assert request.dispatched - request.confirmed <= 1, "a constrained request was dispatched ahead"
         assert not any(self.scheduler.meshes[index].in_flight or self.scheduler.meshes[index].placed for index in gone)
 
     @precondition(lambda self: hasattr(self, "scheduler"))
@@ -542,7 +559,7 @@ def test_meshes_that_go_and_join_again_lose_nothing():
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
-    for what in ("gone", "gone with requests", "all gone"):
+    for what in ("gone", "gone with requests", "all gone", "constrained", "failed"):
         assert FLIPS[what] > 0, what
 
 
