@@ -125,13 +125,37 @@ def ray_nodes(opened: ExitStack) -> dict[str, str]:
         where = head if index == 0 else [f"--address={_NET}.1:{_PORT}"]
         more = [f"--node-ip-address={address}", "--num-cpus=2", "--disable-usage-stats", "--block"]
         start = [ray, "start", *where, *more]
-        node = subprocess.Popen(
-            ["ip", "netns", "exec", name, *start], env=environment, stdout=subprocess.DEVNULL, process_group=0
-        )
-        opened.callback(_end, node)
+        opened.callback(Node(["ip", "netns", "exec", name, *start], environment).close)
         if index == 0:
             _wait_for((folder / name / "session_latest" / "sockets" / "raylet").exists, "Ray's first node")
     return environment
+
+
+class Node:
+    """A Ray node that is started again when it ends, as the supervisor of a cluster does: Ray ends one that it has
+    called dead as soon as it hears of it again."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._command, self._environment, self._is_closed = command, environment, threading.Event()
+        self._start()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+
+    def close(self) -> None:
+        """End it for good."""
+        self._is_closed.set()
+        _end(self._process)
+        self._keeper.join()
+
+    def _start(self) -> None:
+        quiet, environment = subprocess.DEVNULL, self._environment
+        self._process = subprocess.Popen(self._command, env=environment, stdout=quiet, stderr=quiet, process_group=0)
+
+    def _keep(self) -> None:
+        while not self._is_closed.is_set():
+            self._process.wait()
+            if not self._is_closed.wait(1.0):
+                self._start()
 
 
 def _wait_for(is_there: Any, what: str, seconds: float = 180.0) -> None:

@@ -40,6 +40,7 @@ from ..worker.remote.remote_executor import RemoteExecutor
 from .build import Engine
 from .decision_file import check_log, name_of, open_log
 from .dtype import parse_dtype
+from .worker_main import serve
 from .worker_part import Agreed, Found, asked_options, read_found, to_bytes, versions
 
 
@@ -106,7 +107,7 @@ def _backend(options: EngineOptions, topology: Topology) -> WorkerBackend:
     """Make what starts the workers that the options name."""
     if options.workers == "ray":
         hosts = None if options.mesh_hosts is None else [host.strip() for host in options.mesh_hosts.split(",")]
-        return RayWorkers(topology, options.ray_address, hosts)
+        return RayWorkers(topology, serve, options.ray_address, hosts)
     return WorkerProcesses(topology)
 
 

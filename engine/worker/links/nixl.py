@@ -85,7 +85,7 @@ class NixlLink:
     def fetch(self, offer: KVOffer, wanted: Sequence[jax.ShapeDtypeStruct], timeout: float) -> list[jax.Array]:
         """Read another process's memory into arrays of this one; see `Link.fetch`."""
         check_offer(offer, KIND, wanted)
-        arrays = jax.block_until_ready([_fresh(want) for want in wanted])
+        arrays: list[jax.Array] = jax.block_until_ready([_fresh(want) for want in wanted])
         theirs = [(parcel.offset, x.nbytes, _device(x)) for parcel, x in zip(offer.parcels, arrays, strict=True)]
         stamp, _, metadata = offer.where.partition("/")
         with self._lock:

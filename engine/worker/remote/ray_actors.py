@@ -23,7 +23,7 @@ from typing import Any
 
 from ...host.extras import need
 from ...host.threads import EngineThread
-from ...protocol.worker import Place, WorkerHandle
+from ...protocol.worker import DriverEnd, Place, WorkerHandle
 from ...topology import Topology
 
 _PLACE_SECONDS = 60.0  # until a placement group is there
@@ -35,11 +35,18 @@ _THREADS = 4  # of an actor: those calls, one that brings messages, and one to s
 class RayWorkers:
     """The actors of one engine; a `WorkerBackend` (`protocol/worker.py`)."""
 
-    def __init__(self, topology: Topology, address: str | None = None, mesh_hosts: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        serve: Callable[[DriverEnd], None],
+        address: str | None = None,
+        mesh_hosts: Sequence[str] | None = None,
+    ) -> None:
         """Join or start a cluster and reserve what the meshes need; start no worker yet.
 
         Args:
             topology: the meshes.
+            serve: what runs in a worker, a function of a module (`startup/worker_main.serve`).
             address: of a cluster, as `ray.init` takes it; None: the one that this process has joined, else a new one
                 on this machine, which ends with the engine.
             mesh_hosts: for each mesh the address or name of the host that it has to be on; meshes of one host share a
@@ -49,6 +56,7 @@ class RayWorkers:
             ValueError: Ray is not installed, the cluster cannot be joined, or has too little; in one sentence.
         """
         self._ray = ray = need("ray", "ray", "workers='ray'")
+        self._serve = serve
         parts = _parts(topology, mesh_hosts)
         devices = [sum(topology.meshes[mesh].tp for mesh in meshes) for meshes in parts.values()]
         self._has_started = _join(ray, address, sum(devices))
@@ -82,7 +90,7 @@ class RayWorkers:
             num_cpus=want.get("CPU", 0), num_gpus=want.get("GPU", 0), scheduling_strategy=where,
             max_restarts=0, max_task_retries=0, max_concurrency=_THREADS,
         )  # fmt: skip
-        actor = _Actor(self._ray, made.remote(worker), received, ended)
+        actor = _Actor(self._ray, made.remote(worker, self._serve), received, ended)
         self._actors = [one for one in self._actors if one.is_alive] + [actor]
         return actor
 
@@ -171,13 +179,14 @@ class _Actor:
 class WorkerActor:
     """What runs on the worker's host: `serve`, and the calls that carry its messages."""
 
-    def __init__(self, worker: int) -> None:
+    def __init__(self, worker: int, serve: Callable[[DriverEnd], None]) -> None:
+        self._serve = serve
         self.host: str | None = need("ray", "ray", "workers='ray'").util.get_node_ip_address()
         self._incoming: SimpleQueue[bytes | None] = SimpleQueue()
         self._ordered, self._adding = Ordered(self._incoming.put), threading.Lock()
         self._outgoing: list[bytes] = []
         self._calls, self._changed, self._is_over = 0, threading.Condition(), False
-        self._thread = EngineThread(target=self._serve, name=f"twinmesh-worker-{worker}", daemon=True)
+        self._thread = EngineThread(target=self._run, name=f"twinmesh-worker-{worker}", daemon=True)
         self._thread.start()
 
     def put(self, first: int, messages: list[bytes]) -> None:
@@ -210,11 +219,9 @@ class WorkerActor:
             self._outgoing.append(data)
             self._changed.notify_all()
 
-    def _serve(self) -> None:
-        from ...startup.worker_main import serve
-
+    def _run(self) -> None:
         try:
-            serve(self)
+            self._serve(self)
         finally:
             with self._changed:
                 self._is_over = True

@@ -14,6 +14,7 @@ import pytest
 from twinmesh import LLM, SamplingParams
 from twinmesh.engine.host import extras
 from twinmesh.engine.options import EngineOptions
+from twinmesh.engine.startup.worker_main import serve
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.remote.ray_actors import Ordered, RayWorkers
 
@@ -36,7 +37,7 @@ def test_ray_that_is_not_installed_names_the_extra(monkeypatch):
 
     monkeypatch.setattr(extras, "import_module", missing)
     with pytest.raises(ValueError, match=r"^workers='ray' needs the package of the extra 'ray': pip install"):
-        RayWorkers(Topology.parse("prefill=1,decode=1"))
+        RayWorkers(Topology.parse("prefill=1,decode=1"), serve)
 
 
 @pytest.mark.parametrize("name", ["ray_address", "mesh_hosts"])
@@ -70,7 +71,7 @@ def ray():
 )
 def test_what_the_cluster_has_not_is_refused_in_a_sentence(ray, topology, hosts, says):
     with pytest.raises(ValueError, match=says):
-        RayWorkers(Topology.parse(topology), mesh_hosts=hosts)
+        RayWorkers(Topology.parse(topology), serve, mesh_hosts=hosts)
     assert ray.available_resources()["CPU"] == 4
 
 
