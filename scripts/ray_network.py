@@ -254,22 +254,21 @@ def run_case(llm: Any, case: Disturbance, args: argparse.Namespace, expected: li
     gaps = [max((b - a for a, b in itertools.pairwise(t)), default=0.0) for t in times]
     during = sum(begun[0] + args.worker_timeout + 1 < at < over for t in times for at in t)
     time.sleep(max(0.0, over - time.monotonic()))
-    back = until_all_serve(llm)
-    waited = None if back is None else round(time.monotonic() - over, 1)
+    waited = until_all_serve(llm)
     return {
         "case": case.case, "seconds": case.seconds, "same_tokens": got == expected,
         "longest_gap_s": round(max(gaps), 2), "tokens_while_down": during, "all_back_after_s": waited,
     }  # fmt: skip
 
 
-def until_all_serve(llm: Any, seconds: float = 240.0) -> bool | None:
-    """Wait until no mesh is gone; None: one still is."""
-    deadline = time.monotonic() + seconds
+def until_all_serve(llm: Any, seconds: float = 240.0) -> float | None:
+    """Wait until no mesh is gone; return for how long, None: one still is."""
+    start = time.monotonic()
     while "gone" in str(llm.roles()):
-        if time.monotonic() > deadline:
+        if time.monotonic() > start + seconds:
             return None
         time.sleep(0.2)
-    return True
+    return round(time.monotonic() - start, 1)
 
 
 def streams(llm: Any, args: argparse.Namespace, disturb: Any = None) -> tuple[list[list[int]], list[list[float]]]:
