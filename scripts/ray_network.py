@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if why is not None:
         print(f"error: {why}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it has made is taken away
     with ExitStack() as opened:
         network(opened)
         environment = ray_nodes(opened)
