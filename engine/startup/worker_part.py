@@ -18,6 +18,7 @@ import msgspec
 
 from ...kernels_pallas.cpu import loader
 from ...kernels_pallas.cpu.threads import lower_pool_priority
+from ...models.checkpoints.base import DESCRIPTION
 from ...models.checkpoints.catalog import resolve_model
 from ...models.checkpoints.host_memory import FileMaps, Stamp
 from ...models.checkpoints.open import open_checkpoint
@@ -77,6 +78,8 @@ class Agreed(msgspec.Struct, frozen=True):
     pools: tuple[PoolSize, ...]  # of all meshes
 
 
+# Of a directory; others, such as results that somebody writes there, may come and go.
+_MODEL_FILES = ("config.json", "*.index.json", "*.safetensors", "*.gguf", DESCRIPTION)
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -233,7 +236,8 @@ class WorkerPart:
 
 
 def files_stamp(path: Path) -> str:
-    """Return a text that changes when a model's file, or a file of its directory, is written to or replaced."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stamps = [(file.name, Stamp.of(file)) for file in files if file.is_file()]
+    """Return a text that changes when a model's file is written to or replaced; in a directory, those that say what the
+    model is and hold its weights."""
+    files = sorted(file for kind in _MODEL_FILES for file in path.glob(kind)) if path.is_dir() else [path]
+    stamps = [(file.name, Stamp.of(file)) for file in files]
     return hashlib.sha256(repr(stamps).encode()).hexdigest()

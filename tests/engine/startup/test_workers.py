@@ -10,7 +10,7 @@ from twinmesh import LLM
 from twinmesh.engine.config import EngineConfig
 from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.protocol.service import SLO
-from twinmesh.engine.startup.worker_part import Found, asked_options, read_options, to_bytes, versions
+from twinmesh.engine.startup.worker_part import Found, asked_options, files_stamp, read_options, to_bytes, versions
 from twinmesh.engine.startup.workers import check_alike, why_not, why_over
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.remote.processes import WorkerProcesses
@@ -80,6 +80,17 @@ def test_shorter_contexts_are_no_difference():
 )
 def test_a_worker_that_is_not_as_it_was_may_not_join(other, says):
     assert why_not(FOUND, to_bytes(other)) == says
+
+
+def test_new_weights_change_the_stamp_of_a_model_and_other_files_do_not(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("before")
+    before = files_stamp(tmp_path)
+    (tmp_path / "results.jsonl").write_text("a line")
+    assert files_stamp(tmp_path) == before
+    (tmp_path / "model.safetensors").write_text("longer than before")
+    assert files_stamp(tmp_path) != before
+    assert files_stamp(tmp_path / "config.json") not in (before, files_stamp(tmp_path))
 
 
 def test_an_engine_is_over_when_a_phase_has_no_mesh_left():
