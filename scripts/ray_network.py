@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if why is not None:
         print(f"error: {why}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it has made is taken away
     with ExitStack() as opened:
         network(opened)
         environment = ray_nodes(opened)
@@ -125,13 +126,37 @@ def ray_nodes(opened: ExitStack) -> dict[str, str]:
         where = head if index == 0 else [f"--address={_NET}.1:{_PORT}"]
         more = [f"--node-ip-address={address}", "--num-cpus=2", "--disable-usage-stats", "--block"]
         start = [ray, "start", *where, *more]
-        node = subprocess.Popen(
-            ["ip", "netns", "exec", name, *start], env=environment, stdout=subprocess.DEVNULL, process_group=0
-        )
-        opened.callback(_end, node)
+        opened.callback(Node(["ip", "netns", "exec", name, *start], environment).close)
         if index == 0:
             _wait_for((folder / name / "session_latest" / "sockets" / "raylet").exists, "Ray's first node")
     return environment
+
+
+class Node:
+    """A Ray node that is started again when it ends, as the supervisor of a cluster does: Ray ends one that it has
+    called dead as soon as it hears of it again."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._command, self._environment, self._is_closed = command, environment, threading.Event()
+        self._start()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+
+    def close(self) -> None:
+        """End it for good."""
+        self._is_closed.set()
+        _end(self._process)
+        self._keeper.join()
+
+    def _start(self) -> None:
+        quiet, environment = subprocess.DEVNULL, self._environment
+        self._process = subprocess.Popen(self._command, env=environment, stdout=quiet, stderr=quiet, process_group=0)
+
+    def _keep(self) -> None:
+        while not self._is_closed.is_set():
+            self._process.wait()
+            if not self._is_closed.wait(1.0):
+                self._start()
 
 
 def _wait_for(is_there: Any, what: str, seconds: float = 180.0) -> None:
@@ -230,22 +255,21 @@ def run_case(llm: Any, case: Disturbance, args: argparse.Namespace, expected: li
     gaps = [max((b - a for a, b in itertools.pairwise(t)), default=0.0) for t in times]
     during = sum(begun[0] + args.worker_timeout + 1 < at < over for t in times for at in t)
     time.sleep(max(0.0, over - time.monotonic()))
-    back = until_all_serve(llm)
-    waited = None if back is None else round(time.monotonic() - over, 1)
+    waited = until_all_serve(llm)
     return {
         "case": case.case, "seconds": case.seconds, "same_tokens": got == expected,
         "longest_gap_s": round(max(gaps), 2), "tokens_while_down": during, "all_back_after_s": waited,
     }  # fmt: skip
 
 
-def until_all_serve(llm: Any, seconds: float = 240.0) -> bool | None:
-    """Wait until no mesh is gone; None: one still is."""
-    deadline = time.monotonic() + seconds
+def until_all_serve(llm: Any, seconds: float = 240.0) -> float | None:
+    """Wait until no mesh is gone; return for how long, None: one still is."""
+    start = time.monotonic()
     while "gone" in str(llm.roles()):
-        if time.monotonic() > deadline:
+        if time.monotonic() > start + seconds:
             return None
         time.sleep(0.2)
-    return True
+    return round(time.monotonic() - start, 1)
 
 
 def streams(llm: Any, args: argparse.Namespace, disturb: Any = None) -> tuple[list[list[int]], list[list[float]]]:

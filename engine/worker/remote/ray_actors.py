@@ -46,7 +46,7 @@ class RayWorkers:
 
         Args:
             topology: the meshes.
-            serve: what a worker does, which its host has to be able to import.
+            serve: what runs in a worker, a function of a module (`startup/worker_main.serve`).
             address: of a cluster, as `ray.init` takes it; None: the one that this process has joined, else a new one
                 on this machine, which ends with the engine.
             mesh_hosts: for each mesh the address or name of the host that it has to be on; meshes of one host share a
@@ -180,12 +180,13 @@ class WorkerActor:
     """What runs on the worker's host: `serve`, and the calls that carry its messages."""
 
     def __init__(self, worker: int, serve: Callable[[DriverEnd], None]) -> None:
+        self._serve = serve
         self.host: str | None = need("ray", "ray", "workers='ray'").util.get_node_ip_address()
         self._incoming: SimpleQueue[bytes | None] = SimpleQueue()
         self._ordered, self._adding = Ordered(self._incoming.put), threading.Lock()
         self._outgoing: list[bytes] = []
         self._calls, self._changed, self._is_over = 0, threading.Condition(), False
-        self._thread = EngineThread(target=self._run, args=(serve,), name=f"twinmesh-worker-{worker}", daemon=True)
+        self._thread = EngineThread(target=self._run, name=f"twinmesh-worker-{worker}", daemon=True)
         self._thread.start()
 
     def put(self, first: int, messages: list[bytes]) -> None:
@@ -218,9 +219,9 @@ class WorkerActor:
             self._outgoing.append(data)
             self._changed.notify_all()
 
-    def _run(self, serve: Callable[[DriverEnd], None]) -> None:
+    def _run(self) -> None:
         try:
-            serve(self)
+            self._serve(self)
         finally:
             with self._changed:
                 self._is_over = True

@@ -346,7 +346,10 @@ def test_a_tokenizer_that_is_not_supported_is_refused_before_anything_starts(tmp
 def run_program(code, tiny_path, tmp_path):
     start = f"from twinmesh import LLM, SamplingParams\nMODEL = {str(tiny_path)!r}\n"
     # As many rows in a step of either kind, so that they share what samples.
-    options = "max_model_len=64, page_size=16, prefill_buckets=(16,), decode_buckets=(8,), kv_cache_bytes=1 << 20"
+    options = (
+        "max_model_len=64, page_size=16, prefill_buckets=(16,), decode_buckets=(8,), kv_cache_bytes=1 << 20, "
+        "dtype='float32'"
+    )
     start += f"def make(topology): return LLM(MODEL, topology=topology, {options})\n"
     return subprocess.run([sys.executable, "-c", start + code], cwd=tmp_path, capture_output=True, text=True)
 
