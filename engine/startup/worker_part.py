@@ -37,7 +37,7 @@ from ..sizing.heads import check_tp, model_on
 from ..sizing.memory_needs import request_bytes, transit_bytes
 from ..sizing.temporaries import temporary_bytes
 from ..sizing.weight_sizes import weight_bytes
-from ..topology import Topology
+from ..topology import MeshSpec, Topology
 from ..worker.mesh_worker import MeshWorker
 from .build import begin_compiling, configure, mesh_plan, mesh_workers
 from .compilation import CompileCounter
@@ -165,6 +165,14 @@ class Loaded:
     compilations: CompileCounter
 
 
+def _let_decode_go_first(meshes: Sequence[MeshSpec]) -> None:
+    """Prompts of one mesh may not stop the tokens of another, here or in another process on the same cores."""
+    if not any(spec.decodes for spec in meshes):
+        lower_pool_priority(only=None)
+    elif any(spec.prefills for spec in meshes):
+        lower_pool_priority()
+
+
 class WorkerPart:
     """The start of one worker: `check`, and later `load`."""
 
@@ -228,7 +236,7 @@ class WorkerPart:
             raise
         give_back_freed()
         if config.has_handoffs and self._is_cpu:
-            lower_pool_priority()  # prompts of one mesh may not stop the tokens of another
+            _let_decode_go_first([config.topology.meshes[mesh] for mesh in self.place.meshes])
         return Loaded(dict(zip(self.place.meshes, workers, strict=True)), maps, CompileCounter(compilation))
 
     def _build_meshes(self, topology: Topology) -> list[Mesh]:

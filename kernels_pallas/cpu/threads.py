@@ -115,17 +115,18 @@ def process_cores() -> Cores:
     return Cores(count_cores())
 
 
-def lower_pool_priority(task: Path = Path("/proc/self/task")) -> int:
+def lower_pool_priority(task: Path = Path("/proc/self/task"), *, only: str | None = POOL) -> int:
     """Let all other threads of the process go before those of XLA's pool; returns how many there are now.
 
     For a process, of whatever priority, that prefills on one CPU device and decodes on another. JAX must have found its
     devices. It lasts as long as the process, which without privileges may not raise it again. Elsewhere than on Linux
-    it does nothing.
+    it does nothing. With `only=None` it lowers all threads of the process, behind those of other processes: for one
+    that prefills alone, while others on the same cores decode.
     """
     lowered, niceness = 0, min(os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS, 19)
     for thread in sorted(task.iterdir()) if task.is_dir() else ():
         with contextlib.suppress(OSError):  # it has ended
-            if (thread / "comm").read_text().strip() == POOL:
+            if only is None or (thread / "comm").read_text().strip() == only:
                 number = int(thread.name)
                 if os.getpriority(os.PRIO_PROCESS, number) < niceness:
                     os.setpriority(os.PRIO_PROCESS, number, niceness)
