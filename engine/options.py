@@ -346,8 +346,8 @@ class EngineOptions:
     workers_per_mesh: Annotated[
         int,
         Option(
-            "over how many workers each mesh is divided; needs workers, and a number that divides every tp. They run "
-            "one mesh between them by jax.distributed, and are lost and started again together",
+            "over how many workers of workers='processes' each mesh is divided: a number that divides every tp. They "
+            "run one mesh between them by jax.distributed, and are lost and started again together",
             metavar="N",
         ),
     ] = 1
@@ -381,7 +381,11 @@ class EngineOptions:
     ] = None
     profile_dir: Annotated[
         str | Path,
-        Option("folder in which `start_profile` has JAX write traces, for XProf or Perfetto", flag=None),
+        Option(
+            "folder in which `start_profile` has JAX write traces, for XProf or Perfetto; of the process that calls "
+            "it, not of workers",
+            flag=None,
+        ),
     ] = "twinmesh_profile"
     progress: Annotated[bool, Option("show on stderr how far loading and compiling have come", flag=None)] = False
 

@@ -24,6 +24,8 @@ from .message import Message
 from .offers import KVOffer
 from .results import Completion
 
+UNTOLD = 0  # the epoch of a worker that could not read which it is
+
 # ---- the contract
 
 
@@ -154,7 +156,7 @@ class Withdraw(Message, frozen=True):
 
 
 class NewParams(Message, frozen=True, eq=False):
-    """Use other parameters from here on. They are checked."""
+    """Use other parameters from here on. They are checked. `Alive` answers at once, with the number 0."""
 
     epoch: int
     params: dict[str, "HostArray"]  # by name
@@ -199,7 +201,7 @@ class Checked(Message, frozen=True):
 class Refused(Message, frozen=True):
     """The worker cannot serve, or go on to; it ends after this."""
 
-    epoch: int
+    epoch: int  # `UNTOLD`: it does not know it
     why: str  # a sentence
 
 
@@ -251,7 +253,7 @@ class Transferred(Message, frozen=True):
 
 
 class Alive(Message, frozen=True):
-    """Answer a `Beat`."""
+    """Answer a `Beat`, or `NewParams`, which may keep beats behind them waiting."""
 
     epoch: int
     number: int

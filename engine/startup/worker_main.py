@@ -3,8 +3,8 @@
     serve(driver)               # a `DriverEnd` of any backend
     python -c "... main(fd)"    # of `worker/remote/processes.py`
 
-The thread that reads starts before JAX is imported, and answers beats while everything else happens. Invariant: the
-process does not outlive its driver: where it cannot end in order within seconds, it ends at once.
+The thread that reads starts before JAX is imported, and says that it is alive while everything else happens.
+Invariant: the process does not outlive its driver: where it cannot end in order within seconds, it ends at once.
 """
 
 import os
@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..host.threads import EngineThread
 from ..protocol import wire
-from ..protocol.worker import Alive, Beat, Checked, DriverEnd, Load, Member, Prepare, Refused, Serving
+from ..protocol.worker import (
+    UNTOLD,
+    Alive,
+    Beat,
+    Checked,
+    DriverEnd,
+    Load,
+    Member,
+    NewParams,
+    Prepare,
+    Refused,
+    Serving,
+)
 
 if TYPE_CHECKING:
     from .worker_part import Loaded, WorkerPart
@@ -47,7 +59,7 @@ class _Worker:
     def __init__(self, driver: DriverEnd) -> None:
         self._driver, self._inbox = driver, SimpleQueue[Any]()
         self._lock = threading.Lock()
-        self._epoch = 0
+        self._epoch = UNTOLD
         self._loaded: Loaded | None = None
         self._reader = EngineThread(target=self._read, name="twinmesh-worker-reader", daemon=True)
 
@@ -80,10 +92,11 @@ class _Worker:
             except wire.WireError as error:
                 self._inbox.put(error)
                 continue
-            if isinstance(message, Beat):
+            if isinstance(message, Beat | NewParams):  # many parameters may keep the beats behind them for long
                 counter = None if self._loaded is None else self._loaded.compilations
-                self._send(Alive(message.epoch, message.number, 0 if counter is None else counter.count))
-            else:
+                number = message.number if isinstance(message, Beat) else 0
+                self._send(Alive(message.epoch, number, 0 if counter is None else counter.count))
+            if not isinstance(message, Beat):
                 self._inbox.put(message)
         self._inbox.put(None)
         threading.Timer(_END_SECONDS, os._exit, (1,)).start()
@@ -92,6 +105,8 @@ class _Worker:
         first = self._inbox.get()
         if first is None:
             return
+        if isinstance(first, wire.WireError):
+            raise ValueError(f"it could not read what it was sent: {first}")
         if not isinstance(first, Prepare):
             raise ValueError(f"it was sent {type(first).__name__} before anything else.")
         self._epoch = first.epoch

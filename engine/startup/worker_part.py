@@ -24,7 +24,7 @@ from ...models.checkpoints.base import DESCRIPTION
 from ...models.checkpoints.catalog import resolve_model
 from ...models.checkpoints.host_memory import FileMaps, Stamp
 from ...models.checkpoints.open import open_checkpoint
-from ..config import EngineConfig, PoolSize
+from ..config import EngineConfig, GpuShare, PoolSize
 from ..options import EngineOptions
 from ..protocol.service import SLO
 from ..protocol.worker import Member, Place
@@ -53,7 +53,7 @@ _VERSIONS = ("jax", "jaxlib", "numpy")
 # Options that are the driver's alone, or that cannot cross.
 _STAY = (
     "policy", "decision_log", "devices", "workers", "workers_per_mesh", "worker_timeout", "ray_address", "mesh_hosts",
-    "progress", "seed",
+    "progress", "seed", "profile_dir",
 )  # fmt: skip
 
 
@@ -61,6 +61,7 @@ class Asked(msgspec.Struct, frozen=True):
     """What a worker is asked to check."""
 
     options: dict[str, Any]  # of `EngineOptions`, as plain data
+    is_gpu_share: bool = False  # whether their memory_fraction is a `GpuShare`
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -99,8 +100,17 @@ def to_bytes(message: Asked | Found | Agreed) -> bytes:
 
 
 def read_found(data: bytes) -> Found:
-    """Decode what a worker has found."""
-    return msgspec.msgpack.decode(data, type=Found)
+    """Decode what a worker has found.
+
+    Raises:
+        ValueError: it is of another version of Twinmesh.
+    """
+    try:
+        return msgspec.msgpack.decode(data, type=Found)
+    except msgspec.DecodeError as error:
+        raise ValueError(
+            f"what it has found cannot be read here ({error}): install the same version of Twinmesh everywhere."
+        ) from None
 
 
 def merge_found(data: Sequence[bytes]) -> bytes:
@@ -130,7 +140,11 @@ def versions() -> dict[str, str]:
 
 
 def asked_options(options: EngineOptions) -> Asked:
-    """Write options as plain data, those that concern workers."""
+    """Write options as plain data, those that concern workers.
+
+    Raises:
+        ValueError: one holds something else.
+    """
     plain: dict[str, Any] = {}
     for name in options.__dataclass_fields__:
         value = getattr(options, name)
@@ -142,8 +156,16 @@ def asked_options(options: EngineOptions) -> Asked:
             value = jnp.dtype(value).name
         elif name == "slo":
             value = msgspec.to_builtins(value)
+        elif isinstance(value, GpuShare):
+            value = float(value)
+        try:
+            _ENCODER.encode(value)
+        except TypeError as error:
+            raise ValueError(
+                f"{name}={value!r} cannot be sent to workers ({error}): use plain numbers, texts, lists and dicts."
+            ) from None
         plain[name] = value
-    return Asked(plain)
+    return Asked(plain, isinstance(options.memory_fraction, GpuShare))
 
 
 def read_options(asked: Asked) -> EngineOptions:
@@ -153,6 +175,8 @@ def read_options(asked: Asked) -> EngineOptions:
     }
     if "slo" in given:
         given["slo"] = msgspec.convert(given["slo"], SLO)
+    if asked.is_gpu_share:
+        given["memory_fraction"] = GpuShare(given["memory_fraction"])
     return EngineOptions(**given)
 
 

@@ -65,13 +65,13 @@ def start_with_workers(options: EngineOptions, backend: WorkerBackend | None = N
     check_policy(policy, engine_config(options, model, defaults_for("cpu", ""), "float32"))
     check_log(options.decision_log)
     with ExitStack() as opened:
-        backend = _backend(options, topology) if backend is None else backend
         asked = to_bytes(asked_options(options))
+        backend = _backend(options, topology) if backend is None else backend
         crew = Crew(backend, [asked] * len(backend.places), time.monotonic, options.worker_timeout)
         opened.callback(crew.close)
         if options.progress:
             say(f"starting {len(backend.places)} workers")
-        found = list(map(read_found, crew.check()))
+        found = [_read(crew, worker, data) for worker, data in enumerate(crew.check())]
         check_alike(crew, found)
         config, pools = _agree(options, model, crew, found)
         if options.progress:
@@ -117,7 +117,7 @@ def _backend(options: EngineOptions, topology: Topology) -> WorkerBackend:
         hosts = None if options.mesh_hosts is None else [host.strip() for host in options.mesh_hosts.split(",")]
         return RayWorkers(topology, serve, options.ray_address, hosts)
     divided = options.workers_per_mesh
-    processes = WorkerProcesses(topology, hosts=divided)
+    processes = WorkerProcesses(topology, per_mesh=divided)
     return processes if divided == 1 else Groups(processes, divided, lambda first: _free_address(), merge_found)
 
 
@@ -125,6 +125,13 @@ def _free_address() -> str:
     """Return an address of this machine that nobody listens at."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def _read(crew: Crew, worker: int, data: bytes) -> Found:
+    try:
+        return read_found(data)
+    except ValueError as error:
+        raise ValueError(f"{crew.backend.name(worker)} is of another version: {error}") from None
 
 
 def check_alike(crew: Crew, found: Sequence[Found]) -> None:
@@ -173,7 +180,10 @@ def _agree(
 
 def why_not(before: Found, data: bytes) -> str | None:
     """Return why a worker that was started again may not join: it is not as it was."""
-    now = read_found(data)
+    try:
+        now = read_found(data)
+    except ValueError as error:
+        return str(error)
     if now.files != before.files:
         return "the model's files have changed since the engine started: start the engine anew."
     if now.versions != before.versions:

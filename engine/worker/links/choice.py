@@ -31,11 +31,6 @@ class Links:
         """Take links, the fastest first, and the meshes of this machine, by number."""
         self._links, self._on_machine = {link.kind: link for link in links}, frozenset(on_machine)
 
-    @property
-    def kinds(self) -> list[str]:
-        """Return the kinds of links, the fastest first."""
-        return list(self._links)
-
     def towards(self, mesh: int) -> Link:
         """Choose the link for offers to a mesh of another worker.
 
@@ -99,7 +94,11 @@ def time_link(link: Link, device: jax.Device) -> float:
     def once() -> float:
         start = time.perf_counter()
         offer = link.offer([array])
-        jax.block_until_ready(link.fetch(offer, wanted, _SECONDS))
+        try:
+            jax.block_until_ready(link.fetch(offer, wanted, _SECONDS))
+        except BaseException:
+            link.withdraw(offer.uuid)
+            raise
         seconds = time.perf_counter() - start
         link.release(offer.uuid)
         return seconds

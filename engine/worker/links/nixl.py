@@ -74,8 +74,9 @@ class NixlLink:
         with self._lock:
             if not self._free:
                 raise LinkError(f"{_MOST_OFFERS} offers are held, which is the most that a link by NIXL has room for.")
+            registered = self._register(self._source, held)
             slot = self._free.pop()
-            self._offered[uuid] = held, self._register(self._source, held), slot
+            self._offered[uuid] = held, registered, slot
             self._stamps[slot] = uuid
             stamp = self._stamps.ctypes.data + 8 * slot
             where = f"{stamp}/{base64.b85encode(self._source.get_agent_metadata()).decode()}"

@@ -92,8 +92,8 @@ class TransferServerLink:
                 self._current = self._start()
                 self._servers.append(self._current)
             server = self._current
-            server.offered[uuid] = size
             server.server.await_pull(uuid, arrays)
+            server.offered[uuid] = size
         return KVOffer(KIND, uuid, server.server.address(), size, tuple(map(parcel_of, arrays)))
 
     def fetch(self, offer: KVOffer, wanted: Sequence[jax.ShapeDtypeStruct], timeout: float) -> list[jax.Array]:

@@ -1,10 +1,11 @@
 """The workers of one engine, as its driver keeps them: started, listened to, missed, ended and started again.
 
-A worker counts as lost when its backend says so, when it refuses to go on, or when nothing was heard of it for longer
-than `worker_timeout` on the driver's clock, or minutes while it starts, whatever else believes it alive: it is killed
-then, so that it cannot come back by itself. Beats go out from a thread that does nothing else, and a worker answers
-them on a thread that computes nothing. What was lost is started again after a while, loads what was agreed when the
-engine started, and serves under an epoch of its own; whatever an earlier epoch still sends is refused.
+A worker counts as lost when its backend says so, when it refuses to go on, when what it sends cannot be read, or when
+nothing was heard of it for longer than `worker_timeout` on the driver's clock, or minutes while it starts, whatever
+else believes it alive: it is killed then, so that it cannot come back by itself. Beats go out from a thread that does
+nothing else, and a worker answers them on a thread that computes nothing. What was lost is started again after a while,
+loads what was agreed when the engine started, and serves under an epoch of its own; whatever an earlier epoch still
+sends is refused.
 
 Invariant: for each epoch that has served, `lost` is called once before another serves. It knows no scheduler and no
 mesh: `remote_executor.py` does.
@@ -13,14 +14,13 @@ mesh: `remote_executor.py` does.
 import itertools
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from typing import Protocol
 
 from ...host.threads import EngineThread
 from ...protocol import wire
 from ...protocol.worker import (
+    UNTOLD,
     Alive,
     Beat,
     Checked,
@@ -34,26 +34,11 @@ from ...protocol.worker import (
     Serving,
     ToWorker,
     WorkerBackend,
-    WorkerHandle,
 )
+from .crew_member import CrewMember, Stage
 from .mask_programs import MaskPrograms
 
-MOST_TRIES = 5  # starts in a row that come to nothing, until a worker is given up
-_START_SECONDS = 180.0  # of silence while a worker starts: loading libraries and files may hold up all its threads
-FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0  # seconds before a worker is started again, each time twice as long
-_LONG_AGO = 60.0  # seconds after which a loss makes the next pause no longer
 _BEATS = 5  # in a `worker_timeout`
-
-
-class Stage(Enum):
-    """How far a worker has come."""
-
-    DOWN = "down"  # it waits to be started again
-    CHECKING = "checking"
-    CHECKED = "checked"
-    LOADING = "loading"
-    SERVING = "serving"
-    GIVEN_UP = "given up"
 
 
 class Listener(Protocol):
@@ -61,10 +46,6 @@ class Listener(Protocol):
 
     def heard(self, worker: int, message: FromWorker) -> None:
         """Take a message that is not the crew's own."""
-        ...
-
-    def unreadable(self, worker: int, why: str) -> None:
-        """Take in that something it sent could not be read."""
         ...
 
     def lost(self, worker: int, why: str) -> None:
@@ -80,25 +61,6 @@ class Listener(Protocol):
         ...
 
 
-@dataclass(eq=False)
-class _Member:
-    """One worker."""
-
-    index: int
-    place: Place
-    epoch: int = -1
-    handle: WorkerHandle | None = None
-    stage: Stage = Stage.DOWN
-    heard: float | None = None  # when something was heard of this epoch last; None: nothing yet
-    begun: float = 0.0  # when this epoch was started
-    due: float = 0.0  # when to start it again
-    found: bytes = b""  # what it has found when it checked
-    why: str | None = None  # why it does not serve
-    tries: int = 0  # starts in a row that came to nothing
-    losses: int = 0  # in the last minute or so
-    compiled: int = 0
-
-
 class Crew:
     """All workers of one engine."""
 
@@ -107,7 +69,7 @@ class Crew:
     ) -> None:
         """Start nobody yet; `asked` is what each worker is to check, `timeout` is in seconds."""
         self.backend, self._asked, self._clock, self._timeout = backend, asked, clock, timeout
-        self._members = [_Member(index, place) for index, place in enumerate(backend.places)]
+        self._members = [CrewMember(index, place) for index, place in enumerate(backend.places)]
         self._epochs, self._numbers = itertools.count(1), itertools.count(1)
         self._changed = threading.Condition(threading.RLock())
         self._agreed: bytes | None = None
@@ -166,9 +128,9 @@ class Crew:
         """Tell `listener` of all that happens from here on."""
         with self._changed:
             self._listener = listener
-            lost = [member for member in self._members if member.stage is not Stage.SERVING]
-        for member in lost:  # since they were loaded
-            listener.lost(member.index, member.why or "it has ended.")
+            for member in self._members:
+                if member.stage is not Stage.SERVING:  # lost since it was loaded
+                    listener.lost(member.index, member.why or "it has ended.")
 
     def _wait_for(self, stage: Stage) -> None:
         with self._changed:
@@ -211,6 +173,11 @@ class Crew:
         if handle is not None and member.epoch == message.epoch:
             handle.send(wire.encode(message))
 
+    def give_up_on(self, worker: int, epoch: int, why: str) -> None:
+        """End a worker that has sent what cannot be, and start it again: nobody knows what else it would have said, of
+        transfers from and to others too."""
+        self._end(self._members[worker], epoch, why)
+
     def close(self) -> None:
         """End all workers, and wait for their end. Calling it again does nothing."""
         with self._changed:
@@ -224,10 +191,9 @@ class Crew:
 
     # ---- one worker
 
-    def _start(self, member: _Member) -> None:
-        epoch = member.epoch = next(self._epochs)
-        member.stage, member.heard, member.begun = Stage.CHECKING, None, self._clock()
-        index = member.index
+    def _start(self, member: CrewMember) -> None:
+        index, epoch = member.index, next(self._epochs)
+        member.begin(epoch, self._clock())
         self._masks.forget(index)
         received, ended = partial(self._received, index, epoch), partial(self._ended, index, epoch)
         try:
@@ -237,7 +203,7 @@ class Crew:
             return
         self.send(index, Prepare(epoch, index, member.place, self._asked[index]))
 
-    def _load(self, member: _Member) -> None:
+    def _load(self, member: CrewMember) -> None:
         assert self._agreed is not None
         if member.stage is Stage.CHECKED:
             member.stage = Stage.LOADING
@@ -246,38 +212,36 @@ class Crew:
     def _received(self, worker: int, epoch: int, data: bytes) -> None:
         """Take in what a worker has sent, on a thread of the backend's."""
         member = self._members[worker]
-        if member.epoch != epoch or member.stage in (Stage.DOWN, Stage.GIVEN_UP):
+        if member.epoch != epoch or not member.is_there:
             return
         member.heard = self._clock()
         try:
             message = wire.decode_from_worker(data)
         except wire.WireError as error:
-            why = f"what {self.backend.name(worker)} sent could not be read: {error}"
-            if member.stage is Stage.SERVING and self._listener is not None:
-                self._listener.unreadable(worker, why)
-            else:
-                self._end(member, epoch, why)
+            self.give_up_on(worker, epoch, f"what it sent could not be read: {error}")
             return
-        if message.epoch == epoch:
-            self._take(member, message)
+        if message.epoch == epoch or (message.epoch == UNTOLD and isinstance(message, Refused)):
+            self._take(member, epoch, message)
 
-    def _take(self, member: _Member, message: FromWorker) -> None:
+    def _take(self, member: CrewMember, epoch: int, message: FromWorker) -> None:
         match message:
             case Alive(compiled=compiled):
                 member.compiled = compiled
             case Checked(found=found):
-                self._checked(member, found)
+                self._checked(member, epoch, found)
             case Serving():
-                self._serves(member)
+                self._serves(member, epoch)
             case MasksPrepared(why=why):
-                self._prepared(member, why)
-            case Refused(why=why, epoch=epoch):
+                self._prepared(member, epoch, why)
+            case Refused(why=why):
                 self._end(member, epoch, why)
             case _ if self._listener is not None:
                 self._listener.heard(member.index, message)
 
-    def _checked(self, member: _Member, found: bytes) -> None:
+    def _checked(self, member: CrewMember, epoch: int, found: bytes) -> None:
         with self._changed:
+            if not self._is_at(member, epoch, Stage.CHECKING):
+                return
             member.found, member.stage = found, Stage.CHECKED
             self._changed.notify_all()
             if self._agreed is None:  # the engine starts, and waits for all
@@ -285,53 +249,52 @@ class Crew:
             why = self._may_join(member.index, found)
             if why is None:
                 self._load(member)
-        if why is not None:
-            self._end(member, member.epoch, why)
+            else:
+                self._lose(member, why)
 
     def _ask_for_masks(self, worker: int) -> None:
         self.send(worker, PrepareMasks(self._members[worker].epoch))
 
-    def _prepared(self, member: _Member, why: str | None) -> None:
+    def _prepared(self, member: CrewMember, epoch: int, why: str | None) -> None:
         with self._changed:
-            self._masks.answered(member.index, why)
-        if member.stage is Stage.LOADING:  # it could have served but for these
-            if why is None:
-                self._serves(member)
-            else:
-                self._end(member, member.epoch, f"it could not compile what structured outputs need: {why}")
-
-    def _serves(self, member: _Member) -> None:
-        with self._changed:
-            if self._masks.lacks(member.index):
+            if member.epoch != epoch or not member.is_there:
                 return
-            member.stage, member.tries, member.why = Stage.SERVING, 0, None
+            self._masks.answered(member.index, why)
+            if member.stage is Stage.SERVING:
+                return
+            if why is None:  # it could have served but for these
+                self._serves(member, epoch)
+            else:
+                self._lose(member, f"it could not compile what structured outputs need: {why}")
+
+    def _serves(self, member: CrewMember, epoch: int) -> None:
+        with self._changed:
+            if not self._is_at(member, epoch, Stage.LOADING) or self._masks.lacks(member.index):
+                return
+            member.serve()
             self._changed.notify_all()
             if self._listener is not None:  # within the lock, so that no loss comes before it
                 self._listener.joined(member.index, member.epoch)
+
+    def _is_at(self, member: CrewMember, epoch: int, stage: Stage) -> bool:
+        """Return whether a worker is where it must be to say what it says: it may have been lost a moment before."""
+        return member.epoch == epoch and member.stage is stage and not self._is_closed
 
     def _ended(self, worker: int, epoch: int, why: str) -> None:
         """Take in that a worker has died."""
         self._end(self._members[worker], epoch, why)
 
-    def _end(self, member: _Member, epoch: int, why: str) -> None:
+    def _end(self, member: CrewMember, epoch: int, why: str) -> None:
         with self._changed:
-            if member.epoch != epoch or member.stage in (Stage.DOWN, Stage.GIVEN_UP) or self._is_closed:
-                return
-            self._lose(member, why)
+            if member.epoch == epoch and member.is_there and not self._is_closed:
+                self._lose(member, why)
 
-    def _lose(self, member: _Member, why: str) -> None:
+    def _lose(self, member: CrewMember, why: str) -> None:
         """Kill what is left of a worker, and have it started again later unless that has come to nothing too often."""
-        handle, member.handle = member.handle, None
         had_served = member.stage is Stage.SERVING
-        member.stage, member.why = Stage.DOWN, why
-        member.tries += not had_served
-        member.losses += 1
-        pause = min(FIRST_PAUSE * 2 ** (member.losses - 1), _LONGEST_PAUSE)
-        member.due = self._clock() + pause
+        handle = member.lose(why, self._clock())
         if handle is not None:
             handle.kill()
-        if member.tries >= MOST_TRIES:
-            member.stage = Stage.GIVEN_UP
         self._changed.notify_all()
         listener = self._listener
         if listener is not None and had_served:
@@ -363,7 +326,7 @@ class Crew:
             return []
         return [max(0.0, m.due - self._clock()) for m in self._members if m.stage is Stage.DOWN]
 
-    def _look(self, member: _Member, now: float, *, was_asleep: bool) -> None:
+    def _look(self, member: CrewMember, now: float, *, was_asleep: bool) -> None:
         if member.stage is Stage.GIVEN_UP:
             return
         if member.stage is Stage.DOWN:
@@ -372,11 +335,9 @@ class Crew:
             return
         if was_asleep and member.heard is not None:
             member.heard = now
-        silent = now - (member.begun if member.heard is None else member.heard)
-        most = self._timeout if member.stage is Stage.SERVING else max(_START_SECONDS, self._timeout)
-        if silent > most:
+        silent = member.silence(now)
+        if silent > member.may_be_silent(self._timeout):
             self._lose(member, f"{self.backend.name(member.index)} was silent for {silent:.1f} s.")
             return
-        if member.stage is Stage.SERVING and now - member.begun > _LONG_AGO:
-            member.losses = 0
+        member.forgive(now)
         self.send(member.index, Beat(member.epoch, next(self._numbers)))

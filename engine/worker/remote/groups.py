@@ -2,7 +2,7 @@
 
 What the driver sends goes to every member of a group, in the same order, so that all run the same programs; what they
 have found, that they serve and that they are alive goes to the driver when it holds for all of them, and results are
-the first member's, which alone posts them (`group_posts.py`). Invariant: members have one fate. Where one ends, refuses
+the first member's, which alone posts them (`outbox.py`). Invariant: members have one fate. Where one ends, refuses
 or is silent the whole group is lost, and all of it is started again together, to meet at an address of its own. Other
 workers know nothing of it.
 
@@ -175,7 +175,11 @@ class _Group:
             if rank == 0 or kind == Refused.__name__ or kind is None:
                 self._received(data)
             return
-        message = wire.decode_from_worker(data)
+        try:
+            message = wire.decode_from_worker(data)
+        except wire.WireError:
+            self._received(data)  # the driver says so
+            return
         if message.epoch == self._epoch and (joined := self._join(rank, message)) is not None:
             self._received(wire.encode(joined))
 

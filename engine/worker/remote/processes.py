@@ -20,8 +20,6 @@ from itertools import pairwise
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
-import jax
-
 from ...host.threads import EngineThread
 from ...protocol.worker import Place, WorkerHandle
 from ...topology import Topology
@@ -33,19 +31,19 @@ _MAIN = "import sys; sys.path[:] = sys.argv[2:]; from {module} import main; main
 class WorkerProcesses:
     """The worker processes of one engine; a `WorkerBackend` (`protocol/worker.py`)."""
 
-    def __init__(self, topology: Topology, count: int | None = None, hosts: int = 1) -> None:
+    def __init__(self, topology: Topology, count: int | None = None, per_mesh: int = 1) -> None:
         """Start none yet.
 
         The meshes are divided, in order, over `count` processes; None: one for each mesh. Or each mesh is divided over
-        `hosts` processes, which follow each other.
+        `per_mesh` processes, which follow each other.
         """
         meshes = range(len(topology.meshes))
         count = len(meshes) if count is None else count
         cuts = [len(meshes) * index // count for index in range(count + 1)]
         self.places: Sequence[Place] = [
-            Place(tuple(meshes[first:stop]), tuple(meshes)) for first, stop in pairwise(cuts) for _ in range(hosts)
+            Place(tuple(meshes[first:stop]), tuple(meshes)) for first, stop in pairwise(cuts) for _ in range(per_mesh)
         ]
-        self._hosts = hosts
+        self._per_mesh = per_mesh
         self._devices = [spec.tp for spec in topology.meshes]
         self._processes: dict[int, _Process] = {}  # by worker, the one that was started last
         self._ended: list[_Process] = []  # those before, until their end is seen
@@ -79,9 +77,11 @@ class WorkerProcesses:
 
     def environment(self, worker: int) -> dict[str, str]:
         """Return the environment of a worker's process: the driver's, with the GPUs of its meshes alone."""
+        import jax  # which a worker, that takes `DriverConnection` from here, imports when its reader runs
+
         meshes = self.places[worker].meshes
-        count = sum(self._devices[mesh] for mesh in meshes) // self._hosts
-        first = sum(self._devices[: meshes[0]]) + worker % self._hosts * count
+        count = sum(self._devices[mesh] for mesh in meshes) // self._per_mesh
+        first = sum(self._devices[: meshes[0]]) + worker % self._per_mesh * count
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         visible = [str(index) for index in range(first + count)] if given is None else given.split(",")
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(visible[first : first + count])}

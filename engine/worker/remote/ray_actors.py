@@ -12,7 +12,6 @@ Relies on the extra `ray`; it is imported when workers are made.
 """
 
 import itertools
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,9 +24,10 @@ from ...host.extras import need
 from ...host.threads import EngineThread
 from ...protocol.worker import DriverEnd, Place, WorkerHandle
 from ...topology import Topology
+from .ray_cluster import first_line, hosts_of, join, parts_of, reserve, wants_of
 
-_PLACE_SECONDS = 60.0  # until a placement group is there
 _END_SECONDS = 10.0  # until a killed actor is seen to have ended
+MOST_BYTES = 32 << 20  # after which a call to an actor takes no further message
 _WAITING_CALLS = 2  # of `WorkerActor.take`
 _THREADS = 4  # of an actor: those calls, one that brings messages, and one to spare
 
@@ -57,22 +57,23 @@ class RayWorkers:
         """
         self._ray = ray = need("ray", "ray", "workers='ray'")
         self._serve = serve
-        parts = _parts(topology, mesh_hosts)
+        parts = parts_of(topology, mesh_hosts)
         devices = [sum(topology.meshes[mesh].tp for mesh in meshes) for meshes in parts.values()]
-        self._has_started = _join(ray, address, sum(devices))
+        self._group: Any = None
+        self._has_started = join(ray, address, sum(devices))
         try:
-            self._wants = _wants(ray, devices, list(parts) if mesh_hosts else None)
-            self._group = _reserve(ray, self._wants)
+            self._wants = wants_of(ray, devices, list(parts) if mesh_hosts else None)
+            self._group = reserve(ray, self._wants)
+            self._hosts = hosts_of(ray, self._group)
         except BaseException:
             self._leave()
             raise
-        self._hosts = _hosts_of(ray, self._group)
         where = list(zip(parts.values(), self._hosts, strict=True))
         self.places: Sequence[Place] = [
             Place(own, tuple(mesh for others, there in where if there == here for mesh in others))
             for own, here in where
         ]
-        self._actors: list[_Actor] = []
+        self._actors: list[Actor] = []
 
     def name(self, worker: int) -> str:
         """Name a worker by where it is."""
@@ -90,7 +91,7 @@ class RayWorkers:
             num_cpus=want.get("CPU", 0), num_gpus=want.get("GPU", 0), scheduling_strategy=where,
             max_restarts=0, max_task_retries=0, max_concurrency=_THREADS,
         )  # fmt: skip
-        actor = _Actor(self._ray, made.remote(worker, self._serve), received, ended)
+        actor = Actor(self._ray, made.remote(worker, self._serve), received, ended)
         self._actors = [one for one in self._actors if one.is_alive] + [actor]
         return actor
 
@@ -100,16 +101,17 @@ class RayWorkers:
             actor.kill()
         for actor in self._actors:
             actor.join()
-        with suppress(Exception):  # where the cluster is gone, so is all of this
-            self._ray.util.remove_placement_group(self._group)
         self._leave()
 
     def _leave(self) -> None:
+        if self._group is not None:
+            with suppress(Exception):  # where the cluster is gone, so is all of this
+                self._ray.util.remove_placement_group(self._group)
         if self._has_started:
             self._ray.shutdown()
 
 
-class _Actor:
+class Actor:
     """One actor; a `WorkerHandle`."""
 
     def __init__(self, ray: Any, actor: Any, received: Callable[[bytes], None], ended: Callable[[str], None]) -> None:
@@ -145,9 +147,10 @@ class _Actor:
         """Bring what has gathered, call by call, and at the end have it killed: Ray may take its time over both."""
         first = 0
         while (data := self._queue.get()) is not None:
-            messages = [data]
-            while not self._queue.empty() and (more := self._queue.get()) is not None:
+            messages, size = [data], len(data)
+            while size < MOST_BYTES and not self._queue.empty() and (more := self._queue.get()) is not None:
                 messages.append(more)
+                size += len(more)
             if self._killed.is_set():
                 break
             self._bring(first, messages)
@@ -246,100 +249,9 @@ class Ordered:
                 self.take(message)
 
 
-def _parts(topology: Topology, mesh_hosts: Sequence[str] | None) -> dict[Any, tuple[int, ...]]:
-    """Divide the meshes over workers: by host, or each its own."""
-    meshes = range(len(topology.meshes))
-    if mesh_hosts is None:
-        return {mesh: (mesh,) for mesh in meshes}
-    if len(mesh_hosts) != len(meshes):
-        raise ValueError(
-            f"mesh_hosts names {len(mesh_hosts)} hosts and topology {topology} has {len(meshes)} meshes: name one for "
-            "each mesh, in order."
-        )
-    return {host: tuple(mesh for mesh in meshes if mesh_hosts[mesh] == host) for host in dict.fromkeys(mesh_hosts)}
-
-
-def _join(ray: Any, address: str | None, devices: int) -> bool:
-    """Join a cluster; return whether it was started here, and has to be ended."""
-    if ray.is_initialized():
-        return False
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-    if address is None:
-        # Of a cluster of this machine alone the CPUs are only counted, and a device may share one. Ray would run its
-        # workers behind whatever else the machine does.
-        cpus = max(devices, os.cpu_count() or 1)
-        quiet |= {"num_cpus": cpus, "include_dashboard": False, "_system_config": {"worker_niceness": 0}}
-    try:
-        ray.init(address=address or "local", **quiet)
-    except Exception as error:
-        where = "on this machine" if address is None else f"at {address}"
-        raise ValueError(f"Ray {ray.__version__} does not start or join a cluster {where}: {_first(error)}") from None
-    return True
-
-
-def _wants(ray: Any, devices: Sequence[int], hosts: Sequence[str] | None) -> list[dict[str, float]]:
-    """Say what each worker needs of Ray's resources, and refuse more than the cluster has."""
-    there = ray.cluster_resources()
-    has_gpus = there.get("GPU", 0) > 0
-    wants = [{"CPU": 1.0, "GPU": float(n)} if has_gpus else {"CPU": float(n)} for n in devices]
-    for kind in ("GPU", "CPU"):
-        asked = sum(want.get(kind, 0) for want in wants)
-        if asked > there.get(kind, 0):
-            raise ValueError(
-                f"the meshes need {asked:g} {kind}s and the Ray cluster has {there.get(kind, 0):g}: use fewer or "
-                "smaller meshes, or add nodes."
-            )
-    if hosts is not None:
-        for want, host in zip(wants, hosts, strict=True):
-            want[f"node:{_address_of(ray, host)}"] = 0.001
-    return wants
-
-
-def _address_of(ray: Any, host: str) -> str:
-    """Find a host of the cluster by its address or name."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    for node in alive:
-        if host in (node["NodeManagerAddress"], node["NodeManagerHostname"], node.get("NodeName")):
-            return str(node["NodeManagerAddress"])
-    there = ", ".join(sorted(f"{node['NodeManagerAddress']} ({node['NodeManagerHostname']})" for node in alive))
-    raise ValueError(f"mesh_hosts names {host!r}, which is no node of the Ray cluster: there are {there}.")
-
-
-def _reserve(ray: Any, wants: Sequence[dict[str, float]]) -> Any:
-    """Reserve what each worker needs, all or nothing."""
-    from ray.util.placement_group import placement_group, remove_placement_group
-
-    group = placement_group(list(wants), strategy="PACK")
-    if group.wait(_PLACE_SECONDS):
-        return group
-    remove_placement_group(group)
-    free = {kind: value for kind, value in ray.available_resources().items() if kind in ("CPU", "GPU")}
-    asked = "; ".join(", ".join(f"{value:g} {kind}" for kind, value in want.items()) for want in wants)
-    left = ", ".join(f"{value:g} {kind}" for kind, value in free.items()) or "none"
-    raise ValueError(
-        f"the Ray cluster has no room for the meshes within {_PLACE_SECONDS:g} s: they need, worker by worker, "
-        f"{asked}; free are {left}: wait for others to end, or add nodes."
-    )
-
-
-def _hosts_of(ray: Any, group: Any) -> list[str]:
-    """Find the address of each worker's host."""
-    from ray.util.placement_group import placement_group_table
-
-    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-    placed = placement_group_table(group)["bundles_to_node_id"]
-    return [addresses[placed[index]] for index in range(len(placed))]
-
-
-def _first(error: BaseException) -> str:
-    """Return what an error says, its first line as a sentence."""
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return line if line.endswith(".") else f"{line}."
-
-
 def _how(error: Exception) -> str:
     """Say in a sentence how an actor has ended."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception):
-        return _first(cause)
-    return f"its actor is gone: {_first(error)}"
+        return first_line(cause)
+    return f"its actor is gone: {first_line(error)}"

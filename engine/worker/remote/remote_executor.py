@@ -24,7 +24,8 @@ from ...protocol.events import MeshJoined, TransferFailed, TransferReady
 from ...protocol.results import Completion, MeshLost, Traffic
 from ...protocol.worker import FromWorker, NewParams, Offered, Posted, Turn
 from .commands import mesh_of
-from .crew import Crew, Stage
+from .crew import Crew
+from .crew_member import Stage
 from .transfers import Transfers
 from .worker_loop import as_message
 
@@ -174,11 +175,6 @@ class RemoteExecutor:
                 if failed is not None:
                     self._post(TransferFailed(self._clock(), number, failed))
 
-    def unreadable(self, worker: int, why: str) -> None:
-        """Take in that something a worker sent could not be read: what its meshes did is not known."""
-        for mesh in self.crew.places[worker].meshes:
-            self._post(MeshLost(self._clock(), mesh, why))
-
     def lost(self, worker: int, why: str) -> None:
         """Take in that a worker is gone, with all that it had and all that was on its way to it."""
         meshes, t = self.crew.places[worker].meshes, self._clock()
@@ -223,7 +219,7 @@ class RemoteExecutor:
             if isinstance(completion, TransferReady | TransferFailed):
                 self._transfer_ended(replace(completion, t=t))
             elif completion.mesh not in meshes:
-                self.unreadable(worker, f"worker {worker} spoke for mesh {completion.mesh}.")
+                self.crew.give_up_on(worker, message.epoch, f"it spoke for mesh {completion.mesh}.")
             else:
                 self._post(replace(completion, t=t))
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from ...protocol.actions import DropTransfer, StartTransfer
 from ...protocol.offers import KVOffer
 from ...protocol.worker import Fetch, Turn, Withdraw
-from .crew import Crew, Stage
+from .crew import Crew
+from .crew_member import Stage
 
 
 @dataclass(eq=False)

@@ -21,7 +21,7 @@ from ...protocol.worker import Fetch, Member
 from ..jax_settings import own_settings
 from ..kv_transfer import Route, Staging, abstract_staging, plan, staged_pages
 from ..links.choice import Links
-from ..links.link import Link
+from ..links.link import Link, LinkError
 from ..links.parcels import ALONE, fetch_parts, for_member, offer_of_member, offer_staging
 from ..local_executor import LocalExecutor, Staged
 from ..mesh_worker import MeshWorker
@@ -80,7 +80,7 @@ class WorkerExecutor(LocalExecutor):
 
     def fetch(self, message: Fetch) -> None:
         """Begin to fetch what another worker offers."""
-        fetching = self._fetching[message.transfer] = _Fetching(message)
+        fetching = _Fetching(message)
         here = self._mesh(message.destination).plan
         tp, pages = self._tp_of(message.source), staged_pages(here.config, message.bucket)
         route = plan(here.model.num_kv_heads, tp, here.mesh.size)
@@ -90,6 +90,8 @@ class WorkerExecutor(LocalExecutor):
         def fetch() -> None:
             staging, why = None, ""
             try:
+                if fetching.is_dropped:  # so that what follows a source that was lost does not wait for it
+                    raise LinkError("nobody needs it any more.")
                 link, offer, member = links.of(message.offer.link), message.offer, self._member
                 parts = [(ALONE, offer)] if member is None else for_member(offer, route, member)
                 staging = fetch_parts(link, parts, expected, here.mesh, route, FETCH_SECONDS)
@@ -100,6 +102,7 @@ class WorkerExecutor(LocalExecutor):
 
         if message.source not in self._fetchers:
             self._fetchers[message.source] = _Fetcher(f"twinmesh-fetch-{message.source}")
+        self._fetching[message.transfer] = fetching
         self._fetchers[message.source].do(fetch)
 
     def let_go(self, transfer: int, *, was_fetched: bool) -> None:
@@ -109,16 +112,6 @@ class WorkerExecutor(LocalExecutor):
         for uuid in uuids:
             assert link is not None
             (link.release if was_fetched else link.withdraw)(uuid)
-
-    @property
-    def numbers(self) -> list[int]:
-        """Return the numbers of the meshes here."""
-        return list(self._place)
-
-    @property
-    def num_held(self) -> int:
-        """Return of how many transfers offers are held for others."""
-        return len(self._held)
 
     def close(self) -> None:
         """Wait for what is in flight, join the threads and let go of every array and link."""

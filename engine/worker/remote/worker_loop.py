@@ -78,8 +78,8 @@ class WorkerLoop:
                 self._executor.replace_params({path: as_array(array) for path, array in params.items()})
             case PrepareMasks(epoch=epoch) if epoch == self._epoch:
                 EngineThread(target=self._prepare, name="twinmesh-compile-masks", daemon=True).start()
-            case wire.WireError():
-                self._lose_all(f"this worker could not read what it was sent: {work}")
+            case wire.WireError():  # nobody knows what was to be done, for transfers of others too
+                raise EngineError(f"it could not read what it was sent: {work}")
             case _ if callable(work):
                 work()
 
@@ -103,17 +103,13 @@ class WorkerLoop:
     def _failed(self, command: Command, mesh: int | None, why: str) -> None:
         if isinstance(command, StartTransfer):
             self._outbox.post(TransferFailed(self._clock(), command.transfer, why))
+        elif isinstance(command, ResetMesh):  # to be asked for it again and again would be no way out
+            raise EngineError(f"it could not make the KV pool of mesh {mesh} anew: {why}.")
         elif mesh is not None:
             self._lost.add(mesh)
             self._outbox.post(MeshLost(self._clock(), mesh, why))
         else:
             raise RuntimeError(why)
-
-    def _lose_all(self, why: str) -> None:
-        """Give all meshes up until they are reset: nobody knows what was to be done."""
-        for mesh in self._executor.numbers:
-            self._lost.add(mesh)
-            self._outbox.post(MeshLost(self._clock(), mesh, why))
 
     def _prepare(self) -> None:
         """Compile what masks need, beside the steps, and say so."""

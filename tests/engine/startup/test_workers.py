@@ -1,16 +1,27 @@
 """What a driver makes of what its workers have found: refusals before anything loads, and the least that all can do."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
 from helpers.core_engine import greedy
 from helpers.workers import OPTIONS
 from twinmesh import LLM
-from twinmesh.engine.config import EngineConfig
+from twinmesh.engine.config import EngineConfig, GpuShare
 from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.protocol.service import SLO
-from twinmesh.engine.startup.worker_part import Found, asked_options, files_stamp, read_options, to_bytes, versions
+from twinmesh.engine.startup.worker_part import (
+    Asked,
+    Found,
+    asked_options,
+    files_stamp,
+    read_found,
+    read_options,
+    to_bytes,
+    versions,
+)
 from twinmesh.engine.startup.workers import check_alike, why_not, why_over
 from twinmesh.engine.topology import Topology
 from twinmesh.engine.worker.remote.processes import WorkerProcesses
@@ -82,6 +93,13 @@ def test_a_worker_that_is_not_as_it_was_may_not_join(other, says):
     assert why_not(FOUND, to_bytes(other)) == says
 
 
+def test_what_was_found_by_another_version_is_refused_in_a_sentence():
+    says = r"^what it has found cannot be read here \(.*\): install the same version of Twinmesh everywhere\.$"
+    with pytest.raises(ValueError, match=says):
+        read_found(msgspec.msgpack.encode({"versions": {}}))
+    assert re.match(says, why_not(FOUND, b""))
+
+
 def test_new_weights_change_the_stamp_of_a_model_and_other_files_do_not(tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text("before")
@@ -106,6 +124,18 @@ def test_options_cross_but_those_that_are_the_drivers():
     )
     again = read_options(asked_options(EngineOptions("m", workers="processes", seed=3, progress=True, **given)))
     assert again == EngineOptions("m", **given)
+
+
+def test_a_share_of_gpus_crosses_as_what_it_is_and_folders_stay():
+    given = EngineOptions("m", workers="processes", memory_fraction=GpuShare(0.5), profile_dir=Path("traces"))
+    again = read_options(msgspec.msgpack.decode(to_bytes(asked_options(given)), type=Asked))
+    assert isinstance(again.memory_fraction, GpuShare)
+    assert again == EngineOptions("m", memory_fraction=0.5)
+
+
+def test_what_is_no_plain_data_is_refused_by_its_name():
+    with pytest.raises(ValueError, match=r"^hf_overrides=\{.*\} cannot be sent to workers \(.*\): use plain numbers"):
+        asked_options(EngineOptions("m", workers="processes", hf_overrides={"rope_theta": object()}))
 
 
 def test_each_process_sees_the_gpus_of_its_own_meshes(monkeypatch):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from helpers.link_process import LinkProcess
 from helpers.staged import mesh_on, staged
+from twinmesh.engine.protocol.offers import KVOffer
+from twinmesh.engine.worker.links.choice import time_link
 from twinmesh.engine.worker.links.link import LinkError
 from twinmesh.engine.worker.links.parcels import offer_staging
 from twinmesh.engine.worker.links.shared_memory import SharedMemoryLink
@@ -181,6 +183,31 @@ def test_aborted_offers_leave_memory_and_live_arrays_flat(kind, count, other):
     (early, files), (late, more_files) = aborted(kind, other, count)
     assert late - early < 64 << 20  # held, they would be 0.2 GB of 50, and 4 GB of 1,000
     assert more_files - files < 40  # of a server those that are being closed remain for a moment
+
+
+class Broken:
+    """A link that cannot fetch."""
+
+    kind = "broken"
+
+    def __init__(self):
+        self.offers, self.withdrawn = iter(range(1, 9)), []
+
+    def offer(self, arrays):
+        return KVOffer(self.kind, next(self.offers), "", 0, ())
+
+    def fetch(self, offer, wanted, timeout):
+        raise LinkError("nothing comes.")
+
+    def withdraw(self, uuid):
+        self.withdrawn.append(uuid)
+
+
+def test_a_link_that_does_not_work_here_comes_last_and_holds_nothing():
+    link = Broken()
+    with pytest.warns(UserWarning, match=r"a link by broken does not work here: nothing comes\."):
+        assert time_link(link, jax.devices()[0]) == float("inf")
+    assert link.withdrawn == [1]
 
 
 def test_a_server_with_withdrawn_offers_still_serves_those_that_are_not(other):

@@ -3,6 +3,7 @@
 Workers of the backend answer within the call that sends to them. No clock runs but where one is to be missed.
 """
 
+import re
 import threading
 from collections import deque
 
@@ -26,6 +27,7 @@ from twinmesh.engine.protocol.offers import KVOffer
 from twinmesh.engine.protocol.results import MeshLost, StepFailed
 from twinmesh.engine.protocol.sampling_plan import SamplingPlan
 from twinmesh.engine.protocol.worker import (
+    UNTOLD,
     Alive,
     Beat,
     Checked,
@@ -43,8 +45,9 @@ from twinmesh.engine.protocol.worker import (
     Turn,
     Withdraw,
 )
-from twinmesh.engine.worker.remote import crew as crew_module
-from twinmesh.engine.worker.remote.crew import MOST_TRIES, Crew, Stage
+from twinmesh.engine.worker.remote import crew_member
+from twinmesh.engine.worker.remote.crew import Crew
+from twinmesh.engine.worker.remote.crew_member import MOST_TRIES, Stage
 from twinmesh.engine.worker.remote.remote_executor import RemoteExecutor
 
 LONG = 60.0
@@ -71,7 +74,7 @@ class FakeWorker:
         if isinstance(message, Prepare):
             self.say(self.plan.get("check", lambda epoch: Checked(epoch, b"found"))(self.epoch))
         elif isinstance(message, Load):
-            self.say(Serving(self.epoch))
+            self.say(self.plan.get("load", Serving)(self.epoch))
         elif isinstance(message, PrepareMasks) and (answer := self.plan.get("masks", MasksPrepared)) is not None:
             self.say(answer(self.epoch))
 
@@ -169,7 +172,7 @@ class Running:
 
 @pytest.fixture
 def running(monkeypatch):
-    monkeypatch.setattr(crew_module, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(crew_member, "FIRST_PAUSE", 0.0)
     made = []
 
     def make(**options):
@@ -193,8 +196,10 @@ def accept(id_):
 # ---- the start
 
 
-def test_a_worker_that_refuses_ends_the_start_in_a_sentence_that_names_it():
-    refuses = {"check": lambda epoch: Refused(epoch, "/models/tiny does not exist: fetch it there.")}
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_worker_that_refuses_ends_the_start_in_a_sentence_that_names_it(is_told):
+    why = "/models/tiny does not exist: fetch it there."
+    refuses = {"check": lambda epoch: Refused(epoch if is_told else UNTOLD, why)}
     crew = Crew(FakeBackend(({}, refuses)), [b""] * 2, lambda: 0.0, LONG)
     with pytest.raises(ValueError, match=r"^worker 1 cannot serve: /models/tiny does not exist: fetch it there\.$"):
         crew.check()
@@ -270,15 +275,43 @@ def test_what_an_earlier_epoch_sends_late_is_refused(running):
     assert not any(isinstance(message, StepFailed) for message in one.inbox.messages)
 
 
-def test_what_cannot_be_read_costs_the_meshes_of_its_worker_and_not_the_worker(running):
+@pytest.mark.parametrize(
+    ("sent", "why"),
+    [
+        (lambda epoch: b"\x09nonsense", "what it sent could not be read: .* is of version 9"),
+        (lambda epoch: wire.encode(Posted(epoch, 0.0, (StepFailed(0.0, 0, 3, "boom"),))), "it spoke for mesh 0"),
+    ],
+)
+def test_a_worker_that_sends_what_cannot_be_is_ended_and_leaves_no_transfer_behind(running, sent, why):
     one = running()
-    one.second.say_bytes(b"\x09nonsense")
+    begin(one)
+    one.first.say(Offered(one.first.epoch, 8, OFFER))
+    one.second.say_bytes(sent(one.second.epoch))
     lost = one.inbox.wait_for(MeshLost)
-    assert (lost.mesh, lost.is_gone) == (1, False)
-    assert "is of version 9" in lost.reason
-    one.second.say(Posted(one.second.epoch, 0.0, (StepFailed(0.0, 0, 3, "boom"),)))
-    assert one.inbox.wait_for(MeshLost).reason == "worker 1 spoke for mesh 0."
-    assert one.crew.stage(1) is Stage.SERVING
+    assert (lost.mesh, lost.is_gone) == (1, True)
+    assert re.match(f"worker 1 of mesh 1 was lost: {why}", lost.reason)
+    assert one.second.is_dead
+    assert one.inbox.wait_for(TransferFailed).transfer == 8
+    assert one.first.of(Withdraw)
+    assert not one.executor.num_staged
+    assert one.crew.wait_until_it_serves(1, one.second.epoch, LONG)
+
+
+def test_a_worker_that_says_twice_that_it_serves_joins_once(running):
+    one = running()
+    one.backend.plans[1] = {"load": lambda epoch: Alive(epoch, 0)}
+    one.second.die()
+    one.backend.wait_for_start(1, 2)
+    slow = one.backend.last(1)
+    with slow.asked:
+        assert slow.asked.wait_for(lambda: slow.of(Load), LONG)
+    assert not any(isinstance(message, MeshJoined) for message in one.inbox.messages)
+    slow.say(Checked(slow.epoch, b"found"))  # once more
+    assert one.crew.stage(1) is Stage.LOADING
+    slow.say(Serving(slow.epoch))
+    slow.say(Serving(slow.epoch))
+    assert one.inbox.wait_for(MeshJoined).mesh == 1
+    assert not any(isinstance(message, MeshJoined) for message in one.inbox.messages)
 
 
 def test_a_worker_that_is_silent_is_killed_and_replaced_and_one_that_answers_is_not():

@@ -177,12 +177,16 @@ def test_every_start_of_a_group_meets_at_another_address():
     assert backend.started[0].sent[0].member.coordinator == "host0:5001"
 
 
+DAMAGED = wire.encode(Serving(7)).replace(b"epoch", b"epic!")
+
+
 @pytest.mark.parametrize("member", [0, 1])
-def test_what_is_no_message_goes_to_the_driver_which_says_so(member):
+@pytest.mark.parametrize("data", [b"\x01no message", DAMAGED])
+def test_what_is_no_message_goes_to_the_driver_which_says_so(member, data):
     backend, heard = FakeBackend(), []
     Driver(backend).groups.start(1, 7, heard.append, heard.append)
-    backend.started[2 + member].receive(b"\x01no message")
-    assert heard == [b"\x01no message"]
+    backend.started[2 + member].receive(data)
+    assert heard == [data]
 
 
 def offer(uuid):

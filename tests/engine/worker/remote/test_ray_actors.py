@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from twinmesh import LLM, SamplingParams
@@ -16,9 +18,12 @@ from twinmesh.engine.host import extras
 from twinmesh.engine.options import EngineOptions
 from twinmesh.engine.startup.worker_main import serve
 from twinmesh.engine.topology import Topology
-from twinmesh.engine.worker.remote.ray_actors import Ordered, RayWorkers
+from twinmesh.engine.worker.remote import ray_actors
+from twinmesh.engine.worker.remote.ray_actors import Actor, Ordered, RayWorkers
+from twinmesh.engine.worker.remote.ray_cluster import join, reserve
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
+LONG, GROUPS = 60.0, "ray.util.placement_group"
 PROMPTS, GREEDY = ["hello world", "abc", "the quick brown fox"], SamplingParams(max_tokens=24, temperature=0.0)
 
 
@@ -38,6 +43,66 @@ def test_ray_that_is_not_installed_names_the_extra(monkeypatch):
     monkeypatch.setattr(extras, "import_module", missing)
     with pytest.raises(ValueError, match=r"^workers='ray' needs the package of the extra 'ray': pip install"):
         RayWorkers(Topology.parse("prefill=1,decode=1"), serve)
+
+
+class FakeActor:
+    """An actor and the Ray that it is of: calls of `put` wait until `go` is set, answers until it was killed."""
+
+    def __init__(self):
+        self.calls, self.began, self.go, self.dead = [], threading.Semaphore(0), threading.Event(), threading.Event()
+        self.put, self.take = SimpleNamespace(remote=self._put), SimpleNamespace(remote=lambda number: number)
+
+    def _put(self, first, messages):
+        self.calls.append((first, messages))
+        self.began.release()
+        assert self.go.wait(LONG)
+
+    def get(self, answer):
+        assert self.dead.wait(LONG)
+        raise RuntimeError("it was killed")
+
+    def kill(self, actor, no_restart):
+        self.dead.set()
+
+
+def test_what_has_gathered_goes_in_calls_of_bounded_size(monkeypatch):
+    monkeypatch.setattr(ray_actors, "MOST_BYTES", 10)
+    fake, ends = FakeActor(), []
+    actor = Actor(fake, fake, lambda data: None, ends.append)
+    actor.send(b"beat")
+    assert fake.began.acquire(timeout=LONG)
+    sent = [bytes([number]) * 6 for number in range(5)]
+    for data in sent:
+        actor.send(data)
+    actor.send(b"last")
+    fake.go.set()
+    assert all(fake.began.acquire(timeout=LONG) for _ in range(3))
+    actor.kill()
+    actor.join()
+    assert [first for first, _ in fake.calls] == [0, 1, 3, 5]
+    assert [data for _, messages in fake.calls for data in messages] == [b"beat", *sent, b"last"]
+    assert ends == ["its actor is gone: it was killed."]
+
+
+def test_what_was_reserved_is_given_back_where_the_wait_for_it_is_interrupted(monkeypatch):
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    group, removed = SimpleNamespace(wait=interrupted), []
+    groups = SimpleNamespace(placement_group=lambda wants, strategy: group, remove_placement_group=removed.append)
+    for name, module in (("ray", SimpleNamespace()), ("ray.util", SimpleNamespace()), (GROUPS, groups)):
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(KeyboardInterrupt):
+        reserve(None, [{"CPU": 1.0}])
+    assert removed == [group]
+
+
+def test_a_process_that_is_in_another_cluster_is_refused():
+    here = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    ray = SimpleNamespace(is_initialized=lambda: True, get_runtime_context=lambda: here)
+    assert [join(ray, address, 1) for address in (None, "auto", "10.0.0.1:6379")] == [False] * 3
+    with pytest.raises(ValueError, match=r"^ray_address names 10\.0\.0\.2:6379, and this process has joined .* at 10"):
+        join(ray, "10.0.0.2:6379", 1)
 
 
 @pytest.mark.parametrize("name", ["ray_address", "mesh_hosts"])

@@ -1,5 +1,6 @@
 """What a worker performs of what it is sent, and what it says where something raises or cannot be read."""
 
+import threading
 from queue import SimpleQueue
 
 import numpy as np
@@ -9,7 +10,7 @@ from twinmesh.engine.protocol import wire
 from twinmesh.engine.protocol.actions import Decode, DropTransfer, Finish, ResetMesh, Scatter, StartTransfer
 from twinmesh.engine.protocol.events import TransferFailed
 from twinmesh.engine.protocol.results import MeshLost, StepFailed
-from twinmesh.engine.protocol.worker import NewParams, Refused, Turn
+from twinmesh.engine.protocol.worker import MasksPrepared, NewParams, PrepareMasks, Refused, Turn
 from twinmesh.engine.worker.remote.outbox import Outbox
 from twinmesh.engine.worker.remote.worker_loop import WorkerLoop, as_message
 
@@ -20,8 +21,6 @@ SEND, TAKE = StartTransfer(8, 1, 2, 0, ((),), 5), Scatter(9, 2, 0, ((),))
 
 
 class Executor:
-    numbers = (2, 5)
-
     def __init__(self, failing=(), error=BOOM):
         self.performed, self.failing, self.error, self.params = [], failing, error, {}
 
@@ -34,13 +33,13 @@ class Executor:
         self.params |= new
 
 
-def run(executor, *work, prepare_masks=lambda: pytest.fail("nobody asked for masks")):
+def run(executor, *work):
     """Perform this; return what the driver hears: completions, and other messages."""
     inbox, heard = SimpleQueue(), []
     for one in (*work, None):
         inbox.put(one)
     outbox = Outbox(EPOCH, lambda data: heard.append(wire.decode_from_worker(data)), lambda: 1.0)
-    WorkerLoop(EPOCH, inbox, outbox, executor, lambda: 1.0, prepare_masks).run()
+    WorkerLoop(EPOCH, inbox, outbox, executor, lambda: 1.0, lambda: None).run()
     assert all(message.epoch == EPOCH for message in heard)
     return [part for message in heard for part in getattr(message, "completions", (message,))]
 
@@ -70,22 +69,51 @@ def test_a_transfer_that_raises_fails_alone():
     assert executor.performed == [STEP]
 
 
-def test_what_cannot_be_read_costs_all_meshes_until_they_are_reset():
+def test_what_cannot_be_read_ends_the_worker_since_it_may_have_been_of_another_ones_transfer():
     executor = Executor()
     heard = run(executor, wire.WireError("the message is damaged."), turn(STEP, ResetMesh(5), OTHER))
-    assert [one.mesh for one in heard] == [2, 5]
-    assert "could not read what it was sent: the message is damaged." in heard[0].reason
-    assert executor.performed == [ResetMesh(5), OTHER]
+    assert heard == [Refused(EPOCH, "it could not read what it was sent: the message is damaged.")]
+    assert not executor.performed
 
 
 @pytest.mark.parametrize(
     ("failing", "error", "why"),
-    [(Decode, EngineError("a file was changed."), "a file was changed."), (Finish, RuntimeError("boom"), "it failed")],
+    [
+        (Decode, EngineError("a file was changed."), "a file was changed."),
+        (Finish, RuntimeError("boom"), "it failed"),
+        (ResetMesh, BOOM, "it could not make the KV pool of mesh 2 anew: RuntimeError: boom."),
+    ],
 )
-def test_what_no_mesh_is_to_blame_for_ends_the_worker_in_a_sentence(failing, error, why):
-    (refused,) = run(Executor(failing, error), turn(STEP, Finish(1, "stop")), turn(OTHER))
+def test_what_another_try_would_not_mend_ends_the_worker_in_a_sentence(failing, error, why):
+    (refused,) = run(Executor(failing, error), turn(STEP, Finish(1, "stop"), ResetMesh(2)), turn(OTHER))
     assert isinstance(refused, Refused)
     assert refused.why.startswith(why)
+
+
+@pytest.mark.parametrize("error", [None, MemoryError("the device is full")])
+def test_programs_for_masks_are_compiled_beside_what_is_performed(error):
+    begun, go = threading.Event(), threading.Event()
+
+    def prepare():
+        begun.set()
+        assert go.wait(60)
+        if error is not None:
+            raise error
+
+    class Waiting(Executor):
+        def perform(self, command):
+            assert begun.wait(60)
+            super().perform(command)
+            go.set()
+
+    executor, heard = Waiting(), SimpleQueue()
+    inbox = SimpleQueue()
+    for one in (PrepareMasks(EPOCH), turn(STEP), None):
+        inbox.put(one)
+    outbox = Outbox(EPOCH, lambda data: heard.put(wire.decode_from_worker(data)), lambda: 1.0)
+    WorkerLoop(EPOCH, inbox, outbox, executor, lambda: 1.0, prepare).run()
+    assert heard.get(timeout=60) == MasksPrepared(EPOCH, error and "MemoryError: the device is full")
+    assert executor.performed == [STEP]
 
 
 def test_new_parameters_arrive_as_they_were_sent():
