@@ -18,7 +18,7 @@ from ..config import check_whole_number
 from ..core.submission import Update
 from ..host.progress import Progress
 from .base import DRAIN_TIMEOUT, BaseLLM
-from .beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
+from .beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams, check_search
 from .job import Job
 from .job_run import JobRun
 from .new_params import named_params
@@ -333,6 +333,7 @@ class LLM(BaseLLM):
         """
         self.engine.core.update_params(named_params(params, self.engine.core))
 
+    @names_what_is_missing("LLM.beam_search", GENERATE)
     def beam_search(
         self,
         prompts: PromptLike | Iterable[PromptLike],
@@ -350,16 +351,18 @@ class LLM(BaseLLM):
             concurrency_limit: prompts that are searched together; None: all.
 
         Raises:
-            ValueError: as `generate`, or 2 * beam_width is more than `max_logprobs`.
-            EngineError: as `generate`.
+            ValueError: as `generate`, 2 * beam_width is more than `max_logprobs`, beams would not fit into
+                `max_model_len`, or an engine that reports logits.
+            EngineError: the engine is closed, or a request failed or was aborted.
         """
         eos = frozenset(self.tokenizer.eos_token_ids)
-        given = [self.check_prompt(prompt).token_ids for prompt in as_list(prompts)]
+        given = [self.check_prompt(prompt) for prompt in as_list(prompts)]
+        params = check_search(given, params, self.config)
         size = max(1, len(given)) if concurrency_limit is None else concurrency_limit
         check_whole_number("concurrency_limit", size, 1)
 
-        def run(tokens: list[list[int]], one: SamplingParams) -> list[RequestOutput]:
-            return self.generate(tokens, one, use_tqdm=use_tqdm)
+        def run(extended: list[dict[str, Any]], one: SamplingParams) -> list[RequestOutput]:
+            return self.generate(extended, one, use_tqdm=use_tqdm)
 
         blocks = [given[start : start + size] for start in range(0, len(given), size)]
         found = [best for block in blocks for best in BeamSearch(block, params, eos, run).outputs()]
