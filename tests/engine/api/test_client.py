@@ -164,8 +164,9 @@ def test_what_is_assigned_is_checked_when_a_request_starts_and_changes_none_that
     assert (submission.plan.min_tokens, submission.facts.max_tokens) == (20, 30)
     assert stream.result().outputs[0].text != ""
     params.top_p = 7
-    with pytest.raises(ValueError, match=r"^top_p=7 is not usable"):
-        llm.stream([5], params)
+    for refuses in (lambda: llm.stream([5], params), lambda: llm.check_sampling_params(params)):
+        with pytest.raises(ValueError, match=r"^top_p=7 is not usable"):
+            refuses()
     with pytest.raises(AttributeError, match="has no field max_token: the nearest is max_tokens"):
         params.max_token = 3
 
