@@ -23,6 +23,7 @@ from .job import Job
 from .job_run import JobRun
 from .new_params import named_params
 from .outputs import RequestOutput, Score
+from .pooling_params import PoolingParams
 from .prompts import PromptLike, as_list, check_continuation, check_ids_or_text, check_texts
 from .research import EmbeddingRequestOutput, HiddenStates, ParameterInfo, Pooling, PromptLogits, Research
 from .sampling_params import SamplingParams
@@ -252,8 +253,15 @@ class LLM(BaseLLM):
         """
         return self._research.logits(prompts, positions)
 
+    @names_what_is_missing("LLM.embed", GENERATE)
     def embed(
-        self, prompts: PromptLike | Iterable[PromptLike], *, pooling: Pooling = "last", normalize: bool = True
+        self,
+        prompts: PromptLike | Iterable[PromptLike],
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        use_tqdm: bool = False,
     ) -> list[EmbeddingRequestOutput]:
         """Compute an embedding of each prompt, from the hidden states after the final norm.
 
@@ -261,13 +269,15 @@ class LLM(BaseLLM):
             prompts: as for `generate`; a text gets the special tokens that it gets there.
             pooling: "last", the last token's state; "mean", their mean; "cls", the first token's.
             normalize: whether to divide it by its length.
+            pooling_params: vLLM's, one for all prompts or one for each; what they say goes before `normalize`.
+            use_tqdm: as for `generate`.
 
         Returns:
             Outputs whose `outputs.embedding` is a list of numbers, as vLLM has them.
 
-        Raises as `hidden_states` does, and ValueError for another pooling.
+        Raises as `hidden_states` does, and ValueError for another pooling, or more dimensions than there are.
         """
-        return self._research.embed(prompts, pooling, normalize)
+        return self._research.embed(prompts, pooling, normalize, pooling_params, use_tqdm)
 
     def parameters(self) -> dict[str, ParameterInfo]:
         """Return the shape and dtype of each parameter by the name that `update_params` takes.
