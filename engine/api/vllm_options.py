@@ -150,7 +150,7 @@ def _profiler(options: dict[str, Any], _: dict[str, Any], value: Any) -> None:
 def _revision(options: dict[str, Any], _: dict[str, Any], value: Any) -> None:
     if value == "main":
         return
-    name, _, own = str(options.get("model")).partition("@")
+    name, own = (*str(options.get("model")).split("@", 1), "")[:2]
     if own not in ("", str(value)):
         raise ValueError(f"model names the revision {own!r}, and revision={value!r} is given: leave one of them out.")
     options["model"] = f"{name}@{value}"
