@@ -11,7 +11,8 @@ of `twinmesh bench serve`, whose reports are kept whole in the file.
 
 Engines: `prefill=1,decode=1`; one mesh over all cores and two, which alternate chunks and decode steps, and the same
 with `both(mode=fused)`, each with every chunk size of `--chunks`; and `pool=2`, whose roles the planner chooses. Each
-runs in a process of its own, on all cores of this one.
+runs in a process of its own, on all cores of this one. With `--workers processes` ours is also run with each mesh in a
+process of its own, and that is then held against the others.
 
 What is reported: at each rate P99 of the gaps between tokens against the colocated engine that has the shortest of
 those whose median TTFT is no later than ours; goodput at the highest rate at which an engine keeps to the SLO, against
@@ -38,6 +39,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from twinmesh.engine.metrics.benchmark_file import About, Benchmark, Point
 from twinmesh.engine.metrics.report_file import parse_report, report_json
+from twinmesh.engine.options import WORKERS
 from twinmesh.engine.protocol.service import SLO
 from twinmesh.engine.simulation.loads.lengths import Uniform
 from twinmesh.engine.simulation.loads.scaling import faster
@@ -59,9 +61,10 @@ class Engine(NamedTuple):
 
     topology: str
     chunk: int  # prompt tokens of a step
+    workers: str | None = None  # where its meshes live; None: in one process
 
     def __str__(self) -> str:
-        return f"{self.topology}, chunk {self.chunk}"
+        return f"{self.topology}{f' in {self.workers}' if self.workers else ''}, chunk {self.chunk}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -169,7 +172,7 @@ def started(engine: Engine, args: argparse.Namespace, slo: SLO | None) -> "Itera
     buckets = (*(size for size in CHUNKS if size < engine.chunk), engine.chunk)
     with LLM(
         args.model, topology=engine.topology, dtype=args.dtype, max_model_len=longest, prefill_buckets=buckets,
-        max_num_seqs=args.max_num_seqs, slo=slo,
+        max_num_seqs=args.max_num_seqs, slo=slo, workers=engine.workers,
     ) as llm:  # fmt: skip
         yield EngineTarget(llm, args.model)
 
@@ -192,6 +195,8 @@ def apart(function: Any, *arguments: Any) -> Any:
 
 def _engines(args: argparse.Namespace) -> list[Engine]:
     own = [Engine(topology, args.our_chunk) for topology in (OURS, PLANNED)]
+    if args.workers is not None:
+        own.insert(0, Engine(OURS, args.our_chunk, args.workers))  # the first of ours is what the verdict is about
     return own + [Engine(topology, chunk) for topology, chunk in product(args.rivals, args.chunks)]
 
 
@@ -246,6 +251,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--chunks", type=int, nargs="+", default=list(CHUNKS), help="prompt tokens in a rival's step")
     parser.add_argument("--rivals", nargs="+", default=list(RIVALS))
     parser.add_argument("--our-chunk", type=int, default=512)
+    parser.add_argument("--workers", choices=WORKERS, help="run ours with its meshes in such workers as well")
     parser.add_argument("--seconds", type=float, default=60.0, help="of arrivals at rate 1")
     parser.add_argument("--chats", type=float, default=1.0, help="short requests a second at rate 1")
     parser.add_argument("--chat", type=_span, default=(16, 64), metavar="N-N", help="tokens of their prompts")

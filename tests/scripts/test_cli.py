@@ -167,7 +167,8 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
           "--memory-fraction", "0.25", "--kv-cache-dtype", "int8/fp8",
           "--max-retries", "0", "--age-seconds", "5", "--max-waiting", "9", "--max-waiting-tokens", "999",
           "--policy", "spf", "--allow-nonfinite", "--no-mmap", "--serve-early",
-          "--logprobs-mode", "raw_logits", "--max-logprobs=-1"])  # fmt: skip
+          "--logprobs-mode", "raw_logits", "--max-logprobs=-1", "--workers", "processes", "--worker-timeout", "2",
+          "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"])  # fmt: skip
     assert given == {
         "seed": 0, "devices": None, "serve_early": True,
         "model": "m.gguf", "topology": Topology.parse("both=2"), "dtype": "bfloat16", "max_model_len": 64,
@@ -180,6 +181,8 @@ def test_engine_arguments_reach_the_engine(command, tmp_path, monkeypatch):
         "quantization": "auto", "activations": "int16", "kv_cache_dtype": "int8/fp8",
         "logprobs_mode": "raw_logits", "max_logprobs": -1,
         "hf_overrides": None, "profile_dir": "twinmesh_profile",
+        "workers": "processes", "worker_timeout": 2.0, "workers_per_mesh": 1, "ray_address": None, "mesh_hosts": None,
+        "tool_call_parser": "hermes", "reasoning_parser": "qwen3",
     }  # fmt: skip
 
 

@@ -563,32 +563,42 @@ def test_meshes_that_go_and_join_again_lose_nothing():
         assert FLIPS[what] > 0, what
 
 
+def what_has_not_happened():
+    """What runs of `Machine` are to hold and have not held, or not often enough."""
+    at_least = {
+        "steps": (Machine.steps, 20_000), "victims": (Watched.victims, 100), "asleep": (Machine.sleepers, 1_000),
+        "hand-offs of those asleep": (Machine.handoffs_asleep, 10), "displaced": (Machine.displaced, 30),
+        "lent": (Machine.lent, 100), "conditional prefills": (Machine.conditional_prefills, 1),
+        "held back": (Machine.held_back, 100),
+    }  # fmt: skip
+    expected = ("during a hand-off", "during a drain", "preemptions during a drain", "meshes lost during a drain")
+    return [
+        *(name for name, (count, least) in at_least.items() if count < least),
+        *(reason for reason in MissReason if reason not in Machine.reasons),
+        *(stand for stand in STANDS if not Machine.expired[stand]),
+        *(what for what in (*expected, "reached", "superseded", "refused", "late") if not FLIPS[what]),
+    ]
+
+
 def test_whatever_happens_nothing_is_lost():
     Machine.steps = Machine.sleepers = Machine.handoffs_asleep = Machine.displaced = Machine.lent = Watched.victims = 0
     Machine.conditional_prefills = Machine.held_back = 0
     Machine.expired.clear()
     Machine.reasons = frozenset()
     FLIPS.clear()
-    run_state_machine_as_test(
-        Machine,
-        settings=settings(
-            max_examples=240,
-            stateful_step_count=70,
-            derandomize=True,  # the same runs every time, since it is asserted how often rare things happen in them
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-    assert Machine.steps >= 20_000
-    assert Watched.victims >= 100
-    assert Machine.sleepers >= 1_000
-    assert Machine.handoffs_asleep >= 10
-    assert Machine.reasons == set(MissReason)
-    assert Machine.displaced >= 30
-    assert Machine.lent >= 100
-    for stand in STANDS:
-        assert Machine.expired[stand] > 0, stand
-    assert Machine.conditional_prefills > 0
-    expected = ("during a hand-off", "during a drain", "preemptions during a drain", "meshes lost during a drain")
-    assert all(FLIPS[what] > 0 for what in (*expected, "reached", "superseded", "refused", "late"))
-    assert Machine.held_back >= 100
+    # Hypothesis draws from what is imported as well, so that the rarest things need more runs in one process than in
+    # another: those of 240 examples come first in 960 too.
+    for examples in (240, 960):
+        run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=70,
+                derandomize=True,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+        if not what_has_not_happened():
+            break
+    assert what_has_not_happened() == []

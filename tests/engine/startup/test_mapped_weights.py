@@ -86,7 +86,7 @@ def test_a_model_that_was_read_may_change(path):
 def test_a_file_that_changes_after_it_was_opened_is_refused_at_the_start(path, monkeypatch):
     opened = open_checkpoint(path)
     change(path)
-    monkeypatch.setattr("twinmesh.engine.startup.build.open_checkpoint", lambda path: opened)
+    monkeypatch.setattr("twinmesh.engine.startup.build.open_checkpoint", lambda path, overrides: opened)
     with pytest.raises(ValueError, match="was changed while it was loaded"):
         start(path)
 

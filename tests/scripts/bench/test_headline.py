@@ -88,6 +88,8 @@ def test_a_sweep_in_parts_measures_the_slo_and_every_engine_once_and_ends_in_a_p
     ]  # fmt: skip
     with pytest.raises(SystemExit, match="with other arguments"):
         headline.main([*given, "--most", "1", "--period", "1"])
+    headline.main([*given[2:], "--workers", "processes", "--most", "1"])
+    assert "prefill=1,decode=1 in processes, chunk 512" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="exists: give another name"):
         headline.main(given)
 

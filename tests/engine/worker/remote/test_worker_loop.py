@@ -34,13 +34,13 @@ class Executor:
         self.params |= new
 
 
-def run(executor, *work):
+def run(executor, *work, prepare_masks=lambda: pytest.fail("nobody asked for masks")):
     """Perform this; return what the driver hears: completions, and other messages."""
     inbox, heard = SimpleQueue(), []
     for one in (*work, None):
         inbox.put(one)
     outbox = Outbox(EPOCH, lambda data: heard.append(wire.decode_from_worker(data)), lambda: 1.0)
-    WorkerLoop(EPOCH, inbox, outbox, executor, lambda: 1.0).run()
+    WorkerLoop(EPOCH, inbox, outbox, executor, lambda: 1.0, prepare_masks).run()
     assert all(message.epoch == EPOCH for message in heard)
     return [part for message in heard for part in getattr(message, "completions", (message,))]
 
