@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .engine.api.llm import LLM
     from .engine.api.outputs import CompletionOutput, Logprob, RequestOutput, Score, TextDelta
     from .engine.api.plan_topology import plan_topology
+    from .engine.api.pooling_params import PoolingParams
     from .engine.api.sampling_params import RequestOutputKind, SamplingParams
     from .engine.api.vllm_args import AsyncEngineArgs, EngineArgs, FlexibleArgumentParser
     from .engine.api.vllm_engine import LLMEngine
@@ -42,6 +43,7 @@ __all__ = [
     "LLMEngine",
     "Logprob",
     "Overloaded",
+    "PoolingParams",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
@@ -71,6 +73,7 @@ _MODULES = {
     "EngineError": "errors",
     "Logprob": "api.outputs",
     "Overloaded": "errors",
+    "PoolingParams": "api.pooling_params",
     "RequestOutput": "api.outputs",
     "RequestOutputKind": "api.sampling_params",
     "SLO": "protocol.service",

@@ -26,7 +26,7 @@ from .job import Job
 from .job_run import JobRun
 from .outputs import RequestOutput
 from .prompts import Prompt, PromptLike, check_prompt
-from .sampling_params import SamplingParams
+from .sampling_params import SamplingParams, check_params
 from .service_options import ServiceOptions, check_deadline, service_of
 from .vllm_methods import VllmMethods
 from .vllm_names import unknown
@@ -176,9 +176,9 @@ class BaseLLM(VllmMethods):
             ValueError: it has to keep to something else, or calls cannot be kept to.
         """
         if not use.is_forced:
-            is_bound = isinstance(params, SamplingParams) and params.structured_outputs is not None
+            is_bound = check_params(params).structured_outputs is not None
             return params, self._chat.reasoning_end(prompt, messages, options) if is_bound else None
-        if params.structured_outputs is not None:
+        if check_params(params).structured_outputs is not None:
             raise ValueError(
                 "structured_outputs and a tool_choice that asks for a call exclude each other: leave one of them out."
             )
@@ -261,11 +261,12 @@ class BaseLLM(VllmMethods):
         """Refuse parameters that do not go with this model's vocabulary.
 
         Raises:
-            ValueError: token ids outside it, bad words that are too many or too long, no token left to choose, or
-                structured outputs that cannot be kept to.
+            ValueError: token ids outside it, bad words that are too many or too long, no token left to choose,
+                structured outputs that cannot be kept to, or something that was assigned is out of range.
         """
-        self._client.resolve(sampling_params)
-        self._client.grammar(sampling_params)
+        params = check_params(sampling_params).clone()
+        self._client.resolve(params)
+        self._client.grammar(params)
 
     def check_health(self) -> None:
         """Check that the engine takes requests, as vLLM's method of this name does.

@@ -7,9 +7,12 @@ beam is a request.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from ..config import check_whole_number
+from ..config import EngineConfig, check_whole_number
+from ..errors import EngineError
 from .outputs import LogprobsAt, RequestOutput
+from .prompts import Prompt
 from .sampling_params import SamplingParams
 
 
@@ -54,18 +57,42 @@ class BeamSearchOutput:
     sequences: list[BeamSearchSequence]
 
 
+def check_search(prompts: Sequence[Prompt], params: object, config: EngineConfig) -> BeamSearchParams:
+    """Refuse a search that this engine could not end.
+
+    Raises:
+        ValueError: no `BeamSearchParams`, an engine that reports logits, which do not add up, or a prompt whose beams
+            would not fit into `max_model_len`.
+    """
+    if not isinstance(params, BeamSearchParams):
+        raise ValueError(f"params of type {type(params).__name__} are not usable: give BeamSearchParams.")
+    if config.scores_logits:
+        raise ValueError(
+            "beam_search() adds log-probabilities, and this engine reports logits: start it with "
+            "logprobs_mode='raw_logprobs'."
+        )
+    longest = max((len(prompt.ids) for prompt in prompts), default=0)
+    if longest + params.max_tokens > config.max_model_len:
+        raise ValueError(
+            f"A prompt of {longest} tokens and max_tokens={params.max_tokens} of a beam are more than "
+            f"max_model_len={config.max_model_len}: lower max_tokens, shorten the prompt or raise max_model_len."
+        )
+    return params
+
+
 class BeamSearch:
-    """The beams of several prompts; `run` takes prompts of token ids and parameters to outputs, in order."""
+    """The beams of several prompts; `run` takes prompts and parameters to outputs, in order."""
 
     def __init__(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         params: BeamSearchParams,
         eos: frozenset[int],
-        run: Callable[[list[list[int]], SamplingParams], list[RequestOutput]],
+        run: Callable[[list[dict[str, Any]], SamplingParams], list[RequestOutput]],
     ) -> None:
         self._params, self._eos, self._run = params, eos, run
-        self._beams = [[BeamSearchSequence(list(prompt), [])] for prompt in prompts]
+        self._salts = [prompt.salt for prompt in prompts]
+        self._beams = [[BeamSearchSequence(list(prompt.token_ids), [])] for prompt in prompts]
         self._completed: list[list[BeamSearchSequence]] = [[] for _ in prompts]
         # Twice as many candidates as beams, as in vLLM and Hugging Face transformers: half of them may be EOS.
         count = 2 * params.beam_width
@@ -83,8 +110,12 @@ class BeamSearch:
 
     def _step(self) -> None:
         """Extend every beam by one token."""
-        flat = [beam for beams in self._beams for beam in beams]
-        results = iter(self._run([beam.tokens for beam in flat], self._one))
+        flat = [
+            {"prompt_token_ids": beam.tokens, "cache_salt": salt}
+            for salt, beams in zip(self._salts, self._beams, strict=True)
+            for beam in beams
+        ]
+        results = iter(self._run(flat, self._one))
         for index, beams in enumerate(self._beams):
             new = [one for beam in beams for one in self._extended(beam, next(results), self._completed[index])]
             self._beams[index] = sorted(new, key=self._score, reverse=True)[: self._params.beam_width]
@@ -92,12 +123,14 @@ class BeamSearch:
     def _extended(
         self, beam: BeamSearchSequence, result: RequestOutput, completed: list[BeamSearchSequence]
     ) -> list[BeamSearchSequence]:
-        """Return a beam's continuations; those that EOS ends go to the completed ones."""
+        """Return a beam's continuations; those that EOS ends go to the completed ones.
+
+        Raises:
+            EngineError: its request failed or was aborted.
+        """
         completion, going = result.outputs[0], []
         if not completion.logprobs:
-            beam.finish_reason = completion.finish_reason
-            completed.append(beam)
-            return []
+            raise EngineError(result.error or f"{result.request_id} was aborted before it extended a beam.")
         choices = completion.logprobs[0]
         for token, choice in choices.items():
             new = BeamSearchSequence(

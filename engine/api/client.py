@@ -30,7 +30,7 @@ from .detokenizer import StopSearch
 from .job import Job
 from .prompts import Prompt, PromptLike, check_ids_or_text, check_prompt, check_texts
 from .resolve_sampling import eos_ids, resolve
-from .sampling_params import SamplingParams
+from .sampling_params import SamplingParams, check_params
 
 # Prompts of a list that are tokenised together: few at first, so that devices have work soon, and then more.
 _FIRST_BLOCK, _LAST_BLOCK = 32, 1024
@@ -314,10 +314,7 @@ def own_params(params: Sequence[SamplingParams]) -> list[SamplingParams]:
     Raises:
         ValueError: no `SamplingParams`, or something that was assigned is out of range.
     """
-    for one in params:
-        if not isinstance(one, SamplingParams):
-            raise ValueError(f"sampling_params of type {type(one).__name__} are not usable: give SamplingParams.")
-    own = {key: one.clone() for key, one in {id(one): one for one in params}.items()}
+    own = {key: check_params(one).clone() for key, one in {id(one): one for one in params}.items()}
     return [own[id(one)] for one in params]
 
 

@@ -18,11 +18,12 @@ from ..config import check_whole_number
 from ..core.submission import Update
 from ..host.progress import Progress
 from .base import DRAIN_TIMEOUT, BaseLLM
-from .beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams
+from .beam_search import BeamSearch, BeamSearchOutput, BeamSearchParams, check_search
 from .job import Job
 from .job_run import JobRun
 from .new_params import named_params
 from .outputs import RequestOutput, Score
+from .pooling_params import PoolingParams
 from .prompts import PromptLike, as_list, check_continuation, check_ids_or_text, check_texts
 from .research import EmbeddingRequestOutput, HiddenStates, ParameterInfo, Pooling, PromptLogits, Research
 from .sampling_params import SamplingParams
@@ -252,8 +253,15 @@ class LLM(BaseLLM):
         """
         return self._research.logits(prompts, positions)
 
+    @names_what_is_missing("LLM.embed", GENERATE)
     def embed(
-        self, prompts: PromptLike | Iterable[PromptLike], *, pooling: Pooling = "last", normalize: bool = True
+        self,
+        prompts: PromptLike | Iterable[PromptLike],
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        use_tqdm: bool = False,
     ) -> list[EmbeddingRequestOutput]:
         """Compute an embedding of each prompt, from the hidden states after the final norm.
 
@@ -261,13 +269,15 @@ class LLM(BaseLLM):
             prompts: as for `generate`; a text gets the special tokens that it gets there.
             pooling: "last", the last token's state; "mean", their mean; "cls", the first token's.
             normalize: whether to divide it by its length.
+            pooling_params: vLLM's, one for all prompts or one for each; what they say goes before `normalize`.
+            use_tqdm: as for `generate`.
 
         Returns:
             Outputs whose `outputs.embedding` is a list of numbers, as vLLM has them.
 
-        Raises as `hidden_states` does, and ValueError for another pooling.
+        Raises as `hidden_states` does, and ValueError for another pooling, or more dimensions than there are.
         """
-        return self._research.embed(prompts, pooling, normalize)
+        return self._research.embed(prompts, pooling, normalize, pooling_params, use_tqdm)
 
     def parameters(self) -> dict[str, ParameterInfo]:
         """Return the shape and dtype of each parameter by the name that `update_params` takes.
@@ -333,6 +343,7 @@ class LLM(BaseLLM):
         """
         self.engine.core.update_params(named_params(params, self.engine.core))
 
+    @names_what_is_missing("LLM.beam_search", GENERATE)
     def beam_search(
         self,
         prompts: PromptLike | Iterable[PromptLike],
@@ -350,16 +361,18 @@ class LLM(BaseLLM):
             concurrency_limit: prompts that are searched together; None: all.
 
         Raises:
-            ValueError: as `generate`, or 2 * beam_width is more than `max_logprobs`.
-            EngineError: as `generate`.
+            ValueError: as `generate`, 2 * beam_width is more than `max_logprobs`, beams would not fit into
+                `max_model_len`, or an engine that reports logits.
+            EngineError: the engine is closed, or a request failed or was aborted.
         """
         eos = frozenset(self.tokenizer.eos_token_ids)
-        given = [self.check_prompt(prompt).token_ids for prompt in as_list(prompts)]
+        given = [self.check_prompt(prompt) for prompt in as_list(prompts)]
+        params = check_search(given, params, self.config)
         size = max(1, len(given)) if concurrency_limit is None else concurrency_limit
         check_whole_number("concurrency_limit", size, 1)
 
-        def run(tokens: list[list[int]], one: SamplingParams) -> list[RequestOutput]:
-            return self.generate(tokens, one, use_tqdm=use_tqdm)
+        def run(extended: list[dict[str, Any]], one: SamplingParams) -> list[RequestOutput]:
+            return self.generate(extended, one, use_tqdm=use_tqdm)
 
         blocks = [given[start : start + size] for start in range(0, len(given), size)]
         found = [best for block in blocks for best in BeamSearch(block, params, eos, run).outputs()]

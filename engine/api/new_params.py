@@ -53,9 +53,9 @@ def as_array(name: str, value: Any) -> Any:
     """
     if isinstance(value, jax.Array | np.ndarray | np.generic | QuantizedArray):
         return value
-    for step in ("detach", "contiguous"):  # of torch: what has gradients or strides cannot be handed over
-        value = getattr(value, step, lambda value=value: value)()
     try:
+        for step in ("detach", "contiguous"):  # of torch: what has gradients or strides cannot be handed over
+            value = getattr(value, step, lambda value=value: value)()
         if hasattr(value, "__dlpack__"):
             return jax.dlpack.from_dlpack(value)
         return np.asarray(value) if hasattr(value, "__array__") else value

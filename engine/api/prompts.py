@@ -130,14 +130,19 @@ def check_texts(
 def check_continuation(prompt: Prompt, continuation: PromptLike, tokenizer: Tokenizer, max_model_len: int) -> Prompt:
     """Join `prompt` and `continuation`; nothing is put between them, and no special token before the second.
 
+    The prompt's salt is that of both.
+
     Raises:
-        ValueError: as `check_prompt`, of the two together, or an empty continuation.
+        ValueError: as `check_prompt`, of the two together, or an empty continuation, or one with a salt of its own.
     """
     given = read_prompt(continuation)
+    if given.salt is not None:
+        raise ValueError(f"A continuation has the cache_salt {given.salt!r}: give it with the prompt.")
     ids = np.array(tokenizer.encode_after(given.text or ""), np.int64) if given.ids is None else given.ids
     if not len(ids):
         raise ValueError("A continuation is empty: give at least one token.")
-    return check_tokens(None, np.concatenate([prompt.ids, ids]), tokenizer, max_model_len)
+    joined = check_tokens(None, np.concatenate([prompt.ids, ids]), tokenizer, max_model_len)
+    return replace(joined, salt=prompt.salt)
 
 
 def as_list(prompts: PromptLike | Iterable[PromptLike]) -> list[PromptLike]:

@@ -16,9 +16,11 @@ from ...kernels_pallas.quantized import QuantizedArray
 from ...models.loaded import check_layers
 from ...models.text.tokenizer import Tokenizer
 from ..core.engine_core import EngineCore
+from ..host.progress import Progress
 from ..sharding.weights import Params
 from ..worker.local_executor import LocalExecutor
 from ..worker.states_runner import Dispatch, StatesRunner
+from .pooling_params import PoolingParams, one_each
 from .prompts import Prompt, PromptLike, as_list, check_ids_or_text, check_texts
 
 Pooling = Literal["mean", "last", "cls"]
@@ -124,23 +126,31 @@ class Research:
             ]
 
     def embed(
-        self, prompts: PromptLike | Iterable[PromptLike], pooling: Pooling, normalize: bool
+        self,
+        prompts: PromptLike | Iterable[PromptLike],
+        pooling: Pooling,
+        normalize: bool,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None,
+        use_tqdm: bool,
     ) -> list[EmbeddingRequestOutput]:
         """Do what `LLM.embed` says."""
         if pooling not in _POOLINGS:
             raise ValueError(f"pooling={pooling!r} is not usable: give one of {', '.join(_POOLINGS)}.")
         checked = self._check(prompts)
-        with self._lock:
+        params, made = one_each(pooling_params, len(checked)), list[EmbeddingRequestOutput]()
+        with self._lock, Progress("embedded", len(checked), "prompts", shown=use_tqdm) as line:
             mesh = self._mesh("embed")
-            last = (mesh.runner.plan.model.num_layers,)
-            return [
-                EmbeddingRequestOutput(
-                    f"embedding-{index}",
-                    EmbeddingOutput(pool(hidden, pooling, normalize=normalize).tolist()),
-                    checked[index].token_ids,
+            model = mesh.runner.plan.model
+            _check_dimensions(params, model.hidden_size)
+            for index, (hidden,) in self._states(mesh, checked, (model.num_layers,)):
+                one = params[index]
+                is_unit = normalize if one.use_activation is None else one.use_activation
+                vector = pool(hidden, pooling, normalize=is_unit, dimensions=one.dimensions).tolist()
+                made.append(
+                    EmbeddingRequestOutput(f"embedding-{index}", EmbeddingOutput(vector), checked[index].token_ids)
                 )
-                for index, (hidden,) in self._states(mesh, checked, last)
-            ]
+                line.advance(1)
+        return made
 
     def parameters(self) -> dict[str, ParameterInfo]:
         """Do what `LLM.parameters` says."""
@@ -214,9 +224,16 @@ def check_positions(positions: Sequence[int] | None, count: int) -> list[int]:
     return [int(position) % count for position in given]
 
 
-def pool(hidden: np.ndarray, pooling: Pooling, *, normalize: bool) -> np.ndarray:
-    """Make one vector [E] float32 of a prompt's hidden states [n, E]: of length 1, to `normalize`."""
-    rows = hidden.astype(np.float32)
+def _check_dimensions(params: Sequence[PoolingParams], most: int) -> None:
+    for one in params:
+        if one.dimensions is not None and one.dimensions > most:
+            raise ValueError(f"dimensions={one.dimensions} is not usable: this model's embeddings have {most}.")
+
+
+def pool(hidden: np.ndarray, pooling: Pooling, *, normalize: bool, dimensions: int | None = None) -> np.ndarray:
+    """Make one vector [E] float32 of a prompt's hidden states [n, E]: its first `dimensions`, and these of length 1, to
+    `normalize`."""
+    rows = hidden[:, :dimensions].astype(np.float32)
     pooled: np.ndarray = {"mean": rows.mean(0), "last": rows[-1], "cls": rows[0]}[pooling]
     length = float(np.linalg.norm(pooled))
     return pooled / length if normalize and length else pooled

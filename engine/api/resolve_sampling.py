@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from ...models.text.tokenizer import Tokenizer
 from ..protocol.sampling_plan import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_LOGPROBS, SamplingPlan
-from .sampling_params import SamplingParams
+from .sampling_params import SamplingParams, check_params
 
 # vLLM's: what is below counts as 0.
 _LEAST_TEMPERATURE = 1e-5
@@ -21,8 +21,7 @@ def resolve(params: SamplingParams, tokenizer: Tokenizer, seed: int, max_logprob
         ValueError: no `SamplingParams`, more log-probabilities than the engine has, token ids outside the vocabulary,
             bad words that are too many or too long, or nothing left to choose from.
     """
-    if not isinstance(params, SamplingParams):
-        raise ValueError(f"sampling_params of type {type(params).__name__} are not usable: give SamplingParams.")
+    check_params(params)
     for name in ("stop_token_ids", "allowed_token_ids", "logprob_token_ids", "trace_decode_token_ids", "logit_bias"):
         _check_ids(name, getattr(params, name) or (), tokenizer.vocab_size)
     _check_logprobs(params, tokenizer.vocab_size, max_logprobs)

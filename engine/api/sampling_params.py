@@ -35,8 +35,8 @@ def _assignable[T](made: type[T]) -> type[T]:
         known = [one.name for one in fields(made)]  # type: ignore[arg-type]
         if name not in known:
             raise AttributeError(unknown(made.__name__, "field", name, SAMPLING, known))
+        self.__dict__["_is_checked"] = False  # first: another thread may copy it between the two
         self.__dict__[name] = value
-        self.__dict__["_is_checked"] = False
 
     setattr(made, "__setattr__", assign)  # noqa: B010 (mypy)
     return made
@@ -132,7 +132,7 @@ class SamplingParams:
         """
         twin = object.__new__(SamplingParams)
         twin.__dict__.update(self.__dict__)
-        if not self.__dict__["_is_checked"]:
+        if not twin.__dict__["_is_checked"]:
             twin.__post_init__()
         return twin
 
@@ -214,6 +214,13 @@ class SamplingParams:
             own["allowed_token_ids"] = allowed
         if self.logit_bias is not None:
             own["logit_bias"] = _biases(self.logit_bias)
+
+
+def check_params(given: object) -> SamplingParams:
+    """Return what callers give as parameters; raise ValueError where it is something else."""
+    if isinstance(given, SamplingParams):
+        return given
+    raise ValueError(f"sampling_params of type {type(given).__name__} are not usable: give SamplingParams.")
 
 
 def _texts(name: str, given: object) -> tuple[str, ...]:

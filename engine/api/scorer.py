@@ -42,9 +42,9 @@ class Scorer:
                 "score() needs log-probabilities, and this engine reports logits: start it with "
                 "logprobs_mode='raw_logprobs'."
             )
-        groups: dict[tuple[int, bytes], list[int]] = {}
+        groups: dict[tuple[int, bytes, str | None], list[int]] = {}
         for index, (start, whole) in enumerate(zip(starts, wholes, strict=True)):
-            groups.setdefault((start, whole.ids[:-1].tobytes()), []).append(index)
+            groups.setdefault((start, whole.ids[:-1].tobytes(), whole.salt), []).append(index)
         members, arrival = list(groups.values()), self._client.clock()
         plan = replace(self._client.resolve(_ONE_TOKEN), prompt_logprobs=0)
         jobs = [

@@ -56,7 +56,7 @@ def replayed(collector: RequestCollector, job: Job, client: EngineClient) -> Req
         text = stream.push(answer) + stream.finish()
     if params.logprobs is not None:
         scores = _behind(collector.prompt_scores, start - 1)
-        logprobs = list(LogprobNames(tokenizer).named([scores], answer, params.logprobs))
+        logprobs = list(LogprobNames(tokenizer, params.logprob_token_ids).named([scores], answer, params.logprobs))
         total = float(scores.logprob.sum(dtype=np.float64))
     completion = CompletionOutput(0, text, answer, total, logprobs, "length", None, output.outputs[0].timeline)
     shown = job.prompt

@@ -148,9 +148,12 @@ def _profiler(options: dict[str, Any], _: dict[str, Any], value: Any) -> None:
 
 
 def _revision(options: dict[str, Any], _: dict[str, Any], value: Any) -> None:
-    model = str(options.get("model"))
-    if value != "main" and "@" not in model:
-        options["model"] = f"{model}@{value}"
+    if value == "main":
+        return
+    name, own = (*str(options.get("model")).split("@", 1), "")[:2]
+    if own not in ("", str(value)):
+        raise ValueError(f"model names the revision {own!r}, and revision={value!r} is given: leave one of them out.")
+    options["model"] = f"{name}@{value}"
 
 
 def _tokenizer(options: dict[str, Any], left: dict[str, Any], value: Any) -> None:

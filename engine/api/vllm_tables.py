@@ -200,7 +200,7 @@ SAMPLING: Mapping[str, str] = _by_name(
         "use `LLM.score`, one continuation for each token": "prompt_logprob_token_ids",
         "use prompt_logprobs, which begin with the prompt": "prompt_logprob_start",
         "use output_kind, or decode_steps of LLM": "stream_interval",
-        "leave it out: parameters are never changed, and not copied": "skip_clone",
+        "leave it out: a request has a copy of its own, which is made in no time": "skip_clone",
         "leave it out: a stop string's beginning is held back by itself": "output_text_buffer_length",
         _EXPERTS: "routed_experts_prompt_start",
         _WATERMARK: "watermarking",

@@ -295,7 +295,8 @@ def _sampling_params(body: dict[str, Any], line: int, defaults: SamplingParams) 
     if "logit_bias" in given:
         given["logit_bias"] = _biases(given["logit_bias"])
     constrained = structured_outputs(given.pop("structured_outputs", None), body.get("response_format"))
-    if constrained is not None:
+    asks_for_text = constrained is None and body.get("response_format") is not None
+    if constrained is not None or (asks_for_text and defaults.structured_outputs is not None):
         given["structured_outputs"] = constrained
     _check_best_of(body.get("best_of"), given.get("n", defaults.n))
     if not given:  # most lines of most inputs: nothing has to be checked again, which took half of a short line's time

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...models.checkpoints.catalog import resolve_model
 from ...models.text.chat_messages import plain
-from ..api.sampling_params import SamplingParams
+from ..api.sampling_params import SamplingParams, check_params
 from ..errors import BatchStopped, EngineError
 from ..host.progress import Progress
 from . import parquet
@@ -107,7 +107,8 @@ class Batch:
             BatchStopped: the output's disk is full.
         """
         self._source, self._output = Source.of(source), Output(target)
-        self._model, self._defaults = str(model), defaults or SamplingParams()
+        self._model = str(model)
+        self._defaults = check_params(SamplingParams() if defaults is None else defaults).clone()
         self._variables = plain(chat_template_kwargs or {}, "chat_template_kwargs")
         self._kept = Kept(bytearray())
         self._survey: Survey | None = None

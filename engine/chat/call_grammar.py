@@ -135,15 +135,15 @@ class CallGrammar:
     def _gemma_value(self, name: str, function: Function, key: str, schema: Any) -> str:
         """Write a value as Gemma's calls have it, texts between quotes of their own."""
         kind = schema.get("type") if isinstance(schema, Mapping) else None
-        quote = self.text(self._written.quote)
+        types, quote = types_of(schema), self.text(self._written.quote)
         if choices := _choices(schema):
             return f"({' | '.join(f'{quote} {_literal(choice)} {quote}' for choice in choices)})"
-        if kind in _SCALARS:
+        if types and types <= _SCALARS:
             return self._rule(name, self.of_schema(schema))
         if _is_text(function, key, schema):
             self._rules |= dict([self._up_to(name, self._written.quote)[0].split(": ", 1)])
-            return f'({quote} {name} | "null")' if "null" in types_of(schema) else f"{quote} {name}"
-        if kind == "object" and schema.keys() <= _OF_OBJECTS:
+            return f'({quote} {name} | "null")' if "null" in types else f"{quote} {name}"
+        if kind == "object" and schema.keys() <= _OF_OBJECTS and _undescribed(schema) is None:
             return f'"{{" {self._members(name, function, schema)} "}}"'
         if kind == "array" and schema.keys() <= _OF_ARRAYS and "items" in schema:
             item = self._gemma_value(f"{name}_item", function, key, schema["items"])
@@ -217,6 +217,18 @@ def _check_whole(function: Function) -> None:
             "form of calls, which writes each for itself: remove it, and check what is called; or use "
             "tool_choice='auto'."
         )
+    undescribed = _undescribed(function.parameters)
+    if undescribed is not None:
+        raise ValueError(
+            f"tool_choice cannot hold an answer to the parameter {undescribed!r} of {function.name!r}, which is "
+            "required and not among its properties: describe it there."
+        )
+
+
+def _undescribed(schema: Mapping[str, Any]) -> str | None:
+    """Return what an object must have and its properties do not describe; None: they describe all of that."""
+    described = schema.get("properties", {})
+    return next((name for name in schema.get("required", ()) if name not in described), None)
 
 
 def _is_text(function: Function, key: str, schema: Any) -> bool:

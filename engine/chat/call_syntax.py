@@ -146,10 +146,15 @@ NO_TOOLS = KnownTools(frozenset())
 
 
 def as_json(name: str, arguments: Mapping[str, Any], tools: KnownTools) -> Call | None:
-    """Make a call of arguments as values; None: there is no such function, or no JSON for a value."""
+    """Make a call of arguments as values; None: there is no such function, or no JSON for a value.
+
+    Letters stay as they are, unless half of a surrogate pair is among them, which a file can only hold escaped.
+    """
     if name not in tools.names:
         return None
     try:
-        return Call(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
-    except ValueError:  # a number past the floats
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        is_text = text.isascii() or text == text.encode(errors="replace").decode()
+        return Call(name, text if is_text else json.dumps(arguments))
+    except (ValueError, RecursionError):  # a number past the floats, or as deep as could just be read
         return None

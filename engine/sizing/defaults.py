@@ -92,7 +92,7 @@ def engine_config(options: Asked, model: ModelConfig, defaults: Defaults, dtype:
         max_waiting=options.max_waiting,
         max_waiting_tokens=options.max_waiting_tokens,
         logprobs_mode=options.logprobs_mode,
-        max_logprobs=model.vocab_size if options.max_logprobs == -1 else options.max_logprobs,
+        max_logprobs=model.vocab_size if options.max_logprobs == -1 else min(options.max_logprobs, model.vocab_size),
     )
     if config.max_model_len > model.max_position:
         raise ValueError(

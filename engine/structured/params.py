@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast
 
+MOST_AFTER = 128  # bytes of `after`, which is looked for at the end of what has come
 type Kind = Literal["json", "regex", "choice", "grammar", "json_object"]
 KINDS: tuple[Kind, ...] = ("json", "regex", "choice", "grammar", "json_object")
 
@@ -47,6 +48,8 @@ class StructuredOutputsParams:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
                 raise ValueError(_wrong(name, value, "a text that is not empty"))
+        if self.after is not None and len(self.after.encode(errors="replace")) > MOST_AFTER:
+            raise ValueError(f"structured_outputs.after has more than {MOST_AFTER} bytes: give the end of that text.")
         for name in ("json_object", "disable_any_whitespace", "disable_additional_properties"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "json_object" and value is None):

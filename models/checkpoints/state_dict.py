@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ..config import ModelConfig
@@ -53,6 +54,9 @@ def from_state_dict(
                 f"params names {name!r}, which files of the family {config.family} do not have: use names as files on "
                 f"the hub have them, such as {next(iter(shapes))!r}, or those that parameters() lists."
             )
+        if not jnp.issubdtype(getattr(tensor, "dtype", object), jnp.floating):
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
+            raise ValueError(f"params[{name!r}] is of type {kind}: give an array of floats.")
         if tuple(tensor.shape) != shapes[name]:
             raise ValueError(f"params[{name!r}] has shape {list(tensor.shape)}: it must be {list(shapes[name])}.")
     file, made = _Arrays(tensors), dict[str, np.ndarray]()

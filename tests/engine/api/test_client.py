@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.fake_core import CONFIG, FakeCore, make_fake, scores
 from twinmesh import LLM, AsyncLLM, EngineError, Logprob, SamplingParams
-from twinmesh.engine.paging.block_hash import block_hashes
+from twinmesh.engine.paging.block_hash import block_hashes, salted
 from twinmesh.engine.protocol.actions import Accept
 from twinmesh.engine.protocol.cache_report import PrefixCacheReport
 from twinmesh.engine.protocol.wire import decode_command, encode
@@ -164,8 +164,9 @@ def test_what_is_assigned_is_checked_when_a_request_starts_and_changes_none_that
     assert (submission.plan.min_tokens, submission.facts.max_tokens) == (20, 30)
     assert stream.result().outputs[0].text != ""
     params.top_p = 7
-    with pytest.raises(ValueError, match=r"^top_p=7 is not usable"):
-        llm.stream([5], params)
+    for refuses in (lambda: llm.stream([5], params), lambda: llm.check_sampling_params(params)):
+        with pytest.raises(ValueError, match=r"^top_p=7 is not usable"):
+            refuses()
     with pytest.raises(AttributeError, match="has no field max_token: the nearest is max_tokens"):
         params.max_token = 3
 
@@ -460,6 +461,39 @@ def test_a_score_is_of_the_continuations_tokens(llm, core):
     assert score.total == sum(expected)
     assert len(llm.score("the sea", [after, " and"])) == 2
     assert len(llm.score(["the sea", prompt], [" and", after])) == 2
+
+
+def scoring(core, *tops):
+    """Have the core score every prompt as soon as it comes, with these most likely tokens; list what comes."""
+    seen = []
+
+    def answer(submissions, **options):
+        FakeCore.submit(core, submissions)
+        (submission,) = submissions
+        seen.append(submission)
+        pieces = [scores(*[(-1.0, 1, list(tops))] * (submission.facts.prompt_len - 1))]
+        core.send(submission.facts.id, [5], prompt_scores=pieces, finish_reason="length")
+
+    core.submit = answer
+    return seen
+
+
+def test_scores_keep_to_their_prompts_salt_and_share_no_request_with_another(llm, core):
+    seen = scoring(core)
+    prompts = [{"prompt_token_ids": [5] * 8, "cache_salt": salt} for salt in ("a", "a", "b", None)]
+    assert len(llm.score(prompts, [[40], [41], [40], [41]])) == 4
+    assert [submission.chain for submission in seen] == [salted("a"), salted("b"), b""]
+    assert len({submission.facts.block_hashes for submission in seen}) == 3
+    with pytest.raises(ValueError, match="continuation has the cache_salt 'a': give it with the prompt"):
+        llm.score("a", {"prompt": "b", "cache_salt": "a"})
+
+
+def test_a_replay_names_the_tokens_that_were_asked_for(core):
+    llm = make_fake(LLM, core, config=replace(CONFIG, max_logprobs=10**6))
+    scoring(core, 9, 8, 7)
+    params = SamplingParams(trace_decode_token_ids=[5, 6], logprob_token_ids=[8])
+    (output,) = llm.generate([3, 4], params)
+    assert [list(at) for at in output.outputs[0].logprobs] == [[5, 8], [6, 8]]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import twinmesh.models
 from helpers.quantized import write_quantized
 from helpers.tiny_files import FIXTURES, expected, write_tiny_directory
-from twinmesh import LLM, EngineError, SamplingParams
+from twinmesh import LLM, EngineError, PoolingParams, SamplingParams
 from twinmesh.engine.api.research import local
 
 OPTIONS = dict(
@@ -79,6 +79,16 @@ def test_embeddings_have_the_shape_of_vllm(llm, dense):
         assert plain.prompt_token_ids == PROMPTS[3]
         np.testing.assert_allclose(plain.outputs.embedding, wanted, atol=1e-3)
         np.testing.assert_allclose(unit.outputs.embedding, wanted / np.linalg.norm(wanted), atol=1e-3)
+
+
+def test_an_embedding_is_cut_and_then_divided_by_its_length_as_vllms_parameters_say(llm, dense, capsys):
+    whole, prompts = dense(PROMPTS[3])[-1][-1], [PROMPTS[3], PROMPTS[3]]
+    params = [PoolingParams(dimensions=4), PoolingParams(use_activation=False)]
+    cut, plain = (one.outputs.embedding for one in llm.embed(prompts, pooling_params=params, use_tqdm=True))
+    np.testing.assert_allclose(cut, whole[:4] / np.linalg.norm(whole[:4]), atol=1e-3)
+    np.testing.assert_allclose(plain, whole, atol=1e-3)
+    (same,) = llm.embed([PROMPTS[3]], pooling_params=params[0], lora_request=None)
+    assert same.outputs.embedding == cut
 
 
 def test_nothing_is_compiled_for_engines_that_do_not_ask(tiny_path):
@@ -157,6 +167,11 @@ def test_quantised_weights_and_pages_of_8_bits_are_read_as_they_are(tmp_path):
         (lambda llm: llm.logits(""), "prompt is empty"),
         (lambda llm: llm.embed([[5] * 128]), "128 tokens"),
         (lambda llm: llm.embed("a", pooling="max"), "pooling='max' is not usable: give one of mean, last, cls"),
+        (lambda llm: llm.embed("a", pooling_params=PoolingParams(dimensions=9999)), "dimensions=9999 is not usable"),
+        (lambda llm: llm.embed("a", pooling_params=[PoolingParams()] * 2), "1 prompts and 2 pooling_params"),
+        (lambda llm: llm.embed("a", pooling_params={"dimensions": 3}), "pooling_params of type dict are not usable"),
+        (lambda llm: PoolingParams(dimensions=0), "dimensions=0 is not usable: it must be a whole number, 1 or more"),
+        (lambda llm: PoolingParams(use_activation="yes"), "use_activation='yes' is not usable"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(llm, call, says):

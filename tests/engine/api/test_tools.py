@@ -180,6 +180,15 @@ def test_tools_that_cannot_be_called_are_refused_before_anything_runs(asks, says
     assert core.batches == []
 
 
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_parameters_of_another_type_are_refused_where_tools_have_to_be_called_too(choice):
+    llm, wrong = make(), {"temperature": 0}
+    asks = dict(tools=[TOOL], tool_choice=choice)
+    for start in (lambda: llm.chat(CHAT, [wrong], **asks), lambda: llm.stream_chat(CHAT, wrong, **asks)):
+        with pytest.raises(ValueError, match=r"^sampling_params of type dict are not usable: give SamplingParams\.$"):
+            start()
+
+
 def fits(template, calls=None, thoughts=None):
     return ChatFormat(tokenizer(), ChatTemplate(template, tokenizer(), name="tiny"), calls, thoughts)
 

@@ -32,6 +32,8 @@ from twinmesh.models.checkpoints.open import open_checkpoint
         (dict(max_model_len=-1), {}),
         (dict(revision="main"), {}),
         (dict(revision="abc"), dict(model="m@abc")),
+        (dict(revision="abc", model="m@abc"), dict(model="m@abc")),
+        (dict(revision="main", model="./a@b/m"), dict(model="./a@b/m")),
         (dict(tokenizer="m", tokenizer_mode="auto", load_format="auto", runner="pooling"), {}),
         (dict(profiler_config={"profiler": "torch", "torch_profiler_dir": "d"}), dict(profile_dir="d")),
         (dict(enable_lora=False, quantization_config=None, logits_processors=[]), {}),
@@ -73,6 +75,11 @@ def test_values_that_cannot_be_had_are_refused_in_a_sentence(given, says):
 def test_what_means_something_and_is_missing_is_refused(given):
     with pytest.raises(TypeError, match=f"LLM has no option {next(iter(given))}, which vLLM has: "):
         LLM("m", **given)
+
+
+def test_a_model_has_one_revision():
+    with pytest.raises(ValueError, match="model names the revision 'abc', and revision='def' is given"):
+        LLM("m@abc", revision="def")
 
 
 def test_deployment_arguments_are_listed_once_in_a_debug_line(caplog):

@@ -52,6 +52,10 @@ def test_beam_search_of_several_prompts_is_that_of_each_alone(llm):
     assert [out.sequences for out in together] == [llm.beam_search(p, params)[0].sequences for p in (PROMPT, "a")]
     with pytest.raises(ValueError, match="logprobs=22 is too many, and the engine has max_logprobs=20"):
         llm.beam_search(PROMPT, BeamSearchParams(beam_width=11, max_tokens=1))
+    with pytest.raises(ValueError, match=r"of 3 tokens and max_tokens=126 of a beam .* max_model_len=128: lower"):
+        llm.beam_search([[5, 6, 7]], BeamSearchParams(beam_width=2, max_tokens=126))
+    with pytest.raises(ValueError, match="params of type SamplingParams are not usable: give BeamSearchParams"):
+        llm.beam_search(PROMPT, GREEDY)
     with pytest.raises(ValueError, match="beam_width=0 is not usable"):
         BeamSearchParams(beam_width=0, max_tokens=1)
 
@@ -82,6 +86,10 @@ def test_prefixes_are_dropped_on_request_and_salted_ones_serve_their_own_salt_al
     assert [cached(cache_salt="a"), cached(cache_salt="b"), cached(cache_salt="a")] == [0, 0, 32]
     assert llm.reset_prefix_cache(reset_running_requests=True) is True
     assert [cached(), cached(cache_salt="a")] == [0, 0]
+    assert llm.reset_prefix_cache() is True
+    salted = {"prompt_token_ids": ids, "cache_salt": "a"}
+    llm.beam_search(salted, BeamSearchParams(beam_width=1, max_tokens=1))
+    assert [cached(), cached(cache_salt="a")] == [0, 32]
 
 
 def test_metrics_are_counters_gauges_and_histograms(llm):

@@ -314,6 +314,13 @@ def test_a_line_says_what_its_answer_keeps_to(fields, asked):
     assert parse_line(line, 1, SamplingParams()).sampling_params.structured_outputs == StructuredOutputsParams(**asked)
 
 
+def test_a_line_that_asks_for_text_keeps_to_nothing_that_the_defaults_ask_for():
+    defaults = SamplingParams(structured_outputs=StructuredOutputsParams(json_object=True))
+    assert parsed({"prompt": "a"}, defaults=defaults).sampling_params.structured_outputs is not None
+    text = parsed({"prompt": "a", "response_format": {"type": "text"}}, defaults=defaults)
+    assert text.sampling_params.structured_outputs is None
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

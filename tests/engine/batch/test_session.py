@@ -9,6 +9,7 @@ import os
 import pytest
 from helpers.batch_files import BatchFiles, chat_line, prompts
 from helpers.fake_llm import FakeLLM
+from twinmesh.engine.api.sampling_params import SamplingParams
 from twinmesh.engine.batch.session import Batch
 from twinmesh.engine.batch.summary import BatchResult
 from twinmesh.engine.errors import BatchStopped
@@ -278,6 +279,18 @@ def test_a_failed_write_leaves_the_engine_and_says_so(files, monkeypatch):
     with pytest.raises(BatchStopped, match=r"no room .*No space left on device.*0 of 9 results are in"):
         files.run(prompts(9), llm, window=3)
     assert llm.was_left_with == 2
+
+
+def test_a_run_checks_what_was_assigned_to_its_parameters_and_keeps_what_it_was_made_with(files):
+    files.write([{"prompt": "one"}])
+    params = SamplingParams()
+    params.max_tokens = 8
+    with Batch(files.source, files.target, model=files.model, defaults=params) as batch:
+        params.max_tokens = -1
+        batch.run(FakeLLM())
+    assert [line["error"] for line in files.read()] == [None]
+    with pytest.raises(ValueError, match="max_tokens=-1 is not usable"):
+        Batch(files.source, files.target, model=files.model, defaults=params)
 
 
 # ---- files

@@ -182,6 +182,23 @@ def test_what_a_form_cannot_be_held_to_is_refused(family, schema, says):
         ChatFormat(tokenizer(), chat_template(family)).grammar([], CHAT, use, {})
 
 
+def test_a_value_may_be_of_several_types_without_quotes():
+    schema = {"properties": {"a": {"type": ["integer", "null"]}}, "required": ["a"]}
+    use = read_tool_use([{"name": "f", "parameters": schema}], "required")
+    chat = ChatFormat(tokenizer(), chat_template("functiongemma"))
+    for value in ("5", "null"):
+        matcher = forced(chat, GRAMMARS, [], use).matcher()
+        text = f"<start_function_call>call:f{{a:{value}}}<end_function_call>"
+        assert takes(matcher, text) == (len(spelled(text)),) * 2
+
+
+@pytest.mark.parametrize("family", ["qwen3_coder", "functiongemma", "pythonic"])
+def test_what_is_required_and_not_described_is_refused_where_each_is_written_for_itself(family):
+    use = read_tool_use([{"name": "f", "parameters": {"required": ["b"]}}], "required")
+    with pytest.raises(ValueError, match="the parameter 'b' of 'f', which is required and not among its properties"):
+        ChatFormat(tokenizer(), chat_template(family)).grammar([], CHAT, use, {})
+
+
 def test_what_binds_parameters_together_is_refused_where_each_is_written_for_itself():
     use = read_tool_use([{"name": "f", "parameters": {"minProperties": 1}}], "required")
     ChatFormat(tokenizer(), chat_template("hermes")).grammar([], CHAT, use, {})

@@ -88,6 +88,10 @@ READ = {
         '<parameter=at>{"lat": 1.5}</parameter><parameter=x>True</parameter></function></tool_call>',
         ("", [("weather", '{"city": "5", "days": 5, "at": {"lat": 1.5}, "x": true}')]),
     ),
+    "qwen3_coder, half of a character, which a file can only hold escaped": (
+        '<tool_call><function=weather><parameter=days>"\\ud800"</parameter></function></tool_call>',
+        ("", [("weather", '{"days": "\\ud800"}')]),
+    ),
     "qwen3_coder, a tag is missing": (CODER.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>"),
         ("", [WEATHER])),
     "functiongemma": (

@@ -67,6 +67,11 @@ def test_slots_that_nobody_asked_for_fit_the_decode_buckets(device, buckets, slo
     assert config(device, decode_buckets=buckets).max_num_seqs == slots
 
 
+@pytest.mark.parametrize(("asked", "found"), [(20, 20), (-1, MODEL.vocab_size), (10**9, MODEL.vocab_size)])
+def test_there_are_no_more_most_likely_tokens_than_tokens(asked, found):
+    assert config(CPU, max_logprobs=asked).max_logprobs == found
+
+
 @pytest.mark.parametrize("buckets", [(), (0,), (8, 4), "8", (True,), (2.0,), [8]])
 @pytest.mark.parametrize("name", ["decode_buckets", "prefill_buckets"])
 def test_buckets_that_are_not_usable_are_refused_by_name(name, buckets):

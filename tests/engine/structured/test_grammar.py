@@ -120,6 +120,7 @@ def test_what_cannot_be_kept_to_is_refused_in_a_sentence(grammars, params, sente
         ({"regex": "a", "disable_any_whitespace": True}, "disable_any_whitespace is about JSON, and regex is not"),
         ({"json": {}, "disable_any_whitespace": True, "whitespace_pattern": " "}, "leave one of them out"),
         ({"json": {"const": object()}}, "json is not JSON"),
+        ({"regex": "a", "after": "é" * 65}, "after has more than 128 bytes: give the end of that text"),
     ],
 )
 def test_parameters_that_ask_for_nothing_or_for_several_are_refused(params, sentence):

@@ -64,6 +64,8 @@ def test_a_head_that_is_the_embedding_may_be_given_with_it(opened):
     ("family", "name", "change", "says"),
     [
         ("llama2", "model.layers.0.self_attn.q_proj.weight", lambda x: x[:-1], r"q_proj\.weight'\] has shape"),
+        ("llama2", "model.norm.weight", lambda x: x.astype(np.int8), r"norm\.weight'\] is of type int8: give an array"),
+        ("llama2", "model.norm.weight", lambda x: x.tolist(), r"norm\.weight'\] is of type list: give an array"),
         ("llama2", "model.layers.0.self_attn.q.weight", None, r"files of the family llama do not have: use names"),
         ("llama2", "model.layers.0.self_attn.q_proj.qweight", None, r"q_proj\.qweight', which files of the family"),
         ("mixtral", "model.layers.1.block_sparse_moe.experts.2.w1.weight", lambda x: x, r"but not .*experts\.0\.w1"),
