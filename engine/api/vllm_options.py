@@ -2,8 +2,9 @@
 
 Three kinds are taken. What has a meaning here is translated (`_TRANSLATED`). What says how vLLM is deployed and changes
 neither answers nor memory here is left out, and named once in a debug line of the logger "twinmesh" (`IGNORED`). What
-would make vLLM faster, and answers the same, is left out with a warning of that logger (`_SPEED_ONLY`). Arguments that
-are None or False ask for nothing. All others stay, and the engine refuses them with what `vllm_tables.py` says.
+would make vLLM faster, and answers the same, is left out with a warning of that logger that says what to write instead
+(`_SPEED_ONLY`). Arguments that are None or False ask for nothing. All others stay, and the engine refuses them with
+what `vllm_tables.py` says.
 """
 
 import logging
@@ -51,6 +52,10 @@ _SAME: Mapping[str, tuple[object, ...]] = {
     "additional_config": ({},),
 }
 _SPEED_ONLY = _words("speculative_config speculative_model num_speculative_tokens kv_offloading_backend")
+_OWN_CACHE = (
+    "leave it out: prompts stay cached in the engine (enable_prefix_caching), so ask one engine for all; "
+    "topology='prefill=1,decode=1' keeps the phases apart in it"
+)
 
 
 def adapt(engine: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +70,7 @@ def adapt(engine: str, given: Mapping[str, Any]) -> dict[str, Any]:
         options = {name: value for name, value in options.items() if value is not None}
     ignored = [name for name in asked if name in IGNORED]
     same = [name for name, value in asked.items() if value in _SAME.get(name, ())]
-    lost = [name for name, value in asked.items() if name in _SPEED_ONLY or _is_cache(name, value)]
+    lost = [name for name, value in asked.items() if _is_speed_only(name, value) or _is_cache(name, value)]
     left = {name: value for name, value in asked.items() if name not in {*ignored, *same, *lost}}
     for name in [name for name in left if name in _TRANSLATED]:
         if name in left:  # not taken together with another
@@ -74,15 +79,22 @@ def adapt(engine: str, given: Mapping[str, Any]) -> dict[str, Any]:
     _normalise(options)
     if ignored:
         _LOG.debug("%s: vLLM's %s mean nothing here, and were left out", engine, ", ".join(sorted(ignored)))
-    if lost:
+    for name in sorted(lost):
+        instead = _OWN_CACHE if name == "kv_transfer_config" else ENGINE[name]
         _LOG.warning(
-            "%s: %s would make vLLM faster and change no answer; here they do nothing", engine, ", ".join(sorted(lost))
+            "%s: %s would make vLLM faster and change no answer; here it does nothing: %s.", engine, name, instead
         )
     return {**options, **left}
 
 
 def _asks_nothing(value: object) -> bool:
     return value is None or value is False
+
+
+def _is_speed_only(name: str, value: object) -> bool:
+    """Whether an argument can change how fast answers come and nothing else."""
+    hidden = isinstance(value, Mapping) and value.get("method") == "extract_hidden_states"  # no draft, but an output
+    return name in _SPEED_ONLY and not hidden
 
 
 def _is_cache(name: str, value: object) -> bool:

@@ -100,9 +100,12 @@ ENGINE: Mapping[str, str] = _by_name(
         ),
         # The model's files.
         "leave it out: a checkpoint's own files say how its weights are stored": (
-            "quantization_config allow_deprecated_quantization load_format config_format hf_config_path "
+            "quantization_config allow_deprecated_quantization config_format hf_config_path "
             "safetensors_load_strategy safetensors_prefetch_num_threads safetensors_prefetch_block_size "
             "model_loader_extra_config ignore_patterns pt_load_map_location"
+        ),
+        "leave it out: files say how they store weights; there are no random ones, `LLM.update_params` replaces them": (
+            "load_format"
         ),
         "leave it out: model is where the weights are": "model_weights",
         "use progress": "use_tqdm_on_load",
@@ -137,7 +140,8 @@ ENGINE: Mapping[str, str] = _by_name(
         ),
         _GRAMMAR: "structured_outputs_config guided_decoding_backend",
         _REASONING: "reasoning_parser_plugin reasoning_config",
-        "leave it out: there is no speculative decoding yet; decode_steps runs several steps at a time": (
+        "leave it out: there is no speculative decoding yet; decode_steps runs several steps at a time, and "
+        "`LLM.hidden_states` gives hidden states": (
             "speculative_config speculative_model num_speculative_tokens spec_method spec_model spec_tokens"
         ),
         _WATERMARK: "watermark_config",
@@ -155,7 +159,7 @@ ENGINE: Mapping[str, str] = _by_name(
             "video_pruning_method mm_tensor_ipc mm_processor_device mm_ipc_gpu_memory_gb mm_device_do_normalize "
             "disable_chunked_mm_input enable_mm_processor_stats ec_transfer_config ec_manager_config"
         ),
-        "leave it out: models generate, and `LLM.score` gives log-probabilities of texts": (
+        "leave it out: models generate, `LLM.embed` gives embeddings, `LLM.score` log-probabilities of texts": (
             "task runner convert pooler_config override_pooler_config"
         ),
         # The process.

@@ -67,6 +67,7 @@ def test_values_that_cannot_be_had_are_refused_in_a_sentence(given, says):
         dict(pipeline_parallel_size=2),
         dict(kv_transfer_config={"kv_connector": "NixlConnector", "kv_role": "kv_producer"}),
         dict(load_format="dummy"),
+        dict(speculative_config={"method": "extract_hidden_states", "num_speculative_tokens": 1}),
         dict(cpu_offload_gb=4),
         dict(logits_processors=[print]),
         dict(enable_lora=True),
@@ -97,11 +98,24 @@ def test_what_would_only_be_faster_is_left_out_with_a_warning(caplog):
     assert adapt(
         "LLM", dict(model="m", speculative_config={"num_speculative_tokens": 3}, kv_transfer_config=cache)
     ) == {"model": "m"}
-    (record,) = caplog.records
-    assert (record.levelname, "kv_transfer_config, speculative_config would make" in record.getMessage()) == (
-        "WARNING",
-        True,
-    )
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        (
+            "WARNING",
+            f"LLM: {name} would make vLLM faster and change no answer; here it does nothing: leave it out: {instead}.",
+        )
+        for name, instead in [
+            (
+                "kv_transfer_config",
+                "prompts stay cached in the engine (enable_prefix_caching), so ask one engine for all; "
+                "topology='prefill=1,decode=1' keeps the phases apart in it",
+            ),
+            (
+                "speculative_config",
+                "there is no speculative decoding yet; decode_steps runs several steps at a time, and "
+                "`LLM.hidden_states` gives hidden states",
+            ),
+        ]
+    ]
 
 
 def test_gpu_memory_utilization_is_no_error_on_a_cpu_where_memory_fraction_is():
