@@ -38,7 +38,7 @@ from twinmesh.scripts.bench.simulation import engine_of
 
 WINDOW = 5.0  # seconds
 MARGIN = 1.1
-PERCENTILES = (50.0, 99.0)
+PERCENTILES = (50.0, 99.0, 100.0)
 _FULL = 1000  # requests, of which the middle half tells what a host can do
 
 
@@ -82,7 +82,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     begin = time.perf_counter()
     done = simulate(Workload("lost hosts", asked), engine, incidents=lost)
     seconds = time.perf_counter() - begin
-    figures = {"capacity_of_host": each, "hosts_lost": len(lost), "requests": len(asked), "displaced": done.displaced}
+    figures = {"capacity_of_host": each, "hosts_lost": len(lost), "last_loss_after_first": lost[-1].at - lost[0].at}
+    figures |= {"requests": len(asked), "displaced": done.displaced}
     slo = SLO(ttft_ms=args.ttft_ms, tpot_ms=args.tpot_ms)
     return figures | judged(done.records, asked, times, slo) | {"seconds_of_simulation": seconds}
 
@@ -183,15 +184,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="h100", help="default: %(default)s")
     add("--model", default="llama-3.1-8b", help="whose sizes count (default: %(default)s)")
     add("--load", type=float, default=0.7, help="share of what the hosts can do (default: %(default)s)")
-    add("--prompt", type=int, default=4096, help="mean tokens of a prompt (default: %(default)s)")
-    add("--output", type=int, default=512, help="mean tokens of an answer (default: %(default)s)")
+    add("--prompt", type=int, default=12288, help="mean tokens of a prompt (default: %(default)s)")
+    add("--output", type=int, default=768, help="mean tokens of an answer (default: %(default)s)")
     add("--lost", type=float, default=0.05, help="share of the hosts (default: %(default)s)")
     add("--within", type=float, default=60.0, help="seconds in which they are lost (default: %(default)s)")
     add("--silent", type=float, default=5.0, help="seconds until a loss is noticed (default: %(default)s)")
     add("--restart", type=float, default=60.0, help="seconds from a loss until the host is back (default: %(default)s)")
     add("--warm", type=float, default=20.0, help="first seconds, left out (default: %(default)s)")
-    add("--before", type=float, default=40.0, help="seconds until the first loss (default: %(default)s)")
-    add("--after", type=float, default=40.0, help="seconds of load after the last is back (default: %(default)s)")
+    add("--before", type=float, default=35.0, help="seconds until the first loss (default: %(default)s)")
+    add("--after", type=float, default=25.0, help="seconds of load after the last is back (default: %(default)s)")
     add("--ttft-ms", type=float, default=1000.0, help="SLO (default: %(default)s)")
     add("--tpot-ms", type=float, default=50.0, help="SLO (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the load (default: %(default)s)")
