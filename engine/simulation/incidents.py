@@ -19,11 +19,22 @@ class MeshFails:
 @dataclass(frozen=True)
 class MeshGone:
     """The process or host of a mesh is lost at `at`, which is known at once, and joins again, empty, `down` seconds
-    later: of a real one what it takes to miss it, to start it again and to load."""
+    later: of a real one what it takes to start it again and to load. Where it is `silent` at first, nobody knows for so
+    many seconds: what it is given meanwhile is lost with the rest. Only a transfer from it fails before that."""
 
     at: float
     mesh: int
     down: float
+    silent: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the times.
+
+        Raises:
+            ValueError: it is back before anybody has missed it.
+        """
+        if not 0 <= self.silent <= self.down:
+            raise ValueError(f"silent={self.silent!r}, down={self.down!r}: give 0 <= silent <= down, in seconds.")
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ class Simulation:
     folds: int  # times that decode steps of a mesh were taken in many at once
     folded_steps: int  # and how many these were; `metrics.steps` counts them too
     series: Series | None  # samples of the engine's state, by the time since the start; None: none were asked for
+    displaced: int = 0  # requests that had their place on a mesh when it was gone (`MeshGone`)
 
 
 def simulate(
@@ -169,6 +170,7 @@ class _Run(Observer):
             self._loop.observers.add(RoomKeeper(room, self._scheduler))
         self._records = RequestRecords()
         self._events = self._decisions = 0
+        self._displaced = set[int]()
         self._changes, self._watch = RoleChanges(self._scheduler, 0.0), None
         if samples:
             meshes = self._executor.meshes
@@ -262,6 +264,7 @@ class _Run(Observer):
             self._folding.folds if self._folding is not None else 0,
             self._folding.steps if self._folding is not None else 0,
             None if self._watch is None else self._watch.series(),
+            len(self._displaced),
         )
 
     # ---- incidents
@@ -278,8 +281,10 @@ class _Run(Observer):
         match incident:
             case MeshFails():
                 self._time.at(incident.at, self._fail, incident)
-            case MeshGone(at=at, mesh=mesh, down=down):
-                self._time.at(at, self._lose, mesh)
+            case MeshGone(at=at, mesh=mesh, down=down, silent=silent):
+                if silent:
+                    self._time.at(at, self._silence, incident)
+                self._time.at(at + silent, self._lose, mesh)
                 self._time.at(at + down, self._join, mesh)
             case MeshStarts(at=at, mesh=mesh):
                 self._executor.meshes.pause(mesh, at)
@@ -295,9 +300,15 @@ class _Run(Observer):
         self._executor.meshes.pause(incident.mesh, incident.at + incident.down)
         self._executor.fail(incident.mesh, "the mesh has failed.")
 
+    def _silence(self, incident: MeshGone) -> None:
+        if self._folding is not None:
+            self._folding.end_all()
+        self._executor.silence(incident.mesh, incident.at + incident.silent)
+
     def _lose(self, mesh: int) -> None:
         if self._folding is not None:
             self._folding.end_all()
+        self._displaced.update(request.id for request in self._scheduler.meshes[mesh].placed)
         self._executor.lose(mesh)
 
     def _join(self, mesh: int) -> None:

@@ -106,12 +106,20 @@ class VirtualExecutor:
         if not any(isinstance(action, Prefill | Decode | Fused) for action in lost):
             self._post(MeshLost(self._time.now, mesh, reason))
 
+    def silence(self, mesh: int, until: float) -> None:
+        """Let a mesh be gone now, with all that it was doing, of which nobody hears before `until`."""
+        self._drop(mesh)
+        self.meshes.pause(mesh, until)
+
     def lose(self, mesh: int) -> None:
         """Let a mesh be gone now, with all that it was doing."""
+        self._drop(mesh)
+        self._post(MeshLost(self._time.now, mesh, "the mesh is gone.", is_gone=True))
+
+    def _drop(self, mesh: int) -> None:
         for action in self.meshes.fail(mesh):
             if isinstance(action, StartTransfer):
                 del self._dispatched[action.transfer]
-        self._post(MeshLost(self._time.now, mesh, "the mesh is gone.", is_gone=True))
 
     def flush(self) -> None:
         """Do nothing: every command is performed at once."""

@@ -24,6 +24,7 @@ BENCHMARKS = {
     "host": "what the dispatching thread spends on a step",
     "load": "what loading a model costs: seconds and host memory",
     "logged": "what a decision log costs, in alternating processes",
+    "lost_hosts": "256 simulated hosts of which 5 % are lost within a minute: what it costs, and until when",
     "machine": "the machine's own limits: arithmetic and memory",
     "memory": "peak memory from the start to the end of 32 requests, beside an earlier checkout",
     "metrics": "what metrics for Prometheus cost decode steps, scraped and not",

@@ -144,6 +144,22 @@ def test_nothing_is_lost_when_a_mesh_is_gone_and_joins_again(topology, at):
         assert len(replay(log).finished) == 10
 
 
+def test_a_host_that_is_silent_is_missed_later_and_its_requests_start_over_then():
+    lost = [MeshGone(0.205, 0, down=3.0, silent=1.0)]
+    known, silent = (
+        simulate(load(WorkRequest(200, 40, at=0.0)), engine("both=1"), incidents=[case])
+        for case in (MeshGone(0.205, 0, down=3.0), *lost)
+    )
+    assert known.records[0].finish == silent.records[0].finish  # it has to wait until the host is there again
+    assert known.displaced == silent.displaced == 1
+    two = simulate(load(WorkRequest(200, 40, at=0.0)), engine("both=2"), incidents=lost)
+    at_once = simulate(load(WorkRequest(200, 40, at=0.0)), engine("both=2"), incidents=[MeshGone(0.205, 0, down=3.0)])
+    assert two.records[0].finish == pytest.approx(at_once.records[0].finish + 1.0)
+    assert two.records[0].output_len == 40
+    with pytest.raises(ValueError, match="give 0 <= silent <= down"):
+        MeshGone(0.0, 0, down=1.0, silent=2.0)
+
+
 @pytest.mark.long
 def test_of_256_hosts_13_are_lost_within_a_minute_and_no_request():
     requests = [WorkRequest(300, 40, at=0.03 * number) for number in range(3000)]
