@@ -38,6 +38,7 @@ from typing import Any
 
 _NAMES = ("twm-a", "twm-b", "twm-c")
 _BRIDGE, _NET, _PORT = "twm-br", "10.231.7", 6399
+_NOBODY = "02:00:00:00:00:99"
 _CASES = ("handoff", "cut_short", "cut_long", "cut_one_way", "cut_driver", "stopped")
 _TOPOLOGY = "prefill=1,decode=2"
 
@@ -98,6 +99,7 @@ def network(opened: ExitStack) -> None:
         opened.callback(_gone, "netns", "del", name)
         outside = f"{name}-v"
         _ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", name)
+        opened.callback(_gone, "link", "del", outside)  # at once: the namespace goes when its last process has
         _ip("link", "set", outside, "master", _BRIDGE, "up")
         _ip("-n", name, "addr", "add", f"{_NET}.{index + 1}/24", "dev", "eth0")
         _ip("-n", name, "link", "set", "eth0", "up")
@@ -128,8 +130,9 @@ def ray_nodes(opened: ExitStack) -> dict[str, str]:
         more = [f"--node-ip-address={address}", "--num-cpus=2", "--disable-usage-stats", "--block"]
         start = [ray, "start", *where, *more]
         opened.callback(Node(["ip", "netns", "exec", name, *start], environment).close)
-        if index == 0:
-            _wait_for((folder / name / "session_latest" / "sockets" / "raylet").exists, "Ray's first node")
+        # One after the other: they share a disk and so the folder of sockets, and of two that start at once one falls.
+        sockets = folder / _NAMES[0] / "session_latest" / "sockets"
+        _wait_for(lambda: len(list(sockets.glob("raylet*"))) > index, f"Ray's node {index}")  # noqa: B023
     return environment
 
 
@@ -201,11 +204,19 @@ class Disturbance:
             name = _NAMES[0] if self.case == "cut_driver" else _NAMES[1]
             subprocess.run([*home, "ip", "link", "set", f"{name}-v", state], check=True)
         elif self.case == "cut_one_way":
-            rule = ["add", "root", "netem", "loss", "100%"] if state == "down" else ["del", "root"]
-            subprocess.run([*home, "tc", "-n", _NAMES[1], "qdisc", rule[0], "dev", "eth0", *rule[1:]], check=True)
+            _misdirect(home, "replace" if state == "down" else "del")
         elif self.case == "stopped":
             for pid in _workers_in(_NAMES[1]):
                 os.kill(pid, number)
+
+
+def _misdirect(home: list[str], verb: str) -> None:
+    """Have what the second host sends go to an Ethernet address that nobody has, or no more: lost on the wire, and
+    its kernel does not know. Of every kernel's own; `netem` is not in all."""
+    for index in (0, 2):
+        where = ["to", f"{_NET}.{index + 1}", "dev", "eth0"]
+        to = ["lladdr", _NOBODY, "nud", "permanent"] if verb == "replace" else []
+        subprocess.run([*home, "ip", "-n", _NAMES[1], "neigh", verb, *where, *to], check=True)
 
 
 def _workers_in(name: str) -> list[int]:

@@ -5,6 +5,7 @@ What it has not is refused in a sentence that says what was asked for and what t
 """
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,10 +51,21 @@ def join(ray: Any, address: str | None, devices: int) -> bool:
         ray.init(address=address or "local", **quiet)
     except Exception as error:
         where = "on this machine" if address is None else f"at {address}"
-        raise ValueError(
-            f"Ray {ray.__version__} does not start or join a cluster {where}: {first_line(error)}"
-        ) from None
+        why = _other_versions(error) or first_line(error)
+        raise ValueError(f"Ray {ray.__version__} does not start or join a cluster {where}: {why}") from None
     return True
+
+
+def _other_versions(error: Exception) -> str | None:
+    """Say in a sentence which versions the cluster has and which this process; None: it is another error.
+
+    Ray says it on seven lines, of which the first says nothing.
+    """
+    named = re.findall(r"^ *(Ray|Python): (\S+)$", str(error), re.MULTILINE)
+    if [what for what, _ in named] != ["Ray", "Python"] * 2:
+        return None
+    theirs, ours = (" and ".join(f"{what} {version}" for what, version in half) for half in (named[:2], named[2:]))
+    return f"the cluster has {theirs}, this process {ours}: install the same everywhere."
 
 
 def wants_of(ray: Any, devices: Sequence[int], hosts: Sequence[str] | None) -> list[dict[str, float]]:

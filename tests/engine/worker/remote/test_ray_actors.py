@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,6 +104,31 @@ def test_a_process_that_is_in_another_cluster_is_refused():
     assert [join(ray, address, 1) for address in (None, "auto", "10.0.0.1:6379")] == [False] * 3
     with pytest.raises(ValueError, match=r"^ray_address names 10\.0\.0\.2:6379, and this process has joined .* at 10"):
         join(ray, "10.0.0.2:6379", 1)
+
+
+OTHER_VERSIONS = (
+    "Version mismatch: The cluster was started with:\n    Ray: 2.58.0\n    Python: 3.12.1\n"
+    "This process on 10.0.0.2:0 was started with:\n    Ray: 2.60.0\n    Python: 3.12.4\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("ray_says", "says"),
+    [
+        (OTHER_VERSIONS, "the cluster has Ray 2.58.0 and Python 3.12.1, this process Ray 2.60.0 and Python 3.12.4: "
+                         "install the same everywhere."),
+        ("Failed to connect.\nSee the log.", "Failed to connect."),
+    ],
+    ids=["other versions", "another error"],
+)  # fmt: skip
+def test_a_cluster_that_cannot_be_joined_is_refused_in_a_sentence(ray_says, says):
+    def init(**_):
+        raise RuntimeError(ray_says)
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init, __version__="2.60.0")
+    whole = f"Ray 2.60.0 does not start or join a cluster at 10.0.0.1:6379: {says}"
+    with pytest.raises(ValueError, match=f"^{re.escape(whole)}$"):
+        join(ray, "10.0.0.1:6379", 1)
 
 
 @pytest.mark.parametrize("name", ["ray_address", "mesh_hosts"])
