@@ -198,7 +198,8 @@ def test_handed_off_preempted_or_migrated_a_request_gives_the_same_bits(engine, 
 
 
 def test_a_lost_mesh_changes_no_answer(engine, expected):
-    program, calls = executor_of(engine).meshes[1].programs, []
+    # Whichever mesh decodes: where requests go hangs on how fast they come.
+    programs, calls = [mesh.programs for mesh in executor_of(engine).meshes if mesh.plan.spec.decodes], []
 
     def sometimes(step):
         def run(*arguments):
@@ -209,12 +210,14 @@ def test_a_lost_mesh_changes_no_answer(engine, expected):
 
         return run
 
-    kept, before = program.decode, engine.metrics().retries
-    program.decode = {size: sometimes(step) for size, step in kept.items()}
+    kept, before = [program.decode for program in programs], engine.metrics().retries
+    for program in programs:
+        program.decode = {size: sometimes(step) for size, step in program.decode.items()}
     try:
         results = engine.generate(PROMPTS, sampling("sampled"))
     finally:
-        program.decode = kept
+        for program, decode in zip(programs, kept, strict=True):
+            program.decode = decode
     assert engine.metrics().retries > before
     assert [facts(result) for result in results] == [expected["sampled", prompt] for prompt in PROMPTS]
 
