@@ -4,6 +4,7 @@ Log-probabilities are compared too: tokens would hide most differences in roundi
 """
 
 import pytest
+from helpers.core_engine import disturb
 from twinmesh import SamplingParams
 
 PROMPTS = ["The cat", "On the other hand, " * 3, "a", "in the end there was only the sea " * 2]
@@ -43,16 +44,6 @@ def expected(make_llm):
         return {(kind, prompt): facts(llm.generate(prompt, params(kind))[0]) for kind in KINDS for prompt in PROMPTS}
 
 
-def disturb(llm, stream, how):
-    """Consume a stream to its end; after a few tokens its request is preempted or moved, twice."""
-    seen = 0
-    for delta in stream:
-        before, seen = seen, seen + len(delta.token_ids)
-        if any(before < at <= seen for at in (3, 9)):
-            getattr(llm, how)(stream.request_id)
-    return stream.result()
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "batched"])
 @pytest.mark.parametrize("how", [None, "preempt", "migrate"])
@@ -60,7 +51,7 @@ def test_a_request_gives_the_same_bits(engine, expected, kind, together, how):
     before = engine.metrics()
     prompts = PROMPTS if together else PROMPTS[1:2]
     streams = [engine.stream(prompt, params(kind)) for prompt in prompts]
-    results = [disturb(engine, stream, how) if how else stream.result() for stream in streams]
+    results = [disturb(engine, stream, how, (3, 9)) if how else stream.result() for stream in streams]
     for prompt, result in zip(prompts, results, strict=True):
         assert facts(result) == expected[kind, prompt]
     after = engine.metrics()

@@ -86,7 +86,7 @@ def lose_one_of(llm, mesh, member, signal_):
     batch = threading.Thread(target=lambda: results.append(llm.generate(PROMPTS, PARAMS)))
     batch.start()
     streamed = list(next(deltas).token_ids)
-    epoch, before = executor_of(llm).crew.epoch(mesh), members_of(llm, mesh)
+    epoch, before = executor_of(llm).crew.epochs()[mesh], members_of(llm, mesh)
     os.kill(before[member], signal_)
     for delta in deltas:
         streamed += delta.token_ids

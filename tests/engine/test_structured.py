@@ -9,7 +9,7 @@ import re
 import jsonschema
 import pytest
 from helpers.batch_files import BatchFiles
-from helpers.core_engine import Watch, executor_of
+from helpers.core_engine import Watch, disturb, executor_of
 from twinmesh import SamplingParams, StructuredOutputsParams
 from twinmesh.engine.protocol.actions import Decode, Prefill
 
@@ -175,21 +175,12 @@ def expected(make_llm):
         return found
 
 
-def disturb(llm, stream, how):
-    seen = 0
-    for delta in stream:
-        before, seen = seen, seen + len(delta.token_ids)
-        if any(before < at <= seen for at in (2, 6)):
-            getattr(llm, how)(stream.request_id)
-    return stream.result()
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", [None, "preempt", "migrate"])
 def test_handed_off_preempted_or_migrated_a_request_gives_the_same_bits(engine, expected, kind, how):
     before = engine.metrics()
     streams = [engine.stream(prompt, sampling(kind)) for prompt in PROMPTS]
-    results = [disturb(engine, stream, how) if how else stream.result() for stream in streams]
+    results = [disturb(engine, stream, how, (2, 6)) if how else stream.result() for stream in streams]
     for prompt, result in zip(PROMPTS, results, strict=True):
         assert facts(result) == expected[kind, prompt]
     after = engine.metrics()
@@ -225,7 +216,7 @@ def test_a_lost_mesh_changes_no_answer(engine, expected):
 def test_without_deterministic_mode_an_answer_that_is_disturbed_is_still_the_grammars(both):
     for seed in range(3):
         stream = both.stream("a", SamplingParams(seed=seed, structured_outputs=JSON, **HOT))
-        check(disturb(both, stream, "preempt").outputs[0].text)
+        check(disturb(both, stream, "preempt", (2, 6)).outputs[0].text)
 
 
 # ---- with other parameters

@@ -180,7 +180,7 @@ def test_a_worker_that_is_stopped_is_lost_killed_and_replaced(tiny_path, expecte
     with start(tiny_path, worker_timeout=5.0) as llm, nothing_left(llm):
         reading = Reading(llm, PROMPTS[5])
         reading.read(3)
-        epoch, pid = executor_of(llm).crew.epoch(1), stop(llm, 1)
+        epoch, pid = executor_of(llm).crew.epochs()[1], stop(llm, 1)
         assert reading.read() == expected[5]
         wait_until_back(llm, 1, epoch)
         assert pid_of(llm, 1) != pid

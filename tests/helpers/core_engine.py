@@ -213,6 +213,16 @@ def _check_at_rest(scheduler, executor):
             assert not left
 
 
+def disturb(llm, stream, how, at):
+    """Consume a stream to its end; its request is preempted or moved as it reaches each of these numbers of tokens."""
+    seen = 0
+    for delta in stream:
+        before, seen = seen, seen + len(delta.token_ids)
+        if any(before < number <= seen for number in at):
+            getattr(llm, how)(stream.request_id)
+    return stream.result()
+
+
 def in_threads(count, work):
     """Run `work(index)` on `count` threads; return their results, or raise the first exception."""
     results = [None] * count

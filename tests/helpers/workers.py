@@ -30,7 +30,7 @@ def pid_of(llm, worker):
 def kill(llm, worker):
     """End a worker with SIGKILL; return its epoch."""
     crew = executor_of(llm).crew
-    epoch = crew.epoch(worker)
+    epoch = crew.epochs()[worker]
     os.kill(crew.backend.pid(worker), signal.SIGKILL)
     return epoch
 

@@ -142,10 +142,6 @@ class Crew:
 
     # ---- while it runs
 
-    def epoch(self, worker: int) -> int:
-        """Return the epoch of a worker's last start."""
-        return self._members[worker].epoch
-
     def wait_until_it_serves(self, worker: int, after: int = 0, timeout: float | None = None) -> bool:
         """Wait until a worker serves in an epoch later than `after`; return False if it does not in `timeout` seconds,
         or never will."""
